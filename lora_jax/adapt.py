@@ -1,0 +1,214 @@
+"""Any JAX function with some of its weights adapted: `adapt(forward, variant, targets)`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lora_jax import partition, select
+from lora_jax.discover import Uses, WeightUse, discover, is_array, split_arrays
+from lora_jax.evaluate import evaluate
+from lora_jax.frozen import (
+    Frozen,
+    Placement,
+    PyTree,
+    Spec,
+    Trainable,
+    fold_path,
+    grouped,
+    init_factors,
+    place,
+    variants_of,
+    weight_of,
+)
+from lora_jax.optim import scale_updates
+from lora_jax.select import Assigned, Rule, Targets
+from lora_jax.variant import Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A function with adapted weights; a hashable description that holds no array (see `adapt`)."""
+
+    forward: Callable[..., Any]
+    rules: tuple[Rule, ...]
+    also_train: tuple[str, ...] = ()
+
+    def init(
+        self, key: Array, params: PyTree, *args: Any, **kwargs: Any
+    ) -> tuple[Trainable, Frozen]:
+        """Trace the function once to see how it uses each weight, and make the factors.
+
+        Args:
+          key: for the random initialisation; each weight's depends on its path alone.
+          params: the parameters; nothing of them is changed, and what will train is copied.
+          *args: an example of the function's inputs, of which only shapes and dtypes matter.
+          **kwargs: further inputs.
+
+        Returns:
+          `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit`.
+
+        Raises:
+          ValueError: a pattern matches nothing, a selected weight is never multiplied by, or a
+            variant cannot work for a weight's shape; the message names the path.
+        """
+        leaves, treedef = partition.flatten(params)
+        uses = discover(self.forward, params, *args, **kwargs)
+        placements, trained = self._place(uses)
+        adapters: dict[str, dict[str, Array]] = {}
+        constants: dict[str, dict[str, Array]] = {}
+        for each in placements:
+            path = each.use.path
+            factors = init_factors(fold_path(key, path), each, leaves[path])
+            adapters[path], constants[path] = factors.trainable, factors.constants
+        full = {path: jnp.array(leaves[path], copy=True) for path in trained}
+        base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
+        settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
+        spec = Spec(treedef, tuple(leaves), settings, tuple(placements))
+        return {"adapters": adapters, "params": full}, Frozen(base, constants, spec)
+
+    def apply(
+        self,
+        trainable: Trainable,
+        frozen: Frozen,
+        *args: Any,
+        dropout_key: Array | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`forward(merge(trainable, frozen), *args, **kwargs)`, without merging where it can.
+
+        Args:
+          dropout_key: turns adapter dropout on. A weight that has to be merged has none (`discover`
+            lists those), nor has a lookup or a product by the transpose.
+        """
+        weights = {**frozen.base, **trainable["params"]}
+        for each in frozen.spec.placements:
+            weights[each.use.path] = weight_of(each, trainable, frozen, dropout_key)
+        if not frozen.spec.placements:
+            return self.forward(frozen.spec.tree(weights), *args, **kwargs)
+        inputs, rebuild = split_arrays((args, kwargs))
+
+        def flat(arrays: list[Any], values: list[Any]) -> Any:
+            tree = frozen.spec.tree(dict(zip(weights, arrays, strict=True)))
+            some_args, some_kwargs = rebuild(values)
+            return self.forward(tree, *some_args, **some_kwargs)
+
+        return evaluate(flat, list(weights.values()), inputs)
+
+    def merge(self, trainable: Trainable, frozen: Frozen) -> PyTree:
+        """The plain parameters again, every adapter merged: same structure, shapes and dtypes."""
+        arrays = {**frozen.base, **trainable["params"]}
+        for each in frozen.spec.placements:
+            arrays[each.use.path] = weight_of(each, trainable, frozen, None).dense()
+        return frozen.spec.tree(arrays)
+
+    def optimizer(
+        self, tx: optax.GradientTransformation, frozen: Frozen
+    ) -> optax.GradientTransformation:
+        """`tx` with the learning rates that variants set for their own factors (LoRA+)."""
+        rates: dict[str, dict[str, Any]] = {}
+        for variant, paths in frozen.spec.groups().items():
+            rates |= variant.learning_rates({path: frozen.constants[path] for path in paths})
+        return optax.chain(tx, scale_updates(rates)) if rates else tx
+
+    def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
+        """What the variants add to the loss; zero for most."""
+        groups = grouped(trainable["adapters"], frozen)
+        return sum((variant.penalty(factors) for variant, factors in groups), start=0.0)
+
+    def init_state(self, trainable: Trainable, frozen: Frozen) -> tuple[Any, ...]:
+        """What `update` carries from step to step, one entry a variant."""
+        groups = grouped(trainable["adapters"], frozen)
+        return tuple(variant.init_state(factors) for variant, factors in groups)
+
+    def update(
+        self,
+        state: tuple[Any, ...],
+        before: Trainable,
+        after: Trainable,
+        grads: Trainable,
+        step: Array | int,
+        frozen: Frozen,
+    ) -> tuple[tuple[Any, ...], Trainable]:
+        """What a variant does after each optimiser step (AdaLoRA's budget); nothing for most.
+
+        Call it after every step, or such variants do not work.
+
+        Args:
+          state: from `init_state`, then from the last `update`.
+          before: the trainables that the gradients belong to.
+          after: the trainables that the optimiser made of them.
+          grads: the gradients.
+          step: the number of this step, from 0.
+
+        Returns:
+          The new state, and the trainables to go on with.
+        """
+        states, adapters = [], dict(after["adapters"])
+        old, new = (grouped(tree["adapters"], frozen) for tree in (before, after))
+        for each, (variant, mine), (_, theirs) in zip(state, old, new, strict=True):
+            gradients = {path: grads["adapters"][path] for path in mine}
+            each, changed = variant.update(each, mine, theirs, gradients, jnp.asarray(step))
+            states.append(each)
+            adapters |= changed
+        return tuple(states), {**after, "adapters": adapters}
+
+    def _place(self, uses: Uses) -> tuple[list[Placement], list[str]]:
+        """The adapted weights, and the parameters that are trained in full."""
+        also = partition.select(self.also_train, uses, "parameter")
+        explicit = [rule for rule in self.rules if rule[0] != select.ALL_LINEAR]
+        named = select.assign(explicit, uses) if explicit else {}
+        if both := [path for path in also if path in named]:
+            raise ValueError(f"'{both[0]}' is both a target and in also_train; choose one")
+        assigned = {p: v for p, v in select.assign(self.rules, uses).items() if p not in also}
+        placements = [
+            place(uses[path], variant)
+            for path, variant in assigned.items()
+            if variants_of(variant)[0].adapts
+        ]
+        adapted = {each.use.path for each in placements}
+        trained = [
+            path
+            for path, use in uses.items()
+            if path not in adapted and (path in also or _trains(use, self.rules, assigned))
+        ]
+        for path in trained:
+            if not jnp.issubdtype(jnp.dtype(uses[path].dtype), jnp.floating):
+                raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
+        return placements, trained
+
+
+def adapt(
+    forward: Callable[..., Any],
+    variant: Variant | None = None,
+    targets: Targets = select.ALL_LINEAR,
+    also_train: Sequence[str] | str = (),
+) -> Adapted:
+    """A function like `forward`, some of whose weights are adapted by a variant.
+
+    Args:
+      forward: any JAX function of a parameter pytree, `forward(params, *args, **kwargs)`.
+      variant: the method, for example `variants.make("lora", rank=8)`.
+      targets: which weights: a pattern or several (regular expressions that match a whole path or
+        its tail after a `/`), `lj.layers(pattern, slice)` for some layers, `"all-linear"` for every
+        weight that activations are multiplied by except a tied or output embedding, or a mapping
+        of these to variants, of which the first that matches a weight decides (None leaves it).
+      also_train: patterns of parameters to train in full, for example a new head.
+
+    Returns:
+      A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
+      `penalty` and `update`.
+    """
+    if variant is None and not isinstance(targets, Mapping):
+        raise ValueError("adapt needs a variant, or targets that map patterns to variants")
+    also = (also_train,) if isinstance(also_train, str) else tuple(also_train)
+    return Adapted(forward, select.as_rules(variant, targets), also)
+
+
+def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
+    mine = variants_of(assigned[use.path]) if use.path in assigned else []
+    everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)
+    return any(variant.trains(use.path, use, variant in mine) for variant in everyone)

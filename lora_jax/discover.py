@@ -1,0 +1,196 @@
+"""How a function uses each of its parameters: multiplied by, looked up in, or only added.
+
+`discover` traces the function once and follows every parameter through the trace, without computing
+anything. From the products it learns which axes of a weight are in and out axes, and which are
+stacked (one matrix each); from everything else, where an adapted weight would have to be merged.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lora_jax import jaxprs, partition
+from lora_jax.tables import text_table
+from lora_jax.views import View
+from lora_jax.walk import Seen, Tracked, Walk, final_products
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One way in which a parameter is used."""
+
+    kind: str
+    """`product`, `transposed product`, `lookup`, `convolution`, or the name of an operation."""
+    merges: str | None = None
+    """Why an adapted weight is merged here (slower, never wrong); None where it is factored."""
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightUse:
+    """How a function uses one parameter, and the matrix that it is.
+
+    `stack`, `inputs` and `outputs` are axes of the array as the model stores it. They are empty for
+    a parameter that is never multiplied by.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    stack: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    uses: tuple[Use, ...] = ()
+    activations: bool = False
+    """Whether it is multiplied with something that is not itself a parameter."""
+    output_embedding: bool = False
+    """Whether it is tied to a lookup table, or maps features to that table's rows at the end."""
+
+    @property
+    def is_matrix(self) -> bool:
+        return bool(self.inputs or self.outputs)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether `targets="all-linear"` selects it."""
+        kinds = {use.kind for use in self.uses}
+        product = bool(kinds & {"product", "transposed product"}) and "lookup" not in kinds
+        return product and bool(self.inputs and self.outputs) and self.activations and (
+            not self.output_embedding
+        )  # fmt: skip
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape (in, out) of the matrix, or of each one of a stack."""
+        return self.size(self.inputs), self.size(self.outputs)
+
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.stack)
+
+    def size(self, axes: tuple[int, ...]) -> int:
+        return math.prod(self.shape[axis] for axis in axes)
+
+
+class Uses(dict[str, WeightUse]):
+    """`{path: WeightUse}`, in tree order; printing it gives a readable table."""
+
+    def __str__(self) -> str:
+        rows = []
+        for path, use in self.items():
+            kinds = list(dict.fromkeys(str(each) for each in use.uses)) or ["not used"]
+            merged = dict.fromkeys(each.merges for each in use.uses if each.merges)
+            rows.append(
+                (
+                    path,
+                    "x".join(map(str, use.shape)) or "scalar",
+                    "{} -> {}".format(*use.matrix) if use.is_matrix else "",
+                    "x".join(map(str, use.stack_shape)),
+                    ", ".join(kinds),
+                    ", ".join(merged) if use.is_matrix and merged else "",
+                )
+            )
+        heads = ("path", "shape", "in -> out", "stack", "used as", "merged at")
+        return text_table(heads, rows)
+
+    __repr__ = __str__
+
+
+def discover(forward: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Uses:
+    """How `forward(params, *args, **kwargs)` uses each array of `params`.
+
+    Args:
+      forward: any JAX function of a parameter pytree.
+      params: the parameters, or their `jax.ShapeDtypeStruct`s.
+      *args: an example of its inputs (only shapes and dtypes matter).
+      **kwargs: further inputs; values that are not arrays are passed on as they are.
+
+    Returns:
+      `{path: WeightUse}`; print it for a table of what can be adapted, and what merges and why.
+    """
+    leaves, treedef = partition.flatten(params)
+    arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
+    inputs, rebuild = split_arrays((args, kwargs))
+
+    def flat(weights: list[Any], values: list[Any]) -> Any:
+        tree = partition.unflatten(treedef, {**leaves, **dict(zip(arrays, weights, strict=True))})
+        some_args, some_kwargs = rebuild(values)
+        return forward(tree, *some_args, **some_kwargs)
+
+    jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
+    walk = Walk(final_products(jaxpr, set(jaxpr.outvars))[0])
+    tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
+    outputs = walk.run(jaxpr, [*tracked, *[None] * len(inputs)])
+    for out in outputs:
+        walk.other(out, "returned")
+    uses = {path: _conclude(path, leaf, walk.seen.get(path, [])) for path, leaf in arrays.items()}
+    return Uses(_mark_output_embeddings(uses))
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array (or stands for one), and not a setting."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays of a tree, and a function that puts others in their place."""
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def rebuild(arrays: list[Any]) -> Any:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return treedef.unflatten(filled)
+
+    return [leaves[i] for i in places], rebuild
+
+
+def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
+    """One description from all that was seen: the first lookup or product decides the axes."""
+    use = WeightUse(path, tuple(leaf.shape), str(leaf.dtype))
+    shaped = [each for each in seen if each.contracted | each.free]
+    order = ("lookup", "product", "convolution")
+    shaped.sort(key=lambda each: (each.merges is not None, order.index(each.kind)))
+    if shaped:
+        main = shaped[0]
+        inputs = tuple(sorted(main.contracted))
+        outputs = tuple(sorted(main.free - main.contracted))
+        stack = tuple(a for a in range(len(use.shape)) if a not in (*inputs, *outputs))
+        use = dataclasses.replace(use, stack=stack, inputs=inputs, outputs=outputs)
+    kinds = [_kind(each, use) for each in seen]
+    return dataclasses.replace(
+        use,
+        uses=tuple(dict.fromkeys(kinds)),
+        activations=any(each.activations for each in seen),
+        output_embedding=any(each.final for each in seen),
+    )
+
+
+def _kind(seen: Seen, use: WeightUse) -> Use:
+    """What a use is for the matrix that the parameter was found to be."""
+    if seen.kind not in ("product", "lookup"):
+        return Use(seen.kind, seen.merges)
+    contracted, free = tuple(sorted(seen.contracted)), tuple(sorted(seen.free))
+    if (contracted, free) == (use.inputs, use.outputs):
+        return Use(seen.kind, seen.merges)
+    if (contracted, free) == (use.outputs, use.inputs) and seen.kind == "product":
+        return Use("transposed product", seen.merges)
+    return Use(seen.kind, seen.merges or "other axes")
+
+
+def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:
+    """Keep the mark of final products where they lead back to the rows of the token table."""
+    tables = [u for u in uses.values() if any(each.kind == "lookup" for each in u.uses)]
+    tokens = max(tables, key=lambda use: use.matrix[0], default=None)
+    marked = {}
+    for path, use in uses.items():
+        tied = use in tables and any(each.kind != "lookup" for each in use.uses)
+        head = use.output_embedding and tokens is not None and use.matrix == tokens.matrix[::-1]
+        marked[path] = dataclasses.replace(use, output_embedding=tied or head)
+    return marked

@@ -1,0 +1,19 @@
+"""Flax NNX models as functions of their parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+
+def from_nnx(model: nnx.Module) -> tuple[Callable[..., Any], nnx.State]:
+    """An NNX model as `(forward, params)`, with `forward(params, *args, **kwargs) = model(...)`.
+
+    What a call changes in the model (dropout counters, batch statistics) is not kept.
+    """
+    graph, params = nnx.split(model)
+
+    def forward(params: nnx.State, *args: Any, **kwargs: Any) -> Any:
+        return nnx.merge(graph, params)(*args, **kwargs)
+
+    return forward, params

@@ -1,0 +1,144 @@
+"""Naming the leaves of a parameter tree, and taking it apart and putting it together again."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+PyTree = Any
+Where = str | Sequence[str] | Callable[[str, Any], bool]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """Stands where a leaf went to the other part; a pytree node without leaves."""
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT = Absent()
+
+
+def path_name(keys: Sequence[Any]) -> str:
+    """A key path as `a/b/c`; the inner `value` of an NNX variable is left out."""
+    keys = list(keys)
+    if len(keys) > 1 and keys[-1] == GetAttrKey("value") and isinstance(keys[-2], DictKey):
+        keys.pop()
+    return "/".join(map(_key_name, keys))
+
+
+def _key_name(key: Any) -> str:
+    match key:
+        case DictKey(key=name) | FlattenedIndexKey(key=name) | GetAttrKey(name=name):
+            return str(name)
+        case SequenceKey(idx=index):
+            return str(index)
+    return str(key)
+
+
+def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
+    """The leaves of `tree` by path, in tree order, and its structure.
+
+    Raises:
+      ValueError: two leaves share a path (for example the dictionary keys `1` and `"1"`).
+    """
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {path_name(keys): leaf for keys, leaf in pairs}
+    if len(leaves) < len(pairs):
+        names = [path_name(keys) for keys, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two leaves of the parameter tree share the path '{double}'")
+    return leaves, treedef
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether the regular expression matches the whole path, or its tail after a `/`."""
+    try:
+        return re.fullmatch(rf"(?:.*/)?(?:{pattern})", path) is not None
+    except re.error as error:
+        raise ValueError(f"pattern '{pattern}' is not a regular expression: {error}") from None
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names closest to `name`, as a phrase for an error message."""
+    known = list(known)
+    # What people misspell is the tail: compare it with tails of the same length.
+    depth = name.count("/") + 1
+    tails = {"/".join(path.split("/")[-depth:]): path for path in reversed(known)}
+    close = difflib.get_close_matches(name, list(tails), n=count, cutoff=0.3)
+    found = [tails[tail] for tail in close] or known[:count]
+    return ", ".join(f"'{path}'" for path in found) or "none"
+
+
+def select(patterns: Sequence[str], paths: Iterable[str], what: str = "parameter") -> list[str]:
+    """The paths that match any pattern, in the order of `paths`.
+
+    Raises:
+      ValueError: a pattern matches no path; the message lists the nearest ones.
+    """
+    paths = list(paths)
+    for pattern in patterns:
+        if not any(matches(pattern, path) for path in paths):
+            raise ValueError(
+                f"pattern '{pattern}' matches no {what}; nearest: {nearest(pattern, paths)}"
+            )
+    return [path for path in paths if any(matches(pattern, path) for pattern in patterns)]
+
+
+def partition(tree: PyTree, where: Where) -> tuple[PyTree, PyTree]:
+    """Split a tree in two of the same shape: the leaves that `where` selects, and the rest.
+
+    Args:
+      tree: any pytree: dictionaries, `nnx.State`, Equinox modules.
+      where: a pattern or several (regular expressions for a path or its tail, see `matches`),
+        or a function of path and leaf.
+
+    Returns:
+      `(selected, rest)`, each holding `ABSENT` (no leaf) where the other holds the leaf, so that
+      `combine(selected, rest)` is the tree again.
+
+    Raises:
+      ValueError: a pattern matches no leaf.
+    """
+    leaves, treedef = flatten(tree)
+    if callable(where):
+        chosen = {path for path, leaf in leaves.items() if where(path, leaf)}
+    else:
+        chosen = set(select([where] if isinstance(where, str) else where, leaves, "leaf"))
+    selected = [leaf if path in chosen else ABSENT for path, leaf in leaves.items()]
+    rest = [ABSENT if path in chosen else leaf for path, leaf in leaves.items()]
+    return treedef.unflatten(selected), treedef.unflatten(rest)
+
+
+def combine(first: PyTree, second: PyTree) -> PyTree:
+    """Undo `partition`: one tree from two, each leaf present in exactly one of them.
+
+    Raises:
+      ValueError: the trees differ in structure, or a leaf is in both or in neither.
+    """
+
+    def absent(leaf: Any) -> bool:
+        return isinstance(leaf, Absent)
+
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(first, is_leaf=absent)
+    others, other_def = jax.tree_util.tree_flatten(second, is_leaf=absent)
+    if treedef != other_def:
+        raise ValueError(f"cannot combine trees of different structure: {treedef} and {other_def}")
+    leaves = []
+    for (keys, mine), theirs in zip(pairs, others, strict=True):
+        if absent(mine) == absent(theirs):
+            place = "neither part" if absent(mine) else "both parts"
+            raise ValueError(f"'{path_name(keys)}' is in {place}")
+        leaves.append(theirs if absent(mine) else mine)
+    return treedef.unflatten(leaves)
+
+
+def unflatten(treedef: Any, leaves: Mapping[str, Any]) -> PyTree:
+    """The tree again from its leaves by path, in tree order (see `flatten`)."""
+    return treedef.unflatten(leaves.values())

@@ -1,0 +1,187 @@
+"""The contract of a variant: what a LoRA method must say about one weight matrix, and no more.
+
+A variant is its effective weight. A method is a function W' = weight(W, factors) from a frozen
+matrix and its factors to the matrix that the model acts with; everything else here is either the
+creation of those factors or a faster way to compute with W', and is tested against `weight`.
+
+Its author sees one matrix of shape `(in, out)`, used as `x @ W`, whatever the model does with it:
+heads kept as an extra axis, transposed or stacked weights are brought into that form, and stacked
+axes are mapped away with `jax.vmap`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+if TYPE_CHECKING:
+    from lora_jax.discover import WeightUse
+
+
+class Factors(NamedTuple):
+    """The arrays that a variant adds to one matrix (stacked axes leading, where there are any)."""
+
+    trainable: dict[str, Array]
+    constants: dict[str, Array]
+    """Never trained. Every number that a study may vary (scale, keep probability, ...) is here."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A frozen weight matrix that one can multiply by, stored densely.
+
+    Other storage (quantised) subclasses this and overrides `astype` and `dense`. All methods see
+    one `(in, out)` matrix: stacked axes lead every leaf and are mapped away before.
+    """
+
+    value: Array
+    """The weight's in and out axes in the order in which the model stores them."""
+
+    roles: str = dataclasses.field(metadata={"static": True})
+    """One letter for each of those axes: `i` for in, `o` for out."""
+
+    accumulate: Any = dataclasses.field(default=None, metadata={"static": True})
+    """The dtype of products; None for that of their operands."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        sizes = self.value.shape[self.value.ndim - len(self.roles) :]
+        pairs = list(zip(self.roles, sizes, strict=True))
+        inputs, outputs = (math.prod(n for role, n in pairs if role == want) for want in "io")
+        return inputs, outputs
+
+    @property
+    def dtype(self) -> Any:
+        return self.value.dtype
+
+    def astype(self, dtype: Any) -> "Base":
+        return dataclasses.replace(self, value=self.value.astype(dtype))
+
+    def dot(self, x: Array) -> Array:
+        """`x @ W`, for x of shape (..., in)."""
+        matrix, in_axis = self._matrix()
+        return _contract(x, matrix, in_axis, self.accumulate)
+
+    def dot_t(self, x: Array) -> Array:
+        """`x @ W.T`, for x of shape (..., out)."""
+        matrix, in_axis = self._matrix()
+        return _contract(x, matrix, 1 - in_axis, self.accumulate)
+
+    def take(self, rows: Array) -> Array:
+        """`W[rows]`, for integer rows of any shape within range; the result is (..., out)."""
+        return jnp.take(self.dense(), rows, axis=0, mode="clip")
+
+    def dense(self) -> Array:
+        """The matrix itself, (in, out)."""
+        matrix, in_axis = self._matrix()
+        return matrix if in_axis == 0 else matrix.T
+
+    def _matrix(self) -> tuple[Array, int]:
+        """The value with its in and out axes flattened, and which of the two is the in axis."""
+        value, roles = self.value, self.roles
+        if "io" in roles and "oi" in roles:  # in and out axes alternate
+            order = sorted(range(len(roles)), key=lambda axis: roles[axis])
+            value, roles = value.transpose(order), "".join(sorted(roles))
+        inputs, outputs = self.shape
+        if roles.startswith("o"):
+            return value.reshape(outputs, inputs), 1
+        return value.reshape(inputs, outputs), 0
+
+
+def _contract(x: Array, matrix: Array, axis: int, accumulate: Any) -> Array:
+    numbers = (((x.ndim - 1,), (axis,)), ((), ()))
+    return lax.dot_general(x, matrix, numbers, preferred_element_type=accumulate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A LoRA method: static, hashable settings, and pure functions of one weight matrix.
+
+    A subclass must give `init`, `weight` and `count`; the rest have right, if slower, defaults.
+    """
+
+    adapts: ClassVar[bool] = True
+    """False for methods without factors, that only choose which parameters train (`trains`)."""
+
+    # -- of one matrix -----------------------------------------------------------------------------
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        """Raise `ValueError` where these settings cannot work for an (in, out) matrix."""
+
+    def init(self, key: Array, base: Base) -> Factors:
+        """The factors to begin with; float32 at least, whatever the base's dtype."""
+        raise NotImplementedError
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        """The definition: the dense (in, out) effective weight, in the dtype of the factors."""
+        raise NotImplementedError
+
+    def count(self, shape: tuple[int, int]) -> int:
+        """How many numbers are trained for an (in, out) matrix."""
+        raise NotImplementedError
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        """`x @ weight`, for x of shape (..., in): override it with a faster equivalent."""
+        weight = self.weight(base, factors).astype(base.dtype)
+        return _contract(x, weight, 0, base.accumulate)
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        """`x @ weight.T`, for x of shape (..., out): by default the transpose of `dot`."""
+        zeros = jnp.zeros((*x.shape[:-1], base.shape[0]), x.dtype)
+        out, transpose = jax.vjp(lambda z: self.dot(z, base, factors), zeros)
+        return transpose(x.astype(out.dtype))[0]
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        """`weight[rows]`, for integer rows of any shape within range; the result is (..., out)."""
+        return jnp.take(self.weight(base, factors).astype(base.dtype), rows, axis=0, mode="clip")
+
+    # -- of all matrices of this variant, {path: factors}, stacked axes leading --------------------
+
+    def learning_rates(
+        self, constants: Mapping[str, dict[str, Array]]
+    ) -> dict[str, dict[str, Array]]:
+        """What multiplies the learning rate, {path: {name: ratio}}, from {path: constants}."""
+        return {}
+
+    def penalty(self, factors: Mapping[str, Factors]) -> Array | float:
+        """A term to add to the loss."""
+        return 0.0
+
+    def init_state(self, factors: Mapping[str, Factors]) -> Any:
+        """What `update` carries from step to step; None where there is nothing."""
+        return None
+
+    def update(
+        self,
+        state: Any,
+        before: Mapping[str, Factors],
+        after: Mapping[str, Factors],
+        grads: Mapping[str, dict[str, Array]],
+        step: Array,
+    ) -> tuple[Any, dict[str, dict[str, Array]]]:
+        """After an optimiser step: the new state, and the trainables to go on with."""
+        return state, {path: each.trainable for path, each in after.items()}
+
+    def trains(self, path: str, use: "WeightUse", targeted: bool) -> bool:
+        """Whether a parameter without an adapter is trained in full."""
+        return False
+
+    # -- layers of one stacked weight that differ --------------------------------------------------
+
+    def align(self, others: tuple["Variant", ...]) -> tuple["Variant", ...]:
+        """Make variants of different layers equal in structure, so that they can be stacked.
+
+        Raises:
+          ValueError: they differ in more than may differ between the layers of a stack.
+        """
+        for other in others:
+            if other != self:
+                raise ValueError(f"layers of one stacked weight cannot mix {self} and {other}")
+        return others

@@ -1,0 +1,268 @@
+"""An adapted weight on its way through a program: what stands in an array's place while it runs."""
+
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import JaxprEqn
+
+from lora_jax import views
+from lora_jax.variant import Base, Factors, Variant
+from lora_jax.views import Atom, View, canonical
+
+STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """An adapted weight: base, factors, and how the program sees their axes by now.
+
+    It is a pytree whose leaves have the stacked axes leading, in the order of `stack`, so that
+    loops can scan over it.
+    """
+
+    base: Base
+    factors: Factors
+    dropout_key: Array | None
+    variant: Variant = dataclasses.field(metadata=STATIC)
+    inputs: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    outputs: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    stack: tuple[Atom, ...] = dataclasses.field(metadata=STATIC)
+    view: View = dataclasses.field(metadata=STATIC)
+    dtypes: tuple[Any, ...] = dataclasses.field(metadata=STATIC)
+    """The weight's own dtype, then those that it was cast to, in order."""
+
+    # -- operations that the weight passes through ------------------------------------------------
+
+    def follow(self, eqn: JaxprEqn, operands: list[Any]) -> "Weight | None":
+        """The weight after an operation on its layout, or None where that needs the dense array."""
+        if eqn.primitive.name == "convert_element_type":
+            new = eqn.params["new_dtype"]
+            if not jnp.issubdtype(new, jnp.floating):
+                return None
+            return dataclasses.replace(self, dtypes=(*self.dtypes, jnp.dtype(new)))
+        if (view := views.follow(eqn, self.view)) is not None:
+            return self._split_stack(view)
+        axis = views.sliced_axis(eqn, self.view.shape)
+        if axis is not None and self.is_stacked(axis):
+            if eqn.primitive.name == "slice":
+                starts, ends = eqn.params["start_indices"], eqn.params["limit_indices"]
+                strides = eqn.params["strides"] or (1,) * len(starts)
+                return self._slice(axis, starts[axis], ends[axis], strides[axis])
+            return self._window(axis, operands[1 + axis], eqn.params["slice_sizes"][axis])
+        axis = views.looked_up_axis(eqn, self.view.shape)
+        if axis is not None and self.is_stacked(axis) and operands[1].ndim == 1:
+            row = self._window(axis, _in_range(operands[1][0], self.view.shape[axis]), 1)
+            return dataclasses.replace(row, view=row.view.drop(axis))
+        return None
+
+    def is_stacked(self, axis: int) -> bool:
+        atoms = self.view.axes[axis]
+        return bool(atoms) and all(atom in self.stack for atom in atoms)
+
+    def lead(self, axis: int) -> "Weight":
+        """The same weight with a stacked axis of its view first on every leaf."""
+        atoms = self.view.axes[axis]
+        if self.stack[:1] == atoms:
+            return self
+        places = [self.stack.index(atom) for atom in atoms]
+        size = math.prod(atom.size for atom in atoms)
+
+        def move(leaf: Array) -> Array:
+            leaf = jnp.moveaxis(leaf, places, range(len(places)))
+            return leaf.reshape(size, *leaf.shape[len(places) :])
+
+        whole = Atom(atoms[0].axis, atoms[-1].stride, size)
+        rest = tuple(atom for atom in self.stack if atom not in atoms)
+        moved = jax.tree.map(move, self)
+        return dataclasses.replace(
+            moved, stack=(whole, *rest), view=self.view.replace(axis, (whole,))
+        )
+
+    def without_lead(self, axis: int) -> "Weight":
+        """What a loop or `vmap` over the leading axis sees; `axis` is that axis of the view."""
+        return dataclasses.replace(self, stack=self.stack[1:], view=self.view.drop(axis))
+
+    def _slice(self, axis: int, start: int, end: int, stride: int) -> "Weight":
+        led = self.lead(axis)
+        cut = jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, start, end, stride), led)
+        return cut._resized(axis, len(range(start, end, stride)))
+
+    def _window(self, axis: int, start: Array, size: int) -> "Weight":
+        led = self.lead(axis)
+        cut = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), led)
+        return cut._resized(axis, size)
+
+    def _resized(self, axis: int, size: int) -> "Weight":
+        """After the leading axis of every leaf was cut to `size`; an axis of one is dropped."""
+        whole = self.stack[0]
+        if size == 1:
+            row = jax.tree.map(lambda leaf: leaf[0], self)
+            return dataclasses.replace(row, stack=self.stack[1:], view=self.view.replace(axis, ()))
+        atom = Atom(whole.axis, whole.stride, size)
+        return dataclasses.replace(
+            self, stack=(atom, *self.stack[1:]), view=self.view.replace(axis, (atom,))
+        )
+
+    def _split_stack(self, view: View) -> "Weight":
+        """Follow a new view in which stacked atoms may have been split."""
+        parts = [
+            canonical(tuple(new for new in view.atoms if _within(new, old))) for old in self.stack
+        ]
+        stack = tuple(atom for part in parts for atom in part)
+        if stack == self.stack:
+            return dataclasses.replace(self, view=view)
+        sizes = tuple(atom.size for atom in stack)
+        split = jax.tree.map(lambda leaf: leaf.reshape(*sizes, *leaf.shape[len(parts) :]), self)
+        return dataclasses.replace(split, stack=stack, view=view)
+
+    def fold_dropout_key(self, number: Any) -> "Weight":
+        """The same weight with other dropout; it must have a key."""
+        fold: Any = jax.random.fold_in
+        for _ in self.stack:
+            fold = jax.vmap(fold, in_axes=(0, None))
+        return dataclasses.replace(self, dropout_key=fold(self.dropout_key, number))
+
+    # -- operations that use it -------------------------------------------------------------------
+
+    def dense(self) -> Array:
+        """The effective weight as the program sees it: the definition that all else must equal."""
+        merge = self.variant.weight
+        for _ in self.stack:
+            merge = jax.vmap(merge)
+        array = merge(self.base, self.factors)
+        for dtype in self.dtypes:
+            array = array.astype(dtype)
+        return arrange(array, (*self.stack, *self._in_atoms, *self._out_atoms), self.view.axes)
+
+    def dot(self, eqn: JaxprEqn, x: Array, side: int, use: int) -> Array | None:
+        """`dot_general` with this weight on one side (0 left, 1 right) and `x` on the other.
+
+        Args:
+          use: a number that differs between the uses of a weight, so that each has its own dropout.
+
+        Returns None where it is not the product of `x` with the whole matrix or its transpose.
+        """
+        (mine, theirs), (my_batch, their_batch) = (
+            (dims[side], dims[1 - side]) for dims in eqn.params["dimension_numbers"]
+        )
+        free = tuple(d for d in range(len(self.view.axes)) if d not in (*mine, *my_batch))
+        contracted, kept = self.view.pick(mine), self.view.pick(free)
+        turned = canonical(contracted) == self._out_atoms != self._in_atoms
+        expected = (
+            (self._out_atoms, self._in_atoms) if turned else (self._in_atoms, self._out_atoms)
+        )
+        precision = _precision_name(eqn.params["precision"])
+        if (
+            (canonical(contracted), canonical(kept)) != expected
+            or set(self.view.pick(my_batch)) != set(self.stack)
+            or eqn.params["out_sharding"] is not None
+            or precision is None
+        ):
+            return None
+
+        tokens = tuple(d for d in range(x.ndim) if d not in (*theirs, *their_batch))
+        x = transpose(x, (*their_batch, *tokens, *theirs))
+        outer = x.ndim - len(theirs)
+        x = arrange(x, contracted, (canonical(contracted),), keep=outer)
+        accumulate = eqn.params["preferred_element_type"]
+        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+            y = self._batched(x, my_batch, turned, accumulate, use)
+        y = arrange(y, canonical(kept), tuple(self.view.axes[d] for d in free), keep=outer)
+        if side == 0:  # the weight's free axes come before the tokens'
+            batch, inner = range(len(my_batch)), range(len(my_batch), outer)
+            y = transpose(y, (*batch, *range(outer, y.ndim), *inner))
+        return y.astype(eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
+
+    def _batched(
+        self, x: Array, batch: tuple[int, ...], turned: bool, accumulate: Any, use: int
+    ) -> Array:
+        """The product of each matrix of the stack with its own x, batch axes of x leading."""
+        if batch:
+            dim, *rest = batch
+            later = tuple(d - (d > dim) for d in rest)
+            led = self.lead(dim)
+            return jax.vmap(
+                lambda one, z: one.without_lead(dim)._batched(z, later, turned, accumulate, use)
+            )(led, x)
+        dtype = jnp.promote_types(x.dtype, self.dtypes[-1])
+        base = self._base(dtype, accumulate if accumulate != dtype else None)
+        x = x.astype(dtype)
+        if turned:
+            return self.variant.dot_t(x, base, self.factors)
+        key = None if self.dropout_key is None else jax.random.fold_in(self.dropout_key, use)
+        return self.variant.dot(x, base, self.factors, dropout_key=key)
+
+    def lookup(self, eqn: JaxprEqn, indices: Array) -> Array | None:
+        """`gather` of rows, or None where it is of another kind or along another axis."""
+        axis = views.looked_up_axis(eqn, self.view.shape)
+        if axis is None or self.stack or canonical(self.view.axes[axis]) != self._in_atoms:
+            return None
+        size = self.view.shape[axis]
+        index = indices[..., 0]
+        rows = _in_range(index, size)
+        y = self.variant.take(rows, self._base(self.dtypes[-1]), self.factors)
+        rest = self.view.drop(axis)
+        y = arrange(y, self._out_atoms, rest.axes, keep=rows.ndim)
+        if "FILL" in str(eqn.params["mode"]):
+            fill = eqn.params["fill_value"]
+            fill = jnp.nan if fill is None else fill
+            inside = (index == rows).reshape(rows.shape + (1,) * len(rest.axes))
+            y = jnp.where(inside, y, jnp.asarray(fill, y.dtype))
+        offsets = eqn.params["dimension_numbers"].offset_dims
+        return jnp.moveaxis(y, range(rows.ndim, y.ndim), offsets)
+
+    def _base(self, dtype: Any, accumulate: Any = None) -> Base:
+        base = self.base
+        for each in (*self.dtypes[1:], dtype):
+            base = base.astype(each) if each != base.dtype else base
+        return dataclasses.replace(base, accumulate=accumulate)
+
+    @property
+    def _in_atoms(self) -> tuple[Atom, ...]:
+        return canonical(tuple(a for a in self.view.atoms if a.axis in self.inputs))
+
+    @property
+    def _out_atoms(self) -> tuple[Atom, ...]:
+        return canonical(tuple(a for a in self.view.atoms if a.axis in self.outputs))
+
+
+def arrange(
+    array: Array, atoms: tuple[Atom, ...], axes: tuple[views.Axis, ...], keep: int = 0
+) -> Array:
+    """Bring an array whose axes are made of `atoms`, after `keep` others, into the given axes."""
+    outer = array.shape[:keep]
+    wanted = tuple(atom for axis in axes for atom in axis)
+    if wanted != atoms:
+        array = array.reshape(*outer, *(atom.size for atom in atoms))
+        order = (*range(keep), *(keep + atoms.index(atom) for atom in wanted))
+        array = array.transpose(order)
+    shape = (*outer, *View(axes).shape)
+    return array if array.shape == shape else array.reshape(shape)
+
+
+def transpose(array: Array, order: tuple[int, ...]) -> Array:
+    return array if order == tuple(range(array.ndim)) else array.transpose(order)
+
+
+def _within(part: Atom, whole: Atom) -> bool:
+    ends = part.stride * part.size, whole.stride * whole.size
+    return part.axis == whole.axis and part.stride >= whole.stride and ends[0] <= ends[1]
+
+
+def _in_range(index: Array, size: int) -> Array:
+    return jnp.clip(index, 0, size - 1)
+
+
+def _precision_name(precision: Any) -> str | None:
+    """The name of a product's precision ("" for the default), or None where it has none."""
+    if precision is None:
+        return ""
+    sides = set(precision) if isinstance(precision, tuple) else {precision}
+    name = getattr(sides.pop(), "name", None)
+    return None if sides or name is None else str(name)

@@ -1,0 +1,32 @@
+"""Packaging: the library and the variants install; experiments and configs run from the repository root."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="lora-jax",
+    version="0.1.0",
+    description="LoRA variants for any JAX function: one transform, one interface, honest experiments.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lora_jax", "lora_jax.*", "variants", "variants.*"]),
+    package_data={"lora_jax": ["py.typed"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "chex>=0.1.89",
+        "numpy>=2.0",
+        "absl-py>=2.1",
+        "ml-collections>=1.0",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "huggingface_hub>=0.30",
+        "rich>=13.9",
+    ],
+    extras_require={
+        "test": ["pytest>=8.3", "hypothesis>=6.120", "equinox>=0.13"],
+        "dev": ["ruff>=0.12", "pyright>=1.1.400"],
+        "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+    },
+)

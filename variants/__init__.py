@@ -1,0 +1,54 @@
+"""The methods, one file each; a file's name is the method's name, and nothing else lists them."""
+
+import importlib
+import pkgutil
+from typing import Any
+
+from lora_jax.partition import nearest
+from lora_jax.variant import Variant
+
+
+def names() -> list[str]:
+    """The names of all variants: the files of this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def make(name: str, **settings: Any) -> Variant:
+    """The variant in `variants/<name>.py`, or in the module that a dotted name imports.
+
+    Args:
+      name: for example `"lora"`; a dotted name (`"my_project.my_variant"`) imports your own file.
+      settings: the fields of the variant, for example `rank=8, alpha=16`.
+
+    Raises:
+      ValueError: an unknown name or setting (the nearest ones are listed), or an invalid value.
+    """
+    kind = find(name)
+    fields = {field.name for field in kind.__dataclass_fields__.values()}
+    for setting in settings:
+        if setting not in fields:
+            raise ValueError(
+                f"variant '{name}' has no setting '{setting}'; nearest: {nearest(setting, fields)}"
+            )
+    return kind(**settings)
+
+
+def find(name: str) -> type[Variant]:
+    """The class of a variant by the name of its file (see `make`)."""
+    module_name = name if "." in name else f"{__name__}.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the file exists, and something that it imports does not
+        raise ValueError(f"unknown variant '{name}'; nearest: {nearest(name, names())}") from None
+    kinds = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Variant)
+        and value.__module__ == module.__name__
+    ]
+    if len(kinds) != 1:
+        raise ValueError(f"'{module_name}' must define one variant, and defines {len(kinds)}")
+    return kinds[0]
