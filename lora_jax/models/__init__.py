@@ -1,0 +1,1 @@
+"""The base models, one family a file, and the reading of their published checkpoints."""

