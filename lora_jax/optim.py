@@ -1,15 +1,75 @@
 """Optimisers: schedules, what decays, and learning rates that differ between factors."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lora_jax.partition import nearest
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def schedule(
+    kind: str, learning_rate: float, steps: int, warmup_ratio: float = 0.0
+) -> optax.Schedule:
+    """The learning rate by step: a linear warm-up, then down to zero or constant.
+
+    Args:
+      kind: `"linear"` or `"cosine"` decay to zero at `steps`, or `"constant"`.
+      warmup_ratio: the part of `steps` over which the rate rises from zero.
+    """
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule '{kind}' is unknown; nearest: {nearest(kind, SCHEDULES)}")
+    if not 0 <= warmup_ratio < 1:
+        raise ValueError(f"warmup_ratio must be in [0, 1), got {warmup_ratio}")
+    warmup = round(warmup_ratio * steps)
+    rest = max(steps - warmup, 1)
+    after = {
+        "linear": optax.linear_schedule(learning_rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(learning_rate, rest),
+        "constant": optax.constant_schedule(learning_rate),
+    }[kind]
+    if not warmup:
+        return after
+    # The first step already moves: (step + 1) / warmup, as a rate of zero would waste it.
+    rise = optax.linear_schedule(learning_rate / warmup, learning_rate, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def adamw(
+    rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    clip: float | None = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW on clipped gradients, over trainables; biases and norms do not decay.
+
+    Loshchilov and Hutter 2019, arXiv 1711.05101.
+    """
+    adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
+    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def decays(trainable: Any) -> Any:
+    """Which trainables weight decay applies to: all but the biases and norms trained in full."""
+
+    def one(path: str, leaf: Any) -> bool:
+        return leaf.ndim > 1 and not re.search(r"(^|/)(bias|scale|norm)(/|$)", path)
+
+    params = {path: one(path, leaf) for path, leaf in trainable["params"].items()}
+    return {"adapters": jax.tree.map(lambda _: True, trainable["adapters"]), "params": params}
+
 
 def scale_updates(rates: Mapping[str, Mapping[str, Any]]) -> optax.GradientTransformation:
-    """Multiply the updates of the named factors."""
+    """Multiply the updates of the factors named in `rates`, {path: {name: ratio}}."""
 
     def scale(path: str, factors: dict[str, Array]) -> dict[str, Array]:
         mine = rates.get(path, {})

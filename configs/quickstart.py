@@ -1,0 +1,46 @@
+"""LoRA on a real sentence encoder and real movie reviews, in minutes on two CPU cores.
+
+    python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora
+
+all-MiniLM-L6-v2 (22.7 M parameters) learns to tell positive from negative Rotten Tomatoes sentences:
+7,500 to train on, 1,030 to validate. `:variant=head_only` trains only the new head, `:size=smoke`
+is a run of seconds. Expected: accuracy about 0.76 with a trained head alone, about 0.84 with LoRA.
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.parse_arg(arg, variant="lora", size="full")
+    if choice.size not in ("full", "smoke"):
+        raise ValueError(f"size '{choice.size}': expected full or smoke")
+    smoke = choice.size == "smoke"
+    lowrank = {} if choice.variant == "head_only" else {"rank": 8, "alpha": 16.0}
+    return ConfigDict(
+        {
+            "experiment": "quickstart",
+            "seed": 0,
+            "model": {"name": "minilm", "pool": "mean", "dtype": "float32", "dropout": False},
+            "data": {
+                "name": "rotten_tomatoes",
+                "validation": 1030,
+                "train": 256 if smoke else 0,  # examples to train on; 0 for all
+                "max_length": 128,
+                "buckets": 6,
+            },
+            "variant": common.variant(choice.variant, **lowrank),
+            "targets": ("all-linear",),
+            "also_train": ("classifier/.*",),
+            "optimizer": common.optimizer(1e-2 if choice.variant == "head_only" else 1e-3),
+            "train": {
+                "batch_size": 32,
+                "accumulate": 1,
+                "epochs": 1,
+                "log_every": 2 if smoke else 10,
+                "evaluate_every": 0,  # steps; 0 for once at the end
+                "checkpoint_every": 4 if smoke else 50,
+                "select": "last",  # or "best": which evaluation's adapter is kept
+            },
+        }
+    )

@@ -1,0 +1,183 @@
+"""From a config to objects: the only place where a name in a config becomes a thing."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+
+import lora_jax as lj
+import variants
+from lora_jax import data, metrics, optim, train
+from lora_jax.models import pretrained
+from lora_jax.partition import nearest
+
+TASKS = {"rotten_tomatoes": data.rotten_tomatoes}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """Everything that a run needs, made and checked before anything trains."""
+
+    config: dict[str, Any]
+    task: data.Task
+    tokenizer: data.Tokenizer
+    encoded: dict[str, data.Encoded]
+    boundaries: tuple[int, ...]
+    weights_digest: str
+    adapted: lj.Adapted
+    trainable: Any
+    frozen: lj.Frozen
+    tx: optax.GradientTransformation
+    loop: train.Loop
+
+    @property
+    def batch_size(self) -> int:
+        return self.config["train"]["batch_size"]
+
+    def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """The training batches from a step on."""
+        split = self.encoded["train"]
+        seed = self.config["seed"]
+        plan = data.BatchPlan(split.lengths, self.batch_size, self.boundaries, seed)
+        for batch in plan.start(step):
+            yield data.collate(split, batch.indices, batch.padded_length, self.batch_size)
+
+    def predict(
+        self, trainable: Any, frozen: lj.Frozen, batch: train.Batch, rng: Array | None
+    ) -> Array:
+        """The logits of a batch; `rng` turns dropout on, the adapters' and the model's."""
+        keys: dict[str, Array] = {}
+        if rng is not None:
+            model_key, adapter_key = jax.random.split(rng)
+            keys["dropout_key"] = adapter_key
+            if self.config["model"]["dropout"]:
+                keys["rng"] = model_key
+        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        return self.adapted.apply(trainable, frozen, *inputs, **keys)
+
+    @cached_property
+    def _predict_jitted(self) -> Any:
+        return jax.jit(self.predict, static_argnames="rng")
+
+    def outputs(self, trainable: Any, encoded: data.Encoded, frozen: lj.Frozen) -> np.ndarray:
+        """What the model says of every example, (n, outputs), in the order of the data."""
+        plan = data.eval_plan(encoded.lengths, self.batch_size, self.boundaries)
+        found = []
+        for batch in plan:
+            arrays = data.collate(encoded, batch.indices, batch.padded_length, self.batch_size)
+            found.append(np.asarray(self._predict_jitted(trainable, frozen, arrays, rng=None)))
+        return data.in_order(plan, found)
+
+    def evaluate(self, trainable: Any, frozen: lj.Frozen | None = None) -> dict[str, float]:
+        """The metrics on the validation part."""
+        split = self.encoded["validation"]
+        outputs = self.outputs(trainable, split, self.frozen if frozen is None else frozen)
+        score = metrics.classification if self.task.label_names else metrics.regression
+        return score(outputs, split.labels)
+
+    def make_step(self) -> train.Step:
+        loss = train.cross_entropy if self.task.label_names else train.squared_error
+        accumulate = self.config["train"]["accumulate"]
+        return train.make_train_step(self.adapted, self.tx, self.predict, loss, accumulate)
+
+    def start(self) -> train.TrainState:
+        """The state before the first step; its arrays are its own."""
+        rng = jax.random.fold_in(jax.random.key(self.config["seed"]), 2)
+        own = jax.tree.map(lambda x: x.copy(), self.trainable)
+        return train.TrainState.create(self.adapted, self.tx, own, self.frozen, rng)
+
+
+def build(config: dict[str, Any]) -> Experiment:
+    """Everything that a config describes.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
+    """
+    variant = make_variant(config["variant"])
+    task = make_task(config["data"])
+    folder = pretrained.locate(config["model"]["name"])
+    tokenizer = data.load_tokenizer(folder)
+
+    key = jax.random.key(config["seed"])
+    model, _ = pretrained.load_classifier(
+        folder,
+        num_labels=task.num_outputs,
+        pool=config["model"]["pool"],
+        key=jax.random.fold_in(key, 0),
+        dtype=config["model"]["dtype"],
+    )
+    limit = min(config["data"]["max_length"], model.config.max_tokens)
+    encoded = {
+        "train": data.encode(tokenizer, task.train, limit),
+        "validation": data.encode(tokenizer, task.validation, limit),
+    }
+    lengths = np.concatenate([each.lengths for each in encoded.values()])
+    boundaries = data.bucket_boundaries(lengths, config["data"]["buckets"], limit=limit)
+
+    forward, params = lj.from_nnx(model)
+    adapted = lj.adapt(forward, variant, config["targets"], config["also_train"])
+    example = np.zeros((config["train"]["batch_size"], boundaries[0]), np.int32)
+    adapter_key = jax.random.fold_in(key, 1)
+    trainable, frozen = adapted.init(adapter_key, params, example, example, example)
+    loop = make_loop(config["train"], len(encoded["train"]), bool(task.label_names))
+    return Experiment(
+        config=config,
+        task=task,
+        tokenizer=tokenizer,
+        encoded=encoded,
+        boundaries=boundaries,
+        weights_digest=pretrained.digest(folder),
+        adapted=adapted,
+        trainable=trainable,
+        frozen=frozen,
+        tx=make_optimizer(config["optimizer"], loop.steps),
+        loop=loop,
+    )
+
+
+def make_variant(section: dict[str, Any]) -> lj.Variant:
+    """The variant that a config names, with the settings that it sets."""
+    settings = {k: v for k, v in section.items() if k != "name" and v is not None}
+    return variants.make(section["name"], **settings)
+
+
+def make_task(section: dict[str, Any]) -> data.Task:
+    """The task that a config names, cut to `train` examples where that is not 0."""
+    name = section["name"]
+    if name not in TASKS:
+        raise ValueError(f"unknown data '{name}'; nearest: {nearest(name, TASKS)}")
+    task = TASKS[name](validation=section["validation"])
+    if section["train"]:
+        _, few = data.stratified_split(task.train, section["train"], seed=0)
+        task = dataclasses.replace(task, train=few)
+    return task
+
+
+def make_loop(section: dict[str, Any], examples: int, classes: bool) -> train.Loop:
+    if section["select"] not in ("last", "best"):
+        raise ValueError(f"train.select '{section['select']}': expected last or best")
+    size, parts = section["batch_size"], section["accumulate"]
+    if size < 1 or parts < 1 or size % parts:
+        raise ValueError(f"train.batch_size {size} must be a multiple of train.accumulate {parts}")
+    if section["epochs"] <= 0:
+        raise ValueError(f"train.epochs must be positive, got {section['epochs']}")
+    return train.Loop(
+        steps=round(-(-examples // size) * section["epochs"]),
+        log_every=section["log_every"],
+        evaluate_every=section["evaluate_every"],
+        checkpoint_every=section["checkpoint_every"],
+        metric="accuracy" if classes else "pearson",
+    )
+
+
+def make_optimizer(section: dict[str, Any], steps: int) -> optax.GradientTransformation:
+    rate = optim.schedule(
+        section["schedule"], section["learning_rate"], steps, section["warmup_ratio"]
+    )
+    names = ("weight_decay", "clip", "b1", "b2", "eps")
+    return optim.adamw(rate, **{name: section[name] for name in names})

@@ -1,0 +1,107 @@
+"""One run in one folder: `config.json`, `metrics.jsonl`, checkpoints, the adapter, `record.json`."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.build import Experiment, build
+from experiments.progress import bar
+from lora_jax import records, train
+from lora_jax.checkpoint import Checkpoints, save_tree
+from lora_jax.summary import summary
+
+
+def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.Record:
+    """Train what a config describes, or go on where an earlier process stopped.
+
+    A folder with the record of this very config, completed, is left as it is, and its record is
+    returned.
+
+    Raises:
+      ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run;
+        nothing has been trained or overwritten then.
+    """
+    started = time.perf_counter()
+    if (workdir / "config.json").exists():
+        records.claim(workdir, config)
+        if (record := records.read(workdir)) is not None and record.status == "completed":
+            return record
+    experiment = build(config)
+    records.claim(workdir, config)
+    try:
+        state, outcome = _fit(experiment, workdir, label)
+    except Exception as error:
+        failed = train.Outcome()
+        note = f"{type(error).__name__}: {error}".splitlines()[0]
+        records.write(workdir, _record(experiment, failed, started, "failed", note))
+        raise
+    if outcome.diverged:
+        note = f"the loss of step {outcome.steps} is not finite"
+        record = _record(experiment, outcome, started, "diverged", note)
+    else:
+        adapter = workdir / "adapter.safetensors"
+        save_tree(adapter, state.trainable, {"config": config})
+        record = _record(experiment, outcome, started, "completed")
+    records.write(workdir, record)
+    return record
+
+
+def _fit(
+    experiment: Experiment, workdir: Path, label: str
+) -> tuple[train.TrainState, train.Outcome]:
+    loop = experiment.loop
+    best = (loop.metric, loop.mode)
+    with (
+        Checkpoints(workdir / "checkpoints", best=best) as checkpoints,
+        records.Metrics(workdir) as metrics,
+        bar(label, loop.steps) as progress,
+    ):
+        state, outcome = train.fit(
+            experiment.start(),
+            experiment.frozen,
+            loop=loop,
+            step=experiment.make_step(),
+            batches=experiment.batches,
+            evaluate=experiment.evaluate,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            progress=progress,
+        )
+        if experiment.config["train"]["select"] == "best" and outcome.best_step is not None:
+            checkpoints.wait()
+            restored = checkpoints.restore(state, outcome.best_step)
+            state = state if restored is None else restored[0]
+    return state, outcome
+
+
+def _record(
+    experiment: Experiment,
+    outcome: train.Outcome,
+    started: float,
+    status: Any,
+    note: str = "",
+) -> records.Record:
+    config, loop = experiment.config, experiment.loop
+    counted = summary(experiment.trainable, experiment.frozen)
+    config = records.plain(config)
+    return records.Record(
+        experiment=config["experiment"],
+        config=config,
+        config_digest=records.config_digest(config),
+        **records.environment(),
+        seed=config["seed"],
+        data_digest=experiment.task.digest(),
+        weights_digest=experiment.weights_digest,
+        parameters_trained=counted.trained,
+        parameters_total=counted.total,
+        metrics_best=outcome.metrics_best,
+        metrics_last=outcome.metrics_last,
+        rule=f"{loop.mode} validation {loop.metric} over evaluations",
+        steps=outcome.steps,
+        best_step=outcome.best_step,
+        seconds=outcome.seconds,
+        seconds_total=time.perf_counter() - started,
+        peak_memory_bytes=records.peak_memory_bytes(),
+        status=status,
+        note=note,
+    )

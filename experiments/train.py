@@ -1,0 +1,40 @@
+"""Train what a config describes.
+
+    python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora \
+        --config.variant.rank=16
+
+The same command goes on where a killed run stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.run import run
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument '{argv[1]}'")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it writes
+    try:
+        record = run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    scores = ", ".join(f"{k} {v}" for k, v in record.metrics_last.items())
+    print(f"{record.status} after {record.steps} steps: {scores or record.note}")
+    print(f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained")
+    print(f"record and adapter: {_WORKDIR.value}")
+    if record.status != "completed":
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,223 @@
+"""One training step as a pure function, and the loop around it that can be killed at any moment."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lora_jax.adapt import Adapted
+from lora_jax.checkpoint import Checkpoints
+from lora_jax.frozen import Frozen, Trainable
+from lora_jax.records import Metrics
+
+Batch = Mapping[str, Any]
+Predict = Callable[[Trainable, Frozen, Batch, Array | None], Array]
+"""`(trainable, frozen, batch, rng) -> outputs`; without `rng` nothing is random (evaluation)."""
+Loss = Callable[[Array, Batch], Array]
+"""`(outputs, batch) -> (B,)`, the loss of each example."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training changes; the frozen weights are not part of it."""
+
+    step: Array
+    trainable: Trainable
+    opt_state: optax.OptState
+    variant_state: Any
+    rng: Array
+
+    @classmethod
+    def create(
+        cls,
+        adapted: Adapted,
+        tx: optax.GradientTransformation,
+        trainable: Trainable,
+        frozen: Frozen,
+        rng: Array,
+    ) -> "TrainState":
+        """The state before the first step."""
+        opt_state = adapted.optimizer(tx, frozen).init(trainable)
+        variant_state = adapted.init_state(trainable, frozen)
+        return cls(jnp.zeros((), jnp.int32), trainable, opt_state, variant_state, rng)
+
+
+Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def cross_entropy(logits: Array, batch: Batch) -> Array:
+    """The loss of each example of a classification: logits (B, C), labels (B,) integers."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+def squared_error(outputs: Array, batch: Batch) -> Array:
+    """The loss of each example of a regression: outputs (B, 1), labels (B,) floats."""
+    return jnp.square(outputs[:, 0] - batch["label"])
+
+
+def make_train_step(
+    adapted: Adapted,
+    tx: optax.GradientTransformation,
+    predict: Predict,
+    loss: Loss,
+    accumulate: int = 1,
+) -> Step:
+    """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
+
+    The gradient is that of the trainables alone. Rows of `batch["weight"]` zero count nothing, so a
+    batch that is filled up with them, or taken in `accumulate` parts to save memory, gives the same
+    gradient as without.
+    """
+
+    def objective(
+        trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
+    ) -> Array:
+        each = loss(predict(trainable, frozen, batch, rng), batch)
+        penalty = adapted.penalty(trainable, frozen) / accumulate
+        return (each * batch["weight"]).sum() / total + penalty
+
+    gradient = jax.value_and_grad(objective)
+
+    def over_parts(
+        trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
+    ) -> tuple[Array, Trainable]:
+        def part(sums: Any, part_and_rng: Any) -> tuple[Any, None]:
+            result = gradient(trainable, frozen, *part_and_rng, total)
+            return jax.tree.map(jnp.add, sums, result), None
+
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        start = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trainable))
+        return jax.lax.scan(part, start, (parts, jax.random.split(rng, accumulate)))[0]
+
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        run = gradient if accumulate == 1 else over_parts
+        total = jnp.maximum(batch["weight"].sum(), 1e-6)
+        value, grads = run(state.trainable, frozen, batch, rng, total)
+        updates, opt_state = adapted.optimizer(tx, frozen).update(
+            grads, state.opt_state, state.trainable
+        )
+        after: Any = optax.apply_updates(state.trainable, updates)
+        variant_state, trainable = adapted.update(
+            state.variant_state, state.trainable, after, grads, state.step, frozen
+        )
+        metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+        new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
+        return new, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class Progress(Protocol):
+    """What the loop tells whoever watches (a progress bar), at every step that it logs."""
+
+    def __call__(self, step: int, loss: float, examples: int) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How long the loop runs, and how often it does what (0: only at the end)."""
+
+    steps: int
+    log_every: int = 10
+    evaluate_every: int = 0
+    """A checkpoint goes with every evaluation, so that the best one can be kept."""
+    checkpoint_every: int = 0
+    metric: str = "accuracy"
+    """What chooses the best evaluation."""
+    mode: Literal["max", "min"] = "max"
+
+    def due(self, every: int, step: int) -> bool:
+        return step == self.steps or (every > 0 and step % every == 0)
+
+    def better(self, new: dict[str, float], old: dict[str, float]) -> bool:
+        if not old:
+            return True
+        new_value, old_value = new[self.metric], old[self.metric]
+        return new_value > old_value if self.mode == "max" else new_value < old_value
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run came to, so far; it goes into every checkpoint and on from there."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    """Of training without evaluation, over all the processes that took part."""
+    metrics_last: dict[str, float] = dataclasses.field(default_factory=dict)
+    metrics_best: dict[str, float] = dataclasses.field(default_factory=dict)
+    best_step: int | None = None
+    diverged: bool = False
+
+
+def fit(
+    state: TrainState,
+    frozen: Frozen,
+    *,
+    loop: Loop,
+    step: Step,
+    batches: Callable[[int], Iterable[Batch]],
+    evaluate: Callable[[Trainable], dict[str, float]],
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    progress: Progress | None = None,
+) -> tuple[TrainState, Outcome]:
+    """Train to the end of `loop`, from the newest checkpoint where there is one.
+
+    A process that is killed at any moment and started again ends with the same bits, on the same
+    machine: the batch of a step depends on the step alone, random keys are folded from it, and
+    lines of the metrics after the restored step are dropped.
+
+    Args:
+      batches: the batches from a step on.
+      evaluate: metrics of the trainables.
+
+    Returns:
+      The last state, and what the run came to. A loss that is not finite ends it (`diverged`); the
+      checkpoints still hold the last good state.
+    """
+    outcome = Outcome()
+    if (restored := checkpoints.restore(state)) is not None:
+        state, meta, _ = restored
+        outcome = Outcome(**meta["outcome"])
+    metrics.truncate(outcome.steps)
+
+    clock = time.perf_counter()
+    examples = 0.0
+    source = iter(batches(outcome.steps))
+    for number in range(outcome.steps + 1, loop.steps + 1):
+        batch = next(source)
+        state, values = step(state, frozen, batch)
+        outcome.steps = number
+        examples += float(batch["weight"].sum())
+        evaluates = loop.due(loop.evaluate_every, number)
+        saves = evaluates or loop.due(loop.checkpoint_every, number)
+        logs = loop.due(loop.log_every, number)
+        if not (logs or saves):
+            continue  # dispatch the next step while this one runs
+        read = {name: float(value) for name, value in values.items()}
+        outcome.diverged = not math.isfinite(read["loss"])
+        if logs or outcome.diverged:
+            metrics.write(number, read)
+        if outcome.diverged:
+            break
+        if progress is not None:
+            progress(number, read["loss"], int(examples))
+        outcome.seconds += time.perf_counter() - clock
+        if evaluates:
+            outcome.metrics_last = evaluate(state.trainable)
+            metrics.write(number, outcome.metrics_last)
+            if loop.better(outcome.metrics_last, outcome.metrics_best):
+                outcome.metrics_best, outcome.best_step = outcome.metrics_last, number
+        if saves:
+            meta: dict[str, Any] = {"outcome": dataclasses.asdict(outcome)}
+            checkpoints.save(number, state, meta | (outcome.metrics_last if evaluates else {}))
+        clock = time.perf_counter()
+    return state, outcome
