@@ -25,8 +25,8 @@ setup(
         "rich>=13.9",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "hypothesis>=6.120", "equinox>=0.13"],
-        "dev": ["ruff>=0.12", "pyright>=1.1.400"],
+        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "equinox>=0.13"],
+        "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
     },
 )

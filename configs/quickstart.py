@@ -2,13 +2,14 @@
 
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora
 
-all-MiniLM-L6-v2 (22.7 M parameters) learns to tell positive from negative Rotten Tomatoes sentences:
-7,500 to train on, 1,030 to validate. `:variant=head_only` trains only the new head, `:size=smoke`
-is a run of seconds. Expected: accuracy about 0.76 with a trained head alone, about 0.84 with LoRA.
+all-MiniLM-L6-v2 (22.7 M parameters) learns to tell positive from negative Rotten Tomatoes
+sentences: 7,500 to train on, 1,030 to validate. `:variant=head_only` trains only the new head,
+`:size=smoke` is a run of seconds. Expected: accuracy about 0.76 with a trained head alone, about 0.84 with LoRA.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -1,7 +1,7 @@
 """From a config to objects: the only place where a name in a config becomes a thing."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -57,28 +57,41 @@ class Experiment:
             keys["dropout_key"] = adapter_key
             if self.config["model"]["dropout"]:
                 keys["rng"] = model_key
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        return self.adapted.apply(trainable, frozen, *inputs, **keys)
+        return self.adapted.apply(trainable, frozen, *_inputs(batch), **keys)
 
-    @cached_property
-    def _predict_jitted(self) -> Any:
-        return jax.jit(self.predict, static_argnames="rng")
-
-    def outputs(self, trainable: Any, encoded: data.Encoded, frozen: lj.Frozen) -> np.ndarray:
-        """What the model says of every example, (n, outputs), in the order of the data."""
+    def outputs(self, call: Callable[[train.Batch], Array], encoded: data.Encoded) -> np.ndarray:
+        """What a jitted `call` says of every example, (n, outputs), in the order of the data."""
         plan = data.eval_plan(encoded.lengths, self.batch_size, self.boundaries)
         found = []
         for batch in plan:
             arrays = data.collate(encoded, batch.indices, batch.padded_length, self.batch_size)
-            found.append(np.asarray(self._predict_jitted(trainable, frozen, arrays, rng=None)))
+            found.append(np.asarray(call(arrays)))
         return data.in_order(plan, found)
 
-    def evaluate(self, trainable: Any, frozen: lj.Frozen | None = None) -> dict[str, float]:
-        """The metrics on the validation part."""
+    def score(self, call: Callable[[train.Batch], Array]) -> dict[str, float]:
+        """The metrics of a jitted `call` on the validation part."""
         split = self.encoded["validation"]
-        outputs = self.outputs(trainable, split, self.frozen if frozen is None else frozen)
         score = metrics.classification if self.task.label_names else metrics.regression
-        return score(outputs, split.labels)
+        return score(self.outputs(call, split), split.labels)
+
+    def adapted_call(self, trainable: Any) -> Callable[[train.Batch], Array]:
+        """The adapted model without dropout."""
+        return lambda batch: self._adapted(trainable, self.frozen, batch)
+
+    def merged_call(self, trainable: Any) -> Callable[[train.Batch], Array]:
+        """The base model's own function of the merged parameters."""
+        params = self.adapted.merge(trainable, self.frozen)
+        forward = jax.jit(self.adapted.forward)
+        return lambda batch: forward(params, *_inputs(batch))
+
+    def evaluate(self, trainable: Any) -> dict[str, float]:
+        return self.score(self.adapted_call(trainable))
+
+    @cached_property
+    def _adapted(self) -> Callable[[Any, lj.Frozen, train.Batch], Array]:
+        return jax.jit(
+            lambda trainable, frozen, batch: self.predict(trainable, frozen, batch, None)
+        )
 
     def make_step(self) -> train.Step:
         loss = train.cross_entropy if self.task.label_names else train.squared_error
@@ -138,6 +151,10 @@ def build(config: dict[str, Any]) -> Experiment:
         tx=make_optimizer(config["optimizer"], loop.steps),
         loop=loop,
     )
+
+
+def _inputs(batch: train.Batch) -> tuple[Any, Any, Any]:
+    return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
 
 
 def make_variant(section: dict[str, Any]) -> lj.Variant:

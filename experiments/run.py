@@ -1,4 +1,4 @@
-"""One run in one folder: `config.json`, `metrics.jsonl`, checkpoints, the adapter, `record.json`."""
+"""One run in one folder: config, metrics, checkpoints, the adapter and, last, the record."""
 
 import time
 from pathlib import Path

@@ -108,7 +108,7 @@ def make_train_step(
         variant_state, trainable = adapted.update(
             state.variant_state, state.trainable, after, grads, state.step, frozen
         )
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
         return new, metrics
 

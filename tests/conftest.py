@@ -20,3 +20,10 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def standard_promotion():
+    """For tests that run Optax's Adam, whose bias correction promotes the step count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,48 @@
+# The commands of the project. Each makes the environment that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PARITY_BIN = .venv-parity/bin
+PARITY_PIP = $(PARITY_BIN)/python -m pip install --quiet --disable-pip-version-check
+# XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
+ENV = JAX_PLATFORMS=cpu MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
+
+.PHONY: quickstart test slow parity notebook lint wheel clean
+
+quickstart: $(VENV)/installed
+	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow and not parity" $(ARGS)
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+parity: .venv-parity/installed
+	$(PARITY_BIN)/python -m pytest -m parity $(ARGS)
+
+notebook: $(VENV)/installed
+	$(ENV) $(BIN)/python -m experiments.notebooks
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+$(VENV)/installed: setup.py requirements/constraints.txt requirements/assets.txt
+	$(PYTHON) -c "import sys; sys.exit('lora-jax needs Python 3.11 or newer' * (sys.version_info < (3, 11)))"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint requirements/constraints.txt --editable ".[test,dev,notebook]"
+	$(PIP) --no-deps --require-hashes --requirement requirements/assets.txt
+	touch $@
+
+.venv-parity/installed: setup.py requirements/parity.txt requirements/constraints.txt requirements/assets.txt
+	$(PYTHON) -m venv .venv-parity
+	$(PARITY_PIP) --constraint requirements/constraints.txt --requirement requirements/parity.txt --editable ".[test]"
+	$(PARITY_PIP) --no-deps --require-hashes --requirement requirements/assets.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-parity build *.egg-info

@@ -1,0 +1,190 @@
+"""The step against plain gradients, and the loop against itself after an interruption."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lora_jax as lj
+import variants
+from lora_jax import checkpoint, records, train
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def forward(params, x):
+    return jax.nn.relu(x @ params["up"]) @ params["down"] + params["bias"][None]
+
+
+def problem(dropout=0.0):
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "up": jax.random.normal(keys[0], (6, 8)),
+        "down": jax.random.normal(keys[1], (8, 3)),
+        "bias": jnp.zeros(3),
+    }
+    lora = variants.make("lora", rank=2, dropout=dropout)
+    adapted = lj.adapt(forward, lora, also_train=["bias"])
+    trainable, frozen = adapted.init(keys[2], params, jnp.zeros((1, 6)))
+    return adapted, trainable, frozen
+
+
+def batches(start, size=8):
+    step = start
+    while True:
+        rng = np.random.default_rng(step)
+        weight = np.ones(size, np.float32)
+        weight[size - step % 3 :] = 0  # some rows only fill the batch
+        x = rng.normal(size=(size, 6)).astype(np.float32)
+        yield {"x": x, "label": (x.sum(1) > 0).astype(np.int32), "weight": weight}
+        step += 1
+
+
+def make(adapted, tx, accumulate=1):
+    def predict(trainable, frozen, batch, rng):
+        return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
+
+    return train.make_train_step(adapted, tx, predict, train.cross_entropy, accumulate)
+
+
+def own(tree):
+    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+
+
+def test_a_step_is_gradient_descent_on_the_weighted_mean():
+    adapted, trainable, frozen = problem()
+    tx = optax.sgd(0.1)
+    batch = next(batches(2))
+    kept = batch["weight"] > 0
+    assert 0 < kept.sum() < len(kept)
+
+    def loss(trainable):
+        logits = forward(adapted.merge(trainable, frozen), batch["x"][kept])
+        picked = jax.nn.log_softmax(logits)[jnp.arange(kept.sum()), batch["label"][kept]]
+        return -picked.mean()
+
+    value, grads = jax.value_and_grad(loss)(trainable)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
+    state = train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
+    state, metrics = make(adapted, tx)(state, frozen, batch)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.trainable), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulation_gives_the_same_gradient(parts):
+    adapted, trainable, frozen = problem()
+    tx = optax.sgd(0.1)
+    results = []
+    for accumulate in (1, parts):
+        state = train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
+        state, metrics = make(adapted, tx, accumulate)(state, frozen, next(batches(2)))
+        results.append((state.trainable, metrics))
+    for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_is_donated_and_the_frozen_weights_are_not():
+    adapted, trainable, frozen = problem()
+    tx = optax.adam(1e-2)
+    before = jax.tree.map(np.array, frozen.base)
+    state = train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
+    step = make(adapted, tx)
+    new, _ = step(state, frozen, next(batches(0)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    for _ in range(3):
+        new, _ = step(new, frozen, next(batches(0)))
+    for path, value in frozen.base.items():
+        np.testing.assert_array_equal(value, before[path])
+
+
+def test_one_compilation_for_all_steps_of_one_shape():
+    adapted, trainable, frozen = problem(dropout=0.1)
+    tx = optax.adam(optax.linear_schedule(1e-2, 0.0, 10))
+    step = make(adapted, tx)
+    state = train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
+    source = batches(0)
+    for _ in range(5):
+        state, _ = step(state, frozen, next(source))
+    assert step._cache_size() == 1
+
+
+class Killed(Exception):
+    pass
+
+
+def fit(folder, *, killed_at=None, evaluate_every=7, checkpoint_every=5, poison=None):
+    adapted, trainable, frozen = problem(dropout=0.2)
+    tx = optax.adam(1e-2)
+
+    def source(start):
+        for number, batch in enumerate(batches(start), start + 1):
+            if number == killed_at:
+                raise Killed
+            if number == poison:
+                batch["x"] = batch["x"] * np.nan
+            yield batch
+
+    def evaluate(trainable):
+        merged = adapted.merge(trainable, frozen)
+        accuracy = jnp.abs(merged["up"]).sum()  # moves in some way, up and down
+        return {"accuracy": float(jnp.sin(accuracy * 3))}
+
+    with checkpoint.Checkpoints(folder / "checkpoints") as saved, records.Metrics(folder) as log:
+        return train.fit(
+            train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1)),
+            frozen,
+            loop=train.Loop(20, 3, evaluate_every, checkpoint_every),
+            step=make(adapted, tx),
+            batches=source,
+            evaluate=evaluate,
+            checkpoints=saved,
+            metrics=log,
+        )
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 6, 8, 13, 20])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, killed_at):
+    state, outcome = fit(tmp_path / "straight")
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", killed_at=killed_at)
+    again, resumed = fit(tmp_path / "killed")
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
+        np.testing.assert_array_equal(ours, theirs)
+    assert dataclasses.replace(resumed, seconds=0) == dataclasses.replace(outcome, seconds=0)
+    rows = [
+        records.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("straight", "killed")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_the_best_evaluation_is_remembered(tmp_path):
+    _, outcome = fit(tmp_path, evaluate_every=2)
+    rows = records.read_metrics(tmp_path / "metrics.jsonl")
+    scores = {row["step"]: row["accuracy"] for row in rows if "accuracy" in row}
+    assert len(scores) == 10
+    assert outcome.best_step == max(scores, key=scores.__getitem__)
+    assert outcome.metrics_best["accuracy"] == max(scores.values())
+    assert outcome.metrics_last["accuracy"] == scores[20]
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
+    _, outcome = fit(tmp_path, poison=11)
+    assert outcome.diverged
+    assert outcome.steps == 12  # the next step at which the loss is read
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.steps()[-1] == 10
+    rows = records.read_metrics(tmp_path / "metrics.jsonl")
+    assert math.isnan(rows[-1]["loss"])
+    assert rows[-1]["step"] == 12
