@@ -1,0 +1,350 @@
+"""Training states in Orbax, asynchronously and with digests of our own; adapters in safetensors.
+
+A state is saved as a flat {path: array}, only its leaves: named tuples, empty optimiser states and
+masked nodes need nothing special, and a mismatch can name a path. Orbax does not notice flipped
+bits and does not skip a step that it cannot read: here every leaf carries its sha256, and a damaged
+step gives way to the one before it.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+from jax.experimental import multihost_utils
+
+from lora_jax import records
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` of them and, optionally, the best.
+
+    `best=("accuracy", "max")` also keeps the step of the highest `meta["accuracy"]` ("min": the
+    lowest; of equals the first). One run at a time may use a folder. Use it as a context manager or
+    call `close`: only then is the last save sure to be on disk.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int = 2,
+        best: tuple[str, Literal["max", "min"]] | None = None,
+    ):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: at least the newest checkpoint is kept")
+        if best is not None and (len(best) != 2 or best[1] not in ("max", "min")):
+            raise ValueError(f"best is {best!r}: expected (metric, 'max') or (metric, 'min')")
+        self.folder, self.keep, self.best = Path(folder).absolute(), keep, best
+        # Alone, a process writes from a thread of its own, which blocks training less than Orbax's
+        # asynchronous saving does. Several have to enter Orbax's barriers in the same order.
+        self._alone = jax.process_count() == 1
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True, enable_async_checkpointing=not self._alone
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._pending: concurrent.futures.Future | None = None
+        self._scores: dict[int, float | None] = {}
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> bool:
+        """Starts to save a state (any pytree) and JSON values; the state may be donated at once.
+
+        Waits for the save before it, raising its error if it failed. Returns False, saving nothing,
+        where the step is there already.
+        """
+        self.wait()
+        if step in self.steps():
+            return False
+        leaves = _flatten(state)
+        types = {name: _type(leaf) for name, leaf in leaves.items()}
+        arrays = {name: _copy(leaf) for name, leaf in leaves.items()}
+        values = records.plain(meta or {}, "meta")
+        if self._alone:
+            self._pending = self._thread.submit(self._write, step, types, arrays, values)
+        else:
+            self._write(step, types, arrays, values)
+        return True
+
+    def _write(self, step: int, types: dict, arrays: dict, meta: dict) -> None:
+        leaves = {name: [types[name], _digest(array)] for name, array in arrays.items()}
+        body = {"step": step, "meta": meta, "leaves": leaves}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
+            meta=ocp.args.JsonSave({"body": body, "sha256": records.config_digest(body)}),
+        )
+        self._manager.save(step, args=items, force=True)
+        if self._alone:
+            self._retire()
+
+    def _retire(self) -> None:
+        steps = self.steps()
+        for step in set(steps) - {*steps[-self.keep :], self._best(steps)}:
+            self._manager.delete(step)
+
+    def _best(self, steps: list[int]) -> int | None:
+        if self.best is None:
+            return None
+        for step in set(steps) - self._scores.keys():
+            try:
+                score = self._body(step)["meta"].get(self.best[0])
+            except _DamagedError:
+                score = None
+            self._scores[step] = score if isinstance(score, int | float) else None
+        scored = [step for step in steps if self._scores[step] is not None]
+        choose = {"max": max, "min": min}[self.best[1]]
+        return choose(scored, key=lambda step: self._scores[step], default=None)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk; raises the error of a save that failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+        if not self._alone:
+            self._manager.wait_until_finished()
+            self._retire()
+
+    def close(self) -> None:
+        """Waits for what is being written, and ends the threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps that are on disk, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The best step on disk; None without `best`, or where no step has that metric."""
+        self.wait()
+        return self._best(self.steps())
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
+        """The newest good state, its `meta` and its step, or None where nothing was saved.
+
+        `like` gives the structure: arrays or `jax.ShapeDtypeStruct`s, whose shardings the leaves
+        take. A damaged step is skipped with a warning and, once an older one proved good, deleted,
+        so that it can be saved again. ValueError if no step is good, if `step` is not there or is
+        damaged, or if a leaf is missing, unknown or of another shape or type.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is not None and step not in steps:
+            raise ValueError(f"{self.folder} has no checkpoint of step {step}, only of {steps}")
+        damaged = []
+        for candidate in steps[::-1] if step is None else [step]:
+            try:
+                state, meta = self._read(candidate, like)
+            except _DamagedError as error:
+                problem = f"checkpoint {self.folder / str(candidate)} is damaged: {error}"
+                if candidate in (step, steps[0]):
+                    rest = "" if step is not None else f"; delete {self.folder} to start over"
+                    raise ValueError(problem + rest) from error
+                warnings.warn(f"{problem}; using the one before it", stacklevel=2)
+                damaged.append(candidate)
+                continue
+            for bad in damaged:
+                self._manager.delete(bad)
+            return state, meta, candidate
+        return None
+
+    def _items(self, step: int, **args: ocp.args.CheckpointArgs) -> Mapping[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+    def _body(self, step: int) -> dict[str, Any]:
+        try:
+            saved = self._items(step, meta=ocp.args.JsonRestore())["meta"]
+            body, sha256 = saved["body"], saved["sha256"]
+            intact = sha256 == records.config_digest(body) and body["step"] == step
+        except Exception as error:  # whatever a damaged file makes of Orbax
+            raise _DamagedError(f"its meta cannot be read ({_line(error)})") from error
+        if not intact:
+            raise _DamagedError("its meta has other bits than were saved")
+        return body
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        body = self._body(step)
+        wanted = _flatten(like)
+        _compare(body["leaves"], wanted, f"checkpoint {self.folder / str(step)}")
+        templates = {name: _template(leaf) for name, leaf in wanted.items()}
+        saved = {name: template for name, template in templates.items() if template.size}
+        try:
+            arrays = templates | self._items(step, state=ocp.args.StandardRestore(saved))["state"]
+        except Exception as error:
+            raise _DamagedError(_line(error)) from error
+        for name, (_, sha256) in body["leaves"].items():
+            if _digest(arrays[name]) != sha256:
+                raise _DamagedError(f"leaf {name} has other bits than were saved")
+        leaves = [_place(arrays[name], leaf) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), body["meta"]
+
+
+class _DamagedError(Exception):
+    """What is wrong with a step; never leaves this module."""
+
+
+def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:
+    """Writes nested dicts of arrays and JSON values into one safetensors file, atomically.
+
+    Tensors are named by their keys, `adapters/<path>/<name>`. A path that does not end
+    in .safetensors is a folder, with the file `adapter.safetensors` in it. Returns the file's path.
+    """
+    path = _file(path)
+    arrays: dict[str, np.ndarray] = {}
+
+    def name(node: Any, where: str) -> Any:
+        if isinstance(node, Mapping):
+            return {
+                key: name(item, f"{where}/{key}" if where else key) for key, item in node.items()
+            }
+        if not isinstance(node, jax.Array | np.ndarray) or _is_key(node) or where in arrays:
+            raise ValueError(f"{where!r} cannot be saved: expected one array of that name")
+        arrays[where] = np.ascontiguousarray(_host(node)).reshape(node.shape)
+        return where
+
+    body = {"tree": name(tree, ""), "meta": dict(meta or {})}
+    body["leaves"] = {name: [_type(array), _digest(array)] for name, array in arrays.items()}
+    header = {"lora_jax": records.canonical(body), "sha256": records.config_digest(body)}
+    records.write_atomically(path, safetensors.numpy.save(arrays, header))
+    return path
+
+
+def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """The tree and the JSON values of `save_tree`; ValueError if any bit of them has changed."""
+    path = _file(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no adapter {path}")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        body = json.loads(header["lora_jax"])
+        intact = records.config_digest(body) == header["sha256"]
+    except KeyError:
+        raise ValueError(f"{path} was not written by lora_jax.save_tree") from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {_line(error)}") from error
+    if not intact or arrays.keys() != body["leaves"].keys():
+        raise ValueError(f"{path} is damaged: its header has other bits than were saved")
+    for name, saved in body["leaves"].items():
+        if [_type(arrays[name]), _digest(arrays[name])] != saved:
+            raise ValueError(f"{path} is damaged: {name} has other bits than were saved")
+    return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
+
+
+def _file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / "adapter.safetensors"
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths, in the order of `jax.tree.leaves`."""
+    leaves: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(keys, simple=True, separator="/") or "value"
+        if name in leaves:
+            raise ValueError(f"two leaves are called {name}: checkpoints need names of their own")
+        if not isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype"):
+            raise ValueError(
+                f"leaf {name} is a {type(leaf).__name__}: expected an array or a number"
+            )
+        leaves[name] = leaf
+    if not leaves:
+        raise ValueError("a state without leaves cannot be saved or restored")
+    return leaves
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _type(leaf: Any) -> str:
+    """As `float32[4,8]` or `key<fry>[]`."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
+
+
+def _copy(leaf: Any) -> Any:
+    """A copy that no donation can reach: on the device, so that it waits for no computation."""
+    if isinstance(leaf, jax.Array):
+        return jnp.copy(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.array(leaf)
+
+
+def _host(array: Any) -> np.ndarray:
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def _digest(array: Any) -> str:
+    return hashlib.sha256(_host(array).tobytes()).hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    for name, leaf in wanted.items():
+        if name not in saved:
+            raise ValueError(f"{where} has no leaf {name}, which this state has as {_type(leaf)}")
+        if saved[name][0] != _type(leaf):
+            raise ValueError(
+                f"{where} has leaf {name} as {saved[name][0]}, this state {_type(leaf)}"
+            )
+    for name in saved:
+        if name not in wanted:
+            raise ValueError(f"{where} has a leaf {name}, {saved[name][0]}, which this state lacks")
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+    """Where a restored leaf belongs; None leaves it to JAX, as for an array that nobody placed."""
+    if isinstance(leaf, jax.Array) and not leaf.committed:
+        return None
+    return getattr(leaf, "sharding", None)
+
+
+def _template(leaf: Any) -> Any:
+    """What Orbax restores a leaf as: an array on a sharding, or one in host memory."""
+    sharding = _sharding(leaf)
+    if sharding is not None and not _is_key(leaf) and math.prod(leaf.shape):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    data = data if hasattr(data, "dtype") else np.asarray(data)
+    return np.zeros(data.shape, data.dtype)
+
+
+def _place(array: Any, leaf: Any) -> Any:
+    """A restored array as the kind of thing that `leaf` is."""
+    if isinstance(array, jax.Array) or isinstance(leaf, np.ndarray):
+        return array
+    sharding = _sharding(leaf)
+    if _is_key(leaf):
+        wrap = partial(
+            jax.random.wrap_key_data, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))
+        )
+        return wrap(array) if sharding is None else jax.jit(wrap, out_shardings=sharding)(array)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return jnp.array(array) if sharding is None else jax.device_put(array, sharding)
+    return type(leaf)(array.item())

@@ -1,0 +1,354 @@
+"""One run = one validated record: config.json, metrics.jsonl and, last and atomically, record.json.
+
+Every file is strict JSON (no NaN). A process killed at any moment leaves the old file or the new
+one, and of `metrics.jsonl` complete lines.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a run was and what came of it; `record.json` holds exactly these fields.
+
+    Wall-clock seconds: `seconds` of training, `seconds_total` of the whole process. Metrics are
+    finite numbers; in a run that did not complete they may be None.
+    """
+
+    schema_version: Literal[1] = 1
+    experiment: str
+    config: dict[str, Any]
+    config_digest: str
+    versions: dict[str, str | None]
+    device: dict[str, str | int]
+    git: dict[str, str | bool] | None
+    seed: int
+    data_digest: str
+    weights_digest: str | None
+    parameters_trained: int
+    parameters_total: int
+    metrics_best: dict[str, float | None]
+    metrics_last: dict[str, float | None]
+    rule: str  # how the best was chosen, e.g. "max accuracy over evaluations"
+    steps: int
+    best_step: int | None
+    seconds: float
+    seconds_total: float
+    peak_memory_bytes: int
+    status: Literal["completed", "diverged", "failed"]
+    note: str = ""
+
+
+def validate(values: Mapping[str, Any]) -> Record:
+    """The record that a dict describes; ValueError names all that is missing, unknown or wrong."""
+    hints = typing.get_type_hints(Record)
+    required = {f.name for f in dataclasses.fields(Record) if f.default is dataclasses.MISSING}
+    required.add("schema_version")  # a default for who builds a record, not for who reads one
+    problems = [f"{name} is missing" for name in hints if name in required - values.keys()]
+    problems += [f"{name} is no field of a record" for name in values if name not in hints]
+    for name, hint in hints.items():
+        if name in values:
+            problems += _problems(values[name], hint, name)
+    if not problems:
+        record = Record(**values)
+        problems += _contradictions(record)
+        if not problems:
+            return record
+    raise ValueError(f"not a valid record: {'; '.join(problems)}")
+
+
+def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:
+    """Where a value is not of the annotated type: floats are finite, booleans are not integers."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict and isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _problems(item, args[1], f"{where}.{key}")
+        return
+    if origin is types.UnionType:
+        good = any(not list(_problems(value, arg, where)) for arg in args)
+    elif origin is Literal:
+        good = any(value == arg and type(value) is type(arg) for arg in args)
+    elif hint is float:
+        good = isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+    elif hint is int:
+        good = isinstance(value, int) and type(value) is not bool
+    else:
+        good = hint is Any or (origin is None and isinstance(value, hint))
+    if not good:
+        expected = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
+        yield f"{where} is {value!r}, expected {expected.replace('typing.', '')}"
+
+
+def _contradictions(r: Record) -> Iterator[str]:
+    if r.config_digest != config_digest(r.config):
+        yield "config_digest is not the digest of config"
+    if not 0 <= r.parameters_trained <= r.parameters_total:
+        yield f"parameters_trained is {r.parameters_trained} of {r.parameters_total}"
+    if not 0 <= (r.best_step or 0) <= r.steps:
+        yield f"best_step is {r.best_step} of {r.steps} steps"
+    for name in ("seconds", "seconds_total", "peak_memory_bytes"):
+        if getattr(r, name) < 0:
+            yield f"{name} is negative"
+    if r.status == "completed":
+        for name in ("metrics_best", "metrics_last"):
+            for key, value in getattr(r, name).items():
+                if value is None:
+                    yield f"{name}.{key} is None in a completed run"
+
+
+def write(folder: str | os.PathLike, record: Record) -> None:
+    """Writes `record.json` atomically, where the run did not complete NaN metrics as null.
+
+    ValueError if the record is not valid or the folder has another one of a completed run.
+    """
+    values = dataclasses.asdict(record)
+    if record.status != "completed":
+        for name in ("metrics_best", "metrics_last"):
+            metrics = values[name].items()
+            values[name] = {
+                k: v if v is not None and math.isfinite(v) else None for k, v in metrics
+            }
+    values = plain(values, "record")
+    new, old = validate(values), read(folder)
+    if old is not None and old.status == "completed" and old != new:
+        raise ValueError(f"{folder} holds the record of a completed run: name another --workdir")
+    write_atomically(Path(folder) / "record.json", _pretty(values))
+
+
+def read(folder: str | os.PathLike) -> Record | None:
+    """The validated record in a folder, or None where no run has ended yet."""
+    path = Path(folder) / "record.json"
+    if not path.exists():
+        return None
+    try:
+        return validate(_load(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def plain(value: Any, where: str = "value") -> Any:
+    """The value as strict JSON holds it: tuples as lists, 0-d arrays as numbers, NaN as "NaN"."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{where} has the key {key!r}: keys must be text")
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float):  # np.float64 is one too
+        name = {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+        return float(value) if math.isfinite(value) else name
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if getattr(value, "shape", None) == ():
+        return plain(value.item(), where)
+    raise ValueError(
+        f"{where} is a {type(value).__name__}: expected numbers, text, lists and dicts"
+    )
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, floats by repr; 1, 1.0 and True are different."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """The sha256 of a configuration's canonical JSON, whatever the order of its keys."""
+    return hashlib.sha256(canonical(config).encode()).hexdigest()
+
+
+def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes `config.json`, the resolved configuration, atomically; creates the folder."""
+    write_atomically(Path(workdir) / "config.json", _pretty(plain(config, "config")))
+
+
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
+    """Takes a folder for a run: True if this very run was here before (resume it, read its record).
+
+    A new or empty folder gets `config.json`. ValueError, and nothing touched, if the folder holds
+    another configuration (the differing keys are named) or files of something else.
+    """
+    folder = Path(workdir)
+    path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir {folder} is a file: name a folder")
+    if not path.exists():
+        names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        names = [n for n in names if not (n.startswith(".config.json.") and n.endswith(".tmp"))]
+        if names:
+            what = f"{names[0]} but no config.json"
+            raise ValueError(f"--workdir {folder} holds {what}: name a new or empty folder")
+        write_config(folder, config)
+        return False
+    there, here = dict(_leaves(_load(path))), dict(_leaves(plain(config, "config")))
+    keys = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
+    if keys:
+        differ = [
+            f"{k} is {there.get(k, 'absent')} there and {here.get(k, 'absent')} here" for k in keys
+        ]
+        more = f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""
+        raise ValueError(
+            f"--workdir {folder} holds a run of another configuration: {', '.join(differ[:3])}"
+            f"{more}; name another --workdir"
+        )
+    return True
+
+
+def _leaves(value: Any, where: str = "config") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{where}.{key}")
+    else:
+        yield where, canonical(value)
+
+
+class Metrics:
+    """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab", buffering=0)
+        self.truncate(None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends a line; what is not finite becomes the text "NaN", "Infinity" or "-Infinity"."""
+        line = json.dumps({"step": int(step)} | plain(values, "metrics"), allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+
+    def truncate(self, step: int | None) -> None:
+        """Drops the lines after a step (None: none of them) and a torn last line, atomically."""
+        kept = [line for line, row in _rows(self.path) if step is None or row["step"] <= step]
+        data = b"".join(kept)
+        if data != self.path.read_bytes():
+            self._file.close()
+            write_atomically(self.path, data)
+            self._file = self.path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line."""
+    return [
+        {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+        for _, row in _rows(Path(path))
+    ]
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                return  # a power cut can leave a last line of zeros
+            raise ValueError(f"{path}, line {number} is not a JSON object with a step") from error
+        yield line + b"\n", row
+
+
+def environment() -> dict[str, Any]:
+    """The record's `versions`, `device` and `git` (None if this file is in no checkout)."""
+    names = ("jax", "jaxlib", "flax", "optax", "lora_jax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in names},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "git": _git(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from a checkout that is not installed
+
+
+def _git() -> dict[str, str | bool] | None:
+    here = Path(__file__)
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here.parent), *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", here.name
+        )  # installed inside another project's checkout?
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file, creating its folder: at every moment there is the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, outlives a power cut
+    finally:
+        os.close(folder)
+
+
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,363 @@
+"""Records: what is valid, digests whatever the order, folders that are never overwritten."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_jax import records
+from lora_jax.records import Metrics, Record, claim, config_digest, read_metrics
+
+CONFIG = {
+    "optimizer": {"learning_rate": 1e-3, "betas": (0.9, 0.999)},
+    "targets": ["q", "v"],
+    "seed": 0,
+}
+GOOD = {
+    "schema_version": 1,
+    "experiment": "quickstart",
+    "config": {"rank": 8, "targets": ["q"], "clip": None},
+    "config_digest": config_digest({"rank": 8, "targets": ["q"], "clip": None}),
+    "versions": {"python": "3.11.7", "lora_jax": None},
+    "device": {"platform": "cpu", "kind": "cpu", "count": 8},
+    "git": {"commit": "0" * 40, "dirty": False},
+    "seed": 0,
+    "data_digest": "d",
+    "weights_digest": None,
+    "parameters_trained": 10,
+    "parameters_total": 100,
+    "metrics_best": {"accuracy": 0.9},
+    "metrics_last": {"accuracy": 1},
+    "rule": "max accuracy over evaluations",
+    "steps": 100,
+    "best_step": 50,
+    "seconds": 1.5,
+    "seconds_total": 2,
+    "peak_memory_bytes": 1 << 30,
+    "status": "completed",
+    "note": "",
+}
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    record = records.validate(GOOD)
+    assert (
+        dataclasses.asdict(record) == GOOD
+        and {f.name for f in dataclasses.fields(Record)} == GOOD.keys()
+    )
+    assert records.read(tmp_path) is None
+    records.write(tmp_path / "run", record)
+    assert records.read(tmp_path / "run") == record
+    assert json.loads((tmp_path / "run" / "record.json").read_text()) == GOOD
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": None}, r"seed is None, expected int$"),
+        ({"seed": True}, r"seed is True, expected int$"),
+        ({"seed": 1.0}, r"seed is 1\.0, expected int$"),
+        ({"schema_version": 2}, r"schema_version is 2, expected Literal\[1\]"),
+        ({"schema_version": True}, r"schema_version is True"),
+        ({"status": "done"}, r"status is 'done', expected Literal\['completed', 'diverged'"),
+        ({"seconds": math.nan}, r"seconds is nan, expected float"),
+        ({"seconds": math.inf}, r"seconds is inf"),
+        ({"seconds": False}, r"seconds is False"),
+        ({"seconds": -1.0}, r"seconds is negative"),
+        ({"experiment": 3}, r"experiment is 3, expected str"),
+        ({"versions": ["jax"]}, r"versions is \['jax'\], expected dict"),
+        ({"versions": {"jax": 0.1}}, r"versions\.jax is 0\.1, expected str \| None"),
+        ({"git": "0000"}, r"git is '0000', expected dict"),
+        ({"git": {"dirty": 1}}, r"git is .*dirty"),
+        ({"device": {"count": None}}, r"device\.count is None"),
+        (
+            {"metrics_best": {"loss": math.nan}},
+            r"metrics_best\.loss is nan, expected float \| None",
+        ),
+        ({"metrics_last": {"loss": "NaN"}}, r"metrics_last\.loss is 'NaN'"),
+        ({"metrics_last": {"loss": None}}, r"metrics_last\.loss is None in a completed run"),
+        ({"config_digest": "0"}, r"config_digest is not the digest of config"),
+        ({"parameters_trained": 101}, r"parameters_trained is 101 of 100"),
+        ({"best_step": 101}, r"best_step is 101 of 100 steps"),
+        ({"best_step": -1}, r"best_step is -1"),
+        ({"extra": 1, "seed": "x"}, r"extra is no field of a record; seed is 'x'"),
+    ],
+)
+def test_an_invalid_record_says_which_field_and_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        records.validate(GOOD | change)
+
+
+@pytest.mark.parametrize("name", sorted(GOOD.keys() - {"note"}))
+def test_a_missing_field_is_named(name):
+    with pytest.raises(ValueError, match=f"record: {name} is missing$"):
+        records.validate({k: v for k, v in GOOD.items() if k != name})
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_metrics_of_a_run_that_did_not_complete_may_be_null(tmp_path, status):
+    values = GOOD | {
+        "status": status,
+        "metrics_last": {"loss": math.nan, "norm": math.inf, "n": None},
+    }
+    records.write(tmp_path, Record(**values))
+    null = dict.fromkeys(["loss", "norm", "n"])
+    assert records.read(tmp_path) == Record(**values | {"metrics_last": null})
+    with pytest.raises(ValueError, match=r"metrics_last\.loss"):
+        records.write(tmp_path, Record(**values | {"status": "completed"}))
+    records.write(tmp_path, Record(**GOOD))  # tried again, and completed this time
+    assert records.read(tmp_path) == Record(**GOOD)
+
+
+def test_a_completed_record_is_not_overwritten(tmp_path):
+    records.write(tmp_path, Record(**GOOD))
+    records.write(tmp_path, Record(**GOOD))
+    with pytest.raises(ValueError, match="holds the record of a completed run"):
+        records.write(tmp_path, Record(**GOOD | {"note": "another"}))
+    assert records.read(tmp_path) == Record(**GOOD)
+
+
+def test_numbers_of_numpy_and_jax_are_plain_numbers(tmp_path):
+    metrics = {"accuracy": np.float32(0.5), "loss": jnp.float32(0.25), "n": np.int64(3)}
+    with pytest.raises(ValueError, match="accuracy"):
+        records.validate(GOOD | {"metrics_last": metrics})
+    plain = {k: float(v) for k, v in metrics.items()}
+    assert records.plain(metrics) == plain
+    for bad in ({1: 2}, {"a": object()}, {"a": [np.zeros(2)]}):
+        with pytest.raises(ValueError, match=r"value(\.a(\[0\])?)? (has the key 1|is a )"):
+            records.plain(bad)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+configs = st.dictionaries(st.text(), json_values, max_size=5)
+
+
+def reordered(value, as_tuple):
+    """The same value with keys in the opposite order and, maybe, tuples for lists."""
+    if isinstance(value, dict):
+        return {key: reordered(item, as_tuple) for key, item in reversed(value.items())}
+    if isinstance(value, list):
+        items = [reordered(item, as_tuple) for item in value]
+        return tuple(items) if as_tuple else items
+    return value
+
+
+@settings(deadline=None)
+@given(configs, st.booleans())
+def test_equal_configs_have_equal_digests(config, as_tuple):
+    digest = config_digest(config)
+    assert digest == config_digest(reordered(config, as_tuple))
+    assert digest == config_digest(json.loads(records.canonical(config)))
+
+
+@settings(deadline=None)
+@given(configs, configs)
+def test_different_configs_have_different_digests(a, b):
+    as_text = [repr(reordered(reordered(sorted_keys(c), False), False)) for c in (a, b)]
+    assert (config_digest(a) == config_digest(b)) == (as_text[0] == as_text[1])
+
+
+def sorted_keys(value):
+    if isinstance(value, dict):
+        return {key: sorted_keys(value[key]) for key in sorted(value)}
+    return [sorted_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def test_the_digest_is_of_this_text():
+    text = '{"a":[1,2.5,true,null],"b":{"c":"\\u00e9","d":"Infinity"}}'
+    config = {"b": {"d": math.inf, "c": "é"}, "a": (1, np.float64(2.5), True, None)}
+    assert config_digest(config) == hashlib.sha256(text.encode()).hexdigest()
+    assert len({config_digest({"a": value}) for value in (1, 1.0, True, "1", [1])}) == 5
+
+
+def test_a_folder_is_claimed_once_and_resumed_by_the_same_configuration(tmp_path):
+    folder = tmp_path / "runs" / "1"
+    assert claim(folder, CONFIG) is False
+    assert json.loads((folder / "config.json").read_text())["optimizer"]["betas"] == [0.9, 0.999]
+    assert claim(folder, CONFIG) is True
+    assert claim(str(folder), reordered(CONFIG, True)) is True
+    assert claim(tmp_path / "runs" / "2", CONFIG) is False
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            CONFIG | {"optimizer": {"learning_rate": 3e-4, "betas": (0.9, 0.999)}},
+            r"config\.optimizer\.learning_rate is 0\.001 there and 0\.0003 here; name another",
+        ),
+        (CONFIG | {"seed": 0.0}, r"config\.seed is 0 there and 0\.0 here"),
+        (CONFIG | {"new": {"x": 1}}, r"config\.new\.x is absent there and 1 here"),
+        ({"optimizer": CONFIG["optimizer"], "seed": 0}, r'targets is \["q","v"\] there and absent'),
+        (
+            {"a": 1, "b": 2, "seed": 1},
+            r"config\.a is absent there and 1 here, config\.b .* \(and 3 more\)",
+        ),
+    ],
+)
+def test_another_configuration_is_named_key_by_key(tmp_path, other, message):
+    claim(tmp_path, CONFIG)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        claim(tmp_path, other)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_folders_of_something_else_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    with pytest.raises(ValueError, match=r"holds thesis\.tex but no config\.json: name a new"):
+        claim(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=r"thesis\.tex is a file"):
+        claim(tmp_path / "thesis.tex", CONFIG)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["chapter 1"]
+    for content in ("{", "[1]"):
+        broken = tmp_path / content
+        broken.mkdir()
+        (broken / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config\.json is not (a )?JSON"):
+            claim(broken, CONFIG)
+
+
+def test_a_claim_that_was_killed_half_way_can_be_repeated(tmp_path):
+    (tmp_path / ".config.json.123.tmp").write_text('{"opt')
+    assert claim(tmp_path, CONFIG) is False
+
+
+numbers = st.floats(allow_nan=True) | st.integers(-100, 100)
+histories = st.lists(st.tuples(st.integers(0, 9), numbers), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories, st.integers(-1, 10), st.binary(max_size=8).filter(lambda b: b"\n" not in b))
+def test_truncation_keeps_the_rows_up_to_a_step_and_drops_a_torn_line(
+    tmp_path_factory, rows, step, torn
+):
+    folder = tmp_path_factory.mktemp("metrics")
+    with Metrics(folder) as metrics:
+        for at, value in rows:
+            metrics.write(at, {"loss": value, "eval/n": 1})
+    with metrics.path.open("ab") as file:
+        file.write(torn)
+    with Metrics(folder) as metrics:
+        metrics.truncate(step)
+        metrics.write(99, {"loss": 0.5})
+    want = [{"step": at, "loss": v, "eval/n": 1} for at, v in rows if at <= step]
+    want.append({"step": 99, "loss": 0.5})
+    got = read_metrics(metrics.path)
+    assert repr(got) == repr(want)  # repr: NaN equals NaN, and 1 is not 1.0
+    for line in metrics.path.read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert os.listdir(folder) == ["metrics.jsonl"]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_and_at_the_end_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n')
+    assert read_metrics(path) == [{"step": 1}]
+    for bad in (b"\0", b"{}", b"[]", b'{"step": "1"}'):
+        path.write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 2}\n')
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a JSON object with a"):
+            Metrics(tmp_path)
+
+
+def test_a_file_is_replaced_and_never_written_over(tmp_path, monkeypatch):
+    path, link = tmp_path / "record.json", tmp_path / "link"
+    records.write_atomically(path, b"old")
+    os.link(path, link)
+    records.write_atomically(path, b"new")
+    assert (path.read_bytes(), link.read_bytes()) == (b"new", b"old")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        records.write_atomically(path, b"newer")
+    assert path.read_bytes() == b"new" and len(os.listdir(tmp_path)) == 2
+
+
+CHILD = """
+import itertools, sys
+from lora_jax.records import Metrics, write_atomically
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+with Metrics(folder) as metrics:
+    for step in itertools.count():
+        write_atomically(folder / "config.json", b"%d" % step * 10000)
+        metrics.write(step, {"loss": step / 3})
+        print(step, flush=True)
+"""
+
+
+def test_sigkill_leaves_whole_files_and_every_line_that_was_written(tmp_path):
+    rng = random.Random(0)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for case in range(3):
+        folder = tmp_path / str(case)
+        command = [sys.executable, "-c", CHILD, str(folder)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, env=env)
+        assert child.stdout is not None
+        seen = [int(child.stdout.readline()) for _ in range(rng.randrange(5, 80))]
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        rows = read_metrics(folder / "metrics.jsonl")
+        assert rows == [{"step": i, "loss": i / 3} for i in range(len(rows))]
+        assert len(rows) > seen[-1]
+        text = (folder / "config.json").read_text()
+        assert text in (str(len(rows)) * 10000, str(len(rows) - 1) * 10000)
+
+
+def test_the_environment_fits_a_record(tmp_path):
+    environment = records.environment()
+    record = records.validate(GOOD | environment)
+    assert record.versions["jax"] == jax.__version__
+    assert record.device == {"platform": "cpu", "kind": jax.devices()[0].device_kind, "count": 8}
+    used = np.ones(1 << 24)
+    assert records.peak_memory_bytes() > used.nbytes
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_git_is_of_the_checkout_that_holds_the_library(tmp_path, tracked):
+    def git(*args):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    source = Path(records.__file__).read_text()
+    (tmp_path / "records.py").write_text(source)
+    (tmp_path / "other.py").write_text("1")
+    git("init", "-q")
+    git("add", "records.py" if tracked else "other.py")
+    git("commit", "-qm", "one")
+    code = "import records; print(records.environment()['git'])"
+
+    def seen():
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    commit = git("rev-parse", "HEAD")
+    assert seen().strip() == str({"commit": commit, "dirty": False} if tracked else None)
+    if tracked:
+        (tmp_path / "records.py").write_text(source + "\n")
+        assert "'dirty': True" in seen()
