@@ -4,7 +4,7 @@
 
 all-MiniLM-L6-v2 (22.7 M parameters) learns to tell positive from negative Rotten Tomatoes
 sentences: 7,500 to train on, 1,030 to validate. `:variant=head_only` trains only the new head,
-`:size=smoke` is a run of seconds. Expected: accuracy about 0.76 with a trained head alone, about 0.84 with LoRA.
+`:size=smoke` is a run of seconds.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ from configs import quickstart
 from experiments.build import Experiment, build
 from experiments.run import run
 from lora_jax import data, records
-from lora_jax.checkpoint import load_tree
+from lora_jax.tree_file import load_tree
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder for the two runs.")
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke is a run of seconds.")

@@ -7,8 +7,10 @@ from typing import Any
 from experiments.build import Experiment, build
 from experiments.progress import bar
 from lora_jax import records, train
-from lora_jax.checkpoint import Checkpoints, save_tree
+from lora_jax.checkpoint import Checkpoints
+from lora_jax.metrics_log import Metrics
 from lora_jax.summary import summary
+from lora_jax.tree_file import save_tree
 
 
 def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.Record:
@@ -53,7 +55,7 @@ def _fit(
     best = (loop.metric, loop.mode)
     with (
         Checkpoints(workdir / "checkpoints", best=best) as checkpoints,
-        records.Metrics(workdir) as metrics,
+        Metrics(workdir) as metrics,
         bar(label, loop.steps) as progress,
     ):
         state, outcome = train.fit(

@@ -1,4 +1,4 @@
-"""Training states in Orbax, asynchronously and with digests of our own; adapters in safetensors.
+"""Training states in Orbax, asynchronously and with digests of our own.
 
 A state is saved as a flat {path: array}, only its leaves: named tuples, empty optimiser states and
 masked nodes need nothing special, and a mismatch can name a path. Orbax does not notice flipped
@@ -7,8 +7,6 @@ step gives way to the one before it.
 """
 
 import concurrent.futures
-import hashlib
-import json
 import math
 import os
 import warnings
@@ -21,11 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.numpy
-from jax.experimental import multihost_utils
 
 from lora_jax import records
+from lora_jax.leaves import digest, first_line, is_key, type_name
 
 
 class Checkpoints:
@@ -69,7 +65,7 @@ class Checkpoints:
         if step in self.steps():
             return False
         leaves = _flatten(state)
-        types = {name: _type(leaf) for name, leaf in leaves.items()}
+        types = {name: type_name(leaf) for name, leaf in leaves.items()}
         arrays = {name: _copy(leaf) for name, leaf in leaves.items()}
         values = records.plain(meta or {}, "meta")
         if self._alone:
@@ -79,7 +75,7 @@ class Checkpoints:
         return True
 
     def _write(self, step: int, types: dict, arrays: dict, meta: dict) -> None:
-        leaves = {name: [types[name], _digest(array)] for name, array in arrays.items()}
+        leaves = {name: [types[name], digest(array)] for name, array in arrays.items()}
         body = {"step": step, "meta": meta, "leaves": leaves}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
@@ -177,7 +173,7 @@ class Checkpoints:
             body, sha256 = saved["body"], saved["sha256"]
             intact = sha256 == records.config_digest(body) and body["step"] == step
         except Exception as error:  # whatever a damaged file makes of Orbax
-            raise _DamagedError(f"its meta cannot be read ({_line(error)})") from error
+            raise _DamagedError(f"its meta cannot be read ({first_line(error)})") from error
         if not intact:
             raise _DamagedError("its meta has other bits than were saved")
         return body
@@ -191,9 +187,9 @@ class Checkpoints:
         try:
             arrays = templates | self._items(step, state=ocp.args.StandardRestore(saved))["state"]
         except Exception as error:
-            raise _DamagedError(_line(error)) from error
+            raise _DamagedError(first_line(error)) from error
         for name, (_, sha256) in body["leaves"].items():
-            if _digest(arrays[name]) != sha256:
+            if digest(arrays[name]) != sha256:
                 raise _DamagedError(f"leaf {name} has other bits than were saved")
         leaves = [_place(arrays[name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), body["meta"]
@@ -201,60 +197,6 @@ class Checkpoints:
 
 class _DamagedError(Exception):
     """What is wrong with a step; never leaves this module."""
-
-
-def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:
-    """Writes nested dicts of arrays and JSON values into one safetensors file, atomically.
-
-    Tensors are named by their keys, `adapters/<path>/<name>`. A path that does not end
-    in .safetensors is a folder, with the file `adapter.safetensors` in it. Returns the file's path.
-    """
-    path = _file(path)
-    arrays: dict[str, np.ndarray] = {}
-
-    def name(node: Any, where: str) -> Any:
-        if isinstance(node, Mapping):
-            return {
-                key: name(item, f"{where}/{key}" if where else key) for key, item in node.items()
-            }
-        if not isinstance(node, jax.Array | np.ndarray) or _is_key(node) or where in arrays:
-            raise ValueError(f"{where!r} cannot be saved: expected one array of that name")
-        arrays[where] = np.ascontiguousarray(_host(node)).reshape(node.shape)
-        return where
-
-    body = {"tree": name(tree, ""), "meta": dict(meta or {})}
-    body["leaves"] = {name: [_type(array), _digest(array)] for name, array in arrays.items()}
-    header = {"lora_jax": records.canonical(body), "sha256": records.config_digest(body)}
-    records.write_atomically(path, safetensors.numpy.save(arrays, header))
-    return path
-
-
-def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
-    """The tree and the JSON values of `save_tree`; ValueError if any bit of them has changed."""
-    path = _file(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no adapter {path}")
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        body = json.loads(header["lora_jax"])
-        intact = records.config_digest(body) == header["sha256"]
-    except KeyError:
-        raise ValueError(f"{path} was not written by lora_jax.save_tree") from None
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {_line(error)}") from error
-    if not intact or arrays.keys() != body["leaves"].keys():
-        raise ValueError(f"{path} is damaged: its header has other bits than were saved")
-    for name, saved in body["leaves"].items():
-        if [_type(arrays[name]), _digest(arrays[name])] != saved:
-            raise ValueError(f"{path} is damaged: {name} has other bits than were saved")
-    return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
-
-
-def _file(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path / "adapter.safetensors"
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -274,44 +216,22 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _type(leaf: Any) -> str:
-    """As `float32[4,8]` or `key<fry>[]`."""
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
-
-
 def _copy(leaf: Any) -> Any:
     """A copy that no donation can reach: on the device, so that it waits for no computation."""
     if isinstance(leaf, jax.Array):
-        return jnp.copy(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        return jnp.copy(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return np.array(leaf)
-
-
-def _host(array: Any) -> np.ndarray:
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
-
-
-def _digest(array: Any) -> str:
-    return hashlib.sha256(_host(array).tobytes()).hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     for name, leaf in wanted.items():
         if name not in saved:
-            raise ValueError(f"{where} has no leaf {name}, which this state has as {_type(leaf)}")
-        if saved[name][0] != _type(leaf):
             raise ValueError(
-                f"{where} has leaf {name} as {saved[name][0]}, this state {_type(leaf)}"
+                f"{where} has no leaf {name}, which this state has as {type_name(leaf)}"
+            )
+        if saved[name][0] != type_name(leaf):
+            raise ValueError(
+                f"{where} has leaf {name} as {saved[name][0]}, this state {type_name(leaf)}"
             )
     for name in saved:
         if name not in wanted:
@@ -328,9 +248,9 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
 def _template(leaf: Any) -> Any:
     """What Orbax restores a leaf as: an array on a sharding, or one in host memory."""
     sharding = _sharding(leaf)
-    if sharding is not None and not _is_key(leaf) and math.prod(leaf.shape):
+    if sharding is not None and not is_key(leaf) and math.prod(leaf.shape):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     data = data if hasattr(data, "dtype") else np.asarray(data)
     return np.zeros(data.shape, data.dtype)
 
@@ -340,7 +260,7 @@ def _place(array: Any, leaf: Any) -> Any:
     if isinstance(array, jax.Array) or isinstance(leaf, np.ndarray):
         return array
     sharding = _sharding(leaf)
-    if _is_key(leaf):
+    if is_key(leaf):
         wrap = partial(
             jax.random.wrap_key_data, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))
         )

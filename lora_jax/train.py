@@ -14,7 +14,7 @@ from jax import Array
 from lora_jax.adapt import Adapted
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.frozen import Frozen, Trainable
-from lora_jax.records import Metrics
+from lora_jax.metrics_log import Metrics
 
 Batch = Mapping[str, Any]
 Predict = Callable[[Trainable, Frozen, Batch, Array | None], Array]

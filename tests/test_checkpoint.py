@@ -18,7 +18,8 @@ import pytest
 import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lora_jax.checkpoint import Checkpoints, load_tree, save_tree
+from lora_jax.checkpoint import Checkpoints
+from lora_jax.tree_file import load_tree, save_tree
 
 # The state of the kill and donation tests is a linear congruential generator: exact, and known for
 # any step without JAX.

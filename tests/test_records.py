@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_jax import records
-from lora_jax.records import Metrics, Record, claim, config_digest, read_metrics
+from lora_jax.metrics_log import Metrics, read_metrics
+from lora_jax.records import Record, claim, config_digest
 
 CONFIG = {
     "optimizer": {"learning_rate": 1e-3, "betas": (0.9, 0.999)},
@@ -296,7 +297,8 @@ def test_a_file_is_replaced_and_never_written_over(tmp_path, monkeypatch):
 
 CHILD = """
 import itertools, sys
-from lora_jax.records import Metrics, write_atomically
+from lora_jax.metrics_log import Metrics
+from lora_jax.records import write_atomically
 from pathlib import Path
 
 folder = Path(sys.argv[1])

@@ -11,7 +11,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax import checkpoint, records, train
+from lora_jax import checkpoint, metrics_log, train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -139,7 +139,10 @@ def fit(folder, *, killed_at=None, evaluate_every=7, checkpoint_every=5, poison=
         accuracy = jnp.abs(merged["up"]).sum()  # moves in some way, up and down
         return {"accuracy": float(jnp.sin(accuracy * 3))}
 
-    with checkpoint.Checkpoints(folder / "checkpoints") as saved, records.Metrics(folder) as log:
+    with (
+        checkpoint.Checkpoints(folder / "checkpoints") as saved,
+        metrics_log.Metrics(folder) as log,
+    ):
         return train.fit(
             train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1)),
             frozen,
@@ -164,14 +167,15 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, killed_at):
         np.testing.assert_array_equal(ours, theirs)
     assert dataclasses.replace(resumed, seconds=0) == dataclasses.replace(outcome, seconds=0)
     rows = [
-        records.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("straight", "killed")
+        metrics_log.read_metrics(tmp_path / name / "metrics.jsonl")
+        for name in ("straight", "killed")
     ]
     assert rows[0] == rows[1]
 
 
 def test_the_best_evaluation_is_remembered(tmp_path):
     _, outcome = fit(tmp_path, evaluate_every=2)
-    rows = records.read_metrics(tmp_path / "metrics.jsonl")
+    rows = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
     scores = {row["step"]: row["accuracy"] for row in rows if "accuracy" in row}
     assert len(scores) == 10
     assert outcome.best_step == max(scores, key=scores.__getitem__)
@@ -185,6 +189,6 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     assert outcome.steps == 12  # the next step at which the loss is read
     with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
         assert saved.steps()[-1] == 10
-    rows = records.read_metrics(tmp_path / "metrics.jsonl")
+    rows = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
     assert math.isnan(rows[-1]["loss"])
     assert rows[-1]["step"] == 12

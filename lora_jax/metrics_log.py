@@ -1,0 +1,67 @@
+"""`metrics.jsonl`: what a run reported, line by line, whatever moment it is killed at."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_jax.records import plain, write_atomically
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Metrics:
+    """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab", buffering=0)
+        self.truncate(None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends a line; what is not finite becomes the text "NaN", "Infinity" or "-Infinity"."""
+        line = json.dumps({"step": int(step)} | plain(values, "metrics"), allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+
+    def truncate(self, step: int | None) -> None:
+        """Drops the lines after a step (None: none of them) and a torn last line, atomically."""
+        kept = [line for line, row in _rows(self.path) if step is None or row["step"] <= step]
+        data = b"".join(kept)
+        if data != self.path.read_bytes():
+            self._file.close()
+            write_atomically(self.path, data)
+            self._file = self.path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line."""
+    return [
+        {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+        for _, row in _rows(Path(path))
+    ]
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                return  # a power cut can leave a last line of zeros
+            raise ValueError(f"{path}, line {number} is not a JSON object with a step") from error
+        yield line + b"\n", row

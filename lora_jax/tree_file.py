@@ -1,0 +1,70 @@
+"""A tree of arrays in one safetensors file, whose every bit is verified when it is read."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lora_jax import records
+from lora_jax.leaves import digest, first_line, is_key, to_host, type_name
+
+
+def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:
+    """Writes nested dicts of arrays and JSON values into one safetensors file, atomically.
+
+    Tensors are named by their keys, `adapters/<path>/<name>`. A path that does not end
+    in .safetensors is a folder, with the file `adapter.safetensors` in it. Returns the file's path.
+    """
+    path = _file(path)
+    arrays: dict[str, np.ndarray] = {}
+
+    def name(node: Any, where: str) -> Any:
+        if isinstance(node, Mapping):
+            return {
+                key: name(item, f"{where}/{key}" if where else key) for key, item in node.items()
+            }
+        if not isinstance(node, jax.Array | np.ndarray) or is_key(node) or where in arrays:
+            raise ValueError(f"{where!r} cannot be saved: expected one array of that name")
+        arrays[where] = np.ascontiguousarray(to_host(node)).reshape(node.shape)
+        return where
+
+    body = {"tree": name(tree, ""), "meta": dict(meta or {})}
+    body["leaves"] = {name: [type_name(array), digest(array)] for name, array in arrays.items()}
+    header = {"lora_jax": records.canonical(body), "sha256": records.config_digest(body)}
+    records.write_atomically(path, safetensors.numpy.save(arrays, header))
+    return path
+
+
+def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """The tree and the JSON values of `save_tree`; ValueError if any bit of them has changed."""
+    path = _file(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no adapter {path}")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        body = json.loads(header["lora_jax"])
+        intact = records.config_digest(body) == header["sha256"]
+    except KeyError:
+        raise ValueError(f"{path} was not written by lora_jax.save_tree") from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+    if not intact or arrays.keys() != body["leaves"].keys():
+        raise ValueError(f"{path} is damaged: its header has other bits than were saved")
+    for name, saved in body["leaves"].items():
+        if [type_name(arrays[name]), digest(arrays[name])] != saved:
+            raise ValueError(f"{path} is damaged: {name} has other bits than were saved")
+    return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
+
+
+def _file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / "adapter.safetensors"
