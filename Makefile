@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 PARITY_BIN = .venv-parity/bin
 PARITY_PIP = $(PARITY_BIN)/python -m pip install --quiet --disable-pip-version-check
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
@@ -24,7 +24,14 @@ parity: .venv-parity/installed
 	$(PARITY_BIN)/python -m pytest -m parity $(ARGS)
 
 notebook: $(VENV)/installed
-	$(ENV) $(BIN)/python -m experiments.notebooks
+	$(ENV) $(BIN)/python tests/run_notebooks.py
+
+# The built wheel, installed elsewhere, must work without the repository around it.
+wheel: $(VENV)/installed
+	rm -rf build/wheel && $(PIP) wheel --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt build/wheel/*.whl
+	cd build/wheel && JAX_PLATFORMS=cpu venv/bin/python -c "import lora_jax, variants; print(lora_jax.check(variants.make('lora')))"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -32,10 +39,10 @@ lint: $(VENV)/installed
 	$(BIN)/basedpyright
 
 $(VENV)/installed: setup.py requirements/constraints.txt requirements/assets.txt
-	$(PYTHON) -c "import sys; sys.exit('lora-jax needs Python 3.11 or newer' * (sys.version_info < (3, 11)))"
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('lora-jax needs Python 3.11 or newer: make PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint requirements/constraints.txt --editable ".[test,dev,notebook]"
-	$(PIP) --no-deps --require-hashes --requirement requirements/assets.txt
+	$(PIP) install --constraint requirements/constraints.txt --editable ".[test,dev,notebook]"
+	$(PIP) install --no-deps --require-hashes --requirement requirements/assets.txt
 	touch $@
 
 .venv-parity/installed: setup.py requirements/parity.txt requirements/constraints.txt requirements/assets.txt

@@ -16,6 +16,7 @@ from lora_jax import data, metrics, optim, train
 from lora_jax.models import pretrained
 from lora_jax.partition import nearest
 
+DTYPES = ("float32", "bfloat16")
 TASKS = {"rotten_tomatoes": data.rotten_tomatoes}
 
 
@@ -112,6 +113,8 @@ def build(config: dict[str, Any]) -> Experiment:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
     variant = make_variant(config["variant"])
+    if (dtype := config["model"]["dtype"]) not in DTYPES:
+        raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
     task = make_task(config["data"])
     folder = pretrained.locate(config["model"]["name"])
     tokenizer = data.load_tokenizer(folder)
@@ -122,7 +125,7 @@ def build(config: dict[str, Any]) -> Experiment:
         num_labels=task.num_outputs,
         pool=config["model"]["pool"],
         key=jax.random.fold_in(key, 0),
-        dtype=config["model"]["dtype"],
+        dtype=dtype,
     )
     limit = min(config["data"]["max_length"], model.config.max_tokens)
     encoded = {

@@ -3,17 +3,17 @@
 python -m experiments.quickstart --workdir=runs/quickstart
 """
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from configs import quickstart
+from experiments import cli
 from experiments.build import Experiment, build
 from experiments.run import run
 from lora_jax import data, records
@@ -29,16 +29,9 @@ SENTENCES = (
 )
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+def compare() -> None:
     workdir = Path(_WORKDIR.value)
-    try:
-        trained = {name: _train(name, workdir) for name in ("head_only", "lora")}
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    _report(trained, workdir)
+    _report({name: _train(name, workdir) for name in ("head_only", "lora")}, workdir)
 
 
 def _train(name: str, workdir: Path) -> tuple[records.Record, Experiment, Any]:
@@ -90,4 +83,4 @@ def _classify(experiment: Experiment, trainable: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.main(compare)

@@ -9,26 +9,20 @@ The same command goes on where a killed run stopped.
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from experiments import cli
 from experiments.run import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument '{argv[1]}'")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it writes
-    try:
-        record = run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    scores = ", ".join(f"{k} {v}" for k, v in record.metrics_last.items())
-    print(f"{record.status} after {record.steps} steps: {scores or record.note}")
+def train() -> None:
+    record = run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics_last.items())
+    print(f"{record.status} after {record.steps} steps: {record.note or scores}")
     print(f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained")
     print(f"record and adapter: {_WORKDIR.value}")
     if record.status != "completed":
@@ -37,4 +31,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    cli.main(train)

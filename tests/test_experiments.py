@@ -1,0 +1,191 @@
+"""The commands as a user calls them: mistakes end with one line before anything trains."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from experiments import build, run
+from lora_jax import records, tree_file
+
+ROOT = Path(__file__).parent.parent
+SMOKE = "configs/quickstart.py:size=smoke"
+
+
+def command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "experiments.train", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((f"--config={SMOKE}",), "--workdir must have a value"),
+        (("--config=configs/quikstart.py",), "nearest: 'configs/quickstart.py'"),
+        (("--config=configs/quickstart.py:sizes=smoke",), "'sizes=smoke': expected one of variant"),
+        ((f"--config={SMOKE}", "--config.variant.rnk=4"), 'Did you mean "rank"'),
+        ((f"--config={SMOKE}", "--config.variant.rank=many"), "--config.variant.rank=many"),
+        ((f"--config={SMOKE}", "--wrkdir=x"), "Did you mean: workdir"),
+        ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
+        ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
+    ],
+)
+def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
+    workdir = tmp_path / "run"
+    if "--workdir" not in said:
+        arguments = (*arguments, f"--workdir={workdir}")
+    done = command(*arguments)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not workdir.exists()
+
+
+def smoke(**changes):
+    config = quickstart.get_config("size=smoke")
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variant__rank": 999}, r"rank 999 exceeds min\(in, out\) = 384"),
+        ({"variant__scale": "alpha/rnk"}, "nearest: 'alpha/rank'"),
+        ({"model__name": "minilmm"}, "did you mean minilm"),
+        ({"model__pool": "max"}, "pool must be one of cls, mean"),
+        ({"model__dtype": "float31"}, "nearest: 'float32'"),
+        ({"data__name": "rotten_tomatos"}, "nearest: 'rotten_tomatoes'"),
+        ({"data__train": 1}, "nothing to tell apart"),
+        ({"data__validation": 90000}, "cannot hold out 90000"),
+        ({"targets": ("quary/kernel",)}, "nearest: 'layers/attention/query/kernel'"),
+        ({"targets": ("norm/scale",)}, "never multiplies by it"),
+        ({"also_train": ("clasifier/.*",)}, "nearest: 'classifier/bias'"),
+        ({"targets": ("classifier/kernel",)}, "both a target and in also_train"),
+        ({"optimizer__schedule": "cosin"}, "nearest: 'cosine'"),
+        ({"train__epochs": 0}, "epochs must be positive"),
+        ({"train__accumulate": 3}, "multiple of train.accumulate"),
+        ({"train__select": "worst"}, "expected last or best"),
+    ],
+)
+def test_a_config_that_cannot_work(tmp_path, changes, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        run.run(smoke(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_smoke_run_leaves_everything_and_is_not_repeated(tmp_path):
+    workdir = tmp_path / "run"
+    done = command(f"--config={SMOKE}", f"--workdir={workdir}", "--config.variant.rank=4")
+    assert done.returncode == 0, done.stderr
+    record = records.read(workdir)
+    assert record is not None
+    assert record.status == "completed"
+    assert record.config["variant"]["rank"] == 4
+    assert record.config == json.loads((workdir / "config.json").read_text())
+    # six linears a layer (4 of 384x384, 384x1536, 1536x384), six layers, and the new head
+    assert record.parameters_trained == 6 * 4 * (4 * 768 + 2 * 1920) + 384 * 2 + 2
+    assert record.steps == 8
+    assert 0 <= record.metrics_last["accuracy"] <= 1
+
+    experiment = build.build(record.config)
+    trainable, meta = tree_file.load_tree(workdir)
+    assert meta == {"config": record.config}
+    scores = experiment.evaluate(trainable)
+    np.testing.assert_allclose(scores["accuracy"], record.metrics_last["accuracy"], atol=2e-3)
+    merged = experiment.score(experiment.merged_call(trainable))
+    np.testing.assert_allclose(merged["eval_loss"], scores["eval_loss"], rtol=1e-4)
+
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    again = command(f"--config={SMOKE}", f"--workdir={workdir}", "--config.variant.rank=4")
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    other = command(f"--config={SMOKE}", f"--workdir={workdir}")
+    assert other.returncode == 1
+    assert "config.variant.rank is 4 there and 8 here" in other.stderr
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_run_that_fails_says_so_in_its_record(tmp_path, monkeypatch):
+    def broken(self, trainable):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(build.Experiment, "evaluate", broken)
+    with pytest.raises(RuntimeError):
+        run.run(smoke(), tmp_path / "run")
+    record = records.read(tmp_path / "run")
+    assert record is not None
+    assert (record.status, record.note) == ("failed", "RuntimeError: the disk is full")
+
+
+def test_every_config_is_plain_data_and_takes_its_arguments():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem in ("__init__", "common"):
+            continue
+        module = __import__(f"configs.{path.stem}", fromlist=["get_config"])
+        assert "python -m experiments." in module.__doc__
+        for size in ("full", "smoke"):
+            config = module.get_config(f"size={size}").to_dict()
+            assert records.config_digest(config) == records.config_digest(dict(config))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    rng = np.random.default_rng()
+    arguments = (f"--config={SMOKE}", "--config.train.checkpoint_every=1")
+    straight = command(*arguments, f"--workdir={tmp_path / 'straight'}")
+    assert straight.returncode == 0, straight.stderr
+    killed = tmp_path / "killed"
+    for step in sorted(rng.choice(np.arange(1, 8), size=3, replace=False)):
+        kill_at(arguments, killed, int(step))
+    last = command(*arguments, f"--workdir={killed}")
+    assert last.returncode == 0, last.stderr
+    adapters = [
+        (tmp_path / name / "adapter.safetensors").read_bytes() for name in ("straight", "killed")
+    ]
+    assert adapters[0] == adapters[1]
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "killed")]
+    assert logs[0] == logs[1]
+
+
+def kill_at(arguments, workdir, step):
+    """Start a run, and kill it as soon as the checkpoint of a step appears."""
+    line = [sys.executable, "-m", "experiments.train", *arguments, f"--workdir={workdir}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    folder = workdir / "checkpoints"
+    while process.poll() is None:
+        begun = [path.name.partition(".")[0] for path in folder.glob("*")]
+        if any(name.isdigit() and int(name) >= step for name in begun):
+            process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.01)
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_as_good_as_it_says(tmp_path):
+    line = [sys.executable, "-m", "experiments.quickstart", f"--workdir={tmp_path}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "COLUMNS": "120"}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head, lora = (records.read(tmp_path / name) for name in ("head_only", "lora"))
+    assert head is not None
+    assert lora is not None
+    assert head.metrics_last["accuracy"] >= 0.74
+    assert lora.metrics_last["accuracy"] >= 0.82
+    assert "LoRA, merged" in done.stdout
+    assert done.stdout.count("before (trained head only): ") == 3
