@@ -12,7 +12,7 @@ ENV = JAX_PLATFORMS=cpu MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_
 .PHONY: quickstart test slow parity notebook lint wheel clean
 
 quickstart: $(VENV)/installed
-	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart
+	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart $(ARGS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow and not parity" $(ARGS)

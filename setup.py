@@ -1,11 +1,11 @@
-"""Packaging: the library and the variants install; experiments and configs run from the repository root."""
+"""Packaging: the library and the variants install; experiments and configs run from here."""
 
 from setuptools import find_packages, setup
 
 setup(
     name="lora-jax",
     version="0.1.0",
-    description="LoRA variants for any JAX function: one transform, one interface, honest experiments.",
+    description="LoRA variants for any JAX function, one interface, honest experiments.",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lora_jax", "lora_jax.*", "variants", "variants.*"]),

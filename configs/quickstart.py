@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "variant": common.variant(choice.variant, **lowrank),
             "targets": ("all-linear",),
             "also_train": ("classifier/.*",),
-            "optimizer": common.optimizer(1e-2 if choice.variant == "head_only" else 1e-3),
+            "optimizer": common.optimizer(1e-2 if choice.variant == "head_only" else 2e-3),
             "train": {
                 "batch_size": 32,
                 "accumulate": 1,

@@ -20,6 +20,9 @@ from lora_jax import data, records
 from lora_jax.tree_file import load_tree
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder for the two runs.")
+_MODEL = flags.DEFINE_string(
+    "model", "minilm", "minilm, a local folder, or org/name of a BERT on the Hugging Face Hub."
+)
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke is a run of seconds.")
 
 SENTENCES = (
@@ -36,7 +39,9 @@ def compare() -> None:
 
 def _train(name: str, workdir: Path) -> tuple[records.Record, Experiment, Any]:
     """One run, its experiment, and the trainables that it saved."""
-    config = quickstart.get_config(f"variant={name},size={_SIZE.value}").to_dict()
+    chosen = quickstart.get_config(f"variant={name},size={_SIZE.value}")
+    chosen.update_from_flattened_dict({"model.name": _MODEL.value})
+    config = chosen.to_dict()
     record = run(config, workdir / name, label=name)
     if record.status != "completed":
         raise ValueError(f"{name}: {record.status}, {record.note}")

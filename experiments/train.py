@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics 
 
 
 def train() -> None:
-    record = run(_CONFIG.value.to_dict(), Path(_WORKDIR.value))
+    record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)))
     scores = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics_last.items())
     print(f"{record.status} after {record.steps} steps: {record.note or scores}")
     print(f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained")

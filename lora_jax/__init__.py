@@ -2,6 +2,7 @@
 
 from lora_jax.adapt import Adapted as Adapted
 from lora_jax.adapt import adapt as adapt
+from lora_jax.contract import check as check
 from lora_jax.discover import Uses as Uses
 from lora_jax.discover import WeightUse as WeightUse
 from lora_jax.discover import discover as discover

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax import partition, select
+from lora_jax import select
 from lora_jax.discover import Uses, WeightUse, discover, is_array, split_arrays
 from lora_jax.evaluate import evaluate
 from lora_jax.frozen import (
@@ -25,6 +25,7 @@ from lora_jax.frozen import (
     weight_of,
 )
 from lora_jax.optim import scale_updates
+from lora_jax.partition import flatten, select_paths
 from lora_jax.select import Assigned, Rule, Targets
 from lora_jax.variant import Variant
 
@@ -55,7 +56,7 @@ class Adapted:
           ValueError: a pattern matches nothing, a selected weight is never multiplied by, or a
             variant cannot work for a weight's shape; the message names the path.
         """
-        leaves, treedef = partition.flatten(params)
+        leaves, treedef = flatten(params)
         uses = discover(self.forward, params, *args, **kwargs)
         placements, trained = self._place(uses)
         adapters: dict[str, dict[str, Array]] = {}
@@ -63,7 +64,9 @@ class Adapted:
         for each in placements:
             path = each.use.path
             factors = init_factors(fold_path(key, path), each, leaves[path])
-            adapters[path], constants[path] = factors.trainable, factors.constants
+            # Copied, as a method may use one array as both; donation must not take the constant.
+            adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
+            constants[path] = factors.constants
         full = {path: jnp.array(leaves[path], copy=True) for path in trained}
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
@@ -158,7 +161,7 @@ class Adapted:
 
     def _place(self, uses: Uses) -> tuple[list[Placement], list[str]]:
         """The adapted weights, and the parameters that are trained in full."""
-        also = partition.select(self.also_train, uses, "parameter")
+        also = select_paths(self.also_train, uses, "parameter")
         explicit = [rule for rule in self.rules if rule[0] != select.ALL_LINEAR]
         named = select.assign(explicit, uses) if explicit else {}
         if both := [path for path in also if path in named]:

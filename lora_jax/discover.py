@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 
-from lora_jax import jaxprs, partition
+from lora_jax import jaxprs
+from lora_jax.partition import flatten, unflatten
 from lora_jax.tables import text_table
 from lora_jax.views import View
-from lora_jax.walk import Seen, Tracked, Walk, final_products
+from lora_jax.walk import Seen, Tracked, Walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +114,17 @@ def discover(forward: Callable[..., Any], params: Any, *args: Any, **kwargs: Any
     Returns:
       `{path: WeightUse}`; print it for a table of what can be adapted, and what merges and why.
     """
-    leaves, treedef = partition.flatten(params)
+    leaves, treedef = flatten(params)
     arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
     inputs, rebuild = split_arrays((args, kwargs))
 
     def flat(weights: list[Any], values: list[Any]) -> Any:
-        tree = partition.unflatten(treedef, {**leaves, **dict(zip(arrays, weights, strict=True))})
+        tree = unflatten(treedef, {**leaves, **dict(zip(arrays, weights, strict=True))})
         some_args, some_kwargs = rebuild(values)
         return forward(tree, *some_args, **some_kwargs)
 
     jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
-    walk = Walk(final_products(jaxpr, set(jaxpr.outvars))[0])
+    walk = Walk(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
     outputs = walk.run(jaxpr, [*tracked, *[None] * len(inputs)])
     for out in outputs:
@@ -152,11 +153,21 @@ def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
 
 def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
-    """One description from all that was seen: the first lookup or product decides the axes."""
+    """One description from all that was seen: the first use of the whole matrix decides the axes.
+
+    Uses of fewer axes may be of a single row, lookups say more than products (a tied table), and
+    where nothing is merged there is more to gain.
+    """
     use = WeightUse(path, tuple(leaf.shape), str(leaf.dtype))
     shaped = [each for each in seen if each.contracted | each.free]
     order = ("lookup", "product", "convolution")
-    shaped.sort(key=lambda each: (each.merges is not None, order.index(each.kind)))
+    shaped.sort(
+        key=lambda each: (
+            -len(each.contracted | each.free),
+            each.merges is not None,
+            order.index(each.kind),
+        )
+    )
     if shaped:
         main = shaped[0]
         inputs = tuple(sorted(main.contracted))

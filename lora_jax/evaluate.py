@@ -82,7 +82,7 @@ class _Evaluator:
             return None
         if (followed := weight.follow(eqn, operands)) is not None:
             return [followed]
-        if eqn.primitive.name == "gather" and (y := weight.lookup(eqn, operands[1])) is not None:
+        if (y := weight.lookup(eqn, operands[1:])) is not None:
             return [y]
         return None
 
@@ -122,11 +122,11 @@ class _Evaluator:
         def step(values: list[Any], slices: tuple[Any, list[Value]]) -> tuple[list[Any], list[Any]]:
             iteration, row = slices
             row = [each.without_lead(0) if isinstance(each, Weight) else each for each in row]
-            fixed = [_dropping_anew(each, iteration) for each in shared]
-            outputs = self.run(body, consts, [*fixed, *carried.fill(values), *row])
+            fixed = [_dropping_anew(e, iteration) for e in (*shared, *carried.fill(values))]
+            outputs = self.run(body, consts, [*fixed, *row])
             return carried.varying(outputs), [merged(out) for out in outputs[carry:]]
 
-        drops = any(_drops(each) for each in shared)
+        drops = any(_drops(each) for each in operands[: first + carry])
         iterations = jnp.arange(params["length"]) if drops else None
         last, ys = lax.scan(
             step,
@@ -146,15 +146,17 @@ class _Evaluator:
         first = params["body_nconsts"]
         carried = _Carried(body, rest, first, len(rest) - first)
 
-        def condition(values: list[Any]) -> Any:
+        def condition(state: tuple[Any, list[Any]]) -> Any:
+            _, values = state
             return self.run(test, test_consts, [*shared, *carried.fill(values)])[0]
 
-        def step(values: list[Any]) -> list[Any]:
-            return carried.varying(
-                self.run(body, body_consts, [*rest[:first], *carried.fill(values)])
-            )
+        def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+            iteration, values = state
+            fixed = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
+            return iteration + 1, carried.varying(self.run(body, body_consts, fixed))
 
-        return carried.fill(lax.while_loop(condition, step, carried.start))
+        _, last = lax.while_loop(condition, step, (jnp.uint32(0), carried.start))
+        return carried.fill(last)
 
 
 class _Carried:

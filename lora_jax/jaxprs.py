@@ -1,10 +1,12 @@
 """Reading jaxprs in a way that holds from jax 0.10 on; all that depends on the version is here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.interpreters import partial_eval
 
 JIT = ("jit", "pjit")
 CALLS = (*JIT, "closed_call", "core_call")
@@ -12,9 +14,14 @@ REMAT = ("checkpoint", "remat2", "remat")
 
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Jaxpr, list[Any], Any]:
-    """The jaxpr of a function of arrays, the constants it closes over, and its output's shape."""
+    """The jaxpr of a function of arrays, the constants it closes over, and its output's shape.
+
+    What does not reach an output is left out: NNX's transforms return every weight that they take.
+    """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    return closed.jaxpr, list(closed.consts), shape
+    outputs = [True] * len(closed.jaxpr.outvars)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, outputs, instantiate=True)
+    return jaxpr, list(closed.consts), shape
 
 
 def shape(var: Any) -> tuple[int, ...]:
@@ -41,6 +48,25 @@ def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     )
     arrays = [x for x, v in zip(operands, eqn.invars, strict=True) if not isinstance(v, Literal)]
     return jaxpr_as_fun(ClosedJaxpr(one, ()))(*arrays)
+
+
+def precision(eqn: JaxprEqn) -> str | None:
+    """The name of a product's precision ("" for the default), or None where it has none."""
+    wanted = eqn.params["precision"]
+    if wanted is None:
+        return ""
+    sides = set(wanted) if isinstance(wanted, tuple) else {wanted}
+    first = sides.pop()
+    if sides or not hasattr(first, "name"):
+        return None
+    return first.name.lower() if isinstance(first, lax.Precision) else first.name
+
+
+def unusual(eqn: JaxprEqn) -> str | None:
+    """The option of a `dot_general` that an adapter's products cannot have too, or None."""
+    if eqn.params["out_sharding"] is not None:
+        return "out_sharding"
+    return "precision" if precision(eqn) is None else None
 
 
 def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
@@ -82,3 +108,34 @@ def bodies(eqn: JaxprEqn) -> list[Jaxpr]:
             if len(jaxpr.invars) == len(eqn.invars):
                 found.append(jaxpr)
     return found
+
+
+def final_products(jaxpr: Jaxpr, ends: Iterable[Any]) -> tuple[set[int], set[Any]]:
+    """Products whose result reaches `ends` through no other product, and the inputs that do.
+
+    Loops are taken as the end of the search: what they return is not followed further back.
+    """
+    found: set[int] = set()
+    live = _variables(ends)
+    for eqn in reversed(jaxpr.eqns):
+        reached = [var in live for var in eqn.outvars]
+        if not any(reached):
+            continue
+        if eqn.primitive.name in ("scan", "while", "cond"):
+            continue
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.add(id(eqn))
+        elif inside := bodies(eqn):
+            for body in inside:
+                hits = [var for var, hit in zip(body.outvars, reached, strict=True) if hit]
+                products, through = final_products(body, hits)
+                found |= products
+                pairs = zip(eqn.invars, body.invars, strict=True)
+                live |= _variables(var for var, inner_var in pairs if inner_var in through)
+        else:
+            live |= _variables(eqn.invars)
+    return found, live
+
+
+def _variables(atoms: Iterable[Any]) -> set[Any]:
+    return {atom for atom in atoms if not isinstance(atom, Literal)}

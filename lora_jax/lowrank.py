@@ -17,6 +17,11 @@ SCALES = {
 }
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype of factors: the weight's own, or float32 where that is narrower."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def kaiming_uniform(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
     """U(-1/sqrt(in), 1/sqrt(in)): what the authors' code and PEFT use (kaiming, a = sqrt 5)."""
     bound = 1 / math.sqrt(shape[1])
@@ -95,7 +100,7 @@ class LowRank(Variant):
 
     def init(self, key: Array, base: Base) -> Factors:
         inputs, outputs = base.shape
-        dtype = jnp.promote_types(base.dtype, jnp.float32)
+        dtype = wide(base.dtype)
         rows = self.max_rank or self.rank
         a = INITIALIZATIONS[self.initialization](key, (self.rank, inputs), dtype)
         constants = {"scale": jnp.asarray(SCALES[self.scale](self.alpha, self.rank), dtype)}

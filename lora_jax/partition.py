@@ -76,7 +76,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return ", ".join(f"'{path}'" for path in found) or "none"
 
 
-def select(patterns: Sequence[str], paths: Iterable[str], what: str = "parameter") -> list[str]:
+def select_paths(
+    patterns: Sequence[str], paths: Iterable[str], what: str = "parameter"
+) -> list[str]:
     """The paths that match any pattern, in the order of `paths`.
 
     Raises:
@@ -110,7 +112,7 @@ def partition(tree: PyTree, where: Where) -> tuple[PyTree, PyTree]:
     if callable(where):
         chosen = {path for path, leaf in leaves.items() if where(path, leaf)}
     else:
-        chosen = set(select([where] if isinstance(where, str) else where, leaves, "leaf"))
+        chosen = set(select_paths([where] if isinstance(where, str) else where, leaves, "leaf"))
     selected = [leaf if path in chosen else ABSENT for path, leaf in leaves.items()]
     rest = [ABSENT if path in chosen else leaf for path, leaf in leaves.items()]
     return treedef.unflatten(selected), treedef.unflatten(rest)

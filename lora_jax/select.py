@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax import partition
 from lora_jax.discover import Uses, WeightUse
+from lora_jax.partition import select_paths
 from lora_jax.variant import Base, Factors, Variant
 
 ALL_LINEAR = "all-linear"
@@ -103,11 +103,11 @@ def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
             )
         return {path: range(_count(uses[path])) for path in linear}
     if isinstance(pattern, str):
-        return {p: range(_count(uses[p])) for p in partition.select([pattern], uses, "weight")}
+        return {p: range(_count(uses[p])) for p in select_paths([pattern], uses, "weight")}
     if pattern.pattern == ALL_LINEAR:
         paths = list(_matching(ALL_LINEAR, uses))
     else:
-        paths = partition.select([pattern.pattern], uses, "weight")
+        paths = select_paths([pattern.pattern], uses, "weight")
     numbers = {path: _layer_number(path) for path in paths if not uses[path].stack}
     deepest = max(numbers.values(), default=0) + 1
     chosen: dict[str, Sequence[int]] = {}

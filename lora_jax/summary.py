@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+import jax.numpy as jnp
+
 from lora_jax.frozen import Frozen, Trainable
 from lora_jax.tables import text_table
 
@@ -52,7 +54,8 @@ def summary(trainable: Trainable, frozen: Frozen) -> Summary:
     order = {path: number for number, path in enumerate(frozen.spec.paths)}
     rows.sort(key=lambda row: order[row[0]])
     leaves: list[Any] = [*frozen.base.values(), *trainable["params"].values()]
-    total = sum(math.prod(leaf.shape) for leaf in leaves)
+    weights = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    total = sum(math.prod(leaf.shape) for leaf in weights)
     return Summary(tuple(rows), sum(row[5] for row in rows), total)
 
 

@@ -108,6 +108,9 @@ class Variant:
     adapts: ClassVar[bool] = True
     """False for methods without factors, that only choose which parameters train (`trains`)."""
 
+    differs_at_init: ClassVar[str] = ""
+    """Why the adapted function is not the base's at the start; empty where it is."""
+
     # -- of one matrix -----------------------------------------------------------------------------
 
     def validate(self, shape: tuple[int, int]) -> None:

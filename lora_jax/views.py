@@ -7,7 +7,7 @@ still be multiplied by when the program reaches its product.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn
 
@@ -59,16 +59,17 @@ class View:
     def reshape(self, shape: tuple[int, ...]) -> "View | None":
         """The view in another shape, atoms split where a new axis ends inside one.
 
-        Returns None where an axis would end inside an atom that does not divide evenly.
+        Atoms of size one say nothing, and are gone. Returns None where an axis would end inside an
+        atom that does not divide evenly.
         """
         if 0 in shape:
             return None
-        pending = list(reversed(self.atoms))
+        pending = [atom for atom in reversed(self.atoms) if atom.size > 1]
         axes: list[list[Atom]] = []
         for size in shape:
             axis: list[Atom] = []
             missing = size
-            while pending and (missing > 1 or (size == 1 and not axis and pending[-1].size == 1)):
+            while missing > 1:
                 atom = pending.pop()
                 if missing % atom.size:  # the axis ends inside this atom
                     inner, remainder = divmod(atom.size, missing)
@@ -79,10 +80,6 @@ class View:
                 axis.append(atom)
                 missing //= atom.size
             axes.append(axis)
-        if pending:  # left-over atoms of size one belong anywhere
-            if not axes:
-                return None
-            axes[-1].extend(reversed(pending))
         return View(tuple(map(tuple, axes)))
 
 
@@ -113,26 +110,54 @@ def follow(eqn: JaxprEqn, view: View) -> View | None:
     return None
 
 
-def sliced_axis(eqn: JaxprEqn, shape: tuple[int, ...]) -> int | None:
-    """The only axis that a `slice` or `dynamic_slice` shortens, or None for none or several."""
+def sliced_axes(eqn: JaxprEqn, shape: tuple[int, ...]) -> list[int] | None:
+    """The axes that a `slice` or `dynamic_slice` shortens, or None for another operation."""
     if eqn.primitive.name == "slice":
         sizes = jaxprs.shape(eqn.outvars[0])
     elif eqn.primitive.name == "dynamic_slice":
         sizes = eqn.params["slice_sizes"]
     else:
         return None
-    cut = [dim for dim, (old, new) in enumerate(zip(shape, sizes, strict=True)) if old != new]
-    return cut[0] if len(cut) == 1 else None
+    return [dim for dim, (old, new) in enumerate(zip(shape, sizes, strict=True)) if old != new]
 
 
-def looked_up_axis(eqn: JaxprEqn, shape: tuple[int, ...]) -> int | None:
-    """The axis along which a `gather` takes whole rows (`table[ids]`), or None for another kind."""
+class Lookup(NamedTuple):
+    """A `gather` of whole rows, `table[ids]`."""
+
+    axis: int
+    """The axis along which rows are taken."""
+    column: int
+    """Where its index is along the last axis of the indices."""
+    kept: bool
+    """Whether the axis stays, with size one."""
+
+
+def lookup(eqn: JaxprEqn, shape: tuple[int, ...]) -> Lookup | None:
+    """How a `gather` takes whole rows along one axis, or None for another kind of operation.
+
+    Other axes may have an index too: where slices are whole, only their start is in range, and a
+    clipped index is that start.
+    """
     if eqn.primitive.name != "gather":
         return None
-    numbers = eqn.params["dimension_numbers"]
-    if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    indexed, collapsed = numbers.start_index_map, numbers.collapsed_slice_dims
+    if numbers.operand_batching_dims or (len(indexed) > 1 and not clips(eqn)):
         return None
-    axis = numbers.start_index_map[0]
-    rows = tuple(1 if dim == axis else size for dim, size in enumerate(shape))
-    whole = eqn.params["slice_sizes"] == rows and numbers.collapsed_slice_dims == (axis,)
-    return axis if whole else None
+    cut = [dim for dim in indexed if sizes[dim] != shape[dim]] or list(indexed[:1])
+    if len(cut) != 1 or collapsed not in ((), (cut[0],)) or sizes[cut[0]] != 1:
+        return None
+    whole = all(size == shape[dim] for dim, size in enumerate(sizes) if dim != cut[0])
+    return Lookup(cut[0], indexed.index(cut[0]), not collapsed) if whole else None
+
+
+def clips(eqn: JaxprEqn) -> bool:
+    """Whether a `gather` moves indices out of range to the nearest one in range."""
+    return "FILL" not in str(eqn.params["mode"])
+
+
+def fill(eqn: JaxprEqn) -> Any:
+    """What a `gather` gives for indices out of range, or None for NaN (or where it clips)."""
+    value = eqn.params["fill_value"]
+    nan = value is None or clips(eqn) or value != value
+    return None if nan else value

@@ -22,6 +22,8 @@ class Tracked:
     view: View
     cut: frozenset[int] = frozenset()
     """Original axes of which only a range is left."""
+    merged: str | None = None
+    """The operation that got the merged weight, of which this is the result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +64,17 @@ class Walk:
         if body := jaxprs.call(eqn):
             return self.run(body[0], operands)
         if name in jaxprs.REMAT:
-            self.run(jaxprs.inner(eqn.params["jaxpr"])[0], operands)
-            return nothing
+            outputs = self.run(jaxprs.inner(eqn.params["jaxpr"])[0], operands)
+            return [self._merge(out, name) for out in outputs]
         match name:
             case "scan":
                 return self._scan(eqn, operands)
             case "while":
                 return self._while(eqn, operands)
             case "cond":
-                for branch in eqn.params["branches"]:
-                    self.run(jaxprs.inner(branch)[0], operands[1:])
-                return nothing
+                branches = [jaxprs.inner(branch)[0] for branch in eqn.params["branches"]]
+                outputs = [self.run(branch, operands[1:]) for branch in branches]
+                return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
             case "dot_general":
                 self._dot(eqn, operands)
                 return nothing
@@ -80,7 +82,7 @@ class Walk:
         if first and not any(operands[1:]):
             if after := self._follow(eqn, first):
                 return [after]
-            if name == "gather" and self._lookup(eqn, first):
+            if self._lookup(eqn, first):
                 return nothing
         if name == "conv_general_dilated" and operands[1]:
             out = eqn.params["dimension_numbers"].rhs_spec[0]
@@ -88,16 +90,35 @@ class Walk:
             self._record(operands[1], "convolution", inputs, (out,), merges="convolution")
             self.other(first, name)
             return nothing
-        if any(operands) and (inside := jaxprs.bodies(eqn)):
-            self._opaque.append(name)
-            for body in inside:
-                self.run(
-                    body, [_localise(t, v) for t, v in zip(operands, body.invars, strict=True)]
-                )
-            self._opaque.pop()
+        if name == "ragged_dot_general" and operands[1]:
+            self._ragged_dot(eqn, operands)
+            return nothing
+        outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands) or nothing
         for operand in operands:
             self.other(operand, name)
-        return nothing
+        return outputs
+
+    def _inside(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None] | None:
+        """Look into an operation that gets merged weights, for the products that it does."""
+        outputs = None
+        self._opaque.append(eqn.primitive.name)
+        for body in jaxprs.bodies(eqn):
+            ends = self.run(body, list(map(_resized, operands, body.invars)))
+            if len(ends) == len(eqn.outvars):
+                outputs = list(map(_resized, ends, eqn.outvars))
+        self._opaque.pop()
+        return outputs and [self._merge(out, eqn.primitive.name) for out in outputs]
+
+    def _same_axes(
+        self, eqn: JaxprEqn, operands: list[Tracked | None]
+    ) -> list[Tracked | None] | None:
+        """Follow the merged weight where nothing but numbers meets it: scaled, masked, rounded."""
+        tracked = [each for each in operands if each]
+        others = [v for v, each in zip(eqn.invars, operands, strict=True) if not each]
+        if len(tracked) != 1 or len(eqn.outvars) != 1 or any(map(jaxprs.shape, others)):
+            return None
+        after = _resized(tracked[0], eqn.outvars[0])
+        return [after and dataclasses.replace(after, merged=after.merged or eqn.primitive.name)]
 
     def _follow(self, eqn: JaxprEqn, tracked: Tracked) -> Tracked | None:
         """The parameter after an operation that an adapted weight passes through."""
@@ -106,25 +127,22 @@ class Walk:
             return tracked if jnp.issubdtype(eqn.params["new_dtype"], jnp.floating) else None
         if (after := views.follow(eqn, view)) is not None:
             return dataclasses.replace(tracked, view=after)
-        axis = views.sliced_axis(eqn, view.shape)
-        if axis is not None and view.axes[axis]:
-            size = jaxprs.shape(eqn.outvars[0])[axis]
-            if size == 1:
-                return dataclasses.replace(tracked, view=view.replace(axis, ()))
-            atom = Atom(view.axes[axis][0].axis, 1, size)
-            cut = tracked.cut | {each.axis for each in view.axes[axis]}
-            return Tracked(tracked.path, view.replace(axis, (atom,)), cut)
-        axis = views.looked_up_axis(eqn, view.shape)
-        if axis is not None and len(jaxprs.shape(eqn.invars[1])) == 1:
-            return dataclasses.replace(tracked, view=view.drop(axis))
+        if (axes := views.sliced_axes(eqn, view.shape)) is not None:
+            for axis in axes:
+                tracked = _cut(tracked, axis, jaxprs.shape(eqn.outvars[0])[axis])
+            return tracked
+        found = views.lookup(eqn, view.shape)
+        if found and len(jaxprs.shape(eqn.invars[1])) == 1 and views.fill(eqn) is None:
+            row = view.replace(found.axis, ()) if found.kept else view.drop(found.axis)
+            return dataclasses.replace(tracked, view=row)
         return None
 
     def _lookup(self, eqn: JaxprEqn, tracked: Tracked) -> bool:
-        axis = views.looked_up_axis(eqn, tracked.view.shape)
-        if axis is None:
+        found = views.lookup(eqn, tracked.view.shape)
+        if found is None:
             return False
-        rest = tuple(dim for dim in range(len(tracked.view.axes)) if dim != axis)
-        self._record(tracked, "lookup", (axis,), rest)
+        rest = tuple(dim for dim in range(len(tracked.view.axes)) if dim != found.axis)
+        self._record(tracked, "lookup", (found.axis,), rest)
         return True
 
     def _dot(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> None:
@@ -133,14 +151,29 @@ class Walk:
             if tracked:
                 used = (*contract[side], *batch[side])
                 free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
+                other = operands[1 - side]
                 self._record(
                     tracked,
                     "product",
                     contract[side],
                     free,
-                    activations=operands[1 - side] is None,
+                    merges="product of weights" if other and side == 0 else jaxprs.unusual(eqn),
+                    activations=other is None,
                     final=id(eqn) in self._final,
                 )
+
+    def _ragged_dot(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> None:
+        tracked = operands[1]
+        assert tracked is not None
+        numbers = eqn.params["ragged_dot_dimension_numbers"]
+        (_, contract), (_, batch) = numbers.dot_dimension_numbers
+        used = (*contract, *batch, *numbers.rhs_group_dimensions)
+        free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
+        activations = operands[0] is None
+        self._record(
+            tracked, "product", contract, free, merges="ragged_dot", activations=activations
+        )
+        self.other(operands[0], "ragged_dot")
 
     def _scan(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None]:
         consts, carry = jaxprs.scan_sizes(eqn)
@@ -177,6 +210,18 @@ class Walk:
             kept.append(tracked if stays else None)
         return kept
 
+    def _merge(self, tracked: Tracked | None, name: str) -> Tracked | None:
+        """Write down that an operation gets the merged weight, and follow that."""
+        self.other(tracked, name)
+        return tracked and dataclasses.replace(tracked, merged=tracked.merged or name)
+
+    def _joined(self, ends: list[Tracked | None]) -> Tracked | None:
+        """What the branches of a `cond` return in the same place."""
+        for end in ends:
+            self.other(end, "cond")
+        same = len({(end.path, end.view) if end else None for end in ends}) == 1
+        return self._merge(ends[0], "cond") if same else None
+
     def other(self, tracked: Tracked | None, name: str) -> None:
         """Write down a use that says nothing about the axes."""
         if tracked:
@@ -193,6 +238,7 @@ class Walk:
     ) -> None:
         inputs = frozenset(atom.axis for atom in tracked.view.pick(contract))
         outputs = frozenset(atom.axis for atom in tracked.view.pick(free))
+        merges = tracked.merged or merges
         if tracked.cut & (inputs | outputs):
             merges = merges or "slice"
         if self._opaque:
@@ -201,39 +247,23 @@ class Walk:
         self.seen.setdefault(tracked.path, []).append(seen)
 
 
-def _localise(tracked: Tracked | None, var: Var) -> Tracked | None:
-    """The parameter inside an operation that may see only a shard of it, axis by axis."""
-    if tracked is None or any(len(axis) != 1 for axis in tracked.view.axes):
-        return None
-    atoms = [axis[0] for axis in tracked.view.axes]
+def _cut(tracked: Tracked, axis: int, size: int) -> Tracked:
+    """The parameter after a slice of one axis, which leaves a matrix whole or cuts it."""
+    atoms = tracked.view.axes[axis]
+    if size == 1 or not atoms:
+        return dataclasses.replace(tracked, view=tracked.view.replace(axis, ()))
+    view = tracked.view.replace(axis, (Atom(atoms[0].axis, 1, size),))
+    cut = tracked.cut | {atom.axis for atom in atoms}
+    return dataclasses.replace(tracked, view=view, cut=cut)
+
+
+def _resized(tracked: Tracked | None, var: Var) -> Tracked | None:
+    """The parameter as an array of the same axes in other sizes: a shard, padded, gathered."""
     sizes = jaxprs.shape(var)
-    if len(sizes) != len(atoms):
+    if tracked is None or tracked.view.shape == sizes:
+        return tracked
+    if len(sizes) != len(tracked.view.axes) or any(len(a) != 1 for a in tracked.view.axes):
         return None
+    atoms = tracked.view.pick(tuple(range(len(sizes))))
     axes = tuple((Atom(a.axis, a.stride, n),) for a, n in zip(atoms, sizes, strict=True))
     return dataclasses.replace(tracked, view=View(axes))
-
-
-def final_products(jaxpr: Jaxpr, live: set[Any]) -> tuple[set[int], set[Any]]:
-    """Products whose result reaches `live` through no other product, and the inputs that do.
-
-    Loops are taken as the end of the search: what they return is not followed further back.
-    """
-    found: set[int] = set()
-    live = {var for var in live if not isinstance(var, Literal)}
-    for eqn in reversed(jaxpr.eqns):
-        reached = [var in live for var in eqn.outvars]
-        if not any(reached):
-            continue
-        if eqn.primitive.name in ("scan", "while", "cond"):
-            continue
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            found.add(id(eqn))
-        elif bodies := jaxprs.bodies(eqn):
-            for body in bodies:
-                ends = {v for v, hit in zip(body.outvars, reached, strict=True) if hit}
-                inner, through = final_products(body, ends)
-                found |= inner
-                live |= {v for v, b in zip(eqn.invars, body.invars, strict=True) if b in through}
-        else:
-            live.update(var for var in eqn.invars if not isinstance(var, Literal))
-    return found, live

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import JaxprEqn
 
-from lora_jax import views
+from lora_jax import jaxprs, views
 from lora_jax.variant import Base, Factors, Variant
 from lora_jax.views import Atom, View, canonical
 
@@ -48,27 +48,26 @@ class Weight:
             return dataclasses.replace(self, dtypes=(*self.dtypes, jnp.dtype(new)))
         if (view := views.follow(eqn, self.view)) is not None:
             return self._split_stack(view)
-        axis = views.sliced_axis(eqn, self.view.shape)
-        if axis is not None and self.is_stacked(axis):
-            if eqn.primitive.name == "slice":
-                starts, ends = eqn.params["start_indices"], eqn.params["limit_indices"]
-                strides = eqn.params["strides"] or (1,) * len(starts)
-                return self._slice(axis, starts[axis], ends[axis], strides[axis])
-            return self._window(axis, operands[1 + axis], eqn.params["slice_sizes"][axis])
-        axis = views.looked_up_axis(eqn, self.view.shape)
-        if axis is not None and self.is_stacked(axis) and operands[1].ndim == 1:
-            row = self._window(axis, _in_range(operands[1][0], self.view.shape[axis]), 1)
-            return dataclasses.replace(row, view=row.view.drop(axis))
+        if (axes := views.sliced_axes(eqn, self.view.shape)) is not None:
+            if not all(self.is_stacked(axis) for axis in axes):
+                return None
+            weight = self
+            for axis in axes:
+                weight = weight._sliced(eqn, operands, axis)
+            return weight
+        found = views.lookup(eqn, self.view.shape)
+        if found and self.is_stacked(found.axis) and operands[1].ndim == 1:
+            return self._row(eqn, found, operands[1][found.column])
         return None
 
     def is_stacked(self, axis: int) -> bool:
-        atoms = self.view.axes[axis]
-        return bool(atoms) and all(atom in self.stack for atom in atoms)
+        """Whether an axis of the view counts matrices; one of size one always may."""
+        return all(atom in self.stack for atom in self.view.axes[axis])
 
     def lead(self, axis: int) -> "Weight":
         """The same weight with a stacked axis of its view first on every leaf."""
         atoms = self.view.axes[axis]
-        if self.stack[:1] == atoms:
+        if atoms and self.stack[:1] == atoms:
             return self
         places = [self.stack.index(atom) for atom in atoms]
         size = math.prod(atom.size for atom in atoms)
@@ -77,7 +76,8 @@ class Weight:
             leaf = jnp.moveaxis(leaf, places, range(len(places)))
             return leaf.reshape(size, *leaf.shape[len(places) :])
 
-        whole = Atom(atoms[0].axis, atoms[-1].stride, size)
+        # Its parts need not be neighbours in the original array: it becomes an axis of its own.
+        whole = Atom(min(atom.axis for atom in (*self.stack, Atom(0, 1, 1))) - 1, 1, size)
         rest = tuple(atom for atom in self.stack if atom not in atoms)
         moved = jax.tree.map(move, self)
         return dataclasses.replace(
@@ -88,10 +88,30 @@ class Weight:
         """What a loop or `vmap` over the leading axis sees; `axis` is that axis of the view."""
         return dataclasses.replace(self, stack=self.stack[1:], view=self.view.drop(axis))
 
-    def _slice(self, axis: int, start: int, end: int, stride: int) -> "Weight":
+    def _sliced(self, eqn: JaxprEqn, operands: list[Any], axis: int) -> "Weight":
+        params = eqn.params
+        if eqn.primitive.name == "dynamic_slice":
+            return self._window(axis, operands[1 + axis], params["slice_sizes"][axis])
+        start, end = params["start_indices"][axis], params["limit_indices"][axis]
+        stride = params["strides"][axis] if params["strides"] else 1
         led = self.lead(axis)
         cut = jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, start, end, stride), led)
         return cut._resized(axis, len(range(start, end, stride)))
+
+    def _row(self, eqn: JaxprEqn, found: views.Lookup, index: Array) -> "Weight | None":
+        """One matrix of a stack, by an index that may be out of range."""
+        if views.fill(eqn) is not None:
+            return None
+        inside = _in_range(index, self.view.shape[found.axis])
+        row = self._window(found.axis, inside, 1)
+        if not views.clips(eqn):
+
+            def fill(leaf: Array) -> Array:
+                floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+                return jnp.where(index == inside, leaf, jnp.nan) if floating else leaf
+
+            row = jax.tree.map(fill, row)  # factors too: their gradient from here is zero
+        return row if found.kept else dataclasses.replace(row, view=row.view.drop(found.axis))
 
     def _window(self, axis: int, start: Array, size: int) -> "Weight":
         led = self.lead(axis)
@@ -110,7 +130,7 @@ class Weight:
         )
 
     def _split_stack(self, view: View) -> "Weight":
-        """Follow a new view in which stacked atoms may have been split."""
+        """Follow a new view, in which stacked atoms may be split, or (of size one) gone."""
         parts = [
             canonical(tuple(new for new in view.atoms if _within(new, old))) for old in self.stack
         ]
@@ -118,7 +138,9 @@ class Weight:
         if stack == self.stack:
             return dataclasses.replace(self, view=view)
         sizes = tuple(atom.size for atom in stack)
-        split = jax.tree.map(lambda leaf: leaf.reshape(*sizes, *leaf.shape[len(parts) :]), self)
+        split = jax.tree.map(
+            lambda leaf: leaf.reshape(*sizes, *leaf.shape[len(self.stack) :]), self
+        )
         return dataclasses.replace(split, stack=stack, view=view)
 
     def fold_dropout_key(self, number: Any) -> "Weight":
@@ -157,12 +179,10 @@ class Weight:
         expected = (
             (self._out_atoms, self._in_atoms) if turned else (self._in_atoms, self._out_atoms)
         )
-        precision = _precision_name(eqn.params["precision"])
         if (
             (canonical(contracted), canonical(kept)) != expected
             or set(self.view.pick(my_batch)) != set(self.stack)
-            or eqn.params["out_sharding"] is not None
-            or precision is None
+            or jaxprs.unusual(eqn)
         ):
             return None
 
@@ -171,6 +191,7 @@ class Weight:
         outer = x.ndim - len(theirs)
         x = arrange(x, contracted, (canonical(contracted),), keep=outer)
         accumulate = eqn.params["preferred_element_type"]
+        precision = jaxprs.precision(eqn)
         with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
             y = self._batched(x, my_batch, turned, accumulate, use)
         y = arrange(y, canonical(kept), tuple(self.view.axes[d] for d in free), keep=outer)
@@ -198,20 +219,18 @@ class Weight:
         key = None if self.dropout_key is None else jax.random.fold_in(self.dropout_key, use)
         return self.variant.dot(x, base, self.factors, dropout_key=key)
 
-    def lookup(self, eqn: JaxprEqn, indices: Array) -> Array | None:
+    def lookup(self, eqn: JaxprEqn, operands: list[Any]) -> Array | None:
         """`gather` of rows, or None where it is of another kind or along another axis."""
-        axis = views.looked_up_axis(eqn, self.view.shape)
-        if axis is None or self.stack or canonical(self.view.axes[axis]) != self._in_atoms:
+        found = views.lookup(eqn, self.view.shape)
+        if not found or self.stack or canonical(self.view.axes[found.axis]) != self._in_atoms:
             return None
-        size = self.view.shape[axis]
-        index = indices[..., 0]
-        rows = _in_range(index, size)
+        index = operands[0][..., found.column]
+        rows = _in_range(index, self.view.shape[found.axis])
         y = self.variant.take(rows, self._base(self.dtypes[-1]), self.factors)
-        rest = self.view.drop(axis)
+        rest = self.view.replace(found.axis, ()) if found.kept else self.view.drop(found.axis)
         y = arrange(y, self._out_atoms, rest.axes, keep=rows.ndim)
-        if "FILL" in str(eqn.params["mode"]):
-            fill = eqn.params["fill_value"]
-            fill = jnp.nan if fill is None else fill
+        if not views.clips(eqn):
+            fill = jnp.nan if (value := views.fill(eqn)) is None else value
             inside = (index == rows).reshape(rows.shape + (1,) * len(rest.axes))
             y = jnp.where(inside, y, jnp.asarray(fill, y.dtype))
         offsets = eqn.params["dimension_numbers"].offset_dims
@@ -257,12 +276,3 @@ def _within(part: Atom, whole: Atom) -> bool:
 
 def _in_range(index: Array, size: int) -> Array:
     return jnp.clip(index, 0, size - 1)
-
-
-def _precision_name(precision: Any) -> str | None:
-    """The name of a product's precision ("" for the default), or None where it has none."""
-    if precision is None:
-        return ""
-    sides = set(precision) if isinstance(precision, tuple) else {precision}
-    name = getattr(sides.pop(), "name", None)
-    return None if sides or name is None else str(name)

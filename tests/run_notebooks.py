@@ -1,6 +1,6 @@
 """Execute every notebook from top to bottom; an error in any cell fails.
 
-    python tests/run_notebooks.py [--write]    (--write keeps the outputs in the files)
+python tests/run_notebooks.py [--write]    (--write keeps the outputs in the files)
 """
 
 import sys

@@ -1,0 +1,65 @@
+"""The contract suite: what every variant must do, checked in seconds on toys.
+
+`check(variant)` runs it on any variant, yours included. Each clause is a function of a variant that
+passes in silence or raises one line; `CLAUSES` lists them, those about one matrix first, because
+what is wrong there is what is wrong everywhere else.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from lora_jax.contract.clause import Clause
+from lora_jax.contract.clause import ContractError as ContractError
+from lora_jax.contract.matrix import OF_A_MATRIX as OF_A_MATRIX
+from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL
+from lora_jax.partition import nearest
+from lora_jax.tables import text_table
+from lora_jax.variant import Variant
+
+CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The clauses of a check, each with how it went; printing it gives a table."""
+
+    variant: Variant
+    rows: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return f"{self.variant}\n{text_table(('clause', 'result'), self.rows)}"
+
+    __repr__ = __str__
+
+
+def clauses(variant: Variant) -> tuple[Clause, ...]:
+    """The clauses that say something about a variant: without factors, not those of a matrix."""
+    return CLAUSES if variant.adapts else OF_A_MODEL
+
+
+def check(variant: Variant, *, checks: Sequence[str] | None = None) -> Report:
+    """Check that a variant keeps the contract, in float64 and whatever devices there are.
+
+    Args:
+      variant: yours, for example `MyVariant(rank=4)`.
+      checks: the names of some clauses; all of them by default.
+
+    Returns:
+      A table of the clauses.
+
+    Raises:
+      ContractError: one line that names the first clause that is broken, and by how much.
+      ValueError: an unknown name in `checks`.
+    """
+    names = [each.__name__ for each in CLAUSES]
+    for name in checks or ():
+        if name not in names:
+            raise ValueError(f"unknown clause '{name}'; nearest: {nearest(name, names)}")
+    rows = []
+    for each in CLAUSES:
+        if checks is None or each.__name__ in checks:
+            applies = each in clauses(variant)
+            if applies:
+                each(variant)
+            rows.append((each.__name__, "ok" if applies else "does not apply: no factors"))
+    return Report(variant, tuple(rows))

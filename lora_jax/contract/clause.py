@@ -1,0 +1,88 @@
+"""What a clause of the contract is: a function of a variant that passes in silence, or raises."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.variant import Variant
+
+Clause = Callable[[Variant], None]
+
+
+class ContractError(ValueError):
+    """A variant breaks a clause of the contract; the message names it and the difference."""
+
+
+class _BrokenError(Exception):
+    pass
+
+
+def clause(function: Clause) -> Clause:
+    """Run a function in float64, whatever the caller's setting, and let its failures name it."""
+
+    @functools.wraps(function)
+    def run(variant: Variant) -> None:
+        try:
+            with jax.enable_x64(True):
+                function(variant)
+        except _BrokenError as error:
+            raise ContractError(f"{variant} breaks '{function.__name__}': {error}") from None
+        except Exception as error:
+            error.add_note(f"while checking the clause '{function.__name__}' of {variant}")
+            raise
+
+    return run
+
+
+def require(holds: Any, message: str) -> None:
+    if not holds:
+        raise _BrokenError(message)
+
+
+def require_close(what: str, got: Any, wanted: Any, tolerance: float = 1e-10) -> None:
+    """Compare trees: structures, shapes and dtypes exactly, numbers to a relative tolerance."""
+    require_same_form(what, got, wanted)
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    for mine, theirs in pairs:
+        size = max(1.0, float(np.max(np.abs(theirs), initial=0)))
+        difference = float(np.max(np.abs(np.subtract(mine, theirs)), initial=0)) / size
+        require(  # written so that NaN fails
+            difference <= tolerance, f"{what} differs by {difference:.2g} (at most {tolerance:.0e})"
+        )
+
+
+def require_identical(what: str, got: Any, wanted: Any) -> None:
+    """Compare trees bit by bit."""
+    require_same_form(what, got, wanted)
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        mine, theirs = np.asarray(mine), np.asarray(theirs)
+        if mine.tobytes() != theirs.tobytes():
+            count = int(np.sum(mine != theirs))
+            require(False, f"{what} differs in {count} of {mine.size} numbers (expected: none)")
+
+
+def require_same_form(what: str, got: Any, wanted: Any) -> None:
+    mine, theirs = jax.tree.structure(got), jax.tree.structure(wanted)
+    require(mine == theirs, f"{what} has the structure {mine}, expected {theirs}")
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        forms = [f"{jnp.result_type(each)}{list(jnp.shape(each))}" for each in (one, other)]
+        require(forms[0] == forms[1], f"{what} is {forms[0]}, expected {forms[1]}")
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` for toys, which take longer to compile than to run: hardly optimised on CPUs."""
+
+    @functools.cache
+    def program() -> Callable[..., Any]:
+        cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+        return jax.jit(function, compiler_options=cheap, **options)
+
+    return functools.wraps(function)(lambda *args: program()(*args))
+
+
+def draws_random_numbers(function: Callable[..., Any], *args: Any) -> bool:
+    return "random_bits" in str(jax.make_jaxpr(function)(*args))

@@ -1,0 +1,348 @@
+"""The contract over every variant, and over broken ones: a clause that cannot fail says nothing."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.custom_partitioning import custom_partitioning
+
+import lora_jax as lj
+import variants
+from lora_jax import contract
+from variants.lora import LoRA
+
+CASES = [
+    pytest.param(variants.make(name), clause, id=f"{name}-{clause.__name__}")
+    for name in variants.names()
+    for clause in contract.clauses(variants.make(name))
+]
+
+
+@pytest.mark.parametrize("variant, clause", CASES)
+def test_variants_keep_the_contract(variant, clause):
+    clause(variant)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank": 3, "max_rank": 5, "dropout": 0.3},
+        {"rank": 12, "initialization": "gaussian", "scale": "alpha/sqrt(rank)"},
+    ],
+)
+@pytest.mark.parametrize("clause", [*contract.OF_A_MATRIX, *contract.OF_A_MODEL[:2]])
+def test_settings_keep_the_contract(settings, clause):
+    clause(variants.make("lora", **settings))
+
+
+# -- mutants: LoRA with one thing wrong, and the clause that must say so -----------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant(LoRA):
+    rank: int = 2
+
+
+class DotForgetsTheScale(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return base.dot(x) + (x @ factors.trainable["a"].T) @ factors.trainable["b"]
+
+
+class DotForgetsTheBase(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x, base, factors) - base.dot(x)
+
+
+class TransposedDotIsTheBase(Mutant):
+    def dot_t(self, x, base, factors):
+        return base.dot_t(x)
+
+
+class TakesTheRowBefore(Mutant):
+    def take(self, rows, base, factors):
+        return super().take(jnp.maximum(rows - 1, 0), base, factors)
+
+
+class DotIsNotANumber(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x, base, factors) * jnp.nan
+
+
+class DotDetachesA(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        detached = {**factors.trainable, "a": jax.lax.stop_gradient(factors.trainable["a"])}
+        return super().dot(x, base, factors._replace(trainable=detached))
+
+
+class NothingLearns(Mutant):
+    def scaled_b(self, factors):
+        return jax.lax.stop_gradient(super().scaled_b(factors))
+
+    def low_rank_factors(self, factors, dtype):
+        return jax.tree.map(jax.lax.stop_gradient, super().low_rank_factors(factors, dtype))
+
+
+class CountsOneMore(Mutant):
+    def count(self, shape):
+        return super().count(shape) + 1
+
+
+class CountsOneSideTwice(Mutant):
+    def count(self, shape):
+        return 2 * self.rank * shape[0]
+
+
+class TrainsForNothing(Mutant):
+    def init(self, key, base):
+        factors = super().init(key, base)
+        factors.trainable["idle"] = jnp.ones(3, base.dtype)
+        return factors
+
+    def count(self, shape):
+        return super().count(shape) + 3
+
+
+class FactorsAsNarrowAsTheBase(Mutant):
+    def init(self, key, base):
+        return jax.tree.map(lambda leaf: leaf.astype(base.dtype), super().init(key, base))
+
+
+class OutputsAreFloat32(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        y = super().dot(x, base, factors)
+        return y.astype(jnp.float32) if y.dtype == jnp.bfloat16 else y
+
+
+class WeightIsNarrow(Mutant):
+    def weight(self, base, factors):
+        return super().weight(base, factors).astype(base.dtype)
+
+
+class RoundsTheFactors(Mutant):
+    def low_rank_factors(self, factors, dtype):
+        a, b = super().low_rank_factors(factors, jnp.float8_e4m3fn)
+        return a.astype(dtype), b.astype(dtype)
+
+
+class StartsElsewhere(Mutant):
+    def init(self, key, base):
+        factors = super().init(key, base)
+        factors.trainable["b"] += 0.01
+        return factors
+
+
+class KeyIsIgnored(Mutant):
+    def init(self, key, base):
+        return super().init(jax.random.key(0), base)
+
+
+class GlobalRandomNumbers(Mutant):
+    def init(self, key, base):
+        factors = super().init(key, base)
+        factors.trainable["a"] += np.random.random()
+        return factors
+
+
+class LayersShareTheirStart(Mutant):
+    def init(self, key, base):
+        factors = super().init(key, base)
+        alone = super().init(jax.random.key(0), base)
+        return factors._replace(trainable=alone.trainable)
+
+
+_calls = itertools.count(1)
+
+
+class CountsItsCalls(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x, base, factors) * (1 + next(_calls) / 100)
+
+
+class ChangesItsArguments(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        y = super().dot(x, base, factors)
+        factors.constants["scale"] *= 0
+        return y
+
+
+class ReadsSettingsWhileItRuns(Mutant):
+    def scaled_b(self, factors):
+        return self.alpha / self.rank * factors.trainable["b"]
+
+
+class EqualsOnlyItself(Mutant):
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class MixesTokens(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x + x.mean(-2, keepdims=True), base, factors)
+
+
+class MixesExamples(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x + x.mean(0, keepdims=True), base, factors)
+
+
+class KeepsItsStartWithoutACopy(Mutant):
+    def init(self, key, base):
+        factors = super().init(key, base)
+        factors.constants["start"] = factors.trainable["a"]
+        return factors
+
+
+class UpdateWidens(Mutant):
+    def update(self, state, before, after, grads, step):
+        state, after = super().update(state, before, after, grads, step)
+        return state, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), after)
+
+
+class UpdateUndoesTheStep(Mutant):
+    def update(self, state, before, after, grads, step):
+        return super().update(state, after, before, grads, step)
+
+
+class WrongUnderVmap(Mutant):
+    def low_rank_factors(self, factors, dtype):
+        @jax.custom_batching.custom_vmap
+        def same(a):
+            return a
+
+        same.def_vmap(lambda size, batched, a: (2 * a, True))
+        a, b = super().low_rank_factors(factors, dtype)
+        return same(a), b
+
+
+class NegatesEachShard(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        @custom_partitioning
+        def same(value):
+            return value
+
+        def partition(mesh, arguments, result):
+            return mesh, jax.lax.neg, result.sharding, (arguments[0].sharding,)
+
+        same.def_partition(partition, sharding_rule="... -> ...")
+        return super().dot(x, dataclasses.replace(base, value=same(base.value)), factors)
+
+
+class KeepsAKey(Mutant):
+    def init(self, key, base):
+        factors = super().init(key, base)
+        factors.constants["key"] = key
+        return factors
+
+
+MUTANTS = [
+    (EqualsOnlyItself, "settings_are_static"),
+    (KeyIsIgnored, "init_is_a_function_of_its_key"),
+    (GlobalRandomNumbers, "init_is_a_function_of_its_key"),
+    (FactorsAsNarrowAsTheBase, "factors_are_wide"),
+    (StartsElsewhere, "starts_at_the_base"),
+    (StartsElsewhere, "begins_as_the_base"),
+    (CountsOneMore, "count_is_exact"),
+    (CountsOneSideTwice, "count_is_exact"),
+    (TrainsForNothing, "count_is_exact"),
+    (CountsItsCalls, "calls_are_pure"),
+    (ChangesItsArguments, "calls_are_pure"),
+    (DotForgetsTheScale, "products_equal_the_weight"),
+    (DotForgetsTheBase, "products_equal_the_weight"),
+    (DotIsNotANumber, "products_equal_the_weight"),
+    (TransposedDotIsTheBase, "products_equal_the_weight"),
+    (TakesTheRowBefore, "products_equal_the_weight"),
+    (DotDetachesA, "gradients_equal_those_through_the_weight"),
+    (OutputsAreFloat32, "narrow_inputs_give_narrow_outputs"),
+    (WeightIsNarrow, "narrow_inputs_give_narrow_outputs"),
+    (RoundsTheFactors, "narrow_inputs_give_narrow_outputs"),
+    (ReadsSettingsWhileItRuns, "numbers_are_read_from_constants"),
+    (DotForgetsTheScale, "apply_equals_forward_of_merge"),
+    (NothingLearns, "apply_equals_forward_of_merge"),
+    (LayersShareTheirStart, "stacked_layers_equal_single_ones"),
+    (CountsItsCalls, "works_under_jit"),
+    (WrongUnderVmap, "works_under_vmap"),
+    (CountsItsCalls, "works_under_scan"),
+    (CountsItsCalls, "works_under_remat"),
+    (NegatesEachShard, "works_on_a_mesh"),
+    (KeepsAKey, "survives_a_file"),
+    (RoundsTheFactors, "narrow_models_stay_narrow"),
+    (NothingLearns, "learns_by_training"),
+    (UpdateUndoesTheStep, "learns_by_training"),
+    (UpdateWidens, "learns_by_training"),
+    (GlobalRandomNumbers, "the_same_key_gives_the_same_run"),
+    (KeepsItsStartWithoutACopy, "training_leaves_the_base_alone"),
+    (MixesTokens, "is_causal_and_batch_invariant"),
+    (MixesExamples, "is_causal_and_batch_invariant"),
+]
+
+
+@pytest.mark.parametrize(
+    "mutant, clause", MUTANTS, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_broken_variants_fail_the_right_clause(mutant, clause):
+    with pytest.raises(contract.ContractError, match=f"{mutant.__name__}.* breaks '{clause}'") as e:
+        lj.check(mutant(), checks=[clause])
+    assert "\n" not in str(e.value)
+
+
+def test_every_clause_has_a_mutant():
+    assert {clause for _, clause in MUTANTS} == {clause.__name__ for clause in contract.CLAUSES}
+
+
+def test_a_reason_excuses_a_variant_that_starts_elsewhere():
+    class StartsElsewhereAndSaysSo(StartsElsewhere):
+        differs_at_init = "its B does not start at zero"
+
+    lj.check(StartsElsewhereAndSaysSo(), checks=["starts_at_the_base", "begins_as_the_base"])
+
+
+def test_an_error_inside_a_variant_says_which_clause_met_it():
+    class Fails(Mutant):
+        def dot_t(self, x, base, factors):
+            raise NotImplementedError("no transpose")
+
+    with pytest.raises(NotImplementedError, match="no transpose") as error:
+        lj.check(Fails(), checks=["products_equal_the_weight"])
+    assert "clause 'products_equal_the_weight' of" in error.value.__notes__[0]
+
+
+def test_check_stops_at_the_first_broken_clause():
+    with pytest.raises(contract.ContractError, match=r"breaks 'count_is_exact': count.* is 41"):
+        lj.check(CountsOneMore())
+
+
+def test_the_report_is_a_table():
+    report = lj.check(LoRA(rank=1), checks=["count_is_exact", "settings_are_static"])
+    assert str(report).splitlines()[1:] == [
+        "clause               result",
+        "-------------------  ------",
+        "settings_are_static  ok",
+        "count_is_exact       ok",
+    ]
+
+
+def test_clauses_of_a_matrix_do_not_apply_without_factors():
+    report = lj.check(variants.make("head_only"), checks=["count_is_exact", "works_under_jit"])
+    assert report.rows == (
+        ("count_is_exact", "does not apply: no factors"),
+        ("works_under_jit", "ok"),
+    )
+
+
+def test_unknown_clauses_are_named():
+    with pytest.raises(ValueError, match="unknown clause 'count'; nearest: 'count_is_exact'"):
+        lj.check(LoRA(), checks=["count"])
+
+
+def test_no_size_suits_an_impossible_variant():
+    with pytest.raises(ValueError, match=r"works for none of the sizes.* rank 10000 exceeds"):
+        lj.check(LoRA(rank=10_000))
+
+
+def test_check_leaves_the_precision_as_it_was():
+    lj.check(LoRA(), checks=["count_is_exact"])
+    assert not jax.config.jax_enable_x64
+    assert jnp.ones(1).dtype == jnp.float32

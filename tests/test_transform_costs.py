@@ -1,0 +1,210 @@
+"""What `apply` must not do: make anything as large as a weight. How exact it is in bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo.check as check
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from zoo.case import seeded
+from zoo.decoder import decoder
+
+import lora_jax as lj
+from variants.lora import LoRA
+
+LAYOUT = ("slice", "dynamic_slice", "squeeze", "reshape", "transpose", "copy", "copy_p")
+
+
+def shapes_made(jaxpr: Jaxpr):
+    """The shapes of all that is computed, inside loops and calls too; what moves is not counted."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name not in LAYOUT:
+            yield from (var.aval.shape for var in eqn.outvars)
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: isinstance(v, ClosedJaxpr)):
+            if isinstance(value, Jaxpr | ClosedJaxpr):
+                yield from shapes_made(getattr(value, "jaxpr", value))
+
+
+def dense_like(shapes, weights) -> set:
+    """Those of the size of a weight or of one of its matrices (sizes are chosen to be unusual)."""
+    return {shape for shape in shapes if np.prod(shape, dtype=int) in weights}
+
+
+WIDE = {"q": (3, 70, 2, 15), "up": (3, 70, 130), "down": (3, 70, 130), "head": (70, 11)}
+
+
+def wide(p, x):
+    def layer(x, w):
+        x = x + jnp.einsum("bd,dhk->bhk", x, w["q"]).sum((1, 2))[:, None]
+        return x + jnp.tanh(x @ w["up"]) @ w["down"].T, None
+
+    stacks = {name: p[name] for name in ("q", "up", "down")}
+    x, _ = lax.scan(jax.checkpoint(layer), x, stacks)
+    for i in range(3):
+        x = jnp.tanh(x @ p["up"][i] @ p["down"][i].T)
+    return x @ p["head"]
+
+
+def adapted_wide():
+    params = check.random_like({n: jnp.zeros(shape) for n, shape in WIDE.items()}, 0)
+    x = check.random_like(jnp.zeros((7, 70)), 1)
+    adapted = lj.adapt(wide, LoRA(rank=2), ".*")
+    return adapted, *adapted.init(jax.random.key(0), params, x), x
+
+
+def test_a_training_step_makes_nothing_of_a_weights_size():
+    adapted, trainable, frozen, x = adapted_wide()
+    sizes = {np.prod(shape) for shape in WIDE.values()}
+    sizes |= {np.prod(shape[1:]) for shape in WIDE.values() if len(shape) > 2}
+
+    def step(theta, frozen):
+        return jax.grad(lambda t: jnp.sum(adapted.apply(t, frozen, x) ** 2))(theta)
+
+    def merged(theta, frozen):
+        return jax.grad(lambda t: jnp.sum(wide(adapted.merge(t, frozen), x) ** 2))(theta)
+
+    made = dense_like(shapes_made(jax.make_jaxpr(step)(trainable, frozen).jaxpr), sizes)
+    assert not made
+    # The same look at the merged path finds them, so that it would here:
+    assert dense_like(shapes_made(jax.make_jaxpr(merged)(trainable, frozen).jaxpr), sizes)
+
+
+def test_no_merge_where_discover_says_factored(monkeypatch):
+    case = seeded("costs", decoder)()
+    adapted = lj.adapt(case.forward, LoRA(rank=2), case.targets)
+    uses = lj.discover(case.forward, case.params, *case.args)
+    assert not any(use.merges for each in uses.values() if each.is_matrix for use in each.uses)
+    trainable, frozen = adapted.init(jax.random.key(0), case.params, *case.args)
+
+    def forbidden(self, base, factors):
+        raise AssertionError("merged")
+
+    monkeypatch.setattr(LoRA, "weight", forbidden)
+    jax.eval_shape(lambda: adapted.apply(trainable, frozen, *case.args))
+
+
+def test_operations_of_a_training_step():
+    """Two wide layers: forward, and backward by the activations, but not by the weights."""
+    tokens, width, rank = 512, 256, 4
+
+    def forward(p, x):
+        return jnp.tanh(x @ p["w1"]) @ p["w2"]
+
+    weights = {name: jnp.zeros((width, width)) for name in ("w1", "w2")}
+    params, x = check.random_like((weights, jnp.zeros((tokens, width))), 0)
+    adapted = lj.adapt(forward, LoRA(rank=rank), ".*")
+    trainable, frozen = adapted.init(jax.random.key(0), params, x)
+
+    def flops(function):
+        step = jax.jit(jax.grad(lambda t: jnp.sum(function(t) ** 2)))
+        return step.lower(trainable).compile().cost_analysis()["flops"]
+
+    factored = flops(lambda t: adapted.apply(t, frozen, x))
+    merged = flops(lambda t: forward(adapted.merge(t, frozen), x))
+    product = 2 * tokens * width * width
+    low_rank = 2 * tokens * width * rank * 2
+    # Two products forward, one backward through the second layer; each adapter 3 times its own.
+    assert factored < 1.1 * (3 * product + 6 * low_rank)
+    assert merged > 5 * product
+
+
+def relative_error(actual, truth):
+    return np.abs(np.asarray(actual, np.float64) - truth).max() / np.abs(truth).max()
+
+
+EPS = float(jnp.finfo(jnp.bfloat16).eps)
+
+
+def cast_all(p, x):
+    x = x.astype(jnp.bfloat16)
+    for name in ("w1", "w2"):
+        x = jnp.tanh(x @ p[name].astype(jnp.bfloat16))
+    return x
+
+
+def cast_and_accumulate(p, x):
+    x = x.astype(jnp.bfloat16)
+    for name in ("w1", "w2"):
+        w = p[name].astype(jnp.bfloat16)
+        x = jnp.tanh(jnp.dot(x, w, preferred_element_type=jnp.float32)).astype(jnp.bfloat16)
+    return x
+
+
+def cast_weights_and_back(p, x):
+    for name in ("w1", "w2"):
+        x = jnp.tanh(x @ p[name].astype(jnp.bfloat16).astype(x.dtype))
+    return x
+
+
+def look_up(p, x):
+    rows = p["w1"].astype(jnp.bfloat16)[jnp.arange(48) % 32]
+    return rows @ p["w2"].astype(jnp.bfloat16).T
+
+
+@pytest.mark.parametrize("forward", [cast_all, cast_and_accumulate, cast_weights_and_back, look_up])
+@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
+def test_narrow_dtypes(forward, stored, x64):
+    """No further from the float64 truth than the merged path, plus a few units of rounding.
+
+    The merged path rounds W + BA once; the factored one rounds W, A, B and two products. Each of
+    those is within one unit of its largest term, a layer amplifies what came before by about one.
+    """
+    weights = {name: jnp.zeros((32, 32), stored) for name in ("w1", "w2")}
+    params = jax.tree.map(lambda w: 0.5 * w, check.random_like(weights, 0))
+    x = check.random_like(jnp.zeros((48, 32), jnp.float32), 1)
+    adapted = lj.adapt(forward, LoRA(rank=4, alpha=4.0), ".*")
+    start, frozen = adapted.init(jax.random.key(0), params, x)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(start))
+    theta = check.random_like(start, 2)
+
+    def exactly(p, x):
+        """The same function without a cast, in float64."""
+        if forward is look_up:
+            return p["w1"][jnp.arange(48) % 32] @ p["w2"].T
+        return jnp.tanh(jnp.tanh(x @ p["w1"]) @ p["w2"])
+
+    def effective(adapters):
+        deltas = {name: each["a"].T @ each["b"] for name, each in adapters.items()}
+        if forward is look_up:  # w2 is used by its transpose: its in axis is the last
+            deltas["w2"] = deltas["w2"].T
+        return {n: w.astype(jnp.float64) + deltas[n] for n, w in params.items()}
+
+    doubles = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta["adapters"])
+    truth = np.asarray(exactly(effective(doubles), x.astype(jnp.float64)))
+    factored = jax.jit(adapted.apply)(theta, frozen, x)
+    merged = jax.jit(lambda t: forward(adapted.merge(t, frozen), x))(theta)
+    assert factored.dtype == merged.dtype
+    assert relative_error(factored, truth) <= relative_error(merged, truth) + 4 * EPS
+    assert relative_error(merged, truth) < 16 * EPS  # the truth is of the same function
+    assert relative_error(adapted.apply(start, frozen, x), truth) > 16 * EPS  # adapters matter
+
+    cotangent = check.random_like(jnp.zeros(truth.shape, jnp.float32), 3)
+
+    def gradient(function):
+        def loss(t):
+            return jnp.sum(function(t).astype(jnp.float32) * cotangent)
+
+        return jax.jit(jax.grad(loss))(theta)["adapters"]
+
+    def truth_of(adapters):
+        y = exactly(effective(adapters), x.astype(jnp.float64))
+        return jnp.sum(y * cotangent.astype(jnp.float64))
+
+    exact = jax.grad(truth_of)(doubles)
+    mine = gradient(lambda t: adapted.apply(t, frozen, x))
+    theirs = gradient(lambda t: forward(adapted.merge(t, frozen), x))
+    for name in exact:
+        for letter in "ab":
+            truth = np.asarray(exact[name][letter])
+            bound = relative_error(theirs[name][letter], truth) + 4 * EPS
+            assert relative_error(mine[name][letter], truth) <= bound
+
+
+def test_merging_keeps_dtypes_and_a_lookup_out_of_bfloat16_is_bfloat16():
+    params = {"w1": jnp.ones((32, 32), jnp.bfloat16), "w2": jnp.ones((32, 32), jnp.float32)}
+    adapted = lj.adapt(look_up, LoRA(rank=2), ".*")
+    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.ones(1))
+    merged = adapted.merge(trainable, frozen)
+    assert {n: w.dtype for n, w in merged.items()} == {n: w.dtype for n, w in params.items()}
+    assert adapted.apply(trainable, frozen, jnp.ones(1)).dtype == jnp.bfloat16

@@ -1,0 +1,206 @@
+"""`apply` on eight (simulated) devices: the numbers of one device, wherever arrays are laid out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+import zoo.check as check
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from zoo.case import seeded
+from zoo.decoder import decoder
+
+import lora_jax as lj
+from variants.lora import LoRA
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+LAYOUTS = {
+    "in axes": {"layers/up": P(None, "x"), "layers/out": P(None, "y"), "head": P("x")},
+    "out axes": {"layers/up": P(None, None, "x"), "layers/qkv": P(None, None, None, "y")},
+    "table and head": {"table": P(None, "x"), "head": P(None, "y")},
+    "rows of the table": {"table": P(("x", "y")), "layers/down": P(None, None, "x")},
+    "both": {"layers/up": P(None, "y", "x"), "layers/down": P(None, "y", "x"), "head": P("y", "x")},
+}  # fmt: skip
+
+
+def mesh(kind: AxisType) -> jax.sharding.Mesh:
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+
+
+def gradient(adapted, theta, frozen, *args):
+    """Outputs and gradients, as a training step has them."""
+    return check.derivative(lambda t: adapted.apply(t, frozen, *args), theta)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    with jax.enable_x64(True):
+        case = seeded("devices", decoder)()
+        ids = jnp.tile(case.args[0], (4, 1))
+        adapted = lj.adapt(case.forward, LoRA(rank=2, alpha=2.0), case.targets)
+        start, frozen = adapted.init(jax.random.key(0), case.params, ids)
+        theta = check.random_like(start, seed=1)
+        return (
+            adapted,
+            theta,
+            frozen,
+            ids,
+            jax.jit(functools.partial(gradient, adapted))(theta, frozen, ids),
+        )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sharded_parameters_and_batch(alone, layout):
+    adapted, theta, frozen, ids, expected = alone
+    devices = mesh(AxisType.Auto)
+
+    def lay(path, leaf):
+        return jax.device_put(leaf, NamedSharding(devices, LAYOUTS[layout].get(path, P())))
+
+    base = {path: lay(path, leaf) for path, leaf in frozen.base.items()}
+    sharded = lj.Frozen(base, frozen.constants, frozen.spec)
+    batch = jax.device_put(ids, NamedSharding(devices, P("y")))
+    actual = jax.jit(functools.partial(gradient, adapted))(theta, sharded, batch)
+    check.assert_close(actual, expected)
+    check.assert_close(adapted.apply(theta, sharded, batch), expected[0])  # eagerly
+    merged = adapted.merge(theta, sharded)
+    check.assert_close(merged, adapted.merge(theta, frozen))
+
+
+def stack(p, x):
+    def layer(x, w):
+        return jnp.tanh(x @ w["up"]) @ w["down"], None
+
+    return jax.lax.scan(layer, x, p)[0]
+
+
+def stack_of(count, kind, specs):
+    params = check.random_like(
+        {"up": jnp.zeros((count, 8, 16)), "down": jnp.zeros((count, 16, 8))}, seed=0
+    )
+    x = check.random_like(jnp.zeros((8, 8)), seed=1)
+    devices = mesh(kind)
+    laid = {n: jax.device_put(w, NamedSharding(devices, specs[n])) for n, w in params.items()}
+    return params, x, laid, jax.device_put(x, NamedSharding(devices, specs["x"])), devices
+
+
+def test_stacked_axis_sharded():
+    specs = {"up": P("x"), "down": P("x", None, "y"), "x": P("y")}
+    params, x, laid, batch, _ = stack_of(4, AxisType.Auto, specs)
+    adapted = lj.adapt(stack, LoRA(rank=2), ".*")
+    start, frozen = adapted.init(jax.random.key(0), params, x)
+    there, elsewhere = adapted.init(jax.random.key(0), laid, batch)
+    check.assert_close(there, start, tolerance=0)
+    theta = check.random_like(start, seed=2)
+    run = jax.jit(functools.partial(gradient, adapted))
+    check.assert_close(run(theta, elsewhere, batch), run(theta, frozen, x))
+
+
+EXPLICIT = {
+    "batch": {"up": P(), "down": P(), "x": P("x")},
+    "out, then in": {"up": P(None, None, "y"), "down": P(), "x": P("x")},
+}
+
+
+@pytest.mark.parametrize("layout", EXPLICIT)
+def test_explicit_shardings(layout):
+    """Shardings as a part of types: the trace must see those of the weights."""
+
+    def forward(p, x):
+        def layer(x, w):
+            y = jax.sharding.reshard(jnp.tanh(x @ w["up"]), P("x"))
+            return y @ w["down"], None
+
+        return jax.lax.scan(layer, x, p)[0]
+
+    specs = EXPLICIT[layout]
+    _, _, laid, batch, devices = stack_of(2, AxisType.Explicit, specs)
+    adapted = lj.adapt(forward, LoRA(rank=2), ".*")
+    with jax.set_mesh(devices):
+        start, frozen = adapted.init(jax.random.key(0), laid, batch)
+        theta = check.random_like(start, seed=2)
+        outputs, mine = jax.jit(functools.partial(gradient, adapted))(theta, frozen, batch)
+        assert jax.typeof(outputs) == jax.typeof(jax.jit(forward)(laid, batch))
+
+        def through_merge(t):
+            return forward(adapted.merge(t, frozen), batch)
+
+        check.assert_close(
+            (outputs, mine), jax.jit(lambda t: check.derivative(through_merge, t))(theta)
+        )
+
+
+def test_init_lays_out_what_it_makes():
+    """`jit(init, out_shardings=...)`: no array is whole anywhere."""
+    specs = {"up": P(None, "x"), "down": P(None, None, "x"), "x": P("y")}
+    params, x, laid, batch, devices = stack_of(4, AxisType.Auto, specs)
+    adapted = lj.adapt(stack, LoRA(rank=2), ".*")
+
+    def init(params):
+        return adapted.init(jax.random.key(0), params, batch)
+
+    shapes = jax.eval_shape(init, laid)
+    shardings = jax.tree.map(lambda leaf: NamedSharding(devices, P()), shapes)
+    for path in ("up", "down"):
+        shardings[1].base[path] = NamedSharding(devices, specs[path])
+        shardings[0]["adapters"][path]["a"] = NamedSharding(devices, P(None, None, "x"))
+    trainable, frozen = jax.jit(init, out_shardings=shardings)(laid)
+    assert trainable["adapters"]["up"]["a"].sharding.spec == P(None, None, "x")
+    expected = adapted.init(jax.random.key(0), params, x)
+    check.assert_close((trainable, frozen), expected, tolerance=1e-14)
+    y = jax.jit(adapted.apply)(trainable, frozen, batch)
+    check.assert_close(y, jax.jit(stack)(params, x))
+
+
+def test_shard_map_around_apply(alone):
+    """Data parallelism by hand: each device sees its own rows."""
+    adapted, theta, frozen, ids, (expected, _) = alone
+    devices = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=devices, in_specs=(P(), P(), P("data")), out_specs=P("data")
+    )
+    def apply(theta, frozen, ids):
+        return adapted.apply(theta, frozen, ids)
+
+    check.assert_close(apply(theta, frozen, ids), expected)
+
+    def loss(theta, apply):
+        return check.scalar_of(apply(theta, frozen, ids))
+
+    mine, theirs = (
+        jax.jit(jax.grad(functools.partial(loss, apply=f)))(theta) for f in (apply, adapted.apply)
+    )
+    check.assert_close(mine, theirs)
+
+
+def test_tensor_parallelism_by_hand():
+    """`shard_map` inside the model, whose weights arrive merged, adapted elsewhere."""
+    devices = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    columns, rows = P(None, "model"), P("model")
+
+    @functools.partial(jax.shard_map, mesh=devices, in_specs=(P(), columns, rows), out_specs=P())
+    def mlp(x, up, down):
+        return jax.lax.psum(jnp.tanh(x @ up) @ down, "model")
+
+    def forward(p, x):
+        return mlp(x @ p["first"], p["up"], p["down"]) @ p["last"]
+
+    shapes = {"first": (4, 4), "up": (4, 16), "down": (16, 4), "last": (4, 3)}
+    params = check.random_like({n: jnp.zeros(shape) for n, shape in shapes.items()}, 0)
+    x = check.random_like(jnp.zeros((5, 4)), 1)
+    uses = lj.discover(forward, params, x)
+    assert {n: use.matrix for n, use in uses.items()} == shapes
+    assert {n for n, use in uses.items() if use.uses[0].merges == "shard_map"} == {"up", "down"}
+    assert all(use.is_linear for use in uses.values())
+    adapted = lj.adapt(forward, LoRA(rank=2), "all-linear")
+    start, frozen = adapted.init(jax.random.key(0), params, x)
+    theta = check.random_like(start, 2)
+    mine = jax.jit(functools.partial(gradient, adapted))(theta, frozen, x)
+    theirs = jax.jit(lambda t: check.derivative(lambda t: forward(adapted.merge(t, frozen), x), t))(
+        theta
+    )
+    check.assert_close(mine, theirs)

@@ -1,0 +1,257 @@
+"""`apply` under JAX's own transformations, and what it promises beside its value."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo.check as check
+from zoo.case import seeded
+from zoo.decoder import decoder
+
+import lora_jax as lj
+from variants.lora import LoRA
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+class Setup:
+    """The decoder with all its weights adapted, random factors, the same through merging."""
+
+    def __init__(self, **settings):
+        self.case = seeded("modes", decoder)()
+        variant = LoRA(**{"rank": 2, "alpha": 2.0, **settings})
+        self.adapted = lj.adapt(self.case.forward, variant, self.case.targets, also_train="bias")
+        start, self.frozen = self.adapted.init(jax.random.key(0), self.case.params, *self.case.args)
+        self.start = start
+        self.theta = check.random_like(start, seed=1)
+
+    def apply(self, theta, frozen=None, **kwargs):
+        frozen = self.frozen if frozen is None else frozen
+        return self.adapted.apply(theta, frozen, *self.case.args, **kwargs)
+
+    def merged(self, theta, frozen=None):
+        frozen = self.frozen if frozen is None else frozen
+        return self.case.forward(self.adapted.merge(theta, frozen), *self.case.args)
+
+    def loss(self, theta):
+        return check.scalar_of(jax.tree.map(jnp.tanh, self.apply(theta)))
+
+    def merged_loss(self, theta):
+        return check.scalar_of(jax.tree.map(jnp.tanh, self.merged(theta)))
+
+
+@pytest.fixture
+def setup(x64):
+    return Setup()
+
+
+def test_jvp(setup):
+    tangent = check.random_like(setup.theta, seed=2)
+    mine = jax.jit(lambda t: jax.jvp(setup.apply, (t,), (tangent,)))(setup.theta)
+    theirs = jax.jit(lambda t: jax.jvp(setup.merged, (t,), (tangent,)))(setup.theta)
+    check.assert_close(mine, theirs)
+
+
+def test_gradient_against_finite_differences(setup):
+    tangent, step = check.random_like(setup.theta, seed=2), 1e-5
+    loss = jax.jit(setup.loss)
+
+    def at(distance):
+        return loss(jax.tree.map(lambda t, v: t + distance * v, setup.theta, tangent))
+
+    slope = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+    gradient = jax.jit(jax.grad(setup.loss))(setup.theta)
+    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangent), strict=True)
+    assert sum(jnp.vdot(g, v) for g, v in pairs) == pytest.approx(float(slope), rel=1e-8)
+
+
+def test_forward_over_reverse(setup):
+    tangent = check.random_like(setup.theta, seed=2)
+
+    def hvp(loss):
+        return jax.jit(lambda t: jax.jvp(jax.grad(loss), (t,), (tangent,))[1])(setup.theta)
+
+    check.assert_close(hvp(setup.loss), hvp(setup.merged_loss), tolerance=1e-9)
+
+
+def test_reverse_over_forward(setup):
+    tangent = check.random_like(setup.theta, seed=2)
+
+    def gradient(loss):
+        return jax.jit(jax.grad(lambda t: jax.jvp(loss, (t,), (tangent,))[1]))(setup.theta)
+
+    check.assert_close(gradient(setup.loss), gradient(setup.merged_loss), tolerance=1e-9)
+
+
+def test_gradient_by_the_inputs_and_by_the_frozen_weights(setup):
+    """Not what training does, but `apply` is a function like others."""
+
+    def loss(function):
+        def of(base):
+            frozen = dataclasses.replace(setup.frozen, base=base)
+            return check.scalar_of(function(setup.theta, frozen))
+
+        return jax.jit(jax.grad(of))(setup.frozen.base)
+
+    check.assert_close(loss(setup.apply), loss(setup.merged))
+
+
+def test_vmap_over_trainables_and_constants(setup):
+    """What a sweep does: adapters and their settings stacked, the base shared."""
+    many = [check.random_like(setup.theta, seed) for seed in range(3)]
+    scales = jnp.array([0.5, 1.0, 3.0])
+    settings = setup.frozen.constants
+    constants = jax.tree.map(lambda leaf: jax.vmap(jnp.multiply, (0, None))(scales, leaf), settings)
+
+    def gradient(theta, constants):
+        frozen = dataclasses.replace(setup.frozen, constants=constants)
+        return jax.value_and_grad(lambda t: check.scalar_of(setup.apply(t, frozen)))(theta)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+    together = jax.jit(jax.vmap(gradient))(stacked, constants)
+    one = jax.jit(gradient)
+    for index, theta in enumerate(many):
+        mine = jax.tree.map(lambda leaf, i=index: leaf[i], together)
+        alone = one(theta, jax.tree.map(lambda leaf, i=index: leaf[i], constants))
+        check.assert_close(mine, alone)
+
+
+def test_scan_over_training_steps(setup):
+    def step(theta, _):
+        loss, grads = jax.value_and_grad(setup.loss)(theta)
+        return jax.tree.map(lambda t, g: t - 0.01 * g, theta, grads), loss
+
+    theta, losses = jax.jit(lambda theta: jax.lax.scan(step, theta, length=4))(setup.start)
+    one = jax.jit(functools.partial(step, _=None))
+    state, expected = setup.start, []
+    for _ in range(4):
+        state, loss = one(state)
+        expected.append(loss)
+    check.assert_close((theta, losses), (state, jnp.stack(expected)), tolerance=1e-9)
+    assert losses[-1] < losses[0]
+
+
+def test_checkpoint_of_apply(setup):
+    plain = jax.jit(jax.grad(setup.loss))(setup.theta)
+    check.assert_close(jax.jit(jax.grad(jax.checkpoint(setup.loss)))(setup.theta), plain)
+
+
+def test_named_axis_inside(x64):
+    """A forward that talks to the other members of a `vmap`."""
+
+    def forward(p, x):
+        x = x - jax.lax.pmean(x, "batch")
+        return jax.lax.psum(jnp.tanh(x @ p["w"]), "batch") @ p["w"].T
+
+    params = {"w": check.random_like(jnp.zeros((4, 6)), 0)}
+    xs = check.random_like(jnp.zeros((5, 4)), 1)
+    adapted = lj.adapt(forward, LoRA(rank=2), "w")
+
+    @functools.partial(jax.vmap, axis_name="batch")
+    def start(x):
+        return adapted.init(jax.random.key(0), params, x)
+
+    trainable, frozen = jax.tree.map(lambda leaf: leaf[0], start(xs))
+    theta = check.random_like(trainable, 2)
+    mapped = functools.partial(jax.vmap, axis_name="batch", in_axes=(None, 0))
+    mine = mapped(lambda t, x: adapted.apply(t, frozen, x))(theta, xs)
+    theirs = mapped(lambda t, x: forward(adapted.merge(t, frozen), x))(theta, xs)
+    check.assert_close(mine, theirs)
+
+
+def test_a_forward_that_closes_over_traced_values(setup):
+    def loss(theta, factor, through):
+        def forward(p, ids):
+            return jax.tree.map(lambda y: jnp.sin(y * factor), setup.case.forward(p, ids))
+
+        adapted = dataclasses.replace(setup.adapted, forward=forward)
+        if through == "apply":
+            return check.scalar_of(adapted.apply(theta, setup.frozen, *setup.case.args))
+        return check.scalar_of(forward(adapted.merge(theta, setup.frozen), *setup.case.args))
+
+    mine, theirs = (
+        jax.jit(jax.grad(functools.partial(loss, through=way), argnums=(0, 1)))(setup.theta, 0.7)
+        for way in ("apply", "merge")
+    )
+    check.assert_close(mine, theirs)
+
+
+def test_init_under_eval_shape_and_jit(setup):
+    def init(params):
+        return setup.adapted.init(jax.random.key(0), params, *setup.case.args)
+
+    shapes = jax.eval_shape(init, setup.case.params)
+    assert jax.tree.structure(shapes) == jax.tree.structure((setup.start, setup.frozen))
+    compiled = jax.jit(init)(setup.case.params)
+    check.assert_close(compiled, (setup.start, setup.frozen), tolerance=1e-14)
+    wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(compiled)]
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)] == wanted
+    # Also from shapes alone: nothing of a large model need exist.
+    params, args = jax.eval_shape(lambda: (setup.case.params, setup.case.args))
+    nothing = jax.eval_shape(lambda p: setup.adapted.init(jax.random.key(0), p, *args), params)
+    assert jax.tree.structure(nothing) == jax.tree.structure(shapes)
+
+
+def test_descriptions_are_values(setup):
+    """Equal descriptions are interchangeable: nothing is traced or compiled a second time."""
+    traces = []
+
+    def forward(p, ids):
+        traces.append(1)
+        return setup.case.forward(p, ids)
+
+    def make():
+        adapted = lj.adapt(forward, LoRA(rank=2), list(setup.case.targets))
+        return adapted, *adapted.init(jax.random.key(0), setup.case.params, *setup.case.args)
+
+    first, theta, frozen = make()
+    second, _, other = make()
+    assert first == second and hash(first) == hash(second)
+    assert frozen.spec == other.spec and hash(frozen.spec) == hash(other.spec)
+    assert first != dataclasses.replace(first, rules=first.rules[:1])
+    assert frozen.spec != setup.frozen.spec
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(adapted, theta, frozen, ids):
+        return adapted.apply(theta, frozen, ids)
+
+    traces.clear()
+    for adapted, each in ((first, frozen), (second, other), (first, other)):
+        step(adapted, theta, each, *setup.case.args)
+    assert len(traces) == 1 and step._cache_size() == 1
+
+
+def test_nothing_is_ever_mutated_or_deleted(setup):
+    params = jax.tree.map(jnp.copy, setup.case.params)
+    before = jax.tree.map(np.array, params)
+    trainable, frozen = setup.adapted.init(jax.random.key(0), params, *setup.case.args)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(theta, frozen):
+        def loss(theta):
+            return check.scalar_of(setup.adapted.apply(theta, frozen, *setup.case.args))
+
+        return jax.tree.map(lambda t, g: t - g, theta, jax.grad(loss)(theta))
+
+    after = step(trainable, frozen)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(trainable))
+    check.assert_close(params, before, tolerance=0)
+    merged = setup.adapted.merge(after, frozen)
+    step(after, frozen)
+    check.assert_close(params, before, tolerance=0)
+    check.assert_close(setup.adapted.merge(setup.start, frozen), before, tolerance=0)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+
+
+def test_a_key_depends_on_the_path_alone(setup):
+    _, _, frozen = setup.adapted, setup.start, setup.frozen
+    fewer = lj.adapt(setup.case.forward, LoRA(rank=2, alpha=2.0), ["up"])
+    alone, _ = fewer.init(jax.random.key(0), setup.case.params, *setup.case.args)
+    everyone = setup.start["adapters"]
+    check.assert_close(alone["adapters"]["layers/up"], everyone["layers/up"], tolerance=0)
+    assert len(frozen.spec.placements) == 6
+    a = {path: factors["a"] for path, factors in everyone.items()}
+    assert not np.isin(a["layers/up"][0], a["layers/up"][1]).any()  # layers differ
