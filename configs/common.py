@@ -5,13 +5,13 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     """The part after the colon of `--config=FILE:key=value,...`, with the types of the defaults.
 
     Raises:
       ValueError: an unknown key (the known ones are listed) or a value of another type.
     """
-    values = ConfigDict(defaults)
+    values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
         if key not in defaults or not equals:

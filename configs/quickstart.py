@@ -14,10 +14,11 @@ from configs import common
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.parse_arg(arg, variant="lora", size="full")
-    if choice.size not in ("full", "smoke"):
-        raise ValueError(f"size '{choice.size}': expected full or smoke")
-    smoke = choice.size == "smoke"
-    lowrank = {} if choice.variant == "head_only" else {"rank": 8, "alpha": 16.0}
+    variant, size = choice["variant"], choice["size"]
+    if size not in ("full", "smoke"):
+        raise ValueError(f"size '{size}': expected full or smoke")
+    smoke = size == "smoke"
+    lowrank = {} if variant == "head_only" else {"rank": 8, "alpha": 16.0}
     return ConfigDict(
         {
             "experiment": "quickstart",
@@ -30,10 +31,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "max_length": 128,
                 "buckets": 6,
             },
-            "variant": common.variant(choice.variant, **lowrank),
+            "variant": common.variant(variant, **lowrank),
             "targets": ("all-linear",),
             "also_train": ("classifier/.*",),
-            "optimizer": common.optimizer(1e-2 if choice.variant == "head_only" else 2e-3),
+            "optimizer": common.optimizer(1e-2 if variant == "head_only" else 2e-3),
             "train": {
                 "batch_size": 32,
                 "accumulate": 1,
