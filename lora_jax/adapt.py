@@ -39,7 +39,7 @@ class Adapted:
     also_train: tuple[str, ...] = ()
 
     def init(
-        self, key: Array, params: PyTree, *args: Any, **kwargs: Any
+        self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
     ) -> tuple[Trainable, Frozen]:
         """Trace the function once to see how it uses each weight, and make the factors.
 
@@ -77,6 +77,7 @@ class Adapted:
         self,
         trainable: Trainable,
         frozen: Frozen,
+        /,
         *args: Any,
         dropout_key: Array | None = None,
         **kwargs: Any,
@@ -87,11 +88,12 @@ class Adapted:
           dropout_key: turns adapter dropout on. A weight that has to be merged has none (`discover`
             lists those), nor has a lookup or a product by the transpose.
         """
-        weights = {**frozen.base, **trainable["params"]}
+        plain = {**frozen.base, **trainable["params"]}
+        if not frozen.spec.placements:
+            return self.forward(frozen.spec.tree(plain), *args, **kwargs)
+        weights = dict(plain)
         for each in frozen.spec.placements:
             weights[each.use.path] = weight_of(each, trainable, frozen, dropout_key)
-        if not frozen.spec.placements:
-            return self.forward(frozen.spec.tree(weights), *args, **kwargs)
         inputs, rebuild = split_arrays((args, kwargs))
 
         def flat(arrays: list[Any], values: list[Any]) -> Any:
@@ -99,7 +101,7 @@ class Adapted:
             some_args, some_kwargs = rebuild(values)
             return self.forward(tree, *some_args, **some_kwargs)
 
-        return evaluate(flat, list(weights.values()), inputs)
+        return evaluate(flat, list(plain.values()), list(weights.values()), inputs)
 
     def merge(self, trainable: Trainable, frozen: Frozen) -> PyTree:
         """The plain parameters again, every adapter merged: same structure, shapes and dtypes."""

@@ -102,7 +102,7 @@ class Uses(dict[str, WeightUse]):
     __repr__ = __str__
 
 
-def discover(forward: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Uses:
+def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: Any) -> Uses:
     """How `forward(params, *args, **kwargs)` uses each array of `params`.
 
     Args:

@@ -20,10 +20,17 @@ from lora_jax.weight import Weight
 Value = Any  # an array or a Weight
 
 
-def evaluate(function: Callable[..., Any], weights: Sequence[Value], inputs: Sequence[Any]) -> Any:
-    """`function(weights, inputs)`, where some of the weights are adapted (`Weight`)."""
-    arrays = [_stand_in(each) for each in weights]
-    jaxpr, consts, shape = jaxprs.trace(function, arrays, list(inputs))
+def evaluate(
+    function: Callable[..., Any],
+    arrays: Sequence[Any],
+    weights: Sequence[Value],
+    inputs: Sequence[Any],
+) -> Any:
+    """`function(weights, inputs)`, where some of the weights are adapted (`Weight`).
+
+    It is traced with `arrays` in the place of the weights: the same shapes, dtypes and shardings.
+    """
+    jaxpr, consts, shape = jaxprs.trace(function, list(arrays), list(inputs))
     outputs = _Evaluator().run(jaxpr, consts, [*weights, *inputs])
     return jax.tree.unflatten(jax.tree.structure(shape), [merged(out) for out in outputs])
 
@@ -31,13 +38,6 @@ def evaluate(function: Callable[..., Any], weights: Sequence[Value], inputs: Seq
 def merged(value: Value) -> Any:
     """The array that a value stands for."""
     return value.dense() if isinstance(value, Weight) else value
-
-
-def _stand_in(value: Value) -> Any:
-    """What to trace with: the array itself, or the shape and dtype of a weight."""
-    if isinstance(value, Weight):
-        return jax.ShapeDtypeStruct(value.view.shape, value.dtypes[-1])
-    return value
 
 
 class _Evaluator:

@@ -13,7 +13,7 @@ def from_nnx(model: nnx.Module) -> tuple[Callable[..., Any], nnx.State]:
     """
     graph, params = nnx.split(model)
 
-    def forward(params: nnx.State, *args: Any, **kwargs: Any) -> Any:
+    def forward(params: nnx.State, /, *args: Any, **kwargs: Any) -> Any:
         return nnx.merge(graph, params)(*args, **kwargs)
 
     return forward, params

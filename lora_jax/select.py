@@ -122,12 +122,13 @@ def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
 
 
 def _layer_number(path: str) -> int:
-    number = re.search(r"\d+", path)
+    # A component that is a number (`blocks/3`), or else one that ends in it (`block_3`).
+    number = re.search(r"(?:^|/)(\d+)(?:/|$)", path) or re.search(r"(\d+)(?:/|$)", path)
     if number is None:
         raise ValueError(
             f"'{path}' is neither a stack of layers nor has a layer number in its path"
         )
-    return int(number.group())
+    return int(number[1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Walk:
             self.other(first, name)
             return nothing
         if name == "ragged_dot_general" and operands[1]:
-            self._ragged_dot(eqn, operands)
+            self._ragged_dot(eqn, operands[0], operands[1])
             return nothing
         outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands) or nothing
         for operand in operands:
@@ -162,18 +162,14 @@ class Walk:
                     final=id(eqn) in self._final,
                 )
 
-    def _ragged_dot(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> None:
-        tracked = operands[1]
-        assert tracked is not None
+    def _ragged_dot(self, eqn: JaxprEqn, left: Tracked | None, tracked: Tracked) -> None:
         numbers = eqn.params["ragged_dot_dimension_numbers"]
         (_, contract), (_, batch) = numbers.dot_dimension_numbers
         used = (*contract, *batch, *numbers.rhs_group_dimensions)
         free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
-        activations = operands[0] is None
-        self._record(
-            tracked, "product", contract, free, merges="ragged_dot", activations=activations
-        )
-        self.other(operands[0], "ragged_dot")
+        name = "ragged_dot"
+        self._record(tracked, "product", contract, free, merges=name, activations=left is None)
+        self.other(left, name)
 
     def _scan(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None]:
         consts, carry = jaxprs.scan_sizes(eqn)

@@ -15,6 +15,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
+def quick_compilation():
+    """Half the time, for tests of many small programs that each run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def x64():
     """float64 for one test."""
     jax.config.update("jax_enable_x64", True)

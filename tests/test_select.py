@@ -9,7 +9,7 @@ from jax import lax
 import lora_jax as lj
 from variants.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 
 L, D, F = 5, 4, 6
 
@@ -51,7 +51,7 @@ def init(forward, params, targets, variant=None, **options):
 
 def random_like(tree, seed=4):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape)), tree)
 
 
 PER_LAYER = [LoRA(rank=1, alpha=3.0), None, LoRA(rank=4, alpha=8.0), LoRA(rank=2, alpha=1.0), None]
