@@ -304,7 +304,7 @@ def test_training_that_takes_a_frozen_array_is_noticed(monkeypatch):
         return toy.trainable, []
 
     monkeypatch.setattr(model, "_train", greedy)
-    with pytest.raises(contract.ContractError, match="deleted 1 arrays|deleted 2 arrays"):
+    with pytest.raises(contract.ContractError, match=r"deleted \d+ arrays"):
         lj.check(variants.make("lora"), checks=["training_leaves_the_base_alone"])
 
 
