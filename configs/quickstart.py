@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if size not in ("full", "smoke"):
         raise ValueError(f"size '{size}': expected full or smoke")
     smoke = size == "smoke"
-    lowrank = {} if variant == "head_only" else {"rank": 8, "alpha": 16.0}
+    lowrank = {"rank": 8, "alpha": 16.0} if variant == "lora" else {}
     return ConfigDict(
         {
             "experiment": "quickstart",

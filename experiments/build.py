@@ -12,6 +12,7 @@ from jax import Array
 
 import lora_jax as lj
 import variants
+from experiments.validate import validate
 from lora_jax import data, metrics, optim, train
 from lora_jax.models import pretrained
 from lora_jax.partition import nearest
@@ -112,6 +113,7 @@ def build(config: dict[str, Any]) -> Experiment:
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
+    validate(config)
     variant = make_variant(config["variant"])
     if (dtype := config["model"]["dtype"]) not in DTYPES:
         raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
@@ -132,6 +134,12 @@ def build(config: dict[str, Any]) -> Experiment:
         "train": data.encode(tokenizer, task.train, limit),
         "validation": data.encode(tokenizer, task.validation, limit),
     }
+    if (largest := max(int(each.ids.max()) for each in encoded.values())) >= (
+        rows := model.config.vocab_size
+    ):
+        raise ValueError(
+            f"the tokenizer in {folder} gives id {largest}, the model's vocabulary has {rows}"
+        )
     lengths = np.concatenate([each.lengths for each in encoded.values()])
     boundaries = data.bucket_boundaries(lengths, config["data"]["buckets"], limit=limit)
 
@@ -179,15 +187,8 @@ def make_task(section: dict[str, Any]) -> data.Task:
 
 
 def make_loop(section: dict[str, Any], examples: int, classes: bool) -> train.Loop:
-    if section["select"] not in ("last", "best"):
-        raise ValueError(f"train.select '{section['select']}': expected last or best")
-    size, parts = section["batch_size"], section["accumulate"]
-    if size < 1 or parts < 1 or size % parts:
-        raise ValueError(f"train.batch_size {size} must be a multiple of train.accumulate {parts}")
-    if section["epochs"] <= 0:
-        raise ValueError(f"train.epochs must be positive, got {section['epochs']}")
     return train.Loop(
-        steps=round(-(-examples // size) * section["epochs"]),
+        steps=max(1, round(-(-examples // section["batch_size"]) * section["epochs"])),
         log_every=section["log_every"],
         evaluate_every=section["evaluate_every"],
         checkpoint_every=section["checkpoint_every"],

@@ -20,7 +20,7 @@ def main(command: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it writes
         try:
             command()
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
 
     app.run(run, flags_parser=_parse)

@@ -38,7 +38,7 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
         records.write(workdir, _record(experiment, failed, started, "failed", note))
         raise
     if outcome.diverged:
-        note = f"the loss of step {outcome.steps} is not finite"
+        note = f"the loss or its gradient is not finite at step {outcome.steps}"
         record = _record(experiment, outcome, started, "diverged", note)
     else:
         adapter = workdir / "adapter.safetensors"
@@ -67,6 +67,10 @@ def _fit(
             evaluate=experiment.evaluate,
             checkpoints=checkpoints,
             metrics=metrics,
+            identity={
+                "weights": experiment.weights_digest,
+                "data": experiment.task.digest(),
+            },
             progress=progress,
         )
         if experiment.config["train"]["select"] == "best" and outcome.best_step is not None:

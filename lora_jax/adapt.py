@@ -169,11 +169,8 @@ class Adapted:
         if both := [path for path in also if path in named]:
             raise ValueError(f"'{both[0]}' is both a target and in also_train; choose one")
         assigned = {p: v for p, v in select.assign(self.rules, uses).items() if p not in also}
-        placements = [
-            place(uses[path], variant)
-            for path, variant in assigned.items()
-            if variants_of(variant)[0].adapts
-        ]
+        adapting = {path: select.adapting(variant) for path, variant in assigned.items()}
+        placements = [place(uses[path], variant) for path, variant in adapting.items() if variant]
         adapted = {each.use.path for each in placements}
         trained = [
             path
@@ -181,7 +178,7 @@ class Adapted:
             if path not in adapted and (path in also or _trains(use, self.rules, assigned))
         ]
         for path in trained:
-            if not jnp.issubdtype(jnp.dtype(uses[path].dtype), jnp.floating):
+            if "float" not in uses[path].dtype:
                 raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
         return placements, trained
 
@@ -207,10 +204,14 @@ def adapt(
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
       `penalty` and `update`.
     """
+    rules = select.as_rules(variant, targets)
+    for _, each in rules:
+        if each is not None and not isinstance(each, Variant):
+            raise ValueError(f"{each!r} is not a variant; make one: variants.make('lora', rank=8)")
     if variant is None and not isinstance(targets, Mapping):
         raise ValueError("adapt needs a variant, or targets that map patterns to variants")
     also = (also_train,) if isinstance(also_train, str) else tuple(also_train)
-    return Adapted(forward, select.as_rules(variant, targets), also)
+    return Adapted(forward, rules, also)
 
 
 def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:

@@ -160,9 +160,10 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
     """
     use = WeightUse(path, tuple(leaf.shape), str(leaf.dtype))
     shaped = [each for each in seen if each.contracted | each.free]
-    order = ("lookup", "product", "convolution")
+    order = ("lookup", "product", "convolution", "mixed")
     shaped.sort(
         key=lambda each: (
+            each.kind == "mixed",
             -len(each.contracted | each.free),
             each.merges is not None,
             order.index(each.kind),
@@ -186,7 +187,7 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
 def _kind(seen: Seen, use: WeightUse) -> Use:
     """What a use is for the matrix that the parameter was found to be."""
     if seen.kind not in ("product", "lookup"):
-        return Use(seen.kind, seen.merges)
+        return Use(str(seen.merges) if seen.kind == "mixed" else seen.kind, seen.merges)
     contracted, free = tuple(sorted(seen.contracted)), tuple(sorted(seen.free))
     if (contracted, free) == (use.inputs, use.outputs):
         return Use(seen.kind, seen.merges)
@@ -196,12 +197,16 @@ def _kind(seen: Seen, use: WeightUse) -> Use:
 
 
 def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:
-    """Keep the mark of final products where they lead back to the rows of the token table."""
+    """Keep the mark of final products where they lead back to the rows of the token table.
+
+    That is one of the two longest tables: a small vocabulary may be shorter than the positions.
+    """
     tables = [u for u in uses.values() if any(each.kind == "lookup" for each in u.uses)]
-    tokens = max(tables, key=lambda use: use.matrix[0], default=None)
+    longest = sorted(tables, key=lambda use: -use.matrix[0])[:2]
+    heads = [table.matrix[::-1] for table in longest]
     marked = {}
     for path, use in uses.items():
         tied = use in tables and any(each.kind != "lookup" for each in use.uses)
-        head = use.output_embedding and tokens is not None and use.matrix == tokens.matrix[::-1]
+        head = use.output_embedding and use.matrix in heads
         marked[path] = dataclasses.replace(use, output_embedding=tied or head)
     return marked

@@ -73,7 +73,7 @@ class _Evaluator:
                 return self._scan(eqn, operands)
             case "while":
                 return self._while(eqn, operands)
-            case "cond":
+            case "cond" if not jaxprs.by_platform(eqn):
                 return self._cond(eqn, operands)
             case "dot_general":
                 return self._dot(eqn, operands)

@@ -69,6 +69,11 @@ def unusual(eqn: JaxprEqn) -> str | None:
     return "precision" if precision(eqn) is None else None
 
 
+def by_platform(eqn: JaxprEqn) -> bool:
+    """Whether the branches of a `cond` are for different platforms, and only one can be lowered."""
+    return eqn.params.get("branches_platforms") is not None
+
+
 def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     """How many operands of a scan are constants, and how many are carried."""
     params = eqn.params

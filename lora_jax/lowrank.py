@@ -9,17 +9,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.partition import nearest
-from lora_jax.variant import Base, Factors, Variant
+from lora_jax.variant import Base, Factors, Variant, wide
 
 SCALES = {
     "alpha/rank": lambda alpha, rank: alpha / rank,  # Hu et al. 2021, section 4.1
     "alpha/sqrt(rank)": lambda alpha, rank: alpha / math.sqrt(rank),  # Kalajdzievski 2023
 }
-
-
-def wide(dtype: Any) -> Any:
-    """The dtype of factors: the weight's own, or float32 where that is narrower."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def kaiming_uniform(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
@@ -87,8 +82,10 @@ class LowRank(Variant):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} '{value}' is unknown; nearest: {nearest(value, known)}")
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
+        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a finite number, got {self.alpha!r}")
         if self.max_rank is not None and self.max_rank < self.rank:
             raise ValueError(f"max_rank {self.max_rank} is below rank {self.rank}")
         if not 0.0 <= self.dropout < 1.0:

@@ -89,6 +89,14 @@ def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
     return assigned
 
 
+def adapting(assigned: Assigned) -> Assigned | None:
+    """Without the methods that only choose what trains; None where that leaves nothing."""
+    if not isinstance(assigned, tuple):
+        return assigned if assigned.adapts else None
+    kept = tuple(each if each is not None and each.adapts else None for each in assigned)
+    return kept if any(kept) else None
+
+
 def _count(use: WeightUse) -> int:
     return use.stack_shape[0] if use.stack else 1
 

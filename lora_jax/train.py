@@ -167,6 +167,7 @@ def fit(
     evaluate: Callable[[Trainable], dict[str, float]],
     checkpoints: Checkpoints,
     metrics: Metrics,
+    identity: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[TrainState, Outcome]:
     """Train to the end of `loop`, from the newest checkpoint where there is one.
@@ -178,14 +179,23 @@ def fit(
     Args:
       batches: the batches from a step on.
       evaluate: metrics of the trainables.
+      identity: digests of what the run depends on beside its state, kept in every checkpoint.
 
     Returns:
-      The last state, and what the run came to. A loss that is not finite ends it (`diverged`); the
-      checkpoints still hold the last good state.
+      The last state, and what the run came to. A loss or gradient that is not finite ends it
+      (`diverged`) at the next step that logs or saves; the checkpoints still hold a good state.
+
+    Raises:
+      ValueError: the newest checkpoint is of a run with another `identity`.
     """
     outcome = Outcome()
     if (restored := checkpoints.restore(state)) is not None:
         state, meta, _ = restored
+        for name, digest in meta["identity"].items():
+            if (identity or {}).get(name) != digest:
+                raise ValueError(
+                    f"{checkpoints.folder} is of a run with other {name}; name another folder"
+                )
         outcome = Outcome(**meta["outcome"])
     metrics.truncate(outcome.steps)
 
@@ -203,7 +213,7 @@ def fit(
         if not (logs or saves):
             continue  # dispatch the next step while this one runs
         read = {name: float(value) for name, value in values.items()}
-        outcome.diverged = not math.isfinite(read["loss"])
+        outcome.diverged = not all(map(math.isfinite, read.values()))
         if logs or outcome.diverged:
             metrics.write(number, read)
         if outcome.diverged:
@@ -217,7 +227,7 @@ def fit(
             if loop.better(outcome.metrics_last, outcome.metrics_best):
                 outcome.metrics_best, outcome.best_step = outcome.metrics_last, number
         if saves:
-            meta: dict[str, Any] = {"outcome": dataclasses.asdict(outcome)}
+            meta = {"outcome": dataclasses.asdict(outcome), "identity": dict(identity or {})}
             checkpoints.save(number, state, meta | (outcome.metrics_last if evaluates else {}))
         clock = time.perf_counter()
     return state, outcome

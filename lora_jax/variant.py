@@ -30,6 +30,11 @@ class Factors(NamedTuple):
     """Never trained. Every number that a study may vary (scale, keep probability, ...) is here."""
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype of factors: the weight's own, or float32 where that is narrower."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Base:

@@ -5,6 +5,7 @@ there; what it writes down as merged, gets the merged weight there.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,17 +49,25 @@ class Walk:
 
     def run(self, jaxpr: Jaxpr, inputs: list[Tracked | None]) -> list[Tracked | None]:
         env: dict[Any, Tracked | None] = dict(zip(jaxpr.invars, inputs, strict=True))
+        activations = {var for var, tracked in env.items() if tracked is None}
 
         def read(var: Any) -> Tracked | None:
             return None if isinstance(var, Literal) else env.get(var)
 
         for eqn in jaxpr.eqns:
             operands = [read(var) for var in eqn.invars]
+            beside = not activations.isdisjoint(v for v in eqn.invars if isinstance(v, Var))
+            if beside:
+                activations.update(eqn.outvars)
             if any(operands):
-                env.update(zip(eqn.outvars, self._step(eqn, operands), strict=True))
+                outputs = self._step(eqn, operands, beside)
+                env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(var) for var in jaxpr.outvars]
 
-    def _step(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None]:
+    def _step(
+        self, eqn: JaxprEqn, operands: list[Tracked | None], beside: bool
+    ) -> list[Tracked | None]:
+        """What an equation's results are; `beside` tells whether activations go in too."""
         nothing: list[Tracked | None] = [None] * len(eqn.outvars)
         name = eqn.primitive.name
         if body := jaxprs.call(eqn):
@@ -71,7 +80,7 @@ class Walk:
                 return self._scan(eqn, operands)
             case "while":
                 return self._while(eqn, operands)
-            case "cond":
+            case "cond" if not jaxprs.by_platform(eqn):
                 branches = [jaxprs.inner(branch)[0] for branch in eqn.params["branches"]]
                 outputs = [self.run(branch, operands[1:]) for branch in branches]
                 return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
@@ -94,9 +103,23 @@ class Walk:
             self._ragged_dot(eqn, operands[0], operands[1])
             return nothing
         outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands) or nothing
+        mixes = not beside and name != "broadcast_in_dim"
         for operand in operands:
-            self.other(operand, name)
+            self._mixed(operand, name) if mixes else self.other(operand, name)
         return outputs
+
+    def _mixed(self, tracked: Tracked | None, name: str) -> None:
+        """Write down that a parameter becomes part of a value made of parameters alone.
+
+        That value may be multiplied by, as after `concatenate`: the last two axes of the parameter
+        are then taken for its matrix.
+        """
+        axes = tracked.view.axes if tracked else ()
+        real = [dim for dim, axis in enumerate(axes) if any(atom.size > 1 for atom in axis)]
+        if tracked and len(real) > 1:
+            self._record(tracked, "mixed", real[-2:-1], real[-1:], merges=name)
+        else:
+            self.other(tracked, name)
 
     def _inside(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None] | None:
         """Look into an operation that gets merged weights, for the products that it does."""
@@ -214,7 +237,7 @@ class Walk:
     def _joined(self, ends: list[Tracked | None]) -> Tracked | None:
         """What the branches of a `cond` return in the same place."""
         for end in ends:
-            self.other(end, "cond")
+            self._mixed(end, "cond")
         same = len({(end.path, end.view) if end else None for end in ends}) == 1
         return self._merge(ends[0], "cond") if same else None
 
@@ -227,13 +250,13 @@ class Walk:
         self,
         tracked: Tracked,
         kind: str,
-        contract: tuple[int, ...],
-        free: tuple[int, ...],
+        contract: Sequence[int],
+        free: Sequence[int],
         merges: str | None = None,
         **facts: bool,
     ) -> None:
-        inputs = frozenset(atom.axis for atom in tracked.view.pick(contract))
-        outputs = frozenset(atom.axis for atom in tracked.view.pick(free))
+        inputs = frozenset(atom.axis for atom in tracked.view.pick(tuple(contract)))
+        outputs = frozenset(atom.axis for atom in tracked.view.pick(tuple(free)))
         merges = tracked.merged or merges
         if tracked.cut & (inputs | outputs):
             merges = merges or "slice"

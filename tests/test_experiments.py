@@ -3,16 +3,19 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from configs import quickstart
 from experiments import build, run
-from lora_jax import records, tree_file
+from lora_jax import data, records, tree_file
+from lora_jax.models import pretrained
 
 ROOT = Path(__file__).parent.parent
 SMOKE = "configs/quickstart.py:size=smoke"
@@ -75,6 +78,13 @@ def smoke(**changes):
         ({"targets": ("classifier/kernel",)}, "both a target and in also_train"),
         ({"optimizer__schedule": "cosin"}, "nearest: 'cosine'"),
         ({"train__epochs": 0}, "epochs must be positive"),
+        ({"train__batch_size": 0}, "batch_size must be positive"),
+        ({"train__log_every": -1}, "log_every must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"optimizer__learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"optimizer__b2": 1.0}, r"b2 must be in \[0, 1\)"),
+        ({"variant__alpha": float("inf")}, "alpha must be a finite number"),
+        ({"variant__name": "lo..ra"}, "unknown variant 'lo..ra'"),
         ({"train__accumulate": 3}, "multiple of train.accumulate"),
         ({"train__select": "worst"}, "expected last or best"),
     ],
@@ -117,17 +127,51 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
-@pytest.mark.usefixtures("standard_promotion")
 def test_a_run_that_fails_says_so_in_its_record(tmp_path, monkeypatch):
-    def broken(self, trainable):
-        raise RuntimeError("the disk is full")
-
-    monkeypatch.setattr(build.Experiment, "evaluate", broken)
     with pytest.raises(RuntimeError):
-        run.run(smoke(), tmp_path / "run")
+        interrupted(monkeypatch, tmp_path / "run")
     record = records.read(tmp_path / "run")
     assert record is not None
     assert (record.status, record.note) == ("failed", "RuntimeError: the disk is full")
+
+
+def copied_model(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained.locate("minilm"), folder)
+    return folder
+
+
+def test_a_tokenizer_with_more_words_than_the_model(tmp_path):
+    folder = copied_model(tmp_path)
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = json.loads(text)
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["the"], vocabulary["unheard-of"] = 30522, vocabulary["the"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ValueError, match="gives id 30522, the model's vocabulary has 30522"):
+        build.build(smoke(model__name=str(folder)))
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError):
+        interrupted(monkeypatch, tmp_path / "run")
+    monkeypatch.setattr(data.Task, "digest", lambda self: "of other data")
+    with (
+        pytest.raises(ValueError, match="is of a run with other data"),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        run.run(smoke(), tmp_path / "run")
+
+
+def interrupted(monkeypatch, workdir):
+    """A smoke run that stops after its first checkpoint."""
+
+    def broken(self, trainable):
+        raise RuntimeError("the disk is full")
+
+    with monkeypatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(build.Experiment, "evaluate", broken)
+        run.run(smoke(), workdir)
 
 
 def test_every_config_is_plain_data_and_takes_its_arguments():

@@ -92,7 +92,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
         ({"metrics_last": {"loss": "NaN"}}, r"metrics_last\.loss is 'NaN'"),
         ({"metrics_last": {"loss": None}}, r"metrics_last\.loss is None in a completed run"),
         ({"config_digest": "0"}, r"config_digest is not the digest of config"),
-        ({"parameters_trained": 101}, r"parameters_trained is 101 of 100"),
+        ({"parameters_trained": -1}, r"parameters_trained is negative"),
         ({"best_step": 101}, r"best_step is 101 of 100 steps"),
         ({"best_step": -1}, r"best_step is -1"),
         ({"extra": 1, "seed": "x"}, r"extra is no field of a record; seed is 'x'"),

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 import lora_jax as lj
+from variants.head_only import HeadOnly
 from variants.lora import LoRA
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
@@ -236,3 +237,47 @@ def test_integers_cannot_be_trained():
     adapted = lj.adapt(forward, LoRA(rank=1), "w", also_train="n")
     with pytest.raises(ValueError, match="'n' cannot be trained: its dtype is int"):
         adapted.init(KEY, {"w": normal(D, D), "n": jnp.array(3)}, X)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda p, x: x @ jnp.concatenate([p["q"], p["k"]], axis=1),
+        lambda p, x: jax.lax.scan(lambda c, w: (c @ w, None), x, jnp.stack([p["q"], p["k"]]))[0],
+        lambda p, x: x @ (p["q"] + p["k"]),
+        lambda p, x: x @ (p["q"] * jnp.triu(jnp.ones((4, 4)))) @ (p["k"] / 2.0),
+        lambda p, x: x @ jnp.linalg.inv(p["q"]) + x @ p["k"],
+        lambda p, x: x @ jax.lax.cond(x.sum() > 0, lambda: p["q"], lambda: p["k"]),
+    ],
+    ids=["concatenate", "stack", "sum", "mask", "inverse", "cond"],
+)
+def test_weights_that_are_mixed_into_others_are_merged_and_right(x64, forward):
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        name: jax.random.normal(key, (4, 4)) for name, key in zip("qk", keys[:2], strict=True)
+    }
+    x = jax.random.normal(keys[2], (3, 4))
+    adapted = lj.adapt(forward, LoRA(rank=2), ["q", "k"])
+    trainable, frozen = adapted.init(keys[0], params, x)
+    moved = jax.tree.map(lambda a: a + jnp.cos(jnp.arange(a.size)).reshape(a.shape), trainable)
+    ours = adapted.apply(moved, frozen, x)
+    theirs = forward(adapted.merge(moved, frozen), x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    assert jnp.abs(ours - forward(params, x)).max() > 1e-3
+
+
+def test_methods_that_only_choose_leave_other_layers_to_their_adapters():
+    params = {"w": jnp.ones((3, 4, 4))}
+    targets = {lj.layers("w", 0): HeadOnly(), "w": LoRA(rank=2)}
+
+    def forward(p, x):
+        return lax.scan(lambda c, w: (c @ w, None), x, p["w"])[0]
+
+    adapted = lj.adapt(forward, targets=targets)
+    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.ones((1, 4)))
+    assert lj.summary(trainable, frozen).trained == 2 * 2 * (4 + 4)
+
+
+def test_what_is_not_a_variant_is_refused():
+    with pytest.raises(ValueError, match=r"'lora' is not a variant; make one: variants\.make"):
+        lj.adapt(lambda p, x: x, "lora", "w")

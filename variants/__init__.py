@@ -1,5 +1,6 @@
 """The methods, one file each; a file's name is the method's name, and nothing else lists them."""
 
+import dataclasses
 import importlib
 import pkgutil
 from typing import Any
@@ -24,7 +25,7 @@ def make(name: str, **settings: Any) -> Variant:
       ValueError: an unknown name or setting (the nearest ones are listed), or an invalid value.
     """
     kind = find(name)
-    fields = {field.name for field in kind.__dataclass_fields__.values()}
+    fields = {field.name for field in dataclasses.fields(kind)}
     for setting in settings:
         if setting not in fields:
             raise ValueError(
@@ -35,6 +36,8 @@ def make(name: str, **settings: Any) -> Variant:
 
 def find(name: str) -> type[Variant]:
     """The class of a variant by the name of its file (see `make`)."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"unknown variant '{name}'; nearest: {nearest(name, names())}")
     module_name = name if "." in name else f"{__name__}.{name}"
     try:
         module = importlib.import_module(module_name)

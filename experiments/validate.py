@@ -1,0 +1,35 @@
+"""What a config's numbers must be, checked before anything is loaded."""
+
+import math
+from typing import Any
+
+_POSITIVE = ("train.batch_size", "train.accumulate", "train.epochs", "data.buckets")
+_NOT_NEGATIVE = ("seed", "train.log_every", "train.evaluate_every", "train.checkpoint_every")
+_NOT_NEGATIVE += ("data.train", "optimizer.weight_decay")
+_FINITE_AND_POSITIVE = ("optimizer.learning_rate", "optimizer.clip", "optimizer.eps")
+_RATES = ("optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio")
+
+
+def validate(config: dict[str, Any]) -> None:
+    """Raise a `ValueError` that names the first setting that cannot be."""
+
+    def require(names: tuple[str, ...], wanted: str, test: Any) -> None:
+        for name in names:
+            value: Any = config
+            for part in name.split("."):
+                value = value[part]
+            if not (math.isfinite(value) and test(value)):
+                raise ValueError(f"config.{name} must be {wanted}, got {value}")
+
+    require(_POSITIVE + _FINITE_AND_POSITIVE, "positive", lambda value: value > 0)
+    require(_NOT_NEGATIVE, "at least 0", lambda value: value >= 0)
+    require(_RATES, "in [0, 1)", lambda value: 0 <= value < 1)
+    size, parts = config["train"]["batch_size"], config["train"]["accumulate"]
+    if size % parts:
+        raise ValueError(
+            f"config.train.batch_size {size} must be a multiple of train.accumulate {parts}"
+        )
+    if config["train"]["select"] not in ("last", "best"):
+        raise ValueError(
+            f"config.train.select '{config['train']['select']}': expected last or best"
+        )
