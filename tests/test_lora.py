@@ -315,7 +315,9 @@ def test_adam_cannot_tell_alpha_from_learning_rates(p, q, x64):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"rank": 0}, "rank must be an integer of at least 1, got 0"),
+        ({"rank": 2.5}, "rank must be an integer of at least 1, got 2.5"),
+        ({"alpha": float("inf")}, "alpha must be a finite number, got inf"),
         ({"rank": 4, "max_rank": 3}, "max_rank 3 is below rank 4"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),
