@@ -37,8 +37,11 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None
 
     body = {"tree": name(tree, ""), "meta": dict(meta or {})}
     body["leaves"] = {name: [type_name(array), digest(array)] for name, array in arrays.items()}
-    header = {"lora_jax": records.canonical(body), "sha256": records.config_digest(body)}
-    records.write_atomically(path, safetensors.numpy.save(arrays, header))
+    # One entry alone: safetensors writes several in no certain order, and equal trees are to give
+    # equal files.
+    sealed = {"body": body, "sha256": records.config_digest(body)}
+    data = safetensors.numpy.save(arrays, {"lora_jax": records.canonical(sealed)})
+    records.write_atomically(path, data)
     return path
 
 
@@ -51,8 +54,9 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         with safetensors.safe_open(path, framework="np") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        body = json.loads(header["lora_jax"])
-        intact = records.config_digest(body) == header["sha256"]
+        sealed = json.loads(header["lora_jax"])
+        body = sealed["body"]
+        intact = records.config_digest(body) == sealed["sha256"]
     except KeyError:
         raise ValueError(f"{path} was not written by lora_jax.save_tree") from None
     except (safetensors.SafetensorError, ValueError) as error:

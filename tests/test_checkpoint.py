@@ -413,3 +413,8 @@ def test_trees_that_cannot_be_named_are_refused(tmp_path):
 
 if __name__ == "__main__":
     train_until_killed(sys.argv[1])
+
+
+def test_equal_trees_give_equal_files(tmp_path):
+    files = {save_tree(tmp_path / str(i), TREE, {"rank": 2}).read_bytes() for i in range(20)}
+    assert len(files) == 1
