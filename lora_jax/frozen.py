@@ -89,12 +89,16 @@ def place(use: WeightUse, assigned: Assigned) -> Placement:
             variant.validate(use.matrix)
         if not isinstance(assigned, tuple):
             return Placement(use, assigned, assigned)
-        first, *_ = aligned = variants_of(assigned)[0].align(tuple(variants_of(assigned)))
+        first, *_ = aligned(assigned)
     except ValueError as error:
         raise ValueError(f"'{use.path}': {error}") from None
-    del aligned
-    evaluated = SomeLayers(first) if None in assigned else first
-    return Placement(use, evaluated, assigned)
+    return Placement(use, SomeLayers(first) if None in assigned else first, assigned)
+
+
+def aligned(assigned: tuple[Variant | None, ...]) -> tuple[Variant, ...]:
+    """The variants of the layers that have one, made equal in structure."""
+    chosen = variants_of(assigned)
+    return chosen[0].align(tuple(chosen))
 
 
 def fold_path(key: Array, path: str) -> Array:
@@ -122,12 +126,12 @@ def init_factors(key: Array, placement: Placement, value: Array) -> Factors:
     if not isinstance(placement.layers, tuple):
         return init(placement.variant, keys, base, len(use.stack))
     # Layers that differ: made one by one, then stacked.
-    chosen = variants_of(placement.layers)
-    aligned = iter(chosen[0].align(tuple(chosen)))
+    like = aligned(placement.layers)
+    remaining = iter(like)
     each = []
     for index, variant in enumerate(placement.layers):
         row = jax.tree.map(lambda leaf, index=index: leaf[index], base)
-        wanted = chosen[0].align(tuple(chosen))[0] if variant is None else next(aligned)
+        wanted = like[0] if variant is None else next(remaining)
         factors = init(wanted, keys[index], row, len(use.stack) - 1)
         if None in placement.layers:
             active = jnp.full(use.stack_shape[1:], variant is not None)

@@ -150,7 +150,7 @@ class Outcome:
 
     steps: int = 0
     seconds: float = 0.0
-    """Of training without evaluation, over all the processes that took part."""
+    """Of training, compilation included, evaluation not; over all the processes that took part."""
     metrics_last: dict[str, float] = dataclasses.field(default_factory=dict)
     metrics_best: dict[str, float] = dataclasses.field(default_factory=dict)
     best_step: int | None = None
