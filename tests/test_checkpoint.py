@@ -342,14 +342,21 @@ def test_the_newest_and_the_best_are_kept(tmp_path, options, scores, kept, best,
 
 
 def test_a_save_that_fails_is_reported_and_leaves_the_last_one(tmp_path):
-    folder = tmp_path / "run"
+    folder, aside = tmp_path / "run", tmp_path / "aside"
     saved = Checkpoints(folder)
-    shutil.rmtree(folder)
-    folder.write_text("in the way")
     saved.save(1, A)
+    saved.wait()
+    folder.rename(aside)
+    folder.write_text("in the way")
+    saved.save(2, A)
     with pytest.raises(OSError, match="Not a directory"):
         saved.wait()
     saved.close()
+    folder.unlink()
+    aside.rename(folder)
+    with Checkpoints(folder) as again:
+        assert again.steps() == [1]
+        assert again.restore(A)[2] == 1
 
 
 @pytest.mark.parametrize("options", [{"keep": 0}, {"best": ("m", "most")}])
