@@ -11,6 +11,8 @@ from lora_jax.nnx import from_nnx as from_nnx
 from lora_jax.partition import ABSENT as ABSENT
 from lora_jax.partition import combine as combine
 from lora_jax.partition import partition as partition
+from lora_jax.quantize import NF4 as NF4
+from lora_jax.quantize import Int8 as Int8
 from lora_jax.select import layers as layers
 from lora_jax.summary import summary as summary
 from lora_jax.variant import Base as Base

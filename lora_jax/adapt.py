@@ -1,9 +1,11 @@
 """Any JAX function with some of its weights adapted: `adapt(forward, variant, targets)`."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -17,16 +19,20 @@ from lora_jax.frozen import (
     PyTree,
     Spec,
     Trainable,
+    Unadapted,
     fold_path,
     grouped,
     init_factors,
+    init_shared,
     place,
+    stored,
     variants_of,
     weight_of,
 )
 from lora_jax.optim import scale_updates
 from lora_jax.partition import flatten, select_paths
-from lora_jax.select import Assigned, Rule, Targets
+from lora_jax.quantize import Storage
+from lora_jax.select import Assigned, Pattern, Rule, Targets
 from lora_jax.variant import Variant
 
 
@@ -37,6 +43,7 @@ class Adapted:
     forward: Callable[..., Any]
     rules: tuple[Rule, ...]
     also_train: tuple[str, ...] = ()
+    storage: tuple[tuple[Pattern, Storage], ...] = ()
 
     def init(
         self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
@@ -53,25 +60,31 @@ class Adapted:
           `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit`.
 
         Raises:
-          ValueError: a pattern matches nothing, a selected weight is never multiplied by, or a
-            variant cannot work for a weight's shape; the message names the path.
+          ValueError: a pattern matches nothing, a selected weight is never multiplied by, a variant
+            cannot work for a weight's shape, or nothing would train; the message names the path.
         """
         leaves, treedef = flatten(params)
         uses = discover(self.forward, params, *args, **kwargs)
         placements, trained = self._place(uses)
+        full = {path: jnp.array(leaves[path], copy=True) for path in trained}
+        base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
+        base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
+        settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
+        spec = Spec(treedef, tuple(leaves), settings, tuple(placements))
+
         adapters: dict[str, dict[str, Array]] = {}
         constants: dict[str, dict[str, Array]] = {}
-        for each in placements:
+        for each in spec.adapted:
             path = each.use.path
-            factors = init_factors(fold_path(key, path), each, leaves[path])
+            factors = init_factors(fold_path(key, path), each, base[path])
             # Copied, as a method may use one array as both; donation must not take the constant.
             adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
             constants[path] = factors.constants
-        full = {path: jnp.array(leaves[path], copy=True) for path in trained}
-        base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
-        settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
-        spec = Spec(treedef, tuple(leaves), settings, tuple(placements))
-        return {"adapters": adapters, "params": full}, Frozen(base, constants, spec)
+        shared = tuple(
+            init_shared(key, variant, [each for each in spec.adapted if each.use.path in paths])
+            for variant, paths in spec.groups().items()
+        )
+        return {"adapters": adapters, "params": full}, Frozen(base, constants, spec, shared)
 
     def apply(
         self,
@@ -94,6 +107,8 @@ class Adapted:
         weights = dict(plain)
         for each in frozen.spec.placements:
             weights[each.use.path] = weight_of(each, trainable, frozen, dropout_key)
+            if each.storage is not None:
+                plain[each.use.path] = jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
         inputs, rebuild = split_arrays((args, kwargs))
 
         def flat(arrays: list[Any], values: list[Any]) -> Any:
@@ -101,13 +116,35 @@ class Adapted:
             some_args, some_kwargs = rebuild(values)
             return self.forward(tree, *some_args, **some_kwargs)
 
-        return evaluate(flat, list(plain.values()), list(weights.values()), inputs)
+        arrays, values = list(plain.values()), list(weights.values())
+        return evaluate(flat, arrays, values, inputs, frozen.shared_by())
 
     def merge(self, trainable: Trainable, frozen: Frozen) -> PyTree:
-        """The plain parameters again, every adapter merged: same structure, shapes and dtypes."""
+        """The plain parameters again, every adapter merged: same structure, shapes and dtypes.
+
+        Warns where training seems to have forgotten something (`update`).
+        """
+        for variant, factors in grouped(trainable["adapters"], frozen):
+            if doubt := variant.doubt(factors):
+                warnings.warn(doubt, stacklevel=2)
+        arrays = {**frozen.base, **trainable["params"]}
+        shared = frozen.shared_by()
+        for each in frozen.spec.placements:
+            weight = weight_of(each, trainable, frozen, None)
+            arrays[each.use.path] = weight.dense(shared[each.variant])
+        return frozen.spec.tree(arrays)
+
+    def disable(self, trainable: Trainable, frozen: Frozen) -> PyTree:
+        """The plain parameters without the adapters: the base, bit by bit, as it is stored.
+
+        What is trained in full has no base any more; it is in there as it is.
+        """
         arrays = {**frozen.base, **trainable["params"]}
         for each in frozen.spec.placements:
-            arrays[each.use.path] = weight_of(each, trainable, frozen, None).dense()
+            if each.storage is not None:
+                bare = dataclasses.replace(each, variant=Unadapted())
+                weight = weight_of(bare, {"adapters": {}}, frozen, None)
+                arrays[each.use.path] = weight.dense({})
         return frozen.spec.tree(arrays)
 
     def optimizer(
@@ -115,8 +152,10 @@ class Adapted:
     ) -> optax.GradientTransformation:
         """`tx` with the learning rates that variants set for their own factors (LoRA+)."""
         rates: dict[str, dict[str, Any]] = {}
-        for variant, paths in frozen.spec.groups().items():
-            rates |= variant.learning_rates({path: frozen.constants[path] for path in paths})
+        nothing: dict[str, Any] = {path: {} for path in frozen.constants}
+        for variant, factors in grouped(nothing, frozen):
+            constants = {path: each.constants for path, each in factors.items()}
+            rates |= variant.learning_rates(constants)
         return optax.chain(tx, scale_updates(rates)) if rates else tx
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
@@ -138,9 +177,7 @@ class Adapted:
         step: Array | int,
         frozen: Frozen,
     ) -> tuple[tuple[Any, ...], Trainable]:
-        """What a variant does after each optimiser step (AdaLoRA's budget); nothing for most.
-
-        Call it after every step, or such variants do not work.
+        """After EVERY optimiser step: without it AdaLoRA never prunes; nothing for most variants.
 
         Args:
           state: from `init_state`, then from the last `update`.
@@ -170,16 +207,26 @@ class Adapted:
             raise ValueError(f"'{both[0]}' is both a target and in also_train; choose one")
         assigned = {p: v for p, v in select.assign(self.rules, uses).items() if p not in also}
         adapting = {path: select.adapting(variant) for path, variant in assigned.items()}
-        placements = [place(uses[path], variant) for path, variant in adapting.items() if variant]
-        adapted = {each.use.path for each in placements}
+        adapted = {path for path, variant in adapting.items() if variant}
         trained = [
             path
             for path, use in uses.items()
             if path not in adapted and (path in also or _trains(use, self.rules, assigned))
         ]
         for path in trained:
-            if "float" not in uses[path].dtype:
+            if not _floats(uses[path]):
                 raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
+        storage = _storages(self.storage, uses)
+        if both := [path for path in trained if path in storage]:
+            raise ValueError(f"'{both[0]}' is trained in full, and cannot be quantised")
+        placements = [
+            place(use, adapting.get(path), storage.get(path))
+            for path, use in uses.items()
+            if path in adapted or path in storage
+        ]
+        if not adapted and not trained:
+            names = ", ".join(dict.fromkeys(type(v).__name__ for _, v in self.rules if v))
+            raise ValueError(f"nothing would train: {names} adapts nothing; name it in also_train")
         return placements, trained
 
 
@@ -188,6 +235,7 @@ def adapt(
     variant: Variant | None = None,
     targets: Targets = select.ALL_LINEAR,
     also_train: Sequence[str] | str = (),
+    quantize: Mapping[Pattern, Storage] | None = None,
 ) -> Adapted:
     """A function like `forward`, some of whose weights are adapted by a variant.
 
@@ -199,6 +247,8 @@ def adapt(
         weight that activations are multiplied by except a tied or output embedding, or a mapping
         of these to variants, of which the first that matches a weight decides (None leaves it).
       also_train: patterns of parameters to train in full, for example a new head.
+      quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), be they targets or
+        not; of several patterns the first that matches decides.
 
     Returns:
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
@@ -211,10 +261,33 @@ def adapt(
     if variant is None and not isinstance(targets, Mapping):
         raise ValueError("adapt needs a variant, or targets that map patterns to variants")
     also = (also_train,) if isinstance(also_train, str) else tuple(also_train)
-    return Adapted(forward, rules, also)
+    storage = tuple((quantize or {}).items())
+    for pattern, each in storage:
+        if not isinstance(each, Storage):
+            raise ValueError(
+                f"quantize: '{pattern}' must map to lj.NF4() or lj.Int8(), not {each!r}"
+            )
+    return Adapted(forward, rules, also, storage)
+
+
+def _floats(use: WeightUse) -> bool:
+    return jnp.issubdtype(use.dtype, jnp.floating)
+
+
+def _storages(rules: Sequence[tuple[Pattern, Storage]], uses: Uses) -> dict[str, Storage]:
+    """How each weight that is not stored densely is stored."""
+    found: dict[str, Any] = dict(select.assign(rules, uses))
+    for path, storage in found.items():
+        if isinstance(storage, tuple):
+            raise ValueError(f"'{path}': layers of one stacked weight are stored alike")
+        if not _floats(uses[path]):
+            raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
+    return found
 
 
 def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
+    if not _floats(use):
+        return False
     mine = variants_of(assigned[use.path]) if use.path in assigned else []
     everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)
     return any(variant.trains(use.path, use, variant in mine) for variant in everyone)

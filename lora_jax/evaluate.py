@@ -6,7 +6,7 @@ layout are followed, and loops, branches, inner jits and rematerialised blocks a
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from lora_jax import jaxprs
-from lora_jax.weight import Weight
+from lora_jax.variant import Variant
+from lora_jax.weight import Shared, Weight
 
 Value = Any  # an array or a Weight
 
@@ -25,24 +26,32 @@ def evaluate(
     arrays: Sequence[Any],
     weights: Sequence[Value],
     inputs: Sequence[Any],
+    shared: Mapping[Variant, Shared],
 ) -> Any:
     """`function(weights, inputs)`, where some of the weights are adapted (`Weight`).
 
     It is traced with `arrays` in the place of the weights: the same shapes, dtypes and shardings.
+
+    Args:
+      shared: what all weights of a variant share.
     """
     jaxpr, consts, shape = jaxprs.trace(function, list(arrays), list(inputs))
-    outputs = _Evaluator().run(jaxpr, consts, [*weights, *inputs])
-    return jax.tree.unflatten(jax.tree.structure(shape), [merged(out) for out in outputs])
-
-
-def merged(value: Value) -> Any:
-    """The array that a value stands for."""
-    return value.dense() if isinstance(value, Weight) else value
+    evaluator = _Evaluator(shared)
+    outputs = evaluator.run(jaxpr, consts, [*weights, *inputs])
+    return jax.tree.unflatten(jax.tree.structure(shape), evaluator.merged(outputs))
 
 
 class _Evaluator:
-    def __init__(self) -> None:
+    def __init__(self, shared: Mapping[Variant, Shared]) -> None:
         self._uses = itertools.count()  # numbers the products, so that each has its own dropout
+        self._shared = shared
+
+    def merged(self, values: Sequence[Value]) -> list[Any]:
+        """The arrays that values stand for."""
+        return [
+            value.dense(self._shared[value.variant]) if isinstance(value, Weight) else value
+            for value in values
+        ]
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
         env: dict[Any, Value] = {}
@@ -58,7 +67,7 @@ class _Evaluator:
             if any(isinstance(value, Weight) for value in operands):
                 results = self._step(eqn, operands)
             if results is None:
-                results = jaxprs.apply(jaxpr, eqn, [merged(value) for value in operands])
+                results = jaxprs.apply(jaxpr, eqn, self.merged(operands))
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(var) for var in jaxpr.outvars]
 
@@ -82,20 +91,21 @@ class _Evaluator:
             return None
         if (followed := weight.follow(eqn, operands)) is not None:
             return [followed]
-        if (y := weight.lookup(eqn, operands[1:])) is not None:
+        if (y := weight.lookup(eqn, operands[1:], self._shared[weight.variant])) is not None:
             return [y]
         return None
 
     def _dot(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         side = 1 if isinstance(operands[1], Weight) else 0
-        y = operands[side].dot(eqn, merged(operands[1 - side]), side, next(self._uses))
+        weight, (x,) = operands[side], self.merged([operands[1 - side]])
+        y = weight.dot(eqn, x, side, next(self._uses), self._shared[weight.variant])
         return None if y is None else [y]
 
     def _remat(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
         jaxpr, consts = jaxprs.inner(eqn.params["jaxpr"])
 
         def block(*values: Value) -> list[Any]:
-            return [merged(out) for out in self.run(jaxpr, consts, values)]
+            return self.merged(self.run(jaxpr, consts, values))
 
         policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
         return jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)(*operands)
@@ -105,7 +115,7 @@ class _Evaluator:
 
         def branch(closed: Any) -> Callable[[], list[Any]]:
             jaxpr, consts = jaxprs.inner(closed)
-            return lambda: [merged(out) for out in self.run(jaxpr, consts, values)]
+            return lambda: self.merged(self.run(jaxpr, consts, values))
 
         return lax.switch(index, [branch(closed) for closed in eqn.params["branches"]])
 
@@ -113,18 +123,20 @@ class _Evaluator:
         params = eqn.params
         body, consts = jaxprs.inner(params["jaxpr"])
         first, carry = jaxprs.scan_sizes(eqn)
-        shared, carried = operands[:first], _Carried(body, operands, first, carry)
+        fixed, carried = operands[:first], _Carried(self, body, operands, first, carry)
         rows = [
-            each.lead(0) if isinstance(each, Weight) and each.is_stacked(0) else merged(each)
+            each.lead(0)
+            if isinstance(each, Weight) and each.is_stacked(0)
+            else self.merged([each])[0]
             for each in operands[first + carry :]
         ]
 
         def step(values: list[Any], slices: tuple[Any, list[Value]]) -> tuple[list[Any], list[Any]]:
             iteration, row = slices
             row = [each.without_lead(0) if isinstance(each, Weight) else each for each in row]
-            fixed = [_dropping_anew(e, iteration) for e in (*shared, *carried.fill(values))]
-            outputs = self.run(body, consts, [*fixed, *row])
-            return carried.varying(outputs), [merged(out) for out in outputs[carry:]]
+            same = [_dropping_anew(e, iteration) for e in (*fixed, *carried.fill(values))]
+            outputs = self.run(body, consts, [*same, *row])
+            return carried.varying(outputs), self.merged(outputs[carry:])
 
         drops = any(_drops(each) for each in operands[: first + carry])
         iterations = jnp.arange(params["length"]) if drops else None
@@ -142,18 +154,18 @@ class _Evaluator:
         params = eqn.params
         test, test_consts = jaxprs.inner(params["cond_jaxpr"])
         body, body_consts = jaxprs.inner(params["body_jaxpr"])
-        shared, rest = operands[: params["cond_nconsts"]], operands[params["cond_nconsts"] :]
+        asked, rest = operands[: params["cond_nconsts"]], operands[params["cond_nconsts"] :]
         first = params["body_nconsts"]
-        carried = _Carried(body, rest, first, len(rest) - first)
+        carried = _Carried(self, body, rest, first, len(rest) - first)
 
         def condition(state: tuple[Any, list[Any]]) -> Any:
             _, values = state
-            return self.run(test, test_consts, [*shared, *carried.fill(values)])[0]
+            return self.run(test, test_consts, [*asked, *carried.fill(values)])[0]
 
         def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
             iteration, values = state
-            fixed = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
-            return iteration + 1, carried.varying(self.run(body, body_consts, fixed))
+            same = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
+            return iteration + 1, carried.varying(self.run(body, body_consts, same))
 
         _, last = lax.while_loop(condition, step, (jnp.uint32(0), carried.start))
         return carried.fill(last)
@@ -162,14 +174,15 @@ class _Evaluator:
 class _Carried:
     """What a loop carries: weights that its body hands on unchanged are kept out of the carry."""
 
-    def __init__(self, body: Jaxpr, operands: list[Value], first: int, count: int):
+    def __init__(self, run: _Evaluator, body: Jaxpr, operands: list[Value], first: int, count: int):
+        self._run = run
         values = operands[first : first + count]
         same = jaxprs.unchanged(body, first, count)
         self._kept = [
             v if stays and isinstance(v, Weight) else None
             for v, stays in zip(values, same, strict=True)
         ]
-        self.start = [merged(v) for v, kept in zip(values, self._kept, strict=True) if kept is None]
+        self.start = self.varying(values)
 
     def fill(self, varying: Sequence[Any]) -> list[Value]:
         """All carried values, from those that vary."""
@@ -179,7 +192,7 @@ class _Carried:
     def varying(self, values: Sequence[Value]) -> list[Any]:
         """Of the values that a body returns first, those that vary."""
         pairs = zip(values, self._kept, strict=False)
-        return [merged(value) for value, kept in pairs if kept is None]
+        return self._run.merged([value for value, kept in pairs if kept is None])
 
 
 def _drops(value: Value) -> bool:

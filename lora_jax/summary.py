@@ -40,20 +40,30 @@ def summary(trainable: Trainable, frozen: Frozen) -> Summary:
     `share` is a row's part of everything that is trained.
     """
     rows = []
-    for each in frozen.spec.placements:
+    for each in frozen.spec.adapted:
         use = each.use
         layers = each.layers if isinstance(each.layers, tuple) else (each.layers,)
         kinds = dict.fromkeys(type(v).__name__ for v in layers if v is not None)
         ranks = dict.fromkeys(str(getattr(v, "rank", "")) if v else "-" for v in layers)
+        ranks = each.ranks or ranks
         kind = ", ".join(dict.fromkeys(str(u) for u in use.uses))
         rows.append(
-            (use.path, kind, _shape(use.shape), "/".join(kinds), "/".join(ranks), each.count)
+            (
+                use.path,
+                kind,
+                _shape(use.shape),
+                "/".join(kinds),
+                "/".join(map(str, ranks)),
+                each.count,
+            )
         )
     for path, leaf in trainable["params"].items():
         rows.append((path, "trained in full", _shape(leaf.shape), "", "", math.prod(leaf.shape)))
     order = {path: number for number, path in enumerate(frozen.spec.paths)}
     rows.sort(key=lambda row: order[row[0]])
-    leaves: list[Any] = [*frozen.base.values(), *trainable["params"].values()]
+    quantised = {each.use.path: each.use for each in frozen.spec.placements if each.storage}
+    leaves: list[Any] = [quantised.get(path, leaf) for path, leaf in frozen.base.items()]
+    leaves += trainable["params"].values()
     weights = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     total = sum(math.prod(leaf.shape) for leaf in weights)
     return Summary(tuple(rows), sum(row[5] for row in rows), total)

@@ -11,7 +11,7 @@ axes are mapped away with `jax.vmap`.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
@@ -28,6 +28,15 @@ class Factors(NamedTuple):
     trainable: dict[str, Array]
     constants: dict[str, Array]
     """Never trained. Every number that a study may vary (scale, keep probability, ...) is here."""
+
+
+class Pruned(NamedTuple):
+    """What is left of one adapter once what a method gave up is taken out (see `prune`)."""
+
+    variant: "Variant"
+    factors: Factors
+    ranks: tuple[int, ...]
+    """The rank of each matrix of the stack, in order; one number where there is no stack."""
 
 
 def wide(dtype: Any) -> Any:
@@ -152,6 +161,19 @@ class Variant:
 
     # -- of all matrices of this variant, {path: factors}, stacked axes leading --------------------
 
+    def init_shared(
+        self, key: Array, shapes: Sequence[tuple[int, int]], dtype: Any
+    ) -> dict[str, Array]:
+        """Arrays that all matrices of this variant share, stored once.
+
+        Every other method finds them among a matrix's constants, without stacked axes.
+
+        Args:
+          shapes: the (in, out) of every matrix, each one of a stack counted.
+          dtype: the widest dtype of their factors.
+        """
+        return {}
+
     def learning_rates(
         self, constants: Mapping[str, dict[str, Array]]
     ) -> dict[str, dict[str, Array]]:
@@ -176,6 +198,18 @@ class Variant:
     ) -> tuple[Any, dict[str, dict[str, Array]]]:
         """After an optimiser step: the new state, and the trainables to go on with."""
         return state, {path: each.trainable for path, each in after.items()}
+
+    def prune(self, state: Any, factors: Mapping[str, Factors]) -> dict[str, Pruned | None]:
+        """Smaller adapters with the same effect, where a method has given up a part of its own.
+
+        Not traced: it reads `state` (of `init_state` and `update`) to decide on sizes. None for an
+        adapter of which nothing is left.
+        """
+        return {}
+
+    def doubt(self, factors: Mapping[str, Factors]) -> str:
+        """What seems to have been forgotten in training, in one line; empty if nothing does."""
+        return ""
 
     def trains(self, path: str, use: "WeightUse", targeted: bool) -> bool:
         """Whether a parameter without an adapter is trained in full."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from lora_jax.variant import Base, Factors, Variant
 from lora_jax.views import Atom, View, canonical
 
 STATIC = {"static": True}
+Shared = Mapping[str, Array]
+"""The arrays that all weights of a variant share; loops must not slice them, so they come apart."""
 
 
 @jax.tree_util.register_dataclass
@@ -152,9 +155,12 @@ class Weight:
 
     # -- operations that use it -------------------------------------------------------------------
 
-    def dense(self) -> Array:
+    def dense(self, shared: Shared) -> Array:
         """The effective weight as the program sees it: the definition that all else must equal."""
-        merge = self.variant.weight
+
+        def merge(base: Base, factors: Factors) -> Array:
+            return self.variant.weight(base, with_shared(factors, shared))
+
         for _ in self.stack:
             merge = jax.vmap(merge)
         array = merge(self.base, self.factors)
@@ -162,7 +168,7 @@ class Weight:
             array = array.astype(dtype)
         return arrange(array, (*self.stack, *self._in_atoms, *self._out_atoms), self.view.axes)
 
-    def dot(self, eqn: JaxprEqn, x: Array, side: int, use: int) -> Array | None:
+    def dot(self, eqn: JaxprEqn, x: Array, side: int, use: int, shared: Shared) -> Array | None:
         """`dot_general` with this weight on one side (0 left, 1 right) and `x` on the other.
 
         Args:
@@ -193,7 +199,7 @@ class Weight:
         accumulate = eqn.params["preferred_element_type"]
         precision = jaxprs.precision(eqn)
         with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-            y = self._batched(x, my_batch, turned, accumulate, use)
+            y = self._batched(x, my_batch, turned, accumulate, use, shared)
         y = arrange(y, canonical(kept), tuple(self.view.axes[d] for d in free), keep=outer)
         if side == 0:  # the weight's free axes come before the tokens'
             batch, inner = range(len(my_batch)), range(len(my_batch), outer)
@@ -201,7 +207,13 @@ class Weight:
         return y.astype(eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
 
     def _batched(
-        self, x: Array, batch: tuple[int, ...], turned: bool, accumulate: Any, use: int
+        self,
+        x: Array,
+        batch: tuple[int, ...],
+        turned: bool,
+        accumulate: Any,
+        use: int,
+        shared: Shared,
     ) -> Array:
         """The product of each matrix of the stack with its own x, batch axes of x leading."""
         if batch:
@@ -209,24 +221,28 @@ class Weight:
             later = tuple(d - (d > dim) for d in rest)
             led = self.lead(dim)
             return jax.vmap(
-                lambda one, z: one.without_lead(dim)._batched(z, later, turned, accumulate, use)
+                lambda one, z: one.without_lead(dim)._batched(
+                    z, later, turned, accumulate, use, shared
+                )
             )(led, x)
         dtype = jnp.promote_types(x.dtype, self.dtypes[-1])
         base = self._base(dtype, accumulate if accumulate != dtype else None)
         x = x.astype(dtype)
+        factors = with_shared(self.factors, shared)
         if turned:
-            return self.variant.dot_t(x, base, self.factors)
+            return self.variant.dot_t(x, base, factors)
         key = None if self.dropout_key is None else jax.random.fold_in(self.dropout_key, use)
-        return self.variant.dot(x, base, self.factors, dropout_key=key)
+        return self.variant.dot(x, base, factors, dropout_key=key)
 
-    def lookup(self, eqn: JaxprEqn, operands: list[Any]) -> Array | None:
+    def lookup(self, eqn: JaxprEqn, operands: list[Any], shared: Shared) -> Array | None:
         """`gather` of rows, or None where it is of another kind or along another axis."""
         found = views.lookup(eqn, self.view.shape)
         if not found or self.stack or canonical(self.view.axes[found.axis]) != self._in_atoms:
             return None
         index = operands[0][..., found.column]
         rows = _in_range(index, self.view.shape[found.axis])
-        y = self.variant.take(rows, self._base(self.dtypes[-1]), self.factors)
+        factors = with_shared(self.factors, shared)
+        y = self.variant.take(rows, self._base(self.dtypes[-1]), factors)
         rest = self.view.replace(found.axis, ()) if found.kept else self.view.drop(found.axis)
         y = arrange(y, self._out_atoms, rest.axes, keep=rows.ndim)
         if not views.clips(eqn):
@@ -249,6 +265,11 @@ class Weight:
     @property
     def _out_atoms(self) -> tuple[Atom, ...]:
         return canonical(tuple(a for a in self.view.atoms if a.axis in self.outputs))
+
+
+def with_shared(factors: Factors, shared: Shared) -> Factors:
+    """Factors as a variant's functions get them, what is shared among the constants."""
+    return Factors(factors.trainable, {**factors.constants, **shared}) if shared else factors
 
 
 def arrange(

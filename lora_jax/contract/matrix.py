@@ -18,8 +18,7 @@ from lora_jax.contract.clause import (
     require_identical,
     require_same_form,
 )
-from lora_jax.lowrank import wide
-from lora_jax.variant import Base, Factors, Variant
+from lora_jax.variant import Base, Factors, Variant, wide
 
 
 @clause
@@ -60,7 +59,7 @@ def init_is_a_function_of_its_key(variant: Variant) -> None:
 def factors_are_wide(variant: Variant) -> None:
     """Trainables have the base's dtype, or float32 where that is narrower."""
     for narrow in (jnp.bfloat16, jnp.float32, jnp.float64):
-        factors = variant.init(jax.random.key(0), toys.base(variant, narrow))
+        factors = toys.init(variant, 0, toys.base(variant, narrow))
         wanted = wide(narrow)
         for name, factor in factors.trainable.items():
             found = f"trainable '{name}' of a {jnp.dtype(narrow)} matrix is {factor.dtype}"
@@ -75,7 +74,7 @@ def starts_at_the_base(variant: Variant) -> None:
     if variant.differs_at_init:
         return
     for roles, base in toys.bases(variant).items():
-        weight = variant.weight(base, variant.init(jax.random.key(7), base))
+        weight = variant.weight(base, toys.init(variant, 7, base))
         require_close(f"the weight at the start ({roles})", weight, base.dense(), 1e-12)
 
 

@@ -72,7 +72,8 @@ def stacked_layers_equal_single_ones(variant: Variant) -> None:
     )
     require_close("a scan over layers", toy.output(toy.moved), unrolled.output(toy.moved))
     if variant.adapts and draws_random_numbers(variant.init, jax.random.key(0), toys.base(variant)):
-        layers = toy.trainable["adapters"]["layers/up"]
+        path = "layers/up"
+        layers = toy.trainable["adapters"][path], toy.frozen.constants[path]
         alike = all((leaf[0] == leaf[1]).all() for leaf in jax.tree.leaves(layers))
         require(not alike, "the layers of a stack all start with the same random numbers")
 
@@ -140,18 +141,18 @@ def survives_a_file(variant: Variant) -> None:
     require(other.frozen.spec == toy.frozen.spec, "the static part of `frozen` depends on the key")
     require(hash(other.frozen.spec) == hash(toy.frozen.spec), "equal specs have different hashes")
 
-    saved = toy.moved, toy.frozen.constants
+    saved = toy.moved, toy.frozen.constants, toy.frozen.shared
     leaves, _ = flatten(saved)
     for path, leaf in leaves.items():
         plain = not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
         require(plain, f"'{path}' is no plain array, but {leaf.dtype}")
     file = safetensors.numpy.save({path: np.asarray(leaf) for path, leaf in leaves.items()})
     loaded = safetensors.numpy.load(file)
-    _, treedef = flatten((other.trainable, other.frozen.constants))
+    _, treedef = flatten((other.trainable, other.frozen.constants, other.frozen.shared))
     restored = unflatten(treedef, {path: jnp.asarray(loaded[path]) for path in leaves})
     require_identical("what was loaded", restored, saved)
-    trainable, constants = restored
-    frozen = dataclasses.replace(other.frozen, constants=constants)
+    trainable, constants, shared = restored
+    frozen = dataclasses.replace(other.frozen, constants=constants, shared=shared)
     got = dataclasses.replace(other, frozen=frozen).output(trainable)
     require_identical("the output of what was loaded", got, toy.output(toy.moved))
 

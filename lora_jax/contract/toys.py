@@ -11,7 +11,8 @@ from jax import Array, lax
 from lora_jax.adapt import Adapted, adapt
 from lora_jax.contract.clause import compiled
 from lora_jax.frozen import Frozen, Trainable
-from lora_jax.variant import Base, Factors, Variant
+from lora_jax.variant import Base, Factors, Variant, wide
+from lora_jax.weight import with_shared
 
 BATCH, TOKENS, LAYERS = 4, 5, 2
 
@@ -73,9 +74,16 @@ def noisy(trainable: Any, seed: int = 1, scale: float = 0.3) -> Any:
     )
 
 
+def init(variant: Variant, seed: int, base: Base) -> Factors:
+    """The variant's factors for one matrix, and what it would share with others."""
+    key = jax.random.key(seed)
+    shared = variant.init_shared(key, [base.shape], wide(base.dtype))
+    return with_shared(variant.init(key, base), shared)
+
+
 def factors_of(variant: Variant, base: Base) -> Factors:
     """The variant's factors for a matrix, with random trainables."""
-    factors = variant.init(jax.random.key(2), base)
+    factors = init(variant, 2, base)
     return Factors(noisy(factors.trainable), factors.constants)
 
 

@@ -1,0 +1,137 @@
+"""The codes of NF4 and of its doubly quantised scales, elementwise and without a gather."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+"""The 16 values of the 4-bit NormalFloat: Dettmers et al. 2023, appendix E (and equation 4)."""
+
+
+@jax.jit
+def encode(x: Array) -> Array:
+    """The code, uint8 below 16, of the value nearest to each number of [-1, 1].
+
+    The lower one of two that are equally near, as in bitsandbytes.
+    """
+    code = jnp.zeros(x.shape, jnp.uint8)
+    for threshold in (NF4[1:] + NF4[:-1]) / 2:
+        code += (x > threshold).astype(jnp.uint8)
+    return code
+
+
+@jax.jit
+def decode(code: Array) -> Array:
+    """The float32 value of each code."""
+    return _select(NF4, code)
+
+
+def pack(code: Array) -> Array:
+    """Two rows of codes in one of bytes: (2n, out) to (n, out), the first in the high bits."""
+    return code[::2] << 4 | code[1::2]
+
+
+def unpack(byte: Array) -> Array:
+    """The codes in each row of bytes: (n, out) to (2n, out)."""
+    shifts = jnp.array([[[4], [0]]], jnp.uint8)
+    return (byte[:, None] >> shifts & 15).reshape(-1, byte.shape[1])
+
+
+# -- scales ----------------------------------------------------------------------------------------
+
+
+def _dynamic_map() -> np.ndarray:
+    """The 256 values of bitsandbytes' signed dynamic data type, in order, to the bit.
+
+    Seven decades, 10^-6 to 1, the i-th divided evenly in 2^i. Dettmers 2016, arXiv 1511.04561,
+    section 2; `create_dynamic_map` of bitsandbytes.
+    """
+    positive = []
+    for decade in range(7):
+        count = 2**decade
+        # As torch.linspace: from the nearer end, and rounded once.
+        step = np.float64(np.float32(0.9) / np.float32(count))
+        steps = np.arange(count + 1) * step
+        low, high = np.float32(np.float32(0.1) + steps), np.float32(1 - steps[::-1])
+        edges = np.where(np.arange(count + 1) <= count / 2 - 0.5, low, high)
+        positive.append(np.float32(10.0 ** (decade - 6)) * ((edges[1:] + edges[:-1]) / 2))
+    values = np.concatenate(positive)
+    return np.concatenate([-values[::-1], [0.0], values, [1.0]]).astype(np.float32)
+
+
+def _dynamic_thresholds(values: np.ndarray) -> np.ndarray:
+    """The least number of [-1, 1] to get each code but the first.
+
+    bitsandbytes' CPU kernel rounds to one of 2^16 even steps before it takes the nearest value.
+    """
+    steps = np.linspace(-1, 1, 2**16, dtype=np.float32)
+    nearest = np.searchsorted((values[1:] + values[:-1]) / 2, steps)
+    first = np.searchsorted(nearest, np.arange(1, len(values)))
+    return np.float32((first - 0.5) / (2**15 - 0.5) - 1)
+
+
+DYNAMIC = _dynamic_map()
+DYNAMIC_THRESHOLDS = _dynamic_thresholds(DYNAMIC)
+
+
+@jax.jit
+def encode_dynamic(x: Array) -> Array:
+    """The code, uint8, of the 8-bit dynamic value near to each number of [-1, 1]."""
+    thresholds = jnp.asarray(DYNAMIC_THRESHOLDS)
+
+    def step(index: Array, code: Array) -> Array:
+        return code + (x >= thresholds[index]).astype(jnp.uint8)
+
+    return lax.fori_loop(0, len(DYNAMIC_THRESHOLDS), step, jnp.zeros_like(x, jnp.uint8))
+
+
+@jax.jit
+def decode_dynamic(code: Array, scale: Array, offset: Array) -> Array:
+    """`scale * value + offset`, rounded twice, for the 8-bit dynamic value of each code."""
+    negative = code < 127
+    distance = jnp.where(negative, 127 - code, code - 127)
+    value = jnp.where(distance == 128, jnp.ones_like(scale), _select(DYNAMIC[127:255], distance))
+    product = scale * value
+    # The sign is chosen last: XLA would contract a product and a sum into one rounding.
+    return jnp.where(negative, -product, product) + offset
+
+
+def _select(values: np.ndarray, code: Array) -> Array:
+    """`values[code]` by a tree of selects on the bits of the code, for 2^n values.
+
+    A gather of single numbers is slow on accelerators, and under explicit sharding it would need to
+    be told the sharding of its result.
+    """
+    bits = [(code >> bit) & 1 == 1 for bit in range((len(values) - 1).bit_length())]
+    # Each value depends on the code, or a scan would hoist it out as a whole array.
+    zero = (code & 0).astype(values.dtype)
+
+    def choose(values: np.ndarray, bits: list[Array]) -> Array:
+        if not bits:
+            return zero + values[0]
+        half = len(values) // 2
+        *lower, highest = bits
+        return jnp.where(highest, choose(values[half:], lower), choose(values[:half], lower))
+
+    return choose(values, bits)

@@ -1,0 +1,21 @@
+"""Full fine-tuning: no adapter, the baseline that every method is compared with."""
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_jax.variant import Variant
+
+if TYPE_CHECKING:
+    from lora_jax.discover import WeightUse
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Variant):
+    """Every floating-point parameter trains, or with `only_targets` the targets alone."""
+
+    only_targets: bool = False
+
+    adapts: ClassVar[bool] = False
+
+    def trains(self, path: str, use: "WeightUse", targeted: bool) -> bool:
+        return targeted or not self.only_targets

@@ -1,0 +1,51 @@
+"""HiRA: the low-rank update multiplies the weight, entry by entry.
+
+Huang et al. 2025, "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language
+Models", ICLR 2025 (openreview TwJrTz9cRS), equation 5.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lora_jax.lowrank import LowRank, dropout
+from lora_jax.variant import Base, Factors, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class HiRA(LowRank):
+    """W' = W + W * (s A^T B), the product with W taken entry by entry.
+
+    Differences from plain LoRA: the update may have the rank of W times the adapter's, and it
+    vanishes where W does. Its products have no short form: they use the dense W', as PEFT's do, and
+    its gradient. The scale is one, whatever the rank, as in the paper and PEFT.
+    """
+
+    alpha: float = 1.0
+    scale: str = "alpha"
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        update = self._update(base, factors)
+        return base.dense().astype(update.dtype) + update
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        dropped = dropout(x, factors, dropout_key)
+        if dropped is x:
+            return Variant.dot(self, x, base, factors)
+        update = self._update(base, factors).astype(base.dtype)
+        return base.dot(x) + Base(update, "io", base.accumulate).dot(dropped)
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        return Variant.dot_t(self, x, base, factors)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        a, b = self.low_rank_factors(factors, base.dtype)
+        taken, hidden = base.take(rows), jnp.take(a, rows, axis=1, mode="clip")
+        return taken + taken * lax.dot_general(hidden, b, (((0,), (0,)), ((), ())))
+
+    def _update(self, base: Base, factors: Factors) -> Array:
+        delta = self.delta(factors)
+        return base.dense().astype(delta.dtype) * delta

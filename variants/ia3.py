@@ -1,0 +1,72 @@
+"""IA3: outputs (or inputs) are rescaled by trained vectors.
+
+Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
+Learning", arXiv 2205.05638, section 3.3.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.variant import Base, Factors, Variant, wide
+
+SIDES = ("outputs", "inputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class IA3(Variant):
+    """W' = W diag(l), or W' = diag(l) W for `scales="inputs"`, with l trained from one.
+
+    The paper scales the outputs of keys and values, and the inner activations of feed-forward
+    blocks, which are the inputs of their second matrix:
+
+        targets={"(key|value)/kernel": IA3(), "down/kernel": IA3(scales="inputs")}
+
+    Differences from plain LoRA: no rank and no scale, one number for each output (input), and it
+    multiplies. Difference from PEFT: only the matrix is rescaled; PEFT multiplies what comes out of
+    a layer, its bias included (the same where there are no biases, as in the paper's T5).
+    """
+
+    scales: str = "outputs"
+
+    def __post_init__(self) -> None:
+        if self.scales not in SIDES:
+            raise ValueError(f"scales '{self.scales}': expected outputs or inputs")
+
+    def init(self, key: Array, base: Base) -> Factors:
+        size = base.shape[SIDES.index(self.scales) - 1]
+        return Factors({"l": jnp.ones(size, wide(base.dtype))}, {})
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        scale = factors.trainable["l"]
+        by = scale[None, :] if self.scales == "outputs" else scale[:, None]
+        return base.dense().astype(scale.dtype) * by
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        scale = factors.trainable["l"]
+        if self.scales == "outputs":
+            return _times(base.dot(x), scale)
+        return base.dot(_times(x, scale))
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        scale = factors.trainable["l"]
+        if self.scales == "outputs":
+            return base.dot_t(_times(x, scale))
+        return _times(base.dot_t(x), scale)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        scale, taken = factors.trainable["l"], base.take(rows)
+        if self.scales == "outputs":
+            return _times(taken, scale)
+        return taken * jnp.take(scale, rows, mode="clip").astype(taken.dtype)[..., None]
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return shape[SIDES.index(self.scales) - 1]
+
+
+def _times(x: Array, scale: Array) -> Array:
+    """Multiply the last axis of (..., n) by (n,)."""
+    return x * scale.astype(x.dtype).reshape(*[1] * (x.ndim - 1), -1)

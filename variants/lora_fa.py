@@ -1,0 +1,29 @@
+"""LoRA-FA: A stays as it was drawn, and only B is trained.
+
+Zhang et al. 2023, "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
+Fine-tuning", arXiv 2308.03303.
+"""
+
+import dataclasses
+
+from jax import Array
+
+from lora_jax.lowrank import LowRank
+from lora_jax.variant import Base, Factors
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAFA(LowRank):
+    """y = x W + s (x A^T) B with A random and constant, and B trained from zero.
+
+    Differences from plain LoRA: A is among the constants, so reverse mode keeps x A^T (rank wide)
+    instead of x, and half of the factors have no gradient and no optimiser state. PEFT's
+    `LoraFAOptimizer` is a later method that also corrects the gradient of B; this is the paper's.
+    """
+
+    def init(self, key: Array, base: Base) -> Factors:
+        trainable, constants = super().init(key, base)
+        return Factors({"b": trainable["b"]}, {**constants, "a": trainable["a"]})
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self.rank * shape[1]

@@ -1,0 +1,21 @@
+"""OLoRA: the adapter starts as the leading part of the weight's QR decomposition.
+
+Buyukakyuz 2024, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models",
+arXiv 2406.01775, algorithm 1.
+"""
+
+import dataclasses
+
+from lora_jax.lowrank import LowRank
+
+
+@dataclasses.dataclass(frozen=True)
+class OLoRA(LowRank):
+    """W' = W + s (A^T B - A0^T B0), with W^T = Q R, A0 the first r rows of R and B0 those of Q^T.
+
+    Differences from plain LoRA: B starts orthonormal and A as the rows of R that belong to it.
+    Differences from the paper and PEFT: W stays and the start is subtracted (see `variants/pissa`).
+    The initialisation is a setting of every A/B method.
+    """
+
+    initialization: str = "olora"

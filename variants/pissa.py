@@ -1,0 +1,29 @@
+"""PiSSA: the adapter starts as the principal part of the weight.
+
+Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
+Language Models", arXiv 2404.02948, equations 2 to 4.
+"""
+
+import dataclasses
+
+from lora_jax.lowrank import LowRank
+
+
+@dataclasses.dataclass(frozen=True)
+class PiSSA(LowRank):
+    """W' = W + s (A^T B - A0^T B0), where s A0^T B0 is the best rank-r approximation of W.
+
+    With W = U S V^T, A0 = sqrt(S_r / s) U_r^T and B0 = sqrt(S_r / s) V_r^T.
+
+    Differences from plain LoRA: both factors start from the weight's largest singular values.
+    Differences from the paper and PEFT, which train on a residual W - s A0^T B0 that takes W's
+    place: W stays, and A0 and B0 are constants. The function and its gradients are the same, but
+    leaving the adapter out gives W back bit by bit, and a bf16 weight is not rounded anew; a product
+    costs rank 2r. On a quantised base it starts from what is stored, so the paper's QPiSSA, which
+    quantises the residual to lose less, is another thing. The initialisation is a setting of every
+    A/B method; "pissa_niter_<n>" takes a randomised SVD with n iterations (the paper's fast SVD).
+
+    The paper sets alpha = rank, so that s = 1.
+    """
+
+    initialization: str = "pissa"

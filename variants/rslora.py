@@ -1,0 +1,22 @@
+"""rsLoRA: rank-stabilised scaling.
+
+Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+arXiv 2312.03732: the moments of the adapter's outputs and gradients neither vanish nor explode with
+the rank if and only if its scale falls as 1/sqrt(rank).
+"""
+
+import dataclasses
+
+from lora_jax.lowrank import LowRank
+
+
+@dataclasses.dataclass(frozen=True)
+class RsLoRA(LowRank):
+    """y = x W + (alpha / sqrt(rank)) (x A^T) B.
+
+    Differences from plain LoRA: the scale, alpha / sqrt(rank) instead of alpha / rank; so alpha
+    means another thing, and the same alpha gives sqrt(rank) times the effect. The scale rule is a
+    setting of every A/B method (`scale`); this file is its name.
+    """
+
+    scale: str = "alpha/sqrt(rank)"

@@ -1,0 +1,109 @@
+"""VeRA: frozen random projections that all matrices share, and two trained vectors for each.
+
+Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.11454, equation 2.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.lowrank import dropout, product
+from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class VeRA(Variant):
+    """W' = W + A^T diag(d) B diag(b), with A and B random, frozen and shared; d and b trained.
+
+    Differences from plain LoRA: rank + out numbers are trained for a matrix, not rank * (in + out),
+    so ranks are larger (256 to 1024 in the paper) and may exceed the matrix's own; there is no
+    scale; d starts at `d_init` and b at zero, so that W' = W. A (rank, largest in) and B (rank,
+    largest out) are stored once, and smaller matrices take their first columns, as in PEFT.
+    """
+
+    rank: int = 256
+    d_init: float = 0.1
+    dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
+    learning_rate_ratio: float = 1.0
+    """How many times faster b learns than d."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    def init_shared(
+        self, key: Array, shapes: Sequence[tuple[int, int]], dtype: Any
+    ) -> dict[str, Array]:
+        one, two = jax.random.split(key)
+        inputs, outputs = (max(sizes) for sizes in zip(*shapes, strict=True))
+        a = _kaiming_uniform(one, (self.rank, inputs), inputs, dtype)
+        b = _kaiming_uniform(two, (self.rank, outputs), self.rank, dtype)
+        return {"projection_a": a, "projection_b": b}
+
+    def init(self, key: Array, base: Base) -> Factors:
+        dtype = wide(base.dtype)
+        d, b = jnp.full(self.rank, self.d_init, dtype), jnp.zeros(base.shape[1], dtype)
+        constants = {}
+        if self.dropout:
+            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        if self.learning_rate_ratio != 1:
+            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        return Factors({"d": d, "b": b}, constants)
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        d, b = factors.trainable["d"], factors.trainable["b"]
+        down, up = _projections(base, factors, d.dtype)
+        return base.dense().astype(d.dtype) + (down.T * d[None, :]) @ (up * b[None, :])
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        d, b = (factors.trainable[name].astype(x.dtype) for name in ("d", "b"))
+        down, up = _projections(base, factors, x.dtype)
+        y = product(dropout(x, factors, dropout_key), down, up, base.accumulate, d)
+        return base.dot(x) + _times(y, b)
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        d, b = (factors.trainable[name].astype(x.dtype) for name in ("d", "b"))
+        down, up = _projections(base, factors, x.dtype)
+        return base.dot_t(x) + product(_times(x, b), up, down, base.accumulate, d)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        d, b = (factors.trainable[name].astype(base.dtype) for name in ("d", "b"))
+        down, up = _projections(base, factors, base.dtype)
+        hidden = _times(jnp.moveaxis(jnp.take(down, rows, axis=1, mode="clip"), 0, -1), d)
+        return base.take(rows) + _times(hidden @ up, b)
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self.rank + shape[1]
+
+    def learning_rates(
+        self, constants: Mapping[str, dict[str, Array]]
+    ) -> dict[str, dict[str, Array]]:
+        return {path: {"b": each["ratio"]} for path, each in constants.items() if "ratio" in each}
+
+
+def _projections(base: Base, factors: Factors, dtype: Any) -> tuple[Array, Array]:
+    """The shared A (rank, in) and B (rank, out), cut to the matrix."""
+    inputs, outputs = base.shape
+    down, up = factors.constants["projection_a"], factors.constants["projection_b"]
+    return down[:, :inputs].astype(dtype), up[:, :outputs].astype(dtype)
+
+
+def _times(y: Array, vector: Array) -> Array:
+    """Multiply the last axis of (..., n) by (n,)."""
+    return y * vector.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)
+
+
+def _kaiming_uniform(key: Array, shape: tuple[int, int], fan_in: int, dtype: Any) -> Array:
+    """U(-sqrt(6 / fan_in), sqrt(6 / fan_in)), as PEFT draws them."""
+    bound = math.sqrt(6 / fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
