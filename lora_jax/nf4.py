@@ -43,13 +43,25 @@ def encode(x: Array) -> Array:
 
 @jax.jit
 def decode(code: Array) -> Array:
-    """The float32 value of each code."""
-    return _select(NF4, code)
+    """The float32 value of each code: a tree of selects on its bits, instead of a gather."""
+    bits = [(code >> bit) & 1 == 1 for bit in range(4)]
+    # Each value depends on the code, or a scan would hoist it out as a whole array.
+    zero = (code & 0).astype(jnp.float32)
+
+    def choose(values: np.ndarray, bits: list[Array]) -> Array:
+        if not bits:
+            return zero + values[0]
+        half = len(values) // 2
+        *lower, highest = bits
+        return jnp.where(highest, choose(values[half:], lower), choose(values[:half], lower))
+
+    return choose(NF4, bits)
 
 
 def pack(code: Array) -> Array:
     """Two rows of codes in one of bytes: (2n, out) to (n, out), the first in the high bits."""
-    return code[::2] << 4 | code[1::2]
+    pairs = code.reshape(-1, 2, code.shape[1])
+    return pairs[:, 0] << 4 | pairs[:, 1]
 
 
 def unpack(byte: Array) -> Array:
@@ -80,58 +92,39 @@ def _dynamic_map() -> np.ndarray:
     return np.concatenate([-values[::-1], [0.0], values, [1.0]]).astype(np.float32)
 
 
-def _dynamic_thresholds(values: np.ndarray) -> np.ndarray:
-    """The least number of [-1, 1] to get each code but the first.
-
-    bitsandbytes' CPU kernel rounds to one of 2^16 even steps before it takes the nearest value.
-    """
+def _dynamic_steps(values: np.ndarray) -> np.ndarray:
+    """The first of 2^16 even steps from -1 to 1 that is nearest to each value but the first."""
     steps = np.linspace(-1, 1, 2**16, dtype=np.float32)
     nearest = np.searchsorted((values[1:] + values[:-1]) / 2, steps)
-    first = np.searchsorted(nearest, np.arange(1, len(values)))
-    return np.float32((first - 0.5) / (2**15 - 0.5) - 1)
+    return np.searchsorted(nearest, np.arange(1, len(values))).astype(np.float32)
 
 
 DYNAMIC = _dynamic_map()
-DYNAMIC_THRESHOLDS = _dynamic_thresholds(DYNAMIC)
+DYNAMIC_STEPS = _dynamic_steps(DYNAMIC)
 
 
 @jax.jit
 def encode_dynamic(x: Array) -> Array:
-    """The code, uint8, of the 8-bit dynamic value near to each number of [-1, 1]."""
-    thresholds = jnp.asarray(DYNAMIC_THRESHOLDS)
+    """The code, uint8, of the 8-bit dynamic value near to each number of [-1, 1].
 
-    def step(index: Array, code: Array) -> Array:
-        return code + (x >= thresholds[index]).astype(jnp.uint8)
+    As bitsandbytes' CPU kernel, which rounds to one of 2^16 steps before it takes the nearest.
+    """
+    step = jnp.round((x + 1) * (2**15 - 0.5))
+    first = jnp.asarray(DYNAMIC_STEPS)
 
-    return lax.fori_loop(0, len(DYNAMIC_THRESHOLDS), step, jnp.zeros_like(x, jnp.uint8))
+    def count(index: Array, code: Array) -> Array:
+        return code + (step >= first[index]).astype(jnp.uint8)
+
+    return lax.fori_loop(0, len(DYNAMIC_STEPS), count, jnp.zeros_like(x, jnp.uint8))
 
 
 @jax.jit
 def decode_dynamic(code: Array, scale: Array, offset: Array) -> Array:
     """`scale * value + offset`, rounded twice, for the 8-bit dynamic value of each code."""
-    negative = code < 127
-    distance = jnp.where(negative, 127 - code, code - 127)
-    value = jnp.where(distance == 128, jnp.ones_like(scale), _select(DYNAMIC[127:255], distance))
-    product = scale * value
-    # The sign is chosen last: XLA would contract a product and a sum into one rounding.
-    return jnp.where(negative, -product, product) + offset
-
-
-def _select(values: np.ndarray, code: Array) -> Array:
-    """`values[code]` by a tree of selects on the bits of the code, for 2^n values.
-
-    A gather of single numbers is slow on accelerators, and under explicit sharding it would need to
-    be told the sharding of its result.
-    """
-    bits = [(code >> bit) & 1 == 1 for bit in range((len(values) - 1).bit_length())]
-    # Each value depends on the code, or a scan would hoist it out as a whole array.
-    zero = (code & 0).astype(values.dtype)
-
-    def choose(values: np.ndarray, bits: list[Array]) -> Array:
-        if not bits:
-            return zero + values[0]
-        half = len(values) // 2
-        *lower, highest = bits
-        return jnp.where(highest, choose(values[half:], lower), choose(values[:half], lower))
-
-    return choose(values, bits)
+    # Under explicit sharding a gather must be told the sharding of its result.
+    sharding = jax.typeof(code).sharding
+    explicit = any(part is not None for part in sharding.spec)
+    magnitude = jnp.asarray(np.abs(DYNAMIC)).at[code.astype(jnp.int32)]
+    product = scale * magnitude.get(mode="clip", out_sharding=sharding if explicit else None)
+    # The sign comes last: XLA would contract a product and a sum into one rounding.
+    return jnp.where(code < 127, -product, product) + offset

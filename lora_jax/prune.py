@@ -154,9 +154,10 @@ def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[
     ]
     placements = tuple(each for each in replaced if each.adapts or each.storage is not None)
     spec = dataclasses.replace(frozen.spec, placements=placements)
-    shared = dict(zip(frozen.spec.groups(), frozen.shared, strict=True))
-    remaining = tuple(shared.get(variant, {}) for variant in spec.groups())
-    return {**trainable, "adapters": adapters}, Frozen(frozen.base, constants, remaining, spec)
+    known = dict(zip(frozen.spec.groups(), frozen.shared, strict=False))
+    shared = tuple(known.get(variant, {}) for variant in spec.groups())
+    smaller_frozen = dataclasses.replace(frozen, constants=constants, spec=spec, shared=shared)
+    return {**trainable, "adapters": adapters}, smaller_frozen
 
 
 def _replaced(placement: Placement, pruned: Pruned | None) -> Placement:

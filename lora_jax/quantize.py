@@ -203,25 +203,34 @@ def _product(x: Array, base: Quantized, turned: bool) -> Array:
     precision = jax.config.jax_default_matmul_precision  # the backward pass is traced elsewhere
     like = jax.typeof(x)
 
-    def multiply(x: Array, base: Quantized) -> Array:
-        dense = Base(base.dense(), "io", base.accumulate)
+    def contract(x: Array, matrix: Array) -> Array:
+        dense = Base(matrix, "io", base.accumulate)
         with jax.default_matmul_precision(precision):
             return dense.dot_t(x) if turned else dense.dot(x)
 
+    def multiply(x: Array, base: Quantized) -> Array:
+        return contract(x, _dense_with(base, x))
+
     def forward(x: Array, base: Quantized) -> tuple[Array, Quantized]:
-        tied, _ = lax.optimization_barrier((base, lax.stop_gradient(x)))
-        return multiply(x, tied), base
         return multiply(x, base), base
 
     def backward(base: Quantized, gradient: Array) -> tuple[Array, None]:
-        # Else XLA would find the forward pass's dense matrix to be the same, and keep that.
-        base, _ = lax.optimization_barrier((base, lax.stop_gradient(gradient)))
-        (pulled,) = jax.linear_transpose(lambda x: multiply(x, base), like)(gradient)
+        matrix = _dense_with(base, gradient)
+        (pulled,) = jax.linear_transpose(lambda x: contract(x, matrix), like)(gradient)
         return pulled, None
 
     product = jax.custom_vjp(multiply)
     product.defvjp(forward, backward)
     return product(x, base)
+
+
+def _dense_with(base: Quantized, operand: Array) -> Array:
+    """The matrix, dequantised for a product with `operand`, no earlier and for no other.
+
+    Else XLA would find those of the forward and the backward pass to be the same and keep that.
+    """
+    base, _ = lax.optimization_barrier((base, lax.stop_gradient(operand)))
+    return base.dense()
 
 
 def _scale(array: Array, axis: int) -> tuple[Array, Array]:

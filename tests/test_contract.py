@@ -13,6 +13,8 @@ import lora_jax as lj
 import variants
 from lora_jax import contract
 from lora_jax.contract import model
+from lora_jax.lowrank import dropout
+from lora_jax.variant import Base
 from variants.lora import LoRA
 
 CASES = [
@@ -30,7 +32,7 @@ def test_variants_keep_the_contract(variant, clause):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rank": 3, "max_rank": 5, "dropout": 0.3},
+        {"rank": 4, "max_rank": 6, "dropout": 0.3},
         {"rank": 12, "initialization": "gaussian", "scale": "alpha/sqrt(rank)"},
     ],
 )
@@ -238,6 +240,28 @@ class KeepsAKey(Mutant):
         return factors
 
 
+class DropsTheBaseToo(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(dropout(x, factors, dropout_key), base, factors)
+
+
+class ForgetsItsStart(Mutant):
+    def low_rank_factors(self, factors, dtype):
+        constants = {name: x for name, x in factors.constants.items() if name not in ("a0", "b0")}
+        return super().low_rank_factors(factors._replace(constants=constants), dtype)
+
+
+class HurriesA(Mutant):
+    def learning_rates(self, constants):
+        ratios = super().learning_rates(constants)
+        return {path: {"a": rate["b"] ** 2, **rate} for path, rate in ratios.items()}
+
+
+class KnowsDenseWeightsOnly(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x, base, factors) if type(base) is Base else base.dot(x)
+
+
 MUTANTS = [
     (EqualsOnlyItself, "settings_are_static"),
     (KeyIsIgnored, "init_is_a_function_of_its_key"),
@@ -274,8 +298,13 @@ MUTANTS = [
     (UpdateUndoesTheStep, "learns_by_training"),
     (UpdateWidens, "learns_by_training"),
     (GlobalRandomNumbers, "the_same_key_gives_the_same_run"),
+    (GlobalRandomNumbers, "instances_share_no_state"),
     (MixesTokens, "is_causal_and_batch_invariant"),
     (MixesExamples, "is_causal_and_batch_invariant"),
+    (DropsTheBaseToo, "dropout_spares_the_base"),
+    (ForgetsItsStart, "starts_from_any_initialization"),
+    (HurriesA, "learns_at_its_ratio"),
+    (KnowsDenseWeightsOnly, "acts_on_quantised_weights"),
 ]
 
 
@@ -289,7 +318,8 @@ def test_broken_variants_fail_the_right_clause(mutant, clause):
 
 
 def test_every_clause_has_a_mutant():
-    untouched = {"training_leaves_the_base_alone"}  # no variant can break it, see below
+    # No variant can break these, see below.
+    untouched = {"training_leaves_the_base_alone", "disabling_gives_back_the_base"}
     known = {clause.__name__ for clause in contract.CLAUSES}
     assert {clause for _, clause in MUTANTS} == known - untouched
 
@@ -306,6 +336,17 @@ def test_training_that_takes_a_frozen_array_is_noticed(monkeypatch):
     monkeypatch.setattr(model, "_train", greedy)
     with pytest.raises(contract.ContractError, match=r"deleted \d+ arrays"):
         lj.check(variants.make("lora"), checks=["training_leaves_the_base_alone"])
+
+
+def test_a_base_that_has_changed_is_noticed(monkeypatch):
+    def changed(self, trainable, frozen):
+        return jax.tree.map(
+            lambda leaf: leaf + 1e-9, frozen.spec.tree({**frozen.base, **trainable["params"]})
+        )
+
+    monkeypatch.setattr(lj.Adapted, "disable", changed)
+    with pytest.raises(contract.ContractError, match=r"'embed' after disable differs in \d+ of"):
+        lj.check(variants.make("lora"), checks=["disabling_gives_back_the_base"])
 
 
 def test_a_reason_excuses_a_variant_that_starts_elsewhere():

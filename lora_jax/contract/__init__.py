@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from lora_jax.contract.clause import Clause
 from lora_jax.contract.clause import ContractError as ContractError
+from lora_jax.contract.compositions import OF_COMPOSITIONS as OF_COMPOSITIONS
 from lora_jax.contract.matrix import OF_A_MATRIX as OF_A_MATRIX
 from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL
 from lora_jax.partition import nearest
 from lora_jax.tables import text_table
 from lora_jax.variant import Variant
 
-CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL)
+CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL, *OF_COMPOSITIONS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,6 +201,28 @@ def training_leaves_the_base_alone(variant: Variant) -> None:
 
 
 @clause
+def disabling_gives_back_the_base(variant: Variant) -> None:
+    """Without its adapters a trained model is the base again, bit by bit."""
+    toy = toys.toy(variant)
+    params = toy.adapted.disable(toy.moved, toy.frozen)
+    wanted = dict(flatten(toy.params)[0])
+    got = flatten(params)[0]
+    require(got.keys() == wanted.keys(), "disable gives another tree")
+    for path in toy.frozen.base:
+        require_identical(f"'{path}' after disable", got[path], wanted[path])
+
+
+@clause
+def instances_share_no_state(variant: Variant) -> None:
+    """What one adapted model does to itself in training changes nothing for another."""
+    alone, _ = _train(toys.training_toy(variant, ("mix/kernel",)), 2)
+    twin = dataclasses.replace(variant)
+    first, second = (toys.training_toy(each, ("mix/kernel",)) for each in (variant, twin))
+    _train(second, 1)
+    require_identical("training beside another instance", _train(first, 2)[0], alone)
+
+
+@clause
 def is_causal_and_batch_invariant(variant: Variant) -> None:
     """Outputs depend on no later token, and on no other example."""
     toy = toys.toy(variant)
@@ -275,5 +297,7 @@ OF_A_MODEL = (
     learns_by_training,
     the_same_key_gives_the_same_run,
     training_leaves_the_base_alone,
+    disabling_gives_back_the_base,
+    instances_share_no_state,
     is_causal_and_batch_invariant,
 )

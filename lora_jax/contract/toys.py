@@ -11,6 +11,7 @@ from jax import Array, lax
 from lora_jax.adapt import Adapted, adapt
 from lora_jax.contract.clause import compiled
 from lora_jax.frozen import Frozen, Trainable
+from lora_jax.quantize import Storage
 from lora_jax.variant import Base, Factors, Variant, wide
 from lora_jax.weight import with_shared
 
@@ -173,10 +174,13 @@ def toy(
     dtype: Any = jnp.float64,
     also_train: tuple[str, ...] = ("head_bias",),
     seed: int = 4,
+    quantize: Storage | None = None,
 ) -> Toy:
     """The decoder adapted by a variant (a method without factors trains what it `trains`)."""
     params, ids = decoder_params(variant, dtype), _ids(variant)
-    adapted = adapt(decoder, variant, ["embed", "mix/kernel", "layers/.*"], also_train)
+    targets = ("embed", "mix/kernel", "layers/.*")
+    storage = {} if quantize is None else dict.fromkeys(targets, quantize)
+    adapted = adapt(decoder, variant, targets, also_train, storage)
     return Toy(adapted, params, ids, *_init(adapted, jax.random.key(seed), params, ids))
 
 

@@ -97,46 +97,64 @@ def net(seed):
 def adapted(model, config, seed, **options):
     """The model under PEFT, its adapters away from zero, and the adapters' parameters by name."""
     import peft
-    import torch
 
     with warnings.catch_warnings():
         # PEFT sets fan_in_fan_out by itself for each kind of layer, and says so.
         warnings.simplefilter("ignore")
         wrapped = peft.get_peft_model(model, peft.LoraConfig(**config), **options).double().eval()
-    torch.manual_seed(1000 + seed)
     adapters = {name: p for name, p in wrapped.named_parameters() if "lora_" in name}
+    randomise(adapters, seed)
+    return wrapped, adapters
+
+
+def randomise(adapters, seed):
+    import torch
+
+    torch.manual_seed(1000 + seed)
     with torch.no_grad():
         for parameter in adapters.values():
             parameter.normal_(std=0.5)
-    return wrapped, adapters
 
 
 def numpy_of(tensors):
     return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
 
 
+def grouped(**groups):
+    """{group/name: array} from {group: {name: tensor or array}}."""
+    return {f"{group}/{name}": x for group, each in groups.items() for name, x in each.items()}
+
+
 def run(model, config, seed, inputs, loss_of):
     """Everything that a fixture holds but for its inputs; `loss_of` maps an output to a loss."""
+    arrays = grouped(base0=numpy_of(model.state_dict()))
+    return arrays | measure(*adapted(model, config, seed), inputs, loss_of)
+
+
+def outputs(model, inputs):
+    y = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    return getattr(y, "logits", y)
+
+
+def measure(wrapped, adapters, inputs, loss_of, optimiser=None):
+    """What comes out, gradients, training (by plain descent unless told) and what is merged."""
     import peft
     import torch
 
-    arrays = {f"base0/{name}": array for name, array in numpy_of(model.state_dict()).items()}
-    wrapped, adapters = adapted(model, config, seed)
     saved = numpy_of(peft.get_peft_model_state_dict(wrapped))
     started = numpy_of(adapters)
 
     def step():
         wrapped.zero_grad()
-        y = wrapped(**inputs) if isinstance(inputs, dict) else wrapped(*inputs)
-        y = getattr(y, "logits", y)
+        y = outputs(wrapped, inputs)
         loss = loss_of(y)
         loss.backward()
         return y, loss
 
     y, loss = step()
-    arrays |= {"y": y.detach().numpy(), "loss": loss.detach().numpy()}
+    arrays = {"y": y.detach().numpy(), "loss": loss.detach().numpy()}
     gradients = numpy_of({name: p.grad for name, p in adapters.items()})
-    optimiser = torch.optim.SGD(adapters.values(), lr=RATE)
+    optimiser = optimiser or torch.optim.SGD(adapters.values(), lr=RATE)
     for _ in range(STEPS):
         step()
         optimiser.step()
@@ -146,17 +164,14 @@ def run(model, config, seed, inputs, loss_of):
         for name, parameter in adapters.items():
             parameter.copy_(torch.tensor(started[name]))
         merged = wrapped.merge_and_unload()
-        y_merged = merged(**inputs) if isinstance(inputs, dict) else merged(*inputs)
-    arrays["y_merged"] = getattr(y_merged, "logits", y_merged).numpy()
-    for group, tensors in {
-        "param": started,
-        "grad": gradients,
-        "ckpt": saved,
-        "trained": trained,
-        "merged": numpy_of(merged.state_dict()),
-    }.items():
-        arrays |= {f"{group}/{name}": tensor for name, tensor in tensors.items()}
-    return arrays
+        arrays["y_merged"] = outputs(merged, inputs).numpy()
+    return arrays | grouped(
+        param=started,
+        grad=gradients,
+        ckpt=saved,
+        trained=trained,
+        merged=numpy_of(merged.state_dict()),
+    )
 
 
 def run_net(config, seed):

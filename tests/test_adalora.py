@@ -1,0 +1,696 @@
+"""AdaLoRA against PEFT's traces, algorithm 1 written out in NumPy, and closed forms."""
+
+import dataclasses
+import math
+import re
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from make_fixtures.adalora import CASES, FIXTURES, RATE
+from peft_net import group
+from scipy import stats
+
+import lora_jax as lj
+import variants
+from lora_jax import prune as pruning
+from lora_jax.variant import Base, Factors
+from variants.adalora import AdaLoRA
+from variants.lora import LoRA
+
+KEY = jax.random.key(0)
+
+
+def random_like(tree, seed=1, scale=0.5):
+    leaves, treedef = jax.tree.flatten(tree)
+    random = np.random.RandomState(seed)
+    return treedef.unflatten([jnp.asarray(scale * random.randn(*x.shape), x.dtype) for x in leaves])
+
+
+def stepper(adapted, frozen, task_loss, rate=RATE):
+    """A compiled step of plain gradient descent, penalty and update included; counts its traces."""
+
+    def step(trainable, state, number, *batch):
+        step.traces += 1
+
+        def loss(trainable):
+            y = adapted.apply(trainable, frozen, batch[0])
+            return task_loss(y, *batch[1:]) + adapted.penalty(trainable, frozen)
+
+        value, grads = jax.value_and_grad(loss)(trainable)
+        after = jax.tree.map(lambda x, g: x - rate * g, trainable, grads)
+        state, trainable = adapted.update(state, trainable, after, grads, number, frozen)
+        return trainable, state, value
+
+    step.traces = 0
+    compiled = jax.jit(step)
+    compiled.count = lambda: step.traces
+    return compiled
+
+
+# -- the reference mode is PEFT ----------------------------------------------------------------
+
+
+def forward(params, x):
+    """The torch `net` of the fixtures, over its own state dict."""
+    last = max(int(name.split(".")[0]) for name in params)
+    for layer in range(last + 1):
+        x = x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"][None]
+        x = jnp.tanh(x) if layer < last else x
+    return x
+
+
+def squared_error(y, t):
+    return ((y - t) ** 2).mean()
+
+
+def variant_of(config):
+    """The variant that an AdaLoraConfig means."""
+    names = {
+        **{"init_r": "rank", "target_r": "target_rank", "total_step": "total_steps"},
+        **{"tinit": "t_init", "tfinal": "t_final", "deltaT": "delta_t", "lora_alpha": "alpha"},
+        **{"orth_reg_weight": "orthogonality", "beta1": "beta1", "beta2": "beta2"},
+    }
+    return AdaLoRA(mode="reference", **{names[name]: value for name, value in config.items()})
+
+
+def to_factors(tensors):
+    """{weight: {a, b, e}} from PEFT's lora_A (rank, in), lora_B (out, rank), lora_E (rank, 1)."""
+    adapters = {}
+    for name, tensor in tensors.items():
+        layer, letter = re.fullmatch(
+            r"base_model\.model\.(\d+)\.lora_([ABE])\.default", name
+        ).groups()
+        ours = {"A": tensor, "B": tensor.T, "E": tensor.ravel()}[letter]
+        adapters.setdefault(f"{layer}.weight", {})[letter.lower()] = jnp.asarray(ours)
+    return adapters
+
+
+def assert_follows(arrays, config):
+    """Every tensor, loss, budget and choice of a whole training, and what is merged at the end."""
+    params = {name: jnp.asarray(value) for name, value in group(arrays, "base0").items()}
+    adapted = lj.adapt(forward, variant_of(config), r"\d+\.weight")
+    fresh, frozen = adapted.init(KEY, params, jnp.asarray(arrays["x"][0]))
+    traced = group(arrays, "param")
+
+    def at(number):
+        return {"adapters": to_factors({n: v[number] for n, v in traced.items()}), "params": {}}
+
+    trainable = at(0)
+    assert jax.tree.map(jnp.shape, trainable) == jax.tree.map(jnp.shape, fresh)
+    state = adapted.init_state(trainable, frozen)
+    step = stepper(adapted, frozen, squared_error)
+    np.testing.assert_array_equal(frozen.shared[0]["budget"][1:], arrays["budget"])
+    for number in range(config["total_step"]):
+        x, t = jnp.asarray(arrays["x"][number]), jnp.asarray(arrays["t"][number])
+        trainable, state, loss = step(trainable, state, jnp.asarray(number), x, t)
+        np.testing.assert_allclose(loss, arrays["loss"][number], atol=1e-10, rtol=0)
+        for path, factors in at(number + 1)["adapters"].items():
+            for name, value in factors.items():
+                mine = trainable["adapters"][path][name]
+                np.testing.assert_allclose(mine, value, atol=1e-10, rtol=0, err_msg=f"{number}")
+        for name, kept in group(arrays, "kept").items():
+            path = name.removeprefix("base_model.model.").replace("lora_E.default", "weight")
+            np.testing.assert_array_equal(state[0]["kept"][path], kept[number])
+    assert step.count() == 1
+    merged, (less, smaller) = group(arrays, "merged"), pruning.prune(trainable, frozen, state)
+    for mine in (adapted.merge(trainable, frozen), adapted.merge(less, smaller)):
+        for name, value in merged.items():
+            np.testing.assert_allclose(mine[name], value, atol=1e-10, rtol=0)
+    used = sum(int(each.sum()) for each in pruning.ranks(less, smaller).values())
+    assert used == arrays["budget"][-1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_is_pefts_step_by_step(case, x64):
+    assert_follows(np.load(FIXTURES / f"adalora_{case}.npz"), CASES[case])
+
+
+# -- the paper's mode is its algorithm 1 -------------------------------------------------------
+
+SHAPES = {"v": (6, 5), "w": (5, 7)}
+LAYERS = 3
+SETTINGS = [
+    {"rank": 4, "target_rank": 2, "total_steps": 20, "t_init": 3, "t_final": 4},
+    {"rank": 5, "target_rank": 1, "total_steps": 17, "t_init": 0, "t_final": 0, "delta_t": 2},
+    {"rank": 3, "target_rank": 2, "total_steps": 22, "delta_t": 3, "beta1": 0.5, "beta2": 0.9},
+    {"rank": 2, "target_rank": 2, "total_steps": 8, "alpha": 1.0, "orthogonality": 0.01},
+]
+
+
+def examples(steps, seed=0, batch=3):
+    """Inputs and wanted outputs of each step, for `v` and for each layer of `w`."""
+    random = np.random.RandomState(seed)
+    stacks = {"v": (steps, batch), "w": (steps, LAYERS, batch)}
+    return [
+        {name: random.randn(*stacks[name], SHAPES[name][side]) for name in SHAPES}
+        for side in (0, 1)
+    ]
+
+
+def weights(seed=1):
+    random = np.random.RandomState(seed)
+    return {"v": random.randn(*SHAPES["v"]), "w": random.randn(LAYERS, *SHAPES["w"])}
+
+
+def products(params, x):
+    """The product of each matrix with an input of its own; layers scanned or in a dictionary."""
+    if isinstance(params["w"], dict):
+        each = [x["w"][layer] @ w for layer, w in params["w"].items()]
+        return {"v": x["v"] @ params["v"], "w": jnp.stack(each)}
+    w = lax.scan(lambda _, pair: (None, pair[0] @ pair[1]), None, (x["w"], params["w"]))[1]
+    return {"v": x["v"] @ params["v"], "w": w}
+
+
+def sum_of_errors(y, t):
+    return (
+        sum(((y["w"][layer] - t["w"][layer]) ** 2).mean() for layer in range(LAYERS))
+        + ((y["v"] - t["v"]) ** 2).mean()
+    )
+
+
+def train(variant, params, trainable=None, targets=("v", "w.*"), seed=0, rate=0.02):
+    """The trainables and the state after every step of a whole schedule; begun at random."""
+    x, t = ({n: jnp.asarray(a) for n, a in each.items()} for each in examples(40, seed))
+    params = jax.tree.map(jnp.asarray, params)
+    adapted = lj.adapt(products, variant, list(targets))
+    fresh, frozen = adapted.init(KEY, params, {name: a[0] for name, a in x.items()})
+    trainable = random_like(fresh) if trainable is None else trainable
+    state = adapted.init_state(trainable, frozen)
+    step, history = stepper(adapted, frozen, sum_of_errors, rate), []
+    for number in range(variant.total_steps):
+        batch = ({name: a[number] for name, a in each.items()} for each in (x, t))
+        trainable, state, _ = step(trainable, state, jnp.asarray(number), *batch)
+        history.append((trainable, state))
+    assert step.count() == 1  # one program for the whole schedule
+    return adapted, frozen, history
+
+
+def unstacked(adapters):
+    """{path: factors} of single matrices, in order, from those of `v` and the stack `w`."""
+    single = {"v": adapters["v"]}
+    for layer in range(LAYERS):
+        single[f"w/{layer}"] = {name: x[layer] for name, x in adapters["w"].items()}
+    return single
+
+
+def algorithm_1(variant, matrices, xs, ts, factors, rate):
+    """The paper's algorithm 1 over single matrices, with gradients by hand; yields every step.
+
+    The loss is the sum of the mean squared errors of `x @ W'` of each matrix.
+    """
+    v, scale, gamma = variant, variant.alpha / variant.rank, variant.orthogonality
+    t_init = v.total_steps // 10 if v.t_init is None else v.t_init
+    t_final = v.total_steps // 2 if v.t_final is None else v.t_final
+    fixed = v.total_steps - t_final
+    smooth = {k: {n: (0 * f, 0 * f) for n, f in each.items()} for k, each in factors.items()}
+    kept = {k: np.ones(v.rank, bool) for k in factors}
+    for t in range(1, v.total_steps + 1):
+        scores = {}
+        for k, f in factors.items():
+            a, b, e = f["a"], f["b"], f["e"]
+            x, wanted = xs[k][t - 1], ts[k][t - 1]
+            y = x @ (matrices[k] + scale * a.T @ np.diag(e) @ b)
+            slope = x.T @ (2 * (y - wanted) / y.size)  # of the loss, by W'
+            identity = np.eye(v.rank)
+            grads = {
+                "a": scale * e[:, None] * (b @ slope.T) + 4 * gamma * (a @ a.T - identity) @ a,
+                "b": scale * e[:, None] * (a @ slope) + 4 * gamma * (b @ b.T - identity) @ b,
+                "e": scale * np.einsum("ri,io,ro->r", a, slope, b),
+            }
+            s = {}
+            for name in "abe":
+                mean, spread = smooth[k][name]
+                if t < fixed:
+                    now = np.abs(f[name] * grads[name])  # equation 8
+                    mean = v.beta1 * mean + (1 - v.beta1) * now  # 9
+                    spread = v.beta2 * spread + (1 - v.beta2) * np.abs(now - mean)  # 10
+                    smooth[k][name] = mean, spread
+                s[name] = mean * spread  # 11
+            scores[k] = s["e"] + s["a"].mean(1) + s["b"].mean(1)  # 7
+            factors[k] = {name: f[name] - rate * grads[name] for name in "abe"}
+        first, last = len(factors) * v.rank, len(factors) * v.target_rank
+        part = min(max(Fraction(t - t_init, fixed - t_init), 0), 1)
+        budget = round(last + (first - last) * (1 - part) ** 3)  # 12
+        choose = t == fixed or (t_init < t < fixed and t % v.delta_t == 0)
+        if choose:
+            places = [(-s, number, k) for k in scores for number, s in enumerate(scores[k])]
+            chosen = {(k, number) for _, number, k in sorted(places)[:budget]}
+            kept = {k: np.array([(k, i) in chosen for i in range(v.rank)]) for k in factors}
+        for k, f in factors.items():
+            if choose or t >= fixed:
+                f["e"] = np.where(kept[k], f["e"], 0)
+        yield factors, kept
+
+
+@pytest.mark.parametrize("choice", SETTINGS, ids=str)
+def test_training_is_algorithm_1(choice, x64, quick_compilation):
+    variant, rate = AdaLoRA(**choice), 0.02
+    _, _, history = train(variant, weights(), rate=rate)
+    start = jax.eval_shape(lambda: history[0][0]["adapters"])
+    start = random_like({"adapters": start, "params": {}})["adapters"]
+    numbers = jax.tree.map(np.asarray, unstacked(start))
+
+    def single(arrays, axis):
+        layers = {f"w/{i}": np.take(arrays["w"], i, axis) for i in range(LAYERS)}
+        return {"v": arrays["v"], **layers}
+
+    x, t = (single(each, 1) for each in examples(40))
+    expected = algorithm_1(variant, single(weights(), 0), x, t, numbers, rate)
+    for number, ((mine, state), (theirs, kept)) in enumerate(zip(history, expected, strict=True)):
+        for path, factors in unstacked(mine["adapters"]).items():
+            for name, value in factors.items():
+                np.testing.assert_allclose(value, theirs[path][name], atol=1e-10, err_msg=number)
+        ours = single(state[0]["kept"], 0)
+        for path, value in kept.items():
+            np.testing.assert_array_equal(ours[path], value)
+    used = sum(np.count_nonzero(f["e"]) for f in unstacked(mine["adapters"]).values())
+    assert used == variant.target_rank * (1 + LAYERS)
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+def test_every_choice_keeps_exactly_its_budget(mode, x64, quick_compilation):
+    variant = AdaLoRA(rank=4, target_rank=1, total_steps=24, delta_t=4, mode=mode)
+    _, frozen, history = train(variant, weights())
+    budget, used = np.asarray(frozen.shared[0]["budget"]), []
+    for number, (trainable, _) in enumerate(history, start=1):
+        e = [factors["e"] for factors in trainable["adapters"].values()]
+        used.append(sum(int(jnp.count_nonzero(each)) for each in e))
+        if number <= 2 or number < 12 and number % 4:
+            assert used[-1] == 16  # between choices, what was set to zero learns again
+        else:
+            assert used[-1] == budget[number]
+    assert used[11:] == [4] * 13
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+@pytest.mark.parametrize("layers", [[0, 1, 2], [0, 2]], ids=["all layers", "some layers"])
+def test_a_stack_trains_as_its_layers_alone(mode, layers, x64, quick_compilation):
+    """Layers that are left out take no part in the budget, nor in the penalty."""
+    variant = AdaLoRA(rank=4, target_rank=2, total_steps=12, t_init=2, t_final=3, mode=mode)
+    params = weights()
+    which = slice(layers[0], None, layers[1] - layers[0])
+    _, frozen, together = train(variant, params, targets=["v", lj.layers("w", which)])
+    start = random_like(jax.eval_shape(lambda: together[0][0]))
+    start["adapters"] = unstacked(start["adapters"])
+    for layer in {0, 1, 2} - set(layers):
+        del start["adapters"][f"w/{layer}"]
+    params["w"] = {layer: params["w"][layer] for layer in range(LAYERS)}
+    targets = ["v", *(f"w/{layer}" for layer in layers)]
+    _, frozen_apart, apart = train(variant, params, start, targets)
+    np.testing.assert_array_equal(frozen.shared[0]["budget"], frozen_apart.shared[0]["budget"])
+    for (mine, state), (theirs, state_apart) in zip(together, apart, strict=True):
+        mine, kept = unstacked(mine["adapters"]), state[0]["kept"]
+        for path, factors in theirs["adapters"].items():
+            for name, value in factors.items():
+                np.testing.assert_allclose(mine[path][name], value, atol=1e-11)
+            ours = kept["w"][int(path[2:])] if path[0] == "w" else kept[path]
+            np.testing.assert_array_equal(ours, state_apart[0]["kept"][path])
+
+
+# -- budgets, scores, penalty ------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ranks=st.integers(1, 20).flatmap(lambda r: st.tuples(st.just(r), st.integers(1, r))),
+    total=st.integers(3, 90),
+    parts=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    matrices=st.integers(1, 80),
+)
+def test_the_budget_falls_cubically(ranks, total, parts, matrices):
+    t_init = int(parts[0] * (total - 1))
+    t_final = int(parts[1] * (total - 1 - t_init))
+    rank, target = ranks
+    steps = {"total_steps": total, "t_init": t_init, "t_final": t_final}
+    first, last = rank * matrices, target * matrices
+    shapes = [(4, 4)] * matrices
+    for mode in ("paper", "reference"):
+        variant = AdaLoRA(rank=rank, target_rank=target, mode=mode, **steps)
+        budget = np.asarray(variant.init_shared(KEY, shapes, jnp.float32)["budget"])
+        assert len(budget) == total + 1 and (np.diff(budget) <= 0).all()
+        for t, b in enumerate(budget.tolist()):
+            part = min(max(Fraction(t - t_init, total - t_final - t_init), 0), 1)
+            exact = last + (first - last) * (1 - part) ** 3
+            if mode == "paper":
+                assert abs(b - exact) <= 0.5 + 1e-9
+            elif t_init < t <= total - t_final:  # as PEFT computes it, rounding included
+                left = 1 - (t - t_init) / (total - t_final - t_init)
+                assert b == int((first - last) * (left**3) + last)
+            else:
+                assert b == exact
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=4),
+    distinct=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+def test_the_best_are_as_many_as_asked_for_and_the_first_of_equals(shapes, distinct, seed, data):
+    random = np.random.RandomState(seed)
+    values = np.array([-np.inf, -1.0, 0.0, -0.0, 2.0])[:distinct]
+    scores = {f"p{9 - i}": random.choice(values, shape) for i, shape in enumerate(shapes)}
+    flat = np.concatenate([each.ravel() for each in scores.values()])
+    count = data.draw(st.integers(0, flat.size))
+    got = pruning.best({p: jnp.asarray(s) for p, s in scores.items()}, jnp.asarray(count))
+    expected = np.zeros(flat.size, bool)
+    expected[sorted(range(flat.size), key=lambda i: (-flat[i], i))[:count]] = True
+    assert list(got) == list(scores)  # in the order given, which is not the paths' own
+    for path, mine in got.items():
+        assert mine.shape == scores[path].shape
+    np.testing.assert_array_equal(np.concatenate([x.ravel() for x in got.values()]), expected)
+
+
+def hand_made(variant, seed=0, dtypes=(jnp.float64, jnp.float64)):
+    """Factors of a stack of two and of a single matrix, with what they share."""
+    shapes, random = {"u": (2, 6, 5), "s": (7, 4)}, np.random.RandomState(seed)
+    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+    shared = variant.init_shared(KEY, [(6, 5), (6, 5), (7, 4)], widest)
+    factors = {}
+    for (path, (*stack, inputs, outputs)), dtype in zip(shapes.items(), dtypes, strict=True):
+        sizes = {"a": (variant.rank, inputs), "b": (variant.rank, outputs), "e": (variant.rank,)}
+        trainable = {n: jnp.asarray(random.randn(*stack, *s), dtype) for n, s in sizes.items()}
+        constants = {"scale": jnp.full(stack, variant.scaling(), dtype)}
+        factors[path] = Factors(trainable, constants | shared)
+    return factors
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+def test_the_penalty_is_equation_4_or_the_mean_norm(mode, x64):
+    variant = AdaLoRA(rank=3, target_rank=1, orthogonality=0.3, mode=mode)
+    factors = hand_made(variant)
+    flat = [x for each in factors.values() for n in "ab" for x in each.trainable[n].reshape(-1, 3, each.trainable[n].shape[-1])]  # fmt: skip  # noqa: E501
+    norms = [np.linalg.norm(x @ x.T - np.eye(3)) for x in flat]
+    assert len(norms) == 6
+    expected = np.sum(np.square(norms)) if mode == "paper" else np.mean(norms)
+    np.testing.assert_allclose(variant.penalty(factors), 0.3 * expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+def test_the_penalty_of_orthonormal_rows_is_zero_and_so_is_its_gradient(mode, x64):
+    variant = AdaLoRA(rank=3, target_rank=1, mode=mode)
+    factors = hand_made(variant)
+
+    def penalty(trainable):
+        return variant.penalty({p: f._replace(trainable=trainable[p]) for p, f in factors.items()})
+
+    def rows(name, x):
+        return x if name == "e" else jnp.broadcast_to(jnp.eye(*x.shape[-2:]), x.shape)
+
+    eyes = {p: {n: rows(n, x) for n, x in f.trainable.items()} for p, f in factors.items()}
+    value, gradient = jax.value_and_grad(penalty)(eyes)
+    assert value == 0 and all(not leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+@pytest.mark.parametrize("number", [1, 4, 9, 10, 11, 19, 500])
+def test_with_equal_scores_the_first_triplets_stay(mode, number, x64):
+    """PEFT drops all that are equal to the threshold; here the budget is kept exactly."""
+    variant = AdaLoRA(rank=4, target_rank=1, total_steps=20, t_init=2, t_final=10, mode=mode)
+    factors = hand_made(variant)
+    state = variant.init_state(factors)
+    grads = {path: jax.tree.map(jnp.zeros_like, f.trainable) for path, f in factors.items()}
+    state, after = variant.update(state, factors, factors, grads, jnp.asarray(number - 1))
+    e = np.concatenate([after[path]["e"].ravel() for path in factors])
+    budget = factors["u"].constants["budget"][min(number, 20)] if number <= 10 else 12
+    start = np.concatenate([f.trainable["e"].ravel() for f in factors.values()])
+    np.testing.assert_array_equal(e, np.where(np.arange(12) < budget, start, 0))
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+def test_numbers_are_read_from_arrays(mode, x64):
+    variant = AdaLoRA(rank=3, target_rank=2, total_steps=20, mode=mode)
+    factors, grads = hand_made(variant), hand_made(variant, seed=1)
+    grads = {path: each.trainable for path, each in grads.items()}
+    numbers = {"beta1": 0.2, "beta2": 0.3, "orthogonality": 5.0, "alpha": 1.0, "delta_t": 7}
+    steps = {"total_steps": 90, "t_init": 1, "t_final": 50, "target_rank": 1}
+    other = dataclasses.replace(variant, **numbers, **steps)
+
+    def run(variant):
+        state = variant.init_state(factors)
+        moved = {p: f._replace(trainable=random_like(f.trainable)) for p, f in factors.items()}
+        return variant.penalty(factors), variant.update(
+            state, factors, moved, grads, jnp.asarray(5)
+        )
+
+    for mine, theirs in zip(
+        *(jax.tree.leaves(run(each)) for each in (variant, other)), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_matrices_of_different_dtypes_share_a_budget(x64):
+    variant = AdaLoRA(rank=4, target_rank=1, total_steps=4, t_init=0, t_final=2)
+    factors = hand_made(variant, dtypes=(jnp.float32, jnp.float64))
+    grads = {path: random_like(f.trainable) for path, f in factors.items()}
+    state = variant.init_state(factors)
+    state, after = jax.jit(variant.update)(state, factors, factors, grads, jnp.asarray(1))
+    assert sum(int(jnp.count_nonzero(each["e"])) for each in after.values()) == 3
+    for path, each in factors.items():
+        same = jax.tree.map(lambda x, y: x.dtype == y.dtype, each.trainable, after[path])
+        assert all(jax.tree.leaves(same))
+    assert variant.penalty(factors).dtype == jnp.float64
+
+
+def test_training_goes_on_from_what_was_saved(x64, quick_compilation):
+    variant = AdaLoRA(rank=3, target_rank=1, total_steps=9, t_init=1, t_final=3)
+    adapted, frozen, history = train(variant, weights())
+    trainable, state = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), history[4])
+    step = stepper(adapted, frozen, sum_of_errors, 0.02)
+    x, t = ({n: jnp.asarray(a) for n, a in each.items()} for each in examples(40))
+    for number in range(5, 9):
+        batch = ({name: a[number] for name, a in each.items()} for each in (x, t))
+        trainable, state, _ = step(trainable, state, jnp.asarray(number), *batch)
+    for mine, theirs in zip(*map(jax.tree.leaves, ((trainable, state), history[-1])), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+# -- the start ---------------------------------------------------------------------------------
+
+
+def test_both_sides_are_drawn_and_independent():
+    base = Base(jnp.zeros((400, 400)), "io")
+    trainable, constants = AdaLoRA(rank=9).init(jax.random.key(2), base)
+    a, b = np.asarray(trainable["a"]), np.asarray(trainable["b"])
+    assert a.shape == b.shape == (9, 400) and not trainable["e"].any()
+    assert set(constants) == {"scale"}
+    for factor in (a, b):
+        assert stats.kstest(factor.ravel() / 0.02, "norm").pvalue > 1e-3
+    rows = np.concatenate([a, b])
+    assert np.abs(np.corrcoef(rows) - np.eye(18)).max() < 5 / math.sqrt(400)
+
+
+@pytest.mark.parametrize("roles", ["io", "oi"])
+def test_each_side_is_drawn_by_its_own_width(roles):
+    base = Base(jnp.zeros((50, 800) if roles == "io" else (800, 50), jnp.bfloat16), roles)
+    variant = AdaLoRA(rank=20, initialization="kaiming_uniform")
+    trainable, _ = variant.init(KEY, base)
+    for name, width in (("a", 50), ("b", 800)):
+        bound, x = 1 / math.sqrt(width), np.asarray(trainable[name])
+        assert x.shape == (20, width) and x.dtype == np.float32
+        assert 0.98 * bound < np.abs(x).max() <= bound
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "orthogonal", "gaussian"])
+def test_any_start_leaves_the_weight_as_it_is(name, x64):
+    base = Base(jnp.asarray(np.random.RandomState(0).randn(9, 7)), "io")
+    variant = AdaLoRA(rank=4, target_rank=2, initialization=name)
+    factors = variant.init(KEY, base)
+    np.testing.assert_array_equal(variant.weight(base, factors), base.dense())
+    assert all(factors.trainable[side].any() for side in "ab") and set(factors.constants) == {
+        "scale"
+    }
+
+
+def test_the_weight_is_p_lambda_q(x64):
+    for mode, divisor in (("paper", 3), ("reference", 3 + 1e-5)):
+        variant = AdaLoRA(rank=3, target_rank=1, alpha=5.0, mode=mode)
+        base = Base(jnp.asarray(np.random.RandomState(0).randn(6, 7)), "io")
+        factors = variant.init(KEY, base)
+        trainable = random_like(factors.trainable)
+        a, b, e = (np.asarray(trainable[name]) for name in "abe")
+        got = variant.weight(base, factors._replace(trainable=trainable))
+        expected = base.dense() + 5.0 / divisor * a.T @ np.diag(e) @ b
+        np.testing.assert_allclose(got, expected, atol=1e-13)
+        assert variant.count((6, 7)) == a.size + b.size + e.size
+
+
+# -- taking out what is gone -------------------------------------------------------------------
+
+
+def chain(params, x):
+    """A plain matrix, a stack and a LoRA one after another."""
+    x = jnp.tanh(x @ params["v"])
+    x = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
+    return x @ params["z"]
+
+
+CHAIN = {"v": (6, 8), "w": (4, 8, 8), "z": (8, 5)}
+
+
+def half_gone(seed, targets, **options):
+    """An adapted chain at random, some e of each matrix zero and all of some, and its state."""
+    random = np.random.RandomState(seed)
+    params = {name: jnp.asarray(random.randn(*shape)) for name, shape in CHAIN.items()}
+    x = jnp.asarray(random.randn(3, 6))
+    adapted = lj.adapt(chain, targets=targets, also_train=(), **options)
+    trainable, frozen = adapted.init(KEY, params, x)
+    trainable = random_like(trainable, seed)
+    state = list(adapted.init_state(trainable, frozen))
+    (number,) = [i for i, each in enumerate(state) if each is not None]
+    for path, kept in state[number]["kept"].items():
+        rank = kept.shape[-1]
+        counts = random.randint(0, rank + 1, (*kept.shape[:-1], 1))
+        kept = random.rand(*kept.shape).argsort(-1) < counts
+        factors = trainable["adapters"][path]
+        factors["e"] = jnp.where(kept, factors["e"], 0)
+        state[number]["kept"][path] = jnp.asarray(kept)
+    return adapted, trainable, frozen, tuple(state), x
+
+
+ADALORA = AdaLoRA(rank=4, target_rank=1, total_steps=10)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pruned_adapters_have_the_same_effect(seed, x64, quick_compilation):
+    targets = {
+        "v": ADALORA,
+        lj.layers("w", slice(seed % 2, None)): ADALORA,  # with odd seeds, a layer left out
+        "z": LoRA(rank=2),
+    }
+    adapted, trainable, frozen, state, x = half_gone(seed, targets)
+    less, smaller = pruning.prune(trainable, frozen, state)
+    wanted = adapted.apply(trainable, frozen, x)
+    np.testing.assert_allclose(adapted.apply(less, smaller, x), wanted, atol=1e-12)
+    for mine, theirs in zip(
+        jax.tree.leaves(adapted.merge(less, smaller)),
+        jax.tree.leaves(adapted.merge(trainable, frozen)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+    kept = next(each for each in state if each is not None)["kept"]
+    counts = {path: np.asarray(each).sum(-1) for path, each in kept.items()}
+    if seed % 2:
+        counts["w"][0] = 0
+    found = pruning.ranks(less, smaller)
+    for path, factors in list(trainable["adapters"].items())[:2]:
+        np.testing.assert_array_equal(pruning.ranks(trainable, frozen)[path], counts[path])
+        if not counts[path].any():
+            assert path not in less["adapters"] and path not in found
+            continue
+        np.testing.assert_array_equal(found[path], counts[path])
+        rank = counts[path].max()
+        a, b = less["adapters"][path]["a"], less["adapters"][path]["b"]
+        assert a.shape[:-1] == b.shape[:-1] == (*factors["e"].shape[:-1], rank)
+    assert less["adapters"]["z"] is trainable["adapters"]["z"]
+    assert found["z"] == 2
+    sums = {"v": 14, "w": 16, "z": 13}
+    rows = {row[0]: row[5] for row in lj.summary(less, smaller).rows}
+    assert rows == {path: int(each.sum()) * sums[path] for path, each in found.items()}
+
+    # rows that fill a stack up stay without effect when training goes on
+    gradient = jax.grad(lambda t: (adapted.apply(t, smaller, x) ** 2).sum())(less)
+    for path in set(less["adapters"]) & {"w"}:
+        alive = np.arange(counts[path].max()) < counts[path][:, None]
+        for leaf in gradient["adapters"][path].values():
+            assert not leaf[~alive].any()
+    again = pruning.prune(less, smaller, adapted.init_state(less, smaller))
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), again, (less, smaller)))
+
+
+def test_an_adapter_of_which_nothing_is_left_is_gone(x64):
+    """Its weight stays as it is stored."""
+    adapted, trainable, frozen, state, x = half_gone(0, {"v": ADALORA}, quantize={"v|z": lj.NF4()})
+    trainable["adapters"]["v"]["e"] = jnp.zeros(4)
+    state[0]["kept"]["v"] = jnp.zeros(4, bool)
+    less, smaller = pruning.prune(trainable, frozen, state)
+    assert less["adapters"] == {} and pruning.ranks(less, smaller) == {}
+    wanted = adapted.apply(trainable, frozen, x)
+    np.testing.assert_allclose(adapted.apply(less, smaller, x), wanted, atol=1e-12)
+    assert adapted.init_state(less, smaller) == ()
+
+
+def test_before_ranks_are_fixed_pruning_keeps_what_may_still_matter(x64):
+    """Kept triplets whose e is zero, as at the start, and others that have learnt again."""
+    params = {"v": jnp.ones((6, 5))}
+    adapted = lj.adapt(lambda p, x: x @ p["v"], ADALORA, "v")
+    trainable, frozen = adapted.init(KEY, params, jnp.ones((2, 6)))
+    state = adapted.init_state(trainable, frozen)
+    assert pruning.ranks(trainable, frozen)["v"] == 0
+    assert pruning.ranks(*pruning.prune(trainable, frozen, state))["v"] == 4
+    trainable["adapters"]["v"]["e"] = jnp.array([0.0, 1.0, 0.0, 0.0])
+    state[0]["kept"]["v"] = jnp.array([False, False, True, False])
+    less, _ = pruning.prune(trainable, frozen, state)
+    np.testing.assert_array_equal(
+        less["adapters"]["v"]["a"], trainable["adapters"]["v"]["a"][jnp.array([1, 2])]
+    )
+
+
+def test_ranks_of_other_methods_are_their_own(x64):
+    rules = {lj.layers("w", 1): LoRA(rank=2), lj.layers("w", 3): LoRA(rank=5), "v": LoRA(rank=3)}
+    params = {name: jnp.ones(shape) for name, shape in CHAIN.items()}
+    adapted = lj.adapt(chain, targets=rules)
+    found = pruning.ranks(*adapted.init(KEY, params, jnp.ones((2, 6))))
+    assert {path: each.tolist() for path, each in found.items()} == {"v": 3, "w": [0, 2, 0, 5]}
+
+
+# -- what is said to who forgets or mistakes something -----------------------------------------
+
+
+def test_training_without_update_is_noticed():
+    params = {"v": jnp.ones((6, 5)), "z": jnp.ones((5, 6))}
+    adapted = lj.adapt(lambda p, x: x @ p["v"] @ p["z"], ADALORA, ["v", "z"])
+    trainable, frozen = adapted.init(KEY, params, jnp.ones((2, 6)))
+    adapted.merge(trainable, frozen)  # nothing has been trained: no warning
+    trained = random_like(trainable)
+    message = (
+        r"AdaLoRA: 8 of 8 triplets are in use, the final budget is 2: call adapted.update\(...\) "
+        r"after every optimiser step, for total_steps=10$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        adapted.merge(trained, frozen)
+    jax.jit(adapted.merge)(trained, frozen)  # traced: nothing is known
+    state = adapted.init_state(trained, frozen)
+    grads = random_like(trained, seed=2)
+    for step in range(10):
+        state, trained = adapted.update(state, trained, trained, grads, step, frozen)
+    adapted.merge(trained, frozen)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"mode": "papers"}, "mode 'papers' is unknown; nearest: 'paper'"),
+        ({"target_rank": 13}, "target_rank 13 exceeds rank 12"),
+        ({"target_rank": 0}, "target_rank must be an integer of at least 1, got 0"),
+        ({"total_steps": 1e3}, "total_steps must be an integer of at least 1, got 1000.0"),
+        ({"delta_t": 0}, "delta_t must be an integer of at least 1, got 0"),
+        ({"t_init": -1}, "t_init must be an integer of at least 0, got -1"),
+        ({"t_init": 500}, "t_init + t_final = 500 + 500 must be below total_steps = 1000"),
+        (
+            {"total_steps": 9, "t_final": 9},
+            "t_init + t_final = 0 + 9 must be below total_steps = 9",
+        ),
+        ({"beta1": 1.0}, "betas must be in [0, 1), got 1.0 and 0.85"),
+        ({"orthogonality": -0.1}, "orthogonality must be at least 0, got -0.1"),
+        ({"max_rank": 16}, "AdaLoRA chooses ranks itself: leave max_rank out"),
+    ],
+)
+def test_bad_settings_are_named(wrong, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        variants.make("adalora", **wrong)
+
+
+def test_layers_of_a_stack_do_not_differ():
+    params = {name: jnp.ones(shape) for name, shape in CHAIN.items()}
+    rules = {lj.layers("w", 0): ADALORA, lj.layers("w", 1): dataclasses.replace(ADALORA, rank=3)}
+    with pytest.raises(ValueError, match="'w': layers of one stacked weight cannot mix AdaLoRA"):
+        lj.adapt(chain, targets=rules).init(KEY, params, jnp.ones((2, 6)))
