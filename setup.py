@@ -26,6 +26,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "equinox>=0.13"],
+        "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
     },

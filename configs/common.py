@@ -20,16 +20,42 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     return values
 
 
+SETTINGS = {
+    # every A/B method
+    "rank": int,
+    "alpha": float,
+    "scale": str,
+    "initialization": str,
+    "dropout": float,
+    "learning_rate_ratio": float,
+    # one method each
+    "detach_norm": bool,  # dora
+    "target_rank": int,  # adalora, from here
+    "total_steps": int,  # unset: those of the run
+    "t_init": int,
+    "t_final": int,
+    "delta_t": int,
+    "beta1": float,
+    "beta2": float,
+    "orthogonality": float,
+    "mode": str,
+    "d_init": float,  # vera
+    "scales": str,  # ia3
+    "only_targets": bool,  # full
+    "pattern": str,  # bitfit
+}
+"""The settings that variants have, so that they can be given on the command line."""
+
+
 def variant(name: str, **settings: Any) -> ConfigDict:
     """A variant by its file's name; settings that stay unset keep the variant's own defaults."""
-    unset = {
-        "rank": config_dict.placeholder(int),
-        "alpha": config_dict.placeholder(float),
-        "scale": config_dict.placeholder(str),
-        "initialization": config_dict.placeholder(str),
-        "dropout": config_dict.placeholder(float),
-    }
+    unset = {key: config_dict.placeholder(kind) for key, kind in SETTINGS.items()}
     return ConfigDict({**unset, "name": name, **settings})
+
+
+def quantize(storage: str = "none", patterns: tuple[str, ...] = ("all-linear",)) -> ConfigDict:
+    """How frozen weights are stored: `none`, `nf4`, `nf4_double` (its scales too) or `int8`."""
+    return ConfigDict({"storage": storage, "patterns": patterns})
 
 
 def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:

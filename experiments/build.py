@@ -1,7 +1,7 @@
 """From a config to objects: the only place where a name in a config becomes a thing."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from lora_jax.models import pretrained
 from lora_jax.partition import nearest
 
 DTYPES = ("float32", "bfloat16")
+STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 TASKS = {"rotten_tomatoes": data.rotten_tomatoes}
 
 
@@ -114,7 +115,8 @@ def build(config: dict[str, Any]) -> Experiment:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
     validate(config)
-    variant = make_variant(config["variant"])
+    targets = make_targets(config["variant"], config["targets"])
+    storage = make_storage(config["quantize"])
     if (dtype := config["model"]["dtype"]) not in DTYPES:
         raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
     task = make_task(config["data"])
@@ -143,12 +145,14 @@ def build(config: dict[str, Any]) -> Experiment:
     lengths = np.concatenate([each.lengths for each in encoded.values()])
     boundaries = data.bucket_boundaries(lengths, config["data"]["buckets"], limit=limit)
 
+    loop = make_loop(config["train"], len(encoded["train"]), bool(task.label_names))
+    if config["variant"]["total_steps"] is None:
+        targets = {pattern: for_steps(each, loop.steps) for pattern, each in targets.items()}
     forward, params = lj.from_nnx(model)
-    adapted = lj.adapt(forward, variant, config["targets"], config["also_train"])
+    adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
     example = np.zeros((config["train"]["batch_size"], boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     trainable, frozen = adapted.init(adapter_key, params, example, example, example)
-    loop = make_loop(config["train"], len(encoded["train"]), bool(task.label_names))
     return Experiment(
         config=config,
         task=task,
@@ -172,6 +176,33 @@ def make_variant(section: dict[str, Any]) -> lj.Variant:
     """The variant that a config names, with the settings that it sets."""
     settings = {k: v for k, v in section.items() if k != "name" and v is not None}
     return variants.make(section["name"], **settings)
+
+
+def make_targets(section: dict[str, Any], targets: Sequence[Any]) -> dict[str, lj.Variant]:
+    """The variant of each pattern: the config's, or with settings of its own."""
+    made = {}
+    for each in targets:
+        pattern, own = (each, {}) if isinstance(each, str) else each
+        made[pattern] = make_variant({**section, **own})
+    return made
+
+
+def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
+    """The variant, told how long training takes, where it asks."""
+    if hasattr(variant, "total_steps"):
+        return dataclasses.replace(variant, total_steps=steps)  # type: ignore[call-arg]
+    return variant
+
+
+def make_storage(section: dict[str, Any]) -> dict[str, Any]:
+    """How the frozen weights that a config names are stored; nothing where densely."""
+    name = section["storage"]
+    if name == "none":
+        return {}
+    if name not in STORAGES:
+        known = ["none", *STORAGES]
+        raise ValueError(f"unknown quantize.storage '{name}'; nearest: {nearest(name, known)}")
+    return dict.fromkeys(section["patterns"], STORAGES[name])
 
 
 def make_task(section: dict[str, Any]) -> data.Task:

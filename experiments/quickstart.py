@@ -17,7 +17,7 @@ from experiments import cli
 from experiments.build import Experiment, build
 from experiments.run import run
 from lora_jax import data, records
-from lora_jax.tree_file import load_tree
+from lora_jax.adapter_file import load_adapter
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder for the two runs.")
 _MODEL = flags.DEFINE_string(
@@ -45,8 +45,9 @@ def _train(name: str, workdir: Path) -> tuple[records.Record, Experiment, Any]:
     record = run(config, workdir / name, label=name)
     if record.status != "completed":
         raise ValueError(f"{name}: {record.status}, {record.note}")
-    trainable, _ = load_tree(workdir / name)
-    return record, build(config), trainable
+    experiment = build(config)
+    trainable, _, _ = load_adapter(workdir / name, experiment.trainable, experiment.frozen)
+    return record, experiment, trainable
 
 
 def _report(trained: dict[str, tuple[records.Record, Experiment, Any]], workdir: Path) -> None:

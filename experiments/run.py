@@ -4,13 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lora_jax as lj
 from experiments.build import Experiment, build
+from experiments.plots import rank_map
 from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.metrics_log import Metrics
 from lora_jax.summary import summary
-from lora_jax.tree_file import save_tree
 
 
 def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.Record:
@@ -41,11 +42,23 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
         note = f"the loss or its gradient is not finite at step {outcome.steps}"
         record = _record(experiment, outcome, started, "diverged", note)
     else:
-        adapter = workdir / "adapter.safetensors"
-        save_tree(adapter, state.trainable, {"config": config})
-        record = _record(experiment, outcome, started, "completed")
+        ranks = _save(experiment, state, workdir)
+        record = _record(experiment, outcome, started, "completed", ranks=ranks)
     records.write(workdir, record)
     return record
+
+
+def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dict[str, Any] | None:
+    """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture."""
+    meta = {"config": experiment.config}
+    lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
+    pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
+    if frozen.spec == experiment.frozen.spec:
+        return None
+    lj.save_adapter(workdir / "pruned.safetensors", pruned, frozen, meta)
+    ranks = lj.ranks(state.trainable, experiment.frozen)
+    rank_map(ranks, workdir / "ranks.png")
+    return {path: each.tolist() for path, each in ranks.items()}
 
 
 def _fit(
@@ -86,6 +99,7 @@ def _record(
     started: float,
     status: Any,
     note: str = "",
+    ranks: dict[str, Any] | None = None,
 ) -> records.Record:
     config, loop = experiment.config, experiment.loop
     counted = summary(experiment.trainable, experiment.frozen)
@@ -110,4 +124,5 @@ def _record(
         peak_memory_bytes=records.peak_memory_bytes(),
         status=status,
         note=note,
+        ranks=ranks,
     )

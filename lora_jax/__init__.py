@@ -2,6 +2,8 @@
 
 from lora_jax.adapt import Adapted as Adapted
 from lora_jax.adapt import adapt as adapt
+from lora_jax.adapter_file import load_adapter as load_adapter
+from lora_jax.adapter_file import save_adapter as save_adapter
 from lora_jax.contract import check as check
 from lora_jax.discover import Uses as Uses
 from lora_jax.discover import WeightUse as WeightUse
@@ -11,10 +13,13 @@ from lora_jax.nnx import from_nnx as from_nnx
 from lora_jax.partition import ABSENT as ABSENT
 from lora_jax.partition import combine as combine
 from lora_jax.partition import partition as partition
+from lora_jax.prune import prune as prune
+from lora_jax.prune import ranks as ranks
 from lora_jax.quantize import NF4 as NF4
 from lora_jax.quantize import Int8 as Int8
 from lora_jax.select import layers as layers
 from lora_jax.summary import summary as summary
 from lora_jax.variant import Base as Base
 from lora_jax.variant import Factors as Factors
+from lora_jax.variant import TrainingWarning as TrainingWarning
 from lora_jax.variant import Variant as Variant

@@ -33,7 +33,7 @@ from lora_jax.optim import scale_updates
 from lora_jax.partition import flatten, select_paths
 from lora_jax.quantize import Storage
 from lora_jax.select import Assigned, Pattern, Rule, Targets
-from lora_jax.variant import Variant
+from lora_jax.variant import TrainingWarning, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Adapted:
         """
         for variant, factors in grouped(trainable["adapters"], frozen):
             if doubt := variant.doubt(factors):
-                warnings.warn(doubt, stacklevel=2)
+                warnings.warn(doubt, TrainingWarning, stacklevel=2)
         arrays = {**frozen.base, **trainable["params"]}
         shared = frozen.shared_by()
         for each in frozen.spec.placements:
@@ -235,7 +235,7 @@ def adapt(
     variant: Variant | None = None,
     targets: Targets = select.ALL_LINEAR,
     also_train: Sequence[str] | str = (),
-    quantize: Mapping[Pattern, Storage] | None = None,
+    quantize: Mapping[Any, Storage] | None = None,
 ) -> Adapted:
     """A function like `forward`, some of whose weights are adapted by a variant.
 
@@ -276,7 +276,7 @@ def _floats(use: WeightUse) -> bool:
 
 def _storages(rules: Sequence[tuple[Pattern, Storage]], uses: Uses) -> dict[str, Storage]:
     """How each weight that is not stored densely is stored."""
-    found: dict[str, Any] = dict(select.assign(rules, uses))
+    found: dict[str, Any] = dict(select.assign(list[Any](rules), uses))
     for path, storage in found.items():
         if isinstance(storage, tuple):
             raise ValueError(f"'{path}': layers of one stacked weight are stored alike")

@@ -1,9 +1,10 @@
-"""The codes of NF4 and of its doubly quantised scales, elementwise and without a gather."""
+"""The 4-bit codes of NF4, and the 8-bit codes of its scales, as functions of each element."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import NamedSharding
 
 NF4 = np.array(
     [
@@ -88,43 +89,49 @@ def _dynamic_map() -> np.ndarray:
         low, high = np.float32(np.float32(0.1) + steps), np.float32(1 - steps[::-1])
         edges = np.where(np.arange(count + 1) <= count / 2 - 0.5, low, high)
         positive.append(np.float32(10.0 ** (decade - 6)) * ((edges[1:] + edges[:-1]) / 2))
-    values = np.concatenate(positive)
-    return np.concatenate([-values[::-1], [0.0], values, [1.0]]).astype(np.float32)
+    magnitudes = np.concatenate(positive)
+    values = [-magnitudes[::-1], [0.0], magnitudes, [1.0]]
+    return np.concatenate(values).astype(np.float32)
 
 
-def _dynamic_steps(values: np.ndarray) -> np.ndarray:
-    """The first of 2^16 even steps from -1 to 1 that is nearest to each value but the first."""
+def _dynamic_thresholds(values: np.ndarray) -> np.ndarray:
+    """Where on [0, 2^16 - 1], for [-1, 1], each code but the first begins.
+
+    bitsandbytes' CPU kernel rounds to one of these 2^16 steps before it takes the nearest value.
+    """
     steps = np.linspace(-1, 1, 2**16, dtype=np.float32)
     nearest = np.searchsorted((values[1:] + values[:-1]) / 2, steps)
-    return np.searchsorted(nearest, np.arange(1, len(values))).astype(np.float32)
+    first = np.searchsorted(nearest, np.arange(1, len(values)))
+    return (first - 0.5).astype(np.float32)
 
 
 DYNAMIC = _dynamic_map()
-DYNAMIC_STEPS = _dynamic_steps(DYNAMIC)
+DYNAMIC_THRESHOLDS = _dynamic_thresholds(DYNAMIC)
 
 
 @jax.jit
 def encode_dynamic(x: Array) -> Array:
-    """The code, uint8, of the 8-bit dynamic value near to each number of [-1, 1].
-
-    As bitsandbytes' CPU kernel, which rounds to one of 2^16 steps before it takes the nearest.
-    """
-    step = jnp.round((x + 1) * (2**15 - 0.5))
-    first = jnp.asarray(DYNAMIC_STEPS)
+    """The code, uint8, of the 8-bit dynamic value near to each number of [-1, 1]."""
+    position = (jnp.clip(x, -1, 1) + 1) * (2**15 - 0.5)
+    thresholds = jnp.asarray(DYNAMIC_THRESHOLDS)
 
     def count(index: Array, code: Array) -> Array:
-        return code + (step >= first[index]).astype(jnp.uint8)
+        return code + (position >= thresholds[index]).astype(jnp.uint8)
 
-    return lax.fori_loop(0, len(DYNAMIC_STEPS), count, jnp.zeros_like(x, jnp.uint8))
+    return lax.fori_loop(0, len(DYNAMIC_THRESHOLDS), count, jnp.zeros_like(x, jnp.uint8))
 
 
 @jax.jit
 def decode_dynamic(code: Array, scale: Array, offset: Array) -> Array:
     """`scale * value + offset`, rounded twice, for the 8-bit dynamic value of each code."""
-    # Under explicit sharding a gather must be told the sharding of its result.
-    sharding = jax.typeof(code).sharding
-    explicit = any(part is not None for part in sharding.spec)
+    # A gather: of 1/64 of the numbers, and XLA does not repeat it for every weight of a block.
     magnitude = jnp.asarray(np.abs(DYNAMIC)).at[code.astype(jnp.int32)]
-    product = scale * magnitude.get(mode="clip", out_sharding=sharding if explicit else None)
+    product = scale * magnitude.get(mode="clip", out_sharding=explicit_sharding(code))
     # The sign comes last: XLA would contract a product and a sum into one rounding.
     return jnp.where(code < 127, -product, product) + offset
+
+
+def explicit_sharding(array: Array) -> NamedSharding | None:
+    """The sharding that is a part of an array's type, if any: some operations have to be told."""
+    sharding = jax.typeof(array).sharding
+    return sharding if any(part is not None for part in sharding.spec) else None

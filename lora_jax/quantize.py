@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 
 from lora_jax import nf4
 from lora_jax.variant import Base
 
 STATIC = {"static": True}
-TINY = np.finfo(np.float32).tiny
+LEAST = np.float32(1e-36)
+"""The smallest scale to divide by: the reciprocal of less may overflow."""
+
 Stored = dict[str, Array]
 
 
@@ -91,6 +94,8 @@ class NF4(Storage):
 
     def _nest(self, absmax: Array) -> Stored:
         """The scales themselves quantised, as `absmax` and what that needs."""
+        if nf4.explicit_sharding(absmax):
+            absmax = jax.sharding.reshard(absmax, PartitionSpec())  # it is about to be flattened
         blocks, outputs = absmax.shape
         offset = absmax.mean()
         groups = _pad((absmax - offset).T.reshape(-1), -(-absmax.size // 256) * 256)
@@ -103,9 +108,8 @@ class NF4(Storage):
         if not self.double_quant:
             return stored["absmax"]
         blocks, outputs = self._blocks(size[0]), size[1]
-        nested = jnp.broadcast_to(
-            stored["nested_absmax"][:, None], (-(-blocks * outputs // 256), 256)
-        )
+        nested = stored["nested_absmax"]
+        nested = jnp.broadcast_to(nested[:, None], (len(nested), 256))
         nested = nested.reshape(-1)[: blocks * outputs].reshape(outputs, blocks).T
         return nf4.decode_dynamic(stored["absmax"], nested, stored["nested_offset"])
 
@@ -125,7 +129,7 @@ class Int8(Storage):
     def store(self, matrix: Array) -> Stored:
         matrix = matrix.astype(jnp.float32)
         absmax = jnp.max(jnp.abs(matrix), axis=0, keepdims=True)
-        codes = jnp.round(matrix * (127 / jnp.maximum(absmax, TINY)))
+        codes = jnp.round(matrix * (1 / jnp.maximum(absmax, LEAST) * 127))
         return {"codes": codes.astype(jnp.int8), "absmax": absmax}
 
     def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
@@ -200,7 +204,8 @@ def quantized(storage: Storage, matrix: Array) -> Quantized:
 
 def _product(x: Array, base: Quantized, turned: bool) -> Array:
     """`x @ W`, or `x @ W.T`, whose backward pass keeps W as it is stored."""
-    precision = jax.config.jax_default_matmul_precision  # the backward pass is traced elsewhere
+    # The backward pass is traced elsewhere, under another precision.
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     like = jax.typeof(x)
 
     def contract(x: Array, matrix: Array) -> Array:
@@ -236,7 +241,7 @@ def _dense_with(base: Quantized, operand: Array) -> Array:
 def _scale(array: Array, axis: int) -> tuple[Array, Array]:
     """The array divided by its greatest magnitudes along an axis, and those."""
     absmax = jnp.max(jnp.abs(array), axis=axis)
-    return array * jnp.expand_dims(1 / jnp.maximum(absmax, TINY), axis), absmax
+    return array * jnp.expand_dims(1 / jnp.maximum(absmax, LEAST), axis), absmax
 
 
 def _pad(array: Array, length: int) -> Array:

@@ -53,6 +53,8 @@ class Record:
     peak_memory_bytes: int
     status: Literal["completed", "diverged", "failed"]
     note: str = ""
+    # Of a method that chooses ranks: each weight's, or a list of those of the matrices of a stack.
+    ranks: dict[str, Any] | None = None
 
 
 def validate(values: Mapping[str, Any]) -> Record:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -36,7 +37,7 @@ class Layers:
 
 
 Pattern = str | Layers
-Targets = str | Layers | Sequence[Pattern] | Mapping[Pattern, Variant | None]
+Targets = str | Layers | Sequence[Pattern] | Mapping[Any, Variant | None]
 Rule = tuple[Pattern, Variant | None]
 Assigned = Variant | tuple[Variant | None, ...]
 

@@ -30,6 +30,10 @@ class Factors(NamedTuple):
     """Never trained. Every number that a study may vary (scale, keep probability, ...) is here."""
 
 
+class TrainingWarning(UserWarning):
+    """Something seems to have been forgotten in training (see `Variant.doubt`)."""
+
+
 class Pruned(NamedTuple):
     """What is left of one adapter once what a method gave up is taken out (see `prune`)."""
 

@@ -1,5 +1,6 @@
 """The JAX side of the comparisons with PEFT: its names and settings in ours; what must agree."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -9,7 +10,10 @@ import numpy as np
 from make_fixtures.peft_lora import RATE, STEPS
 
 import lora_jax as lj
-from variants.lora import LoRA
+import variants
+from variants.hira import HiRA
+from variants.ia3 import IA3
+from variants.vera import VeRA
 
 
 def forward(params, ids):
@@ -21,7 +25,11 @@ def forward(params, ids):
 
 
 def variant_of(config, module):
-    """The variant that a LoraConfig means for one module (`get_pattern_key` in PEFT)."""
+    """The variant that a config of PEFT means for one module (`get_pattern_key` in PEFT).
+
+    Args:
+      config: PEFT's settings, and under `method` the name of the variant (LoRA if there is none).
+    """
 
     def setting(name, patterns):
         for pattern, value in config.get(patterns, {}).items():
@@ -29,11 +37,28 @@ def variant_of(config, module):
                 return value
         return config[name]
 
-    return LoRA(
-        rank=setting("r", "rank_pattern"),
-        alpha=float(setting("lora_alpha", "alpha_pattern")),
-        scale="alpha/sqrt(rank)" if config.get("use_rslora") else "alpha/rank",
-    )
+    method = config.get("method", "lora")
+    if method == "vera":
+        return VeRA(rank=config["r"], dropout=config.get("vera_dropout", 0.0))
+    if method == "ia3":
+        inputs = any(module.endswith(name) for name in config["feedforward_modules"])
+        return IA3(scales="inputs" if inputs else "outputs")
+    if method == "hira":
+        return HiRA(rank=config["r"], dropout=config.get("hira_dropout", 0.0))
+    settings = {
+        "rank": config["init_r"] if method == "adalora" else setting("r", "rank_pattern"),
+        "alpha": float(setting("lora_alpha", "alpha_pattern")),
+        "dropout": config.get("lora_dropout", 0.0),
+    }
+    if method == "adalora":  # all ranks stay, so that nothing has to be pruned
+        settings |= {"mode": "reference", "target_rank": config["init_r"]}
+    if method == "lora_plus":
+        settings["learning_rate_ratio"] = config["optimiser"]["ratio"]
+    if config.get("use_rslora"):
+        settings["scale"] = "alpha/sqrt(rank)"
+    if isinstance(config.get("init_lora_weights"), str):
+        settings["initialization"] = config["init_lora_weights"]
+    return variants.make(method, **settings)
 
 
 def adapt(config):
@@ -42,14 +67,23 @@ def adapt(config):
     return lj.adapt(forward, targets=targets)
 
 
+_FACTOR = re.compile(
+    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3)_\w+?)(?:\.default)?(?:\.weight)?"
+)
+_NAMES = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
+
+
 def to_factors(tensors):
-    """{weight: {a, b}} from PEFT's {..lora_A..: (rank, in), ..lora_B..: (out, rank)}."""
+    """{weight: {a, b, m ...}} from PEFT's {..lora_A..: (rank, in), ..lora_B..: (out, rank) ...}."""
     adapters = {}
     for name, tensor in tensors.items():
-        found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(?:embedding_)?([AB])\..+", name)
-        module, letter = found.groups()
-        factor = tensor if letter == "A" else tensor.T
-        adapters.setdefault(f"{module}.weight", {})[letter.lower()] = jnp.asarray(factor)
+        module, kind = _FACTOR.fullmatch(name).groups()
+        kind = kind.split("_", 1)[1].removeprefix("embedding_")
+        if kind in _NAMES:
+            ours, factor = _NAMES[kind], tensor.ravel()
+        else:
+            ours, factor = kind.lower(), tensor.T if kind == "B" else tensor
+        adapters.setdefault(f"{module}.weight", {})[ours] = jnp.asarray(factor)
     return adapters
 
 
@@ -63,8 +97,9 @@ def group(arrays, name):
 
 def sgd(gradient, trainable):
     """Plain gradient descent, as in the fixtures."""
+    move = jax.jit(partial(jax.tree.map, lambda x, g: x - RATE * g))
     for _ in range(STEPS):
-        trainable = jax.tree.map(lambda x, g: x - RATE * g, trainable, gradient(trainable))
+        trainable = move(trainable, gradient(trainable))
     return trainable
 
 
@@ -77,33 +112,88 @@ def assert_trees_close(got, expected, atol):
         np.testing.assert_allclose(mine, value, atol=atol, rtol=0, err_msg=str(path))
 
 
-def assert_agrees(arrays, config):
-    """Output, loss, gradients, merged weights to 1e-12, and a whole trajectory to 1e-10."""
-    params = {name: jnp.asarray(value) for name, value in group(arrays, "base0").items()}
-    ids, t = jnp.asarray(arrays["ids"]), jnp.asarray(arrays["t"])
+def base_of(arrays, config):
+    """The weights before PEFT, to the last digit of what it trains from.
+
+    PEFT rounds the residual of PiSSA and OLoRA to float32. So the weight is the sum of both parts,
+    which is the first one but for that rounding.
+    """
+    base = group(arrays, "base0")
+    for name, left in group(arrays, "residual").items():
+        module = name.removesuffix(".weight")
+        start = to_factors(group(arrays, "start"))[name]
+        taken = variant_of(config, module).scaling() * np.asarray(start["a"].T @ start["b"])
+        whole = left + (taken if module == "conv" else taken.T)  # Conv1D stores (in, out)
+        np.testing.assert_allclose(whole, base[name], atol=1e-5, rtol=0)
+        base[name] = whole
+    return base
+
+
+def with_constants(frozen, fixed, start):
+    """Frozen arrays with what PEFT has drawn, or taken from the weights, in the place of ours.
+
+    Args:
+      fixed: what PEFT does not train, in its names.
+      start: {weight: {a, b}} of PEFT, in our layout.
+    """
+    if projections := {n: x for n, x in fixed.items() if n.startswith("base_model.vera_")}:
+        a, b = (projections[f"base_model.vera_{letter}.default"] for letter in "AB")
+        shared = {"projection_a": jnp.asarray(a), "projection_b": jnp.asarray(b.T)}
+        assert jax.tree.map(jnp.shape, (shared,)) == jax.tree.map(jnp.shape, frozen.shared)
+        return dataclasses.replace(frozen, shared=(shared,))
+    constants = {path: dict(each) for path, each in frozen.constants.items()}
+    for path, each in constants.items():
+        if "a0" in each:
+            each |= {"a0": start[path]["a"], "b0": start[path]["b"]}
+    for path, each in to_factors(fixed).items():
+        constants[path] |= each
+    shapes = [jax.tree.map(jnp.shape, each) for each in (constants, frozen.constants)]
+    assert shapes[0] == shapes[1]
+    return dataclasses.replace(frozen, constants=constants)
+
+
+def begin(arrays, config):
+    """`(adapted, trainable, frozen, params)` with PEFT's numbers in them."""
+    params = {name: jnp.asarray(value) for name, value in base_of(arrays, config).items()}
     adapted = adapt(config)
-    fresh, frozen = adapted.init(jax.random.key(0), params, ids)
+    fresh, frozen = jax.jit(adapted.init)(jax.random.key(0), params, jnp.asarray(arrays["ids"]))
     trainable = {"adapters": to_factors(group(arrays, "param")), "params": {}}
     shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (fresh, trainable))
     assert shapes[0] == shapes[1]
+    start = to_factors(group(arrays, "start"))
+    return adapted, trainable, with_constants(frozen, group(arrays, "fixed"), start), params
 
-    @jax.jit
-    @partial(jax.value_and_grad, has_aux=True)
-    def step(trainable):
-        y = adapted.apply(trainable, frozen, ids)
+
+def stepper(loss_of):
+    """A compiled `trainable -> ((loss, output), gradient)`."""
+    return jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+
+
+def squared_error(adapted, frozen, ids, t, **options):
+    def loss_of(trainable):
+        y = adapted.apply(trainable, frozen, ids, **options)
         return ((y - t) ** 2).mean(), y
 
+    return loss_of
+
+
+def assert_agrees(arrays, config):
+    """Output, loss, gradients, merged weights to 1e-12, and a whole trajectory to 1e-10."""
+    ids, t = jnp.asarray(arrays["ids"]), jnp.asarray(arrays["t"])
+    adapted, trainable, frozen, params = begin(arrays, config)
+    step = stepper(squared_error(adapted, frozen, ids, t))
     (value, y), gradient = step(trainable)
     np.testing.assert_allclose(y, arrays["y"], atol=1e-12, rtol=0)
     np.testing.assert_allclose(value, arrays["loss"], atol=1e-12, rtol=0)
     assert_trees_close(gradient["adapters"], to_factors(group(arrays, "grad")), 1e-12)
 
-    merged = adapted.merge(trainable, frozen)
+    merged = jax.jit(adapted.merge)(trainable, frozen)
     assert_trees_close(merged, group(arrays, "merged"), 1e-12)
     np.testing.assert_allclose(forward(merged, ids), arrays["y_merged"], atol=1e-12, rtol=0)
     assert np.abs(arrays["y"] - forward(params, ids)).max() > 1e-3  # the adapters matter
 
     moved = [np.abs(arrays[f"trained/{k}"] - v).max() for k, v in group(arrays, "param").items()]
     assert max(moved) > 1e-3
-    trained = sgd(lambda trainable: step(trainable)[1], trainable)
-    assert_trees_close(trained["adapters"], to_factors(group(arrays, "trained")), 1e-10)
+    if "optimiser" not in config:
+        trained = sgd(lambda trainable: step(trainable)[1], trainable)
+        assert_trees_close(trained["adapters"], to_factors(group(arrays, "trained")), 1e-10)

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
+import lora_jax as lj
 from configs import quickstart
 from experiments import build, run
-from lora_jax import data, records, tree_file
+from lora_jax import data, records
 from lora_jax.models import pretrained
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +111,7 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(tmp_path):
     assert 0 <= record.metrics_last["accuracy"] <= 1
 
     experiment = build.build(record.config)
-    trainable, meta = tree_file.load_tree(workdir)
+    trainable, _, meta = lj.load_adapter(workdir, experiment.trainable, experiment.frozen)
     assert meta == {"config": record.config}
     scores = experiment.evaluate(trainable)
     np.testing.assert_allclose(scores["accuracy"], record.metrics_last["accuracy"], atol=2e-3)

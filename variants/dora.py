@@ -5,6 +5,7 @@ and 11. The norm without a dense matrix: "Scaling DoRA", arXiv 2603.22276.
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -60,7 +61,7 @@ class DoRA(LowRank):
     def count(self, shape: tuple[int, int]) -> int:
         return super().count(shape) + shape[1]
 
-    def _gain(self, base: Base, factors: Factors, dtype: object, ndim: int) -> Array:
+    def _gain(self, base: Base, factors: Factors, dtype: Any, ndim: int) -> Array:
         """m / ||V||, as what multiplies an array (..., out) of `ndim` axes."""
         gain = factors.trainable["m"] / self._norm(base, factors)
         return gain.astype(dtype).reshape(*[1] * (ndim - 1), -1)
@@ -82,7 +83,7 @@ def _root(squares: Array) -> Array:
     return jnp.sqrt(jnp.maximum(squares, jnp.finfo(squares.dtype).tiny))
 
 
-def _times_base(a: Array, base: Base, dtype: object) -> Array:
+def _times_base(a: Array, base: Base, dtype: Any) -> Array:
     """`a @ W` (rank, out) in the dtype of `a`, also where W's is narrower.
 
     Then `a` is split into three terms of W's dtype, whose products are exact when summed in

@@ -17,6 +17,7 @@ Each `adalora_<case>.npz` holds, under torch's own names:
 The upper half of the file needs NumPy only, and the tests use it.
 """
 
+import itertools
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +70,7 @@ def net(seed):
 
     sizes = sizes_of(seed)
     torch.manual_seed(seed)
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
+    pairs = itertools.pairwise(sizes)
     model = Net(nn.Linear(*pair) for pair in pairs).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -97,13 +97,10 @@ CASES = {
     },
     "vera": {"method": "vera", "r": 5, "target_modules": LINEAR},
     "vera_everywhere": {"method": "vera", "r": 13, "target_modules": MATRICES},
-    "ia3": {"method": "ia3", "target_modules": MATRICES, "feedforward_modules": ["conv", "l2"]},
+    "ia3": {"method": "ia3", "target_modules": MATRICES, "feedforward_modules": ["conv", "l1"]},
     "ia3_bias": {"method": "ia3", "target_modules": LINEAR, "feedforward_modules": ["l1"]},
     "hira": {"method": "hira", "r": 3, "target_modules": LINEAR},
-    "hira_everywhere": {
-        **{"method": "hira", "r": 2, "target_modules": ALL},
-        "rank_pattern": {"l1": 4, "e.*": 1},
-    },
+    "hira_everywhere": {"method": "hira", "r": 2, "target_modules": ALL},
     "adalora": {"method": "adalora", "init_r": 3, "lora_alpha": 8, "target_modules": MATRICES},
 }
 
@@ -139,9 +136,8 @@ def wrap(model, config, seed, **options):
 
     if takes_start(config):
         model = model.float()
-    base = {name: x.double() for name, x in numpy_to_torch(numpy_of(model.state_dict())).items()}
-    ours = ("method", "optimiser")
-    settings = {k: v for k, v in config.items() if k not in ours}
+    base = {name: x.double().clone() for name, x in model.state_dict().items()}
+    settings = {k: v for k, v in config.items() if k not in ("method", "optimiser")}
     settings = {"peft_type": "LORA", **METHODS[config["method"]], **settings}
     torch.manual_seed(2000 + seed)
     with warnings.catch_warnings():
@@ -158,18 +154,13 @@ def wrap(model, config, seed, **options):
         if plain in base and not torch.equal(tensor, base[plain]):
             residual[plain] = tensor
     randomise(adapters, seed)
-    fixed = {n: x for n, x in wrapped.named_buffers() if n.startswith("base_model.vera_")}
+    projections = [f"base_model.vera_{letter}.default" for letter in "AB"]
+    fixed = {n: x for n, x in wrapped.state_dict().items() if n in projections}
     if config["method"] == "lora_fa":
         fixed |= {n: p.requires_grad_(False) for n, p in adapters.items() if "_A." in n}
     adapters = {n: p for n, p in adapters.items() if n not in fixed}
     groups = {"base0": numpy_of(base), "start": start, "fixed": numpy_of(fixed)}
     return wrapped, adapters, groups | {"residual": numpy_of(residual)}
-
-
-def numpy_to_torch(arrays):
-    import torch
-
-    return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
 def optimiser_of(wrapped, config):
@@ -275,7 +266,7 @@ def main():
     for case, config in CASES.items():
         arrays = run_net(config, seed_of(case), biases=case != "ia3")
         np.savez_compressed(FIXTURES / f"peft_{case}.npz", **arrays)
-    for seed, (case, config) in enumerate(DROPOUT_CASES.items(), start=60):
+    for seed, (case, config) in enumerate(DROPOUT_CASES.items(), start=63):
         np.savez_compressed(FIXTURES / f"peft_{case}_dropout.npz", **run_dropout(config, seed))
     drawn = [
         {"in": i, "out": o, "rank": r, **statistics(**orthogonal_start(i, o, r))}

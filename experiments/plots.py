@@ -1,0 +1,65 @@
+"""Pictures of what a run came to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def rank_map(ranks: Mapping[str, np.ndarray], path: Path) -> None:
+    """A heat map of ranks, layers by matrices, as a PNG.
+
+    Args:
+      ranks: those of each weight's matrices, by path, in the shape of its stack: the first axis
+        counts layers, others make columns of their own. Weights that are not stacked share a
+        column by their path without the layer's number.
+      path: where to.
+    """
+    columns: dict[str, dict[int, int]] = {}
+    for name, numbers in ranks.items():
+        for index, rank in np.ndenumerate(np.atleast_1d(numbers)):
+            layer, column = _place(name, index, stacked=numbers.ndim > 0)
+            columns.setdefault(column, {})[layer] = int(rank)
+    layers = 1 + max(layer for column in columns.values() for layer in column)
+    grid = np.full((layers, len(columns)), np.nan)
+    for number, column in enumerate(columns.values()):
+        for layer, rank in column.items():
+            grid[layer, number] = rank
+
+    figure = Figure(figsize=(1.5 + 0.6 * len(columns), 2 + 0.35 * layers), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+    middle = np.nanmax(grid) / 2
+    for (layer, number), rank in np.ndenumerate(grid):
+        if not np.isnan(rank):
+            color = "black" if rank > middle else "white"
+            axes.text(number, layer, f"{rank:.0f}", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(columns)), _short(list(columns)), rotation=40, ha="right")
+    axes.set_yticks(range(layers))
+    axes.set_ylabel("layer")
+    figure.colorbar(image, label="rank")
+    figure.savefig(path, dpi=120)
+
+
+def _place(path: str, index: tuple[int, ...], stacked: bool) -> tuple[int, str]:
+    """The layer and the column of a matrix."""
+    if stacked:
+        layer, *rest = index
+        return layer, "/".join([path, *map(str, rest)])
+    parts = path.split("/")
+    numbers = [number for number, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        return 0, path
+    layer = int(parts.pop(numbers[0]))
+    return layer, "/".join(parts)
+
+
+def _short(names: list[str]) -> list[str]:
+    """The names without what all of them begin or end with."""
+    parts = [name.split("/") for name in names]
+    while len(parts[0]) > 1 and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
+        parts = [p[1:] for p in parts]
+    while len(parts[0]) > 1 and all(len(p) > 1 and p[-1] == parts[0][-1] for p in parts):
+        parts = [p[:-1] for p in parts]
+    return ["/".join(p) for p in parts]

@@ -1,0 +1,399 @@
+"""DoRA: its norm without a dense matrix, its two gradients, and what the compiled program makes."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import zoo.check as check
+from jax import lax
+
+import lora_jax as lj
+from lora_jax.variant import Base, Factors, Variant
+from variants.dora import DoRA
+
+KEY = jax.random.key(0)
+quick = pytest.mark.usefixtures("quick_compilation")
+SIZES = (1e-4, 1e-2, 1.0, 1e2)
+
+init = jax.jit(lambda variant, key, base: variant.init(key, base), static_argnums=0)
+norm = jax.jit(lambda variant, base, factors: variant._norm(base, factors), static_argnums=0)
+
+
+def base_of(shape, seed=0, dtype=jnp.float32):
+    return Base(jnp.asarray(np.random.RandomState(seed).randn(*shape), dtype), "io")
+
+
+def factors_of(variant, base, size=1.0, seed=1):
+    """Factors with A and B moved by random numbers of some size, hidden rows too, and m by half."""
+    trainable, constants = jax.tree.map(np.asarray, init(variant, jax.random.key(seed), base))
+    random = np.random.RandomState(seed)
+    moved = {n: x + size * random.randn(*x.shape) for n, x in trainable.items()}
+    moved["m"] = trainable["m"] * (0.5 + random.rand(*trainable["m"].shape))
+    moved = {n: jnp.asarray(x, trainable[n].dtype) for n, x in moved.items()}
+    return Factors(moved, jax.tree.map(jnp.asarray, constants))
+
+
+def direction(base, factors):
+    """V = W + s A^T B (less s A0^T B0), in float64."""
+    t, c = ({n: np.asarray(x, np.float64) for n, x in part.items()} for part in factors)
+    rows = c.get("mask", np.ones(len(t["a"])))[:, None]
+    update = (rows * t["a"]).T @ t["b"]
+    if "a0" in c:
+        update -= (rows * c["a0"]).T @ c["b0"]
+    return np.asarray(base.dense(), np.float64) + c["scale"] * update
+
+
+def effective(base, factors, norm=None):
+    """W' in float64, with the norm of V's columns or another one."""
+    v = direction(base, factors)
+    norm = np.linalg.norm(v, axis=0) if norm is None else norm
+    return v * np.asarray(factors.trainable["m"], np.float64) / norm
+
+
+# -- the norm ----------------------------------------------------------------------------------
+
+SETTINGS = {
+    "plain": {},
+    "negative alpha": {"alpha": -3.0},
+    "rslora": {"scale": "alpha/sqrt(rank)"},
+    "masked": {"max_rank": 6},
+    "pissa": {"initialization": "pissa"},
+    "pissa, masked": {"initialization": "pissa", "max_rank": 6},
+    "olora": {"initialization": "olora", "alpha": 2.0},
+}
+
+
+def norm_error(base, factors, norm):
+    assert norm.dtype == jnp.float32
+    truth = np.linalg.norm(direction(base, factors), axis=0)
+    return np.abs(np.asarray(norm, np.float64) / truth - 1).max()
+
+
+@quick
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("shape, rank", [((6, 9), 1), ((9, 6), 4), ((130, 70), 5)])
+def test_the_factored_norm_is_the_dense_one(settings, shape, rank):
+    base, variant = base_of(shape), DoRA(rank=rank, **SETTINGS[settings])
+    for size in SIZES:
+        factors = factors_of(variant, base, size)
+        assert norm_error(base, factors, norm(variant, base, factors)) < 2e-6, size
+
+
+@quick
+@pytest.mark.parametrize(
+    "shape, settings", [((300, 200), "plain"), ((1024, 64), "masked"), ((64, 700), "pissa")]
+)
+def test_the_norm_of_narrow_weights_is_as_exact(shape, settings):
+    base, variant = base_of(shape, dtype=jnp.bfloat16), DoRA(rank=5, **SETTINGS[settings])
+    for size in SIZES:
+        factors = factors_of(variant, base, size)
+        assert norm_error(base, factors, norm(variant, base, factors)) <= 1e-5, size
+
+
+@quick
+def test_a_norm_in_the_dtype_of_narrow_weights_would_not_be():
+    """Either way of naivety: all of V in bfloat16, and A alone rounded to it."""
+    base, variant = base_of((300, 200), dtype=jnp.bfloat16), DoRA(rank=5)
+    factors = factors_of(variant, base)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), factors)
+    a, b, scale = narrow.trainable["a"], narrow.trainable["b"], narrow.constants["scale"]
+    naive = jnp.linalg.norm(base.value + scale * (a.T @ b), axis=0).astype(jnp.float32)
+    assert norm_error(base, factors, naive) > 1e-3
+    rounded = {**factors.trainable, "a": a.astype(jnp.float32)}
+    naive = norm(variant, base, Factors(rounded, factors.constants))
+    assert norm_error(base, factors, naive) > 1e-4
+
+
+@quick
+@pytest.mark.parametrize("left", [0.3, 0.03])
+def test_what_cancels_in_the_norm_costs_its_square_in_digits(left):
+    """||V|| of a part of ||W||: the three terms are near ||W||^2, and so are their errors."""
+    base = base_of((200, 60))
+    u, s, v = np.linalg.svd(np.asarray(base.value, np.float64), full_matrices=False)
+    s[20:] *= left * np.linalg.norm(s[:20]) / np.linalg.norm(s[20:])
+    base = Base(jnp.asarray(u * s @ v, jnp.float32), "io")
+    variant = DoRA(rank=20, initialization="pissa")
+    trainable, constants = init(variant, KEY, base)
+    factors = Factors({**trainable, "b": jnp.zeros((20, 60))}, constants)  # V is the residual
+    assert norm_error(base, factors, norm(variant, base, factors)) < 2e-6 / left**2
+
+
+# -- the start ---------------------------------------------------------------------------------
+
+
+@quick
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_magnitudes_start_as_the_norms(settings):
+    dtype = jnp.bfloat16 if settings in ("masked", "olora") else jnp.float32
+    base, variant = base_of((40, 30), dtype=dtype), DoRA(rank=4, **SETTINGS[settings])
+    factors = init(variant, KEY, base)
+    w = np.asarray(base.value, np.float64)
+    m = factors.trainable["m"]
+    assert m.shape == (30,) and m.dtype == jnp.float32
+    np.testing.assert_allclose(m, np.linalg.norm(w, axis=0), rtol=1e-6)
+    x = base_of((5, 40), 1, dtype).value
+    weight, y, plain = jax.jit(
+        lambda base, f: (variant.weight(base, f), variant.dot(x, base, f), base.dot(x))
+    )(base, factors)
+    np.testing.assert_allclose(weight, w, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(y, plain, rtol=float(2 * jnp.finfo(dtype).eps))
+    assert variant.count((40, 30)) == 4 * 70 + 30
+
+
+@quick
+@pytest.mark.parametrize("detach", [True, False])
+def test_columns_of_zeros_are_harmless(detach):
+    empty = np.array([1, 4])
+    base = Base(base_of((7, 5)).value.at[:, empty].set(0.0), "io")
+    variant = DoRA(rank=2, detach_norm=detach)
+    factors = init(variant, KEY, base)
+    x = base_of((3, 7), 1).value
+    assert (factors.trainable["m"][empty] < 1e-18).all()
+    uses = {
+        "dot": jax.jit(lambda f: variant.dot(x, base, f)),
+        "weight": jax.jit(lambda f: variant.weight(base, f)),
+    }
+    for function in uses.values():
+        y, pull = jax.vjp(lambda t, f=function: f(Factors(t, factors.constants)), factors.trainable)
+        np.testing.assert_array_equal(y[:, empty], 0.0)
+        gradient = pull(jnp.ones_like(y))[0]
+        assert all(np.isfinite(leaf).all() for leaf in (y, *gradient.values()))
+        assert gradient["b"].any(axis=0).all()  # those columns learn too
+    moved = Factors({**factors.trainable, "b": jnp.ones((2, 5)), "m": jnp.ones(5)}, factors[1])
+    w = effective(base, moved)
+    np.testing.assert_allclose(uses["weight"](moved), w, atol=1e-5)
+    np.testing.assert_allclose(uses["dot"](moved), x @ w, atol=1e-5)
+
+
+# -- the gradients -----------------------------------------------------------------------------
+
+
+def differences(function, trainable, step=1e-6):
+    """The gradient of a function of NumPy arrays, entry by entry."""
+    gradient = {}
+    for name, value in trainable.items():
+        slopes = np.zeros(value.shape)
+        for place in np.ndindex(value.shape):
+            ends = []
+            for sign in (1, -1):
+                moved = np.array(value)
+                moved[place] += sign * step
+                ends.append(function({**trainable, name: moved}))
+            slopes[place] = (ends[0] - ends[1]) / (2 * step)
+        gradient[name] = slopes
+    return gradient
+
+
+ROWS = np.array([4, 0, 0])
+
+
+def uses(variant, base, factors):
+    x, z, rows = base_of((3, 5), 5, base.dtype).value, base_of((3, 4), 6, base.dtype).value, ROWS
+    yield variant.dot(x, base, factors), lambda w: x @ w
+    yield variant.dot_t(z, base, factors), lambda w: z @ w.T
+    yield variant.take(rows, base, factors), lambda w: w[rows]
+    yield variant.weight(base, factors), lambda w: w
+
+
+@quick
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("settings", ["plain", "masked", "pissa"])
+def test_the_gradient_is_the_difference_quotient_with_the_norm_fixed_or_not(detach, settings, x64):
+    base = base_of((5, 4), dtype=jnp.float64)
+    variant = DoRA(rank=2, detach_norm=detach, **SETTINGS[settings])
+    trainable, constants = factors_of(variant, base)
+    fixed = np.linalg.norm(direction(base, Factors(trainable, constants)), axis=0)
+    truths = [truth for _, truth in uses(variant, base, Factors(trainable, constants))]
+    random = np.random.RandomState(7)
+
+    @jax.jit
+    def outputs(trainable):
+        return [y for y, _ in uses(variant, base, Factors(trainable, constants))]
+
+    ys, pull = jax.vjp(outputs, trainable)
+    cotangents = [jnp.asarray(random.randn(*y.shape)) for y in ys]
+    for y, truth, cotangent in zip(ys, truths, cotangents, strict=True):
+
+        def score(trainable, norm, truth=truth, cotangent=cotangent):
+            w = effective(base, Factors(trainable, constants), norm)
+            return np.sum(np.asarray(truth(w)) * np.asarray(cotangent))
+
+        np.testing.assert_allclose(y, truth(effective(base, (trainable, constants))), atol=1e-12)
+        alone = [c if c is cotangent else jnp.zeros_like(c) for c in cotangents]
+        gradient = pull(alone)[0]
+        start = {n: np.asarray(x) for n, x in trainable.items()}
+        right = differences(functools.partial(score, norm=fixed if detach else None), start)
+        wrong = differences(functools.partial(score, norm=None if detach else fixed), start)
+        for name in "abm":
+            np.testing.assert_allclose(gradient[name], right[name], atol=1e-7)
+        assert np.abs(gradient["b"] - wrong["b"]).max() > 1e-2
+        np.testing.assert_allclose(right["m"], wrong["m"], atol=1e-7)  # the paper's equation 7
+
+
+# -- dropout -----------------------------------------------------------------------------------
+
+
+@quick
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("settings", ["plain", "pissa"])
+def test_dropout_drops_the_adapters_input_alone(rate, settings, x64):
+    base = base_of((12, 8), dtype=jnp.float64)
+    variant = DoRA(rank=3, dropout=rate, **SETTINGS[settings])
+    factors = factors_of(variant, base)
+    x = base_of((2, 6, 12), 3, jnp.float64).value
+    w = np.asarray(base.value)
+    v = direction(base, factors)
+    gain = np.asarray(factors.trainable["m"]) / np.linalg.norm(v, axis=0)
+    dot = jax.jit(lambda key: variant.dot(x, base, factors, dropout_key=key))
+    for number in range(4):
+        key = jax.random.key(number)
+        kept = np.asarray(jax.random.bernoulli(key, jnp.asarray(1 - rate), x.shape))
+        dropped = np.where(kept, x, 0) / (1 - rate)
+        got = dot(key)
+        np.testing.assert_allclose(got, gain * (x @ w + dropped @ (v - w)), atol=1e-11)
+        everything = gain * (dropped @ v)  # what dropping the layer's whole input would give
+        assert np.abs(got - everything).max() > 0.1
+
+
+@quick
+def test_dropout_keeps_the_expectation(x64):
+    base, variant = base_of((12, 8), dtype=jnp.float64), DoRA(rank=3, dropout=0.3)
+    factors = factors_of(variant, base)
+    x = base_of((4, 12), 3, jnp.float64).value
+    keys = jax.random.split(jax.random.key(1), 4000)
+    dot = jax.vmap(lambda key: variant.dot(x, base, factors, dropout_key=key))
+    ys = np.asarray(jax.jit(dot)(keys))
+    error = ys.mean(0) - np.asarray(x) @ effective(base, factors)
+    assert (np.abs(error) < 4.5 * ys.std(0) / np.sqrt(len(keys))).all()  # 32 numbers
+    assert (ys.std(0) > 0.01).all()
+
+
+# -- the compiled program ----------------------------------------------------------------------
+
+IN, OUT, LAYERS, TOKENS = 512, 640, 6, 8
+DENSE = IN * OUT * 4
+MOVES = {
+    *("parameter", "get-tuple-element", "tuple", "while", "bitcast", "constant"),
+    *("dynamic-slice", "fusion"),  # one layer of a stack; what a fusion computes is listed itself
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged(DoRA):
+    """The control: the same method by its definition."""
+
+    dot = Variant.dot
+
+
+def once(params, x):
+    return jnp.tanh(x @ params["w"])
+
+
+def stack(params, x):
+    return lax.scan(lambda x, w: (x + jnp.tanh(x @ w["up"]) @ w["down"], None), x, params)[0]
+
+
+def chain(params, x):
+    return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
+
+
+def compile_step(variant, forward, shapes, quantize=None):
+    """A compiled loss and gradient, of which all arrays are arguments."""
+    params = check.random_like({name: jnp.zeros(shape) for name, shape in shapes.items()}, 0)
+    x = jnp.ones((TOKENS, IN))
+    adapted = lj.adapt(forward, variant, ".*", quantize=quantize)
+    trainable, frozen = adapted.init(KEY, params, x)
+
+    def loss(trainable, frozen, x):
+        return jnp.sum(adapted.apply(trainable, frozen, x) ** 2)
+
+    return jax.jit(jax.value_and_grad(loss)).lower(trainable, frozen, x).compile()
+
+
+def dense_results(compiled):
+    """Operations, inside fusions too, that compute something of the size of the weight."""
+    shape = re.compile(rf"f\d+\[(\d+,)?({IN},{OUT}|{OUT},{IN})\]")
+    instruction = re.compile(r"\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][a-z\-]*)\(")
+    found = [instruction.match(line) for line in compiled.as_text().splitlines()]
+    assert sum(each is not None for each in found) > 50
+    made = [each[2] for each in found if each and shape.search(each[1])]
+    assert "parameter" in made  # so that the weights themselves are seen
+    return [operation for operation in made if operation not in MOVES]
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("settings", ["plain", "pissa"])
+def test_a_training_step_makes_no_dense_matrix(detach, settings):
+    settings = {"rank": 8, "detach_norm": detach, **SETTINGS[settings]}
+    factored = compile_step(DoRA(**settings), once, {"w": (IN, OUT)})
+    assert not dense_results(factored)
+    assert factored.memory_analysis().temp_size_in_bytes < 0.3 * DENSE
+
+
+def test_the_merged_step_would_make_several():
+    merged = compile_step(Merged(rank=8), once, {"w": (IN, OUT)})
+    assert len(dense_results(merged)) > 3
+    assert merged.memory_analysis().temp_size_in_bytes > DENSE
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_nor_does_a_step_over_stacked_layers(detach):
+    shapes = {"up": (LAYERS, IN, OUT), "down": (LAYERS, OUT, IN)}
+    factored = compile_step(DoRA(rank=8, detach_norm=detach), stack, shapes)
+    assert not dense_results(factored)
+    # XLA's loops copy the layer that they are at: two matrices, the adapters and activations.
+    assert factored.memory_analysis().temp_size_in_bytes < 3.5 * DENSE
+
+
+@pytest.mark.xfail(strict=True, reason="the product and the norm dequantise each for itself")
+@pytest.mark.parametrize("detach", [True, False])
+def test_one_dequantised_matrix_at_a_time(detach):
+    variant, storage = DoRA(rank=4, detach_norm=detach), {"w": lj.NF4(double_quant=True)}
+    compiled = compile_step(variant, chain, {"w": (LAYERS, IN, IN)}, storage)
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * IN * IN * 4
+
+
+# -- through a model ---------------------------------------------------------------------------
+
+
+def tied(params, ids):
+    """Lookups, products by the transpose and a scan, all of stacked weights."""
+    x = params["tables"][1][ids]
+    x = lax.scan(lambda x, w: (jnp.tanh(x @ w["up"]) @ w["down"].T, None), x, params["layers"])[0]
+    return x @ params["tables"][0].T, x @ params["tables"][1].T
+
+
+@quick
+def test_stacked_weights_in_a_scanned_model(x64):
+    shapes = {"tables": (2, 11, 6), "layers": {"up": (3, 6, 7), "down": (3, 6, 7)}}
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda s: isinstance(s, tuple))
+    params = check.random_like(params, 0)
+    ids = jnp.array([[3, 0, 10], [5, 5, 1]])
+    adapted = lj.adapt(tied, DoRA(rank=2, **SETTINGS["pissa, masked"]), ".*")
+    trainable, frozen = jax.jit(adapted.init)(KEY, params, ids)
+    theta = jax.tree.map(np.add, trainable, check.random_like(trainable, 3))
+
+    def dense(path, weight):
+        turned = path == "layers/down"  # used by its transpose alone: its in axis is the last
+        matrices = []
+        for index, w in enumerate(weight):
+            factors = jax.tree.map(
+                lambda x, index=index: x[index],
+                Factors(theta["adapters"][path], frozen.constants[path]),
+            )
+            matrix = effective(Base(w, "oi" if turned else "io"), factors)
+            matrices.append(matrix.T if turned else matrix)
+        return jnp.asarray(np.stack(matrices))
+
+    merged = {
+        "tables": dense("tables", params["tables"]),
+        "layers": {n: dense(f"layers/{n}", w) for n, w in params["layers"].items()},
+    }
+    check.assert_close(jax.jit(adapted.merge)(theta, frozen), merged, 1e-12)
+    apply, truth = jax.jit(adapted.apply), jax.jit(tied)
+    check.assert_close(apply(theta, frozen, ids), truth(merged, ids), 1e-11)
+    check.assert_close(apply(trainable, frozen, ids), truth(params, ids), 1e-11)

@@ -1,0 +1,164 @@
+"""Which rows of factors are given up, and adapters without them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from adalora_net import random_like
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+import lora_jax as lj
+from lora_jax.prune import best, prune, ranks
+from variants.adalora import AdaLoRA
+from variants.lora import LoRA
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KEY = jax.random.key(0)
+
+
+LAYOUTS = [[(7,)], [(2, 4), (3,), (1, 2, 5)], [(1,), (1,), (6, 3)]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shapes=st.sampled_from(LAYOUTS),
+    distinct=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+def test_the_best_are_as_many_as_asked_for_and_the_first_of_equals(shapes, distinct, seed, data):
+    random = np.random.RandomState(seed)
+    values = np.array([-np.inf, -1.0, 0.0, -0.0, 2.0])[:distinct]
+    scores = {f"p{9 - i}": random.choice(values, shape) for i, shape in enumerate(shapes)}
+    flat = np.concatenate([each.ravel() for each in scores.values()])
+    count = data.draw(st.integers(0, flat.size))
+    got = best({p: jnp.asarray(s) for p, s in scores.items()}, jnp.asarray(count))
+    expected = np.zeros(flat.size, bool)
+    expected[sorted(range(flat.size), key=lambda i: (-flat[i], i))[:count]] = True
+    assert list(got) == list(scores)  # in the order given, which is not the paths' own
+    for path, mine in got.items():
+        assert mine.shape == scores[path].shape
+    np.testing.assert_array_equal(np.concatenate([x.ravel() for x in got.values()]), expected)
+
+
+# -- taking out what is gone -------------------------------------------------------------------
+
+
+def chain(params, x):
+    """A plain matrix, a stack and a LoRA one after another."""
+    x = jnp.tanh(x @ params["v"])
+    x = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
+    return x @ params["z"]
+
+
+CHAIN = {"v": (6, 8), "w": (4, 8, 8), "z": (8, 5)}
+
+
+def half_gone(seed, targets, **options):
+    """An adapted chain at random, some e of each matrix zero and all of some, and its state."""
+    random = np.random.RandomState(seed)
+    params = {name: jnp.asarray(random.randn(*shape)) for name, shape in CHAIN.items()}
+    x = jnp.asarray(random.randn(3, 6))
+    adapted = lj.adapt(chain, targets=targets, also_train=(), **options)
+    trainable, frozen = adapted.init(KEY, params, x)
+    trainable = random_like(trainable, seed)
+    state = list(adapted.init_state(trainable, frozen))
+    (number,) = [i for i, each in enumerate(state) if each is not None]
+    for path, kept in state[number]["kept"].items():
+        rank = kept.shape[-1]
+        counts = random.randint(0, rank + 1, (*kept.shape[:-1], 1))
+        kept = random.rand(*kept.shape).argsort(-1) < counts
+        factors = trainable["adapters"][path]
+        factors["e"] = jnp.where(kept, factors["e"], 0)
+        state[number]["kept"][path] = jnp.asarray(kept)
+    return adapted, trainable, frozen, tuple(state), x
+
+
+ADALORA = AdaLoRA(rank=4, target_rank=4, total_steps=10)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pruned_adapters_have_the_same_effect(seed, x64):
+    targets = {
+        "v": ADALORA,
+        lj.layers("w", slice(seed % 2, None)): ADALORA,  # with odd seeds, a layer left out
+        "z": LoRA(rank=2),
+    }
+    adapted, trainable, frozen, state, x = half_gone(seed, targets)
+    less, smaller = prune(trainable, frozen, state)
+    wanted = adapted.apply(trainable, frozen, x)
+    np.testing.assert_allclose(adapted.apply(less, smaller, x), wanted, atol=1e-12)
+    for mine, theirs in zip(
+        jax.tree.leaves(adapted.merge(less, smaller)),
+        jax.tree.leaves(adapted.merge(trainable, frozen)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+    kept = next(each for each in state if each is not None)["kept"]
+    counts = {path: np.asarray(each).sum(-1) for path, each in kept.items()}
+    if seed % 2:
+        counts["w"][0] = 0
+    found = ranks(less, smaller)
+    for path, factors in list(trainable["adapters"].items())[:2]:
+        np.testing.assert_array_equal(ranks(trainable, frozen)[path], counts[path])
+        if not counts[path].any():
+            assert path not in less["adapters"] and path not in found
+            continue
+        np.testing.assert_array_equal(found[path], counts[path])
+        rank = counts[path].max()
+        a, b = less["adapters"][path]["a"], less["adapters"][path]["b"]
+        assert a.shape[:-1] == b.shape[:-1] == (*factors["e"].shape[:-1], rank)
+    assert less["adapters"]["z"] is trainable["adapters"]["z"]
+    assert found["z"] == 2
+    sums = {"v": 14, "w": 16, "z": 13}
+    rows = {row[0]: row[5] for row in lj.summary(less, smaller).rows}
+    assert rows == {path: int(each.sum()) * sums[path] for path, each in found.items()}
+
+    # rows that fill a stack up stay without effect when training goes on
+    gradient = jax.grad(lambda t: (adapted.apply(t, smaller, x) ** 2).sum())(less)
+    for path in set(less["adapters"]) & {"w"}:
+        alive = np.arange(counts[path].max()) < counts[path][:, None]
+        for leaf in gradient["adapters"][path].values():
+            assert not leaf[~alive].any()
+    again = prune(less, smaller, adapted.init_state(less, smaller))
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), again, (less, smaller)))
+
+
+def test_an_adapter_of_which_nothing_is_left_is_gone(x64):
+    """Its weight stays as it is stored."""
+    adapted, trainable, frozen, state, x = half_gone(0, {"v": ADALORA}, quantize={"v|z": lj.NF4()})
+    trainable["adapters"]["v"]["e"] = jnp.zeros(4)
+    state[0]["kept"]["v"] = jnp.zeros(4, bool)
+    less, smaller = prune(trainable, frozen, state)
+    assert less["adapters"] == {} and ranks(less, smaller) == {}
+    wanted = adapted.apply(trainable, frozen, x)
+    np.testing.assert_allclose(adapted.apply(less, smaller, x), wanted, atol=1e-12)
+    assert adapted.init_state(less, smaller) == ()
+
+
+def test_before_ranks_are_fixed_pruning_keeps_what_may_still_matter(x64):
+    """Kept triplets whose e is zero, as at the start, and others that have learnt again."""
+    params = {"v": jnp.ones((6, 5))}
+    adapted = lj.adapt(lambda p, x: x @ p["v"], ADALORA, "v")
+    trainable, frozen = adapted.init(KEY, params, jnp.ones((2, 6)))
+    state = adapted.init_state(trainable, frozen)
+    assert ranks(trainable, frozen)["v"] == 0
+    assert ranks(*prune(trainable, frozen, state))["v"] == 4
+    trainable["adapters"]["v"]["e"] = jnp.array([0.0, 1.0, 0.0, 0.0])
+    state[0]["kept"]["v"] = jnp.array([False, False, True, False])
+    less, _ = prune(trainable, frozen, state)
+    np.testing.assert_array_equal(
+        less["adapters"]["v"]["a"], trainable["adapters"]["v"]["a"][jnp.array([1, 2])]
+    )
+
+
+def test_ranks_of_other_methods_are_their_own(x64):
+    rules = {lj.layers("w", 1): LoRA(rank=2), lj.layers("w", 3): LoRA(rank=5), "v": LoRA(rank=3)}
+    params = {name: jnp.ones(shape) for name, shape in CHAIN.items()}
+    adapted = lj.adapt(chain, targets=rules)
+    found = ranks(*adapted.init(KEY, params, jnp.ones((2, 6))))
+    assert {path: each.tolist() for path, each in found.items()} == {"v": 3, "w": [0, 2, 0, 5]}
