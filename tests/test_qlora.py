@@ -1,0 +1,253 @@
+"""Adapters on quantised weights, whole: selection, exactness, memory, devices, files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import lora_jax as lj
+import variants
+from lora_jax.checkpoint import Checkpoints
+from lora_jax.contract import toys
+from lora_jax.tree_file import load_tree, save_tree
+
+LORA = variants.make("lora", rank=4)
+LAYERS, WIDTH, INNER = 6, 256, 512
+
+
+def forward(params, x):
+    """A stack of residual blocks under a scan, and a head."""
+
+    def block(x, layer):
+        hidden = jnp.tanh(x @ layer["up"])
+        return x + hidden @ layer["down"] + layer["bias"][None], None
+
+    x, _ = lax.scan(block, x, params["layers"])
+    return x @ params["head"]
+
+
+def parameters(dtype=jnp.float32):
+    shapes = {
+        "layers": {
+            "up": (LAYERS, WIDTH, INNER),
+            "down": (LAYERS, INNER, WIDTH),
+            "bias": (LAYERS, WIDTH),
+        },
+        "head": (WIDTH, 3),
+    }
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda each: isinstance(each, tuple))
+    return treedef.unflatten([toys.normal(s, i, dtype, WIDTH**-0.5) for i, s in enumerate(leaves)])
+
+
+X = toys.normal((16, WIDTH), 9, jnp.float32)
+
+
+def adapted_by(quantize, variant=LORA, targets="layers/(up|down)", **options):
+    adapted = lj.adapt(forward, variant, targets, quantize=quantize, **options)
+    params = parameters()
+    return adapted, params, *adapted.init(jax.random.key(0), params, X)
+
+
+def nbytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    "storage, limit", [(lj.NF4(), 0.16), (lj.NF4(double_quant=True), 0.13), (lj.Int8(), 0.26)]
+)
+def test_bytes_of_stored_weights(storage, limit):
+    _, params, _, frozen = adapted_by({"layers/(up|down)": storage})
+    dense = nbytes([params["layers"]["up"], params["layers"]["down"]])
+    stored = nbytes([frozen.base["layers/up"], frozen.base["layers/down"]])
+    assert stored <= limit * dense
+
+
+def test_weights_are_stored_whether_adapted_or_not_and_the_first_pattern_decides():
+    quantize = {"layers/up": lj.Int8(), "layers/.*(up|down)": lj.NF4()}
+    adapted, params, trainable, frozen = adapted_by(quantize, targets="layers/up")
+    assert set(frozen.base["layers/up"]) == {"codes", "absmax"}
+    assert frozen.base["layers/up"]["codes"].dtype == jnp.int8
+    assert frozen.base["layers/down"]["codes"].dtype == jnp.uint8
+    assert frozen.base["head"] is params["head"]
+    assert trainable["adapters"].keys() == {"layers/up"}
+    merged, disabled = (f(trainable, frozen) for f in (adapted.merge, adapted.disable))
+    for tree in (merged, disabled):
+        assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, params)
+    up = jax.vmap(lambda w: lj.Int8().load(lj.Int8().store(w), w.shape, w.dtype))
+    np.testing.assert_array_equal(disabled["layers"]["up"], up(params["layers"]["up"]))
+    np.testing.assert_allclose(
+        adapted.apply(trainable, frozen, X), forward(disabled, X), rtol=0, atol=1e-5
+    )
+    counted = lj.summary(trainable, frozen)
+    assert counted.total == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert counted.trained == LAYERS * 4 * (WIDTH + INNER)
+
+
+def test_all_linear_is_a_pattern():
+    _, _, _, frozen = adapted_by({"all-linear": lj.NF4()})
+    stored = {path for path, value in frozen.base.items() if isinstance(value, dict)}
+    assert stored == {"layers/up", "layers/down", "head"}
+
+
+@pytest.mark.parametrize(
+    "quantize, options, said",
+    [
+        ({"layers/upp": lj.NF4()}, {}, "nearest: 'layers/up'"),
+        ({"layers/bias": lj.NF4()}, {}, "'layers/bias' is selected, but the function never mult"),
+        ({"head": lj.NF4()}, {"also_train": "head"}, "'head' is trained in full, and cannot be q"),
+        ({lj.layers("layers/up", 0): lj.NF4()}, {}, "'layers/up': layers of one stacked weight"),
+        ({"layers/up": "nf4"}, {}, r"'layers/up' must map to lj.NF4\(\) or lj.Int8\(\), not 'nf4'"),
+        ({"head": lj.NF4(), ".*ead": lj.NF4()}, {}, "selects only what earlier patterns"),
+    ],
+)
+def test_mistakes_are_one_line(quantize, options, said):
+    with pytest.raises(ValueError, match=said) as error:
+        adapted_by(quantize, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [n for n in variants.names() if variants.make(n).adapts])
+def test_every_method_equals_itself_on_the_weights_that_are_stored(name):
+    """The quantised base, dequantised and given as a dense one: the same function and gradients."""
+    variant = variants.make(name)
+    adapted, _, trainable, frozen = adapted_by({"layers/.*(up|down)": lj.NF4()}, variant)
+    dense = lj.adapt(forward, variant, "layers/(up|down)")
+    params = adapted.disable(trainable, frozen)
+    _, frozen_dense = dense.init(jax.random.key(0), params, X)
+    moved = toys.noisy(trainable, scale=0.05)
+
+    def loss(adapted, frozen):
+        return jax.jit(jax.value_and_grad(lambda t: (adapted.apply(t, frozen, X) ** 2).mean()))
+
+    (value, got), (other, wanted) = (
+        loss(each, f)(moved) for each, f in ((adapted, frozen), (dense, frozen_dense))
+    )
+    np.testing.assert_allclose(value, other, rtol=2e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale), got, wanted
+    )
+
+
+def temporary(adapted, trainable, frozen):
+    """Bytes that a gradient step needs beside its arguments and results."""
+
+    def loss(trainable, frozen):
+        return (adapted.apply(trainable, frozen, X) ** 2).mean()
+
+    compiled = jax.jit(jax.grad(loss)).lower(trainable, frozen).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_scanned_stack_keeps_no_dense_weight(name):
+    """It needs what the same method needs on dense weights, which keeps none; merging keeps all."""
+    variant = variants.make(name, rank=4)
+    adapted, params, trainable, frozen = adapted_by({"layers/(up|down)": lj.NF4()}, variant)
+    dense = lj.adapt(forward, variant, "layers/(up|down)")
+    needed = temporary(adapted, trainable, frozen)
+    assert needed < 1.1 * temporary(dense, *dense.init(jax.random.key(0), params, X))
+    every_layer = nbytes([params["layers"]["up"], params["layers"]["down"]])
+    assert needed < every_layer / 2
+
+    def through_merge(trainable, frozen):
+        return (forward(adapted.merge(trainable, frozen), X) ** 2).mean()
+
+    program = jax.jit(jax.grad(through_merge)).lower(trainable, frozen).compile()
+    assert program.memory_analysis().temp_size_in_bytes > every_layer
+
+
+def test_init_makes_stored_weights_without_values_and_under_jit():
+    adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/(up|down)": lj.NF4()})
+    params = parameters()
+    key = jax.random.key(0)
+    want = adapted.init(key, params, X)
+    shapes = jax.eval_shape(adapted.init, key, params, X)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), want) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), shapes
+    )
+    jitted = jax.jit(adapted.init)(key, params, X)
+    np.testing.assert_array_equal(
+        jitted[1].base["layers/down"]["codes"], want[1].base["layers/down"]["codes"]
+    )
+
+
+@pytest.mark.parametrize("axis", ["in", "out"])
+def test_sharded_weights_are_not_gathered(axis):
+    """Eight devices, stored weights cut along one axis: no collective of a dense weight's size."""
+    adapted, _, trainable, frozen = adapted_by({"layers/(up|down)": lj.NF4()})
+    mesh = Mesh(np.array(jax.devices()), ("model",))
+    sharded_axis = {"in": 1, "out": 2}[axis]
+
+    def lay(leaf):
+        names = [None] * leaf.ndim
+        if leaf.ndim == 3 and leaf.shape[sharded_axis] % len(mesh.devices) == 0:
+            names[sharded_axis] = "model"
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*names)))
+
+    moved = toys.noisy(trainable, scale=0.05)
+    base = {path: jax.tree.map(lay, value) for path, value in frozen.base.items()}
+    sharded = lj.Frozen(base, frozen.constants, frozen.spec, frozen.shared)
+
+    def loss(trainable, frozen):
+        return (adapted.apply(trainable, frozen, X) ** 2).mean()
+
+    step = jax.jit(jax.value_and_grad(loss))
+    (value, got), (other, wanted) = step(moved, sharded), step(moved, frozen)
+    np.testing.assert_allclose(value, other, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), got, wanted)
+    text = step.lower(moved, sharded).compile().as_text()
+    gathered = [line for line in text.splitlines() if "all-gather(" in line]
+    sizes = [int(np.prod([int(n) for n in line.split("[")[1].split("]")[0].split(",") if n] or [1]))
+             for line in gathered]  # fmt: skip
+    assert max(sizes, default=0) < WIDTH * INNER
+
+
+def test_stored_weights_go_through_files(tmp_path):
+    adapted, _, trainable, frozen = adapted_by({".*(up|down)": lj.NF4(double_quant=True)})
+    want = adapted.apply(trainable, frozen, X)
+
+    save_tree(tmp_path / "base", frozen.base)
+    base, _ = load_tree(tmp_path / "base")
+    assert jax.tree.map(lambda a: str(a.dtype), base) == jax.tree.map(
+        lambda a: str(a.dtype), frozen.base
+    )
+    read = lj.Frozen(base, frozen.constants, frozen.spec, frozen.shared)
+    np.testing.assert_array_equal(adapted.apply(trainable, read, X), want)
+
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        saved.save(1, frozen)
+        restored, _, _ = saved.restore(jax.eval_shape(lambda: frozen))
+    np.testing.assert_array_equal(adapted.apply(trainable, restored, X), want)
+
+
+def test_a_bfloat16_model_stays_narrow():
+    adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/(up|down)": lj.NF4()})
+    params, x = parameters(jnp.bfloat16), X.astype(jnp.bfloat16)
+    trainable, frozen = adapted.init(jax.random.key(0), params, x)
+    assert trainable["adapters"]["layers/up"]["a"].dtype == jnp.float32
+    assert adapted.apply(trainable, frozen, x).dtype == jnp.bfloat16
+    merged = adapted.merge(trainable, frozen)
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_forward_over_reverse():
+    """Reverse mode, and forward mode over it: a product with a Hessian."""
+    adapted, _, trainable, frozen = adapted_by({"layers/.*(up|down)": lj.NF4()})
+    dense = lj.adapt(forward, LORA, "layers/(up|down)")
+    params = adapted.disable(trainable, frozen)
+    _, frozen_dense = dense.init(jax.random.key(0), params, X)
+    moved = toys.noisy(trainable, scale=0.05)
+    direction = toys.noisy(jax.tree.map(jnp.zeros_like, trainable), seed=3)
+
+    def product(adapted, frozen):
+        gradient = jax.grad(lambda t: (adapted.apply(t, frozen, X) ** 2).mean())
+        return jax.jit(lambda: jax.jvp(gradient, (moved,), (direction,))[1])()
+
+    got, wanted = product(adapted, frozen), product(dense, frozen_dense)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale), got, wanted
+    )
