@@ -8,25 +8,9 @@ from matplotlib.figure import Figure
 
 
 def rank_map(ranks: Mapping[str, np.ndarray], path: Path) -> None:
-    """A heat map of ranks, layers by matrices, as a PNG.
-
-    Args:
-      ranks: those of each weight's matrices, by path, in the shape of its stack: the first axis
-        counts layers, others make columns of their own. Weights that are not stacked share a
-        column by their path without the layer's number.
-      path: where to.
-    """
-    columns: dict[str, dict[int, int]] = {}
-    for name, numbers in ranks.items():
-        for index, rank in np.ndenumerate(np.atleast_1d(numbers)):
-            layer, column = _place(name, index, stacked=numbers.ndim > 0)
-            columns.setdefault(column, {})[layer] = int(rank)
-    layers = 1 + max(layer for column in columns.values() for layer in column)
-    grid = np.full((layers, len(columns)), np.nan)
-    for number, column in enumerate(columns.values()):
-        for layer, rank in column.items():
-            grid[layer, number] = rank
-
+    """Write a heat map of ranks, layers by matrices, as a PNG (see `rank_grid`)."""
+    grid, columns = rank_grid(ranks)
+    layers = len(grid)
     figure = Figure(figsize=(1.5 + 0.6 * len(columns), 2 + 0.35 * layers), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
@@ -35,16 +19,37 @@ def rank_map(ranks: Mapping[str, np.ndarray], path: Path) -> None:
         if not np.isnan(rank):
             color = "black" if rank > middle else "white"
             axes.text(number, layer, f"{rank:.0f}", ha="center", va="center", color=color)
-    axes.set_xticks(range(len(columns)), _short(list(columns)), rotation=40, ha="right")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
     axes.set_yticks(range(layers))
     axes.set_ylabel("layer")
     figure.colorbar(image, label="rank")
     figure.savefig(path, dpi=120)
 
 
-def _place(path: str, index: tuple[int, ...], stacked: bool) -> tuple[int, str]:
-    """The layer and the column of a matrix."""
-    if stacked:
+def rank_grid(ranks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    """Ranks as a table (layers, columns), NaN where there is no matrix, and the columns' names.
+
+    Args:
+      ranks: those of each weight's matrices, by path, in the shape of its stack. The first axis of
+        a stack counts layers, others make columns of their own; weights that are not stacked share
+        a column where their paths differ in the layer's number only.
+    """
+    columns: dict[str, dict[int, int]] = {}
+    for name, numbers in ranks.items():
+        for index, rank in np.ndenumerate(numbers):
+            layer, column = _place(name, index)
+            columns.setdefault(column, {})[layer] = int(rank)
+    layers = 1 + max(layer for column in columns.values() for layer in column)
+    grid = np.full((layers, len(columns)), np.nan)
+    for number, column in enumerate(columns.values()):
+        for layer, rank in column.items():
+            grid[layer, number] = rank
+    return grid, _short(list(columns))
+
+
+def _place(path: str, index: tuple[int, ...]) -> tuple[int, str]:
+    """The layer and the column of a matrix, by its weight's path and its index in the stack."""
+    if index:
         layer, *rest = index
         return layer, "/".join([path, *map(str, rest)])
     parts = path.split("/")

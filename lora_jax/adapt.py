@@ -216,9 +216,7 @@ class Adapted:
         for path in trained:
             if not _floats(uses[path]):
                 raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
-        storage = _storages(self.storage, uses)
-        if both := [path for path in trained if path in storage]:
-            raise ValueError(f"'{both[0]}' is trained in full, and cannot be quantised")
+        storage = _storages(self.storage, uses, trained)
         placements = [
             place(use, adapting.get(path), storage.get(path))
             for path, use in uses.items()
@@ -274,15 +272,21 @@ def _floats(use: WeightUse) -> bool:
     return jnp.issubdtype(use.dtype, jnp.floating)
 
 
-def _storages(rules: Sequence[tuple[Pattern, Storage]], uses: Uses) -> dict[str, Storage]:
-    """How each weight that is not stored densely is stored."""
+def _storages(
+    rules: Sequence[tuple[Pattern, Storage]], uses: Uses, trained: Sequence[str]
+) -> dict[str, Storage]:
+    """How each weight that is not stored densely is stored; what trains in full is left out."""
     found: dict[str, Any] = dict(select.assign(list[Any](rules), uses))
+    explicit: list[Any] = [rule for rule in rules if rule[0] != select.ALL_LINEAR]
+    for path in select.assign(explicit, uses) if explicit else {}:
+        if path in trained:
+            raise ValueError(f"'{path}' is trained in full, and cannot be quantised")
     for path, storage in found.items():
         if isinstance(storage, tuple):
             raise ValueError(f"'{path}': layers of one stacked weight are stored alike")
         if not _floats(uses[path]):
             raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
-    return found
+    return {path: storage for path, storage in found.items() if path not in trained}
 
 
 def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:

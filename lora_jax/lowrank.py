@@ -146,8 +146,10 @@ class LowRank(Variant):
         """
         a, b = read(factors, "a"), self.scaled_b(factors)
         if "a0" in factors.constants:
-            a0, b0 = factors.constants["a0"], self.scales(factors) * factors.constants["b0"]
-            a, b = jnp.concatenate([a - a0, a0]), jnp.concatenate([b, b - b0])
+            a0 = factors.constants["a0"]
+            # Scaled after the difference: else a fused multiply-add would leave rounding errors.
+            moved = self.scales(factors) * (read(factors, "b") - factors.constants["b0"])
+            a, b = jnp.concatenate([a - a0, a0]), jnp.concatenate([b, moved])
         return a.astype(dtype), b.astype(dtype)
 
     def delta(self, factors: Factors) -> Array:

@@ -191,9 +191,7 @@ def ranks(trainable: Trainable, frozen: Frozen) -> dict[str, np.ndarray]:
         elif isinstance(each.layers, tuple):
             own = [getattr(layer, "rank", 0) for layer in each.layers]
             numbers = np.reshape(own, (-1, *[1] * (len(stack) - 1)))
-        elif hasattr(each.layers, "rank"):
-            numbers = each.layers.rank
-        else:
+        elif (numbers := getattr(each.layers, "rank", None)) is None:
             continue
         found[path] = np.broadcast_to(np.asarray(numbers, int), stack).copy()
     return found

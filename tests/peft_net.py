@@ -133,11 +133,11 @@ def with_constants(frozen, fixed, start):
     """Frozen arrays with what PEFT has drawn, or taken from the weights, in the place of ours.
 
     Args:
-      fixed: what PEFT does not train, in its names.
+      fixed: what PEFT does not train: VeRA's projections in its names, or {weight: {a}}.
       start: {weight: {a, b}} of PEFT, in our layout.
     """
-    if projections := {n: x for n, x in fixed.items() if n.startswith("base_model.vera_")}:
-        a, b = (projections[f"base_model.vera_{letter}.default"] for letter in "AB")
+    if "base_model.vera_A.default" in fixed:
+        a, b = (fixed[f"base_model.vera_{letter}.default"] for letter in "AB")
         shared = {"projection_a": jnp.asarray(a), "projection_b": jnp.asarray(b.T)}
         assert jax.tree.map(jnp.shape, (shared,)) == jax.tree.map(jnp.shape, frozen.shared)
         return dataclasses.replace(frozen, shared=(shared,))
@@ -145,7 +145,7 @@ def with_constants(frozen, fixed, start):
     for path, each in constants.items():
         if "a0" in each:
             each |= {"a0": start[path]["a"], "b0": start[path]["b"]}
-    for path, each in to_factors(fixed).items():
+    for path, each in fixed.items():
         constants[path] |= each
     shapes = [jax.tree.map(jnp.shape, each) for each in (constants, frozen.constants)]
     assert shapes[0] == shapes[1]
@@ -160,8 +160,9 @@ def begin(arrays, config):
     trainable = {"adapters": to_factors(group(arrays, "param")), "params": {}}
     shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (fresh, trainable))
     assert shapes[0] == shapes[1]
-    start = to_factors(group(arrays, "start"))
-    return adapted, trainable, with_constants(frozen, group(arrays, "fixed"), start), params
+    start, fixed = to_factors(group(arrays, "start")), group(arrays, "fixed")
+    fixed = fixed if config.get("method") == "vera" else to_factors(fixed)
+    return adapted, trainable, with_constants(frozen, fixed, start), params
 
 
 def stepper(loss_of):

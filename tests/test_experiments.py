@@ -1,6 +1,7 @@
 """The commands as a user calls them: mistakes end with one line before anything trains."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import lora_jax as lj
+import variants
 from configs import quickstart
 from experiments import build, run
 from lora_jax import data, records
@@ -68,6 +70,9 @@ def smoke(**changes):
         ({"variant__rank": 999}, r"rank 999 exceeds min\(in, out\) = 384"),
         ({"variant__scale": "alpha/rnk"}, "nearest: 'alpha/rank'"),
         ({"model__name": "minilmm"}, "did you mean minilm"),
+        ({"quantize__storage": "nf5"}, "unknown quantize.storage 'nf5'; nearest: 'nf4'"),
+        ({"targets": (("up/kernel", {"rnk": 2}),)}, "no setting 'rnk'; nearest: 'rank'"),
+        ({"variant__target_rank": 4}, "variant 'lora' has no setting 'target_rank'"),
         ({"model__pool": "max"}, "pool must be one of cls, mean"),
         ({"model__dtype": "float31"}, "nearest: 'float32'"),
         ({"data__name": "rotten_tomatos"}, "nearest: 'rotten_tomatoes'"),
@@ -126,6 +131,45 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(tmp_path):
     assert other.returncode == 1
     assert "config.variant.rank is 4 there and 8 here" in other.stderr
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_settings_by_pattern():
+    targets = (("layers/up/kernel", {"rank": 2, "alpha": 4.0}), "layers/down/kernel")
+    experiment = build.build(smoke(targets=targets, quantize__storage="nf4"))
+    adapters = experiment.trainable["adapters"]
+    assert {path: each["a"].shape[1] for path, each in adapters.items()} == {
+        "layers/up/kernel": 2,
+        "layers/down/kernel": 8,
+    }
+    assert experiment.frozen.base["layers/attention/query/kernel"]["codes"].dtype == np.uint8
+    assert experiment.frozen.constants["layers/up/kernel"]["scale"].tolist() == [2.0] * 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["none", "nf4"])
+@pytest.mark.parametrize("name", variants.names())
+def test_every_variant_trains_by_its_name(name, storage, tmp_path):
+    if name == "full" and storage != "none":
+        pytest.skip("full fine-tuning has no frozen weights to quantise")
+    config = quickstart.get_config(f"variant={name},size=smoke,storage={storage}").to_dict()
+    with jax.numpy_dtype_promotion("standard"):
+        record = run.run(config, tmp_path / "run")
+    assert record.status == "completed"
+    assert np.isfinite(record.metrics_last["eval_loss"])
+    experiment = build.build(config)
+    trainable, frozen, _ = lj.load_adapter(
+        tmp_path / "run", experiment.trainable, experiment.frozen
+    )
+    again = dataclasses.replace(experiment, frozen=frozen).evaluate(trainable)
+    np.testing.assert_allclose(again["eval_loss"], record.metrics_last["eval_loss"], rtol=1e-5)
+    if name == "adalora":
+        assert record.ranks is not None
+        ranks = np.concatenate([np.ravel(each) for each in record.ranks.values()])
+        assert ranks.sum() == 8 * len(ranks)
+        assert (tmp_path / "run" / "ranks.png").exists()
+        assert (tmp_path / "run" / "pruned.safetensors").exists()
+    else:
+        assert record.ranks is None
 
 
 def test_a_run_that_fails_says_so_in_its_record(tmp_path, monkeypatch):

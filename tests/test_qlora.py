@@ -86,9 +86,12 @@ def test_weights_are_stored_whether_adapted_or_not_and_the_first_pattern_decides
 
 
 def test_all_linear_is_a_pattern():
-    _, _, _, frozen = adapted_by({"all-linear": lj.NF4()})
-    stored = {path for path, value in frozen.base.items() if isinstance(value, dict)}
-    assert stored == {"layers/up", "layers/down", "head"}
+    def stored(**options):
+        _, _, _, frozen = adapted_by({"all-linear": lj.NF4()}, **options)
+        return {path for path, value in frozen.base.items() if isinstance(value, dict)}
+
+    assert stored() == {"layers/up", "layers/down", "head"}
+    assert stored(also_train="head") == {"layers/up", "layers/down"}
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,7 @@ class AdaLoRA(LowRank):
 
     @property
     def schedule(self) -> Schedule:
-        names = (field.name for field in dataclasses.fields(Schedule))
-        return Schedule(**{name: getattr(self, name) for name in names})
+        return Schedule(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Schedule)})
 
     def scaling(self) -> float:
         return SCALES[self.scale](self.alpha, self.rank + 1e-5 * (self.mode == "reference"))
@@ -138,10 +137,9 @@ class AdaLoRA(LowRank):
 
         chosen = best({path: score(path) for path in after}, budget)
         kept = jax.tree.map(partial(jnp.where, choosing), chosen, state["kept"])
-        trainable = {}
-        for path, each in after.items():
-            e = jnp.where(kept[path] | (scoring & ~choosing), each.trainable["e"], 0)
-            trainable[path] = each.trainable | {"e": e}
+        trainable = {path: dict(each.trainable) for path, each in after.items()}
+        for path, mine in trainable.items():
+            mine["e"] = jnp.where(kept[path] | (scoring & ~choosing), mine["e"], 0)
         return smoothed | {"kept": kept}, trainable
 
     def prune(self, state: Any, factors: Group) -> dict[str, Pruned | None]:
@@ -169,5 +167,4 @@ def _shared(factors: Group) -> dict[str, Array]:
 
 def _active(factors: Factors) -> Array:
     """Which matrices of a stack are adapted: all, unless some layers are left out."""
-    stack = factors.trainable["e"].shape[:-1]
-    return factors.constants.get("active", jnp.ones(stack, bool))
+    return factors.constants.get("active", jnp.ones(factors.trainable["e"].shape[:-1], bool))

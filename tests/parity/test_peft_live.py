@@ -11,7 +11,12 @@ from variants.lora import LoRA
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 from make_fixtures.peft_lora import run, run_net  # noqa: E402
-from peft_bert import assert_classifier_agrees, layer_patterns, random_bert  # noqa: E402
+from peft_bert import (  # noqa: E402
+    LAYER_KERNELS,
+    assert_classifier_agrees,
+    layer_patterns,
+    random_bert,
+)
 from peft_net import assert_agrees  # noqa: E402
 
 pytestmark = [
@@ -49,9 +54,9 @@ TARGETS = {
     "embedding": ["word_embeddings", "key"],
 }
 OURS = {
-    "query and value": ["layers/attention/(query|value)/kernel"],
-    "feed forward": ["layers/(up|down)/kernel"],
-    "all linear": ["layers/.*/kernel", "pooler/kernel"],
+    "query and value": ["layers/attention/query/kernel", "layers/attention/value/kernel"],
+    "feed forward": ["layers/up/kernel", "layers/down/kernel"],
+    "all linear": [*LAYER_KERNELS, "pooler/kernel"],
     "embedding": ["embeddings/word/embedding", "layers/attention/key/kernel"],
 }
 
@@ -68,7 +73,7 @@ def test_whole_models(seed, targets, tmp_path, x64):
     if targets == "all linear":
         config["exclude_modules"] = r".*(classifier|classifier\.(dense|out_proj))"
         if bert["model_type"] == "roberta":
-            paths = paths[:1]  # its pooler is a part of the head
+            paths = LAYER_KERNELS  # its pooler is a part of the head
     assert_classifier_agrees(tmp_path, bert, config, paths, run, seed)
 
 

@@ -1,0 +1,83 @@
+"""MiSS: W' = W + [D; D; ...], one shard D (rank, out) repeated down the input axis.
+
+Kang and Yin 2024, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing
+Structure", arXiv 2409.15371 (earlier versions: "Bone"). For W of shape (in, out), used as x @ W,
+
+    W'[i, :] = W[i, :] + D[i mod rank, :],        x W' = x W + fold(x) D,
+    fold(x)[..., k] = sum of x[..., i] over all i with i mod rank = k,
+
+where D starts at zero. The last copy of D is cut off where rank does not divide `in`.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lora_jax.lowrank import dropout
+from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class Miss(Variant):
+    """One trained shard, shared by every block of `rank` inputs.
+
+    Differences from plain LoRA: one factor instead of two (rank * out numbers, not
+    rank * (in + out)); no alpha and no scale; nothing is drawn, since a lone D that starts at zero
+    has a gradient. The same as PEFT's MiSS with `init_weights=True` (its "bat" and "mini" are not
+    here), also where rank does not divide `in`, and `dropout` (its `miss_dropout`) acts on x before
+    that is folded.
+    """
+
+    rank: int = 8
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        if self.rank > shape[0]:
+            raise ValueError(f"rank {self.rank} exceeds the {shape[0]} inputs of {shape}")
+
+    def init(self, key: Array, base: Base) -> Factors:
+        dtype = wide(base.dtype)
+        constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
+        return Factors({"d": jnp.zeros((self.rank, base.shape[1]), dtype)}, constants)
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        d, inputs = factors.trainable["d"], base.shape[0]
+        tiled = jnp.tile(d, (_blocks(inputs, len(d)), 1))[:inputs]
+        return base.dense().astype(d.dtype) + tiled
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        d = factors.trainable["d"].astype(x.dtype)
+        folded = _fold(dropout(x, factors, dropout_key), len(d))
+        contract_last_with_first = (((folded.ndim - 1,), (0,)), ((), ()))
+        return base.dot(x) + lax.dot_general(
+            folded, d, contract_last_with_first, preferred_element_type=base.accumulate
+        )
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        d = factors.trainable["d"].astype(base.dtype)
+        return base.take(rows) + jnp.take(d, rows % len(d), axis=0, mode="clip")
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self.rank * shape[1]
+
+
+def _blocks(inputs: int, rank: int) -> int:
+    """How many copies of D cover the input axis, the last perhaps in part."""
+    return -(-inputs // rank)
+
+
+def _fold(x: Array, rank: int) -> Array:
+    """(..., in) to (..., rank): the sum of x over all inputs that share a row of D."""
+    inputs = x.shape[-1]
+    blocks = _blocks(inputs, rank)
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * rank - inputs)])
+    return padded.reshape(*x.shape[:-1], blocks, rank).sum(axis=-2)
