@@ -121,6 +121,7 @@ class Variant:
     """A LoRA method: static, hashable settings, and pure functions of one weight matrix.
 
     A subclass must give `init`, `weight` and `count`; the rest have right, if slower, defaults.
+    Products come out in the dtype of `base.dot(x)`: that of `x`, or `base.accumulate` where set.
     """
 
     adapts: ClassVar[bool] = True
@@ -157,7 +158,8 @@ class Variant:
         """`x @ weight.T`, for x of shape (..., out): by default the transpose of `dot`."""
         zeros = jnp.zeros((*x.shape[:-1], base.shape[0]), x.dtype)
         out, transpose = jax.vjp(lambda z: self.dot(z, base, factors), zeros)
-        return transpose(x.astype(out.dtype))[0]
+        (y,) = transpose(x.astype(out.dtype))
+        return y if base.accumulate is None else y.astype(base.accumulate)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         """`weight[rows]`, for integer rows of any shape within range; the result is (..., out)."""

@@ -105,7 +105,10 @@ def lora_plus(arrays, config, rates=None):
     step = stepper(squared_error(adapted, frozen, ids, t))
     decay = config["optimiser"].get("decay", 0.0)
     name = config["optimiser"]["name"]
-    tx = optax.sgd(RATE) if name == "SGD" else optax.adamw(RATE, weight_decay=decay)
+    if name == "SGD":  # torch's decay is a part of the gradient
+        tx = optax.chain(optax.add_decayed_weights(decay), optax.sgd(RATE))
+    else:
+        tx = optax.adamw(RATE, weight_decay=decay)
     if rates is None:
         tx = adapted.optimizer(tx, frozen)
     else:

@@ -240,6 +240,16 @@ class KeepsAKey(Mutant):
         return factors
 
 
+class TakesFactorsFirst(Mutant):
+    def dot(self, factors, x, base, *, dropout_key=None):
+        return super().dot(x, base, factors)
+
+
+class RoundsWhatIsAccumulated(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x, base, factors).astype(x.dtype)
+
+
 class DropsTheBaseToo(Mutant):
     def dot(self, x, base, factors, *, dropout_key=None):
         return super().dot(dropout(x, factors, dropout_key), base, factors)
@@ -263,6 +273,8 @@ class KnowsDenseWeightsOnly(Mutant):
 
 
 MUTANTS = [
+    (TakesFactorsFirst, "signatures_are_those_of_the_contract"),
+    (RoundsWhatIsAccumulated, "products_accumulate_as_asked"),
     (EqualsOnlyItself, "settings_are_static"),
     (KeyIsIgnored, "init_is_a_function_of_its_key"),
     (GlobalRandomNumbers, "init_is_a_function_of_its_key"),

@@ -1,6 +1,7 @@
 """Clauses about one matrix: what a variant's own functions must agree on."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,19 @@ from lora_jax.contract.clause import (
     require_same_form,
 )
 from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@clause
+def signatures_are_those_of_the_contract(variant: Variant) -> None:
+    """Methods take what `Variant`'s take, by the same names in the same order."""
+    for name, method in vars(Variant).items():
+        if name.startswith("_") or not inspect.isfunction(method):
+            continue
+        wanted, got = (
+            list(inspect.signature(getattr(kind, name)).parameters)
+            for kind in (Variant, type(variant))
+        )
+        require(got == wanted, f"{name}({', '.join(got)}), expected {name}({', '.join(wanted)})")
 
 
 @clause
@@ -188,6 +202,21 @@ def narrow_inputs_give_narrow_outputs(variant: Variant) -> None:
             )
 
 
+@clause
+def products_accumulate_as_asked(variant: Variant) -> None:
+    """Where a product is to be summed in float32, it comes out in float32, of bfloat16 inputs too."""
+    narrow, wider = jnp.bfloat16, jnp.dtype(jnp.float32)
+    base = toys.base(variant, narrow)
+    asking = dataclasses.replace(base, accumulate=wider)
+    factors = toys.factors_of(variant, base)
+    x, z, _ = _inputs(base, (2, 3), narrow)
+    for what, call, operand in (("dot", variant.dot, x), ("dot_t", variant.dot_t, z)):
+        got, plain = call(operand, asking, factors), call(operand, base, factors)
+        require(got.dtype == wider, f"{what} accumulated in float32 gives {got.dtype}")
+        size = float(jnp.abs(plain).max())
+        require_close(f"{what} accumulated in float32", got / size, plain.astype(wider) / size, 0.1)
+
+
 def _inputs(base: Base, outer: tuple[int, ...], dtype: Any = jnp.float64) -> tuple[Array, ...]:
     """Inputs of `dot`, of `dot_t` and of `take`."""
     x, z = (toys.normal((*outer, size), size, dtype) for size in base.shape)
@@ -232,6 +261,7 @@ def _variations(variant: Variant) -> list[tuple[Variant, str]]:
 
 
 OF_A_MATRIX = (
+    signatures_are_those_of_the_contract,
     settings_are_static,
     init_is_a_function_of_its_key,
     factors_are_wide,
@@ -241,5 +271,6 @@ OF_A_MATRIX = (
     products_equal_the_weight,
     gradients_equal_those_through_the_weight,
     narrow_inputs_give_narrow_outputs,
+    products_accumulate_as_asked,
     numbers_are_read_from_constants,
 )

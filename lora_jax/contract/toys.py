@@ -26,7 +26,7 @@ def unit(variant: Variant) -> int:
     reason = None
     for size in range(4, 513):
         try:
-            for inputs, outputs in ((2, 3), (3, 2), (2, 2), (4, 2), (2, 6)):
+            for inputs, outputs in ((2, 3), (3, 2), (2, 2), (4, 2), (2, 6), (4, 3)):
                 variant.validate((inputs * size, outputs * size))
         except ValueError as error:
             reason = error
@@ -45,13 +45,13 @@ def bases(variant: Variant, dtype: Any = jnp.float64) -> dict[str, Base]:
     """The same (in, out) size in every layout that a model may store it in, by its axes' roles."""
     u = unit(variant)
     layouts = {
-        "io": (2 * u, 3 * u),
-        "oi": (3 * u, 2 * u),
-        "ioo": (2 * u, 3, u),
-        "iio": (2, u, 3 * u),
-        "oio": (3, 2 * u, u),
+        "io": (4 * u, 3 * u),
+        "oi": (3 * u, 4 * u),
+        "ioo": (4 * u, 3, u),
+        "iio": (4, u, 3 * u),
+        "oio": (3, 4 * u, u),
     }
-    scale = (2 * u) ** -0.5
+    scale = (4 * u) ** -0.5
     return {r: Base(normal(shape, 0, dtype, scale), r) for r, shape in layouts.items()}
 
 
