@@ -146,11 +146,11 @@ def test_settings_by_pattern():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["none", "nf4"])
-@pytest.mark.parametrize("name", variants.names())
+@pytest.mark.parametrize(
+    "name, storage",
+    [*((name, "none") for name in variants.names()), ("lora", "int8"), ("dora", "nf4_double")],
+)
 def test_every_variant_trains_by_its_name(name, storage, tmp_path):
-    if name == "full" and storage != "none":
-        pytest.skip("full fine-tuning has no frozen weights to quantise")
     config = quickstart.get_config(f"variant={name},size=smoke,storage={storage}").to_dict()
     with jax.numpy_dtype_promotion("standard"):
         record = run.run(config, tmp_path / "run")

@@ -19,7 +19,7 @@ from lora_jax.variant import Base, Factors, Variant, wide
 
 
 @dataclasses.dataclass(frozen=True)
-class Miss(Variant):
+class MiSS(Variant):
     """One trained shard, shared by every block of `rank` inputs.
 
     Differences from plain LoRA: one factor instead of two (rank * out numbers, not
