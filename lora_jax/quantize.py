@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from lora_jax import nf4
-from lora_jax.variant import Base
+from lora_jax.variant import Base, Operand
 
 STATIC = {"static": True}
 LEAST = np.float32(1e-36)
@@ -171,10 +171,13 @@ class Quantized(Base):
         return dataclasses.replace(self, dtypes=(*self.dtypes, jnp.dtype(dtype)))
 
     def dot(self, x: Array) -> Array:
-        return _product(x, self, turned=False)
+        return _products((Operand(x, self.accumulate),), self)[0]
 
     def dot_t(self, x: Array) -> Array:
-        return _product(x, self, turned=True)
+        return _products((Operand(x, self.accumulate),), self, turned=True)[0]
+
+    def dots(self, *operands: Operand) -> tuple[Array, ...]:
+        return _products(operands, self)
 
     def take(self, rows: Array) -> Array:
         value = lax.stop_gradient(self.value)
@@ -202,31 +205,35 @@ def quantized(storage: Storage, matrix: Array) -> Quantized:
     )
 
 
-def _product(x: Array, base: Quantized, turned: bool) -> Array:
-    """`x @ W`, or `x @ W.T`, whose backward pass keeps W as it is stored."""
+def _products(
+    operands: tuple[Operand, ...], base: Quantized, turned: bool = False
+) -> tuple[Array, ...]:
+    """`x @ W` of each x, or `x @ W.T`, whose backward pass keeps W as it is stored."""
     # The backward pass is traced elsewhere, under another precision.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    like = jax.typeof(x)
+    like = jax.tree.map(jax.typeof, operands)
 
-    def contract(x: Array, matrix: Array) -> Array:
-        dense = Base(matrix, "io", base.accumulate)
+    def contract(operands: tuple[Operand, ...], matrix: Array) -> tuple[Array, ...]:
+        dense = Base(matrix, "oi" if turned else "io")
         with jax.default_matmul_precision(precision):
-            return dense.dot_t(x) if turned else dense.dot(x)
+            return dense.dots(*operands)
 
-    def multiply(x: Array, base: Quantized) -> Array:
-        return contract(x, _dense_with(base, x))
+    def multiply(operands: tuple[Operand, ...], base: Quantized) -> tuple[Array, ...]:
+        return contract(operands, _dense_with(base, operands[0].x))
 
-    def forward(x: Array, base: Quantized) -> tuple[Array, Quantized]:
-        return multiply(x, base), base
+    def forward(
+        operands: tuple[Operand, ...], base: Quantized
+    ) -> tuple[tuple[Array, ...], Quantized]:
+        return multiply(operands, base), base
 
-    def backward(base: Quantized, gradient: Array) -> tuple[Array, None]:
-        matrix = _dense_with(base, gradient)
-        (pulled,) = jax.linear_transpose(lambda x: contract(x, matrix), like)(gradient)
+    def backward(base: Quantized, gradients: tuple[Array, ...]) -> tuple[Any, None]:
+        matrix = _dense_with(base, gradients[0])
+        (pulled,) = jax.linear_transpose(lambda each: contract(each, matrix), like)(gradients)
         return pulled, None
 
     product = jax.custom_vjp(multiply)
     product.defvjp(forward, backward)
-    return product(x, base)
+    return product(operands, base)
 
 
 def _dense_with(base: Quantized, operand: Array) -> Array:

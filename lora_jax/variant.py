@@ -9,6 +9,7 @@ heads kept as an extra axis, transposed or stacked weights are brought into that
 axes are mapped away with `jax.vmap`.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,24 @@ class Pruned(NamedTuple):
 def wide(dtype: Any) -> Any:
     """The dtype of factors: the weight's own, or float32 where that is narrower."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """What is to be multiplied by a weight, and how (see `Base.dots`)."""
+
+    x: Array
+    """(..., in)."""
+    accumulate: Any = dataclasses.field(default=None, metadata={"static": True})
+    """The dtype of the sums; None for that of x."""
+    precision: str | None = dataclasses.field(default=None, metadata={"static": True})
+    """As `jax.default_matmul_precision` takes it; None for what is in force."""
+
+    def times(self, base: "Base") -> Array:
+        way = self.precision and jax.default_matmul_precision(self.precision)
+        with way or contextlib.nullcontext():
+            return dataclasses.replace(base, accumulate=self.accumulate).dot(self.x)
 
 
 @jax.tree_util.register_dataclass
@@ -89,6 +108,10 @@ class Base:
         """`x @ W.T`, for x of shape (..., out)."""
         matrix, in_axis = self._matrix()
         return _contract(x, matrix, 1 - in_axis, self.accumulate)
+
+    def dots(self, *operands: Operand) -> tuple[Array, ...]:
+        """`x @ W` for several x; stored in another way, W is made dense once for all of them."""
+        return tuple(each.times(self) for each in operands)
 
     def take(self, rows: Array) -> Array:
         """`W[rows]`, for integer rows of any shape within range; the result is (..., out)."""

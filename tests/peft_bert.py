@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from make_fixtures.bert import random_inputs, random_tensors, save_checkpoint, torch_random
+from make_fixtures.bert import random_inputs, save_checkpoint, torch_random
 from peft_net import (
     assert_trees_close,
     base_of,

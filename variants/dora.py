@@ -5,13 +5,12 @@ and 11. The norm without a dense matrix: "Scaling DoRA", arXiv 2603.22276.
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.lowrank import LowRank
-from lora_jax.variant import Base, Factors, wide
+from lora_jax.lowrank import LowRank, dropout, product
+from lora_jax.variant import Base, Factors, Operand, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,9 @@ class DoRA(LowRank):
     The authors' code and PEFT compute x W + (g - 1) drop(x) W + g s drop(x) A^T B, which drops
     entries of a part of the base term too, and multiplies by W twice.
 
-    A column of W that is zero has m = 0, and stays zero until m moves (PEFT divides zero by zero).
+    A column of W that is zero starts with a magnitude of next to nothing, where PEFT divides zero
+    by zero. The norm loses digits where the adapter cancels W: its relative error is about that of
+    a rounding, times (||W|| / ||V||)^2.
     """
 
     detach_norm: bool = True
@@ -37,7 +38,7 @@ class DoRA(LowRank):
         trainable, constants = super().init(key, base)
         squares = jnp.square(base.dense().astype(wide(base.dtype))).sum(axis=0)
         factors = Factors(trainable, {**constants, "squares": squares})
-        return Factors({**trainable, "m": self._norm(base, factors)}, factors.constants)
+        return Factors({**trainable, "m": self.norm(base, factors)}, factors.constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:
         direction = super().weight(base, factors)
@@ -48,34 +49,58 @@ class DoRA(LowRank):
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
-        y = super().dot(x, base, factors, dropout_key=dropout_key)
-        return y * self._gain(base, factors, y.dtype, y.ndim)
+        a, b = self.low_rank_factors(factors, x.dtype)
+        # With the norm's own product, so that a quantised W is made dense once for both.
+        y, parts = base.dots(Operand(x, base.accumulate), self._norm_operand(base, factors))
+        y = y + product(dropout(x, factors, dropout_key), a, b, base.accumulate)
+        return _scaled(y, factors.trainable["m"] / self._norm_from(factors, parts))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
-        return super().dot_t(x * self._gain(base, factors, x.dtype, x.ndim), base, factors)
+        gain = factors.trainable["m"] / self.norm(base, factors)
+        return super().dot_t(_scaled(x, gain), base, factors)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
-        y = super().take(rows, base, factors)
-        return y * self._gain(base, factors, y.dtype, y.ndim)
+        gain = factors.trainable["m"] / self.norm(base, factors)
+        return _scaled(super().take(rows, base, factors), gain)
 
     def count(self, shape: tuple[int, int]) -> int:
         return super().count(shape) + shape[1]
 
-    def _gain(self, base: Base, factors: Factors, dtype: Any, ndim: int) -> Array:
-        """m / ||V||, as what multiplies an array (..., out) of `ndim` axes."""
-        gain = factors.trainable["m"] / self._norm(base, factors)
-        return gain.astype(dtype).reshape(*[1] * (ndim - 1), -1)
+    def norm(self, base: Base, factors: Factors) -> Array:
+        """||V|| of each column, (out,), without V."""
+        (parts,) = base.dots(self._norm_operand(base, factors))
+        return self._norm_from(factors, parts)
 
-    def _norm(self, base: Base, factors: Factors) -> Array:
-        """The norm of each column of V, (out,), without V."""
+    def _norm_operand(self, base: Base, factors: Factors) -> Operand:
+        """What the norm needs multiplied by W: A (rank, in).
+
+        Where W is narrower, A is split into three terms of W's dtype, one after the other, whose
+        products are exact when summed in A's: W is never cast, and no matrix of its size is made.
+        """
+        a, _ = self._factors_of_norm(factors)
+        if base.dtype == a.dtype:
+            return Operand(a, precision="highest")
+        terms, rest = [], a
+        for _ in range(3):
+            terms.append(rest.astype(base.dtype))
+            rest = rest - terms[-1].astype(a.dtype)
+        return Operand(jnp.concatenate(terms), accumulate=a.dtype, precision="highest")
+
+    def _norm_from(self, factors: Factors, parts: Array) -> Array:
+        """The norm, from what `_norm_operand` times W is."""
         squares = factors.constants["squares"]
-        if self.detach_norm:
-            factors = lax.stop_gradient(factors)
-        a, b = self.low_rank_factors(factors, squares.dtype)
-        cross = _times_base(a, base, squares.dtype)
+        a, b = self._factors_of_norm(factors)
+        cross = parts.reshape(-1, *b.shape).sum(axis=0)
         gram = jnp.matmul(a, a.T, precision="highest")
         inner = 2 * cross + jnp.matmul(gram, b, precision="highest")
-        return _root(squares + (inner * b).sum(axis=0))
+        square = squares + (inner * b).sum(axis=0)
+        # Where V nearly vanishes, rounding can take the difference below zero.
+        return _root(jnp.maximum(square, jnp.finfo(square.dtype).eps * squares))
+
+    def _factors_of_norm(self, factors: Factors) -> tuple[Array, Array]:
+        if self.detach_norm:
+            factors = lax.stop_gradient(factors)
+        return self.low_rank_factors(factors, factors.constants["squares"].dtype)
 
 
 def _root(squares: Array) -> Array:
@@ -83,17 +108,6 @@ def _root(squares: Array) -> Array:
     return jnp.sqrt(jnp.maximum(squares, jnp.finfo(squares.dtype).tiny))
 
 
-def _times_base(a: Array, base: Base, dtype: Any) -> Array:
-    """`a @ W` (rank, out) in the dtype of `a`, also where W's is narrower.
-
-    Then `a` is split into three terms of W's dtype, whose products are exact when summed in
-    `dtype`: W itself is never cast, and no matrix of its size is made.
-    """
-    if base.dtype == a.dtype:
-        return dataclasses.replace(base, accumulate=None).dot(a)
-    terms, rest = [], a
-    for _ in range(3):
-        terms.append(rest.astype(base.dtype))
-        rest = rest - terms[-1].astype(a.dtype)
-    products = dataclasses.replace(base, accumulate=a.dtype).dot(jnp.concatenate(terms))
-    return products.reshape(3, *a.shape[:1], -1).sum(axis=0)
+def _scaled(y: Array, gain: Array) -> Array:
+    """(..., out) times (out,)."""
+    return y * gain.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)

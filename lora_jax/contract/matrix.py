@@ -204,7 +204,7 @@ def narrow_inputs_give_narrow_outputs(variant: Variant) -> None:
 
 @clause
 def products_accumulate_as_asked(variant: Variant) -> None:
-    """Where a product is to be summed in float32, it comes out in float32, of bfloat16 inputs too."""
+    """A product that is to be summed in float32 comes out in float32, also of bfloat16."""
     narrow, wider = jnp.bfloat16, jnp.dtype(jnp.float32)
     base = toys.base(variant, narrow)
     asking = dataclasses.replace(base, accumulate=wider)

@@ -30,9 +30,9 @@ from variants.olora import OLoRA
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
-from peft.optimizers import create_lorafa_optimizer  # noqa: E402
 from make_fixtures.peft_lora import RATE, net  # noqa: E402
 from make_fixtures.peft_methods import optimiser_of, run, run_dropout, run_net, wrap  # noqa: E402
+from peft.optimizers import create_lorafa_optimizer  # noqa: E402
 from peft_bert import (  # noqa: E402
     LAYER_KERNELS,
     assert_classifier_agrees,
@@ -67,8 +67,10 @@ def random_config(method, seed):
         return int(random.randint(1, most + 1))
 
     config = {"method": method, "r": number(4)}
-    if method in ("lora", "dora", "pissa", "olora", "lora_fa", "lora_plus"):
+    if method in ("rslora", "dora", "pissa", "olora", "lora_fa", "lora_plus"):
         config |= {"lora_alpha": number(6), "use_rslora": bool(random.randint(2))}
+    if method == "rslora":
+        del config["use_rslora"]  # it is what the method says
     if method == "dora":
         config["init_lora_weights"] = [True, "gaussian", "pissa", "olora"][random.randint(4)]
     if method == "pissa":
@@ -96,7 +98,6 @@ def random_config(method, seed):
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "lora"])
 @pytest.mark.parametrize("seed", range(6))
 def test_random_settings(seed, method, x64, standard_promotion):
-    method = {"rslora": "lora"}.get(method, method)
     config = random_config(method, 100 * seed + sorted(METHODS).index(method))
     arrays = run_net(config, 300 + seed, biases=method != "ia3")
     assert_agrees(arrays, config)
@@ -115,16 +116,16 @@ def test_biases_of_ia3(seed, x64):
     assert_ia3_scales_biases(run_net(config, 400 + seed), config)
 
 
-DROPOUTS = {"lora": "lora_dropout", "dora": "lora_dropout", "vera": "vera_dropout"}
+DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout", "vera": "vera_dropout"}
 
 
 @pytest.mark.parametrize("method", [*DROPOUTS, "hira"])
 @pytest.mark.parametrize("seed", range(3))
 def test_dropout(seed, method, x64):
     random = np.random.RandomState(seed)
-    config = random_config(method, 7 * seed) | {"init_lora_weights": True}
-    if method in ("vera", "hira"):
-        del config["init_lora_weights"]
+    config = random_config(method, 7 * seed)
+    if method == "dora":
+        config["init_lora_weights"] = True
     config["target_modules"] = [LINEAR[random.randint(2)]]
     config[DROPOUTS.get(method, "hira_dropout")] = round(random.uniform(0.1, 0.6), 2)
     arrays = run_dropout(config, 500 + seed)
@@ -216,7 +217,7 @@ def test_peft_takes_olora_of_a_conv1d_from_the_transpose():
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_peft_takes_no_start_from_float64(start):
     """The difference: PEFT refuses float64; fixtures start in float32 and go on in float64."""
-    with pytest.raises(TypeError, match="float32|Unsupported data type"):
+    with pytest.raises(TypeError, match=r"float32|Unsupported data type"):
         one_layer(torch.nn.Linear(5, 5).double(), r=2, init_lora_weights=start)
 
 
@@ -306,7 +307,9 @@ def test_pefts_lora_fa_optimiser_is_another_method(seed, x64):
     optimiser.step()
     (theirs,) = to_factors({n: p.detach().numpy() for n, p in tensors.items()}).values()
 
-    forward = lambda params, x: x @ params["w"].T + jnp.asarray(layer.bias.detach().numpy())[None]
+    def forward(params, x):
+        return x @ params["w"].T + jnp.asarray(layer.bias.detach().numpy())[None]
+
     adapted = lj.adapt(forward, LoRAFA(rank=4, alpha=4.0), "w")
     params, inputs = {"w": jnp.asarray(weight)}, jnp.asarray(x.numpy())
     trainable, frozen = adapted.init(jax.random.key(0), params, inputs)
