@@ -10,11 +10,12 @@ where D starts at zero. The last copy of D is cut off where rank does not divide
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from lora_jax.lowrank import dropout
+from lora_jax.lowrank import dropout, product
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -48,19 +49,17 @@ class MiSS(Variant):
         return Factors({"d": jnp.zeros((self.rank, base.shape[1]), dtype)}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:
-        d, inputs = factors.trainable["d"], base.shape[0]
-        tiled = jnp.tile(d, (_blocks(inputs, len(d)), 1))[:inputs]
-        return base.dense().astype(d.dtype) + tiled
+        d = factors.trainable["d"]
+        return base.dense().astype(d.dtype) + _fold(base.shape[0], len(d), d.dtype).T @ d
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
         d = factors.trainable["d"].astype(x.dtype)
-        folded = _fold(dropout(x, factors, dropout_key), len(d))
-        contract_last_with_first = (((folded.ndim - 1,), (0,)), ((), ()))
-        return base.dot(x) + lax.dot_general(
-            folded, d, contract_last_with_first, preferred_element_type=base.accumulate
-        )
+        # A product by ones and zeros, which is faster than a sum over short rows.
+        fold = _fold(base.shape[0], len(d), x.dtype)
+        y = product(dropout(x, factors, dropout_key), fold, d, base.accumulate)
+        return base.dot(x) + y
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         d = factors.trainable["d"].astype(base.dtype)
@@ -70,14 +69,6 @@ class MiSS(Variant):
         return self.rank * shape[1]
 
 
-def _blocks(inputs: int, rank: int) -> int:
-    """How many copies of D cover the input axis, the last perhaps in part."""
-    return -(-inputs // rank)
-
-
-def _fold(x: Array, rank: int) -> Array:
-    """(..., in) to (..., rank): the sum of x over all inputs that share a row of D."""
-    inputs = x.shape[-1]
-    blocks = _blocks(inputs, rank)
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * rank - inputs)])
-    return padded.reshape(*x.shape[:-1], blocks, rank).sum(axis=-2)
+def _fold(inputs: int, rank: int, dtype: Any) -> Array:
+    """(rank, in): row k has ones for the inputs that share row k of D."""
+    return jnp.tile(jnp.eye(rank, dtype=dtype), -(-inputs // rank))[:, :inputs]
