@@ -12,7 +12,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 import lora_jax as lj
 import variants
 from lora_jax import contract
-from lora_jax.contract import model
+from lora_jax.contract import training
 from lora_jax.lowrank import dropout
 from lora_jax.variant import Base
 from variants.lora import LoRA
@@ -345,7 +345,7 @@ def test_training_that_takes_a_frozen_array_is_noticed(monkeypatch):
         next(iter(toy.frozen.base.values())).delete()
         return toy.trainable, []
 
-    monkeypatch.setattr(model, "_train", greedy)
+    monkeypatch.setattr(training, "_train", greedy)
     with pytest.raises(contract.ContractError, match=r"deleted \d+ arrays"):
         lj.check(variants.make("lora"), checks=["training_leaves_the_base_alone"])
 

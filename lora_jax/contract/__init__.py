@@ -13,11 +13,12 @@ from lora_jax.contract.clause import ContractError as ContractError
 from lora_jax.contract.compositions import OF_COMPOSITIONS as OF_COMPOSITIONS
 from lora_jax.contract.matrix import OF_A_MATRIX as OF_A_MATRIX
 from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL
+from lora_jax.contract.training import OF_TRAINING as OF_TRAINING
 from lora_jax.partition import nearest
 from lora_jax.tables import text_table
 from lora_jax.variant import Variant
 
-CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL, *OF_COMPOSITIONS)
+CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL, *OF_TRAINING, *OF_COMPOSITIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Report:
 
 def clauses(variant: Variant) -> tuple[Clause, ...]:
     """The clauses that say something about a variant: without factors, not those of a matrix."""
-    return CLAUSES if variant.adapts else OF_A_MODEL
+    return CLAUSES if variant.adapts else (*OF_A_MODEL, *OF_TRAINING)
 
 
 def check(variant: Variant, *, checks: Sequence[str] | None = None) -> Report:
