@@ -13,6 +13,7 @@ import lora_jax as lj
 import variants
 from variants.hira import HiRA
 from variants.ia3 import IA3
+from variants.miss import MiSS
 from variants.vera import VeRA
 
 
@@ -45,6 +46,8 @@ def variant_of(config, module):
         return IA3(scales="inputs" if inputs else "outputs")
     if method == "hira":
         return HiRA(rank=config["r"], dropout=config.get("hira_dropout", 0.0))
+    if method == "miss":
+        return MiSS(rank=config["r"], dropout=config.get("miss_dropout", 0.0))
     settings = {
         "rank": config["init_r"] if method == "adalora" else setting("r", "rank_pattern"),
         "alpha": float(setting("lora_alpha", "alpha_pattern")),
@@ -68,7 +71,7 @@ def adapt(config):
 
 
 _FACTOR = re.compile(
-    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3)_\w+?)(?:\.default)?(?:\.weight)?"
+    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss)_\w+?)(?:\.default)?(?:\.weight)?"
 )
 _NAMES = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
 
@@ -81,6 +84,8 @@ def to_factors(tensors):
         kind = kind.split("_", 1)[1].removeprefix("embedding_")
         if kind in _NAMES:
             ours, factor = _NAMES[kind], tensor.ravel()
+        elif kind == "block":
+            ours, factor = "d", tensor
         else:
             ours, factor = kind.lower(), tensor.T if kind == "B" else tensor
         adapters.setdefault(f"{module}.weight", {})[ours] = jnp.asarray(factor)

@@ -50,6 +50,7 @@ METHODS = {
     "vera": {"peft_type": "VERA"},
     "ia3": {"peft_type": "IA3"},
     "hira": {"peft_type": "HIRA"},
+    "miss": {"peft_type": "MISS"},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
@@ -102,6 +103,7 @@ CASES = {
     "hira": {"method": "hira", "r": 3, "target_modules": LINEAR},
     "hira_everywhere": {"method": "hira", "r": 2, "target_modules": ALL},
     "adalora": {"method": "adalora", "init_r": 3, "lora_alpha": 8, "target_modules": MATRICES},
+    "miss": {"method": "miss", "r": 2, "target_modules": LINEAR},  # of 5 and of 4 inputs
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -145,7 +147,7 @@ def wrap(model, config, seed, **options):
         wrapped = peft.get_peft_model(model, peft.get_peft_config(settings), **options)
     wrapped = wrapped.double().eval()
 
-    marks = ("lora_", "vera_lambda_", "ia3_l", "hira_")
+    marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block")
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)
     residual = {}
@@ -223,8 +225,10 @@ def run_dropout(config, seed):
     kept = {}
 
     def listen(module):
+        inputs = wrapped.get_submodule(f"base_model.model.{module}").in_features
+
         def hook(layer, args, out):
-            kept[module] = (out != 0).numpy()
+            kept[module] = (out != 0).numpy()[..., :inputs]  # MiSS fills its input up with zeros
 
         return hook
 

@@ -56,7 +56,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
-SOME = {"vera": MATRICES, "ia3": MATRICES, "adalora": MATRICES, "pissa": MATRICES, "olora": LINEAR}
+SOME = dict.fromkeys(["vera", "ia3", "adalora", "pissa"], MATRICES)
+SOME |= dict.fromkeys(["olora", "miss"], LINEAR)
 """What PEFT can adapt, where that is not everything."""
 
 
@@ -116,10 +117,10 @@ def test_biases_of_ia3(seed, x64):
     assert_ia3_scales_biases(run_net(config, 400 + seed), config)
 
 
-DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout", "vera": "vera_dropout"}
+DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout"}
 
 
-@pytest.mark.parametrize("method", [*DROPOUTS, "hira"])
+@pytest.mark.parametrize("method", [*DROPOUTS, "vera", "hira", "miss"])
 @pytest.mark.parametrize("seed", range(3))
 def test_dropout(seed, method, x64):
     random = np.random.RandomState(seed)
@@ -127,7 +128,7 @@ def test_dropout(seed, method, x64):
     if method == "dora":
         config["init_lora_weights"] = True
     config["target_modules"] = [LINEAR[random.randint(2)]]
-    config[DROPOUTS.get(method, "hira_dropout")] = round(random.uniform(0.1, 0.6), 2)
+    config[DROPOUTS.get(method, f"{method}_dropout")] = round(random.uniform(0.1, 0.6), 2)
     arrays = run_dropout(config, 500 + seed)
     if method == "dora":
         assert_dora_drops_less(arrays, config)
@@ -152,6 +153,7 @@ CLASSIFIERS = {
         ["layers/attention/key/kernel", QUERY_VALUE[1], *OUT],
     ),
     "hira": ({"target_modules": ["query", "value", "word_embeddings"]}, QUERY_VALUE),
+    "miss": ({"r": 3, "target_modules": "all-linear"}, LAYER_KERNELS),
 }
 
 
@@ -163,7 +165,7 @@ def test_whole_models(seed, method, tmp_path, x64):
     bert = random_bert(10 + seed)
     config = {"method": method, **settings}
     if method != "ia3":
-        config["r"] = 2
+        config.setdefault("r", 2)
     if "lora_alpha" in settings:
         config |= layer_patterns(bert)
     if settings["target_modules"] == "all-linear":
@@ -260,6 +262,13 @@ def test_peft_has_no_ia3_for_embeddings():
     factors.trainable["l"] = jnp.array([2.0, 3.0])
     rows = IA3().take(jnp.array([2, 0]), base, factors)
     np.testing.assert_array_equal(rows, [[8.0, 15.0], [0.0, 3.0]])
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Embedding(9, 6), conv1d(6, 5)], ids=type)
+def test_peft_has_miss_for_linear_layers_alone(layer):
+    """The difference: PEFT refuses; here it is the same product as anywhere."""
+    with pytest.raises(TypeError, match="not supported"):
+        peft.get_peft_model(torch.nn.Sequential(layer), peft.MissConfig(r=2, target_modules=["0"]))
 
 
 def test_rates_of_pefts_lora_plus(x64):
