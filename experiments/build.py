@@ -1,7 +1,7 @@
-"""From a config to objects: the only place where a name in a config becomes a thing."""
+"""A whole experiment from a config: data, model, adapters, optimiser, made and checked."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,15 +11,13 @@ import optax
 from jax import Array
 
 import lora_jax as lj
-import variants
+from experiments import make
 from experiments.validate import validate
-from lora_jax import data, metrics, optim, train
+from lora_jax import data, metrics, train
 from lora_jax.models import pretrained
 from lora_jax.partition import nearest
 
 DTYPES = ("float32", "bfloat16")
-STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
-TASKS = {"rotten_tomatoes": data.rotten_tomatoes}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +28,9 @@ class Experiment:
     task: data.Task
     tokenizer: data.Tokenizer
     encoded: dict[str, data.Encoded]
+    """`train` and `validation`, and the task's other parts by their names."""
+    examples_per_second: float
+    """How fast the training texts were tokenised (when that was done, if they were cached)."""
     boundaries: tuple[int, ...]
     weights_digest: str
     adapted: lj.Adapted
@@ -72,10 +73,14 @@ class Experiment:
         return data.in_order(plan, found)
 
     def score(self, call: Callable[[train.Batch], Array]) -> dict[str, float]:
-        """The metrics of a jitted `call` on the validation part."""
-        split = self.encoded["validation"]
-        score = metrics.classification if self.task.label_names else metrics.regression
-        return score(self.outputs(call, split), split.labels)
+        """The metrics of a jitted `call` on the validation part and the task's extra ones."""
+        return metrics.score_parts(self.task, self.predictions(call, *self.task.extra))
+
+    def predictions(
+        self, call: Callable[[train.Batch], Array], *parts: str
+    ) -> dict[str, np.ndarray]:
+        """What a jitted `call` says of the validation part and of others."""
+        return {name: self.outputs(call, self.encoded[name]) for name in ("validation", *parts)}
 
     def adapted_call(self, trainable: Any) -> Callable[[train.Batch], Array]:
         """The adapted model without dropout."""
@@ -115,11 +120,11 @@ def build(config: dict[str, Any]) -> Experiment:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
     validate(config)
-    targets = make_targets(config["variant"], config["targets"])
-    storage = make_storage(config["quantize"])
+    targets = make.make_targets(config["variant"], config["targets"])
+    storage = make.make_storage(config["quantize"])
     if (dtype := config["model"]["dtype"]) not in DTYPES:
         raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
-    task = make_task(config["data"])
+    task = make.make_task(config["data"])
     folder = pretrained.locate(config["model"]["name"])
     tokenizer = data.load_tokenizer(folder)
 
@@ -130,12 +135,12 @@ def build(config: dict[str, Any]) -> Experiment:
         pool=config["model"]["pool"],
         key=jax.random.fold_in(key, 0),
         dtype=dtype,
+        head_dropout=config["model"]["head_dropout"],
     )
     limit = min(config["data"]["max_length"], model.config.max_tokens)
-    encoded = {
-        "train": data.encode(tokenizer, task.train, limit),
-        "validation": data.encode(tokenizer, task.validation, limit),
-    }
+    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
+    tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
+    encoded = {name: each.encoded for name, each in tokenised.items()}
     if (largest := max(int(each.ids.max()) for each in encoded.values())) >= (
         rows := model.config.vocab_size
     ):
@@ -145,91 +150,32 @@ def build(config: dict[str, Any]) -> Experiment:
     lengths = np.concatenate([each.lengths for each in encoded.values()])
     boundaries = data.bucket_boundaries(lengths, config["data"]["buckets"], limit=limit)
 
-    loop = make_loop(config["train"], len(encoded["train"]), bool(task.label_names))
+    loop = make.make_loop(config["train"], len(encoded["train"]), task.metric)
+    tx = make.make_optimizer(config["optimizer"], loop.steps, config["also_train"])
     if config["variant"]["total_steps"] is None:
-        targets = {pattern: for_steps(each, loop.steps) for pattern, each in targets.items()}
+        targets = {p: make.for_steps(each, loop.steps) for p, each in targets.items()}
     forward, params = lj.from_nnx(model)
     adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
     example = np.zeros((config["train"]["batch_size"], boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     trainable, frozen = adapted.init(adapter_key, params, example, example, example)
+    if config["start_from"]:
+        trainable, frozen = lj.start_from(config["start_from"], trainable, frozen)
     return Experiment(
         config=config,
         task=task,
         tokenizer=tokenizer,
         encoded=encoded,
+        examples_per_second=tokenised["train"].examples_per_second,
         boundaries=boundaries,
         weights_digest=pretrained.digest(folder),
         adapted=adapted,
         trainable=trainable,
         frozen=frozen,
-        tx=make_optimizer(config["optimizer"], loop.steps),
+        tx=tx,
         loop=loop,
     )
 
 
 def _inputs(batch: train.Batch) -> tuple[Any, Any, Any]:
     return batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-
-
-def make_variant(section: dict[str, Any]) -> lj.Variant:
-    """The variant that a config names, with the settings that it sets."""
-    settings = {k: v for k, v in section.items() if k != "name" and v is not None}
-    return variants.make(section["name"], **settings)
-
-
-def make_targets(section: dict[str, Any], targets: Sequence[Any]) -> dict[str, lj.Variant]:
-    """The variant of each pattern: the config's, or with settings of its own."""
-    made = {}
-    for each in targets:
-        pattern, own = (each, {}) if isinstance(each, str) else each
-        made[pattern] = make_variant({**section, **own})
-    return made
-
-
-def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
-    """The variant, told how long training takes, where it asks."""
-    if hasattr(variant, "total_steps"):
-        return dataclasses.replace(variant, total_steps=steps)  # type: ignore[call-arg]
-    return variant
-
-
-def make_storage(section: dict[str, Any]) -> dict[str, Any]:
-    """How the frozen weights that a config names are stored; nothing where densely."""
-    name = section["storage"]
-    if name == "none":
-        return {}
-    if name not in STORAGES:
-        known = ["none", *STORAGES]
-        raise ValueError(f"unknown quantize.storage '{name}'; nearest: {nearest(name, known)}")
-    return dict.fromkeys(section["patterns"], STORAGES[name])
-
-
-def make_task(section: dict[str, Any]) -> data.Task:
-    """The task that a config names, cut to `train` examples where that is not 0."""
-    name = section["name"]
-    if name not in TASKS:
-        raise ValueError(f"unknown data '{name}'; nearest: {nearest(name, TASKS)}")
-    task = TASKS[name](validation=section["validation"])
-    if section["train"]:
-        _, few = data.stratified_split(task.train, section["train"], seed=0)
-        task = dataclasses.replace(task, train=few)
-    return task
-
-
-def make_loop(section: dict[str, Any], examples: int, classes: bool) -> train.Loop:
-    return train.Loop(
-        steps=max(1, round(-(-examples // section["batch_size"]) * section["epochs"])),
-        log_every=section["log_every"],
-        evaluate_every=section["evaluate_every"],
-        checkpoint_every=section["checkpoint_every"],
-        metric="accuracy" if classes else "pearson",
-    )
-
-
-def make_optimizer(section: dict[str, Any], steps: int) -> optax.GradientTransformation:
-    rate = optim.schedule(
-        section["schedule"], section["learning_rate"], steps, section["warmup_ratio"]
-    )
-    names = ("weight_decay", "clip", "b1", "b2", "eps")
-    return optim.adamw(rate, **{name: section[name] for name in names})

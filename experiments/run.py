@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import lora_jax as lj
 from experiments.build import Experiment, build
 from experiments.plots import rank_map
@@ -11,6 +13,7 @@ from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.metrics_log import Metrics
+from lora_jax.partition import select_paths
 from lora_jax.summary import summary
 
 
@@ -52,6 +55,9 @@ def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dic
     """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture."""
     meta = {"config": experiment.config}
     lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
+    call = experiment.adapted_call(state.trainable)
+    parts = (*experiment.task.extra, *experiment.task.unlabelled)
+    np.savez_compressed(workdir / "predictions.npz", **experiment.predictions(call, *parts))
     pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
     if frozen.spec == experiment.frozen.spec:
         return None
@@ -114,9 +120,11 @@ def _record(
         weights_digest=experiment.weights_digest,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
+        parameters_adapters=counted.trained - _head_size(experiment),
         metrics_best=dict(outcome.metrics_best),
         metrics_last=dict(outcome.metrics_last),
         rule=f"{loop.mode} validation {loop.metric} over evaluations",
+        metric=loop.metric,
         steps=outcome.steps,
         best_step=outcome.best_step,
         seconds=outcome.seconds,
@@ -125,4 +133,23 @@ def _record(
         status=status,
         note=note,
         ranks=ranks,
+        target=_target(loop, outcome),
     )
+
+
+def _head_size(experiment: Experiment) -> int:
+    """The parameters that `also_train` names: papers leave the head out of their counts."""
+    params = experiment.trainable["params"]
+    if not (patterns := experiment.config["also_train"]):
+        return 0
+    return sum(params[path].size for path in select_paths(patterns, params))
+
+
+def _target(loop: train.Loop, outcome: train.Outcome) -> dict[str, Any] | None:
+    if loop.target is None:
+        return None
+    return {
+        "score": loop.target,
+        "step": outcome.target_step,
+        "seconds": outcome.target_seconds,
+    }

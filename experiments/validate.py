@@ -5,9 +5,13 @@ from typing import Any
 
 _POSITIVE = ("train.batch_size", "train.accumulate", "train.epochs", "data.buckets")
 _NOT_NEGATIVE = ("seed", "train.log_every", "train.evaluate_every", "train.checkpoint_every")
-_NOT_NEGATIVE += ("data.train", "optimizer.weight_decay")
+_NOT_NEGATIVE += ("data.train", "data.draw", "data.validation", "optimizer.weight_decay")
+_NOT_NEGATIVE += ("optimizer.warmup_steps", "train.max_steps", "train.evaluations")
 _FINITE_AND_POSITIVE = ("optimizer.learning_rate", "optimizer.clip", "optimizer.eps")
-_RATES = ("optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio")
+_FINITE_AND_POSITIVE += ("optimizer.head_learning_rate",)
+_RATES = ("optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio", "model.head_dropout")
+_FINITE = ("train.target_score",)
+_MAY_BE_UNSET = ("model.head_dropout", "optimizer.head_learning_rate", "train.target_score")
 
 
 def validate(config: dict[str, Any]) -> None:
@@ -18,12 +22,15 @@ def validate(config: dict[str, Any]) -> None:
             value: Any = config
             for part in name.split("."):
                 value = value[part]
+            if value is None and name in _MAY_BE_UNSET:
+                continue
             if not (math.isfinite(value) and test(value)):
                 raise ValueError(f"config.{name} must be {wanted}, got {value}")
 
     require(_POSITIVE + _FINITE_AND_POSITIVE, "positive", lambda value: value > 0)
     require(_NOT_NEGATIVE, "at least 0", lambda value: value >= 0)
     require(_RATES, "in [0, 1)", lambda value: 0 <= value < 1)
+    require(_FINITE, "finite", lambda value: True)
     size, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     if size % parts:
         raise ValueError(

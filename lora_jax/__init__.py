@@ -4,6 +4,7 @@ from lora_jax.adapt import Adapted as Adapted
 from lora_jax.adapt import adapt as adapt
 from lora_jax.adapter_file import load_adapter as load_adapter
 from lora_jax.adapter_file import save_adapter as save_adapter
+from lora_jax.adapter_file import start_from as start_from
 from lora_jax.contract import check as check
 from lora_jax.discover import Uses as Uses
 from lora_jax.discover import WeightUse as WeightUse

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+from jax import Array
+
 from lora_jax.frozen import Frozen, Trainable
 from lora_jax.partition import flatten
 from lora_jax.tree_file import load_tree, save_tree
@@ -48,6 +51,57 @@ def load_adapter(
     shared = tuple(tree["shared"].get(str(n), {}) for n in range(len(frozen.shared)))
     restored = dataclasses.replace(frozen, constants=tree["constants"], shared=shared)
     return {"adapters": tree["adapters"], "params": tree["params"]}, restored, meta
+
+
+def start_from(
+    path: str | os.PathLike, trainable: Trainable, frozen: Frozen
+) -> tuple[Trainable, Frozen]:
+    """A run's beginning, from the adapter that another run has saved (MNLI's, say).
+
+    The adapters take the place of those of `init`, and with them the matrices among their constants
+    (what was drawn, as VeRA's projections); numbers, as the keep probability, stay those of
+    `frozen`. A parameter that trains in full is taken where path and shape agree: a head for other
+    classes begins anew.
+
+    Raises:
+      ValueError: the file has other adapters, or of other shapes, or with another scale.
+    """
+    tree, _ = load_tree(path)
+    wanted, found = (flatten(each["adapters"])[0] for each in (trainable, tree))
+    for name in [*wanted, *found]:
+        there, here = (each[name].shape if name in each else None for each in (found, wanted))
+        if there != here:
+            shapes = ["nothing" if each is None else list(each) for each in (there, here)]
+            raise ValueError(
+                f"{path} has {shapes[0]} for the adapter '{name}', expected {shapes[1]}"
+            )
+    stacks = {each.use.path: len(each.use.stack) for each in frozen.spec.adapted}
+    constants = {}
+    for weight, mine in frozen.constants.items():
+        theirs = tree["constants"].get(weight, {})
+        if "scale" in mine and not jnp.array_equal(mine["scale"], theirs.get("scale")):
+            raise ValueError(f"{path}: '{weight}' was trained with another scale; set its alpha")
+        constants[weight] = _with_matrices(mine, theirs, stacks[weight])
+    shared = tuple(
+        _with_matrices(mine, tree["shared"].get(str(number), {}), 0)
+        for number, mine in enumerate(frozen.shared)
+    )
+    params = {
+        name: theirs if (theirs := tree["params"].get(name, mine)).shape == mine.shape else mine
+        for name, mine in trainable["params"].items()
+    }
+    begun = {"adapters": tree["adapters"], "params": params}
+    return begun, dataclasses.replace(frozen, constants=constants, shared=shared)
+
+
+def _with_matrices(
+    mine: dict[str, Array], theirs: dict[str, Array], stack: int
+) -> dict[str, Array]:
+    """Constants whose matrices, below so many stacked axes, are another's."""
+    return {
+        name: theirs.get(name, each) if each.ndim - stack >= 2 else each
+        for name, each in mine.items()
+    }
 
 
 def _tree(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:

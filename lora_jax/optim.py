@@ -1,7 +1,7 @@
 """Optimisers: schedules, what decays, and learning rates that differ between factors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax.partition import nearest
+from lora_jax.partition import matches, nearest
 
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -56,6 +56,19 @@ def adamw(
     """
     adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def scale_params(patterns: Sequence[str], ratio: float) -> optax.GradientTransformation:
+    """Multiply the updates of the parameters that train in full and match a pattern (a head)."""
+
+    def chosen(trainable: Any) -> Any:
+        params = {
+            path: any(matches(pattern, path) for pattern in patterns)
+            for path in trainable["params"]
+        }
+        return {"adapters": jax.tree.map(lambda _: False, trainable["adapters"]), "params": params}
+
+    return optax.masked(optax.scale(ratio), chosen)
 
 
 def decays(trainable: Any) -> Any:

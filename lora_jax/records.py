@@ -55,6 +55,9 @@ class Record:
     note: str = ""
     # Of a method that chooses ranks: each weight's, or a list of those of the matrices of a stack.
     ranks: dict[str, Any] | None = None
+    metric: str = ""  # the task's main one, which chose the best evaluation
+    parameters_adapters: int | None = None  # trained, without what trains in full: a paper's count
+    target: dict[str, Any] | None = None  # {"score", "step", "seconds"}: when it was reached first
 
 
 def validate(values: Mapping[str, Any]) -> Record:

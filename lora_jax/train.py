@@ -133,9 +133,24 @@ class Loop:
     metric: str = "accuracy"
     """What chooses the best evaluation."""
     mode: Literal["max", "min"] = "max"
+    evaluations: int = 0
+    """So many evaluations, spread evenly: one an epoch, for as many as there are epochs."""
+    target: float | None = None
+    """A score of `metric`, to note when it was reached first."""
 
     def due(self, every: int, step: int) -> bool:
         return step == self.steps or (every > 0 and step % every == 0)
+
+    def evaluates(self, step: int) -> bool:
+        passed, before = (self.evaluations * each // self.steps for each in (step, step - 1))
+        return passed > before or self.due(self.evaluate_every, step)
+
+    def reached(self, values: dict[str, float]) -> bool:
+        """Whether an evaluation is as good as the target."""
+        if self.target is None:
+            return False
+        value = values[self.metric]
+        return value >= self.target if self.mode == "max" else value <= self.target
 
     def better(self, new: dict[str, float], old: dict[str, float]) -> bool:
         if not old:
@@ -154,6 +169,9 @@ class Outcome:
     metrics_last: dict[str, float] = dataclasses.field(default_factory=dict)
     metrics_best: dict[str, float] = dataclasses.field(default_factory=dict)
     best_step: int | None = None
+    target_step: int | None = None
+    """The first evaluation that was as good as `Loop.target`, and the seconds until then."""
+    target_seconds: float | None = None
     diverged: bool = False
 
 
@@ -207,7 +225,7 @@ def fit(
         state, values = step(state, frozen, batch)
         outcome.steps = number
         examples += float(batch["weight"].sum())
-        evaluates = loop.due(loop.evaluate_every, number)
+        evaluates = loop.evaluates(number)
         saves = evaluates or loop.due(loop.checkpoint_every, number)
         logs = loop.due(loop.log_every, number)
         if not (logs or saves):
@@ -226,6 +244,8 @@ def fit(
             metrics.write(number, outcome.metrics_last)
             if loop.better(outcome.metrics_last, outcome.metrics_best):
                 outcome.metrics_best, outcome.best_step = outcome.metrics_last, number
+            if outcome.target_step is None and loop.reached(outcome.metrics_last):
+                outcome.target_step, outcome.target_seconds = number, outcome.seconds
         if saves:
             meta = {"outcome": dataclasses.asdict(outcome), "identity": dict(identity or {})}
             checkpoints.save(number, state, meta | (outcome.metrics_last if evaluates else {}))

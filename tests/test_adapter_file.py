@@ -61,3 +61,58 @@ def test_another_adapter_is_refused(saved, expected, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         lj.load_adapter(tmp_path, *init(expected))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [n for n in variants.names() if variants.find(n).adapts])
+def test_another_run_begins_where_this_one_ended(name, tmp_path):
+    """The same function, whatever key the other run drew its constants with."""
+    first, other = toy(name), toy(name, seed=5)
+    path = lj.save_adapter(tmp_path, first.moved, first.frozen)
+    trainable, frozen = lj.start_from(path, other.trainable, other.frozen)
+    again = dataclasses.replace(other, frozen=frozen)
+    np.testing.assert_array_equal(again.output(trainable), first.output(first.moved))
+
+
+def heads(variant, classes):
+    """A matrix that is adapted and a head, trained in full, for so many classes."""
+
+    def forward(params, x):
+        return x @ params["w"] @ params["head"] + params["bias"]
+
+    params = {"w": jax.numpy.ones((6, 5)), "head": jax.numpy.ones((5, classes))}
+    params["bias"] = jax.numpy.zeros((1, 1))
+    adapted = lj.adapt(forward, variant, "w", ["head", "bias"])
+    return adapted.init(jax.random.key(0), params, jax.numpy.ones((2, 6)))
+
+
+def test_a_head_for_other_classes_begins_anew(tmp_path):
+    variant = variants.make("lora", rank=2)
+    trained, frozen = heads(variant, 3)
+    trained = jax.tree.map(lambda x: x + 1, trained)
+    path = lj.save_adapter(tmp_path, trained, frozen)
+    (new, start), (begun, _) = heads(variant, 2), lj.start_from(path, *heads(variant, 2))
+    jax.tree.map(np.testing.assert_array_equal, begun["adapters"], trained["adapters"])
+    np.testing.assert_array_equal(begun["params"]["bias"], trained["params"]["bias"])
+    np.testing.assert_array_equal(begun["params"]["head"], new["params"]["head"])
+
+
+def test_numbers_stay_those_of_the_new_run(tmp_path):
+    path = lj.save_adapter(tmp_path, *heads(variants.make("lora", rank=2), 3))
+    own = variants.make("lora", rank=2, dropout=0.25, learning_rate_ratio=8.0)
+    _, frozen = lj.start_from(path, *heads(own, 3))
+    assert float(frozen.constants["w"]["keep"]) == 0.75
+    assert float(frozen.constants["w"]["ratio"]) == 8.0
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"rank": 3}, r"has \[2, 6\] for the adapter 'w/a', expected \[3, 6\]"),
+        ({"rank": 2, "alpha": 5.0}, "'w' was trained with another scale; set its alpha"),
+    ],
+)
+def test_a_beginning_that_does_not_fit_is_refused(settings, said, tmp_path):
+    path = lj.save_adapter(tmp_path, *heads(variants.make("lora", rank=2), 3))
+    with pytest.raises(ValueError, match=said) as error:
+        lj.start_from(path, *heads(variants.make("lora", **settings), 3))
+    assert "\n" not in str(error.value)

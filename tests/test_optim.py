@@ -86,3 +86,13 @@ def test_scale_updates_multiplies_only_what_is_named():
     np.testing.assert_allclose(after["b"][0], 2 * before["b"][0])
     np.testing.assert_allclose(after["b"][1], 4 * before["b"][1])
     assert jax.tree.all(jax.tree.map(jnp.array_equal, scaled["params"], updates["params"]))
+
+
+def test_scale_params_multiplies_only_the_parameters_that_match():
+    updates = tree()
+    tx = optim.scale_params(["classifier/.*"], 3.0)
+    scaled, _ = tx.update(updates, tx.init(updates))
+    jax.tree.map(np.testing.assert_array_equal, scaled["adapters"], updates["adapters"])
+    for path, update in updates["params"].items():
+        ratio = 3 if path.startswith("classifier") else 1
+        np.testing.assert_allclose(scaled["params"][path], ratio * update)

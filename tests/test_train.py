@@ -122,7 +122,7 @@ class Killed(Exception):
     pass
 
 
-def fit(folder, *, killed_at=None, evaluate_every=7, checkpoint_every=5, poison=None):
+def fit(folder, *, killed_at=None, evaluate_every=7, checkpoint_every=5, poison=None, target=None):
     adapted, trainable, frozen = problem(dropout=0.2)
     tx = optax.adam(1e-2)
 
@@ -146,7 +146,7 @@ def fit(folder, *, killed_at=None, evaluate_every=7, checkpoint_every=5, poison=
         return train.fit(
             train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1)),
             frozen,
-            loop=train.Loop(20, 3, evaluate_every, checkpoint_every),
+            loop=train.Loop(20, 3, evaluate_every, checkpoint_every, target=target),
             step=make(adapted, tx),
             batches=source,
             evaluate=evaluate,
@@ -192,3 +192,33 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     rows = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
     assert math.isnan(rows[-1]["loss"])
     assert rows[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("steps, evaluations", [(20, 4), (20, 20), (17, 5), (7, 7), (100, 1)])
+def test_evaluations_are_spread_evenly(steps, evaluations):
+    loop = train.Loop(steps, evaluations=evaluations)
+    found = [step for step in range(1, steps + 1) if loop.evaluates(step)]
+    assert len(found) == evaluations and found[-1] == steps
+    gaps = np.diff([0, *found])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_an_evaluation_at_the_end_of_every_epoch():
+    loop = train.Loop(steps=3 * 11, evaluations=3)
+    assert [step for step in range(1, 34) if loop.evaluates(step)] == [11, 22, 33]
+
+
+@pytest.mark.parametrize("target", [-1.0, 0.5, 2.0])
+def test_the_step_at_which_a_score_is_reached_first(tmp_path, target):
+    _, outcome = fit(tmp_path, evaluate_every=2, target=target)
+    rows = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
+    reached = [row["step"] for row in rows if row.get("accuracy", -2) >= target]
+    assert outcome.target_step == (reached[0] if reached else None)
+    assert (outcome.target_seconds is None) == (not reached)
+    if reached:
+        assert 0 < outcome.target_seconds <= outcome.seconds
+
+
+def test_a_target_that_is_to_be_undercut():
+    loop = train.Loop(10, metric="eval_loss", mode="min", target=0.3)
+    assert [loop.reached({"eval_loss": x}) for x in (0.4, 0.3, 0.2)] == [False, True, True]

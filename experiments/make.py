@@ -1,0 +1,108 @@
+"""From a section of a config to an object: the only place where a name in a config becomes one."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optax
+
+import lora_jax as lj
+import variants
+from lora_jax import data, optim, train
+from lora_jax.partition import nearest
+
+STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
+
+
+def make_variant(section: Mapping[str, Any]) -> lj.Variant:
+    """The variant that a config names, with the settings that it sets."""
+    settings = {k: v for k, v in section.items() if k != "name" and v is not None}
+    return variants.make(section["name"], **settings)
+
+
+def make_targets(section: Mapping[str, Any], targets: Sequence[Any]) -> dict[Any, lj.Variant]:
+    """The variant of each pattern: the config's, or with settings of its own.
+
+    A target is a pattern, or (pattern, settings), of which `layers` is (start, stop, step).
+    """
+    made: dict[Any, lj.Variant] = {}
+    for each in targets:
+        pattern, own = (each, {}) if isinstance(each, str) else each
+        settings = {name: value for name, value in own.items() if name != "layers"}
+        where = lj.layers(pattern, slice(*own["layers"])) if "layers" in own else pattern
+        made[where] = make_variant({**section, **settings})
+    return made
+
+
+def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
+    """The variant, told how long training takes, where it asks."""
+    if hasattr(variant, "total_steps"):
+        return dataclasses.replace(variant, total_steps=steps)  # type: ignore[call-arg]
+    return variant
+
+
+def make_storage(section: Mapping[str, Any]) -> dict[str, Any]:
+    """How the frozen weights that a config names are stored; nothing where densely."""
+    name = section["storage"]
+    if name == "none":
+        return {}
+    if name not in STORAGES:
+        known = ["none", *STORAGES]
+        raise ValueError(f"unknown quantize.storage '{name}'; nearest: {nearest(name, known)}")
+    return dict.fromkeys(section["patterns"], STORAGES[name])
+
+
+def make_task(section: Mapping[str, Any]) -> data.Task:
+    """The task that a config names, with few examples or another task's set where it says so."""
+
+    def load(name: str, validation: int) -> data.Task:
+        where = section["folder"] or None, section["files"]
+        return data.load_task(name, section["source"], *where, validation=validation)
+
+    task = load(section["name"], section["validation"])
+    if section["extra"]:
+        other = load(section["extra"], 0)
+        if other.label_names != task.label_names:
+            raise ValueError(
+                f"data.extra '{other.name}' has the labels {other.label_names}, "
+                f"'{task.name}' has {task.label_names}"
+            )
+        task = task.with_extra("extra", other.validation)
+    return task.few(section["train"], section["draw"]) if section["train"] else task
+
+
+def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> train.Loop:
+    """How long training takes, and how often it does what."""
+    steps = max(1, round(-(-examples // section["batch_size"]) * section["epochs"]))
+    if section["max_steps"]:
+        steps = min(steps, section["max_steps"])
+    return train.Loop(
+        steps=steps,
+        log_every=section["log_every"],
+        evaluate_every=section["evaluate_every"],
+        evaluations=min(section["evaluations"], steps),
+        checkpoint_every=section["checkpoint_every"],
+        metric=metric,
+        target=section["target_score"],
+    )
+
+
+def make_optimizer(
+    section: Mapping[str, Any], steps: int, also_train: Sequence[str]
+) -> optax.GradientTransformation:
+    """AdamW by a schedule; what `also_train` names has a learning rate of its own where set."""
+    warmup = section["warmup_ratio"]
+    if section["warmup_steps"]:
+        if section["warmup_steps"] >= steps:
+            raise ValueError(
+                f"config.optimizer.warmup_steps {section['warmup_steps']} leaves nothing of "
+                f"{steps} steps"
+            )
+        warmup = section["warmup_steps"] / steps
+    rate = optim.schedule(section["schedule"], section["learning_rate"], steps, warmup)
+    names = ("weight_decay", "clip", "b1", "b2", "eps")
+    tx = optim.adamw(rate, **{name: section[name] for name in names})
+    if section["head_learning_rate"] is None:
+        return tx
+    ratio = section["head_learning_rate"] / section["learning_rate"]
+    return optax.chain(tx, optim.scale_params(also_train, ratio))
