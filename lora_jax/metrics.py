@@ -60,7 +60,9 @@ def score_parts(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, floa
     found = {}
     for part, values in outputs.items():
         if part not in parts:
-            raise ValueError(f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}")
+            raise ValueError(
+                f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}"
+            )
         end = "" if part == "validation" else f"_{part}"
         scores = score(task, values, parts[part].labels)
         found |= {f"{name}{end}": value for name, value in scores.items()}
@@ -86,7 +88,9 @@ def predictions(outputs: np.ndarray, choices: int = 1) -> np.ndarray:
     """
     if choices == 1:
         return outputs.argmax(1)
-    return (outputs[:, 1] - outputs[:, 0]).reshape(-1, choices).argmax(1)
+    with np.errstate(invalid="ignore"):  # of infinities, which `_accuracy` sorts out
+        scores = outputs[:, 1] - outputs[:, 0]
+    return scores.reshape(-1, choices).argmax(1)
 
 
 def _accuracy(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
@@ -105,11 +109,21 @@ def _f1(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
     """F1 of class 1 where there are two classes, else the mean over classes (macro)."""
     average = "binary" if logits.shape[1] == 2 else "macro"
     predicted = _predicted(logits, labels)
-    return float(sklearn.metrics.f1_score(labels, predicted, average=average, zero_division=0.0))
+    return float(
+        sklearn.metrics.f1_score(
+            labels,
+            predicted,
+            average=average,
+            zero_division=0.0,  # type: ignore[arg-type]
+        )
+    )
 
 
 def _matthews(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
-    return float(sklearn.metrics.matthews_corrcoef(labels, _predicted(logits, labels)))
+    predicted = _predicted(logits, labels)
+    if predicted.min() == predicted.max() or labels.min() == labels.max():
+        return 0.0  # scikit-learn says so too, with a warning
+    return float(sklearn.metrics.matthews_corrcoef(labels, predicted))
 
 
 def _accuracy_f1(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
@@ -149,7 +163,8 @@ def _pearson_spearman(values: np.ndarray, targets: np.ndarray) -> float:
 def _squared_error(values: np.ndarray, targets: np.ndarray) -> float:
     if not np.isfinite(values).all():
         return float("inf")
-    return float(np.square(values - targets).mean())
+    with np.errstate(over="ignore"):
+        return float(np.square(values - targets).mean())
 
 
 CLASSIFICATION: Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]] = {

@@ -161,7 +161,11 @@ def objects(folder, rows, label=True):
 def super_glue(folder):
     """A SuperGLUE task by its folder."""
     rows = {
-        "BoolQ": lambda i: {"question": sentence(i), "passage": sentence(i + 1), "label": i % 2 > 0},
+        "BoolQ": lambda i: {
+            "question": sentence(i),
+            "passage": sentence(i + 1),
+            "label": i % 2 > 0,
+        },
         "CB": lambda i: {
             "premise": sentence(i),
             "hypothesis": sentence(i + 1),

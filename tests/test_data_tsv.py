@@ -25,8 +25,8 @@ def load(layout, name):
 
 
 def test_every_task_is_there():
-    glue = "cola sst2 mrpc qqp stsb mnli qnli rte wnli ax".split()
-    super_glue = "boolq cb copa wic rte".split()
+    glue = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"]
+    super_glue = ["boolq", "cb", "copa", "wic", "rte"]
     assert set(SPECS) == {f"glue/{n}" for n in glue} | {f"super_glue/{n}" for n in super_glue}
     assert set(NAMES) == set(SPECS)
 
@@ -148,7 +148,7 @@ def test_a_missing_part_is_told_with_what_is_there(tmp_path):
     assert one_line(error).endswith(
         "has no train.tsv for glue/sst2; it has dev.tsv, test.tsv, train.subset.tsv"
     )
-    with pytest.raises(FileNotFoundError, match="has no folder CoLA; it has SST-2$"):
+    with pytest.raises(FileNotFoundError, match=r"has no folder CoLA; it has SST-2$"):
         load_task("glue/cola", "tsv", tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_task("glue/cola", "tsv", tmp_path / "nowhere")

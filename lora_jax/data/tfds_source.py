@@ -66,7 +66,9 @@ def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
         with tempfile.TemporaryDirectory() as unpacked:
             _prepare(tfds, builder, folder, data_dir / "downloads", Path(unpacked))
     except Exception as error:  # of the network, the disk, a checksum: tfds has no class for them
-        advice = "" if folder else f"; it can be taken from a folder with {', '.join(spec.archives)}"
+        advice = (
+            "" if folder else f"; it can be taken from a folder with {', '.join(spec.archives)}"
+        )
         raise ValueError(
             f"tensorflow-datasets cannot prepare {name}: {first_line(error)}{advice}"
         ) from error
@@ -143,5 +145,3 @@ def _prepare(tfds: Any, builder: Any, folder: Path | None, downloads: Path, unpa
         with zipfile.ZipFile(archive) as file:
             file.extractall(unpacked / f"ZIP.{archive.name}")  # where tfds looks before it unpacks
     builder.download_and_prepare(download_dir=downloads, download_config=config)
-
-

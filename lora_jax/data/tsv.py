@@ -45,7 +45,9 @@ def find(folder: Path, spec: Spec) -> Path:
     places = [each for holder in holders for each in _folders(holder)]
     places = [each for each in [*places, folder] if _plain(each.name) in wanted]
     if not places:
-        raise FileNotFoundError(f"{folder} has no folder {spec.folders[0]}; it has {_listed(folder)}")
+        raise FileNotFoundError(
+            f"{folder} has no folder {spec.folders[0]}; it has {_listed(folder)}"
+        )
     # RTE is a task of either benchmark: their files tell them apart.
     files = [file for part in spec.parts for file in part.files]
     fitting = [each for each in places if any((each / file).is_file() for file in files)]
