@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# importlib_resources is needed by tensorflow-datasets, which does not say so.
+TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources>=6.4"]
+
 setup(
     name="lora-jax",
     version="0.1.0",
@@ -23,9 +26,12 @@ setup(
         "tokenizers>=0.21",
         "huggingface_hub>=0.30",
         "rich>=13.9",
+        "scikit-learn>=1.6",
+        "scipy>=1.14",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "equinox>=0.13"],
+        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "equinox>=0.13", *TFDS],
+        "tfds": TFDS,
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],

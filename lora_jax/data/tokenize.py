@@ -25,7 +25,8 @@ class Encoded:
 
     `ids` and `type_ids` (0 in the first text, 1 in the second, where the tokenizer tells them
     apart) are int32, `offsets` is int64 with one entry more than there are examples. `labels` are
-    those of the examples. `truncated` counts the examples that did not fit in `max_length`.
+    those of the examples, empty where these have none. `truncated` counts the examples that did not
+    fit in `max_length`.
     """
 
     ids: np.ndarray
@@ -100,7 +101,7 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
         ids=np.concatenate(rows),
         type_ids=np.concatenate(type_rows),
         offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
-        labels=examples.labels,
+        labels=np.zeros(0) if examples.labels is None else examples.labels,
         pad_id=tokenizer.pad_id,
         truncated=sum(bool(encoding.overflowing) for encoding in encodings),
     )

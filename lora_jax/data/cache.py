@@ -1,0 +1,108 @@
+"""Token ids kept from run to run: the same texts are tokenised once."""
+
+import hashlib
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.numpy
+import tokenizers
+
+from lora_jax import records
+from lora_jax.data.examples import Examples, sha256_of
+from lora_jax.data.tokenize import Encoded, Tokenizer, encode
+
+_FORMAT = 1  # counts up when what is stored changes its meaning
+
+
+class Tokenised(NamedTuple):
+    """The token ids, how fast they were made (examples/s, then or now) and whether from a file."""
+
+    encoded: Encoded
+    examples_per_second: float
+    from_cache: bool
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this library: `lora_jax` in XDG_CACHE_HOME or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_jax"
+
+
+def encode_cached(
+    tokenizer: Tokenizer, examples: Examples, max_length: int, folder: str | Path | None = ""
+) -> Tokenised:
+    """`encode`, or what it gave before for the same texts, tokenizer and `max_length`.
+
+    Files are found by a digest of those, and a damaged one is made anew. Labels are not stored.
+    `folder` is `tokens` in `cache_folder()` if left empty; None keeps nothing. A folder that cannot
+    be written is a warning.
+    """
+    if folder is None:
+        return _tokenised(tokenizer, examples, max_length)
+    path = Path(folder or cache_folder() / "tokens") / f"{_key(tokenizer, examples, max_length)}"
+    path = path.with_suffix(".safetensors")
+    if (found := _read(path, tokenizer, examples)) is not None:
+        return found
+    made = _tokenised(tokenizer, examples, max_length)
+    try:
+        records.write_atomically(path, _bytes(made))
+    except OSError as error:
+        warnings.warn(f"cannot keep token ids in {path.parent}: {error}", stacklevel=2)
+    return made
+
+
+def _tokenised(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Tokenised:
+    start = time.perf_counter()
+    encoded = encode(tokenizer, examples, max_length)
+    return Tokenised(encoded, len(examples) / (time.perf_counter() - start), False)
+
+
+def _key(tokenizer: Tokenizer, examples: Examples, max_length: int) -> str:
+    # What the tokenizer does follows from its own JSON and from the library's version.
+    own = hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()
+    content = [_FORMAT, tokenizers.__version__, own, tokenizer.pad_id, max_length]
+    return sha256_of([*content, examples.text_digest()])
+
+
+def _bytes(made: Tokenised) -> bytes:
+    encoded = made.encoded
+    arrays = {
+        "ids": encoded.ids,
+        "type_ids": encoded.type_ids,
+        "offsets": encoded.offsets,
+        "truncated": np.array([encoded.truncated]),
+        "examples_per_second": np.array([made.examples_per_second]),
+    }
+    return safetensors.numpy.save({**arrays, "sha256": _digest(arrays)})
+
+
+def _read(path: Path, tokenizer: Tokenizer, examples: Examples) -> Tokenised | None:
+    try:
+        arrays = safetensors.numpy.load(path.read_bytes())
+        intact = (arrays.pop("sha256") == _digest(arrays)).all()
+    except Exception:  # none, or damaged in whatever way: it is made anew
+        return None
+    if not intact:
+        return None
+    encoded = Encoded(
+        ids=arrays["ids"],
+        type_ids=arrays["type_ids"],
+        offsets=arrays["offsets"],
+        labels=np.zeros(0) if examples.labels is None else examples.labels,
+        pad_id=tokenizer.pad_id,
+        truncated=int(arrays["truncated"][0]),
+    )
+    return Tokenised(encoded, float(arrays["examples_per_second"][0]), True)
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """SHA-256 of named arrays, as bytes (32,) uint8."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        found.update(array.tobytes())
+    return np.frombuffer(found.digest(), np.uint8)

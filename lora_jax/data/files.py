@@ -1,0 +1,151 @@
+"""A data set of one's own: TSV, CSV or JSONL files whose columns are named."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.data import rows
+from lora_jax.data.examples import Examples
+from lora_jax.data.split import plain_split, stratified_split
+from lora_jax.data.task import Task
+from lora_jax.partition import nearest
+
+FIELDS = ("train", "validation", "test", "text", "second_text", "label", "regression")
+
+
+def load(
+    name: str,
+    files: Mapping[str, Any],
+    folder: str | Path | None = None,
+    validation: int = 0,
+) -> Task:
+    """A classification or regression, of texts or pairs, from files (see `rows.read_rows`).
+
+    Labels are numbers or names. They are targets of a regression if any has a fraction; else the
+    distinct ones of train are the classes, in the order of the numbers or of the alphabet.
+
+    Args:
+      files: paths `train`, `validation` and `test` (relative ones from `folder`; the last without
+        labels, for predictions), columns `text`, `second_text` (of pairs) and `label`, and
+        `regression`, true for one whose targets are all whole. Empty ones count as absent.
+      validation: so many examples of train are held out instead of a `validation` file.
+
+    Raises:
+      FileNotFoundError: a file is not there.
+      ValueError: one line with the file and the line or column at fault.
+    """
+    given = {key: each for key, each in files.items() if each}
+    for key in given:
+        if key not in FIELDS:
+            raise ValueError(f"data.files has no '{key}'; nearest: {nearest(key, FIELDS)}")
+    for key in ("train", "text", "label"):
+        if key not in given:
+            raise ValueError(f"data.files needs '{key}'")
+    if "validation" not in given and not validation:
+        raise ValueError(
+            "data.files needs 'validation', or data.validation examples to hold out of train"
+        )
+    paths = {
+        part: Path(folder or "") / given[part]
+        for part in ("train", "validation", "test")
+        if part in given and not (part == "validation" and validation)
+    }
+    read = {part: rows.read_rows(path) for part, path in paths.items()}
+    for part, path in paths.items():
+        if not read[part]:
+            raise ValueError(f"{path} has no rows")
+    labels = {
+        part: _labels(paths[part], read[part], given["label"]) for part in paths if part != "test"
+    }
+    names = None if _is_regression(labels, bool(given.get("regression"))) else classes(labels)
+    parts = {}
+    for part, path in paths.items():
+        numbers = None if part == "test" else _numbers(path, read[part], labels[part], names)
+        parts[part] = _examples(f"{name}/{part}", path, read[part], given, numbers)
+    if "validation" not in parts:
+        split = plain_split if names is None else stratified_split
+        parts["train"], parts["validation"] = split(parts["train"], validation, 0)
+    return Task(
+        name=name,
+        train=parts["train"],
+        validation=parts["validation"],
+        label_names=names,
+        unlabelled={"test": parts["test"]} if "test" in parts else {},
+        metrics=("accuracy", "f1") if names else ("pearson", "spearman", "pearson_spearman"),
+    )
+
+
+def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The names of the classes of train, in the order of their numbers."""
+    found = set(labels["train"])
+    if all(_number(each) is not None for each in found):
+        return tuple(sorted(found, key=float))
+    return tuple(sorted(found))
+
+
+def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
+    """The labels as they are written, whole numbers without a fraction."""
+    found = []
+    for row in read:
+        label = rows.value(path, row, column)
+        if isinstance(label, bool):
+            label = "true" if label else "false"
+        label = "" if label is None else str(label).strip()
+        if label == "" or label.lower() == "nan":
+            raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
+        number = _number(label)
+        found.append(str(int(number)) if number is not None and number.is_integer() else label)
+    return found
+
+
+def _number(label: str) -> float | None:
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
+    numbers = [_number(label) for label in labels["train"]]
+    if asked or None in numbers:
+        return asked
+    return any(number is not None and not number.is_integer() for number in numbers)
+
+
+def _numbers(
+    path: Path, read: Sequence[rows.Row], labels: Sequence[str], names: tuple[str, ...] | None
+) -> np.ndarray:
+    found = []
+    numbers = {name: number for number, name in enumerate(names or ())}
+    for row, label in zip(read, labels, strict=True):
+        number = _number(label) if names is None else numbers.get(label)
+        if number is None:
+            expected = (
+                "not a number"
+                if names is None
+                else f"which train does not have; nearest: {nearest(label, names)}"
+            )
+            raise ValueError(f"{path}, line {row.line}: label '{label}', {expected}")
+        found.append(number)
+    return np.array(found, np.float64 if names is None else np.int64)
+
+
+def _examples(
+    name: str,
+    path: Path,
+    read: Sequence[rows.Row],
+    given: Mapping[str, str],
+    labels: np.ndarray | None,
+) -> Examples:
+    second = given.get("second_text")
+    return Examples(
+        name=name,
+        texts=[rows.text(path, row, given["text"]) for row in read],
+        labels=labels,
+        second_texts=[rows.text(path, row, second) for row in read] if second else None,
+        ids=[str(place) for place in range(len(read))],
+    )

@@ -1,0 +1,101 @@
+"""Rows of a TSV, CSV or JSONL file with the lines that they start on, for errors that name them."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_jax.partition import nearest
+
+SUFFIXES = (".tsv", ".csv", ".jsonl")
+
+
+class Row(NamedTuple):
+    """The values of one row by column, and its line in the file, counted from 1."""
+
+    line: int
+    values: dict[str, Any]
+
+
+def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -> list[Row]:
+    """All rows of a UTF-8 file, in order; blank lines are left out.
+
+    TSV is read as GLUE has it, without quoting: a `"` is a character. CSV is quoted as usual. A
+    JSONL file has one object a line. `header` names the columns of a file that does not itself.
+    With `any_width`, a row may be shorter than its header (it then lacks the last columns) or
+    longer. Raises `FileNotFoundError`, or `ValueError` with the line at fault.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} is not named {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        if path.suffix == ".jsonl":
+            return list(_objects(path))
+        return list(_delimited(path, header, any_width))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+
+
+def value(path: Path, row: Row, column: str) -> Any:
+    """A row's value; `ValueError` if it has no such column."""
+    if column not in row.values:
+        raise ValueError(
+            f"{path}, line {row.line}: no column '{column}'; nearest: {nearest(column, row.values)}"
+        )
+    return row.values[column]
+
+
+def text(path: Path, row: Row, column: str) -> str:
+    """A row's text; `ValueError` if it has none."""
+    found = value(path, row, column)
+    if not isinstance(found, str):
+        raise ValueError(f"{path}, line {row.line}: '{column}' is {found!r}, not a text")
+    return found
+
+
+def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[Row]:
+    is_tsv = path.suffix == ".tsv"
+    # Quoted CSV fields may have line ends of their own, which the reader has to see as they are.
+    with path.open(encoding="utf-8-sig", newline=None if is_tsv else "") as file:
+        quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
+        reader = csv.reader(file, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)
+        names = list(header)
+        for line, fields in _numbered(path, reader):
+            if not fields:
+                continue
+            if not names:
+                names = fields
+                continue
+            if len(fields) != len(names) and not any_width:
+                raise ValueError(
+                    f"{path}, line {line}: {len(fields)} columns, the header has {len(names)}"
+                )
+            yield Row(line, dict(zip(names, fields, strict=False)))
+
+
+def _numbered(path: Path, reader: Any) -> Iterable[tuple[int, list[str]]]:
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {line}: {error}") from error
+        if fields is None:
+            return
+        yield line, fields
+
+
+def _objects(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for line, content in enumerate(file, 1):
+            if not content.strip():
+                continue
+            try:
+                values = json.loads(content)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {line} is not JSON: {error}") from error
+            if not isinstance(values, dict):
+                raise ValueError(f"{path}, line {line} is not a JSON object")
+            yield Row(line, values)

@@ -1,0 +1,191 @@
+"""Data sets of one's own: the same rows from every format, and lines that name what is wrong."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from lora_jax.data import load_task
+
+TEXTS = ["It 'is', so", "a\u2028b", "café", "four", "five", "six ", "seven", "eight"]
+
+
+def write(path, header, rows):
+    """The rows in the format that the file's name asks for."""
+    if path.suffix == ".jsonl":
+        content = "".join(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in rows)
+        path.write_text(content, encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+    else:
+        lines = ["\t".join(map(str, row)) for row in [header, *rows]]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def task_of(folder, labels, held=("a", "b"), suffix=".tsv", **more):
+    """A task of one text column, with these labels in train and `held` in validation."""
+    train = [[TEXTS[i % 8] + str(i), label] for i, label in enumerate(labels)]
+    held_out = [[f"held {i}", label] for i, label in enumerate(held)]
+    files = {
+        "train": write(folder / f"train{suffix}", ["sentence", "class"], train),
+        "validation": write(folder / f"dev{suffix}", ["sentence", "class"], held_out),
+        "text": "sentence",
+        "second_text": "",
+        "label": "class",
+    }
+    return load_task("mine", "files", files={**files, **more})
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+def test_every_format_gives_the_same(tmp_path, suffix):
+    task = task_of(tmp_path, ["b", "a", "b", "c"], suffix=suffix)
+    assert task.train.texts == tuple(TEXTS[i] + str(i) for i in range(4))
+    assert task.train.labels.tolist() == [1, 0, 1, 2]
+    assert task.label_names == ("a", "b", "c")
+    assert task.validation.labels.tolist() == [0, 1]
+    assert (task.metric, task.metrics) == ("accuracy", ("accuracy", "f1"))
+
+
+def test_csv_is_quoted_and_tsv_is_not(tmp_path):
+    (tmp_path / "t.csv").write_text('x,y\n"a, ""b""\nc",1\nd,0\n', encoding="utf-8-sig")
+    (tmp_path / "t.tsv").write_text('x\ty\n"a\t1\nd"\t0\n', encoding="utf-8-sig")
+
+    def texts(name):
+        files = {"train": name, "validation": name, "text": "x", "label": "y"}
+        return load_task("mine", "files", tmp_path, files).train.texts
+
+    assert texts("t.csv") == ('a, "b"\nc', "d")
+    assert texts("t.tsv") == ('"a', 'd"')
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        (["10", "9", "10", "2"], ("2", "9", "10"), [2, 1, 2, 0]),
+        (["1.0", "0.0", "1.0", "0"], ("0", "1"), [1, 0, 1, 0]),
+        (["-1", "1", "1", "-1"], ("-1", "1"), [0, 1, 1, 0]),
+        (["2", "many", "2", "many"], ("2", "many"), [0, 1, 0, 1]),
+    ],
+)
+def test_classes_are_numbers_or_names_in_order(tmp_path, labels, names, numbers):
+    task = task_of(tmp_path, labels, held=labels[:2])
+    assert task.label_names == names
+    assert task.train.labels.tolist() == numbers
+
+
+def test_json_labels_need_not_be_text(tmp_path):
+    task = task_of(tmp_path, [True, False, True], held=[False, True], suffix=".jsonl")
+    assert (task.label_names, task.train.labels.tolist()) == (("false", "true"), [1, 0, 1])
+    task = task_of(tmp_path, [3, 1, 3], held=[1, 3], suffix=".jsonl")
+    assert (task.label_names, task.train.labels.tolist()) == (("1", "3"), [1, 0, 1])
+    task = task_of(tmp_path, [0.5, 1, 3], held=[1, 7], suffix=".jsonl")
+    assert (task.label_names, task.train.labels.tolist()) == (None, [0.5, 1.0, 3.0])
+
+
+def test_fractions_make_a_regression_and_whole_numbers_if_asked(tmp_path):
+    task = task_of(tmp_path, ["1", "2.5", "3"], held=["4", "9"])
+    assert (task.label_names, task.metric) == (None, "pearson")
+    assert task.validation.labels.tolist() == [4.0, 9.0]
+    task = task_of(tmp_path, ["1", "2", "3"], held=["4", "9"], regression=True)
+    assert (task.label_names, task.train.labels.tolist()) == (None, [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"train.tsv, line 3: label 'x', not a number"):
+        task_of(tmp_path, ["1", "x", "3"], regression=True)
+
+
+def test_pairs_and_a_part_to_predict(tmp_path):
+    rows = [[f"one {i}", f"two {i}", i % 2] for i in range(4)]
+    files = {
+        "train": write(tmp_path / "a.jsonl", ["p", "h", "y"], rows),
+        "validation": write(tmp_path / "b.csv", ["p", "h", "y"], rows),
+        "test": write(tmp_path / "c.tsv", ["p", "h"], [row[:2] for row in rows[:3]]),
+        "text": "p",
+        "second_text": "h",
+        "label": "y",
+    }
+    task = load_task("mine", "files", files=files)
+    assert task.train.second_texts == tuple(f"two {i}" for i in range(4))
+    assert task.unlabelled["test"].labels is None
+    assert len(task.unlabelled["test"]) == 3
+
+
+@pytest.mark.parametrize("labels", [["a", "b"] * 10, [str(i / 4) for i in range(20)]])
+def test_without_a_validation_file_some_of_train_is_held_out(tmp_path, labels):
+    whole = task_of(tmp_path, labels, held=labels[:2])
+    task = load_task(
+        "mine",
+        "files",
+        files={"train": str(tmp_path / "train.tsv"), "text": "sentence", "label": "class"},
+        validation=6,
+    )
+    assert (len(task.train), len(task.validation)) == (14, 6)
+    assert sorted(task.train.texts + task.validation.texts) == sorted(whole.train.texts)
+    if task.label_names:
+        assert np.bincount(task.validation.labels).tolist() == [3, 3]
+
+
+def refused(*args, **kwargs):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        task_of(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
+    first = 1 if suffix == ".jsonl" else 2  # the line of the first row
+    said = refused(tmp_path, ["a", "b"], suffix=suffix, text="sentense")
+    assert f"train{suffix}, line {first}: no column 'sentense'; nearest: 'sentence'" in said
+    said = refused(tmp_path, ["a", "b"], suffix=suffix, label="clas")
+    assert "no column 'clas'; nearest: 'class'" in said
+    for empty in ["", "nan", " "]:
+        said = refused(tmp_path, ["a", "b", empty], suffix=suffix)
+        assert said.endswith(f"train{suffix}, line {first + 2}: no label in 'class'")
+    said = refused(tmp_path, ["good", "bad"], held=["good", "godo"], suffix=suffix)
+    assert said.endswith(
+        f"dev{suffix}, line {first + 1}: label 'godo', which train does not have; nearest: 'good'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.tsv", "sentence\tclass\nx\ta\tb\n", "line 2: 3 columns, the header has 2"),
+        ("t.tsv", "sentence\tclass\nx\n", "line 2: 1 columns, the header has 2"),
+        ("t.csv", 'sentence,class\nx,a\n"y,b\n', "line 3: unexpected end of data"),
+        ("t.csv", "sentence,class\n", "has no rows"),
+        ("t.jsonl", '{"sentence": "x", "class": "a"}\n[1]\n', "line 2 is not a JSON object"),
+        ("t.jsonl", '{"sentence": null, "class": "a"}\n', "line 1: 'sentence' is None, not a text"),
+        ("t.jsonl", '{"sentence": "x", "class": null}\n', "line 1: no label in 'class'"),
+        ("t.parquet", "", r"is not named \.tsv, \.csv or \.jsonl"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    files = {"train": name, "validation": name, "text": "sentence", "label": "class"}
+    with pytest.raises(ValueError, match=message):
+        load_task("mine", "files", tmp_path, files)
+
+
+def test_lines_are_counted_over_quoted_line_ends(tmp_path):
+    (tmp_path / "t.csv").write_text('sentence,class\n"a\nb",1\n\nc,\n')
+    files = {"train": "t.csv", "validation": "t.csv", "text": "sentence", "label": "class"}
+    with pytest.raises(ValueError, match="line 5: no label"):
+        load_task("mine", "files", tmp_path, files)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "data.files needs 'train'"),
+        ({"train": "x", "text": "t"}, "data.files needs 'label'"),
+        ({"train": "x", "text": "t", "label": "y"}, "data.files needs 'validation', or"),
+        ({"trian": "x"}, "data.files has no 'trian'; nearest: 'train'"),
+        (dict.fromkeys(["train", "validation", "text", "label"], "x.tsv"), "there is no file"),
+    ],
+)
+def test_what_is_not_named_is_asked_for(files, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_task("mine", "files", files=files)

@@ -1,0 +1,109 @@
+"""tensorflow-datasets without TensorFlow, on small files in the place of the official downloads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import official
+import pytest
+
+from lora_jax.data import load_task, tfds_source
+from lora_jax.data.tasks import SPECS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """What a process of its own reads, where a stand-in for TensorFlow waits to be imported."""
+    root = tmp_path_factory.mktemp("tfds")
+    trap = root / "trap" / "tensorflow"
+    trap.mkdir(parents=True)
+    (trap / "__init__.py").write_text("__version__ = '9.0.0'\n")
+    env = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(root / "cache"),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(root / "trap")]),
+    }
+    command = [sys.executable, str(ROOT / "tests" / "read_tfds.py"), str(root)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+def test_tensorflow_is_not_imported(read):
+    modules = set(json.loads((read / "modules.json").read_text()))
+    assert {"tensorflow_datasets", "array_record"} <= modules  # otherwise this test shows nothing
+    assert "tensorflow" not in modules
+
+
+@pytest.mark.parametrize("name", [*SPECS, "prepared"])
+def test_the_same_texts_labels_and_ids_as_from_the_layout(read, tmp_path, name):
+    seen = json.loads((read / "seen.json").read_text())[name]
+    name = "glue/cola" if name == "prepared" else name
+    task = load_task(name, "tsv", official.write(tmp_path, official.LAYOUT[name]()))
+    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
+    assert parts.keys() == seen.keys()
+    for part, (texts, seconds, labels, ids) in seen.items():
+        assert list(parts[part].texts) == texts
+        assert (parts[part].second_texts and list(parts[part].second_texts)) == seconds
+        assert (parts[part].labels if labels is None else parts[part].labels.tolist()) == labels
+        assert list(parts[part].ids) == ids
+
+
+def test_other_content_is_refused_by_its_checksum(tmp_path, monkeypatch):
+    """The small file under the official name, whose checksum tensorflow-datasets knows."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    official.downloads("glue/rte", tmp_path / "zips")
+    script = (
+        "import sys\nfrom lora_jax.data import load_task\n"
+        "try:\n    load_task('glue/rte', 'tfds', sys.argv[1])\n"
+        "except ValueError as error:\n    print('SAID', error)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script, str(tmp_path / "zips")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    said = [line for line in done.stdout.splitlines() if line.startswith("SAID")]
+    assert len(said) == 1, done.stdout + done.stderr
+    assert "cannot prepare glue/rte" in said[0]
+    assert "checksum" in said[0].lower()
+
+
+def test_what_is_missing_is_named(tmp_path):
+    script = (
+        "import sys\nfrom lora_jax.data import load_task\n"
+        "for name in ('glue/mrpc', 'super_glue/cb'):\n"
+        "    try:\n        load_task(name, 'tfds', sys.argv[1])\n"
+        "    except FileNotFoundError as error:\n        print('SAID', error)\n"
+    )
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_PLATFORMS": "cpu",
+    }
+    (tmp_path / "msr_paraphrase_train.txt").touch()
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    said = [line for line in done.stdout.splitlines() if line.startswith("SAID")]
+    assert len(said) == 2, done.stdout + done.stderr
+    assert said[0].endswith("its download, msr_paraphrase_test.txt, data_mrpc_dev_ids.tsv")
+    assert said[1].endswith("neither super_glue/cb as ArrayRecords nor its download, CB.zip")
+
+
+@pytest.mark.parametrize("missing", ["tensorflow_datasets", "array_record", "importlib_resources"])
+def test_a_missing_extra_gets_the_command(monkeypatch, missing):
+    real = tfds_source.importlib.import_module
+
+    def importing(name):
+        if name == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name) if name.startswith("lora_jax") else None
+
+    monkeypatch.setattr(tfds_source.importlib, "import_module", importing)
+    with pytest.raises(ModuleNotFoundError) as error:
+        load_task("glue/cola", "tfds")
+    assert str(error.value) == f"source 'tfds' needs {missing}: pip install 'lora-jax[tfds]'"
