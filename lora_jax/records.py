@@ -55,6 +55,10 @@ class Record:
     note: str = ""
     # Of a method that chooses ranks: each weight's, or a list of those of the matrices of a stack.
     ranks: dict[str, Any] | None = None
+    metric: str = ""  # the main one's name, e.g. "matthews"
+    parameters_adapters: int | None = None  # trained, without heads: as the papers count
+    # Where the run was to reach one: {"score", "step", "seconds"}, the latter two None if it did not.
+    target: dict[str, Any] | None = None
 
 
 def validate(values: Mapping[str, Any]) -> Record:
