@@ -57,7 +57,7 @@ class Record:
     ranks: dict[str, Any] | None = None
     metric: str = ""  # the main one's name, e.g. "matthews"
     parameters_adapters: int | None = None  # trained, without heads: as the papers count
-    # Where the run was to reach one: {"score", "step", "seconds"}, the latter two None if it did not.
+    # Where one was set: {"score", "step", "seconds"}, the latter two None if it was not reached.
     target: dict[str, Any] | None = None
 
 
