@@ -10,8 +10,8 @@ The second run begins from the first one's adapter and head. Gain is what traini
 adds to its score there, forgetting what it takes from the score on the source; both are made seed
 by seed. A pair has the same labels in the same order: paraphrases of news and of questions (MRPC,
 QQP), entailment of answers and of hypotheses (QNLI, RTE). all-MiniLM-L6-v2 has met pairs of
-questions before it came here. SST-2 and Rotten Tomatoes are no pair: most of the one's development set is in
-the other.
+questions before it came here. SST-2 and Rotten Tomatoes are no pair: most of the one's development
+set is in the other.
 """
 
 from ml_collections import ConfigDict
