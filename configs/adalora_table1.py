@@ -73,6 +73,7 @@ TABLE = common_tasks.table(
     },
     seeds=5,
     choose="best",
+    decimals=2,
     notes=("AdaLoRA's trained parameters are those of the final budget.",),
 )
 

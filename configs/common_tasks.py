@@ -26,6 +26,11 @@ TITLES = {
     "qqp": "QQP",
     "rte": "RTE",
     "stsb": "STS-B",
+    "wnli": "WNLI",
+    "boolq": "BoolQ",
+    "cb": "CB",
+    "copa": "COPA",
+    "wic": "WiC",
 }
 
 MODELS = {
@@ -159,7 +164,9 @@ def experiment(
             },
             "variant": variant,
             "targets": targets,
-            "also_train": _also_train(variant.name, head if also_train is None else also_train),
+            "also_train": _also_train(
+                str(variant.name), head if also_train is None else also_train
+            ),
             "quantize": common.quantize(storage),
             "start_from": placeholder(choice.get("start_from") or None, str),
             "optimizer": common.optimizer(
@@ -204,7 +211,7 @@ def table(
         `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`, each run's `best` or `last`
         evaluation; `average`, whether there is one; `start_from`, by row the tasks that begin from
         another run's adapter; `differences`, columns of their own that subtract one (column,
-        metric) from another, seed by seed; `notes`.
+        metric) from another, seed by seed; `decimals`; `notes`.
     """
     columns = []
     for task in tasks:
@@ -222,6 +229,7 @@ def table(
         "average": bool(tasks),
         "start_from": {},
         "differences": (),
+        "decimals": 1,
         "notes": (),
     }
     return {**defaults, "title": title, "columns": tuple(columns), **settings}

@@ -58,5 +58,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
         targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
     )
-    config.data.extra = common_tasks.data_name(target if first else source)
+    config.update({"data": {"extra": common_tasks.data_name(target if first else source)}})
     return config

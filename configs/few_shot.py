@@ -36,8 +36,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
         targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
     )
-    config.data.train, config.data.draw = choice["examples"], choice["draw"]
+    config.update({"data": {"train": choice["examples"], "draw": choice["draw"]}})
     if not smoke:
-        config.train.max_steps, config.train.evaluations = STEPS, 1
-        config.train.epochs = -(-STEPS * 16 // choice["examples"])  # enough for all steps
+        epochs = -(-STEPS * 16 // choice["examples"])  # enough for all steps
+        config.update({"train": {"max_steps": STEPS, "evaluations": 1, "epochs": epochs}})
     return config

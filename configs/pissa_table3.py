@@ -58,6 +58,7 @@ TABLE = common_tasks.table(
     published=("PiSSA", "Table 3"),
     rows={"lora": "LoRA", "pissa": "PiSSA"},
     choose="best",
+    decimals=2,
 )
 
 

@@ -26,6 +26,17 @@ PERCENT = (
     "mean",
 )
 """Metrics that tables print in percent; `mean` is that of an average's tasks."""
+MODELS = {
+    "minilm": "MiniLM (all-MiniLM-L6-v2)",
+    "roberta_base": "RoBERTa base",
+    "roberta_large": "RoBERTa large",
+    "deberta_v2_xxl": "DeBERTa-v2 XXL",
+    "deberta_v3_base": "DeBERTa-v3 base",
+    "gpt2_medium": "GPT-2 medium",
+    "gpt3_175b": "GPT-3 175B",
+    "llama_7b": "LLaMA-7B",
+}
+"""What tables call the models; others by their keys."""
 OTHER = ("eval_loss", "bleu", "nist", "meteor", "rouge_l", "cider", "gain_points", "steps_speedup")
 
 
