@@ -1,5 +1,6 @@
-"""What configs share: sections with typed defaults, and the reading of a config's argument."""
+"""What all configs share: sections with typed defaults, and the reading of a config's argument."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -18,6 +19,21 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
             raise ValueError(f"config argument '{item}': expected one of {', '.join(defaults)}=...")
         values[key] = type(defaults[key])(text)
     return values
+
+
+def choose(arg: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's argument; where a key takes listed values, a tuple, the first is the default.
+
+    Raises:
+      ValueError: an unknown key, or a value that is not of the list.
+    """
+    firsts = {k: v[0] if isinstance(v, tuple) else v for k, v in arguments.items()}
+    choice = parse_arg(arg, **firsts)
+    for key, values in arguments.items():
+        if isinstance(values, tuple) and choice[key] not in values:
+            listed = ", ".join(map(str, values))
+            raise ValueError(f"{key} '{choice[key]}': expected one of {listed}")
+    return choice
 
 
 SETTINGS = {
@@ -46,6 +62,20 @@ SETTINGS = {
 }
 """The settings that variants have, so that they can be given on the command line."""
 
+# On all-MiniLM-L6-v2, found with one or two trials each: no comparison of methods.
+LEARNING_RATES = {
+    "head_only": 1e-2,
+    "full": 2e-4,
+    "bitfit": 5e-3,
+    "rslora": 1e-3,
+    "lora_plus": 1e-3,
+    "pissa": 2e-4,
+    "olora": 2e-4,
+    "vera": 2e-2,
+    "ia3": 2e-2,
+}
+OTHER_LEARNING_RATE = 2e-3
+
 
 def variant(name: str, **settings: Any) -> ConfigDict:
     """A variant by its file's name; settings that stay unset keep the variant's own defaults."""
@@ -63,10 +93,12 @@ def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:
     defaults = {
         "schedule": "linear",
         "warmup_ratio": 0.06,
+        "warmup_steps": 0,  # in place of the ratio, where more than 0
         "weight_decay": 0.01,
         "clip": 1.0,
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
+        "head_learning_rate": config_dict.placeholder(float),  # also_train's, where set
     }
     return ConfigDict({**defaults, "learning_rate": learning_rate, **settings})

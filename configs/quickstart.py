@@ -12,18 +12,6 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# Found with one or two trials each, so no comparison of methods.
-LEARNING_RATES = {
-    "head_only": 1e-2,
-    "full": 2e-4,
-    "bitfit": 5e-3,
-    "rslora": 1e-3,
-    "lora_plus": 1e-3,
-    "pissa": 2e-4,
-    "olora": 2e-4,
-    "vera": 2e-2,
-    "ia3": 2e-2,
-}
 SETTINGS = {"lora": {"rank": 8, "alpha": 16.0}}
 # As in its paper: keys, values, and the inner activations of feed-forward blocks.
 TARGETS = {"ia3": ("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))}
@@ -52,7 +40,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "targets": TARGETS.get(variant, ("all-linear",)),
             "also_train": () if variant == "full" else ("classifier/.*",),
             "quantize": common.quantize(choice["storage"]),
-            "optimizer": common.optimizer(LEARNING_RATES.get(variant, 2e-3)),
+            "optimizer": common.optimizer(
+                common.LEARNING_RATES.get(variant, common.OTHER_LEARNING_RATE)
+            ),
             "train": {
                 "batch_size": 32,
                 "accumulate": 1,

@@ -55,9 +55,10 @@ class Record:
     note: str = ""
     # Of a method that chooses ranks: each weight's, or a list of those of the matrices of a stack.
     ranks: dict[str, Any] | None = None
-    metric: str = ""  # the task's main one, which chose the best evaluation
-    parameters_adapters: int | None = None  # trained, without what trains in full: a paper's count
-    target: dict[str, Any] | None = None  # {"score", "step", "seconds"}: when it was reached first
+    metric: str = ""  # the main one's name, e.g. "matthews"
+    parameters_adapters: int | None = None  # trained, without heads: as the papers count
+    # Where one was set: {"score", "step", "seconds"}, the latter two None if it was not reached.
+    target: dict[str, Any] | None = None
 
 
 def validate(values: Mapping[str, Any]) -> Record:

@@ -1,0 +1,235 @@
+"""What the configs on GLUE and SuperGLUE share: tasks, models, and a run from a recipe.
+
+A recipe is what a paper's table of hyperparameters says of one task: a dict with `batch_size`,
+`epochs`, `learning_rate`, `max_length` and, where they differ from `RECIPE`, its other keys.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import common
+
+GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+"""The eight that papers report, in the order of LoRA's Table 2; WNLI is the ninth."""
+SUPER_GLUE = ("boolq", "cb", "copa", "wic")
+
+METRICS = {"cola": "matthews", "stsb": "pearson"}
+"""The main metric of a task; accuracy elsewhere. What a paper reports may differ."""
+TITLES = {
+    "mnli": "MNLI",
+    "sst2": "SST-2",
+    "mrpc": "MRPC",
+    "cola": "CoLA",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "rte": "RTE",
+    "stsb": "STS-B",
+    "wnli": "WNLI",
+    "boolq": "BoolQ",
+    "cb": "CB",
+    "copa": "COPA",
+    "wic": "WiC",
+}
+
+MODELS = {
+    "minilm": "minilm",
+    "roberta_base": "FacebookAI/roberta-base",
+    "roberta_large": "FacebookAI/roberta-large",
+    "deberta_v2_xxl": "microsoft/deberta-v2-xxlarge",
+    "deberta_v3_base": "microsoft/deberta-v3-base",
+}
+LAYERS = {
+    "minilm": 6,
+    "roberta_base": 12,
+    "roberta_large": 24,
+    "deberta_v2_xxl": 48,
+    "deberta_v3_base": 12,
+}
+
+QUERY_VALUE = ("(query|value)/kernel",)
+SIX_LINEARS = ("(query|key|value|output)/kernel", "(up|down)/kernel")
+IA3_TARGETS = ("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
+
+RECIPE = {
+    "schedule": "linear",
+    "warmup_ratio": 0.06,
+    "warmup_steps": 0,
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "head_learning_rate": None,
+    "head_dropout": None,
+    "dtype": "float32",
+    "select": "best",
+}
+"""As Hugging Face's trainer has them, whose defaults the papers' scripts leave in place."""
+
+LAPTOP_EXAMPLES = {"mnli": 8000, "sst2": 8000, "qnli": 8000, "qqp": 8000}
+"""Of the large tasks, what all-MiniLM-L6-v2 trains on: an epoch of minutes on two cores."""
+
+LARGE_MODEL_RATES = {"full": 2e-5, "bitfit": 1e-3, "head_only": 1e-3, "vera": 1e-2, "pissa": 1e-4}
+
+
+def arguments(**own: Any) -> dict[str, Any]:
+    """The arguments of a config: its own, and those that all of these configs take."""
+    common_ones = {"size": ("full", "smoke"), "source": ("tfds", "tsv"), "folder": "", "seed": 0}
+    return {**own, **common_ones}
+
+
+def laptop(variant: str, **changes: Any) -> dict[str, Any]:
+    """The recipe of every task for all-MiniLM-L6-v2: three epochs, the last one kept."""
+    rate = common.LEARNING_RATES.get(variant, common.OTHER_LEARNING_RATE)
+    own = {"batch_size": 32, "epochs": 3, "learning_rate": rate, "max_length": 128}
+    return {**own, "select": "last", **changes}
+
+
+def starting_point(model: str, variant: str, **changes: Any) -> dict[str, Any]:
+    """A recipe where no paper has one; of other models than minilm, a guess to begin from."""
+    if model == "minilm":
+        return laptop(variant, **changes)
+    rate = LARGE_MODEL_RATES.get(variant, 4e-4)
+    return laptop(variant, **{"learning_rate": rate, "select": "best", **changes})
+
+
+def variant_settings(name: str, size: str) -> dict[str, Any]:
+    """A variant's settings where no paper says them; the others keep the variant's own."""
+    if name == "adalora":  # the penalty of the authors' code, as everyone's gamma is for that one
+        few = {"t_init": 1, "t_final": 1} if size == "smoke" else {}
+        return {"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0, **few}
+    if name in ("vera", "ia3", "miss", "full", "bitfit", "head_only"):
+        return {}
+    return {"rank": 8, "alpha": 16.0}
+
+
+def data_name(task: str) -> str:
+    return f"super_glue/{task}" if task in SUPER_GLUE else f"glue/{task}"
+
+
+def placeholder(value: Any, kind: type) -> Any:
+    """A setting that may stay unset, with its type."""
+    return config_dict.placeholder(kind) if value is None else value
+
+
+def experiment(
+    name: str,
+    choice: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    *,
+    row: str,
+    variant: ConfigDict,
+    targets: tuple[Any, ...],
+    column: str = "",
+    storage: str = "none",
+    also_train: tuple[str, ...] | None = None,
+) -> ConfigDict:
+    """One run of a task: what `choice` asks for, trained by a recipe, and its place in a table."""
+    recipe = {**RECIPE, **recipe}
+    task, model, smoke = choice["task"], choice["model"], choice["size"] == "smoke"
+    small = model == "minilm"
+    head = ("classifier/.*",) if small else ("classifier/.*", "pooler/.*")
+    optimizer = ("schedule", "warmup_ratio", "warmup_steps", "weight_decay", "clip")
+    optimizer += ("b1", "b2", "eps")
+    return ConfigDict(
+        {
+            "experiment": name,
+            "seed": choice["seed"],
+            "study": {
+                "table": name,
+                "row": row,
+                "column": column or task,
+                "model": model,
+                "size": choice["size"],
+            },
+            "model": {
+                "name": MODELS[model],
+                "pool": "mean" if small else "cls",
+                "dtype": recipe["dtype"],
+                "dropout": not small,
+                "head_dropout": placeholder(recipe["head_dropout"], float),
+            },
+            "data": {
+                "name": data_name(task),
+                "source": choice["source"],
+                "folder": placeholder(choice["folder"] or None, str),
+                "files": dict.fromkeys(("train", "validation", "text", "second_text", "label"), ""),
+                "validation": 0,
+                "train": 64 if smoke else LAPTOP_EXAMPLES.get(task, 0) if small else 0,
+                "draw": 0,
+                "max_length": recipe["max_length"],
+                "buckets": 2 if smoke else 6,
+            },
+            "variant": variant,
+            "targets": targets,
+            "also_train": _also_train(
+                str(variant.name), head if also_train is None else also_train
+            ),
+            "quantize": common.quantize(storage),
+            "start_from": placeholder(choice.get("start_from") or None, str),
+            "optimizer": common.optimizer(
+                recipe["learning_rate"],
+                **{key: recipe[key] for key in optimizer},
+                head_learning_rate=placeholder(recipe["head_learning_rate"], float),
+            ),
+            "train": {
+                "batch_size": 8 if smoke else recipe["batch_size"],
+                "accumulate": 1,
+                "epochs": 1 if smoke else recipe["epochs"],
+                "max_steps": 4 if smoke else 0,
+                "log_every": 2 if smoke else 10 if small else 50,
+                "evaluate_every": 0,
+                "evaluations": 2 if smoke else recipe["epochs"],
+                "checkpoint_every": 2 if smoke else 50 if small else 500,
+                "select": recipe["select"],
+                "target_score": config_dict.placeholder(float),
+            },
+        }
+    )
+
+
+def _also_train(variant: str, head: tuple[str, ...]) -> tuple[str, ...]:
+    return () if variant == "full" else head  # which trains everything itself
+
+
+def table(
+    title: str,
+    tasks: tuple[str, ...] = (),
+    metrics: Mapping[str, tuple[str, ...]] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """How `experiments.table` shows the runs of a config, in plain data.
+
+    Args:
+      tasks: the columns; those of the records where there are none.
+      metrics: a task's, where not its main one; several make several columns, whose mean counts
+        once in the average.
+      settings: `published` (paper, table) whose numbers stand beside ours; `rows`, what each row
+        that runs with every model is called; `seeds`, how many the protocol asks for; `report`,
+        `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`, each run's `best` or `last`
+        evaluation; `average`, whether there is one; `start_from`, by row the tasks that begin from
+        another run's adapter; `differences`, columns of their own that subtract one (column,
+        metric) from another, seed by seed; `decimals`; `notes`.
+    """
+    columns = []
+    for task in tasks:
+        chosen = (metrics or {}).get(task, (METRICS.get(task, "accuracy"),))
+        for metric in chosen:
+            short = {"accuracy_mismatched": "mm", "f1": "F1"}.get(metric, "")
+            columns.append((f"{TITLES.get(task, task)} {short}".strip(), task, metric))
+    defaults = {
+        "published": None,
+        "rows": {},
+        "seeds": 3,
+        "report": "mean",
+        "spread": "sd",
+        "choose": "last",
+        "average": bool(tasks),
+        "start_from": {},
+        "differences": (),
+        "decimals": 1,
+        "notes": (),
+    }
+    return {**defaults, "title": title, "columns": tuple(columns), **settings}

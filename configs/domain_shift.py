@@ -1,0 +1,62 @@
+"""Domain shift: learn one domain, then another, and look at both each time: gain and forgetting.
+
+    C=configs/domain_shift.py:pair=mrpc_qqp,seed=0 FIRST=runs/domain_shift/source/0
+    python -m experiments.train --config=$C,stage=source --workdir=$FIRST
+    python -m experiments.train --config=$C,stage=target,start_from=$FIRST \
+        --workdir=runs/domain_shift/target/0
+    python -m experiments.table --table=domain_shift --results=runs/domain_shift
+
+The second run begins from the first one's adapter and head. Gain is what training on the target
+adds to its score there, forgetting what it takes from the score on the source; both are made seed
+by seed. A pair has the same labels in the same order: paraphrases of news and of questions (MRPC,
+QQP), entailment of answers and of hypotheses (QNLI, RTE). all-MiniLM-L6-v2 has met pairs of
+questions before it came here. SST-2 and Rotten Tomatoes are no pair: most of the one's development
+set is in the other.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks
+
+PAIRS = ("mrpc_qqp", "qqp_mrpc", "qnli_rte", "rte_qnli")
+ARGUMENTS = common_tasks.arguments(
+    pair=PAIRS,
+    stage=("source", "target"),
+    variant=("lora", "dora", "pissa", "vera", "ia3", "full", "bitfit", "head_only"),
+    model=("minilm", "roberta_base"),
+    start_from="",
+)
+# (heading, column, metric); `extra_` marks the metrics of `data.extra`.
+COLUMNS = (
+    ("source, after source", "source", "accuracy"),
+    ("target, after source", "source", "extra_accuracy"),
+    ("target, after target", "target", "accuracy"),
+    ("source, after target", "target", "extra_accuracy"),
+)
+DIFFERENCES = (
+    ("gain", ("target", "accuracy"), ("source", "extra_accuracy")),
+    ("forgetting", ("source", "accuracy"), ("target", "extra_accuracy")),
+)
+TABLE = common_tasks.table(
+    "Domain shift", spread="ci95", seeds=5, columns=COLUMNS, differences=DIFFERENCES
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    source, target = choice["pair"].split("_")
+    first = choice["stage"] == "source"
+    if first and choice["start_from"]:
+        raise ValueError("start_from: only the second run, stage=target, starts from another")
+    variant = choice["variant"]
+    config = common_tasks.experiment(
+        "domain_shift",
+        {**choice, "task": source if first else target},
+        common_tasks.starting_point(choice["model"], variant, select="last"),
+        row=f"{choice['pair']}_{variant}",
+        column=choice["stage"],
+        variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
+        targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
+    )
+    config.update({"data": {"extra": common_tasks.data_name(target if first else source)}})
+    return config

@@ -1,0 +1,43 @@
+"""Few examples: 100 to 1,000, as many of each label as in the whole, in several draws.
+
+    python -m experiments.train --config=configs/few_shot.py:task=rte,examples=100,draw=0 \
+        --workdir=runs/few_shot/rte/lora/100/0
+    python -m experiments.table --table=few_shot --results=runs/few_shot
+
+The draw says which examples, the seed how training goes; runs that differ in either share a cell,
+whose interval has both in it. Every run makes 300 steps of 16, whatever the number of examples, and
+is evaluated once, at the end: nothing is chosen on the development set.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks
+
+ARGUMENTS = common_tasks.arguments(
+    task=("rte", "cola", "mrpc", "sst2", "mnli", "qnli", "qqp", "boolq", "wic"),
+    variant=("lora", "dora", "pissa", "vera", "ia3", "full", "bitfit", "head_only"),
+    examples=(100, 250, 500, 1000),
+    model=("minilm", "roberta_base"),
+    draw=0,
+)
+TABLE = common_tasks.table("Few examples", spread="ci95", seeds=5)
+STEPS = 300
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    variant, smoke = choice["variant"], choice["size"] == "smoke"
+    config = common_tasks.experiment(
+        "few_shot",
+        choice,
+        common_tasks.starting_point(choice["model"], variant, batch_size=16, select="last"),
+        row=variant,
+        column=f"{choice['task']}_{choice['examples']}",
+        variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
+        targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
+    )
+    config.update({"data": {"train": choice["examples"], "draw": choice["draw"]}})
+    if not smoke:
+        epochs = -(-STEPS * 16 // choice["examples"])  # enough for all steps
+        config.update({"train": {"max_steps": STEPS, "evaluations": 1, "epochs": epochs}})
+    return config

@@ -1,0 +1,44 @@
+"""Any GLUE or SuperGLUE task, any variant: all-MiniLM-L6-v2 by default, in minutes on two cores.
+
+    python -m experiments.train --config=configs/glue.py:task=cola,variant=dora,seed=0 \
+        --workdir=runs/glue/cola/dora/0
+    python -m experiments.table --table=glue --results=runs/glue
+
+`:source=tsv,folder=FOLDER` reads the official files from a folder in the GLUE layout. Settings are
+the same for all variants but the learning rate (`configs/common.py`), so a comparison needs rates
+of its own: `--config.optimizer.learning_rate=`, chosen on examples held out from training by
+`--config.data.validation=500`, never on the development set. What other models than minilm get is a
+place to begin from, not found by trials.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks
+
+VARIANTS = ("lora", "rslora", "lora_plus", "lora_fa", "pissa", "olora", "dora", "adalora", "vera")
+VARIANTS += ("ia3", "hira", "miss", "full", "bitfit", "head_only")
+
+ARGUMENTS = common_tasks.arguments(
+    task=("cola", *(t for t in common_tasks.GLUE if t != "cola"), "wnli", *common_tasks.SUPER_GLUE),
+    variant=VARIANTS,
+    model=tuple(common_tasks.MODELS),
+    storage=("none", "nf4", "nf4_double", "int8"),
+)
+TABLE = common_tasks.table(
+    "GLUE, one budget for all methods", spread="ci95", rows={name: name for name in VARIANTS}
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    variant, storage = choice["variant"], choice["storage"]
+    ia3 = variant == "ia3"
+    return common_tasks.experiment(
+        "glue",
+        choice,
+        common_tasks.starting_point(choice["model"], variant),
+        row=variant if storage == "none" else f"{variant}_{storage}",
+        variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
+        targets=common_tasks.IA3_TARGETS if ia3 else common_tasks.SIX_LINEARS,
+        storage=storage,
+    )

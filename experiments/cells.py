@@ -1,0 +1,242 @@
+"""A table in numbers: blocks of one model each, rows of methods, cells of ours and the paper's."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from configs.common_tasks import TITLES
+from experiments.collect import Run, Summary, statuses, summarise
+from experiments.published import MODELS, PERCENT, Published
+
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A heading, and the task and metric whose scores are under it."""
+
+    heading: str
+    task: str
+    metric: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Our number and the paper's, of one model, one method and one metric."""
+
+    ours: Summary | None = None
+    published: Published | None = None
+    failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    runnable: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    key: str
+    label: str
+    parameters: tuple[int, ...]
+    """What our runs trained, as the papers count: without the head."""
+    published_parameters: int | None
+    cells: tuple[Cell, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """All about one model."""
+
+    model: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return MODELS.get(self.model, self.model)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the project can fill the block, or has."""
+        return any(cell.runnable or cell.ours for row in self.rows for cell in row.cells)
+
+    @property
+    def published(self) -> bool:
+        return any(cell.published for row in self.rows for cell in row.cells)
+
+
+def blocks(
+    table: Mapping[str, Any], runs: Sequence[Run], published: Iterable[Published]
+) -> list[Block]:
+    """The blocks of a table, the paper's models first.
+
+    A published number stands in the block of its own model, and beside ours only where model, row,
+    task and metric are the same.
+    """
+    cells = [cell for cell in published if (cell.paper, cell.table) == table["published"]]
+    models = dict.fromkeys([cell.model for cell in cells] + [run.place[0] for run in runs])
+    return [
+        _block(
+            model,
+            table,
+            [run for run in runs if run.place[0] == model],
+            [cell for cell in cells if cell.model == model],
+        )
+        for model in models
+    ]
+
+
+def _block(
+    model: str, table: Mapping[str, Any], runs: Sequence[Run], published: Sequence[Published]
+) -> Block:
+    fillable = bool(runs) or any(cell.runnable for cell in published)
+    columns = _columns(table, runs) if fillable else []
+    average = [Column("average", "average", "mean")] if table["average"] and fillable else []
+    known = {(column.task, column.metric) for column in (*columns, *average)}
+    for task, metric in dict.fromkeys((cell.task, cell.metric) for cell in published):
+        if (task, metric) not in known:  # printed, but nothing of ours is comparable
+            columns.append(Column(f"{_heading(task)} ({metric})".replace("_", " "), task, metric))
+    columns += average
+    present = natural(run.place[1] for run in runs)
+    if published:
+        keys = [cell.row for cell in published] + fillable * list(table["rows"]) + present
+    else:
+        keys = [key for key in table["rows"] if key in present] + present
+    rows = [
+        _row(
+            key,
+            columns,
+            table,
+            [run for run in runs if run.place[1] == key],
+            [cell for cell in published if cell.row == key],
+        )
+        for key in dict.fromkeys(keys)
+    ]
+    headings = [Column(heading, "", "") for heading, _, _ in table["differences"] if fillable]
+    return Block(model, (*columns, *headings), tuple(rows))
+
+
+def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
+    """The table's columns; where it has none, those of the runs, by their main metrics."""
+    if table["columns"]:
+        return [Column(*each) for each in table["columns"]]
+    metrics: dict[str, str] = {}
+    for run in runs:
+        name = run.place[2]
+        if metrics.setdefault(name, run.record.metric) != run.record.metric:
+            raise ValueError(f"{run.folder}: other runs of {name} have the metric {metrics[name]}")
+    return [Column(_heading(name), name, metrics[name]) for name in natural(metrics)]
+
+
+def _heading(name: str) -> str:
+    return " ".join(TITLES.get(part, part) for part in name.split("_"))
+
+
+def _row(
+    key: str,
+    columns: Sequence[Column],
+    table: Mapping[str, Any],
+    runs: Sequence[Run],
+    published: Sequence[Published],
+) -> Row:
+    printed = {(cell.task, cell.metric): cell for cell in published}
+    runnable = bool(runs) or not published or any(cell.runnable for cell in published)
+    cells = []
+    for column in columns:
+        own = [run for run in runs if run.place[2] == column.task]
+        scores = [run.score(column.metric, table["choose"]) for run in own if run.completed]
+        found = [score for score in scores if score is not None]
+        ours = summarise(found, table["report"], table["spread"]) if found else None
+        failed = statuses(own)
+        if len(found) < len(scores):
+            failed["not measured"] = len(scores) - len(found)
+        paper = printed.get((column.task, column.metric))
+        asked = any(column.task == task for _, task, _ in table["columns"]) or not table["columns"]
+        cells.append(Cell(ours, paper, failed, runnable and asked))
+    if columns and columns[-1].task == "average":
+        cells[-1] = dataclasses.replace(cells[-1], ours=_average(columns, cells), runnable=runnable)
+    for _, plus, minus in table["differences"]:
+        cells.append(Cell(_difference(runs, plus, minus, table)))
+    counted = {run.record.parameters_adapters for run in runs if run.completed} - {None}
+    label = published[0].method if published else table["rows"].get(key, key.replace("_", " "))
+    return Row(
+        key,
+        label,
+        tuple(sorted(counted)),  # type: ignore[arg-type]
+        published[0].trained_parameters if published else None,
+        tuple(cells),
+    )
+
+
+def _average(columns: Sequence[Column], cells: Sequence[Cell]) -> Summary | None:
+    """The mean over tasks, each by the mean of its columns; None until all of them are run."""
+    tasks: dict[str, list[float]] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if column.task != "average" and cell.runnable:
+            if cell.ours is None:
+                return None
+            tasks.setdefault(column.task, []).append(cell.ours.centre)
+    if not tasks:
+        return None
+    return Summary(sum(sum(v) / len(v) for v in tasks.values()) / len(tasks), None, 0)
+
+
+def _difference(
+    runs: Sequence[Run],
+    plus: tuple[str, str],
+    minus: tuple[str, str],
+    table: Mapping[str, Any],
+) -> Summary | None:
+    """One metric less another, of the runs with the same seed and draw."""
+    scores: list[dict[tuple[int, int], float]] = []
+    for column, metric in (plus, minus):
+        own = [run for run in runs if run.completed and run.place[2] == column]
+        values = {run.number: run.score(metric, table["choose"]) for run in own}
+        scores.append({number: v for number, v in values.items() if v is not None})
+    both = [scores[0][number] - scores[1][number] for number in scores[0] if number in scores[1]]
+    return summarise(both, table["report"], table["spread"]) if both else None
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """Names in order, numbers in them by size: r2 before r16."""
+
+    def key(name: str) -> list[tuple[int, float, str]]:
+        parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", name)
+        return [(1, float(p), "") if i % 2 else (0, 0.0, p) for i, p in enumerate(parts)]
+
+    return sorted(set(names), key=key)
+
+
+def number(value: float, metric: str, decimals: int) -> str:
+    """A score as tables print it; differences (no metric) have a sign."""
+    if not metric:
+        return f"{value:+.{decimals}f}"
+    if metric.removeprefix("extra_") in PERCENT:
+        return f"{value:.{decimals}f}"
+    return f"{value:.5g}"
+
+
+def ours_text(cell: Cell, metric: str, decimals: int) -> str:
+    """`87.4 ± 0.3 (5)`: with how many runs, and how many more failed; or `not run`."""
+    failed = ", ".join(f"{count} {status}" for status, count in cell.failures.items())
+    if cell.ours is None:
+        return failed or ("not run" if cell.runnable else NONE)
+    text = number(cell.ours.centre, metric, decimals)
+    if cell.ours.spread is not None:
+        text += f" ± {cell.ours.spread:.{decimals}f}"
+    inside = ", ".join(filter(None, [str(cell.ours.n or ""), failed]))
+    return f"{text} ({inside})" if inside else text
+
+
+def published_text(cell: Cell, metric: str, decimals: int) -> str:
+    if cell.published is None:
+        return NONE
+    sd = cell.published.sd
+    spread = "" if sd is None else f" ± {sd:.{decimals}f}"
+    return number(cell.published.value, metric, decimals) + spread
+
+
+def parameters_text(row: Row) -> tuple[str, str]:
+    """Our trained parameters and the paper's, in millions."""
+    ends = dict.fromkeys((min(row.parameters), max(row.parameters)) if row.parameters else ())
+    ours = " to ".join(f"{count / 1e6:.3g}M" if count else "0" for count in ends)
+    paper = row.published_parameters
+    return ours or NONE, NONE if paper is None else f"{paper / 1e6:g}M"

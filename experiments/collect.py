@@ -1,0 +1,191 @@
+"""From the records under a folder to the runs of a table's cells, and to what they come to."""
+
+import dataclasses
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from experiments.published import PERCENT
+from lora_jax import records
+
+# What may differ between the runs of a cell: which run it is, and what does not change a result.
+FREE = ("seed", "data.draw", "data.folder", "start_from", "train.log_every")
+FREE += ("train.checkpoint_every",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A record, and the folder that it is in."""
+
+    folder: Path
+    record: records.Record
+
+    @property
+    def study(self) -> Mapping[str, str]:
+        return self.record.config.get("study") or {}
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """The model, the row and the column that the run belongs to."""
+        return self.study["model"], self.study["row"], self.study["column"]
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Which of its cell's runs it is: the seed, and the draw of the examples."""
+        return self.record.seed, self.record.config["data"]["draw"]
+
+    @property
+    def completed(self) -> bool:
+        return self.record.status == "completed"
+
+    def score(self, metric: str, choose: str = "last") -> float | None:
+        """A metric of the `best` or the `last` evaluation, in percent where tables have percent."""
+        metrics = self.record.metrics_best if choose == "best" else self.record.metrics_last
+        value = metrics.get(metric)
+        return None if value is None else value * scale(metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """The runs of a table, one of each, and what was left out or is to be known about them."""
+
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What several runs come to: their median or mean, and `spread` where there are two or more."""
+
+    centre: float
+    spread: float | None
+    n: int
+
+
+def scale(metric: str) -> float:
+    return 100.0 if metric.removeprefix("extra_") in PERCENT else 1.0
+
+
+def find(results: Path) -> list[Run]:
+    """Every record under a folder, validated, in the order of their paths.
+
+    Raises:
+      ValueError, FileNotFoundError: no such folder, or a record that is not valid.
+    """
+    if not results.is_dir():
+        raise FileNotFoundError(f"--results {results}: no such folder")
+    found = []
+    for path in sorted(results.rglob("record.json")):
+        record = records.read(path.parent)
+        assert record is not None
+        found.append(Run(path.parent, record))
+    return found
+
+
+def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
+    """The runs of a table; smoke runs, runs that tune and copies are left out, and counted.
+
+    Raises:
+      ValueError: runs of one cell that differ in more than seed and draw, or one run with two
+        results.
+    """
+    own = [run for run in runs if run.study.get("table") == table]
+    sized = [run for run in own if run.study["size"] == size]
+    kept = [run for run in sized if not _tunes(run)]
+    notes = [_left_out(len(own) - len(sized), "of another size")]
+    notes += [_left_out(len(sized) - len(kept), "validated on a part of the training examples")]
+    cells: dict[tuple[str, str, str], list[Run]] = {}
+    for run in kept:
+        cells.setdefault(run.place, []).append(run)
+    single: list[Run] = []
+    for each in cells.values():
+        _alike(each)
+        single += _one_of_each(each)
+    notes += [_left_out(len(kept) - len(single), "copies or earlier attempts of others")]
+    for run in single:
+        if not run.completed:
+            what = ", ".join(run.place) + f", seed {run.record.seed}"
+            why = f": {run.record.note}" if run.record.note else ""
+            notes.append(f"{run.record.status}: {what}{why}")
+    return Collected(tuple(single), tuple(filter(None, notes)))
+
+
+def _tunes(run: Run) -> bool:
+    """Whether a run of a task with a development set was scored on held-out examples instead."""
+    section = run.record.config["data"]
+    return section["source"] in ("tfds", "tsv") and section["validation"] > 0
+
+
+def _left_out(count: int, why: str) -> str:
+    return f"{count} {'run' if count == 1 else 'runs'} left out: {why}" if count else ""
+
+
+def _alike(runs: Sequence[Run]) -> None:
+    """Raise where the runs of a cell are not runs of the same thing."""
+    first, settings = runs[0], dict(_settings(runs[0]))
+    for run in runs[1:]:
+        own = dict(_settings(run))
+        keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
+        if keys:
+            there, here = settings.get(keys[0], "absent"), own.get(keys[0], "absent")
+            raise ValueError(
+                f"{first.folder} and {run.folder} are runs of one cell, but {keys[0]} is {there} "
+                f"in one and {here} in the other"
+            )
+        if run.record.weights_digest != first.record.weights_digest:
+            raise ValueError(f"{first.folder} and {run.folder} began from different weights")
+        same_draw = run.number[1] == first.number[1]
+        if same_draw and run.record.data_digest != first.record.data_digest:
+            raise ValueError(f"{first.folder} and {run.folder} were trained on different data")
+
+
+def _settings(run: Run) -> Iterator[tuple[str, str]]:
+    def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping) and value:
+            for key, item in value.items():
+                yield from leaves(item, f"{where}.{key}" if where else key)
+        elif where not in FREE:
+            yield where, records.canonical(value)
+
+    return leaves(run.record.config, "")
+
+
+def _one_of_each(runs: Sequence[Run]) -> list[Run]:
+    """The runs of a cell, each number once: a completed one, if there is one."""
+    chosen: dict[tuple[int, int], Run] = {}
+    for run in sorted(runs, key=lambda run: (run.number, not run.completed, str(run.folder))):
+        first = chosen.setdefault(run.number, run)
+        results = [(r.record.metrics_best, r.record.metrics_last) for r in (first, run)]
+        if first.completed and run.completed and results[0] != results[1]:
+            raise ValueError(
+                f"{first.folder} and {run.folder} are the same run (seed {run.record.seed}) with "
+                "different results: keep one"
+            )
+    return list(chosen.values())
+
+
+def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
+    """The median or mean of scores, and their spread.
+
+    Args:
+      spread: `sd`, the sample's standard deviation, or `ci95`, half the width of the interval that
+        has the mean with a confidence of 95% (Student's t).
+    """
+    centre = statistics.median(scores) if report == "median" else statistics.fmean(scores)
+    n = len(scores)
+    if n < 2:
+        return Summary(centre, None, n)
+    deviation = statistics.stdev(scores)
+    if spread == "ci95":
+        deviation *= float(stats.t.ppf(0.975, n - 1)) / math.sqrt(n)
+    return Summary(centre, deviation, n)
+
+
+def statuses(runs: Iterable[Run]) -> dict[str, int]:
+    """How many runs ended otherwise than completed, by how."""
+    return dict(Counter(run.record.status for run in runs if not run.completed))

@@ -1,0 +1,305 @@
+"""Every config file, with every argument that it declares: the schema, plain data, the papers."""
+
+import functools
+import importlib
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common, lora_table2, pissa_table3, vera_table2
+from experiments import published
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+STUDIES = [name for name in FILES if name not in ("__init__", "common", "common_tasks")]
+STUDIES.remove("quickstart")
+MODULES = {name: importlib.import_module(f"configs.{name}") for name in STUDIES}
+
+SCHEMA: dict[str, Any] = {
+    "experiment": str,
+    "seed": int,
+    "study": dict.fromkeys(("table", "row", "column", "model", "size"), str),
+    "model": {
+        "name": str,
+        "pool": str,
+        "dtype": str,
+        "dropout": bool,
+        "head_dropout": float | None,
+    },
+    "data": {
+        "name": str,
+        "source": str,
+        "folder": str | None,
+        "files": dict.fromkeys(("train", "validation", "text", "second_text", "label"), str),
+        "validation": int,
+        "train": int,
+        "draw": int,
+        "max_length": int,
+        "buckets": int,
+    },
+    "variant": {key: kind | None for key, kind in common.SETTINGS.items()} | {"name": str},
+    "targets": tuple,
+    "also_train": tuple,
+    "quantize": {"storage": str, "patterns": tuple},
+    "start_from": str | None,
+    "optimizer": {
+        "learning_rate": float,
+        "schedule": str,
+        "warmup_ratio": float,
+        "warmup_steps": int,
+        "weight_decay": float,
+        "clip": float,
+        "b1": float,
+        "b2": float,
+        "eps": float,
+        "head_learning_rate": float | None,
+    },
+    "train": {
+        "batch_size": int,
+        "accumulate": int,
+        "epochs": int,
+        "max_steps": int,
+        "log_every": int,
+        "evaluate_every": int,
+        "evaluations": int,
+        "checkpoint_every": int,
+        "select": str,
+        "target_score": float | None,
+    },
+}
+
+
+def differences(value: Any, schema: Any, where: str = "config") -> list[str]:
+    """Where a config is not as the schema says; whole numbers are no floats."""
+    if isinstance(schema, dict):
+        keys = (
+            set(value) ^ set(schema) - {"extra"} if isinstance(value, dict) else {"not a section"}
+        )
+        problems = [f"{where}: {key}" for key in sorted(keys - {"extra"})]
+        shared = [key for key in schema if isinstance(value, dict) and key in value]
+        return problems + [
+            d for k in shared for d in differences(value[k], schema[k], f"{where}.{k}")
+        ]
+    good = isinstance(value, schema) and (type(value) is not bool or schema is bool)
+    return [] if good else [f"{where} is {value!r}, expected {schema}"]
+
+
+@functools.cache
+def every(name: str) -> dict[str, ConfigDict | ValueError]:
+    """The config of every combination of the listed values, by the text after the colon."""
+    lists = {k: v for k, v in MODULES[name].ARGUMENTS.items() if isinstance(v, tuple)}
+    lists = {**lists, "size": ("smoke",), "source": ("tsv",)}
+    found: dict[str, ConfigDict | ValueError] = {}
+    for values in itertools.product(*lists.values()):
+        arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
+        try:
+            found[arg] = MODULES[name].get_config(arg)
+        except ValueError as error:
+            found[arg] = error
+    return found
+
+
+def full(name: str, **choice: Any) -> dict[str, Any]:
+    arg = ",".join(f"{key}={value}" for key, value in choice.items())
+    return MODULES[name].get_config(arg).to_dict()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_combination_is_of_the_schema(name):
+    loaded = 0
+    for arg, config in every(name).items():
+        if isinstance(config, ValueError):  # a method that a paper ran with one of the models only
+            assert "has no settings for" in str(config), arg
+            continue
+        loaded += 1
+        assert differences(config.to_dict(), SCHEMA) == [], arg
+        assert config.study.table == config.experiment == name
+        assert config.study.size == "smoke"
+        assert config.train.max_steps == 4
+        assert config.study.model in arg
+        assert not ("start_from" in arg and config.start_from)
+    assert loaded >= 8
+    unlisted = MODULES[name].get_config("seed=3,folder=glue,source=tsv,size=full")
+    assert (unlisted.seed, unlisted.data.folder, unlisted.data.source) == (3, "glue", "tsv")
+    assert differences(unlisted.to_dict(), SCHEMA) == []
+    assert unlisted.train.max_steps == (300 if name == "few_shot" else 0)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_two_choices_never_share_a_place_in_the_table(name):
+    places: dict[tuple[Any, ...], str] = {}
+    for arg, config in every(name).items():
+        if isinstance(config, ConfigDict):
+            place = tuple(config.study.to_dict().values())
+            assert places.setdefault(place, arg) == arg
+    rows = {config.study.row for config in every(name).values() if isinstance(config, ConfigDict)}
+    assert set(MODULES[name].TABLE["rows"]) <= rows
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_wrong_argument_is_named(name):
+    with pytest.raises(ValueError, match="size 'tiny': expected one of full, smoke"):
+        MODULES[name].get_config("size=tiny")
+    with pytest.raises(ValueError, match="'rnak=8': expected one of"):
+        MODULES[name].get_config("rnak=8")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_is_published_as_runnable_runs_and_nothing_else(name):
+    module = MODULES[name]
+    of_table = module.TABLE["published"]
+    if of_table is None:
+        return
+    cells = [cell for cell in published.load() if (cell.paper, cell.table) == of_table]
+    assert cells
+    runnable = {(c.model, c.row, c.task) for c in cells if c.runnable and c.task != "average"}
+    studies = [c.study for c in every(name).values() if isinstance(c, ConfigDict)]
+    own = {(study.model, study.row, study.column) for study in studies}
+    assert runnable <= own
+    columns = {(task, metric) for _, task, metric in module.TABLE["columns"]}
+    printed = {(c.task, c.metric) for c in cells if c.runnable and c.task != "average"}
+    assert printed <= columns
+    beside = {cell.model for cell in cells} & {model for model, _, _ in own}
+    if name in ("lora_table6", "lora_table18"):  # GPT's: never beside an encoder's
+        assert not beside
+    else:
+        assert beside
+
+
+BASE = {"model": "roberta_base"}
+LARGE = {"model": "roberta_large"}
+XXL = {"model": "deberta_v2_xxl"}
+V3 = {"model": "deberta_v3_base"}
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "expected"),
+    [
+        # batch, epochs, learning rate, length, rank, alpha, weight decay, warm-up ratio
+        ("lora_table2", BASE | {"task": "mnli"}, (16, 30, 5e-4, 512, 8, 8.0, 0.1, 0.06)),
+        ("lora_table2", BASE | {"task": "cola"}, (32, 80, 4e-4, 512, 8, 8.0, 0.1, 0.06)),
+        ("lora_table2", BASE | {"task": "stsb"}, (16, 40, 4e-4, 512, 8, 8.0, 0.1, 0.06)),
+        ("lora_table2", LARGE | {"task": "rte"}, (8, 20, 4e-4, 512, 8, 16.0, 0.1, 0.06)),
+        ("lora_table2", LARGE | {"task": "sst2"}, (4, 10, 4e-4, 128, 8, 16.0, 0.1, 0.06)),
+        (
+            "lora_table2",
+            LARGE | {"task": "stsb", "method": "lora_dagger"},
+            (4, 10, 2e-4, 128, 8, 16.0, 0.1, 0.06),
+        ),
+        ("lora_table2", XXL | {"task": "qnli"}, (6, 8, 1e-4, 512, 16, 32.0, 0.01, 0.1)),
+        ("lora_table2", XXL | {"task": "stsb"}, (4, 10, 2e-4, 128, 16, 32.0, 0.1, 0.1)),
+        ("vera_table2", BASE | {"task": "rte"}, (64, 160, 4e-3, 512, 1024, None, 0.0, 0.06)),
+        ("vera_table2", LARGE | {"task": "mrpc"}, (128, 40, 3e-2, 128, 256, None, 0.0, 0.06)),
+        ("adalora_table1", V3 | {"task": "stsb"}, (32, 25, 2.2e-3, 128, 12, 32.0, 0.1, 0.1)),
+        ("adalora_table1", V3 | {"task": "mnli"}, (32, 7, 5e-4, 256, 12, 16.0, 0.0, 0.1)),
+        ("pissa_table3", V3 | {"task": "qnli"}, (32, 10, 1e-4, 512, 8, 16.0, 0.0, 0.0)),
+        (
+            "pissa_table3",
+            V3 | {"task": "cola", "method": "lora"},
+            (32, 30, 4e-4, 64, 8, 8.0, 0.0, 0.0),
+        ),
+        (
+            "lora_plus_ratio",
+            BASE | {"task": "sst2", "rate": "2e-4", "ratio": 8},
+            (32, 10, 2e-4, 128, 8, 8.0, 0.0, 0.0),
+        ),
+        ("lora_table6", BASE | {"task": "cola"}, (32, 80, 4e-4, 512, 8, 8.0, 0.1, 0.06)),
+        (
+            "qlora_table3",
+            LARGE | {"task": "rte", "method": "lora_nf4_double"},
+            (4, 20, 4e-4, 128, 8, 16.0, 0.1, 0.06),
+        ),
+    ],
+)
+def test_hyperparameters_are_the_papers(name, choice, expected):
+    c = full(name, **choice)
+    variant, optimizer = c["variant"], c["optimizer"]
+    assert (
+        c["train"]["batch_size"],
+        c["train"]["epochs"],
+        optimizer["learning_rate"],
+        c["data"]["max_length"],
+        variant["rank"],
+        variant["alpha"],
+        optimizer["weight_decay"],
+        optimizer["warmup_ratio"],
+    ) == expected
+    assert (c["train"]["select"], c["data"]["train"], c["train"]["evaluations"]) == (
+        "best",
+        0,
+        c["train"]["epochs"],
+    )
+
+
+def test_what_single_papers_ask_for():
+    vera = full("vera_table2", model="roberta_large", task="qnli")
+    assert vera["optimizer"]["head_learning_rate"] == 2e-4
+    assert full("lora_table2", model="deberta_v2_xxl", task="mnli")["model"]["head_dropout"] == 0.15
+    adalora = full("adalora_table1", model="deberta_v3_base", method="adalora_b144", task="rte")
+    wanted = {"rank": 4, "target_rank": 2, "t_init": 600, "t_final": 1800, "delta_t": 1}
+    wanted |= {"orthogonality": 0.3, "mode": "reference", "name": "adalora"}
+    assert {key: adalora["variant"][key] for key in wanted} == wanted
+    assert adalora["optimizer"]["warmup_steps"] == 200
+    ratio = full("lora_plus_ratio", model="roberta_base", task="mnli", ratio=16)
+    assert (ratio["variant"]["learning_rate_ratio"], ratio["optimizer"]["b2"]) == (16.0, 0.99)
+    assert ratio["also_train"] == ("classifier/.*",)
+    storages = {
+        method: full("qlora_table3", method=method)["quantize"]["storage"]
+        for method in ("lora", "lora_int8", "lora_nf4", "lora_nf4_double")
+    }
+    assert list(storages.values()) == ["none", "int8", "nf4", "nf4_double"]
+    assert full("targets", targets="all_every_other")["targets"][0][1] == {"layers": (0, 6, 2)}
+    half = full("targets", targets="all_last_half", model="roberta_base")["targets"]
+    assert {settings["layers"] for _, settings in half} == {(6, 12, 1)}
+    shift = full("domain_shift", pair="qnli_rte", stage="target", start_from="runs/source")
+    assert (shift["data"]["name"], shift["data"]["extra"]) == ("glue/rte", "glue/qnli")
+    assert shift["start_from"] == "runs/source"
+
+
+@pytest.mark.parametrize(
+    ("model", "hidden", "matrices", "printed"),
+    [
+        ("roberta_base", 768, 24, 0.3),
+        ("roberta_large", 1024, 48, 0.8),
+        ("deberta_v2_xxl", 1536, 96, 4.7),
+    ],
+)
+def test_ranks_give_the_printed_parameters(model, hidden, matrices, printed):
+    rank = lora_table2.VARIANTS[model]["rank"]
+    assert round(matrices * 2 * hidden * rank / 1e6, 1) == printed
+
+
+def test_vera_s_ranks_give_the_printed_parameters():
+    ranks = vera_table2.RANKS
+    assert 24 * (768 + ranks["roberta_base"]) == 43_008
+    assert 48 * (1024 + ranks["roberta_large"]) == 61_440
+
+
+def test_only_mrpc_rte_and_stsb_start_from_mnli():
+    for task in ("mrpc", "rte", "stsb"):
+        assert full("lora_table2", task=task, start_from="runs/mnli")["start_from"] == "runs/mnli"
+        assert full("lora_table2", task=task)["start_from"] is None
+    for choice in ({"task": "cola"}, {"task": "rte", "method": "lora_dagger", **LARGE}):
+        with pytest.raises(ValueError, match="starts from the pretrained model"):
+            full("lora_table2", start_from="runs/mnli", **choice)
+
+
+def test_small_settings_are_small_and_their_own():
+    for name in ("lora_table2", "pissa_table3", "adalora_table1"):
+        small = full(name, model="minilm", task="mnli")
+        assert (small["data"]["train"], small["train"]["epochs"]) == (8000, 3)
+        assert small["model"]["name"] == "minilm" and small["model"]["pool"] == "mean"
+    for table in (lora_table2.ROBERTA_BASE, pissa_table3.PISSA):
+        assert not any(math.isclose(2e-3, values[2]) for values in table.values())
+
+
+def test_configs_are_loaded_without_jax():
+    lines = [f"import configs.{name}" for name in STUDIES]
+    lines += ["import sys", "assert not {'jax', 'lora_jax', 'variants'} & set(sys.modules)"]
+    subprocess.run([sys.executable, "-c", "; ".join(lines)], cwd=ROOT, check=True)
