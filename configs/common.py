@@ -88,6 +88,51 @@ def quantize(storage: str = "none", patterns: tuple[str, ...] = ("all-linear",))
     return ConfigDict({"storage": storage, "patterns": patterns})
 
 
+def model(name: str, **settings: Any) -> ConfigDict:
+    """The base model: `minilm`, a local folder, or `org/name` on the Hugging Face Hub."""
+    defaults = {
+        "pool": "cls",
+        "dtype": "float32",
+        "dropout": True,  # the model's own, at its published rates
+        "head_dropout": config_dict.placeholder(float),  # unset: that of its config
+    }
+    return ConfigDict({**defaults, "name": name, **settings})
+
+
+def data(name: str, **settings: Any) -> ConfigDict:
+    """What to learn from which source (see `lora_jax.data.load_task`)."""
+    files = dict.fromkeys(("train", "validation", "text", "second_text", "label"), "")
+    defaults = {
+        "source": "tfds",  # demo, tfds, tsv or files
+        "folder": config_dict.placeholder(str),
+        "files": files,
+        "validation": 0,  # 0: the task's own part; else so many are held out from training for it
+        "train": 0,  # examples to train on, classes in proportion; 0 for all
+        "draw": 0,  # which draw of them
+        "extra": "",  # another task with these labels, to evaluate on as well
+        "max_length": 128,
+        "buckets": 6,
+    }
+    return ConfigDict({**defaults, "name": name, **settings})
+
+
+def train(**settings: Any) -> ConfigDict:
+    """How long and in what pieces to train, and which evaluation's adapter is kept."""
+    defaults = {
+        "batch_size": 32,
+        "accumulate": 1,
+        "epochs": 3,
+        "max_steps": 0,  # 0: epochs alone decide
+        "log_every": 10,
+        "evaluate_every": 0,  # steps; 0 for once at the end
+        "evaluations": 0,  # so many, evenly spread: one an epoch for as many as there are epochs
+        "checkpoint_every": 50,
+        "select": "last",  # or "best"
+        "target_score": config_dict.placeholder(float),  # to note when it is reached
+    }
+    return ConfigDict({**defaults, **settings})
+
+
 def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:
     """AdamW with a warm-up that is a ratio of all steps."""
     defaults = {

@@ -8,7 +8,7 @@ sentences: 7,500 to train on, 1,030 to validate. `:variant=` takes any file of `
 `:storage=nf4` stores the frozen matrices quantised (QLoRA), and `:size=smoke` is a run of seconds.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
@@ -27,30 +27,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "experiment": "quickstart",
             "seed": 0,
-            "model": {"name": "minilm", "pool": "mean", "dtype": "float32", "dropout": False},
-            "data": {
-                "name": "rotten_tomatoes",
-                "validation": 1030,
-                "train": 256 if smoke else 0,  # examples to train on; 0 for all
-                "max_length": 128,
-                "buckets": 6,
-            },
+            "model": common.model("minilm", pool="mean", dropout=False),
+            "data": common.data(
+                "rotten_tomatoes",
+                source="demo",
+                validation=1030,
+                train=256 if smoke else 0,
+            ),
             "variant": common.variant(variant, **SETTINGS.get(variant, {})),
             # patterns, or (pattern, settings of the variant for it)
             "targets": TARGETS.get(variant, ("all-linear",)),
             "also_train": () if variant == "full" else ("classifier/.*",),
             "quantize": common.quantize(choice["storage"]),
+            "start_from": config_dict.placeholder(str),
             "optimizer": common.optimizer(
                 common.LEARNING_RATES.get(variant, common.OTHER_LEARNING_RATE)
             ),
-            "train": {
-                "batch_size": 32,
-                "accumulate": 1,
-                "epochs": 1,
-                "log_every": 2 if smoke else 10,
-                "evaluate_every": 0,  # steps; 0 for once at the end
-                "checkpoint_every": 4 if smoke else 50,
-                "select": "last",  # or "best": which evaluation's adapter is kept
-            },
+            "train": common.train(
+                epochs=1,
+                log_every=2 if smoke else 10,
+                checkpoint_every=4 if smoke else 50,
+            ),
         }
     )
