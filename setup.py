@@ -25,7 +25,15 @@ setup(
         "rich>=13.9",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "equinox>=0.13"],
+        "spm": ["sentencepiece>=0.2", "protobuf>=4.25"],  # DeBERTa's tokenizer
+        "test": [
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.120",
+            "equinox>=0.13",
+            "sentencepiece>=0.2",
+            "protobuf>=4.25",
+        ],
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
