@@ -237,7 +237,7 @@ def test_remat_changes_no_value_and_no_gradient(x64):
         params, apply = functional(random_model("v2", options=options))
 
         def loss(params, apply=apply):
-            return jnp.square(apply(params, *args, rng=jax.random.key(3))).sum()
+            return jnp.square(apply(params, *args)).sum()
 
         values.append(jax.jit(jax.value_and_grad(loss))(params))
         assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
@@ -351,6 +351,21 @@ def test_config_defaults_and_round_trip():
     assert hash(config) == hash(DebertaConfig.from_json(config.to_json()))
     assert DebertaConfig.from_json({"model_type": "deberta-v2"}) == DebertaConfig()
     assert DebertaConfig().max_tokens == 512
+
+
+_BASE = {**CASES["v3"][0], "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12}
+_BASE |= {"num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}
+_BASE |= {"position_buckets": 256, "layer_norm_eps": 1e-7}
+_XXL = {**_BASE, "hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 24}
+_XXL |= {"intermediate_size": 6144, "attention_head_size": 64, "conv_kernel_size": 3}
+
+
+@pytest.mark.parametrize(("content", "expected"), [(_BASE, 184_423_682), (_XXL, 1_566_913_538)])
+def test_published_sizes(content, expected):
+    """As transformers counts microsoft/deberta-v3-base and -v2-xxlarge with two labels."""
+    config = DebertaConfig.from_json(content)
+    abstract = nnx.eval_shape(lambda: DebertaClassifier(config, 2, rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract))) == expected
 
 
 def test_only_absolute_positions_end():

@@ -115,7 +115,7 @@ def test_several_files_with_an_index_equal_one(tmp_path):
 
 
 def torch_files(folder, *files):
-    """A published folder with pytorch_model*.bin in place of its safetensors, written without torch."""
+    """A published folder made one with pytorch_model*.bin in place of its safetensors."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     for i, file in enumerate(files):

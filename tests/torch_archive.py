@@ -1,4 +1,4 @@
-"""Archives like those of torch.save, written by hand: what torch would write, and what it never does."""
+"""Archives like those of torch.save, written by hand: what torch writes, and what it never does."""
 
 import io
 import pickle

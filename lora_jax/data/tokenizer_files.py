@@ -107,7 +107,8 @@ def _read_spm(path: Path) -> Any:
             f"{path}: reading it needs a package that is not installed; "
             "run: pip install sentencepiece protobuf"
         ) from None
-    model = sentencepiece_model_pb2.ModelProto()
+    protobuf: Any = sentencepiece_model_pb2  # its classes come into being on import
+    model = protobuf.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's DecodeError, which has no stable place

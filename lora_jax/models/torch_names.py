@@ -4,10 +4,12 @@ Torch keeps a linear layer's weight as (out, in) and each transformer layer by i
 (in, out) and stacked. Names are those of transformers' sequence classifiers.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
+
+from lora_jax.models.families import Config
 
 _ENCODER = {
     "embeddings/word": "embeddings.word_embeddings",
@@ -52,13 +54,6 @@ _LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "
 def path_of(key_path: tuple[Any, ...]) -> str:
     """JAX's key path as a/b/c, without the inner `value` of NNX."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
-
-
-class Config(Protocol):
-    """What the names depend on."""
-
-    model_type: str
-    num_hidden_layers: int
 
 
 def prefix(config: Config) -> str:
