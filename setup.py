@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 # importlib_resources is needed by tensorflow-datasets, which does not say so.
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources>=6.4"]
+SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
 
 setup(
     name="lora-jax",
@@ -30,8 +31,16 @@ setup(
         "scipy>=1.14",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "hypothesis>=6.120", "equinox>=0.13", *TFDS],
+        "test": [
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.120",
+            "equinox>=0.13",
+            *TFDS,
+            *SPM,
+        ],
         "tfds": TFDS,
+        "spm": SPM,
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],

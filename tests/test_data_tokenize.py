@@ -4,6 +4,7 @@ import importlib.util
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from tokenizers import models, pre_tokenizers, processors
 
 from lora_jax.data import Examples, encode, load_tokenizer
 
-FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "tokens_minilm.json").read_text())
+FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURE = json.loads((FIXTURES / "tokens_minilm.json").read_text())
+FILES = json.loads((FIXTURES / "tokens_files.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +144,81 @@ def test_roberta_pads_with_one_and_has_no_types(tmp_path, settings):
     a, b = vocabulary["a"], vocabulary["b"]
     assert rows(encoded)[0] == [[0, a, 2, 2, b, 2], [0] * 6]
     assert encoded.pad_id == 1
+
+
+def from_files(kind, folder, **settings):
+    """A copy of a committed folder with nothing but vocabulary files, and settings."""
+    shutil.copytree(FIXTURES / f"{kind}_tokenizer", folder, dirs_exist_ok=True)
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [(kind, case) for kind in ("roberta", "deberta") for case in FILES[kind]],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value["settings"]),
+)
+def test_vocabulary_files_give_the_ids_of_transformers(tmp_path, kind, case):
+    if kind == "deberta":
+        pytest.importorskip("sentencepiece")
+    tokenizer = load_tokenizer(from_files(kind, tmp_path, **case["settings"]))
+    assert tokenizer.pad_id == {"roberta": 1, "deberta": 0}[kind]
+    for given, examples in (
+        ("singles", singles(FILES["singles"])),
+        ("pairs", pairs(FILES["pairs"])),
+    ):
+        assert rows(encode(tokenizer, examples, 512)) == case[given]
+
+
+def test_roberta_special_tokens_follow_their_settings(tmp_path):
+    folder = from_files("roberta", tmp_path)
+    plain = load_tokenizer(folder)
+    space = plain.backend.encode("a <mask>").ids
+    mask = {"content": "<mask>", "lstrip": True, "normalized": False}
+    stripped = load_tokenizer(from_files("roberta", tmp_path, mask_token=mask))
+    assert [i for i in space if i not in stripped.backend.encode("a <mask>").ids]
+    other = load_tokenizer(from_files("roberta", tmp_path, cls_token="</s>", pad_token="<unk>"))
+    assert (other.backend.encode("a").ids[0], other.pad_id) == (2, 3)
+
+
+def test_vocabularies_that_cannot_be_used_are_refused(tmp_path):
+    folder = from_files("roberta", tmp_path / "a", cls_token="<nope>")
+    with pytest.raises(ValueError, match=r"vocab\.json is not a RoBERTa vocabulary: it has no <no"):
+        load_tokenizer(folder)
+    (folder / "merges.txt").write_text("#version: 0.2\nqqq zzz\n")
+    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt are not a byte-pair voc"):
+        load_tokenizer(folder)
+    (folder / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json without its merges\.txt"):
+        load_tokenizer(folder)
+
+
+def test_spm_models_that_cannot_be_used_are_refused(tmp_path):
+    pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    path = from_files("deberta", tmp_path) / "spm.model"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff" * 50)
+    with pytest.raises(ValueError, match=r"spm\.model is not a SentencePiece model"):
+        load_tokenizer(tmp_path)
+    model = pb2.ModelProto.FromString(whole)
+    model.trainer_spec.model_type = 2
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"spm\.model: not a unigram model"):
+        load_tokenizer(tmp_path)
+    model = pb2.ModelProto.FromString(whole)
+    model.pieces[1].piece = "<s>"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"not a DeBERTa vocabulary: it has no \[CLS\]$"):
+        load_tokenizer(tmp_path)
+
+
+def test_without_sentencepiece_the_command_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.delitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", raising=False)
+    with pytest.raises(ValueError, match=r"spm\.model: .*run: pip install sentencepiece") as caught:
+        load_tokenizer(from_files("deberta", tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_folders_without_a_tokenizer_are_refused(tmp_path):

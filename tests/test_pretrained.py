@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, save_checkpoint
 from safetensors.numpy import load_file, save_file
+from torch_archive import save_bin
 
 from lora_jax.models import pretrained
 from lora_jax.models.pretrained import export_classifier, load_classifier, locate
@@ -111,6 +112,34 @@ def test_several_files_with_an_index_equal_one(tmp_path):
     (several / "b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.safetensors: no such file, but .*index"):
         load(several)
+
+
+def torch_files(folder, *files):
+    """A published folder made one with pytorch_model*.bin in place of its safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for i, file in enumerate(files):
+        save_bin(folder / file, dict(list(tensors.items())[i :: len(files)]))
+    return tensors
+
+
+def test_torch_files_equal_safetensors(tmp_path):
+    one = load(checkpoint(tmp_path / "one")).model
+    torch_files(checkpoint(tmp_path / "bin"), "pytorch_model.bin")
+    assert_same(load(tmp_path / "bin").model, one)
+    content = (tmp_path / "bin/pytorch_model.bin").read_bytes()
+    assert digest(tmp_path / "bin") == hashlib.sha256(content).hexdigest()
+
+    shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    tensors = torch_files(checkpoint(tmp_path / "several"), *shards)
+    names = {name: shards[i % 2] for i, name in enumerate(tensors)}
+    index = tmp_path / "several/pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert_same(load(tmp_path / "several").model, one)
+    # where there are both, the safetensors are read
+    checkpoint(tmp_path / "bin")
+    (tmp_path / "bin/pytorch_model.bin").write_bytes(b"not read")
+    assert_same(load(tmp_path / "bin").model, one)
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float64"])
@@ -273,13 +302,11 @@ def test_missing_and_unreadable_files(tmp_path):
     folder = checkpoint(tmp_path / "model")
     (folder / "model.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"neither model\.safetensors nor model\.saf.*json$"
+        FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin, nor an index"
     ):
         load(folder)
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(
-        FileNotFoundError, match=r"pytorch_model\.bin is not read, convert it to saf"
-    ):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin \(1 bytes\) is corrupt or trunc"):
         load(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"index\.json: no weight_map"):
@@ -341,6 +368,7 @@ def test_minilm_comes_from_any_provider_that_holds_the_very_file(tmp_path, monke
 
 def test_hub_names_are_downloaded_and_their_errors_are_one_line(tmp_path, monkeypatch):
     asked = {}
+    (tmp_path / "model.safetensors").write_bytes(b"")
 
     def download(name, allow_patterns):
         asked[name] = allow_patterns
@@ -349,7 +377,7 @@ def test_hub_names_are_downloaded_and_their_errors_are_one_line(tmp_path, monkey
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert locate("org/name-1.0") == tmp_path
     assert "*.safetensors" in asked["org/name-1.0"]
-    assert not any(pattern.endswith(".bin") for pattern in asked["org/name-1.0"])
+    assert not any(".bin" in pattern for pattern in asked["org/name-1.0"])
 
     def fail(name, allow_patterns):
         raise OSError("404 not found\nlong advice")
@@ -361,6 +389,23 @@ def test_hub_names_are_downloaded_and_their_errors_are_one_line(tmp_path, monkey
         "'org/name': not a local folder, and not to be had from the Hugging Face Hub "
         "(OSError: 404 not found)"
     )
+
+
+def test_torch_files_are_downloaded_where_there_are_no_safetensors(tmp_path, monkeypatch):
+    published = ["config.json", "spm.model", "pytorch_model.bin", "pytorch_model.generator.bin"]
+    published += ["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "tf_model.h5"]
+    wanted = [name for name in published if name not in (published[3], published[-1])]
+
+    def download(name, allow_patterns):
+        for file in huggingface_hub.utils.filter_repo_objects(
+            published, allow_patterns=allow_patterns
+        ):
+            (tmp_path / file).write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate("microsoft/deberta-v3-base") == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(wanted)
 
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path):

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from lora_jax.data.examples import Examples
+from lora_jax.data.tokenizer_files import from_merges, from_spm, from_vocab_txt
+
+# Which file a folder's tokenizer is built from, where it has no tokenizer.json.
+_BUILDERS = {"vocab.txt": from_vocab_txt, "vocab.json": from_merges, "spm.model": from_spm}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,10 +51,11 @@ class Encoded:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Reads the tokenizer of a published checkpoint from its folder.
 
-    Takes `tokenizer.json` if there is one, else BERT's `vocab.txt` with the settings of
-    `tokenizer_config.json` (lower-casing unless that says otherwise). Padding and truncation stored
-    in the file are switched off: some checkpoints pad every sentence to 128 tokens. Raises
-    `FileNotFoundError` if there is neither file and `ValueError` if it cannot be used.
+    Takes `tokenizer.json` if there is one, else BERT's `vocab.txt`, RoBERTa's `vocab.json` with its
+    `merges.txt`, or DeBERTa's `spm.model`, with the settings of `tokenizer_config.json`. Padding
+    and truncation stored in the file are switched off: some checkpoints pad every sentence to 128
+    tokens. Raises `FileNotFoundError` if there is no such file and `ValueError` if it cannot be
+    used.
     """
     folder = Path(folder)
     settings = _read_json(folder / "tokenizer_config.json")
@@ -61,11 +65,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing more specific
             raise ValueError(f"{path} is not a tokenizer: {error}") from error
-    elif (folder / "vocab.txt").is_file():
-        path = folder / "vocab.txt"
-        backend = _bert_word_piece(path, settings)
     else:
-        raise FileNotFoundError(f"no tokenizer in {folder}: neither tokenizer.json nor vocab.txt")
+        path = _vocabulary_file(folder)
+        backend = _BUILDERS[path.name](path, settings)
     backend.no_padding()
     backend.no_truncation()
     return Tokenizer(backend, _pad_id(backend, settings, path))
@@ -107,25 +109,15 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     )
 
 
-def _bert_word_piece(path: Path, settings: dict) -> tokenizers.Tokenizer:
-    vocabulary = models.WordPiece.read_file(str(path))
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    missing = [token for token in special if token not in vocabulary]
-    if missing:
-        raise ValueError(f"{path} is not a BERT vocabulary: it has no {', '.join(missing)}")
-    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
+def _vocabulary_file(folder: Path) -> Path:
+    for name in _BUILDERS:
+        if (folder / name).is_file():
+            if name == "vocab.json" and not (folder / "merges.txt").is_file():
+                raise FileNotFoundError(f"{folder}: vocab.json without its merges.txt")
+            return folder / name
+    raise FileNotFoundError(
+        f"no tokenizer in {folder}: neither tokenizer.json nor {', '.join(_BUILDERS)}"
     )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(
-        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-    )
-    backend.add_special_tokens(special)
-    return backend
 
 
 def _pad_id(backend: tokenizers.Tokenizer, settings: dict, path: Path) -> int:

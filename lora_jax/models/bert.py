@@ -13,7 +13,6 @@ Devlin et al., 2019 (arXiv:1810.04805); Liu et al., 2019 (arXiv:1907.11692).
 """
 
 import functools
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,68 +20,21 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from lora_jax.models.bert_config import ACTIVATIONS, BertConfig
-
-Pool = Literal["cls", "mean"]
-
-
-def _wide(dtype: DTypeLike) -> DTypeLike:
-    """The dtype itself, or float32 if it is narrower."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-
-
-def _like(vector: Array, x: Array) -> Array:
-    """A vector over the last axis of x, with x's rank and dtype."""
-    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """x with a share `rate` of it zeroed and the rest scaled up; x itself without a key."""
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
-
-
-def _keys(key: Array | None, count: int) -> tuple[Array | None, ...]:
-    return (None,) * count if key is None else tuple(jax.random.split(key, count))
-
-
-class Linear(nnx.Module):
-    """x @ kernel + bias, (..., in) to (..., out), in the dtype of x."""
-
-    def __init__(self, width: int, out: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (width, out), dtype))
-        self.bias = nnx.Param(jnp.zeros(out, dtype))
-
-    def __call__(self, x: Array) -> Array:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y + _like(self.bias[...], y)
-
-
-class LayerNorm(nnx.Module):
-    """Normalises the last axis, in float32 at least; the result has the dtype of x."""
-
-    def __init__(self, width: int, epsilon: float, dtype: DTypeLike):
-        self.scale = nnx.Param(jnp.ones(width, dtype))
-        self.bias = nnx.Param(jnp.zeros(width, dtype))
-        self.epsilon = epsilon
-
-    def __call__(self, x: Array) -> Array:
-        y = x.astype(_wide(x.dtype))
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
-        return (y * _like(self.scale[...], y) + _like(self.bias[...], y)).astype(x.dtype)
-
-
-class Embedding(nnx.Module):
-    """Rows of a table, by integer ids."""
-
-    def __init__(self, rows: int, width: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(std * jax.random.normal(rngs.params(), (rows, width), dtype))
-
-    def __call__(self, ids: Array, dtype: DTypeLike) -> Array:
-        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+from lora_jax.models.bert_config import BertConfig
+from lora_jax.models.config_checks import ACTIVATIONS
+from lora_jax.models.modules import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    Pool,
+    check_head,
+    check_inputs,
+    dropout,
+    masked_mean,
+    split_keys,
+    stack,
+    wide,
+)
 
 
 class Embeddings(nnx.Module):
@@ -120,7 +72,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, bias: Array, rng: Array | None) -> Array:
         c = self.config
-        probabilities_rng, output_rng = _keys(rng, 2)
+        probabilities_rng, output_rng = split_keys(rng, 2)
 
         # Heads before tokens: both products are then plain batched matrices, which XLA:CPU runs
         # 1.7 times as fast in the backward pass as (B, T, heads, head).
@@ -147,7 +99,7 @@ class Layer(nnx.Module):
         self.config = config
 
     def __call__(self, x: Array, bias: Array, rng: Array | None) -> Array:
-        attention_rng, output_rng = _keys(rng, 2)
+        attention_rng, output_rng = split_keys(rng, 2)
         x = self.attention(x, bias, attention_rng)
         y = self.down(ACTIVATIONS[self.config.hidden_act](self.up(x)))
         return self.norm(x + dropout(y, self.config.hidden_dropout_prob, output_rng))
@@ -177,14 +129,12 @@ class BertClassifier(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        if pool not in get_args(Pool):
-            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}")
-        if num_labels < 1:
-            raise ValueError(f"num_labels must be at least 1, got {num_labels}")
+        check_head(num_labels, pool)
         self.config, self.pool, self.dtype, self.remat = config, pool, dtype, remat
         width, std = config.hidden_size, config.initializer_range
         self.embeddings = Embeddings(config, param_dtype, rngs)
-        self.layers = _stack(config, param_dtype, rngs)
+        make = functools.partial(Layer, config, param_dtype)
+        self.layers = stack(make, config.num_hidden_layers, rngs)
         if pool == "cls":
             self.pooler = Linear(width, width, std, param_dtype, rngs)
         self.classifier = Linear(width, num_labels, std, param_dtype, rngs)
@@ -206,11 +156,11 @@ class BertClassifier(nnx.Module):
             token_type_ids: (B, T) segment of each token, by default 0.
             rng: dropout at the config's rates with this key; no dropout without one.
         """
-        encoder_rng, head_rng = _keys(rng, 2)
+        encoder_rng, head_rng = split_keys(rng, 2)
         x = self.encode(input_ids, attention_mask, token_type_ids, rng=encoder_rng)
-        before, after = _keys(head_rng, 2)
+        before, after = split_keys(head_rng, 2)
         if self.pool == "mean":
-            pooled = _masked_mean(x, attention_mask)
+            pooled = masked_mean(x, attention_mask)
         else:
             pooled = x[:, 0].astype(self.pooler.kernel.dtype)
             if self.config.model_type == "roberta":
@@ -218,7 +168,7 @@ class BertClassifier(nnx.Module):
             pooled = jnp.tanh(self.pooler(pooled))
         pooled = dropout(pooled, self.config.head_dropout, after)
         logits = self.classifier(pooled.astype(self.classifier.kernel.dtype))
-        return logits.astype(_wide(logits.dtype))
+        return logits.astype(wide(logits.dtype))
 
     def encode(
         self,
@@ -230,26 +180,22 @@ class BertClassifier(nnx.Module):
     ) -> Array:
         """The last hidden states (B, T, hidden), in `dtype`; arguments as for a call."""
         c = self.config
-        if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                "input_ids and attention_mask must both be (batch, tokens), "
-                f"got {input_ids.shape} and {attention_mask.shape}"
-            )
-        if input_ids.shape[1] > c.max_tokens:
-            raise ValueError(f"{input_ids.shape[1]} tokens; the model takes at most {c.max_tokens}")
+        check_inputs(input_ids, attention_mask, c.max_tokens)
         dtype = self.dtype or self.embeddings.word.embedding.dtype
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         mask = attention_mask.astype(bool).astype(jnp.int32)
         positions = jnp.arange(mask.shape[1])[None]
         if c.model_type == "roberta":
             positions = mask * jnp.cumsum(mask, axis=1) + c.pad_token_id
-        embedding_rng, layers_rng = _keys(rng, 2)
+        embedding_rng, layers_rng = split_keys(rng, 2)
         x = self.embeddings(input_ids, positions, types, dtype)
         x = dropout(x, c.hidden_dropout_prob, embedding_rng)
 
         # Finite, so that a wholly masked row has a softmax too.
-        wide = _wide(dtype)
-        bias = jnp.where(mask == 0, jnp.array(-1e30, wide), jnp.array(0, wide))[:, None, None, :]
+        scores = wide(dtype)
+        bias = jnp.where(mask == 0, jnp.array(-1e30, scores), jnp.array(0, scores))[
+            :, None, None, :
+        ]
         graph, weights = nnx.split(self.layers)
 
         def layer(x, weights_and_rng):
@@ -260,21 +206,3 @@ class BertClassifier(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False)
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         return jax.lax.scan(layer, x, (weights, rngs))[0]
-
-
-def _stack(config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Layer:
-    """All layers as one, with a leading axis on every parameter and a key of its own for each."""
-
-    @nnx.split_rngs(splits=config.num_hidden_layers)
-    @nnx.vmap
-    def layers(rngs: nnx.Rngs) -> Layer:
-        return Layer(config, dtype, rngs)
-
-    return layers(rngs)
-
-
-def _masked_mean(x: Array, mask: Array) -> Array:
-    """Mean over the unmasked tokens, (B, T, hidden) to (B, hidden), or 0; in float32 at least."""
-    x = x.astype(_wide(x.dtype))
-    weights = mask.astype(bool).astype(x.dtype)[:, :, None]
-    return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)

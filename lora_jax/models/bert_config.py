@@ -1,25 +1,17 @@
 """What a published BERT or RoBERTa config.json says, checked."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-from jax import Array
-
-_tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
-
-# transformers' names. "gelu" is exact (erf), the others of that name are its tanh approximation.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": _tanh_gelu,
-    "gelu_fast": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-}
+from lora_jax.models.config_checks import (
+    check_activation,
+    check_heads,
+    check_integer,
+    check_plain,
+    check_positive,
+    check_rate,
+)
 
 # model_type -> where its defaults differ from BERT's.
 _FAMILIES: dict[str, dict[str, int]] = {
@@ -52,16 +44,7 @@ class BertConfig:
         _family_defaults(self.model_type)
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(
-                f"hidden_act {self.hidden_act!r} is not supported; "
-                f"supported: {', '.join(ACTIVATIONS)}"
-            )
+        check_heads(self.hidden_size, self.num_attention_heads)
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "BertConfig":
@@ -76,11 +59,7 @@ class BertConfig:
             raise ValueError(
                 f"position_embedding_type {positions!r} is not supported, only 'absolute'"
             )
-        for feature in ("is_decoder", "add_cross_attention", "pruned_heads", "quantization_config"):
-            if config.get(feature):
-                raise ValueError(
-                    f"{feature}={config[feature]!r} is not supported: plain encoders only"
-                )
+        check_plain(config)
         names = {field.name for field in dataclasses.fields(cls)}
         given = {k: v for k, v in config.items() if k in names and v is not None}
         return cls(**{**defaults, **given})
@@ -112,18 +91,13 @@ def _family_defaults(model_type: str | None) -> dict[str, int]:
 
 def _check(name: str, value: Any) -> None:
     """Sizes are positive integers, rates are in [0, 1)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if name in ("model_type", "hidden_act") or (name == "classifier_dropout" and value is None):
+    if name == "model_type" or (name == "classifier_dropout" and value is None):
         return
-    if name.endswith(("_prob", "_dropout")):
-        valid, expected = number and 0 <= value < 1, "a number in [0, 1)"
+    if name == "hidden_act":
+        check_activation(name, value)
+    elif name.endswith(("_prob", "_dropout")):
+        check_rate(name, value)
     elif name in ("layer_norm_eps", "initializer_range"):
-        valid, expected = number and value > 0, "a positive number"
+        check_positive(name, value)
     else:
-        least = 0 if name == "pad_token_id" else 1
-        valid, expected = (
-            isinstance(value, int) and number and value >= least,
-            f"an integer >= {least}",
-        )
-    if not valid:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        check_integer(name, value, least=0 if name == "pad_token_id" else 1)

@@ -1,4 +1,4 @@
-"""Published encoders: finding them, loading them into BertClassifier, writing them back.
+"""Published encoders: finding them, loading them into our classifiers, writing them back.
 
 The three together:
 
@@ -22,16 +22,18 @@ from jax import Array
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from lora_jax.models.bert import BertClassifier, Pool
-from lora_jax.models.bert_config import BertConfig
+from lora_jax.models.families import FAMILIES, Classifier, Config, family_of
+from lora_jax.models.modules import Pool
 from lora_jax.models.torch_names import (
     from_torch,
     path_of,
+    prefix,
     to_torch_names,
+    torch_name,
     torch_names,
     torch_shape,
 )
-from lora_jax.models.weight_files import SINGLE, Weights, digest, read_json
+from lora_jax.models.weight_files import INDEX, SINGLE, Weights, digest, read_json
 
 # all-MiniLM-L6-v2: the packages that carry it (module, folder inside) and the one file that it is.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -54,7 +56,10 @@ _HUB_FILES = [
     "vocab.txt",
     "merges.txt",
     "vocab.json",
+    "spm.model",
 ]
+# Asked for only where there are no safetensors: a second copy of all weights.
+_HUB_TORCH_FILES = ["pytorch_model.bin*", "pytorch_model-*.bin"]
 # Only to suggest something to who writes a name without its organisation.
 _WELL_KNOWN = (
     "minilm",
@@ -63,6 +68,8 @@ _WELL_KNOWN = (
     "google-bert/bert-large-uncased",
     "FacebookAI/roberta-base",
     "FacebookAI/roberta-large",
+    "microsoft/deberta-v3-base",
+    "microsoft/deberta-v2-xxlarge",
 )
 
 
@@ -107,7 +114,11 @@ def _from_hub(name: str) -> Path:
     import huggingface_hub  # slow to import, and most runs do not need it
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        if not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
+            patterns = [*_HUB_FILES, *_HUB_TORCH_FILES]
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return folder
     except Exception as error:  # its own, its HTTP client's, the disk's: whichever, no model
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise FileNotFoundError(
@@ -119,16 +130,16 @@ def _from_hub(name: str) -> Path:
 class Loaded(NamedTuple):
     """A model, and the paths of the parameters that its checkpoint does not hold (fresh ones)."""
 
-    model: BertClassifier
+    model: Classifier
     fresh: tuple[str, ...]
 
 
-def read_config(folder: str | Path) -> BertConfig:
+def read_config(folder: str | Path) -> Config:
     """The checked config.json of a folder."""
     path = Path(folder) / "config.json"
     content = read_json(path)
     try:
-        return BertConfig.from_json(content)
+        return family_of(content).config.from_json(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -147,15 +158,16 @@ def load_classifier(
 
     The head (pooler and classifier) is the checkpoint's where it has one of this shape for this way
     of pooling; otherwise it is initialised from `key` and listed in `fresh`. Other arguments are
-    those of BertClassifier. All is checked before anything is read or put on a device:
+    those of the family's classifier. All is checked before anything is read or put on a device:
     FileNotFoundError for a missing file; ValueError for another architecture, a corrupt file, a
     missing tensor, a wrong shape, each naming the file and the tensor.
     """
     config = read_config(folder)
-    weights = Weights(folder, f"{config.model_type}.")
+    weights = Weights(folder, prefix(config))
 
+    classifier: Any = FAMILIES[config.model_type].classifier
     build = functools.partial(
-        BertClassifier, config, num_labels, pool, dtype=dtype, param_dtype=param_dtype, remat=remat
+        classifier, config, num_labels, pool, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
     shapes = {path_of(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
@@ -175,8 +187,7 @@ def load_classifier(
     for path in loaded:
         for name in torch_names(path, config):
             weights.check(name, torch_shape(path, shapes[path]))
-    surplus = f"{config.model_type}.encoder.layer.{config.num_hidden_layers}.output.dense.weight"
-    if surplus in weights:
+    if torch_name("layers/down/kernel", config, config.num_hidden_layers) in weights:
         raise ValueError(
             f"{folder}: the weights have more layers than "
             f"the {config.num_hidden_layers} that config.json names"
@@ -196,25 +207,26 @@ def load_classifier(
     return Loaded(model, tuple(fresh))
 
 
-def _fits(weights: Weights, path: str, shape: tuple[int, ...], config: BertConfig) -> bool:
+def _fits(weights: Weights, path: str, shape: tuple[int, ...], config: Config) -> bool:
     (name,) = torch_names(path, config)
     return name in weights and weights.shape(name) == torch_shape(path, shape)
 
 
-def export_classifier(params: Any, config: BertConfig, folder: str | Path) -> None:
+def export_classifier(params: Any, config: Config, folder: str | Path) -> None:
     """Writes config.json and model.safetensors, which transformers and `load_classifier` read.
 
-    `params` are a BertClassifier's, an nnx.State or nested dicts, adapters already merged. Files of
+    `params` are a classifier's, an nnx.State or nested dicts, adapters already merged. Files of
     these names in `folder` are replaced. With pool="cls" it is a complete
-    BertForSequenceClassification (or Roberta). With pool="mean" transformers has no class for the
-    head: its BertModel reads the encoder, and the classifier's two tensors stand beside it.
+    BertForSequenceClassification (or Roberta's, DebertaV2's). With pool="mean" transformers has no
+    class for the head: its BertModel reads the encoder, and the classifier's two tensors stand
+    beside it.
     """
     tensors = to_torch_names(params, config)
     (head,) = torch_names("classifier/bias", config)
     if head not in tensors:
-        raise ValueError("the parameters have no classifier/bias: not those of a BertClassifier")
+        raise ValueError("the parameters have no classifier/bias: not those of a classifier")
     (pooler,) = torch_names("pooler/bias", config)
-    family = {"bert": "Bert", "roberta": "Roberta"}[config.model_type]
+    family = FAMILIES[config.model_type].architecture
     content = config.to_json()
     content["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(tensors[head]))}
     content["label2id"] = {label: int(i) for i, label in content["id2label"].items()}

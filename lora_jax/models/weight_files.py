@@ -1,4 +1,7 @@
-"""A folder's safetensors weights, one file or several with an index, by tensor name."""
+"""A folder's weights, one file or several with an index, by tensor name.
+
+Safetensors are read, and what torch.save wrote (torch_bin.py) where there are none.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,10 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lora_jax.models.torch_bin import TorchFile
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -31,21 +37,25 @@ def weight_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        shards = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{folder / INDEX}: no weight_map")
-        files = sorted({folder / str(name) for name in shards.values()})
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such file, but {INDEX} names it")
-        return files
-    advice = ""
-    if (folder / "pytorch_model.bin").exists():
-        advice = "; pytorch_model.bin is not read, convert it to safetensors first"
-    raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}{advice}")
+    for single, index in ((SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return _shards(folder / index)
+    raise FileNotFoundError(
+        f"{folder}: neither {SINGLE} nor {TORCH_SINGLE}, nor an index of either"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: no weight_map")
+    files = sorted({index.parent / str(name) for name in names.values()})
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
+    return files
 
 
 def digest(folder: str | Path) -> str:
@@ -58,6 +68,29 @@ def digest(folder: str | Path) -> str:
     return total.hexdigest()
 
 
+class SafetensorsFile:
+    """The tensors of one file, by name: shapes and types at once, contents when read."""
+
+    def __init__(self, path: Path):
+        try:
+            self._file: Any = safe_open(path, framework="numpy")
+        except SafetensorError as error:
+            size = path.stat().st_size
+            raise ValueError(f"{path} ({size:,} bytes) is corrupt or truncated: {error}") from None
+
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        return self._file.get_slice(name).get_dtype()
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+
 class Weights:
     """The tensors of a folder: names and shapes at once, contents when read.
 
@@ -67,20 +100,14 @@ class Weights:
 
     def __init__(self, folder: str | Path, prefix: str):
         self.folder = Path(folder)
-        self._source: dict[str, tuple[Any, str]] = {}
-        for file in weight_files(folder):
-            try:
-                opened = safe_open(file, framework="numpy")
-            except SafetensorError as error:
-                size = file.stat().st_size
-                raise ValueError(
-                    f"{file} ({size:,} bytes) is corrupt or truncated: {error}"
-                ) from None
-            for name in opened.keys():  # noqa: SIM118  not a mapping
+        self._source: dict[str, tuple[SafetensorsFile | TorchFile, str]] = {}
+        for path in weight_files(folder):
+            file = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+            for name in file.names():
                 # Checkpoints that come from TensorFlow, bert-base-uncased too, say gamma, beta.
                 key = name.replace("LayerNorm.gamma", "LayerNorm.weight")
                 key = key.replace("LayerNorm.beta", "LayerNorm.bias")
-                self._source[key] = (opened, name)
+                self._source[key] = (file, name)
         self._prefix = prefix
         self._prefixed = any(name.startswith(prefix) for name in self._source)
 
@@ -92,7 +119,7 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         file, stored = self._source[self._key(name)]
-        return tuple(file.get_slice(stored).get_shape())
+        return file.shape(stored)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """ValueError unless there is a floating-point tensor of this name and shape."""
@@ -105,10 +132,10 @@ class Weights:
                 f"config.json asks for {shape}"
             )
         file, stored = self._source[key]
-        dtype = file.get_slice(stored).get_dtype()
+        dtype = file.dtype(stored)
         if dtype not in _FLOATS:
             raise ValueError(f"{self.folder}: tensor {key!r} is {dtype}, expected one of {_FLOATS}")
 
     def read(self, name: str) -> np.ndarray:
         file, stored = self._source[self._key(name)]
-        return file.get_tensor(stored)
+        return file.read(stored)

@@ -1,0 +1,120 @@
+"""What every encoder here is made of: linear layers, norms, tables, dropout, stacking, pooling."""
+
+from collections.abc import Callable
+from typing import Literal, TypeVar, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+Pool = Literal["cls", "mean"]
+Layer = TypeVar("Layer")
+
+
+def check_head(num_labels: int, pool: str) -> None:
+    """ValueError unless a classifier can have these."""
+    if pool not in get_args(Pool):
+        raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}")
+    if num_labels < 1:
+        raise ValueError(f"num_labels must be at least 1, got {num_labels}")
+
+
+def check_inputs(input_ids: Array, attention_mask: Array, max_tokens: int) -> None:
+    """ValueError unless both are (batch, tokens), and no longer than the model takes."""
+    if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            "input_ids and attention_mask must both be (batch, tokens), "
+            f"got {input_ids.shape} and {attention_mask.shape}"
+        )
+    if input_ids.shape[1] > max_tokens:
+        raise ValueError(f"{input_ids.shape[1]} tokens; the model takes at most {max_tokens}")
+
+
+def wide(dtype: DTypeLike) -> DTypeLike:
+    """The dtype itself, or float32 if it is narrower."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def like(vector: Array, x: Array) -> Array:
+    """A vector over the last axis of x, with x's rank and dtype."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """x with a share `rate` of it zeroed and the rest scaled up; x itself without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def split_keys(key: Array | None, count: int) -> tuple[Array | None, ...]:
+    """`count` keys, or as many times None without one."""
+    return (None,) * count if key is None else tuple(jax.random.split(key, count))
+
+
+class Linear(nnx.Module):
+    """x @ kernel + bias, (..., in) to (..., out), in the dtype of x."""
+
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        std: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+    ):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (width, out), dtype))
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros(out, dtype))
+        self.use_bias = use_bias
+
+    def __call__(self, x: Array) -> Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + like(self.bias[...], y) if self.use_bias else y
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis, in float32 at least; the result has the dtype of x."""
+
+    def __init__(self, width: int, epsilon: float, dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones(width, dtype))
+        self.bias = nnx.Param(jnp.zeros(width, dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(wide(x.dtype))
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * like(self.scale[...], y) + like(self.bias[...], y)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table, by integer ids."""
+
+    def __init__(self, rows: int, width: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(std * jax.random.normal(rngs.params(), (rows, width), dtype))
+
+    def __call__(self, ids: Array, dtype: DTypeLike) -> Array:
+        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+
+
+def stack(make: Callable[[nnx.Rngs], Layer], copies: int, rngs: nnx.Rngs) -> Layer:
+    """All layers as one, with a leading axis on every parameter and a key of its own for each."""
+
+    @nnx.split_rngs(splits=copies)
+    @nnx.vmap
+    def layers(rngs: nnx.Rngs) -> Layer:
+        return make(rngs)
+
+    return layers(rngs)
+
+
+def masked_mean(x: Array, mask: Array) -> Array:
+    """Mean over the unmasked tokens, (B, T, hidden) to (B, hidden), or 0; in float32 at least."""
+    x = x.astype(wide(x.dtype))
+    weights = mask.astype(bool).astype(x.dtype)[:, :, None]
+    return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)

@@ -1,0 +1,377 @@
+"""DeBERTa against torch's (fixtures written by make_fixtures/deberta.py), and its own promises."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+from make_fixtures.bert import random_tensors, save_checkpoint
+from make_fixtures.deberta import CASES, FIXTURES, deberta_inputs, inputs_of
+
+import lora_jax as lj
+import variants
+from lora_jax.models.deberta import DebertaClassifier
+from lora_jax.models.deberta_config import DebertaConfig
+from lora_jax.models.pretrained import export_classifier, load_classifier
+from lora_jax.models.relative import relative_indices, skew
+from lora_jax.models.torch_names import path_of, to_torch_names
+
+SHAPES = json.loads((FIXTURES / "deberta_shapes.json").read_text())
+NAMES = list(CASES)
+SIX = [
+    *(f"layers/attention/{name}/kernel" for name in ("query", "key", "value", "output")),
+    "layers/up/kernel",
+    "layers/down/kernel",
+]
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return np.load(FIXTURES / "deberta_random.npz")
+
+
+def load(name, tmp_path, pool="cls", param_dtype=jnp.float32, **options):
+    config, num_labels, _ = CASES[name]
+    tensors = random_tensors(SHAPES[name], NAMES.index(name))
+    folder = save_checkpoint(tmp_path / name, config, tensors)
+    options |= {"param_dtype": param_dtype, "num_labels": num_labels, "pool": pool}
+    return load_classifier(folder, key=jax.random.key(0), **options)
+
+
+def inputs(name):
+    return tuple(map(jnp.asarray, inputs_of(name)))
+
+
+def random_model(name="v3", pool="cls", seed=0, options=None, **changes):
+    config = DebertaConfig.from_json({**CASES[name][0], "initializer_range": 0.3, **changes})
+    return DebertaClassifier(config, CASES[name][1], pool, **(options or {}), rngs=nnx.Rngs(seed))
+
+
+def functional(model):
+    """Parameters, and the compiled function of them."""
+    graph, params = nnx.split(model)
+    return params, jax.jit(lambda params, *args, **kw: nnx.merge(graph, params)(*args, **kw))
+
+
+def encode_and_run(model, *args):
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def both(params):
+        model = nnx.merge(graph, params)
+        return model.encode(*args), model(*args)
+
+    return both(params)
+
+
+def assert_equal(name, model, truth, atol):
+    """But on padding, which nothing reads, and for rows without a first token."""
+    mask = inputs_of(name)[1]
+    hidden, logits = encode_and_run(model, *inputs(name))
+    assert hidden.dtype == logits.dtype == model.embeddings.word.embedding.dtype
+    expected = truth[f"{name}/hidden"][mask == 1]
+    np.testing.assert_allclose(hidden[mask == 1], expected, atol=atol)
+    rows = mask[:, 0] == 1
+    np.testing.assert_allclose(logits[rows], truth[f"{name}/logits"][rows], atol=atol)
+
+
+@pytest.mark.parametrize("name", ["v3", "v3_long", "v2", "absolute", "everything"])
+def test_equals_torch_in_float32(name, tmp_path, truth):
+    model, fresh = load(name, tmp_path)
+    assert fresh == ()
+    assert_equal(name, model, truth, 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_torch_in_float64(name, tmp_path, truth, x64):
+    assert_equal(name, load(name, tmp_path, param_dtype=jnp.float64).model, truth, 1e-11)
+
+
+def test_mean_pooling_is_the_mean_of_torchs_hidden_states(tmp_path, truth):
+    (model, fresh), (ids, mask, types) = load("v2", tmp_path, pool="mean"), inputs("v2")
+    assert fresh == ("classifier/kernel", "classifier/bias")  # those there are for the first token
+    hidden, kernel = truth["v2/hidden"], np.asarray(model.classifier.kernel)
+    pooled = np.stack([h[m == 1].mean(0) for h, m in zip(hidden, np.asarray(mask), strict=True)])
+    _, logits = encode_and_run(model, ids, mask, types)
+    np.testing.assert_allclose(logits, pooled @ kernel, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["v3", "v2", "own_projections", "everything"])
+def test_parameters_are_transformers_tensors(tmp_path, name):
+    model = load(name, tmp_path).model
+    tensors = to_torch_names(nnx.to_pure_dict(nnx.state(model)), model.config)
+    assert {k: list(v.shape) for k, v in tensors.items()} == SHAPES[name]
+    for key, tensor in random_tensors(SHAPES[name], NAMES.index(name)).items():
+        np.testing.assert_array_equal(tensors[key], tensor.astype(np.float32))
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    shapes = {path_of(path): leaf.shape for path, leaf in leaves}
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    kernels = [path for path in shapes if path.startswith("layers/") and path.endswith("/kernel")]
+    extra = ["position_key", "position_query"] if name == "own_projections" else []
+    extra = [f"layers/attention/{each}/kernel" for each in extra]
+    assert sorted(kernels) == sorted([*SIX, *extra])
+    assert shapes["layers/attention/query/kernel"] == (layers, width, width)
+    assert shapes["layers/up/kernel"] == (layers, width, 32)
+    assert shapes["layers/down/kernel"] == (layers, 32, width)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_export_and_load_are_inverse(tmp_path, pool):
+    first = load("everything", tmp_path, pool).model
+    export_classifier(nnx.state(first), first.config, tmp_path / "out")
+    options = {"num_labels": 3, "pool": pool, "key": jax.random.key(1)}
+    second, fresh = load_classifier(tmp_path / "out", **options)
+    assert (fresh, second.config) == ((), first.config)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(second), nnx.state(first))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    kind = {"cls": "DebertaV2ForSequenceClassification", "mean": "DebertaV2Model"}[pool]
+    assert (config["architectures"], config["pos_att_type"]) == ([kind], ["p2c", "c2p"])
+
+
+def test_an_encoder_without_its_head_gets_a_fresh_one(tmp_path):
+    """As microsoft/deberta-v3-base is published, with heads of its pretraining beside it."""
+    tensors = random_tensors(SHAPES["v3"], NAMES.index("v3"))
+    kept = {name: t for name, t in tensors.items() if name.startswith("deberta.")}
+    kept["mask_predictions.classifier.bias"] = np.zeros(1)
+    folder = save_checkpoint(tmp_path, CASES["v3"][0], kept)
+    model, fresh = load_classifier(folder, num_labels=2, pool="cls", key=jax.random.key(0))
+    assert set(fresh) == {
+        f"{m}/{leaf}" for m in ("pooler", "classifier") for leaf in ("kernel", "bias")
+    }
+    name = "deberta.encoder.layer.1.attention.self.query_proj.weight"
+    query = model.layers.attention.query.kernel[1]
+    np.testing.assert_array_equal(query, tensors[name].T.astype(np.float32))
+
+
+# ---- attention by distance ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_skewing_is_indexing_by_distance(tokens):
+    x = np.random.RandomState(0).standard_normal((2, 3, tokens, 2 * tokens - 1))
+    i, j = np.indices((tokens, tokens))
+    np.testing.assert_array_equal(skew(jnp.asarray(x)), x[..., i, j - i + tokens - 1].astype("f4"))
+
+
+def test_distances_share_embeddings_by_their_logarithm():
+    rows = relative_indices(600, 256, 256, 512)
+    distances = np.arange(-599, 600)
+    near = np.abs(distances) <= 128
+    np.testing.assert_array_equal(rows[near], distances[near] + 256)
+    assert np.all(np.diff(rows) >= 0) and np.all(np.diff(rows) <= 1)
+    # 128 + ceil(127 log(d / 128) / log(511 / 128)) for d = 200 and 400, the farthest, and beyond
+    assert rows[599 + np.array([200, 400, 510, 511, 599])].tolist() == [425, 489, 511, 511, 511]
+    assert rows[599 - np.array([200, 400, 511, 599])].tolist() == [87, 23, 1, 0]
+    plain = relative_indices(10, 4, -1, 4)
+    assert plain.tolist() == [0] * 6 + [1, 2, 3, 4, 5, 6, 7] + [7] * 6
+
+
+def test_the_program_gathers_no_element_and_does_not_grow_with_the_layers():
+    def program(layers):
+        params, apply = functional(random_model("v2", num_hidden_layers=layers))
+        gradient = jax.grad(lambda p, *args: apply(p, *args).sum())
+        return str(jax.make_jaxpr(gradient)(params, *inputs("v2")))
+
+    two, five = program(2), program(5)
+    assert two.count(" = ") == five.count(" = ")
+    assert "f32[4,2,9,9] = gather" not in two and two.count(" gather[") <= 6
+
+
+# ---- the classifier's promises ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["v2", "everything"])
+def test_padding_changes_no_logit(name):
+    params, apply = functional(random_model(name, "mean"))
+    ids, mask, types = inputs(name)
+    expected = apply(params, ids, mask, types)
+    padded = [jnp.pad(x, ((0, 0), (0, 6))) for x in (ids, mask, types)]
+    np.testing.assert_allclose(apply(params, *padded), expected, atol=1e-5)
+    other_words = jnp.where(mask == 0, 3, ids)
+    np.testing.assert_allclose(apply(params, other_words, mask, types), expected, atol=1e-5)
+    np.testing.assert_array_equal(apply(params, ids, mask * 5, types), expected)
+
+
+def test_wholly_padded_rows_give_finite_values_and_gradients():
+    params, apply = functional(random_model("v2"))
+    ids, mask, types = inputs("v2")
+    nothing = mask.at[0].set(0)
+
+    @jax.jit
+    def loss(params):
+        return jnp.square(apply(params, ids, nothing, types)).sum()
+
+    found = jax.value_and_grad(loss)(params)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(found))
+
+
+def test_token_types_are_optional_and_not_looked_at_without_a_table():
+    for name, same in (("v3", True), ("absolute", False)):
+        params, apply = functional(random_model(name))
+        ids, mask, _ = inputs(name)
+        plain = apply(params, ids, mask)
+        np.testing.assert_array_equal(apply(params, ids, mask, jnp.zeros_like(ids)), plain)
+        assert np.array_equal(apply(params, ids, mask, jnp.ones_like(ids)), plain) == same
+
+
+def test_gradients_equal_finite_differences(x64):
+    params, apply = functional(random_model("v2", options={"param_dtype": jnp.float64}))
+    args = [x[:2, :4] for x in inputs("v2")]
+
+    @jax.jit
+    def loss(params):
+        return jnp.square(apply(params, *args)).sum()
+
+    check_grads(loss, (params,), order=1, modes=["fwd", "rev"])
+
+
+def test_remat_changes_no_value_and_no_gradient(x64):
+    args, values = inputs("v2"), []
+    for remat in (False, True):
+        options = {"remat": remat, "param_dtype": jnp.float64}
+        params, apply = functional(random_model("v2", options=options))
+
+        def loss(params, apply=apply):
+            return jnp.square(apply(params, *args)).sum()
+
+        values.append(jax.jit(jax.value_and_grad(loss))(params))
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
+    for plain, recomputed in zip(*map(jax.tree.leaves, values), strict=True):
+        np.testing.assert_allclose(plain, recomputed, rtol=1e-12, atol=1e-12)
+
+
+def test_vmap_over_models():
+    (first, apply), (second, _) = (functional(random_model("v2", seed=seed)) for seed in (0, 1))
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    args = inputs("v2")
+    together = jax.jit(jax.vmap(apply, in_axes=(0, None, None, None)))(both, *args)
+    for i, params in enumerate((first, second)):
+        np.testing.assert_allclose(together[i], apply(params, *args), atol=1e-5)
+
+
+def test_bfloat16_computation():
+    args = inputs("v2")
+    half = random_model("v2", initializer_range=0.1, options={"dtype": jnp.bfloat16})
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    hidden, logits = encode_and_run(half, *args)
+    assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    _, expected = encode_and_run(random_model("v2", initializer_range=0.1), *args)
+    assert 0 < jnp.abs(logits - expected).max() < 0.05
+
+
+def test_every_rate_of_dropout_acts_and_is_a_function_of_its_key():
+    args = inputs("v2")
+    off = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    off |= {"pooler_dropout": 0.0, "cls_dropout": 0.0}
+    params, apply = functional(random_model("v2", **off))
+    plain = apply(params, *args)
+    np.testing.assert_array_equal(apply(params, *args, rng=jax.random.key(1)), plain)
+    for only in off:
+        params, apply = functional(random_model("v2", **{**off, only: 0.5}))
+        one, again, other = (apply(params, *args, rng=jax.random.key(seed)) for seed in (1, 1, 2))
+        np.testing.assert_array_equal(one, again)
+        assert not np.allclose(one, other) and not np.allclose(one, plain), only
+
+
+# ---- adapted ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["v2", "own_projections"])
+def test_all_linear_finds_the_linears(name):
+    model, args = random_model(name, "mean"), inputs(name)
+    forward, params = lj.from_nnx(model)
+    adapted = lj.adapt(forward, variants.make("lora", rank=2), "all-linear")
+    trainable, _ = jax.eval_shape(adapted.init, jax.random.key(0), params, *args)
+    extra = ["position_key", "position_query"] if name == "own_projections" else []
+    expected = {*SIX, *(f"layers/attention/{each}/kernel" for each in extra)}
+    # and the head's, as in every classifier: neither the convolution nor an embedding
+    assert set(trainable["adapters"]) == {*expected, "classifier/kernel"}
+
+
+@pytest.mark.parametrize(("name", "method"), [("v2", "lora"), ("p2c", "dora")])
+def test_the_adapted_model_is_the_model_of_merged_weights(name, method, x64):
+    """Of the shared projections too, which multiply hidden states and relative embeddings."""
+    model = random_model(name, options={"param_dtype": jnp.float64})
+    args = inputs(name)
+    forward, params = lj.from_nnx(model)
+    adapted = lj.adapt(forward, variants.make(method, rank=2), "all-linear")
+    trainable, frozen = adapted.init(jax.random.key(0), params, *args)
+    leaves, tree = jax.tree.flatten(trainable)
+    random = np.random.RandomState(0)
+    leaves = [x + 0.3 * random.standard_normal(x.shape) for x in leaves]
+    trainable = jax.tree.unflatten(tree, leaves)
+    merged = adapted.merge(trainable, frozen)
+    expected = jax.jit(forward)(merged, *args)
+    found = jax.jit(adapted.apply)(trainable, frozen, *args)
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    assert not np.allclose(found, forward(params, *args), atol=1e-2)
+    uses = {str(use) for use in lj.discover(forward, params, *args)[SIX[0]].uses}
+    assert uses == {"product"}
+
+
+# ---- configs ------------------------------------------------------------------------------------
+
+WRONG = [
+    ({"model_type": "deberta"}, "model_type 'deberta' is not supported; supported: deberta-v2"),
+    ({"pos_att_type": "p2c|p2p"}, "pos_att_type 'p2p' is not supported; supported: c2p, p2c"),
+    ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd 'batch_norm' is not supported"),
+    ({"attention_head_size": 4}, "attention_head_size 4 is not supported, only 8"),
+    ({"pooler_hidden_size": 8}, "pooler_hidden_size 8 is not supported, only 16"),
+    ({"conv_kernel_size": 4}, "conv_kernel_size must be odd, got 4"),
+    ({"conv_groups": 3}, "hidden_size 16 is not a multiple of conv_groups 3"),
+    ({"position_buckets": 1}, "position_buckets 1 must be at least 2"),
+    ({"position_buckets": 60}, "position_buckets 60 .* leave room for distances of up to 24"),
+    ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; supported: gelu, "),
+    ({"conv_act": "mish"}, "conv_act 'mish' is not supported"),
+    ({"share_att_key": 1}, "share_att_key must be true or false, got 1"),
+    ({"pooler_dropout": 1.0}, r"pooler_dropout must be a number in \[0, 1\), got 1.0"),
+    ({"num_attention_heads": 5}, "hidden_size 16 is not a multiple of num_attention_heads 5"),
+    ({"is_decoder": True}, "is_decoder=True is not supported"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_configs_that_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        DebertaConfig.from_json({**CASES["v3"][0], **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_config_defaults_and_round_trip():
+    config = DebertaConfig.from_json({**CASES["v3"][0], "pos_att_type": "p2c|c2p"})
+    assert config.pos_att_type == ("p2c", "c2p")
+    assert (config.embedding_size, config.span, config.relative_positions) == (16, 8, 24)
+    assert config.head_dropout == 0.1
+    assert DebertaConfig.from_json(config.to_json()) == config
+    assert hash(config) == hash(DebertaConfig.from_json(config.to_json()))
+    assert DebertaConfig.from_json({"model_type": "deberta-v2"}) == DebertaConfig()
+    assert DebertaConfig().max_tokens == 512
+
+
+_BASE = {**CASES["v3"][0], "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12}
+_BASE |= {"num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}
+_BASE |= {"position_buckets": 256, "layer_norm_eps": 1e-7}
+_XXL = {**_BASE, "hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 24}
+_XXL |= {"intermediate_size": 6144, "attention_head_size": 64, "conv_kernel_size": 3}
+
+
+@pytest.mark.parametrize(("content", "expected"), [(_BASE, 184_423_682), (_XXL, 1_566_913_538)])
+def test_published_sizes(content, expected):
+    """As transformers counts microsoft/deberta-v3-base and -v2-xxlarge with two labels."""
+    config = DebertaConfig.from_json(content)
+    abstract = nnx.eval_shape(lambda: DebertaClassifier(config, 2, rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract))) == expected
+
+
+def test_only_absolute_positions_end():
+    model = random_model("absolute")
+    long = jnp.ones((1, 25), jnp.int32)
+    with pytest.raises(ValueError, match="25 tokens; the model takes at most 24"):
+        model(long, long)
+    ids, mask, _ = map(jnp.asarray, deberta_inputs(CASES["v3"][0], 0, 60))
+    assert bool(jnp.isfinite(random_model("v3")(ids, mask)).all())
