@@ -80,7 +80,7 @@ def examples(spec: Spec, name: str, records: Sequence[Record]) -> Examples:
                 labels.append(int(record.label == choice))
                 ids.append(f"{place}-{choice}")
             else:
-                labels.append(record.label)
+                labels.append(record.label if spec.label_names else _target(record.label))
                 ids.append(str(place))
     labelled = all(record.label is not None for record in records)
     return Examples(
@@ -90,3 +90,11 @@ def examples(spec: Spec, name: str, records: Sequence[Record]) -> Examples:
         second_texts=seconds if spec.seconds else None,
         ids=ids,
     )
+
+
+def _target(label: float | None) -> float | None:
+    """A regression's target as a float32 is written: 3.8 and not 3.799999952.
+
+    tensorflow-datasets stores float32; of a file's own digits, that many are kept as well.
+    """
+    return None if label is None else float(str(np.float32(label)))

@@ -41,8 +41,7 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
     data_dir = Path(prepared) if prepared is not None else cache_folder() / "tfds"
 
     def read(name: str, spec: Spec, part: Part) -> list[Record]:
-        builder = find(name, spec, None if folder is None else Path(folder), data_dir)
-        return read_part(builder, spec, part)
+        return read_part(find(name, spec, None if folder is None else Path(folder), data_dir), part)
 
     return assemble(name, read)
 
@@ -75,13 +74,13 @@ def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
     return builder
 
 
-def read_part(builder: Any, spec: Spec, part: Part) -> list[Record]:
+def read_part(builder: Any, part: Part) -> list[Record]:
     """The records of one split in the order of the official file: what is stored is shuffled."""
     found = sorted(_items(builder.as_data_source(part.split)), key=lambda item: int(item["idx"]))
     return [
         Record(
             {key: each.decode() for key, each in item.items() if isinstance(each, bytes)},
-            _label(item["label"], spec) if part.labelled else None,
+            item["label"] if part.labelled else None,
         )
         for item in found
     ]
@@ -90,11 +89,6 @@ def read_part(builder: Any, spec: Spec, part: Part) -> list[Record]:
 def _items(source: Any) -> Iterator[dict[str, Any]]:
     for start in range(0, len(source), _CHUNK):
         yield from source.__getitems__(range(start, min(start + _CHUNK, len(source))))
-
-
-def _label(label: Any, spec: Spec) -> int | float:
-    # A float32 as it was written: 3.8, not 3.799999952.
-    return int(label) if spec.label_names else float(str(np.float32(label)))
 
 
 def _library(name: str) -> Any:
