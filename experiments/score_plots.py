@@ -4,16 +4,20 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import collect
 from experiments.cells import heading, natural
 from experiments.collect import Run, Summary, scale, summarise
+from experiments.plots import rank_map
 from experiments.published import MODELS
 from lora_jax.metrics_log import read_metrics
+from lora_jax.partition import nearest
 
 MARKERS = "osD^vP*Xp<>h"
 COLOURS = [f"C{index}" for index in range(10)]
@@ -166,6 +170,43 @@ KINDS: Mapping[str, Callable[..., Figure]] = {
     "training": training,
     "learning_rate": learning_rate,
 }
+
+
+def draw(results: Path, kind: str, out: Path, table: str | None = None, size: str = "full") -> None:
+    """Draw the runs below a folder.
+
+    Raises:
+      ValueError, FileNotFoundError: no such folder, nothing to draw, or records that do not go
+        together.
+    """
+    found = collect.find(results)
+    if kind == "ranks":
+        _ranks(found, out)
+        return
+    runs = [run for run in found if run.study]
+    tables = sorted({run.study["table"] for run in runs})
+    if table is not None and table not in tables:
+        raise ValueError(f"no runs of '{table}' in {results}; nearest: {nearest(table, tables)}")
+    own = [run for run in runs if table in (None, run.study["table"])]
+    if kind == "learning_rate":  # whose runs differ, and may be scored on held-out examples
+        chosen = [run for run in own if run.study["size"] == size]
+    else:
+        chosen = [run for each in tables for run in collect.collect(own, each, size).runs]
+    figure = KINDS[kind](chosen)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+
+
+def _ranks(found: list[collect.Run], out: Path) -> None:
+    chosen = [run for run in found if run.record.ranks]
+    if len(chosen) != 1:
+        folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"
+        raise ValueError(
+            f"--kind=ranks draws one run: name the folder of one that chose ranks ({folders})"
+        )
+    ranks = chosen[0].record.ranks or {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rank_map({path: np.asarray(each) for path, each in ranks.items()}, out)
 
 
 def _scores(runs: Sequence[Run], metric: str, spread: str) -> Summary | None:

@@ -8,7 +8,7 @@ from fake_records import write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
-from experiments import collect, plot, score_plots
+from experiments import collect, score_plots
 from experiments.plots import rank_grid, rank_map
 
 STACKED = {
@@ -111,7 +111,7 @@ def test_learning_rates_make_a_line_a_method_and_held_out_scores_a_panel(tmp_pat
     changes = {"data.validation": 100}
     arg = "task=sst2,rate=4e-4,ratio=1"
     write(tmp_path / "held", "lora_plus_ratio", arg, {"accuracy": 0.9}, changes=changes)
-    plot.draw(tmp_path, "learning_rate", tmp_path / "new" / "rates.png")
+    score_plots.draw(tmp_path, "learning_rate", tmp_path / "new" / "rates.png")
     assert (tmp_path / "new" / "rates.png").read_bytes().startswith(b"\x89PNG")
     first, held = score_plots.learning_rate(collect.find(tmp_path)).axes
     assert series(first) == {
@@ -125,21 +125,21 @@ def test_learning_rates_make_a_line_a_method_and_held_out_scores_a_panel(tmp_pat
 def test_the_ranks_of_one_run_are_drawn(tmp_path):
     ranks = {"layers/query/kernel": [3, 0, 2], "layers/value/kernel": [1, 2, 3]}
     write(tmp_path / "a", "glue", "variant=adalora", {"matthews": 0.4}, ranks=ranks)
-    plot.draw(tmp_path, "ranks", tmp_path / "ranks.png")
+    score_plots.draw(tmp_path, "ranks", tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
     write(tmp_path / "b", "glue", "variant=adalora,seed=1", {"matthews": 0.4}, ranks=ranks)
     with pytest.raises(ValueError, match="draws one run"):
-        plot.draw(tmp_path, "ranks", tmp_path / "ranks.png")
+        score_plots.draw(tmp_path, "ranks", tmp_path / "ranks.png")
 
 
 def test_nothing_to_draw_is_said(tmp_path):
     with pytest.raises(ValueError, match="no run has completed"):
-        plot.draw(tmp_path, "parameters", tmp_path / "x.png")
+        score_plots.draw(tmp_path, "parameters", tmp_path / "x.png")
     write(tmp_path / "a", "glue", "", {"matthews": None}, status="failed")
     with pytest.raises(ValueError, match="no run has completed"):
-        plot.draw(tmp_path, "training", tmp_path / "x.png")
+        score_plots.draw(tmp_path, "training", tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"no runs of 'glu' in .*; nearest: 'glue'"):
-        plot.draw(tmp_path, "training", tmp_path / "x.png", table="glu")
+        score_plots.draw(tmp_path, "training", tmp_path / "x.png", table="glu")
     assert not (tmp_path / "x.png").exists()
 
 
