@@ -15,12 +15,14 @@ RESULTS = Path("experiments/results")
 
 def names() -> list[str]:
     """The configs that make a table."""
+    return list(_tables())
+
+
+def _tables() -> dict[str, Mapping[str, Any]]:
+    """How each config's runs are shown (`configs.common_tasks.table`)."""
     files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    return [name for name in files if _description(name)]
-
-
-def _description(name: str) -> Mapping[str, Any] | None:
-    return getattr(importlib.import_module(f"configs.{name}"), "TABLE", None)
+    modules = {name: importlib.import_module(f"configs.{name}") for name in files}
+    return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
 
 
 def render_table(
@@ -32,10 +34,9 @@ def render_table(
       ValueError, FileNotFoundError: an unknown table or model, no such folder, or records that do
         not go together.
     """
-    if name not in (known := names()):
+    if name not in (known := _tables()):
         raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
-    table = _description(name)
-    assert table is not None
+    table = known[name]
     collected = collect.collect(collect.find(results), name, size)
     made = cells.blocks(table, collected.runs, published.load())
     if model is not None:

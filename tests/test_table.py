@@ -199,14 +199,14 @@ def test_smoke_runs_and_tuning_runs_are_left_out_and_counted(tmp_path):
     made = markdown("glue", tmp_path)
     assert made == {
         "MiniLM (all-MiniLM-L6-v2) (ours)": {
-            "lora": {"trained parameters": "0.221M", "CoLA": "40.0 ± 0.0 (3)"}
+            "LoRA": {"trained parameters": "0.221M", "CoLA": "40.0 ± 0.0 (3)"}
         }
     }
     said = notes("glue", tmp_path)
     assert "1 run left out: of another size" in said
     assert "2 runs left out: validated on a part of the training examples" in said
     smoke = markdown("glue", tmp_path, size="smoke").popitem()[1]
-    assert smoke["lora"]["CoLA"] == "0.0 (1)"
+    assert smoke["LoRA"]["CoLA"] == "0.0 (1)"
 
 
 def test_two_metrics_of_a_task_count_once_in_an_average(tmp_path):
@@ -432,7 +432,7 @@ def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
     path.write_text(README)
     assert report.rewrite(path, tmp_path / "runs")
     text = path.read_text()
-    assert "| lora | 0.221M | 40.0 (1) |" in text and "old" not in text
+    assert "| LoRA | 0.221M | 40.0 (1) |" in text and "old" not in text
     assert text.startswith("# Title\n") and "\nBetween.\n" in text and "Nothing has been" in text
     assert not report.rewrite(path, tmp_path / "runs")
     write(tmp_path / "runs" / "1", "glue", "seed=1", {"matthews": 0.5}, parameters=221_184)
