@@ -33,6 +33,25 @@ TITLES = {
     "wic": "WiC",
 }
 
+METHODS = {
+    "head_only": "head only",
+    "bitfit": "BitFit",
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "lora_plus": "LoRA+",
+    "lora_fa": "LoRA-FA",
+    "dora": "DoRA",
+    "adalora": "AdaLoRA",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "vera": "VeRA",
+    "ia3": "IA3",
+    "hira": "HiRA",
+    "miss": "MiSS",
+}
+"""What tables call the variants, baselines first."""
+
 MODELS = {
     "minilm": "minilm",
     "roberta_base": "FacebookAI/roberta-base",

@@ -20,7 +20,7 @@ ARGUMENTS = common_tasks.arguments(
     model=("minilm", "roberta_base"),
     draw=0,
 )
-TABLE = common_tasks.table("Few examples", spread="ci95", seeds=5)
+TABLE = common_tasks.table("Few examples", spread="ci95", seeds=5, rows=common_tasks.METHODS)
 STEPS = 300
 
 

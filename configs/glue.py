@@ -15,18 +15,20 @@ from ml_collections import ConfigDict
 
 from configs import common, common_tasks
 
-VARIANTS = ("lora", "rslora", "lora_plus", "lora_fa", "pissa", "olora", "dora", "adalora", "vera")
-VARIANTS += ("ia3", "hira", "miss", "full", "bitfit", "head_only")
+STORAGES = {"nf4": "NF4", "nf4_double": "NF4 + DQ", "int8": "Int8"}
 
 ARGUMENTS = common_tasks.arguments(
     task=("cola", *(t for t in common_tasks.GLUE if t != "cola"), "wnli", *common_tasks.SUPER_GLUE),
-    variant=VARIANTS,
+    variant=("lora", *(name for name in common_tasks.METHODS if name != "lora")),
     model=tuple(common_tasks.MODELS),
-    storage=("none", "nf4", "nf4_double", "int8"),
+    storage=("none", *STORAGES),
 )
-TABLE = common_tasks.table(
-    "GLUE, one budget for all methods", spread="ci95", rows={name: name for name in VARIANTS}
-)
+STORED = {
+    f"{name}_{storage}": f"{title} on {text}"
+    for name, title in common_tasks.METHODS.items()
+    for storage, text in STORAGES.items()
+}
+TABLE = common_tasks.table("GLUE", spread="ci95", rows={**common_tasks.METHODS, **STORED})
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

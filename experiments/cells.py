@@ -93,7 +93,7 @@ def _block(
     known = {(column.task, column.metric) for column in (*columns, *average)}
     for task, metric in dict.fromkeys((cell.task, cell.metric) for cell in published):
         if (task, metric) not in known:  # printed, but nothing of ours is comparable
-            columns.append(Column(f"{_heading(task)} ({metric})".replace("_", " "), task, metric))
+            columns.append(Column(f"{heading(task)} ({metric})".replace("_", " "), task, metric))
     columns += average
     present = natural(run.place[1] for run in runs)
     if published:
@@ -110,7 +110,7 @@ def _block(
         )
         for key in dict.fromkeys(keys)
     ]
-    headings = [Column(heading, "", "") for heading, _, _ in table["differences"] if fillable]
+    headings = [Column(text, "", "") for text, _, _ in table["differences"] if fillable]
     return Block(model, (*columns, *headings), tuple(rows))
 
 
@@ -123,10 +123,11 @@ def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
         name = run.place[2]
         if metrics.setdefault(name, run.record.metric) != run.record.metric:
             raise ValueError(f"{run.folder}: other runs of {name} have the metric {metrics[name]}")
-    return [Column(_heading(name), name, metrics[name]) for name in natural(metrics)]
+    return [Column(heading(name), name, metrics[name]) for name in natural(metrics)]
 
 
-def _heading(name: str) -> str:
+def heading(name: str) -> str:
+    """What a column is called, by its key: `rte_100` is RTE 100."""
     return " ".join(TITLES.get(part, part) for part in name.split("_"))
 
 

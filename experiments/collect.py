@@ -81,9 +81,8 @@ def find(results: Path) -> list[Run]:
         raise FileNotFoundError(f"--results {results}: no such folder")
     found = []
     for path in sorted(results.rglob("record.json")):
-        record = records.read(path.parent)
-        assert record is not None
-        found.append(Run(path.parent, record))
+        if (record := records.read(path.parent)) is not None:
+            found.append(Run(path.parent, record))
     return found
 
 

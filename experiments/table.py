@@ -7,19 +7,12 @@ Records are found anywhere below the folder; cells are `ours / published`, with 
 comes from.
 """
 
-import importlib
-import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from experiments import cells, cli, collect, published, render
-from lora_jax.partition import nearest
-
-ROOT = Path(__file__).parent.parent
-RESULTS = Path("experiments/results")
+from experiments import cli, render
+from experiments.report import RESULTS, ROOT, names, render_table, rewrite
 
 _TABLE = flags.DEFINE_string("table", None, "Name of a config file, such as lora_table2.")
 _RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' records below it.")
@@ -39,103 +32,6 @@ def show() -> None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")
     results = Path(str(_RESULTS.value))
     print(render_table(_TABLE.value, results, _FORMAT.value, _MODEL.value, _SIZE.value), end="")
-
-
-def names() -> list[str]:
-    """The configs that make a table."""
-    files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    return [name for name in files if _description(name)]
-
-
-def _description(name: str) -> Mapping[str, Any] | None:
-    return getattr(importlib.import_module(f"configs.{name}"), "TABLE", None)
-
-
-def render_table(
-    name: str, results: Path, form: str, model: str | None = None, size: str = "full"
-) -> str:
-    """A table of a config's runs below a folder, in one of `render.FORMATS`.
-
-    Raises:
-      ValueError, FileNotFoundError: an unknown table or model, no such folder, or records that do
-        not go together.
-    """
-    if name not in (known := names()):
-        raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
-    table = _description(name)
-    assert table is not None
-    collected = collect.collect(collect.find(results), name, size)
-    made = cells.blocks(table, collected.runs, published.load())
-    if model is not None:
-        models = [block.model for block in made]
-        if model not in models:
-            raise ValueError(
-                f"{name}: nothing run or published with model '{model}'; nearest: "
-                f"{nearest(model, models)}"
-            )
-        made = [block for block in made if block.model == model]
-    notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
-    notes += collected.notes if made else ("Nothing has been run.",)
-    return render.FORMATS[form](made, table["title"], notes, table["decimals"])
-
-
-def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
-    """What the numbers are, in a sentence for ours and one for the paper's."""
-    spread = {"sd": "standard deviation", "ci95": "half of a 95% interval of the mean"}
-    notes = []
-    if any(cell.ours for block in made for row in block.rows for cell in row.cells):
-        notes.append(
-            f"Ours: the {table['report']} of (n) runs on the development set, each at its "
-            f"{table['choose']} evaluation, ± the {spread[table['spread']]}; the protocol has "
-            f"{table['seeds']} seeds."
-        )
-    paper = [c.published for block in made for row in block.rows for c in row.cells if c.published]
-    if paper:
-        kinds = dict.fromkeys(
-            f"{cell.protocol}, {cell.seeds or 'unknown'} seeds" for cell in paper if cell
-        )
-        first = paper[0]
-        notes.append(
-            f"Published: {first.paper}, {first.table} ({first.source}): {'; '.join(kinds)}."
-        )
-    return notes
-
-
-def _starts(table: Mapping[str, Any], runs: tuple[collect.Run, ...]) -> list[str]:
-    """Which cells have runs that did not begin from another run's adapter, as the paper's did."""
-    lacking: dict[tuple[str, str, str], int] = {}
-    for run in runs:
-        _, row, column = run.place
-        if column in table["start_from"].get(row, ()) and not run.record.config["start_from"]:
-            lacking[run.place] = lacking.get(run.place, 0) + 1
-    return [
-        f"{model}, {row}, {column}: {count} of our runs did not start from an MNLI adapter, as the "
-        "paper's did."
-        for (model, row, column), count in lacking.items()
-    ]
-
-
-def rewrite(path: Path, results: Path) -> bool:
-    """Make the tables in a file anew from the records below a folder; whether any has changed."""
-    old = path.read_text(encoding="utf-8")
-    new = fill(old, lambda name: render_table(name, results, "markdown"))
-    if new != old:
-        path.write_text(new, encoding="utf-8")
-    return new != old
-
-
-def fill(text: str, make: Callable[[str], str]) -> str:
-    """The text with every table between `<!-- table: NAME -->` and `<!-- /table -->` made anew.
-
-    Raises:
-      ValueError: a marker without its other half.
-    """
-    opened = re.findall(r"<!-- table: (\w+) -->", text)
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
-    pairs = [match for match in pattern.finditer(text) if "<!-- table:" not in match[3]]
-    if not len(opened) == len(pairs) == text.count("<!-- /table -->"):
-        raise ValueError("table markers do not pair: <!-- table: NAME --> ... <!-- /table -->")
-    return pattern.sub(lambda match: f"{match[1]}{make(match[2]).strip()}\n{match[4]}", text)
 
 
 if __name__ == "__main__":

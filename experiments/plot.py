@@ -1,0 +1,33 @@
+"""A picture of what was run.
+
+    python -m experiments.plot --results=runs/glue --kind=parameters --out=parameters.png
+
+Kinds: `parameters`, score against trained parameters; `training`, loss and score by step;
+`learning_rate`, score by learning rate; `ranks`, the ranks that AdaLoRA chose, of one run.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from experiments.score_plots import KINDS, draw
+
+_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
+_KIND = flags.DEFINE_enum("kind", "parameters", [*KINDS, "ranks"], "What is drawn.")
+_OUT = flags.DEFINE_string("out", None, "The PNG to write.")
+_TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
+
+
+def show() -> None:
+    out = Path(str(_OUT.value))
+    if out.suffix != ".png":
+        raise ValueError(f"--out {out}: expected a name that ends with .png")
+    draw(Path(str(_RESULTS.value)), _KIND.value, out, _TABLE.value, _SIZE.value)
+    print(f"picture: {out}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["results", "out"])
+    cli.main(show)
