@@ -135,6 +135,7 @@ def build(config: dict[str, Any]) -> Experiment:
         pool=config["model"]["pool"],
         key=jax.random.fold_in(key, 0),
         dtype=dtype,
+        head_dropout=config["model"]["head_dropout"],
     )
     limit = min(config["data"]["max_length"], model.config.max_tokens)
     parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}

@@ -74,6 +74,9 @@ class BertConfig:
         own = self.classifier_dropout
         return self.hidden_dropout_prob if own is None else own
 
+    def with_head_dropout(self, rate: float) -> "BertConfig":
+        return dataclasses.replace(self, classifier_dropout=rate)
+
     @property
     def max_tokens(self) -> int:
         """The longest sequence; RoBERTa's positions start after the padding id."""

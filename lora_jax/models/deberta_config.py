@@ -150,6 +150,9 @@ class DebertaConfig:
         """Dropout before the classifier: its own rate where the config has one."""
         return self.hidden_dropout_prob if self.cls_dropout is None else self.cls_dropout
 
+    def with_head_dropout(self, rate: float) -> "DebertaConfig":
+        return dataclasses.replace(self, cls_dropout=rate)
+
     @property
     def max_tokens(self) -> int:
         """The longest sequence: no end to it without absolute positions, relative ones saturate."""

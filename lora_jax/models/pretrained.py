@@ -153,16 +153,20 @@ def load_classifier(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
+    head_dropout: float | None = None,
 ) -> Loaded:
     """A classifier with the encoder of a published checkpoint.
 
     The head (pooler and classifier) is the checkpoint's where it has one of this shape for this way
-    of pooling; otherwise it is initialised from `key` and listed in `fresh`. Other arguments are
-    those of the family's classifier. All is checked before anything is read or put on a device:
+    of pooling; otherwise it is initialised from `key` and listed in `fresh`. `head_dropout` takes
+    the place of the config's rate before the classifier. Other arguments are those of the family's
+    classifier. All is checked before anything is read or put on a device:
     FileNotFoundError for a missing file; ValueError for another architecture, a corrupt file, a
     missing tensor, a wrong shape, each naming the file and the tensor.
     """
     config = read_config(folder)
+    if head_dropout is not None:
+        config = config.with_head_dropout(head_dropout)
     weights = Weights(folder, prefix(config))
 
     classifier: Any = FAMILIES[config.model_type].classifier
