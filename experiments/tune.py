@@ -1,0 +1,98 @@
+"""A study with one budget for all: learning rates on held-out examples, then seeds on the rest.
+
+    python -m experiments.tune --study=cola_study --argument=source=tsv,folder=glue_data \
+        --workdir=runs/cola_study
+
+Of each row, every learning rate is trained once and scored on training examples that are held out
+for it; the best then trains with every seed, and only these runs see the development set. The same
+command goes on where it was stopped; `--rows` takes a part, so that several can work side by side.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli
+from experiments.run import run
+from lora_jax import records
+from lora_jax.partition import nearest
+
+_STUDY = flags.DEFINE_string("study", None, "A config with a STUDY, such as cola_study.")
+_ARGUMENT = flags.DEFINE_string("argument", "", "What its configs are given after the colon.")
+_ROWS = flags.DEFINE_list("rows", [], "Only these rows; all of them by default.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all runs.")
+
+
+def tune() -> None:
+    known = [p.stem for p in sorted(Path("configs").glob("*.py")) if "\nSTUDY" in p.read_text()]
+    if _STUDY.value not in known:
+        raise ValueError(f"unknown study '{_STUDY.value}'; nearest: {nearest(_STUDY.value, known)}")
+    module = importlib.import_module(f"configs.{_STUDY.value}")
+    rates = module.STUDY["rates"]
+    for row in _ROWS.value:
+        if row not in rates:
+            raise ValueError(f"unknown row '{row}'; nearest: {nearest(row, rates)}")
+    for row in _ROWS.value or rates:
+
+        def config(row: str = row, **changes: Any) -> dict[str, Any]:
+            argument = ",".join(filter(None, (_ARGUMENT.value, f"row={row}")))
+            made = module.get_config(argument)
+            made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+            return made.to_dict()
+
+        study(config, module.STUDY, row, Path(_WORKDIR.value))
+
+
+def study(config: Any, plan: Mapping[str, Any], row: str, workdir: Path) -> None:
+    """All runs of one row: its learning rates, then the best one's seeds.
+
+    Args:
+      config: `config(**changes)` is the row's config.
+      plan: `rates` by row, `held_out`, `tuning_seed` and `seeds`.
+    """
+    console = Console()
+    tried = {}
+    for rate in plan["rates"][row]:
+        changes = {"data__validation": plan["held_out"], "seed": plan["tuning_seed"]}
+        each = config(optimizer__learning_rate=rate, **changes)
+        label = f"{row}, {rate:g}"
+        tried[rate] = run(each, workdir / "tuning" / row / f"{rate:g}", label)
+        console.print(f"{label}: {_said(tried[rate])}")
+    best = best_rate(tried)
+    for seed in plan["seeds"]:
+        each = config(optimizer__learning_rate=best, seed=seed)
+        label = f"{row}, {best:g}, seed {seed}"
+        record = run(each, workdir / "runs" / row / str(seed), label)
+        console.print(f"{label}: {_said(record)}")
+
+
+def best_rate(tried: Mapping[float, records.Record]) -> float:
+    """The learning rate of the best score, the smaller one of equal ones.
+
+    Raises:
+      ValueError: no run was completed.
+    """
+    scores = {
+        rate: score
+        for rate, record in sorted(tried.items())
+        if record.status == "completed"
+        and (score := record.metrics_last[record.metric]) is not None
+    }
+    if not scores:
+        raise ValueError("no learning rate trained to the end: try smaller ones")
+    return max(scores, key=scores.__getitem__)
+
+
+def _said(record: records.Record) -> str:
+    if record.status != "completed":
+        return f"{record.status}, {record.note}"
+    return f"{record.metric} {record.metrics_last[record.metric]:.4f} in {record.seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["study", "workdir"])
+    cli.main(tune)
