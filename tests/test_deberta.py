@@ -16,7 +16,6 @@ import variants
 from lora_jax.models.deberta import DebertaClassifier
 from lora_jax.models.deberta_config import DebertaConfig
 from lora_jax.models.pretrained import export_classifier, load_classifier
-from lora_jax.models.relative import relative_indices, skew
 from lora_jax.models.torch_names import path_of, to_torch_names
 
 SHAPES = json.loads((FIXTURES / "deberta_shapes.json").read_text())
@@ -148,29 +147,6 @@ def test_an_encoder_without_its_head_gets_a_fresh_one(tmp_path):
     np.testing.assert_array_equal(query, tensors[name].T.astype(np.float32))
 
 
-# ---- attention by distance ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 5])
-def test_skewing_is_indexing_by_distance(tokens):
-    x = np.random.RandomState(0).standard_normal((2, 3, tokens, 2 * tokens - 1))
-    i, j = np.indices((tokens, tokens))
-    np.testing.assert_array_equal(skew(jnp.asarray(x)), x[..., i, j - i + tokens - 1].astype("f4"))
-
-
-def test_distances_share_embeddings_by_their_logarithm():
-    rows = relative_indices(600, 256, 256, 512)
-    distances = np.arange(-599, 600)
-    near = np.abs(distances) <= 128
-    np.testing.assert_array_equal(rows[near], distances[near] + 256)
-    assert np.all(np.diff(rows) >= 0) and np.all(np.diff(rows) <= 1)
-    # 128 + ceil(127 log(d / 128) / log(511 / 128)) for d = 200 and 400, the farthest, and beyond
-    assert rows[599 + np.array([200, 400, 510, 511, 599])].tolist() == [425, 489, 511, 511, 511]
-    assert rows[599 - np.array([200, 400, 511, 599])].tolist() == [87, 23, 1, 0]
-    plain = relative_indices(10, 4, -1, 4)
-    assert plain.tolist() == [0] * 6 + [1, 2, 3, 4, 5, 6, 7] + [7] * 6
-
-
 def test_the_program_gathers_no_element_and_does_not_grow_with_the_layers():
     def program(layers):
         params, apply = functional(random_model("v2", num_hidden_layers=layers))
@@ -278,6 +254,15 @@ def test_every_rate_of_dropout_acts_and_is_a_function_of_its_key():
         assert not np.allclose(one, other) and not np.allclose(one, plain), only
 
 
+def test_only_absolute_positions_end():
+    model = random_model("absolute")
+    long = jnp.ones((1, 25), jnp.int32)
+    with pytest.raises(ValueError, match="25 tokens; the model takes at most 24"):
+        model(long, long)
+    ids, mask, _ = map(jnp.asarray, deberta_inputs(CASES["v3"][0], 0, 60))
+    assert bool(jnp.isfinite(random_model("v3")(ids, mask)).all())
+
+
 # ---- adapted ------------------------------------------------------------------------------------
 
 
@@ -312,66 +297,3 @@ def test_the_adapted_model_is_the_model_of_merged_weights(name, method, x64):
     assert not np.allclose(found, forward(params, *args), atol=1e-2)
     uses = {str(use) for use in lj.discover(forward, params, *args)[SIX[0]].uses}
     assert uses == {"product"}
-
-
-# ---- configs ------------------------------------------------------------------------------------
-
-WRONG = [
-    ({"model_type": "deberta"}, "model_type 'deberta' is not supported; supported: deberta-v2"),
-    ({"pos_att_type": "p2c|p2p"}, "pos_att_type 'p2p' is not supported; supported: c2p, p2c"),
-    ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd 'batch_norm' is not supported"),
-    ({"attention_head_size": 4}, "attention_head_size 4 is not supported, only 8"),
-    ({"pooler_hidden_size": 8}, "pooler_hidden_size 8 is not supported, only 16"),
-    ({"conv_kernel_size": 4}, "conv_kernel_size must be odd, got 4"),
-    ({"conv_groups": 3}, "hidden_size 16 is not a multiple of conv_groups 3"),
-    ({"position_buckets": 1}, "position_buckets 1 must be at least 2"),
-    ({"position_buckets": 60}, "position_buckets 60 .* leave room for distances of up to 24"),
-    ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported; supported: gelu, "),
-    ({"conv_act": "mish"}, "conv_act 'mish' is not supported"),
-    ({"share_att_key": 1}, "share_att_key must be true or false, got 1"),
-    ({"pooler_dropout": 1.0}, r"pooler_dropout must be a number in \[0, 1\), got 1.0"),
-    ({"num_attention_heads": 5}, "hidden_size 16 is not a multiple of num_attention_heads 5"),
-    ({"is_decoder": True}, "is_decoder=True is not supported"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), WRONG)
-def test_configs_that_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        DebertaConfig.from_json({**CASES["v3"][0], **changes})
-    assert "\n" not in str(caught.value)
-
-
-def test_config_defaults_and_round_trip():
-    config = DebertaConfig.from_json({**CASES["v3"][0], "pos_att_type": "p2c|c2p"})
-    assert config.pos_att_type == ("p2c", "c2p")
-    assert (config.embedding_size, config.span, config.relative_positions) == (16, 8, 24)
-    assert config.head_dropout == 0.1
-    assert DebertaConfig.from_json(config.to_json()) == config
-    assert hash(config) == hash(DebertaConfig.from_json(config.to_json()))
-    assert DebertaConfig.from_json({"model_type": "deberta-v2"}) == DebertaConfig()
-    assert DebertaConfig().max_tokens == 512
-
-
-_BASE = {**CASES["v3"][0], "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12}
-_BASE |= {"num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}
-_BASE |= {"position_buckets": 256, "layer_norm_eps": 1e-7}
-_XXL = {**_BASE, "hidden_size": 1536, "num_hidden_layers": 48, "num_attention_heads": 24}
-_XXL |= {"intermediate_size": 6144, "attention_head_size": 64, "conv_kernel_size": 3}
-
-
-@pytest.mark.parametrize(("content", "expected"), [(_BASE, 184_423_682), (_XXL, 1_566_913_538)])
-def test_published_sizes(content, expected):
-    """As transformers counts microsoft/deberta-v3-base and -v2-xxlarge with two labels."""
-    config = DebertaConfig.from_json(content)
-    abstract = nnx.eval_shape(lambda: DebertaClassifier(config, 2, rngs=nnx.Rngs(0)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract))) == expected
-
-
-def test_only_absolute_positions_end():
-    model = random_model("absolute")
-    long = jnp.ones((1, 25), jnp.int32)
-    with pytest.raises(ValueError, match="25 tokens; the model takes at most 24"):
-        model(long, long)
-    ids, mask, _ = map(jnp.asarray, deberta_inputs(CASES["v3"][0], 0, 60))
-    assert bool(jnp.isfinite(random_model("v3")(ids, mask)).all())

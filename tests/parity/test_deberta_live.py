@@ -10,9 +10,11 @@ from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import deberta_inputs
 
+import lora_jax as lj
+import variants
 from lora_jax.models.pretrained import export_classifier, load_classifier
 from lora_jax.models.relative import relative_indices
-from lora_jax.models.torch_names import to_torch_names
+from lora_jax.models.torch_names import to_torch_names, torch_names
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -199,3 +201,45 @@ def test_we_load_what_torch_saves(half, tmp_path):
     inputs = deberta_inputs(config, 3, 9)
     expected = torch_outputs(theirs.double(), *inputs)
     assert_close(outputs(ours)(inputs), expected, inputs[1], 2e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_lora_equals_peft(seed, tmp_path, x64, quick_compilation):
+    """Shared query and key projections (seeds 0 and 1) project relative embeddings adapted too."""
+    peft = pytest.importorskip("peft")
+    config, theirs, ours = both(tmp_path, seed, 3, jnp.float64)
+    names = ("query", "key", "value")
+    targets = [f"{name}_proj" for name in names]
+    settings = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets)
+    wrapped = peft.get_peft_model(theirs, settings).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, parameter in wrapped.named_parameters():
+        if ".lora_" in name:
+            parameter.data.normal_(generator=generator)
+            module, _, kind = name.removeprefix("base_model.model.").partition(".lora_")
+            tensor = parameter.detach().numpy()
+            factors[f"{module}.weight", kind[0].lower()] = tensor.T if kind[0] == "B" else tensor
+    inputs = deberta_inputs(config, seed, 8)
+    tensors = [torch.tensor(x, dtype=torch.long) for x in inputs]
+    with torch.no_grad():
+        expected = wrapped(*tensors[:2], token_type_ids=tensors[2]).logits.numpy()
+
+    forward, params = lj.from_nnx(ours)
+    arguments = tuple(map(jnp.asarray, inputs))
+    patterns = [f"attention/{name}/kernel" for name in names]
+    adapted = lj.adapt(forward, variants.make("lora", rank=2, alpha=6), patterns)
+    fresh, frozen = adapted.init(jax.random.key(0), params, *arguments)
+    adapters = {
+        path: {
+            kind: jnp.stack([factors.pop((name, kind)) for name in torch_names(path, ours.config)])
+            for kind in each
+        }
+        for path, each in fresh["adapters"].items()
+    }
+    assert not factors
+    found = jax.jit(adapted.apply)({**fresh, "adapters": adapters}, frozen, *arguments)
+    rows = inputs[1][:, 0] == 1
+    np.testing.assert_allclose(found[rows], expected[rows], atol=1e-10)
+    assert not np.allclose(found[rows], ours(*arguments)[rows], atol=1e-2)
