@@ -91,17 +91,21 @@ class Checkpoints:
             self._manager.delete(step)
 
     def _best(self, steps: list[int]) -> int | None:
+        return next(iter(self._ranked(steps)), None)
+
+    def _ranked(self, steps: list[int]) -> list[int]:
+        """The steps that have the metric of `best`, the best one first, of equals the earlier."""
         if self.best is None:
-            return None
+            return []
         for step in set(steps) - self._scores.keys():
             try:
                 score = self._body(step)["meta"].get(self.best[0])
             except _DamagedError:
                 score = None
             self._scores[step] = score if isinstance(score, int | float) else None
-        scored = [step for step in steps if self._scores[step] is not None]
-        choose = {"max": max, "min": min}[self.best[1]]
-        return choose(scored, key=lambda step: self._scores[step], default=None)
+        scores = {step: score for step in steps if (score := self._scores[step]) is not None}
+        sign = {"max": -1, "min": 1}[self.best[1]]
+        return sorted(scores, key=lambda step: sign * scores[step])
 
     def wait(self) -> None:
         """Returns when what was saved is on disk; raises the error of a save that failed."""
@@ -145,18 +149,36 @@ class Checkpoints:
         """
         self.wait()
         steps = self.steps()
-        if step is not None and step not in steps:
+        if step is None:
+            return self._first_good(like, steps[::-1], "the one before it")
+        if step not in steps:
             raise ValueError(f"{self.folder} has no checkpoint of step {step}, only of {steps}")
+        try:
+            return *self._read(step, like), step
+        except _DamagedError as error:
+            raise ValueError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
+
+    def restore_best(self, like: Any) -> tuple[Any, dict[str, Any], int] | None:
+        """The best good state (see `best`), its `meta` and its step; None where none has a score.
+
+        A damaged step gives way to the next best, as `restore` has it.
+        """
+        self.wait()
+        return self._first_good(like, self._ranked(self.steps()), "the next best")
+
+    def _first_good(
+        self, like: Any, candidates: list[int], instead: str
+    ) -> tuple[Any, dict[str, Any], int] | None:
         damaged = []
-        for candidate in steps[::-1] if step is None else [step]:
+        for candidate in candidates:
             try:
                 state, meta = self._read(candidate, like)
             except _DamagedError as error:
                 problem = f"checkpoint {self.folder / str(candidate)} is damaged: {error}"
-                if candidate in (step, steps[0]):
-                    rest = "" if step is not None else f"; delete {self.folder} to start over"
-                    raise ValueError(problem + rest) from error
-                warnings.warn(f"{problem}; using the one before it", stacklevel=2)
+                if candidate == candidates[-1]:
+                    advice = f"delete {self.folder} to start over"
+                    raise ValueError(f"{problem}; {advice}") from error
+                warnings.warn(f"{problem}; using {instead}", stacklevel=3)
                 damaged.append(candidate)
                 continue
             for bad in damaged:

@@ -273,6 +273,41 @@ def test_nothing_is_deleted_if_no_step_is_good(two_steps, tmp_path):
         assert saved.steps() == [1, 2]
 
 
+def three_scores(folder, *scores):
+    with Checkpoints(folder, keep=3, best=("m", "max")) as saved:
+        for step, score in enumerate(scores, 1):
+            saved.save(step, {"w": jnp.full(9, step)}, {"m": score})
+
+
+@pytest.mark.parametrize(("scores", "then"), [((5, 9, 7), 3), ((7, 9, 5), 1), ((7, 9, 7), 1)])
+def test_a_damaged_best_step_gives_way_to_the_next_best(tmp_path, scores, then):
+    three_scores(tmp_path, *scores)
+    like = {"w": jnp.zeros(9, jnp.int32)}
+    with Checkpoints(tmp_path, keep=3, best=("m", "max")) as saved:
+        got, meta, step = saved.restore_best(like)
+        assert (got["w"][0], meta, step) == (2, {"m": 9}, 2)
+    damage(tmp_path / "2", "numbers")
+    with Checkpoints(tmp_path, keep=3, best=("m", "max")) as saved:
+        with pytest.warns(UserWarning, match=r"2 is damaged: .*; using the next best"):
+            got, meta, step = saved.restore_best(like)
+        assert (got["w"][0], meta, step) == (then, {"m": 7}, then)
+        assert saved.steps() == [1, 3]
+
+
+def test_no_step_with_a_score_and_no_good_one(tmp_path):
+    like = {"w": jnp.zeros(9, jnp.int32)}
+    three_scores(tmp_path / "none", None, None, None)
+    with Checkpoints(tmp_path / "none", best=("m", "max")) as saved:
+        assert saved.restore_best(like) is None
+    three_scores(tmp_path / "bad", None, 1, None)
+    damage(tmp_path / "bad" / "2", "numbers")
+    with (
+        Checkpoints(tmp_path / "bad", best=("m", "max")) as saved,
+        pytest.raises(ValueError, match=r"2 is damaged: .*; delete .*bad to start over"),
+    ):
+        saved.restore_best(like)
+
+
 A = {"w": jnp.zeros((4, 8)), "opt": {"mu": jnp.zeros(3), "count": 0}, "rng": jax.random.key(0)}
 
 
