@@ -137,6 +137,8 @@ class Loop:
     """So many evaluations, spread evenly: one an epoch, for as many as there are epochs."""
     target: float | None = None
     """A score of `metric`, to note when it was reached first."""
+    best_from: int = 0
+    """The first step whose evaluation may be the best (the last one's always may)."""
 
     def due(self, every: int, step: int) -> bool:
         return step == self.steps or (every > 0 and step % every == 0)
@@ -151,6 +153,10 @@ class Loop:
             return False
         value = values[self.metric]
         return value >= self.target if self.mode == "max" else value <= self.target
+
+    def eligible(self, step: int) -> bool:
+        """Whether the evaluation of a step may be the best."""
+        return step >= min(self.best_from, self.steps)
 
     def better(self, new: dict[str, float], old: dict[str, float]) -> bool:
         if not old:
@@ -187,6 +193,7 @@ def fit(
     metrics: Metrics,
     identity: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    outcome: Outcome | None = None,
 ) -> tuple[TrainState, Outcome]:
     """Train to the end of `loop`, from the newest checkpoint where there is one.
 
@@ -198,15 +205,17 @@ def fit(
       batches: the batches from a step on.
       evaluate: metrics of the trainables.
       identity: digests of what the run depends on beside its state, kept in every checkpoint.
+      outcome: filled in on the way, so that who catches an error knows how far the run came.
 
     Returns:
       The last state, and what the run came to. A loss or gradient that is not finite ends it
-      (`diverged`) at the next step that logs or saves; the checkpoints still hold a good state.
+      (`diverged`) at the next step that logs or saves, and so do weights or a metric that are not
+      finite before they are saved: the checkpoints hold a good state.
 
     Raises:
       ValueError: the newest checkpoint is of a run with another `identity`.
     """
-    outcome = Outcome()
+    outcome = Outcome() if outcome is None else outcome
     if (restored := checkpoints.restore(state)) is not None:
         state, meta, _ = restored
         for name, digest in meta["identity"].items():
@@ -214,7 +223,7 @@ def fit(
                 raise ValueError(
                     f"{checkpoints.folder} is of a run with other {name}; name another folder"
                 )
-        outcome = Outcome(**meta["outcome"])
+        vars(outcome).update(meta["outcome"])
     metrics.truncate(outcome.steps)
 
     clock = time.perf_counter()
@@ -231,23 +240,38 @@ def fit(
         if not (logs or saves):
             continue  # dispatch the next step while this one runs
         read = {name: float(value) for name, value in values.items()}
-        outcome.diverged = not all(map(math.isfinite, read.values()))
+        outcome.seconds += time.perf_counter() - clock
+        # The loss of a step is that of the weights before it: those after it are looked at here.
+        finite = _all_finite(read) and (not saves or bool(_leaves_finite(state.trainable)))
+        outcome.diverged = not finite
         if logs or outcome.diverged:
             metrics.write(number, read)
         if outcome.diverged:
             break
         if progress is not None:
             progress(number, read["loss"], int(examples))
-        outcome.seconds += time.perf_counter() - clock
         if evaluates:
             outcome.metrics_last = evaluate(state.trainable)
             metrics.write(number, outcome.metrics_last)
-            if loop.better(outcome.metrics_last, outcome.metrics_best):
+            outcome.diverged = not _all_finite(outcome.metrics_last)
+            if outcome.diverged:
+                break
+            if loop.eligible(number) and loop.better(outcome.metrics_last, outcome.metrics_best):
                 outcome.metrics_best, outcome.best_step = outcome.metrics_last, number
             if outcome.target_step is None and loop.reached(outcome.metrics_last):
                 outcome.target_step, outcome.target_seconds = number, outcome.seconds
         if saves:
             meta = {"outcome": dataclasses.asdict(outcome), "identity": dict(identity or {})}
-            checkpoints.save(number, state, meta | (outcome.metrics_last if evaluates else {}))
+            scores = outcome.metrics_last if evaluates and loop.eligible(number) else {}
+            checkpoints.save(number, state, meta | scores)
         clock = time.perf_counter()
     return state, outcome
+
+
+def _all_finite(values: Mapping[str, float]) -> bool:
+    return all(map(math.isfinite, values.values()))
+
+
+@jax.jit
+def _leaves_finite(tree: Any) -> Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

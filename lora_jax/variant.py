@@ -153,6 +153,11 @@ class Variant:
     differs_at_init: ClassVar[str] = ""
     """Why the adapted function is not the base's at the start; empty where it is."""
 
+    @property
+    def settled(self) -> int:
+        """The step from which on adapters are as small as in the end; 0 where they never shrink."""
+        return 0
+
     # -- of one matrix -----------------------------------------------------------------------------
 
     def validate(self, shape: tuple[int, int]) -> None:

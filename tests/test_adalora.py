@@ -328,6 +328,22 @@ def test_numbers_are_read_from_arrays(mode, x64):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("settings", SETTINGS[:3])
+def test_ranks_are_the_last_ones_from_settled_on(settings, x64):
+    """Whatever the optimiser brings back at every step."""
+    variant = AdaLoRA(**settings)
+    factors = hand_made(variant)
+    update, state, used = jax.jit(variant.update), variant.init_state(factors), {}
+    for t in range(1, variant.total_steps + 1):
+        grads = {path: random_like(each.trainable) for path, each in factors.items()}
+        state, after = update(state, factors, factors, grads, jnp.asarray(t - 1))
+        used[t] = np.concatenate([after[path]["e"].ravel() != 0 for path in factors])
+    final = used[variant.settled]
+    assert final.sum() == len(final) // variant.rank * variant.target_rank
+    same = {t for t, each in used.items() if (each == final).all()}
+    assert {t for t in used if t >= variant.settled} <= same != set(used)
+
+
 def test_matrices_of_different_dtypes_share_a_budget(x64):
     variant = AdaLoRA(rank=4, target_rank=1, total_steps=4, t_init=0, t_final=2)
     factors = hand_made(variant, dtypes=(jnp.float32, jnp.float64))

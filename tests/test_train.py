@@ -122,9 +122,21 @@ class Killed(Exception):
     pass
 
 
-def fit(folder, *, killed_at=None, evaluate_every=7, checkpoint_every=5, poison=None, target=None):
+def fit(
+    folder,
+    *,
+    killed_at=None,
+    poison=None,
+    tx=None,
+    scores=None,
+    outcome=None,
+    evaluate_every=7,
+    checkpoint_every=5,
+    **loop,
+):
+    """A run of 20 steps; `scores(accuracy)` stands in for what an evaluation says."""
     adapted, trainable, frozen = problem(dropout=0.2)
-    tx = optax.adam(1e-2)
+    tx = tx or optax.adam(1e-2)
 
     def source(start):
         for number, batch in enumerate(batches(start), start + 1):
@@ -137,21 +149,24 @@ def fit(folder, *, killed_at=None, evaluate_every=7, checkpoint_every=5, poison=
     def evaluate(trainable):
         merged = adapted.merge(trainable, frozen)
         accuracy = jnp.abs(merged["up"]).sum()  # moves in some way, up and down
-        return {"accuracy": float(jnp.sin(accuracy * 3))}
+        assert jnp.isfinite(accuracy)
+        found = float(jnp.sin(accuracy * 3))
+        return {"accuracy": found if scores is None else scores(found)}
 
     with (
-        checkpoint.Checkpoints(folder / "checkpoints") as saved,
+        checkpoint.Checkpoints(folder / "checkpoints", best=("accuracy", "max")) as saved,
         metrics_log.Metrics(folder) as log,
     ):
         return train.fit(
             train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1)),
             frozen,
-            loop=train.Loop(20, 3, evaluate_every, checkpoint_every, target=target),
+            loop=train.Loop(20, 3, evaluate_every, checkpoint_every, **loop),
             step=make(adapted, tx),
             batches=source,
             evaluate=evaluate,
             checkpoints=saved,
             metrics=log,
+            outcome=outcome,
         )
 
 
@@ -183,6 +198,18 @@ def test_the_best_evaluation_is_remembered(tmp_path):
     assert outcome.metrics_last["accuracy"] == scores[20]
 
 
+@pytest.mark.parametrize("best_from", [12, 13, 21])
+def test_the_best_is_one_of_those_that_may_be(tmp_path, best_from):
+    """Scores only fall, so the first that counts is the best."""
+    falling = iter(range(100, 0, -1))
+    _, outcome = fit(
+        tmp_path, evaluate_every=2, scores=lambda _: float(next(falling)), best_from=best_from
+    )
+    assert outcome.best_step == {12: 12, 13: 14, 21: 20}[best_from]
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", best=("accuracy", "max")) as saved:
+        assert saved.best_step() == outcome.best_step
+
+
 def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     _, outcome = fit(tmp_path, poison=11)
     assert outcome.diverged
@@ -192,6 +219,45 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(tmp_path):
     rows = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
     assert math.isnan(rows[-1]["loss"])
     assert rows[-1]["step"] == 12
+    assert outcome.seconds > 0
+
+
+def test_a_run_that_diverges_before_it_ever_reports_took_its_time(tmp_path):
+    _, outcome = fit(tmp_path, poison=1)
+    assert (outcome.diverged, outcome.steps) == (True, 3)
+    assert outcome.seconds > 0
+
+
+@pytest.mark.parametrize(("broken", "kept"), [(20, [14, 15]), (14, [7, 10]), (5, [])])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, broken, kept):
+    """The loss of that step, which is of the weights before it, is still finite."""
+    tx = optax.sgd(lambda count: jnp.where(count == broken - 1, jnp.inf, 1e-2))
+    for _ in range(2):  # again, from the checkpoints, to the same end
+        _, outcome = fit(tmp_path, tx=tx)
+        assert (outcome.diverged, outcome.steps) == (True, broken)
+        with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+            assert saved.steps()[-2:] == kept
+    rows = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[-1]["step"] == broken and math.isfinite(rows[-1]["loss"])
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_ends_the_run(tmp_path, score):
+    found = iter([0.5, score])
+    _, outcome = fit(tmp_path, scores=lambda _: next(found))
+    assert (outcome.diverged, outcome.steps, outcome.best_step) == (True, 14, 7)
+    assert outcome.metrics_best == {"accuracy": 0.5}
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.steps() == [7, 10]
+
+
+def test_who_catches_an_error_knows_how_far_the_run_came(tmp_path):
+    outcome = train.Outcome()
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_at=13, outcome=outcome)
+    assert (outcome.steps, outcome.best_step) == (12, 7)
+    assert outcome.metrics_last == outcome.metrics_best != {}
+    assert outcome.seconds > 0
 
 
 @pytest.mark.parametrize("steps, evaluations", [(20, 4), (20, 20), (17, 5), (7, 7), (100, 1)])

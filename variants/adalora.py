@@ -74,6 +74,10 @@ class AdaLoRA(LowRank):
     def schedule(self) -> Schedule:
         return Schedule(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Schedule)})
 
+    @property
+    def settled(self) -> int:
+        return self.schedule.fixed
+
     def scaling(self) -> float:
         return SCALES[self.scale](self.alpha, self.rank + 1e-5 * (self.mode == "reference"))
 
