@@ -1,8 +1,11 @@
 """Reading and writing published checkpoints, and what every kind of bad one is answered."""
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from torch_archive import save_bin
 
 from lora_jax.models import pretrained
+from lora_jax.models.families import FAMILIES
 from lora_jax.models.pretrained import export_classifier, load_classifier, locate
 from lora_jax.models.torch_names import path_of, to_torch_names
 from lora_jax.models.weight_files import digest
@@ -272,6 +276,33 @@ def test_tensors_that_do_not_fit_the_config(tmp_path, change, message, monkeypat
         load(folder)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_not_finite(tmp_path, file, value):
+    poisoned = np.ones((16, 16))
+    poisoned[3, 5] = value
+    folder = checkpoint(tmp_path, **{QUERY: poisoned})
+    if file.endswith(".bin"):
+        torch_files(folder, file)
+    with pytest.raises(ValueError, match=rf"{file}: tensor '{QUERY}' holds NaN or an inf"):
+        load(folder)
+
+
+WRONG = (5, -1, 1.5, True, "x", [], ["gelu"], {}, {"a": 1}, [[1]], [None], 10**30)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2"])
+def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, name):
+    settings = {field.name for field in dataclasses.fields(FAMILIES[name].config)}
+    settings |= {"position_embedding_type", "is_decoder", "attention_head_size"}
+    for setting, wrong in itertools.product(sorted(settings), WRONG):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name, setting: wrong}))
+        try:
+            pretrained.read_config(tmp_path)  # some of these are right for some settings
+        except ValueError as error:
+            assert re.fullmatch(rf".*config\.json: .*{setting}.*", str(error))
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, 5000, -1])

@@ -84,8 +84,8 @@ class BertConfig:
         return self.max_position_embeddings - offset
 
 
-def _family_defaults(model_type: str | None) -> dict[str, int]:
-    if model_type not in _FAMILIES:
+def _family_defaults(model_type: Any) -> dict[str, int]:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} is not supported; supported: {', '.join(_FAMILIES)}"
         )

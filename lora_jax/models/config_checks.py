@@ -39,7 +39,7 @@ def check_heads(hidden_size: int, num_attention_heads: int) -> None:
 
 
 def check_activation(name: str, value: Any) -> None:
-    if value not in ACTIVATIONS:
+    if not isinstance(value, str) or value not in ACTIVATIONS:
         raise ValueError(f"{name} {value!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
 
 

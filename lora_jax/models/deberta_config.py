@@ -129,7 +129,7 @@ class DebertaConfig:
         given = {k: v for k, v in config.items() if k in names and v is not None}
         for name in ("pos_att_type", "norm_rel_ebd"):
             if name in given:
-                given[name] = _words(given[name])
+                given[name] = _words(name, given[name])
         if "norm_rel_ebd" in given:
             given["norm_rel_ebd"] = "|".join(given["norm_rel_ebd"])
         own = cls(**given)
@@ -175,8 +175,10 @@ def _check_family(model_type: str | None) -> None:
         raise ValueError(f"model_type {model_type!r} is not supported; supported: deberta-v2")
 
 
-def _words(value: Any) -> tuple[str, ...]:
+def _words(name: str, value: Any) -> tuple[str, ...]:
     """A list of words, or one string with bars between them, in lower case."""
     parts = value.split("|") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        raise ValueError(f"{name} must be words, got {value!r}")
     words = (str(part).strip().lower() for part in parts)
     return tuple(dict.fromkeys(word for word in words if word))

@@ -30,7 +30,7 @@ FAMILIES = {
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a config.json's content; ValueError for one that is not here."""
     model_type = config.get("model_type")
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     raise ValueError(
         f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}"

@@ -82,7 +82,7 @@ def locate(name: str | Path) -> Path:
     """
     if name == "minilm":
         return _installed_minilm()
-    if Path(name).is_dir():
+    if name != "" and Path(name).is_dir():
         return Path(name)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         return _from_hub(str(name))
@@ -162,7 +162,8 @@ def load_classifier(
     the place of the config's rate before the classifier. Other arguments are those of the family's
     classifier. All is checked before anything is read or put on a device:
     FileNotFoundError for a missing file; ValueError for another architecture, a corrupt file, a
-    missing tensor, a wrong shape, each naming the file and the tensor.
+    missing tensor, a wrong shape, each naming the file and the tensor; and, while its tensors are
+    read, for one that holds a value that is not finite.
     """
     config = read_config(folder)
     if head_dropout is not None:

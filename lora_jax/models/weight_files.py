@@ -72,6 +72,7 @@ class SafetensorsFile:
     """The tensors of one file, by name: shapes and types at once, contents when read."""
 
     def __init__(self, path: Path):
+        self.path = path
         try:
             self._file: Any = safe_open(path, framework="numpy")
         except SafetensorError as error:
@@ -137,5 +138,9 @@ class Weights:
             raise ValueError(f"{self.folder}: tensor {key!r} is {dtype}, expected one of {_FLOATS}")
 
     def read(self, name: str) -> np.ndarray:
+        """The tensor; ValueError if a value of it is not finite."""
         file, stored = self._source[self._key(name)]
-        return file.read(stored)
+        tensor = file.read(stored)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{file.path}: tensor {stored!r} holds NaN or an infinity")
+        return tensor
