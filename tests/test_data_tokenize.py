@@ -1,6 +1,7 @@
 """Token ids as transformers makes them, stored and live, and folders that are refused."""
 
 import importlib.util
+import itertools
 import json
 import random
 import shutil
@@ -240,6 +241,40 @@ def test_damaged_files_are_refused(tmp_path, minilm):
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<nope>"}')
     with pytest.raises(ValueError, match=r"no padding token \(<nope>\)"):
         load_tokenizer(tmp_path)
+
+
+WRONG = (5, -1.5, "", "x", [], ["[PAD]"], {}, {"content": 5}, {"content": "a", "lstrip": 3}, True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "deberta"])
+def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, kind):
+    if kind == "deberta":
+        pytest.importorskip("sentencepiece")
+    folder = bert_folder(tmp_path) if kind == "bert" else from_files(kind, tmp_path)
+    flags = ("do_lower_case", "tokenize_chinese_chars", "strip_accents", "add_prefix_space")
+    flags += ("trim_offsets", "split_by_punct")
+    tokens = [f"{name}_token" for name in ("bos", "eos", "sep", "cls", "unk", "pad", "mask")]
+    for setting, wrong in itertools.product((*flags, *tokens), WRONG):
+        if isinstance(wrong, str if setting in tokens else bool):
+            continue
+        (folder / "tokenizer_config.json").write_text(json.dumps({setting: wrong}))
+        with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {setting} [^\n]*$"):
+            load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object, got a list"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_setting_that_is_null_is_unset(tmp_path, kind):
+    def ids(path, **settings):
+        folder = bert_folder(path, **settings) if kind == "bert" else from_files(kind, path)
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return load_tokenizer(folder).backend.encode("The the 中").ids
+
+    names = ("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "pad_token")
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    assert ids(tmp_path / "a", **dict.fromkeys(names)) == ids(tmp_path / "b")
 
 
 def test_a_vocabulary_of_something_else_is_refused(tmp_path):

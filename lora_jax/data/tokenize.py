@@ -1,7 +1,6 @@
 """Texts to token ids, once per data set, with the tokenizer that a checkpoint's folder holds."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import tokenizers
 
 from lora_jax.data.examples import Examples
 from lora_jax.data.tokenizer_files import from_merges, from_spm, from_vocab_txt
+from lora_jax.data.tokenizer_settings import read_settings
 
 # Which file a folder's tokenizer is built from, where it has no tokenizer.json.
 _BUILDERS = {"vocab.txt": from_vocab_txt, "vocab.json": from_merges, "spm.model": from_spm}
@@ -58,7 +58,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     used.
     """
     folder = Path(folder)
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_settings(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
         try:
@@ -129,12 +129,3 @@ def _pad_id(backend: tokenizers.Tokenizer, settings: dict, path: Path) -> int:
         if pad_id is not None:
             return pad_id
     raise ValueError(f"{path} has no padding token ({token or '[PAD] or <pad>'})")
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error

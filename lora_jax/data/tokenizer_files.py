@@ -6,6 +6,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
+from lora_jax.data.tokenizer_settings import TOKEN_FLAGS
+
 _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -120,7 +122,7 @@ def _added(token: str | dict[str, Any]) -> AddedToken:
     """A special token, as tokenizer_config.json has it: its text, or an AddedToken written out."""
     if isinstance(token, str):
         return AddedToken(token, normalized=False, special=True)
-    options = {k: token[k] for k in ("single_word", "lstrip", "rstrip", "normalized") if k in token}
+    options = {name: token[name] for name in TOKEN_FLAGS if name in token}
     return AddedToken(token["content"], special=True, **options)
 
 
