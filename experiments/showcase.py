@@ -1,0 +1,68 @@
+"""What the quickstart shows of its two runs: a table, and what each made of three sentences."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.build import Experiment
+from lora_jax import data, records
+
+SENTENCES = (
+    "a film of quiet power that stays with you long after the lights come up .",
+    "the plot creaks , the jokes die on screen and nobody seems to care .",
+    "not nearly as bad as its trailer suggests , and at times even moving .",
+)
+COLUMNS = ("model", "accuracy", "parameters", "trained in", "validated in")
+HEAD, LORA, MERGED = "base, trained head only", "LoRA", "LoRA, merged"
+
+
+class Trained(NamedTuple):
+    """A run that is completed, and the trainables that it saved."""
+
+    record: records.Record
+    experiment: Experiment
+    trainable: Any
+
+
+def show(head: Trained, lora: Trained, console: Console) -> None:
+    """Print how accurate a head alone, LoRA and merged LoRA are, and what they say."""
+    rows = [_row(HEAD, head), _row(LORA, lora), _row(MERGED, lora, merged=True)]
+    console.print(table(rows))
+    for sentence, before, after in zip(SENTENCES, _classify(head), _classify(lora), strict=True):
+        console.print(f"[italic]{sentence}[/italic]")
+        console.print(f"    before (trained head only): {before}, after (LoRA): {after}")
+
+
+def table(rows: Iterable[Sequence[str]]) -> Table:
+    """Rows of COLUMNS, of which `parameters` are those trained; it fits into 80 characters."""
+    made = Table(*COLUMNS)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _row(label: str, trained: Trained, merged: bool = False) -> tuple[str, ...]:
+    record, experiment, trainable = trained
+    call = (experiment.merged_call if merged else experiment.adapted_call)(trainable)
+    experiment.score(call)  # compiles
+    start = time.perf_counter()
+    accuracy = experiment.score(call)["accuracy"]
+    validated = time.perf_counter() - start
+    took = "" if merged else f"{record.seconds:.0f} s"  # merged, it is the same training
+    return label, f"{accuracy:.1%}", f"{record.parameters_trained:,}", took, f"{validated:.1f} s"
+
+
+def _classify(trained: Trained) -> list[str]:
+    """The predicted label of each sentence, with its probability."""
+    _, experiment, trainable = trained
+    examples = data.Examples("sentences", SENTENCES, None)
+    encoded = data.encode(experiment.tokenizer, examples, experiment.boundaries[-1])
+    logits = experiment.outputs(experiment.adapted_call(trainable), encoded)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    odds /= odds.sum(axis=1, keepdims=True)
+    names = experiment.task.label_names or ()
+    return [f"{names[row.argmax()]} ({row.max():.0%})" for row in odds]
