@@ -127,7 +127,7 @@ def train(**settings: Any) -> ConfigDict:
         "evaluate_every": 0,  # steps; 0 for once at the end
         "evaluations": 0,  # so many, evenly spread: one an epoch for as many as there are epochs
         "checkpoint_every": 50,
-        "select": "last",  # or "best"
+        "select": "last",  # or "best": of all evaluations, AdaLoRA's of those with its final budget
         "target_score": config_dict.placeholder(float),  # to note when it is reached
     }
     return ConfigDict({**defaults, **settings})

@@ -154,6 +154,9 @@ def build(config: dict[str, Any]) -> Experiment:
     tx = make.make_optimizer(config["optimizer"], loop.steps, config["also_train"])
     if config["variant"]["total_steps"] is None:
         targets = {p: make.for_steps(each, loop.steps) for p, each in targets.items()}
+    # An adapter that is still to shrink is not what its method makes of the budget.
+    settled = max((each.settled for each in targets.values()), default=0)
+    loop = dataclasses.replace(loop, best_from=settled)
     forward, params = lj.from_nnx(model)
     adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
     example = np.zeros((config["train"]["batch_size"], boundaries[0]), np.int32)

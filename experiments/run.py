@@ -34,21 +34,35 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
             return record
     experiment = build(config)
     records.claim(workdir, config)
+    outcome, ranks, status = train.Outcome(), None, "completed"
     try:
-        state, outcome = _fit(experiment, workdir, label)
+        state, note = _fit(experiment, workdir, label, outcome)
+        if outcome.diverged:
+            status = "diverged"
+        else:
+            ranks = _save(experiment, state, workdir)
     except Exception as error:
-        failed = train.Outcome()
         note = f"{type(error).__name__}: {error}".splitlines()[0]
-        records.write(workdir, _record(experiment, failed, started, "failed", note))
+        records.write(workdir, _record(experiment, outcome, started, "failed", note))
         raise
-    if outcome.diverged:
-        note = f"the loss or its gradient is not finite at step {outcome.steps}"
-        record = _record(experiment, outcome, started, "diverged", note)
-    else:
-        ranks = _save(experiment, state, workdir)
-        record = _record(experiment, outcome, started, "completed", ranks=ranks)
+    record = _record(experiment, outcome, started, status, note, ranks)
     records.write(workdir, record)
     return record
+
+
+def summarise(record: records.Record) -> list[str]:
+    """What a run came to, with the scores of the adapter that it saved."""
+    lines = [f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained"]
+    if record.note:
+        lines.insert(0, record.note)
+    ended = f"{record.status} after {record.steps} steps"
+    if record.status != "completed":
+        return [ended, *lines]
+    scores, saved = record.metrics_last, ""
+    if record.config["train"]["select"] == "best":
+        scores, saved = record.metrics_best, f", saved as of step {record.best_step}, the best"
+    named = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+    return [f"{ended}{saved}: {named}", *lines]
 
 
 def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dict[str, Any] | None:
@@ -57,7 +71,8 @@ def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dic
     lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
     call = experiment.adapted_call(state.trainable)
     parts = (*experiment.task.extra, *experiment.task.unlabelled)
-    np.savez_compressed(workdir / "predictions.npz", **experiment.predictions(call, *parts))
+    predictions: dict[str, Any] = experiment.predictions(call, *parts)
+    np.savez_compressed(workdir / "predictions.npz", **predictions)
     pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
     if frozen.spec == experiment.frozen.spec:
         return None
@@ -68,16 +83,16 @@ def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dic
 
 
 def _fit(
-    experiment: Experiment, workdir: Path, label: str
-) -> tuple[train.TrainState, train.Outcome]:
+    experiment: Experiment, workdir: Path, label: str, outcome: train.Outcome
+) -> tuple[train.TrainState, str]:
+    """The state to save, and what a reader of the record should know of it; fills in `outcome`."""
     loop = experiment.loop
-    best = (loop.metric, loop.mode)
     with (
-        Checkpoints(workdir / "checkpoints", best=best) as checkpoints,
+        Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
         Metrics(workdir) as metrics,
         bar(label, loop.steps) as progress,
     ):
-        state, outcome = train.fit(
+        state, _ = train.fit(
             experiment.start(),
             experiment.frozen,
             loop=loop,
@@ -91,12 +106,27 @@ def _fit(
                 "data": experiment.task.digest(),
             },
             progress=progress,
+            outcome=outcome,
         )
-        if experiment.config["train"]["select"] == "best" and outcome.best_step is not None:
-            checkpoints.wait()
-            restored = checkpoints.restore(state, outcome.best_step)
-            state = state if restored is None else restored[0]
-    return state, outcome
+        if outcome.diverged:
+            return state, f"loss, gradient, weights or score not finite at step {outcome.steps}"
+        if experiment.config["train"]["select"] == "best":
+            return best(checkpoints, state, outcome)
+    return state, ""
+
+
+def best(
+    checkpoints: Checkpoints, state: train.TrainState, outcome: train.Outcome
+) -> tuple[train.TrainState, str]:
+    """The state of the best evaluation whose checkpoint is good; `outcome` names that one."""
+    wanted = outcome.best_step
+    if wanted == outcome.steps or (restored := checkpoints.restore_best(state)) is None:
+        return state, ""
+    state, meta, step = restored
+    if step == wanted:
+        return state, ""
+    outcome.best_step, outcome.metrics_best = step, meta["outcome"]["metrics_last"]
+    return state, f"the best checkpoint, of step {wanted}, is damaged: of step {step} instead"
 
 
 def _record(
@@ -104,10 +134,11 @@ def _record(
     outcome: train.Outcome,
     started: float,
     status: Any,
-    note: str = "",
+    note: str,
     ranks: dict[str, Any] | None = None,
 ) -> records.Record:
     config, loop = experiment.config, experiment.loop
+    since = f" from step {loop.best_from} on" if loop.best_from else ""
     counted = summary(experiment.trainable, experiment.frozen)
     config = records.plain(config)
     return records.Record(
@@ -123,7 +154,7 @@ def _record(
         parameters_adapters=counted.trained - _head_size(experiment),
         metrics_best=dict(outcome.metrics_best),
         metrics_last=dict(outcome.metrics_last),
-        rule=f"{loop.mode} validation {loop.metric} over evaluations",
+        rule=f"{loop.mode} validation {loop.metric} over evaluations{since}",
         metric=loop.metric,
         steps=outcome.steps,
         best_step=outcome.best_step,

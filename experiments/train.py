@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
-from experiments.run import run
+from experiments.run import run, summarise
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
@@ -21,11 +21,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics 
 
 def train() -> None:
     record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)))
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics_last.items())
-    print(f"{record.status} after {record.steps} steps: {record.note or scores}")
-    print(f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained")
-    print(f"record and adapter: {_WORKDIR.value}")
-    if record.status != "completed":
+    for line in summarise(record):
+        print(line)
+    completed = record.status == "completed"
+    print(f"{'record and adapter' if completed else 'record'}: {_WORKDIR.value}")
+    if not completed:
         sys.exit(1)
 
 
