@@ -27,11 +27,27 @@ def make_targets(section: Mapping[str, Any], targets: Sequence[Any]) -> dict[Any
     """
     made: dict[Any, lj.Variant] = {}
     for each in targets:
-        pattern, own = (each, {}) if isinstance(each, str) else each
+        pattern, own = _with_settings(each)
         settings = {name: value for name, value in own.items() if name != "layers"}
-        where = lj.layers(pattern, slice(*own["layers"])) if "layers" in own else pattern
+        where = lj.layers(pattern, _slice(own["layers"])) if "layers" in own else pattern
         made[where] = make_variant({**section, **settings})
     return made
+
+
+def _with_settings(target: Any) -> tuple[str, Mapping[str, Any]]:
+    match target:
+        case str():
+            return target, {}
+        case [str(pattern), {**own}]:
+            return pattern, own
+    raise ValueError(f"config.targets: {target!r} is neither a pattern nor (pattern, settings)")
+
+
+def _slice(layers: Any) -> slice:
+    match layers:
+        case [int() | None, int() | None, int() | None]:
+            return slice(*layers)
+    raise ValueError(f"config.targets: layers {layers!r} is not (start, stop, step)")
 
 
 def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:

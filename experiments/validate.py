@@ -1,4 +1,4 @@
-"""What a config's numbers must be, checked before anything is loaded."""
+"""What a config's numbers and patterns must be, checked before anything is loaded."""
 
 import math
 from typing import Any
@@ -11,6 +11,8 @@ _FINITE_AND_POSITIVE = ("optimizer.learning_rate", "optimizer.clip", "optimizer.
 _FINITE_AND_POSITIVE += ("optimizer.head_learning_rate",)
 _RATES = ("optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio", "model.head_dropout")
 _FINITE = ("train.target_score",)
+_SEEDS = ("seed",)  # JAX takes larger ones for these
+_PATTERNS = ("also_train", "quantize.patterns")
 _MAY_BE_UNSET = ("model.head_dropout", "optimizer.head_learning_rate", "train.target_score")
 
 
@@ -19,18 +21,21 @@ def validate(config: dict[str, Any]) -> None:
 
     def require(names: tuple[str, ...], wanted: str, test: Any) -> None:
         for name in names:
-            value: Any = config
-            for part in name.split("."):
-                value = value[part]
+            value = _setting(config, name)
             if value is None and name in _MAY_BE_UNSET:
                 continue
-            if not (math.isfinite(value) and test(value)):
+            if value is None or not (math.isfinite(value) and test(value)):
                 raise ValueError(f"config.{name} must be {wanted}, got {value}")
 
     require(_POSITIVE + _FINITE_AND_POSITIVE, "positive", lambda value: value > 0)
     require(_NOT_NEGATIVE, "at least 0", lambda value: value >= 0)
     require(_RATES, "in [0, 1)", lambda value: 0 <= value < 1)
     require(_FINITE, "finite", lambda value: True)
+    require(_SEEDS, "below 2**32", lambda value: value < 2**32)
+    for name in _PATTERNS:
+        for each in _setting(config, name):
+            if not isinstance(each, str):
+                raise ValueError(f"config.{name}: {each!r} is not a pattern")
     size, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     if size % parts:
         raise ValueError(
@@ -40,3 +45,10 @@ def validate(config: dict[str, Any]) -> None:
         raise ValueError(
             f"config.train.select '{config['train']['select']}': expected last or best"
         )
+
+
+def _setting(config: dict[str, Any], name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
