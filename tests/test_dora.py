@@ -412,7 +412,7 @@ def test_stacked_weights_in_a_scanned_model(x64):
 
 @pytest.mark.parametrize("initialization", ["kaiming_uniform", "pissa_niter_2"])
 def test_magnitudes_start_as_norms_in_a_compiled_init_of_real_sizes(initialization):
-    """Of stacks of larger matrices, XLA:CPU gave NaN where the norm was computed from a B of zeros."""
+    """XLA:CPU gave NaN for stacks of such sizes where the norm was computed from a B of zeros."""
     shapes = {"up": (2, 512, 256), "down": (2, 256, 512)}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     params = check.random_like(params, 0)
