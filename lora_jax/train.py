@@ -68,13 +68,17 @@ def make_train_step(
     predict: Predict,
     loss: Loss,
     accumulate: int = 1,
+    clip: float | None = None,
 ) -> Step:
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
 
     The gradient is that of the trainables alone. Rows of `batch["weight"]` zero count nothing, so a
     batch that is filled up with them, or taken in `accumulate` parts to save memory, gives the same
-    gradient as without.
+    gradient as without. `clip` is the largest norm of the gradient as a whole: clipped here instead
+    of in `tx`, it is clipped for the variant's `update` too (AdaLoRA scores clipped gradients in
+    its authors' code). The metric `grad_norm` is that before clipping.
     """
+    clipping = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
 
     def objective(
         trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
@@ -101,6 +105,8 @@ def make_train_step(
         run = gradient if accumulate == 1 else over_parts
         total = jnp.maximum(batch["weight"].sum(), 1e-6)
         value, grads = run(state.trainable, frozen, batch, rng, total)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        grads, _ = clipping.update(grads, clipping.init(grads))
         updates, opt_state = adapted.optimizer(tx, frozen).update(
             grads, state.opt_state, state.trainable
         )
@@ -108,7 +114,6 @@ def make_train_step(
         variant_state, trainable = adapted.update(
             state.variant_state, state.trainable, after, grads, state.step, frozen
         )
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
         return new, metrics
 

@@ -408,3 +408,23 @@ def test_stacked_weights_in_a_scanned_model(x64):
     apply, truth = jax.jit(adapted.apply), jax.jit(tied)
     check.assert_close(apply(theta, frozen, ids), truth(merged, ids), 1e-11)
     check.assert_close(apply(trainable, frozen, ids), truth(params, ids), 1e-11)
+
+
+@pytest.mark.parametrize("initialization", ["kaiming_uniform", "pissa_niter_2"])
+def test_magnitudes_start_as_norms_in_a_compiled_init_of_real_sizes(initialization):
+    """XLA:CPU gave NaN for stacks of such sizes where the norm was computed from a B of zeros."""
+    shapes = {"up": (2, 512, 256), "down": (2, 256, 512)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    params = check.random_like(params, 0)
+    x = jnp.ones((4, 512))
+
+    def forward(params, x):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w["up"]) @ w["down"], None), x, params)[0]
+
+    adapted = lj.adapt(forward, DoRA(rank=8, initialization=initialization), ["up", "down"])
+    init = jax.jit(adapted.init)
+    for key in jax.random.split(KEY, 5):
+        trainable, _ = init(key, params, x)
+        for name, weight in params.items():
+            norms = np.linalg.norm(np.asarray(weight, np.float64), axis=1)
+            np.testing.assert_allclose(trainable["adapters"][name]["m"], norms, rtol=1e-6)

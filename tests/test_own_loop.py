@@ -33,7 +33,7 @@ def problem(name, **settings):
     return adapted, *adapted.init(jax.random.key(0), params, x[0]), batches
 
 
-def own_loop(adapted, trainable, frozen, batches, tx, without=""):
+def own_loop(adapted, trainable, frozen, batches, tx, without="", clip=np.inf):
     """The trainables and AdaLoRA's state after all batches; `without` names a call to leave out."""
     if without != "optimizer":
         tx = adapted.optimizer(tx, frozen)
@@ -47,6 +47,8 @@ def own_loop(adapted, trainable, frozen, batches, tx, without=""):
     @jax.jit
     def step(number, trainable, opt_state, state, batch):
         grads = jax.grad(loss)(trainable, batch)
+        norm = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(grads)))
+        grads = jax.tree.map(lambda leaf: leaf * jnp.minimum(1, clip / norm), grads)
         updates, opt_state = tx.update(grads, opt_state, trainable)
         after = optax.apply_updates(trainable, updates)
         if without != "update":
@@ -108,16 +110,29 @@ def test_lora_plus_without_optimizer_is_lora():
         np.testing.assert_allclose(b, 4.0 * factors["b"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_librarys_step_is_the_same_loop(name):
-    adapted, trainable, frozen, batches = problem(name, **SETTINGS[name])
+def test_the_librarys_step_is_the_same_loop(name, clip):
+    settings = {**SETTINGS[name], **({"mode": "reference"} if name == "adalora" and clip else {})}
+    adapted, trainable, frozen, batches = problem(name, **settings)
     tx = optax.adamw(0.01)
-    ours, variant_state = own_loop(adapted, trainable, frozen, batches, tx)
+    ours, variant_state = own_loop(
+        adapted, trainable, frozen, batches, tx, clip=np.inf if clip is None else clip
+    )
+    if clip is not None and name == "adalora":  # its scores are of clipped gradients
+        _, other = own_loop(adapted, trainable, frozen, batches, optax.chain(
+            optax.clip_by_global_norm(clip), tx
+        ))  # fmt: skip
+        largest = [
+            max(float(leaf.max()) for leaf in jax.tree.leaves(each[0]["importance"]))
+            for each in (variant_state, other)
+        ]
+        assert largest[0] < 0.9 * largest[1]
 
     def predict(trainable, frozen, batch, rng):
         return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
 
-    step = train.make_train_step(adapted, tx, predict, train.cross_entropy)
+    step = train.make_train_step(adapted, tx, predict, train.cross_entropy, clip=clip)
     donated = jax.tree.map(jnp.copy, trainable)
     state = train.TrainState.create(adapted, tx, donated, frozen, jax.random.key(1))
     for batch in batches:
