@@ -61,5 +61,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         targets=common_tasks.SIX_LINEARS,
         storage=storage,
     )
-    config.data.buckets = 3  # CoLA's sentences are short and alike
+    config.update({"data": {"buckets": 3}})  # CoLA's sentences are short and alike
     return config

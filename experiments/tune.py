@@ -29,9 +29,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all runs.")
 
 def tune() -> None:
     known = [p.stem for p in sorted(Path("configs").glob("*.py")) if "\nSTUDY" in p.read_text()]
-    if _STUDY.value not in known:
-        raise ValueError(f"unknown study '{_STUDY.value}'; nearest: {nearest(_STUDY.value, known)}")
-    module = importlib.import_module(f"configs.{_STUDY.value}")
+    if (name := str(_STUDY.value)) not in known:
+        raise ValueError(f"unknown study '{name}'; nearest: {nearest(name, known)}")
+    module = importlib.import_module(f"configs.{name}")
     rates = module.STUDY["rates"]
     for row in _ROWS.value:
         if row not in rates:
@@ -44,7 +44,7 @@ def tune() -> None:
             made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
             return made.to_dict()
 
-        study(config, module.STUDY, row, Path(_WORKDIR.value))
+        study(config, module.STUDY, row, Path(str(_WORKDIR.value)))
 
 
 def study(config: Any, plan: Mapping[str, Any], row: str, workdir: Path) -> None:

@@ -106,13 +106,13 @@ def make_train_step(
         total = jnp.maximum(batch["weight"].sum(), 1e-6)
         value, grads = run(state.trainable, frozen, batch, rng, total)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        grads, _ = clipping.update(grads, clipping.init(grads))
+        clipped: Any = clipping.update(grads, clipping.init(grads))[0]
         updates, opt_state = adapted.optimizer(tx, frozen).update(
-            grads, state.opt_state, state.trainable
+            clipped, state.opt_state, state.trainable
         )
         after: Any = optax.apply_updates(state.trainable, updates)
         variant_state, trainable = adapted.update(
-            state.variant_state, state.trainable, after, grads, state.step, frozen
+            state.variant_state, state.trainable, after, clipped, state.step, frozen
         )
         new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
         return new, metrics
