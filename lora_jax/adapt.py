@@ -214,7 +214,7 @@ class Adapted:
             if path not in adapted and (path in also or _trains(use, self.rules, assigned))
         ]
         for path in trained:
-            if not _floats(uses[path]):
+            if not uses[path].is_real:
                 raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
         storage = _storages(self.storage, uses, trained)
         placements = [
@@ -268,10 +268,6 @@ def adapt(
     return Adapted(forward, rules, also, storage)
 
 
-def _floats(use: WeightUse) -> bool:
-    return jnp.issubdtype(use.dtype, jnp.floating)
-
-
 def _storages(
     rules: Sequence[tuple[Pattern, Storage]], uses: Uses, trained: Sequence[str]
 ) -> dict[str, Storage]:
@@ -284,13 +280,13 @@ def _storages(
     for path, storage in found.items():
         if isinstance(storage, tuple):
             raise ValueError(f"'{path}': layers of one stacked weight are stored alike")
-        if not _floats(uses[path]):
+        if not uses[path].is_real:
             raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
     return {path: storage for path, storage in found.items() if path not in trained}
 
 
 def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
-    if not _floats(use):
+    if not use.is_real:
         return False
     mine = variants_of(assigned[use.path]) if use.path in assigned else []
     everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)

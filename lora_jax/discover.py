@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lora_jax import jaxprs
 from lora_jax.partition import flatten, unflatten
@@ -42,7 +43,8 @@ class WeightUse:
 
     path: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Any
+    """The array's own: of NumPy, or of a PRNG key."""
     stack: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
@@ -51,6 +53,11 @@ class WeightUse:
     """Whether it is multiplied with something that is not itself a parameter."""
     output_embedding: bool = False
     """Whether it is tied to a lookup table, or maps features to that table's rows at the end."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it holds real numbers: not integers, truth values, complex numbers or keys."""
+        return jnp.issubdtype(self.dtype, jnp.floating)
 
     @property
     def is_matrix(self) -> bool:
@@ -158,7 +165,7 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
     Uses of fewer axes may be of a single row, lookups say more than products (a tied table), and
     where nothing is merged there is more to gain.
     """
-    use = WeightUse(path, tuple(leaf.shape), str(leaf.dtype))
+    use = WeightUse(path, tuple(leaf.shape), leaf.dtype)
     shaped = [each for each in seen if each.contracted | each.free]
     order = ("lookup", "product", "convolution", "mixed")
     shaped.sort(

@@ -66,6 +66,20 @@ def integer_and_boolean_parameters(normal: Normal) -> Case:
     return Case(forward, params, (normal(3, 4),), targets=("w",))
 
 
+def keys_among_the_parameters(normal: Normal) -> Case:
+    """As in every NNX model with `Dropout(rngs=...)`."""
+
+    def forward(p, x):
+        return x @ p["w"] + jax.random.normal(p["key"], (3, 6), jnp.float64)
+
+    params = {
+        "w": normal(4, 6),
+        "key": jax.random.key(0),
+        "keys": jax.random.split(jax.random.key(1)),
+    }
+    return Case(forward, params, (normal(3, 4),), targets=("w",))
+
+
 def unused_parameters(normal: Normal) -> Case:
     params = {"w": normal(4, 6), "unused": normal(2, 2)}
     return Case(lambda p, x: x @ p["w"], params, (normal(3, 4),))
