@@ -13,7 +13,7 @@ from jax.extend.core import JaxprEqn
 
 from lora_jax import jaxprs, views
 from lora_jax.variant import Base, Factors, Variant
-from lora_jax.views import Atom, View, canonical
+from lora_jax.views import Atom, View, arrange, canonical
 
 STATIC = {"static": True}
 Shared = Mapping[str, Array]
@@ -105,21 +105,27 @@ class Weight:
         """One matrix of a stack, by an index that may be out of range."""
         if views.fill(eqn) is not None:
             return None
-        inside = _in_range(index, self.view.shape[found.axis])
-        row = self._window(found.axis, inside, 1)
+        nearest, inside = _in_range(index, self.view.shape[found.axis])
+        row = self._window(found.axis, nearest, 1)
         if not views.clips(eqn):
 
             def fill(leaf: Array) -> Array:
                 floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-                return jnp.where(index == inside, leaf, jnp.nan) if floating else leaf
+                return jnp.where(inside, leaf, jnp.nan) if floating else leaf
 
             row = jax.tree.map(fill, row)  # factors too: their gradient from here is zero
         return row if found.kept else dataclasses.replace(row, view=row.view.drop(found.axis))
 
     def _window(self, axis: int, start: Array, size: int) -> "Weight":
-        led = self.lead(axis)
-        cut = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), led)
-        return cut._resized(axis, size)
+        led, start = self.lead(axis), _counting(start)
+
+        def cut(leaf: Array) -> Array:
+            starts = (start, *[jnp.zeros_like(start)] * (leaf.ndim - 1))
+            sizes = (size, *leaf.shape[1:])
+            # The program has counted a start below zero from the end, where it wanted that.
+            return lax.dynamic_slice(leaf, starts, sizes, allow_negative_indices=False)
+
+        return jax.tree.map(cut, led)._resized(axis, size)
 
     def _resized(self, axis: int, size: int) -> "Weight":
         """After the leading axis of every leaf was cut to `size`; an axis of one is dropped."""
@@ -240,14 +246,14 @@ class Weight:
         if not found or self.stack or canonical(self.view.axes[found.axis]) != self._in_atoms:
             return None
         index = operands[0][..., found.column]
-        rows = _in_range(index, self.view.shape[found.axis])
+        rows, inside = _in_range(index, self.view.shape[found.axis])
         factors = with_shared(self.factors, shared)
         y = self.variant.take(rows, self._base(self.dtypes[-1]), factors)
         rest = self.view.replace(found.axis, ()) if found.kept else self.view.drop(found.axis)
         y = arrange(y, self._out_atoms, rest.axes, keep=rows.ndim)
         if not views.clips(eqn):
             fill = jnp.nan if (value := views.fill(eqn)) is None else value
-            inside = (index == rows).reshape(rows.shape + (1,) * len(rest.axes))
+            inside = inside.reshape(rows.shape + (1,) * len(rest.axes))
             y = jnp.where(inside, y, jnp.asarray(fill, y.dtype))
         offsets = eqn.params["dimension_numbers"].offset_dims
         return jnp.moveaxis(y, range(rows.ndim, y.ndim), offsets)
@@ -272,20 +278,6 @@ def with_shared(factors: Factors, shared: Shared) -> Factors:
     return Factors(factors.trainable, {**factors.constants, **shared}) if shared else factors
 
 
-def arrange(
-    array: Array, atoms: tuple[Atom, ...], axes: tuple[views.Axis, ...], keep: int = 0
-) -> Array:
-    """Bring an array whose axes are made of `atoms`, after `keep` others, into the given axes."""
-    outer = array.shape[:keep]
-    wanted = tuple(atom for axis in axes for atom in axis)
-    if wanted != atoms:
-        array = array.reshape(*outer, *(atom.size for atom in atoms))
-        order = (*range(keep), *(keep + atoms.index(atom) for atom in wanted))
-        array = array.transpose(order)
-    shape = (*outer, *View(axes).shape)
-    return array if array.shape == shape else array.reshape(shape)
-
-
 def transpose(array: Array, order: tuple[int, ...]) -> Array:
     return array if order == tuple(range(array.ndim)) else array.transpose(order)
 
@@ -295,5 +287,13 @@ def _within(part: Atom, whole: Atom) -> bool:
     return part.axis == whole.axis and part.stride >= whole.stride and ends[0] <= ends[1]
 
 
-def _in_range(index: Array, size: int) -> Array:
-    return jnp.clip(index, 0, size - 1)
+def _in_range(index: Array, size: int) -> tuple[Array, Array]:
+    """The nearest index in range, and whether it is the index itself."""
+    index = _counting(index)
+    nearest = jnp.clip(index, 0, size - 1)
+    return nearest, nearest == index
+
+
+def _counting(index: Array) -> Array:
+    """The same index in a type that can count the rows of a long table."""
+    return index.astype(jnp.int32) if jnp.iinfo(index.dtype).bits < 32 else index

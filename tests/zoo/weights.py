@@ -28,6 +28,19 @@ def lookups(normal: Normal) -> Case:
     return Case(forward, {"w": normal(7, 4)}, (jnp.array([[1, 6, 0], [3, 3, 2]]),))
 
 
+def lookup_by_narrow_integers(normal: Normal) -> Case:
+    """A table that is longer than they can count."""
+
+    def forward(p, *many):
+        w = p["w"]
+        rows = [jnp.take(w, ids, axis=0, mode=mode) for ids in many for mode in ("clip", "fill")]
+        return jnp.nan_to_num(jnp.stack(rows), nan=2.0), jnp.take(w.T, many[0], axis=1)
+
+    signed = jnp.array([1, 100, 5, 127], jnp.int8)
+    ids = (signed, signed.astype(jnp.uint8) + 128, jnp.array([299, 0, 300, 7], jnp.uint16))
+    return Case(forward, {"w": normal(300, 4)}, ids)
+
+
 def lookup_along_the_last_axis(normal: Normal) -> Case:
     def forward(p, ids):
         return jnp.take(p["w"], ids, axis=1), jnp.moveaxis(p["w"], 1, 0)[ids]
