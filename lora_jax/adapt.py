@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax import select
+from lora_jax import jaxprs, select
 from lora_jax.discover import Uses, WeightUse, discover, is_array, split_arrays
 from lora_jax.evaluate import evaluate
 from lora_jax.frozen import (
@@ -106,9 +106,12 @@ class Adapted:
             return self.forward(frozen.spec.tree(plain), *args, **kwargs)
         weights = dict(plain)
         for each in frozen.spec.placements:
-            weights[each.use.path] = weight_of(each, trainable, frozen, dropout_key)
+            path, weight = each.use.path, weight_of(each, trainable, frozen, dropout_key)
+            weights[path] = weight
             if each.storage is not None:
-                plain[each.use.path] = jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+                plain[path] = jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+            if axes := jaxprs.varying(weight):
+                plain[path] = jax.eval_shape(lambda x, to=axes: jaxprs.vary(x, to), plain[path])
         inputs, rebuild = split_arrays((args, kwargs))
 
         def flat(arrays: list[Any], values: list[Any]) -> Any:

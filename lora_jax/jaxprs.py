@@ -50,6 +50,21 @@ def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return jaxpr_as_fun(ClosedJaxpr(one, ()))(*arrays)
 
 
+def varying(arrays: Any) -> frozenset[Any]:
+    """The axes of a `shard_map` around along which any array of a tree may differ."""
+    types = map(jax.typeof, jax.tree.leaves(arrays))
+    return frozenset().union(*(each.mat.varying for each in types))
+
+
+def vary(arrays: Any, axes: Iterable[Any]) -> Any:
+    """The arrays of a tree as ones that may differ along axes of a `shard_map`, if they do not."""
+
+    def one(array: Any) -> Any:
+        return lax.pcast(array, tuple(a for a in axes if a not in varying(array)), to="varying")
+
+    return jax.tree.map(one, arrays)
+
+
 def precision(eqn: JaxprEqn) -> str | None:
     """The name of a product's precision ("" for the default), or None where it has none."""
     wanted = eqn.params["precision"]

@@ -102,10 +102,10 @@ def arrange(array: Array, atoms: tuple[Atom, ...], axes: tuple[Axis, ...], keep:
 
 
 def follow(eqn: JaxprEqn, view: View) -> View | None:
-    """The view after an operation that only rearranges axes, or None where it does more."""
+    """The view after an operation that at most rearranges axes, or None where it does more."""
     params = eqn.params
     match eqn.primitive.name:
-        case "copy" | "copy_p":
+        case "copy" | "copy_p" | "name" | "sharding_constraint" | "pvary":
             return view
         case "transpose":
             return view.transpose(params["permutation"])

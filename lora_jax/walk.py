@@ -84,6 +84,8 @@ class Walk:
                 branches = [jaxprs.inner(branch)[0] for branch in eqn.params["branches"]]
                 outputs = [self.run(branch, operands[1:]) for branch in branches]
                 return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
+            case "optimization_barrier":
+                return operands
             case "dot_general":
                 self._dot(eqn, operands)
                 return nothing

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from zoo.case import Case, Normal
 
@@ -75,6 +76,31 @@ def product_of_weights(normal: Normal) -> Case:
 
     params = {"w1": normal(4, 3), "w2": normal(3, 6)}
     return Case(forward, params, (normal(3, 4),), merged=("w1",))
+
+
+def named(normal: Normal) -> Case:
+    """Layers whose weights a policy may save."""
+
+    def forward(p, x):
+        layer = jax.checkpoint(
+            lambda x, w: jnp.tanh(x @ checkpoint_name(w, "w")),
+            policy=jax.checkpoint_policies.save_only_these_names("w"),
+        )
+        return lax.scan(lambda x, w: (layer(x, w), None), x, checkpoint_name(p["w"], "all"))[0]
+
+    return Case(forward, {"w": normal(3, 4, 4)}, (normal(3, 4),))
+
+
+def behind_a_barrier(normal: Normal) -> Case:
+    """As in models that keep the compiler from fetching the next layer's weights too early."""
+
+    def forward(p, x):
+        for i in range(3):
+            x, layer, _ = lax.optimization_barrier((x, p["w"][i], p["w0"]))
+            x = jnp.tanh(x @ layer)
+        return x @ lax.optimization_barrier(p["w0"]).T
+
+    return Case(forward, {"w": normal(3, 4, 4), "w0": normal(6, 4)}, (normal(3, 4),))
 
 
 def gram(normal: Normal) -> Case:
