@@ -68,9 +68,8 @@ class WeightUse:
         """Whether `targets="all-linear"` selects it."""
         kinds = {use.kind for use in self.uses}
         product = bool(kinds & {"product", "transposed product"}) and "lookup" not in kinds
-        return product and bool(self.inputs and self.outputs) and self.activations and (
-            not self.output_embedding
-        )  # fmt: skip
+        matrix = self.is_real and bool(self.inputs and self.outputs)
+        return product and matrix and self.activations and not self.output_embedding
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -142,6 +141,8 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
 
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array (or stands for one), and not a setting."""
+    if isinstance(leaf, type):  # `np.float32` itself, whose instances are arrays
+        return False
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 

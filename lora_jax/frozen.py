@@ -135,6 +135,8 @@ def variants_of(assigned: Assigned) -> list[Variant]:
 
 def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) -> Placement:
     """Check that the weight can be adapted, and make the variants of its layers one."""
+    if not use.is_real:
+        raise ValueError(f"'{use.path}' cannot be adapted: its dtype is {use.dtype}")
     if not use.is_matrix:
         how = ", ".join(dict.fromkeys(str(each) for each in use.uses)) or "not at all"
         raise ValueError(

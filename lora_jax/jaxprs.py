@@ -74,7 +74,9 @@ def precision(eqn: JaxprEqn) -> str | None:
     first = sides.pop()
     if sides or not hasattr(first, "name"):
         return None
-    return first.name.lower() if isinstance(first, lax.Precision) else first.name
+    if isinstance(first, lax.Precision) or first.name == "DEFAULT":  # of either enum
+        return first.name.lower()
+    return first.name
 
 
 def unusual(eqn: JaxprEqn) -> str | None:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.case import Case, Normal
 
@@ -78,6 +79,16 @@ def keys_among_the_parameters(normal: Normal) -> Case:
         "keys": jax.random.split(jax.random.key(1)),
     }
     return Case(forward, params, (normal(3, 4),), targets=("w",))
+
+
+def types_as_settings(normal: Normal) -> Case:
+    """The classes of NumPy's numbers have a shape and a dtype, too."""
+
+    def forward(p, x, *, dtype):
+        return x.astype(dtype) @ p["w"].astype(p["type"]), x.astype(np.dtype(dtype))
+
+    params = {"w": normal(4, 6), "type": np.float64}
+    return Case(forward, params, (normal(3, 4),), {"dtype": np.float64}, targets=("w",))
 
 
 def unused_parameters(normal: Normal) -> Case:

@@ -243,6 +243,14 @@ def highest_precision(normal: Normal) -> Case:
     return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
 
 
+def algorithms(normal: Normal) -> Case:
+    def forward(p, x):
+        y = jnp.dot(x, p["w"], precision=lax.DotAlgorithmPreset.DEFAULT)
+        return jnp.dot(y, p["w"].T, precision=lax.DotAlgorithmPreset.F64_F64_F64)
+
+    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))
+
+
 def wide_accumulation(normal: Normal) -> Case:
     def forward(p, x):
         return jnp.dot(x, p["w"], preferred_element_type=jnp.float64)
