@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from lora_jax import jaxprs
 from lora_jax.partition import flatten, unflatten
 from lora_jax.tables import text_table
+from lora_jax.tracked import Tracked, untracked
 from lora_jax.views import View
-from lora_jax.walk import Seen, Tracked, Walk
+from lora_jax.walk import Seen, Walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,8 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
     jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
     walk = Walk(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
-    outputs = walk.run(jaxpr, [*tracked, *[None] * len(inputs)])
+    given = [untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
+    outputs = walk.run(jaxpr, [*tracked, *given])
     for out in outputs:
         walk.other(out, "returned")
     uses = {path: _conclude(path, leaf, walk.seen.get(path, [])) for path, leaf in arrays.items()}
