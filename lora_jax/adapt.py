@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax import select
+from lora_jax import jaxprs, select
 from lora_jax.discover import Uses, WeightUse, discover, is_array, split_arrays
 from lora_jax.evaluate import evaluate
 from lora_jax.frozen import (
@@ -106,9 +106,12 @@ class Adapted:
             return self.forward(frozen.spec.tree(plain), *args, **kwargs)
         weights = dict(plain)
         for each in frozen.spec.placements:
-            weights[each.use.path] = weight_of(each, trainable, frozen, dropout_key)
+            path, weight = each.use.path, weight_of(each, trainable, frozen, dropout_key)
+            weights[path] = weight
             if each.storage is not None:
-                plain[each.use.path] = jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+                plain[path] = jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+            if axes := jaxprs.varying(weight):
+                plain[path] = jax.eval_shape(lambda x, to=axes: jaxprs.vary(x, to), plain[path])
         inputs, rebuild = split_arrays((args, kwargs))
 
         def flat(arrays: list[Any], values: list[Any]) -> Any:
@@ -214,7 +217,7 @@ class Adapted:
             if path not in adapted and (path in also or _trains(use, self.rules, assigned))
         ]
         for path in trained:
-            if not _floats(uses[path]):
+            if not uses[path].is_real:
                 raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
         storage = _storages(self.storage, uses, trained)
         placements = [
@@ -268,10 +271,6 @@ def adapt(
     return Adapted(forward, rules, also, storage)
 
 
-def _floats(use: WeightUse) -> bool:
-    return jnp.issubdtype(use.dtype, jnp.floating)
-
-
 def _storages(
     rules: Sequence[tuple[Pattern, Storage]], uses: Uses, trained: Sequence[str]
 ) -> dict[str, Storage]:
@@ -284,13 +283,13 @@ def _storages(
     for path, storage in found.items():
         if isinstance(storage, tuple):
             raise ValueError(f"'{path}': layers of one stacked weight are stored alike")
-        if not _floats(uses[path]):
+        if not uses[path].is_real:
             raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
     return {path: storage for path, storage in found.items() if path not in trained}
 
 
 def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
-    if not _floats(use):
+    if not use.is_real:
         return False
     mine = variants_of(assigned[use.path]) if use.path in assigned else []
     everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lora_jax import jaxprs
 from lora_jax.partition import flatten, unflatten
 from lora_jax.tables import text_table
+from lora_jax.tracked import Tracked, untracked
 from lora_jax.views import View
-from lora_jax.walk import Seen, Tracked, Walk
+from lora_jax.walk import Seen, Walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class WeightUse:
 
     path: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Any
+    """The array's own: of NumPy, or of a PRNG key."""
     stack: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
@@ -53,6 +56,11 @@ class WeightUse:
     """Whether it is tied to a lookup table, or maps features to that table's rows at the end."""
 
     @property
+    def is_real(self) -> bool:
+        """Whether it holds real numbers: not integers, truth values, complex numbers or keys."""
+        return jnp.issubdtype(self.dtype, jnp.floating)
+
+    @property
     def is_matrix(self) -> bool:
         return bool(self.inputs or self.outputs)
 
@@ -61,9 +69,8 @@ class WeightUse:
         """Whether `targets="all-linear"` selects it."""
         kinds = {use.kind for use in self.uses}
         product = bool(kinds & {"product", "transposed product"}) and "lookup" not in kinds
-        return product and bool(self.inputs and self.outputs) and self.activations and (
-            not self.output_embedding
-        )  # fmt: skip
+        matrix = self.is_real and bool(self.inputs and self.outputs)
+        return product and matrix and self.activations and not self.output_embedding
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -126,7 +133,8 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
     jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
     walk = Walk(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
-    outputs = walk.run(jaxpr, [*tracked, *[None] * len(inputs)])
+    given = [untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
+    outputs = walk.run(jaxpr, [*tracked, *given])
     for out in outputs:
         walk.other(out, "returned")
     uses = {path: _conclude(path, leaf, walk.seen.get(path, [])) for path, leaf in arrays.items()}
@@ -135,6 +143,8 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
 
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array (or stands for one), and not a setting."""
+    if isinstance(leaf, type):  # `np.float32` itself, whose instances are arrays
+        return False
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
@@ -158,7 +168,7 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
     Uses of fewer axes may be of a single row, lookups say more than products (a tied table), and
     where nothing is merged there is more to gain.
     """
-    use = WeightUse(path, tuple(leaf.shape), str(leaf.dtype))
+    use = WeightUse(path, tuple(leaf.shape), leaf.dtype)
     shaped = [each for each in seen if each.contracted | each.free]
     order = ("lookup", "product", "convolution", "mixed")
     shaped.sort(

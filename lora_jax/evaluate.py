@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from lora_jax import jaxprs
+from lora_jax import jaxprs, products
 from lora_jax.variant import Variant
 from lora_jax.weight import Shared, Weight
 
@@ -86,19 +86,22 @@ class _Evaluator:
                 return self._cond(eqn, operands)
             case "dot_general":
                 return self._dot(eqn, operands)
+            case "optimization_barrier":
+                return lax.optimization_barrier(operands)
         weight, *rest = operands
         if not isinstance(weight, Weight) or any(isinstance(value, Weight) for value in rest):
             return None
         if (followed := weight.follow(eqn, operands)) is not None:
             return [followed]
-        if (y := weight.lookup(eqn, operands[1:], self._shared[weight.variant])) is not None:
+        shared = self._shared[weight.variant]
+        if (y := products.lookup(weight, eqn, operands[1:], shared)) is not None:
             return [y]
         return None
 
     def _dot(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         side = 1 if isinstance(operands[1], Weight) else 0
         weight, (x,) = operands[side], self.merged([operands[1 - side]])
-        y = weight.dot(eqn, x, side, next(self._uses), self._shared[weight.variant])
+        y = products.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
         return None if y is None else [y]
 
     def _remat(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax import select
+from lora_jax import jaxprs, select
 from lora_jax.discover import WeightUse
 from lora_jax.quantize import Quantized, Storage
 from lora_jax.select import Assigned, SomeLayers
@@ -135,6 +135,8 @@ def variants_of(assigned: Assigned) -> list[Variant]:
 
 def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) -> Placement:
     """Check that the weight can be adapted, and make the variants of its layers one."""
+    if not use.is_real:
+        raise ValueError(f"'{use.path}' cannot be adapted: its dtype is {use.dtype}")
     if not use.is_matrix:
         how = ", ".join(dict.fromkeys(str(each) for each in use.uses)) or "not at all"
         raise ValueError(
@@ -239,7 +241,7 @@ def weight_of(
         dropout_key = jax.random.split(dropout_key, use.stack_shape) if use.stack else dropout_key
     base = base_of(placement, frozen.base[use.path])
     view = View.of(use.shape)
-    return Weight(
+    weight = Weight(
         base=base,
         factors=factors,
         dropout_key=dropout_key,
@@ -250,6 +252,9 @@ def weight_of(
         view=view,
         dtypes=(jnp.dtype(base.dtype),),
     )
+    # Inside a `shard_map`, each device may have an adapter of its own, beside one base.
+    shared = frozen.shared_by()[placement.variant]
+    return jaxprs.vary(weight, jaxprs.varying((weight, shared)))
 
 
 def grouped(

@@ -50,6 +50,21 @@ def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return jaxpr_as_fun(ClosedJaxpr(one, ()))(*arrays)
 
 
+def varying(arrays: Any) -> frozenset[Any]:
+    """The axes of a `shard_map` around along which any array of a tree may differ."""
+    types = map(jax.typeof, jax.tree.leaves(arrays))
+    return frozenset().union(*(each.mat.varying for each in types))
+
+
+def vary(arrays: Any, axes: Iterable[Any]) -> Any:
+    """The arrays of a tree as ones that may differ along axes of a `shard_map`, if they do not."""
+
+    def one(array: Any) -> Any:
+        return lax.pcast(array, tuple(a for a in axes if a not in varying(array)), to="varying")
+
+    return jax.tree.map(one, arrays)
+
+
 def precision(eqn: JaxprEqn) -> str | None:
     """The name of a product's precision ("" for the default), or None where it has none."""
     wanted = eqn.params["precision"]
@@ -59,7 +74,9 @@ def precision(eqn: JaxprEqn) -> str | None:
     first = sides.pop()
     if sides or not hasattr(first, "name"):
         return None
-    return first.name.lower() if isinstance(first, lax.Precision) else first.name
+    if isinstance(first, lax.Precision) or first.name == "DEFAULT":  # of either enum
+        return first.name.lower()
+    return first.name
 
 
 def unusual(eqn: JaxprEqn) -> str | None:
@@ -104,21 +121,30 @@ def call(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     return inner(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"])
 
 
-def bodies(eqn: JaxprEqn) -> list[Jaxpr]:
-    """The jaxprs in an equation's parameters that take exactly the equation's operands."""
-    found = []
-    for value in eqn.params.values():
-        if isinstance(value, Jaxpr | ClosedJaxpr):
-            jaxpr, _ = inner(value)
-            if len(jaxpr.invars) == len(eqn.invars):
-                found.append(jaxpr)
-    return found
+def bodies(eqn: JaxprEqn) -> list[tuple[Jaxpr, Sequence[int]]]:
+    """The jaxprs that an equation runs, and which of its operands each takes, in order.
+
+    Those of a kind that is not known are left out where they take other than all of them.
+    """
+    params, everything = eqn.params, range(len(eqn.invars))
+    match eqn.primitive.name:
+        case "cond":
+            return [(inner(branch)[0], everything[1:]) for branch in params["branches"]]
+        case "while":
+            return [(inner(params["body_jaxpr"])[0], everything[params["cond_nconsts"] :])]
+        case "custom_linear_solve":
+            product, _ = inner(params["jaxprs"].matvec)
+            consts = params["const_lengths"].matvec
+            vector = len(everything) - (len(product.invars) - consts)
+            return [(product, [*everything[:consts], *everything[vector:]])]
+    found = [inner(v)[0] for v in params.values() if isinstance(v, Jaxpr | ClosedJaxpr)]
+    return [(jaxpr, everything) for jaxpr in found if len(jaxpr.invars) == len(everything)]
 
 
 def final_products(jaxpr: Jaxpr, ends: Iterable[Any]) -> tuple[set[int], set[Any]]:
     """Products whose result reaches `ends` through no other product, and the inputs that do.
 
-    Loops are taken as the end of the search: what they return is not followed further back.
+    What a loop carries from one iteration to the next is not followed further back.
     """
     found: set[int] = set()
     live = _variables(ends)
@@ -126,16 +152,14 @@ def final_products(jaxpr: Jaxpr, ends: Iterable[Any]) -> tuple[set[int], set[Any
         reached = [var in live for var in eqn.outvars]
         if not any(reached):
             continue
-        if eqn.primitive.name in ("scan", "while", "cond"):
-            continue
         if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             found.add(id(eqn))
         elif inside := bodies(eqn):
-            for body in inside:
+            for body, places in inside:
                 hits = [var for var, hit in zip(body.outvars, reached, strict=True) if hit]
                 products, through = final_products(body, hits)
                 found |= products
-                pairs = zip(eqn.invars, body.invars, strict=True)
+                pairs = zip((eqn.invars[i] for i in places), body.invars, strict=True)
                 live |= _variables(var for var, inner_var in pairs if inner_var in through)
         else:
             live |= _variables(eqn.invars)

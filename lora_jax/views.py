@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from jax import Array
 from jax.extend.core import JaxprEqn
 
 from lora_jax import jaxprs
@@ -88,11 +89,23 @@ def canonical(atoms: tuple[Atom, ...]) -> tuple[Atom, ...]:
     return tuple(sorted(atoms, key=lambda atom: (atom.axis, -atom.stride)))
 
 
+def arrange(array: Array, atoms: tuple[Atom, ...], axes: tuple[Axis, ...], keep: int = 0) -> Array:
+    """Bring an array whose axes are made of `atoms`, after `keep` others, into the given axes."""
+    outer = array.shape[:keep]
+    wanted = tuple(atom for axis in axes for atom in axis)
+    if wanted != atoms:
+        array = array.reshape(*outer, *(atom.size for atom in atoms))
+        order = (*range(keep), *(keep + atoms.index(atom) for atom in wanted))
+        array = array.transpose(order)
+    shape = (*outer, *View(axes).shape)
+    return array if array.shape == shape else array.reshape(shape)
+
+
 def follow(eqn: JaxprEqn, view: View) -> View | None:
-    """The view after an operation that only rearranges axes, or None where it does more."""
+    """The view after an operation that at most rearranges axes, or None where it does more."""
     params = eqn.params
     match eqn.primitive.name:
-        case "copy" | "copy_p":
+        case "copy" | "copy_p" | "name" | "sharding_constraint" | "pvary":
             return view
         case "transpose":
             return view.transpose(params["permutation"])

@@ -9,22 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from lora_jax import jaxprs, views
-from lora_jax.views import Atom, View
-
-
-@dataclasses.dataclass(frozen=True)
-class Tracked:
-    """A parameter on its way through the trace."""
-
-    path: str
-    view: View
-    cut: frozenset[int] = frozenset()
-    """Original axes of which only a range is left."""
-    merged: str | None = None
-    """The operation that got the merged weight, of which this is the result."""
+from lora_jax.tracked import ADDED, DATA, Operand, Tracked, cut, repeated, resized, untracked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +35,24 @@ class Walk:
         self._final = final
         self._opaque: list[str] = []  # operations around, inside which weights arrive merged
 
-    def run(self, jaxpr: Jaxpr, inputs: list[Tracked | None]) -> list[Tracked | None]:
-        env: dict[Any, Tracked | None] = dict(zip(jaxpr.invars, inputs, strict=True))
-        activations = {var for var, tracked in env.items() if tracked is None}
+    def run(self, jaxpr: Jaxpr, inputs: Sequence[Operand]) -> list[Operand]:
+        env: dict[Any, Operand] = dict(zip(jaxpr.invars, inputs, strict=True))
 
-        def read(var: Any) -> Tracked | None:
+        def read(var: Any) -> Operand:
             return None if isinstance(var, Literal) else env.get(var)
 
         for eqn in jaxpr.eqns:
             operands = [read(var) for var in eqn.invars]
-            beside = not activations.isdisjoint(v for v in eqn.invars if isinstance(v, Var))
-            if beside:
-                activations.update(eqn.outvars)
-            if any(operands):
-                outputs = self._step(eqn, operands, beside)
-                env.update(zip(eqn.outvars, outputs, strict=True))
+            outputs: list[Operand] = [None] * len(eqn.outvars)
+            if any(isinstance(each, Tracked) for each in operands):
+                outputs = self._step(eqn, operands) or outputs
+            data = DATA in operands
+            for var, out in zip(eqn.outvars, outputs, strict=True):
+                env[var] = out if isinstance(out, Tracked) else untracked(var, data)
         return [read(var) for var in jaxpr.outvars]
 
-    def _step(
-        self, eqn: JaxprEqn, operands: list[Tracked | None], beside: bool
-    ) -> list[Tracked | None]:
-        """What an equation's results are; `beside` tells whether activations go in too."""
-        nothing: list[Tracked | None] = [None] * len(eqn.outvars)
+    def _step(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
+        """What an equation's results are, or None where no parameter is followed to them."""
         name = eqn.primitive.name
         if body := jaxprs.call(eqn):
             return self.run(body[0], operands)
@@ -80,68 +64,74 @@ class Walk:
                 return self._scan(eqn, operands)
             case "while":
                 return self._while(eqn, operands)
-            case "cond" if not jaxprs.by_platform(eqn):
-                branches = [jaxprs.inner(branch)[0] for branch in eqn.params["branches"]]
-                outputs = [self.run(branch, operands[1:]) for branch in branches]
-                return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
+            case "cond":
+                return self._cond(eqn, operands)
+            case "optimization_barrier":
+                return operands
             case "dot_general":
-                self._dot(eqn, operands)
-                return nothing
-        first = operands[0]
-        if first and not any(operands[1:]):
+                return self._dot(eqn, operands)
+            case "conv_general_dilated":
+                return self._convolution(eqn, operands)
+            case "ragged_dot_general" if isinstance(operands[1], Tracked):
+                return self._ragged_dot(eqn, operands[0], operands[1])
+        first, *rest = operands
+        if isinstance(first, Tracked) and not any(isinstance(each, Tracked) for each in rest):
             if after := self._follow(eqn, first):
                 return [after]
             if self._lookup(eqn, first):
-                return nothing
-        if name == "conv_general_dilated" and operands[1]:
-            out = eqn.params["dimension_numbers"].rhs_spec[0]
-            inputs = tuple(dim for dim in range(len(operands[1].view.axes)) if dim != out)
-            self._record(operands[1], "convolution", inputs, (out,), merges="convolution")
-            self.other(first, name)
-            return nothing
-        if name == "ragged_dot_general" and operands[1]:
-            self._ragged_dot(eqn, operands[0], operands[1])
-            return nothing
-        outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands) or nothing
-        mixes = not beside and name != "broadcast_in_dim"
+                return None
+            if name == "broadcast_in_dim":
+                self.other(first, name)
+                return [repeated(eqn, first)]
+        outputs = self._inside(eqn, operands) or self._same_axes(eqn, operands)
         for operand in operands:
-            self._mixed(operand, name) if mixes else self.other(operand, name)
+            self.other(operand, name) if DATA in operands else self._mixed(operand, name)
         return outputs
 
-    def _mixed(self, tracked: Tracked | None, name: str) -> None:
+    def _mixed(self, tracked: Operand, name: str) -> None:
         """Write down that a parameter becomes part of a value made of parameters alone.
 
         That value may be multiplied by, as after `concatenate`: the last two axes of the parameter
         are then taken for its matrix.
         """
-        axes = tracked.view.axes if tracked else ()
-        real = [dim for dim, axis in enumerate(axes) if any(atom.size > 1 for atom in axis)]
-        if tracked and len(real) > 1:
+        if not isinstance(tracked, Tracked):
+            return
+        real = [
+            dim
+            for dim, axis in enumerate(tracked.view.axes)
+            if any(atom.size > 1 and atom.axis != ADDED for atom in axis)
+        ]
+        if len(real) > 1:
             self._record(tracked, "mixed", real[-2:-1], real[-1:], merges=name)
         else:
             self.other(tracked, name)
 
-    def _inside(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None] | None:
+    def _inside(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
         """Look into an operation that gets merged weights, for the products that it does."""
         outputs = None
         self._opaque.append(eqn.primitive.name)
-        for body in jaxprs.bodies(eqn):
-            ends = self.run(body, list(map(_resized, operands, body.invars)))
+        for body, places in jaxprs.bodies(eqn):
+            ends = self.run(body, list(map(resized, [operands[i] for i in places], body.invars)))
             if len(ends) == len(eqn.outvars):
-                outputs = list(map(_resized, ends, eqn.outvars))
+                outputs = list(map(resized, ends, eqn.outvars))
         self._opaque.pop()
         return outputs and [self._merge(out, eqn.primitive.name) for out in outputs]
 
-    def _same_axes(
-        self, eqn: JaxprEqn, operands: list[Tracked | None]
-    ) -> list[Tracked | None] | None:
-        """Follow the merged weight where nothing but numbers meets it: scaled, masked, rounded."""
-        tracked = [each for each in operands if each]
-        others = [v for v, each in zip(eqn.invars, operands, strict=True) if not each]
-        if len(tracked) != 1 or len(eqn.outvars) != 1 or any(map(jaxprs.shape, others)):
+    def _same_axes(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
+        """Follow the merged weight where no activations meet it: scaled, masked, rounded, noisy."""
+        pairs = list(zip(eqn.invars, operands, strict=True))
+        if eqn.primitive.name == "select_n":  # whatever is selected is one of the cases
+            pairs = pairs[1:]
+        tracked = [each for _, each in pairs if isinstance(each, Tracked)]
+        alike = len({(each.path, each.view) for each in tracked}) == 1
+        if (
+            not alike
+            or len(eqn.outvars) != 1
+            or any(each is DATA and jaxprs.shape(v) for v, each in pairs)
+        ):
             return None
-        after = _resized(tracked[0], eqn.outvars[0])
-        return [after and dataclasses.replace(after, merged=after.merged or eqn.primitive.name)]
+        after = resized(tracked[0], eqn.outvars[0])
+        return [self._as_merged(after, eqn.primitive.name)]
 
     def _follow(self, eqn: JaxprEqn, tracked: Tracked) -> Tracked | None:
         """The parameter after an operation that an adapted weight passes through."""
@@ -152,7 +142,7 @@ class Walk:
             return dataclasses.replace(tracked, view=after)
         if (axes := views.sliced_axes(eqn, view.shape)) is not None:
             for axis in axes:
-                tracked = _cut(tracked, axis, jaxprs.shape(eqn.outvars[0])[axis])
+                tracked = cut(tracked, axis, jaxprs.shape(eqn.outvars[0])[axis])
             return tracked
         found = views.lookup(eqn, view.shape)
         if found and len(jaxprs.shape(eqn.invars[1])) == 1 and views.fill(eqn) is None:
@@ -168,82 +158,116 @@ class Walk:
         self._record(tracked, "lookup", (found.axis,), rest)
         return True
 
-    def _dot(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> None:
+    def _dot(self, eqn: JaxprEqn, operands: list[Operand]) -> None:
         contract, batch = eqn.params["dimension_numbers"]
         for side, tracked in enumerate(operands):
-            if tracked:
+            if isinstance(tracked, Tracked):
                 used = (*contract[side], *batch[side])
                 free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
-                other = operands[1 - side]
+                other = isinstance(operands[1 - side], Tracked)
                 self._record(
                     tracked,
                     "product",
                     contract[side],
                     free,
                     merges="product of weights" if other and side == 0 else jaxprs.unusual(eqn),
-                    activations=other is None,
+                    activations=not other,
                     final=id(eqn) in self._final,
                 )
 
-    def _ragged_dot(self, eqn: JaxprEqn, left: Tracked | None, tracked: Tracked) -> None:
+    def _convolution(self, eqn: JaxprEqn, operands: list[Operand]) -> None:
+        """Either side may be the weight; what it shares with the other side is its input."""
+        numbers = eqn.params["dimension_numbers"]
+        for tracked, spec in zip(operands, (numbers.lhs_spec, numbers.rhs_spec), strict=True):
+            if isinstance(tracked, Tracked):
+                self._record(tracked, "convolution", spec[1:], spec[:1], merges="convolution")
+
+    def _ragged_dot(self, eqn: JaxprEqn, left: Operand, tracked: Tracked) -> None:
         numbers = eqn.params["ragged_dot_dimension_numbers"]
         (_, contract), (_, batch) = numbers.dot_dimension_numbers
         used = (*contract, *batch, *numbers.rhs_group_dimensions)
         free = tuple(d for d in range(len(tracked.view.axes)) if d not in used)
-        name = "ragged_dot"
-        self._record(tracked, "product", contract, free, merges=name, activations=left is None)
+        name, alone = "ragged_dot", not isinstance(left, Tracked)
+        self._record(tracked, "product", contract, free, merges=name, activations=alone)
         self.other(left, name)
 
-    def _scan(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None]:
+    def _cond(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand]:
+        merging = ["cond"] if jaxprs.by_platform(eqn) else []
+        self._opaque += merging
+        outputs = [self.run(branch, operands[1:]) for branch, _ in jaxprs.bodies(eqn)]
+        del self._opaque[len(self._opaque) - len(merging) :]
+        return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
+
+    def _scan(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand]:
         consts, carry = jaxprs.scan_sizes(eqn)
         body, _ = jaxprs.inner(eqn.params["jaxpr"])
-        kept = self._carried(body, operands, consts, carry, "scan carry")
-        rows: list[Tracked | None] = []
-        for each in operands[consts + carry :]:
-            rows.append(each and dataclasses.replace(each, view=each.view.drop(0)))
+        rows: list[Operand] = [
+            dataclasses.replace(each, view=each.view.drop(0)) if isinstance(each, Tracked) else each
+            for each in operands[consts + carry :]
+        ]
+        kept = self._carried(body, operands[: consts + carry], rows, consts, "scan carry")
         outputs = self.run(body, [*operands[:consts], *kept, *rows])
         for out in outputs[carry:]:
             self.other(out, "scan output")
         return [*kept, *[None] * (len(eqn.outvars) - carry)]
 
-    def _while(self, eqn: JaxprEqn, operands: list[Tracked | None]) -> list[Tracked | None]:
+    def _while(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand]:
         test, _ = jaxprs.inner(eqn.params["cond_jaxpr"])
         body, _ = jaxprs.inner(eqn.params["body_jaxpr"])
         first, second = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        body_operands = operands[first:]
-        carry = len(body_operands) - second
-        kept = self._carried(body, body_operands, second, carry, "while carry")
+        rest = operands[first:]
+        kept = self._carried(body, rest, [], second, "while carry")
         self.run(test, [*operands[:first], *kept])
-        self.run(body, [*body_operands[:second], *kept])
+        self.run(body, [*rest[:second], *kept])
         return kept
 
     def _carried(
-        self, body: Jaxpr, operands: list[Tracked | None], consts: int, carry: int, name: str
-    ) -> list[Tracked | None]:
-        """The carried parameters that stay what they are; the others are merged before the loop."""
-        kept: list[Tracked | None] = []
-        same = jaxprs.unchanged(body, consts, carry)
-        for stays, tracked in zip(same, operands[consts : consts + carry], strict=True):
+        self, body: Jaxpr, before: list[Operand], rows: list[Operand], consts: int, name: str
+    ) -> list[Operand]:
+        """What a loop carries, in all iterations: parameters that change are merged before it.
+
+        What becomes data in any iteration counts as data, and as a parameter no more.
+        """
+        fixed, kept = before[:consts], before[consts:]
+        same = jaxprs.unchanged(body, consts, len(kept))
+        for i, stays in enumerate(same):
             if not stays:
-                self.other(tracked, name)
-            kept.append(tracked if stays else None)
+                self._mixed(kept[i], name)
+                kept[i] = self._as_merged(kept[i], name)
+        while not all(stays or each is DATA for stays, each in zip(same, kept, strict=True)):
+            ends = Walk(self._final).run(body, [*fixed, *kept, *rows])
+            data = [i for i, each in enumerate(kept) if ends[i] is DATA and each is not DATA]
+            if not data:
+                break
+            for i in data:
+                kept[i] = DATA
         return kept
 
-    def _merge(self, tracked: Tracked | None, name: str) -> Tracked | None:
-        """Write down that an operation gets the merged weight, and follow that."""
-        self.other(tracked, name)
-        return tracked and dataclasses.replace(tracked, merged=tracked.merged or name)
+    def _as_merged(self, operand: Operand, name: str) -> Operand:
+        if not isinstance(operand, Tracked):
+            return operand
+        return dataclasses.replace(operand, merged=operand.merged or name)
 
-    def _joined(self, ends: list[Tracked | None]) -> Tracked | None:
+    def _merge(self, operand: Operand, name: str) -> Operand:
+        """Write down that an operation gets the merged weight, and follow that."""
+        self.other(operand, name)
+        return self._as_merged(operand, name)
+
+    def _joined(self, ends: list[Operand]) -> Operand:
         """What the branches of a `cond` return in the same place."""
         for end in ends:
             self._mixed(end, "cond")
-        same = len({(end.path, end.view) if end else None for end in ends}) == 1
-        return self._merge(ends[0], "cond") if same else None
+        first = ends[0]
+        if isinstance(first, Tracked) and all(
+            isinstance(end, Tracked) and (end.path, end.view) == (first.path, first.view)
+            for end in ends
+        ):
+            return self._merge(first, "cond")
+        return None
 
-    def other(self, tracked: Tracked | None, name: str) -> None:
+    def other(self, tracked: Operand, name: str) -> None:
         """Write down a use that says nothing about the axes."""
-        if tracked:
+        if isinstance(tracked, Tracked):
             self._record(tracked, name, (), (), merges=name)
 
     def _record(
@@ -255,8 +279,10 @@ class Walk:
         merges: str | None = None,
         **facts: bool,
     ) -> None:
-        inputs = frozenset(atom.axis for atom in tracked.view.pick(tuple(contract)))
-        outputs = frozenset(atom.axis for atom in tracked.view.pick(tuple(free)))
+        inputs, outputs = (
+            frozenset(atom.axis for atom in tracked.view.pick(tuple(dims))) - {ADDED}
+            for dims in (contract, free)
+        )
         merges = tracked.merged or merges
         if tracked.cut & (inputs | outputs):
             merges = merges or "slice"
@@ -264,25 +290,3 @@ class Walk:
             merges = self._opaque[0]
         seen = Seen(kind, inputs, outputs, merges, **facts)
         self.seen.setdefault(tracked.path, []).append(seen)
-
-
-def _cut(tracked: Tracked, axis: int, size: int) -> Tracked:
-    """The parameter after a slice of one axis, which leaves a matrix whole or cuts it."""
-    atoms = tracked.view.axes[axis]
-    if size == 1 or not atoms:
-        return dataclasses.replace(tracked, view=tracked.view.replace(axis, ()))
-    view = tracked.view.replace(axis, (Atom(atoms[0].axis, 1, size),))
-    cut = tracked.cut | {atom.axis for atom in atoms}
-    return dataclasses.replace(tracked, view=view, cut=cut)
-
-
-def _resized(tracked: Tracked | None, var: Var) -> Tracked | None:
-    """The parameter as an array of the same axes in other sizes: a shard, padded, gathered."""
-    sizes = jaxprs.shape(var)
-    if tracked is None or tracked.view.shape == sizes:
-        return tracked
-    if len(sizes) != len(tracked.view.axes) or any(len(a) != 1 for a in tracked.view.axes):
-        return None
-    atoms = tracked.view.pick(tuple(range(len(sizes))))
-    axes = tuple((Atom(a.axis, a.stride, n),) for a, n in zip(atoms, sizes, strict=True))
-    return dataclasses.replace(tracked, view=View(axes))

@@ -1,6 +1,5 @@
 """An adapted weight on its way through a program: what stands in an array's place while it runs."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from jax.extend.core import JaxprEqn
 
 from lora_jax import jaxprs, views
 from lora_jax.variant import Base, Factors, Variant
-from lora_jax.views import Atom, View, canonical
+from lora_jax.views import Atom, View, arrange, canonical
 
 STATIC = {"static": True}
 Shared = Mapping[str, Array]
@@ -49,6 +48,10 @@ class Weight:
             if not jnp.issubdtype(new, jnp.floating):
                 return None
             return dataclasses.replace(self, dtypes=(*self.dtypes, jnp.dtype(new)))
+        if eqn.primitive.name == "pvary":
+            return jaxprs.vary(self, eqn.params["axes"])
+        if eqn.primitive.name == "sharding_constraint":
+            return self._constrained(eqn)
         if (view := views.follow(eqn, self.view)) is not None:
             return self._split_stack(view)
         if (axes := views.sliced_axes(eqn, self.view.shape)) is not None:
@@ -91,6 +94,18 @@ class Weight:
         """What a loop or `vmap` over the leading axis sees; `axis` is that axis of the view."""
         return dataclasses.replace(self, stack=self.stack[1:], view=self.view.drop(axis))
 
+    def _constrained(self, eqn: JaxprEqn) -> "Weight":
+        """Laid out over devices as the program wants it: the base, the factors being small.
+
+        A base that is stored in another way than the program sees it stays where it is.
+        """
+        stored = (*self.stack, *canonical((*self.in_atoms, *self.out_atoms)))
+        plain = type(self.base) is Base and self.base.value.shape == self.view.shape
+        if not plain or self.view.atoms != stored:
+            return self
+        value = eqn.primitive.bind(self.base.value, **eqn.params)
+        return dataclasses.replace(self, base=dataclasses.replace(self.base, value=value))
+
     def _sliced(self, eqn: JaxprEqn, operands: list[Any], axis: int) -> "Weight":
         params = eqn.params
         if eqn.primitive.name == "dynamic_slice":
@@ -105,21 +120,27 @@ class Weight:
         """One matrix of a stack, by an index that may be out of range."""
         if views.fill(eqn) is not None:
             return None
-        inside = _in_range(index, self.view.shape[found.axis])
-        row = self._window(found.axis, inside, 1)
+        nearest, inside = in_range(index, self.view.shape[found.axis])
+        row = self._window(found.axis, nearest, 1)
         if not views.clips(eqn):
 
             def fill(leaf: Array) -> Array:
                 floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-                return jnp.where(index == inside, leaf, jnp.nan) if floating else leaf
+                return jnp.where(inside, leaf, jnp.nan) if floating else leaf
 
             row = jax.tree.map(fill, row)  # factors too: their gradient from here is zero
         return row if found.kept else dataclasses.replace(row, view=row.view.drop(found.axis))
 
     def _window(self, axis: int, start: Array, size: int) -> "Weight":
-        led = self.lead(axis)
-        cut = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), led)
-        return cut._resized(axis, size)
+        led, start = self.lead(axis), _counting(start)
+
+        def cut(leaf: Array) -> Array:
+            starts = (start, *[jnp.zeros_like(start)] * (leaf.ndim - 1))
+            sizes = (size, *leaf.shape[1:])
+            # The program has counted a start below zero from the end, where it wanted that.
+            return lax.dynamic_slice(leaf, starts, sizes, allow_negative_indices=False)
+
+        return jax.tree.map(cut, led)._resized(axis, size)
 
     def _resized(self, axis: int, size: int) -> "Weight":
         """After the leading axis of every leaf was cut to `size`; an axis of one is dropped."""
@@ -153,7 +174,7 @@ class Weight:
             fold = jax.vmap(fold, in_axes=(0, None))
         return dataclasses.replace(self, dropout_key=fold(self.dropout_key, number))
 
-    # -- operations that use it -------------------------------------------------------------------
+    # -- what operations that use it need ---------------------------------------------------------
 
     def dense(self, shared: Shared) -> Array:
         """The effective weight as the program sees it: the definition that all else must equal."""
@@ -166,104 +187,21 @@ class Weight:
         array = merge(self.base, self.factors)
         for dtype in self.dtypes:
             array = array.astype(dtype)
-        return arrange(array, (*self.stack, *self._in_atoms, *self._out_atoms), self.view.axes)
+        return arrange(array, (*self.stack, *self.in_atoms, *self.out_atoms), self.view.axes)
 
-    def dot(self, eqn: JaxprEqn, x: Array, side: int, use: int, shared: Shared) -> Array | None:
-        """`dot_general` with this weight on one side (0 left, 1 right) and `x` on the other.
-
-        Args:
-          use: a number that differs between the uses of a weight, so that each has its own dropout.
-
-        Returns None where it is not the product of `x` with the whole matrix or its transpose.
-        """
-        (mine, theirs), (my_batch, their_batch) = (
-            (dims[side], dims[1 - side]) for dims in eqn.params["dimension_numbers"]
-        )
-        free = tuple(d for d in range(len(self.view.axes)) if d not in (*mine, *my_batch))
-        contracted, kept = self.view.pick(mine), self.view.pick(free)
-        turned = canonical(contracted) == self._out_atoms != self._in_atoms
-        expected = (
-            (self._out_atoms, self._in_atoms) if turned else (self._in_atoms, self._out_atoms)
-        )
-        if (
-            (canonical(contracted), canonical(kept)) != expected
-            or set(self.view.pick(my_batch)) != set(self.stack)
-            or jaxprs.unusual(eqn)
-        ):
-            return None
-
-        tokens = tuple(d for d in range(x.ndim) if d not in (*theirs, *their_batch))
-        x = transpose(x, (*their_batch, *tokens, *theirs))
-        outer = x.ndim - len(theirs)
-        x = arrange(x, contracted, (canonical(contracted),), keep=outer)
-        accumulate = eqn.params["preferred_element_type"]
-        precision = jaxprs.precision(eqn)
-        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-            y = self._batched(x, my_batch, turned, accumulate, use, shared)
-        y = arrange(y, canonical(kept), tuple(self.view.axes[d] for d in free), keep=outer)
-        if side == 0:  # the weight's free axes come before the tokens'
-            batch, inner = range(len(my_batch)), range(len(my_batch), outer)
-            y = transpose(y, (*batch, *range(outer, y.ndim), *inner))
-        return y.astype(eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
-
-    def _batched(
-        self,
-        x: Array,
-        batch: tuple[int, ...],
-        turned: bool,
-        accumulate: Any,
-        use: int,
-        shared: Shared,
-    ) -> Array:
-        """The product of each matrix of the stack with its own x, batch axes of x leading."""
-        if batch:
-            dim, *rest = batch
-            later = tuple(d - (d > dim) for d in rest)
-            led = self.lead(dim)
-            return jax.vmap(
-                lambda one, z: one.without_lead(dim)._batched(
-                    z, later, turned, accumulate, use, shared
-                )
-            )(led, x)
-        dtype = jnp.promote_types(x.dtype, self.dtypes[-1])
-        base = self._base(dtype, accumulate if accumulate != dtype else None)
-        x = x.astype(dtype)
-        factors = with_shared(self.factors, shared)
-        if turned:
-            return self.variant.dot_t(x, base, factors)
-        key = None if self.dropout_key is None else jax.random.fold_in(self.dropout_key, use)
-        return self.variant.dot(x, base, factors, dropout_key=key)
-
-    def lookup(self, eqn: JaxprEqn, operands: list[Any], shared: Shared) -> Array | None:
-        """`gather` of rows, or None where it is of another kind or along another axis."""
-        found = views.lookup(eqn, self.view.shape)
-        if not found or self.stack or canonical(self.view.axes[found.axis]) != self._in_atoms:
-            return None
-        index = operands[0][..., found.column]
-        rows = _in_range(index, self.view.shape[found.axis])
-        factors = with_shared(self.factors, shared)
-        y = self.variant.take(rows, self._base(self.dtypes[-1]), factors)
-        rest = self.view.replace(found.axis, ()) if found.kept else self.view.drop(found.axis)
-        y = arrange(y, self._out_atoms, rest.axes, keep=rows.ndim)
-        if not views.clips(eqn):
-            fill = jnp.nan if (value := views.fill(eqn)) is None else value
-            inside = (index == rows).reshape(rows.shape + (1,) * len(rest.axes))
-            y = jnp.where(inside, y, jnp.asarray(fill, y.dtype))
-        offsets = eqn.params["dimension_numbers"].offset_dims
-        return jnp.moveaxis(y, range(rows.ndim, y.ndim), offsets)
-
-    def _base(self, dtype: Any, accumulate: Any = None) -> Base:
+    def base_as(self, dtype: Any, accumulate: Any = None) -> Base:
+        """The base, cast as the program has cast the weight and then to `dtype`."""
         base = self.base
         for each in (*self.dtypes[1:], dtype):
             base = base.astype(each) if each != base.dtype else base
         return dataclasses.replace(base, accumulate=accumulate)
 
     @property
-    def _in_atoms(self) -> tuple[Atom, ...]:
+    def in_atoms(self) -> tuple[Atom, ...]:
         return canonical(tuple(a for a in self.view.atoms if a.axis in self.inputs))
 
     @property
-    def _out_atoms(self) -> tuple[Atom, ...]:
+    def out_atoms(self) -> tuple[Atom, ...]:
         return canonical(tuple(a for a in self.view.atoms if a.axis in self.outputs))
 
 
@@ -272,28 +210,18 @@ def with_shared(factors: Factors, shared: Shared) -> Factors:
     return Factors(factors.trainable, {**factors.constants, **shared}) if shared else factors
 
 
-def arrange(
-    array: Array, atoms: tuple[Atom, ...], axes: tuple[views.Axis, ...], keep: int = 0
-) -> Array:
-    """Bring an array whose axes are made of `atoms`, after `keep` others, into the given axes."""
-    outer = array.shape[:keep]
-    wanted = tuple(atom for axis in axes for atom in axis)
-    if wanted != atoms:
-        array = array.reshape(*outer, *(atom.size for atom in atoms))
-        order = (*range(keep), *(keep + atoms.index(atom) for atom in wanted))
-        array = array.transpose(order)
-    shape = (*outer, *View(axes).shape)
-    return array if array.shape == shape else array.reshape(shape)
-
-
-def transpose(array: Array, order: tuple[int, ...]) -> Array:
-    return array if order == tuple(range(array.ndim)) else array.transpose(order)
-
-
 def _within(part: Atom, whole: Atom) -> bool:
     ends = part.stride * part.size, whole.stride * whole.size
     return part.axis == whole.axis and part.stride >= whole.stride and ends[0] <= ends[1]
 
 
-def _in_range(index: Array, size: int) -> Array:
-    return jnp.clip(index, 0, size - 1)
+def in_range(index: Array, size: int) -> tuple[Array, Array]:
+    """The nearest index in range, and whether it is the index itself."""
+    index = _counting(index)
+    nearest = jnp.clip(index, 0, size - 1)
+    return nearest, nearest == index
+
+
+def _counting(index: Array) -> Array:
+    """The same index in a type that can count the rows of a long table."""
+    return index.astype(jnp.int32) if jnp.iinfo(index.dtype).bits < 32 else index

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+import zoo.merged
 from flax import nnx
 from jax import lax
+from zoo.case import cases
 
 import lora_jax as lj
 from variants.lora import LoRA
@@ -163,6 +165,33 @@ def test_all_linear_leaves_out_an_untied_output_embedding():
     assert all_linear(language_model, classifier, IDS) == ["head", "w"]
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda x, head: lax.map(lambda h: h @ head, x),
+        lambda x, head: lax.scan(
+            lambda c, h: (c + jax.nn.logsumexp(h @ head), None), 0.0, x.reshape(-1, 8)
+        )[0],
+        lambda x, head: lax.cond(x.sum() > 0, lambda: x @ head, lambda: jnp.zeros((2, 3, 50))),
+        lambda x, head: lax.fori_loop(0, x[0, 0, 0].astype(int), lambda i, y: x @ head, x @ head),
+        lambda x, head: jax.checkpoint(lambda x: x @ head)(x),
+    ],
+    ids=["map", "scan", "cond", "while", "remat"],
+)
+def test_all_linear_leaves_out_an_output_embedding_inside_of_a_loop(last):
+    def forward(p, ids):
+        x, _ = lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), p["embed"][ids], p["layers"])
+        return last(jnp.tanh(x @ p["w"]), p["head"])
+
+    params = {
+        "embed": array(50, 8),
+        "w": array(8, 8),
+        "head": array(8, 50),
+        "layers": array(2, 8, 8),
+    }
+    assert all_linear(forward, params, IDS) == ["layers", "w"]
+
+
 def test_all_linear_leaves_out_a_tied_embedding():
     def forward(p, ids):
         return jnp.tanh(p["embed"][ids] @ p["w"]) @ p["embed"].T
@@ -198,6 +227,39 @@ def test_all_linear_takes_what_activations_meet_and_nothing_else():
         "added": array(2, 5, 4),
     }
     assert all_linear(forward, params, array(2, 5, 4)) == ["stack"]
+
+
+MERGED = cases(zoo.merged)
+NO_LAYERS = {"fast_weights", "convolution_with_the_weight_on_the_left"}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_all_linear_takes_what_is_merged_before_activations_meet_it(x64, name):
+    case = MERGED[name]()
+    linear = all_linear(case.forward, case.params, *case.args)
+    assert linear == ([] if name.split(".")[-1] in NO_LAYERS else list(case.params))
+
+
+def test_the_axes_of_repeated_weights():
+    case = MERGED["merged.repeated_heads"]()
+    uses = lj.discover(case.forward, case.params, *case.args)
+    assert axes(uses["w"]) == ((), (1,), (0, 2))
+    case = MERGED["merged.repeated_for_a_batch"]()
+    uses = lj.discover(case.forward, case.params, *case.args)
+    assert axes(uses["w"]) == ((), (0,), (1,))
+    assert "broadcast_in_dim" in {use.merges for use in uses["w"].uses}
+
+
+def test_a_learned_start_of_a_recurrence_is_no_layer():
+    def forward(p, xs):
+        def step(h, x):
+            h = jnp.tanh(x @ p["wx"] + h @ p["wh"])
+            return h, None
+
+        return lax.scan(step, p["start"], xs)[0]
+
+    params = {"wx": array(4, 3), "wh": array(3, 3), "start": array(2, 3)}
+    assert all_linear(forward, params, array(5, 2, 4)) == ["wh", "wx"]
 
 
 def test_all_linear_with_nothing_to_select():

@@ -239,6 +239,19 @@ def test_integers_cannot_be_trained():
         adapted.init(KEY, {"w": normal(D, D), "n": jnp.array(3)}, X)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bool", "complex128"])
+def test_only_real_weights_are_adapted(dtype):
+    def forward(p, x):
+        common = jnp.complex128 if dtype == "complex128" else jnp.float64
+        return (x.astype(common) @ p["q"].astype(common)).real @ p["v"]
+
+    params = {"q": normal(D, D).astype(dtype), "v": normal(D, D)}
+    _, trainable, _ = init(forward, params, "all-linear", LoRA(rank=2))
+    assert list(trainable["adapters"]) == ["v"]
+    with pytest.raises(ValueError, match=f"'q' cannot be adapted: its dtype is {dtype}"):
+        init(forward, params, "q", LoRA(rank=2))
+
+
 @pytest.mark.parametrize(
     "forward",
     [

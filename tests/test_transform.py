@@ -8,6 +8,7 @@ import zoo.decoder
 import zoo.equinox
 import zoo.linen
 import zoo.loops
+import zoo.merged
 import zoo.nnx
 import zoo.products
 import zoo.trees
@@ -17,7 +18,7 @@ from zoo.case import cases
 import lora_jax as lj
 
 MODULES = (
-    *(zoo.products, zoo.weights, zoo.loops, zoo.calls, zoo.trees, zoo.decoder),
+    *(zoo.products, zoo.weights, zoo.loops, zoo.merged, zoo.calls, zoo.trees, zoo.decoder),
     *(zoo.linen, zoo.nnx, zoo.equinox),
 )
 CASES = {name: make for module in MODULES for name, make in cases(module).items()}

@@ -204,3 +204,60 @@ def test_tensor_parallelism_by_hand():
         theta
     )
     check.assert_close(mine, theirs)
+
+
+def by_hand(devices, in_specs, out_specs, check_vma=True):
+    """`shard_map` around what a device does: its own rows, the whole of what is replicated."""
+    return functools.partial(
+        jax.shard_map, mesh=devices, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma
+    )
+
+
+@pytest.mark.parametrize("storage", [None, lj.NF4()], ids=["dense", "quantised"])
+def test_a_step_of_data_parallelism_by_hand_merges_nothing(alone, storage):
+    """The gradient inside `shard_map`, which JAX sums; each weight is varied before its product."""
+    ids = alone[3]
+    case = seeded("devices", decoder)()
+    merges: set[str] = set()
+    quantize = storage and {"up|down|qkv": storage}
+    adapted = lj.adapt(
+        case.forward, check.Named(rank=2, alpha=2.0, merges=merges), case.targets, quantize=quantize
+    )
+    start, frozen = adapted.init(jax.random.key(0), case.params, ids)
+    theta = check.random_like(start, seed=1)
+
+    def loss(theta, frozen, ids):
+        outputs = adapted.apply(theta, frozen, ids, dropout_key=jax.random.key(1))
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs))
+
+    devices = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    @by_hand(devices, (P(), P(), P("data")), P())
+    def step(theta, frozen, ids):
+        def total(theta):
+            return jax.lax.psum(loss(theta, frozen, ids), "data")
+
+        return jax.value_and_grad(total)(theta)
+
+    actual = step(theta, frozen, ids)
+    assert merges == set()
+    check.assert_close(actual, jax.jit(jax.value_and_grad(loss))(theta, frozen, ids))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_one_adapter_for_each_device(alone, check_vma):
+    adapted, theta, frozen, ids, _ = alone
+    devices = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    many = check.random_like(jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), theta), seed=3)
+
+    @jax.jit
+    @by_hand(devices, (P("data"), P(), P("data")), P("data"), check_vma)
+    def apply(theta, frozen, ids):
+        theta = jax.tree.map(lambda leaf: leaf[0], theta)
+        return adapted.apply(theta, frozen, ids)
+
+    each = ids.reshape(8, -1, *ids.shape[1:])
+    expected = jax.vmap(lambda theta, ids: adapted.apply(theta, frozen, ids))(many, each)
+    actual = apply(many, frozen, ids)
+    check.assert_close(actual, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), expected))

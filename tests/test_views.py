@@ -7,8 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_jax.views import Atom, View, canonical
-from lora_jax.weight import arrange
+from lora_jax.views import Atom, View, arrange, canonical
 
 SIZES = (1, 2, 3, 4, 6)
 

@@ -209,6 +209,34 @@ def shard_map(normal: Normal) -> Case:
     return Case(forward, params, (normal(2, 4),), merged=("w1",))
 
 
+def sharding_constraints(normal: Normal) -> Case:
+    """Before and after the weight is transposed, cut and turned into heads."""
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def laid(x, *spec):
+        return lax.with_sharding_constraint(x, jax.NamedSharding(mesh, jax.P(*spec)))
+
+    def forward(p, x):
+        free = jax.P.UNCONSTRAINED
+        x = lax.scan(lambda x, w: (_layer(x, laid(w, "model")), None), x, laid(p["w"], free))[0]
+        heads = jnp.einsum("bd,dhk->bhk", x, laid(laid(p["w0"], "model").reshape(4, 2, 3), None))
+        return heads, heads.reshape(3, 6) @ laid(p["w0"].T, "model", None)
+
+    return Case(forward, {"w": normal(3, 4, 4), "w0": normal(4, 6)}, (normal(3, 4),))
+
+
+def shard_map_of_replicated_weights(normal: Normal) -> Case:
+    """Data parallelism inside of the model, whose weights arrive merged."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.P("data")
+
+    def forward(p, x):
+        layer = jax.shard_map(_layer, mesh=mesh, in_specs=(rows, jax.P()), out_specs=rows)
+        return layer(x, p["w"])
+
+    return Case(forward, {"w": normal(4, 4)}, (normal(2, 4),), merged=("w",))
+
+
 def closes_over_arrays(normal: Normal) -> Case:
     outer, ids = normal(4, 4), jnp.array([2, 0])
 

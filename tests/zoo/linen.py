@@ -46,6 +46,14 @@ def attention(normal: Normal) -> Case:
     return _case(normal, module, x, x, x, kwargs={"mask": mask, "deterministic": True})
 
 
+def partitioned(normal: Normal) -> Case:
+    """Layouts that travel with the parameters; `unbox` makes constraints of them."""
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    kernel = nn.with_partitioning(nn.initializers.ones, (None, "model"), mesh)
+    module = nn.Sequential([nn.Dense(6, kernel_init=kernel), nn.Dense(4, kernel_init=kernel)])
+    return _case(normal, module, normal(2, 4), targets=(".*kernel.*",))
+
+
 class Tied(nn.Module):
     @nn.compact
     def __call__(self, ids):

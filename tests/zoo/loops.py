@@ -188,11 +188,41 @@ def traced_index_out_of_range(normal: Normal) -> Case:
     return Case(forward, _stack(normal, 4), (normal(3, 4), jnp.array(7)))
 
 
+def dynamic_slices_from_out_of_range(normal: Normal) -> Case:
+    """Starts that JAX counts from the end once, and then moves into range; or does not count."""
+
+    def forward(p, x, starts):
+        for start in starts:
+            for counts in (True, False):
+                one = lax.dynamic_slice(
+                    p["w"], (start, 0, 0), (1, 4, 4), allow_negative_indices=counts
+                )
+                two = lax.dynamic_slice_in_dim(p["w"], start, 2, allow_negative_indices=counts)
+                x = lax.scan(lambda x, w: (_layer(x, w), None), _layer(x, one[0]), two)[0]
+            x = _layer(x, lax.dynamic_index_in_dim(p["w"], start, keepdims=False))
+        return x
+
+    starts = [jnp.array(start) for start in (-9, -7, -5, -1, 3, 7)]
+    return Case(forward, _stack(normal, 4), (normal(3, 4), starts))
+
+
 def index_of_two_stacked_axes(normal: Normal) -> Case:
     def forward(p, x, i):
         return x @ p["w"][1, 2] + x @ p["w"][i, -1] + x @ p["w"][:, 0][i]
 
     return Case(forward, _stack(normal, 2, 3), (normal(3, 4), jnp.array(1)))
+
+
+def narrow_indices_of_many_layers(normal: Normal) -> Case:
+    """An index of eight bits cannot count them; JAX's own reverse mode loses the row then."""
+
+    def forward(p, x, indices):
+        for i in indices:
+            x = _layer(x, jnp.take(p["w"], i, axis=0))
+        return x
+
+    indices = [jnp.array(100, jnp.int8), jnp.array(5, jnp.int8), jnp.array(250, jnp.uint8)]
+    return Case(forward, {"w": normal(300, 4, 4)}, (normal(3, 4), indices), reverse=False)
 
 
 def slices_of_layers(normal: Normal) -> Case:

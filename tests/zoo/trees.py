@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.case import Case, Normal
 
@@ -64,6 +65,30 @@ def integer_and_boolean_parameters(normal: Normal) -> Case:
         "on": jnp.array([True, False, True]),
     }
     return Case(forward, params, (normal(3, 4),), targets=("w",))
+
+
+def keys_among_the_parameters(normal: Normal) -> Case:
+    """As in every NNX model with `Dropout(rngs=...)`."""
+
+    def forward(p, x):
+        return x @ p["w"] + jax.random.normal(p["key"], (3, 6), jnp.float64)
+
+    params = {
+        "w": normal(4, 6),
+        "key": jax.random.key(0),
+        "keys": jax.random.split(jax.random.key(1)),
+    }
+    return Case(forward, params, (normal(3, 4),), targets=("w",))
+
+
+def types_as_settings(normal: Normal) -> Case:
+    """The classes of NumPy's numbers have a shape and a dtype, too."""
+
+    def forward(p, x, *, dtype):
+        return x.astype(dtype) @ p["w"].astype(p["type"]), x.astype(np.dtype(dtype))
+
+    params = {"w": normal(4, 6), "type": np.float64}
+    return Case(forward, params, (normal(3, 4),), {"dtype": np.float64}, targets=("w",))
 
 
 def unused_parameters(normal: Normal) -> Case:

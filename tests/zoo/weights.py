@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from zoo.case import Case, Normal
 
@@ -26,6 +27,19 @@ def lookups(normal: Normal) -> Case:
         return w[ids], w[ids[0]], w[-ids], clipped, filled, zeros, w[ids[..., None]]
 
     return Case(forward, {"w": normal(7, 4)}, (jnp.array([[1, 6, 0], [3, 3, 2]]),))
+
+
+def lookup_by_narrow_integers(normal: Normal) -> Case:
+    """A table that is longer than they can count."""
+
+    def forward(p, *many):
+        w = p["w"]
+        rows = [jnp.take(w, ids, axis=0, mode=mode) for ids in many for mode in ("clip", "fill")]
+        return jnp.nan_to_num(jnp.stack(rows), nan=2.0), jnp.take(w.T, many[0], axis=1)
+
+    signed = jnp.array([1, 100, 5, 127], jnp.int8)
+    ids = (signed, signed.astype(jnp.uint8) + 128, jnp.array([299, 0, 300, 7], jnp.uint16))
+    return Case(forward, {"w": normal(300, 4)}, ids)
 
 
 def lookup_along_the_last_axis(normal: Normal) -> Case:
@@ -62,6 +76,31 @@ def product_of_weights(normal: Normal) -> Case:
 
     params = {"w1": normal(4, 3), "w2": normal(3, 6)}
     return Case(forward, params, (normal(3, 4),), merged=("w1",))
+
+
+def named(normal: Normal) -> Case:
+    """Layers whose weights a policy may save."""
+
+    def forward(p, x):
+        layer = jax.checkpoint(
+            lambda x, w: jnp.tanh(x @ checkpoint_name(w, "w")),
+            policy=jax.checkpoint_policies.save_only_these_names("w"),
+        )
+        return lax.scan(lambda x, w: (layer(x, w), None), x, checkpoint_name(p["w"], "all"))[0]
+
+    return Case(forward, {"w": normal(3, 4, 4)}, (normal(3, 4),))
+
+
+def behind_a_barrier(normal: Normal) -> Case:
+    """As in models that keep the compiler from fetching the next layer's weights too early."""
+
+    def forward(p, x):
+        for i in range(3):
+            x, layer, _ = lax.optimization_barrier((x, p["w"][i], p["w0"]))
+            x = jnp.tanh(x @ layer)
+        return x @ lax.optimization_barrier(p["w0"]).T
+
+    return Case(forward, {"w": normal(3, 4, 4), "w0": normal(6, 4)}, (normal(3, 4),))
 
 
 def gram(normal: Normal) -> Case:
@@ -202,6 +241,14 @@ def highest_precision(normal: Normal) -> Case:
         )
 
     return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),), merged=("w",))
+
+
+def algorithms(normal: Normal) -> Case:
+    def forward(p, x):
+        y = jnp.dot(x, p["w"], precision=lax.DotAlgorithmPreset.DEFAULT)
+        return jnp.dot(y, p["w"].T, precision=lax.DotAlgorithmPreset.F64_F64_F64)
+
+    return Case(forward, {"w": normal(4, 6)}, (normal(3, 4),))
 
 
 def wide_accumulation(normal: Normal) -> Case:
