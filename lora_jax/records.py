@@ -57,8 +57,7 @@ class Record:
     ranks: dict[str, Any] | None = None
     metric: str = ""  # the main one's name, e.g. "matthews"
     parameters_adapters: int | None = None  # trained, without heads: as the papers count
-    # Where one was set: {"score", "step", "seconds"}, the latter two None if it was not reached.
-    target: dict[str, Any] | None = None
+    target: dict[str, Any] | None = None  # {"score", "step", "seconds"}; None where not reached
 
 
 def validate(values: Mapping[str, Any]) -> Record:
@@ -261,10 +260,8 @@ def _git() -> dict[str, str | bool] | None:
         command = ["git", "-C", str(here.parent), *args]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    try:
-        git(
-            "ls-files", "--error-unmatch", here.name
-        )  # installed inside another project's checkout?
+    try:  # installed inside another project's checkout?
+        git("ls-files", "--error-unmatch", here.name)
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return None
