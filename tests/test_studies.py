@@ -1,0 +1,177 @@
+"""Whole runs of the papers' configs, on tiny models and tiny data in the official layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import official
+import pytest
+from flax import nnx
+
+from configs import adalora_table1, cola_study, domain_shift, lora_table2, targets
+from experiments import build, run, tune
+from experiments.report import render_table
+from lora_jax import data, metrics, tree_file
+from lora_jax.models import pretrained
+from lora_jax.models.families import FAMILIES, family_of
+
+pytestmark = [
+    pytest.mark.usefixtures("standard_promotion", "quick_compilation"),
+]
+FIXTURES = Path(__file__).parent / "fixtures"
+SIZES = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 12}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
+DEBERTA |= {"position_buckets": 4, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
+DEBERTA |= {"type_vocab_size": 0}
+
+
+def model(folder, **content):
+    """A random model's folder, without its tokenizer."""
+    config = family_of(content).config.from_json(content)
+    classifier = FAMILIES[config.model_type].classifier
+    made = classifier(config, 2, "cls", rngs=nnx.Rngs(0))
+    pretrained.export_classifier(nnx.state(made), config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    folder = model(tmp_path_factory.mktemp("models") / "bert", model_type="bert", **SIZES)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(pretrained.locate("minilm") / name, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    """A few sentences of each task."""
+    parts = official.cola, official.rte, official.mnli, official.mrpc, official.stsb
+    files = {name: content for part in parts for name, content in part().items()}
+    return str(official.write(tmp_path_factory.mktemp("glue"), files))
+
+
+def config_of(module, arg, glue, name, **changes):
+    config = module.get_config(f"{arg},size=smoke,source=tsv,folder={glue}")
+    changes = {"model__name": name, "data__train": 0, **changes}
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config.to_dict()
+
+
+def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, tmp_path):
+    def config(task, **changes):
+        return config_of(lora_table2, f"model=minilm,task={task}", glue, bert, **changes)
+
+    record = run.run(config("mnli"), tmp_path / "mnli")
+    assert record.metric == "accuracy"
+    names = {"accuracy", "accuracy_mismatched", "accuracy_m_mm", "eval_loss"}
+    assert names < record.metrics_last.keys()
+
+    second = build.build(config("mrpc", start_from=str(tmp_path / "mnli")))
+    first, _ = tree_file.load_tree(tmp_path / "mnli")
+    jax.tree.map(np.testing.assert_array_equal, second.trainable["adapters"], first["adapters"])
+    assert second.trainable["params"]["classifier/kernel"].shape == (8, 2)
+    assert first["params"]["classifier/kernel"].shape == (8, 3)
+    record = run.run(second.config, tmp_path / "mrpc")
+    head = second.trainable["params"]["classifier/kernel"].size + 2
+    assert record.parameters_adapters == record.parameters_trained - head
+
+    shown = render_table("lora_table2", tmp_path, "csv", model="minilm", size="smoke")
+    scores = [f"{100 * record.metrics_last['accuracy']:.1f} (1)"]
+    assert any(score in shown for score in scores)
+
+
+def test_outputs_of_every_example_give_the_scores_again(bert, glue, tmp_path):
+    config = config_of(lora_table2, "model=minilm,task=mnli", glue, bert)
+    record = run.run(config, tmp_path)
+    outputs = np.load(tmp_path / "predictions.npz")
+    task = data.load_task("glue/mnli", "tsv", glue)
+    sizes = {name: len(part) for name, part in {**task.extra, **task.unlabelled}.items()}
+    sizes["validation"] = len(task.validation)
+    assert {name: len(outputs[name]) for name in outputs} == sizes
+    labelled = {name: outputs[name] for name in ("validation", *task.extra)}
+    again = metrics.score_parts(task, labelled)
+    for name, value in record.metrics_last.items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_adalora_on_deberta(glue, tmp_path):
+    """As its table has it; the count is that of the final budget."""
+    vocabulary = FIXTURES / "deberta_tokenizer"
+    folder = model(tmp_path / "model", model_type="deberta-v2", **SIZES, **DEBERTA)
+    for path in vocabulary.iterdir():
+        shutil.copy(path, folder)
+    arg = "model=deberta_v3_base,task=stsb,method=adalora_2"
+    record = run.run(config_of(adalora_table1, arg, glue, str(folder)), tmp_path / "run")
+    assert record.metric == "pearson" and "pearson_spearman" in record.metrics_last
+    assert record.ranks is not None
+    shapes = {"query": (8, 8), "key": (8, 8), "value": (8, 8), "output": (8, 8)}
+    shapes |= {"up": (8, 12), "down": (12, 8)}
+    counted = 0
+    for path, ranks in record.ranks.items():
+        counted += sum(ranks) * sum(shapes[path.split("/")[-2]])
+    assert record.parameters_adapters == counted
+    assert sum(sum(ranks) for ranks in record.ranks.values()) == 2 * 6 * 4
+
+
+@pytest.mark.parametrize(
+    "name, layers", [("all_last_half", [2, 3]), ("all_every_other", [0, 2]), ("all", [0, 1, 2, 3])]
+)
+def test_targets_of_some_layers(name, layers, bert, glue, monkeypatch):
+    monkeypatch.setitem(targets.common_tasks.LAYERS, "minilm", SIZES["num_hidden_layers"])
+    config = config_of(targets, f"targets={name},task=cola,rank=1", glue, bert)
+    experiment = build.build(config)
+    for path, factors in experiment.trainable["adapters"].items():
+        adapted = np.flatnonzero(np.abs(factors["a"]).sum((1, 2)))
+        np.testing.assert_array_equal(adapted, layers, err_msg=path)
+
+
+def test_a_second_domain_is_evaluated_as_well(bert, glue, tmp_path):
+    """RTE and an equal copy of it as the other domain: equal scores."""
+    config = config_of(domain_shift, "pair=rte_qnli,stage=source", glue, bert)
+    config["data"]["extra"] = "glue/rte"
+    scores = run.run(config, tmp_path).metrics_last
+    assert scores["extra_accuracy"] == scores["accuracy"]
+    assert scores["extra_eval_loss"] == scores["eval_loss"]
+
+
+def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch):
+    """Three rates on held-out sentences, then the best one's seeds on the development set."""
+    plan = {"rates": {"lora": (1e-4, 1e-3, 1e-2)}, "held_out": 2, "tuning_seed": 9, "seeds": (0, 1)}
+    seen = []
+    true_run = run.run
+
+    def watched(config, workdir, label):
+        seen.append((build.build(config).task, config))
+        return true_run(config, workdir, label)
+
+    monkeypatch.setattr(tune, "run", watched)
+
+    def config(**changes):
+        return config_of(cola_study, "row=lora", glue, bert, **changes)
+
+    tune.study(config, plan, "lora", tmp_path)
+    development = set(data.load_task("glue/cola", "tsv", glue).validation.texts)
+    tuning, final = seen[:3], seen[3:]
+    for task, each in tuning:
+        assert each["seed"] == 9 and len(task.validation) == 2
+        assert not development & {*task.validation.texts, *task.train.texts}
+    scores = {}
+    for rate in plan["rates"]["lora"]:
+        record = json.loads((tmp_path / f"tuning/lora/{rate:g}/record.json").read_text())
+        scores[rate] = record["metrics_last"]["matthews"]
+    best = max(sorted(scores), key=scores.__getitem__)
+    assert [(c["seed"], c["optimizer"]["learning_rate"]) for _, c in final] == [
+        (0, best),
+        (1, best),
+    ]
+    assert all(set(task.validation.texts) == development for task, _ in final)
+    before = len(seen)
+    tune.study(config, plan, "lora", tmp_path)  # all are there: nothing trains again
+    assert len(seen) == 2 * before
+    shown = render_table("cola_study", tmp_path, "csv", size="smoke")
+    assert (
+        "3 runs left out: validated on a part of the training examples" in shown or "(2)" in shown
+    )
