@@ -155,6 +155,18 @@ def test_magnitudes_start_as_the_norms(settings):
     assert variant.count((40, 30)) == 4 * 70 + 30
 
 
+def test_compiled_magnitudes_of_stacked_weights_are_right_whatever_was_in_memory():
+    """Fully optimised, on matrices of a size at which XLA chooses other kernels on CPUs."""
+    params = np.random.RandomState(0).randn(2, 1024, 512).astype(np.float32)
+    adapted = lj.adapt(lambda w, x: lax.scan(lambda x, w: (x @ w @ w.T, None), x, w)[0], DoRA(), "")
+    compiled = jax.jit(adapted.init)
+    for key in jax.random.split(KEY, 4):
+        trainable, _ = compiled(key, params, jnp.ones((4, 1024)))
+        (m,) = (each["m"] for each in trainable["adapters"].values())
+        np.testing.assert_allclose(m, np.linalg.norm(params, axis=1), rtol=1e-5)
+        jax.block_until_ready([jnp.full(4**size, jnp.nan) + 0 for size in range(5, 11)])  # reused
+
+
 @quick
 @pytest.mark.parametrize("detach", [True, False])
 def test_columns_of_zeros_are_harmless(detach):

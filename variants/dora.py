@@ -37,8 +37,9 @@ class DoRA(LowRank):
     def init(self, key: Array, base: Base) -> Factors:
         trainable, constants = super().init(key, base)
         squares = jnp.square(base.dense().astype(wide(base.dtype))).sum(axis=0)
-        factors = Factors(trainable, {**constants, "squares": squares})
-        return Factors({**trainable, "m": self.norm(base, factors)}, factors.constants)
+        # Not from `norm`, which is the same at the start: XLA's CPU backend makes NaN of its
+        # products where B is a constant zero and layers are stacked.
+        return Factors({**trainable, "m": _root(squares)}, {**constants, "squares": squares})
 
     def weight(self, base: Base, factors: Factors) -> Array:
         direction = super().weight(base, factors)
