@@ -90,7 +90,10 @@ def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> train.L
 def make_optimizer(
     section: Mapping[str, Any], steps: int, also_train: Sequence[str]
 ) -> optax.GradientTransformation:
-    """AdamW by a schedule; what `also_train` names has a learning rate of its own where set."""
+    """AdamW by a schedule; what `also_train` names has a learning rate of its own where set.
+
+    The training step clips gradients, before AdaLoRA scores them.
+    """
     warmup = section["warmup_ratio"]
     if section["warmup_steps"]:
         if section["warmup_steps"] >= steps:
@@ -100,8 +103,8 @@ def make_optimizer(
             )
         warmup = section["warmup_steps"] / steps
     rate = optim.schedule(section["schedule"], section["learning_rate"], steps, warmup)
-    names = ("weight_decay", "clip", "b1", "b2", "eps")
-    tx = optim.adamw(rate, **{name: section[name] for name in names})
+    names = ("weight_decay", "b1", "b2", "eps")
+    tx = optim.adamw(rate, clip=None, **{name: section[name] for name in names})
     if section["head_learning_rate"] is None:
         return tx
     ratio = section["head_learning_rate"] / section["learning_rate"]

@@ -183,7 +183,7 @@ class Adapted:
           state: from `init_state`, then from the last `update`.
           before: the trainables that the gradients belong to.
           after: the trainables that the optimiser made of them.
-          grads: the gradients.
+          grads: the gradients, clipped where they are clipped.
           step: the number of this step, from 0.
 
         Returns:

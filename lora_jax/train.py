@@ -68,12 +68,17 @@ def make_train_step(
     predict: Predict,
     loss: Loss,
     accumulate: int = 1,
+    clip: float | None = None,
 ) -> Step:
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
 
     The gradient is that of the trainables alone. Rows of `batch["weight"]` zero count nothing, so a
     batch that is filled up with them, or taken in `accumulate` parts to save memory, gives the same
     gradient as without.
+
+    Args:
+      clip: the greatest norm of the gradient that `tx` and `adapted.update` see; clipped in `tx`,
+        it would reach `update` (AdaLoRA's scores) as it was. `metrics["grad_norm"]` is before it.
     """
 
     def objective(
@@ -101,6 +106,9 @@ def make_train_step(
         run = gradient if accumulate == 1 else over_parts
         total = jnp.maximum(batch["weight"].sum(), 1e-6)
         value, grads = run(state.trainable, frozen, batch, rng, total)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        if clip is not None:
+            grads, _ = optax.clip_by_global_norm(clip).update(grads, optax.EmptyState())
         updates, opt_state = adapted.optimizer(tx, frozen).update(
             grads, state.opt_state, state.trainable
         )
@@ -108,7 +116,6 @@ def make_train_step(
         variant_state, trainable = adapted.update(
             state.variant_state, state.trainable, after, grads, state.step, frozen
         )
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
         return new, metrics
 

@@ -145,6 +145,20 @@ def test_settings_by_pattern():
     assert experiment.frozen.constants["layers/up/kernel"]["scale"].tolist() == [2.0] * 6
 
 
+@pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+def test_adalora_scores_clipped_gradients():
+    """Its first scores are |w g|, so twice as high where the norm may be twice as large."""
+    config = smoke(variant__name="adalora", targets=("layers/attention/query/kernel",))
+    experiment, scores = build.build(config), []
+    for clip in (1e-4, 2e-4):
+        changed = config | {"optimizer": config["optimizer"] | {"clip": clip}}
+        one = dataclasses.replace(experiment, config=changed)
+        state, _ = one.make_step()(one.start(), one.frozen, next(one.batches(0)))
+        scores.append(state.variant_state[0]["importance"]["layers/attention/query/kernel"]["a"])
+    assert scores[0].any()
+    np.testing.assert_allclose(scores[1], 2 * scores[0], rtol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, storage",

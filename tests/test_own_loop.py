@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from adalora_net import clipped
 
 import lora_jax as lj
 import variants
@@ -33,7 +34,7 @@ def problem(name, **settings):
     return adapted, *adapted.init(jax.random.key(0), params, x[0]), batches
 
 
-def own_loop(adapted, trainable, frozen, batches, tx, without=""):
+def own_loop(adapted, trainable, frozen, batches, tx, without="", clip=np.inf):
     """The trainables and AdaLoRA's state after all batches; `without` names a call to leave out."""
     if without != "optimizer":
         tx = adapted.optimizer(tx, frozen)
@@ -46,7 +47,7 @@ def own_loop(adapted, trainable, frozen, batches, tx, without=""):
 
     @jax.jit
     def step(number, trainable, opt_state, state, batch):
-        grads = jax.grad(loss)(trainable, batch)
+        grads = clipped(jax.grad(loss)(trainable, batch), clip)
         updates, opt_state = tx.update(grads, opt_state, trainable)
         after = optax.apply_updates(trainable, updates)
         if without != "update":
@@ -108,16 +109,19 @@ def test_lora_plus_without_optimizer_is_lora():
         np.testing.assert_allclose(b, 4.0 * factors["b"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_librarys_step_is_the_same_loop(name):
+def test_the_librarys_step_is_the_same_loop(name, clip):
+    """AdaLoRA's scores and choices included, which see what the optimiser sees."""
     adapted, trainable, frozen, batches = problem(name, **SETTINGS[name])
     tx = optax.adamw(0.01)
-    ours, variant_state = own_loop(adapted, trainable, frozen, batches, tx)
+    limit = np.inf if clip is None else clip
+    ours, variant_state = own_loop(adapted, trainable, frozen, batches, tx, clip=limit)
 
     def predict(trainable, frozen, batch, rng):
         return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
 
-    step = train.make_train_step(adapted, tx, predict, train.cross_entropy)
+    step = train.make_train_step(adapted, tx, predict, train.cross_entropy, clip=clip)
     donated = jax.tree.map(jnp.copy, trainable)
     state = train.TrainState.create(adapted, tx, donated, frozen, jax.random.key(1))
     for batch in batches:
