@@ -14,7 +14,7 @@ from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.metrics_log import Metrics
 from lora_jax.partition import select_paths
-from lora_jax.summary import summary
+from lora_jax.summary import Summary, summary
 
 
 def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.Record:
@@ -45,14 +45,20 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
         note = f"the loss or its gradient is not finite at step {outcome.steps}"
         record = _record(experiment, outcome, started, "diverged", note)
     else:
-        ranks = _save(experiment, state, workdir)
-        record = _record(experiment, outcome, started, "completed", ranks=ranks)
+        ranks, kept = _save(experiment, state, workdir)
+        record = _record(experiment, outcome, started, "completed", ranks=ranks, kept=kept)
     records.write(workdir, record)
     return record
 
 
-def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dict[str, Any] | None:
-    """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture."""
+def _save(
+    experiment: Experiment, state: train.TrainState, workdir: Path
+) -> tuple[dict[str, Any] | None, Summary | None]:
+    """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture.
+
+    Returns:
+      Those ranks, and what is trained of the smaller adapter; None where ranks are not chosen.
+    """
     meta = {"config": experiment.config}
     lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
     call = experiment.adapted_call(state.trainable)
@@ -60,11 +66,11 @@ def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dic
     np.savez_compressed(workdir / "predictions.npz", **experiment.predictions(call, *parts))
     pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
     if frozen.spec == experiment.frozen.spec:
-        return None
+        return None, None
     lj.save_adapter(workdir / "pruned.safetensors", pruned, frozen, meta)
     ranks = lj.ranks(state.trainable, experiment.frozen)
     rank_map(ranks, workdir / "ranks.png")
-    return {path: each.tolist() for path, each in ranks.items()}
+    return {path: each.tolist() for path, each in ranks.items()}, summary(pruned, frozen)
 
 
 def _fit(
@@ -106,6 +112,7 @@ def _record(
     status: Any,
     note: str = "",
     ranks: dict[str, Any] | None = None,
+    kept: Summary | None = None,
 ) -> records.Record:
     config, loop = experiment.config, experiment.loop
     counted = summary(experiment.trainable, experiment.frozen)
@@ -120,7 +127,7 @@ def _record(
         weights_digest=experiment.weights_digest,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
-        parameters_adapters=counted.trained - _head_size(experiment),
+        parameters_adapters=(kept or counted).trained - _head_size(experiment),
         metrics_best=dict(outcome.metrics_best),
         metrics_last=dict(outcome.metrics_last),
         rule=f"{loop.mode} validation {loop.metric} over evaluations",

@@ -159,6 +159,17 @@ def test_adalora_scores_clipped_gradients():
     np.testing.assert_allclose(scores[1], 2 * scores[0], rtol=1e-4)
 
 
+@pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+def test_a_record_counts_the_ranks_that_adalora_kept(tmp_path):
+    """As papers do: 6 matrices of 384 x 384, with a mean rank of 3; the head is left out."""
+    changes = {"variant__name": "adalora", "variant__rank": 5, "variant__target_rank": 3}
+    targets = ("layers/attention/query/kernel",)
+    changes |= {"data__max_length": 8, "data__buckets": 1, "train__max_steps": 4}
+    record = run.run(smoke(**changes, targets=targets), tmp_path / "run")
+    assert record.parameters_adapters == 6 * 3 * (384 + 384)
+    assert record.parameters_trained == 6 * 5 * (384 + 384 + 1) + 2 * 384 + 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, storage",
