@@ -146,8 +146,8 @@ def experiment(
     also_train: tuple[str, ...] | None = None,
 ) -> ConfigDict:
     """One run of a task: what `choice` asks for, trained by a recipe, and its place in a table."""
-    recipe = {**RECIPE, **recipe}
     task, model, smoke = choice["task"], choice["model"], choice["size"] == "smoke"
+    recipe = {**RECIPE, **recipe, **({"warmup_steps": 0} if smoke else {})}
     small = model == "minilm"
     head = ("classifier/.*",) if small else ("classifier/.*", "pooler/.*")
     optimizer = ("schedule", "warmup_ratio", "warmup_steps", "weight_decay", "clip")

@@ -26,16 +26,16 @@ ARGUMENTS = common_tasks.arguments(
     model=("minilm", "roberta_base"),
     start_from="",
 )
-# (heading, column, metric); `extra_` marks the metrics of `data.extra`.
+# (heading, column, metric); `_extra` marks the metrics of `data.extra`.
 COLUMNS = (
     ("source, after source", "source", "accuracy"),
-    ("target, after source", "source", "extra_accuracy"),
+    ("target, after source", "source", "accuracy_extra"),
     ("target, after target", "target", "accuracy"),
-    ("source, after target", "target", "extra_accuracy"),
+    ("source, after target", "target", "accuracy_extra"),
 )
 DIFFERENCES = (
-    ("gain", ("target", "accuracy"), ("source", "extra_accuracy")),
-    ("forgetting", ("source", "accuracy"), ("target", "extra_accuracy")),
+    ("gain", ("target", "accuracy"), ("source", "accuracy_extra")),
+    ("forgetting", ("source", "accuracy"), ("target", "accuracy_extra")),
 )
 TABLE = common_tasks.table(
     "Domain shift", spread="ci95", seeds=5, columns=COLUMNS, differences=DIFFERENCES

@@ -103,14 +103,8 @@ class Experiment:
 
     def make_step(self) -> train.Step:
         loss = train.cross_entropy if self.task.label_names else train.squared_error
-        return train.make_train_step(
-            self.adapted,
-            self.tx,
-            self.predict,
-            loss,
-            accumulate=self.config["train"]["accumulate"],
-            clip=self.config["optimizer"]["clip"],
-        )
+        accumulate, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
+        return train.make_train_step(self.adapted, self.tx, self.predict, loss, accumulate, clip)
 
     def start(self) -> train.TrainState:
         """The state before the first step; its arrays are its own."""

@@ -210,7 +210,7 @@ def number(value: float, metric: str, decimals: int) -> str:
     """A score as tables print it; differences (no metric) have a sign."""
     if not metric:
         return f"{value:+.{decimals}f}"
-    if metric.removeprefix("extra_") in PERCENT:
+    if metric.removesuffix("_extra") in PERCENT:
         return f"{value:.{decimals}f}"
     return f"{value:.5g}"
 

@@ -68,7 +68,7 @@ class Summary:
 
 
 def scale(metric: str) -> float:
-    return 100.0 if metric.removeprefix("extra_") in PERCENT else 1.0
+    return 100.0 if metric.removesuffix("_extra") in PERCENT else 1.0
 
 
 def find(results: Path) -> list[Run]:

@@ -108,7 +108,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW by a schedule; what `also_train` names has a learning rate of its own where set.
 
-    The step clips (`train.make_train_step`).
+    The training step clips gradients, before AdaLoRA scores them.
     """
     warmup = section["warmup_ratio"]
     if section["warmup_steps"]:

@@ -14,7 +14,7 @@ from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.metrics_log import Metrics
 from lora_jax.partition import select_paths
-from lora_jax.summary import summary
+from lora_jax.summary import Summary, summary
 
 
 def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.Record:
@@ -34,18 +34,18 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
             return record
     experiment = build(config)
     records.claim(workdir, config)
-    outcome, ranks, status = train.Outcome(), None, "completed"
+    outcome, status, ranks, kept = train.Outcome(), "completed", None, None
     try:
         state, note = _fit(experiment, workdir, label, outcome)
         if outcome.diverged:
             status = "diverged"
         else:
-            ranks = _save(experiment, state, workdir)
+            ranks, kept = _save(experiment, state, workdir)
     except Exception as error:
         note = f"{type(error).__name__}: {error}".splitlines()[0]
         records.write(workdir, _record(experiment, outcome, started, "failed", note))
         raise
-    record = _record(experiment, outcome, started, status, note, ranks)
+    record = _record(experiment, outcome, started, status, note, ranks, kept)
     records.write(workdir, record)
     return record
 
@@ -65,8 +65,14 @@ def summarise(record: records.Record) -> list[str]:
     return [f"{ended}{saved}: {named}", *lines]
 
 
-def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dict[str, Any] | None:
-    """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture."""
+def _save(
+    experiment: Experiment, state: train.TrainState, workdir: Path
+) -> tuple[dict[str, Any] | None, Summary | None]:
+    """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture.
+
+    Returns:
+      Those ranks, and what is trained of the smaller adapter; None where ranks are not chosen.
+    """
     meta = {"config": experiment.config}
     lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
     call = experiment.adapted_call(state.trainable)
@@ -75,11 +81,11 @@ def _save(experiment: Experiment, state: train.TrainState, workdir: Path) -> dic
     np.savez_compressed(workdir / "predictions.npz", **predictions)
     pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
     if frozen.spec == experiment.frozen.spec:
-        return None
+        return None, None
     lj.save_adapter(workdir / "pruned.safetensors", pruned, frozen, meta)
     ranks = lj.ranks(state.trainable, experiment.frozen)
     rank_map(ranks, workdir / "ranks.png")
-    return {path: each.tolist() for path, each in ranks.items()}
+    return {path: each.tolist() for path, each in ranks.items()}, summary(pruned, frozen)
 
 
 def _fit(
@@ -136,6 +142,7 @@ def _record(
     status: Any,
     note: str,
     ranks: dict[str, Any] | None = None,
+    kept: Summary | None = None,
 ) -> records.Record:
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""
@@ -151,7 +158,7 @@ def _record(
         weights_digest=experiment.weights_digest,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
-        parameters_adapters=counted.trained - _head_size(experiment),
+        parameters_adapters=(kept or counted).trained - _head_size(experiment),
         metrics_best=dict(outcome.metrics_best),
         metrics_last=dict(outcome.metrics_last),
         rule=f"{loop.mode} validation {loop.metric} over evaluations{since}",

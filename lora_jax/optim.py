@@ -52,7 +52,8 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW on clipped gradients, over trainables; biases and norms do not decay.
 
-    Loshchilov and Hutter 2019, arXiv 1711.05101.
+    Loshchilov and Hutter 2019, arXiv 1711.05101. AdaLoRA's `update` should see clipped gradients
+    too: with it, clip before (`make_train_step(..., clip=)`), and not here.
     """
     adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)

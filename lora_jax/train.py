@@ -74,11 +74,12 @@ def make_train_step(
 
     The gradient is that of the trainables alone. Rows of `batch["weight"]` zero count nothing, so a
     batch that is filled up with them, or taken in `accumulate` parts to save memory, gives the same
-    gradient as without. `clip` is the largest norm of the gradient as a whole: clipped here instead
-    of in `tx`, it is clipped for the variant's `update` too (AdaLoRA scores clipped gradients in
-    its authors' code). The metric `grad_norm` is that before clipping.
+    gradient as without.
+
+    Args:
+      clip: the greatest norm of the gradient that `tx` and `adapted.update` see; clipped in `tx`,
+        it would reach `update` (AdaLoRA's scores) as it was. `metrics["grad_norm"]` is before it.
     """
-    clipping = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
 
     def objective(
         trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
@@ -104,15 +105,17 @@ def make_train_step(
         rng = jax.random.fold_in(state.rng, state.step)
         run = gradient if accumulate == 1 else over_parts
         total = jnp.maximum(batch["weight"].sum(), 1e-6)
+        grads: Any
         value, grads = run(state.trainable, frozen, batch, rng, total)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        clipped: Any = clipping.update(grads, clipping.init(grads))[0]
+        if clip is not None:
+            grads, _ = optax.clip_by_global_norm(clip).update(grads, optax.EmptyState())
         updates, opt_state = adapted.optimizer(tx, frozen).update(
-            clipped, state.opt_state, state.trainable
+            grads, state.opt_state, state.trainable
         )
         after: Any = optax.apply_updates(state.trainable, updates)
         variant_state, trainable = adapted.update(
-            state.variant_state, state.trainable, after, clipped, state.step, frozen
+            state.variant_state, state.trainable, after, grads, state.step, frozen
         )
         new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
         return new, metrics

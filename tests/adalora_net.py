@@ -19,7 +19,13 @@ def random_like(tree, seed=1, scale=0.5):
     return treedef.unflatten([jnp.asarray(scale * random.randn(*x.shape), x.dtype) for x in leaves])
 
 
-def stepper(adapted, frozen, task_loss, rate=RATE):
+def clipped(grads, norm):
+    """Gradients no longer than `norm`, all of them taken together."""
+    total = sum(jnp.square(g).sum() for g in jax.tree.leaves(grads)) ** 0.5
+    return jax.tree.map(lambda g: g * jnp.minimum(1, norm / total), grads)
+
+
+def stepper(adapted, frozen, task_loss, rate=RATE, clip=np.inf):
     """A compiled step of plain gradient descent, penalty and update included; counts its traces."""
 
     def step(trainable, state, number, *batch):
@@ -30,6 +36,7 @@ def stepper(adapted, frozen, task_loss, rate=RATE):
             return task_loss(y, *batch[1:]) + adapted.penalty(trainable, frozen)
 
         value, grads = jax.value_and_grad(loss)(trainable)
+        grads = clipped(grads, clip)
         after = jax.tree.map(lambda x, g: x - rate * g, trainable, grads)
         state, trainable = adapted.update(state, trainable, after, grads, number, frozen)
         return trainable, state, value
@@ -75,7 +82,7 @@ def to_factors(tensors):
     return adapters
 
 
-def assert_follows(arrays, config):
+def assert_follows(arrays, config, clip=np.inf):
     """Every tensor, loss, budget and choice of a whole training, and what is merged at the end."""
     params = {name: jnp.asarray(value) for name, value in group(arrays, "base0").items()}
     adapted = lj.adapt(forward, variant_of(config), r"\d+\.weight")
@@ -88,7 +95,7 @@ def assert_follows(arrays, config):
     trainable = at(0)
     assert jax.tree.map(jnp.shape, trainable) == jax.tree.map(jnp.shape, fresh)
     state = adapted.init_state(trainable, frozen)
-    step = stepper(adapted, frozen, squared_error)
+    step = stepper(adapted, frozen, squared_error, clip=clip)
     np.testing.assert_array_equal(frozen.shared[0]["budget"][1:], arrays["budget"])
     for number in range(config["total_step"]):
         x, t = jnp.asarray(arrays["x"][number]), jnp.asarray(arrays["t"][number])

@@ -129,6 +129,31 @@ def test_settings_by_pattern():
     assert experiment.frozen.constants["layers/up/kernel"]["scale"].tolist() == [2.0] * 6
 
 
+@pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+def test_adalora_scores_clipped_gradients():
+    """Its first scores are |w g|, so twice as high where the norm may be twice as large."""
+    config = smoke(variant__name="adalora", targets=("layers/attention/query/kernel",))
+    experiment, scores = build.build(config), []
+    for clip in (1e-4, 2e-4):
+        changed = config | {"optimizer": config["optimizer"] | {"clip": clip}}
+        one = dataclasses.replace(experiment, config=changed)
+        state, _ = one.make_step()(one.start(), one.frozen, next(one.batches(0)))
+        scores.append(state.variant_state[0]["importance"]["layers/attention/query/kernel"]["a"])
+    assert scores[0].any()
+    np.testing.assert_allclose(scores[1], 2 * scores[0], rtol=1e-4)
+
+
+@pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+def test_a_record_counts_the_ranks_that_adalora_kept(tmp_path):
+    """As papers do: 6 matrices of 384 x 384, with a mean rank of 3; the head is left out."""
+    changes = {"variant__name": "adalora", "variant__rank": 5, "variant__target_rank": 3}
+    targets = ("layers/attention/query/kernel",)
+    changes |= {"data__max_length": 8, "data__buckets": 1, "train__max_steps": 4}
+    record = run.run(smoke(**changes, targets=targets), tmp_path / "run")
+    assert record.parameters_adapters == 6 * 3 * (384 + 384)
+    assert record.parameters_trained == 6 * 5 * (384 + 384 + 1) + 2 * 384 + 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, storage",

@@ -247,11 +247,11 @@ def test_gain_and_forgetting_are_made_seed_by_seed(tmp_path):
     second = {0: (0.75, 0.70), 1: (0.80, 0.90)}  # target and source after the target
     for seed, (own, extra) in first.items():
         arg = f"stage=source,seed={seed}"
-        scores = {"accuracy": own, "extra_accuracy": extra}
+        scores = {"accuracy": own, "accuracy_extra": extra}
         write(tmp_path / f"s{seed}", "domain_shift", arg, scores, parameters=5)
     for seed, (own, extra) in second.items():
         arg = f"stage=target,seed={seed},start_from=s{seed}"
-        scores = {"accuracy": own, "extra_accuracy": extra}
+        scores = {"accuracy": own, "accuracy_extra": extra}
         write(tmp_path / f"t{seed}", "domain_shift", arg, scores, parameters=5)
     (row,) = markdown("domain_shift", tmp_path).popitem()[1].values()
     t = 12.7062047364  # Student's, one degree of freedom, 97.5%

@@ -37,7 +37,8 @@ class DoRA(LowRank):
     def init(self, key: Array, base: Base) -> Factors:
         trainable, constants = super().init(key, base)
         squares = jnp.square(base.dense().astype(wide(base.dtype))).sum(axis=0)
-        # Whatever the initialisation, V = W at the start.
+        # Not from `norm`, which is the same at the start: XLA's CPU backend makes NaN of its
+        # products where B is a constant zero and layers are stacked.
         return Factors({**trainable, "m": _root(squares)}, {**constants, "squares": squares})
 
     def weight(self, base: Base, factors: Factors) -> Array:

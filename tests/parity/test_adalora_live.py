@@ -42,7 +42,8 @@ def random_settings(random):
 @pytest.mark.parametrize("seed", range(12))
 def test_random_settings(seed, x64):
     config = random_settings(np.random.RandomState(seed))
-    assert_follows(trace(config, 50 + seed), config)
+    clip = 0.5 if seed % 2 else np.inf
+    assert_follows(trace(config, 50 + seed, clip), config, clip)
 
 
 def test_pefts_own_start_has_our_distribution():
