@@ -239,6 +239,8 @@ def _figure(made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], No
         for offset, draw in enumerate(drawings):
             axes = grid[line * len(drawings) + offset, column]
             axes.set_visible(True)
+            if offset:  # drawings of one panel are by the same steps
+                axes.sharex(grid[line * len(drawings), column])
             draw(axes, panel)
             axes.grid(alpha=0.3)
             axes.margins(0.08)
