@@ -227,7 +227,8 @@ class Adapted:
         ]
         if not adapted and not trained:
             names = ", ".join(dict.fromkeys(type(v).__name__ for _, v in self.rules if v))
-            raise ValueError(f"nothing would train: {names} adapts nothing; name it in also_train")
+            why = f"{names} adapts nothing" if names else "all targets map to None"
+            raise ValueError(f"nothing would train: {why}; name it in also_train")
         return placements, trained
 
 

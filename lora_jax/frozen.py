@@ -147,6 +147,10 @@ def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) ->
     try:
         for variant in variants_of(assigned):
             variant.validate(use.matrix)
+    except ValueError as error:
+        way_out = f"targets={{'{use.path}': None, ...}} leaves it out"
+        raise ValueError(f"'{use.path}': {error}; {way_out}") from None
+    try:
         if not isinstance(assigned, tuple):
             return Placement(use, assigned, assigned, storage)
         first, *_ = aligned(assigned)
@@ -253,7 +257,7 @@ def weight_of(
         dtypes=(jnp.dtype(base.dtype),),
     )
     # Inside a `shard_map`, each device may have an adapter of its own, beside one base.
-    shared = frozen.shared_by()[placement.variant]
+    shared = frozen.shared_by().get(placement.variant, {})
     return jaxprs.vary(weight, jaxprs.varying((weight, shared)))
 
 

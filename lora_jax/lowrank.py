@@ -87,14 +87,14 @@ class LowRank(Variant):
             raise ValueError(
                 f"scale '{self.scale}' is unknown; nearest: {nearest(self.scale, SCALES)}"
             )
-        if not isinstance(self.rank, int) or self.rank < 1:
+        if type(self.rank) is not int or self.rank < 1:
             raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
         if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
             raise ValueError(f"alpha must be a finite number, got {self.alpha!r}")
         if self.max_rank is not None and self.max_rank < self.rank:
             raise ValueError(f"max_rank {self.max_rank} is below rank {self.rank}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
         if not 0.0 <= self.learning_rate_ratio < math.inf:
             raise ValueError(
                 f"learning_rate_ratio must be finite and at least 0, got {self.learning_rate_ratio}"
@@ -104,6 +104,10 @@ class LowRank(Variant):
     def validate(self, shape: tuple[int, int]) -> None:
         if self.rank > min(shape):
             raise ValueError(f"rank {self.rank} exceeds min(in, out) = {min(shape)} of {shape}")
+        if self.max_rank is not None and self.max_rank > min(shape):
+            raise ValueError(
+                f"max_rank {self.max_rank} exceeds min(in, out) = {min(shape)} of {shape}"
+            )
 
     def scaling(self) -> float:
         """What A^T B is multiplied by; `init` puts it among the constants."""

@@ -70,16 +70,22 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     known = list(known)
     # What people misspell is the tail: compare it with tails of the same length.
     depth = name.count("/") + 1
-    tails = {"/".join(path.split("/")[-depth:]): path for path in reversed(known)}
-    close = difflib.get_close_matches(name, list(tails), n=count, cutoff=0.3)
+    tails = {"/".join(path.split("/")[-depth:]).lower(): path for path in reversed(known)}
+    close = difflib.get_close_matches(name.lower(), list(tails), n=count, cutoff=0.3)
     found = [tails[tail] for tail in close] or known[:count]
     return ", ".join(f"'{path}'" for path in found) or "none"
 
 
 def select_paths(
-    patterns: Sequence[str], paths: Iterable[str], what: str = "parameter"
+    patterns: Sequence[str],
+    paths: Iterable[str],
+    what: str = "parameter",
+    words: Sequence[str] = (),
 ) -> list[str]:
     """The paths that match any pattern, in the order of `paths`.
+
+    Args:
+      words: what else a pattern without a path may have been meant to be.
 
     Raises:
       ValueError: a pattern matches no path; the message lists the nearest ones.
@@ -87,9 +93,8 @@ def select_paths(
     paths = list(paths)
     for pattern in patterns:
         if not any(matches(pattern, path) for path in paths):
-            raise ValueError(
-                f"pattern '{pattern}' matches no {what}; nearest: {nearest(pattern, paths)}"
-            )
+            close = nearest(pattern, [*paths, *words])
+            raise ValueError(f"pattern '{pattern}' matches no {what}; nearest: {close}")
     return [path for path in paths if any(matches(pattern, path) for pattern in patterns)]
 
 

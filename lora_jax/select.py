@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -55,11 +55,19 @@ def layers(pattern: str, which: slice | int) -> Layers:
 
 def as_rules(variant: Variant | None, targets: Targets) -> tuple[Rule, ...]:
     """The targets as ordered pairs of pattern and variant (None leaves a weight alone)."""
-    if isinstance(targets, Mapping):
-        return tuple(targets.items())
     if isinstance(targets, str | Layers):
         targets = [targets]
-    return tuple((pattern, variant) for pattern in targets)
+    if not isinstance(targets, Iterable):
+        raise ValueError(f"targets must be patterns, or map patterns to variants, not {targets!r}")
+    rules = tuple(
+        targets.items() if isinstance(targets, Mapping) else ((t, variant) for t in targets)
+    )
+    if not rules:
+        raise ValueError(f"targets is empty; name weights, or leave it out for '{ALL_LINEAR}'")
+    for pattern, _ in rules:
+        if not isinstance(pattern, str | Layers):
+            raise ValueError(f"targets: {pattern!r} is not a pattern; write a regular expression")
+    return rules
 
 
 def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
@@ -112,11 +120,12 @@ def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
             )
         return {path: range(_count(uses[path])) for path in linear}
     if isinstance(pattern, str):
-        return {p: range(_count(uses[p])) for p in select_paths([pattern], uses, "weight")}
+        paths = select_paths([pattern], uses, "weight", [ALL_LINEAR])
+        return {path: range(_count(uses[path])) for path in paths}
     if pattern.pattern == ALL_LINEAR:
         paths = list(_matching(ALL_LINEAR, uses))
     else:
-        paths = select_paths([pattern.pattern], uses, "weight")
+        paths = select_paths([pattern.pattern], uses, "weight", [ALL_LINEAR])
     numbers = {path: _layer_number(path) for path in paths if not uses[path].stack}
     deepest = max(numbers.values(), default=0) + 1
     chosen: dict[str, Sequence[int]] = {}

@@ -325,6 +325,9 @@ def test_adam_cannot_tell_alpha_from_learning_rates(p, q, x64):
         ({"initialization": "gausian"}, "initialization 'gausian' is unknown; nearest: 'gaussian'"),
         ({"learning_rate_ratio": -2}, "learning_rate_ratio must be finite and at least 0, got -2"),
         ({"initialization": "orthogonal", "rank": 5}, "'orthogonal' needs an even rank, got 5"),
+        ({"rank": True}, "variant 'lora': rank must be a number, got True"),
+        ({"max_rank": "9"}, "variant 'lora': max_rank must be a number, got '9'"),
+        ({"dropout": "a"}, "variant 'lora': dropout must be a number, got 'a'"),
         ({"alhpa": 1.0}, "variant 'lora' has no setting 'alhpa'; nearest: 'alpha'"),
     ],
 )
@@ -332,6 +335,19 @@ def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         variants.make("lora", **settings)
     assert "\n" not in str(error.value)
+
+
+def test_a_class_refuses_what_is_no_number():
+    with pytest.raises(ValueError, match="rank must be an integer of at least 1, got True"):
+        LoRA(rank=True)
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 'a'"):
+        LoRA(dropout="a")  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_become_plain_settings():
+    made = variants.make("lora", rank=np.int64(4), dropout=np.float32(0.5))
+    assert made == LoRA(rank=4, dropout=0.5)
+    assert type(made.rank) is int and type(made.dropout) is float
 
 
 def test_a_rank_above_the_matrix_is_refused_with_its_path():
@@ -348,7 +364,9 @@ def test_variants_are_found_by_their_file():
     assert variants.make("lora", rank=3) == LoRA(rank=3)
 
 
-@pytest.mark.parametrize("name, nearest", [("lroa", "'lora'"), ("Lora", "'lora'")])
+@pytest.mark.parametrize(
+    "name, nearest", [("lroa", "'lora'"), ("Lora", "'lora'"), ("LoRA", "'lora'")]
+)
 def test_unknown_variants_are_named(name, nearest):
     with pytest.raises(ValueError, match=f"unknown variant '{name}'; nearest: {nearest}"):
         variants.make(name)

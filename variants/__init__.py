@@ -3,7 +3,10 @@
 import dataclasses
 import importlib
 import pkgutil
+import typing
 from typing import Any
+
+import numpy as np
 
 from lora_jax.partition import nearest
 from lora_jax.variant import Variant
@@ -25,13 +28,18 @@ def make(name: str, **settings: Any) -> Variant:
       ValueError: an unknown name or setting (the nearest ones are listed), or an invalid value.
     """
     kind = find(name)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    for setting in settings:
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    for setting, value in settings.items():
         if setting not in fields:
             raise ValueError(
                 f"variant '{name}' has no setting '{setting}'; nearest: {nearest(setting, fields)}"
             )
-    return kind(**settings)
+        kinds = {fields[setting], *typing.get_args(fields[setting])}
+        if kinds & {int, float} and isinstance(value, bool | str):
+            raise ValueError(f"variant '{name}': {setting} must be a number, got {value!r}")
+    # A sweep may hand over NumPy's numbers; settings are plain, so that they can be saved.
+    plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in settings.items()}
+    return kind(**plain)
 
 
 def find(name: str) -> type[Variant]:
