@@ -246,7 +246,8 @@ def adapt(
         of these to variants, of which the first that matches a weight decides (None leaves it).
       also_train: patterns of parameters to train in full, for example a new head.
       quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), be they targets or
-        not; of several patterns the first that matches decides.
+        not; of several patterns the first that matches decides. `init` refuses numbers that are not
+        finite (or above 1e30); under `jax.jit` it cannot see them, and they spoil what is stored.
 
     Returns:
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,

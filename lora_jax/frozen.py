@@ -12,7 +12,7 @@ from jax import Array
 
 from lora_jax import select
 from lora_jax.discover import WeightUse
-from lora_jax.quantize import Quantized, Storage
+from lora_jax.quantize import Quantized, Storage, require_storable
 from lora_jax.select import Assigned, SomeLayers
 from lora_jax.variant import Base, Factors, Variant, wide
 from lora_jax.views import View
@@ -180,6 +180,7 @@ def stored(placement: Placement, value: Array) -> Any:
     storage = placement.storage
     if storage is None:
         return value
+    require_storable(placement.use.path, value)
 
     def store(base: Base) -> dict[str, Array]:
         return storage.store(base.dense())
