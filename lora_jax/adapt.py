@@ -1,7 +1,6 @@
 """Any JAX function with some of its weights adapted: `adapt(forward, variant, targets)`."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,13 +26,14 @@ from lora_jax.frozen import (
     place,
     stored,
     variants_of,
+    warn_of_doubts,
     weight_of,
 )
 from lora_jax.optim import scale_updates
 from lora_jax.partition import flatten, select_paths
 from lora_jax.quantize import Storage
 from lora_jax.select import Assigned, Pattern, Rule, Targets
-from lora_jax.variant import TrainingWarning, Variant
+from lora_jax.variant import Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +124,7 @@ class Adapted:
 
         Warns where training seems to have forgotten something (`update`).
         """
-        for variant, factors in grouped(trainable["adapters"], frozen):
-            if doubt := variant.doubt(factors):
-                warnings.warn(doubt, TrainingWarning, stacklevel=2)
+        warn_of_doubts(trainable["adapters"], frozen)
         arrays = {**frozen.base, **trainable["params"]}
         shared = frozen.shared_by()
         for each in frozen.spec.placements:
