@@ -1,7 +1,6 @@
 """Any JAX function with some of its weights adapted: `adapt(forward, variant, targets)`."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,13 +26,14 @@ from lora_jax.frozen import (
     place,
     stored,
     variants_of,
+    warn_of_doubts,
     weight_of,
 )
 from lora_jax.optim import scale_updates
 from lora_jax.partition import flatten, select_paths
 from lora_jax.quantize import Storage
 from lora_jax.select import Assigned, Pattern, Rule, Targets
-from lora_jax.variant import TrainingWarning, Variant
+from lora_jax.variant import Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +127,7 @@ class Adapted:
 
         Warns where training seems to have forgotten something (`update`).
         """
-        for variant, factors in grouped(trainable["adapters"], frozen):
-            if doubt := variant.doubt(factors):
-                warnings.warn(doubt, TrainingWarning, stacklevel=2)
+        warn_of_doubts(trainable["adapters"], frozen)
         arrays = {**frozen.base, **trainable["params"]}
         shared = frozen.shared_by()
         for each in frozen.spec.placements:
@@ -250,7 +248,8 @@ def adapt(
         of these to variants, of which the first that matches a weight decides (None leaves it).
       also_train: patterns of parameters to train in full, for example a new head.
       quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), be they targets or
-        not; of several patterns the first that matches decides.
+        not; of several patterns the first that matches decides. `init` refuses numbers that are not
+        finite (or above 1e30); under `jax.jit` it cannot see them, and they spoil what is stored.
 
     Returns:
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.frozen import Frozen, Trainable
+from lora_jax.frozen import Frozen, Trainable, warn_of_doubts
 from lora_jax.partition import flatten
 from lora_jax.tree_file import load_tree, save_tree
 
@@ -24,7 +24,9 @@ def save_adapter(
 
     The constants go with it because they may be random (VeRA, LoRA-FA) or depend on a decomposition
     (PiSSA), which another machine or version need not repeat.
+    Warns where training seems to have forgotten something (`update`).
     """
+    warn_of_doubts(trainable["adapters"], frozen)
     return save_tree(path, _tree(trainable, frozen), meta)
 
 

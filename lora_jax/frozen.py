@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
@@ -12,9 +13,9 @@ from jax import Array
 
 from lora_jax import jaxprs, select
 from lora_jax.discover import WeightUse
-from lora_jax.quantize import Quantized, Storage
+from lora_jax.quantize import Quantized, Storage, require_storable
 from lora_jax.select import Assigned, SomeLayers
-from lora_jax.variant import Base, Factors, Variant, wide
+from lora_jax.variant import Base, Factors, TrainingWarning, Variant, wide
 from lora_jax.views import View
 from lora_jax.weight import Shared, Weight, with_shared
 
@@ -186,6 +187,7 @@ def stored(placement: Placement, value: Array) -> Any:
     storage = placement.storage
     if storage is None:
         return value
+    require_storable(placement.use.path, value)
 
     def store(base: Base) -> dict[str, Array]:
         return storage.store(base.dense())
@@ -272,3 +274,10 @@ def grouped(
         factors = Factors(adapters[path], frozen.constants[path])
         groups.setdefault(group_of(each), {})[path] = with_shared(factors, shared[each.variant])
     return list(groups.items())
+
+
+def warn_of_doubts(adapters: Mapping[str, dict[str, Array]], frozen: Frozen) -> None:
+    """Warn where training seems to have forgotten something, at the caller's caller."""
+    for variant, factors in grouped(adapters, frozen):
+        if doubt := variant.doubt(factors):
+            warnings.warn(doubt, TrainingWarning, stacklevel=3)

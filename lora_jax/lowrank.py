@@ -76,9 +76,12 @@ class LowRank(Variant):
     initialization: str = "kaiming_uniform"
     """Of `initialization.DRAWN` and `TAKEN`, or `pissa_niter_<n>`."""
     dropout: float = 0.0
-    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given.
+
+    A sweep changes `constants["keep"]`; a probability of 0 puts none there.
+    """
     learning_rate_ratio: float = 1.0
-    """How many times faster B learns than the rest (LoRA+)."""
+    """How many times faster B learns than the rest (LoRA+), `constants["ratio"]` if not 1."""
     max_rank: int | None = None
     """Rows to allocate, where they are more than `rank`; a 0/1 mask hides the others."""
 

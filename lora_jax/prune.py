@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.frozen import Frozen, Placement, Trainable, Unadapted, grouped
+from lora_jax.frozen import Frozen, Placement, Trainable, Unadapted, grouped, warn_of_doubts
 from lora_jax.leaves import to_host
 from lora_jax.lowrank import LowRank
 from lora_jax.select import SomeLayers
@@ -129,7 +129,8 @@ def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[
     """Take out what a method has given up for good (AdaLoRA's ranks); the effect is the same.
 
     Arrays get smaller, so that what is compiled for them compiles once more. An adapter of which
-    nothing is left is gone; those of methods that give up nothing stay as they are.
+    nothing is left is gone; those of methods that give up nothing stay as they are. Warns where
+    training seems to have forgotten something (`update`).
 
     Args:
       trainable: as training left them; not traced.
@@ -139,6 +140,7 @@ def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[
     Returns:
       Trainables and frozen, for the same `adapted`.
     """
+    warn_of_doubts(trainable["adapters"], frozen)
     smaller: dict[str, Pruned | None] = {}
     groups = grouped(trainable["adapters"], frozen)
     for state, (variant, factors) in zip(states, groups, strict=True):

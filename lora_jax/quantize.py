@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from lora_jax import nf4
@@ -19,6 +20,8 @@ from lora_jax.variant import Base, Operand
 STATIC = {"static": True}
 LEAST = np.float32(1e-36)
 """The smallest scale to divide by: the reciprocal of less may overflow."""
+MOST = np.float32(1e30)
+"""The largest magnitude to store: the reciprocal of much more, or a sum of scales, fails."""
 
 Stored = dict[str, Array]
 
@@ -28,7 +31,10 @@ class Storage:
     """A way to store an (in, out) matrix in plain arrays; static and hashable."""
 
     def store(self, matrix: Array) -> Stored:
-        """The arrays that stand for a floating-point matrix, (in, out)."""
+        """The arrays that stand for a floating-point matrix, (in, out), of numbers up to `MOST`.
+
+        One that is not finite spoils its block or column, doubly quantised the matrix.
+        """
         raise NotImplementedError
 
     def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
@@ -191,6 +197,21 @@ class Quantized(Base):
         for dtype in self.dtypes[1:]:
             array = array.astype(dtype)
         return array
+
+
+def require_storable(path: str, weight: Array) -> None:
+    """Raise where a weight has numbers that no scale can stand for; traced, they are not known."""
+    if not isinstance(weight, Tracer) and (count := int(_unstorable(weight))):
+        raise ValueError(
+            f"'{path}' cannot be quantised: {count} of its numbers are not finite, or beyond "
+            f"{MOST:.0e}"
+        )
+
+
+@jax.jit
+def _unstorable(weight: Array) -> Array:
+    """How many numbers are; compiled, so that no array of the weight's size is made."""
+    return jnp.sum(~(jnp.abs(weight.astype(jnp.float32)) <= MOST))  # written so that NaN counts
 
 
 def quantized(storage: Storage, matrix: Array) -> Quantized:

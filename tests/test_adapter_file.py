@@ -10,6 +10,9 @@ import lora_jax as lj
 import variants
 from lora_jax.contract import toys
 
+# Toys have random trainables, as if AdaLoRA's budget had been forgotten.
+pytestmark = pytest.mark.filterwarnings("ignore::lora_jax.TrainingWarning")
+
 
 def toy(name, seed=4, **settings):
     return toys.toy(variants.make(name, **settings), "float32", seed=seed)

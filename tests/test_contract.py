@@ -98,6 +98,11 @@ class CountsOneSideTwice(Mutant):
         return 2 * self.rank * shape[0]
 
 
+class CountsSquaresWrongly(Mutant):
+    def count(self, shape):
+        return super().count(shape) + (shape[0] == shape[1])
+
+
 class TrainsForNothing(Mutant):
     def init(self, key, base):
         factors = super().init(key, base)
@@ -176,6 +181,11 @@ class ReadsSettingsWhileItRuns(Mutant):
         return self.alpha / self.rank * factors.trainable["b"]
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadsAWholeNumberWhileItRuns(ReadsSettingsWhileItRuns):
+    alpha: float = 16
+
+
 class EqualsOnlyItself(Mutant):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -207,6 +217,23 @@ class UpdateWidens(Mutant):
 class UpdateUndoesTheStep(Mutant):
     def update(self, state, before, after, grads, step):
         return super().update(state, after, before, grads, step)
+
+
+class UpdateChangesItsArguments(Mutant):
+    def update(self, state, before, after, grads, step):
+        for each in before.values():
+            each.trainable["a"] = 0 * each.trainable["a"]
+        return super().update(state, before, after, grads, step)
+
+
+class PenaltyCountsItsCalls(Mutant):
+    def penalty(self, factors):
+        return next(_calls) * sum((each.trainable["a"] ** 2).sum() for each in factors.values())
+
+
+class PrunesEverything(Mutant):
+    def prune(self, state, factors):
+        return dict.fromkeys(factors)
 
 
 class WrongUnderVmap(Mutant):
@@ -255,6 +282,14 @@ class DropsTheBaseToo(Mutant):
         return super().dot(dropout(x, factors, dropout_key), base, factors)
 
 
+class DropoutDetachesA(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        if dropout_key is not None:
+            detached = {**factors.trainable, "a": jax.lax.stop_gradient(factors.trainable["a"])}
+            factors = factors._replace(trainable=detached)
+        return super().dot(x, base, factors, dropout_key=dropout_key)
+
+
 class ForgetsItsStart(Mutant):
     def low_rank_factors(self, factors, dtype):
         constants = {name: x for name, x in factors.constants.items() if name not in ("a0", "b0")}
@@ -272,6 +307,12 @@ class KnowsDenseWeightsOnly(Mutant):
         return super().dot(x, base, factors) if type(base) is Base else base.dot(x)
 
 
+class WrongOnInt8(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        y = super().dot(x, base, factors, dropout_key=dropout_key)
+        return 2 * y if isinstance(getattr(base, "storage", None), lj.Int8) else y
+
+
 MUTANTS = [
     (TakesFactorsFirst, "signatures_are_those_of_the_contract"),
     (RoundsWhatIsAccumulated, "products_accumulate_as_asked"),
@@ -283,9 +324,12 @@ MUTANTS = [
     (StartsElsewhere, "begins_as_the_base"),
     (CountsOneMore, "count_is_exact"),
     (CountsOneSideTwice, "count_is_exact"),
+    (CountsSquaresWrongly, "count_is_exact"),
     (TrainsForNothing, "count_is_exact"),
     (CountsItsCalls, "calls_are_pure"),
     (ChangesItsArguments, "calls_are_pure"),
+    (UpdateChangesItsArguments, "calls_are_pure"),
+    (PenaltyCountsItsCalls, "calls_are_pure"),
     (DotForgetsTheScale, "products_equal_the_weight"),
     (DotForgetsTheBase, "products_equal_the_weight"),
     (DotIsNotANumber, "products_equal_the_weight"),
@@ -296,6 +340,7 @@ MUTANTS = [
     (WeightIsNarrow, "narrow_inputs_give_narrow_outputs"),
     (RoundsTheFactors, "narrow_inputs_give_narrow_outputs"),
     (ReadsSettingsWhileItRuns, "numbers_are_read_from_constants"),
+    (ReadsAWholeNumberWhileItRuns, "numbers_are_read_from_constants"),
     (DotForgetsTheScale, "apply_equals_forward_of_merge"),
     (NothingLearns, "apply_equals_forward_of_merge"),
     (LayersShareTheirStart, "stacked_layers_equal_single_ones"),
@@ -309,14 +354,17 @@ MUTANTS = [
     (NothingLearns, "learns_by_training"),
     (UpdateUndoesTheStep, "learns_by_training"),
     (UpdateWidens, "learns_by_training"),
+    (PrunesEverything, "pruning_changes_nothing"),
     (GlobalRandomNumbers, "the_same_key_gives_the_same_run"),
     (GlobalRandomNumbers, "instances_share_no_state"),
     (MixesTokens, "is_causal_and_batch_invariant"),
     (MixesExamples, "is_causal_and_batch_invariant"),
     (DropsTheBaseToo, "dropout_spares_the_base"),
+    (DropoutDetachesA, "dropout_spares_the_base"),
     (ForgetsItsStart, "starts_from_any_initialization"),
     (HurriesA, "learns_at_its_ratio"),
     (KnowsDenseWeightsOnly, "acts_on_quantised_weights"),
+    (WrongOnInt8, "acts_on_quantised_weights"),
 ]
 
 

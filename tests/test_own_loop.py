@@ -61,24 +61,31 @@ def own_loop(adapted, trainable, frozen, batches, tx, without="", clip=np.inf):
 
 
 @pytest.mark.parametrize("mode", ["paper", "reference"])
-def test_adalora_ends_at_its_budget(mode):
-    """Merging says nothing then: a warning is an error in these tests."""
+def test_adalora_ends_at_its_budget(mode, tmp_path):
+    """Nothing is said then: a warning is an error in these tests."""
     adapted, trainable, frozen, batches = problem("adalora", mode=mode, **ADALORA)
     trained, state = own_loop(adapted, trainable, frozen, batches, optax.adamw(0.01))
     merged = adapted.merge(trained, frozen)
     assert sum(int((each["e"] != 0).sum()) for each in trained["adapters"].values()) == 2 * 2
+    lj.save_adapter(tmp_path / "adapter.safetensors", trained, frozen)
     less, smaller = lj.prune(trained, frozen, state)
     assert sum(int(each) for each in lj.ranks(less, smaller).values()) == 2 * 2
     for path, weight in adapted.merge(less, smaller).items():
         np.testing.assert_allclose(weight, merged[path], atol=1e-12)
 
 
-def test_adalora_without_update_is_warned_of():
+def test_adalora_without_update_is_warned_of(tmp_path):
     adapted, *rest = problem("adalora", **ADALORA)
-    trained, _ = own_loop(adapted, *rest, optax.adamw(0.01), without="update")
+    trained, state = own_loop(adapted, *rest, optax.adamw(0.01), without="update")
     message = r"8 of 8 triplets are in use, the final budget is 4: call adapted\.update\(\.\.\.\)"
-    with pytest.warns(lj.TrainingWarning, match=message):
-        adapted.merge(trained, rest[1])
+    for use in (
+        lambda: adapted.merge(trained, rest[1]),
+        lambda: lj.save_adapter(tmp_path / "adapter.safetensors", trained, rest[1]),
+        lambda: lj.prune(trained, rest[1], state),
+    ):
+        with pytest.warns(lj.TrainingWarning, match=message) as warned:
+            use()
+        assert [each.filename for each in warned] == [__file__]
 
 
 def test_adalora_without_penalty_is_less_orthogonal():

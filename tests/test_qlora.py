@@ -111,6 +111,39 @@ def test_mistakes_are_one_line(quantize, options, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("storage", [lj.NF4(), lj.NF4(double_quant=True), lj.Int8()], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, -3e38])
+def test_weights_that_no_scale_can_stand_for_are_refused(storage, dtype, bad):
+    params = parameters(dtype)
+    params["layers"]["down"] = params["layers"]["down"].at[1, 2, 3].set(bad)
+    adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/down": storage})
+    message = (
+        r"^'layers/down' cannot be quantised: 1 of its numbers are not finite, or beyond 1e\+30"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        adapted.init(jax.random.key(0), params, X.astype(dtype))
+    assert "\n" not in str(error.value)
+    lj.adapt(forward, LORA, "layers/up").init(
+        jax.random.key(0), params, X.astype(dtype)
+    )  # stored densely
+
+
+@pytest.mark.parametrize("storage", [lj.NF4(), lj.NF4(double_quant=True), lj.Int8()], ids=str)
+def test_the_largest_weights_are_stored_as_smaller_ones_are(storage):
+    params, size = parameters(), np.float32(2.0**99)
+    assert 1e29 < float(jnp.abs(params["layers"]["down"]).max()) * size < 1e30
+    adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/down": storage})
+    stored = []
+    for factor in (1, size):
+        changed = params | {
+            "layers": params["layers"] | {"down": params["layers"]["down"] * factor}
+        }
+        trainable, frozen = adapted.init(jax.random.key(0), changed, X)
+        stored.append(adapted.disable(trainable, frozen)["layers"]["down"])
+    np.testing.assert_array_equal(stored[1], stored[0] * size)
+
+
 @pytest.mark.parametrize("name", [n for n in variants.names() if variants.make(n).adapts])
 def test_every_method_equals_itself_on_the_weights_that_are_stored(name):
     """The quantised base, dequantised and given as a dense one: the same function and gradients."""

@@ -162,7 +162,8 @@ class AdaLoRA(LowRank):
         first, *_, last = _shared(factors)["budget"].tolist()
         found = f"AdaLoRA: {used} of {first} triplets are in use, the final budget is {last}"
         wanted = "call adapted.update(...) after every optimiser step"
-        return f"{found}: {wanted}, for total_steps={self.total_steps}" if used > last else ""
+        until = f"for total_steps={self.total_steps} (before these are over, all is well)"
+        return f"{found}: {wanted}, {until}" if used > last else ""
 
 
 def _shared(factors: Group) -> dict[str, Array]:

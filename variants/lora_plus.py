@@ -14,8 +14,9 @@ class LoRAPlus(LowRank):
     """LoRA whose B has `learning_rate_ratio` times the optimiser's learning rate.
 
     Differences from plain LoRA: only that rate, which `adapted.optimizer(tx, frozen)` applies; a
-    loop that uses `tx` itself trains plain LoRA. It is a constant, so a sweep traces it, and a
-    setting of every A/B method (with DoRA the magnitude keeps the plain rate; PEFT gives it B's).
+    loop that uses `tx` itself trains plain LoRA. It is a setting of every A/B method (with DoRA the
+    magnitude keeps the plain rate; PEFT gives it B's). A sweep replaces `constants["ratio"]`, which
+    compiles nothing anew; another setting does, and a ratio of 1 puts no such constant there.
 
     Which ratio: it belongs to an initialisation. The paper's often quoted 2^4 was best on RoBERTa
     where A starts at zero and B at random (its Init[2]); with A random and B zero, as here and in

@@ -1,6 +1,7 @@
 """Clauses about combinations: dropout, initialisations, learning-rate ratios, quantisation."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,37 +18,54 @@ from lora_jax.contract.clause import (
     require_close,
     require_identical,
 )
+from lora_jax.contract.matrix import require_products
 from lora_jax.contract.toys import decoder, score
 from lora_jax.frozen import Trainable
-from lora_jax.quantize import NF4
-from lora_jax.variant import Variant
+from lora_jax.quantize import NF4, Int8, quantized
+from lora_jax.variant import Factors, Variant
 
 RATIO = 8.0
 
 
 @clause
 def dropout_spares_the_base(variant: Variant) -> None:
-    """Dropout acts with a key only, on the adapter's input only, and leaves the mean as it is."""
+    """Dropout acts with a key only, on the adapter's input only, and leaves the mean as it is.
+
+    Half of the time an input is dropped, else it is doubled: the mean of the two is exact, and so
+    is that of their gradients.
+    """
     if not _has(variant, "dropout"):
         return
     dropping = dataclasses.replace(variant, dropout=0.5)
     base = toys.base(variant)
     x = toys.normal((3, base.shape[0]), 14)
-    keys = jax.random.split(jax.random.key(15), 400)
+    keys = jax.random.split(jax.random.key(15), 40)
     if not variant.differs_at_init:
         start = toys.init(dropping, 16, base)
         got = dropping.dot(x, base, start, dropout_key=keys[0])
         require_close("dropout at the start", got, base.dot(x), 1e-12)
-
-    factors = toys.factors_of(dropping, base)
-    wanted = x @ dropping.weight(base, factors)
-    require_close("dot without a key", dropping.dot(x, base, factors), wanted)
-    y = jax.vmap(lambda key: dropping.dot(x, base, factors, dropout_key=key))(keys)
-    require(jnp.any(y[0] != y[1]), "another dropout key gives the same")
-    error = np.abs(y.mean(axis=0) - wanted) / (y.std(axis=0) / len(keys) ** 0.5)
-    require(
-        np.all(error < 6), f"the mean over dropout keys is {error.max():.2g} standard errors off"
+    trainable, constants = factors = toys.factors_of(dropping, base)
+    weight, through_weight = jax.vjp(
+        lambda t: dropping.weight(base, Factors(t, constants)), trainable
     )
+    require_close("dot without a key", dropping.dot(x, base, factors), x @ weight)
+
+    def met(trainable: Any) -> Array:
+        """The row of the weight that each input meets, dropped or kept: (keys, in, out)."""
+        each, inputs = Factors(trainable, constants), jnp.eye(len(weight))
+        return jax.vmap(lambda key: dropping.dot(inputs, base, each, dropout_key=key))(keys)
+
+    rows, through_rows = jax.vjp(met, trainable)
+    rows = np.asarray(rows)
+    distance = np.abs(rows - rows[:1]).sum(axis=-1)
+    require(np.all(distance.max(axis=0) > 0), "another dropout key gives the same")
+    inputs = np.arange(len(weight))
+    both = np.stack([0 * inputs, distance.argmax(axis=0)]), inputs  # keys that drop and keep each
+    require_close("the mean over dropout", rows[both].mean(axis=0), weight)
+    random, halves = toys.normal(weight.shape, 19), np.zeros_like(rows)
+    np.add.at(halves, both, random / 2)
+    got = through_rows(jnp.asarray(halves))
+    require_close("the gradient's mean over dropout", got, through_weight(random))
 
 
 @clause
@@ -91,7 +109,9 @@ def learns_at_its_ratio(variant: Variant) -> None:
 
 @clause
 def acts_on_quantised_weights(variant: Variant) -> None:
-    """On NF4 weights it computes what it does on the weights that they stand for, gradients too."""
+    """On quantised weights it computes what it does on those that they stand for, gradients too."""
+    base = quantized(Int8(), toys.base(variant).value)
+    require_products(variant, base, "of an int8 matrix", ((2, 3),))
     toy = toys.toy(variant, quantize=NF4())
     if not variant.differs_at_init:
         wanted = _decoder(toy.adapted.disable(toy.trainable, toy.frozen), toy.ids)

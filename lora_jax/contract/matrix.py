@@ -113,16 +113,7 @@ def count_is_exact(variant: Variant) -> None:
 def products_equal_the_weight(variant: Variant) -> None:
     """`dot`, `dot_t` and `take` are products with, and rows of, `weight`."""
     for roles, base in toys.bases(variant).items():
-        factors = toys.factors_of(variant, base)
-        weight = variant.weight(base, factors)
-        wanted = jax.ShapeDtypeStruct(base.shape, base.dtype)
-        require_same_form("weight", jax.eval_shape(lambda w=weight: w), wanted)
-        for outer in ((), (3,), (2, 3), (0,)):
-            x, z, rows = _inputs(base, outer)
-            place = f"for {roles}, {list(outer)}"
-            require_close(f"dot {place}", variant.dot(x, base, factors), x @ weight)
-            require_close(f"dot_t {place}", variant.dot_t(z, base, factors), z @ weight.T)
-            require_close(f"take {place}", variant.take(rows, base, factors), weight[rows])
+        require_products(variant, base, f"for {roles}", ((), (3,), (2, 3), (0,)))
 
 
 @clause
@@ -155,7 +146,7 @@ def numbers_are_read_from_constants(variant: Variant) -> None:
     """
     base = toys.base(variant)
     factors = toys.factors_of(variant, base)
-    for other, name in _variations(variant):
+    for other, name in toys.variations(variant):
         for what, call in _calls(base, factors).items():
             require_close(
                 f"{what} with another '{name}' and the same factors", call(other), call(variant)
@@ -173,6 +164,17 @@ def calls_are_pure(variant: Variant) -> None:
     for what, call in _calls(base, factors).items():
         require_identical(f"{what}, called again", call(variant), call(variant))
         require_identical(f"its argument `factors` after {what}", factors, copy)
+
+    group, moved = ({"w": f} for f in (factors, toys.factors_of(variant, base)))
+    grads, step = {"w": toys.noisy(factors.trainable, 12)}, jnp.asarray(1)
+    for call, arguments in (
+        (variant.penalty, (group,)),
+        (variant.init_state, (group,)),
+        (variant.update, (variant.init_state(group), group, moved, grads, step)),
+    ):
+        copies, what = jax.tree.map(jnp.copy, arguments), call.__name__
+        require_identical(f"{what}, called again", call(*arguments), call(*arguments))
+        require_identical(f"an argument of {what}, afterwards", arguments, copies)
 
 
 @clause
@@ -217,6 +219,22 @@ def products_accumulate_as_asked(variant: Variant) -> None:
         require_close(f"{what} accumulated in float32", got / size, plain.astype(wider) / size, 0.1)
 
 
+def require_products(
+    variant: Variant, base: Base, place: str, outers: tuple[tuple[int, ...], ...]
+) -> None:
+    """Compare `dot`, `dot_t` and `take` with `weight`, for inputs with these leading axes."""
+    factors = toys.factors_of(variant, base)
+    weight = variant.weight(base, factors)
+    wanted = jax.ShapeDtypeStruct(base.shape, base.dtype)
+    require_same_form("weight", jax.eval_shape(lambda: weight), wanted)
+    for outer in outers:
+        x, z, rows = _inputs(base, outer)
+        of = f"{place}, {list(outer)}"
+        require_close(f"dot {of}", variant.dot(x, base, factors), x @ weight)
+        require_close(f"dot_t {of}", variant.dot_t(z, base, factors), z @ weight.T)
+        require_close(f"take {of}", variant.take(rows, base, factors), weight[rows])
+
+
 def _inputs(base: Base, outer: tuple[int, ...], dtype: Any = jnp.float64) -> tuple[Array, ...]:
     """Inputs of `dot`, of `dot_t` and of `take`."""
     x, z = (toys.normal((*outer, size), size, dtype) for size in base.shape)
@@ -241,23 +259,6 @@ def _gradients(function: Callable[..., Array], *args: Any) -> tuple[Any, ...]:
     """The gradients, over all arguments, of a random projection of a function's result."""
     result, pull_back = jax.vjp(function, *args)
     return pull_back(toys.normal(result.shape, 11, result.dtype))
-
-
-def _variations(variant: Variant) -> list[tuple[Variant, str]]:
-    """The variant with one real number changed, for each that may be."""
-    found = []
-    for field in dataclasses.fields(variant):
-        value = getattr(variant, field.name)
-        if field.init and isinstance(value, float):
-            for changed in (value / 2, 0.25, value + 1):
-                try:
-                    other = dataclasses.replace(variant, **{field.name: changed})
-                except ValueError:
-                    continue
-                if other != variant:
-                    found.append((other, field.name))
-                    break
-    return found
 
 
 OF_A_MATRIX = (

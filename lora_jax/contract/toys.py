@@ -1,6 +1,7 @@
 """What a variant is tried on: matrices in several layouts, of sizes it accepts; a tiny decoder."""
 
 import dataclasses
+import typing
 from typing import Any
 
 import jax
@@ -36,9 +37,9 @@ def unit(variant: Variant) -> int:
 
 
 def shapes(variant: Variant) -> list[tuple[int, int]]:
-    """Some (in, out) shapes, neither order of the two left out."""
+    """Some (in, out) shapes, neither order of the two left out, nor a square."""
     u = unit(variant)
-    return [(2 * u, 3 * u), (3 * u, 2 * u), (4 * u, 2 * u)]
+    return [(2 * u, 3 * u), (3 * u, 2 * u), (4 * u, 2 * u), (2 * u, 2 * u)]
 
 
 def bases(variant: Variant, dtype: Any = jnp.float64) -> dict[str, Base]:
@@ -86,6 +87,32 @@ def factors_of(variant: Variant, base: Base) -> Factors:
     """The variant's factors for a matrix, with random trainables."""
     factors = init(variant, 2, base)
     return Factors(noisy(factors.trainable), factors.constants)
+
+
+def variations(variant: Variant) -> list[tuple[Variant, str]]:
+    """The variant with one real number changed, for each that may be."""
+    found = []
+    for name, value in _real_numbers(variant).items():
+        for changed in (value / 2, 0.25, value + 1):
+            try:
+                other = dataclasses.replace(variant, **{name: changed})
+            except ValueError:
+                continue
+            if other != variant:
+                found.append((other, name))
+                break
+    return found
+
+
+def _real_numbers(variant: Variant) -> dict[str, float]:
+    """Settings that are real numbers: floats, and integers where the annotation says float."""
+    hints, found = typing.get_type_hints(type(variant)), {}
+    for field in dataclasses.fields(variant):
+        value, hint = getattr(variant, field.name), hints[field.name]
+        real = isinstance(value, float) or float in (hint, *typing.get_args(hint))
+        if field.init and real and isinstance(value, int | float):
+            found[field.name] = value
+    return found
 
 
 # -- a model -----------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ from lora_jax.contract.clause import (
     clause,
     compiled,
     require,
+    require_close,
     require_identical,
     require_same_form,
 )
 from lora_jax.contract.toys import Toy
 from lora_jax.frozen import Frozen, Trainable
+from lora_jax.prune import prune
 from lora_jax.variant import Variant
 
 STEPS = 20
@@ -67,6 +69,18 @@ def instances_share_no_state(variant: Variant) -> None:
     require_identical("training beside another instance", _train(first, 2)[0], alone)
 
 
+@clause
+def pruning_changes_nothing(variant: Variant) -> None:
+    """What `prune` leaves has the effect of what it was given."""
+    if type(variant).prune is Variant.prune:
+        return
+    toy = toys.toy(variant)
+    states = toy.adapted.init_state(toy.moved, toy.frozen)
+    less, smaller = prune(toy.moved, toy.frozen, states)
+    got = dataclasses.replace(toy, frozen=smaller).output(less)
+    require_close("the output after pruning", got, toy.output(toy.moved))
+
+
 def _train(toy: Toy, steps: int) -> tuple[Trainable, list[float]]:
     """What training ends with, and the loss at each step; the toy's trainables are donated."""
     tx = _optimizer(toy.adapted, toy.frozen)
@@ -111,4 +125,5 @@ OF_TRAINING = (
     the_same_key_gives_the_same_run,
     training_leaves_the_base_alone,
     instances_share_no_state,
+    pruning_changes_nothing,
 )
