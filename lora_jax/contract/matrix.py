@@ -167,11 +167,12 @@ def calls_are_pure(variant: Variant) -> None:
 
     group, moved = ({"w": f} for f in (factors, toys.factors_of(variant, base)))
     grads, step = {"w": toys.noisy(factors.trainable, 12)}, jnp.asarray(1)
-    for call, arguments in (
+    of_all: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
         (variant.penalty, (group,)),
         (variant.init_state, (group,)),
         (variant.update, (variant.init_state(group), group, moved, grads, step)),
-    ):
+    ]
+    for call, arguments in of_all:
         copies, what = jax.tree.map(jnp.copy, arguments), call.__name__
         require_identical(f"{what}, called again", call(*arguments), call(*arguments))
         require_identical(f"an argument of {what}, afterwards", arguments, copies)
