@@ -130,9 +130,10 @@ class WeightIsNarrow(Mutant):
 
 
 class RoundsTheFactors(Mutant):
-    def low_rank_factors(self, factors, dtype):
-        a, b = super().low_rank_factors(factors, jnp.float8_e4m3fn)
-        return a.astype(dtype), b.astype(dtype)
+    def dot(self, x, base, factors, *, dropout_key=None):
+        narrow = {n: f.astype(jnp.float8_e4m3fn) for n, f in factors.trainable.items()}
+        rounded = {n: f.astype(factors.trainable[n].dtype) for n, f in narrow.items()}
+        return super().dot(x, base, factors._replace(trainable=rounded), dropout_key=dropout_key)
 
 
 class StartsElsewhere(Mutant):
