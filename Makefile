@@ -47,7 +47,7 @@ $(VENV)/installed: setup.py requirements/constraints.txt requirements/assets.txt
 
 .venv-parity/installed: setup.py requirements/parity.txt requirements/constraints.txt requirements/assets.txt
 	$(PYTHON) -m venv .venv-parity
-	$(PARITY_PIP) --constraint requirements/constraints.txt --requirement requirements/parity.txt --editable ".[test]"
+	$(PARITY_PIP) --constraint requirements/constraints.txt --requirement requirements/parity.txt --editable ".[test,plots]"
 	$(PARITY_PIP) --no-deps --require-hashes --requirement requirements/assets.txt
 	touch $@
 
