@@ -78,11 +78,10 @@ def make_task(section: Mapping[str, Any]) -> data.Task:
     task = load(section["name"], section["validation"])
     if section["extra"]:
         other = load(section["extra"], 0)
-        if other.label_names != task.label_names:
-            raise ValueError(
-                f"data.extra '{other.name}' has the labels {other.label_names}, "
-                f"'{task.name}' has {task.label_names}"
-            )
+        both = {each.name: each.label_names and len(each.label_names) for each in (task, other)}
+        if len(set(both.values())) > 1:  # names may differ: an equivalent is a duplicate
+            said = " and ".join(f"'{name}' {count or 'no'} classes" for name, count in both.items())
+            raise ValueError(f"data.extra must have as many classes: {said}")
         task = task.with_extra("extra", other.validation)
     return task.few(section["train"], section["draw"]) if section["train"] else task
 

@@ -1,5 +1,6 @@
 """Whole runs of the papers' configs, on tiny models and tiny data in the official layout."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -21,7 +22,8 @@ from lora_jax.partition import flatten
 pytestmark = [
     pytest.mark.usefixtures("standard_promotion", "quick_compilation"),
 ]
-FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
 SIZES = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 12}
 DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
@@ -50,6 +52,7 @@ def bert(tmp_path_factory):
 def glue(tmp_path_factory):
     """A few sentences of each task."""
     parts = official.cola, official.rte, official.mnli, official.mrpc, official.stsb
+    parts += official.sst2, official.qqp
     files = {name: content for part in parts for name, content in part().items()}
     return str(official.write(tmp_path_factory.mktemp("glue"), files))
 
@@ -132,6 +135,13 @@ def test_targets_of_some_layers(name, layers, bert, glue, monkeypatch):
         np.testing.assert_array_equal(np.flatnonzero(change), layers, err_msg=path)
 
 
+def test_a_second_domain_has_as_many_classes(bert, glue):
+    config = config_of(domain_shift, "pair=mrpc_qqp", glue, bert)
+    config["data"]["extra"] = "glue/mnli"
+    with pytest.raises(ValueError, match="'glue/mrpc' 2 classes and 'glue/mnli' 3 classes"):
+        build.build(config)
+
+
 def test_a_second_domain_is_evaluated_as_well(bert, glue, tmp_path):
     """RTE and an equal copy of it as the other domain: equal scores."""
     config = config_of(domain_shift, "pair=rte_qnli,stage=source", glue, bert)
@@ -139,6 +149,29 @@ def test_a_second_domain_is_evaluated_as_well(bert, glue, tmp_path):
     scores = run.run(config, tmp_path).metrics_last
     assert scores["accuracy_extra"] == scores["accuracy"]
     assert scores["eval_loss_extra"] == scores["eval_loss"]
+
+
+STUDIES = [
+    path.stem for path in sorted((ROOT / "configs").glob("*.py")) if "TABLE" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs_in_its_smoke_size(name, bert, glue, tmp_path, monkeypatch):
+    """Its first row on a tiny model; the table then has a number of ours."""
+    monkeypatch.setitem(targets.common_tasks.LAYERS, "minilm", SIZES["num_hidden_layers"])
+    module = importlib.import_module(f"configs.{name}")
+    small: dict = {"train__batch_size": 1, "data__train": 4 if name == "few_shot" else 0}
+    made = config_of(module, "model=minilm", glue, bert, **small)
+    if made["variant"]["rank"] is not None:
+        made["variant"]["rank"] = 2
+    if made["variant"]["target_rank"] is not None:
+        made["variant"]["target_rank"] = 1
+    record = run.run(made, tmp_path)
+    assert record.status == "completed" and record.steps == 4
+    shown = render_table(name, tmp_path, "csv", model="minilm", size="smoke")
+    values = {f"{100 * value}" for value in record.metrics_last.values()}
+    assert any(value in shown for value in values)
 
 
 def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch):
