@@ -1,7 +1,7 @@
 """A study with one budget for all: learning rates on held-out examples, then seeds on the rest.
 
-    python -m experiments.tune --study=cola_study --argument=source=tsv,folder=glue_data \
-        --workdir=runs/cola_study
+    python -m experiments.tune --study=all_methods --argument=task=cola,source=tsv,folder=glue_data \
+        --workdir=runs/all_methods/cola
 
 Of each row, every learning rate is trained once and scored on training examples that are held out
 for it; the best then trains with every seed, and only these runs see the development set. The same
@@ -21,7 +21,7 @@ from experiments.run import run
 from lora_jax import records
 from lora_jax.partition import nearest
 
-_STUDY = flags.DEFINE_string("study", None, "A config with a STUDY, such as cola_study.")
+_STUDY = flags.DEFINE_string("study", None, "A config with a STUDY, such as all_methods.")
 _ARGUMENT = flags.DEFINE_string("argument", "", "What its configs are given after the colon.")
 _ROWS = flags.DEFINE_list("rows", [], "Only these rows; all of them by default.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all runs.")

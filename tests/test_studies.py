@@ -11,7 +11,7 @@ import official
 import pytest
 from flax import nnx
 
-from configs import adalora_table1, cola_study, domain_shift, lora_table2, targets
+from configs import adalora_table1, all_methods, domain_shift, lora_table2, targets
 from experiments import build, run, tune
 from experiments.report import render_table
 from lora_jax import data, metrics, tree_file
@@ -187,7 +187,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     monkeypatch.setattr(tune, "run", watched)
 
     def config(**changes):
-        return config_of(cola_study, "row=lora", glue, bert, **changes)
+        return config_of(all_methods, "row=lora", glue, bert, **changes)
 
     tune.study(config, plan, "lora", tmp_path)
     development = set(data.load_task("glue/cola", "tsv", glue).validation.texts)
@@ -208,6 +208,6 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     before = len(seen)
     tune.study(config, plan, "lora", tmp_path)  # all are there: nothing trains again
     assert len(seen) == 2 * before
-    shown = render_table("cola_study", tmp_path, "markdown", size="smoke")
+    shown = render_table("all_methods", tmp_path, "markdown", size="smoke")
     assert "3 runs left out: validated on a part of the training examples" in shown
     assert "(2)" in shown
