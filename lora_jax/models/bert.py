@@ -21,18 +21,16 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from lora_jax.models.bert_config import BertConfig
+from lora_jax.models.classifier import EncoderClassifier
 from lora_jax.models.config_checks import ACTIVATIONS
 from lora_jax.models.modules import (
     Embedding,
     LayerNorm,
     Linear,
-    Pool,
-    check_head,
+    attention_bias,
     check_inputs,
     dropout,
-    masked_mean,
     split_keys,
-    stack,
     wide,
 )
 
@@ -105,70 +103,20 @@ class Layer(nnx.Module):
         return self.norm(x + dropout(y, self.config.hidden_dropout_prob, output_rng))
 
 
-class BertClassifier(nnx.Module):
+class BertClassifier(EncoderClassifier):
     """BERT or RoBERTa with a classifier over the pooled sequence.
 
-    `pool="mean"` averages the last hidden states of the unmasked tokens, as sentence encoders do.
-    `pool="cls"` is the published classifier of each family: dense and tanh over the first token,
-    for RoBERTa with one more dropout before the dense layer. Regression is num_labels=1.
-
-    `dtype` is what the encoder computes in, by default the dtype of its parameters; norms and
-    softmax stay in float32 at least, the head in the dtype of its parameters. `remat` recomputes
-    each layer in the backward pass instead of keeping its activations. The model holds no random
-    state: pass `rng` to a call for dropout.
+    `pool="cls"` is dense and tanh over the first token, for RoBERTa with one more dropout before
+    the dense layer.
     """
 
-    def __init__(
-        self,
-        config: BertConfig,
-        num_labels: int,
-        pool: Pool = "cls",
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        check_head(num_labels, pool)
-        self.config, self.pool, self.dtype, self.remat = config, pool, dtype, remat
-        width, std = config.hidden_size, config.initializer_range
-        self.embeddings = Embeddings(config, param_dtype, rngs)
-        make = functools.partial(Layer, config, param_dtype)
-        self.layers = stack(make, config.num_hidden_layers, rngs)
-        if pool == "cls":
-            self.pooler = Linear(width, width, std, param_dtype, rngs)
-        self.classifier = Linear(width, num_labels, std, param_dtype, rngs)
+    embeddings_type = Embeddings
+    layer_type = Layer
 
-    def __call__(
-        self,
-        input_ids: Array,
-        attention_mask: Array,
-        token_type_ids: Array | None = None,
-        *,
-        rng: Array | None = None,
-    ) -> Array:
-        """Logits (B, num_labels), float32 at least, of padded sequences.
-
-        Args:
-            input_ids: (B, T) integers.
-            attention_mask: (B, T), nonzero where there is a token. Padding changes no logit, and a
-                wholly masked row gives finite ones.
-            token_type_ids: (B, T) segment of each token, by default 0.
-            rng: dropout at the config's rates with this key; no dropout without one.
-        """
-        encoder_rng, head_rng = split_keys(rng, 2)
-        x = self.encode(input_ids, attention_mask, token_type_ids, rng=encoder_rng)
-        before, after = split_keys(head_rng, 2)
-        if self.pool == "mean":
-            pooled = masked_mean(x, attention_mask)
-        else:
-            pooled = x[:, 0].astype(self.pooler.kernel.dtype)
-            if self.config.model_type == "roberta":
-                pooled = dropout(pooled, self.config.head_dropout, before)
-            pooled = jnp.tanh(self.pooler(pooled))
-        pooled = dropout(pooled, self.config.head_dropout, after)
-        logits = self.classifier(pooled.astype(self.classifier.kernel.dtype))
-        return logits.astype(wide(logits.dtype))
+    def pool_first(self, x: Array, rng: Array | None) -> Array:
+        if self.config.model_type == "roberta":
+            x = dropout(x, self.config.head_dropout, rng)
+        return jnp.tanh(self.pooler(x))
 
     def encode(
         self,
@@ -178,7 +126,6 @@ class BertClassifier(nnx.Module):
         *,
         rng: Array | None = None,
     ) -> Array:
-        """The last hidden states (B, T, hidden), in `dtype`; arguments as for a call."""
         c = self.config
         check_inputs(input_ids, attention_mask, c.max_tokens)
         dtype = self.dtype or self.embeddings.word.embedding.dtype
@@ -191,11 +138,7 @@ class BertClassifier(nnx.Module):
         x = self.embeddings(input_ids, positions, types, dtype)
         x = dropout(x, c.hidden_dropout_prob, embedding_rng)
 
-        # Finite, so that a wholly masked row has a softmax too.
-        scores = wide(dtype)
-        bias = jnp.where(mask == 0, jnp.array(-1e30, scores), jnp.array(0, scores))[
-            :, None, None, :
-        ]
+        bias = attention_bias(mask, wide(dtype))
         graph, weights = nnx.split(self.layers)
 
         def layer(x, weights_and_rng):

@@ -22,6 +22,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from lora_jax.models.classifier import EncoderClassifier
 from lora_jax.models.config_checks import ACTIVATIONS
 from lora_jax.models.deberta_attention import Attention, Relative
 from lora_jax.models.deberta_config import DebertaConfig
@@ -30,13 +31,11 @@ from lora_jax.models.modules import (
     LayerNorm,
     Linear,
     Pool,
-    check_head,
+    attention_bias,
     check_inputs,
     dropout,
     like,
-    masked_mean,
     split_keys,
-    stack,
     wide,
 )
 from lora_jax.models.relative import relative_indices
@@ -136,13 +135,14 @@ class Convolution(nnx.Module):
         return ACTIVATIONS[c.conv_act](dropout(y, c.hidden_dropout_prob, rng))
 
 
-class DebertaClassifier(nnx.Module):
+class DebertaClassifier(EncoderClassifier):
     """DeBERTa v2 or v3 with a classifier over the pooled sequence.
 
-    `pool="mean"` averages the last hidden states of the unmasked tokens. `pool="cls"` is the
-    published classifier: dropout, dense and the config's activation over the first token.
-    Regression is num_labels=1. The other arguments are those of BertClassifier.
+    `pool="cls"` is dropout, dense and the config's activation over the first token.
     """
+
+    embeddings_type = Embeddings
+    layer_type = Layer
 
     def __init__(
         self,
@@ -155,48 +155,14 @@ class DebertaClassifier(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        check_head(num_labels, pool)
-        self.config, self.pool, self.dtype, self.remat = config, pool, dtype, remat
-        width, std = config.hidden_size, config.initializer_range
-        self.embeddings = Embeddings(config, param_dtype, rngs)
-        make = functools.partial(Layer, config, param_dtype)
-        self.layers = stack(make, config.num_hidden_layers, rngs)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+        super().__init__(config, num_labels, pool, **options, rngs=rngs)
         if config.conv_kernel_size:
             self.convolution = Convolution(config, param_dtype, rngs)
-        if pool == "cls":
-            self.pooler = Linear(width, width, std, param_dtype, rngs)
-        self.classifier = Linear(width, num_labels, std, param_dtype, rngs)
 
-    def __call__(
-        self,
-        input_ids: Array,
-        attention_mask: Array,
-        token_type_ids: Array | None = None,
-        *,
-        rng: Array | None = None,
-    ) -> Array:
-        """Logits (B, num_labels), float32 at least, of padded sequences.
-
-        Args:
-            input_ids: (B, T) integers.
-            attention_mask: (B, T), nonzero where there is a token. Padding changes no logit, and a
-                wholly masked row gives finite ones.
-            token_type_ids: (B, T) segment of each token, by default 0; not looked at by a model
-                without token types.
-            rng: dropout at the config's rates with this key; no dropout without one.
-        """
-        c = self.config
-        encoder_rng, pooler_rng, head_rng = split_keys(rng, 3)
-        x = self.encode(input_ids, attention_mask, token_type_ids, rng=encoder_rng)
-        if self.pool == "mean":
-            pooled = masked_mean(x, attention_mask)
-        else:
-            pooled = x[:, 0].astype(self.pooler.kernel.dtype)
-            pooled = self.pooler(dropout(pooled, c.pooler_dropout, pooler_rng))
-            pooled = ACTIVATIONS[c.pooler_hidden_act](pooled)
-        pooled = dropout(pooled, c.head_dropout, head_rng)
-        logits = self.classifier(pooled.astype(self.classifier.kernel.dtype))
-        return logits.astype(wide(logits.dtype))
+    def pool_first(self, x: Array, rng: Array | None) -> Array:
+        x = self.pooler(dropout(x, self.config.pooler_dropout, rng))
+        return ACTIVATIONS[self.config.pooler_hidden_act](x)
 
     def encode(
         self,
@@ -206,7 +172,6 @@ class DebertaClassifier(nnx.Module):
         *,
         rng: Array | None = None,
     ) -> Array:
-        """The last hidden states (B, T, hidden), in `dtype`; arguments as for a call."""
         c = self.config
         check_inputs(input_ids, attention_mask, c.max_tokens)
         dtype = self.dtype or self.embeddings.word.embedding.dtype
@@ -217,9 +182,7 @@ class DebertaClassifier(nnx.Module):
         x = dropout(x, c.hidden_dropout_prob, embedding_rng)
         relative = self.embeddings.distances(input_ids.shape[1], dtype)
 
-        # Finite, so that a wholly masked row has a softmax too.
-        scores = wide(dtype)
-        bias = jnp.where(mask, jnp.array(0, scores), jnp.array(-1e30, scores))[:, None, None, :]
+        bias = attention_bias(mask, wide(dtype))
         graph, weights = nnx.split(self.layers)
 
         # What the convolution adds depends on the embeddings alone: only its sum is in the loop.

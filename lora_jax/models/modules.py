@@ -113,6 +113,15 @@ def stack(make: Callable[[nnx.Rngs], Layer], copies: int, rngs: nnx.Rngs) -> Lay
     return layers(rngs)
 
 
+def attention_bias(mask: Array, dtype: DTypeLike) -> Array:
+    """What is added to scores (B, heads, queries, keys): nothing, or -1e30 at masked keys, (B, T).
+
+    Finite, so that a wholly masked row has a softmax too.
+    """
+    here, masked = jnp.array(0, dtype), jnp.array(-1e30, dtype)
+    return jnp.where(mask.astype(bool), here, masked)[:, None, None, :]
+
+
 def masked_mean(x: Array, mask: Array) -> Array:
     """Mean over the unmasked tokens, (B, T, hidden) to (B, hidden), or 0; in float32 at least."""
     x = x.astype(wide(x.dtype))
