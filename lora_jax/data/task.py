@@ -147,10 +147,20 @@ class Task:
             return self
         return dataclasses.replace(self, train=self._split(size, draw)[1])
 
-    def with_extra(self, name: str, examples: Examples) -> "Task":
-        """The task with a further labelled set to evaluate on; its metrics end in `_<name>`."""
+    def with_extra(
+        self, name: str, examples: Examples, label_names: tuple[str, ...] | None = None
+    ) -> "Task":
+        """The task with a further labelled set to evaluate on; its metrics end in `_<name>`.
+
+        `label_names` are those that its labels number. Where they are this task's in another order,
+        labels are numbered anew; where they are others, a class is the one with its number.
+        """
         if name in self.extra or name in ("train", "validation"):
             raise ValueError(f"task {self.name!r} already has a part {name!r}")
+        own, labels = self.label_names, examples.labels
+        if own and label_names and labels is not None and set(own) == set(label_names):
+            numbers = np.array([own.index(each) for each in label_names])
+            examples = dataclasses.replace(examples, labels=numbers[labels])
         return dataclasses.replace(self, extra={**self.extra, name: examples})
 
     def _split(self, size: int, seed: int) -> tuple[Examples, Examples]:
