@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, lora_table2, pissa_table3, vera_table2
+from configs import common, lora_table2, own_data, pissa_table3, vera_table2
 from experiments import published
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 STUDIES = [name for name in FILES if name not in ("__init__", "common", "common_tasks")]
 STUDIES.remove("quickstart")
+STUDIES.remove("own_data")  # whose arguments are files
 MODULES = {name: importlib.import_module(f"configs.{name}") for name in STUDIES}
 
 SCHEMA: dict[str, Any] = {
@@ -298,6 +299,22 @@ def test_small_settings_are_small_and_their_own():
         assert small["model"]["name"] == "minilm" and small["model"]["pool"] == "mean"
     for table in (lora_table2.ROBERTA_BASE, pissa_table3.PISSA):
         assert not any(math.isclose(2e-3, values[2]) for values in table.values())
+
+
+def test_own_data_by_its_columns():
+    arg = "train=a.csv,held_out=9,test=c.csv,text=review,label=stars,regression=yes,name=stars"
+    config = own_data.get_config(f"{arg},size=smoke,variant=ia3")
+    schema = {**SCHEMA, "data": {**SCHEMA["data"], "files": dict}}
+    assert differences({**config.to_dict(), "data": config.data.to_dict()}, schema) == []
+    assert config.data.files.to_dict() == {
+        **{"train": "a.csv", "validation": "", "extra": "", "test": "c.csv"},
+        **{"text": "review", "second_text": "", "label": "stars", "regression": True},
+    }
+    assert (config.data.source, config.data.name, config.data.validation) == ("files", "stars", 9)
+    assert (config.data.train, config.study.column) == (0, "stars")
+    assert not own_data.get_config().data.files.regression
+    with pytest.raises(ValueError, match="regression 'maybe': expected one of no, yes"):
+        own_data.get_config("regression=maybe")
 
 
 def test_configs_are_loaded_without_jax():
