@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, lora_table2, own_data, pissa_table3, vera_table2
+from configs import common, common_tasks, lora_table2, own_data, pissa_table3, vera_table2
 from experiments import published
+from lora_jax.data import SPECS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -299,6 +300,13 @@ def test_small_settings_are_small_and_their_own():
         assert small["model"]["name"] == "minilm" and small["model"]["pool"] == "mean"
     for table in (lora_table2.ROBERTA_BASE, pissa_table3.PISSA):
         assert not any(math.isclose(2e-3, values[2]) for values in table.values())
+
+
+def test_glue_has_every_task_of_both_benchmarks():
+    names = {full("glue", task=task)["data"]["name"] for task in MODULES["glue"].ARGUMENTS["task"]}
+    assert names == set(SPECS)
+    assert full("glue", task="rte")["data"]["name"] == "glue/rte"
+    assert set(MODULES["glue"].ARGUMENTS["task"]) <= common_tasks.TITLES.keys()
 
 
 def test_own_data_by_its_columns():

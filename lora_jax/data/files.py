@@ -72,7 +72,7 @@ def load(
         parts[part] = _examples(f"{name}/{part}", path, read[part], given, numbers)
     if names is not None and len(names) < 2:
         raise ValueError(
-            f"{paths['train']}: all labels in '{given['label']}' are '{names[0]}'; "
+            f"{paths['train']}: all labels in '{given['label']}' are '{labels['train'][0]}'; "
             "there is nothing to tell apart"
         )
     if "validation" not in parts:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.data import tsv
 from lora_jax.data.assemble import Record, assemble
 from lora_jax.data.cache import cache_folder
 from lora_jax.data.task import Task
@@ -29,7 +30,8 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
     Args:
       folder: a data folder of tensorflow-datasets in which the task is prepared as ArrayRecords, or
         the official downloads (`CoLA.zip`, ...), whose checksums are verified; without it, they are
-        downloaded.
+        downloaded. GLUE's labelled diagnostic set, which tensorflow-datasets does not have, is
+        read from there as well (`diagnostic-full.tsv`).
       prepared: where the task is prepared from those, and found the next time; a folder in the
         user's cache where not given.
 
@@ -40,7 +42,9 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
     """
     data_dir = Path(prepared) if prepared is not None else cache_folder() / "tfds"
 
-    def read(name: str, spec: Spec, part: Part) -> list[Record]:
+    def read(name: str, spec: Spec, part: Part) -> list[Record] | None:
+        if not part.split:
+            return _beside(folder, spec, part)
         return read_part(find(name, spec, None if folder is None else Path(folder), data_dir), part)
 
     return assemble(name, read)
@@ -84,6 +88,13 @@ def read_part(builder: Any, part: Part) -> list[Record]:
         )
         for item in found
     ]
+
+
+def _beside(folder: str | Path | None, spec: Spec, part: Part) -> list[Record] | None:
+    """The records of a part that only a file in the folder has, if it is there."""
+    files = [] if folder is None else [Path(folder) / file for file in part.files]
+    found = [file for file in files if file.is_file()]
+    return tsv.read_part(found[0], spec, part) if found else None
 
 
 def _items(source: Any) -> Iterator[dict[str, Any]]:
