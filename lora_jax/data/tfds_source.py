@@ -5,8 +5,11 @@ avoided: files are ArrayRecords, zips are unpacked beforehand, and a dtype is Nu
 """
 
 import importlib
+import socket
 import tempfile
 import types
+import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,17 +68,41 @@ def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
         raise FileNotFoundError(
             f"{folder} has neither {name} as ArrayRecords nor its download, {', '.join(missing)}"
         )
+    downloads = data_dir / "downloads"
+    if folder is None and not _downloaded(downloads, spec):
+        _check_reachable(name, builder, spec)
     try:
         with tempfile.TemporaryDirectory() as unpacked:
-            _prepare(tfds, builder, folder, data_dir / "downloads", Path(unpacked))
+            _prepare(tfds, builder, folder, downloads, Path(unpacked))
     except Exception as error:  # of the network, the disk, a checksum: tfds has no class for them
-        advice = (
-            "" if folder else f"; it can be taken from a folder with {', '.join(spec.archives)}"
-        )
+        advice = "" if folder else _advice(spec)
         raise ValueError(
             f"tensorflow-datasets cannot prepare {name}: {first_line(error)}{advice}"
         ) from error
     return builder
+
+
+def _advice(spec: Spec) -> str:
+    return f"; it can be taken from data.folder with {', '.join(spec.archives)}"
+
+
+def _downloaded(downloads: Path, spec: Spec) -> bool:
+    return all(any(downloads.rglob(f"*{archive}*")) for archive in spec.archives)
+
+
+def _check_reachable(name: str, builder: Any, spec: Spec):
+    """Raise at once where there is no network: tensorflow-datasets would try for minutes."""
+    if urllib.request.getproxies():
+        return  # which find the hosts for us
+    urls = [url for url, info in builder.url_infos.items() if info.filename in spec.archives]
+    for host in dict.fromkeys(urllib.parse.urlsplit(url).hostname for url in urls):
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:
+            raise ValueError(
+                f"tensorflow-datasets cannot download {name}: no connection to {host} "
+                f"({error.strerror or error}){_advice(spec)}"
+            ) from error
 
 
 def read_part(builder: Any, part: Part) -> list[Record]:
