@@ -97,11 +97,13 @@ def every(name: str) -> dict[str, ConfigDict | ValueError]:
     """The config of every combination of the listed values, by the text after the colon."""
     lists = {k: v for k, v in MODULES[name].ARGUMENTS.items() if isinstance(v, tuple)}
     lists = {**lists, "size": ("smoke",), "source": ("tsv",)}
+    second = name == "domain_shift"  # whose second stage begins from the first one's folder
     found: dict[str, ConfigDict | ValueError] = {}
     for values in itertools.product(*lists.values()):
         arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
         try:
-            found[arg] = MODULES[name].get_config(arg)
+            start = ",start_from=runs/first" if second and "stage=target" in arg else ""
+            found[arg] = MODULES[name].get_config(arg + start)
         except ValueError as error:
             found[arg] = error
     return found
@@ -125,7 +127,7 @@ def test_every_combination_is_of_the_schema(name):
         assert config.study.size == "smoke"
         assert config.train.max_steps == 4
         assert config.study.model in arg
-        assert not ("start_from" in arg and config.start_from)
+        assert (config.start_from is not None) == ("stage=target" in arg)
     assert loaded >= 8
     unlisted = MODULES[name].get_config("seed=3,folder=glue,source=tsv,size=full")
     assert (unlisted.seed, unlisted.data.folder, unlisted.data.source) == (3, "glue", "tsv")
@@ -263,6 +265,8 @@ def test_what_single_papers_ask_for():
     shift = full("domain_shift", pair="qnli_rte", stage="target", start_from="runs/source")
     assert (shift["data"]["name"], shift["data"]["extra"]) == ("glue/rte", "glue/qnli")
     assert shift["start_from"] == "runs/source"
+    with pytest.raises(ValueError, match="start_from: the second run, stage=target, needs the fir"):
+        full("domain_shift", pair="qnli_rte", stage="target")
 
 
 @pytest.mark.parametrize(
