@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import common, common_tasks, lora_table2, own_data, pissa_table3, vera_table2
 from experiments import published
+from lora_jax import averages
 from lora_jax.data import SPECS
 
 ROOT = Path(__file__).parent.parent
@@ -304,6 +305,16 @@ def test_small_settings_are_small_and_their_own():
         assert small["model"]["name"] == "minilm" and small["model"]["pool"] == "mean"
     for table in (lora_table2.ROBERTA_BASE, pissa_table3.PISSA):
         assert not any(math.isclose(2e-3, values[2]) for values in table.values())
+
+
+@pytest.mark.parametrize("name", averages.AVERAGES)
+def test_a_table_averages_as_its_paper_does(name):
+    columns: dict[str, tuple[str, ...]] = {}
+    for _, task, metric in MODULES[name].TABLE["columns"]:
+        key = common_tasks.data_name(task)
+        columns[key] = (*columns.get(key, ()), metric)
+    assert columns == averages.AVERAGES[name]
+    assert MODULES[name].TABLE["average"]
 
 
 def test_glue_has_every_task_of_both_benchmarks():
