@@ -1,7 +1,7 @@
 """All methods with one budget, on CoLA or on 2,000 sentences of SST-2: minutes a run on two cores.
 
-    python -m experiments.tune --study=all_methods --argument=task=cola,source=tsv,folder=glue_data \
-        --workdir=runs/all_methods/cola
+    python -m experiments.tune --study=all_methods --workdir=runs/all_methods/cola \
+        --argument=task=cola,source=tsv,folder=glue_data
     python -m experiments.table --table=all_methods --results=runs/all_methods
 
 Each method tries the same number of learning rates, each trained once and scored on 500 training

@@ -13,7 +13,7 @@ from configs import common
 
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 """The eight that papers report, in the order of LoRA's Table 2; WNLI is the ninth."""
-SUPER_GLUE = ("boolq", "cb", "copa", "wic")
+SUPER_GLUE = ("boolq", "cb", "copa", "wic", "super_rte")
 
 METRICS = {"cola": "matthews", "stsb": "pearson"}
 """The main metric of a task; accuracy elsewhere. What a paper reports may differ."""
@@ -27,10 +27,12 @@ TITLES = {
     "rte": "RTE",
     "stsb": "STS-B",
     "wnli": "WNLI",
+    "ax": "MNLI for AX",
     "boolq": "BoolQ",
     "cb": "CB",
     "copa": "COPA",
     "wic": "WiC",
+    "super_rte": "RTE (SuperGLUE)",
 }
 
 METHODS = {
@@ -87,7 +89,7 @@ RECIPE = {
 }
 """As Hugging Face's trainer has them, whose defaults the papers' scripts leave in place."""
 
-LAPTOP_EXAMPLES = {"mnli": 8000, "sst2": 8000, "qnli": 8000, "qqp": 8000}
+LAPTOP_EXAMPLES = {"mnli": 8000, "ax": 8000, "sst2": 8000, "qnli": 8000, "qqp": 8000}
 """Of the large tasks, what all-MiniLM-L6-v2 trains on: an epoch of minutes on two cores."""
 
 LARGE_MODEL_RATES = {"full": 2e-5, "bitfit": 1e-3, "head_only": 1e-3, "vera": 1e-2, "pissa": 1e-4}
@@ -125,7 +127,8 @@ def variant_settings(name: str, size: str) -> dict[str, Any]:
 
 
 def data_name(task: str) -> str:
-    return f"super_glue/{task}" if task in SUPER_GLUE else f"glue/{task}"
+    """A task's name among the data; both benchmarks have an RTE, of which GLUE's is `rte`."""
+    return f"super_glue/{task.removeprefix('super_')}" if task in SUPER_GLUE else f"glue/{task}"
 
 
 def placeholder(value: Any, kind: type) -> Any:

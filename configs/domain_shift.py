@@ -48,6 +48,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     first = choice["stage"] == "source"
     if first and choice["start_from"]:
         raise ValueError("start_from: only the second run, stage=target, starts from another")
+    if not first and not choice["start_from"]:
+        raise ValueError("start_from: the second run, stage=target, needs the first one's folder")
     variant = choice["variant"]
     config = common_tasks.experiment(
         "domain_shift",

@@ -4,6 +4,9 @@
         --workdir=runs/glue/cola/dora/0
     python -m experiments.table --table=glue --results=runs/glue
 
+`task=ax` is MNLI with the diagnostic set: its predictions, and where the folder has the labelled
+`diagnostic-full.tsv`, `matthews_ax`. `super_rte` is SuperGLUE's RTE.
+
 `:source=tsv,folder=FOLDER` reads the official files from a folder in the GLUE layout. Settings are
 the same for all variants but the learning rate (`configs/common.py`), so a comparison needs rates
 of its own: `--config.optimizer.learning_rate=`, chosen on examples held out from training by
@@ -18,7 +21,11 @@ from configs import common, common_tasks
 STORAGES = {"nf4": "NF4", "nf4_double": "NF4 + DQ", "int8": "Int8"}
 
 ARGUMENTS = common_tasks.arguments(
-    task=("cola", *(t for t in common_tasks.GLUE if t != "cola"), "wnli", *common_tasks.SUPER_GLUE),
+    task=(
+        "cola",
+        *(task for task in common_tasks.GLUE if task != "cola"),
+        *("wnli", "ax", *common_tasks.SUPER_GLUE),
+    ),
     variant=("lora", *(name for name in common_tasks.METHODS if name != "lora")),
     model=tuple(common_tasks.MODELS),
     storage=("none", *STORAGES),

@@ -128,7 +128,7 @@ def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
 
 def heading(name: str) -> str:
     """What a column is called, by its key: `rte_100` is RTE 100."""
-    return " ".join(TITLES.get(part, part) for part in name.split("_"))
+    return TITLES.get(name) or " ".join(TITLES.get(part, part) for part in name.split("_"))
 
 
 def _row(

@@ -77,12 +77,14 @@ def make_task(section: Mapping[str, Any]) -> data.Task:
 
     task = load(section["name"], section["validation"])
     if section["extra"]:
+        if section["source"] == "files":
+            raise ValueError("data.extra: of source 'files' it is a file, data.files.extra")
         other = load(section["extra"], 0)
         both = {each.name: each.label_names and len(each.label_names) for each in (task, other)}
         if len(set(both.values())) > 1:  # names may differ: an equivalent is a duplicate
             said = " and ".join(f"'{name}' {count or 'no'} classes" for name, count in both.items())
             raise ValueError(f"data.extra must have as many classes: {said}")
-        task = task.with_extra("extra", other.validation)
+        task = task.with_extra("extra", other.validation, other.label_names)
     return task.few(section["train"], section["draw"]) if section["train"] else task
 
 

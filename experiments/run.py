@@ -53,6 +53,8 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
 def summarise(record: records.Record) -> list[str]:
     """What a run came to, with the scores of the adapter that it saved."""
     lines = [f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained"]
+    if record.tokenised_per_second is not None:
+        lines.append(f"texts tokenised at {record.tokenised_per_second:,.0f} examples/s")
     if record.note:
         lines.insert(0, record.note)
     ended = f"{record.status} after {record.steps} steps"
@@ -172,6 +174,8 @@ def _record(
         note=note,
         ranks=ranks,
         target=_target(loop, outcome),
+        evaluations=outcome.evaluations,
+        tokenised_per_second=experiment.examples_per_second,
     )
 
 

@@ -1,7 +1,7 @@
 """A study with one budget for all: learning rates on held-out examples, then seeds on the rest.
 
-    python -m experiments.tune --study=all_methods --argument=task=cola,source=tsv,folder=glue_data \
-        --workdir=runs/all_methods/cola
+    python -m experiments.tune --study=all_methods --workdir=runs/all_methods/cola \
+        --argument=task=cola,source=tsv,folder=glue_data
 
 Of each row, every learning rate is trained once and scored on training examples that are held out
 for it; the best then trains with every seed, and only these runs see the development set. The same

@@ -53,6 +53,7 @@ def score(
 def score_parts(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The metrics of the parts of a task: `validation` by their names, `extra` by `<name>_<part>`.
 
+    Those of a part in `Task.extra_metrics` are its own, and the loss.
     MNLI's two development parts also give their mean, `accuracy_m_mm`. `outputs` has those parts
     that are to be scored.
     """
@@ -64,7 +65,9 @@ def score_parts(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, floa
                 f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}"
             )
         end = "" if part == "validation" else f"_{part}"
-        scores = score(task, values, parts[part].labels)
+        own = task.extra_metrics.get(part)
+        named = (*own, "eval_loss") if own else task
+        scores = score(named, values, parts[part].labels, task.choices)
         found |= {f"{name}{end}": value for name, value in scores.items()}
     if {"accuracy", "accuracy_mismatched"} <= found.keys():
         found["accuracy_m_mm"] = (found["accuracy"] + found["accuracy_mismatched"]) / 2

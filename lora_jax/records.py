@@ -58,6 +58,15 @@ class Record:
     metric: str = ""  # the main one's name, e.g. "matthews"
     parameters_adapters: int | None = None  # trained, without heads: as the papers count
     target: dict[str, Any] | None = None  # {"score", "step", "seconds"}; None where not reached
+    # Every evaluation, [{"step", "seconds", "score"}], the seconds of training until then and the
+    # main metric: from it, `reached` tells the way to any score.
+    evaluations: list | None = None
+    tokenised_per_second: float | None = None  # training examples, when they were (caches keep it)
+
+    def reached(self, score: float) -> dict[str, Any] | None:
+        """The first evaluation whose main metric was at least `score`; None where none was."""
+        found = (each for each in self.evaluations or () if each["score"] >= score)
+        return next(found, None)
 
 
 def validate(values: Mapping[str, Any]) -> Record:

@@ -186,6 +186,9 @@ class Outcome:
     target_step: int | None = None
     """The first evaluation that was as good as `Loop.target`, and the seconds until then."""
     target_seconds: float | None = None
+    evaluations: list[dict[str, float]] | None = dataclasses.field(default_factory=list)
+    """Step, seconds until then and `Loop.metric` of each; None where a checkpoint lacks the first
+    ones, as old ones do."""
     diverged: bool = False
 
 
@@ -231,7 +234,7 @@ def fit(
                 raise ValueError(
                     f"{checkpoints.folder} is of a run with other {name}; name another folder"
                 )
-        vars(outcome).update(meta["outcome"])
+        vars(outcome).update({"evaluations": None} | meta["outcome"])
     metrics.truncate(outcome.steps)
 
     clock = time.perf_counter()
@@ -264,6 +267,10 @@ def fit(
             outcome.diverged = not _all_finite(outcome.metrics_last)
             if outcome.diverged:
                 break
+            if outcome.evaluations is not None:
+                score = outcome.metrics_last[loop.metric]
+                seconds = outcome.seconds
+                outcome.evaluations.append({"step": number, "seconds": seconds, "score": score})
             if loop.eligible(number) and loop.better(outcome.metrics_last, outcome.metrics_best):
                 outcome.metrics_best, outcome.best_step = outcome.metrics_last, number
             if outcome.target_step is None and loop.reached(outcome.metrics_last):

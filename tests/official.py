@@ -121,8 +121,18 @@ def mnli():
 
 
 def diagnostic():
+    """As the site gives it out, and with labels."""
     rows = [[i, sentence(i + 3), sentence(i + 80)] for i in range(3)]
-    return {"diagnostic/diagnostic.tsv": lines(["index", "sentence1", "sentence2"], rows)}
+    head = ["Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge", "Domain"]
+    names = ["contradiction", "entailment", "neutral"]
+    full = [
+        ["Quantifiers", "", "Negation;Disjunction", "", "News", *row[1:], name]
+        for row, name in zip(rows, names, strict=True)
+    ]
+    return {
+        "diagnostic/diagnostic.tsv": lines(["index", "sentence1", "sentence2"], rows),
+        "diagnostic/diagnostic-full.tsv": lines([*head, "Premise", "Hypothesis", "Label"], full),
+    }
 
 
 MRPC_HEAD = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
@@ -230,7 +240,8 @@ def downloads(name, folder):
         }
         write(folder, files)
     elif name == "glue/ax":
-        write(folder, {"tsvsWithoutLabels_AX.tsv": diagnostic()["diagnostic/diagnostic.tsv"]})
+        bare, full = diagnostic().values()
+        write(folder, {"tsvsWithoutLabels_AX.tsv": bare, "diagnostic-full.tsv": full})
         files = ["tsvsWithoutLabels_AX.tsv"]
     else:
         content = LAYOUT[name]()

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, lora_table2, pissa_table3, vera_table2
+from configs import common, common_tasks, lora_table2, own_data, pissa_table3, vera_table2
 from experiments import published
+from lora_jax import averages
+from lora_jax.data import SPECS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 STUDIES = [name for name in FILES if name not in ("__init__", "common", "common_tasks")]
 STUDIES.remove("quickstart")
+STUDIES.remove("own_data")  # whose arguments are files
 MODULES = {name: importlib.import_module(f"configs.{name}") for name in STUDIES}
 
 SCHEMA: dict[str, Any] = {
@@ -95,11 +98,13 @@ def every(name: str) -> dict[str, ConfigDict | ValueError]:
     """The config of every combination of the listed values, by the text after the colon."""
     lists = {k: v for k, v in MODULES[name].ARGUMENTS.items() if isinstance(v, tuple)}
     lists = {**lists, "size": ("smoke",), "source": ("tsv",)}
+    second = name == "domain_shift"  # whose second stage begins from the first one's folder
     found: dict[str, ConfigDict | ValueError] = {}
     for values in itertools.product(*lists.values()):
         arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
         try:
-            found[arg] = MODULES[name].get_config(arg)
+            start = ",start_from=runs/first" if second and "stage=target" in arg else ""
+            found[arg] = MODULES[name].get_config(arg + start)
         except ValueError as error:
             found[arg] = error
     return found
@@ -123,7 +128,7 @@ def test_every_combination_is_of_the_schema(name):
         assert config.study.size == "smoke"
         assert config.train.max_steps == 4
         assert config.study.model in arg
-        assert not ("start_from" in arg and config.start_from)
+        assert (config.start_from is not None) == ("stage=target" in arg)
     assert loaded >= 8
     unlisted = MODULES[name].get_config("seed=3,folder=glue,source=tsv,size=full")
     assert (unlisted.seed, unlisted.data.folder, unlisted.data.source) == (3, "glue", "tsv")
@@ -261,6 +266,8 @@ def test_what_single_papers_ask_for():
     shift = full("domain_shift", pair="qnli_rte", stage="target", start_from="runs/source")
     assert (shift["data"]["name"], shift["data"]["extra"]) == ("glue/rte", "glue/qnli")
     assert shift["start_from"] == "runs/source"
+    with pytest.raises(ValueError, match="start_from: the second run, stage=target, needs the fir"):
+        full("domain_shift", pair="qnli_rte", stage="target")
 
 
 @pytest.mark.parametrize(
@@ -298,6 +305,39 @@ def test_small_settings_are_small_and_their_own():
         assert small["model"]["name"] == "minilm" and small["model"]["pool"] == "mean"
     for table in (lora_table2.ROBERTA_BASE, pissa_table3.PISSA):
         assert not any(math.isclose(2e-3, values[2]) for values in table.values())
+
+
+@pytest.mark.parametrize("name", averages.AVERAGES)
+def test_a_table_averages_as_its_paper_does(name):
+    columns: dict[str, tuple[str, ...]] = {}
+    for _, task, metric in MODULES[name].TABLE["columns"]:
+        key = common_tasks.data_name(task)
+        columns[key] = (*columns.get(key, ()), metric)
+    assert columns == averages.AVERAGES[name]
+    assert MODULES[name].TABLE["average"]
+
+
+def test_glue_has_every_task_of_both_benchmarks():
+    names = {full("glue", task=task)["data"]["name"] for task in MODULES["glue"].ARGUMENTS["task"]}
+    assert names == set(SPECS)
+    assert full("glue", task="rte")["data"]["name"] == "glue/rte"
+    assert set(MODULES["glue"].ARGUMENTS["task"]) <= common_tasks.TITLES.keys()
+
+
+def test_own_data_by_its_columns():
+    arg = "train=a.csv,held_out=9,test=c.csv,text=review,label=stars,regression=yes,name=stars"
+    config = own_data.get_config(f"{arg},size=smoke,variant=ia3")
+    schema = {**SCHEMA, "data": {**SCHEMA["data"], "files": dict}}
+    assert differences({**config.to_dict(), "data": config.data.to_dict()}, schema) == []
+    assert config.data.files.to_dict() == {
+        **{"train": "a.csv", "validation": "", "extra": "", "test": "c.csv"},
+        **{"text": "review", "second_text": "", "label": "stars", "regression": True},
+    }
+    assert (config.data.source, config.data.name, config.data.validation) == ("files", "stars", 9)
+    assert (config.data.train, config.study.column) == (0, "stars")
+    assert not own_data.get_config().data.files.regression
+    with pytest.raises(ValueError, match="regression 'maybe': expected one of no, yes"):
+        own_data.get_config("regression=maybe")
 
 
 def test_configs_are_loaded_without_jax():

@@ -159,6 +159,16 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
         ("t.jsonl", '{"sentence": "x", "class": "a"}\n[1]\n', "line 2 is not a JSON object"),
         ("t.jsonl", '{"sentence": null, "class": "a"}\n', "line 1: 'sentence' is None, not a text"),
         ("t.jsonl", '{"sentence": "x", "class": null}\n', "line 1: no label in 'class'"),
+        ("t.jsonl", '{"sentence": "x", "class": ["a"]}\n', r"line 1: 'class' is \['a'\], not one"),
+        (
+            "t.jsonl",
+            '{"sentence": "\\ud83d", "class": 1}\n',
+            "line 1: 'sentence' has half of a sur",
+        ),
+        ("t.csv", "sentence,class,sentence\nx,a,y\n", "two columns are called 'sentence'"),
+        ("t.csv", "sentence,class\nx,a\ny,a\n", "t.csv: all labels in 'class' are 'a'; there is"),
+        ("t.csv", "sentence,class\nx,0.5\ny,n/a\n", "line 3: label 'n/a' is not a finite number"),
+        ("t.csv", "sentence,class\nx,0.5\ny,inf\n", "line 3: label 'inf' is not a finite number"),
         ("t.parquet", "", r"is not named \.tsv, \.csv or \.jsonl"),
     ],
 )
@@ -167,6 +177,35 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
     files = {"train": name, "validation": name, "text": "sentence", "label": "class"}
     with pytest.raises(ValueError, match=message):
         load_task("mine", "files", tmp_path, files)
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv", "t.jsonl", "T.CSV"])
+def test_a_text_may_be_long_and_a_suffix_in_capitals(tmp_path, name):
+    text = "word " * 40_000  # more than the csv module takes by itself
+    path = tmp_path / name
+    delimiter = "\t" if name.endswith("tsv") else ","
+    rows = [["x", "y"], [text, "0"], ["b", "1"]]
+    content = "".join(delimiter.join(row) + "\n" for row in rows)
+    if name.endswith("jsonl"):
+        content = "".join(json.dumps(dict(zip("xy", row, strict=True))) + "\n" for row in rows[1:])
+    path.write_text(content)
+    files = {"train": name, "validation": name, "text": "x", "label": "y"}
+    assert load_task("mine", "files", tmp_path, files).train.texts == (text, "b")
+
+
+def test_another_domain_is_one_more_file(tmp_path):
+    other = write(tmp_path / "other.csv", ["sentence", "class"], [["new", "b"], ["old", "a"]])
+    task = task_of(tmp_path, ["a", "b"], extra=other)
+    assert task.extra["extra"].texts == ("new", "old")
+    assert task.extra["extra"].labels.tolist() == [1, 0]
+    write(tmp_path / "other.csv", ["sentence", "class"], [["new", "c"]])
+    said = refused(tmp_path, ["a", "b"], extra=other)
+    assert "other.csv, line 2: label 'c', which train does not have" in said
+
+
+def test_targets_that_look_like_classes_get_advice(tmp_path):
+    said = refused(tmp_path, ["1", "2", "3"], held=["1", "2.5"])
+    assert said.endswith("nearest: '2' (data.files.regression makes numbers targets)")
 
 
 def test_lines_are_counted_over_quoted_line_ends(tmp_path):

@@ -145,6 +145,28 @@ def test_extra_parts_are_checked():
         task.with_extra("pairs", part("pairs", 2, second_texts=["x", "y"]))
 
 
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [(("no", "yes"), [0, 1, 0]), (("yes", "no"), [1, 0, 1]), (("a", "b"), [0, 1, 0])],
+)
+def test_classes_of_a_second_domain_go_by_their_names(names, labels):
+    """WNLI numbers its classes the other way round than RTE does."""
+    train = Examples("train", list("abc"), np.array([0, 1, 1]))
+    task = Task("toy", train, train, ("no", "yes"))
+    other = Examples("other", list("xyz"), np.array([0, 1, 0]))
+    assert task.with_extra("extra", other, names).extra["extra"].labels.tolist() == labels
+    assert task.with_extra("extra", other).extra["extra"].labels.tolist() == [0, 1, 0]
+
+
+def test_metrics_of_an_extra_part_are_of_one_that_is_there():
+    task = make().with_extra("far", part("far", 4))
+    own = dataclasses.replace(task, extra_metrics={"far": ("matthews",)})
+    assert own.digest() != task.digest()
+    assert own.hold_out(2).extra_metrics == {}
+    with pytest.raises(ValueError, match="extra_metrics of no extra part 'fra'"):
+        dataclasses.replace(task, extra_metrics={"fra": ("matthews",)})
+
+
 def test_texts_without_labels():
     bare = Examples("bare", ["a", "b", "c"], None)
     assert bare.take([2, 0]).texts == ("c", "a")

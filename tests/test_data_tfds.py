@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import official
 import pytest
@@ -92,6 +93,31 @@ def test_what_is_missing_is_named(tmp_path):
     assert len(said) == 2, done.stdout + done.stderr
     assert said[0].endswith("its download, msr_paraphrase_test.txt, data_mrpc_dev_ids.tsv")
     assert said[1].endswith("neither super_glue/cb as ArrayRecords nor its download, CB.zip")
+
+
+def test_without_a_network_the_way_out_is_told_at_once(monkeypatch):
+    asked = []
+
+    def resolve(host, port):
+        asked.append(host)
+        raise OSError(-2, "Name or service not known")
+
+    infos = {
+        "https://one.example/glue/RTE.zip": SimpleNamespace(filename="RTE.zip"),
+        "https://two.example/CoLA.zip": SimpleNamespace(filename="CoLA.zip"),
+    }
+    builder = SimpleNamespace(url_infos=infos)
+    monkeypatch.setattr(tfds_source.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(tfds_source.urllib.request, "getproxies", dict)
+    with pytest.raises(ValueError) as error:
+        tfds_source._check_reachable("glue/rte", builder, SPECS["glue/rte"])
+    assert str(error.value) == (
+        "tensorflow-datasets cannot download glue/rte: no connection to one.example (Name or "
+        "service not known); it can be taken from data.folder with RTE.zip"
+    )
+    monkeypatch.setattr(tfds_source.urllib.request, "getproxies", lambda: {"https": "proxy"})
+    tfds_source._check_reachable("glue/rte", builder, SPECS["glue/rte"])
+    assert asked == ["one.example"]
 
 
 @pytest.mark.parametrize("missing", ["tensorflow_datasets", "array_record", "importlib_resources"])

@@ -6,6 +6,7 @@ import numpy as np
 import official
 import pytest
 
+from lora_jax import metrics
 from lora_jax.data import SPECS, load_task, normalise
 
 NAMES = list(official.LAYOUT)
@@ -82,6 +83,43 @@ def test_the_diagnostic_set_goes_with_mnli(layout):
     assert task.train.digest() == load(layout, "glue/mnli").train.digest()
     assert list(task.unlabelled) == ["diagnostic"]
     assert task.unlabelled["diagnostic"].texts == tuple(official.sentence(i + 3) for i in range(3))
+
+
+def test_the_labelled_diagnostic_set_is_scored_by_matthews(layout, tmp_path):
+    """R3 of the GLUE paper, over three classes; without its file all is as it was."""
+    task = load(layout, "glue/ax")
+    part = task.extra["ax"]
+    assert part.texts == task.unlabelled["diagnostic"].texts
+    assert part.labels.tolist() == [2, 0, 1]  # as MNLI numbers them
+    outputs = {name: np.eye(3)[each.labels] for name, each in task.extra.items()}
+    outputs["ax"][0] = [1, 0, 0]
+    found = metrics.score_parts(task, {"validation": np.eye(3)[task.validation.labels], **outputs})
+    # One of three is wrong: the covariances are 1/3 of the squared lengths' mean, by the formula.
+    assert found["matthews_ax"] == pytest.approx((2 * 3 - 3) / np.sqrt((9 - 5) * (9 - 3)))
+    assert found["accuracy_ax"] == pytest.approx(2 / 3)
+    assert found["accuracy"] == found["accuracy_mismatched"] == found["accuracy_m_mm"] == 1
+    assert "matthews" not in found and "matthews_mismatched" not in found
+    assert (task.metric, task.metrics) == ("accuracy", ("accuracy",))
+    mnli = load(layout, "glue/mnli")
+    assert task.digest() != mnli.digest()
+    assert task.hold_out(3).extra == {}
+
+    files = official.LAYOUT["glue/ax"]()
+    full = files.pop("diagnostic/diagnostic-full.tsv")
+    bare = load_task("glue/ax", "tsv", official.write(tmp_path / "bare", files))
+    assert (list(bare.extra), bare.digest()) == (["mismatched"], mnli.digest())
+    del files["diagnostic/diagnostic.tsv"]
+    files["diagnostic/other.tsv"] = ""
+    with pytest.raises(
+        FileNotFoundError, match=r"has no diagnostic\.tsv for glue/ax; it has other"
+    ):
+        load_task("glue/ax", "tsv", official.write(tmp_path / "other", files))
+    files["diagnostic/diagnostic-full.tsv"] = full
+    only = load_task("glue/ax", "tsv", official.write(tmp_path / "other", files))
+    assert (list(only.extra), only.unlabelled) == (["mismatched", "ax"], {})
+    wrong = {"diagnostic/diagnostic-full.tsv": full.replace("\tneutral", "\tneutrl")}
+    with pytest.raises(ValueError, match="line 4: 'Label' is 'neutrl', not one of entailment, neu"):
+        load_task("glue/ax", "tsv", official.write(tmp_path / "other", wrong))
 
 
 def test_rows_of_qqp_that_end_early_are_left_out(layout):

@@ -54,8 +54,14 @@ GOOD = {
     "metric": "accuracy",
     "parameters_adapters": 8,
     "target": {"score": 0.8, "step": 40, "seconds": 0.6},
+    "evaluations": [
+        {"step": 50, "seconds": 0.7, "score": 0.9},
+        {"step": 100, "seconds": 1.5, "score": 1.0},
+    ],
+    "tokenised_per_second": 4000.0,
 }
-OPTIONAL = {"note", "ranks", "metric", "parameters_adapters", "target"}
+OPTIONAL = {"note", "ranks", "metric", "parameters_adapters", "target", "evaluations"}
+OPTIONAL |= {"tokenised_per_second"}
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
@@ -103,6 +109,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
         ({"metric": None}, r"metric is None, expected str"),
         ({"parameters_adapters": 0.5}, r"parameters_adapters is 0\.5, expected int \| None"),
         ({"target": 0.8}, r"target is 0\.8, expected dict"),
+        ({"evaluations": {}}, r"evaluations is \{\}, expected list"),
         ({"extra": 1, "seed": "x"}, r"extra is no field of a record; seed is 'x'"),
     ],
 )
@@ -130,6 +137,14 @@ def test_metrics_of_a_run_that_did_not_complete_may_be_null(tmp_path, status):
         records.write(tmp_path, Record(**values | {"status": "completed"}))
     records.write(tmp_path, Record(**GOOD))  # tried again, and completed this time
     assert records.read(tmp_path) == Record(**GOOD)
+
+
+def test_a_record_tells_the_way_to_any_score():
+    record = records.validate(GOOD)
+    assert record.reached(0.9) == {"step": 50, "seconds": 0.7, "score": 0.9}
+    assert (record.reached(0.95) or {})["step"] == 100
+    assert record.reached(1.1) is None
+    assert records.validate({**GOOD, "evaluations": None}).reached(0.1) is None
 
 
 def test_a_record_from_before_the_optional_fields_is_read():

@@ -94,11 +94,14 @@ def test_the_scores_said_are_of_the_adapter_that_was_saved(tmp_path):
             changes={"train.select": select},
             **fields,
         )
-        *said, parameters = run.summarise(record)
-        assert parameters == "770 of 22,713,986 parameters trained"
+        said = run.summarise(record)
+        rate = said.pop() if record.tokenised_per_second else None
+        assert rate == (record.tokenised_per_second and "texts tokenised at 1,234 examples/s")
+        assert said.pop() == "770 of 22,713,986 parameters trained"
         return said
 
     assert said() == ["completed after 9 steps: accuracy 0.5"]
+    assert said(tokenised_per_second=1234.4) == ["completed after 9 steps: accuracy 0.5"]
     assert said("best") == ["completed after 9 steps, saved as of step 6, the best: accuracy 0.75"]
     assert said(note="of step 6 instead")[1:] == ["of step 6 instead"]
     assert said(status="diverged", note="at step 9") == ["diverged after 9 steps", "at step 9"]

@@ -11,7 +11,7 @@ import official
 import pytest
 from flax import nnx
 
-from configs import adalora_table1, all_methods, domain_shift, lora_table2, targets
+from configs import adalora_table1, all_methods, domain_shift, lora_table2, own_data, targets
 from experiments import build, run, tune
 from experiments.report import render_table
 from lora_jax import data, metrics, tree_file
@@ -154,6 +154,7 @@ def test_a_second_domain_is_evaluated_as_well(bert, glue, tmp_path):
 STUDIES = [
     path.stem for path in sorted((ROOT / "configs").glob("*.py")) if "TABLE" in path.read_text()
 ]
+STUDIES.remove("own_data")  # below
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -172,6 +173,33 @@ def test_every_study_runs_in_its_smoke_size(name, bert, glue, tmp_path, monkeypa
     shown = render_table(name, tmp_path, "csv", model="minilm", size="smoke")
     values = {f"{100 * value}" for value in record.metrics_last.values()}
     assert any(value in shown for value in values)
+
+
+def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
+    """Train on one, go on with the other: each is scored on both, and the table shows the run."""
+    for name in ("news", "films"):
+        rows = [{"t": f"{name} {i}", "y": ["bad", "good"][i % 2]} for i in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def config(train, extra, **changes):
+        arg = f"train={train}.jsonl,validation={train}.jsonl,extra={extra}.jsonl,text=t,label=y"
+        made = own_data.get_config(f"{arg},test={extra}.jsonl,folder={tmp_path},size=smoke")
+        made.update({"model": {"name": bert}, "train": {"batch_size": 2}, **changes})
+        return made.to_dict()
+
+    first = run.run(config("news", "films"), tmp_path / "runs" / "first")
+    changes = {"start_from": str(tmp_path / "runs" / "first"), "seed": 1}
+    second = run.run(config("films", "news", **changes), tmp_path / "second")
+    assert first.metrics_last.keys() == second.metrics_last.keys()
+    assert {"accuracy", "f1", "accuracy_extra", "f1_extra"} < first.metrics_last.keys()
+    outputs = np.load(tmp_path / "second" / "predictions.npz")
+    np.testing.assert_array_equal(outputs["test"], outputs["extra"])
+    shown = render_table("own_data", tmp_path / "runs", "csv", size="smoke")
+    assert f"{100 * first.metrics_last['accuracy']}" in shown
+    again = config("news", "films")
+    again["data"]["extra"] = "films"
+    with pytest.raises(ValueError, match=r"it is a file, data\.files\.extra"):
+        build.build(again)
 
 
 def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The step against plain gradients, and the loop against itself after an interruption."""
 
-import dataclasses
 import math
 
 import jax
@@ -180,7 +179,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, killed_at):
         if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
             ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
         np.testing.assert_array_equal(ours, theirs)
-    assert dataclasses.replace(resumed, seconds=0) == dataclasses.replace(outcome, seconds=0)
+    for each in (resumed, outcome):
+        assert each.evaluations[-1]["seconds"] == each.seconds > 0
+        each.seconds = 0  # which differ, of course
+        each.evaluations = [{**row, "seconds": 0} for row in each.evaluations]
+    assert resumed == outcome
     rows = [
         metrics_log.read_metrics(tmp_path / name / "metrics.jsonl")
         for name in ("straight", "killed")
@@ -283,6 +286,30 @@ def test_the_step_at_which_a_score_is_reached_first(tmp_path, target):
     assert (outcome.target_seconds is None) == (not reached)
     if reached:
         assert 0 < outcome.target_seconds <= outcome.seconds
+
+
+def test_every_evaluation_with_the_seconds_until_then(tmp_path):
+    """Of a checkpoint from before they were kept, some would be missing: then there are none."""
+    _, outcome = fit(tmp_path / "new", evaluate_every=2)
+    rows = metrics_log.read_metrics(tmp_path / "new" / "metrics.jsonl")
+    scores = [(row["step"], row["accuracy"]) for row in rows if "accuracy" in row]
+    assert [(each["step"], each["score"]) for each in outcome.evaluations] == scores
+    seconds = [each["seconds"] for each in outcome.evaluations]
+    assert seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] == outcome.seconds
+
+    with pytest.raises(Killed):
+        fit(tmp_path / "old", killed_at=12)
+    true_restore = checkpoint.Checkpoints.restore
+
+    def restore(self, state):
+        state, meta, step = true_restore(self, state)
+        meta["outcome"].pop("evaluations")
+        return state, meta, step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "restore", restore)
+        _, outcome = fit(tmp_path / "old")
+    assert outcome.evaluations is None and outcome.steps == 20
 
 
 def test_a_target_that_is_to_be_undercut():

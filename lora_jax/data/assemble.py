@@ -22,8 +22,8 @@ class Record(NamedTuple):
     label: int | float | None
 
 
-# Of a task's name, its spec and a part: the records in the order of the source, or None where an
-# unlabelled part is not there.
+# Of a task's name, its spec and a part: the records in the order of the source, or None where a
+# part that a task can do without is not there.
 Read = Callable[[str, Spec, Part], Sequence[Record] | None]
 
 
@@ -31,7 +31,8 @@ def assemble(name: str, read: Read) -> Task:
     """The task `name` of the parts that `read` gives.
 
     Parts without labels that are not there are left out. The diagnostic set (`glue/ax`) is MNLI
-    with that set as its only part to predict, as the official instructions have it.
+    with that set as its only part to predict, as the official instructions have it, and, where its
+    labelled file is there, with that as one more part to evaluate on, `ax`.
     """
     spec = SPECS[name]
     parts = {
@@ -41,6 +42,7 @@ def assemble(name: str, read: Read) -> Task:
     }
     unlabelled = {part.name for part in spec.parts if not part.labelled}
     predict = {key: each for key, each in parts.items() if key in unlabelled}
+    labelled = {key: each for key, each in parts.items() if key not in unlabelled}
     if spec.trained_on:
         base = assemble(spec.trained_on, read)
         return Task(
@@ -48,10 +50,11 @@ def assemble(name: str, read: Read) -> Task:
             train=base.train,
             validation=base.validation,
             label_names=base.label_names,
-            extra=base.extra,
+            extra={**base.extra, **labelled},
             unlabelled=predict,
             metrics=base.metrics,
             metric=base.metric,
+            extra_metrics={part.name: part.metrics for part in spec.parts if part.name in labelled},
         )
     main = ("train", "validation")
     return Task(
@@ -59,7 +62,7 @@ def assemble(name: str, read: Read) -> Task:
         train=parts["train"],
         validation=parts["validation"],
         label_names=("wrong", "right") if spec.choices > 1 else spec.label_names,
-        extra={k: v for k, v in parts.items() if k not in unlabelled and k not in main},
+        extra={k: v for k, v in labelled.items() if k not in main},
         unlabelled=predict,
         metrics=spec.metrics,
         metric=spec.metric,

@@ -13,7 +13,8 @@ from lora_jax.data.split import plain_split, stratified_split
 from lora_jax.data.task import Task
 from lora_jax.partition import nearest
 
-FIELDS = ("train", "validation", "test", "text", "second_text", "label", "regression")
+PARTS = ("train", "validation", "extra", "test")
+FIELDS = (*PARTS, "text", "second_text", "label", "regression")
 
 
 def load(
@@ -28,9 +29,10 @@ def load(
     distinct ones of train are the classes, in the order of the numbers or of the alphabet.
 
     Args:
-      files: paths `train`, `validation` and `test` (relative ones from `folder`; the last without
-        labels, for predictions), columns `text`, `second_text` (of pairs) and `label`, and
-        `regression`, true for one whose targets are all whole. Empty ones count as absent.
+      files: paths `train`, `validation`, `extra` (another domain, to evaluate on as well) and
+        `test` (without labels, for predictions), relative ones from `folder`; columns `text`,
+        `second_text` (of pairs) and `label`; and `regression`, true for one whose targets are all
+        whole. Empty ones count as absent.
       validation: so many examples of train are held out instead of a `validation` file.
 
     Raises:
@@ -50,7 +52,7 @@ def load(
         )
     paths = {
         part: Path(folder or "") / given[part]
-        for part in ("train", "validation", "test")
+        for part in PARTS
         if part in given and not (part == "validation" and validation)
     }
     read = {part: rows.read_rows(path) for part, path in paths.items()}
@@ -60,11 +62,19 @@ def load(
     labels = {
         part: _labels(paths[part], read[part], given["label"]) for part in paths if part != "test"
     }
-    names = None if _is_regression(labels, bool(given.get("regression"))) else classes(labels)
+    asked = bool(given.get("regression"))
+    if not asked:
+        _check_one_kind(paths["train"], read["train"], labels["train"])
+    names = None if _is_regression(labels, asked) else classes(labels)
     parts = {}
     for part, path in paths.items():
         numbers = None if part == "test" else _numbers(path, read[part], labels[part], names)
         parts[part] = _examples(f"{name}/{part}", path, read[part], given, numbers)
+    if names is not None and len(names) < 2:
+        raise ValueError(
+            f"{paths['train']}: all labels in '{given['label']}' are '{labels['train'][0]}'; "
+            "there is nothing to tell apart"
+        )
     if "validation" not in parts:
         split = plain_split if names is None else stratified_split
         parts["train"], parts["validation"] = split(parts["train"], validation, 0)
@@ -73,6 +83,7 @@ def load(
         train=parts["train"],
         validation=parts["validation"],
         label_names=names,
+        extra={"extra": parts["extra"]} if "extra" in parts else {},
         unlabelled={"test": parts["test"]} if "test" in parts else {},
         metrics=("accuracy", "f1") if names else ("pearson", "spearman", "pearson_spearman"),
     )
@@ -91,6 +102,10 @@ def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
     found = []
     for row in read:
         label = rows.value(path, row, column)
+        if isinstance(label, list | dict):
+            raise ValueError(
+                f"{path}, line {row.line}: '{column}' is {label!r}, not one number or name"
+            )
         if isinstance(label, bool):
             label = "true" if label else "false"
         label = "" if label is None else str(label).strip()
@@ -107,6 +122,18 @@ def _number(label: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
+    """Raise for a label that is no number beside fractions: a gap in targets, and no class."""
+    numbers = [_number(label) for label in labels]
+    fractions = any(number is not None and not number.is_integer() for number in numbers)
+    if fractions and None in numbers:
+        at = numbers.index(None)
+        raise ValueError(
+            f"{path}, line {read[at].line}: label '{labels[at]}' is not a finite number, "
+            "but others have fractions"
+        )
 
 
 def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
@@ -129,6 +156,8 @@ def _numbers(
                 if names is None
                 else f"which train does not have; nearest: {nearest(label, names)}"
             )
+            if names is not None and {_number(each) for each in (*names, label)}.isdisjoint({None}):
+                expected += " (data.files.regression makes numbers targets)"
             raise ValueError(f"{path}, line {row.line}: label '{label}', {expected}")
         found.append(number)
     return np.array(found, np.float64 if names is None else np.int64)

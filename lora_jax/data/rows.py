@@ -1,7 +1,9 @@
 """Rows of a TSV, CSV or JSONL file with the lines that they start on, for errors that name them."""
 
+import collections
 import csv
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +11,9 @@ from typing import Any, NamedTuple
 from lora_jax.partition import nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
+
+# A field may be a whole document. The limit is one of the process, and lower than some are long.
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
 class Row(NamedTuple):
@@ -24,14 +29,16 @@ def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -
     TSV is read as GLUE has it, without quoting: a `"` is a character. CSV is quoted as usual. A
     JSONL file has one object a line. `header` names the columns of a file that does not itself.
     With `any_width`, a row may be shorter than its header (it then lacks the last columns) or
-    longer. Raises `FileNotFoundError`, or `ValueError` with the line at fault.
+    longer, and of columns of one name the last one counts. Raises `FileNotFoundError`, or
+    `ValueError` with the line at fault.
     """
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f"{path} is not named {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        if path.suffix == ".jsonl":
+        if suffix == ".jsonl":
             return list(_objects(path))
         return list(_delimited(path, header, any_width))
     except UnicodeDecodeError as error:
@@ -52,11 +59,17 @@ def text(path: Path, row: Row, column: str) -> str:
     found = value(path, row, column)
     if not isinstance(found, str):
         raise ValueError(f"{path}, line {row.line}: '{column}' is {found!r}, not a text")
+    try:
+        found.encode()
+    except UnicodeEncodeError:  # JSON can escape half of a pair, which no tokenizer can take
+        raise ValueError(
+            f"{path}, line {row.line}: '{column}' has half of a surrogate pair"
+        ) from None
     return found
 
 
 def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[Row]:
-    is_tsv = path.suffix == ".tsv"
+    is_tsv = path.suffix.lower() == ".tsv"
     # Quoted CSV fields may have line ends of their own, which the reader has to see as they are.
     with path.open(encoding="utf-8-sig", newline=None if is_tsv else "") as file:
         quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
@@ -67,6 +80,9 @@ def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[R
                 continue
             if not names:
                 names = fields
+                twice = [name for name, n in collections.Counter(names).items() if n > 1]
+                if twice and not any_width:
+                    raise ValueError(f"{path}: two columns are called '{twice[0]}'")
                 continue
             if len(fields) != len(names) and not any_width:
                 raise ValueError(

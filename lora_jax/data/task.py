@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ class Task:
     `extra` are further labelled sets to evaluate on (MNLI's mismatched part, another domain),
     `unlabelled` are sets that only get predictions (test parts). `metrics` are names that
     `lora_jax.metrics.score` knows and `metric` is the main one of them, accuracy or Pearson's
-    correlation unless they are given. With `choices` above 1, so many examples in a row are the
-    alternatives of one question, of which exactly one has label 1, and every part is cut between
-    questions alone.
+    correlation unless they are given; `extra_metrics` are those of extra parts that have metrics
+    of their own. With `choices` above 1, so many examples in a row are the alternatives of one
+    question, of which exactly one has label 1, and every part is cut between questions alone.
 
     Raises `ValueError` for a train or validation part that shows one class (or one target value)
     only, for labels that do not fit `label_names`, and for parts of which only some are pairs.
@@ -34,6 +35,7 @@ class Task:
     metrics: tuple[str, ...] = ()
     metric: str = ""
     choices: int = 1
+    extra_metrics: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         names = self.label_names
@@ -49,6 +51,8 @@ class Task:
             raise ValueError(
                 f"task {self.name!r}: the main metric {self.metric!r} is not among {self.metrics}"
             )
+        if unknown := self.extra_metrics.keys() - self.extra.keys():
+            raise ValueError(f"task {self.name!r}: extra_metrics of no extra part {min(unknown)!r}")
         for part in (self.train, self.validation):
             self._check_differ(part, self._check_labels(part))
         for part in self.extra.values():
@@ -111,11 +115,13 @@ class Task:
         nor the parts that only get predictions.
         """
         content = [self.label_names, self.train.digest(), self.validation.digest()]
-        more = {
+        more: dict[str, Any] = {
             "extra": {name: part.digest() for name, part in sorted(self.extra.items())},
             "metrics": [self.metrics, self.metric],
             "choices": self.choices,
         }
+        if self.extra_metrics:
+            more["extra_metrics"] = {k: list(v) for k, v in sorted(self.extra_metrics.items())}
         default = ("accuracy",) if self.label_names else ("pearson",)
         plain = {"extra": {}, "metrics": [default, default[0]], "choices": 1}
         # A plain task has the digest that it had before tasks had more than two parts.
@@ -131,7 +137,8 @@ class Task:
         """
         rest, held_out = self._split(size, seed)
         validation = dataclasses.replace(held_out, name=f"{self.train.name} (held out)")
-        return dataclasses.replace(self, train=rest, validation=validation, extra={})
+        new = {"train": rest, "validation": validation, "extra": {}, "extra_metrics": {}}
+        return dataclasses.replace(self, **new)
 
     def few(self, size: int, draw: int = 0) -> "Task":
         """The task with `size` training examples (or questions): the draw-th draw of them.
@@ -147,10 +154,20 @@ class Task:
             return self
         return dataclasses.replace(self, train=self._split(size, draw)[1])
 
-    def with_extra(self, name: str, examples: Examples) -> "Task":
-        """The task with a further labelled set to evaluate on; its metrics end in `_<name>`."""
+    def with_extra(
+        self, name: str, examples: Examples, label_names: tuple[str, ...] | None = None
+    ) -> "Task":
+        """The task with a further labelled set to evaluate on; its metrics end in `_<name>`.
+
+        `label_names` are those that its labels number. Where they are this task's in another order,
+        labels are numbered anew; where they are others, a class is the one with its number.
+        """
         if name in self.extra or name in ("train", "validation"):
             raise ValueError(f"task {self.name!r} already has a part {name!r}")
+        own, labels = self.label_names, examples.labels
+        if own and label_names and labels is not None and set(own) == set(label_names):
+            numbers = np.array([own.index(each) for each in label_names])
+            examples = dataclasses.replace(examples, labels=numbers[labels])
         return dataclasses.replace(self, extra={**self.extra, name: examples})
 
     def _split(self, size: int, seed: int) -> tuple[Examples, Examples]:

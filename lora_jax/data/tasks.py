@@ -15,8 +15,11 @@ class Part:
 
     name: str
     files: tuple[str, ...]  # whichever of these names is there
-    split: str
+    split: str  # empty where tensorflow-datasets does not have the part
     labelled: bool = True
+    columns: Mapping[str, str] | None = None  # of its texts, where they are not the task's
+    label: str = ""  # its column, likewise
+    metrics: tuple[str, ...] = ()  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +180,20 @@ SPECS: Mapping[str, Spec] = {
     ),
     "glue/ax": Spec(
         folders=("diagnostic", "AX"),
-        parts=(Part("diagnostic", ("diagnostic.tsv", "AX.tsv"), "test", labelled=False),),
+        parts=(
+            Part("diagnostic", ("diagnostic.tsv", "AX.tsv"), "test", labelled=False),
+            Part(
+                "ax",
+                ("diagnostic-full.tsv",),
+                "",
+                columns={"premise": "Premise", "hypothesis": "Hypothesis"},
+                label="Label",
+                metrics=(
+                    "matthews",
+                    "accuracy",
+                ),  # the first is R3 in the paper, over three classes
+            ),
+        ),
         columns={"premise": "sentence1", "hypothesis": "sentence2"},
         text="{premise}",
         seconds=("{hypothesis}",),

@@ -5,8 +5,11 @@ avoided: files are ArrayRecords, zips are unpacked beforehand, and a dtype is Nu
 """
 
 import importlib
+import socket
 import tempfile
 import types
+import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.data import tsv
 from lora_jax.data.assemble import Record, assemble
 from lora_jax.data.cache import cache_folder
 from lora_jax.data.task import Task
@@ -29,7 +33,8 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
     Args:
       folder: a data folder of tensorflow-datasets in which the task is prepared as ArrayRecords, or
         the official downloads (`CoLA.zip`, ...), whose checksums are verified; without it, they are
-        downloaded.
+        downloaded. GLUE's labelled diagnostic set, which tensorflow-datasets does not have, is
+        read from there as well (`diagnostic-full.tsv`).
       prepared: where the task is prepared from those, and found the next time; a folder in the
         user's cache where not given.
 
@@ -40,7 +45,9 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
     """
     data_dir = Path(prepared) if prepared is not None else cache_folder() / "tfds"
 
-    def read(name: str, spec: Spec, part: Part) -> list[Record]:
+    def read(name: str, spec: Spec, part: Part) -> list[Record] | None:
+        if not part.split:
+            return _beside(folder, spec, part)
         return read_part(find(name, spec, None if folder is None else Path(folder), data_dir), part)
 
     return assemble(name, read)
@@ -61,17 +68,41 @@ def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
         raise FileNotFoundError(
             f"{folder} has neither {name} as ArrayRecords nor its download, {', '.join(missing)}"
         )
+    downloads = data_dir / "downloads"
+    if folder is None and not _downloaded(downloads, spec):
+        _check_reachable(name, builder, spec)
     try:
         with tempfile.TemporaryDirectory() as unpacked:
-            _prepare(tfds, builder, folder, data_dir / "downloads", Path(unpacked))
+            _prepare(tfds, builder, folder, downloads, Path(unpacked))
     except Exception as error:  # of the network, the disk, a checksum: tfds has no class for them
-        advice = (
-            "" if folder else f"; it can be taken from a folder with {', '.join(spec.archives)}"
-        )
+        advice = "" if folder else _advice(spec)
         raise ValueError(
             f"tensorflow-datasets cannot prepare {name}: {first_line(error)}{advice}"
         ) from error
     return builder
+
+
+def _advice(spec: Spec) -> str:
+    return f"; it can be taken from data.folder with {', '.join(spec.archives)}"
+
+
+def _downloaded(downloads: Path, spec: Spec) -> bool:
+    return all(any(downloads.rglob(f"*{archive}*")) for archive in spec.archives)
+
+
+def _check_reachable(name: str, builder: Any, spec: Spec):
+    """Raise at once where there is no network: tensorflow-datasets would try for minutes."""
+    if urllib.request.getproxies():
+        return  # which find the hosts for us
+    urls = [url for url, info in builder.url_infos.items() if info.filename in spec.archives]
+    for host in dict.fromkeys(urllib.parse.urlsplit(url).hostname for url in urls):
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:
+            raise ValueError(
+                f"tensorflow-datasets cannot download {name}: no connection to {host} "
+                f"({error.strerror or error}){_advice(spec)}"
+            ) from error
 
 
 def read_part(builder: Any, part: Part) -> list[Record]:
@@ -84,6 +115,13 @@ def read_part(builder: Any, part: Part) -> list[Record]:
         )
         for item in found
     ]
+
+
+def _beside(folder: str | Path | None, spec: Spec, part: Part) -> list[Record] | None:
+    """The records of a part that only a file in the folder has, if it is there."""
+    files = [] if folder is None else [Path(folder) / file for file in part.files]
+    found = [file for file in files if file.is_file()]
+    return tsv.read_part(found[0], spec, part) if found else None
 
 
 def _items(source: Any) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,9 @@ def load(name: str, folder: str | Path) -> Task:
         for file in part.files:
             if (place / file).is_file():
                 return read_part(place / file, spec, part)
+        files = [file for each in spec.parts for file in each.files]
+        if spec.trained_on and any((place / file).is_file() for file in files):
+            return None
         if part.labelled or spec.trained_on:
             raise FileNotFoundError(
                 f"{place} has no {part.files[0]} for {name}; it has {_listed(place)}"
@@ -58,7 +61,9 @@ def read_part(path: Path, spec: Spec, part: Part) -> list[Record]:
     """The records of one official file, in the order of their `idx` where they have one."""
     header = spec.header if part.labelled else ()
     found = rows.read_rows(path, header, any_width=True)
-    for column in (*spec.columns.values(), *([spec.label] if part.labelled else [])):
+    columns, target = part.columns or spec.columns, part.label or spec.label
+    needed = (*columns.values(), *([target] if part.labelled else []))
+    for column in needed:
         if found and not any(column in row.values for row in found):
             known = dict.fromkeys(key for row in found for key in row.values)
             raise ValueError(f"{path} has no column '{column}'; nearest: {nearest(column, known)}")
@@ -66,21 +71,19 @@ def read_part(path: Path, spec: Spec, part: Part) -> list[Record]:
         found.sort(key=lambda row: row.values["idx"])
     records = []
     for row in found:
-        needed = (*spec.columns.values(), *([spec.label] if part.labelled else []))
         if spec.skip_incomplete and any(row.values.get(each) is None for each in needed):
             continue
-        if spec.skip_incomplete and part.labelled and row.values[spec.label] == "":
+        if spec.skip_incomplete and part.labelled and row.values[target] == "":
             continue
-        values = {name: rows.text(path, row, column) for name, column in spec.columns.items()}
-        label = _label(path, row, spec) if part.labelled else None
+        values = {name: rows.text(path, row, column) for name, column in columns.items()}
+        label = _label(path, row, target, spec.label_names) if part.labelled else None
         records.append(Record(values, label))
     return records
 
 
-def _label(path: Path, row: rows.Row, spec: Spec) -> int | float:
+def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | float:
     """A class number, of its name or its number, or a regression's target."""
-    value: Any = rows.value(path, row, spec.label)
-    names = spec.label_names
+    value: Any = rows.value(path, row, column)
     try:
         if names is None:
             return float(value)
@@ -91,7 +94,7 @@ def _label(path: Path, row: rows.Row, spec: Spec) -> int | float:
     except (TypeError, ValueError):
         pass
     expected = "a number" if names is None else f"one of {', '.join(names)}"
-    raise ValueError(f"{path}, line {row.line}: '{spec.label}' is {value!r}, not {expected}")
+    raise ValueError(f"{path}, line {row.line}: '{column}' is {value!r}, not {expected}")
 
 
 def _plain(name: str) -> str:

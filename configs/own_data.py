@@ -1,0 +1,56 @@
+"""A data set of your own: TSV, CSV or JSONL by its columns; classes or numbers, texts or pairs.
+
+    python -m experiments.train \\
+        --config=configs/own_data.py:train=reviews.csv,held_out=500,text=review,label=stars \\
+        --workdir=runs/own_data/lora/0
+    python -m experiments.table --table=own_data --results=runs/own_data
+
+`train` is a file, `validation` another one, or `held_out` so many examples of train in its place.
+`second_text` is the column of a pair's other half, `test` a file without labels that gets
+predictions (`predictions.npz`), `examples` and `draw` a few of the training examples. Labels with
+fractions make a regression; `regression=yes` makes one of whole numbers too. `extra` is a file of
+another domain with the same columns and classes, whose metrics end in `_extra`: train on one
+domain, go on from there (`start_from`) with the two the other way round, and see gain and
+forgetting. A path with a comma is given by `--config.data.files.train=`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks
+
+PARTS = ("train", "validation", "extra", "test")
+COLUMNS = ("text", "second_text", "label")
+ARGUMENTS = {
+    **dict.fromkeys(PARTS, ""),
+    **{"text": "text", "second_text": "", "label": "label"},
+    "regression": ("no", "yes"),
+    "name": "own",
+    "folder": "",
+    "held_out": 0,
+    "examples": 0,
+    "draw": 0,
+    "variant": ("lora", *(name for name in common_tasks.METHODS if name != "lora")),
+    "model": tuple(common_tasks.MODELS),
+    "start_from": "",
+    "size": ("full", "smoke"),
+    "seed": 0,
+}
+TABLE = common_tasks.table("Own data", spread="ci95", rows=common_tasks.METHODS)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    variant = choice["variant"]
+    config = common_tasks.experiment(
+        "own_data",
+        {**choice, "task": choice["name"], "source": "files"},
+        common_tasks.starting_point(choice["model"], variant),
+        row=variant,
+        variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
+        targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
+    )
+    files = {key: choice[key] for key in (*PARTS, *COLUMNS)}
+    files["regression"] = choice["regression"] == "yes"
+    own = {"name": choice["name"], "files": files, "validation": choice["held_out"]}
+    config.update({"data": {**own, "train": choice["examples"], "draw": choice["draw"]}})
+    return config
