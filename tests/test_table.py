@@ -117,16 +117,53 @@ def test_a_published_number_is_never_beside_another_model_s(base):
     assert "minilm, lora, rte: 2 of our runs did not start from" in notes("lora_table2", results)
 
 
-@pytest.mark.parametrize("name", ["lora_table6", "lora_table18"])
-def test_a_decoder_s_table_is_a_block_of_its_own(tmp_path, name):
+@pytest.mark.parametrize(("name", "published_rows"), [("lora_table6", 15), ("lora_table18", 11)])
+def test_a_decoder_s_table_is_a_block_of_its_own(tmp_path, name, published_rows):
     for seed in range(3):
         arg = f"model=roberta_base,task=mnli,rank=4,seed={seed}"
         write(tmp_path / str(seed), name, arg, {"accuracy": 0.87}, parameters=147_456)
     made = markdown(name, tmp_path)
     (paper,) = (block for title, block in made.items() if title.endswith("(published only)"))
-    assert len(made) == 2 and len(paper) == {"lora_table6": 15, "lora_table18": 11}[name]
+    assert len(made) == 2 and len(paper) == published_rows
     ours = made["RoBERTa base (ours)"]
-    assert [list(row.values()) for row in ours.values()] == [["0.147M", "87.0 ± 0.0 (3)"]]
+    run = [list(row.values()) for row in ours.values() if row["MNLI"] != "not run"]
+    assert run == [["0.147M", "87.0 ± 0.0 (3)"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        (
+            "lora_table6",
+            [
+                f"LoRA, {weights}, r={rank}"
+                for weights in ("Wq", "Wq,Wv", "Wq,Wk,Wv,Wo")
+                for rank in (1, 2, 4, 8, 64)
+            ],
+        ),
+        ("lora_table18", [f"LoRA, r={2**power}" for power in range(9)]),
+    ],
+)
+def test_a_grid_stands_there_before_anything_of_it_is_run(tmp_path, name, rows):
+    grid = markdown(name, tmp_path)["RoBERTa base (ours)"]
+    assert list(grid) == rows
+    assert all(list(row.items())[1:] == [("CoLA", "not run")] for row in grid.values())
+    arg = "model=roberta_base,task=rte,rank=4"
+    write(tmp_path / "one", name, arg, {"accuracy": 0.7}, parameters=147_456)
+    grid = markdown(name, tmp_path)["RoBERTa base (ours)"]
+    assert list(grid) == rows
+    cells = [list(row.items())[1:] for row in grid.values()]
+    assert cells.count([("RTE", "not run")]) == len(rows) - 1
+    assert cells.count([("RTE", "70.0 (1)")]) == 1
+
+
+def test_a_table_of_fixed_columns_and_rows_says_what_of_it_is_not_run(tmp_path):
+    write(tmp_path, "all_methods", "row=lora", {"matthews": 0.4}, parameters=331_776)
+    (made,) = markdown("all_methods", tmp_path).values()
+    assert len(made) == 11 and list(made)[:3] == ["head alone", "BitFit", "full fine-tuning"]
+    ours = made.pop("LoRA")
+    assert (ours["CoLA"], ours["SST-2"]) == ("40.0 (1)", "not run")
+    assert all(row["CoLA"] == row["SST-2"] == "not run" for row in made.values())
 
 
 def test_what_diverged_is_counted_and_named(base):
