@@ -231,11 +231,11 @@ def table(
         once in the average.
       settings: `published` (paper, table) whose numbers stand beside ours; `rows`, what each row
         that runs with every model is called; `models`, whose blocks stand there even where nothing
-        is published or run, with the columns `unrun` where nothing is; `seeds`, how many the protocol asks for; `report`,
-        `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`, each run's `best` or `last`
-        evaluation; `average`, whether there is one; `start_from`, by row the tasks that begin from
-        another run's adapter; `differences`, columns of their own that subtract one (column,
-        metric) from another, seed by seed; `decimals`; `notes`.
+        is published or run, with the columns `unrun` where nothing is; `seeds`, how many the
+        protocol asks for; `report`, `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`,
+        each run's `best` or `last` evaluation; `average`, whether there is one; `start_from`, by
+        row the tasks that begin from another run's adapter; `differences`, columns of their own
+        that subtract one (column, metric) from another, seed by seed; `decimals`; `notes`.
     """
     chosen = {task: (METRICS.get(task, "accuracy"),) for task in tasks} | dict(metrics or {})
     columns = [column(task, metric) for task in tasks for metric in chosen[task]]

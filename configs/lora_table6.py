@@ -6,10 +6,10 @@
 
 The paper's own table (arXiv 2106.09685v2) is GPT-3's on WikiSQL and MNLI; its numbers are shown as
 published, never beside an encoder's. The table has the whole grid for RoBERTa base, with "not run"
-where nothing is: of CoLA, or of the tasks that were run. What the paper found: q and v with rank 4 (73.7 and 91.3) do no worse
-than rank 64 (73.5 and 91.4), and better than q alone with any rank (70.5 and 91.1 at most).
-Settings are those of LoRA's Table 2 for the task, with alpha at 8 whatever the rank (section 4.1:
-set to the first rank tried, and not tuned).
+where nothing is: of CoLA, or of the tasks that were run. What the paper found: q and v with rank 4
+(73.7 and 91.3) do no worse than rank 64 (73.5 and 91.4), and better than q alone with any rank
+(70.5 and 91.1 at most). Settings are those of LoRA's Table 2 for the task, with alpha at 8
+whatever the rank (section 4.1: set to the first rank tried, and not tuned).
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """A study with one budget for all: learning rates on held-out examples, then seeds on the rest.
 
-    python -m experiments.tune --study=all_methods --argument=task=cola,source=tsv,folder=glue_data \
+    python -m experiments.tune --study=all_methods --argument=source=tsv,folder=glue_data \
         --workdir=runs/all_methods/cola
 
 Of each row, every learning rate is trained once and scored on training examples that are held out
