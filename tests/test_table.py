@@ -166,6 +166,35 @@ def test_a_table_of_fixed_columns_and_rows_says_what_of_it_is_not_run(tmp_path):
     assert all(row["CoLA"] == row["SST-2"] == "not run" for row in made.values())
 
 
+def test_another_model_in_the_place_of_the_config_s_is_a_block_of_its_own(base):
+    results, _ = base
+    before = markdown("lora_table2", results)
+    own = {"changes": {"model.name": "google-bert/bert-base-uncased"}, "parameters": 294_912}
+    arg = "model=roberta_base,task=cola,seed=7"
+    write(
+        results / "bert",
+        "lora_table2",
+        arg,
+        {"matthews": 0.6},
+        parameters_total=109_483_778,
+        **own,
+    )
+    made = markdown("lora_table2", results)
+    other = made.pop("roberta_base replaced by a model of 109M parameters (ours)")
+    assert other["LoRA"]["CoLA"] == "60.0 (1)"
+    assert made == before
+    said = "of 109M parameters: our runs are of google-bert/bert-base-uncased."
+    assert said in notes("lora_table2", results)
+
+
+def test_smoke_runs_never_stand_beside_a_published_number(tmp_path):
+    arg = "model=roberta_base,task=cola,size=smoke"
+    write(tmp_path, "lora_table2", arg, {"matthews": 0.1}, parameters=294_912)
+    text = report.render_table("lora_table2", tmp_path, "markdown", size="smoke")
+    assert "**LoRA, Table 2: GLUE, smoke runs, RoBERTa base (ours)**" in text
+    assert "10.0 (1)" in text and "63.4" not in text and "Published" not in text
+
+
 def test_what_diverged_is_counted_and_named(base):
     results, scores = base
     shutil.rmtree(results / "rte" / "4")
@@ -206,6 +235,7 @@ def test_copies_are_one_run_and_contradictions_an_error(base):
     [
         ({"changes": {"variant.rank": 4}}, "variant.rank is 8 in one and 4 in the other"),
         ({"changes": {"optimizer.learning_rate": 1e-3}}, "optimizer.learning_rate is"),
+        ({"changes": {"start_from": "runs/mnli"}}, "start_from is null in one and a run in the"),
         ({"data_digest": "other"}, "were trained on different data"),
         ({"weights_digest": "other"}, "began from different weights"),
     ],
