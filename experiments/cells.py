@@ -121,9 +121,9 @@ def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
     if fixed := table["columns"] or (not runs and table["unrun"]):
         return [Column(*each) for each in fixed]
     metrics: dict[str, str] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: not run.completed):
         name = run.place[2]
-        if metrics.setdefault(name, run.record.metric) != run.record.metric:
+        if metrics.setdefault(name, run.record.metric) != run.record.metric and run.completed:
             raise ValueError(f"{run.folder}: other runs of {name} have the metric {metrics[name]}")
     return [Column(heading(name), name, metrics[name]) for name in natural(metrics)]
 
@@ -227,6 +227,17 @@ def ours_text(cell: Cell, metric: str, decimals: int) -> str:
         text += f" ± {cell.ours.spread:.{decimals}f}"
     inside = ", ".join(filter(None, [str(cell.ours.n or ""), failed]))
     return f"{text} ({inside})" if inside else text
+
+
+def state(cell: Cell) -> str:
+    """What there is in a cell, in a word or two; nothing where there can be nothing."""
+    if cell.ours is not None:
+        return "run"
+    if cell.failures:
+        return ", ".join(cell.failures)
+    if cell.runnable:
+        return "not run"
+    return "published only" if cell.published else ""
 
 
 def published_text(cell: Cell, metric: str, decimals: int) -> str:

@@ -15,6 +15,9 @@ from lora_jax import records
 
 # What may differ between the runs of a cell: which run it is, and what does not change a result.
 FREE = ("seed", "data.draw", "data.folder", "train.log_every", "train.checkpoint_every")
+NEEDED = ("study.table", "study.row", "study.column", "study.model", "study.size", "start_from")
+NEEDED += ("data.draw", "data.source", "data.validation", "model.name", "optimizer.learning_rate")
+"""What is asked of the config of a run that belongs to a study."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +96,24 @@ def find(results: Path) -> list[Run]:
     found = []
     for path in sorted(results.rglob("record.json")):
         if (record := records.read(path.parent)) is not None:
+            _check(path, record.config)
             found.append(Run(path.parent, record))
     return found
+
+
+def _check(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise where a run of a study does not say what tables and pictures ask it for."""
+    if not config.get("study"):
+        return
+    for where in NEEDED:
+        value: Any = config
+        for key in where.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise ValueError(
+                    f"{path}: its config has no {where}: a record of another version of the "
+                    "program, which no table can hold"
+                )
+            value = value[key]
 
 
 def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:

@@ -38,7 +38,8 @@ def render_table(
     if name not in (known := _tables()):
         raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
     table = known[name]
-    collected = collect.collect(collect.find(results), name, size)
+    found = collect.find(results)
+    collected = collect.collect(found, name, size)
     # Of a few steps, a smoke run is not what a published number is of.
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
@@ -49,6 +50,8 @@ def render_table(
                 f"{nearest(model, models)}"
             )
         made = [block for block in made if block.model == model]
+        own = [run for run in found if run.study and run.model == model]
+        collected = collect.collect(own, name, size)  # the notes, too, are of this model alone
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _names(collected.runs)
     notes += collected.notes if made else ("Nothing has been run.",)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from experiments import cells, collect, published, render, report
 from experiments.cells import Block, Cell, Column, Row
 from experiments.collect import Summary
+from lora_jax import records
 
 ROOT = Path(__file__).parent.parent
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
@@ -357,7 +358,7 @@ def test_one_run_has_no_spread():
     assert collect.summarise([3.0], "mean", "ci95") == Summary(3.0, None, 1)
 
 
-NASTY = "a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ *z* `q`"
+NASTY = "a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ *z* `q` [r=8]"
 BLOCK = Block(
     NASTY,
     (Column(NASTY, "rte", "accuracy"), Column("loss", "rte", "eval_loss")),
@@ -428,7 +429,7 @@ def test_every_format_holds_the_same_cells():
     assert [(v["method"], v["ours"], v["n"], v["failed"], v["state"]) for v in values] == [
         (NASTY, "61.04", "3", "0", "run"),
         (NASTY, "", "0", "0", "not run"),
-        ("plain", "", "0", "2", "not run"),
+        ("plain", "", "0", "2", "failed"),
         ("plain", "0.5", "1", "0", "run"),
     ]
     for text in ("0.001M to 2M", "61.0 ± 1.3 (3)", "not run", "2 failed", "0.5 (1)"):
@@ -470,6 +471,46 @@ def test_mistakes_are_named(base):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": -1, "extra": 1}))
     with pytest.raises(ValueError, match=r"sst2/0/record.json: .*extra is no field"):
         report.render_table("lora_table2", results, "rich")
+
+
+def test_notes_are_of_the_model_that_is_shown(base):
+    results, _ = base
+    write(results / "small", "lora_table2", "task=rte", {"accuracy": 0.5}, parameters=73_728)
+    text = report.render_table("lora_table2", results, "csv", model="minilm")
+    assert "roberta" not in text
+    how = {"status": "diverged", "note": "too fast"}
+    arg = "model=roberta_base,task=rte,seed=9,start_from=runs/mnli"
+    write(results / "bad", "lora_table2", arg, {}, **how)
+    text = report.render_table("lora_table2", results, "markdown", model="minilm")
+    assert "did not start from an MNLI adapter" in text and "too fast" not in text
+
+
+def test_a_failed_run_of_no_metric_takes_no_column_from_the_others(tmp_path):
+    how = {"status": "failed", "note": "killed", "metric": ""}
+    write(tmp_path / "a", "glue", "", {}, **how)
+    write(tmp_path / "b", "glue", "seed=1", {"matthews": 0.5}, parameters=1)
+    (made,) = markdown("glue", tmp_path).values()
+    assert made["LoRA"]["CoLA"] == "50.0 (1, 1 failed)"
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda config: config["data"].pop("draw"), "data.draw"),
+        (lambda config: config["study"].pop("size"), "study.size"),
+        (lambda config: config.pop("start_from"), "start_from"),
+        (lambda config: config.update(study="glue"), "study.table"),
+    ],
+)
+def test_a_record_of_another_version_is_named(tmp_path, change, missing):
+    write(tmp_path / "a", "glue", "", {"matthews": 0.5}, parameters=1)
+    path = tmp_path / "a" / "record.json"
+    values = json.loads(path.read_text())
+    change(values["config"])
+    values["config_digest"] = records.config_digest(values["config"])
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"a/record.json: its config has no {missing}: a record"):
+        report.render_table("glue", tmp_path, "rich")
 
 
 def test_every_table_renders_before_anything_is_run(tmp_path):
