@@ -16,10 +16,10 @@ RESULTS = Path("experiments/results")
 
 def names() -> list[str]:
     """The configs that make a table."""
-    return list(_tables())
+    return list(tables())
 
 
-def _tables() -> dict[str, Mapping[str, Any]]:
+def tables() -> dict[str, Mapping[str, Any]]:
     """How each config's runs are shown (`configs.common_tasks.table`)."""
     files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
     modules = {name: importlib.import_module(f"configs.{name}") for name in files}
@@ -35,7 +35,7 @@ def render_table(
       ValueError, FileNotFoundError: an unknown table or model, no such folder, or records that do
         not go together.
     """
-    if name not in (known := _tables()):
+    if name not in (known := tables()):
         raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
     table = known[name]
     found = collect.find(results)
