@@ -12,8 +12,12 @@ the mean of Pearson's and Spearman's):
 
     adalora_b576  MNLI 90.76/90.79  SST-2 96.10  CoLA 71.45  QQP 92.23/89.74  QNLI 94.55  RTE 88.09
                   MRPC 90.69  STS-B 91.84  average 89.31
+    adalora_b144  MNLI 90.66/90.70  SST-2 95.80  CoLA 70.04  QQP 91.78/89.16  QNLI 94.49  RTE 87.36
+                  MRPC 90.44  STS-B 91.63  average 88.86
     lora_r8       MNLI 90.65/90.69  SST-2 94.95  CoLA 69.82  QQP 91.99/89.38  QNLI 93.87  RTE 85.20
                   MRPC 89.95  STS-B 91.60  average 88.34
+    lora_r2       MNLI 90.30/90.38  SST-2 94.95  CoLA 68.71  QQP 91.61/88.91  QNLI 94.03  RTE 85.56
+                  MRPC 89.71  STS-B 91.68  average 88.15
 """
 
 from typing import Any

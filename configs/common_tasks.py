@@ -33,6 +33,9 @@ TITLES = {
     "copa": "COPA",
     "wic": "WiC",
     "super_rte": "RTE (SuperGLUE)",
+    "wikisql": "WikiSQL",  # of published tables alone, from here
+    "e2e": "E2E",
+    "nlg": "NLG",
 }
 
 METHODS = {
@@ -210,6 +213,13 @@ def _also_train(variant: str, head: tuple[str, ...]) -> tuple[str, ...]:
     return () if variant == "full" else head  # which trains everything itself
 
 
+def column(task: str, metric: str = "") -> tuple[str, str, str]:
+    """A column of a table: its heading, the task and its metric, by default the main one."""
+    metric = metric or METRICS.get(task, "accuracy")
+    short = {"accuracy_mismatched": "mm", "f1": "F1"}.get(metric, "")
+    return f"{TITLES.get(task, task)} {short}".strip(), task, metric
+
+
 def table(
     title: str,
     tasks: tuple[str, ...] = (),
@@ -223,21 +233,20 @@ def table(
       metrics: a task's, where not its main one; several make several columns, whose mean counts
         once in the average.
       settings: `published` (paper, table) whose numbers stand beside ours; `rows`, what each row
-        that runs with every model is called; `seeds`, how many the protocol asks for; `report`,
-        `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`, each run's `best` or `last`
-        evaluation; `average`, whether there is one; `start_from`, by row the tasks that begin from
-        another run's adapter; `differences`, columns of their own that subtract one (column,
-        metric) from another, seed by seed; `decimals`; `notes`.
+        that runs with every model is called; `models`, whose blocks stand there even where nothing
+        is published or run, with the columns `unrun` where nothing is; `seeds`, how many the
+        protocol asks for; `report`, `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`,
+        each run's `best` or `last` evaluation; `average`, whether there is one; `start_from`, by
+        row the tasks that begin from another run's adapter; `differences`, columns of their own
+        that subtract one (column, metric) from another, seed by seed; `decimals`; `notes`.
     """
-    columns = []
-    for task in tasks:
-        chosen = (metrics or {}).get(task, (METRICS.get(task, "accuracy"),))
-        for metric in chosen:
-            short = {"accuracy_mismatched": "mm", "f1": "F1"}.get(metric, "")
-            columns.append((f"{TITLES.get(task, task)} {short}".strip(), task, metric))
+    chosen = {task: (METRICS.get(task, "accuracy"),) for task in tasks} | dict(metrics or {})
+    columns = [column(task, metric) for task in tasks for metric in chosen[task]]
     defaults = {
         "published": None,
         "rows": {},
+        "models": (),
+        "unrun": (),
         "seeds": 3,
         "report": "mean",
         "spread": "sd",

@@ -66,13 +66,15 @@ class Block:
 def blocks(
     table: Mapping[str, Any], runs: Sequence[Run], published: Iterable[Published]
 ) -> list[Block]:
-    """The blocks of a table, the paper's models first.
+    """The blocks of a table, the paper's models first, then those that the table is to have.
 
     A published number stands in the block of its own model, and beside ours only where model, row,
     task and metric are the same.
     """
     cells = [cell for cell in published if (cell.paper, cell.table) == table["published"]]
-    models = dict.fromkeys([cell.model for cell in cells] + [run.place[0] for run in runs])
+    models = dict.fromkeys(
+        [*(cell.model for cell in cells), *table["models"], *(run.place[0] for run in runs)]
+    )
     return [
         _block(
             model,
@@ -87,7 +89,7 @@ def blocks(
 def _block(
     model: str, table: Mapping[str, Any], runs: Sequence[Run], published: Sequence[Published]
 ) -> Block:
-    fillable = bool(runs) or any(cell.runnable for cell in published)
+    fillable = bool(runs or model in table["models"]) or any(cell.runnable for cell in published)
     columns = _columns(table, runs) if fillable else []
     average = [Column("average", "average", "mean")] if table["average"] and fillable else []
     known = {(column.task, column.metric) for column in (*columns, *average)}
@@ -96,9 +98,9 @@ def _block(
             columns.append(Column(f"{heading(task)} ({metric})".replace("_", " "), task, metric))
     columns += average
     present = natural(run.place[1] for run in runs)
-    if published:
+    if published or table["columns"] or table["unrun"]:  # a table of fixed rows
         keys = [cell.row for cell in published] + fillable * list(table["rows"]) + present
-    else:
+    else:  # a study of whatever was run
         keys = [key for key in table["rows"] if key in present] + present
     rows = [
         _row(
@@ -116,12 +118,12 @@ def _block(
 
 def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
     """The table's columns; where it has none, those of the runs, by their main metrics."""
-    if table["columns"]:
-        return [Column(*each) for each in table["columns"]]
+    if fixed := table["columns"] or (not runs and table["unrun"]):
+        return [Column(*each) for each in fixed]
     metrics: dict[str, str] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: not run.completed):
         name = run.place[2]
-        if metrics.setdefault(name, run.record.metric) != run.record.metric:
+        if metrics.setdefault(name, run.record.metric) != run.record.metric and run.completed:
             raise ValueError(f"{run.folder}: other runs of {name} have the metric {metrics[name]}")
     return [Column(heading(name), name, metrics[name]) for name in natural(metrics)]
 
@@ -225,6 +227,17 @@ def ours_text(cell: Cell, metric: str, decimals: int) -> str:
         text += f" ± {cell.ours.spread:.{decimals}f}"
     inside = ", ".join(filter(None, [str(cell.ours.n or ""), failed]))
     return f"{text} ({inside})" if inside else text
+
+
+def state(cell: Cell) -> str:
+    """What there is in a cell, in a word or two; nothing where there can be nothing."""
+    if cell.ours is not None:
+        return "run"
+    if cell.failures:
+        return ", ".join(cell.failures)
+    if cell.runnable:
+        return "not run"
+    return "published only" if cell.published else ""
 
 
 def published_text(cell: Cell, metric: str, decimals: int) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 
 from scipy import stats
 
-from experiments.published import PERCENT
+from experiments.published import PERCENT, SIZES
 from lora_jax import records
 
 # What may differ between the runs of a cell: which run it is, and what does not change a result.
-FREE = ("seed", "data.draw", "data.folder", "start_from", "train.log_every")
-FREE += ("train.checkpoint_every",)
+FREE = ("seed", "data.draw", "data.folder", "train.log_every", "train.checkpoint_every")
+NEEDED = ("study.table", "study.row", "study.column", "study.model", "study.size", "start_from")
+NEEDED += ("data.draw", "data.source", "data.validation", "model.name", "optimizer.learning_rate")
+"""What is asked of the config of a run that belongs to a study."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,19 @@ class Run:
     @property
     def place(self) -> tuple[str, str, str]:
         """The model, the row and the column that the run belongs to."""
-        return self.study["model"], self.study["row"], self.study["column"]
+        return self.model, self.study["row"], self.study["column"]
+
+    @property
+    def model(self) -> str:
+        """The key of the model; a name of its own where that model has another size.
+
+        `--config.model.name` may put any model in the place of the config's, whose published
+        numbers are not to stand beside it.
+        """
+        name, total = self.study["model"], self.record.parameters_total
+        if abs(total - SIZES.get(name, total)) <= 0.01 * total:
+            return name
+        return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"
 
     @property
     def number(self) -> tuple[int, int]:
@@ -82,8 +96,24 @@ def find(results: Path) -> list[Run]:
     found = []
     for path in sorted(results.rglob("record.json")):
         if (record := records.read(path.parent)) is not None:
+            _check(path, record.config)
             found.append(Run(path.parent, record))
     return found
+
+
+def _check(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise where a run of a study does not say what tables and pictures ask it for."""
+    if not config.get("study"):
+        return
+    for where in NEEDED:
+        value: Any = config
+        for key in where.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                raise ValueError(
+                    f"{path}: its config has no {where}: a record of another version of the "
+                    "program, which no table can hold"
+                )
+            value = value[key]
 
 
 def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
@@ -148,6 +178,8 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             for key, item in value.items():
                 yield from leaves(item, f"{where}.{key}" if where else key)
+        elif where == "start_from":  # from which of another cell's runs, but not whether
+            yield where, "a run" if value else "null"
         elif where not in FREE:
             yield where, records.canonical(value)
 

@@ -37,6 +37,13 @@ MODELS = {
     "llama_7b": "LLaMA-7B",
 }
 """What tables call the models; others by their keys."""
+SIZES = {
+    "roberta_base": 124.6e6,
+    "roberta_large": 355.4e6,
+    "deberta_v2_xxl": 1566.9e6,
+    "deberta_v3_base": 184.4e6,
+}
+"""The parameters of the models that have published rows, as a record counts them: with the head."""
 OTHER = ("eval_loss", "bleu", "nist", "meteor", "rouge_l", "cider", "gain_points", "steps_speedup")
 
 

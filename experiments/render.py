@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import cells
 from experiments.cells import NONE, Block
@@ -61,18 +62,18 @@ def rich(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: in
     console = Console(file=io.StringIO(), width=width)
     for block in blocks:
         name, heads, rows = grid(block, decimals)
-        console.print(f"[bold]{title}, {name}[/bold]", highlight=False)
+        console.print(Text(f"{title}, {name}", style="bold"))  # no markup: [r=8] is text
         columns = [
             (head, [text.replace(" / ", " /\n") for text in texts])
             for head, *texts in zip(heads, *rows, strict=True)
         ]
         for part in _parts(columns[1:], width - LABEL - 4):
             table = Table(box=box.SIMPLE_HEAD)
-            table.add_column(columns[0][0], max_width=LABEL)
+            table.add_column(Text(columns[0][0]), max_width=LABEL)
             for head, _ in part:
-                table.add_column(head, no_wrap=True)
+                table.add_column(Text(head), no_wrap=True)
             for row in zip(columns[0][1], *(texts for _, texts in part), strict=True):
-                table.add_row(*row)
+                table.add_row(*map(Text, row))
             console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)
@@ -178,7 +179,7 @@ def comma_separated(
                     "published": paper and paper.value,
                     "published_sd": paper and paper.sd,
                     "published_seeds": paper and paper.seeds,
-                    "state": "run" if ours else "not run" if cell.runnable else "published only",
+                    "state": cells.state(cell),
                 }
                 writer.writerow(values)
     return text.getvalue()

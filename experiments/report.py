@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from configs.common_tasks import MODELS
 from experiments import cells, collect, published, render
 from lora_jax.partition import nearest
 
@@ -15,10 +16,10 @@ RESULTS = Path("experiments/results")
 
 def names() -> list[str]:
     """The configs that make a table."""
-    return list(_tables())
+    return list(tables())
 
 
-def _tables() -> dict[str, Mapping[str, Any]]:
+def tables() -> dict[str, Mapping[str, Any]]:
     """How each config's runs are shown (`configs.common_tasks.table`)."""
     files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
     modules = {name: importlib.import_module(f"configs.{name}") for name in files}
@@ -34,11 +35,13 @@ def render_table(
       ValueError, FileNotFoundError: an unknown table or model, no such folder, or records that do
         not go together.
     """
-    if name not in (known := _tables()):
+    if name not in (known := tables()):
         raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
     table = known[name]
-    collected = collect.collect(collect.find(results), name, size)
-    made = cells.blocks(table, collected.runs, published.load())
+    found = collect.find(results)
+    collected = collect.collect(found, name, size)
+    # Of a few steps, a smoke run is not what a published number is of.
+    made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
         models = [block.model for block in made]
         if model not in models:
@@ -47,9 +50,13 @@ def render_table(
                 f"{nearest(model, models)}"
             )
         made = [block for block in made if block.model == model]
+        own = [run for run in found if run.study and run.model == model]
+        collected = collect.collect(own, name, size)  # the notes, too, are of this model alone
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
+    notes += _names(collected.runs)
     notes += collected.notes if made else ("Nothing has been run.",)
-    return render.FORMATS[form](made, table["title"], notes, table["decimals"])
+    title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
+    return render.FORMATS[form](made, title, notes, table["decimals"])
 
 
 def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
@@ -86,6 +93,16 @@ def _starts(table: Mapping[str, Any], runs: tuple[collect.Run, ...]) -> list[str
         "paper's did."
         for (model, row, column), count in lacking.items()
     ]
+
+
+def _names(runs: tuple[collect.Run, ...]) -> list[str]:
+    """Which models were given by another name than the config's: folders of one's own, say."""
+    given = {
+        (run.model, run.record.config["model"]["name"])
+        for run in runs
+        if run.record.config["model"]["name"] != MODELS.get(run.study["model"])
+    }
+    return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
 
 
 def rewrite(path: Path, results: Path) -> bool:

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import collect
+from configs import common_tasks
+from experiments import collect, report
 from experiments.cells import heading, natural
 from experiments.collect import Run, Summary, scale, summarise
 from experiments.plots import rank_map
@@ -21,15 +22,23 @@ from lora_jax.partition import nearest
 
 MARKERS = "osD^vP*Xp<>h"
 COLOURS = [f"C{index}" for index in range(10)]
+LINES = ("-", "--", ":", "-.")
+LEGEND = 14
+"""As many names as a legend has below each other."""
+SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What one pair of axes shows: runs of one model and task, all scored on the same examples."""
+    """What one pair of axes shows: runs of one model and task, all scored on the same examples.
+
+    `table` is how their table shows them (`configs.common_tasks.table`).
+    """
 
     title: str
     metric: str
     runs: tuple[Run, ...]
+    table: Mapping[str, Any]
 
     def label(self) -> str:
         return self.metric.replace("_", " ").capitalize() + (
@@ -37,12 +46,26 @@ class Panel:
         )
 
     def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
-        """The completed runs by name, names in natural order."""
+        """The completed runs by name, names in the table's order, others in the natural one."""
         done = [run for run in self.runs if run.completed]
-        return {
-            key: [run for run in done if name(run) == key]
-            for key in natural(name(run) for run in done)
-        }
+        found = natural(name(run) for run in done)
+        keys = [*(key for key in self.table["rows"] if key in found), *found]
+        return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
+
+    def name(self, row: str) -> str:
+        """What the table calls a row."""
+        return self.table["rows"].get(row, row.replace("_", " "))
+
+    def score(self, runs: Sequence[Run]) -> Summary | None:
+        """What the table says of the runs of a row."""
+        scores = [run.score(self.metric, self.table["choose"]) for run in runs]
+        found = [score for score in scores if score is not None]
+        return summarise(found, self.table["report"], self.table["spread"]) if found else None
+
+    def protocol(self) -> str:
+        """What `score` is, in words."""
+        report, choose = self.table["report"], self.table["choose"]
+        return f"{report} of runs at their {choose} evaluation ± {SPREADS[self.table['spread']]}"
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
@@ -57,33 +80,34 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
         section = run.record.config["data"]
         held = section["validation"] > 0 and section["source"] in ("tfds", "tsv")
         groups.setdefault((run.study["table"], model, column, "held-out" * held), []).append(run)
-    made = []
-    for (_, model, column, held), own in groups.items():
+    made, tables = [], report.tables()
+    for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
         if metrics:
             title = f"{MODELS.get(model, model)}, {heading(column)}"
             title += f", {held} training examples" if held else ""
-            made.append(Panel(title, natural(metrics)[0], tuple(own)))
+            shown = tables.get(table) or common_tasks.table(table)
+            made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
     if not made:
         raise ValueError("no run has completed: nothing to draw")
     return made
 
 
-def parameters(runs: Sequence[Run], spread: str = "sd") -> Figure:
-    """Mean scores ± spread against trained parameters, heads not counted.
+def parameters(runs: Sequence[Run]) -> Figure:
+    """Scores as the tables have them against trained parameters, heads not counted.
 
     Methods without adapters (a trained head alone) are a dashed line.
     """
 
     def draw(axes: Axes, panel: Panel) -> None:
-        for (row, own), (marker, colour) in zip(
+        for (row, own), (marker, colour, _) in zip(
             panel.rows(lambda run: run.place[1]).items(), _styles(), strict=False
         ):
-            found = _scores(own, panel.metric, spread)
+            found = panel.score(own)
             count = max(run.record.parameters_adapters or 0 for run in own)
             if found is None:
                 continue
-            label = row.replace("_", " ")
+            label = panel.name(row)
             if count == 0:
                 axes.axhline(found.centre, color=colour, linestyle="--", label=label)
             else:
@@ -100,7 +124,7 @@ def parameters(runs: Sequence[Run], spread: str = "sd") -> Figure:
         axes.set_xlabel("trained parameters, without the head")
         axes.set_ylabel(panel.label())
 
-    return _figure(panels(runs), [draw])
+    return _scored(panels(runs), draw)
 
 
 def training(runs: Sequence[Run]) -> Figure:
@@ -117,25 +141,25 @@ def training(runs: Sequence[Run]) -> Figure:
         _curves(axes, panel, panel.metric, scale(panel.metric))
         axes.set_ylabel(panel.label())
 
-    return _figure(panels(runs), [loss, score])
+    return _figure(panels(runs), [loss, score], "means of runs, and their range")
 
 
 def _curves(axes: Axes, panel: Panel, name: str, times: float) -> None:
     rows = panel.rows(lambda run: run.place[1])
-    for (row, own), (marker, colour) in zip(rows.items(), _styles(), strict=False):
+    for (row, own), (marker, colour, line) in zip(rows.items(), _styles(), strict=False):
         curves = [_curve(run, name) for run in own]
         steps = sorted(set.intersection(*map(set, curves)))
         if not steps:
             continue
         values = times * np.array([[curve[step] for step in steps] for curve in curves])
         few = {"marker": marker, "markersize": 5} if len(steps) < 10 else {}
-        axes.plot(steps, values.mean(0), color=colour, label=row.replace("_", " "), **few)
+        axes.plot(steps, values.mean(0), line, color=colour, label=panel.name(row), **few)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("step")
 
 
-def learning_rate(runs: Sequence[Run], spread: str = "sd") -> Figure:
-    """Mean scores ± spread by learning rate, a line a method.
+def learning_rate(runs: Sequence[Run]) -> Figure:
+    """Scores as the tables have them by learning rate, a line a method.
 
     A row that has the rate in its name (`rate_1e-4_ratio_4`) belongs to the line of the rest.
     """
@@ -147,22 +171,23 @@ def learning_rate(runs: Sequence[Run], spread: str = "sd") -> Figure:
         def name(run: Run) -> str:
             return re.sub(r"^rate_[^_]+_", "", run.place[1])
 
-        for (row, own), (marker, colour) in zip(panel.rows(name).items(), _styles(), strict=False):
+        lines = zip(panel.rows(name).items(), _styles(), strict=False)
+        for (row, own), (marker, colour, dashes) in lines:
             points = []
             for x in sorted({rate(run) for run in own}):
-                found = _scores([run for run in own if rate(run) == x], panel.metric, spread)
+                found = panel.score([run for run in own if rate(run) == x])
                 if found is not None:
                     points.append((x, found.centre, found.spread or 0.0))
             if points:
                 x, y, bars = zip(*points, strict=True)
-                line = f"{marker}-"
-                label = row.replace("_", " ")
+                line = f"{marker}{dashes}"
+                label = panel.name(row)
                 axes.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=label)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel(panel.label())
 
-    return _figure(panels(runs), [draw])
+    return _scored(panels(runs), draw)
 
 
 KINDS: Mapping[str, Callable[..., Figure]] = {
@@ -209,11 +234,6 @@ def _ranks(found: list[collect.Run], out: Path) -> None:
     rank_map({path: np.asarray(each) for path, each in ranks.items()}, out)
 
 
-def _scores(runs: Sequence[Run], metric: str, spread: str) -> Summary | None:
-    scores = [score for run in runs if (score := run.score(metric)) is not None]
-    return summarise(scores, "mean", spread) if scores else None
-
-
 def _curve(run: Run, name: str) -> dict[int, float]:
     """What a run reported of something, by step; nothing where its log was not kept."""
     path = run.folder / "metrics.jsonl"
@@ -222,15 +242,26 @@ def _curve(run: Run, name: str) -> dict[int, float]:
 
 
 def _styles() -> Any:
-    """Markers and colours: a pair comes again after sixty methods."""
-    return zip(cycle(MARKERS), cycle(COLOURS), strict=False)
+    """Markers, colours and lines: any two of them come again together after sixty methods."""
+    lines = [line for line in LINES for _ in COLOURS]
+    return zip(cycle(MARKERS), cycle(COLOURS), cycle(lines), strict=False)
 
 
-def _figure(made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], None]]) -> Figure:
-    """Axes for every panel and drawing, one legend for each panel beside it."""
+def _scored(made: Sequence[Panel], draw: Callable[[Axes, Panel], None]) -> Figure:
+    """A figure of scores, with what they are: of tables of one protocol, as a rule."""
+    return _figure(made, [draw], "; ".join(dict.fromkeys(panel.protocol() for panel in made)))
+
+
+def _figure(
+    made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], None]], said: str
+) -> Figure:
+    """Axes for every panel and drawing, one legend for each panel beside it, and a line below."""
     columns = min(2, len(made))
     lines = -(-len(made) // columns) * len(drawings)
-    figure = Figure(figsize=(6.6 * columns, 3.6 * lines), layout="constrained")
+    names = max(len({run.place[1] for run in panel.runs}) for panel in made)
+    width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # a legend of several columns needs its room
+    figure = Figure(figsize=(width * columns, 3.6 * lines + 0.2), layout="constrained")
+    figure.supxlabel(said, fontsize="small")
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
@@ -246,6 +277,11 @@ def _figure(made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], No
             axes.margins(0.08)
             if offset == 0:
                 axes.set_title(panel.title)
-            if offset == 0 and axes.get_legend_handles_labels()[0]:
-                axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+            if offset == 0 and (count := len(axes.get_legend_handles_labels()[0])):
+                axes.legend(
+                    loc="center left",
+                    bbox_to_anchor=(1.01, 0.5),
+                    fontsize="small",
+                    ncols=-(-count // LEGEND),
+                )
     return figure

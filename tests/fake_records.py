@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import common_tasks
+from experiments.published import SIZES
 from lora_jax import records
 from lora_jax.metrics_log import Metrics
 
@@ -40,7 +41,7 @@ def write(
         "data_digest": f"{plain['data']['name']} {plain['data']['draw']}",
         "weights_digest": plain["model"]["name"],
         "parameters_trained": (parameters or 0) + 770,
-        "parameters_total": 22_713_986,
+        "parameters_total": int(SIZES.get(plain["study"]["model"], 22_713_986)),
         "parameters_adapters": parameters,
         "metric": common_tasks.METRICS.get(task, "accuracy"),
         "metrics_best": scores,

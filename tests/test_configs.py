@@ -4,8 +4,10 @@ import functools
 import importlib
 import itertools
 import math
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,20 @@ def test_what_is_published_as_runnable_runs_and_nothing_else(name):
         assert not beside
     else:
         assert beside
+
+
+@pytest.mark.parametrize("name", [n for n in STUDIES if MODULES[n].TABLE["published"]])
+def test_the_expected_numbers_of_a_docstring_are_the_published_ones(name):
+    """Every one that the config can be held to is there, as it is printed."""
+    module = MODULES[name]
+    said = Counter(re.findall(r"\d+\.\d+", module.__doc__))
+    decimals = module.TABLE["decimals"]
+    expected = Counter(
+        f"{cell.value:.{decimals}f}"
+        for cell in published.load()
+        if (cell.paper, cell.table) == module.TABLE["published"] and cell.runnable
+    )
+    assert not expected - said
 
 
 BASE = {"model": "roberta_base"}

@@ -80,7 +80,7 @@ def test_scores_are_drawn_against_the_adapters_parameters(tmp_path):
     (axes,) = figure.axes
     found = series(axes)
     assert found.pop("head only") == ([0, 1], [15.0, 15.0])  # a line across
-    assert found == {"lora": ([221_184], [50.0]), "vera": ([12_000], [30.0])}
+    assert found == {"LoRA": ([221_184], [50.0]), "VeRA": ([12_000], [30.0])}
     assert axes.get_title() == "MiniLM (all-MiniLM-L6-v2), CoLA"
     assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "Matthews (%)")
 
@@ -92,7 +92,7 @@ def test_training_is_the_mean_over_the_steps_that_all_runs_have(tmp_path):
         write(tmp_path / str(seed), "glue", arg, {"matthews": 0.4}, losses=own, parameters=1)
     write(tmp_path / "no_log", "glue", "variant=dora", {"matthews": 0.4}, parameters=1)
     loss, score = score_plots.training(collect.find(tmp_path)).axes
-    assert series(loss) == {"lora": ([10, 20], [0.9, 0.4])}
+    assert series(loss) == {"LoRA": ([10, 20], [0.9, 0.4])}
     assert series(score) == {}  # their evaluations were at different steps
     (band,) = loss.collections
     heights = {tuple(np.round(point, 6)) for point in band.get_paths()[0].vertices}
@@ -141,6 +141,44 @@ def test_nothing_to_draw_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"no runs of 'glu' in .*; nearest: 'glue'"):
         score_plots.draw(tmp_path, "training", tmp_path / "x.png", table="glu")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_points_are_what_the_table_says(tmp_path):
+    """The median of the best evaluations, where that is a paper's protocol."""
+    for seed, best in enumerate((0.5, 0.6, 0.9)):
+        arg = f"model=roberta_base,task=cola,seed={seed}"
+        how = {"parameters": 294_912, "metrics_best": {"matthews": best}}
+        write(tmp_path / str(seed), "lora_table2", arg, {"matthews": 0.1}, **how)
+    figure = score_plots.parameters(collect.find(tmp_path))
+    assert series(figure.axes[0]) == {"LoRA": ([294_912], [60.0])}
+    said = "median of runs at their best evaluation ± standard deviation"
+    assert figure.get_supxlabel() == said
+
+
+def test_no_two_of_many_methods_look_alike(tmp_path):
+    for number, row in enumerate(("lora", "dora", "pissa", "vera", "full", "bitfit", "head_only")):
+        for storage in ("none", "nf4", "int8"):
+            arg = f"variant={row},storage={storage}"
+            losses = tuple(1 / step for step in range(1, 13))  # so many that none has a marker
+            folder = tmp_path / f"{row}_{storage}"
+            write(folder, "glue", arg, {"matthews": 0.5}, losses=losses, parameters=10**number)
+    loss, _ = score_plots.training(collect.find(tmp_path)).axes
+    looks = {(line.get_color(), line.get_linestyle()) for line in loss.lines}
+    assert len(loss.lines) == len(looks) == 21
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legend_of_many_names_leaves_room_for_the_points(tmp_path):
+    for rank in (8, 1, 2, 4, 16, 32, 64):
+        for targets in ("qv", "qkvo", "all", "all_last_half", "all_every_other"):
+            arg = f"targets={targets},rank={rank}"
+            write(tmp_path / arg, "targets", arg, {"matthews": 0.5}, parameters=rank)
+    figure = score_plots.parameters(collect.find(tmp_path))
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    box, whole = axes.get_window_extent(), axes.get_tightbbox()
+    assert box.width > 0.3 * figure.bbox.width and box.height > 0.6 * figure.bbox.height
+    assert whole is not None and whole.y0 >= 0 and whole.y1 <= figure.bbox.height
 
 
 def test_labels_do_not_overlap(tmp_path):

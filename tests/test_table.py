@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from experiments import cells, collect, published, render, report
 from experiments.cells import Block, Cell, Column, Row
 from experiments.collect import Summary
+from lora_jax import records
 
 ROOT = Path(__file__).parent.parent
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
@@ -117,16 +118,82 @@ def test_a_published_number_is_never_beside_another_model_s(base):
     assert "minilm, lora, rte: 2 of our runs did not start from" in notes("lora_table2", results)
 
 
-@pytest.mark.parametrize("name", ["lora_table6", "lora_table18"])
-def test_a_decoder_s_table_is_a_block_of_its_own(tmp_path, name):
+@pytest.mark.parametrize(("name", "published_rows"), [("lora_table6", 15), ("lora_table18", 11)])
+def test_a_decoder_s_table_is_a_block_of_its_own(tmp_path, name, published_rows):
     for seed in range(3):
         arg = f"model=roberta_base,task=mnli,rank=4,seed={seed}"
         write(tmp_path / str(seed), name, arg, {"accuracy": 0.87}, parameters=147_456)
     made = markdown(name, tmp_path)
     (paper,) = (block for title, block in made.items() if title.endswith("(published only)"))
-    assert len(made) == 2 and len(paper) == {"lora_table6": 15, "lora_table18": 11}[name]
+    assert len(made) == 2 and len(paper) == published_rows
     ours = made["RoBERTa base (ours)"]
-    assert [list(row.values()) for row in ours.values()] == [["0.147M", "87.0 ± 0.0 (3)"]]
+    run = [list(row.values()) for row in ours.values() if row["MNLI"] != "not run"]
+    assert run == [["0.147M", "87.0 ± 0.0 (3)"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        (
+            "lora_table6",
+            [
+                f"LoRA, {weights}, r={rank}"
+                for weights in ("Wq", "Wq,Wv", "Wq,Wk,Wv,Wo")
+                for rank in (1, 2, 4, 8, 64)
+            ],
+        ),
+        ("lora_table18", [f"LoRA, r={2**power}" for power in range(9)]),
+    ],
+)
+def test_a_grid_stands_there_before_anything_of_it_is_run(tmp_path, name, rows):
+    grid = markdown(name, tmp_path)["RoBERTa base (ours)"]
+    assert list(grid) == rows
+    assert all(list(row.items())[1:] == [("CoLA", "not run")] for row in grid.values())
+    arg = "model=roberta_base,task=rte,rank=4"
+    write(tmp_path / "one", name, arg, {"accuracy": 0.7}, parameters=147_456)
+    grid = markdown(name, tmp_path)["RoBERTa base (ours)"]
+    assert list(grid) == rows
+    cells = [list(row.items())[1:] for row in grid.values()]
+    assert cells.count([("RTE", "not run")]) == len(rows) - 1
+    assert cells.count([("RTE", "70.0 (1)")]) == 1
+
+
+def test_a_table_of_fixed_columns_and_rows_says_what_of_it_is_not_run(tmp_path):
+    write(tmp_path, "all_methods", "row=lora", {"matthews": 0.4}, parameters=331_776)
+    (made,) = markdown("all_methods", tmp_path).values()
+    assert len(made) == 11 and list(made)[:3] == ["head alone", "BitFit", "full fine-tuning"]
+    ours = made.pop("LoRA")
+    assert (ours["CoLA"], ours["SST-2"]) == ("40.0 (1)", "not run")
+    assert all(row["CoLA"] == row["SST-2"] == "not run" for row in made.values())
+
+
+def test_another_model_in_the_place_of_the_config_s_is_a_block_of_its_own(base):
+    results, _ = base
+    before = markdown("lora_table2", results)
+    own = {"changes": {"model.name": "google-bert/bert-base-uncased"}, "parameters": 294_912}
+    arg = "model=roberta_base,task=cola,seed=7"
+    write(
+        results / "bert",
+        "lora_table2",
+        arg,
+        {"matthews": 0.6},
+        parameters_total=109_483_778,
+        **own,
+    )
+    made = markdown("lora_table2", results)
+    other = made.pop("roberta_base replaced by a model of 109M parameters (ours)")
+    assert other["LoRA"]["CoLA"] == "60.0 (1)"
+    assert made == before
+    said = "of 109M parameters: our runs are of google-bert/bert-base-uncased."
+    assert said in notes("lora_table2", results)
+
+
+def test_smoke_runs_never_stand_beside_a_published_number(tmp_path):
+    arg = "model=roberta_base,task=cola,size=smoke"
+    write(tmp_path, "lora_table2", arg, {"matthews": 0.1}, parameters=294_912)
+    text = report.render_table("lora_table2", tmp_path, "markdown", size="smoke")
+    assert "**LoRA, Table 2: GLUE, smoke runs, RoBERTa base (ours)**" in text
+    assert "10.0 (1)" in text and "63.4" not in text and "Published" not in text
 
 
 def test_what_diverged_is_counted_and_named(base):
@@ -169,6 +236,7 @@ def test_copies_are_one_run_and_contradictions_an_error(base):
     [
         ({"changes": {"variant.rank": 4}}, "variant.rank is 8 in one and 4 in the other"),
         ({"changes": {"optimizer.learning_rate": 1e-3}}, "optimizer.learning_rate is"),
+        ({"changes": {"start_from": "runs/mnli"}}, "start_from is null in one and a run in the"),
         ({"data_digest": "other"}, "were trained on different data"),
         ({"weights_digest": "other"}, "began from different weights"),
     ],
@@ -290,7 +358,7 @@ def test_one_run_has_no_spread():
     assert collect.summarise([3.0], "mean", "ci95") == Summary(3.0, None, 1)
 
 
-NASTY = "a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ *z* `q`"
+NASTY = "a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ *z* `q` [r=8]"
 BLOCK = Block(
     NASTY,
     (Column(NASTY, "rte", "accuracy"), Column("loss", "rte", "eval_loss")),
@@ -361,7 +429,7 @@ def test_every_format_holds_the_same_cells():
     assert [(v["method"], v["ours"], v["n"], v["failed"], v["state"]) for v in values] == [
         (NASTY, "61.04", "3", "0", "run"),
         (NASTY, "", "0", "0", "not run"),
-        ("plain", "", "0", "2", "not run"),
+        ("plain", "", "0", "2", "failed"),
         ("plain", "0.5", "1", "0", "run"),
     ]
     for text in ("0.001M to 2M", "61.0 ± 1.3 (3)", "not run", "2 failed", "0.5 (1)"):
@@ -403,6 +471,46 @@ def test_mistakes_are_named(base):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": -1, "extra": 1}))
     with pytest.raises(ValueError, match=r"sst2/0/record.json: .*extra is no field"):
         report.render_table("lora_table2", results, "rich")
+
+
+def test_notes_are_of_the_model_that_is_shown(base):
+    results, _ = base
+    write(results / "small", "lora_table2", "task=rte", {"accuracy": 0.5}, parameters=73_728)
+    text = report.render_table("lora_table2", results, "csv", model="minilm")
+    assert "roberta" not in text
+    how = {"status": "diverged", "note": "too fast"}
+    arg = "model=roberta_base,task=rte,seed=9,start_from=runs/mnli"
+    write(results / "bad", "lora_table2", arg, {}, **how)
+    text = report.render_table("lora_table2", results, "markdown", model="minilm")
+    assert "did not start from an MNLI adapter" in text and "too fast" not in text
+
+
+def test_a_failed_run_of_no_metric_takes_no_column_from_the_others(tmp_path):
+    how = {"status": "failed", "note": "killed", "metric": ""}
+    write(tmp_path / "a", "glue", "", {}, **how)
+    write(tmp_path / "b", "glue", "seed=1", {"matthews": 0.5}, parameters=1)
+    (made,) = markdown("glue", tmp_path).values()
+    assert made["LoRA"]["CoLA"] == "50.0 (1, 1 failed)"
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda config: config["data"].pop("draw"), "data.draw"),
+        (lambda config: config["study"].pop("size"), "study.size"),
+        (lambda config: config.pop("start_from"), "start_from"),
+        (lambda config: config.update(study="glue"), "study.table"),
+    ],
+)
+def test_a_record_of_another_version_is_named(tmp_path, change, missing):
+    write(tmp_path / "a", "glue", "", {"matthews": 0.5}, parameters=1)
+    path = tmp_path / "a" / "record.json"
+    values = json.loads(path.read_text())
+    change(values["config"])
+    values["config_digest"] = records.config_digest(values["config"])
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"a/record.json: its config has no {missing}: a record"):
+        report.render_table("glue", tmp_path, "rich")
 
 
 def test_every_table_renders_before_anything_is_run(tmp_path):
