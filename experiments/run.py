@@ -4,9 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import lora_jax as lj
+from experiments import predictions
 from experiments.build import Experiment, build
 from experiments.plots import rank_map
 from experiments.progress import bar
@@ -79,8 +78,8 @@ def _save(
     lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
     call = experiment.adapted_call(state.trainable)
     parts = (*experiment.task.extra, *experiment.task.unlabelled)
-    predictions: dict[str, Any] = experiment.predictions(call, *parts)
-    np.savez_compressed(workdir / "predictions.npz", **predictions)
+    outputs = experiment.predictions(call, *parts)
+    predictions.write(workdir, predictions.of_task(experiment.task, outputs))
     pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
     if frozen.spec == experiment.frozen.spec:
         return None, None

@@ -41,6 +41,12 @@ def validate(config: dict[str, Any]) -> None:
         raise ValueError(
             f"config.train.batch_size {size} must be a multiple of train.accumulate {parts}"
         )
+    study, section = config.get("study") or {}, config["data"]
+    if section["source"] == "files" and study.get("column", section["name"]) != section["name"]:
+        raise ValueError(
+            f"config.data.source files: your own data cannot stand under {study['column']} of "
+            f"{study['table']}; use configs/own_data.py"
+        )
     if config["train"]["select"] not in ("last", "best"):
         raise ValueError(
             f"config.train.select '{config['train']['select']}': expected last or best"

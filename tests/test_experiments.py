@@ -15,7 +15,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from configs import quickstart
+from configs import glue, quickstart
 from experiments import build, run
 from lora_jax import records
 from lora_jax.models import pretrained
@@ -82,6 +82,14 @@ def smoke(**changes):
 def test_a_config_that_cannot_work(tmp_path, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         run.run(smoke(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_own_data_does_not_stand_under_a_task(tmp_path):
+    config = glue.get_config("task=cola,size=smoke")
+    config.update({"data": {"source": "files"}})
+    with pytest.raises(ValueError, match=r"cannot stand under cola of glue; use configs/own_data"):
+        run.run(config.to_dict(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from configs import adalora_table1, all_methods, domain_shift, lora_table2, own_data, targets
-from experiments import build, run, tune
+from experiments import build, predictions, run, tune
 from experiments.report import render_table
 from lora_jax import data, metrics, tree_file
 from lora_jax.models import pretrained
@@ -89,12 +89,14 @@ def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, tmp_path):
 def test_outputs_of_every_example_give_the_scores_again(bert, glue, tmp_path):
     config = config_of(lora_table2, "model=minilm,task=mnli", glue, bert)
     record = run.run(config, tmp_path)
-    outputs = np.load(tmp_path / "predictions.npz")
+    found = predictions.read(tmp_path)
     task = data.load_task("glue/mnli", "tsv", glue)
-    sizes = {name: len(part) for name, part in {**task.extra, **task.unlabelled}.items()}
-    sizes["validation"] = len(task.validation)
-    assert {name: len(outputs[name]) for name in outputs} == sizes
-    labelled = {name: outputs[name] for name in ("validation", *task.extra)}
+    parts = {"validation": task.validation, **task.extra, **task.unlabelled}
+    assert found.keys() == parts.keys()
+    for name, part in parts.items():
+        assert len(found[name].outputs) == len(part)
+        np.testing.assert_equal(found[name].labels, part.labels)
+    labelled = {n: each.outputs for n, each in found.items() if each.labels is not None}
     again = metrics.score_parts(task, labelled)
     for name, value in record.metrics_last.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
@@ -192,8 +194,10 @@ def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
     second = run.run(config("films", "news", **changes), tmp_path / "second")
     assert first.metrics_last.keys() == second.metrics_last.keys()
     assert {"accuracy", "f1", "accuracy_extra", "f1_extra"} < first.metrics_last.keys()
-    outputs = np.load(tmp_path / "second" / "predictions.npz")
-    np.testing.assert_array_equal(outputs["test"], outputs["extra"])
+    found = predictions.read(tmp_path / "second")
+    np.testing.assert_array_equal(found["test"].outputs, found["extra"].outputs)
+    assert found["test"].labels is None and len(found["extra"].labels) == 8
+    assert predictions.read(tmp_path) == {}
     shown = render_table("own_data", tmp_path / "runs", "csv", size="smoke")
     assert f"{100 * first.metrics_last['accuracy']}" in shown
     again = config("news", "films")
