@@ -156,9 +156,9 @@ def _left_out(count: int, why: str) -> str:
 
 def _alike(runs: Sequence[Run]) -> None:
     """Raise where the runs of a cell are not runs of the same thing."""
-    first, settings = runs[0], dict(_settings(runs[0]))
+    first, settings = runs[0], dict(settings_of(runs[0].record.config))
     for run in runs[1:]:
-        own = dict(_settings(run))
+        own = dict(settings_of(run.record.config))
         keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
         if keys:
             there, here = settings.get(keys[0], "absent"), own.get(keys[0], "absent")
@@ -173,7 +173,9 @@ def _alike(runs: Sequence[Run]) -> None:
             raise ValueError(f"{first.folder} and {run.folder} were trained on different data")
 
 
-def _settings(run: Run) -> Iterator[tuple[str, str]]:
+def settings_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What decides the result of a run but which one it is: names and values, written out."""
+
     def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             for key, item in value.items():
@@ -183,7 +185,7 @@ def _settings(run: Run) -> Iterator[tuple[str, str]]:
         elif where not in FREE:
             yield where, records.canonical(value)
 
-    return leaves(run.record.config, "")
+    return leaves(config, "")
 
 
 def _one_of_each(runs: Sequence[Run]) -> list[Run]:

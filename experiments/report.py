@@ -1,13 +1,16 @@
 """A table of a config's runs as text, and the tables between the markers of a document."""
 
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from configs.common_tasks import MODELS
 from experiments import cells, collect, published, render
+from lora_jax import records
 from lora_jax.partition import nearest
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +57,8 @@ def render_table(
         collected = collect.collect(own, name, size)  # the notes, too, are of this model alone
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _names(collected.runs)
+    if table["published"]:
+        notes += _changes(importlib.import_module(f"configs.{name}"), collected.runs)
     notes += collected.notes if made else ("Nothing has been run.",)
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
     return render.FORMATS[form](made, title, notes, table["decimals"])
@@ -103,6 +108,46 @@ def _names(runs: tuple[collect.Run, ...]) -> list[str]:
         if run.record.config["model"]["name"] != MODELS.get(run.study["model"])
     }
     return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
+
+
+def _changes(module: ModuleType, runs: tuple[collect.Run, ...]) -> list[str]:
+    """Which cells were run with other settings than their config has, the paper's."""
+    cells = {run.place: run for run in runs}  # the runs of a cell have the same settings
+    notes = []
+    for place, run in cells.items():
+        if (config := _config_of(module, run)) is None:
+            continue
+        own, ours = (dict(collect.settings_of(each)) for each in (config, run.record.config))
+        changed = [
+            f"{key} is {ours[key]} in place of {own[key]}"
+            for key in sorted(own.keys() & ours.keys() - {"model.name", "data.source"})
+            if own[key] != ours[key] and key != "start_from"
+        ]
+        if changed:
+            notes.append(
+                f"{', '.join(place)}: our runs are not the config's: {'; '.join(changed)}."
+            )
+    return notes
+
+
+def _config_of(module: ModuleType, run: collect.Run) -> dict[str, Any] | None:
+    """The config whose place in the table a run has; None where there is none."""
+    known = {"model": run.study["model"], "task": run.study["column"], "size": run.study["size"]}
+    known |= {"source": "tsv"}
+    lists = {
+        key: (known[key],) if key in known else values
+        for key, values in module.ARGUMENTS.items()
+        if isinstance(values, tuple)
+    }
+    for values in itertools.product(*lists.values()):
+        arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
+        try:
+            config = module.get_config(arg)
+        except ValueError:  # no such model or task, or not together
+            continue
+        if config.study.to_dict() == run.study:
+            return records.plain(config.to_dict())
+    return None
 
 
 def rewrite(path: Path, results: Path) -> bool:

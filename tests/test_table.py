@@ -188,6 +188,20 @@ def test_another_model_in_the_place_of_the_config_s_is_a_block_of_its_own(base):
     assert said in notes("lora_table2", results)
 
 
+def test_settings_that_are_not_the_config_s_are_named(base):
+    results, _ = base
+    assert "not the config's" not in notes("lora_table2", results)
+    shutil.rmtree(results / "cola")
+    changes = {"optimizer.learning_rate": 1e-3, "train.epochs": 3, "data.folder": "elsewhere"}
+    for seed in range(2):
+        arg = f"model=roberta_base,task=cola,seed={seed}"
+        folder = results / "cola" / str(seed)
+        write(folder, "lora_table2", arg, {"matthews": 0.6}, parameters=1, changes=changes)
+    said = "roberta_base, lora, cola: our runs are not the config's: optimizer.learning_rate is "
+    said += "0.001 in place of 0.0004; train.epochs is 3 in place of 80."
+    assert said in notes("lora_table2", results)
+
+
 def test_smoke_runs_never_stand_beside_a_published_number(tmp_path):
     arg = "model=roberta_base,task=cola,size=smoke"
     write(tmp_path, "lora_table2", arg, {"matthews": 0.1}, parameters=294_912)
