@@ -181,7 +181,7 @@ def experiment(
                 source=choice["source"],
                 folder=placeholder(choice["folder"] or None, str),
                 train=64 if smoke else LAPTOP_EXAMPLES.get(task, 0) if small else 0,
-                max_length=recipe["max_length"],
+                max_length=min(32, recipe["max_length"]) if smoke else recipe["max_length"],
                 buckets=2 if smoke else 6,
             ),
             "variant": variant,

@@ -132,10 +132,15 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     for run in kept:
         cells.setdefault(run.place, []).append(run)
     single: list[Run] = []
+    strays = 0
     for each in cells.values():
-        _alike(each)
-        single += _one_of_each(each)
-    notes += [_left_out(len(kept) - len(single), "copies or earlier attempts of others")]
+        alike = _without_strays(each)
+        _alike(alike)
+        single += _one_of_each(alike)
+        strays += len(each) - len(alike)
+    notes += [_left_out(strays, "not completed, and with other settings than the completed ones")]
+    copies = len(kept) - strays - len(single)
+    notes += [_left_out(copies, "copies or earlier attempts of others")]
     for run in single:
         if not run.completed:
             what = ", ".join(run.place) + f", seed {run.record.seed}"
@@ -152,6 +157,16 @@ def _tunes(run: Run) -> bool:
 
 def _left_out(count: int, why: str) -> str:
     return f"{count} {'run' if count == 1 else 'runs'} left out: {why}" if count else ""
+
+
+def _without_strays(runs: Sequence[Run]) -> list[Run]:
+    """The runs of a cell but those that failed with settings that no completed run has."""
+    done = [dict(settings_of(run.record.config)) for run in runs if run.completed]
+    return [
+        run
+        for run in runs
+        if run.completed or not done or dict(settings_of(run.record.config)) in done
+    ]
 
 
 def _alike(runs: Sequence[Run]) -> None:

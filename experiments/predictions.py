@@ -6,7 +6,7 @@ The outputs of each part are under its name (`validation`, `test`, ...) and its 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,13 +29,12 @@ def of_task(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, Predicti
 
 
 def write(folder: Path, predictions: Mapping[str, Predictions]) -> None:
-    arrays = {name: each.outputs for name, each in predictions.items()}
-    labels = {
-        f"{name}/label": each.labels
-        for name, each in predictions.items()
-        if each.labels is not None
-    }
-    np.savez_compressed(folder / NAME, **arrays, **labels)
+    arrays: dict[str, Any] = {}
+    for name, each in predictions.items():
+        arrays[name] = each.outputs
+        if each.labels is not None:
+            arrays[f"{name}/label"] = each.labels
+    np.savez_compressed(folder / NAME, **arrays)
 
 
 def read(folder: Path) -> dict[str, Predictions]:

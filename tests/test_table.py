@@ -245,6 +245,16 @@ def test_copies_are_one_run_and_contradictions_an_error(base):
         markdown("lora_table2", results)
 
 
+def test_a_failed_attempt_with_other_settings_is_left_out(base):
+    results, _ = base
+    before = markdown("lora_table2", results)
+    arg, changes = "model=roberta_base,task=sst2,seed=9", {"optimizer.learning_rate": 9.0}
+    how = {"status": "failed", "note": "killed", "changes": changes}
+    write(results / "other", "lora_table2", arg, {"accuracy": None}, **how)
+    assert markdown("lora_table2", results) == before
+    assert "1 run left out: not completed, and with other settings" in notes("lora_table2", results)
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [

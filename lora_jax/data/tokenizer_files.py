@@ -59,7 +59,8 @@ def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
 def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """DeBERTa v2's and v3's: a SentencePiece unigram model, with its own table of characters.
 
-    As transformers' DebertaV2Converter, whose ids are SentencePiece's. (The DebertaV2Tokenizer of
+    As transformers' DebertaV2Converter, whose ids are SentencePiece's but where several characters
+    in a row combine with one, or a text ends in U+2581. (The DebertaV2Tokenizer of
     transformers 5 leaves the model's table of characters out, so that ligatures, full-width letters
     and the like become unknown: ids differ there.)
     """
