@@ -41,7 +41,7 @@ def write(
         "data_digest": f"{plain['data']['name']} {plain['data']['draw']}",
         "weights_digest": plain["model"]["name"],
         "parameters_trained": (parameters or 0) + 770,
-        "parameters_total": int(SIZES.get(plain["study"]["model"], 22_713_986)),
+        "parameters_total": int(SIZES.get(plain.get("study", {}).get("model"), 22_713_986)),
         "parameters_adapters": parameters,
         "metric": common_tasks.METRICS.get(task, "accuracy"),
         "metrics_best": scores,
