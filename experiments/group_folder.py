@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax import records
-from lora_jax.trials import Execution
+from lora_jax.program import Execution
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.fit_trials import fit_trials
 from lora_jax.metrics_log import Metrics
-from lora_jax.trials import Execution, Program, fastest, make_program, narrow, widen
+from lora_jax.program import Execution, Program, fastest, make_program, narrow, widen
 
 Ended = records.Record | Exception
 
@@ -42,7 +42,7 @@ class Together:
     states: tuple[train.TrainState, ...]
 
     def program(self, execution: Execution) -> Program:
-        """The trials as a program (see `lora_jax.trials`)."""
+        """The trials as a program (see `lora_jax.program`)."""
         config, steps = self.shared.config, self.shared.loop.steps
         parts = config["train"]["accumulate"]
         step = train.make_step(self.shared.adapted, self.shared.predict, self.shared.loss, parts)

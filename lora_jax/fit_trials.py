@@ -20,7 +20,7 @@ from lora_jax.train import (
     all_finite,
     leaves_finite,
 )
-from lora_jax.trials import Program, stack, unstack
+from lora_jax.program import Program, stack, unstack
 
 
 def fit_trials(

@@ -12,7 +12,7 @@ import pytest
 import lora_jax as lj
 import variants
 from experiments.groups import union
-from lora_jax import checkpoint, fit_trials, metrics_log, optim, train, trials
+from lora_jax import checkpoint, fit_trials, metrics_log, optim, program, train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -126,13 +126,13 @@ def alone(trial, steps, name="lora", optimizer=sgd):
     return found
 
 
-def program(all_trials, execution, name="lora", optimizer=sgd):
+def build(all_trials, execution, name="lora", optimizer=sgd):
     """The program of trials, their states, and what each of them is like alone."""
     made = [make(trial, name) for trial in all_trials]
     both = union([each.adapted.rules[0][1] for each in made])
     adapted = lj.adapt(forward, both, also_train=made[0].adapted.also_train)
     like = jax.eval_shape(adapted.init, jax.random.key(0), parameters(), jnp.zeros((1, 6)))
-    wide = [trials.widen(m.trainable, m.frozen, like, made[0].frozen.base) for m in made]
+    wide = [program.widen(m.trainable, m.frozen, like, made[0].frozen.base) for m in made]
     step = train.make_step(adapted, predict_with(adapted), train.cross_entropy)
     states = [
         train.TrainState.create(adapted, optimizer(hyper_of(t)), w, f, jax.random.key(t.seed + 100))
@@ -144,11 +144,11 @@ def program(all_trials, execution, name="lora", optimizer=sgd):
 
     hyper = [jax.tree.map(lambda x: jnp.asarray(x, float), hyper_of(t)) for t in all_trials]
     frozen = [each for _, each in wide]
-    return trials.make_program(execution, traced, frozen, hyper), states, made
+    return program.make_program(execution, traced, frozen, hyper), states, made
 
 
 def together(all_trials, steps, execution, name="lora", optimizer=sgd):
-    run, states, made = program(all_trials, execution, name, optimizer)
+    run, states, made = build(all_trials, execution, name, optimizer)
     population = run.start(states)
     sources = [batches(trial) for trial in all_trials]
     found = [[] for _ in all_trials]
@@ -156,7 +156,7 @@ def together(all_trials, steps, execution, name="lora", optimizer=sgd):
         population, values = run.step(population, [next(source) for source in sources])
         for number, mine in enumerate(found):
             wide = jax.tree.map(np.array, run.pick(population, number).trainable)
-            own = trials.narrow(wide, made[number].trainable)
+            own = program.narrow(wide, made[number].trainable)
             mine.append((own, {name: float(value[number]) for name, value in values.items()}))
     return found
 
@@ -216,7 +216,7 @@ def test_adalora_with_budgets_and_penalties_of_their_own():
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations):
     """The same program takes any learning rate, alpha, rank, ratio and seed."""
-    run, states, _ = program((*TRIALS, *DROPPING), execution)
+    run, states, _ = build((*TRIALS, *DROPPING), execution)
     sources = [batches(trial) for trial in (*TRIALS, *DROPPING)]
     population = run.start(states)
     population, _ = run.step(population, [next(source) for source in sources])
@@ -228,11 +228,11 @@ def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations):
 
 
 def test_the_base_is_neither_stacked_nor_copied():
-    run, states, made = program(TRIALS, "vmap")
+    run, states, made = build(TRIALS, "vmap")
     population = run.start(states)
     assert jax.tree.leaves(population.trainable["adapters"])[0].shape[0] == len(TRIALS)
     before = [id(leaf) for leaf in made[0].frozen.base.values()]
-    _, frozen = trials.widen(
+    _, frozen = program.widen(
         made[1].trainable,
         made[1].frozen,
         jax.eval_shape(lambda: (made[1].trainable, made[1].frozen)),
@@ -250,7 +250,7 @@ class Killed(Exception):
 
 def fit(folder, execution="each", chosen=TRIALS, killed_at=None, poison=None, keep_best=False):
     """20 steps of all trials, as `test_train` has them for one."""
-    run, states, made = program(chosen, execution, optimizer=adam)
+    run, states, made = build(chosen, execution, optimizer=adam)
 
     def source(number):
         def start(step):
@@ -264,7 +264,7 @@ def fit(folder, execution="each", chosen=TRIALS, killed_at=None, poison=None, ke
         return start
 
     def evaluate(number, trainable):
-        own = trials.narrow(trainable, made[number].trainable)
+        own = program.narrow(trainable, made[number].trainable)
         merged = made[number].adapted.merge(own, made[number].frozen)
         return {"accuracy": float(jnp.sin(jnp.abs(merged["out"]).sum() * 3))}
 
@@ -284,7 +284,7 @@ def fit(folder, execution="each", chosen=TRIALS, killed_at=None, poison=None, ke
             outcomes=outcomes,
             keep_best=keep_best,
         )
-    own = [trials.narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
+    own = [program.narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
     return own, outcomes, [metrics_log.read_metrics(each / "metrics.jsonl") for each in folders]
 
 
