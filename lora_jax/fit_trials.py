@@ -11,6 +11,7 @@ import numpy as np
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.frozen import Trainable
 from lora_jax.metrics_log import Metrics
+from lora_jax.program import Program, stack, unstack
 from lora_jax.train import (
     Batch,
     Loop,
@@ -20,7 +21,6 @@ from lora_jax.train import (
     all_finite,
     leaves_finite,
 )
-from lora_jax.program import Program, stack, unstack
 
 
 def fit_trials(
