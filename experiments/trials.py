@@ -222,8 +222,9 @@ def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDic
             value = config
             for part in key.split(".")[1:]:
                 value = value[part]
-        value = value if isinstance(value, str | ConfigDict) else sweep_specs.text_of(value)
-        items.append(f"{labels[key]}={_UNSAFE.sub('-', str(value)).strip('-')}")
+        written = str(value) if isinstance(value, ConfigDict) else sweep_specs.text_of(value)
+        safe = _UNSAFE.sub("-", written)
+        items.append(f"{labels[key]}={safe if safe == written else safe.strip('-')}")
     return ",".join(items)
 
 

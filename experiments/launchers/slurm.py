@@ -1,0 +1,56 @@
+"""`--launcher=slurm`: a Slurm job for each job of a sweep, by submitit."""
+
+import dataclasses
+import importlib
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import jobs
+from experiments.jobs import Job
+from experiments.sweep_folder import SweepFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A job's command; where Slurm takes its time or its node, it is queued again and goes on."""
+
+    line: tuple[str, ...]
+
+    def __call__(self) -> int:
+        return subprocess.run(self.line, check=False).returncode
+
+    def checkpoint(self) -> Any:
+        return importlib.import_module("submitit").helpers.DelayedSubmission(self)
+
+
+def submit(
+    todo: Sequence[Job],
+    folder: SweepFolder,
+    options: Mapping[str, Any],
+    cluster: str | None = None,
+) -> list[Any]:
+    """Submit all jobs as one array; returns submitit's jobs, which go on without this process.
+
+    Args:
+      options: submitit's parameters, such as `timeout_min` or `slurm_partition`; None is left out.
+      cluster: `slurm`, or `local` for processes of this machine; by default what there is.
+
+    Raises:
+      ValueError: submitit is not installed, there is no Slurm here, or an option is unknown.
+    """
+    try:
+        submitit = importlib.import_module("submitit")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "--launcher=slurm needs submitit: pip install '.[slurm]', or --launcher=print"
+        ) from error
+    logs = folder.path.resolve() / "slurm" / "%j"
+    try:
+        executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+        executor.update_parameters(**{k: v for k, v in options.items() if v is not None})
+    except (RuntimeError, TypeError, NameError, AssertionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--launcher=slurm: {said}") from error
+    with executor.batch():
+        return [executor.submit(Command(tuple(jobs.command(folder, job)))) for job in todo]
