@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-import math
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 
+from experiments import make
 from experiments.build import Experiment, build
 from experiments.trials import Trial
 from lora_jax import data, records
@@ -25,13 +27,13 @@ class Cost:
     compile: float
     call: Mapping[int, float]
 
-    def of(self, lengths: Mapping[int, int]) -> float:
-        """So many calls of each length; what was not measured is interpolated by length."""
+    def of(self, lengths: Mapping[int, int], times: int = 1) -> float:
+        """So many calls of each length, all of it so often; others are interpolated by length."""
         total = 0.0
         (low, fast), (high, slow) = min(self.call.items()), max(self.call.items())
         for length, count in lengths.items():
             part = (length - low) / (high - low) if high > low else 0.0
-            total += self.compile + count * (fast + part * (slow - fast))
+            total += self.compile + times * count * (fast + part * (slow - fast))
         return total
 
 
@@ -41,8 +43,15 @@ def shape_of(config: Mapping[str, Any]) -> str:
     return records.canonical({name: config[name] for name in SHAPING} | sizes)
 
 
+def start_up() -> float:
+    """The seconds until a process of this program could begin with a trial."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import experiments.run"], check=True)
+    return time.perf_counter() - began
+
+
 def seconds(trials: Sequence[Trial]) -> list[float]:
-    """The seconds of each trial in a process of its own that nobody disturbs, but for its start.
+    """The seconds of each trial, compilation included, if nobody disturbs it.
 
     Nothing is written, but token ids that are kept for all runs.
     """
@@ -61,40 +70,27 @@ def measure(config: dict[str, Any]) -> Callable[[dict[str, Any]], float]:
     began = time.perf_counter()
     experiment = build(config)
     built = time.perf_counter() - began
-    lengths = [batch.padded_length for batch in _plan(experiment)]
-    step = _cost(_trainer(experiment), experiment, set(lengths))
-    call = experiment.adapted_call(experiment.trainable)
-    evaluated = Counter[int]()
-    for name in ("validation", *experiment.task.extra):
-        plan = data.eval_plan(
-            experiment.encoded[name].lengths, experiment.batch_size, experiment.boundaries
-        )
-        evaluated.update(batch.padded_length for batch in plan)
-    evaluation = _cost(call, experiment, set(evaluated))
+    split, size = experiment.encoded["train"], experiment.batch_size
+    plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config["seed"])
+    epoch = list(itertools.islice(plan.start(0), plan.steps_per_epoch))
+    step = _cost(_trainer(experiment), split, epoch, size)
+
+    scored, parts = list[data.Batch](), ("validation", *experiment.task.extra)
+    for part in parts:
+        scored += data.eval_plan(experiment.encoded[part].lengths, size, experiment.boundaries)
+    validation = experiment.encoded["validation"]
+    own = data.eval_plan(validation.lengths, size, experiment.boundaries)
+    forward = _cost(experiment.adapted_call(experiment.trainable), validation, own, size)
+    evaluated = Counter(batch.padded_length for batch in scored)
 
     def of(config: dict[str, Any]) -> float:
-        loop = dataclasses.replace(experiment.loop, steps=_steps(config, len(lengths)))
+        loop = make.make_loop(config["train"], len(split), experiment.loop.metric)
+        lengths = [batch.padded_length for batch in epoch]
+        trained = Counter(itertools.islice(itertools.cycle(lengths), loop.steps))
         times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
-        train = Counter(itertools.islice(itertools.cycle(lengths), loop.steps))
-        compiling = evaluation.compile * len(evaluated)
-        each = evaluation.of(evaluated) - compiling
-        return built + step.of(train) + compiling + times * each
+        return built + step.of(trained) + forward.of(evaluated, times)
 
     return of
-
-
-def _steps(config: Mapping[str, Any], epoch: int) -> int:
-    section = config["train"]
-    steps = max(1, round(epoch * section["epochs"]))
-    return min(steps, section["max_steps"] or steps)
-
-
-def _plan(experiment: Experiment) -> list[Any]:
-    """The batches of one epoch."""
-    split = experiment.encoded["train"]
-    size, seed = experiment.batch_size, experiment.config["seed"]
-    plan = data.BatchPlan(split.lengths, size, experiment.boundaries, seed)
-    return list(itertools.islice(plan.start(0), math.ceil(len(split) / size)))
 
 
 def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
@@ -109,16 +105,19 @@ def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
     return call
 
 
-def _cost(call: Callable[[Any], Any], experiment: Experiment, lengths: set[int]) -> Cost:
-    """Time a call at the shortest and the longest of some lengths."""
+def _cost(
+    call: Callable[[Any], Any], split: data.Encoded, plan: Sequence[data.Batch], size: int
+) -> Cost:
+    """Time a call on a shortest and a longest batch of a plan."""
     compiling, each = [], {}
-    split = experiment.encoded["train"]
-    rows = list(range(min(experiment.batch_size, len(split))))
-    for length in {min(lengths), max(lengths)}:
-        batch = data.collate(split, rows, length, experiment.batch_size)
-        first, *others = [_timed(call, batch) for _ in range(1 + _REPEATS)]
-        each[length] = min(others)
-        compiling.append(max(first - each[length], 0.0))
+    for choose in (min, max):
+        chosen = choose(plan, key=lambda batch: batch.padded_length)
+        if chosen.padded_length in each:
+            continue
+        arrays = data.collate(split, chosen.indices, chosen.padded_length, size)
+        first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
+        each[chosen.padded_length] = min(others)
+        compiling.append(max(first - min(others), 0.0))
     return Cost(sum(compiling) / len(compiling), each)
 
 

@@ -78,15 +78,11 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
     return Outlook(loop.steps, loop.metric)
 
 
-def _trace(
-    model: dict[str, Any], adapters: dict[str, Any], outputs: int, steps: int
-) -> None:
+def _trace(model: dict[str, Any], adapters: dict[str, Any], outputs: int, steps: int) -> None:
     """Adapt a model of shapes alone: patterns that match nothing, ranks that do not fit."""
     config = pretrained.read_config(pretrained.locate(model["name"]))
     classifier: Any = FAMILIES[config.model_type].classifier
-    abstract = nnx.eval_shape(
-        lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0))
-    )
+    abstract = nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
     targets = make.make_targets(adapters["variant"], adapters["targets"])
     if adapters["variant"]["total_steps"] is None:
         targets = {pattern: make.for_steps(each, steps) for pattern, each in targets.items()}

@@ -1,10 +1,10 @@
 """The folder of a sweep: its list of trials, who works on which, and what came of each.
 
-    trials.json             every trial that was ever asked for: flags, overrides, digest
-    trials/NAME/            what `experiments.train` leaves of a run: config, metrics, record
-    outcomes/NAME.json      the newest attempt: running, or how it ended
-    logs/NAME.log           what the processes printed, named after the first of their trials
-    locks/                  held while somebody works; the system frees them when a process dies
+trials.json             every trial that was ever asked for: flags, overrides, digest
+trials/NAME/            what `experiments.train` leaves of a run: config, metrics, record
+outcomes/NAME.json      the newest attempt: running, or how it ended
+logs/NAME.log           what the processes printed, named after the first of their trials
+locks/                  held while somebody works; the system frees them when a process dies
 """
 
 import contextlib

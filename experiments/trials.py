@@ -137,7 +137,7 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
     """
     rows = list(overrides)
     made, wrong = [], []
-    labels = _labels([key for key in dict.fromkeys(key for row in rows for key in row)])
+    labels = _labels(list(dict.fromkeys(key for row in rows for key in row)))
     for row in rows:
         try:
             own = _arguments(arguments, row)

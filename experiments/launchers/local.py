@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def _divide(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
     if count >= len(cores):
         return [(cores[number % len(cores)],) for number in range(count)]
     ends = [len(cores) * number // count for number in range(count + 1)]
-    return [tuple(cores[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+    return [tuple(cores[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def launch(

@@ -3,12 +3,15 @@
 import dataclasses
 import importlib
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import jobs
 from experiments.jobs import Job
 from experiments.sweep_folder import SweepFolder
+
+_TICK = 1.0  # seconds between looks at the jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +57,10 @@ def submit(
         raise ValueError(f"--launcher=slurm: {said}") from error
     with executor.batch():
         return [executor.submit(Command(tuple(jobs.command(folder, job)))) for job in todo]
+
+
+def watch(submitted: Sequence[Any], update: Callable[[], None]) -> None:
+    """Wait until Slurm is done with all jobs, calling `update` meanwhile."""
+    while not all(job.done() for job in submitted):
+        update()
+        time.sleep(_TICK)
