@@ -1,9 +1,7 @@
 """What a launcher gives to one process: a list of trials, and the training of them."""
 
 import contextlib
-import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,21 +82,3 @@ def _train(folder: SweepFolder, name: str, run: Run) -> bool:
         return False
     folder.end(name, record.status, record.note)
     return record.status == "completed"
-
-
-def end_with(stream: Any) -> None:
-    """End this process, in whatever it is, when a stream ends: that of the one that started it."""
-
-    def watch() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while stream.read(1):
-                pass
-        os._exit(1)  # nothing to tidy up: a run goes on from what is on disk
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def confine(cores: Sequence[int]) -> None:
-    """Keep this process, and the threads that it will start, to these cores."""
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)

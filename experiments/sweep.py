@@ -122,7 +122,12 @@ def _launch(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
         return
     if _LAUNCHER.value == "slurm" and todo:
         options = {name: flag.value for name, flag in _SLURM.items()}
-        submitted = slurm.submit(todo, folder, options, _CLUSTER.value)
+        submitted = slurm.submit(
+            [jobs.command(folder, job) for job in todo],
+            folder.path / "slurm",
+            options,
+            _CLUSTER.value,
+        )
         print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
         if not _WAIT.value:
             print("the same command with --dry_run tells how far they are")

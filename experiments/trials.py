@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import runpy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -110,18 +110,16 @@ def overrides_of(
 
 
 def _integers(arguments: Sequence[str]) -> set[str]:
-    config = read_config(arguments)
-    found = set()
+    """The keys whose settings are integers, be they set or not."""
 
-    def visit(section: ConfigDict, where: str) -> None:
-        for key in section:
-            if isinstance(section.get_ref(key).get(), ConfigDict):
-                visit(section[key], f"{where}.{key}")
+    def visit(section: ConfigDict, where: str) -> Iterator[str]:
+        for key, value in section.items():
+            if isinstance(value, ConfigDict):
+                yield from visit(value, f"{where}.{key}")
             elif section.get_type(key) is int:
-                found.add(f"{where}.{key}")
+                yield f"{where}.{key}"
 
-    visit(config, "config")
-    return found
+    return set(visit(read_config(arguments), "config"))
 
 
 def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial]:
@@ -194,7 +192,7 @@ def _with_hint(mistake: str, arguments: Sequence[str], row: Mapping[str, str]) -
     return mistake
 
 
-def _paths(config: ConfigDict) -> Iterable[str]:
+def _paths(config: ConfigDict) -> Iterator[str]:
     for key, value in config.items():
         nested = isinstance(value, ConfigDict)
         yield from (f"{key}.{path}" for path in _paths(value)) if nested else (key,)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, jobs
+from experiments import cli, jobs, leash
 from experiments.sweep_folder import SweepFolder
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
@@ -21,8 +21,8 @@ _LEASH = flags.DEFINE_bool("leash", False, "End when standard input does, with w
 
 def worker() -> None:
     if _LEASH.value:
-        jobs.end_with(sys.stdin.buffer)
-    jobs.confine([int(core) for core in _CORES.value])
+        leash.end_with(sys.stdin.buffer)
+    leash.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.require(_TRIAL.value)  # a name that is not there ends this before anything begins
     if not jobs.work(folder, _TRIAL.value):

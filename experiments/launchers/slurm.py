@@ -5,11 +5,8 @@ import importlib
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from experiments import jobs
-from experiments.jobs import Job
-from experiments.sweep_folder import SweepFolder
 
 _TICK = 1.0  # seconds between looks at the jobs
 
@@ -28,14 +25,16 @@ class Command:
 
 
 def submit(
-    todo: Sequence[Job],
-    folder: SweepFolder,
+    commands: Sequence[Sequence[str]],
+    logs: Path,
     options: Mapping[str, Any],
     cluster: str | None = None,
 ) -> list[Any]:
-    """Submit all jobs as one array; returns submitit's jobs, which go on without this process.
+    """Submit commands as one array; returns submitit's jobs, which go on without this process.
 
     Args:
+      commands: of the jobs of a sweep, to be run in this folder.
+      logs: the folder for what submitit keeps of each job, and what it printed.
       options: submitit's parameters, such as `timeout_min` or `slurm_partition`; None is left out.
       cluster: `slurm`, or `local` for processes of this machine; by default what there is.
 
@@ -48,15 +47,14 @@ def submit(
         raise ValueError(
             "--launcher=slurm needs submitit: pip install '.[slurm]', or --launcher=print"
         ) from error
-    logs = folder.path.resolve() / "slurm" / "%j"
     try:
-        executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
+        executor = submitit.AutoExecutor(folder=logs.resolve() / "%j", cluster=cluster)
         executor.update_parameters(**{k: v for k, v in options.items() if v is not None})
     except (RuntimeError, TypeError, NameError, AssertionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--launcher=slurm: {said}") from error
     with executor.batch():
-        return [executor.submit(Command(tuple(jobs.command(folder, job)))) for job in todo]
+        return [executor.submit(Command(tuple(line))) for line in commands]
 
 
 def watch(submitted: Sequence[Any], update: Callable[[], None]) -> None:
