@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from lora_jax.partition import nearest
 
 Overrides = dict[str, str]
@@ -141,6 +143,8 @@ def _number(text: str) -> float | None:
 def text_of(value: Any) -> str:
     """A value as a flag takes it, so that reading the flag gives the value again."""
     match value:
+        case ConfigDict():
+            return repr(value.to_dict())
         case bool():
             return str(value).lower()
         case str():
