@@ -4,15 +4,15 @@ import contextlib
 import os
 import threading
 from collections.abc import Sequence
-from typing import BinaryIO
 
 
-def end_with(stream: BinaryIO) -> None:
-    """End this process, whatever it does, when a stream ends: with the one that holds its end."""
+def end_with(descriptor: int) -> None:
+    """End this process, whatever it does, when a file ends: a pipe does with who holds its end."""
 
     def watch() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while stream.read(1):
+        with contextlib.suppress(OSError):
+            # Not by a Python file, whose lock an interpreter that ends normally would wait for.
+            while os.read(descriptor, 1):
                 pass
         os._exit(1)  # nothing to tidy up: a run goes on from what is on disk
 

@@ -21,7 +21,7 @@ _LEASH = flags.DEFINE_bool("leash", False, "End when standard input does, with w
 
 def worker() -> None:
     if _LEASH.value:
-        leash.end_with(sys.stdin.buffer)
+        leash.end_with(sys.stdin.fileno())
     leash.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.require(_TRIAL.value)  # a name that is not there ends this before anything begins
