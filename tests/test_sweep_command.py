@@ -23,20 +23,32 @@ from lora_jax.models.families import FAMILIES, family_of
 ROOT = Path(__file__).parent.parent
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 12, "model_type": "bert"}
-# Nothing here depends on how fast a step is, and most of the time is compilation.
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-ENVIRONMENT["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 def line(*arguments):
     return [sys.executable, "-m", "experiments.sweep", *map(str, arguments)]
 
 
-def run(*arguments):
-    done = subprocess.run(
-        line(*arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Most of the time would be compilation, of the same few programs again and again."""
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quick["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+    quick["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return {**os.environ, **quick}
+
+
+@pytest.fixture(scope="module")
+def run(environment):
+    """The command: its exit code, and what it prints."""
+
+    def command(*arguments):
+        done = subprocess.run(
+            line(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,7 @@ def tiny(tmp_path_factory):
     ]
 
 
-def test_a_sweep_of_nothing_ends_with_one_line(tmp_path):
+def test_a_sweep_of_nothing_ends_with_one_line(run, tmp_path):
     config = "--config=configs/quickstart.py:size=smoke"
     code, _, said = run(config, f"--workdir={tmp_path / 'sweep'}")
     assert code == 1
@@ -72,14 +84,14 @@ def test_a_sweep_of_nothing_ends_with_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, tmp_path):
+def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, run, environment, tmp_path):
     """Also: a printed command trains its job's trials, and `experiments.train` knows them."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, printed, said = run(*tiny, f"--workdir={whole}", "--launcher=print", "--per_job=20")
     assert code == 0, said
     (command,) = printed.splitlines()
     assert "experiments.worker" in shlex.split(command)
-    done = subprocess.run(command, shell=True, cwd="/", env=ENVIRONMENT, capture_output=True)
+    done = subprocess.run(command, shell=True, cwd="/", env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     straight = {path.parent.name: path.parent for path in whole.glob("trials/*/record.json")}
     assert len(straight) == 20
@@ -87,7 +99,7 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, tmp_path):
     arguments = (*tiny, f"--workdir={killed}", "--per_job=7")
     rng = np.random.default_rng()
     for reached in (2, 8, 14):
-        kill(arguments, killed, reached, rng.uniform(0, 4))
+        kill(arguments, environment, killed, reached, rng.uniform(0, 4))
     code, out, said = run(*arguments)
     assert code == 0, said + out
     assert "20 trials: 20 completed" in out
@@ -119,18 +131,18 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")}
     own = [sys.executable, "-m", "experiments.train", *listed[7]["arguments"]]
     own.append(f"--workdir={found[listed[7]['name']]}")
-    done = subprocess.run(own, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(own, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")} == before
 
 
-def kill(arguments, workdir, reached, seconds):
+def kill(arguments, environment, workdir, reached, seconds):
     """Start a sweep, and kill it some seconds after so many records are there."""
     with (workdir.parent / "killed.log").open("ab") as log:
         process = subprocess.Popen(
             line(*arguments),
             cwd=ROOT,
-            env=ENVIRONMENT,
+            env=environment,
             stdout=log,
             stderr=log,
             start_new_session=True,
