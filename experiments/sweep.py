@@ -8,6 +8,7 @@ Every trial is a run of `experiments.train` in a folder below WORKDIR/trials. Al
 the first one starts. Then trials with a completed record are left as they are, those that diverged
 too (they would again) unless --retry, and all others are trained: new ones, failed ones, and those
 that were interrupted, from their newest checkpoint. Exit code 0 means that all are completed.
+A trial whose process was killed, as when memory runs out, is noted and left for the next time.
 
 --sweep=KEY=VALUES may be given several times: every combination is a trial, or with --zip the first
 values of all, the second ones and so on, or with --trials=N so many drawn at random. KEY is
@@ -39,7 +40,9 @@ _SWEEP = flags.DEFINE_multi_string("sweep", [], "KEY=VALUES, such as config.seed
 _ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep, in place of combining.")
 _TRIALS = flags.DEFINE_integer("trials", None, "Draw so many trials from what --sweep says.")
 _SEED = flags.DEFINE_integer("sweep_seed", 0, "Of the drawing.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "List trials and the time they take; write nothing.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "List trials, how far they are, and the time they take."
+)
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Of the local launcher; one per device.")
 _PER_JOB = flags.DEFINE_integer(
@@ -64,8 +67,11 @@ _WAIT = flags.DEFINE_bool("slurm_wait", False, "Watch the jobs until they have e
 
 
 def sweep() -> None:
-    if _DRY_RUN.value and _LAUNCHER.value != "local":
-        raise ValueError("--dry_run launches nothing: leave --launcher out")
+    with _stopped_by_signals():
+        _sweep()
+
+
+def _sweep() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.check()
     part = jobs.parse_shard(_SHARD.value)
@@ -80,7 +86,7 @@ def sweep() -> None:
     if _DRY_RUN.value:
         _list(view)
         return
-    with _stopped_by_signals(), folder.held(part):
+    with folder.held(part):
         folder.write_list(found)
         _launch(_todo(mine, folder), folder, view)
 
@@ -173,15 +179,14 @@ def _stopped_by_signals() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGHUP)}
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(each, stop)
     try:
         yield
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here")
         sys.exit(130)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 if __name__ == "__main__":
