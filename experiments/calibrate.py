@@ -22,19 +22,19 @@ _REPEATS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds of calls by the length of their batches: compilation once, then each call."""
+    """Seconds of a call: to compile it for one length of its batches, and at the longest of them.
+
+    Shorter batches are taken to cost less in proportion, which is a little too little for them.
+    """
 
     compile: float
-    call: Mapping[int, float]
+    call: float
+    longest: int
 
     def of(self, lengths: Mapping[int, int], times: int = 1) -> float:
-        """So many calls of each length, all of it so often; others are interpolated by length."""
-        total = 0.0
-        (low, fast), (high, slow) = min(self.call.items()), max(self.call.items())
-        for length, count in lengths.items():
-            part = (length - low) / (high - low) if high > low else 0.0
-            total += self.compile + times * count * (fast + part * (slow - fast))
-        return total
+        """So many calls of each length, all of it so often."""
+        tokens = sum(length * count for length, count in lengths.items())
+        return self.compile * len(lengths) + times * self.call * tokens / self.longest
 
 
 def shape_of(config: Mapping[str, Any]) -> str:
@@ -50,7 +50,7 @@ def start_up() -> float:
     return time.perf_counter() - began
 
 
-def seconds(trials: Sequence[Trial]) -> list[float]:
+def seconds(trials: Sequence[Trial], tell: Callable[[str], None] = print) -> list[float]:
     """The seconds of each trial, compilation included, if nobody disturbs it.
 
     Nothing is written, but token ids that are kept for all runs.
@@ -60,6 +60,7 @@ def seconds(trials: Sequence[Trial]) -> list[float]:
     for trial in trials:
         shape = shape_of(trial.config)
         if shape not in measured:
+            tell(f"timing a few steps of {trial.name}")
             measured[shape] = measure(trial.config)
         found.append(measured[shape](trial.config))
     return found
@@ -108,17 +109,11 @@ def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
 def _cost(
     call: Callable[[Any], Any], split: data.Encoded, plan: Sequence[data.Batch], size: int
 ) -> Cost:
-    """Time a call on a shortest and a longest batch of a plan."""
-    compiling, each = [], {}
-    for choose in (min, max):
-        chosen = choose(plan, key=lambda batch: batch.padded_length)
-        if chosen.padded_length in each:
-            continue
-        arrays = data.collate(split, chosen.indices, chosen.padded_length, size)
-        first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
-        each[chosen.padded_length] = min(others)
-        compiling.append(max(first - min(others), 0.0))
-    return Cost(sum(compiling) / len(compiling), each)
+    """Time a call on a longest batch of a plan."""
+    longest = max(plan, key=lambda batch: batch.padded_length)
+    arrays = data.collate(split, longest.indices, longest.padded_length, size)
+    first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
+    return Cost(max(first - min(others), 0.0), min(others), longest.padded_length)
 
 
 def _timed(call: Callable[[Any], Any], batch: Any) -> float:

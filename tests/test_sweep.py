@@ -400,10 +400,9 @@ def test_what_a_damaged_record_is(tmp_path):
 
 
 def test_what_calls_cost():
-    cost = calibrate.Cost(compile=3.0, call={8: 1.0, 24: 2.0})
-    assert cost.of({8: 2, 16: 4}) == 3 + 2 * 1 + 3 + 4 * 1.5
+    cost = calibrate.Cost(compile=3.0, call=2.0, longest=16)
+    assert cost.of({8: 2, 16: 4}) == 2 * 3 + 2 * 1 + 4 * 2
     assert cost.of({8: 2}, times=5) == 3 + 10
-    assert calibrate.Cost(3.0, {8: 1.0}).of({8: 2}) == 5
     one, other = (quickstart.get_config(f"variant={name}").to_dict() for name in ("lora", "vera"))
     assert calibrate.shape_of(one) == calibrate.shape_of(one | {"seed": 1, "optimizer": {}})
     assert calibrate.shape_of(one) != calibrate.shape_of(other)
