@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments import collect, report
+from experiments import collect, tables
 from experiments.cells import heading, natural
 from experiments.collect import Run, Summary, scale, summarise
 from experiments.plots import rank_map
@@ -80,13 +80,13 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
         section = run.record.config["data"]
         held = section["validation"] > 0 and section["source"] in ("tfds", "tsv")
         groups.setdefault((run.study["table"], model, column, "held-out" * held), []).append(run)
-    made, tables = [], report.tables()
+    made, known = [], tables.tables()
     for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
         if metrics:
             title = f"{MODELS.get(model, model)}, {heading(column)}"
             title += f", {held} training examples" if held else ""
-            shown = tables.get(table) or common_tasks.table(table)
+            shown = known.get(table) or common_tasks.table(table)
             made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
     if not made:
         raise ValueError("no run has completed: nothing to draw")
