@@ -77,9 +77,8 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         model, _, column = run.place
-        section = run.record.config["data"]
-        held = section["validation"] > 0 and section["source"] in ("tfds", "tsv")
-        groups.setdefault((run.study["table"], model, column, "held-out" * held), []).append(run)
+        held = "held-out" * run.held_out
+        groups.setdefault((run.study["table"], model, column, held), []).append(run)
     made, known = [], tables.tables()
     for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
@@ -101,7 +100,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
 
     def draw(axes: Axes, panel: Panel) -> None:
         for (row, own), (marker, colour, _) in zip(
-            panel.rows(lambda run: run.place[1]).items(), _styles(), strict=False
+            panel.rows(lambda run: run.place[1]).items(), styles(), strict=False
         ):
             found = panel.score(own)
             count = max(run.record.parameters_adapters or 0 for run in own)
@@ -146,7 +145,7 @@ def training(runs: Sequence[Run]) -> Figure:
 
 def _curves(axes: Axes, panel: Panel, name: str, times: float) -> None:
     rows = panel.rows(lambda run: run.place[1])
-    for (row, own), (marker, colour, line) in zip(rows.items(), _styles(), strict=False):
+    for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
         curves = [_curve(run, name) for run in own]
         steps = sorted(set.intersection(*map(set, curves)))
         if not steps:
@@ -171,7 +170,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
         def name(run: Run) -> str:
             return re.sub(r"^rate_[^_]+_", "", run.place[1])
 
-        lines = zip(panel.rows(name).items(), _styles(), strict=False)
+        lines = zip(panel.rows(name).items(), styles(), strict=False)
         for (row, own), (marker, colour, dashes) in lines:
             points = []
             for x in sorted({rate(run) for run in own}):
@@ -241,7 +240,7 @@ def _curve(run: Run, name: str) -> dict[int, float]:
     return {row["step"]: row[name] for row in rows if name in row}
 
 
-def _styles() -> Any:
+def styles() -> Any:
     """Markers, colours and lines: any two of them come again together after sixty methods."""
     lines = [line for line in LINES for _ in COLOURS]
     return zip(cycle(MARKERS), cycle(COLOURS), cycle(lines), strict=False)
