@@ -18,7 +18,7 @@ from fake_records import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import cells, collect, published, render, tables
+from experiments import cells, collect, published, render, sheets, tables
 from experiments.cells import Block, Cell, Column, Row
 from experiments.collect import Summary
 from lora_jax import records
@@ -440,7 +440,7 @@ def test_every_format_holds_the_same_cells():
 
     body = made["latex"].partition("\\toprule\n")[2].partition("\\bottomrule")[0]
     rows = [line.removesuffix(" \\\\") for line in body.splitlines() if line != "\\midrule"]
-    back = {code: sign for sign, code in render.LATEX.items()}
+    back = {code: sign for sign, code in sheets.LATEX.items()}
     pattern = "|".join(map(re.escape, sorted(back, key=len, reverse=True)))
     plain = [
         [re.sub(pattern, lambda m: back[m[0]], text) for text in re.split(r"(?<!\\) & ", row)]
