@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from experiments import compare, predictions, resample
 from experiments.choose import Contest, Method, saved_score
-from experiments.collect import Run, scale
+from experiments.collect import scale
 from experiments.compare import Test
 from lora_jax import metrics
 from lora_jax.data import SPECS
@@ -41,15 +41,16 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What is known of one run: its score, and from its predictions what was right, (n,).
+    """What is known of one run: its score, and where it has predictions, of how many examples.
 
-    `replicates` are its score on bootstrap resamples, in the unit of the score.
+    `replicates` are its score on bootstrap resamples, in the unit of the score, and `right`, if the
+    metric is accuracy, which examples (or questions) were.
     """
 
     score: float
-    right: np.ndarray | None = None
-    replicates: np.ndarray | None = None
     n: int = 0
+    replicates: np.ndarray | None = None
+    right: np.ndarray | None = None
 
 
 def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
@@ -116,77 +117,61 @@ def _pair(
     if len(common) > 1:
         scores = (np.array([side[k].score for k in common]) for side in (ours, theirs))
         tests["seeds"] = compare.over_seeds(*scores)
-    stored = [k for k in common if ours[k].n and theirs[k].n]
+    both = [(ours[number], theirs[number]) for number in common]
+    stored = [(a, b) for a, b in both if a.n and b.n]
     if len(stored) < len(common):
         why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
     if stored:
-        one, two = ([side[k] for k in stored] for side in (ours, theirs))
-        observed = np.array([a.score - b.score for a, b in zip(one, two, strict=True)])
-        drawn = np.array([_drawn(a) - _drawn(b) for a, b in zip(one, two, strict=True)])
-        over = compare.over_examples(observed, drawn, one[0].n)
+        observed = np.array([a.score - b.score for a, b in stored])
+        drawn = np.array([a.replicates for a, _ in stored]) - [b.replicates for _, b in stored]
+        over = compare.over_examples(observed, drawn, stored[0][0].n)
         if contest.metric == "accuracy":
-            over = dataclasses.replace(over, p=compare.mcnemar(_right(one), _right(two)))
+            right = (np.array([pair[i].right for pair in stored]) for i in (0, 1))
+            over = dataclasses.replace(over, p=compare.mcnemar(*right))
         tests["examples"] = over
         if len(stored) > 1:
             tests["both"] = compare.over_both(observed, drawn)
     return Pair(contest, first, second, len(common), tests, ", ".join(why))
 
 
-def _drawn(seen: Seen) -> np.ndarray:
-    assert seen.replicates is not None  # of runs with predictions
-    return seen.replicates
-
-
-def _right(runs: Iterable[Seen]) -> np.ndarray:
-    return np.array([run.right for run in runs])
-
-
 def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[int, int], Seen]]:
     """By method, then by seed and draw, what is known of each completed run."""
-    found: dict[str, dict[tuple[int, int], Seen]] = {}
-    first: tuple[Run, np.ndarray] | None = None
-    for method in contest.methods:
-        found[method.key] = {}
-        for run in method.runs:
-            if not run.completed or (score := saved_score(run)) is None:
-                continue
-            part = predictions.read(run.folder).get("validation")
-            if part is None or part.labels is None:
-                found[method.key][run.number] = Seen(score)
-                continue
-            first = first or (run, part.labels)
-            if not np.array_equal(first[1], part.labels):
-                raise ValueError(
-                    f"{first[0].folder} and {run.folder} were scored on different examples: their "
-                    "labels differ"
-                )
-            found[method.key][run.number] = _of(run, score, part, contest, resamples, seed)
-    return found
-
-
-def _of(
-    run: Run,
-    score: float,
-    part: predictions.Predictions,
-    contest: Contest,
-    resamples: int,
-    seed: int,
-) -> Seen:
-    spec = SPECS.get(run.record.config["data"]["name"])
-    choices, unit = spec.choices if spec else 1, scale(contest.metric)
-    outputs, labels = np.asarray(part.outputs, np.float64), part.labels
-    assert labels is not None  # looked at by who calls
-    whole = unit * metrics.score((contest.metric,), outputs, labels, choices)[contest.metric]
-    n = len(labels) // choices
-    if abs(whole - score) > unit * max(1e-3, 5 / n):  # roundings may turn an example or two
-        raise ValueError(
-            f"{run.folder}: its predictions give {contest.metric} {whole:.4g}, its record "
-            f"{score:.4g}"
-        )
-    right = None
-    if contest.metric == "accuracy":
-        right = resample.correct(outputs, labels, choices)
-    drawn = resample.replicates(
-        contest.metric, outputs, labels, choices=choices, resamples=resamples, seed=seed
+    done = [
+        (method.key, run, score)
+        for method in contest.methods
+        for run in method.runs
+        if run.completed and (score := saved_score(run)) is not None
+    ]
+    found: dict[str, dict[tuple[int, int], Seen]] = {m.key: {} for m in contest.methods}
+    stored = []
+    for key, run, score in done:
+        found[key][run.number] = Seen(score)
+        part = predictions.read(run.folder).get("validation")
+        if part is not None and part.labels is not None:
+            stored.append((key, run, np.asarray(part.outputs, np.float64), part.labels))
+    if not stored:
+        return found
+    _, first, _, labels = stored[0]
+    for _, run, _, own in stored:
+        if not np.array_equal(labels, own):
+            raise ValueError(
+                f"{first.folder} and {run.folder} were scored on different examples: their labels "
+                "differ"
+            )
+    metric, unit = contest.metric, scale(contest.metric)
+    spec = SPECS.get(first.record.config["data"]["name"])
+    choices = spec.choices if spec else 1
+    every = [outputs for _, _, outputs, _ in stored]
+    drawn = unit * resample.replicates(
+        metric, every, labels, choices=choices, resamples=resamples, seed=seed
     )
-    return Seen(score, right, unit * drawn, n)
+    for (key, run, outputs, _), replicated in zip(stored, drawn, strict=True):
+        score = found[key][run.number].score
+        whole = unit * metrics.score((metric,), outputs, labels, choices)[metric]
+        if abs(whole - score) > unit * max(1e-3, 5 / len(labels)):  # roundings turn a few at most
+            raise ValueError(
+                f"{run.folder}: its predictions give {metric} {whole:.4g}, its record {score:.4g}"
+            )
+        right = resample.correct(outputs, labels, choices) if metric == "accuracy" else None
+        found[key][run.number] = Seen(score, len(labels) // choices, replicated, right)
+    return found

@@ -1,10 +1,6 @@
-"""The metrics of `lora_jax.metrics` on bootstrap resamples of the examples, all at once.
+"""The metrics of `lora_jax.metrics` on bootstrap resamples of the examples, all at once."""
 
-Runs with equally many examples and one seed get the same resamples, so that differences of their
-replicates are those of a paired bootstrap.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import scipy.special
@@ -13,9 +9,12 @@ import scipy.stats
 from lora_jax import metrics
 from lora_jax.partition import nearest
 
-RESAMPLES = 2000
+RESAMPLES = 10_000
 CHUNK = 4_000_000
 """Numbers that are held at once."""
+
+_NONE = 1e-12
+"""What roundings leave of the spread of values that are all the same."""
 
 Measure = Callable[[np.ndarray], np.ndarray]
 """From how often each example was drawn, (resamples, n), to the metric, (resamples,)."""
@@ -23,31 +22,34 @@ Measure = Callable[[np.ndarray], np.ndarray]
 
 def replicates(
     metric: str,
-    outputs: np.ndarray,
+    outputs: Sequence[np.ndarray],
     labels: np.ndarray,
     *,
     choices: int = 1,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
-    """A metric on resamples of the examples, with replacement: (resamples,).
+    """A metric of several runs on resamples of the examples, the same for all: (runs, resamples).
+
+    Examples are drawn with replacement, so differences between runs are a paired bootstrap's.
 
     Args:
-      outputs, labels, choices: as of `lora_jax.metrics.score`; so many `choices` in a row are one
-        question, and questions are drawn.
+      outputs, labels, choices: of each run, as of `lora_jax.metrics.score`; so many `choices` in a
+        row are one question, and questions are drawn.
 
     Raises:
       ValueError: a name that is no metric, or one that does not fit the outputs.
     """
-    outputs = np.asarray(outputs, np.float64)
-    known = REGRESSION if outputs.shape[1] == 1 else CLASSIFICATION
-    if metric not in known:
-        raise ValueError(
-            f"no bootstrap of metric '{metric}' here; nearest: {nearest(metric, known)}"
-        )
-    measure = known[metric](outputs, labels, choices)
+    measures = []
+    for each in outputs:
+        known = REGRESSION if each.shape[1] == 1 else CLASSIFICATION
+        if metric not in known:
+            near = nearest(metric, known)
+            raise ValueError(f"no bootstrap of metric '{metric}' here; nearest: {near}")
+        measures.append(known[metric](np.asarray(each, np.float64), labels, choices))
     drawn = weights(len(labels) // choices, resamples, seed)
-    return np.concatenate([measure(each) for each in drawn])
+    parts = [[measure(each) for measure in measures] for each in drawn]
+    return np.concatenate(parts, axis=1)
 
 
 def weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -125,25 +127,28 @@ def _loss(losses: np.ndarray, usable: np.ndarray, choices: int) -> Measure:
 
 
 def _pearson(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
-    return _correlation(outputs, labels, lambda values: lambda drawn: values[None])
+    usable = np.isfinite(outputs[:, 0])
+    x, y = _standard(np.where(usable, outputs[:, 0], 0.0)), _standard(labels)
+    columns = np.stack([x, y, x * x, y * y, x * y, ~usable], axis=1)
+
+    def measure(drawn: np.ndarray) -> np.ndarray:
+        x, y, xx, yy, xy, bad = (drawn @ columns).T / len(labels)
+        found = _ratio(xy - x * y, np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0.0)), _NONE)
+        return np.where(bad > 0, 0.0, found)
+
+    return measure
 
 
 def _spearman(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
-    return _correlation(outputs, labels, _midranks)
-
-
-def _correlation(outputs: np.ndarray, labels: np.ndarray, of: Callable) -> Measure:
-    """Pearson's correlation of what `of` makes of both sides for a resample."""
     usable = np.isfinite(outputs[:, 0])
-    sides = [of(_standard(each)) for each in (np.where(usable, outputs[:, 0], 0.0), labels)]
+    sides = [_midranks(each) for each in (np.where(usable, outputs[:, 0], 0.0), labels)]
 
     def measure(drawn: np.ndarray) -> np.ndarray:
-        n = drawn.sum(1, keepdims=True)
-        x, y = (side(drawn) for side in sides)
-        x, y = (each - (drawn * each).sum(1, keepdims=True) / n for each in (x, y))
+        n = len(labels)
+        x, y = (side(drawn) / n - (1 + 1 / n) / 2 for side in sides)  # ranks' mean is known
         squares = (drawn * x**2).sum(1) * (drawn * y**2).sum(1)
-        found = _ratio((drawn * x * y).sum(1), np.sqrt(squares), least=1e-12)
-        return np.where(drawn @ (~usable) > 0, 0.0, found)
+        found = _ratio((drawn * x * y).sum(1), np.sqrt(squares), _NONE)
+        return np.where(drawn @ ~usable > 0, 0.0, found)
 
     return measure
 

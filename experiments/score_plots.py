@@ -41,9 +41,7 @@ class Panel:
     table: Mapping[str, Any]
 
     def label(self) -> str:
-        return self.metric.replace("_", " ").capitalize() + (
-            " (%)" if scale(self.metric) != 1 else ""
-        )
+        return metric_label(self.metric)
 
     def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
         """The completed runs by name, names in the table's order, others in the natural one."""
@@ -66,6 +64,11 @@ class Panel:
         """What `score` is, in words."""
         report, choose = self.table["report"], self.table["choose"]
         return f"{report} of runs at their {choose} evaluation ± {SPREADS[self.table['spread']]}"
+
+
+def metric_label(metric: str) -> str:
+    """What an axis of a metric is called."""
+    return metric.replace("_", " ").capitalize() + (" (%)" if scale(metric) != 1 else "")
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:

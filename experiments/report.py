@@ -1,0 +1,159 @@
+"""Which methods are better, by how much, and how sure that is: of everything below a folder.
+
+    python -m experiments.report --results=runs/all_methods --format=html --out=report.html
+
+Takes the runs of `experiments.tune`, where settings are chosen on held-out examples, and any grid
+of settings and seeds. Of each method the best setting is taken, and at what budget is said; methods
+are then compared by their common seeds and by the predictions that their runs have stored
+(`experiments.compare` says what each test is good for). `--varies=train.batch_size` names what a
+study varies besides variant, optimiser, storage and targets; runs that differ in anything else are
+refused.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, collect, page, report_csv, report_plots, report_sheets, sheets, tables
+from experiments.choose import Contest, Method, contests
+from experiments.pairs import pairs, swapped
+from experiments.resample import RESAMPLES
+from experiments.sheets import Sheet
+from lora_jax.partition import nearest
+
+FORMATS = ("rich", "markdown", "latex", "html", "csv")
+TITLE = "Comparison of methods"
+
+_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
+_FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "How it is written.")
+_OUT = flags.DEFINE_string("out", None, "The file to write; printed by default.")
+_TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "The method that others are compared with: lora by default, or the first."
+)
+_VARIES = flags.DEFINE_list("varies", [], "Other settings that a study varies.")
+_FIGURES = flags.DEFINE_string("figures", None, "A folder for the pictures, as PNG.")
+_RESAMPLES = flags.DEFINE_integer("resamples", RESAMPLES, "Of a bootstrap.", lower_bound=100)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
+
+
+def report() -> None:
+    found = collect.find(Path(str(_RESULTS.value)))
+    own, notes = select(found, _TABLE.value, _SIZE.value)
+    names = {name: table["rows"] for name, table in tables.tables().items()}
+    made = contests(own, names, _VARIES.value)
+    if not made:
+        raise ValueError(f"--results {_RESULTS.value}: no run has completed: nothing to compare")
+    text = render(
+        made, _FORMAT.value, _REFERENCE.value, notes, resamples=_RESAMPLES.value, seed=_SEED.value
+    )
+    if _FIGURES.value is not None:
+        draw(made, Path(_FIGURES.value))
+    if _OUT.value is None:
+        print(text, end="")
+        return
+    out = Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"report: {out}")
+
+
+def select(
+    runs: list[collect.Run], table: str | None, size: str
+) -> tuple[list[collect.Run], list[str]]:
+    """The runs of a table (of all) and of a size, and how many were left out.
+
+    Raises:
+      ValueError: a table of which there are no runs.
+    """
+
+    def name(run: collect.Run) -> str:
+        return run.study["table"] if run.study else run.record.experiment
+
+    known = sorted({name(run) for run in runs})
+    if table is not None and table not in known:
+        raise ValueError(f"no runs of '{table}' there; nearest: {nearest(table, known)}")
+    own = [run for run in runs if table in (None, name(run))]
+    sized = [run for run in own if run.study.get("size", size) == size]
+    left = len(own) - len(sized)
+    said = f"{left} {'run' if left == 1 else 'runs'} left out: of another size"
+    return sized, [said] * bool(left)
+
+
+def render(
+    made: list[Contest],
+    form: str,
+    reference: str | None = None,
+    notes: list[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> str:
+    """The report in one of `FORMATS`.
+
+    Raises:
+      ValueError: a reference that is no method of any contest, or predictions that are not of the
+        same examples.
+    """
+    references = refer(made, reference)
+    family = [pair for contest in made for pair in pairs(contest, resamples, seed)]
+    beside = [
+        pair if pair.second is own else swapped(pair)
+        for pair in family
+        if (own := references.get(id(pair.contest))) in (pair.first, pair.second)
+    ]
+    if form == "csv":
+        return report_csv.lines(made, beside, family)
+    parts = []
+    for contest in made:
+        own, shown = references.get(id(contest)), [report_sheets.methods(contest)]
+        if own is not None and len(contest.methods) > 1:
+            shown.append(report_sheets.against(contest, own, beside))
+        parts.append((contest, shown))
+    last = [report_sheets.wins(family)] if family else []
+    said = [text for each in made for text in report_sheets.warnings(each, family)]
+    explained = report_sheets.explain(made, beside, family, resamples) + (notes or [])
+    if form == "html":
+        drawn = [(each.title, own, report_plots.figures(each)) for each, own in parts]
+        return page.page(TITLE, [*drawn, *_wins(last)], said, explained)
+    all_sheets = [sheet for _, own in parts for sheet in own] + last
+    return getattr(sheets, form)(all_sheets, [*explained, *said])
+
+
+def _wins(last: list[Sheet]) -> list[tuple[str, list[Sheet], dict]]:
+    return [("All pairs", last, {})] if last else []
+
+
+def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:
+    """By the id of a contest, the method that the others are compared with.
+
+    Raises:
+      ValueError: no contest has it.
+    """
+    known = {method.key for contest in made for method in contest.methods}
+    if reference is not None and reference not in known:
+        raise ValueError(f"--reference '{reference}'; nearest: {nearest(reference, known)}")
+    found = {}
+    for contest in made:
+        by_key = {method.key: method for method in contest.methods}
+        own = by_key.get(reference or "lora")
+        if own is None and reference is None:
+            own = contest.methods[0]
+        if own is not None:
+            found[id(contest)] = own
+    return found
+
+
+def draw(made: list[Contest], folder: Path) -> None:
+    """Write the pictures of every contest as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, contest in enumerate(made, 1):
+        for name, figure in report_plots.figures(contest).items():
+            stem = f"{number}_{contest.table}_{contest.task}_{name.lower()}"
+            figure.savefig(folder / f"{stem.replace(' ', '_').replace('/', '_')}.png", dpi=150)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["results"])
+    cli.main(report)
