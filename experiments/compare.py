@@ -25,7 +25,7 @@ LEVEL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
+class Difference:
     """By how much the first is above the second, in the unit of the scores.
 
     `low` and `high` are the ends of the 95% interval, `p` that of no difference; None where they
@@ -74,7 +74,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return min(1.0, 2 * float(chances[: tail + 1].sum()))
 
 
-def over_seeds(first: np.ndarray, second: np.ndarray) -> Test:
+def over_seeds(first: np.ndarray, second: np.ndarray) -> Difference:
     """The paired t-test of scores by seed: would other seeds, on these examples, say the same?
 
     Assumes differences of a normal distribution, which three seeds cannot show; and that the seeds
@@ -93,13 +93,13 @@ def over_seeds(first: np.ndarray, second: np.ndarray) -> Test:
     differences = first - second
     mean, n = float(differences.mean()), len(differences)
     if _constant(differences, max(np.abs(first).max(), np.abs(second).max())):
-        return Test(mean, None, None, 1.0 if np.allclose(first, second) else None, n)
+        return Difference(mean, None, None, 1.0 if np.allclose(first, second) else None, n)
     found = stats.ttest_rel(first, second)
     low, high = found.confidence_interval(1 - LEVEL)
-    return Test(mean, float(low), float(high), float(found.pvalue), n)
+    return Difference(mean, float(low), float(high), float(found.pvalue), n)
 
 
-def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Test:
+def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Difference:
     """The paired bootstrap over examples: would these models say the same of other examples?
 
     Every resample draws examples with replacement, the same for both methods and all seeds (Efron
@@ -115,10 +115,10 @@ def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Test:
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (1 + float(beyond)) / (1 + len(means)))
-    return Test(float(observed.mean()), float(low), float(high), p, n)
+    return Difference(float(observed.mean()), float(low), float(high), p, n)
 
 
-def over_both(observed: np.ndarray, replicated: np.ndarray) -> Test:
+def over_both(observed: np.ndarray, replicated: np.ndarray) -> Difference:
     """Would other seeds and other examples say the same?
 
     Seeds and examples are crossed, so the variance of the mean difference is at most the sum of
@@ -143,11 +143,11 @@ def over_both(observed: np.ndarray, replicated: np.ndarray) -> Test:
     variance = of_seeds + of_examples
     largest = max(np.abs(observed).max(), np.abs(replicated).max())
     if math.sqrt(variance) <= 1e-9 * largest or largest == 0:
-        return Test(mean, None, None, 1.0 if largest == 0 else None, n)
+        return Difference(mean, None, None, 1.0 if largest == 0 else None, n)
     freedom = (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 1e-18 * variance else math.inf
     half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(variance)
     p = 2 * float(stats.t.sf(abs(mean) / math.sqrt(variance), freedom))
-    return Test(mean, mean - half, mean + half, p, n)
+    return Difference(mean, mean - half, mean + half, p, n)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

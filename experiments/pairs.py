@@ -9,7 +9,7 @@ import numpy as np
 from experiments import compare, predictions, resample
 from experiments.choose import Contest, Method, saved_score
 from experiments.collect import scale
-from experiments.compare import Test
+from experiments.compare import Difference
 from lora_jax import metrics
 from lora_jax.data import SPECS
 
@@ -30,7 +30,7 @@ class Pair:
     second: Method
     common: int
     """How many seeds (and draws) both have."""
-    tests: Mapping[str, Test | None]
+    tests: Mapping[str, Difference | None]
     why: str
 
     @property
@@ -96,7 +96,7 @@ def verdicts(family: Sequence[Pair]) -> list[str]:
     return found
 
 
-def _negative(test: Test) -> Test:
+def _negative(test: Difference) -> Difference:
     low = None if test.high is None else -test.high
     high = None if test.low is None else -test.low
     return dataclasses.replace(test, difference=-test.difference, low=low, high=high)
@@ -110,7 +110,7 @@ def _pair(
     theirs: Mapping[tuple[int, int], Seen],
 ) -> Pair:
     common = sorted(ours.keys() & theirs.keys())
-    tests: dict[str, Test | None] = dict.fromkeys(KINDS)
+    tests: dict[str, Difference | None] = dict.fromkeys(KINDS)
     why = [] if common else ["no seed in common"]
     if len(common) == 1:
         why.append("one seed in common")

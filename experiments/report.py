@@ -16,9 +16,9 @@ from absl import flags
 
 from experiments import cli, collect, page, report_csv, report_plots, report_sheets, sheets, tables
 from experiments.choose import Contest, Method, contests
+from experiments.page import Part
 from experiments.pairs import pairs, swapped
 from experiments.resample import RESAMPLES
-from experiments.sheets import Sheet
 from lora_jax.partition import nearest
 
 FORMATS = ("rich", "markdown", "latex", "html", "csv")
@@ -110,19 +110,15 @@ def render(
         own, shown = references.get(id(contest)), [report_sheets.methods(contest)]
         if own is not None and len(contest.methods) > 1:
             shown.append(report_sheets.against(contest, own, beside))
-        parts.append((contest, shown))
-    last = [report_sheets.wins(family)] if family else []
-    said = [text for each in made for text in report_sheets.warnings(each, family)]
+        parts.append(Part(contest.title, report_sheets.warnings(contest, family), shown))
+    if family:
+        parts.append(Part("All pairs", (), [report_sheets.wins(family)]))
     explained = report_sheets.explain(made, beside, family, resamples) + (notes or [])
     if form == "html":
-        drawn = [(each.title, own, report_plots.figures(each)) for each, own in parts]
-        return page.page(TITLE, [*drawn, *_wins(last)], said, explained)
-    all_sheets = [sheet for _, own in parts for sheet in own] + last
-    return getattr(sheets, form)(all_sheets, [*explained, *said])
-
-
-def _wins(last: list[Sheet]) -> list[tuple[str, list[Sheet], dict]]:
-    return [("All pairs", last, {})] if last else []
+        figures = [report_plots.figures(contest) for contest in made]
+        return page.page(TITLE, parts, figures, explained)
+    said = [f"Warning, {part.title}: {text}" for part in parts for text in part.warnings]
+    return getattr(sheets, form)([each for part in parts for each in part.sheets], explained + said)
 
 
 def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:

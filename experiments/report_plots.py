@@ -17,6 +17,8 @@ AXES: Mapping[str, Callable[[Costs], float]] = {
     "training time (s)": lambda spent: spent.seconds,
     "peak memory of the process (GiB)": lambda spent: spent.memory / 2**30,
 }
+WIDE = 20
+"""How many times the smallest cost the largest is where an axis is logarithmic."""
 SIZE = (4.8, 4.2)
 """In inches: to be read on a telephone, and two or three beside each other on a screen."""
 
@@ -48,7 +50,10 @@ def rates(contest: Contest) -> Figure | None:
     if not axes.has_data():
         return None
     held = any(method.chosen_on == "held-out" for method in contest.methods) or contest.held_out
+    tried = sorted({each.rate for method in contest.methods for each in method.tried})
     axes.set_xscale("log")
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried], rotation=40, ha="right")
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("learning rate (ringed: chosen)")
     where = "held-out examples" if held else "development set"
     axes.set_ylabel(f"{metric_label(contest.metric)}, {where}")
@@ -96,7 +101,8 @@ def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure
         axes.step(
             front[:, 0], front[:, 1], where="post", color="0.6", zorder=0, label="Pareto front"
         )
-    axes.set_xscale("log")
+    if values[:, 0].max() > WIDE * values[:, 0].min() > 0:
+        axes.set_xscale("log")
     axes.set_xlabel(name)
     axes.set_ylabel(metric_label(contest.metric))
     return _finished(figure, axes)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from experiments import collect, compare, pairs
 from experiments.cells import NONE, number
 from experiments.choose import Contest, Method
-from experiments.compare import Test
+from experiments.compare import Difference
 from experiments.pairs import KINDS, Pair
 from experiments.sheets import Sheet
 
 DECIMALS = 2
-CHOSEN_ON = {"held-out": "held-out examples", "scored": "the scored examples", "nothing": NONE}
+CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def title(contest: Contest) -> str:
 
 
 def methods(contest: Contest) -> Sheet:
-    heads = ["method", "settings tried", "learning rate chosen", "chosen on", "runs", "mean ± sd"]
+    heads = ["method", "settings tried", "learning rate", "chosen on", "runs", "mean ± sd"]
     heads += ["95% interval", "not completed", "trained", "seconds", "peak memory"]
     rows = [_method(method, contest.metric) for method in contest.methods]
     return Sheet(title(contest), heads, rows)
@@ -62,7 +62,7 @@ def methods(contest: Contest) -> Sheet:
 def _method(method: Method, metric: str) -> list[str]:
     settings, runs = method.budget
     chosen = "none" if method.chosen is None else method.describe(method.chosen)
-    chosen += f" ({method.edge} tried)" if method.edge else ""
+    chosen += f" ({method.edge})" if method.edge else ""
     scores = list(method.scores().values())
     found = collect.summarise(scores, "mean", "sd") if scores else None
     score = "not run" if found is None else number(found.centre, metric, DECIMALS)
@@ -112,7 +112,7 @@ def against(contest: Contest, reference: Method, family: Sequence[Pair]) -> Shee
     return Sheet(f"{contest.title}: difference from {reference.label}, {unit}", heads, rows)
 
 
-def _test(test: Test, holm: float | None) -> list[str]:
+def _test(test: Difference, holm: float | None) -> list[str]:
     text = f"{test.difference:+.{DECIMALS}f}"
     if test.low is not None and test.high is not None:
         text += f" [{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"
@@ -160,20 +160,28 @@ def wins(family: Sequence[Pair]) -> Sheet:
 def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     """What a reader must know before believing a table, the worst first."""
     said = []
-    label = contest.title
     same = [method.label for method in contest.methods if method.chosen_on == "scored"]
     if same:
         said.append(
             f"settings of {_list(same)} were chosen on the very examples that they are scored on: "
             "scores are too high, the more so the more settings were tried, and p values too small"
         )
-    budgets = {method.label: method.budget for method in contest.methods}
-    if len(set(budgets.values())) > 1:
-        texts = [f"{name} {_count(*budget)}" for name, budget in budgets.items()]
+    budgets: dict[tuple[int, int], list[str]] = {}
+    for method in contest.methods:
+        budgets.setdefault(method.budget, []).append(method.label)
+    if len(budgets) > 1:
+        texts = [f"{_count(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
         said.append(f"budgets differ: {'; '.join(texts)}")
     ways = {method.chosen_on for method in contest.methods if method.chosen_on != "nothing"}
     if len(ways) > 1:
         said.append("settings were chosen on held-out examples for some methods, not for others")
+    edges = [
+        f"{method.label} {method.chosen.rate:g} ({method.edge} tried)"
+        for method in contest.methods
+        if method.edge and method.chosen is not None
+    ]
+    if edges:
+        said.append(f"better learning rates may lie beyond those tried: {_list(edges, 20)}")
     for method in contest.methods:
         said += _of_method(method)
     if any(
@@ -185,7 +193,7 @@ def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
         if pair.contest is contest and pair.why:
             reasons.setdefault(pair.why, []).append(f"{pair.first.label} and {pair.second.label}")
     said += [f"not everything could be tested, {why}: {_list(who)}" for why, who in reasons.items()]
-    return [f"Warning, {label}: {text}." for text in said]
+    return [f"{text[0].upper()}{text[1:]}." for text in said]
 
 
 def _of_method(method: Method) -> list[str]:
@@ -196,12 +204,6 @@ def _of_method(method: Method) -> list[str]:
         others = sum(bool(each.development) for each in method.settings)
         more = f"; {others} other settings have runs there" if others else ""
         said.append(f"the chosen setting of {method.label} has no run that is scored{more}")
-    if method.edge and method.chosen is not None:
-        better = {"lowest": "smaller", "highest": "larger"}[method.edge]
-        said.append(
-            f"the learning rate of {method.label}, {method.chosen.rate:g}, is the {method.edge} "
-            f"tried: a {better} one may be better"
-        )
     ended = collect.statuses(method.runs)
     if ended:
         how = ", ".join(f"{count} {status}" for status, count in ended.items())
@@ -210,7 +212,8 @@ def _of_method(method: Method) -> list[str]:
 
 
 def _count(settings: int, runs: int) -> str:
-    return f"{settings} {'setting' if settings == 1 else 'settings'} in {runs}"
+    first = "setting" if settings == 1 else "settings"
+    return f"{settings} {first} in {runs} {'run' if runs == 1 else 'runs'}"
 
 
 def _list(names: Sequence[str], most: int = 4) -> str:
@@ -244,8 +247,8 @@ def explain(
     least = 2 / (resamples + 1)
     if least * len(family) >= compare.LEVEL:
         notes.append(
-            f"With {resamples} resamples no bootstrap's p is below {least:.2g}, which in a family of "
-            f"{len(family)} is no win: take more (--resamples)."
+            f"With {resamples} resamples no bootstrap's p is below {least:.2g}, which in a family "
+            f"of {len(family)} is no win: take more (--resamples)."
         )
     decided = [pair.decided_by for pair in family if pair.decided_by]
     how = ", ".join(f"{decided.count(kind)} over {kind}" for kind in KINDS if kind in decided)
