@@ -23,6 +23,8 @@ BESIDE = ("study.row", "data.validation")
 NEEDED = ("data.name", "data.draw", "data.source", "data.validation", "model.name", "start_from")
 NEEDED += ("optimizer.learning_rate", "variant.name", "quantize.storage", "train.select")
 RATE = "optimizer.learning_rate"
+KEY = (("variant", "name"), ("quantize", "storage"))
+"""What is the same in all runs of a method."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Contest:
 
     @property
     def title(self) -> str:
-        return f"{MODELS.get(self.model, self.model)}, {heading(self.task)}"
+        return f"{MODELS.get(self.model, self.model)}, {heading(self.task)} ({self.table})"
 
 
 def saved_score(run: Run) -> float | None:
@@ -157,19 +159,21 @@ def _place(run: Run) -> tuple[str, str, str]:
 def _key(run: Run) -> str:
     if run.study:
         return run.study["row"]
-    name, storage = (run.record.config[k][v] for k, v in KEY)
+    name, storage = _parts(run)
     return name if storage == "none" else f"{name}_{storage}"
-
-
-KEY = (("variant", "name"), ("quantize", "storage"))
 
 
 def _label(run: Run, names: Mapping[str, str]) -> str:
     if run.study:
         return names.get(_key(run), _key(run).replace("_", " "))
-    name, storage = (run.record.config[k][v] for k, v in KEY)
+    name, storage = _parts(run)
     label = METHODS.get(name, name)
     return label if storage == "none" else f"{label} on {storage}"
+
+
+def _parts(run: Run) -> tuple[str, str]:
+    name, storage = (str(run.record.config[section][key]) for section, key in KEY)
+    return name, storage
 
 
 def _split(run: Run, varies: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

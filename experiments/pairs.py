@@ -35,8 +35,8 @@ class Pair:
 
     @property
     def decided_by(self) -> str:
-        """The kind of test that a verdict is by: both, where they are known, else what there is."""
-        return next((k for k in ("both", "examples", "seeds") if self.tests[k] is not None), "")
+        """The kind of test that a verdict is by: the one of both, else what there is."""
+        return next((k for k in ("both", "seeds", "examples") if self.tests[k] is not None), "")
 
 
 @dataclasses.dataclass(frozen=True)

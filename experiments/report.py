@@ -108,9 +108,12 @@ def render(
     parts = []
     for contest in made:
         own, shown = references.get(id(contest)), [report_sheets.methods(contest)]
-        if own is not None and len(contest.methods) > 1:
+        said = report_sheets.warnings(contest, family)
+        if own is None:
+            said.append(f"The reference, {reference}, was not run here.")
+        elif len(contest.methods) > 1:
             shown.append(report_sheets.against(contest, own, beside))
-        parts.append(Part(contest.title, report_sheets.warnings(contest, family), shown))
+        parts.append(Part(contest.title, said, shown))
     if family:
         parts.append(Part("All pairs", (), [report_sheets.wins(family)]))
     explained = report_sheets.explain(made, beside, family, resamples) + (notes or [])

@@ -10,9 +10,9 @@ from experiments import collect, pairs, report_sheets
 from experiments.choose import Contest, Method
 from experiments.pairs import KINDS, Pair
 
-HEADS = ("line", "table", "model", "task", "metric", "scored_on", "method", "label")
-HEADS += ("settings_tried", "runs_tried", "chosen", "learning_rate", "edge", "chosen_on", "n")
-HEADS += ("mean", "sd", "low", "high", "diverged", "failed", "parameters_trained", "seconds")
+HEADS: tuple[str, ...] = ("line", "table", "model", "task", "metric", "scored_on", "method")
+HEADS += ("label", "settings_tried", "runs_tried", "chosen", "learning_rate", "edge", "chosen_on")
+HEADS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "parameters_trained", "seconds")
 HEADS += ("peak_memory_bytes", "other", "common", "test", "generalises_to", "difference", "p")
 HEADS += ("p_holm", "family", "verdict", "note")
 """`line` is `method` or `test`; what a line has not stays empty. `low` and `high` are those of the

@@ -202,7 +202,7 @@ def _of_method(method: Method) -> list[str]:
         said.append(f"no setting of {method.label} has a completed run to choose it by")
     elif not method.runs:
         others = sum(bool(each.development) for each in method.settings)
-        more = f"; {others} other settings have runs there" if others else ""
+        more = f"; other settings, {others}, have some" if others else ""
         said.append(f"the chosen setting of {method.label} has no run that is scored{more}")
     ended = collect.statuses(method.runs)
     if ended:

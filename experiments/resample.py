@@ -64,9 +64,14 @@ def weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 def correct(outputs: np.ndarray, labels: np.ndarray, choices: int = 1) -> np.ndarray:
     """Whether each example, or question, was right: what accuracy is the mean of."""
-    usable = np.isfinite(outputs).all(1).reshape(-1, choices).all(1)
+    usable = _usable(outputs).reshape(-1, choices).all(1)
     expected = labels if choices == 1 else labels.reshape(-1, choices).argmax(1)
     return (metrics.predictions(outputs, choices) == expected) & usable
+
+
+def _usable(outputs: np.ndarray) -> np.ndarray:
+    """Which examples' outputs are numbers."""
+    return np.isfinite(outputs).min(1)
 
 
 def _accuracy(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
@@ -77,7 +82,7 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
 def _confusion(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
     """Counts of labels by predictions, (resamples, C, C)."""
     classes = outputs.shape[1]
-    usable = np.isfinite(outputs).all(1)
+    usable = _usable(outputs)
     predicted = np.where(usable, metrics.predictions(outputs), (labels + 1) % classes)
     cells = np.eye(classes**2)[labels * classes + predicted]
     cells = cells.reshape(-1, choices, classes**2).sum(1)  # of a question
@@ -110,13 +115,13 @@ def _matthews(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
 
 
 def _cross_entropy(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
-    usable = np.isfinite(outputs).all(1)
+    usable = _usable(outputs)
     logs = scipy.special.log_softmax(np.where(usable[:, None], outputs, 0.0), axis=1)
     return _loss(-logs[np.arange(len(labels)), labels], usable, choices)
 
 
 def _squared_error(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
-    usable = np.isfinite(outputs[:, 0])
+    usable = _usable(outputs)
     return _loss(np.square(np.where(usable, outputs[:, 0], 0.0) - labels), usable, choices)
 
 
@@ -127,7 +132,7 @@ def _loss(losses: np.ndarray, usable: np.ndarray, choices: int) -> Measure:
 
 
 def _pearson(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
-    usable = np.isfinite(outputs[:, 0])
+    usable = _usable(outputs)
     x, y = _standard(np.where(usable, outputs[:, 0], 0.0)), _standard(labels)
     columns = np.stack([x, y, x * x, y * y, x * y, ~usable], axis=1)
 
@@ -140,7 +145,7 @@ def _pearson(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
 
 
 def _spearman(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
-    usable = np.isfinite(outputs[:, 0])
+    usable = _usable(outputs)
     sides = [_midranks(each) for each in (np.where(usable, outputs[:, 0], 0.0), labels)]
 
     def measure(drawn: np.ndarray) -> np.ndarray:

@@ -169,7 +169,9 @@ def test_a_chosen_setting_without_scored_runs_is_not_run(study):
     tuning(study / "better", "lora", 1e-4, 0.1)
     found = methods(study)
     assert found["lora"].chosen.rate == 1e-4 and not found["lora"].runs
-    assert "chosen setting of LoRA has no run that is scored; 1 other settings" in said(study)
+    assert "chosen setting of LoRA has no run that is scored; other settings, 1, have some" in said(
+        study
+    )
     text = report.render(made(study), "markdown")
     assert "| LoRA | 4 (4 runs) | 0.0001 (lowest) | held-out | 0 | not run | – |" in text
     assert "no common seed" in text
