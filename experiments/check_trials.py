@@ -10,7 +10,7 @@ from flax import nnx
 
 import lora_jax as lj
 from experiments import make
-from experiments.build import DTYPES
+from experiments.materials import DTYPES
 from experiments.trials import Trial, refuse
 from experiments.validate import validate
 from lora_jax import records, tree_file
@@ -70,7 +70,9 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
     make.make_storage(config["quantize"])
     task = once(make.make_task, config["data"])
     loop = make.make_loop(config["train"], len(task.train), task.metric)
-    make.make_optimizer(config["optimizer"], loop.steps, config["also_train"])
+    hyper = make.make_hyper(config["optimizer"], loop.steps)
+    schedule = config["optimizer"]["schedule"]
+    make.make_optimizer(hyper, schedule, loop.steps, config["also_train"])
     adapters = {name: config[name] for name in ("variant", "targets", "also_train", "quantize")}
     once(_trace, config["model"], adapters, task.num_outputs, loop.steps)
     if config["start_from"]:

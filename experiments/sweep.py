@@ -18,6 +18,7 @@ whose file has a function `sweep()`, yielding dicts of keys and values, is swept
 """
 
 import contextlib
+import functools
 import signal
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from experiments.check_trials import check
 from experiments.launchers import commands, local, slurm
 from experiments.sweep_folder import Outcome, SweepFolder
 from experiments.sweep_view import View, clock, summary
+from lora_jax.program import EXECUTIONS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the list of trials and their runs.")
@@ -46,7 +48,10 @@ _DRY_RUN = flags.DEFINE_bool(
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Of the local launcher; one per device.")
 _PER_JOB = flags.DEFINE_integer(
-    "per_job", 1, "Trials that one process trains one after another; their peak memory is shared."
+    "per_job", 0, "At most so many trials of one program in a job, and a process; 0 for all."
+)
+_EXECUTION = flags.DEFINE_enum(
+    "execution", None, EXECUTIONS, "How trials of a program step; by default, what ends first."
 )
 _SHARD = flags.DEFINE_string("shard", "", "i/n: every n-th job, from the i-th on (0 is the first).")
 _RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
@@ -112,24 +117,27 @@ def _console() -> Console:
 
 
 def _todo(mine: list[jobs.Job], folder: SweepFolder) -> list[jobs.Job]:
-    """The jobs, of each the trials that are to be trained."""
-    left = [[trial for trial in job if _wanted(folder.outcome(trial))] for job in mine]
-    return [job for job in left if job]
+    """The jobs with trials that are to be trained, whole: a program's checkpoints are of all."""
+    return [job for job in mine if any(_wanted(folder.outcome(trial)) for trial in job)]
 
 
 def _wanted(outcome: Outcome) -> bool:
-    return outcome.status not in ("completed", *(() if _RETRY.value else ("diverged",)))
+    return outcome.status not in _how().left
+
+
+def _how() -> jobs.How:
+    return jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
 
 
 def _launch(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
     if _LAUNCHER.value == "print":
-        for line in commands.lines(todo, folder):
+        for line in commands.lines(todo, folder, _how()):
             print(line)
         return
     if _LAUNCHER.value == "slurm" and todo:
         options = {name: flag.value for name, flag in _SLURM.items()}
         submitted = slurm.submit(
-            [jobs.command(folder, job) for job in todo],
+            [jobs.command(folder, job, _how()) for job in todo],
             folder.path / "slurm",
             options,
             _CLUSTER.value,
@@ -142,12 +150,17 @@ def _launch(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
             slurm.watch(submitted, view.update)
     elif todo:
         with view.shown():
-            local.launch(todo, folder, local.slots(_PROCESSES.value), view.update)
+            _run_here(todo, folder, view)
     view.update(now=True)
     for line in summary(view.rows, folder):
         print(line)
     if any(row.outcome.status != "completed" for row in view.rows):
         sys.exit(1)
+
+
+def _run_here(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
+    machine = local.slots(_PROCESSES.value)
+    local.launch(todo, folder, machine, view.update, functools.partial(jobs.command, how=_how()))
 
 
 def _list(view: View) -> None:

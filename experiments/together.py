@@ -6,7 +6,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,24 +105,23 @@ def run_together(
     folders: Sequence[Path],
     label: str = "trials",
     execution: Execution | None = None,
+    left: Collection[str] = ("completed",),
 ) -> list[Ended]:
     """Train all that the configs of a group describe, or go on where an earlier process stopped.
 
     Every folder gets what `experiments.run` would leave there but for checkpoints, which are of all
-    trials together and lie beside the folders. A completed trial is left as it is.
+    trials together and lie beside the folders.
 
     Args:
       execution: how the trials step; by default, whatever ends first.
+      left: with which status a trial that has its record is left as it is.
 
     Returns:
       Of each trial its record, or why it could not be trained.
     """
     home = GroupFolder.of(configs, folders)
-    ended: dict[int, Ended] = {
-        n: r
-        for n, pair in enumerate(zip(folders, configs, strict=True))
-        if (r := _completed(*pair))
-    }
+    pairs = enumerate(zip(folders, configs, strict=True))
+    ended: dict[int, Ended] = {n: r for n, pair in pairs if (r := _ended(*pair, left))}
     experiments: dict[int, Experiment] = {}
     materials = None
     for number in home.begin([n for n in range(len(configs)) if n not in ended]):
@@ -138,8 +137,8 @@ def run_together(
     return [ended[number] for number in range(len(configs))]
 
 
-def _completed(folder: Path, config: dict[str, Any]) -> records.Record | None:
-    """The record of a trial that has been completed.
+def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> records.Record | None:
+    """The record of a trial that is left as it is.
 
     Raises:
       ValueError: the folder is another run's.
@@ -148,7 +147,7 @@ def _completed(folder: Path, config: dict[str, Any]) -> records.Record | None:
         return None
     records.claim(folder, config)
     record = records.read(folder)
-    return record if record is not None and record.status == "completed" else None
+    return record if record is not None and record.status in left else None
 
 
 def _train(

@@ -12,9 +12,12 @@ from absl import flags
 
 from experiments import cli, jobs, leash
 from experiments.sweep_folder import SweepFolder
+from lora_jax.program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", [], "The name of a trial; repeat it for several.")
+_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How trials of a program step.")
+_RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
 _CORES = flags.DEFINE_list("cores", [], "The processor cores to use; all by default.")
 _LEASH = flags.DEFINE_bool("leash", False, "End when standard input does, with who started this.")
 
@@ -25,7 +28,8 @@ def worker() -> None:
     leash.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     folder.require(_TRIAL.value)  # a name that is not there ends this before anything begins
-    if not jobs.work(folder, _TRIAL.value):
+    how = jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
+    if not jobs.work(folder, _TRIAL.value, how):
         sys.exit(1)
 
 

@@ -18,6 +18,7 @@ from lora_jax.frozen import Frozen, Trainable, group_of
 from lora_jax.train import Batch, TrainState
 
 Execution = Literal["each", "map", "vmap"]
+EXECUTIONS: tuple[Execution, ...] = ("each", "map", "vmap")
 Hyper = Mapping[str, Array]
 TracedStep = Callable[[Hyper, TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
 """A step to trace, which makes its optimiser of a trial's numbers (see `train.make_step`)."""

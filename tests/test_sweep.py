@@ -46,13 +46,17 @@ def stub(folder, job):
     return [*line, *(f"--trial={trial.name}" for trial in job)]
 
 
-def trained(config, workdir, label):
-    """In place of a run: what it leaves where seed 1 fails and seed 2 diverges."""
+def trained(configs, folders, names, how):
+    """In place of training: what it leaves where seed 1 fails and seed 2 diverges."""
+    return [_trained(config, folder) for config, folder in zip(configs, folders, strict=True)]
+
+
+def _trained(config, folder):
     if config["seed"] == 1:
-        raise RuntimeError("the disk\nis full")
+        return RuntimeError("the disk\nis full")
     status = "diverged" if config["seed"] == 2 else "completed"
     return fake_records.write(
-        workdir,
+        folder,
         "quickstart",
         "size=smoke",
         {"accuracy": 0.5},
@@ -64,8 +68,8 @@ def trained(config, workdir, label):
 
 def test_what_ends_one_trial_others_do_not_notice(tmp_path, capsys):
     folder, found = sweep(tmp_path, "config.seed=0:4")
-    assert not jobs.work(folder, [trial.name for trial in found], trained)
-    assert "the disk" in capsys.readouterr().err  # the traceback, for the log
+    assert not jobs.work(folder, [trial.name for trial in found], train=trained)
+    assert "the disk" in capsys.readouterr().out  # for the log
     outcomes = [folder.outcome(trial) for trial in found]
     assert [(each.status, each.note) for each in outcomes] == [
         ("completed", ""),
@@ -73,7 +77,7 @@ def test_what_ends_one_trial_others_do_not_notice(tmp_path, capsys):
         ("diverged", "not finite at step 3"),
         ("completed", ""),
     ]
-    assert jobs.work(folder, [found[0].name, found[3].name], trained)
+    assert jobs.work(folder, [found[0].name, found[3].name], train=trained)
     names = sorted(path.parent.name for path in folder.path.rglob("record.json"))
     assert names == ["seed=0", "seed=2", "seed=3"]
 
@@ -85,7 +89,7 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypat
     assert folder.outcome(found[0]).status == "interrupted"
     with lock(folder.lock("seed=0")):
         assert folder.outcome(found[0]).status == "running"
-        assert not jobs.work(folder, ["seed=0", "seed=3"], trained)
+        assert not jobs.work(folder, ["seed=0", "seed=3"], train=trained)
     assert f"process {os.getpid()} on " in capsys.readouterr().out
     assert [folder.outcome(trial).status for trial in found] == ["interrupted", "completed"]
 
@@ -137,7 +141,7 @@ def test_shards_and_jobs_have_every_trial_once():
 
 def test_another_sweep_adds_its_trials(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:2")
-    jobs.work(folder, ["seed=0"], trained)
+    jobs.work(folder, ["seed=0"], train=trained)
     more = folder.known(made("variant=lora,vera", "config.seed=0:2"))
     assert [trial.name for trial in more] == [
         "seed=0",  # the variant is lora without being told
@@ -181,8 +185,8 @@ def test_a_config_that_has_changed_since_is_not_trained(tmp_path, capsys):
     folder = SweepFolder(tmp_path / "sweep")
     folder.write_list(trials.make([f"--config={file}"], [{"config.seed": "0"}]))
     file.write_text(text.replace('"seed": 0', '"seed": 0, "more": 1'))
-    assert not jobs.work(folder, ["seed=0"], trained)
-    assert "makes another config than when the sweep was started" in capsys.readouterr().err
+    assert not jobs.work(folder, ["seed=0"], train=trained)
+    assert "makes another config than when the sweep was started" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"has no trial 'seed=1'; nearest: 'seed=0'"):
         folder.require(["seed=1"])
 

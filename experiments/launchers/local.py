@@ -166,7 +166,7 @@ def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
         trial
         for trial, outcome in outcomes
         if trial not in begun
-        and outcome.status != "completed"
+        and outcome.status not in ("completed", "diverged")
         and not locked(folder.lock(trial.name))  # somebody else's
     ]
     if not victims and left:
