@@ -227,10 +227,11 @@ def explain(
     """What the numbers are, and what each test generalises to."""
     notes = [
         "Settings are chosen by their mean score over runs on held-out training examples, where "
-        "there are any; means, standard deviations and 95% intervals (Student's t) are over the "
-        "completed runs of the chosen setting, one a seed. Trained parameters are with the head; "
-        "seconds are those of training, a run's mean; memory is the process's peak, of all runs "
-        "that it had done by then."
+        "there are any (the smaller learning rate of equal ones; what diverged with any seed comes "
+        "after all others). Means, standard deviations and 95% intervals (Student's t) are over "
+        "the completed runs of the chosen setting, one a seed. Trained parameters are with the "
+        "head; seconds are those of training, a run's mean; memory is the process's peak, of all "
+        "runs that it had done by then."
     ]
     if not beside:
         return notes
