@@ -94,7 +94,7 @@ def sgd(hyper):
 
 
 def adam(hyper):
-    rate = optim.traceable_schedule("linear", hyper["learning_rate"], 10, hyper["warmup"])
+    rate = optim.traceable_schedule("linear", hyper["learning_rate"], 40, hyper["warmup"])
     return optim.adamw(rate, weight_decay=hyper["weight_decay"], clip=None)
 
 
