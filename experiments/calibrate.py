@@ -1,4 +1,4 @@
-"""How long trials will take, from a few real steps of one trial of each shape."""
+"""How long jobs will take, from a few real steps of one trial of each program."""
 
 import dataclasses
 import itertools
@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 
-from experiments import make
 from experiments.build import Experiment, build
-from experiments.trials import Trial
-from lora_jax import data, records
+from experiments.groups import program_key
+from experiments.jobs import Job
+from lora_jax import data
 
-SHAPING = ("model", "data", "variant", "targets", "also_train", "quantize")
 _REPEATS = 2
 
 
@@ -31,16 +30,25 @@ class Cost:
     call: float
     longest: int
 
-    def of(self, lengths: Mapping[int, int], times: int = 1) -> float:
-        """So many calls of each length, all of it so often."""
+    def compiled(self, lengths: Mapping[int, int]) -> float:
+        return self.compile * len(lengths)
+
+    def called(self, lengths: Mapping[int, int]) -> float:
+        """So many calls of each length."""
         tokens = sum(length * count for length, count in lengths.items())
-        return self.compile * len(lengths) + times * self.call * tokens / self.longest
+        return self.call * tokens / self.longest
 
 
-def shape_of(config: Mapping[str, Any]) -> str:
-    """What trials have in common that take the same time a step."""
-    sizes = {name: config["train"][name] for name in ("batch_size", "accumulate")}
-    return records.canonical({name: config[name] for name in SHAPING} | sizes)
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The seconds that a program takes before its first step, and those of each of its trials."""
+
+    program: float
+    trial: float
+
+    def of(self, trials: int) -> float:
+        """Of so many trials, one after another in one program."""
+        return self.program + trials * self.trial
 
 
 def start_up() -> float:
@@ -50,24 +58,24 @@ def start_up() -> float:
     return time.perf_counter() - began
 
 
-def seconds(trials: Sequence[Trial], tell: Callable[[str], None] = print) -> list[float]:
-    """The seconds of each trial, compilation included, if nobody disturbs it.
+def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[float]:
+    """The seconds of each job, compilation included, if nobody disturbs it.
 
     Nothing is written, but token ids that are kept for all runs.
     """
-    measured: dict[str, Callable[[dict[str, Any]], float]] = {}
+    measured: dict[str, Estimate] = {}
     found = []
-    for trial in trials:
-        shape = shape_of(trial.config)
-        if shape not in measured:
-            tell(f"timing a few steps of {trial.name}")
-            measured[shape] = measure(trial.config)
-        found.append(measured[shape](trial.config))
+    for job in jobs:
+        key = program_key(job[0].config)
+        if key not in measured:
+            tell(f"timing a few steps of {job[0].name}")
+            measured[key] = measure(job[0].config)
+        found.append(measured[key].of(len(job)))
     return found
 
 
-def measure(config: dict[str, Any]) -> Callable[[dict[str, Any]], float]:
-    """Build a trial and time some of its steps; returns the seconds of a trial of this shape."""
+def measure(config: dict[str, Any]) -> Estimate:
+    """Build a trial and time some of its steps."""
     began = time.perf_counter()
     experiment = build(config)
     built = time.perf_counter() - began
@@ -84,14 +92,13 @@ def measure(config: dict[str, Any]) -> Callable[[dict[str, Any]], float]:
     forward = _cost(experiment.adapted_call(experiment.trainable), validation, own, size)
     evaluated = Counter(batch.padded_length for batch in scored)
 
-    def of(config: dict[str, Any]) -> float:
-        loop = make.make_loop(config["train"], len(split), experiment.loop.metric)
-        lengths = [batch.padded_length for batch in epoch]
-        trained = Counter(itertools.islice(itertools.cycle(lengths), loop.steps))
-        times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
-        return built + step.of(trained) + forward.of(evaluated, times)
-
-    return of
+    loop = experiment.loop
+    trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), loop.steps))
+    times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
+    return Estimate(
+        built + step.compiled(trained) + forward.compiled(evaluated),
+        step.called(trained) + times * forward.called(evaluated),
+    )
 
 
 def _trainer(experiment: Experiment) -> Callable[[Any], Any]:

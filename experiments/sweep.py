@@ -89,7 +89,7 @@ def _sweep() -> None:
     pairs = [each for each in zip(found, outlooks, strict=True) if each[0].name in names]
     view = View([t for t, _ in pairs], [o for _, o in pairs], folder, _console())
     if _DRY_RUN.value:
-        _list(view)
+        _list(view, _todo(mine, folder))
         return
     with folder.held(part):
         folder.write_list(found)
@@ -163,20 +163,21 @@ def _run_here(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
     local.launch(todo, folder, machine, view.update, functools.partial(jobs.command, how=_how()))
 
 
-def _list(view: View) -> None:
+def _list(view: View, todo: list[jobs.Job]) -> None:
     """Every trial with its digest and status, and the time that those to be trained will take."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:
         print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.outcome.status}")
-    todo = [row.trial for row in view.rows if _wanted(row.outcome)]
-    print(f"{len(view.rows)} trials, {len(todo)} to train")
+    names = {row.trial.name for row in view.rows if _wanted(row.outcome)}
+    print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
     if not todo:
         return
-    times = calibrate.seconds(todo)
-    start = calibrate.start_up() * -(-len(todo) // _PER_JOB.value)
+    open_ones = [[trial for trial in job if trial.name in names] for job in todo]
+    times = calibrate.seconds(open_ones)
+    start = calibrate.start_up() * len(todo)
     print(
         f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
-        f"of processes; the longest trial {clock(max(times))}"
+        f"of processes; the longest job {clock(max(times))}"
     )
 
 

@@ -14,7 +14,6 @@ import fake_records
 import pytest
 from rich.console import Console
 
-from configs import quickstart
 from experiments import calibrate, check_trials, jobs, trials
 from experiments.check_trials import Outlook
 from experiments.launchers import commands, local, slurm
@@ -398,15 +397,13 @@ def test_what_a_damaged_record_is(tmp_path):
     outcome = folder.outcome(found[0])
     assert outcome.status == "failed"
     assert "record.json is not JSON" in outcome.note
-    trained({"seed": 3}, folder.run("seed=1"), "")
+    _trained({"seed": 3}, folder.run("seed=1"))
     said = f"{folder.run('seed=1')} holds a run of another configuration"
     assert folder.outcome(found[1]) == Outcome("failed", said)
 
 
 def test_what_calls_cost():
     cost = calibrate.Cost(compile=3.0, call=2.0, longest=16)
-    assert cost.of({8: 2, 16: 4}) == 2 * 3 + 2 * 1 + 4 * 2
-    assert cost.of({8: 2}, times=5) == 3 + 10
-    one, other = (quickstart.get_config(f"variant={name}").to_dict() for name in ("lora", "vera"))
-    assert calibrate.shape_of(one) == calibrate.shape_of(one | {"seed": 1, "optimizer": {}})
-    assert calibrate.shape_of(one) != calibrate.shape_of(other)
+    assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
+    assert cost.compiled({8: 2, 16: 4}) == 2 * 3
+    assert calibrate.Estimate(program=7.0, trial=2.0).of(5) == 7 + 10
