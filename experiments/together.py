@@ -132,7 +132,7 @@ def run_together(
         except (ValueError, OSError) as error:
             ended[number] = error
     if experiments.keys() - ended.keys():
-        ended |= _train(experiments, folders, home, label, execution)
+        ended |= _train(experiments, ended.keys(), folders, home, label, execution)
     home.remove()
     return [ended[number] for number in range(len(configs))]
 
@@ -152,12 +152,13 @@ def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> recor
 
 def _train(
     experiments: Mapping[int, Experiment],
+    done: Collection[int],
     folders: Sequence[Path],
     home: GroupFolder,
     label: str,
     execution: Execution | None,
 ) -> dict[int, Ended]:
-    """Train, and write what the trials leave behind; of all of them, by their numbers."""
+    """Train, and write what those trials leave behind that were not `done`; by their numbers."""
     started = time.perf_counter()
     outcomes = {number: train.Outcome() for number in experiments}
 
@@ -175,6 +176,8 @@ def _train(
         where = [folders[number] for number in experiments]
         states = _fit(group, where, home, list(outcomes.values()), label, execution)
         for place, number in enumerate(experiments):
+            if number in done:
+                continue
             if outcomes[number].diverged:
                 note = finish.NOT_FINITE.format(outcomes[number].steps)
                 ended[number] = end(number, "diverged", note)
@@ -184,7 +187,7 @@ def _train(
             left = finish.save(experiments[number], own, folders[number], call)
             ended[number] = end(number, "completed", "", *left)
     except Exception as error:
-        for number in experiments.keys() - ended.keys():
+        for number in experiments.keys() - ended.keys() - set(done):
             end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     return ended
