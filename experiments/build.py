@@ -113,7 +113,7 @@ class Experiment:
         return jax.random.fold_in(jax.random.key(self.config["seed"]), 2)
 
     def make_step(self) -> train.Step:
-        parts, clip = self.config["train"]["accumulate"], self.hyper["clip"]
+        parts, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
         return train.make_train_step(self.adapted, self.tx, self.predict, self.loss, parts, clip)
 
     def start(self) -> train.TrainState:

@@ -284,7 +284,8 @@ def test_runs_of_no_study_are_methods_by_variant_and_storage(tmp_path):
     )
 
 
-def test_the_reference(study):
+def test_the_reference(study, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
     text = report.render(made(study), "markdown", "vera")
     assert "difference from VeRA" in text and "| LoRA | 3 | +24.00 [" in text
     with pytest.raises(ValueError, match="--reference 'vora'; nearest: '"):

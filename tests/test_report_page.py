@@ -92,7 +92,8 @@ class Reader(html.parser.HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_every_format_has_the_same_cells(contests, page):
+def test_every_format_has_the_same_cells(contests, page, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
     text = {form: report.render(contests, form, resamples=200) for form in report.FORMATS}
     lines = [line for line in text["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]
