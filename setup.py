@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 # importlib_resources is needed by tensorflow-datasets, which does not say so.
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources>=6.4"]
 SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
+SLURM = ["submitit>=1.5"]
 
 setup(
     name="lora-jax",
@@ -38,9 +39,11 @@ setup(
             "equinox>=0.13",
             *TFDS,
             *SPM,
+            *SLURM,
         ],
         "tfds": TFDS,
         "spm": SPM,
+        "slurm": SLURM,
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],

@@ -12,12 +12,9 @@ from jax import Array
 
 import lora_jax as lj
 from experiments import make
+from experiments.materials import Materials, gather
 from experiments.validate import validate
 from lora_jax import data, metrics, train
-from lora_jax.models import pretrained
-from lora_jax.partition import nearest
-
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +33,8 @@ class Experiment:
     adapted: lj.Adapted
     trainable: Any
     frozen: lj.Frozen
+    hyper: dict[str, float]
+    """The optimiser's numbers (`make.make_hyper`)."""
     tx: optax.GradientTransformation
     loop: train.Loop
 
@@ -46,10 +45,13 @@ class Experiment:
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """The training batches from a step on."""
         split = self.encoded["train"]
-        seed = self.config["seed"]
-        plan = data.BatchPlan(split.lengths, self.batch_size, self.boundaries, seed)
-        for batch in plan.start(step):
+        for batch in self.plan().start(step):
             yield data.collate(split, batch.indices, batch.padded_length, self.batch_size)
+
+    def plan(self) -> data.BatchPlan:
+        """Which training examples make up the batch of a step."""
+        lengths, seed = self.encoded["train"].lengths, self.config["seed"]
+        return data.BatchPlan(lengths, self.batch_size, self.boundaries, seed)
 
     def predict(
         self, trainable: Any, frozen: lj.Frozen, batch: train.Batch, rng: Array | None
@@ -101,20 +103,30 @@ class Experiment:
             lambda trainable, frozen, batch: self.predict(trainable, frozen, batch, None)
         )
 
+    @property
+    def loss(self) -> train.Loss:
+        return train.cross_entropy if self.task.label_names else train.squared_error
+
+    @property
+    def rng(self) -> Array:
+        """What dropout draws from."""
+        return jax.random.fold_in(jax.random.key(self.config["seed"]), 2)
+
     def make_step(self) -> train.Step:
-        loss = train.cross_entropy if self.task.label_names else train.squared_error
-        accumulate, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
-        return train.make_train_step(self.adapted, self.tx, self.predict, loss, accumulate, clip)
+        parts, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
+        return train.make_train_step(self.adapted, self.tx, self.predict, self.loss, parts, clip)
 
     def start(self) -> train.TrainState:
         """The state before the first step; its arrays are its own."""
-        rng = jax.random.fold_in(jax.random.key(self.config["seed"]), 2)
         own = jax.tree.map(lambda x: x.copy(), self.trainable)
-        return train.TrainState.create(self.adapted, self.tx, own, self.frozen, rng)
+        return train.TrainState.create(self.adapted, self.tx, own, self.frozen, self.rng)
 
 
-def build(config: dict[str, Any]) -> Experiment:
+def build(config: dict[str, Any], shared: Materials | None = None) -> Experiment:
     """Everything that a config describes.
+
+    Args:
+      shared: the materials of a config with the same data and model, where there are some.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
@@ -122,44 +134,22 @@ def build(config: dict[str, Any]) -> Experiment:
     validate(config)
     targets = make.make_targets(config["variant"], config["targets"])
     storage = make.make_storage(config["quantize"])
-    if (dtype := config["model"]["dtype"]) not in DTYPES:
-        raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
-    task = make.make_task(config["data"])
-    folder = pretrained.locate(config["model"]["name"])
-    tokenizer = data.load_tokenizer(folder)
-
-    key = jax.random.key(config["seed"])
-    model, _ = pretrained.load_classifier(
-        folder,
-        num_labels=task.num_outputs,
-        pool=config["model"]["pool"],
-        key=jax.random.fold_in(key, 0),
-        dtype=dtype,
-        head_dropout=config["model"]["head_dropout"],
-    )
-    limit = min(config["data"]["max_length"], model.config.max_tokens)
-    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
-    tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
-    encoded = {name: each.encoded for name, each in tokenised.items()}
-    if (largest := max(int(each.ids.max()) for each in encoded.values())) >= (
-        rows := model.config.vocab_size
-    ):
-        raise ValueError(
-            f"the tokenizer in {folder} gives id {largest}, the model's vocabulary has {rows}"
-        )
-    lengths = np.concatenate([each.lengths for each in encoded.values()])
-    boundaries = data.bucket_boundaries(lengths, config["data"]["buckets"], limit=limit)
+    materials = shared or gather(config)
+    task, encoded = materials.task, materials.encoded
 
     loop = make.make_loop(config["train"], len(encoded["train"]), task.metric)
-    tx = make.make_optimizer(config["optimizer"], loop.steps, config["also_train"])
+    hyper = make.make_hyper(config["optimizer"], loop.steps)
+    schedule, also_train = config["optimizer"]["schedule"], config["also_train"]
+    tx = make.make_optimizer(hyper, schedule, loop.steps, also_train)
     if config["variant"]["total_steps"] is None:
         targets = {p: make.for_steps(each, loop.steps) for p, each in targets.items()}
     # An adapter that is still to shrink is not what its method makes of the budget.
     settled = max((each.settled for each in targets.values()), default=0)
     loop = dataclasses.replace(loop, best_from=settled)
-    forward, params = lj.from_nnx(model)
-    adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
-    example = np.zeros((config["train"]["batch_size"], boundaries[0]), np.int32)
+    key = jax.random.key(config["seed"])
+    forward, params = lj.from_nnx(materials.loaded.redrawn(jax.random.fold_in(key, 0)))
+    adapted = lj.adapt(forward, None, targets, also_train, storage)
+    example = np.zeros((config["train"]["batch_size"], materials.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     trainable, frozen = adapted.init(adapter_key, params, example, example, example)
     if config["start_from"]:
@@ -167,14 +157,15 @@ def build(config: dict[str, Any]) -> Experiment:
     return Experiment(
         config=config,
         task=task,
-        tokenizer=tokenizer,
+        tokenizer=materials.tokenizer,
         encoded=encoded,
-        examples_per_second=tokenised["train"].examples_per_second,
-        boundaries=boundaries,
-        weights_digest=pretrained.digest(folder),
+        examples_per_second=materials.examples_per_second,
+        boundaries=materials.boundaries,
+        weights_digest=materials.weights_digest,
         adapted=adapted,
         trainable=trainable,
         frozen=frozen,
+        hyper=hyper,
         tx=tx,
         loop=loop,
     )

@@ -29,17 +29,30 @@ def main(command: Callable[[], None]) -> None:
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Read the flags; one line ends the program where a flag, or the config's file, is wrong."""
+    try:
+        return read(argv, flags.FLAGS)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Read flags into `values`.
+
+    Raises:
+      ValueError: one line on the flag, or the config's file, that is wrong.
+    """
     for name in _config_files(argv):
         _check_config_file(name)
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except (AttributeError, KeyError) as error:  # what a locked config does not have
         text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
-        sys.exit(f"error: the config has no setting {text}")
+        raise ValueError(f"the config has no setting {text}") from error
     except flags.Error as error:
         lines = str(error).strip().splitlines()
         causes = [line.strip() for line in lines if re.match(r"\s*ValueError: ", line)]
-        sys.exit(f"error: {causes[-1].removeprefix('ValueError: ') if causes else lines[0]}")
+        said = causes[-1].removeprefix("ValueError: ") if causes else lines[0]
+        raise ValueError(said) from error
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
@@ -51,15 +64,18 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _check_config_file(name: str) -> None:
-    """Ends with one line where a file is no config, before anything in it is executed."""
-    files = sorted(Path("configs").glob("*.py"))
-    known = [str(path) for path in files if "def get_config" in path.read_text(encoding="utf-8")]
+    """Raises a ValueError where a file is no config, before anything in it is executed."""
     if not Path(name).is_file():
-        sys.exit(f"error: no config file '{name}'; nearest: {nearest(name, known)}")
+        raise ValueError(f"no config file '{name}'; nearest: {nearest(name, _configs())}")
     try:
         names = compile(Path(name).read_bytes(), name, "exec").co_names
     except (SyntaxError, ValueError) as error:
-        sys.exit(f"error: '{name}' is not a config, not even Python: {error}")
+        raise ValueError(f"'{name}' is not a config, not even Python: {error}") from error
     if "get_config" not in names:
-        near = nearest(name, known)
-        sys.exit(f"error: '{name}' is not a config: it has no get_config; nearest: {near}")
+        near = nearest(name, _configs())
+        raise ValueError(f"'{name}' is not a config: it has no get_config; nearest: {near}")
+
+
+def _configs() -> list[str]:
+    files = sorted(Path("configs").glob("*.py"))
+    return [str(path) for path in files if "def get_config" in path.read_text(encoding="utf-8")]

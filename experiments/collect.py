@@ -57,6 +57,12 @@ class Run:
     def completed(self) -> bool:
         return self.record.status == "completed"
 
+    @property
+    def held_out(self) -> bool:
+        """Whether it was scored on training examples, of a task that has a development set."""
+        section = self.record.config["data"]
+        return section["source"] in ("tfds", "tsv") and section["validation"] > 0
+
     def score(self, metric: str, choose: str = "last") -> float | None:
         """A metric of the `best` or the `last` evaluation, in percent where tables have percent."""
         metrics = self.record.metrics_best if choose == "best" else self.record.metrics_last
@@ -96,16 +102,15 @@ def find(results: Path) -> list[Run]:
     found = []
     for path in sorted(results.rglob("record.json")):
         if (record := records.read(path.parent)) is not None:
-            _check(path, record.config)
+            if record.config.get("study"):
+                check(path, record.config, NEEDED)
             found.append(Run(path.parent, record))
     return found
 
 
-def _check(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise where a run of a study does not say what tables and pictures ask it for."""
-    if not config.get("study"):
-        return
-    for where in NEEDED:
+def check(path: Path, config: Mapping[str, Any], needed: Iterable[str]) -> None:
+    """Raise where a run does not say what tables, pictures or reports ask it for."""
+    for where in needed:
         value: Any = config
         for key in where.split("."):
             if not isinstance(value, Mapping) or key not in value:
@@ -125,7 +130,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     """
     own = [run for run in runs if run.study.get("table") == table]
     sized = [run for run in own if run.study["size"] == size]
-    kept = [run for run in sized if not _tunes(run)]
+    kept = [run for run in sized if not run.held_out]
     notes = [_left_out(len(own) - len(sized), "of another size")]
     notes += [_left_out(len(sized) - len(kept), "validated on a part of the training examples")]
     cells: dict[tuple[str, str, str], list[Run]] = {}
@@ -136,7 +141,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     for each in cells.values():
         alike = _without_strays(each)
         _alike(alike)
-        single += _one_of_each(alike)
+        single += one_of_each(alike)
         strays += len(each) - len(alike)
     notes += [_left_out(strays, "not completed, and with other settings than the completed ones")]
     copies = len(kept) - strays - len(single)
@@ -147,12 +152,6 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
             why = f": {run.record.note}" if run.record.note else ""
             notes.append(f"{run.record.status}: {what}{why}")
     return Collected(tuple(single), tuple(filter(None, notes)))
-
-
-def _tunes(run: Run) -> bool:
-    """Whether a run of a task with a development set was scored on held-out examples instead."""
-    section = run.record.config["data"]
-    return section["source"] in ("tfds", "tsv") and section["validation"] > 0
 
 
 def _left_out(count: int, why: str) -> str:
@@ -203,7 +202,7 @@ def settings_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     return leaves(config, "")
 
 
-def _one_of_each(runs: Sequence[Run]) -> list[Run]:
+def one_of_each(runs: Sequence[Run]) -> list[Run]:
     """The runs of a cell, each number once: a completed one, if there is one."""
     chosen: dict[tuple[int, int], Run] = {}
     for run in sorted(runs, key=lambda run: (run.number, not run.completed, str(run.folder))):

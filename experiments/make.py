@@ -104,25 +104,41 @@ def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> train.L
     )
 
 
+def make_hyper(section: Mapping[str, Any], steps: int) -> dict[str, float]:
+    """The numbers of an optimiser, any of which may differ between the trials of one program.
+
+    Raises:
+      ValueError: a warm-up that leaves no steps.
+    """
+    if section["warmup_steps"] >= steps and section["warmup_steps"]:
+        raise ValueError(
+            f"config.optimizer.warmup_steps {section['warmup_steps']} leaves nothing of "
+            f"{steps} steps"
+        )
+    names = ("learning_rate", "weight_decay", "b1", "b2", "eps", "clip")
+    hyper = {name: section[name] for name in names}
+    hyper["warmup"] = section["warmup_steps"] or round(section["warmup_ratio"] * steps)
+    if section["head_learning_rate"] is not None:
+        hyper["head_ratio"] = section["head_learning_rate"] / section["learning_rate"]
+    return hyper
+
+
 def make_optimizer(
-    section: Mapping[str, Any], steps: int, also_train: Sequence[str]
+    hyper: Mapping[str, Any], schedule: str, steps: int, also_train: Sequence[str]
 ) -> optax.GradientTransformation:
     """AdamW by a schedule; what `also_train` names has a learning rate of its own where set.
 
     The training step clips gradients, before AdaLoRA scores them.
+
+    Args:
+      hyper: of `make_hyper`; its numbers may be traced.
     """
-    warmup = section["warmup_ratio"]
-    if section["warmup_steps"]:
-        if section["warmup_steps"] >= steps:
-            raise ValueError(
-                f"config.optimizer.warmup_steps {section['warmup_steps']} leaves nothing of "
-                f"{steps} steps"
-            )
-        warmup = section["warmup_steps"] / steps
-    rate = optim.schedule(section["schedule"], section["learning_rate"], steps, warmup)
+    if schedule not in optim.SCHEDULES:
+        near = nearest(schedule, optim.SCHEDULES)
+        raise ValueError(f"schedule '{schedule}' is unknown; nearest: {near}")
+    rate = optim.traceable_schedule(schedule, hyper["learning_rate"], steps, hyper["warmup"])
     names = ("weight_decay", "b1", "b2", "eps")
-    tx = optim.adamw(rate, clip=None, **{name: section[name] for name in names})
-    if section["head_learning_rate"] is None:
+    tx = optim.adamw(rate, clip=None, **{name: hyper[name] for name in names})
+    if "head_ratio" not in hyper:
         return tx
-    ratio = section["head_learning_rate"] / section["learning_rate"]
-    return optax.chain(tx, optim.scale_params(also_train, ratio))
+    return optax.chain(tx, optim.scale_params(also_train, hyper["head_ratio"]))

@@ -3,25 +3,12 @@
 import csv
 import html
 import io
-import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from experiments import cells
+from experiments import cells, sheets
 from experiments.cells import NONE, Block
-
-LABEL = 32
-"""How wide a method's name may be on the console."""
-
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"±": r"$\pm$", NONE: "--", "<": r"\textless{}", ">": r"\textgreater{}"}
+from experiments.sheets import Sheet
 
 
 def grid(block: Block, decimals: int) -> tuple[str, list[str], list[list[str]]]:
@@ -57,75 +44,23 @@ def _both(ours: str, published: str, has_ours: bool, has_published: bool) -> str
 
 
 def rich(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
-    """For a console, as wide as it is: columns that do not fit follow below."""
-    width = shutil.get_terminal_size((240, 24)).columns
-    console = Console(file=io.StringIO(), width=width)
-    for block in blocks:
-        name, heads, rows = grid(block, decimals)
-        console.print(Text(f"{title}, {name}", style="bold"))  # no markup: [r=8] is text
-        columns = [
-            (head, [text.replace(" / ", " /\n") for text in texts])
-            for head, *texts in zip(heads, *rows, strict=True)
-        ]
-        for part in _parts(columns[1:], width - LABEL - 4):
-            table = Table(box=box.SIMPLE_HEAD)
-            table.add_column(Text(columns[0][0]), max_width=LABEL)
-            for head, _ in part:
-                table.add_column(Text(head), no_wrap=True)
-            for row in zip(columns[0][1], *(texts for _, texts in part), strict=True):
-                table.add_row(*map(Text, row))
-            console.print(table)
-    for note in notes:
-        console.print(note, markup=False, highlight=False)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def _parts(
-    columns: Sequence[tuple[str, list[str]]], width: int
-) -> list[list[tuple[str, list[str]]]]:
-    """Columns in groups that fit a width, one at least."""
-    parts, used = [[]], 0
-    for head, texts in columns:
-        need = 3 + max(len(line) for text in (head, *texts) for line in text.splitlines())
-        if parts[-1] and used + need > width:
-            parts.append([])
-            used = 0
-        parts[-1].append((head, texts))
-        used += need
-    return parts
+    return sheets.rich(_sheets(blocks, title, decimals), notes)
 
 
 def markdown(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
-    lines = []
-    for block in blocks:
-        name, heads, rows = grid(block, decimals)
-        lines += [f"**{_markdown(f'{title}, {name}')}**", ""]
-        for row in (heads, ["---"] * len(heads), *rows):
-            lines.append("| " + " | ".join(map(_markdown, row)) + " |")
-        lines.append("")
-    lines += [f"{_markdown(note)}\n" for note in notes]
-    return "\n".join(lines)
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([|*_`<\\])", r"\\\1", text)
+    return sheets.markdown(_sheets(blocks, title, decimals), notes)
 
 
 def latex(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
-    """A `tabular` a block, with booktabs' rules."""
-    lines = ["% \\usepackage{booktabs}"]
+    return sheets.latex(_sheets(blocks, title, decimals), notes)
+
+
+def _sheets(blocks: Sequence[Block], title: str, decimals: int) -> list[Sheet]:
+    made = []
     for block in blocks:
         name, heads, rows = grid(block, decimals)
-        lines += [f"\\paragraph{{{_latex(f'{title}, {name}')}}}", ""]
-        lines += [f"\\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}", "\\toprule"]
-        lines += [" & ".join(map(_latex, heads)) + " \\\\", "\\midrule"]
-        lines += [" & ".join(map(_latex, row)) + " \\\\" for row in rows]
-        lines += ["\\bottomrule", "\\end{tabular}", ""]
-    return "\n".join(lines + [_latex(note) + "\n" for note in notes]) + "\n"
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+        made.append(Sheet(f"{title}, {name}", heads, rows))
+    return made
 
 
 def page(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:

@@ -1,173 +1,158 @@
-"""A table of a config's runs as text, and the tables between the markers of a document."""
+"""Which methods are better, by how much, and how sure that is: of everything below a folder.
 
-import importlib
-import itertools
-import re
-from collections.abc import Callable, Mapping
+    python -m experiments.report --results=runs/all_methods --format=html --out=report.html
+
+Takes the runs of `experiments.tune`, where settings are chosen on held-out examples, and any grid
+of settings and seeds. Of each method the best setting is taken, and at what budget is said; methods
+are then compared by their common seeds and by the predictions that their runs have stored
+(`experiments.compare` says what each test is good for). `--varies=train.batch_size` names what a
+study varies besides variant, optimiser, storage and targets; runs that differ in anything else are
+refused.
+"""
+
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-from configs.common_tasks import MODELS
-from experiments import cells, collect, published, render
-from lora_jax import records
+from absl import flags
+
+from experiments import cli, collect, page, report_csv, report_plots, report_sheets, sheets, tables
+from experiments.choose import Contest, Method, contests
+from experiments.page import Part
+from experiments.pairs import pairs, swapped
+from experiments.resample import RESAMPLES
 from lora_jax.partition import nearest
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path("experiments/results")
+FORMATS = ("rich", "markdown", "latex", "html", "csv")
+TITLE = "Comparison of methods"
+
+_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
+_FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "How it is written.")
+_OUT = flags.DEFINE_string("out", None, "The file to write; printed by default.")
+_TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "The method that others are compared with: lora by default, or the first."
+)
+_VARIES = flags.DEFINE_list("varies", [], "Other settings that a study varies.")
+_FIGURES = flags.DEFINE_string("figures", None, "A folder for the pictures, as PNG.")
+_RESAMPLES = flags.DEFINE_integer("resamples", RESAMPLES, "Of a bootstrap.", lower_bound=100)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
 
 
-def names() -> list[str]:
-    """The configs that make a table."""
-    return list(tables())
+def report() -> None:
+    found = collect.find(Path(str(_RESULTS.value)))
+    own, notes = select(found, _TABLE.value, _SIZE.value)
+    names = {name: table["rows"] for name, table in tables.tables().items()}
+    made = contests(own, names, _VARIES.value)
+    if not made:
+        raise ValueError(f"--results {_RESULTS.value}: no run has completed: nothing to compare")
+    text = render(
+        made, _FORMAT.value, _REFERENCE.value, notes, resamples=_RESAMPLES.value, seed=_SEED.value
+    )
+    if _FIGURES.value is not None:
+        draw(made, Path(_FIGURES.value))
+    if _OUT.value is None:
+        print(text, end="")
+        return
+    out = Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"report: {out}")
 
 
-def tables() -> dict[str, Mapping[str, Any]]:
-    """How each config's runs are shown (`configs.common_tasks.table`)."""
-    files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    modules = {name: importlib.import_module(f"configs.{name}") for name in files}
-    return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
+def select(
+    runs: list[collect.Run], table: str | None, size: str
+) -> tuple[list[collect.Run], list[str]]:
+    """The runs of a table (of all) and of a size, and how many were left out.
+
+    Raises:
+      ValueError: a table of which there are no runs.
+    """
+
+    def name(run: collect.Run) -> str:
+        return run.study["table"] if run.study else run.record.experiment
+
+    known = sorted({name(run) for run in runs})
+    if table is not None and table not in known:
+        raise ValueError(f"no runs of '{table}' there; nearest: {nearest(table, known)}")
+    own = [run for run in runs if table in (None, name(run))]
+    sized = [run for run in own if run.study.get("size", size) == size]
+    left = len(own) - len(sized)
+    said = f"{left} {'run' if left == 1 else 'runs'} left out: of another size"
+    return sized, [said] * bool(left)
 
 
-def render_table(
-    name: str, results: Path, form: str, model: str | None = None, size: str = "full"
+def render(
+    made: list[Contest],
+    form: str,
+    reference: str | None = None,
+    notes: list[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> str:
-    """A table of a config's runs below a folder, in one of `render.FORMATS`.
+    """The report in one of `FORMATS`.
 
     Raises:
-      ValueError, FileNotFoundError: an unknown table or model, no such folder, or records that do
-        not go together.
+      ValueError: a reference that is no method of any contest, or predictions that are not of the
+        same examples.
     """
-    if name not in (known := tables()):
-        raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
-    table = known[name]
-    found = collect.find(results)
-    collected = collect.collect(found, name, size)
-    # Of a few steps, a smoke run is not what a published number is of.
-    made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
-    if model is not None:
-        models = [block.model for block in made]
-        if model not in models:
-            raise ValueError(
-                f"{name}: nothing run or published with model '{model}'; nearest: "
-                f"{nearest(model, models)}"
-            )
-        made = [block for block in made if block.model == model]
-        own = [run for run in found if run.study and run.model == model]
-        collected = collect.collect(own, name, size)  # the notes, too, are of this model alone
-    notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
-    notes += _names(collected.runs)
-    if table["published"]:
-        notes += _changes(importlib.import_module(f"configs.{name}"), collected.runs)
-    notes += collected.notes if made else ("Nothing has been run.",)
-    title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
-    return render.FORMATS[form](made, title, notes, table["decimals"])
-
-
-def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
-    """What the numbers are, in a sentence for ours and one for the paper's."""
-    spread = {"sd": "standard deviation", "ci95": "half of a 95% interval of the mean"}
-    notes = []
-    if any(cell.ours for block in made for row in block.rows for cell in row.cells):
-        notes.append(
-            f"Ours: the {table['report']} of (n) runs on the development set, each at its "
-            f"{table['choose']} evaluation, ± the {spread[table['spread']]}; the protocol has "
-            f"{table['seeds']} seeds."
-        )
-    paper = [c.published for block in made for row in block.rows for c in row.cells if c.published]
-    if paper:
-        kinds = dict.fromkeys(
-            f"{cell.protocol}, {cell.seeds or 'unknown'} seeds" for cell in paper if cell
-        )
-        first = paper[0]
-        notes.append(
-            f"Published: {first.paper}, {first.table} ({first.source}): {'; '.join(kinds)}."
-        )
-    return notes
-
-
-def _starts(table: Mapping[str, Any], runs: tuple[collect.Run, ...]) -> list[str]:
-    """Which cells have runs that did not begin from another run's adapter, as the paper's did."""
-    lacking: dict[tuple[str, str, str], int] = {}
-    for run in runs:
-        _, row, column = run.place
-        if column in table["start_from"].get(row, ()) and not run.record.config["start_from"]:
-            lacking[run.place] = lacking.get(run.place, 0) + 1
-    return [
-        f"{model}, {row}, {column}: {count} of our runs did not start from an MNLI adapter, as the "
-        "paper's did."
-        for (model, row, column), count in lacking.items()
+    references = refer(made, reference)
+    family = [pair for contest in made for pair in pairs(contest, resamples, seed)]
+    beside = [
+        pair if pair.second is own else swapped(pair)
+        for pair in family
+        if (own := references.get(id(pair.contest))) in (pair.first, pair.second)
     ]
+    if form == "csv":
+        return report_csv.lines(made, beside, family)
+    parts = []
+    for contest in made:
+        own, shown = references.get(id(contest)), [report_sheets.methods(contest)]
+        said = report_sheets.warnings(contest, family)
+        if own is None:
+            said.append(f"The reference, {reference}, was not run here.")
+        elif len(contest.methods) > 1:
+            shown.append(report_sheets.against(contest, own, beside))
+        parts.append(Part(contest.title, said, shown))
+    if family:
+        parts.append(Part("All pairs", (), [report_sheets.wins(family)]))
+    explained = report_sheets.explain(made, beside, family, resamples) + (notes or [])
+    if form == "html":
+        figures = [report_plots.figures(contest) for contest in made]
+        return page.page(TITLE, parts, figures, explained)
+    said = [f"Warning, {part.title}: {text}" for part in parts for text in part.warnings]
+    return getattr(sheets, form)([each for part in parts for each in part.sheets], explained + said)
 
 
-def _names(runs: tuple[collect.Run, ...]) -> list[str]:
-    """Which models were given by another name than the config's: folders of one's own, say."""
-    given = {
-        (run.model, run.record.config["model"]["name"])
-        for run in runs
-        if run.record.config["model"]["name"] != MODELS.get(run.study["model"])
-    }
-    return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
-
-
-def _changes(module: ModuleType, runs: tuple[collect.Run, ...]) -> list[str]:
-    """Which cells were run with other settings than their config has, the paper's."""
-    cells = {run.place: run for run in runs}  # the runs of a cell have the same settings
-    notes = []
-    for place, run in cells.items():
-        if (config := _config_of(module, run)) is None:
-            continue
-        own, ours = (dict(collect.settings_of(each)) for each in (config, run.record.config))
-        changed = [
-            f"{key} is {ours[key]} in place of {own[key]}"
-            for key in sorted(own.keys() & ours.keys() - {"model.name", "data.source"})
-            if own[key] != ours[key] and key != "start_from"
-        ]
-        if changed:
-            notes.append(
-                f"{', '.join(place)}: our runs are not the config's: {'; '.join(changed)}."
-            )
-    return notes
-
-
-def _config_of(module: ModuleType, run: collect.Run) -> dict[str, Any] | None:
-    """The config whose place in the table a run has; None where there is none."""
-    known = {"model": run.study["model"], "task": run.study["column"], "size": run.study["size"]}
-    known |= {"source": "tsv"}
-    lists = {
-        key: (known[key],) if key in known else values
-        for key, values in module.ARGUMENTS.items()
-        if isinstance(values, tuple)
-    }
-    for values in itertools.product(*lists.values()):
-        arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
-        try:
-            config = module.get_config(arg)
-        except ValueError:  # no such model or task, or not together
-            continue
-        if config.study.to_dict() == run.study:
-            return records.plain(config.to_dict())
-    return None
-
-
-def rewrite(path: Path, results: Path) -> bool:
-    """Make the tables in a file anew from the records below a folder; whether any has changed."""
-    old = path.read_text(encoding="utf-8")
-    new = fill(old, lambda name: render_table(name, results, "markdown"))
-    if new != old:
-        path.write_text(new, encoding="utf-8")
-    return new != old
-
-
-def fill(text: str, make: Callable[[str], str]) -> str:
-    """The text with every table between `<!-- table: NAME -->` and `<!-- /table -->` made anew.
+def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:
+    """By the id of a contest, the method that the others are compared with.
 
     Raises:
-      ValueError: a marker without its other half.
+      ValueError: no contest has it.
     """
-    opened = re.findall(r"<!-- table: (\w+) -->", text)
-    pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
-    pairs = [match for match in pattern.finditer(text) if "<!-- table:" not in match[3]]
-    if not len(opened) == len(pairs) == text.count("<!-- /table -->"):
-        raise ValueError("table markers do not pair: <!-- table: NAME --> ... <!-- /table -->")
-    return pattern.sub(lambda match: f"{match[1]}{make(match[2]).strip()}\n{match[4]}", text)
+    known = {method.key for contest in made for method in contest.methods}
+    if reference is not None and reference not in known:
+        raise ValueError(f"--reference '{reference}'; nearest: {nearest(reference, known)}")
+    found = {}
+    for contest in made:
+        by_key = {method.key: method for method in contest.methods}
+        own = by_key.get(reference or "lora")
+        if own is None and reference is None:
+            own = contest.methods[0]
+        if own is not None:
+            found[id(contest)] = own
+    return found
+
+
+def draw(made: list[Contest], folder: Path) -> None:
+    """Write the pictures of every contest as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, contest in enumerate(made, 1):
+        for name, figure in report_plots.figures(contest).items():
+            stem = f"{number}_{contest.table}_{contest.task}_{name.lower()}"
+            figure.savefig(folder / f"{stem.replace(' ', '_').replace('/', '_')}.png", dpi=150)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["results"])
+    cli.main(report)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments import collect, report
+from experiments import collect, tables
 from experiments.cells import heading, natural
 from experiments.collect import Run, Summary, scale, summarise
 from experiments.plots import rank_map
@@ -41,9 +41,7 @@ class Panel:
     table: Mapping[str, Any]
 
     def label(self) -> str:
-        return self.metric.replace("_", " ").capitalize() + (
-            " (%)" if scale(self.metric) != 1 else ""
-        )
+        return metric_label(self.metric)
 
     def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
         """The completed runs by name, names in the table's order, others in the natural one."""
@@ -68,6 +66,11 @@ class Panel:
         return f"{report} of runs at their {choose} evaluation ± {SPREADS[self.table['spread']]}"
 
 
+def metric_label(metric: str) -> str:
+    """What an axis of a metric is called."""
+    return metric.replace("_", " ").capitalize() + (" (%)" if scale(metric) != 1 else "")
+
+
 def panels(runs: Sequence[Run]) -> list[Panel]:
     """The runs by table, model, task and what they were scored on.
 
@@ -77,16 +80,15 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         model, _, column = run.place
-        section = run.record.config["data"]
-        held = section["validation"] > 0 and section["source"] in ("tfds", "tsv")
-        groups.setdefault((run.study["table"], model, column, "held-out" * held), []).append(run)
-    made, tables = [], report.tables()
+        held = "held-out" * run.held_out
+        groups.setdefault((run.study["table"], model, column, held), []).append(run)
+    made, known = [], tables.tables()
     for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
         if metrics:
             title = f"{MODELS.get(model, model)}, {heading(column)}"
             title += f", {held} training examples" if held else ""
-            shown = tables.get(table) or common_tasks.table(table)
+            shown = known.get(table) or common_tasks.table(table)
             made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
     if not made:
         raise ValueError("no run has completed: nothing to draw")
@@ -101,7 +103,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
 
     def draw(axes: Axes, panel: Panel) -> None:
         for (row, own), (marker, colour, _) in zip(
-            panel.rows(lambda run: run.place[1]).items(), _styles(), strict=False
+            panel.rows(lambda run: run.place[1]).items(), styles(), strict=False
         ):
             found = panel.score(own)
             count = max(run.record.parameters_adapters or 0 for run in own)
@@ -146,7 +148,7 @@ def training(runs: Sequence[Run]) -> Figure:
 
 def _curves(axes: Axes, panel: Panel, name: str, times: float) -> None:
     rows = panel.rows(lambda run: run.place[1])
-    for (row, own), (marker, colour, line) in zip(rows.items(), _styles(), strict=False):
+    for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
         curves = [_curve(run, name) for run in own]
         steps = sorted(set.intersection(*map(set, curves)))
         if not steps:
@@ -171,7 +173,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
         def name(run: Run) -> str:
             return re.sub(r"^rate_[^_]+_", "", run.place[1])
 
-        lines = zip(panel.rows(name).items(), _styles(), strict=False)
+        lines = zip(panel.rows(name).items(), styles(), strict=False)
         for (row, own), (marker, colour, dashes) in lines:
             points = []
             for x in sorted({rate(run) for run in own}):
@@ -241,7 +243,7 @@ def _curve(run: Run, name: str) -> dict[int, float]:
     return {row["step"]: row[name] for row in rows if name in row}
 
 
-def _styles() -> Any:
+def styles() -> Any:
     """Markers, colours and lines: any two of them come again together after sixty methods."""
     lines = [line for line in LINES for _ in COLOURS]
     return zip(cycle(MARKERS), cycle(COLOURS), cycle(lines), strict=False)

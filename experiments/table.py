@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, render
-from experiments.report import RESULTS, ROOT, names, render_table, rewrite
+from experiments.tables import RESULTS, ROOT, names, render_table, rewrite
 
 _TABLE = flags.DEFINE_string("table", None, "Name of a config file, such as lora_table2.")
 _RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' records below it.")

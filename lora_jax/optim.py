@@ -27,28 +27,33 @@ def schedule(
         raise ValueError(f"schedule '{kind}' is unknown; nearest: {nearest(kind, SCHEDULES)}")
     if not 0 <= warmup_ratio < 1:
         raise ValueError(f"warmup_ratio must be in [0, 1), got {warmup_ratio}")
-    warmup = round(warmup_ratio * steps)
-    rest = max(steps - warmup, 1)
-    after = {
-        "linear": optax.linear_schedule(learning_rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(learning_rate, rest),
-        "constant": optax.constant_schedule(learning_rate),
-    }[kind]
-    if not warmup:
-        return after
-    # The first step already moves: (step + 1) / warmup, as a rate of zero would waste it.
-    rise = optax.linear_schedule(learning_rate / warmup, learning_rate, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
+    return traceable_schedule(kind, learning_rate, steps, round(warmup_ratio * steps))
+
+
+def traceable_schedule(
+    kind: str, learning_rate: Array | float, steps: int, warmup: Array | int
+) -> optax.Schedule:
+    """`schedule`, whose learning rate and steps of warm-up may be traced; it checks nothing."""
+
+    def rate(count: Any) -> Array:
+        count = jnp.asarray(count, jnp.result_type(float))
+        # The first step already moves: (step + 1) / warmup, as a rate of zero would waste it.
+        rise = (count + 1) / jnp.maximum(warmup, 1)
+        part = jnp.clip((count - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
+        fall = {"linear": 1 - part, "cosine": (1 + jnp.cos(jnp.pi * part)) / 2, "constant": 1.0}
+        return learning_rate * jnp.where(count < warmup, rise, fall[kind])
+
+    return rate
 
 
 def adamw(
     rate: optax.ScalarOrSchedule,
     *,
-    weight_decay: float = 0.0,
-    clip: float | None = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    weight_decay: Array | float = 0.0,
+    clip: Array | float | None = 1.0,
+    b1: Array | float = 0.9,
+    b2: Array | float = 0.999,
+    eps: Array | float = 1e-8,
 ) -> optax.GradientTransformation:
     """AdamW on clipped gradients, over trainables; biases and norms do not decay.
 
@@ -59,7 +64,7 @@ def adamw(
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
 
 
-def scale_params(patterns: Sequence[str], ratio: float) -> optax.GradientTransformation:
+def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.GradientTransformation:
     """Multiply the updates of the parameters that train in full and match a pattern (a head)."""
 
     def chosen(trainable: Any) -> Any:

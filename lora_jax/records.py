@@ -27,8 +27,9 @@ import jax
 class Record:
     """What a run was and what came of it; `record.json` holds exactly these fields.
 
-    Wall-clock seconds: `seconds` of training, `seconds_total` of the whole process. Metrics are
-    finite numbers; in a run that did not complete they may be None.
+    Wall-clock seconds: `seconds` of training, `seconds_total` of the whole process; of trials that
+    shared a program, each one's share. Metrics are finite numbers; in a run that did not complete
+    they may be None.
     """
 
     schema_version: Literal[1] = 1

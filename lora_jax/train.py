@@ -80,6 +80,21 @@ def make_train_step(
       clip: the greatest norm of the gradient that `tx` and `adapted.update` see; clipped in `tx`,
         it would reach `update` (AdaLoRA's scores) as it was. `metrics["grad_norm"]` is before it.
     """
+    step = make_step(adapted, predict, loss, accumulate)
+
+    def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
+        return step(tx, clip, state, frozen, batch)
+
+    return jax.jit(one, donate_argnums=0)
+
+
+def make_step(
+    adapted: Adapted, predict: Predict, loss: Loss, accumulate: int = 1
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The step as a function to trace, `(tx, clip, state, frozen, batch) -> (state, metrics)`.
+
+    The numbers inside `tx`, and `clip`, may be traced: what differs between trials of one program.
+    """
 
     def objective(
         trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
@@ -101,7 +116,13 @@ def make_train_step(
         start = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trainable))
         return jax.lax.scan(part, start, (parts, jax.random.split(rng, accumulate)))[0]
 
-    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
+    def step(
+        tx: optax.GradientTransformation,
+        clip: Array | float | None,
+        state: TrainState,
+        frozen: Frozen,
+        batch: Batch,
+    ) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(state.rng, state.step)
         run = gradient if accumulate == 1 else over_parts
         total = jnp.maximum(batch["weight"].sum(), 1e-6)
@@ -120,7 +141,7 @@ def make_train_step(
         new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return step
 
 
 class Progress(Protocol):
@@ -191,6 +212,24 @@ class Outcome:
     ones, as old ones do."""
     diverged: bool = False
 
+    def evaluated(self, loop: Loop, values: dict[str, float]) -> None:
+        """Take in what the evaluation of the present step says."""
+        self.metrics_last = values
+        self.diverged = not all_finite(values)
+        if self.diverged:
+            return
+        if self.evaluations is not None:
+            score = values[loop.metric]
+            self.evaluations.append({"step": self.steps, "seconds": self.seconds, "score": score})
+        if self.improves(loop, values):
+            self.metrics_best, self.best_step = values, self.steps
+        if self.target_step is None and loop.reached(values):
+            self.target_step, self.target_seconds = self.steps, self.seconds
+
+    def improves(self, loop: Loop, values: dict[str, float]) -> bool:
+        """Whether an evaluation of the present step is the best so far, and may be."""
+        return loop.eligible(self.steps) and loop.better(values, self.metrics_best)
+
 
 def fit(
     state: TrainState,
@@ -253,7 +292,7 @@ def fit(
         read = {name: float(value) for name, value in values.items()}
         outcome.seconds += time.perf_counter() - clock
         # The loss of a step is that of the weights before it: those after it are looked at here.
-        finite = _all_finite(read) and (not saves or bool(_leaves_finite(state.trainable)))
+        finite = all_finite(read) and (not saves or bool(leaves_finite(state.trainable)))
         outcome.diverged = not finite
         if logs or outcome.diverged:
             metrics.write(number, read)
@@ -262,19 +301,11 @@ def fit(
         if progress is not None:
             progress(number, read["loss"], int(examples))
         if evaluates:
-            outcome.metrics_last = evaluate(state.trainable)
-            metrics.write(number, outcome.metrics_last)
-            outcome.diverged = not _all_finite(outcome.metrics_last)
+            values = evaluate(state.trainable)
+            metrics.write(number, values)
+            outcome.evaluated(loop, values)
             if outcome.diverged:
                 break
-            if outcome.evaluations is not None:
-                score = outcome.metrics_last[loop.metric]
-                seconds = outcome.seconds
-                outcome.evaluations.append({"step": number, "seconds": seconds, "score": score})
-            if loop.eligible(number) and loop.better(outcome.metrics_last, outcome.metrics_best):
-                outcome.metrics_best, outcome.best_step = outcome.metrics_last, number
-            if outcome.target_step is None and loop.reached(outcome.metrics_last):
-                outcome.target_step, outcome.target_seconds = number, outcome.seconds
         if saves:
             meta = {"outcome": dataclasses.asdict(outcome), "identity": dict(identity or {})}
             scores = outcome.metrics_last if evaluates and loop.eligible(number) else {}
@@ -283,10 +314,11 @@ def fit(
     return state, outcome
 
 
-def _all_finite(values: Mapping[str, float]) -> bool:
+def all_finite(values: Mapping[str, float]) -> bool:
     return all(map(math.isfinite, values.values()))
 
 
 @jax.jit
-def _leaves_finite(tree: Any) -> Array:
+def leaves_finite(tree: Any) -> Array:
+    """Whether all numbers of a pytree are finite."""
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

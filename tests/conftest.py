@@ -1,5 +1,6 @@
 """Strict numerics for every test: no silent promotion, 8 simulated devices, float64 on demand."""
 
+import contextlib
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,6 +36,26 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def compilations():
+    """`with compilations() as counted` lists the seconds of everything that XLA compiles."""
+
+    @contextlib.contextmanager
+    def count():
+        counted = []
+
+        def listen(event, duration, **_):
+            if event == "/jax/core/compile/backend_compile_duration" and listening:
+                counted.append(duration)
+
+        listening = True
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        yield counted
+        listening = False
+
+    return count
 
 
 @pytest.fixture

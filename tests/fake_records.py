@@ -4,9 +4,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs import common_tasks
+from experiments import predictions
 from experiments.published import SIZES
-from lora_jax import records
+from lora_jax import metrics, records
 from lora_jax.metrics_log import Metrics
 
 ENVIRONMENT = {
@@ -25,9 +28,14 @@ def write(
     parameters: int | None = None,
     losses: tuple[float, ...] = (),
     changes: dict[str, Any] | None = None,
+    outputs: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     **fields: Any,
 ) -> records.Record:
-    """The record of `configs/<name>.py:<arg>`; scores are fractions, last and best alike."""
+    """The record of `configs/<name>.py:<arg>`; scores are fractions, last and best alike.
+
+    `outputs` and `labels` are the predictions of its validation part.
+    """
     config = importlib.import_module(f"configs.{name}").get_config(arg)
     config.update_from_flattened_dict(changes or {})
     plain = records.plain(config.to_dict())
@@ -62,4 +70,32 @@ def write(
             for step, loss in enumerate(losses, 1):
                 log.write(10 * step, {"loss": loss})
             log.write(10 * len(losses), scores)
+    if outputs is not None:
+        predictions.write(folder, {"validation": predictions.Predictions(outputs, labels)})
     return record
+
+
+def planted(
+    folder: Path,
+    method: str,
+    seed: int,
+    labels: np.ndarray,
+    wrong: np.ndarray,
+    *,
+    task: str = "sst2",
+    rate: float | None = None,
+    **how: Any,
+) -> records.Record:
+    """A run of `glue.py` of two classes that gets some examples wrong, (n,), and its predictions.
+
+    `how` goes to `write`; its `changes` come on top of the learning rate.
+    """
+    outputs = np.eye(2)[np.where(wrong, 1 - labels, labels)]
+    metric = common_tasks.METRICS.get(task, "accuracy")
+    scores = metrics.score((metric,), outputs, labels)
+    changes = {**({} if rate is None else {"optimizer.learning_rate": rate})}
+    changes |= how.pop("changes", {})
+    arg = f"task={task},variant={method},seed={seed}"
+    return write(
+        folder, "glue", arg, scores, changes=changes, outputs=outputs, labels=labels, **how
+    )

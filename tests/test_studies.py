@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import adalora_table1, all_methods, domain_shift, lora_table2, own_data, targets
 from experiments import build, predictions, run, tune
-from experiments.report import render_table
+from experiments.tables import render_table
 from lora_jax import data, metrics, tree_file
 from lora_jax.models import pretrained
 from lora_jax.models.families import FAMILIES, family_of

@@ -18,7 +18,7 @@ from fake_records import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import cells, collect, published, render, report
+from experiments import cells, collect, published, render, sheets, tables
 from experiments.cells import Block, Cell, Column, Row
 from experiments.collect import Summary
 from lora_jax import records
@@ -29,7 +29,7 @@ GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 
 def markdown(name: str, results: Path, **choice: str) -> dict[str, dict[str, dict[str, str]]]:
     """A rendered table read back: by block, method and heading."""
-    text = report.render_table(name, results, "markdown", **choice).replace("\\", "")
+    text = tables.render_table(name, results, "markdown", **choice).replace("\\", "")
     blocks: dict[str, dict[str, dict[str, str]]] = {}
     for title, body in re.findall(r"\*\*(.*?)\*\*\n\n((?:\|.*\n)+)", text):
         heads, _, *rows = [line.strip("| ").split(" | ") for line in body.splitlines()]
@@ -39,7 +39,7 @@ def markdown(name: str, results: Path, **choice: str) -> dict[str, dict[str, dic
 
 
 def notes(name: str, results: Path) -> str:
-    return report.render_table(name, results, "markdown").rpartition("|\n")[2].replace("\\", "")
+    return tables.render_table(name, results, "markdown").rpartition("|\n")[2].replace("\\", "")
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_settings_that_are_not_the_config_s_are_named(base):
 def test_smoke_runs_never_stand_beside_a_published_number(tmp_path):
     arg = "model=roberta_base,task=cola,size=smoke"
     write(tmp_path, "lora_table2", arg, {"matthews": 0.1}, parameters=294_912)
-    text = report.render_table("lora_table2", tmp_path, "markdown", size="smoke")
+    text = tables.render_table("lora_table2", tmp_path, "markdown", size="smoke")
     assert "**LoRA, Table 2: GLUE, smoke runs, RoBERTa base (ours)**" in text
     assert "10.0 (1)" in text and "63.4" not in text and "Published" not in text
 
@@ -270,7 +270,7 @@ def test_runs_of_a_cell_are_of_the_same_thing(base, how, said):
     arg = "model=roberta_base,task=sst2,seed=9"
     write(results / "sst2" / "9", "lora_table2", arg, {"accuracy": 0.9}, **how)
     with pytest.raises(ValueError, match=re.escape(said)):
-        report.render_table("lora_table2", results, "csv")
+        tables.render_table("lora_table2", results, "csv")
     # what tells runs of one cell apart, and what changes no result, may differ
     shutil.rmtree(results / "sst2" / "9")
     free = {"data.folder": "elsewhere", "train.log_every": 7, "train.checkpoint_every": 9}
@@ -440,7 +440,7 @@ def test_every_format_holds_the_same_cells():
 
     body = made["latex"].partition("\\toprule\n")[2].partition("\\bottomrule")[0]
     rows = [line.removesuffix(" \\\\") for line in body.splitlines() if line != "\\midrule"]
-    back = {code: sign for sign, code in render.LATEX.items()}
+    back = {code: sign for sign, code in sheets.LATEX.items()}
     pattern = "|".join(map(re.escape, sorted(back, key=len, reverse=True)))
     plain = [
         [re.sub(pattern, lambda m: back[m[0]], text) for text in re.split(r"(?<!\\) & ", row)]
@@ -463,7 +463,7 @@ def test_every_format_holds_the_same_cells():
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_console_cuts_no_number_off(base, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    text = report.render_table("lora_table2", base[0], "rich")
+    text = tables.render_table("lora_table2", base[0], "rich")
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     for cell in published.load():
@@ -486,26 +486,26 @@ def test_names_are_in_order_of_their_numbers():
 def test_mistakes_are_named(base):
     results, _ = base
     with pytest.raises(ValueError, match="unknown table 'lora_tabel2'; nearest: 'lora_table2'"):
-        report.render_table("lora_tabel2", results, "rich")
+        tables.render_table("lora_tabel2", results, "rich")
     with pytest.raises(ValueError, match="with model 'roberta_bse'; nearest: 'roberta_base'"):
-        report.render_table("lora_table2", results, "rich", model="roberta_bse")
+        tables.render_table("lora_table2", results, "rich", model="roberta_bse")
     with pytest.raises(FileNotFoundError, match=r"--results .*nowhere: no such folder"):
-        report.render_table("lora_table2", results / "nowhere", "rich")
+        tables.render_table("lora_table2", results / "nowhere", "rich")
     path = results / "sst2" / "0" / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": -1, "extra": 1}))
     with pytest.raises(ValueError, match=r"sst2/0/record.json: .*extra is no field"):
-        report.render_table("lora_table2", results, "rich")
+        tables.render_table("lora_table2", results, "rich")
 
 
 def test_notes_are_of_the_model_that_is_shown(base):
     results, _ = base
     write(results / "small", "lora_table2", "task=rte", {"accuracy": 0.5}, parameters=73_728)
-    text = report.render_table("lora_table2", results, "csv", model="minilm")
+    text = tables.render_table("lora_table2", results, "csv", model="minilm")
     assert "roberta" not in text
     how = {"status": "diverged", "note": "too fast"}
     arg = "model=roberta_base,task=rte,seed=9,start_from=runs/mnli"
     write(results / "bad", "lora_table2", arg, {}, **how)
-    text = report.render_table("lora_table2", results, "markdown", model="minilm")
+    text = tables.render_table("lora_table2", results, "markdown", model="minilm")
     assert "did not start from an MNLI adapter" in text and "too fast" not in text
 
 
@@ -534,15 +534,15 @@ def test_a_record_of_another_version_is_named(tmp_path, change, missing):
     values["config_digest"] = records.config_digest(values["config"])
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=f"a/record.json: its config has no {missing}: a record"):
-        report.render_table("glue", tmp_path, "rich")
+        tables.render_table("glue", tmp_path, "rich")
 
 
 def test_every_table_renders_before_anything_is_run(tmp_path):
-    for name in report.names():
-        assert report.render_table(name, tmp_path, "markdown")
-    assert report.render_table("glue", tmp_path, "markdown").strip() == "Nothing has been run."
-    assert {"lora_table2", "vera_table2", "glue"} <= set(report.names())
-    assert "quickstart" not in report.names()
+    for name in tables.names():
+        assert tables.render_table(name, tmp_path, "markdown")
+    assert tables.render_table("glue", tmp_path, "markdown").strip() == "Nothing has been run."
+    assert {"lora_table2", "vera_table2", "glue"} <= set(tables.names())
+    assert "quickstart" not in tables.names()
 
 
 README = """# Title
@@ -562,13 +562,13 @@ def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
     write(tmp_path / "runs" / "0", "glue", "", {"matthews": 0.4}, parameters=221_184)
     path = tmp_path / "README.md"
     path.write_text(README)
-    assert report.rewrite(path, tmp_path / "runs")
+    assert tables.rewrite(path, tmp_path / "runs")
     text = path.read_text()
     assert "| LoRA | 0.221M | 40.0 (1) |" in text and "old" not in text
     assert text.startswith("# Title\n") and "\nBetween.\n" in text and "Nothing has been" in text
-    assert not report.rewrite(path, tmp_path / "runs")
+    assert not tables.rewrite(path, tmp_path / "runs")
     write(tmp_path / "runs" / "1", "glue", "seed=1", {"matthews": 0.5}, parameters=221_184)
-    assert report.rewrite(path, tmp_path / "runs")
+    assert tables.rewrite(path, tmp_path / "runs")
     assert "45.0 ± 63.5 (2)" in path.read_text()
 
 
@@ -577,13 +577,13 @@ def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
 )
 def test_a_marker_without_its_other_half_is_an_error(text):
     with pytest.raises(ValueError, match="markers do not pair"):
-        report.fill(text, lambda name: "")
+        tables.fill(text, lambda name: "")
 
 
 def test_the_tables_in_the_readme_are_those_of_the_committed_records():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = ROOT / report.RESULTS
-    assert report.fill(text, lambda name: report.render_table(name, results, "markdown")) == text
+    results = ROOT / tables.RESULTS
+    assert tables.fill(text, lambda name: tables.render_table(name, results, "markdown")) == text
 
 
 def test_the_command(base):

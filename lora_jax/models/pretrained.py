@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +134,17 @@ class Loaded(NamedTuple):
     model: Classifier
     fresh: tuple[str, ...]
 
+    def redrawn(self, key: Array) -> Classifier:
+        """The model with fresh parameters as `load_classifier` draws them from another key."""
+        graph, params = nnx.split(self.model)
+
+        def value(key_path: Any, leaf: Any) -> Any:
+            if (path := path_of(key_path)) not in self.fresh:
+                return leaf
+            return _draw(key, self.fresh, path, leaf, self.model.config.initializer_range)
+
+        return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, params))
+
 
 def read_config(folder: str | Path) -> Config:
     """The checked config.json of a folder."""
@@ -203,13 +215,18 @@ def load_classifier(
         if path in loaded:
             tensors = [weights.read(name) for name in torch_names(path, config)]
             return jnp.asarray(from_torch(path, tensors), leaf.dtype)
-        if path.endswith("/bias"):
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        own = jax.random.fold_in(key, fresh.index(path))
-        return config.initializer_range * jax.random.normal(own, leaf.shape, leaf.dtype)
+        return _draw(key, fresh, path, leaf, config.initializer_range)
 
     model = nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
     return Loaded(model, tuple(fresh))
+
+
+def _draw(key: Array, fresh: Sequence[str], path: str, like: Any, deviation: float) -> Array:
+    """A fresh parameter: normal, and zero for a bias."""
+    if path.endswith("/bias"):
+        return jnp.zeros(like.shape, like.dtype)
+    own = jax.random.fold_in(key, fresh.index(path))
+    return deviation * jax.random.normal(own, like.shape, like.dtype)
 
 
 def _fits(weights: Weights, path: str, shape: tuple[int, ...], config: Config) -> bool:

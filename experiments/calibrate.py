@@ -1,0 +1,129 @@
+"""How long jobs will take, from a few real steps of one trial of each program."""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from experiments.build import Experiment, build
+from experiments.groups import program_key
+from experiments.jobs import Job
+from lora_jax import data
+
+_REPEATS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds of a call: to compile it for one length of its batches, and at the longest of them.
+
+    Shorter batches are taken to cost less in proportion, which is a little too little for them.
+    """
+
+    compile: float
+    call: float
+    longest: int
+
+    def compiled(self, lengths: Mapping[int, int]) -> float:
+        return self.compile * len(lengths)
+
+    def called(self, lengths: Mapping[int, int]) -> float:
+        """So many calls of each length."""
+        tokens = sum(length * count for length, count in lengths.items())
+        return self.call * tokens / self.longest
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The seconds that a program takes before its first step, and those of each of its trials."""
+
+    program: float
+    trial: float
+
+    def of(self, trials: int) -> float:
+        """Of so many trials, one after another in one program."""
+        return self.program + trials * self.trial
+
+
+def start_up() -> float:
+    """The seconds until a process of this program could begin with a trial."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import experiments.run"], check=True)
+    return time.perf_counter() - began
+
+
+def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[float]:
+    """The seconds of each job, compilation included, if nobody disturbs it.
+
+    Nothing is written, but token ids that are kept for all runs.
+    """
+    measured: dict[str, Estimate] = {}
+    found = []
+    for job in jobs:
+        key = program_key(job[0].config)
+        if key not in measured:
+            tell(f"timing a few steps of {job[0].name}")
+            measured[key] = measure(job[0].config)
+        found.append(measured[key].of(len(job)))
+    return found
+
+
+def measure(config: dict[str, Any]) -> Estimate:
+    """Build a trial and time some of its steps."""
+    began = time.perf_counter()
+    experiment = build(config)
+    built = time.perf_counter() - began
+    split, size = experiment.encoded["train"], experiment.batch_size
+    plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config["seed"])
+    epoch = list(itertools.islice(plan.start(0), plan.steps_per_epoch))
+    step = _cost(_trainer(experiment), split, epoch, size)
+
+    scored, parts = list[data.Batch](), ("validation", *experiment.task.extra)
+    for part in parts:
+        scored += data.eval_plan(experiment.encoded[part].lengths, size, experiment.boundaries)
+    validation = experiment.encoded["validation"]
+    own = data.eval_plan(validation.lengths, size, experiment.boundaries)
+    forward = _cost(experiment.adapted_call(experiment.trainable), validation, own, size)
+    evaluated = Counter(batch.padded_length for batch in scored)
+
+    loop = experiment.loop
+    trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), loop.steps))
+    times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
+    return Estimate(
+        built + step.compiled(trained) + forward.compiled(evaluated),
+        step.called(trained) + times * forward.called(evaluated),
+    )
+
+
+def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
+    """A step of training as a function of its batch."""
+    step, state = experiment.make_step(), experiment.start()
+
+    def call(batch: Any) -> Any:
+        nonlocal state
+        state, values = step(state, experiment.frozen, batch)
+        return values
+
+    return call
+
+
+def _cost(
+    call: Callable[[Any], Any], split: data.Encoded, plan: Sequence[data.Batch], size: int
+) -> Cost:
+    """Time a call on a longest batch of a plan."""
+    longest = max(plan, key=lambda batch: batch.padded_length)
+    arrays = data.collate(split, longest.indices, longest.padded_length, size)
+    first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
+    return Cost(max(first - min(others), 0.0), min(others), longest.padded_length)
+
+
+def _timed(call: Callable[[Any], Any], batch: Any) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call(batch))
+    return time.perf_counter() - began

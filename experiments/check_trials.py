@@ -1,0 +1,95 @@
+"""All that can be found wrong with trials before any of them starts, weights and data unmoved."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+import lora_jax as lj
+from experiments import make
+from experiments.materials import DTYPES
+from experiments.trials import Trial, refuse
+from experiments.validate import validate
+from lora_jax import records, tree_file
+from lora_jax.models import pretrained
+from lora_jax.models.families import FAMILIES
+from lora_jax.partition import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlook:
+    """What a trial will do: steps of training, and the name of its main metric."""
+
+    steps: int
+    metric: str
+
+
+def check(trials: Sequence[Trial]) -> list[Outlook]:
+    """The outlook of each trial. Data is read, and shapes are traced, once for all that share them.
+
+    Raises:
+      ValueError: every trial that cannot work, with the reason, a line for each kind of mistake.
+    """
+    once = _Once()
+    outlooks, wrong = [], []
+    for trial in trials:
+        try:
+            outlooks.append(_check(trial.config, once))
+        except (ValueError, OSError, ImportError) as error:
+            wrong.append((trial.name, str(error)))
+    refuse(wrong, len(trials))
+    return outlooks
+
+
+class _Once:
+    """Results, or errors, of calls with equal values."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+
+    def __call__(self, function: Callable[..., Any], *values: Any) -> Any:
+        key = f"{function.__name__} {records.canonical(values)}"
+        if key not in self._found:
+            try:
+                self._found[key] = function(*values)
+            except (ValueError, OSError, ImportError) as error:
+                self._found[key] = error
+        if isinstance(found := self._found[key], Exception):
+            raise found
+        return found
+
+
+def _check(config: dict[str, Any], once: _Once) -> Outlook:
+    validate(config)
+    if (dtype := config["model"]["dtype"]) not in DTYPES:
+        raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
+    make.make_targets(config["variant"], config["targets"])
+    make.make_storage(config["quantize"])
+    task = once(make.make_task, config["data"])
+    loop = make.make_loop(config["train"], len(task.train), task.metric)
+    hyper = make.make_hyper(config["optimizer"], loop.steps)
+    schedule = config["optimizer"]["schedule"]
+    make.make_optimizer(hyper, schedule, loop.steps, config["also_train"])
+    adapters = {name: config[name] for name in ("variant", "targets", "also_train", "quantize")}
+    once(_trace, config["model"], adapters, task.num_outputs, loop.steps)
+    if config["start_from"]:
+        once(tree_file.load_tree, config["start_from"])
+    return Outlook(loop.steps, loop.metric)
+
+
+def _trace(model: dict[str, Any], adapters: dict[str, Any], outputs: int, steps: int) -> None:
+    """Adapt a model of shapes alone: patterns that match nothing, ranks that do not fit."""
+    config = pretrained.read_config(pretrained.locate(model["name"]))
+    classifier: Any = FAMILIES[config.model_type].classifier
+    abstract = nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
+    targets = make.make_targets(adapters["variant"], adapters["targets"])
+    if adapters["variant"]["total_steps"] is None:
+        targets = {pattern: make.for_steps(each, steps) for pattern, each in targets.items()}
+    storage = make.make_storage(adapters["quantize"])
+    forward, params = lj.from_nnx(abstract)
+    adapted = lj.adapt(forward, None, targets, adapters["also_train"], storage)
+    example = np.zeros((2, 8), np.int32)
+    jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)

@@ -1,0 +1,64 @@
+"""`--launcher=slurm`: a Slurm job for each job of a sweep, by submitit."""
+
+import dataclasses
+import importlib
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_TICK = 1.0  # seconds between looks at the jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A job's command; where Slurm takes its time or its node, it is queued again and goes on."""
+
+    line: tuple[str, ...]
+
+    def __call__(self) -> int:
+        return subprocess.run(self.line, check=False).returncode
+
+    def checkpoint(self) -> Any:
+        return importlib.import_module("submitit").helpers.DelayedSubmission(self)
+
+
+def submit(
+    commands: Sequence[Sequence[str]],
+    logs: Path,
+    options: Mapping[str, Any],
+    cluster: str | None = None,
+) -> list[Any]:
+    """Submit commands as one array; returns submitit's jobs, which go on without this process.
+
+    Args:
+      commands: of the jobs of a sweep, to be run in this folder.
+      logs: the folder for what submitit keeps of each job, and what it printed.
+      options: submitit's parameters, such as `timeout_min` or `slurm_partition`; None is left out.
+      cluster: `slurm`, or `local` for processes of this machine; by default what there is.
+
+    Raises:
+      ValueError: submitit is not installed, there is no Slurm here, or an option is unknown.
+    """
+    try:
+        submitit = importlib.import_module("submitit")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "--launcher=slurm needs submitit: pip install '.[slurm]', or --launcher=print"
+        ) from error
+    try:
+        executor = submitit.AutoExecutor(folder=logs.resolve() / "%j", cluster=cluster)
+        executor.update_parameters(**{k: v for k, v in options.items() if v is not None})
+    except (RuntimeError, TypeError, NameError, AssertionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--launcher=slurm: {said}") from error
+    with executor.batch():
+        return [executor.submit(Command(tuple(line))) for line in commands]
+
+
+def watch(submitted: Sequence[Any], update: Callable[[], None]) -> None:
+    """Wait until Slurm is done with all jobs, calling `update` meanwhile."""
+    while not all(job.done() for job in submitted):
+        update()
+        time.sleep(_TICK)

@@ -1,0 +1,177 @@
+"""The methods of a contest two by two: every test that their records and predictions allow."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments import compare, predictions, resample
+from experiments.choose import Contest, Method, saved_score
+from experiments.collect import scale
+from experiments.compare import Difference
+from lora_jax import metrics
+from lora_jax.data import SPECS
+
+KINDS = {
+    "seeds": "new seeds, the same examples",
+    "examples": "new examples, the same models",
+    "both": "new seeds and new examples",
+}
+"""The tests of a pair, and what each generalises to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two methods of a contest; a test that could not be made is None, and `why` says so."""
+
+    contest: Contest
+    first: Method
+    second: Method
+    common: int
+    """How many seeds (and draws) both have."""
+    tests: Mapping[str, Difference | None]
+    why: str
+
+    @property
+    def decided_by(self) -> str:
+        """The kind of test that a verdict is by: the one of both, else what there is."""
+        return next((k for k in ("both", "seeds", "examples") if self.tests[k] is not None), "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What is known of one run: its score, and where it has predictions, of how many examples.
+
+    `replicates` are its score on bootstrap resamples, in the unit of the score, and `right`, if the
+    metric is accuracy, which examples (or questions) were.
+    """
+
+    score: float
+    n: int = 0
+    replicates: np.ndarray | None = None
+    right: np.ndarray | None = None
+
+
+def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
+    """All pairs of the methods of a contest, the first ones first.
+
+    Raises:
+      ValueError: predictions of other examples than another run's, or that do not give the score of
+        their record.
+    """
+    seen = _seen(contest, resamples, seed)
+    return [
+        _pair(contest, first, second, seen[first.key], seen[second.key])
+        for first, second in itertools.combinations(contest.methods, 2)
+    ]
+
+
+def swapped(pair: Pair) -> Pair:
+    """The same tests with the methods the other way round."""
+    tests = {kind: None if test is None else _negative(test) for kind, test in pair.tests.items()}
+    return dataclasses.replace(pair, first=pair.second, second=pair.first, tests=tests)
+
+
+def adjusted(family: Sequence[Pair], kind: str = "") -> list[float | None]:
+    """Holm's p values of one kind of test over a family of pairs; by default of what decides."""
+    values = []
+    for pair in family:
+        test = pair.tests.get(kind or pair.decided_by)
+        values.append(None if test is None else test.p)
+    return compare.holm(values)
+
+
+def verdicts(family: Sequence[Pair]) -> list[str]:
+    """`win`, `tie` or `loss` of the first of each pair, or nothing where they have no test."""
+    found = []
+    for pair, p in zip(family, adjusted(family), strict=True):
+        test = pair.tests.get(pair.decided_by)
+        if test is None:
+            found.append("")
+        elif p is None or p >= compare.LEVEL:
+            found.append("tie")
+        else:
+            found.append("win" if test.difference > 0 else "loss")
+    return found
+
+
+def _negative(test: Difference) -> Difference:
+    low = None if test.high is None else -test.high
+    high = None if test.low is None else -test.low
+    return dataclasses.replace(test, difference=-test.difference, low=low, high=high)
+
+
+def _pair(
+    contest: Contest,
+    first: Method,
+    second: Method,
+    ours: Mapping[tuple[int, int], Seen],
+    theirs: Mapping[tuple[int, int], Seen],
+) -> Pair:
+    common = sorted(ours.keys() & theirs.keys())
+    tests: dict[str, Difference | None] = dict.fromkeys(KINDS)
+    why = [] if common else ["no seed in common"]
+    if len(common) == 1:
+        why.append("one seed in common")
+    if len(common) > 1:
+        scores = (np.array([side[k].score for k in common]) for side in (ours, theirs))
+        tests["seeds"] = compare.over_seeds(*scores)
+    both = [(ours[number], theirs[number]) for number in common]
+    stored = [(a, b) for a, b in both if a.n and b.n]
+    if len(stored) < len(common):
+        why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
+    if stored:
+        observed = np.array([a.score - b.score for a, b in stored])
+        drawn = np.array([a.replicates for a, _ in stored]) - [b.replicates for _, b in stored]
+        over = compare.over_examples(observed, drawn, stored[0][0].n)
+        if contest.metric == "accuracy":
+            right = (np.array([pair[i].right for pair in stored]) for i in (0, 1))
+            over = dataclasses.replace(over, p=compare.mcnemar(*right))
+        tests["examples"] = over
+        if len(stored) > 1:
+            tests["both"] = compare.over_both(observed, drawn)
+    return Pair(contest, first, second, len(common), tests, ", ".join(why))
+
+
+def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[int, int], Seen]]:
+    """By method, then by seed and draw, what is known of each completed run."""
+    done = [
+        (method.key, run, score)
+        for method in contest.methods
+        for run in method.runs
+        if run.completed and (score := saved_score(run)) is not None
+    ]
+    found: dict[str, dict[tuple[int, int], Seen]] = {m.key: {} for m in contest.methods}
+    stored = []
+    for key, run, score in done:
+        found[key][run.number] = Seen(score)
+        part = predictions.read(run.folder).get("validation")
+        if part is not None and part.labels is not None:
+            stored.append((key, run, np.asarray(part.outputs, np.float64), part.labels))
+    if not stored:
+        return found
+    _, first, _, labels = stored[0]
+    for _, run, _, own in stored:
+        if not np.array_equal(labels, own):
+            raise ValueError(
+                f"{first.folder} and {run.folder} were scored on different examples: their labels "
+                "differ"
+            )
+    metric, unit = contest.metric, scale(contest.metric)
+    spec = SPECS.get(first.record.config["data"]["name"])
+    choices = spec.choices if spec else 1
+    every = [outputs for _, _, outputs, _ in stored]
+    drawn = unit * resample.replicates(
+        metric, every, labels, choices=choices, resamples=resamples, seed=seed
+    )
+    for (key, run, outputs, _), replicated in zip(stored, drawn, strict=True):
+        score = found[key][run.number].score
+        whole = unit * metrics.score((metric,), outputs, labels, choices)[metric]
+        if abs(whole - score) > unit * max(1e-3, 5 / len(labels)):  # roundings turn a few at most
+            raise ValueError(
+                f"{run.folder}: its predictions give {metric} {whole:.4g}, its record {score:.4g}"
+            )
+        right = resample.correct(outputs, labels, choices) if metric == "accuracy" else None
+        found[key][run.number] = Seen(score, len(labels) // choices, replicated, right)
+    return found

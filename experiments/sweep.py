@@ -1,0 +1,208 @@
+"""A sweep: many trials from one command, which goes on where it, or any part of it, was stopped.
+
+    python -m experiments.sweep --config=configs/glue.py:task=cola,source=tsv,folder=glue_data \
+        --sweep=variant=lora,dora --sweep=config.optimizer.learning_rate=1e-4,3e-4,1e-3 \
+        --sweep=config.seed=0:5 --workdir=runs/cola --dry_run
+
+Every trial is a run of `experiments.train` in a folder below WORKDIR/trials. All are checked before
+the first one starts. Then trials with a completed record are left as they are, those that diverged
+too (they would again) unless --retry, and all others are trained: new ones, failed ones, and those
+that were interrupted, from their newest checkpoint. Exit code 0 means that all are completed.
+A trial whose process was killed, as when memory runs out, is noted and left for the next time.
+
+--sweep=KEY=VALUES may be given several times: every combination is a trial, or with --zip the first
+values of all, the second ones and so on, or with --trials=N so many drawn at random. KEY is
+`config.` and a setting, or an argument of the config's file; for VALUES see `sweep_specs`. A config
+whose file has a function `sweep()`, yielding dicts of keys and values, is swept by that, times what
+--sweep says; no key may be in both.
+"""
+
+import contextlib
+import functools
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from experiments import calibrate, cli, jobs, sweep_specs, trials
+from experiments.check_trials import check
+from experiments.launchers import commands, local, slurm
+from experiments.sweep_folder import Outcome, SweepFolder
+from experiments.sweep_view import View, clock, summary
+from lora_jax.program import EXECUTIONS
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the list of trials and their runs.")
+_SWEEP = flags.DEFINE_multi_string("sweep", [], "KEY=VALUES, such as config.seed=0:5.")
+_ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep, in place of combining.")
+_TRIALS = flags.DEFINE_integer("trials", None, "Draw so many trials from what --sweep says.")
+_SEED = flags.DEFINE_integer("sweep_seed", 0, "Of the drawing.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "List trials, how far they are, and the time they take."
+)
+_LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Of the local launcher; one per device.")
+_PER_JOB = flags.DEFINE_integer(
+    "per_job", 0, "At most so many trials of one program in a job, and a process; 0 for all."
+)
+_EXECUTION = flags.DEFINE_enum(
+    "execution", None, EXECUTIONS, "How trials of a program step; by default, what ends first."
+)
+_SHARD = flags.DEFINE_string("shard", "", "i/n: every n-th job, from the i-th on (0 is the first).")
+_RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
+
+_SLURM = {
+    "slurm_partition": flags.DEFINE_string("slurm_partition", None, "Partition."),
+    "timeout_min": flags.DEFINE_integer("slurm_time", None, "Minutes for each job."),
+    "gpus_per_node": flags.DEFINE_integer("slurm_gpus", None, "GPUs for each job."),
+    "cpus_per_task": flags.DEFINE_integer("slurm_cpus", None, "Cores for each job."),
+    "mem_gb": flags.DEFINE_integer("slurm_memory", None, "GB of memory for each job."),
+    "slurm_account": flags.DEFINE_string("slurm_account", None, "Account."),
+    "slurm_array_parallelism": flags.DEFINE_integer("slurm_parallel", None, "Jobs at a time."),
+}
+_CLUSTER = flags.DEFINE_enum(
+    "slurm_cluster", None, ["slurm", "local"], "local: submitit's processes on this machine."
+)
+_WAIT = flags.DEFINE_bool("slurm_wait", False, "Watch the jobs until they have ended.")
+
+
+def sweep() -> None:
+    with _stopped_by_signals():
+        _sweep()
+
+
+def _sweep() -> None:
+    folder = SweepFolder(Path(str(_WORKDIR.value)))
+    folder.check()
+    part = jobs.parse_shard(_SHARD.value)
+    found = folder.known(_trials())
+    if not _DRY_RUN.value:
+        _leave_devices_to_the_workers()
+    outlooks = check(found)
+    mine = jobs.shard(jobs.make(found, _PER_JOB.value), part)
+    names = {trial.name for job in mine for trial in job}
+    pairs = [each for each in zip(found, outlooks, strict=True) if each[0].name in names]
+    view = View([t for t, _ in pairs], [o for _, o in pairs], folder, _console())
+    if _DRY_RUN.value:
+        _list(view, _todo(mine, folder))
+        return
+    with folder.held(part):
+        folder.write_list(found)
+        _launch(_todo(mine, folder), folder, view)
+
+
+def _trials() -> list[trials.Trial]:
+    flag = flags.FLAGS["config"]
+    settings = flag.override_values.items()  # type: ignore[attr-defined]
+    arguments = [f"--config={flag.config_filename}"]  # type: ignore[attr-defined]
+    arguments += [f"--config.{key}={sweep_specs.text_of(value)}" for key, value in settings]
+    overrides = trials.overrides_of(
+        arguments[0].removeprefix("--config=").partition(":")[0],
+        _SWEEP.value,
+        paired=_ZIP.value,
+        trials=_TRIALS.value,
+        seed=_SEED.value,
+        arguments=arguments,
+    )
+    return trials.make(arguments, overrides)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def _todo(mine: list[jobs.Job], folder: SweepFolder) -> list[jobs.Job]:
+    """The jobs with trials that are to be trained, whole: a program's checkpoints are of all."""
+    return [job for job in mine if any(_wanted(folder.outcome(trial)) for trial in job)]
+
+
+def _wanted(outcome: Outcome) -> bool:
+    return outcome.status not in _how().left
+
+
+def _how() -> jobs.How:
+    return jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
+
+
+def _launch(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
+    if _LAUNCHER.value == "print":
+        for line in commands.lines(todo, folder, _how()):
+            print(line)
+        return
+    if _LAUNCHER.value == "slurm" and todo:
+        options = {name: flag.value for name, flag in _SLURM.items()}
+        submitted = slurm.submit(
+            [jobs.command(folder, job, _how()) for job in todo],
+            folder.path / "slurm",
+            options,
+            _CLUSTER.value,
+        )
+        print(f"submitted {len(submitted)} jobs: {', '.join(job.job_id for job in submitted)}")
+        if not _WAIT.value:
+            print("the same command with --dry_run tells how far they are")
+            return
+        with view.shown():
+            slurm.watch(submitted, view.update)
+    elif todo:
+        with view.shown():
+            _run_here(todo, folder, view)
+    view.update(now=True)
+    for line in summary(view.rows, folder):
+        print(line)
+    if any(row.outcome.status != "completed" for row in view.rows):
+        sys.exit(1)
+
+
+def _run_here(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
+    machine = local.slots(_PROCESSES.value)
+    local.launch(todo, folder, machine, view.update, functools.partial(jobs.command, how=_how()))
+
+
+def _list(view: View, todo: list[jobs.Job]) -> None:
+    """Every trial with its digest and status, and the time that those to be trained will take."""
+    width = max(len(row.trial.name) for row in view.rows)
+    for row in view.rows:
+        print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.outcome.status}")
+    names = {row.trial.name for row in view.rows if _wanted(row.outcome)}
+    print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
+    if not todo:
+        return
+    open_ones = [[trial for trial in job if trial.name in names] for job in todo]
+    times = calibrate.seconds(open_ones)
+    start = calibrate.start_up() * len(todo)
+    print(
+        f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
+        f"of processes; the longest job {clock(max(times))}"
+    )
+
+
+def _leave_devices_to_the_workers() -> None:
+    """Only shapes are traced here, for which JAX is not to take an accelerator's memory."""
+    jax.config.update("jax_platforms", "cpu")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(each, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.main(sweep)

@@ -1,0 +1,241 @@
+"""Trials of one group as one program: one model and one copy of its weights, compiled once."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import lora_jax as lj
+from experiments import finish, make
+from experiments.build import Experiment, build
+from experiments.group_folder import GroupFolder
+from experiments.groups import union
+from experiments.materials import gather
+from experiments.progress import bar
+from lora_jax import records, train
+from lora_jax.checkpoint import Checkpoints
+from lora_jax.fit_trials import fit_trials
+from lora_jax.metrics_log import Metrics
+from lora_jax.program import Execution, Program, fastest, make_program, narrow, widen
+
+Ended = records.Record | Exception
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Together:
+    """The trials of a group, widened to one structure; the first one's model serves them all."""
+
+    experiments: tuple[Experiment, ...]
+    shared: Experiment
+    """The first one, with the structure that holds them all."""
+    frozen: tuple[lj.Frozen, ...]
+    states: tuple[train.TrainState, ...]
+
+    def program(self, execution: Execution) -> Program:
+        """The trials as a program (see `lora_jax.program`)."""
+        config, steps = self.shared.config, self.shared.loop.steps
+        parts = config["train"]["accumulate"]
+        step = train.make_step(self.shared.adapted, self.shared.predict, self.shared.loss, parts)
+
+        def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:
+            schedule = config["optimizer"]["schedule"]
+            tx = make.make_optimizer(hyper, schedule, steps, config["also_train"])
+            return step(tx, hyper["clip"], state, frozen, batch)
+
+        hyper = [
+            {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
+            for each in self.experiments
+        ]
+        return make_program(execution, traced, self.frozen, hyper)
+
+    def call(self, number: int, trainable: Any) -> Callable[[train.Batch], Array]:
+        """The adapted model of a trial, its trainables as wide as the program's."""
+        return lambda batch: self._evaluate(trainable, self.frozen[number], batch)
+
+    def evaluate(self, number: int, trainable: Any) -> dict[str, float]:
+        return self.experiments[number].score(self.call(number, trainable))
+
+    @functools.cached_property
+    def _evaluate(self) -> Callable[..., Array]:
+        predict = self.shared.predict
+        return jax.jit(lambda trainable, frozen, batch: predict(trainable, frozen, batch, None))
+
+    def own(self, number: int, state: train.TrainState) -> train.TrainState:
+        """A trial's state as it would be had it run alone."""
+        mine = self.experiments[number]
+        trainable = narrow(state.trainable, mine.trainable)
+        like = mine.adapted.init_state(mine.trainable, mine.frozen)
+        variant_state = narrow(state.variant_state, like)
+        return dataclasses.replace(state, trainable=trainable, variant_state=variant_state)
+
+
+def together(experiments: Sequence[Experiment]) -> Together:
+    """Trials of one group (`experiments.groups`), in one structure."""
+    first = experiments[0]
+    targets = {
+        where: union([dict(each.adapted.rules)[where] for each in experiments])  # type: ignore
+        for where, _ in first.adapted.rules
+    }
+    storage = make.make_storage(first.config["quantize"])
+    adapted = lj.adapt(first.adapted.forward, None, targets, first.config["also_train"], storage)
+    example = np.zeros((first.batch_size, first.boundaries[0]), np.int32)
+    params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
+    like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
+    frozen, states = [], []
+    for each in experiments:
+        trainable, mine = widen(each.trainable, each.frozen, like, first.frozen.base)
+        frozen.append(mine)
+        states.append(train.TrainState.create(adapted, each.tx, trainable, mine, each.rng))
+    shared = dataclasses.replace(first, adapted=adapted)
+    return Together(tuple(experiments), shared, tuple(frozen), tuple(states))
+
+
+def run_together(
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    label: str = "trials",
+    execution: Execution | None = None,
+    left: Collection[str] = ("completed",),
+) -> list[Ended]:
+    """Train all that the configs of a group describe, or go on where an earlier process stopped.
+
+    Every folder gets what `experiments.run` would leave there but for checkpoints, which are of all
+    trials together and lie beside the folders.
+
+    Args:
+      execution: how the trials step; by default, whatever ends first.
+      left: with which status a trial that has its record is left as it is.
+
+    Returns:
+      Of each trial its record, or why it could not be trained.
+    """
+    home = GroupFolder.of(configs, folders)
+    pairs = enumerate(zip(folders, configs, strict=True))
+    ended: dict[int, Ended] = {n: r for n, pair in pairs if (r := _ended(*pair, left))}
+    experiments: dict[int, Experiment] = {}
+    materials = None
+    for number in home.begin([n for n in range(len(configs)) if n not in ended]):
+        try:
+            records.claim(folders[number], configs[number])
+            materials = materials or gather(configs[number])
+            experiments[number] = build(configs[number], materials)
+        except (ValueError, OSError) as error:
+            ended[number] = error
+    if experiments.keys() - ended.keys():
+        ended |= _train(experiments, ended.keys(), folders, home, label, execution)
+    home.remove()
+    return [ended[number] for number in range(len(configs))]
+
+
+def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> records.Record | None:
+    """The record of a trial that is left as it is.
+
+    Raises:
+      ValueError: the folder is another run's.
+    """
+    if not (folder / "config.json").exists():
+        return None
+    records.claim(folder, config)
+    record = records.read(folder)
+    return record if record is not None and record.status in left else None
+
+
+def _train(
+    experiments: Mapping[int, Experiment],
+    done: Collection[int],
+    folders: Sequence[Path],
+    home: GroupFolder,
+    label: str,
+    execution: Execution | None,
+) -> dict[int, Ended]:
+    """Train, and write what those trials leave behind that were not `done`; by their numbers."""
+    started = time.perf_counter()
+    outcomes = {number: train.Outcome() for number in experiments}
+
+    def end(number: int, status: str, note: str, *more: Any) -> records.Record:
+        share = (time.perf_counter() - started) / len(experiments)
+        began = time.perf_counter() - share
+        outcome = outcomes[number]
+        record = finish.record(experiments[number], outcome, began, status, note, *more)
+        records.write(folders[number], record)
+        return record
+
+    ended: dict[int, Ended] = {}
+    try:
+        group = together(list(experiments.values()))
+        where = [folders[number] for number in experiments]
+        states = _fit(group, where, home, list(outcomes.values()), label, execution)
+        for place, number in enumerate(experiments):
+            if number in done:
+                continue
+            if outcomes[number].diverged:
+                note = finish.NOT_FINITE.format(outcomes[number].steps)
+                ended[number] = end(number, "diverged", note)
+                continue
+            call = group.call(place, states[place].trainable)
+            own = group.own(place, states[place])
+            left = finish.save(experiments[number], own, folders[number], call)
+            ended[number] = end(number, "completed", "", *left)
+    except Exception as error:
+        for number in experiments.keys() - ended.keys() - set(done):
+            end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    return ended
+
+
+def _fit(
+    group: Together,
+    folders: Sequence[Path],
+    home: GroupFolder,
+    outcomes: Sequence[train.Outcome],
+    label: str,
+    execution: Execution | None,
+) -> list[train.TrainState]:
+    """The states to save."""
+    loop, config = group.shared.loop, group.shared.config
+    digests = [records.config_digest(each.config) for each in group.experiments]
+    task = group.shared.task.digest()
+    identity = {"trials": records.config_digest({"trials": digests}), "data": task}
+    identity["weights"] = group.shared.weights_digest
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(home.path / "checkpoints"))
+        metrics = [stack.enter_context(Metrics(folder)) for folder in folders]
+        progress = stack.enter_context(bar(label, loop.steps))
+        return fit_trials(
+            _program(group, home, execution),
+            group.states,
+            loops=[each.loop for each in group.experiments],
+            batches=[each.batches for each in group.experiments],
+            evaluate=group.evaluate,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            identity=identity,
+            outcomes=outcomes,
+            keep_best=config["train"]["select"] == "best",
+            progress=progress,
+        )
+
+
+def _program(group: Together, home: GroupFolder, execution: Execution | None) -> Program:
+    """The program as an earlier process chose it, or the fastest."""
+    if (chosen := execution or home.execution) is not None:
+        return group.program(chosen)
+    plan = group.shared.plan()
+    epoch = itertools.islice(plan.start(), plan.steps_per_epoch)
+    padded = [batch.padded_length for batch in epoch]
+    step = padded.index(statistics.mode(padded))
+    batches = [next(each.batches(step)) for each in group.experiments]
+    steps = group.shared.loop.steps
+    program, seconds = fastest(group.program, group.states, batches, steps, len(set(padded)))
+    home.settle(program.execution, seconds)
+    return program

@@ -1,0 +1,38 @@
+"""Train trials of a sweep: what its launchers start, or you on any machine with its folder.
+
+    python -m experiments.worker --workdir=runs/sweep --trial=variant=lora,seed=0
+
+`experiments.sweep --launcher=print` prints these commands.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, jobs, leash
+from experiments.sweep_folder import SweepFolder
+from lora_jax.program import EXECUTIONS
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
+_TRIAL = flags.DEFINE_multi_string("trial", [], "The name of a trial; repeat it for several.")
+_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How trials of a program step.")
+_RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
+_CORES = flags.DEFINE_list("cores", [], "The processor cores to use; all by default.")
+_LEASH = flags.DEFINE_bool("leash", False, "End when standard input does, with who started this.")
+
+
+def worker() -> None:
+    if _LEASH.value:
+        leash.end_with(sys.stdin.fileno())
+    leash.confine([int(core) for core in _CORES.value])
+    folder = SweepFolder(Path(str(_WORKDIR.value)))
+    folder.require(_TRIAL.value)  # a name that is not there ends this before anything begins
+    how = jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
+    if not jobs.work(folder, _TRIAL.value, how):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "trial"])
+    cli.main(worker)

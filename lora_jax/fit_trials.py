@@ -1,0 +1,115 @@
+"""The loop of `train.fit` for many trials that step together, killed and continued all at once."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.checkpoint import Checkpoints
+from lora_jax.frozen import Trainable
+from lora_jax.metrics_log import Metrics
+from lora_jax.program import Program, stack, unstack
+from lora_jax.train import (
+    Batch,
+    Loop,
+    Outcome,
+    Progress,
+    TrainState,
+    all_finite,
+    leaves_finite,
+)
+
+
+def fit_trials(
+    program: Program,
+    states: Sequence[TrainState],
+    *,
+    loops: Sequence[Loop],
+    batches: Sequence[Callable[[int], Iterable[Batch]]],
+    evaluate: Callable[[int, Trainable], dict[str, float]],
+    checkpoints: Checkpoints,
+    metrics: Sequence[Metrics],
+    identity: Mapping[str, str],
+    outcomes: Sequence[Outcome],
+    keep_best: bool = False,
+    progress: Progress | None = None,
+) -> list[TrainState]:
+    """Train all to the end, from the newest checkpoint where there is one.
+
+    Everything is by trial what `train.fit` does for one: the same batches, random keys, lines of
+    metrics, evaluations and outcomes. A trial that diverges ends, and the others go on. Seconds are
+    shared by the trials that are still training.
+
+    Args:
+      loops: of each trial; of as many steps, which evaluate and save at the same ones.
+      evaluate: the metrics of the trainables of a trial, by its number.
+      checkpoints: of all trials together.
+      outcomes: filled in on the way.
+      keep_best: whether the states of the best evaluations are returned, in place of the last.
+
+    Raises:
+      ValueError: the newest checkpoint is of other trials.
+    """
+    loop, count = loops[0], len(states)
+    best = list(states)
+    done = 0
+    # Before the population takes, and donates, the states.
+    like = {"now": stack(states), "best": stack(best) if keep_best else {}}
+    if (restored := checkpoints.restore(like)) is not None:
+        saved, meta, done = restored
+        if meta["identity"] != dict(identity):
+            raise ValueError(f"{checkpoints.folder} is of other trials; name another folder")
+        states = [unstack(saved["now"], number) for number in range(count)]
+        best = [unstack(saved["best"], number) for number in range(count)] if keep_best else states
+        for outcome, values in zip(outcomes, meta["outcomes"], strict=True):
+            vars(outcome).update(values)
+    for log, outcome in zip(metrics, outcomes, strict=True):
+        log.truncate(outcome.steps)
+    population = program.start(jax.tree.map(jnp.copy, list(states)))
+
+    sources = [iter(each(done)) for each in batches]
+    clock, examples = time.perf_counter(), 0.0
+    for number in range(done + 1, loop.steps + 1):
+        active = [each for each in range(count) if not outcomes[each].diverged]
+        if not active:
+            break
+        given: list[Batch | None] = [None] * count
+        for each in active:
+            given[each] = batch = next(sources[each])
+            outcomes[each].steps = number
+            examples += float(batch["weight"].sum())
+        population, values = program.step(population, given)
+        evaluates = loop.evaluates(number)
+        saves = evaluates or loop.due(loop.checkpoint_every, number)
+        logs = loop.due(loop.log_every, number)
+        if not (logs or saves):
+            continue
+        read = {name: np.asarray(value) for name, value in values.items()}
+        seconds = (time.perf_counter() - clock) / len(active)
+        for each in active:
+            outcome, mine = outcomes[each], {n: float(value[each]) for n, value in read.items()}
+            outcome.seconds += seconds
+            state = program.pick(population, each) if saves else None
+            finite = state is None or bool(leaves_finite(state.trainable))
+            outcome.diverged = not (all_finite(mine) and finite)
+            if logs or outcome.diverged:
+                metrics[each].write(number, mine)
+            if outcome.diverged or not evaluates or state is None:
+                continue
+            scores = evaluate(each, state.trainable)
+            metrics[each].write(number, scores)
+            if keep_best and all_finite(scores) and outcome.improves(loops[each], scores):
+                best[each] = jax.tree.map(jnp.copy, state)
+            outcome.evaluated(loops[each], scores)
+        if progress is not None:
+            progress(number, float(np.mean(read["loss"][active])), int(examples))
+        if saves:
+            now = {"now": program.stacked(population), "best": stack(best) if keep_best else {}}
+            described = [dataclasses.asdict(outcome) for outcome in outcomes]
+            checkpoints.save(number, now, {"identity": dict(identity), "outcomes": described})
+        clock = time.perf_counter()
+    last = [program.pick(population, number) for number in range(count)]
+    return [best[n] if keep_best and outcomes[n].best_step else last[n] for n in range(count)]

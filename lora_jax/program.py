@@ -1,0 +1,218 @@
+"""Many trials as one program over one copy of the frozen base.
+
+Trials that differ in numbers alone (learning rates, alphas, ranks, dropout, seeds) take the same
+step: their trainables, constants and optimisers' numbers are arguments of it, and stacked where
+they step at once. The base is neither stacked nor copied.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lora_jax.frozen import Frozen, Trainable, group_of
+from lora_jax.train import Batch, TrainState
+
+Execution = Literal["each", "map", "vmap"]
+EXECUTIONS: tuple[Execution, ...] = ("each", "map", "vmap")
+Hyper = Mapping[str, Array]
+TracedStep = Callable[[Hyper, TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
+"""A step to trace, which makes its optimiser of a trial's numbers (see `train.make_step`)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """N trials that step together, and hold the states of all in a form of their own.
+
+    `start` takes N states. `step` takes what `start` or `step` returned, which it donates, and N
+    batches of equal shapes, None for a trial that has ended; it returns metrics of shape (N,).
+    `pick` gives the state of one trial, `stacked` those of all with a leading axis.
+    """
+
+    execution: Execution
+    start: Callable[[Sequence[TrainState]], Any]
+    step: Callable[[Any, Sequence[Batch | None]], tuple[Any, dict[str, Array]]]
+    pick: Callable[[Any, int], TrainState]
+    stacked: Callable[[Any], TrainState]
+
+
+def make_program(
+    execution: Execution, step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]
+) -> Program:
+    """The trials one after the other (`each`), or in one call, mapped or vectorised.
+
+    Args:
+      frozen: of each trial; of equal structure, with one base (see `widen`).
+      hyper: what `step` makes the optimiser of each trial from.
+    """
+    if execution == "each":
+        return _each(step, frozen, hyper)
+    return _at_once(execution, step, frozen, hyper)
+
+
+def _each(step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]) -> Program:
+    jitted = jax.jit(step, donate_argnums=1)
+
+    def advance(states: list[TrainState], batches: Sequence[Batch | None]) -> Any:
+        states, values = list(states), []
+        for number, batch in enumerate(batches):
+            value: dict[str, Any] = {}
+            if batch is not None:
+                arguments = hyper[number], states[number], frozen[number], batch
+                states[number], value = jitted(*arguments)
+            values.append(value)
+        names = {name for value in values for name in value}
+        return states, {
+            n: jnp.stack([v.get(n, jnp.float32(jnp.nan)) for v in values]) for n in names
+        }
+
+    return Program("each", list, advance, lambda states, number: states[number], stack)
+
+
+def _at_once(
+    execution: Execution, step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]
+) -> Program:
+    base, spec = frozen[0].base, frozen[0].spec
+    own = stack([(each.constants, each.shared) for each in frozen])
+    numbers = stack(hyper)
+
+    def all_of_them(states: TrainState, base: Any, own: Any, numbers: Any, batches: Any) -> Any:
+        def one(arguments: Any) -> Any:
+            state, (constants, shared), numbers, batch = arguments
+            return step(numbers, state, Frozen(base, constants, spec, shared), batch)
+
+        over = lax.map if execution == "map" else lambda f, xs: jax.vmap(f)(xs)
+        return over(one, (states, own, numbers, batches))
+
+    jitted = jax.jit(all_of_them, donate_argnums=0)
+
+    def advance(states: TrainState, batches: Sequence[Batch | None]) -> Any:
+        some = next(batch for batch in batches if batch is not None)
+        given = [some if batch is None else batch for batch in batches]
+        return jitted(states, base, own, numbers, stack(given))
+
+    return Program(execution, stack, advance, unstack, lambda states: states)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Pytrees of one structure as one, with a leading axis for which of them."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def unstack(tree: Any, number: int) -> Any:
+    """One of the pytrees that were stacked."""
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+# -- trials of different ranks in one structure ---------------------------------------------------
+
+
+def widen(
+    trainable: Trainable, frozen: Frozen, like: tuple[Trainable, Frozen], base: Any
+) -> tuple[Trainable, Frozen]:
+    """A trial's adapters in the structure of a program that holds larger ones.
+
+    Rows beyond a trial's rank are zero and masked. Constants that it lacks, as they are of settings
+    that it leaves at nothing (dropout, a ratio of learning rates), are one.
+
+    Args:
+      like: of the program, arrays or shapes.
+      base: the weights that all trials of the program share.
+    """
+    shapes, target = like
+    constants = {}
+    for each in target.spec.adapted:
+        path = each.use.path
+        variant = group_of(next(p for p in frozen.spec.adapted if p.use.path == path))
+        constants[path] = {
+            name: _constant(name, frozen.constants[path], shape, getattr(variant, "rank", 0))
+            for name, shape in target.constants[path].items()
+        }
+    shared = jax.tree.map(_pad, frozen.shared, target.shared)
+    wide = jax.tree.map(_pad, trainable, shapes)
+    return wide, Frozen(base, constants, target.spec, shared)
+
+
+def narrow(tree: Any, like: Any) -> Any:
+    """What `widen` padded, without the padding: every leaf in the shape of `like`'s."""
+    return jax.tree.map(lambda leaf, to: leaf[tuple(map(slice, to.shape))], tree, like)
+
+
+def _constant(name: str, own: Mapping[str, Array], like: Any, rank: int) -> Array:
+    if name in own:
+        return _pad(own[name], like)
+    if name == "mask":
+        mask = (jnp.arange(like.shape[-1]) < rank).astype(like.dtype)
+        return jnp.broadcast_to(mask, like.shape)
+    return jnp.ones(like.shape, like.dtype)
+
+
+def _pad(leaf: Array, like: Any) -> Array:
+    if leaf.shape == like.shape:
+        return leaf
+    return jnp.pad(leaf, [(0, to - own) for own, to in zip(leaf.shape, like.shape, strict=True)])
+
+
+# -- which execution ------------------------------------------------------------------------------
+
+GAIN = {"cpu": 0.25}
+"""The part of the time of `each` that stepping at once can save; elsewhere all but one trial's."""
+
+
+def fastest(
+    make: Callable[[Execution], Program],
+    states: Sequence[TrainState],
+    batches: Sequence[Batch],
+    steps: int,
+    shapes: int,
+) -> tuple[Program, dict[str, float]]:
+    """The program that ends first, by a few timed steps; and the seconds of a step of each tried.
+
+    On a CPU, stepping at once is faster only for few tokens a trial, so nothing is assumed. What
+    could not save the time of its own compilation is not tried, and what does not fit into memory
+    is not taken.
+
+    Args:
+      make: the program of an execution (`make_program`).
+      batches: one of each trial, of the shape that is most frequent.
+      steps: still to go.
+      shapes: how many shapes of batches there are, each of which is compiled.
+    """
+    possible = GAIN.get(jax.default_backend(), 1 - 1 / len(states))
+    best, compilation = make("each"), 0.0
+    seconds: dict[str, float] = {}
+    for execution in ("each", "vmap", "map"):
+        if seconds:
+            saved = min(seconds.values()) * possible * steps
+            if saved < compilation * shapes:
+                break
+        program = best if execution == "each" else make(execution)
+        try:
+            first, rest = _timed(program, states, batches)
+        except jax.errors.JaxRuntimeError:
+            if execution == "each":
+                raise
+            continue
+        if not seconds or rest < min(seconds.values()):
+            best = program
+        compilation = compilation or max(first - rest, 0.0)
+        seconds[execution] = rest
+    return best, seconds
+
+
+def _timed(
+    program: Program, states: Sequence[TrainState], batches: Sequence[Batch]
+) -> tuple[float, float]:
+    """Seconds of the first step, compilation included, and of the fastest of two more."""
+    population = program.start(jax.tree.map(jnp.copy, list(states)))
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        population, values = program.step(population, batches)
+        jax.block_until_ready((population, values))
+        times.append(time.perf_counter() - began)
+    return times[0], min(times[1:])

@@ -1,0 +1,338 @@
+"""Trials of one program against the same trials run alone, to rounding and in float64 to 1e-10."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lora_jax as lj
+import variants
+from experiments.groups import union
+from lora_jax import checkpoint, fit_trials, metrics_log, optim, program, train
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+EXECUTIONS = ("each", "map", "vmap")
+
+
+@dataclasses.dataclass
+class Trial:
+    """What may differ between the trials of a program."""
+
+    learning_rate: float = 0.05
+    weight_decay: float = 0.0
+    warmup: int = 0
+    clip: float = 10.0
+    seed: int = 0
+    settings: dict = dataclasses.field(default_factory=dict)
+
+
+TRIALS = (
+    Trial(),
+    Trial(learning_rate=0.2, warmup=3, seed=1),
+    Trial(weight_decay=0.1, clip=0.05, settings={"alpha": 3.0}),
+    Trial(seed=4, settings={"rank": 3, "alpha": 8.0}),
+)
+DROPPING = (
+    Trial(settings={"dropout": 0.5}),
+    Trial(seed=3),
+    Trial(settings={"dropout": 0.1, "learning_rate_ratio": 4.0, "rank": 1}),
+)
+
+
+def forward(params, x):
+    def layer(x, kernel):
+        return jax.nn.tanh(x @ kernel) + x, None
+
+    x, _ = jax.lax.scan(layer, x, params["layers"])
+    return x @ params["out"] + params["bias"][None]
+
+
+def parameters(seed=0):
+    """The base is that of all trials, a head (`bias`) is of each one's own."""
+    keys = jax.random.split(jax.random.key(7), 2)
+    return {
+        "layers": jax.random.normal(keys[0], (2, 6, 6)) / 2,
+        "out": jax.random.normal(keys[1], (6, 3)),
+        "bias": jax.random.normal(jax.random.key(seed), (3,)),
+    }
+
+
+@dataclasses.dataclass
+class Made:
+    adapted: lj.Adapted
+    trainable: dict
+    frozen: lj.Frozen
+
+
+def make(trial, name="lora"):
+    variant = variants.make(name, **{"rank": 2, **trial.settings} if name != "full" else {})
+    adapted = lj.adapt(forward, variant, also_train=["bias"] if name != "full" else ())
+    key = jax.random.key(trial.seed)
+    return Made(adapted, *adapted.init(key, parameters(trial.seed), jnp.zeros((1, 6))))
+
+
+def batches(trial, start=0, size=8):
+    step = start
+    while True:
+        rng = np.random.default_rng([trial.seed, step])
+        x = rng.normal(size=(size, 6))
+        dtype = jnp.result_type(float)
+        weight = np.ones(size, dtype)
+        weight[size - step % 3 :] = 0
+        yield {"x": x.astype(dtype), "label": (x.sum(1) > 0).astype(np.int32), "weight": weight}
+        step += 1
+
+
+def sgd(hyper):
+    rate = optim.traceable_schedule("linear", hyper["learning_rate"], 10, hyper["warmup"])
+    return optax.chain(optax.add_decayed_weights(hyper["weight_decay"]), optax.sgd(rate))
+
+
+def adam(hyper):
+    rate = optim.traceable_schedule("linear", hyper["learning_rate"], 40, hyper["warmup"])
+    return optim.adamw(rate, weight_decay=hyper["weight_decay"], clip=None)
+
+
+def hyper_of(trial):
+    return {n: getattr(trial, n) for n in ("learning_rate", "weight_decay", "warmup", "clip")}
+
+
+def predict_with(adapted):
+    def predict(trainable, frozen, batch, rng):
+        return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
+
+    return predict
+
+
+def alone(trial, steps, name="lora", optimizer=sgd):
+    """The states after each step of a trial by itself, and the metrics."""
+    made = make(trial, name)
+    tx = optimizer(hyper_of(trial))
+    predict = predict_with(made.adapted)
+    step = train.make_train_step(made.adapted, tx, predict, train.cross_entropy, clip=trial.clip)
+    own = jax.tree.map(jnp.copy, made.trainable)
+    rng = jax.random.key(trial.seed + 100)
+    state = train.TrainState.create(made.adapted, tx, own, made.frozen, rng)
+    found = []
+    source = batches(trial)
+    for _ in range(steps):
+        state, values = step(state, made.frozen, next(source))
+        found.append((jax.tree.map(np.array, state.trainable), dict(values)))
+    return found
+
+
+def build(all_trials, execution, name="lora", optimizer=sgd):
+    """The program of trials, their states, and what each of them is like alone."""
+    made = [make(trial, name) for trial in all_trials]
+    both = union([each.adapted.rules[0][1] for each in made])
+    adapted = lj.adapt(forward, both, also_train=made[0].adapted.also_train)
+    like = jax.eval_shape(adapted.init, jax.random.key(0), parameters(), jnp.zeros((1, 6)))
+    wide = [program.widen(m.trainable, m.frozen, like, made[0].frozen.base) for m in made]
+    step = train.make_step(adapted, predict_with(adapted), train.cross_entropy)
+    states = [
+        train.TrainState.create(adapted, optimizer(hyper_of(t)), w, f, jax.random.key(t.seed + 100))
+        for t, (w, f) in zip(all_trials, wide, strict=True)
+    ]
+
+    def traced(hyper, state, frozen, batch):
+        return step(optimizer(hyper), hyper["clip"], state, frozen, batch)
+
+    hyper = [jax.tree.map(lambda x: jnp.asarray(x, float), hyper_of(t)) for t in all_trials]
+    frozen = [each for _, each in wide]
+    return program.make_program(execution, traced, frozen, hyper), states, made
+
+
+def together(all_trials, steps, execution, name="lora", optimizer=sgd):
+    run, states, made = build(all_trials, execution, name, optimizer)
+    population = run.start(states)
+    sources = [batches(trial) for trial in all_trials]
+    found = [[] for _ in all_trials]
+    for _ in range(steps):
+        population, values = run.step(population, [next(source) for source in sources])
+        for number, mine in enumerate(found):
+            wide = jax.tree.map(np.array, run.pick(population, number).trainable)
+            own = program.narrow(wide, made[number].trainable)
+            mine.append((own, {name: float(value[number]) for name, value in values.items()}))
+    return found
+
+
+def assert_close(ours, theirs, **tolerance):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for mine, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert mine.shape == wanted.shape
+        np.testing.assert_allclose(mine, wanted, **tolerance)
+
+
+def assert_as_alone(chosen, steps, name="lora"):
+    """Every execution, step by step, against each trial by itself."""
+    wanted = [alone(trial, steps, name) for trial in chosen]
+    for execution in EXECUTIONS:
+        for ours, theirs in zip(together(chosen, steps, execution, name), wanted, strict=True):
+            for (trainable, values), (expected, others) in zip(ours, theirs, strict=True):
+                assert_close(trainable, expected, rtol=1e-10, atol=1e-12)
+                np.testing.assert_allclose(values["loss"], others["loss"], rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64", "quick_compilation")
+@pytest.mark.parametrize("name", ["lora", "dora", "pissa", "lora_fa", "hira", "vera", "full"])
+def test_trajectories_of_sgd_in_float64(name):
+    """Learning rates, decay, warm-up, clipping, alpha, rank and seed differ."""
+    chosen = TRIALS
+    if name in ("vera", "full"):  # of one rank, or none
+        chosen = [dataclasses.replace(trial, settings={}) for trial in TRIALS]
+    assert_as_alone(chosen, 6, name)
+
+
+@pytest.mark.usefixtures("x64", "quick_compilation")
+def test_dropout_draws_as_alone():
+    """A trial without dropout, or with a ratio of its own, is of the same program."""
+    assert_as_alone(DROPPING, 4)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_the_first_step_of_adam_to_rounding(execution):
+    for trial, ours in zip(TRIALS, together(TRIALS, 1, execution, "lora", adam), strict=True):
+        (_, values), (_, expected) = ours[0], alone(trial, 1, "lora", adam)[0]
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(values[name], expected[name], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64", "quick_compilation")
+def test_adalora_with_budgets_and_penalties_of_their_own():
+    settings = {"rank": 3, "target_rank": 2, "total_steps": 12, "t_init": 2, "t_final": 4}
+    chosen = (
+        Trial(settings=settings),
+        Trial(seed=2, settings={**settings, "target_rank": 1, "orthogonality": 0.5, "beta1": 0.5}),
+        Trial(settings={**settings, "t_init": 1, "alpha": 4.0}),
+    )
+    assert_as_alone(chosen, 10, "adalora")
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations):
+    """The same program takes any learning rate, alpha, rank, ratio and seed."""
+    run, states, _ = build((*TRIALS, *DROPPING), execution)
+    sources = [batches(trial) for trial in (*TRIALS, *DROPPING)]
+    population = run.start(states)
+    population, _ = run.step(population, [next(source) for source in sources])
+    population, _ = run.step(population, [next(source) for source in sources])
+    with compilations() as counted:
+        for _ in range(3):
+            population, _ = run.step(population, [next(source) for source in sources])
+    assert counted == []
+
+
+def test_the_base_is_neither_stacked_nor_copied():
+    run, states, made = build(TRIALS, "vmap")
+    population = run.start(states)
+    assert jax.tree.leaves(population.trainable["adapters"])[0].shape[0] == len(TRIALS)
+    before = [id(leaf) for leaf in made[0].frozen.base.values()]
+    _, frozen = program.widen(
+        made[1].trainable,
+        made[1].frozen,
+        jax.eval_shape(lambda: (made[1].trainable, made[1].frozen)),
+        made[0].frozen.base,
+    )
+    assert [id(leaf) for leaf in frozen.base.values()] == before
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def fit(folder, execution="each", chosen=TRIALS, killed_at=None, poison=None, keep_best=False):
+    """20 steps of all trials, as `test_train` has them for one."""
+    run, states, made = build(chosen, execution, optimizer=adam)
+
+    def source(number):
+        def start(step):
+            for each, batch in enumerate(batches(chosen[number], step), step + 1):
+                if each == killed_at:
+                    raise Killed
+                if (number, each) == poison:
+                    batch["x"] = batch["x"] * np.nan
+                yield batch
+
+        return start
+
+    def evaluate(number, trainable):
+        own = program.narrow(trainable, made[number].trainable)
+        merged = made[number].adapted.merge(own, made[number].frozen)
+        return {"accuracy": float(jnp.sin(jnp.abs(merged["out"]).sum() * 3))}
+
+    outcomes = [train.Outcome() for _ in chosen]
+    folders = [folder / str(number) for number in range(len(chosen))]
+    logs = [metrics_log.Metrics(each) for each in folders]
+    with checkpoint.Checkpoints(folder / "checkpoints") as saved:
+        ended = fit_trials.fit_trials(
+            run,
+            states,
+            loops=[train.Loop(20, 3, 7, 5)] * len(chosen),
+            batches=[source(number) for number in range(len(chosen))],
+            evaluate=evaluate,
+            checkpoints=saved,
+            metrics=logs,
+            identity={"trials": "these"},
+            outcomes=outcomes,
+            keep_best=keep_best,
+        )
+    own = [program.narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
+    return own, outcomes, [metrics_log.read_metrics(each / "metrics.jsonl") for each in folders]
+
+
+def without_seconds(outcome):
+    rows = [{**row, "seconds": 0} for row in outcome.evaluations]
+    return dataclasses.replace(outcome, seconds=0, evaluations=rows)
+
+
+@pytest.mark.parametrize("execution", ["each", "vmap"])
+@pytest.mark.parametrize("killed_at", [1, 6, 8, 20])
+def test_interrupted_trials_end_with_the_same_bits(tmp_path, execution, killed_at):
+    straight = fit(tmp_path / "straight", execution, keep_best=True)
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", execution, killed_at=killed_at, keep_best=True)
+    again = fit(tmp_path / "killed", execution, keep_best=True)
+    assert_close(again[0], straight[0], rtol=0)
+    assert [*map(without_seconds, again[1])] == [*map(without_seconds, straight[1])]
+    assert again[2] == straight[2]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_trial_that_diverges_ends_and_the_others_go_on(tmp_path, execution):
+    _, outcomes, rows = fit(tmp_path / "poisoned", execution, poison=(1, 11))
+    assert [outcome.diverged for outcome in outcomes] == [False, True, False, False]
+    assert [outcome.steps for outcome in outcomes] == [20, 12, 20, 20]
+    assert rows[1][-1]["step"] == 12 and math.isnan(rows[1][-1]["loss"])
+    _, _, wanted = fit(tmp_path / "clean", execution)
+    for number in (0, 2, 3):
+        assert rows[number] == wanted[number]
+
+
+def test_the_best_evaluations_state_is_returned(tmp_path):
+    last, outcomes, rows = fit(tmp_path / "last")
+    best, _, _ = fit(tmp_path / "best", keep_best=True)
+    for number, outcome in enumerate(outcomes):
+        scores = {row["step"]: row["accuracy"] for row in rows[number] if "accuracy" in row}
+        assert outcome.best_step == max(scores, key=scores.__getitem__)
+        same = all(
+            np.array_equal(ours, theirs)
+            for ours, theirs in zip(
+                jax.tree.leaves(best[number]), jax.tree.leaves(last[number]), strict=True
+            )
+        )
+        assert same == (outcome.best_step == 20)
+    assert len({outcome.best_step for outcome in outcomes}) > 1
+
+
+def test_checkpoints_of_other_trials_are_refused(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(ValueError, match="leaf"):
+        fit(tmp_path, chosen=(*TRIALS, Trial(seed=9)))

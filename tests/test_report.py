@@ -1,0 +1,298 @@
+"""Reports: what is chosen on what, compared, refused, warned of, and not measured."""
+
+import csv
+import io
+import shutil
+
+import numpy as np
+import pytest
+from fake_records import planted, write
+from scipy import stats
+
+from experiments import choose, collect, pairs, report, report_sheets, tables
+from lora_jax import metrics
+
+RATES = (3e-4, 1e-3, 3e-3)
+LABELS = np.tile([0, 1], 100)
+HELD = np.tile([0, 1, 1], 20)
+
+
+def wrong(share, seed, n=200):
+    """The share of n examples that a run gets wrong, as a mask."""
+    return np.random.default_rng(seed).permutation(n) < round(share * n)
+
+
+def tuning(folder, method, rate, share, seed=100, **how):
+    """A run that was scored on held-out examples."""
+    changes = {"data.validation": len(HELD), **how.pop("changes", {})}
+    mask = wrong(share, seed, len(HELD))
+    return planted(folder, method, seed, HELD, mask, rate=rate, changes=changes, **how)
+
+
+def tuned(root, method, shares, finals, best, **how):
+    """A study's runs of one method: a rate each with its error, then seeds with the best rate."""
+    for rate, share in zip(RATES, shares, strict=False):
+        tuning(root / method / f"{rate}", method, rate, share, **how)
+    for seed, share in enumerate(finals):
+        mask = wrong(share, seed)
+        planted(root / method / str(seed), method, seed, LABELS, mask, rate=best, **how)
+
+
+def made(root, varies=()):
+    names = {name: table["rows"] for name, table in tables.tables().items()}
+    return choose.contests(collect.find(root), names, varies)
+
+
+def methods(root, **how):
+    (contest,) = made(root, **how)
+    return {method.key: method for method in contest.methods}
+
+
+def said(root):
+    contests = made(root)
+    family = [pair for contest in contests for pair in pairs.pairs(contest, 200, 0)]
+    return " ".join(t for contest in contests for t in report_sheets.warnings(contest, family))
+
+
+def lines(root, **choice):
+    return list(csv.DictReader(io.StringIO(report.render(made(root), "csv", **choice))))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """LoRA is best at the middle rate, DoRA at the highest; DoRA is better, VeRA much worse."""
+    tuned(tmp_path, "lora", (0.3, 0.2, 0.25), (0.20, 0.22, 0.21), 1e-3, parameters=331_776)
+    tuned(tmp_path, "dora", (0.3, 0.25, 0.2), (0.17, 0.19, 0.21), 3e-3, parameters=340_000)
+    tuned(tmp_path, "vera", (0.5, 0.4, 0.45), (0.45, 0.44, 0.46), 1e-3, parameters=6_000)
+    return tmp_path
+
+
+def test_settings_are_chosen_on_held_out_examples_and_scored_on_others(study):
+    (contest,) = made(study)
+    assert (contest.metric, contest.held_out, contest.model) == ("accuracy", False, "minilm")
+    found = methods(study)
+    assert list(found) == ["lora", "dora", "vera"]  # in the table's order
+    assert [method.chosen.rate for method in found.values()] == [1e-3, 3e-3, 1e-3]
+    assert [method.edge for method in found.values()] == ["", "highest", ""]
+    assert {method.chosen_on for method in found.values()} == {"held-out"}
+    assert found["lora"].scores() == pytest.approx({(0, 0): 80.0, (1, 0): 78.0, (2, 0): 79.0})
+    assert {method.budget for method in found.values()} == {(3, 3)}
+    text = said(study)
+    assert "Better learning rates may lie beyond those tried: DoRA 0.003 (highest tried)." in text
+    assert "very examples" not in text and "udgets" not in text
+
+
+def test_numbers_are_scipy_s(study):
+    method = next(line for line in lines(study) if line["method"] == "lora")
+    scores = np.array([80.0, 78.0, 79.0])
+    low, high = stats.t.interval(0.95, 2, scores.mean(), stats.sem(scores))
+    got = [float(method[key]) for key in ("mean", "sd", "low", "high")]
+    np.testing.assert_allclose(got, [79.0, 1.0, low, high])
+    assert (method["n"], method["settings_tried"], method["chosen"]) == ("3", "3", "0.001")
+    assert (method["parameters_trained"], method["seconds"]) == ("332546", "1.0")
+    tests = {
+        (line["test"], line["method"]): line
+        for line in lines(study)
+        if line["family"].startswith("reference")
+    }
+    dora = np.array([83.0, 81.0, 79.0])
+    one, two = tests["seeds", "dora"], tests["seeds", "vera"]
+    assert float(one["difference"]) == pytest.approx(2.0)
+    p = [stats.ttest_rel(other, scores).pvalue for other in (dora, [55.0, 56.0, 54.0])]
+    assert [float(one["p"]), float(two["p"])] == pytest.approx(p)
+    assert float(two["p_holm"]) == pytest.approx(min(1.0, 2 * min(p)))
+    assert float(one["p_holm"]) == pytest.approx(max(p))
+    both = (0.17, 0.19, 0.21), (0.20, 0.22, 0.21)
+    right = [~np.array([wrong(s, seed) for seed, s in enumerate(shares)]) for shares in both]
+    totals = (right[0].astype(int) - right[1]).sum(0)
+    z = totals.sum() / np.sqrt((totals**2).sum())  # what the exact test tends to
+    assert float(tests["examples", "dora"]["p"]) == pytest.approx(2 * stats.norm.sf(z), abs=0.05)
+    assert float(tests["both", "vera"]["p"]) < 0.001
+
+
+def test_a_grid_that_was_scored_on_one_set_alone_is_said_to_be_optimistic(tmp_path):
+    for method, best in (("lora", 1e-3), ("dora", 3e-3)):
+        for rate in RATES:
+            for seed in range(2):
+                share = (0.2 if rate == best else 0.3) + seed / 50
+                folder = tmp_path / method / f"{rate}_{seed}"
+                planted(folder, method, seed, LABELS, wrong(share, seed), rate=rate)
+    found = methods(tmp_path)
+    assert found["dora"].chosen_on == "scored" and found["dora"].budget == (3, 6)
+    assert found["dora"].scores() == pytest.approx({(0, 0): 80.0, (1, 0): 78.0})
+    text = said(tmp_path)
+    assert "Settings of LoRA, DoRA were chosen on the very examples that they are scored on" in text
+    for method in ("lora", "dora"):
+        shutil.rmtree(tmp_path / method)
+    for rate in RATES:
+        tuning(tmp_path / f"{rate}", "lora", rate, rate * 100)
+    (contest,) = made(tmp_path)
+    assert contest.held_out and contest.methods[0].chosen_on == "scored"
+    assert "on the held-out training examples" in report.render([contest], "markdown")
+
+
+def test_equal_scores_choose_the_smaller_rate_and_divergence_is_last(tmp_path):
+    tuned(tmp_path, "lora", (0.2, 0.2, 0.3), (), 0)
+    assert methods(tmp_path)["lora"].chosen.rate == 3e-4
+    assert methods(tmp_path)["lora"].edge == "lowest"
+    how = {"status": "diverged", "best_step": None}
+    tuning(tmp_path / "again", "lora", 3e-4, 0.0, seed=101, **how)
+    assert methods(tmp_path)["lora"].chosen.rate == 1e-3  # which diverged with no seed
+    tuning(tmp_path / "failed", "lora", 1e-3, 0.0, seed=101, status="failed", note="killed")
+    assert methods(tmp_path)["lora"].chosen.rate == 1e-3
+    text = report.render(made(tmp_path), "markdown")
+    assert "| 1 diverged, 1 failed |" in text
+    assert methods(tmp_path)["lora"].budget == (3, 5)
+
+
+def test_unequal_budgets_are_warned_of(study):
+    shutil.rmtree(study / "dora" / "0.0003")
+    tuning(study / "more", "vera", 1e-2, 0.6)
+    text = said(study)
+    assert "Budgets differ: 2 settings in 2 runs for DoRA; 3 settings in 3 runs for LoRA; 4" in text
+
+
+def test_a_chosen_setting_without_scored_runs_is_not_run(study):
+    tuning(study / "better", "lora", 1e-4, 0.1)
+    found = methods(study)
+    assert found["lora"].chosen.rate == 1e-4 and not found["lora"].runs
+    assert "chosen setting of LoRA has no run that is scored; other settings, 1, have some" in said(
+        study
+    )
+    text = report.render(made(study), "markdown")
+    assert "| LoRA | 4 (4 runs) | 0.0001 (lowest) | held-out | 0 | not run | – |" in text
+    assert "no common seed" in text
+
+
+def test_missing_predictions_are_not_measured(study):
+    for path in (study / "dora").glob("*/predictions.npz"):
+        path.unlink()
+    text = report.render(made(study), "markdown").replace("\\", "")
+    (row,) = (line for line in text.splitlines() if line.startswith("| DoRA | 3 | "))
+    assert row.endswith("| not measured | – | not measured | – |")
+    assert "predictions of 0 of 3 common seeds: LoRA and DoRA, DoRA and VeRA" in text
+    found = {(line["method"], line["other"]): line for line in lines(study) if line["verdict"]}
+    assert found["lora", "dora"]["test"] == "seeds"
+    assert found["lora", "vera"]["test"] == "both"
+
+
+def test_one_seed_is_compared_over_examples_alone(study):
+    for seed in (1, 2):
+        shutil.rmtree(study / "dora" / str(seed))
+    text = report.render(made(study), "markdown")
+    (row,) = (line for line in text.splitlines() if line.startswith("| DoRA | 1 | one seed | – |"))
+    assert row.count("one seed") == 2
+    found = {line["other"]: line for line in lines(study) if line["family"] == "all pairs"}
+    assert (found["dora"]["test"], found["dora"]["common"]) == ("examples", "1")
+    first, second = ~wrong(0.2, 0), ~wrong(0.17, 0)
+    discordant = (first & ~second).sum(), (second & ~first).sum()
+    exact = stats.binomtest(int(discordant[0]), int(sum(discordant))).pvalue
+    assert float(found["dora"]["p"]) == pytest.approx(exact)
+
+
+def test_other_examples_are_refused(study):
+    mask = wrong(0.2, 3)
+    planted(study / "other", "dora", 3, LABELS[::-1].copy(), mask, rate=3e-3)
+    with pytest.raises(ValueError, match="were scored on different examples: their labels differ"):
+        report.render(made(study), "csv")
+    shutil.rmtree(study / "other")
+    planted(study / "other", "dora", 3, LABELS, mask, rate=3e-3, data_digest="another")
+    with pytest.raises(ValueError, match="had different examples"):
+        made(study)
+
+
+def test_predictions_that_are_not_the_record_s_are_refused(study):
+    shutil.copy(study / "vera" / "0" / "predictions.npz", study / "dora" / "0" / "predictions.npz")
+    with pytest.raises(ValueError, match="dora/0: its predictions give accuracy 55, its record 83"):
+        report.render(made(study), "csv")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"changes": {"train.epochs": 9}}, "train.epochs is 3 in one and 9 in the other"),
+        ({"changes": {"data.train": 50}}, "data.train is 8000 in one and 50 in the other"),
+        ({"changes": {"start_from": "runs/a"}}, "start_from is null in one and a run in the other"),
+        ({"weights_digest": "another"}, "began from different weights"),
+        ({"changes": {"variant.name": "dora"}}, "'lora', but variant.name is lora in one and dora"),
+        ({"metric": "f1"}, "runs have the metrics accuracy and f1"),
+    ],
+)
+def test_runs_that_differ_in_more_than_a_study_varies_are_refused(tmp_path, how, message):
+    planted(tmp_path / "a", "lora", 0, LABELS, wrong(0.1, 0))
+    planted(tmp_path / "b", "lora", 1, LABELS, wrong(0.2, 0), **how)
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path)
+    how = {"status": "failed", "note": "killed", **how}
+    if how.get("changes", {}).keys() & {"train.epochs", "data.train"}:  # an attempt, no comparison
+        shutil.rmtree(tmp_path / "b")
+        planted(tmp_path / "b", "lora", 1, LABELS, wrong(0.2, 0), **how)
+        assert len(methods(tmp_path)["lora"].settings) == 1
+
+
+def test_a_study_may_vary_more_and_rank_is_a_setting(tmp_path):
+    for batch in (16, 32):
+        for rank in (4, 8):
+            changes = {"train.batch_size": batch, "variant.rank": rank}
+            share = 0.3 if (batch, rank) != (16, 4) else 0.1
+            folder = tmp_path / f"{batch}_{rank}"
+            planted(folder, "lora", 0, LABELS, wrong(share, 0), changes=changes)
+    with pytest.raises(ValueError, match=r"\(where a study varies it: --varies=train.batch_size\)"):
+        made(tmp_path)
+    method = methods(tmp_path, varies=["train.batch_size"])["lora"]
+    assert method.describe(method.chosen) == "0.002, batch_size 16, rank 4"
+    assert len(method.settings) == 4 and method.edge == ""
+
+
+def test_wins_ties_and_losses_over_tasks(tmp_path):
+    shares = {"lora": 0.2, "dora": 0.2, "vera": 0.45}
+    for task in ("sst2", "cola", "rte"):
+        for method, share in shares.items():
+            for seed in range(3):
+                folder = tmp_path / task / method / str(seed)
+                planted(folder, method, seed, LABELS, wrong(share, (seed, len(method))), task=task)
+    contests = made(tmp_path)
+    family = [pair for contest in contests for pair in pairs.pairs(contest, 500, 0)]
+    assert len(family) == 9
+    sheet = report_sheets.wins(family)
+    assert sheet.title.endswith("3 tasks")
+    assert [list(row) for row in sheet.rows] == [
+        ["LoRA", "3-3-0", "–", "0-3-0", "3-0-0"],
+        ["DoRA", "3-3-0", "0-3-0", "–", "3-0-0"],
+        ["VeRA", "0-0-6", "0-0-3", "0-0-3", "–"],
+    ]
+    assert pairs.verdicts([pairs.swapped(pair) for pair in family]) == [
+        {"win": "loss", "loss": "win"}.get(each, each) for each in pairs.verdicts(family)
+    ]
+    cola = next(line for line in lines(tmp_path) if line["task"] == "cola")
+    right = [np.eye(2)[np.where(wrong(0.2, (s, 4)), 1 - LABELS, LABELS)] for s in range(3)]
+    scores = [100 * metrics.score(("matthews",), each, LABELS)["matthews"] for each in right]
+    assert (cola["metric"], float(cola["mean"])) == ("matthews", pytest.approx(np.mean(scores)))
+
+
+def test_runs_of_no_study_are_methods_by_variant_and_storage(tmp_path):
+    for number, arg in enumerate(("variant=lora", "variant=dora", "variant=lora,storage=nf4")):
+        for seed in range(2):
+            scores = {"accuracy": 0.8 + number / 100 + seed / 50}
+            folder = tmp_path / f"{number}_{seed}"
+            write(folder, "quickstart", arg, scores, changes={"seed": seed}, parameters=1)
+    found = methods(tmp_path)
+    labels = {key: method.label for key, method in found.items()}
+    assert labels == {"lora": "LoRA", "dora": "DoRA", "lora_nf4": "LoRA on nf4"}
+    assert "| DoRA | 2 | +1.00 | – | not measured | – | not measured | – |" in report.render(
+        made(tmp_path), "markdown"
+    )
+
+
+def test_the_reference(study, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    text = report.render(made(study), "markdown", "vera")
+    assert "difference from VeRA" in text and "| LoRA | 3 | +24.00 [" in text
+    with pytest.raises(ValueError, match="--reference 'vora'; nearest: '"):
+        report.render(made(study), "markdown", "vora")
+    text = report.render(made(study), "markdown", resamples=100)
+    assert "With 100 resamples no bootstrap's p is below 0.02, which in a family of 3 is no" in text
+    planted(study / "cola", "lora", 0, LABELS, wrong(0.1, 0), task="cola")
+    assert "The reference, vera, was not run here." in report.render(made(study), "rich", "vera")
+    shutil.rmtree(study / "lora")
+    assert "difference from DoRA" in report.render(made(study), "markdown")

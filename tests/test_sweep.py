@@ -1,0 +1,409 @@
+"""Sweeps without training: the folder, jobs, launchers, the check and what is shown."""
+
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_records
+import pytest
+from rich.console import Console
+
+from experiments import calibrate, check_trials, jobs, trials
+from experiments.check_trials import Outlook
+from experiments.launchers import commands, local, slurm
+from experiments.sweep_folder import LockedError, Outcome, SweepFolder, lock, locked
+from experiments.sweep_view import View, clock, summary
+from lora_jax import records
+from lora_jax.metrics_log import Metrics
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+ROOT = Path(__file__).parent.parent
+FILE = str(ROOT / "configs" / "quickstart.py")
+SMOKE = [f"--config={FILE}:size=smoke"]
+
+
+def made(*specs, arguments=SMOKE):
+    return trials.make(arguments, trials.overrides_of(FILE, specs, arguments=arguments))
+
+
+def sweep(tmp_path, *specs):
+    folder = SweepFolder(tmp_path / "sweep")
+    found = made(*specs)
+    folder.write_list(found)
+    return folder, found
+
+
+def stub(folder, job):
+    """The command of `stub_worker`, for `jobs.command`."""
+    line = [sys.executable, str(ROOT / "tests" / "stub_worker.py"), f"--workdir={folder.path}"]
+    return [*line, *(f"--trial={trial.name}" for trial in job)]
+
+
+def trained(configs, folders, names, how):
+    """In place of training: what it leaves where seed 1 fails and seed 2 diverges."""
+    return [_trained(config, folder) for config, folder in zip(configs, folders, strict=True)]
+
+
+def _trained(config, folder):
+    if config["seed"] == 1:
+        return RuntimeError("the disk\nis full")
+    status = "diverged" if config["seed"] == 2 else "completed"
+    return fake_records.write(
+        folder,
+        "quickstart",
+        "size=smoke",
+        {"accuracy": 0.5},
+        changes={"seed": config["seed"]},
+        status=status,
+        note="not finite at step 3" if status == "diverged" else "",
+    )
+
+
+def test_what_ends_one_trial_others_do_not_notice(tmp_path, capsys):
+    folder, found = sweep(tmp_path, "config.seed=0:4")
+    assert not jobs.work(folder, [trial.name for trial in found], train=trained)
+    assert "the disk" in capsys.readouterr().out  # for the log
+    outcomes = [folder.outcome(trial) for trial in found]
+    assert [(each.status, each.note) for each in outcomes] == [
+        ("completed", ""),
+        ("failed", "RuntimeError: the disk"),
+        ("diverged", "not finite at step 3"),
+        ("completed", ""),
+    ]
+    assert jobs.work(folder, [found[0].name, found[3].name], train=trained)
+    names = sorted(path.parent.name for path in folder.path.rglob("record.json"))
+    assert names == ["seed=0", "seed=2", "seed=3"]
+
+
+def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypatch, capsys):
+    folder, found = sweep(tmp_path, "config.seed=0,3")
+    monkeypatch.setattr(jobs, "GRACE", 0.0)
+    folder.begin("seed=0")
+    assert folder.outcome(found[0]).status == "interrupted"
+    with lock(folder.lock("seed=0")):
+        assert folder.outcome(found[0]).status == "running"
+        assert not jobs.work(folder, ["seed=0", "seed=3"], train=trained)
+    assert f"process {os.getpid()} on " in capsys.readouterr().out
+    assert [folder.outcome(trial).status for trial in found] == ["interrupted", "completed"]
+
+
+def test_locks_die_with_their_processes(tmp_path):
+    folder = SweepFolder(tmp_path)
+    code = (
+        "import fcntl, sys\n"
+        f"file = open({str(tmp_path / 'locks' / 'sweep')!r}, 'a')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()\n"
+    )
+    (tmp_path / "locks").mkdir()
+    line = [sys.executable, "-c", code]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for part in (None, (0, 2)):
+            with pytest.raises(LockedError, match=f"is working on {tmp_path}"), folder.held(part):
+                pass
+        assert locked(tmp_path / "locks" / "sweep")
+        other.kill()
+    assert not locked(tmp_path / "locks" / "sweep")
+    mine = f"process {os.getpid()} on .* is working on"
+    with folder.held(None), pytest.raises(LockedError, match=mine):
+        folder.held((0, 2)).__enter__()
+    with folder.held((0, 2)), folder.held((1, 2)):
+        for part in (None, (0, 2)):
+            with pytest.raises(LockedError):
+                folder.held(part).__enter__()
+
+
+def test_shards_and_jobs_have_every_trial_once():
+    found = made("config.seed=0:23")
+    for size in (1, 3, 30):
+        whole = jobs.make(found, size)
+        assert [trial for job in whole for trial in job] == found
+        for count in (1, 2, 5):
+            parts = [jobs.shard(whole, (number, count)) for number in range(count)]
+            assert sorted(job[0].name for part in parts for job in part) == sorted(
+                job[0].name for job in whole
+            )
+            assert parts[0][0] == whole[0]
+    assert jobs.parse_shard("") is None
+    assert jobs.parse_shard("3/4") == (3, 4)
+    for text in ("4/4", "1", "a/b", "-1/4", "0/0"):
+        with pytest.raises(ValueError, match=f"--shard={text}: expected i/n with i from 0 to n-1"):
+            jobs.parse_shard(text)
+
+
+def test_another_sweep_adds_its_trials(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0:2")
+    jobs.work(folder, ["seed=0"], train=trained)
+    more = folder.known(made("variant=lora,vera", "config.seed=0:2"))
+    assert [trial.name for trial in more] == [
+        "seed=0",  # the variant is lora without being told
+        "seed=1",
+        "variant=vera,seed=0",
+        "variant=vera,seed=1",
+    ]
+    folder.write_list(more)
+    listed = json.loads((folder.path / "trials.json").read_text())["trials"]
+    assert [each["name"] for each in listed] == [trial.name for trial in more]
+    assert listed[0]["overrides"] == {"variant": "lora", "config.seed": "0"}
+    assert folder.trials(["seed=0"])[0].digest == found[0].digest == listed[0]["digest"]
+    before = (folder.path / "trials.json").stat().st_mtime_ns
+    folder.write_list(more)
+    assert (folder.path / "trials.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+    folder, _ = sweep(tmp_path, "config.seed=0:2")
+    records.claim(folder.run("seed=0"), made("config.seed=0")[0].config)
+    other = made("config.seed=0:2", arguments=[*SMOKE, "--config.train.max_steps=3"])
+    said = "config.train.max_steps is 0 there and 3 here"
+    with pytest.raises(ValueError, match=said):
+        folder.known(other)
+    assert [trial.name for trial in folder.known(other[1:])] == ["seed=1"]  # which nobody began
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        SweepFolder(tmp_path / "file").check()
+    with pytest.raises(ValueError, match=r"holds file but no trials.json"):
+        SweepFolder(tmp_path).check()
+    folder.check()
+    (folder.path / "trials.json").write_text("[")
+    with pytest.raises(ValueError, match=r"trials.json is no list of trials"):
+        folder.known(other)
+
+
+def test_a_config_that_has_changed_since_is_not_trained(tmp_path, capsys):
+    file = tmp_path / "own.py"
+    text = (ROOT / "configs" / "quickstart.py").read_text()
+    file.write_text(text)
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.write_list(trials.make([f"--config={file}"], [{"config.seed": "0"}]))
+    file.write_text(text.replace('"seed": 0', '"seed": 0, "more": 1'))
+    assert not jobs.work(folder, ["seed=0"], train=trained)
+    assert "makes another config than when the sweep was started" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has no trial 'seed=1'; nearest: 'seed=0'"):
+        folder.require(["seed=1"])
+
+
+def launched(tmp_path, specs, machine, size=1):
+    folder, found = sweep(tmp_path, *specs)
+    local.launch(jobs.make(found, size), folder, machine, lambda: None, stub)
+    calls = folder.path / "calls"
+    lines = calls.read_text().splitlines() if calls.exists() else []
+    return folder, found, [json.loads(line) for line in lines]
+
+
+def test_a_worker_that_is_killed_takes_one_trial_with_it(tmp_path):
+    """Of a job of four, and one that cannot begin is not begun for ever."""
+    machine = [local.Slot({}, ())]
+    folder, found, calls = launched(tmp_path, ["config.seed=0:6"], machine, size=4)
+    outcomes = {trial.name: folder.outcome(trial) for trial in found}
+    assert {name: each.status for name, each in outcomes.items()} == {
+        "seed=0": "completed",
+        "seed=1": "killed",
+        "seed=2": "failed",
+        "seed=3": "completed",
+        "seed=4": "completed",
+        "seed=5": "killed",
+    }
+    assert outcomes["seed=1"].note.startswith("its process was ended by SIGKILL, as when memory")
+    assert outcomes["seed=5"].note.startswith("its process ended with code 1; ImportError: no such")
+    assert [name for name, *_ in calls] == ["seed=0", "seed=2", "seed=3", "seed=4"]
+    assert len({process for _, process, *_ in calls}) == 3
+
+
+def test_what_each_process_gets(tmp_path):
+    machine = [local.Slot({"CUDA_VISIBLE_DEVICES": str(n)}, (n, n + 2)) for n in range(2)]
+    _, _, calls = launched(tmp_path, ["config.seed=3,4,6,7"], machine)
+    assert sorted(name for name, *_ in calls) == ["seed=3", "seed=4", "seed=6", "seed=7"]
+    assert {(cores, device) for *_, cores, device in calls} == {("0,2", "0"), ("1,3", "1")}
+
+
+def test_what_ends_the_launcher_ends_its_processes(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=9")
+
+    def watch():
+        if folder.outcome(found[0]).status != "waiting":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        local.launch([found], folder, [local.Slot({}, ())], watch, stub)
+    process = json.loads((folder.path / "outcomes" / "seed=9.json").read_text())["process"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert folder.outcome(found[0]).status == "interrupted"
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
+    folder = SweepFolder(tmp_path)
+    (trial,) = made("config.seed=9")
+    code = (
+        "import subprocess, sys, time\n"
+        "subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, *stub(folder, [trial]), "--leash"])
+    until = time.monotonic() + 60
+    while not (text := read(tmp_path / "outcomes" / "seed=9.json")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    worker = json.loads(text)["process"]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    while Path(f"/proc/{worker}").exists() and "Z" not in state(worker):
+        assert time.monotonic() < until, "the worker outlived its parent"
+        time.sleep(0.05)
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
+
+
+def state(process):
+    return read(Path(f"/proc/{process}/stat")).rpartition(")")[2][:3]
+
+
+def test_cores_are_divided(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(local, "_cores", lambda: [0, 1, 2, 5, 6])
+    assert local.slots(None) == [local.Slot({}, (0, 1, 2, 5, 6))]
+    assert [slot.cores for slot in local.slots(2)] == [(0, 1), (2, 5, 6)]
+    assert [slot.cores for slot in local.slots(6)] == [(0,), (1,), (2,), (5,), (6,), (0,)]
+    with pytest.raises(ValueError, match="--processes must be positive, got 0"):
+        local.slots(0)
+    monkeypatch.setattr(local, "_devices", lambda: ("gpu", 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in local.slots(3)] == ["3", "7", "3"]
+
+
+def test_printed_commands_are_whole(tmp_path):
+    folder, found = sweep(tmp_path / "a folder; rm", "config.data.extra='a b;','$(c)'")
+    (first, _) = commands.lines(jobs.make(found, 1), folder)
+    shown = subprocess.run(
+        f"function cd() {{ echo at $1; }}; {first.replace(sys.executable, 'printf %s__')}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.splitlines()[0] == f"at {os.getcwd()}"
+    said = shown.splitlines()[1].split("__")
+    assert said[:2] == ["-m", "experiments.worker"]
+    assert said[2:4] == [f"--workdir={folder.path.resolve()}", f"--trial={found[0].name}"]
+    assert shlex.split(first)[3:] == jobs.command(folder, found[:1])
+
+
+def test_slurm_runs_commands(tmp_path, monkeypatch):
+    """By submitit's executor of local processes, which takes the same options and ignores them."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(ROOT)
+    line = [sys.executable, "-c", f"open({str(tmp_path / 'trace')!r}, 'w').write('here')"]
+    options = {"slurm_partition": "gpu", "timeout_min": 5, "gpus_per_node": None}
+    (job,) = slurm.submit([line], tmp_path / "slurm", options, "local")
+    slurm.watch([job], lambda: None)
+    assert job.result() == 0
+    assert (tmp_path / "trace").read_text() == "here"
+    assert slurm.Command(("false",)).checkpoint().function == slurm.Command(("false",))
+    with pytest.raises(ValueError, match=r"^--launcher=slurm: .*no_such_option"):
+        slurm.submit([line], tmp_path / "slurm", {"no_such_option": 1}, "local")
+    with pytest.raises(ValueError, match=r"^--launcher=slurm: Could not detect .srun"):
+        slurm.submit([line], tmp_path / "slurm", {}, "slurm")
+
+
+def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"needs submitit: pip install '.\[slurm\]'"):
+        slurm.submit([["true"]], tmp_path, {})
+
+
+def test_all_that_is_wrong_is_said_before_anything_starts():
+    def said(*specs):
+        with pytest.raises(ValueError, match=": ") as caught:
+            check_trials.check(made(*specs))
+        return [line.strip() for line in str(caught.value).splitlines()]
+
+    first, second = said("variant=lora,lorra", "config.variant.rank=8,999")
+    assert first.startswith(
+        "variant=lora,rank=999: 'layers/attention/key/kernel': rank 999 exceeds"
+    )
+    assert second.startswith(
+        "variant=lorra,rank=8; variant=lorra,rank=999: unknown variant 'lorra'"
+    )
+    (only,) = said("config.data.source=demmo", "config.seed=0:3")
+    assert only == "every trial: unknown data.source 'demmo'; nearest: 'demo'"
+    (only,) = said("config.targets='quary/kernel'")
+    assert "matches no weight; nearest: 'layers/attention/query/kernel'" in only
+    (only,) = said("config.optimizer.warmup_steps=8,2")
+    assert "warmup_steps=8: config.optimizer.warmup_steps 8 leaves nothing of 8 steps" in only
+    found = made("config.train.max_steps=0,3")
+    assert check_trials.check(found) == [Outlook(8, "accuracy"), Outlook(3, "accuracy")]
+
+
+def test_what_is_shown(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0:3")
+    outlooks = [Outlook(20, "accuracy")] * 3
+    told = io.StringIO()
+    view = View(found, outlooks, folder, Console(file=told, width=100))
+    folder.begin("seed=0")
+    with lock(folder.lock("seed=0")):
+        with Metrics(folder.run("seed=0")) as log:
+            log.write(5, {"loss": 0.75})
+            view.update(now=True)
+            log.write(10, {"loss": 0.5, "grad_norm": 1.0})
+            log.write(10, {"accuracy": 0.625, "eval_loss": 0.6})
+            view.update(now=True)
+        row = view.rows[0]
+        assert (row.step, row.loss, row.score) == (10, 0.5, 0.625)
+        assert row.seconds_left is not None
+        shown = io.StringIO()
+        Console(file=shown, width=100).print(view.table())
+        lines = [line.split() for line in shown.getvalue().splitlines()]
+        assert lines[0] == ["trial", "status", "step", "loss", "metric", "time", "left"]
+        assert lines[1][:6] == ["seed=0", "running", "10/20", "0.500", "accuracy", "0.6250"]
+        assert lines[2] == ["seed=1", "waiting", "0/20"]
+        assert lines[4] == ["1", "running,", "2", "waiting"]
+        short = io.StringIO()
+        Console(file=short, width=100).print(view.table(height=7))
+        assert "2 not shown" in short.getvalue()
+        assert "seed=0" in short.getvalue()
+    folder.end("seed=0", "completed")
+    folder.end("seed=1", "failed", "ValueError: [so] it is")
+    view.update(now=True)
+    assert told.getvalue().splitlines() == [
+        "seed=0: running",
+        "seed=0: completed, accuracy 0.6250 (1 of 3)",
+        "seed=1: failed, ValueError: [so] it is (2 of 3)",
+    ]
+    assert not view.ended()
+    assert summary(view.rows, folder) == [
+        "3 trials: 1 completed, 1 failed, 1 waiting",
+        "seed=1: failed, ValueError: [so] it is",
+        f"records: {folder.path / 'trials'}",
+    ]
+    assert [clock(each) for each in (41.6, 200, 18600)] == ["42 s", "3 min 20 s", "5 h 10 min"]
+
+
+def test_what_a_damaged_record_is(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0:2")
+    for trial in found:
+        folder.run(trial.name).mkdir(parents=True)
+    (folder.run("seed=0") / "record.json").write_text("{")
+    outcome = folder.outcome(found[0])
+    assert outcome.status == "failed"
+    assert "record.json is not JSON" in outcome.note
+    _trained({"seed": 3}, folder.run("seed=1"))
+    said = f"{folder.run('seed=1')} holds a run of another configuration"
+    assert folder.outcome(found[1]) == Outcome("failed", said)
+
+
+def test_what_calls_cost():
+    cost = calibrate.Cost(compile=3.0, call=2.0, longest=16)
+    assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
+    assert cost.compiled({8: 2, 16: 4}) == 2 * 3
+    assert calibrate.Estimate(program=7.0, trial=2.0).of(5) == 7 + 10

@@ -1,0 +1,175 @@
+"""The command of sweeps as a user has it: mistakes, and a sweep that is killed again and again."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import official
+import pytest
+from flax import nnx
+
+from lora_jax import records
+from lora_jax.metrics_log import read_metrics
+from lora_jax.models import pretrained
+from lora_jax.models.families import FAMILIES, family_of
+
+ROOT = Path(__file__).parent.parent
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 12, "model_type": "bert"}
+
+
+def line(*arguments):
+    return [sys.executable, "-m", "experiments.sweep", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Most of the time would be compilation, of the same few programs again and again."""
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quick["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+    quick["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return {**os.environ, **quick}
+
+
+@pytest.fixture(scope="module")
+def run(environment):
+    """The command: its exit code, and what it prints."""
+
+    def command(*arguments):
+        done = subprocess.run(
+            line(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Flags of 20 trials of four steps on eight sentences."""
+    folder = tmp_path_factory.mktemp("tiny")
+    official.write(folder / "glue", official.cola())
+    config = family_of(SIZES).config.from_json(SIZES)
+    made = FAMILIES["bert"].classifier(config, 2, "mean", rngs=nnx.Rngs(0))
+    pretrained.export_classifier(nnx.state(made), config, folder / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(pretrained.locate("minilm") / name, folder / "bert")
+    argument = f"task=cola,size=smoke,source=tsv,folder={folder / 'glue'}"
+    settings = {"model.name": folder / "bert", "data.train": 0, "data.buckets": 1}
+    settings |= {"variant.rank": 2, "train.epochs": 4, "train.log_every": 1}
+    settings |= {"train.checkpoint_every": 1}
+    return [
+        f"--config=configs/glue.py:{argument}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+        "--sweep=variant=lora,dora",
+        "--sweep=config.optimizer.learning_rate=1e-3,3e-3",
+        "--sweep=config.seed=0:5",
+    ]
+
+
+def test_a_sweep_of_nothing_ends_with_one_line(run, tmp_path):
+    config = "--config=configs/quickstart.py:size=smoke"
+    code, _, said = run(config, f"--workdir={tmp_path / 'sweep'}")
+    assert code == 1
+    assert said.startswith("error: nothing to sweep: give --sweep=KEY=VALUES")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, run, environment, tmp_path):
+    """Also: a printed command trains its job's trials, and `experiments.train` knows them."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    tiny = (*tiny, "--execution=each")  # whose bits do not depend on who shares a program
+    code, printed, said = run(*tiny, f"--workdir={whole}", "--launcher=print")
+    assert code == 0, said
+    commands = printed.splitlines()
+    assert len(commands) == 2  # one for each program
+    for command in commands:
+        assert "experiments.worker" in shlex.split(command)
+        done = subprocess.run(command, shell=True, cwd="/", env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    straight = {path.parent.name: path.parent for path in whole.glob("trials/*/record.json")}
+    assert len(straight) == 20
+
+    arguments = (*tiny, f"--workdir={killed}", "--per_job=7")
+    rng = np.random.default_rng()
+    for reached in (2, 8, 14):
+        kill(arguments, environment, killed, reached, rng.uniform(0, 4))
+    code, out, said = run(*arguments)
+    assert code == 0, said + out
+    assert "20 trials: 20 completed" in out
+
+    found = {path.parent.name: path.parent for path in killed.glob("trials/*/record.json")}
+    assert found.keys() == straight.keys()
+    listed = json.loads((killed / "trials.json").read_text())["trials"]
+    assert [each["name"] for each in listed] == [
+        f"variant={variant},learning_rate={rate},seed={seed}"
+        for variant in ("lora", "dora")
+        for rate in ("0.001", "0.003")
+        for seed in range(5)
+    ]
+    for each in listed:
+        one, other = (records.read(folder[each["name"]]) for folder in (straight, found))
+        assert one is not None
+        assert other is not None  # read() has validated both
+        assert one.config_digest == other.config_digest == each["digest"]
+        assert (one.status, one.steps) == (other.status, other.steps) == ("completed", 4)
+        assert one.metrics_last == other.metrics_last
+        assert one.metrics_best == other.metrics_best
+        logs = [read_metrics(f[each["name"]] / "metrics.jsonl") for f in (straight, found)]
+        assert logs[0] == logs[1]
+        assert [row["step"] for row in logs[1] if "loss" in row] == [1, 2, 3, 4]
+    assert (straight[listed[3]["name"]] / "adapter.safetensors").read_bytes() == (
+        found[listed[3]["name"]] / "adapter.safetensors"
+    ).read_bytes()
+
+    before = {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")}
+    own = [sys.executable, "-m", "experiments.train", *listed[7]["arguments"]]
+    own.append(f"--workdir={found[listed[7]['name']]}")
+    done = subprocess.run(own, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")} == before
+
+
+def kill(arguments, environment, workdir, reached, seconds):
+    """Start a sweep, and kill it some seconds after so many records are there."""
+    with (workdir.parent / "killed.log").open("ab") as log:
+        process = subprocess.Popen(
+            line(*arguments),
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        while process.poll() is None and len(list(workdir.glob("trials/*/config.json"))) < reached:
+            time.sleep(0.05)
+        time.sleep(seconds)
+        assert process.poll() is None, "it ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    until = time.monotonic() + 30
+    while workers(workdir):
+        assert time.monotonic() < until, "a worker outlived the sweep"
+        time.sleep(0.1)
+
+
+def workers(workdir):
+    """The processes that train trials of a sweep."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"experiments.worker" in words and f"--workdir={workdir}".encode() in words:
+            found.append(path.parent.name)
+    return found
