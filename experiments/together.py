@@ -29,6 +29,8 @@ from lora_jax.metrics_log import Metrics
 from lora_jax.program import Execution, Program, fastest, make_program, narrow, widen
 
 Ended = records.Record | Exception
+STEPPING = "trials step by"
+"""How the line begins that tells what `fastest` found."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -207,12 +209,13 @@ def _fit(
     task = group.shared.task.digest()
     identity = {"trials": records.config_digest({"trials": digests}), "data": task}
     identity["weights"] = group.shared.weights_digest
+    program = _program(group, home, execution)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(home.path / "checkpoints"))
         metrics = [stack.enter_context(Metrics(folder)) for folder in folders]
         progress = stack.enter_context(bar(label, loop.steps))
         return fit_trials(
-            _program(group, home, execution),
+            program,
             group.states,
             loops=[each.loop for each in group.experiments],
             batches=[each.batches for each in group.experiments],
@@ -229,6 +232,7 @@ def _fit(
 def _program(group: Together, home: GroupFolder, execution: Execution | None) -> Program:
     """The program as an earlier process chose it, or the fastest."""
     if (chosen := execution or home.execution) is not None:
+        print(f"{STEPPING} {chosen}, as chosen before")
         return group.program(chosen)
     plan = group.shared.plan()
     epoch = itertools.islice(plan.start(), plan.steps_per_epoch)
@@ -238,4 +242,6 @@ def _program(group: Together, home: GroupFolder, execution: Execution | None) ->
     steps = group.shared.loop.steps
     program, seconds = fastest(group.program, group.states, batches, steps, len(set(padded)))
     home.settle(program.execution, seconds)
+    found = ", ".join(f"{name} {1000 * each:.1f}" for name, each in seconds.items())
+    print(f"{STEPPING} {program.execution} (ms for a step of all: {found})")
     return program
