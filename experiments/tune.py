@@ -4,8 +4,9 @@
         --argument=task=cola,source=tsv,folder=glue_data
 
 Of each row, every learning rate is trained once and scored on training examples that are held out
-for it; the best then trains with every seed, and only these runs see the development set. The same
-command goes on where it was stopped; `--rows` takes a part, so that several can work side by side.
+for it; the best then trains with every seed, and only these runs see the development set. Runs that
+differ in numbers alone are one program, as in `experiments.sweep`. The same command goes on where
+it was stopped; `--rows` takes a part, so that several can work side by side.
 """
 
 import importlib
@@ -16,8 +17,8 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from experiments import cli
-from experiments.run import run
+from experiments import cli, jobs
+from experiments.groups import groups
 from lora_jax import records
 from lora_jax.partition import nearest
 
@@ -54,20 +55,30 @@ def study(config: Any, plan: Mapping[str, Any], row: str, workdir: Path) -> None
       config: `config(**changes)` is the row's config.
       plan: `rates` by row, `held_out`, `tuning_seed` and `seeds`.
     """
-    console = Console()
-    tried = {}
-    for rate in plan["rates"][row]:
-        changes = {"data__validation": plan["held_out"], "seed": plan["tuning_seed"]}
-        each = config(optimizer__learning_rate=rate, **changes)
-        label = f"{row}, {rate:g}"
-        tried[rate] = run(each, workdir / "tuning" / row / f"{rate:g}", label)
-        console.print(f"{label}: {_said(tried[rate])}")
+    held = {"data__validation": plan["held_out"], "seed": plan["tuning_seed"]}
+    rates = plan["rates"][row]
+    configs = {f"{rate:g}": config(optimizer__learning_rate=rate, **held) for rate in rates}
+    tried = dict(zip(rates, _train(configs, workdir / "tuning" / row), strict=True))
     best = best_rate(tried)
-    for seed in plan["seeds"]:
-        each = config(optimizer__learning_rate=best, seed=seed)
-        label = f"{row}, {best:g}, seed {seed}"
-        record = run(each, workdir / "runs" / row / str(seed), label)
-        console.print(f"{label}: {_said(record)}")
+    seeds = plan["seeds"]
+    configs = {str(seed): config(optimizer__learning_rate=best, seed=seed) for seed in seeds}
+    _train(configs, workdir / "runs" / row)
+
+
+def _train(configs: Mapping[str, dict[str, Any]], folder: Path) -> list[records.Record]:
+    """Train runs, each in a folder of its name; those that share a program as one."""
+    names, console = list(configs), Console()
+    ended: dict[str, records.Record] = {}
+    for numbers in groups(list(configs.values())):
+        mine = [names[number] for number in numbers]
+        folders = [folder / name for name in mine]
+        results = jobs.train([configs[name] for name in mine], folders, mine, jobs.How())
+        for name, result in zip(mine, results, strict=True):
+            if isinstance(result, Exception):
+                raise result
+            ended[name] = result
+            console.print(f"{folder / name}: {_said(result)}")
+    return [ended[name] for name in names]
 
 
 def best_rate(tried: Mapping[float, records.Record]) -> float:

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from configs import adalora_table1, all_methods, domain_shift, lora_table2, own_data, targets
-from experiments import build, predictions, run, tune
+from experiments import build, jobs, predictions, run, together, tune
 from experiments.tables import render_table
 from lora_jax import data, metrics, tree_file
 from lora_jax.models import pretrained
@@ -209,14 +209,19 @@ def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
 def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch):
     """Three rates on held-out sentences, then the best one's seeds on the development set."""
     plan = {"rates": {"lora": (1e-4, 1e-3, 1e-2)}, "held_out": 2, "tuning_seed": 9, "seeds": (0, 1)}
-    seen = []
-    true_run = run.run
+    seen, trained = [], []
+    true_train, true_fit = jobs.train, together.fit_trials
 
-    def watched(config, workdir, label):
-        seen.append((build.build(config).task, config))
-        return true_run(config, workdir, label)
+    def watched(configs, *more):
+        seen.extend((build.build(config).task, config) for config in configs)
+        return true_train(configs, *more)
 
-    monkeypatch.setattr(tune, "run", watched)
+    def counted(program, states, **more):
+        trained.append(len(states))
+        return true_fit(program, states, **more)
+
+    monkeypatch.setattr(jobs, "train", watched)
+    monkeypatch.setattr(together, "fit_trials", counted)
 
     def config(**changes):
         return config_of(all_methods, "row=lora", glue, bert, **changes)
@@ -237,9 +242,9 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
         (1, best),
     ]
     assert all(set(task.validation.texts) == development for task, _ in final)
-    before = len(seen)
+    assert trained == [3, 2]  # two programs
     tune.study(config, plan, "lora", tmp_path)  # all are there: nothing trains again
-    assert len(seen) == 2 * before
+    assert trained == [3, 2]
     shown = render_table("all_methods", tmp_path, "markdown", size="smoke")
     assert "3 runs left out: validated on a part of the training examples" in shown
     assert "(2)" in shown
