@@ -24,12 +24,14 @@ class GroupFolder:
         name = records.config_digest({"trials": digests})[:16]
         return cls(folders[0].parent / ".programs" / name)
 
-    def begin(self, numbers: Sequence[int]) -> list[int]:
-        """Which trials the checkpoints are of: those of an earlier process that began them."""
-        if (earlier := self._read().get("trials")) is not None:
-            return earlier
-        self._write({"trials": list(numbers)})
-        return list(numbers)
+    @property
+    def trials(self) -> list[int]:
+        """Which trials the checkpoints are of, if there are some: all of them are in each."""
+        return self._read().get("trials") or []
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Checkpoints will be of these trials."""
+        self._write({**self._read(), "trials": list(numbers)})
 
     @property
     def execution(self) -> Execution | None:

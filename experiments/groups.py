@@ -24,7 +24,28 @@ def groups(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     found: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
         found.setdefault(program_key(config), []).append(number)
-    return list(found.values())
+    return [part for numbers in found.values() for part in _unconfused(numbers, configs)]
+
+
+def _unconfused(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Trials with one key, apart where a program of all would take two kinds of targets for one."""
+    made = [_variants(configs[number]) for number in numbers]
+    wide = [union(of_one_target) for of_one_target in zip(*made, strict=True)]
+    if _kinds(wide) == _kinds(made[0]):
+        return [numbers]
+    apart: dict[tuple[lj.Variant, ...], list[int]] = {}
+    for number, settings in zip(numbers, made, strict=True):
+        apart.setdefault(settings, []).append(number)
+    return list(apart.values())
+
+
+def _variants(config: Mapping[str, Any]) -> tuple[lj.Variant, ...]:
+    return tuple(make.make_targets(config["variant"], config["targets"]).values())
+
+
+def _kinds(variants: Sequence[lj.Variant]) -> list[int]:
+    """Which targets have equal settings: they share arrays, and AdaLoRA's budget."""
+    return [variants.index(each) for each in variants]
 
 
 def program_key(config: Mapping[str, Any]) -> str:
@@ -40,6 +61,8 @@ def program_key(config: Mapping[str, Any]) -> str:
     structure = [[repr(where), *_structure(variant)] for where, variant in targets.items()]
     train = {k: v for k, v in config["train"].items() if k != "target_score"}
     own = {"targets": structure, "optimizer": optimizer, "train": train}
+    own["kinds"] = _kinds(list(targets.values()))
+    own["schedule of the run"] = config["variant"]["total_steps"] is None
     return records.canonical({**rest, **own})
 
 

@@ -25,8 +25,9 @@ from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.fit_trials import fit_trials
+from lora_jax.frozen import Trainable
 from lora_jax.metrics_log import Metrics
-from lora_jax.program import Execution, Program, fastest, make_program, narrow, widen
+from lora_jax.program import Execution, Program, fastest, make_program, narrow, share, widen
 
 Ended = records.Record | Exception
 STEPPING = "trials step by"
@@ -41,7 +42,18 @@ class Together:
     shared: Experiment
     """The first one, with the structure that holds them all."""
     frozen: tuple[lj.Frozen, ...]
-    states: tuple[train.TrainState, ...]
+    trainables: tuple[Trainable, ...]
+
+    def start(self) -> list[train.TrainState]:
+        """The states before the first step; their arrays are their own."""
+        return [
+            train.TrainState.create(
+                self.shared.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
+            )
+            for each, trainable, frozen in zip(
+                self.experiments, self.trainables, self.frozen, strict=True
+            )
+        ]
 
     def program(self, execution: Execution) -> Program:
         """The trials as a program (see `lora_jax.program`)."""
@@ -93,13 +105,10 @@ def together(experiments: Sequence[Experiment]) -> Together:
     example = np.zeros((first.batch_size, first.boundaries[0]), np.int32)
     params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
     like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
-    frozen, states = [], []
-    for each in experiments:
-        trainable, mine = widen(each.trainable, each.frozen, like, first.frozen.base)
-        frozen.append(mine)
-        states.append(train.TrainState.create(adapted, each.tx, trainable, mine, each.rng))
+    wide = [widen(each.trainable, each.frozen, like) for each in experiments]
+    trainables, frozen = zip(*wide, strict=True)
     shared = dataclasses.replace(first, adapted=adapted)
-    return Together(tuple(experiments), shared, tuple(frozen), tuple(states))
+    return Together(tuple(experiments), shared, frozen, trainables)
 
 
 def run_together(
@@ -122,21 +131,51 @@ def run_together(
       Of each trial its record, or why it could not be trained.
     """
     home = GroupFolder.of(configs, folders)
-    pairs = enumerate(zip(folders, configs, strict=True))
-    ended: dict[int, Ended] = {n: r for n, pair in pairs if (r := _ended(*pair, left))}
-    experiments: dict[int, Experiment] = {}
-    materials = None
-    for number in home.begin([n for n in range(len(configs)) if n not in ended]):
+    ended: dict[int, Ended] = {}
+    for number, (folder, config) in enumerate(zip(folders, configs, strict=True)):
         try:
-            records.claim(folders[number], configs[number])
-            materials = materials or gather(configs[number])
-            experiments[number] = build(configs[number], materials)
+            if (record := _ended(folder, config, left)) is not None:
+                ended[number] = record
         except (ValueError, OSError) as error:
             ended[number] = error
+    wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
+    experiments, wrong = _build(wanted, configs, folders)
+    if home.trials and wrong:
+        number, error = next(iter(wrong.items()))
+        why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} cannot "
+        why += f"be made now: {error}; mend that, or delete them to start over without it"
+        wrong |= dict.fromkeys(experiments, ValueError(why))
+    elif not home.trials:
+        home.begin(list(experiments))
+    ended = wrong | ended
     if experiments.keys() - ended.keys():
         ended |= _train(experiments, ended.keys(), folders, home, label, execution)
     home.remove()
+    if rest := [number for number in range(len(configs)) if number not in ended]:
+        # An earlier process could not make them, and began without.
+        mine = [configs[number] for number in rest], [folders[number] for number in rest]
+        ended |= dict(zip(rest, run_together(*mine, label, execution, left), strict=True))
     return [ended[number] for number in range(len(configs))]
+
+
+def _build(
+    numbers: Sequence[int], configs: Sequence[dict[str, Any]], folders: Sequence[Path]
+) -> tuple[dict[int, Experiment], dict[int, Exception]]:
+    """Trials over one copy of their model, by their numbers; and why others cannot be made."""
+    experiments: dict[int, Experiment] = {}
+    wrong: dict[int, Exception] = {}
+    materials, first = None, None
+    for number in numbers:
+        try:
+            records.claim(folders[number], configs[number])
+            materials = materials or gather(configs[number])
+            made = build(configs[number], materials)
+        except Exception as error:  # whatever it is, the others do without this trial
+            wrong[number] = error
+            continue
+        first = first or made.frozen
+        experiments[number] = dataclasses.replace(made, frozen=share(made.frozen, first))
+    return experiments, wrong
 
 
 def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> records.Record | None:
@@ -216,7 +255,7 @@ def _fit(
         progress = stack.enter_context(bar(label, loop.steps))
         return fit_trials(
             program,
-            group.states,
+            group.start(),
             loops=[each.loop for each in group.experiments],
             batches=[each.batches for each in group.experiments],
             evaluate=group.evaluate,
@@ -240,7 +279,7 @@ def _program(group: Together, home: GroupFolder, execution: Execution | None) ->
     step = padded.index(statistics.mode(padded))
     batches = [next(each.batches(step)) for each in group.experiments]
     steps = group.shared.loop.steps
-    program, seconds = fastest(group.program, group.states, batches, steps, len(set(padded)))
+    program, seconds = fastest(group.program, group.start, batches, steps, len(set(padded)))
     home.settle(program.execution, seconds)
     found = ", ".join(f"{name} {1000 * each:.1f}" for name, each in seconds.items())
     print(f"{STEPPING} {program.execution} (ms for a step of all: {found})")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax import records
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.frozen import Trainable
 from lora_jax.metrics_log import Metrics
@@ -44,6 +45,7 @@ def fit_trials(
     shared by the trials that are still training.
 
     Args:
+      states: before the first step; they are donated.
       loops: of each trial; of as many steps, which evaluate and save at the same ones.
       evaluate: the metrics of the trainables of a trial, by its number.
       checkpoints: of all trials together.
@@ -54,21 +56,22 @@ def fit_trials(
       ValueError: the newest checkpoint is of other trials.
     """
     loop, count = loops[0], len(states)
-    best = list(states)
+    best = jax.tree.map(jnp.copy, list(states)) if keep_best else []
     done = 0
-    # Before the population takes, and donates, the states.
-    like = {"now": stack(states), "best": stack(best) if keep_best else {}}
+    like = {"now": jax.eval_shape(stack, states)}
+    like["best"] = like["now"] if keep_best else {}
     if (restored := checkpoints.restore(like)) is not None:
         saved, meta, done = restored
         if meta["identity"] != dict(identity):
             raise ValueError(f"{checkpoints.folder} is of other trials; name another folder")
         states = [unstack(saved["now"], number) for number in range(count)]
-        best = [unstack(saved["best"], number) for number in range(count)] if keep_best else states
+        best = [unstack(saved["best"], number) for number in range(len(best))]
         for outcome, values in zip(outcomes, meta["outcomes"], strict=True):
-            vars(outcome).update(values)
+            vars(outcome).update(records.numbers(values))
     for log, outcome in zip(metrics, outcomes, strict=True):
         log.truncate(outcome.steps)
-    population = program.start(jax.tree.map(jnp.copy, list(states)))
+    population = program.start(states)
+    del states  # which the population has taken over: many copies of what is trained would stay
 
     sources = [iter(each(done)) for each in batches]
     clock, examples = time.perf_counter(), 0.0

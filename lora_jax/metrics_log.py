@@ -1,15 +1,12 @@
 """`metrics.jsonl`: what a run reported, line by line, whatever moment it is killed at."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.records import plain, write_atomically
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+from lora_jax.records import numbers, plain, write_atomically
 
 
 class Metrics:
@@ -47,10 +44,7 @@ class Metrics:
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line."""
-    return [
-        {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
-        for _, row in _rows(Path(path))
-    ]
+    return [numbers(row) for _, row in _rows(Path(path))]
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -2,7 +2,8 @@
 
 Trials that differ in numbers alone (learning rates, alphas, ranks, dropout, seeds) take the same
 step: their trainables, constants and optimisers' numbers are arguments of it, and stacked where
-they step at once. The base is neither stacked nor copied.
+they step at once. The base is neither stacked nor copied, but for leaves that differ between trials
+(a frozen head that each draws from its seed).
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ def make_program(
     """The trials one after the other (`each`), or in one call, mapped or vectorised.
 
     Args:
-      frozen: of each trial; of equal structure, with one base (see `widen`).
+      frozen: of each trial; of equal structure, with the leaves of one base (see `widen`, `share`).
       hyper: what `step` makes the optimiser of each trial from.
     """
     if execution == "each":
@@ -76,14 +77,21 @@ def _each(step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]) ->
 def _at_once(
     execution: Execution, step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]
 ) -> Program:
-    base, spec = frozen[0].base, frozen[0].spec
-    own = stack([(each.constants, each.shared) for each in frozen])
+    spec, treedef = frozen[0].spec, jax.tree.structure(frozen[0].base)
+    bases = [jax.tree.leaves(each.base) for each in frozen]
+    common = [all(leaf is same[0] for leaf in same) for same in zip(*bases, strict=True)]
+    base = [leaf for leaf, is_common in zip(bases[0], common, strict=True) if is_common]
+    others = [[x for x, is_common in zip(b, common, strict=True) if not is_common] for b in bases]
+    own = stack([(f.constants, f.shared, other) for f, other in zip(frozen, others, strict=True)])
     numbers = stack(hyper)
 
     def all_of_them(states: TrainState, base: Any, own: Any, numbers: Any, batches: Any) -> Any:
         def one(arguments: Any) -> Any:
-            state, (constants, shared), numbers, batch = arguments
-            return step(numbers, state, Frozen(base, constants, spec, shared), batch)
+            state, (constants, shared, other), numbers, batch = arguments
+            sources = iter(base), iter(other)
+            leaves = [next(sources[0] if is_common else sources[1]) for is_common in common]
+            whole = Frozen(treedef.unflatten(leaves), constants, spec, shared)
+            return step(numbers, state, whole, batch)
 
         over = lax.map if execution == "map" else lambda f, xs: jax.vmap(f)(xs)
         return over(one, (states, own, numbers, batches))
@@ -111,8 +119,18 @@ def unstack(tree: Any, number: int) -> Any:
 # -- trials of different ranks in one structure ---------------------------------------------------
 
 
+def share(frozen: Frozen, first: Frozen) -> Frozen:
+    """A trial's `frozen` with the arrays of another's base, wherever both hold the same values."""
+
+    def either(own: Array, other: Array) -> Array:
+        alike = own is other or (own.shape == other.shape and bool((own == other).all()))
+        return other if alike else own
+
+    return dataclasses.replace(frozen, base=jax.tree.map(either, frozen.base, first.base))
+
+
 def widen(
-    trainable: Trainable, frozen: Frozen, like: tuple[Trainable, Frozen], base: Any
+    trainable: Trainable, frozen: Frozen, like: tuple[Trainable, Frozen]
 ) -> tuple[Trainable, Frozen]:
     """A trial's adapters in the structure of a program that holds larger ones.
 
@@ -121,7 +139,6 @@ def widen(
 
     Args:
       like: of the program, arrays or shapes.
-      base: the weights that all trials of the program share.
     """
     shapes, target = like
     constants = {}
@@ -134,7 +151,7 @@ def widen(
         }
     shared = jax.tree.map(_pad, frozen.shared, target.shared)
     wide = jax.tree.map(_pad, trainable, shapes)
-    return wide, Frozen(base, constants, target.spec, shared)
+    return wide, Frozen(frozen.base, constants, target.spec, shared)
 
 
 def narrow(tree: Any, like: Any) -> Any:
@@ -165,7 +182,7 @@ GAIN = {"cpu": 0.25}
 
 def fastest(
     make: Callable[[Execution], Program],
-    states: Sequence[TrainState],
+    start: Callable[[], Sequence[TrainState]],
     batches: Sequence[Batch],
     steps: int,
     shapes: int,
@@ -178,11 +195,12 @@ def fastest(
 
     Args:
       make: the program of an execution (`make_program`).
+      start: makes the states before the first step; called for each that is tried.
       batches: one of each trial, of the shape that is most frequent.
       steps: still to go.
       shapes: how many shapes of batches there are, each of which is compiled.
     """
-    possible = GAIN.get(jax.default_backend(), 1 - 1 / len(states))
+    possible = GAIN.get(jax.default_backend(), 1 - 1 / len(batches))
     best, compilation = make("each"), 0.0
     seconds: dict[str, float] = {}
     for execution in ("each", "vmap", "map"):
@@ -192,7 +210,7 @@ def fastest(
                 break
         program = best if execution == "each" else make(execution)
         try:
-            first, rest = _timed(program, states, batches)
+            first, rest = _timed(program, start, batches)
         except jax.errors.JaxRuntimeError:
             if execution == "each":
                 raise
@@ -205,10 +223,10 @@ def fastest(
 
 
 def _timed(
-    program: Program, states: Sequence[TrainState], batches: Sequence[Batch]
+    program: Program, start: Callable[[], Sequence[TrainState]], batches: Sequence[Batch]
 ) -> tuple[float, float]:
     """Seconds of the first step, compilation included, and of the fastest of two more."""
-    population = program.start(jax.tree.map(jnp.copy, list(states)))
+    population = program.start(start())
     times = []
     for _ in range(3):
         began = time.perf_counter()

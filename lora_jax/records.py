@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import jax
 
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
@@ -177,6 +179,15 @@ def plain(value: Any, where: str = "value") -> Any:
     raise ValueError(
         f"{where} is a {type(value).__name__}: expected numbers, text, lists and dicts"
     )
+
+
+def numbers(value: Any) -> Any:
+    """What `plain` made of numbers, with floats again where it put "NaN" and infinities as text."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def canonical(value: Any) -> str:

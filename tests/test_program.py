@@ -132,7 +132,11 @@ def build(all_trials, execution, name="lora", optimizer=sgd):
     both = union([each.adapted.rules[0][1] for each in made])
     adapted = lj.adapt(forward, both, also_train=made[0].adapted.also_train)
     like = jax.eval_shape(adapted.init, jax.random.key(0), parameters(), jnp.zeros((1, 6)))
-    wide = [program.widen(m.trainable, m.frozen, like, made[0].frozen.base) for m in made]
+    shared = [program.share(each.frozen, made[0].frozen) for each in made]
+    wide = [
+        program.widen(each.trainable, frozen, like)
+        for each, frozen in zip(made, shared, strict=True)
+    ]
     step = train.make_step(adapted, predict_with(adapted), train.cross_entropy)
     states = [
         train.TrainState.create(adapted, optimizer(hyper_of(t)), w, f, jax.random.key(t.seed + 100))
@@ -232,13 +236,8 @@ def test_the_base_is_neither_stacked_nor_copied():
     population = run.start(states)
     assert jax.tree.leaves(population.trainable["adapters"])[0].shape[0] == len(TRIALS)
     before = [id(leaf) for leaf in made[0].frozen.base.values()]
-    _, frozen = program.widen(
-        made[1].trainable,
-        made[1].frozen,
-        jax.eval_shape(lambda: (made[1].trainable, made[1].frozen)),
-        made[0].frozen.base,
-    )
-    assert [id(leaf) for leaf in frozen.base.values()] == before
+    shared = program.share(made[1].frozen, made[0].frozen)
+    assert [id(leaf) for leaf in shared.base.values()] == before
 
 
 # -- the loop --------------------------------------------------------------------------------------
@@ -248,7 +247,15 @@ class Killed(Exception):
     pass
 
 
-def fit(folder, execution="each", chosen=TRIALS, killed_at=None, poison=None, keep_best=False):
+def fit(
+    folder,
+    execution="each",
+    chosen=TRIALS,
+    killed_at=None,
+    poison=None,
+    keep_best=False,
+    overflow=None,
+):
     """20 steps of all trials, as `test_train` has them for one."""
     run, states, made = build(chosen, execution, optimizer=adam)
 
@@ -264,6 +271,8 @@ def fit(folder, execution="each", chosen=TRIALS, killed_at=None, poison=None, ke
         return start
 
     def evaluate(number, trainable):
+        if (number, outcomes[number].steps) == overflow:
+            return {"accuracy": 0.5, "eval_loss": math.inf}
         own = program.narrow(trainable, made[number].trainable)
         merged = made[number].adapted.merge(own, made[number].frozen)
         return {"accuracy": float(jnp.sin(jnp.abs(merged["out"]).sum() * 3))}
@@ -314,6 +323,16 @@ def test_a_trial_that_diverges_ends_and_the_others_go_on(tmp_path, execution):
     _, _, wanted = fit(tmp_path / "clean", execution)
     for number in (0, 2, 3):
         assert rows[number] == wanted[number]
+
+
+def test_a_score_that_is_not_finite_outlives_a_kill(tmp_path):
+    straight = fit(tmp_path / "straight", overflow=(1, 7))
+    assert straight[1][1].diverged and straight[1][1].steps == 7
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", overflow=(1, 7), killed_at=13)
+    again = fit(tmp_path / "killed", overflow=(1, 7))
+    assert [*map(without_seconds, again[1])] == [*map(without_seconds, straight[1])]
+    assert again[1][1].metrics_last == {"accuracy": 0.5, "eval_loss": math.inf}
 
 
 def test_the_best_evaluations_state_is_returned(tmp_path):

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import small_model
 
 from configs import quickstart
-from experiments import predictions
+from experiments import predictions, together
 from experiments.groups import groups, program_key, union
 from experiments.run import run
 from experiments.together import Together, run_together
@@ -84,8 +85,8 @@ def shapes(path):
 def test_what_trials_leave_is_what_they_leave_alone(model, tmp_path, execution, select):
     chosen = trials(model, train__select=select)
     assert groups(chosen) == [[0, 1, 2, 3]]
-    together = run_together(chosen, folders(tmp_path / "both", 4), execution=execution)
-    for number, (settings, ours) in enumerate(zip(chosen, together, strict=True)):
+    found = run_together(chosen, folders(tmp_path / "both", 4), execution=execution)
+    for number, (settings, ours) in enumerate(zip(chosen, found, strict=True)):
         alone = run(settings, folders(tmp_path / "alone", 4)[number])
         assert_alike(ours, alone)
         assert records.read(folders(tmp_path / "both", 4)[number]) == ours
@@ -121,6 +122,36 @@ def test_trials_on_quantised_weights(model, tmp_path):
     found = run_together(chosen, folders(tmp_path / "both", 2), execution="map")
     for settings, ours, where in zip(chosen, found, folders(tmp_path / "alone", 2), strict=True):
         assert_alike(ours, run(settings, where))
+
+
+def test_a_frozen_head_that_each_trial_draws_is_its_own(model, tmp_path):
+    """The checkpoint has no head for this way to pool, and nothing trains it."""
+    changes = {"model__pool": "cls", "also_train": ()}
+    chosen = [config(model, seed=seed, **changes) for seed in range(2)]
+    assert groups(chosen) == [[0, 1]]
+    for execution in ("each", "vmap"):
+        where = folders(tmp_path / execution, 2)
+        for settings, ours, here, there in zip(
+            chosen,
+            run_together(chosen, where, execution=execution),
+            where,
+            folders(tmp_path / "alone", 2),
+            strict=True,
+        ):
+            assert_alike(ours, run(settings, there))
+            logs = [metrics_log.read_metrics(each / "metrics.jsonl") for each in (here, there)]
+            assert logs[0][0]["loss"] == pytest.approx(logs[1][0]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["none", "nf4"])
+def test_there_is_one_copy_of_the_base(model, tmp_path, storage):
+    chosen = [config(model, quantize__storage=storage, seed=seed) for seed in range(3)]
+    made, wrong = together._build(range(3), chosen, folders(tmp_path, 3))
+    assert not wrong
+    first, *others = (jax.tree.leaves(made[number].frozen.base) for number in range(3))
+    assert len(first) > 10
+    for leaves in others:
+        assert all(mine is theirs for mine, theirs in zip(leaves, first, strict=True))
 
 
 class Killed(BaseException):
@@ -186,6 +217,41 @@ def test_a_trial_that_cannot_work_does_not_stop_the_rest(model, tmp_path):
     assert [found[n].status for n in (0, 2, 3)] == ["completed"] * 3
 
 
+def test_a_trial_whose_record_is_damaged_does_not_stop_the_rest(model, tmp_path):
+    chosen, where = trials(model), folders(tmp_path, 4)
+    records.claim(where[1], chosen[1])
+    (where[1] / "record.json").write_text("{", encoding="utf-8")
+    found = run_together(chosen, where, execution="each")
+    assert "trial_1" in str(found[1]) and isinstance(found[1], ValueError)
+    assert [found[n].status for n in (0, 2, 3)] == ["completed"] * 3
+
+
+def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(model, tmp_path, monkeypatch):
+    """The first process trains without it, and is killed; the second one trains all."""
+    chosen, where = trials(model), folders(tmp_path, 4)
+    build, evaluate = together.build, Together.evaluate
+    calls = iter(range(1, 1000))
+
+    def failing(settings, materials):
+        if settings == chosen[2]:
+            raise RuntimeError("no such device")
+        return build(settings, materials)
+
+    def killed(self, number, trainable):
+        if next(calls) == 5:
+            raise Killed
+        return evaluate(self, number, trainable)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "build", failing)
+        patch.setattr(Together, "evaluate", killed)
+        with pytest.raises(Killed):
+            run_together(chosen, where, execution="each")
+    found = run_together(chosen, where, execution="each")
+    assert [record.status for record in found] == ["completed"] * 4
+    assert not list((tmp_path / ".programs").iterdir())
+
+
 def test_a_trial_that_diverges_is_recorded(model, tmp_path):
     chosen = trials(model)
     chosen[2]["optimizer"] |= {"learning_rate": 1e30, "clip": 1e30}
@@ -246,6 +312,52 @@ def test_classes_of_variants_do_not():
     assert len(keys) == 4
     ranks = [config(variant="adalora", variant__rank=rank) for rank in (10, 12)]
     assert len(groups(ranks)) == 2  # its penalty is of a matrix as large as the rank
+
+
+QUERY = (("query/kernel", {"rank": 4}), "value/kernel")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "one"), [((4, 8), False), ((2, 4), False), ((2, 8), True), ((4, 4), True)]
+)
+def test_targets_with_settings_of_their_own_stay_apart(model, tmp_path, ranks, one):
+    """Where a rank makes two kinds of targets one, or one two, arrays are shared otherwise."""
+    chosen = [
+        config(model, variant__rank=rank, seed=seed, targets=QUERY)
+        for seed, rank in enumerate(ranks)
+    ]
+    assert (len(groups(chosen)) == 1) == one
+    if ranks == (2, 8):
+        found = run_together(chosen, folders(tmp_path / "both", 2), execution="vmap")
+        for settings, ours, there in zip(
+            chosen, found, folders(tmp_path / "alone", 2), strict=True
+        ):
+            assert_alike(ours, run(settings, there))
+
+
+def test_kinds_of_targets_that_a_program_would_confuse_are_apart():
+    def targets(*ranks):
+        return tuple(
+            (f"{name}/kernel", {"rank": rank})
+            for name, rank in zip(("query", "key"), ranks, strict=True)
+        )
+
+    chosen = [config(targets=targets(*ranks)) for ranks in ((4, 8), (8, 4), (4, 8), (2, 4))]
+    assert len({program_key(each) for each in chosen}) == 1
+    assert groups(chosen) == [[0, 2], [1], [3]]
+    assert groups(chosen[::3]) == [[0, 1]]  # ranks 4 and 8 hold both, and stay two kinds
+
+
+def test_budgets_of_adalora_are_shared_by_the_same_targets():
+    def targets(*alphas):
+        names = ("query", "key", "value")
+        pairs = zip(names, alphas, strict=True)
+        return tuple((f"{name}/kernel", {"alpha": float(alpha)}) for name, alpha in pairs)
+
+    chosen = [config("minilm", "adalora", targets=targets(*a)) for a in ((8, 16, 16), (8, 8, 16))]
+    assert len(groups(chosen)) == 2
+    lengths = [config("minilm", "adalora", variant__total_steps=n) for n in (None, 1000)]
+    assert len(groups(lengths)) == 2
 
 
 def test_a_union_holds_all():
