@@ -126,7 +126,7 @@ def test_trials_on_quantised_weights(model, tmp_path):
 
 def test_a_frozen_head_that_each_trial_draws_is_its_own(model, tmp_path):
     """The checkpoint has no head for this way to pool, and nothing trains it."""
-    changes = {"model__pool": "cls", "also_train": ()}
+    changes = {"model__pool": "cls", "also_train": (), "targets": ("query/kernel",)}
     chosen = [config(model, seed=seed, **changes) for seed in range(2)]
     assert groups(chosen) == [[0, 1]]
     for execution in ("each", "vmap"):
