@@ -159,10 +159,11 @@ def test_a_list_is_drawn_from_without_repetition():
         (("config.seed=1,2", "seed=1:3"), {}, "two trials are the same"),
         (("config.optimizer.learning_rat=1",), {}, 'Did you mean "learning_rate"'),
         (("learning_rate=1,2",), {}, f"no argument 'learning_rate'.*; the setting is {RATE}"),
-        (("varient=lora,dora",), {}, "^every trial: .* no argument 'varient'.*; nearest: 'variant"),
+        (("varient=lora,dora",), {}, "^every trial: .* no argument 'varient'.*: 'variant"),
         (("config.seed=1.5",), {}, "invalid literal for int.*'1.5'"),
         (("config.seed=0-5",), {}, "'0-5'; a range is 0:5, which ends before 5"),
         (("config.seed.more=1",), {}, "inside of one that is no section"),
+        (("config.data.source.more=1",), {}, "inside of one that is no section"),
         (("config.variant=4",), {}, "is a section, not a setting"),
         (
             ("config.variant=lora,dora",),
