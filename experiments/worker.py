@@ -27,9 +27,10 @@ def worker() -> None:
         leash.end_with(sys.stdin.fileno())
     leash.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
-    folder.require(_TRIAL.value)  # a name that is not there ends this before anything begins
+    names = list(_TRIAL.value or ())
+    folder.require(names)  # a name that is not there ends this before anything begins
     how = jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
-    if not jobs.work(folder, _TRIAL.value, how):
+    if not jobs.work(folder, names, how):
         sys.exit(1)
 
 
