@@ -207,7 +207,7 @@ def _with_hint(mistake: str, arguments: Sequence[str], row: Mapping[str, str]) -
 
 def _no_setting(arguments: Sequence[str], key: str) -> str:
     """That a key is a section, and which settings or argument may be meant."""
-    section = read_config(arguments)
+    section: Any = read_config(arguments)
     for part in key.split(".")[1:]:
         section = section[part]
     near = f"{key}.{'name' if 'name' in section else next(iter(section))}"

@@ -470,6 +470,22 @@ def test_what_is_shown(tmp_path):
     assert [clock(each) for each in (41.6, 200, 18600)] == ["42 s", "3 min 20 s", "5 h 10 min"]
 
 
+def test_a_narrow_terminal_cuts_names_alone(tmp_path):
+    folder, found = sweep(tmp_path, "variant=lora,dora", "config.optimizer.learning_rate=1e-3,3e-3")
+    view = View(found, [Outlook(1200, "accuracy")] * 4, folder, Console(file=io.StringIO()))
+    for row in view.rows:
+        row.outcome = Outcome("completed")
+        row.step, row.loss, row.score = 1200, 0.125, 0.59375
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(view.table())
+    heading, *lines, caption = shown.getvalue().splitlines()
+    assert (len(lines), caption.split()) == (4, ["4", "completed"])
+    for line in lines:
+        name, *rest = line.split()
+        assert name.startswith("variant=")
+        assert rest == ["completed", "1200/1200", "0.125", "accuracy", "0.5938"]
+
+
 def test_what_a_damaged_record_is(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:2")
     for trial in found:
