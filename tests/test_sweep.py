@@ -478,7 +478,7 @@ def test_a_narrow_terminal_cuts_names_alone(tmp_path):
         row.step, row.loss, row.score = 1200, 0.125, 0.59375
     shown = io.StringIO()
     Console(file=shown, width=80).print(view.table())
-    heading, *lines, caption = shown.getvalue().splitlines()
+    _, *lines, caption = shown.getvalue().splitlines()
     assert (len(lines), caption.split()) == (4, ["4", "completed"])
     for line in lines:
         name, *rest = line.split()
