@@ -14,6 +14,7 @@ import jax
 from experiments.build import Experiment, build
 from experiments.groups import program_key
 from experiments.jobs import Job
+from experiments.materials import gather
 from lora_jax import data
 
 _REPEATS = 2
@@ -41,7 +42,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The seconds that a program takes before its first step, and those of each of its trials."""
+    """The seconds of what the trials of a program share, and those of each of its trials."""
 
     program: float
     trial: float
@@ -77,28 +78,39 @@ def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[fl
 def measure(config: dict[str, Any]) -> Estimate:
     """Build a trial and time some of its steps."""
     began = time.perf_counter()
-    experiment = build(config)
-    built = time.perf_counter() - began
+    materials = gather(config)
+    gathered = time.perf_counter()
+    experiment = build(config, materials)
+    built = time.perf_counter() - gathered
     split, size = experiment.encoded["train"], experiment.batch_size
     plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config["seed"])
     epoch = list(itertools.islice(plan.start(0), plan.steps_per_epoch))
     step = _cost(_trainer(experiment), split, epoch, size)
 
-    scored, parts = list[data.Batch](), ("validation", *experiment.task.extra)
-    for part in parts:
-        scored += data.eval_plan(experiment.encoded[part].lengths, size, experiment.boundaries)
     validation = experiment.encoded["validation"]
     own = data.eval_plan(validation.lengths, size, experiment.boundaries)
     forward = _cost(experiment.adapted_call(experiment.trainable), validation, own, size)
-    evaluated = Counter(batch.padded_length for batch in scored)
 
-    loop = experiment.loop
-    trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), loop.steps))
-    times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
+    steps = experiment.loop.steps
+    trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), steps))
+    predicted = predictions(experiment)
     return Estimate(
-        built + step.compiled(trained) + forward.compiled(evaluated),
-        step.called(trained) + times * forward.called(evaluated),
+        gathered - began + step.compiled(trained) + forward.compiled(predicted),
+        built + step.called(trained) + forward.called(predicted),
     )
+
+
+def predictions(experiment: Experiment) -> Counter[int]:
+    """How often a run calls its model without training it, by the length of the batch."""
+    loop, task = experiment.loop, experiment.task
+    times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
+    parts = dict.fromkeys(("validation", *task.extra), times + 1)  # and once more, to be kept
+    found = Counter[int]()
+    for part, count in {**parts, **dict.fromkeys(task.unlabelled, 1)}.items():
+        lengths = experiment.encoded[part].lengths
+        for batch in data.eval_plan(lengths, experiment.batch_size, experiment.boundaries):
+            found[batch.padded_length] += count
+    return found
 
 
 def _trainer(experiment: Experiment) -> Callable[[Any], Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +14,10 @@ from experiments import make
 from experiments.materials import DTYPES
 from experiments.trials import Trial, refuse
 from experiments.validate import validate
-from lora_jax import records, tree_file
-from lora_jax.models import pretrained
-from lora_jax.models.families import FAMILIES
+from lora_jax import data, records, tree_file
+from lora_jax.models import pretrained, torch_names
+from lora_jax.models.families import FAMILIES, Config
+from lora_jax.models.weight_files import Weights
 from lora_jax.partition import nearest
 
 
@@ -82,9 +84,12 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
 
 def _trace(model: dict[str, Any], adapters: dict[str, Any], outputs: int, steps: int) -> None:
     """Adapt a model of shapes alone: patterns that match nothing, ranks that do not fit."""
-    config = pretrained.read_config(pretrained.locate(model["name"]))
+    folder = pretrained.locate(model["name"])
+    config = pretrained.read_config(folder)
     classifier: Any = FAMILIES[config.model_type].classifier
     abstract = nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
+    _check_weights(folder, config, abstract)
+    data.load_tokenizer(folder)
     targets = make.make_targets(adapters["variant"], adapters["targets"])
     if adapters["variant"]["total_steps"] is None:
         targets = {pattern: make.for_steps(each, steps) for pattern, each in targets.items()}
@@ -93,3 +98,13 @@ def _trace(model: dict[str, Any], adapters: dict[str, Any], outputs: int, steps:
     adapted = lj.adapt(forward, None, targets, adapters["also_train"], storage)
     example = np.zeros((2, 8), np.int32)
     jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
+
+
+def _check_weights(folder: Path, config: Config, abstract: nnx.Module) -> None:
+    """That every tensor of the encoder is there in its shape; the head's may be drawn instead."""
+    weights = Weights(folder, torch_names.prefix(config))
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(abstract)):
+        path = torch_names.path_of(key_path)
+        if path.partition("/")[0] not in ("pooler", "classifier"):
+            for name in torch_names.torch_names(path, config):
+                weights.check(name, torch_names.torch_shape(path, leaf.shape))

@@ -45,7 +45,9 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         _check_config_file(name)
     try:
         return values(argv)
-    except (AttributeError, KeyError) as error:  # what a locked config does not have
+    except (AttributeError, KeyError, TypeError) as error:  # what a locked config does not have
+        if isinstance(error, TypeError) or "does not support indexing" in str(error):
+            raise ValueError("a flag names a setting inside of one that is no section") from error
         text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
         raise ValueError(f"the config has no setting {text}") from error
     except flags.Error as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -40,16 +41,35 @@ Train = Callable[[Sequence[dict[str, Any]], Sequence[Path], Sequence[str], How],
 """`(configs, folders, names, how)` of trials of one program; returns what became of each."""
 
 
-def make(trials: Sequence[Trial], size: int = 0) -> list[Job]:
-    """Jobs of trials that share a program, at most so many in each; 0 for all of them."""
-    if size < 0:
+def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> list[Job]:
+    """Jobs of trials that share a program. Equal arguments make equal jobs, as checkpoints need.
+
+    Args:
+      size: at most so many trials in each; 0 for all of a program.
+      workers: without a size, a program's trials are divided until there is a job for each worker.
+    """
+    if size is not None and size < 0:
         raise ValueError(f"--per_job must be at least 0, got {size}")
+    programs = groups([trial.config for trial in trials])
+    parts = [1] * len(programs)
+    while size is None and sum(parts) < min(workers, len(trials)):
+        largest = [len(each) / count for each, count in zip(programs, parts, strict=True)]
+        parts[largest.index(max(largest))] += 1
     jobs: list[Job] = []
-    for numbers in groups([trial.config for trial in trials]):
-        step = size or len(numbers)
-        for start in range(0, len(numbers), step):
-            jobs.append([trials[number] for number in numbers[start : start + step]])
+    for numbers, count in zip(programs, parts, strict=True):
+        ends = [len(numbers) * part // count for part in range(count + 1)]
+        if size:
+            ends = [*range(0, len(numbers), size), len(numbers)]
+        jobs += [[trials[n] for n in numbers[a:b]] for a, b in itertools.pairwise(ends)]
     return jobs
+
+
+def no_job(jobs: Sequence[Job], part: tuple[int, int]) -> str:
+    """What is said where a shard of these jobs has none."""
+    trials = sum(map(len, jobs))
+    one = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    hint = "; see --per_job" if trials > len(jobs) else ""
+    return f"shard {part[0]}/{part[1]} has no job: {one} of {trials} trials in all{hint}"
 
 
 def shard(jobs: Sequence[Job], part: tuple[int, int] | None) -> list[Job]:

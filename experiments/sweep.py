@@ -1,4 +1,4 @@
-"""A sweep: many trials from one command, which goes on where it, or any part of it, was stopped.
+r"""A sweep: many trials from one command, which goes on where it, or any part of it, was stopped.
 
     python -m experiments.sweep --config=configs/glue.py:task=cola,source=tsv,folder=glue_data \
         --sweep=variant=lora,dora --sweep=config.optimizer.learning_rate=1e-4,3e-4,1e-3 \
@@ -15,13 +15,17 @@ values of all, the second ones and so on, or with --trials=N so many drawn at ra
 `config.` and a setting, or an argument of the config's file; for VALUES see `sweep_specs`. A config
 whose file has a function `sweep()`, yielding dicts of keys and values, is swept by that, times what
 --sweep says; no key may be in both.
+
+A job is a process's: trials that share a program, as many as --per_job says, or as leave a job for
+every process and shard. Give all shards, and the command again, the same --processes or --per_job:
+checkpoints belong to a job's trials.
 """
 
 import contextlib
 import functools
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -46,9 +50,15 @@ _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "List trials, how far they are, and the time they take."
 )
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Of the local launcher; one per device.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Of the local launcher; by default one per device.", lower_bound=1
+)
 _PER_JOB = flags.DEFINE_integer(
-    "per_job", 0, "At most so many trials of one program in a job, and a process; 0 for all."
+    "per_job",
+    None,
+    "At most so many trials of one program in a job, and a process; 0 for all. By default trials "
+    "of a program are divided only as far as every process and shard needs for a job.",
+    lower_bound=0,
 )
 _EXECUTION = flags.DEFINE_enum(
     "execution", None, EXECUTIONS, "How trials of a program step; by default, what ends first."
@@ -83,8 +93,15 @@ def _sweep() -> None:
     found = folder.known(_trials())
     if not _DRY_RUN.value:
         _leave_devices_to_the_workers()
+        if _LAUNCHER.value == "slurm":
+            slurm.require(_CLUSTER.value)
+    machine = local.slots(_PROCESSES.value) if _LAUNCHER.value == "local" else []
     outlooks = check(found)
-    mine = jobs.shard(jobs.make(found, _PER_JOB.value), part)
+    whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
+    mine = jobs.shard(whole, part)
+    if part is not None and not mine:
+        print(jobs.no_job(whole, part))
+        return
     names = {trial.name for job in mine for trial in job}
     pairs = [each for each in zip(found, outlooks, strict=True) if each[0].name in names]
     view = View([t for t, _ in pairs], [o for _, o in pairs], folder, _console())
@@ -93,7 +110,14 @@ def _sweep() -> None:
         return
     with folder.held(part):
         folder.write_list(found)
-        _launch(_todo(mine, folder), folder, view)
+        _launch(_todo(mine, folder), folder, view, machine)
+
+
+def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
+    """For how many processes there are to be jobs. All shards are to say the same here: what
+    devices the machine of one of them has does not count."""
+    own = _PROCESSES.value or (len(machine) if part is None else 1)
+    return max(own, 1) * (1 if part is None else part[1])
 
 
 def _trials() -> list[trials.Trial]:
@@ -129,7 +153,9 @@ def _how() -> jobs.How:
     return jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
 
 
-def _launch(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
+def _launch(
+    todo: list[jobs.Job], folder: SweepFolder, view: View, machine: Sequence[local.Slot]
+) -> None:
     if _LAUNCHER.value == "print":
         for line in commands.lines(todo, folder, _how()):
             print(line)
@@ -150,17 +176,13 @@ def _launch(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
             slurm.watch(submitted, view.update)
     elif todo:
         with view.shown():
-            _run_here(todo, folder, view)
+            command = functools.partial(jobs.command, how=_how())
+            local.launch(todo, folder, machine, view.update, command)
     view.update(now=True)
     for line in summary(view.rows, folder):
         print(line)
     if any(row.outcome.status != "completed" for row in view.rows):
         sys.exit(1)
-
-
-def _run_here(todo: list[jobs.Job], folder: SweepFolder, view: View) -> None:
-    machine = local.slots(_PROCESSES.value)
-    local.launch(todo, folder, machine, view.update, functools.partial(jobs.command, how=_how()))
 
 
 def _list(view: View, todo: list[jobs.Job]) -> None:

@@ -66,13 +66,17 @@ def parse(spec: str) -> Axis:
     items = _split(text, where)
     if "" in items:
         raise ValueError(f"{where}: a value is missing")
-    parts = items[0].split(":")
-    if len(parts) == 3 and parts[0].isidentifier() and None not in map(_number, parts[1:]):
-        if parts[0] not in _KINDS:
-            raise ValueError(f"{where}: unknown '{parts[0]}'; nearest: {nearest(parts[0], _KINDS)}")
-        if len(items) > 1:
+    for item in items:
+        kind, *ends = item.split(":")
+        numbers = len(ends) == 2 and kind.isidentifier() and None not in map(_number, ends)
+        if kind in _KINDS and ends and not numbers:
+            raise ValueError(f"{where}: expected {kind}:LOW:HIGH, such as {kind}:1e-5:1e-2")
+        if numbers and kind not in _KINDS:
+            raise ValueError(f"{where}: unknown '{kind}'; nearest: {nearest(kind, _KINDS)}")
+        if numbers and len(items) > 1:
             raise ValueError(f"{where}: a range to draw from stands alone")
-        return _range(key, parts[0], float(parts[1]), float(parts[2]), where)
+        if numbers:
+            return _range(key, kind, float(ends[0]), float(ends[1]), where)
     return Values(key, tuple(each for item in items for each in _expand(item, where)))
 
 
@@ -158,7 +162,8 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
     """Every combination of the axes' values, the last axis quickest; `paired`, one by one.
 
     Raises:
-      ValueError: a key twice, a range to draw from, or lists to pair of different lengths.
+      ValueError: a key twice, a range to draw from, lists to pair of different lengths, or a value
+        twice where they are not paired.
     """
     _once(axes)
     lists: dict[str, tuple[str, ...]] = {}
@@ -166,6 +171,9 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
         if isinstance(axis, Range):
             what = f"{axis.kind}:{axis.low:g}:{axis.high:g}"
             raise ValueError(f"{axis.key}={what} is drawn from: say how often with --trials=N")
+        twice = [text for text in axis.texts if axis.texts.count(text) > 1]
+        if twice and not paired:
+            raise ValueError(f"--sweep={axis.key}: the value {twice[0]} is given twice")
         lists[axis.key] = axis.texts
     lengths = {key: len(texts) for key, texts in lists.items()}
     if paired and len(set(lengths.values())) > 1:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from experiments.check_trials import Outlook
 from experiments.sweep_folder import Outcome, SweepFolder
@@ -123,15 +124,16 @@ class View:
         caption = ", ".join(f"{count} {status}" for status, count in counts.items())
         hidden = f"; {len(rows) - len(shown)} not shown" if len(rows) > len(shown) else ""
         table = Table(caption=caption + hidden, box=None, caption_justify="left")
-        table.add_column("trial", overflow="ellipsis", no_wrap=True)
+        table.add_column("trial")  # the only one that gives way: the others are no_wrap
         for heading in ("status", "step", "loss", "metric", "time left"):
-            table.add_column(heading, justify="left" if heading == "status" else "right")
+            justify = "left" if heading == "status" else "right"
+            table.add_column(heading, justify=justify, no_wrap=True)
         for row in shown:
             status = row.outcome.status
             colour = COLOURS.get(status, "red")
             left = row.seconds_left if status == "running" else None
             table.add_row(
-                escape(row.trial.name),
+                Text(row.trial.name, overflow="ellipsis", no_wrap=True),
                 f"[{colour}]{status}[/]",
                 f"{row.step}/{row.outlook.steps}",
                 "" if row.loss is None else f"{row.loss:.3f}",

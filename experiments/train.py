@@ -1,4 +1,4 @@
-"""Train what a config describes.
+r"""Train what a config describes.
 
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora \
         --config.variant.rank=16

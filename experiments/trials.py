@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import cli, sweep_specs
 from experiments.sweep_specs import Overrides
 from lora_jax import records
+from lora_jax.partition import nearest
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
 _LONGEST = 120  # of a folder's name; file systems take 255 bytes, of which others are appended
@@ -142,8 +143,7 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
             config = read_config(own)
             name = name_of(row, labels, config)
         except ValueError as error:
-            named = ",".join(f"{key}={text}" for key, text in row.items())
-            wrong.append((named, _with_hint(str(error), arguments, row)))
+            wrong.append((_written(row), _with_hint(str(error), arguments, row)))
             continue
         made.append(Trial(name, own, row, config.to_dict()))
     refuse(wrong, len(rows))
@@ -161,6 +161,10 @@ def refuse(wrong: Sequence[tuple[str, str]], of: int) -> None:
         lines.append(f"{who}: {mistake}")
     if lines:
         raise ValueError("\n       ".join(lines))
+
+
+def _written(row: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={text}" for key, text in row.items())
 
 
 def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, ...]:
@@ -184,12 +188,37 @@ def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, .
 
 def _with_hint(mistake: str, arguments: Sequence[str], row: Mapping[str, str]) -> str:
     """What is wrong and, where a setting's name stands for an argument's, the setting's path."""
-    for key in row:
+    for key, text in row.items():
         if mistake.startswith(f"config argument '{key}="):
+            known = mistake.partition(": expected one of ")[2].removesuffix("=...").split(", ")
             paths = [f"config.{path}" for path in _paths(read_config(arguments))]
             ending = [path for path in paths if path.rpartition(".")[2] == key]
-            return mistake + (f"; the setting is {' or '.join(ending)}" if ending else "")
+            near = f"the setting is {' or '.join(ending)}" if ending else ""
+            near = near or f"nearest: {nearest(key, known)}"
+            return f"the config has no argument '{key}', but {', '.join(known)}; {near}"
+        if mistake.startswith(f"flag --{key}="):
+            if "as a ConfigDict" in mistake:
+                return _no_setting(arguments, key)
+            if found := re.fullmatch(r"(\d+)-(\d+)", text):
+                first, last = found.groups()
+                return f"{mistake}; a range is {first}:{last}, which ends before {last}"
     return mistake
+
+
+def _no_setting(arguments: Sequence[str], key: str) -> str:
+    """That a key is a section, and which settings or argument may be meant."""
+    section: Any = read_config(arguments)
+    for part in key.split(".")[1:]:
+        section = section[part]
+    near = f"{key}.{'name' if 'name' in section else next(iter(section))}"
+    argument = key.rpartition(".")[2]
+    try:
+        read_config(_arguments(arguments, {argument: ""}))
+    except ValueError as error:
+        known = "config argument" not in str(error)
+    else:
+        known = True
+    return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
 
 
 def _paths(config: ConfigDict) -> Iterator[str]:
@@ -235,7 +264,8 @@ def _named_apart(trials: Sequence[Trial]) -> list[Trial]:
     seen: dict[str, Trial] = {}
     for trial in trials:
         if (other := seen.setdefault(trial.digest, trial)) is not trial:
-            raise ValueError(f"two trials are the same: {other.name} and {trial.name}")
+            one, two = (_written(each.overrides) for each in (other, trial))
+            raise ValueError(f"two trials are the same: {one} and {two}")
     names = [trial.name for trial in trials]
     apart = []
     for digest, trial in seen.items():

@@ -1,4 +1,4 @@
-"""A study with one budget for all: learning rates on held-out examples, then seeds on the rest.
+r"""A study with one budget for all: learning rates on held-out examples, then seeds on the rest.
 
     python -m experiments.tune --study=all_methods --workdir=runs/all_methods/cola \
         --argument=task=cola,source=tsv,folder=glue_data

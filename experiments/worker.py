@@ -15,7 +15,7 @@ from experiments.sweep_folder import SweepFolder
 from lora_jax.program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
-_TRIAL = flags.DEFINE_multi_string("trial", [], "The name of a trial; repeat it for several.")
+_TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
 _EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How trials of a program step.")
 _RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
 _CORES = flags.DEFINE_list("cores", [], "The processor cores to use; all by default.")
@@ -27,9 +27,10 @@ def worker() -> None:
         leash.end_with(sys.stdin.fileno())
     leash.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
-    folder.require(_TRIAL.value)  # a name that is not there ends this before anything begins
+    names = list(_TRIAL.value or ())
+    folder.require(names)  # a name that is not there ends this before anything begins
     how = jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
-    if not jobs.work(folder, _TRIAL.value, how):
+    if not jobs.work(folder, names, how):
         sys.exit(1)
 
 

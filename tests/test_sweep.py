@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import fake_records
 import pytest
+import small_model
 from rich.console import Console
 
 from experiments import calibrate, check_trials, jobs, trials
@@ -131,11 +133,38 @@ def test_shards_and_jobs_have_every_trial_once():
                 job[0].name for job in whole
             )
             assert parts[0][0] == whole[0]
+    for part in ((0, 2), (1, 2)):
+        assert len(jobs.shard(jobs.make(found, 0), part)) == 1 - part[0]
+    assert jobs.no_job(jobs.make(found, 0), (1, 2)) == (
+        "shard 1/2 has no job: 1 job of 23 trials in all; see --per_job"
+    )
+    assert jobs.no_job(jobs.make(found[:2], 1), (2, 3)) == (
+        "shard 2/3 has no job: 2 jobs of 2 trials in all"
+    )
     assert jobs.parse_shard("") is None
     assert jobs.parse_shard("3/4") == (3, 4)
     for text in ("4/4", "1", "a/b", "-1/4", "0/0"):
         with pytest.raises(ValueError, match=f"--shard={text}: expected i/n with i from 0 to n-1"):
             jobs.parse_shard(text)
+
+
+def test_every_worker_has_a_job_where_there_are_trials_enough():
+    found = made("config.seed=0:7") + made("variant=dora", "config.seed=0:2")
+
+    def sizes(*arguments):
+        whole = jobs.make(found, *arguments)
+        assert [trial for job in whole for trial in job] == found
+        assert whole == jobs.make(found, *arguments)
+        assert all(len({trial.config["variant"]["name"] for trial in job}) == 1 for job in whole)
+        return [len(job) for job in whole]
+
+    assert sizes() == sizes(None, 2) == [7, 2]
+    assert sizes(None, 4) == [2, 2, 3, 2]
+    assert sizes(None, 50) == [1] * 9
+    assert sizes(0, 4) == [7, 2]
+    assert sizes(3, 1) == sizes(3, 50) == [3, 3, 1, 2]
+    with pytest.raises(ValueError, match="--per_job must be at least 0"):
+        sizes(-1)
 
 
 def test_another_sweep_adds_its_trials(tmp_path):
@@ -215,6 +244,17 @@ def test_a_worker_that_is_killed_takes_one_trial_with_it(tmp_path):
     assert outcomes["seed=5"].note.startswith("its process ended with code 1; ImportError: no such")
     assert [name for name, *_ in calls] == ["seed=0", "seed=2", "seed=3", "seed=4"]
     assert len({process for _, process, *_ in calls}) == 3
+
+
+def test_trials_that_died_together_say_that_they_did(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0:4")
+    for trial in found[:3]:
+        folder._write(trial.name, Outcome("running", process=7))
+    folder.end("seed=0", "completed", process=7)
+    assert local.settle(found, folder, 7, -signal.SIGKILL) == found[3:]
+    for trial in found[1:3]:
+        said = folder.outcome(trial).note
+        assert said.startswith("its process, one with another trial, was ended by SIGKILL, as when")
 
 
 def test_what_each_process_gets(tmp_path):
@@ -307,13 +347,31 @@ def test_slurm_runs_commands(tmp_path, monkeypatch):
     options = {"slurm_partition": "gpu", "timeout_min": 5, "gpus_per_node": None}
     (job,) = slurm.submit([line], tmp_path / "slurm", options, "local")
     slurm.watch([job], lambda: None)
-    assert job.result() == 0
+    job.result()
     assert (tmp_path / "trace").read_text() == "here"
     assert slurm.Command(("false",)).checkpoint().function == slurm.Command(("false",))
     with pytest.raises(ValueError, match=r"^--launcher=slurm: .*no_such_option"):
         slurm.submit([line], tmp_path / "slurm", {"no_such_option": 1}, "local")
-    with pytest.raises(ValueError, match=r"^--launcher=slurm: Could not detect .srun"):
-        slurm.submit([line], tmp_path / "slurm", {}, "slurm")
+
+
+def test_a_job_of_slurm_fails_where_its_command_does():
+    slurm.Command((sys.executable, "-c", ""))()
+    with pytest.raises(RuntimeError, match=r"not all trials .* ended with code 3"):
+        slurm.Command((sys.executable, "-c", "raise SystemExit(3)"))()
+
+
+@pytest.mark.parametrize("cluster", [None, "slurm"])
+def test_without_slurm_there_is_no_silent_substitute(tmp_path, monkeypatch, cluster):
+    monkeypatch.setitem(sys.modules, "submitit", object())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"no Slurm here .* --slurm_cluster=local runs") as caught:
+        slurm.submit([["true"]], tmp_path / "slurm", {}, cluster)
+    assert len(str(caught.value).splitlines()) == 1
+    slurm.require("local")
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh")
+        (tmp_path / name).chmod(0o755)
+    slurm.require(cluster)
 
 
 def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
@@ -343,6 +401,29 @@ def test_all_that_is_wrong_is_said_before_anything_starts():
     assert "warmup_steps=8: config.optimizer.warmup_steps 8 leaves nothing of 8 steps" in only
     found = made("config.train.max_steps=0,3")
     assert check_trials.check(found) == [Outlook(8, "accuracy"), Outlook(3, "accuracy")]
+
+
+def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
+    folder = small_model.write(tmp_path / "bert")
+    arguments = [*SMOKE, f"--config.model.name={folder}"]
+
+    def said():
+        with pytest.raises(ValueError, match=r"^every trial: ") as caught:
+            check_trials.check(made("config.seed=0:2", arguments=arguments))
+        return str(caught.value)
+
+    assert len(check_trials.check(made("config.seed=0:2", arguments=arguments))) == 2
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    assert "has shape (16, 32), config.json asks for (16, 48)" in said()
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    assert "the weights have no tensor 'bert.encoder.layer.2." in said()
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:5000])
+    assert "is corrupt or truncated" in said()
+    (folder / "model.safetensors").unlink()
+    assert f"{folder}: neither model.safetensors nor" in said()
 
 
 def test_what_is_shown(tmp_path):
@@ -389,6 +470,22 @@ def test_what_is_shown(tmp_path):
     assert [clock(each) for each in (41.6, 200, 18600)] == ["42 s", "3 min 20 s", "5 h 10 min"]
 
 
+def test_a_narrow_terminal_cuts_names_alone(tmp_path):
+    folder, found = sweep(tmp_path, "variant=lora,dora", "config.optimizer.learning_rate=1e-3,3e-3")
+    view = View(found, [Outlook(1200, "accuracy")] * 4, folder, Console(file=io.StringIO()))
+    for row in view.rows:
+        row.outcome = Outcome("completed")
+        row.step, row.loss, row.score = 1200, 0.125, 0.59375
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(view.table())
+    _, *lines, caption = shown.getvalue().splitlines()
+    assert (len(lines), caption.split()) == (4, ["4", "completed"])
+    for line in lines:
+        name, *rest = line.split()
+        assert name.startswith("variant=")
+        assert rest == ["completed", "1200/1200", "0.125", "accuracy", "0.5938"]
+
+
 def test_what_a_damaged_record_is(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:2")
     for trial in found:
@@ -407,3 +504,35 @@ def test_what_calls_cost():
     assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2
     assert cost.compiled({8: 2, 16: 4}) == 2 * 3
     assert calibrate.Estimate(program=7.0, trial=2.0).of(5) == 7 + 10
+
+
+def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch):
+    """The shared part by itself, and as many calls of the model as a run makes."""
+    names = ("data.train", "data.validation", "data.max_length", "train.batch_size")
+    settings = zip(names, (64, 40, 16, 8), strict=True)
+    arguments = [*SMOKE, f"--config.model.name={small_model.write(tmp_path / 'bert')}"]
+    arguments += [f"--config.{name}={value}" for name, value in settings]
+    config = made("config.data.buckets=1", arguments=arguments)[0].config
+    clock = [0.0]
+
+    def slow(name, seconds):
+        function = getattr(calibrate, name)
+
+        def late(*given):
+            clock[0] += seconds
+            experiment = function(*given)
+            if name == "build":
+                experiment.task.unlabelled["more"] = experiment.task.validation
+                experiment.encoded["more"] = experiment.encoded["validation"]
+            return experiment
+
+        monkeypatch.setattr(calibrate, name, late)
+
+    slow("gather", 1e6)
+    slow("build", 1e3)
+    monkeypatch.setattr(calibrate, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(calibrate, "_cost", lambda *_: calibrate.Cost(1e4, 1.0, 16))
+    found = calibrate.measure(config)
+    assert found.program == 1e6 + 2 * 1e4
+    # 8 steps, the evaluation after the last, the predictions, and those of `more`: 5 batches each
+    assert found.trial == 1e3 + 8 + 5 + 5 + 5

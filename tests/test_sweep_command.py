@@ -1,5 +1,6 @@
 """The command of sweeps as a user has it: mistakes, and a sweep that is killed again and again."""
 
+import ast
 import json
 import os
 import shlex
@@ -81,6 +82,36 @@ def test_a_sweep_of_nothing_ends_with_one_line(run, tmp_path):
     assert said.startswith("error: nothing to sweep: give --sweep=KEY=VALUES")
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_shard_without_a_job_says_so(run, tmp_path):
+    arguments = ("--config=configs/quickstart.py:size=smoke", "--sweep=config.seed=0:2")
+    code, out, said = run(*arguments, "--shard=2/3", f"--workdir={tmp_path / 'sweep'}")
+    assert (code, out) == (0, "shard 2/3 has no job: 2 jobs of 2 trials in all\n"), said
+    code, out, said = run(*arguments, "--processes=0", f"--workdir={tmp_path / 'sweep'}")
+    assert (code, out) == (1, "")
+    assert "error: flag --processes=0" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_worker_needs_a_trial(environment, tmp_path):
+    own = [sys.executable, "-m", "experiments.worker", f"--workdir={tmp_path}"]
+    done = subprocess.run(own, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        done.stderr == "error: flag --trial=None: Flag --trial must have a value other than None.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["sweep", "train", "tune"])
+def test_the_example_of_a_commands_help_can_be_copied(name):
+    """The words of its module, which `--help` prints, keep the ends of their lines."""
+    source = (ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8")
+    said = ast.get_docstring(ast.parse(source))
+    lines = [line for line in said.splitlines() if line.endswith("\\")]
+    assert lines, "the example goes on over several lines"
+    assert max(map(len, said.splitlines())) <= 100
 
 
 @pytest.mark.slow

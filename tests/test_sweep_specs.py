@@ -58,6 +58,9 @@ def test_what_a_flag_says(spec, axis):
         ("config.a=0.1:0.5", "no range of integers; list the values, or draw from uniform:0.1:0.5"),
         ("config.a=lg:1e-5:1e-2", "unknown 'lg'; nearest: 'log'"),
         ("config.a=log:0:1", "0 has no logarithm"),
+        ("config.a=log:1e-5", "expected log:LOW:HIGH, such as log:1e-5:1e-2"),
+        ("config.a=uniform:0:x", "expected uniform:LOW:HIGH"),
+        ("config.a=3,uniform:0:1", "stands alone"),
         ("config.a=log:1e-2:1e-5", "0.01 is not below 1e-05"),
         ("config.a=uniform:0:inf", "0 is not below inf"),
         ("config.a=uniform:0:1,3", "stands alone"),
@@ -111,6 +114,13 @@ def test_zip_pairs():
         names("variant=lora,dora", "config.seed=0:3", paired=True)
 
 
+def test_values_that_are_paired_may_come_again():
+    assert names("variant=lora,lora", "config.seed=4:6", paired=True) == [
+        "variant=lora,seed=4",
+        "variant=lora,seed=5",
+    ]
+
+
 def test_drawing_is_the_same_again_and_more_trials_begin_with_the_same_ones():
     specs = (f"{RATE}=log:1e-5:1e-2", "config.variant.rank=log:2:64", "variant=lora,dora")
     ten, twenty = (made(*specs, trials=count) for count in (10, 20))
@@ -144,12 +154,24 @@ def test_a_list_is_drawn_from_without_repetition():
         (("task=rte",), {}, "task is swept, and set for all trials"),
         (("config.train.max_steps=1,2",), {}, "config.train.max_steps is swept, and set for all"),
         (("variant='lora,dora'",), {}, "an argument of a config cannot hold a comma"),
-        (("config.seed=1,1",), {}, "two trials are the same: seed=1 and seed=1"),
+        (("config.seed=1,1",), {}, "--sweep=config.seed: the value 1 is given twice"),
+        ((f"{RATE}=1e-3,0.001",), {}, f"two trials are the same: {RATE}=1e-3 and {RATE}=0.001"),
         (("config.seed=1,2", "seed=1:3"), {}, "two trials are the same"),
         (("config.optimizer.learning_rat=1",), {}, 'Did you mean "learning_rate"'),
-        (("learning_rate=1",), {}, f"expected one of task.*; the setting is {RATE}"),
+        (("learning_rate=1,2",), {}, f"no argument 'learning_rate'.*; the setting is {RATE}"),
+        (("varient=lora,dora",), {}, "^every trial: .* no argument 'varient'.*: 'variant"),
         (("config.seed=1.5",), {}, "invalid literal for int.*'1.5'"),
-        (("config.variant=4",), {}, "is not a dict"),
+        (("config.seed=0-5",), {}, "'0-5'; a range is 0:5, which ends before 5"),
+        (("config.seed.more=1",), {}, "inside of one that is no section"),
+        (("config.data.source.more=1",), {}, "inside of one that is no section"),
+        (("config.variant=4",), {}, "is a section, not a setting"),
+        (
+            ("config.variant=lora,dora",),
+            {},
+            "^every trial: config.variant is a section, not a setting; nearest: variant, or "
+            "config.variant.name$",
+        ),
+        (("config.optimizer=adam",), {}, "a section, not a setting; nearest: config.optimizer"),
     ],
 )
 def test_what_is_no_sweep(specs, how, said):

@@ -171,16 +171,19 @@ def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
     ]
     if not victims and left:
         victims = [left.pop(0)]  # or a process that cannot even begin would be started for ever
+    note = f"{_cause(code, len(victims) - 1)}; {_last_line(folder, job[0])}"
     for trial in victims:
-        folder.end(trial.name, "killed", f"{_cause(code)}; {_last_line(folder, job[0])}", process)
+        folder.end(trial.name, "killed", note, process)
     return left
 
 
-def _cause(code: int) -> str:
+def _cause(code: int, others: int) -> str:
+    trials = "another trial" if others == 1 else f"{others} other trials"
+    which = f"its process, one with {trials}," if others else "its process"
     if code >= 0:
-        return f"its process ended with code {code}"
+        return f"{which} ended with code {code}"
     memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
-    return f"its process was ended by {signal.Signals(-code).name}{memory}"
+    return f"{which} was ended by {signal.Signals(-code).name}{memory}"
 
 
 def _last_line(folder: SweepFolder, first: Trial) -> str:

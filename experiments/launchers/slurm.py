@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,10 @@ class Command:
 
     line: tuple[str, ...]
 
-    def __call__(self) -> int:
-        return subprocess.run(self.line, check=False).returncode
+    def __call__(self) -> None:
+        code = subprocess.run(self.line, check=False).returncode
+        if code:
+            raise RuntimeError(f"not all trials are completed: the worker ended with code {code}")
 
     def checkpoint(self) -> Any:
         return importlib.import_module("submitit").helpers.DelayedSubmission(self)
@@ -36,10 +39,26 @@ def submit(
       commands: of the jobs of a sweep, to be run in this folder.
       logs: the folder for what submitit keeps of each job, and what it printed.
       options: submitit's parameters, such as `timeout_min` or `slurm_partition`; None is left out.
-      cluster: `slurm`, or `local` for processes of this machine; by default what there is.
+      cluster: `local` for processes of this machine; else Slurm, which must be there.
 
     Raises:
       ValueError: submitit is not installed, there is no Slurm here, or an option is unknown.
+    """
+    submitit = require(cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=logs.resolve() / "%j", cluster=cluster or "slurm")
+        executor.update_parameters(**{k: v for k, v in options.items() if v is not None})
+    except (RuntimeError, TypeError, NameError, AssertionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--launcher=slurm: {said}") from error
+    with executor.batch():
+        return [executor.submit(Command(tuple(line))) for line in commands]
+
+
+def require(cluster: str | None = None) -> Any:
+    """The module of submitit; a ValueError where it, or Slurm, is not there.
+
+    Without Slurm submitit would take processes of this machine, which is to be asked for.
     """
     try:
         submitit = importlib.import_module("submitit")
@@ -47,14 +66,12 @@ def submit(
         raise ValueError(
             "--launcher=slurm needs submitit: pip install '.[slurm]', or --launcher=print"
         ) from error
-    try:
-        executor = submitit.AutoExecutor(folder=logs.resolve() / "%j", cluster=cluster)
-        executor.update_parameters(**{k: v for k, v in options.items() if v is not None})
-    except (RuntimeError, TypeError, NameError, AssertionError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"--launcher=slurm: {said}") from error
-    with executor.batch():
-        return [executor.submit(Command(tuple(line))) for line in commands]
+    if cluster != "local" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise ValueError(
+            "--launcher=slurm: there is no Slurm here (no sbatch and srun on the PATH); "
+            "--slurm_cluster=local runs jobs as processes of this machine, by submitit"
+        )
+    return submitit
 
 
 def watch(submitted: Sequence[Any], update: Callable[[], None]) -> None:
