@@ -206,21 +206,21 @@ def crossed(rng, count, seeds, share, effect=0.0):
     return observed, observed[:, :, None] + drawn
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_over_both_keeps_its_level_whatever_share_of_the_noise_is_of_seeds(seeds, share):
     rng = np.random.default_rng([seeds, round(10 * share)])
-    count = 1500
+    count = 800
     planted = zip(*crossed(rng, count, seeds, share), strict=True)
     found = [compare.over_both(*each).p for each in planted]
     assert sum(p < 0.05 for p in found) <= stats.binom.ppf(0.999, count, 0.05)
     if seeds == 5:
-        planted = zip(*crossed(rng, 100, seeds, share, effect=6.0), strict=True)
+        planted = zip(*crossed(rng, 50, seeds, share, effect=6.0), strict=True)
         assert rejected([compare.over_both(*each).p for each in planted]) > 0.9
 
 
 @given(st.integers(2, 6), st.integers(0, 10_000), st.floats(0.0, 1.0), st.floats(0.0, 9.0))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_over_both_never_has_a_smaller_p_value_than_over_seeds(seeds, seed, share, effect):
     observed, drawn = crossed(np.random.default_rng(seed), 1, seeds, share, effect)
     narrow = compare.over_seeds(observed[0], np.zeros(seeds)).p
