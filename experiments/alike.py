@@ -82,10 +82,10 @@ def check(runs: Sequence[Run], varies: Sequence[str]) -> None:
         if run.record.data_digest != same.record.data_digest:
             raise ValueError(f"{same.folder} and {run.folder} had different examples")
         other = methods.setdefault(key(run), run)
-        for section, key in KEY:
-            one, two = (each.record.config[section][key] for each in (other, run))
+        for section, name in KEY:
+            one, two = (each.record.config[section][name] for each in (other, run))
             if one != two:
                 raise ValueError(
                     f"{other.folder} and {run.folder} are of one method, '{key(run)}', but "
-                    f"{section}.{key} is {one} in one and {two} in the other"
+                    f"{section}.{name} is {one} in one and {two} in the other"
                 )
