@@ -38,8 +38,9 @@ class Pair:
 
     @property
     def decided_by(self) -> str:
-        """The kind of test that a verdict is by: the one of both, else what there is."""
-        return next((k for k in ("both", "seeds", "examples") if self.tests[k] is not None), "")
+        """The kind of test that a verdict is by: the one of both, else what has a p value."""
+        known = {kind for kind, test in self.tests.items() if test and test.p is not None}
+        return next((kind for kind in ("both", "seeds", "examples") if kind in known), "")
 
 
 @dataclasses.dataclass(frozen=True)

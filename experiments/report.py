@@ -15,8 +15,19 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, collect, page, report_csv, report_file, report_plots, report_sheets
-from experiments import report_warnings, sheets, tables, unfinished
+from experiments import (
+    cli,
+    collect,
+    page,
+    report_csv,
+    report_file,
+    report_plots,
+    report_sheets,
+    report_warnings,
+    sheets,
+    tables,
+    unfinished,
+)
 from experiments.choose import Contest, Method, contests
 from experiments.page import Part
 from experiments.pairs import pairs, swapped
@@ -79,7 +90,8 @@ def apart(lost: Sequence[Unfinished]) -> list[str]:
     if not lost:
         return []
     runs = f"{len(lost)} {'run' if len(lost) == 1 else 'runs'}"
-    return [f"{runs} without a record, with settings of no run that has one: {lost[0].folder}, ..."]
+    folders = ", ".join(str(each.folder) for each in lost[:3]) + ", ..." * (len(lost) > 3)
+    return [f"{runs} without a record, with settings of no run that has one: {folders}"]
 
 
 def select(

@@ -171,8 +171,8 @@ def explain(
     )
     if "examples" in decided:
         notes.append(
-            f"{MARKS['examples']}: decided over examples alone, with one common seed or one that "
-            "has predictions. It holds for these trained models, not for their methods."
+            f"{MARKS['examples']}: decided over examples alone, as where one seed is common. "
+            "It holds for these trained models, not for their methods."
         )
     if "seeds" in decided:
         notes.append(
