@@ -92,5 +92,5 @@ def _config(sweep: SweepFolder, name: str) -> Mapping[str, Any]:
     """The config of a trial, made anew; an empty one where its file makes another by now."""
     try:
         return sweep.trials([name])[0].config
-    except ValueError:
+    except (ValueError, OSError):
         return {}
