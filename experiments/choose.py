@@ -240,10 +240,11 @@ def _method(
 
 def _setting(values: Mapping[str, str], runs: Sequence[Run], lost: Sequence[Unfinished]) -> Setting:
     """Every run once; what is unfinished is another attempt where its number has a record."""
-    parts = [[r for r in runs if r.held_out], [r for r in runs if not r.held_out]]
     ended = {(run.number, run.held_out) for run in runs}
     own = {(e.number, e.held_out): e for e in lost if (e.number, e.held_out) not in ended}
-    return Setting(values, *(tuple(collect.one_of_each(p)) for p in parts), tuple(own.values()))
+    held_out = tuple(collect.one_of_each([run for run in runs if run.held_out]))
+    development = tuple(collect.one_of_each([run for run in runs if not run.held_out]))
+    return Setting(values, held_out, development, tuple(own.values()))
 
 
 def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
