@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from scipy import stats
+
 from experiments import compare
 from experiments.choose import Contest, Method
 from experiments.collect import statuses
@@ -169,6 +171,12 @@ def explain(
         "which does not say that the two are equal. A contest is a model and a task of a study; a "
         "task of two studies, or of two models, is two contests."
     )
+    if (errors := least_win(family)) > 10:
+        notes.append(
+            f"With so few seeds the first win among {len(decided)} tests needs a difference of "
+            f"{errors:.0f} standard errors: where there is none, that is what more seeds, or fewer "
+            "methods, may change."
+        )
     if "examples" in decided:
         notes.append(
             f"{MARKS['examples']}: decided over examples alone, as where one seed is common. "
@@ -180,3 +188,16 @@ def explain(
             "these examples, not for others."
         )
     return notes
+
+
+def least_win(family: Sequence[Pair]) -> float:
+    """How many standard errors the smallest difference is that could be the only win of a family.
+
+    By Student's distribution of the most seeds that any deciding test has; 0 where a test without
+    seeds decides.
+    """
+    tests = [(pair.decided_by, pair.tests[pair.decided_by]) for pair in family if pair.decided_by]
+    seeds = [test.n for kind, test in tests if test is not None and kind != "examples"]
+    if len(seeds) < len(tests) or not seeds:
+        return 0.0
+    return float(stats.t.ppf(1 - compare.LEVEL / 2 / len(tests), max(seeds) - 1))

@@ -8,7 +8,7 @@ from fake_records import planted, write
 from report_study import LABELS, lines, made, make_study, methods, said, wrong
 from scipy import stats
 
-from experiments import pairs, report, report_sheets
+from experiments import pairs, report, report_sheets, report_warnings
 from lora_jax import metrics
 
 TWO = stats.t.ppf(0.975, 2)
@@ -231,6 +231,8 @@ def test_verdicts_are_of_one_family_in_both_tables(study):
     assert [row[-2] for row in beside.rows] == [report_sheets.p_text(p) for p in by_hand[:2]]
     found = {line["method"]: line for line in lines(study, resamples=200) if line["p_holm"]}
     assert float(found["vera"]["p_holm"]) == pytest.approx(by_hand[1])
+    error = next(e for e in np.arange(1, 99, 0.01) if 1 - e / np.sqrt(2 + e**2) < 0.05 / 3)
+    assert report_warnings.least_win(family) == pytest.approx(error, abs=0.01)  # 2 degrees
     text = report.render(contests, "markdown")
     assert "one family of all pairs" in text and "a pair that was not told apart" in text
 
