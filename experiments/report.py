@@ -7,7 +7,7 @@ of settings and seeds. Of each method the best setting is taken, and at what bud
 are then compared by their common seeds and by the predictions that their runs have stored
 (`experiments.compare` says what each test is good for). `--varies=train.batch_size` names what a
 study varies besides variant, optimiser, storage and targets; runs that differ in anything else are
-refused.
+refused. Runs that left no record, since they were killed, are counted with their methods.
 """
 
 from collections.abc import Sequence
