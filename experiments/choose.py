@@ -10,21 +10,16 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from configs.common_tasks import METHODS
-from experiments import collect
+from experiments import alike, collect
 from experiments.cells import heading, natural
 from experiments.collect import Run
 from experiments.published import MODELS
+from experiments.unfinished import Unfinished
 
-VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
-"""The sections of a config that methods and their settings are made of."""
-BESIDE = ("study.row", "data.validation")
-NEEDED = ("data.name", "data.draw", "data.source", "data.validation", "model.name", "start_from")
-NEEDED += ("optimizer.learning_rate", "variant.name", "quantize.storage", "train.select")
 RATE = "optimizer.learning_rate"
-KEY = (("variant", "name"), ("quantize", "storage"))
-"""What is the same in all runs of a method."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +27,14 @@ class Setting:
     """One setting of a method and its runs, each seed and draw once.
 
     `held_out` were scored on training examples that were held out, `development` on the task's own
-    development set.
+    development set. `unfinished`, of either kind, have no record, and nothing is known of them but
+    that they began.
     """
 
     values: Mapping[str, str]
     held_out: tuple[Run, ...]
     development: tuple[Run, ...]
+    unfinished: tuple[Unfinished, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -47,6 +44,14 @@ class Setting:
     def runs(self) -> tuple[Run, ...]:
         return self.held_out + self.development
 
+    def of(self, phase: str) -> tuple[Run, ...]:
+        """The runs that were scored on `held_out` examples, or on the `development` set."""
+        return self.held_out if phase == "held_out" else self.development
+
+    def lost(self, phase: str) -> tuple[Unfinished, ...]:
+        """Those without a record."""
+        return tuple(each for each in self.unfinished if each.held_out == (phase == "held_out"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -54,7 +59,8 @@ class Method:
 
     `chosen_on` is `held-out`, where other examples than the scored ones decided, `scored`, where
     the same did, or `nothing`, where there was one setting only. `runs` are those of the chosen
-    setting that are scored.
+    setting that are scored. `phase` is what settings were `tried` on, `held_out` examples or the
+    `development` set; tried are those, too, of which no run left a record.
     """
 
     key: str
@@ -64,17 +70,24 @@ class Method:
     chosen: Setting | None
     chosen_on: str
     runs: tuple[Run, ...]
+    phase: str
 
     @property
     def budget(self) -> tuple[int, int]:
-        """How many settings it was given to choose from, and how many runs they took."""
-        phase = "held_out" if any(each.held_out for each in self.tried) else "development"
-        return len(self.tried), sum(len(getattr(each, phase)) for each in self.tried)
+        """How many settings it was given to choose from, and how many runs of them began."""
+        runs = [len(each.of(self.phase)) + len(each.lost(self.phase)) for each in self.tried]
+        return len(self.tried), sum(runs)
 
     @property
     def edge(self) -> str:
-        """Whether the chosen learning rate is the `lowest` or `highest` of several."""
-        rates = sorted({each.rate for each in self.tried})
+        """Whether the chosen learning rate is the `lowest` or `highest` of several with results.
+
+        A rate that diverged has one, and one whose runs failed or were killed has none.
+        """
+        ended = [
+            e for e in self.tried if any(r.record.status != "failed" for r in e.of(self.phase))
+        ]
+        rates = sorted({each.rate for each in ended})
         if self.chosen is None or len(rates) < 2:
             return ""
         return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.chosen.rate, "")
@@ -106,6 +119,8 @@ class Contest:
     held_out: bool
     """Whether scores are of held-out training examples, for want of any on the development set."""
     methods: tuple[Method, ...]
+    unfinished: tuple[Unfinished, ...] = ()
+    """The runs without a record that belong here, be they other attempts of runs that have one."""
 
     @property
     def title(self) -> str:
@@ -118,14 +133,19 @@ def saved_score(run: Run) -> float | None:
 
 
 def contests(
-    runs: Iterable[Run], names: Mapping[str, Mapping[str, str]], varies: Sequence[str] = ()
+    runs: Iterable[Run],
+    names: Mapping[str, Mapping[str, str]],
+    varies: Sequence[str] = (),
+    unfinished: Sequence[Unfinished] = (),
 ) -> list[Contest]:
     """What can be compared with each other, by study, model and task.
 
     Args:
       names: of each study, what its rows are called, in order.
-      varies: settings that a study varies besides the sections `VARIED`, such as
+      varies: settings that a study varies besides the sections `alike.VARIED`, such as
         `train.batch_size`.
+      unfinished: runs without a record, of which those belong to a contest that differ from its
+        runs in nothing but what the study varies.
 
     Raises:
       ValueError: runs that differ in more than what a study varies, or one run with two results.
@@ -133,130 +153,98 @@ def contests(
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         if not run.study:
-            collect.check(run.folder / "record.json", run.record.config, NEEDED)
-        groups.setdefault(_place(run), []).append(run)
-    made = []
+            collect.check(run.folder / "record.json", run.record.config, alike.NEEDED)
+        groups.setdefault(alike.place(run), []).append(run)
+    made, lost = [], list(unfinished)
     for (table, model, task), own in sorted(groups.items()):
-        alike = _without_strays(own, varies)
-        _alike(alike, varies)
-        if metrics := {run.record.metric for run in alike if run.completed}:
+        same = alike.without_strays(own, varies)
+        alike.check(same, varies)
+        if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
                 raise ValueError(f"{task}: runs have the metrics {' and '.join(sorted(metrics))}")
+            fixed = alike.split(same[0].record.config, varies)[1]
+            mine = [each for each in lost if alike.split(each.config, varies)[1] == fixed]
+            lost = [each for each in lost if each not in mine]
             known = names.get(table, {})
-            held_out = all(run.held_out for run in alike)
-            methods = _methods(alike, known, varies, held_out)
-            made.append(Contest(table, model, task, metrics.pop(), held_out, methods))
+            held_out = all(run.held_out for run in same)
+            methods = _methods(same, mine, known, varies, held_out)
+            made.append(Contest(table, model, task, metrics.pop(), held_out, methods, tuple(mine)))
     return made
 
 
-def _place(run: Run) -> tuple[str, str, str]:
-    config = run.record.config
+def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:
     if run.study:
-        return run.study["table"], run.model, run.study["column"]
-    return run.record.experiment, config["model"]["name"], config["data"]["name"]
-
-
-def _key(run: Run) -> str:
-    if run.study:
-        return run.study["row"]
-    name, storage = _parts(run)
-    return name if storage == "none" else f"{name}_{storage}"
-
-
-def _label(run: Run, names: Mapping[str, str]) -> str:
-    if run.study:
-        return names.get(_key(run), _key(run).replace("_", " "))
-    name, storage = _parts(run)
+        return names.get(alike.key(run), alike.key(run).replace("_", " "))
+    name, storage = alike.parts(run)
     label = METHODS.get(name, name)
     return label if storage == "none" else f"{label} on {storage}"
 
 
-def _parts(run: Run) -> tuple[str, str]:
-    name, storage = (str(run.record.config[section][key]) for section, key in KEY)
-    return name, storage
-
-
-def _split(run: Run, varies: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """What a run's config says of what a study varies, and of the rest."""
-    varied, fixed = {}, {}
-    for key, value in collect.settings_of(run.record.config):
-        if key.partition(".")[0] in VARIED or key in varies:
-            varied[key] = value
-        elif key not in BESIDE:
-            fixed[key] = value
-    return varied, fixed
-
-
-def _without_strays(runs: Sequence[Run], varies: Sequence[str]) -> list[Run]:
-    """The runs but those that failed with something fixed otherwise than in any completed one."""
-    done = [_split(run, varies)[1] for run in runs if run.completed]
-    return [run for run in runs if run.completed or not done or _split(run, varies)[1] in done]
-
-
-def _alike(runs: Sequence[Run], varies: Sequence[str]) -> None:
-    """Raise where runs differ in what is not varied, or were scored on different examples."""
-    first, settings = runs[0], _split(runs[0], varies)[1]
-    firsts: dict[tuple[bool, int], Run] = {}
-    methods: dict[str, Run] = {}
-    for run in runs:
-        own = _split(run, varies)[1]
-        keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
-        if keys:
-            raise ValueError(
-                f"{first.folder} and {run.folder} are not to be compared: {keys[0]} is "
-                f"{settings.get(keys[0], 'absent')} in one and {own.get(keys[0], 'absent')} in the "
-                f"other (where a study varies it: --varies={keys[0]})"
-            )
-        same = firsts.setdefault((run.held_out, run.number[1]), run)
-        if run.record.weights_digest != first.record.weights_digest:
-            raise ValueError(f"{first.folder} and {run.folder} began from different weights")
-        if run.record.data_digest != same.record.data_digest:
-            raise ValueError(f"{same.folder} and {run.folder} had different examples")
-        other = methods.setdefault(_key(run), run)
-        for section, key in KEY:
-            one, two = (each.record.config[section][key] for each in (other, run))
-            if one != two:
-                raise ValueError(
-                    f"{other.folder} and {run.folder} are of one method, '{_key(run)}', but "
-                    f"{section}.{key} is {one} in one and {two} in the other"
-                )
-
-
 def _methods(
-    runs: Sequence[Run], names: Mapping[str, str], varies: Sequence[str], held_out: bool
+    runs: Sequence[Run],
+    lost: Sequence[Unfinished],
+    names: Mapping[str, str],
+    varies: Sequence[str],
+    held_out: bool,
 ) -> tuple[Method, ...]:
     found: dict[str, list[Run]] = {}
+    labels = {alike.key(each): _label(each, names) for each in (*runs, *lost)}
     for run in runs:
-        found.setdefault(_key(run), []).append(run)
-    order = [key for key in (*names, *METHODS) if key in found] + natural(found)
+        found.setdefault(alike.key(run), []).append(run)
+    order = [key for key in (*names, *METHODS) if key in labels] + natural(labels)
     return tuple(
-        _method(key, _label(found[key][0], names), found[key], varies, held_out)
+        _method(
+            key,
+            labels[key],
+            found.get(key, []),
+            [each for each in lost if alike.key(each) == key],
+            varies,
+            held_out,
+        )
         for key in dict.fromkeys(order)
     )
 
 
 def _method(
-    key: str, label: str, runs: Sequence[Run], varies: Sequence[str], held_out: bool
+    key: str,
+    label: str,
+    runs: Sequence[Run],
+    lost: Sequence[Unfinished],
+    varies: Sequence[str],
+    held_out: bool,
 ) -> Method:
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, tuple[list[Run], list[Unfinished]]] = {}
+
+    def group(config: Mapping[str, Any]) -> tuple[list[Run], list[Unfinished]]:
+        values = json.dumps(alike.split(config, varies)[0], sort_keys=True)
+        return groups.setdefault(values, ([], []))
+
     for run in runs:
-        groups.setdefault(json.dumps(_split(run, varies)[0], sort_keys=True), []).append(run)
-    settings = []
-    for values, own in groups.items():
-        parts = [[r for r in own if r.held_out], [r for r in own if not r.held_out]]
-        settings.append(
-            Setting(json.loads(values), *(tuple(collect.one_of_each(p)) for p in parts))
-        )
+        group(run.record.config)[0].append(run)
+    for each in lost:
+        group(each.config)[1].append(each)
+    settings = [_setting(json.loads(values), *both) for values, both in groups.items()]
     settings.sort(key=lambda each: (each.rate, sorted(each.values.items())))
-    phase = "held_out" if any(each.held_out for each in settings) else "development"
-    tried = tuple(each for each in settings if getattr(each, phase))
-    chosen = best([(each, getattr(each, phase)) for each in tried])
+    known = any(each.runs for each in settings)
+    held = any(each.held_out or (not known and each.lost("held_out")) for each in settings)
+    phase = "held_out" if held else "development"
+    tried = tuple(each for each in settings if each.of(phase) or each.lost(phase))
+    chosen = best([(each, each.of(phase)) for each in tried])
     scored = "held_out" if held_out else "development"
     chosen_on = "held-out" if phase != scored else "scored"
-    if len(tried) == 1:
+    if sum(bool(each.of(phase)) for each in tried) <= 1:
         chosen_on = "nothing"
-    own_runs = () if chosen is None else getattr(chosen, scored)
-    return Method(key, label, tuple(settings), tried, chosen, chosen_on, own_runs)
+    own_runs = () if chosen is None else chosen.of(scored)
+    return Method(key, label, tuple(settings), tried, chosen, chosen_on, own_runs, phase)
+
+
+def _setting(values: Mapping[str, str], runs: Sequence[Run], lost: Sequence[Unfinished]) -> Setting:
+    """Every run once; what is unfinished is another attempt where its number has a record."""
+    ended = {(run.number, run.held_out) for run in runs}
+    own = {(e.number, e.held_out): e for e in lost if (e.number, e.held_out) not in ended}
+    held_out = tuple(collect.one_of_each([run for run in runs if run.held_out]))
+    development = tuple(collect.one_of_each([run for run in runs if not run.held_out]))
+    return Setting(values, held_out, development, tuple(own.values()))
 
 
 def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:

@@ -60,8 +60,7 @@ class Run:
     @property
     def held_out(self) -> bool:
         """Whether it was scored on training examples, of a task that has a development set."""
-        section = self.record.config["data"]
-        return section["source"] in ("tfds", "tsv") and section["validation"] > 0
+        return held_out(self.record.config)
 
     def score(self, metric: str, choose: str = "last") -> float | None:
         """A metric of the `best` or the `last` evaluation, in percent where tables have percent."""
@@ -85,6 +84,12 @@ class Summary:
     centre: float
     spread: float | None
     n: int
+
+
+def held_out(config: Mapping[str, Any]) -> bool:
+    """Whether a run is scored on training examples, of a task that has a development set."""
+    section = config["data"]
+    return section["source"] in ("tfds", "tsv") and section["validation"] > 0
 
 
 def scale(metric: str) -> float:

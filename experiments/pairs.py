@@ -20,6 +20,9 @@ KINDS = {
 }
 """The tests of a pair, and what each generalises to."""
 
+MARKS = {"examples": "†", "seeds": "‡"}
+"""Of verdicts by a test that claims less than that of both."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -35,8 +38,9 @@ class Pair:
 
     @property
     def decided_by(self) -> str:
-        """The kind of test that a verdict is by: the one of both, else what there is."""
-        return next((k for k in ("both", "seeds", "examples") if self.tests[k] is not None), "")
+        """The kind of test that a verdict is by: the one of both, else what has a p value."""
+        known = {kind for kind, test in self.tests.items() if test and test.p is not None}
+        return next((kind for kind in ("both", "seeds", "examples") if kind in known), "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,23 +77,23 @@ def swapped(pair: Pair) -> Pair:
     return dataclasses.replace(pair, first=pair.second, second=pair.first, tests=tests)
 
 
-def adjusted(family: Sequence[Pair], kind: str = "") -> list[float | None]:
-    """Holm's p values of one kind of test over a family of pairs; by default of what decides."""
-    values = []
-    for pair in family:
-        test = pair.tests.get(kind or pair.decided_by)
-        values.append(None if test is None else test.p)
-    return compare.holm(values)
+def adjusted(family: Sequence[Pair]) -> list[float | None]:
+    """Holm's p values of the deciding tests of all pairs of a report, the one family there is."""
+    tests = [pair.tests.get(pair.decided_by) for pair in family]
+    return compare.holm([None if test is None else test.p for test in tests])
 
 
 def verdicts(family: Sequence[Pair]) -> list[str]:
-    """`win`, `tie` or `loss` of the first of each pair, or nothing where they have no test."""
+    """`win`, `tie` or `loss` of the first of each pair, or nothing where no test has a p value.
+
+    A tie is a difference that was not told from none, which does not make the two equal.
+    """
     found = []
     for pair, p in zip(family, adjusted(family), strict=True):
         test = pair.tests.get(pair.decided_by)
-        if test is None:
+        if test is None or p is None:
             found.append("")
-        elif p is None or p >= compare.LEVEL:
+        elif p >= compare.LEVEL:
             found.append("tie")
         else:
             found.append("win" if test.difference > 0 else "loss")

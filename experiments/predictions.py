@@ -4,15 +4,23 @@ The outputs of each part are under its name (`validation`, `test`, ...) and its 
 `<name>/label`, in the order of the data, so that any two runs can be compared pair by pair later.
 """
 
+import io
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lora_jax import records
 from lora_jax.data import Task
 
 NAME = "predictions.npz"
+
+_DAMAGED = (ValueError, KeyError, EOFError, TypeError, NotImplementedError)
+_DAMAGED += (zipfile.BadZipFile, zlib.error)
+"""What NumPy raises for a file that is none of its archives, or a part of one."""
 
 
 class Predictions(NamedTuple):
@@ -29,22 +37,48 @@ def of_task(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, Predicti
 
 
 def write(folder: Path, predictions: Mapping[str, Predictions]) -> None:
+    """Write the file atomically."""
     arrays: dict[str, Any] = {}
     for name, each in predictions.items():
         arrays[name] = each.outputs
         if each.labels is not None:
             arrays[f"{name}/label"] = each.labels
-    np.savez_compressed(folder / NAME, **arrays)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    records.write_atomically(folder / NAME, content.getvalue())
 
 
 def read(folder: Path) -> dict[str, Predictions]:
-    """All parts that a run's folder has; none where it has no such file."""
-    if not (folder / NAME).exists():
+    """All parts that a run's folder has; none where it has no such file.
+
+    Raises:
+      ValueError: a file that is damaged, or that is no file of predictions.
+    """
+    path = folder / NAME
+    if not path.exists():
         return {}
-    with np.load(folder / NAME) as arrays:
-        labels = {name: arrays[name] for name in arrays if name.endswith("/label")}
-        return {
-            name: Predictions(arrays[name], labels.get(f"{name}/label"))
-            for name in arrays
-            if name not in labels
-        }
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("no archive of arrays")
+            return _parts({name: loaded[name] for name in loaded})
+    except _DAMAGED as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged ({why}): train this run anew, in another folder, or delete the "
+            "file, and what needs predictions is not measured of it"
+        ) from error
+
+
+def _parts(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    found = {}
+    for name, outputs in arrays.items():
+        if name.endswith("/label"):
+            continue
+        labels = arrays.get(f"{name}/label")
+        if outputs.ndim != 2 or (labels is not None and labels.shape != outputs.shape[:1]):
+            shapes = f"{outputs.shape} and labels {None if labels is None else labels.shape}"
+            raise ValueError(f"'{name}' has outputs of shape {shapes}")
+        found[name] = Predictions(outputs, labels)
+    return found

@@ -7,26 +7,43 @@ of settings and seeds. Of each method the best setting is taken, and at what bud
 are then compared by their common seeds and by the predictions that their runs have stored
 (`experiments.compare` says what each test is good for). `--varies=train.batch_size` names what a
 study varies besides variant, optimiser, storage and targets; runs that differ in anything else are
-refused.
+refused. Runs that left no record, since they were killed, are counted with their methods.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, collect, page, report_csv, report_plots, report_sheets, sheets, tables
+from experiments import (
+    cli,
+    collect,
+    page,
+    report_csv,
+    report_file,
+    report_plots,
+    report_sheets,
+    report_warnings,
+    sheets,
+    tables,
+    unfinished,
+)
 from experiments.choose import Contest, Method, contests
 from experiments.page import Part
 from experiments.pairs import pairs, swapped
+from experiments.report_file import FORMATS, TITLE
 from experiments.resample import RESAMPLES
+from experiments.unfinished import Unfinished
 from lora_jax.partition import nearest
-
-FORMATS = ("rich", "markdown", "latex", "html", "csv")
-TITLE = "Comparison of methods"
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
 _FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "How it is written.")
-_OUT = flags.DEFINE_string("out", None, "The file to write; printed by default.")
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "The file to write; printed by default. An earlier report in the same format is replaced, "
+    "another file is not.",
+)
 _TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
 _REFERENCE = flags.DEFINE_string(
@@ -39,12 +56,17 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
 
 
 def report() -> None:
-    found = collect.find(Path(str(_RESULTS.value)))
-    own, notes = select(found, _TABLE.value, _SIZE.value)
+    if _OUT.value is not None:
+        report_file.check(Path(_OUT.value), _FORMAT.value)
+    folder = Path(str(_RESULTS.value))
+    own, notes = select(collect.find(folder), _TABLE.value, _SIZE.value)
+    lost = [each for each in unfinished.find(folder) if _wanted(each)]
     names = {name: table["rows"] for name, table in tables.tables().items()}
-    made = contests(own, names, _VARIES.value)
+    made = contests(own, names, _VARIES.value, lost)
     if not made:
-        raise ValueError(f"--results {_RESULTS.value}: no run has completed: nothing to compare")
+        raise ValueError(f"--results {folder}: no run has completed: nothing to compare")
+    placed = {each.folder for contest in made for each in contest.unfinished}
+    notes += apart([each for each in lost if each.folder not in placed])
     text = render(
         made, _FORMAT.value, _REFERENCE.value, notes, resamples=_RESAMPLES.value, seed=_SEED.value
     )
@@ -53,10 +75,23 @@ def report() -> None:
     if _OUT.value is None:
         print(text, end="")
         return
-    out = Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
-    print(f"report: {out}")
+    report_file.write(Path(_OUT.value), _FORMAT.value, text)
+    print(f"report: {_OUT.value}")
+
+
+def _wanted(run: Unfinished) -> bool:
+    """Whether a run without a record may be of the table and the size that were asked for."""
+    table = run.study.get("table", _TABLE.value)
+    return table in (None, _TABLE.value or table) and run.study.get("size", "full") == _SIZE.value
+
+
+def apart(lost: Sequence[Unfinished]) -> list[str]:
+    """What is said of runs without a record that no table has."""
+    if not lost:
+        return []
+    runs = f"{len(lost)} {'run' if len(lost) == 1 else 'runs'}"
+    folders = ", ".join(str(each.folder) for each in lost[:3]) + ", ..." * (len(lost) > 3)
+    return [f"{runs} without a record, with settings of no run that has one: {folders}"]
 
 
 def select(
@@ -97,31 +132,32 @@ def render(
         same examples.
     """
     references = refer(made, reference)
-    family = [pair for contest in made for pair in pairs(contest, resamples, seed)]
-    beside = [
-        pair if pair.second is own else swapped(pair)
-        for pair in family
-        if (own := references.get(id(pair.contest))) in (pair.first, pair.second)
+    family = [
+        swapped(pair) if pair.first is references.get(id(contest)) else pair
+        for contest in made
+        for pair in pairs(contest, resamples, seed)
     ]
     if form == "csv":
-        return report_csv.lines(made, beside, family)
+        return report_csv.lines(made, family)
     parts = []
     for contest in made:
         own, shown = references.get(id(contest)), [report_sheets.methods(contest)]
-        said = report_sheets.warnings(contest, family)
+        said = report_warnings.warnings(contest, family)
         if own is None:
             said.append(f"The reference, {reference}, was not run here.")
         elif len(contest.methods) > 1:
-            shown.append(report_sheets.against(contest, own, beside))
+            shown.append(report_sheets.against(contest, own, family))
         parts.append(Part(contest.title, said, shown))
     if family:
-        parts.append(Part("All pairs", (), [report_sheets.wins(family)]))
-    explained = report_sheets.explain(made, beside, family, resamples) + (notes or [])
+        parts.append(Part("All pairs", (), report_sheets.wins(family)))
+    beside = [pair for pair in family if pair.second is references.get(id(pair.contest))]
+    explained = report_warnings.explain(made, beside, family, resamples) + (notes or [])
     if form == "html":
         figures = [report_plots.figures(contest) for contest in made]
         return page.page(TITLE, parts, figures, explained)
     said = [f"Warning, {part.title}: {text}" for part in parts for text in part.warnings]
-    return getattr(sheets, form)([each for part in parts for each in part.sheets], explained + said)
+    shown = [each for part in parts for each in part.sheets]
+    return report_file.HEADS[form] + getattr(sheets, form)(shown, explained + said)
 
 
 def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:

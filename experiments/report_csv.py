@@ -12,30 +12,28 @@ from experiments.pairs import KINDS, Pair
 
 HEADS: tuple[str, ...] = ("line", "table", "model", "task", "metric", "scored_on", "method")
 HEADS += ("label", "settings_tried", "runs_tried", "chosen", "learning_rate", "edge", "chosen_on")
-HEADS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "parameters_trained", "seconds")
-HEADS += ("peak_memory_bytes", "other", "common", "test", "generalises_to", "difference", "p")
-HEADS += ("p_holm", "family", "verdict", "note")
+HEADS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "unfinished")
+HEADS += ("parameters_trained", "seconds", "machine", "peak_memory_bytes", "other", "common")
+HEADS += ("test", "generalises_to", "difference", "p", "decides", "p_holm", "verdict", "note")
 """`line` is `method` or `test`; what a line has not stays empty. `low` and `high` are those of the
-95% interval of the mean, or of the difference `method` less `other`."""
+95% interval of the mean, or of the difference `method` less `other`. The test that `decides` has
+Holm's p value, in the family of all that do, and the verdict."""
 
 
-def lines(made: Sequence[Contest], beside: Sequence[Pair], family: Sequence[Pair]) -> str:
+def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
     """All of it.
 
     Args:
-      beside: the pairs with the reference, of which every kind of test is a family.
-      family: all pairs, of which the deciding tests are one.
+      family: all pairs, those with a reference with it as their second.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, HEADS, lineterminator="\n")
     writer.writeheader()
     for contest in made:
         writer.writerows(_method(contest, method) for method in contest.methods)
-    for kind in KINDS:
-        name = f"reference, over {kind}"
-        writer.writerows(_tests(beside, [kind] * len(beside), name, [""] * len(beside)))
-    kinds = [pair.decided_by for pair in family]
-    writer.writerows(_tests(family, kinds, "all pairs", pairs.verdicts(family)))
+    adjusted, verdicts = pairs.adjusted(family), pairs.verdicts(family)
+    for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
+        writer.writerows(_tests(pair, holm, verdict))
     return text.getvalue()
 
 
@@ -56,6 +54,7 @@ def _method(contest: Contest, method: Method) -> dict[str, Any]:
     spent, ends = report_sheets.costs(method), report_sheets.interval(method)
     ended = collect.statuses(run for each in method.settings for run in each.runs)
     settings, runs = method.budget
+    machines = report_sheets.machines(contest)
     return {
         "line": "method",
         **_place(contest, method),
@@ -72,33 +71,33 @@ def _method(contest: Contest, method: Method) -> dict[str, Any]:
         "high": ends and ends[1],
         "diverged": ended.get("diverged", 0),
         "failed": ended.get("failed", 0),
+        "unfinished": sum(len(each.unfinished) for each in method.settings),
         "parameters_trained": spent and spent.trained,
         "seconds": spent and spent.seconds,
+        "machine": "; ".join(w for w, who in machines.items() if method.label in who),
         "peak_memory_bytes": spent and spent.memory,
     }
 
 
-def _tests(
-    family: Sequence[Pair], kinds: Sequence[str], name: str, verdicts: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    one = kinds[0] if len(set(kinds)) == 1 else ""
-    adjusted = pairs.adjusted(family, one)
-    for pair, kind, holm, verdict in zip(family, kinds, adjusted, verdicts, strict=True):
-        test = pair.tests.get(kind)
+def _tests(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[str, Any]]:
+    """A line for each kind of test, be it measured or not."""
+    for kind, wide in KINDS.items():
+        test = pair.tests[kind]
+        decides = kind == pair.decided_by
         yield {
             "line": "test",
             **_place(pair.contest, pair.first),
             "other": pair.second.key,
             "common": pair.common,
-            "test": kind or "not measured",
-            "generalises_to": KINDS.get(kind),
+            "test": kind,
+            "generalises_to": wide,
             "n": test and test.n,
             "difference": test and test.difference,
             "low": test and test.low,
             "high": test and test.high,
             "p": test and test.p,
-            "p_holm": holm,
-            "family": name,
-            "verdict": verdict,
+            "decides": "yes" if decides else "no",
+            "p_holm": holm if decides else None,
+            "verdict": verdict if decides else "",
             "note": pair.why if test is not None else f"not measured: {pair.why}",
         }

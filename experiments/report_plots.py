@@ -9,14 +9,18 @@ from matplotlib.figure import Figure
 
 from experiments import collect
 from experiments.choose import Contest, Method, saved_score
-from experiments.report_sheets import Costs, costs, interval
+from experiments.report_sheets import Costs, costs, interval, machines
 from experiments.score_plots import metric_label, styles
 
 AXES: Mapping[str, Callable[[Costs], float]] = {
     "trained parameters, with the head": lambda spent: spent.trained,
     "training time (s)": lambda spent: spent.seconds,
-    "peak memory of the process (GiB)": lambda spent: spent.memory / 2**30,
+    "peak memory of the process (GiB),\nwhich trials of one program share": lambda spent: (
+        spent.memory / 2**30
+    ),
 }
+MACHINES = tuple(AXES)[1:]
+"""What no two machines have in common."""
 WIDE = 20
 """How many times the smallest cost the largest is where an axis is logarithmic."""
 SIZE = (4.8, 4.2)
@@ -61,7 +65,7 @@ def rates(contest: Contest) -> Figure | None:
 
 
 def by_rate(method: Method) -> list[tuple[float, float, float]]:
-    """Learning rates, the best mean score at each, and half of its 95% interval (0 of one run)."""
+    """Learning rates, the best mean score at each, and half of its 95% interval, NaN for none."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
         runs = setting.held_out or setting.development
@@ -69,12 +73,16 @@ def by_rate(method: Method) -> list[tuple[float, float, float]]:
         scores = [score for score in found if score is not None]
         if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
             whole = collect.summarise(scores, "mean", "ci95")
-            best[setting.rate] = whole.centre, whole.spread or 0.0
+            best[setting.rate] = whole.centre, whole.spread or np.nan
     return [(rate, *best[rate]) for rate in sorted(best)]
 
 
 def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure | None:
-    """Mean scores and their 95% intervals against a cost, and the line of what nothing beats."""
+    """Mean scores and their 95% intervals against a cost, and the line of what nothing beats.
+
+    There is no such line through times or memory of machines that are not alike.
+    """
+    alike = name not in MACHINES or len(machines(contest)) < 2
     figure, axes = _axes(contest)
     points = []
     for method, (marker, colour, _) in zip(contest.methods, styles(), strict=False):
@@ -97,13 +105,13 @@ def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure
         return None
     values = np.array(points)
     front = values[pareto(values[:, 0], values[:, 1])]
-    if len(points) > 1:
+    if len(points) > 1 and alike:
         axes.step(
             front[:, 0], front[:, 1], where="post", color="0.6", zorder=0, label="Pareto front"
         )
     if values[:, 0].max() > WIDE * values[:, 0].min() > 0:
         axes.set_xscale("log")
-    axes.set_xlabel(name)
+    axes.set_xlabel(name if alike else f"{name}\nof UNLIKE MACHINES")
     axes.set_ylabel(metric_label(contest.metric))
     return _finished(figure, axes)
 

@@ -1,19 +1,22 @@
-"""What a report says in tables: methods, comparisons with a reference, wins, and warnings."""
+"""The tables of a report: methods, comparisons with a reference, and wins."""
 
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from experiments import collect, compare, pairs
 from experiments.cells import NONE, number
-from experiments.choose import Contest, Method
+from experiments.choose import Contest, Method, Setting
 from experiments.compare import Difference
-from experiments.pairs import KINDS, Pair
+from experiments.pairs import KINDS, MARKS, Pair
 from experiments.sheets import Sheet
 
 DECIMALS = 2
 CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
+VERDICTS = {"win": "better", "tie": "not told apart", "loss": "worse", "": "not measured"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +41,36 @@ def costs(method: Method) -> Costs | None:
 
 
 def interval(method: Method) -> tuple[float, float] | None:
-    """The 95% interval of the mean over seeds (Student's t)."""
+    """The 95% interval of the mean over seeds (Student's t); None where all scores are equal."""
     scores = list(method.scores().values())
+    if equal(scores):
+        return None
     found = collect.summarise(scores, "mean", "ci95") if len(scores) > 1 else None
     if found is None or found.spread is None:
         return None
     return found.centre - found.spread, found.centre + found.spread
+
+
+def equal(scores: Sequence[float]) -> bool:
+    """Whether several scores are the same but for roundings, which leaves no spread to estimate."""
+    values = np.array(scores)
+    return len(values) > 1 and compare.constant(values, np.abs(values).max())
+
+
+def machines(contest: Contest) -> dict[str, list[str]]:
+    """What the scored runs were trained on, and with which JAX, and the methods that were there."""
+    found: dict[str, list[str]] = {}
+    for method in contest.methods:
+        for run in method.runs:
+            device, versions = run.record.device, run.record.versions
+            text = ", ".join(
+                f"{key} {versions[key]}" for key in ("jax", "jaxlib") if versions.get(key)
+            )
+            where = f"{device.get('count')} {device.get('platform')} ({device.get('kind')})"
+            labels = found.setdefault(f"{where}, {text}" if text else where, [])
+            if run.completed and method.label not in labels:
+                labels.append(method.label)
+    return {where: labels for where, labels in found.items() if labels}
 
 
 def title(contest: Contest) -> str:
@@ -77,16 +104,19 @@ def _method(method: Method, metric: str) -> list[str]:
         str(len(scores)),
         score,
         NONE if ends is None else _ends(*ends, metric),
-        _not_completed(method) or "0",
+        not_completed(method.settings) or "0",
         NONE if spent is None else f"{spent.trained:,}",
         NONE if spent is None else f"{spent.seconds:.0f}",
         NONE if spent is None else f"{spent.memory / 2**30:.2f} GiB",
     ]
 
 
-def _not_completed(method: Method) -> str:
-    runs = [run for setting in method.settings for run in setting.runs]
-    return ", ".join(f"{count} {how}" for how, count in collect.statuses(runs).items())
+def not_completed(settings: Iterable[Setting]) -> str:
+    """How many runs ended otherwise than completed, and how many left no record, by how."""
+    own = list(settings)
+    counts = Counter(collect.statuses(run for setting in own for run in setting.runs))
+    counts.update(each.status for setting in own for each in setting.unfinished)
+    return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
 def _ends(low: float, high: float, metric: str) -> str:
@@ -94,29 +124,34 @@ def _ends(low: float, high: float, metric: str) -> str:
 
 
 def against(contest: Contest, reference: Method, family: Sequence[Pair]) -> Sheet:
-    """The methods of a contest less the reference, p values adjusted over the whole family."""
+    """The methods of a contest less the reference.
+
+    Args:
+      family: all pairs of the report, those with the reference with it as their second.
+    """
     heads = ["method", "common seeds"]
     for kind in KINDS:
-        heads += [f"over {'both' if kind == 'both' else kind}", "p (Holm)"]
-    adjusted = {kind: pairs.adjusted(family, kind) for kind in KINDS}
+        heads += [f"over {'both' if kind == 'both' else kind}", "p"]
+    heads += ["p (Holm)", "verdict"]
+    adjusted, verdicts = pairs.adjusted(family), pairs.verdicts(family)
     rows = []
-    for index, pair in enumerate(family):
-        if pair.contest is contest:
+    for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
+        if pair.contest is contest and pair.second is reference:
             row = [pair.first.label, str(pair.common)]
             for kind in KINDS:
                 test = pair.tests[kind]
-                holm = adjusted[kind][index]
-                row += [_untested(pair, kind), NONE] if test is None else _test(test, holm)
-            rows.append(row)
+                row += [_untested(pair, kind), NONE] if test is None else _test(test)
+            said = VERDICTS[verdict]
+            rows.append([*row, p_text(holm), f"{said} {MARKS.get(pair.decided_by, '')}".strip()])
     unit = "points" if collect.scale(contest.metric) != 1 else contest.metric
     return Sheet(f"{contest.title}: difference from {reference.label}, {unit}", heads, rows)
 
 
-def _test(test: Difference, holm: float | None) -> list[str]:
+def _test(test: Difference) -> list[str]:
     text = f"{test.difference:+.{DECIMALS}f}"
     if test.low is not None and test.high is not None:
         text += f" [{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"
-    return [text, NONE if test.p is None else f"{p_text(test.p)} ({p_text(holm)})"]
+    return [text, p_text(test.p)]
 
 
 def _untested(pair: Pair, kind: str) -> str:
@@ -131,131 +166,42 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def wins(family: Sequence[Pair]) -> Sheet:
-    """How often the method of a row is above that of a column, not to be told from it, below it."""
+def wins(family: Sequence[Pair]) -> list[Sheet]:
+    """How often the method of a row is above that of a column, not told from it, below it.
+
+    A table for each study, since rows of two studies may be other things by one name.
+    """
+    verdicts = list(zip(family, pairs.verdicts(family), strict=True))
+    tables = dict.fromkeys(pair.contest.table for pair in family)
+    return [_wins(table, [e for e in verdicts if e[0].contest.table == table]) for table in tables]
+
+
+def _wins(table: str, verdicts: Sequence[tuple[Pair, str]]) -> Sheet:
     counts: dict[str, dict[str, Counter[str]]] = {}
-    labels: dict[str, str] = {}
+    contests = {id(pair.contest): pair.contest for pair, _ in verdicts}
+    labels = {m.key: m.label for contest in contests.values() for m in contest.methods}
     turned = {"win": "loss", "loss": "win"}
-    for pair, verdict in zip(family, pairs.verdicts(family), strict=True):
-        first, second = pair.first.key, pair.second.key
-        labels |= {first: pair.first.label, second: pair.second.label}
-        counts.setdefault(first, {}).setdefault(second, Counter())[verdict] += 1
-        other = turned.get(verdict, verdict)
-        counts.setdefault(second, {}).setdefault(first, Counter())[other] += 1
+    for pair, verdict in verdicts:
+        for one, other, own in (
+            (pair.first, pair.second, verdict),
+            (pair.second, pair.first, turned.get(verdict, verdict)),
+        ):
+            count = counts.setdefault(one.key, {}).setdefault(other.key, Counter())
+            count[own] += 1
+            if own:
+                count[MARKS.get(pair.decided_by, "")] += 1
 
     def text(count: Counter[str]) -> str:
         three = [count["win"], count["tie"], count["loss"]]
-        return "-".join(map(str, three)) if sum(three) else "not measured"
+        marked = [f"{count[mark]}{mark}" for mark in MARKS.values() if count[mark]]
+        less = f" ({', '.join(marked)})" if marked else ""
+        return "-".join(map(str, three)) + less if sum(three) else "not measured"
 
     rows = []
     for key, label in labels.items():
-        total = sum(counts[key].values(), Counter())
-        cells = [NONE if o == key else text(counts[key].get(o, Counter())) for o in labels]
-        rows.append([label, text(total), *cells])
-    tasks = len({id(pair.contest) for pair in family})
-    name = f"Wins-ties-losses of rows against columns, {tasks} {'task' if tasks == 1 else 'tasks'}"
+        own = counts.get(key, {})
+        cells = [NONE if o == key else text(own.get(o, Counter())) for o in labels]
+        rows.append([label, text(sum(own.values(), Counter())), *cells])
+    size = f"{len(contests)} {'contest' if len(contests) == 1 else 'contests'}"
+    name = f"{table}, wins-ties-losses of rows against columns (a tie: not told apart), {size}"
     return Sheet(name, ["method", "all", *labels.values()], rows)
-
-
-def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
-    """What a reader must know before believing a table, the worst first."""
-    said = []
-    same = [method.label for method in contest.methods if method.chosen_on == "scored"]
-    if same:
-        said.append(
-            f"settings of {_list(same)} were chosen on the very examples that they are scored on: "
-            "scores are too high, the more so the more settings were tried, and p values too small"
-        )
-    budgets: dict[tuple[int, int], list[str]] = {}
-    for method in contest.methods:
-        budgets.setdefault(method.budget, []).append(method.label)
-    if len(budgets) > 1:
-        texts = [f"{_count(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
-        said.append(f"budgets differ: {'; '.join(texts)}")
-    ways = {method.chosen_on for method in contest.methods if method.chosen_on != "nothing"}
-    if len(ways) > 1:
-        said.append("settings were chosen on held-out examples for some methods, not for others")
-    edges = [
-        f"{method.label} {method.chosen.rate:g} ({method.edge} tried)"
-        for method in contest.methods
-        if method.edge and method.chosen is not None
-    ]
-    if edges:
-        said.append(f"better learning rates may lie beyond those tried: {_list(edges, 20)}")
-    for method in contest.methods:
-        said += _of_method(method)
-    if any(
-        run.record.config["train"]["select"] == "best" for m in contest.methods for run in m.runs
-    ):
-        said.append("each run kept its best evaluation by the examples that it is scored on")
-    reasons: dict[str, list[str]] = {}
-    for pair in family:
-        if pair.contest is contest and pair.why:
-            reasons.setdefault(pair.why, []).append(f"{pair.first.label} and {pair.second.label}")
-    said += [f"not everything could be tested, {why}: {_list(who)}" for why, who in reasons.items()]
-    return [f"{text[0].upper()}{text[1:]}." for text in said]
-
-
-def _of_method(method: Method) -> list[str]:
-    said = []
-    if method.chosen is None:
-        said.append(f"no setting of {method.label} has a completed run to choose it by")
-    elif not method.runs:
-        others = sum(bool(each.development) for each in method.settings)
-        more = f"; other settings, {others}, have some" if others else ""
-        said.append(f"the chosen setting of {method.label} has no run that is scored{more}")
-    ended = collect.statuses(method.runs)
-    if ended:
-        how = ", ".join(f"{count} {status}" for status, count in ended.items())
-        said.append(f"{method.label}'s mean leaves out scored runs that did not complete: {how}")
-    return said
-
-
-def _count(settings: int, runs: int) -> str:
-    first = "setting" if settings == 1 else "settings"
-    return f"{settings} {first} in {runs} {'run' if runs == 1 else 'runs'}"
-
-
-def _list(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def explain(
-    contests: Sequence[Contest], beside: Sequence[Pair], family: Sequence[Pair], resamples: int
-) -> list[str]:
-    """What the numbers are, and what each test generalises to."""
-    notes = [
-        "Settings are chosen by their mean score over runs on held-out training examples, where "
-        "there are any (the smaller learning rate of equal ones; what diverged with any seed comes "
-        "after all others). Means, standard deviations and 95% intervals (Student's t) are over "
-        "the completed runs of the chosen setting, one a seed. Trained parameters are with the "
-        "head; seconds are those of training, a run's mean; memory is the process's peak, of all "
-        "runs that it had done by then."
-    ]
-    if not beside:
-        return notes
-    exact = any(contest.metric == "accuracy" for contest in contests)
-    counts = [sum(pair.tests[kind] is not None for pair in beside) for kind in KINDS]
-    notes.append(
-        f"Tests are paired and two-sided. Over seeds: t-test ({KINDS['seeds']}). Over examples: "
-        + ("exact McNemar test for accuracy, else " if exact else "")
-        + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
-        f"the variances of seeds and of examples added ({KINDS['both']}). None covers another "
-        "training set. Intervals are of one comparison; p values in brackets are Holm's, each "
-        f"column a family of its own ({', '.join(map(str, counts))} tests over all tasks)."
-    )
-    least = 2 / (resamples + 1)
-    if least * len(family) >= compare.LEVEL:
-        notes.append(
-            f"With {resamples} resamples no bootstrap's p is below {least:.2g}, which in a family "
-            f"of {len(family)} is no win: take more (--resamples)."
-        )
-    decided = [pair.decided_by for pair in family if pair.decided_by]
-    how = ", ".join(f"{decided.count(kind)} over {kind}" for kind in KINDS if kind in decided)
-    notes.append(
-        "A win or loss has Holm's p below 0.05 in the one family of all pairs of methods and tasks "
-        f"({len(decided)} tests: {how or 'none'}); what is over examples alone holds for the "
-        "trained models, not for their methods."
-    )
-    return notes

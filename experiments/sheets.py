@@ -18,7 +18,13 @@ LABEL = 32
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 LATEX |= {"±": r"$\pm$", NONE: "--", "<": r"\textless{}", ">": r"\textgreater{}"}
+
+PACKAGES = "% \\usepackage{booktabs, graphicx}"
+"""What a document needs that takes in our LaTeX: rules of tables, and `\\resizebox`."""
+FITTING = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
+"""Of a box: its own width, or that of the text where it is wider."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +90,16 @@ def _markdown(text: str) -> str:
 
 
 def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    """A `tabular` a table, with booktabs' rules."""
-    lines = ["% \\usepackage{booktabs}"]
+    """A `tabular` a table, with booktabs' rules; those wider than the text are made smaller."""
+    lines = [PACKAGES]
     for sheet in sheets:
         lines += [f"\\paragraph{{{_latex(sheet.title)}}}", ""]
-        lines += [f"\\begin{{tabular}}{{ll{'r' * (len(sheet.heads) - 2)}}}", "\\toprule"]
+        lines += [f"\\noindent\\resizebox{{{FITTING}}}{{!}}{{"]
+        lines[-1] += f"\\begin{{tabular}}{{ll{'r' * (len(sheet.heads) - 2)}}}"
+        lines.append("\\toprule")
         lines += [" & ".join(map(_latex, sheet.heads)) + " \\\\", "\\midrule"]
         lines += [" & ".join(map(_latex, row)) + " \\\\" for row in sheet.rows]
-        lines += ["\\bottomrule", "\\end{tabular}", ""]
+        lines += ["\\bottomrule", "\\end{tabular}}", ""]
     return "\n".join(lines + [_latex(note) + "\n" for note in notes]) + "\n"
 
 

@@ -106,8 +106,9 @@ def test_over_both_has_the_t_test_and_the_bootstrap_as_its_limits():
     noise = rng.normal(0, 1, 4000)
     noise = (noise - noise.mean()) / noise.std(ddof=1)
     examples = compare.over_both(np.full(3, 2.0), 2.0 + np.tile(noise, (3, 1)))
-    assert examples.p == pytest.approx(2 * stats.norm.sf(2.0))
-    assert examples.high == pytest.approx(2 + stats.norm.ppf(0.975))
+    # Student's distribution of two degrees of freedom has a closed form.
+    assert examples.p == pytest.approx(1 - 2 / math.sqrt(2 + 2**2))
+    assert examples.high == pytest.approx(2 + 0.95 * math.sqrt(2 / (1 - 0.95**2)))
     same = compare.over_both(np.zeros(3), np.zeros((3, 50)))
     assert (same.difference, same.p, same.low) == (0.0, 1.0, None)
     constant = compare.over_both(np.ones(3), np.ones((3, 50)))
@@ -191,6 +192,44 @@ def test_over_both_on_planted_nulls_and_effects_of_seeds_and_examples(of_seed):
         assert rejected(over) > NEAR[1]
     strong = [both(runs(rng, 3, 600, effect=2.0, **noise)).p for _ in range(20)]
     assert rejected(strong) > 0.7
+
+
+def crossed(rng, count, seeds, share, effect=0.0):
+    """Differences of two methods with known noise: (count, seeds), and bootstraps of examples.
+
+    The variance of the mean difference is 1, of which a `share` is of seeds, the rest of examples.
+    """
+    of_seeds = np.sqrt(share * seeds) * rng.normal(size=(count, seeds))
+    of_examples = np.sqrt(1 - share) * rng.normal(size=(count, 1))
+    observed = effect + of_seeds + of_examples
+    drawn = np.sqrt(1 - share) * rng.normal(size=(count, 1, 100))
+    return observed, observed[:, :, None] + drawn
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_over_both_keeps_its_level_whatever_share_of_the_noise_is_of_seeds(seeds, share):
+    rng = np.random.default_rng([seeds, round(10 * share)])
+    count = 800
+    planted = zip(*crossed(rng, count, seeds, share), strict=True)
+    found = [compare.over_both(*each).p for each in planted]
+    assert sum(p < 0.05 for p in found) <= stats.binom.ppf(0.999, count, 0.05)
+    if seeds == 5:
+        planted = zip(*crossed(rng, 50, seeds, share, effect=6.0), strict=True)
+        assert rejected([compare.over_both(*each).p for each in planted]) > 0.9
+
+
+@given(st.integers(2, 6), st.integers(0, 10_000), st.floats(0.0, 1.0), st.floats(0.0, 9.0))
+@settings(max_examples=50, deadline=None)
+def test_over_both_never_has_a_smaller_p_value_than_over_seeds(seeds, seed, share, effect):
+    observed, drawn = crossed(np.random.default_rng(seed), 1, seeds, share, effect)
+    narrow = compare.over_seeds(observed[0], np.zeros(seeds)).p
+    assert narrow is None or compare.over_both(observed[0], drawn[0]).p >= narrow * (1 - 1e-9)
+
+
+def test_equal_resamples_have_no_interval():
+    found = compare.over_examples(np.zeros(2), np.zeros((2, 200)), 100)
+    assert found == Difference(0.0, None, None, 1.0, 100)
 
 
 def test_holm_by_hand():

@@ -1,70 +1,27 @@
-"""Reports: what is chosen on what, compared, refused, warned of, and not measured."""
+"""Reports: what is compared with what, by which test, refused, and not measured."""
 
-import csv
-import io
 import shutil
 
 import numpy as np
 import pytest
 from fake_records import planted, write
+from report_study import LABELS, lines, made, make_study, methods, said, wrong
 from scipy import stats
 
-from experiments import choose, collect, pairs, report, report_sheets, tables
+from experiments import pairs, report, report_sheets, report_warnings
 from lora_jax import metrics
 
-RATES = (3e-4, 1e-3, 3e-3)
-LABELS = np.tile([0, 1], 100)
-HELD = np.tile([0, 1, 1], 20)
+TWO = stats.t.ppf(0.975, 2)
 
 
-def wrong(share, seed, n=200):
-    """The share of n examples that a run gets wrong, as a mask."""
-    return np.random.default_rng(seed).permutation(n) < round(share * n)
-
-
-def tuning(folder, method, rate, share, seed=100, **how):
-    """A run that was scored on held-out examples."""
-    changes = {"data.validation": len(HELD), **how.pop("changes", {})}
-    mask = wrong(share, seed, len(HELD))
-    return planted(folder, method, seed, HELD, mask, rate=rate, changes=changes, **how)
-
-
-def tuned(root, method, shares, finals, best, **how):
-    """A study's runs of one method: a rate each with its error, then seeds with the best rate."""
-    for rate, share in zip(RATES, shares, strict=False):
-        tuning(root / method / f"{rate}", method, rate, share, **how)
-    for seed, share in enumerate(finals):
-        mask = wrong(share, seed)
-        planted(root / method / str(seed), method, seed, LABELS, mask, rate=best, **how)
-
-
-def made(root, varies=()):
-    names = {name: table["rows"] for name, table in tables.tables().items()}
-    return choose.contests(collect.find(root), names, varies)
-
-
-def methods(root, **how):
-    (contest,) = made(root, **how)
-    return {method.key: method for method in contest.methods}
-
-
-def said(root):
-    contests = made(root)
-    family = [pair for contest in contests for pair in pairs.pairs(contest, 200, 0)]
-    return " ".join(t for contest in contests for t in report_sheets.warnings(contest, family))
-
-
-def lines(root, **choice):
-    return list(csv.DictReader(io.StringIO(report.render(made(root), "csv", **choice))))
+def two_ends(line):
+    """The width of an interval."""
+    return float(line["high"]) - float(line["low"])
 
 
 @pytest.fixture
 def study(tmp_path):
-    """LoRA is best at the middle rate, DoRA at the highest; DoRA is better, VeRA much worse."""
-    tuned(tmp_path, "lora", (0.3, 0.2, 0.25), (0.20, 0.22, 0.21), 1e-3, parameters=331_776)
-    tuned(tmp_path, "dora", (0.3, 0.25, 0.2), (0.17, 0.19, 0.21), 3e-3, parameters=340_000)
-    tuned(tmp_path, "vera", (0.5, 0.4, 0.45), (0.45, 0.44, 0.46), 1e-3, parameters=6_000)
-    return tmp_path
+    return make_study(tmp_path)
 
 
 def test_settings_are_chosen_on_held_out_examples_and_scored_on_others(study):
@@ -91,77 +48,21 @@ def test_numbers_are_scipy_s(study):
     assert (method["n"], method["settings_tried"], method["chosen"]) == ("3", "3", "0.001")
     assert (method["parameters_trained"], method["seconds"]) == ("332546", "1.0")
     tests = {
-        (line["test"], line["method"]): line
-        for line in lines(study)
-        if line["family"].startswith("reference")
+        (line["test"], line["method"]): line for line in lines(study) if line["other"] == "lora"
     }
     dora = np.array([83.0, 81.0, 79.0])
     one, two = tests["seeds", "dora"], tests["seeds", "vera"]
     assert float(one["difference"]) == pytest.approx(2.0)
     p = [stats.ttest_rel(other, scores).pvalue for other in (dora, [55.0, 56.0, 54.0])]
     assert [float(one["p"]), float(two["p"])] == pytest.approx(p)
-    assert float(two["p_holm"]) == pytest.approx(min(1.0, 2 * min(p)))
-    assert float(one["p_holm"]) == pytest.approx(max(p))
     both = (0.17, 0.19, 0.21), (0.20, 0.22, 0.21)
     right = [~np.array([wrong(s, seed) for seed, s in enumerate(shares)]) for shares in both]
     totals = (right[0].astype(int) - right[1]).sum(0)
     z = totals.sum() / np.sqrt((totals**2).sum())  # what the exact test tends to
     assert float(tests["examples", "dora"]["p"]) == pytest.approx(2 * stats.norm.sf(z), abs=0.05)
-    assert float(tests["both", "vera"]["p"]) < 0.001
-
-
-def test_a_grid_that_was_scored_on_one_set_alone_is_said_to_be_optimistic(tmp_path):
-    for method, best in (("lora", 1e-3), ("dora", 3e-3)):
-        for rate in RATES:
-            for seed in range(2):
-                share = (0.2 if rate == best else 0.3) + seed / 50
-                folder = tmp_path / method / f"{rate}_{seed}"
-                planted(folder, method, seed, LABELS, wrong(share, seed), rate=rate)
-    found = methods(tmp_path)
-    assert found["dora"].chosen_on == "scored" and found["dora"].budget == (3, 6)
-    assert found["dora"].scores() == pytest.approx({(0, 0): 80.0, (1, 0): 78.0})
-    text = said(tmp_path)
-    assert "Settings of LoRA, DoRA were chosen on the very examples that they are scored on" in text
-    for method in ("lora", "dora"):
-        shutil.rmtree(tmp_path / method)
-    for rate in RATES:
-        tuning(tmp_path / f"{rate}", "lora", rate, rate * 100)
-    (contest,) = made(tmp_path)
-    assert contest.held_out and contest.methods[0].chosen_on == "scored"
-    assert "on the held-out training examples" in report.render([contest], "markdown")
-
-
-def test_equal_scores_choose_the_smaller_rate_and_divergence_is_last(tmp_path):
-    tuned(tmp_path, "lora", (0.2, 0.2, 0.3), (), 0)
-    assert methods(tmp_path)["lora"].chosen.rate == 3e-4
-    assert methods(tmp_path)["lora"].edge == "lowest"
-    how = {"status": "diverged", "best_step": None}
-    tuning(tmp_path / "again", "lora", 3e-4, 0.0, seed=101, **how)
-    assert methods(tmp_path)["lora"].chosen.rate == 1e-3  # which diverged with no seed
-    tuning(tmp_path / "failed", "lora", 1e-3, 0.0, seed=101, status="failed", note="killed")
-    assert methods(tmp_path)["lora"].chosen.rate == 1e-3
-    text = report.render(made(tmp_path), "markdown")
-    assert "| 1 diverged, 1 failed |" in text
-    assert methods(tmp_path)["lora"].budget == (3, 5)
-
-
-def test_unequal_budgets_are_warned_of(study):
-    shutil.rmtree(study / "dora" / "0.0003")
-    tuning(study / "more", "vera", 1e-2, 0.6)
-    text = said(study)
-    assert "Budgets differ: 2 settings in 2 runs for DoRA; 3 settings in 3 runs for LoRA; 4" in text
-
-
-def test_a_chosen_setting_without_scored_runs_is_not_run(study):
-    tuning(study / "better", "lora", 1e-4, 0.1)
-    found = methods(study)
-    assert found["lora"].chosen.rate == 1e-4 and not found["lora"].runs
-    assert "chosen setting of LoRA has no run that is scored; other settings, 1, have some" in said(
-        study
-    )
-    text = report.render(made(study), "markdown")
-    assert "| LoRA | 4 (4 runs) | 0.0001 (lowest) | held-out | 0 | not run | – |" in text
-    assert "no common seed" in text
+    t = 2 * float(tests["both", "vera"]["difference"]) / two_ends(tests["both", "vera"])
+    assert float(tests["both", "vera"]["p"]) == pytest.approx(2 * stats.t.sf(abs(t) * TWO, 2))
+    assert float(tests["both", "vera"]["p"]) < 0.02
 
 
 def test_missing_predictions_are_not_measured(study):
@@ -169,11 +70,12 @@ def test_missing_predictions_are_not_measured(study):
         path.unlink()
     text = report.render(made(study), "markdown").replace("\\", "")
     (row,) = (line for line in text.splitlines() if line.startswith("| DoRA | 3 | "))
-    assert row.endswith("| not measured | – | not measured | – |")
-    assert "predictions of 0 of 3 common seeds: LoRA and DoRA, DoRA and VeRA" in text
+    assert "| not measured | – | not measured | – |" in row
+    assert row.endswith("| not told apart ‡ |")
+    assert "predictions of 0 of 3 common seeds: DoRA and LoRA, DoRA and VeRA" in text
     found = {(line["method"], line["other"]): line for line in lines(study) if line["verdict"]}
-    assert found["lora", "dora"]["test"] == "seeds"
-    assert found["lora", "vera"]["test"] == "both"
+    assert found["dora", "lora"]["test"] == "seeds"
+    assert found["vera", "lora"]["test"] == "both"
 
 
 def test_one_seed_is_compared_over_examples_alone(study):
@@ -182,7 +84,8 @@ def test_one_seed_is_compared_over_examples_alone(study):
     text = report.render(made(study), "markdown")
     (row,) = (line for line in text.splitlines() if line.startswith("| DoRA | 1 | one seed | – |"))
     assert row.count("one seed") == 2
-    found = {line["other"]: line for line in lines(study) if line["family"] == "all pairs"}
+    kept = [line for line in lines(study) if line["decides"] == "yes" and line["other"] == "lora"]
+    found = {line["method"]: line for line in kept}
     assert (found["dora"]["test"], found["dora"]["common"]) == ("examples", "1")
     first, second = ~wrong(0.2, 0), ~wrong(0.17, 0)
     discordant = (first & ~second).sum(), (second & ~first).sum()
@@ -248,14 +151,14 @@ def test_wins_ties_and_losses_over_tasks(tmp_path):
     shares = {"lora": 0.2, "dora": 0.2, "vera": 0.45}
     for task in ("sst2", "cola", "rte"):
         for method, share in shares.items():
-            for seed in range(3):
+            for seed in range(5):
                 folder = tmp_path / task / method / str(seed)
                 planted(folder, method, seed, LABELS, wrong(share, (seed, len(method))), task=task)
     contests = made(tmp_path)
     family = [pair for contest in contests for pair in pairs.pairs(contest, 500, 0)]
     assert len(family) == 9
-    sheet = report_sheets.wins(family)
-    assert sheet.title.endswith("3 tasks")
+    (sheet,) = report_sheets.wins(family)
+    assert sheet.title.endswith("3 contests")
     assert [list(row) for row in sheet.rows] == [
         ["LoRA", "3-3-0", "–", "0-3-0", "3-0-0"],
         ["DoRA", "3-3-0", "0-3-0", "–", "3-0-0"],
@@ -265,7 +168,7 @@ def test_wins_ties_and_losses_over_tasks(tmp_path):
         {"win": "loss", "loss": "win"}.get(each, each) for each in pairs.verdicts(family)
     ]
     cola = next(line for line in lines(tmp_path) if line["task"] == "cola")
-    right = [np.eye(2)[np.where(wrong(0.2, (s, 4)), 1 - LABELS, LABELS)] for s in range(3)]
+    right = [np.eye(2)[np.where(wrong(0.2, (s, 4)), 1 - LABELS, LABELS)] for s in range(5)]
     scores = [100 * metrics.score(("matthews",), each, LABELS)["matthews"] for each in right]
     assert (cola["metric"], float(cola["mean"])) == ("matthews", pytest.approx(np.mean(scores)))
 
@@ -279,8 +182,9 @@ def test_runs_of_no_study_are_methods_by_variant_and_storage(tmp_path):
     found = methods(tmp_path)
     labels = {key: method.label for key, method in found.items()}
     assert labels == {"lora": "LoRA", "dora": "DoRA", "lora_nf4": "LoRA on nf4"}
-    assert "| DoRA | 2 | +1.00 | – | not measured | – | not measured | – |" in report.render(
-        made(tmp_path), "markdown"
+    assert (
+        "| DoRA | 2 | +1.00 | – | not measured | – | not measured | – | – | not measured |"
+        in report.render(made(tmp_path), "markdown")
     )
 
 
@@ -296,3 +200,63 @@ def test_the_reference(study, monkeypatch):
     assert "The reference, vera, was not run here." in report.render(made(study), "rich", "vera")
     shutil.rmtree(study / "lora")
     assert "difference from DoRA" in report.render(made(study), "markdown")
+
+
+def test_verdicts_of_one_seed_are_marked_and_explained(study):
+    for method in ("lora", "dora", "vera"):
+        for seed in (1, 2):
+            shutil.rmtree(study / method / str(seed))
+    contests = made(study)
+    family = [pair for contest in contests for pair in pairs.pairs(contest, 200, 0)]
+    (sheet,) = report_sheets.wins(family)
+    assert [row[1] for row in sheet.rows] == ["1-0-1 (2†)", "2-0-0 (2†)", "0-0-2 (2†)"]
+    text = report.render(contests, "markdown", resamples=200)
+    assert "| worse † |" in text and "| better † |" in text
+    assert "†: decided over examples alone" in text and "not for their methods" in text
+    assert "$\\dagger$" in report.render(contests, "latex", resamples=200)
+
+
+def test_verdicts_are_of_one_family_in_both_tables(study):
+    contests = made(study)
+    family = [pair for contest in contests for pair in pairs.pairs(contest, 200, 0)]
+    own = [pair.tests["both"].p for pair in family]
+    by_hand = [1.0] * 3
+    for rank, index in enumerate(np.argsort(own)):
+        largest = max([by_hand[i] for i in np.argsort(own)[:rank]], default=0.0)
+        by_hand[index] = min(1.0, max(largest, own[index] * (3 - rank)))
+    assert pairs.adjusted(family) == pytest.approx(by_hand)
+    beside = report_sheets.against(
+        contests[0], contests[0].methods[0], [pairs.swapped(pair) for pair in family]
+    )
+    assert [row[-2] for row in beside.rows] == [report_sheets.p_text(p) for p in by_hand[:2]]
+    found = {line["method"]: line for line in lines(study, resamples=200) if line["p_holm"]}
+    assert float(found["vera"]["p_holm"]) == pytest.approx(by_hand[1])
+    error = next(e for e in np.arange(1, 99, 0.01) if 1 - e / np.sqrt(2 + e**2) < 0.05 / 3)
+    assert report_warnings.least_win(family) == pytest.approx(error, abs=0.01)  # 2 degrees
+    text = report.render(contests, "markdown")
+    assert "one family of all pairs" in text and "a pair that was not told apart" in text
+
+
+def test_equal_scores_have_no_interval(study):
+    for seed in range(3):
+        shutil.rmtree(study / "vera" / str(seed))
+        planted(study / "vera" / str(seed), "vera", seed, LABELS, wrong(0.4, 7), rate=1e-3)
+    assert report_sheets.interval(methods(study)["vera"]) is None
+    (row,) = (r for r in report_sheets.methods(made(study)[0]).rows if r[0] == "VeRA")
+    assert row[5:7] == ["60.00 ± 0.00", "–"]
+    assert "All 3 scores of VeRA are equal: they have no interval" in said(study)
+
+
+def test_rows_of_two_studies_are_counted_apart(tmp_path):
+    for table, share in (("glue", 0.45), ("other", 0.1)):
+        for method, own in (("lora", 0.2), ("vera", share)):
+            for seed in range(5):
+                folder = tmp_path / table / method / str(seed)
+                changes = {"study.table": table}
+                planted(folder, method, seed, LABELS, wrong(own, (seed, 1)), changes=changes)
+    family = [pair for contest in made(tmp_path) for pair in pairs.pairs(contest, 200, 0)]
+    one, two = report_sheets.wins(family)
+    assert one.title.startswith("glue, ") and two.title.startswith("other, ")
+    assert one.title.endswith("1 contest") and two.title.endswith("1 contest")
+    assert [row[1] for row in one.rows] == ["1-0-0", "0-0-1"]
+    assert [row[1] for row in two.rows] == ["0-0-1", "1-0-0"]

@@ -115,13 +115,19 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
         if row != "\\midrule"
     ]
     assert plain == cells
-    assert not re.search(r"(?<!\\)[%#_]", text["latex"].removeprefix("% \\usepackage{booktabs}"))
+    assert not re.search(r"(?<!\\)[%#_]", text["latex"].partition(sheets.PACKAGES)[2])
 
     values = list(csv.DictReader(io.StringIO(text["csv"])))
     named = [line for line in values if line["line"] == "method"]
     assert {line["label"] for line in named} == {row[0] for row in cells} - {"method"}
-    assert len(named) == 8 and len(values) == 8 + 3 * 6 + 12
+    assert len(named) == 8 and len(values) == 8 + 3 * 12
     assert len(re.findall("over both +p", text["rich"])) == 2
+    head = "% Comparison of methods\n% \\usepackage{booktabs, graphicx}\n"
+    assert text["latex"].startswith(head)
+    fit = (
+        r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}{"
+    )
+    assert text["latex"].count(fit) == text["latex"].count("\\end{tabular}}") == 5
     for form in ("rich", "markdown", "latex"):
         assert "Warning, MiniLM" in text[form] and "very examples" in text[form]
 
