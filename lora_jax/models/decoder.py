@@ -111,9 +111,7 @@ class Decoder(nnx.Module):
         rng: Array | None = None,
     ) -> Array:
         """Logits of each token's successor, (B, T, vocabulary); arguments as for `hidden`."""
-        x = self.hidden(
-            input_ids, attention_mask, positions=positions, segments=segments, rng=rng
-        )
+        x = self.hidden(input_ids, attention_mask, positions=positions, segments=segments, rng=rng)
         return self.logits(x)
 
     def hidden(
@@ -217,7 +215,7 @@ class Decoder(nnx.Module):
 
 
 def _choose(sights: list[Sight], slides: Array | None) -> Sight:
-    """What one layer sees; where layers differ, a number that is traced says of which kind it is."""
+    """What one layer sees; where layers differ, `slides` says of which of two kinds it is."""
     if slides is None:
         return sights[0]
     full, sliding = sights

@@ -75,7 +75,9 @@ class GPT2Config:
                 raise ValueError(f"{feature} {config[feature]!r} is not supported, only {only}")
         names = {field.name for field in dataclasses.fields(cls)}
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")  # whose null means none
-        given = {k: v for k, v in config.items() if k in names and (v is not None or k in ids)}
+        given: dict[str, Any] = {
+            k: v for k, v in config.items() if k in names and (v is not None or k in ids)
+        }
         if "eos_token_id" in given:
             given["eos_token_id"] = token_ids("eos_token_id", given["eos_token_id"])
         return cls(**given)

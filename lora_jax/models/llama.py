@@ -8,7 +8,8 @@ out) when stacked; heads appear only after the product. The parameters' paths:
     layers/attention_norm/scale    layers/attention/{query,key,value,output}/kernel
     layers/mlp_norm/scale          layers/{gate,up,down}/kernel
     norm/scale                     head/kernel  (not where it is tied to the embedding)
-    layers/attention/{query,key,value}/bias (Qwen 2)   layers/attention/{query,key}_norm/scale (Qwen 3)
+    layers/attention/{query,key,value}/bias  (Qwen 2)
+    layers/attention/{query,key}_norm/scale  (Qwen 3)
 
 Touvron et al., 2023 (arXiv:2307.09288); Jiang et al., 2023 (arXiv:2310.06825); Qwen team, 2024 and
 2025 (arXiv:2407.10671, arXiv:2505.09388).
@@ -31,9 +32,7 @@ class Attention(nnx.Module):
     """The projections of grouped-query attention."""
 
     def __init__(self, config: LlamaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
-        linear = functools.partial(
-            Linear, std=config.initializer_range, dtype=dtype, rngs=rngs
-        )
+        linear = functools.partial(Linear, std=config.initializer_range, dtype=dtype, rngs=rngs)
         width, head = config.hidden_size, config.head_dim
         heads, groups = config.num_attention_heads * head, config.num_key_value_heads * head
         self.query = linear(width, heads, use_bias=config.input_bias)

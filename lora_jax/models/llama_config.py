@@ -70,7 +70,7 @@ class LlamaConfig:
     num_key_value_heads: int = 0
     head_dim: int = 0
     max_position_embeddings: int = 2048
-    rope: Rope = Rope()
+    rope: Rope = dataclasses.field(default_factory=Rope)
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
