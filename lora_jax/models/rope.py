@@ -69,7 +69,7 @@ class Rope:
 
     def __post_init__(self):
         check_positive("rope_theta", self.rope_theta)
-        if self.rope_type not in _FIELDS:
+        if not isinstance(self.rope_type, str) or self.rope_type not in _FIELDS:
             raise ValueError(
                 f"rope_type {self.rope_type!r} is not supported; supported: {', '.join(_FIELDS)}"
             )
