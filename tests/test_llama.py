@@ -187,13 +187,13 @@ def test_masks_by_hand():
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_written_out_attention_is_that_of_jax(window):
-    shapes = {"query": (2, 7, 4, 6), "key": (2, 7, 2, 6), "value": (2, 7, 2, 6)}
-    given = random_like({name: jnp.zeros(shape) for name, shape in shapes.items()}, 0)
+    shapes = ((2, 7, 4, 6), (2, 7, 2, 6), (2, 7, 2, 6))
+    given = random_like([jnp.zeros(shape) for shape in shapes], 0)
     segments = jnp.array([[1, 1, 1, 1, 2, 2, 2], [1, 2, 2, 2, 2, 2, 3]])
     masked = Sight(visible(7, segments=segments, window=window))
     for sight in (Sight(None, window), masked):
-        expected = attend(*given.values(), sight)
-        np.testing.assert_allclose(_attend(*given.values(), sight, 0.0, None), expected, atol=1e-6)
+        expected = attend(*given, sight)
+        np.testing.assert_allclose(_attend(*given, sight, 0.0, None), expected, atol=1e-6)
 
 
 def test_a_token_attends_to_keys_that_were_kept(quick_compilation):

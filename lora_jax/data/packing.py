@@ -14,7 +14,7 @@ class Packed(NamedTuple):
     """Rows of documents, four arrays (rows, length).
 
     `ids` int32; `segments` int32, the documents of a row counted from 1, and 0 for padding;
-    `positions` int32, from 0 in every document; `weights` float32, what the prediction of each
+    `positions` int32, from 0 in every document and in the padding; `weights` float32, what the prediction of each
     token counts in a loss: 0 for padding and for the first token of a document.
     """
 
@@ -70,6 +70,7 @@ def pack(
             packed.weights[here] = shares[number]
             packed.weights[row, start] = 0  # predicted from nothing
             start += len(given[number])
+        packed.positions[row, start:] = np.arange(length - start)
     return packed
 
 
