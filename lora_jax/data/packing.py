@@ -14,8 +14,8 @@ class Packed(NamedTuple):
     """Rows of documents, four arrays (rows, length).
 
     `ids` int32; `segments` int32, the documents of a row counted from 1, and 0 for padding;
-    `positions` int32, from 0 in every document and in the padding; `weights` float32, what the prediction of each
-    token counts in a loss: 0 for padding and for the first token of a document.
+    `positions` int32, from 0 in every document and in the padding; `weights` float32, what the
+    prediction of each token counts in a loss: 0 for padding and for the first token of a document.
     """
 
     ids: np.ndarray
