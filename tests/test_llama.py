@@ -1,6 +1,7 @@
 """The decoders against torch's (fixtures written by make_fixtures/decoders.py), and Llama's own."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,9 @@ def test_equals_torch_in_float64(name, tmp_path, truth, x64, quick_compilation):
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2", "qwen3", "gpt2"])
 def test_equals_torch_in_float32(name, tmp_path, truth, quick_compilation):
-    np.testing.assert_allclose(outputs(name, tmp_path, jnp.float32), truth[name], atol=1e-5)
+    """To 1e-5 of the largest logit."""
+    atol = 1e-5 * np.abs(truth[name]).max()
+    np.testing.assert_allclose(outputs(name, tmp_path, jnp.float32), truth[name], atol=atol)
 
 
 def test_parameter_paths_and_shapes():
@@ -227,12 +230,12 @@ def test_bfloat16_computation(name, quick_compilation):
     for weights in (params, narrow):
         logits = apply(weights, ids)
         assert logits.dtype == jnp.float32
-        # a relative error of 2^-8 for each of some ten roundings
-        assert 0 < jnp.abs(logits - expected).max() < 0.04 * jnp.abs(expected).max()
+        off = jnp.sqrt(jnp.square(logits - expected).mean() / jnp.square(expected).mean())
+        assert 0 < off < 0.03  # some ten roundings of up to 2^-8 each
 
 
 def test_remat_changes_no_value_and_no_gradient(x64, quick_compilation):
-    values, ids = [], random_ids(tokens=5)
+    values, texts, ids = [], set(), random_ids(tokens=5)
     for remat in (False, True, *POLICIES):
         options = {"remat": remat, "param_dtype": jnp.float64}
         params, apply = functional(random_decoder("qwen2", options=options))
@@ -243,7 +246,8 @@ def test_remat_changes_no_value_and_no_gradient(x64, quick_compilation):
         values.append(jax.jit(jax.value_and_grad(loss))(params))
         jaxpr = str(jax.make_jaxpr(loss)(params))
         assert ("remat" in jaxpr or "checkpoint" in jaxpr) == bool(remat)
-        assert not isinstance(remat, str) or remat in jaxpr
+        texts.add(re.sub("0x[0-9a-f]+", "", jaxpr))
+    assert len(texts) == 2 + len(POLICIES)  # each of them is another program
     for each in values[1:]:
         for plain, recomputed in zip(*map(jax.tree.leaves, (values[0], each)), strict=True):
             np.testing.assert_allclose(recomputed, plain, rtol=1e-12, atol=1e-12)

@@ -107,7 +107,7 @@ def test_options_reach_the_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({QUERY: None}, f"no tensor '{QUERY}'; nearest: 'model.layers.0.self_attn.q_proj.weight'"),
+        ({QUERY: None}, f"no tensor '{QUERY}'; nearest: 'model.layers.1.self_attn"),
         ({"lm_head.weight": None}, "no tensor 'lm_head.weight'; nearest:"),
         ({"model.norm.weight": None}, "no tensor 'model.norm.weight'; nearest:"),
         (

@@ -83,15 +83,16 @@ def attend(
         return _attend(query, key, value, sight, dropout_rate, rng)
     window = None if sight.window is None else (sight.window - 1, 0)
     own = sight.mask is None
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=sight.mask,
-        is_causal=own,
-        local_window_size=window if own else None,
-        implementation=sight.implementation,
-    )
+    with jax.numpy_dtype_promotion("standard"):  # it mixes bfloat16 with float32 within
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=sight.mask,
+            is_causal=own,
+            local_window_size=window if own else None,
+            implementation=sight.implementation,
+        )
 
 
 def _attend(

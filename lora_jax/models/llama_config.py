@@ -167,7 +167,10 @@ class LlamaConfig:
         del content["rope"]
         eos = list(self.eos_token_id)
         content["eos_token_id"] = eos[0] if len(eos) == 1 else eos or None
-        content["layer_types"] = list(self.layer_types)
+        if self.model_type.startswith("qwen"):
+            content["layer_types"] = list(self.layer_types)
+        else:  # transformers takes a Mistral with layer types for another model
+            del content["layer_types"]
         return content | self.rope.to_json()
 
     @property

@@ -122,6 +122,11 @@ def test_logits_in_float64(kind, seed, tmp_path, x64, quick_compilation):
     np.testing.assert_allclose(apply(params, ids), torch_logits(theirs, ids), atol=1e-10)
 
 
+def assert_close(ours, theirs):
+    """Of float32: to 1e-5 of the largest logit, where both are rounded."""
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize(("kind", "seed"), CONFIGS)
 def test_logits_in_float32(kind, seed, tmp_path, quick_compilation):
     """Against transformers as everyone runs it, in float32."""
@@ -130,7 +135,7 @@ def test_logits_in_float32(kind, seed, tmp_path, quick_compilation):
     ids, mask, positions = random_inputs(config, seed, tokens=12)
     expected = torch_logits(theirs.float(), ids, mask, positions)
     logits = apply(params, ids, mask, positions=positions)
-    np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], atol=1e-5)
+    assert_close(logits[mask == 1], expected[mask == 1])
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
@@ -139,7 +144,9 @@ def test_gradients_in_float64(kind, tmp_path, x64, quick_compilation):
     ids, _, _ = random_inputs(config, 1)
     labels = torch.tensor(ids, dtype=torch.long)
     with exactly():
-        theirs(input_ids=labels, labels=labels, use_cache=False).loss.backward()
+        logits = theirs(input_ids=labels, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()  # the model's own loss would be of float32
     expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
     graph, params = nnx.split(ours)
 
@@ -177,7 +184,7 @@ def test_packed_rows(kind, tmp_path, x64, quick_compilation):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_transformers_loads_what_we_export(kind, seed, tmp_path, quick_compilation):
     config, _, ours = both(tmp_path / "in", kind, seed, jnp.float32)
-    shard = {"shard_bytes": 4000} if seed else {}
+    shard = {"shard_bytes": 400} if seed else {}
     export_decoder(nnx.state(ours), ours.config, tmp_path / "out", **shard)
     assert (tmp_path / "out" / "model.safetensors").exists() == (seed == 0)
     auto = transformers.AutoModelForCausalLM
@@ -185,10 +192,10 @@ def test_transformers_loads_what_we_export(kind, seed, tmp_path, quick_compilati
     assert not any(report.values()), report
     ids, _, _ = random_inputs(config, seed)
     logits = functional(ours)[1](nnx.state(ours), ids)
-    np.testing.assert_allclose(logits, torch_logits(theirs.eval(), ids), atol=1e-5)
+    assert_close(logits, torch_logits(theirs.eval(), ids))
 
 
-@pytest.mark.parametrize("shard", ["50GB", "4KB"])
+@pytest.mark.parametrize("shard", ["50GB", 400])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
 def test_we_load_what_transformers_saves(kind, shard, tmp_path, quick_compilation):
     config = random_config(kind, 1)
@@ -198,7 +205,7 @@ def test_we_load_what_transformers_saves(kind, shard, tmp_path, quick_compilatio
     ours = load_decoder(tmp_path)
     ids, _, _ = random_inputs(config, 1)
     logits = functional(ours)[1](nnx.state(ours), ids)
-    np.testing.assert_allclose(logits, torch_logits(theirs, ids), atol=1e-5)
+    assert_close(logits, torch_logits(theirs, ids))
 
 
 @pytest.mark.parametrize("name", list(CASES))
