@@ -91,7 +91,7 @@ class Decoder(nnx.Module):
         check_remat(remat)
         check_implementation(implementation)
         self.config, self.dtype, self.remat = config, dtype, remat
-        self.implementation = implementation
+        self.implementation: Implementation | None = implementation
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
         self.embedding = Embedding(*sizes, param_dtype, rngs)
         make = functools.partial(self.layer_type, config, param_dtype)
@@ -219,7 +219,7 @@ def _choose(sights: list[Sight], slides: Array | None) -> Sight:
     if slides is None:
         return sights[0]
     full, sliding = sights
-    return full._replace(mask=jnp.where(slides, sliding.mask, full.mask))
+    return full._replace(mask=jnp.where(slides, sliding.mask, full.mask))  # type: ignore
 
 
 def check_remat(remat: Any) -> None:
