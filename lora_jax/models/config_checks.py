@@ -1,8 +1,8 @@
-"""What the config.json of every family is held to: sizes, rates, activations, plain encoders."""
+"""What the config.json of every family is held to: sizes, rates, activations, plain models."""
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def check_plain(config: Mapping[str, Any]) -> None:
-    """ValueError for what no encoder here has: a decoder, pruned heads, quantised weights."""
-    for feature in ("is_decoder", "add_cross_attention", "pruned_heads", "quantization_config"):
+_NEVER = ("add_cross_attention", "pruned_heads", "quantization_config")
+_NOT_OF = {"encoders": ("is_decoder", *_NEVER), "decoders": ("is_encoder_decoder", *_NEVER)}
+
+
+def check_plain(
+    config: Mapping[str, Any], kind: Literal["encoders", "decoders"] = "encoders"
+) -> None:
+    """ValueError for what no model here has: the other half, pruned heads, quantised weights."""
+    for feature in _NOT_OF[kind]:
         if config.get(feature):
-            raise ValueError(f"{feature}={config[feature]!r} is not supported: plain encoders only")
+            raise ValueError(f"{feature}={config[feature]!r} is not supported: plain {kind} only")
 
 
 def check_heads(hidden_size: int, num_attention_heads: int) -> None:
@@ -57,6 +63,19 @@ def check_positive(name: str, value: Any) -> None:
 def check_integer(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or not _is_number(value) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def token_ids(name: str, value: Any) -> tuple[int, ...]:
+    """One token id, several or none (null), as a tuple."""
+    ids = tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+    for each in ids:
+        check_integer(name, each, least=0)
+    return ids
 
 
 def _is_number(value: Any) -> bool:

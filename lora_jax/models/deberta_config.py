@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_jax.models.config_checks import (
     check_activation,
+    check_flag,
     check_heads,
     check_integer,
     check_plain,
@@ -84,8 +85,7 @@ class DebertaConfig:
         for name in _ACTIVATIONS:
             check_activation(name, getattr(self, name))
         for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         check_heads(self.hidden_size, self.num_attention_heads)
         self._check_attention()
         self._check_convolution()

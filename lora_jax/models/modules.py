@@ -1,4 +1,4 @@
-"""What every encoder here is made of: linear layers, norms, tables, dropout, stacking, pooling."""
+"""What every model here is made of: linear layers, norms, tables, dropout, stacking, pooling."""
 
 from collections.abc import Callable
 from typing import Literal, TypeVar, get_args
@@ -90,6 +90,22 @@ class LayerNorm(nnx.Module):
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
         return (y * like(self.scale[...], y) + like(self.bias[...], y)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Scales the last axis to a mean square of one, in float32 at least; the dtype of x stays.
+
+    Zhang and Sennrich, 2019 (arXiv:1910.07467).
+    """
+
+    def __init__(self, width: int, epsilon: float, dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones(width, dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(wide(x.dtype))
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * like(self.scale[...], y)).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lora_jax.models.torch_bin import TorchFile
+from lora_jax.partition import nearest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -95,8 +96,8 @@ class SafetensorsFile:
 class Weights:
     """The tensors of a folder: names and shapes at once, contents when read.
 
-    `prefix` is what stands before the encoder's names in a checkpoint that has a head, say `bert.`;
-    it is left out in one that is an encoder alone, so names are looked up with and without it.
+    `prefix` is what stands before the model's names in a checkpoint that has a head, say `bert.`;
+    it is left out in one that is a model alone, so names are looked up with and without it.
     """
 
     def __init__(self, folder: str | Path, prefix: str):
@@ -115,6 +116,10 @@ class Weights:
     def _key(self, name: str) -> str:
         return name if self._prefixed else name.removeprefix(self._prefix)
 
+    def names(self) -> list[str]:
+        """The names of all tensors, as they are stored."""
+        return list(self._source)
+
     def __contains__(self, name: str) -> bool:
         return self._key(name) in self._source
 
@@ -126,7 +131,8 @@ class Weights:
         """ValueError unless there is a floating-point tensor of this name and shape."""
         key = self._key(name)
         if key not in self._source:
-            raise ValueError(f"{self.folder}: the weights have no tensor {key!r}")
+            near = nearest(key, self._source)
+            raise ValueError(f"{self.folder}: the weights have no tensor {key!r}; nearest: {near}")
         if self.shape(name) != shape:
             raise ValueError(
                 f"{self.folder}: tensor {key!r} has shape {self.shape(name)}, "

@@ -1,0 +1,234 @@
+"""What every decoder shares: stacked pre-norm layers, scanned, between an embedding and a head."""
+
+import functools
+from typing import Any, ClassVar, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from lora_jax.models.causal_attention import (
+    Implementation,
+    Sight,
+    attend,
+    restarting,
+    visible,
+)
+from lora_jax.models.modules import Embedding, Linear, dropout, split_keys, stack, wide
+from lora_jax.models.rope import Rotation
+
+POLICIES = (
+    "nothing_saveable",
+    "everything_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+
+
+class DecoderLayer(nnx.Module):
+    """One layer, normalised before each residual: (B, T, hidden) to the same.
+
+    A family sets the parts below. A call is `project`, `attend` and `finish`; what generates text
+    puts the keys and values of earlier tokens between them.
+    """
+
+    attention_norm: Any
+    attention: Any
+    mlp_norm: Any
+    attention_dropout: float
+    residual_dropout: float
+
+    def __call__(
+        self, x: Array, rotation: Rotation | None, sight: Sight, rng: Array | None
+    ) -> Array:
+        attention_rng, residual_rng = split_keys(rng, 2)
+        query, key, value = self.project(x, rotation)
+        y = attend(query, key, value, sight, self.attention_dropout, attention_rng)
+        return self.finish(x, y, residual_rng)
+
+    def project(self, x: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
+        """Queries (B, T, heads, head_dim), and keys and values (B, T, groups, head_dim)."""
+        return self.attention.project(self.attention_norm(x), rotation)
+
+    def finish(self, x: Array, attended: Array, rng: Array | None = None) -> Array:
+        """The layer's output, from its input and what its heads made of the values."""
+        first_rng, second_rng = split_keys(rng, 2)
+        y = self.attention.output(attended.reshape(*x.shape[:-1], -1))
+        x = x + dropout(y, self.residual_dropout, first_rng)
+        return x + dropout(self.feed_forward(self.mlp_norm(x)), self.residual_dropout, second_rng)
+
+    def feed_forward(self, x: Array) -> Array:
+        """What is computed of each token by itself, (B, T, hidden) to the same."""
+        raise NotImplementedError
+
+
+class Decoder(nnx.Module):
+    """A causal language model: `logits(hidden(input_ids))`, which a call does.
+
+    `dtype` is what is computed in, by default the dtype of the parameters; norms, rotations,
+    softmax and logits are in float32 at least. `remat` recomputes each layer in the backward pass
+    instead of keeping its activations; the name of a policy of `jax.checkpoint_policies` (see
+    `POLICIES`) keeps some. `implementation` is that of `jax.nn.dot_product_attention`. The model
+    holds no random state: pass `rng` to a call for dropout.
+
+    A family sets its layer's type, `make_norm` and, where it needs more, `embed` and `rotation`.
+    """
+
+    layer_type: ClassVar[Any]
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: bool | str = False,
+        implementation: Implementation | None = None,
+        rngs: nnx.Rngs,
+    ):
+        check_remat(remat)
+        check_implementation(implementation)
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.implementation: Implementation | None = implementation
+        sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
+        self.embedding = Embedding(*sizes, param_dtype, rngs)
+        make = functools.partial(self.layer_type, config, param_dtype)
+        self.layers = stack(make, config.num_hidden_layers, rngs)
+        self.norm = self.make_norm(config, param_dtype)
+        if not config.tie_word_embeddings:
+            width, words, std = config.hidden_size, config.vocab_size, config.initializer_range
+            self.head = Linear(width, words, std, param_dtype, rngs, use_bias=False)
+
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        segments: Array | None = None,
+        rng: Array | None = None,
+    ) -> Array:
+        """Logits of each token's successor, (B, T, vocabulary); arguments as for `hidden`."""
+        x = self.hidden(input_ids, attention_mask, positions=positions, segments=segments, rng=rng)
+        return self.logits(x)
+
+    def hidden(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        segments: Array | None = None,
+        rng: Array | None = None,
+    ) -> Array:
+        """The last hidden states (B, T, hidden), normalised, in `dtype`.
+
+        Args:
+            input_ids: (B, T) integers.
+            attention_mask: (B, T), nonzero where there is a token. Padding on either side changes
+                no other token's result, and gets finite ones.
+            positions: (B or 1, T) integers; by default tokens are counted from 0, padding left
+                out, in every segment anew.
+            segments: (B, T) integers, the number of each token's document in a packed row (see
+                `lora_jax.data.packing`); a token sees its own document only.
+            rng: dropout at the config's rates with this key; no dropout without one.
+        """
+        self._check(input_ids, attention_mask, positions, segments)
+        tokens, dtype = input_ids.shape[1], self.dtype or self.embedding.embedding.dtype
+        if positions is None and segments is not None:
+            positions = restarting(segments)
+        elif positions is None and attention_mask is not None:
+            counted = jnp.cumsum(attention_mask.astype(bool), axis=1, dtype=jnp.int32)
+            positions = jnp.maximum(counted - 1, 0)
+        elif positions is None:
+            positions = jnp.arange(tokens, dtype=jnp.int32)[None]
+
+        embedding_rng, layers_rng = split_keys(rng, 2)
+        x = self.embed(input_ids, positions, dtype, embedding_rng)
+        rotation = self.rotation(positions, dtype)
+        sights = self._sights(tokens, attention_mask, segments)
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, None]:
+            weights, slides, rng = each
+            return nnx.merge(graph, weights)(x, rotation, _choose(sights, slides), rng), None
+
+        if self.remat:
+            named = isinstance(self.remat, str)
+            policy = getattr(jax.checkpoint_policies, str(self.remat)) if named else None
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+        slides = jnp.asarray(self.config.slides) if len(sights) == 2 else None
+        count = self.config.num_hidden_layers
+        rngs = None if layers_rng is None else jax.random.split(layers_rng, count)
+        return self.norm(jax.lax.scan(layer, x, (weights, slides, rngs))[0])
+
+    def logits(self, hidden: Array) -> Array:
+        """The head over hidden states, (..., hidden) to (..., vocabulary), float32 at least."""
+        if self.config.tie_word_embeddings:
+            kernel = self.embedding.embedding[...].T
+        else:
+            kernel = self.head.kernel[...]
+        exact = wide(hidden.dtype)
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=exact)
+
+    def make_norm(self, config: Any, dtype: DTypeLike) -> nnx.Module:
+        """The norm after the last layer."""
+        raise NotImplementedError
+
+    def embed(
+        self, input_ids: Array, positions: Array, dtype: DTypeLike, rng: Array | None
+    ) -> Array:
+        """What the first layer sees, (B, T, hidden)."""
+        return self.embedding(input_ids, dtype)
+
+    def rotation(self, positions: Array, dtype: DTypeLike) -> Rotation | None:
+        """How heads turn with their positions, None where they do not."""
+        return None
+
+    def _sights(
+        self, tokens: int, attention_mask: Array | None, segments: Array | None
+    ) -> list[Sight]:
+        """What the layers see: of one kind or, where there are full and sliding ones, of both."""
+        window, kinds = self.config.sliding_window, sorted(set(self.config.slides))
+        windows = [window if slides else None for slides in kinds]
+        if attention_mask is None and segments is None and len(kinds) == 1:
+            return [Sight(None, windows[0], self.implementation)]
+        masks = [visible(tokens, attention_mask, segments, each) for each in windows]
+        return [Sight(mask, None, self.implementation) for mask in masks]
+
+    def _check(self, input_ids: Array, *others: Array | None) -> None:
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids must be (batch, tokens), got {input_ids.shape}")
+        names = ("attention_mask", "positions", "segments")
+        for name, array in zip(names, others, strict=True):
+            shapes = [input_ids.shape, (1, input_ids.shape[1])][: 2 if name == "positions" else 1]
+            if array is not None and array.shape not in shapes:
+                raise ValueError(
+                    f"{name} must be {input_ids.shape} as input_ids are, got {array.shape}"
+                )
+        if input_ids.shape[1] > self.config.max_tokens:
+            raise ValueError(
+                f"{input_ids.shape[1]} tokens; the model takes at most {self.config.max_tokens}"
+            )
+
+
+def _choose(sights: list[Sight], slides: Array | None) -> Sight:
+    """What one layer sees; where layers differ, `slides` says of which of two kinds it is."""
+    if slides is None:
+        return sights[0]
+    full, sliding = sights
+    return full._replace(mask=jnp.where(slides, sliding.mask, full.mask))  # type: ignore
+
+
+def check_remat(remat: Any) -> None:
+    """ValueError unless it is true, false or a policy's name."""
+    if not isinstance(remat, bool) and remat not in POLICIES:
+        raise ValueError(f"remat must be True, False or one of {', '.join(POLICIES)}: {remat!r}")
+
+
+def check_implementation(implementation: Any) -> None:
+    if implementation is not None and implementation not in get_args(Implementation):
+        known = ", ".join(get_args(Implementation))
+        raise ValueError(f"implementation must be None or one of {known}, got {implementation!r}")

@@ -1,0 +1,184 @@
+"""Published decoders: loading them into our models, writing them back.
+
+model = load_decoder(locate("HuggingFaceTB/SmolLM2-135M"), dtype=jnp.bfloat16)
+export_decoder(nnx.state(model), model.config, "out")
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from lora_jax.models.causal_attention import Implementation
+from lora_jax.models.decoder import Decoder, check_implementation, check_remat
+from lora_jax.models.decoder_families import DECODERS, decoder_family_of
+from lora_jax.models.decoder_names import (
+    DecoderConfig,
+    check_no_others,
+    decoder_prefix,
+    places,
+    tensors_of,
+)
+from lora_jax.models.torch_names import path_of
+from lora_jax.models.weight_files import INDEX, SINGLE, Weights, read_json
+
+
+class Source(Protocol):
+    """Tensors by their names in transformers: a folder of safetensors (`Weights`), or another."""
+
+    folder: Path
+
+    def names(self) -> Sequence[str]: ...
+    def check(self, name: str, shape: tuple[int, ...]) -> None: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+def read_decoder_config(folder: str | Path) -> DecoderConfig:
+    """The checked config.json of a folder."""
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    try:
+        return decoder_family_of(content).config.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_decoder(
+    folder: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool | str = False,
+    implementation: Implementation | None = None,
+) -> Decoder:
+    """A published decoder, from one file of weights or from several with an index.
+
+    Arguments are those of `Decoder`. All is checked before anything is read or put on a device:
+    FileNotFoundError for a missing file; ValueError for another architecture, a corrupt file, a
+    missing tensor, a wrong shape, a tensor that the model would leave out, each naming the file and
+    the tensor; and, while its tensors are read, for one that holds a value that is not finite.
+    """
+    check_remat(remat)
+    check_implementation(implementation)
+    config = read_decoder_config(folder)
+    options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
+    weights = Weights(folder, decoder_prefix(config))
+    return decoder_from(weights, config, param_dtype=param_dtype, **options)
+
+
+def decoder_from(
+    source: Source,
+    config: DecoderConfig,
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> Decoder:
+    """The decoder of a config whose tensors come from anywhere.
+
+    Tensors are read one by one, cast and put into their place in the stack: beside the model there
+    is never more than one stacked parameter and one tensor.
+    """
+    decoder: Any = DECODERS[config.model_type].decoder
+    build = functools.partial(decoder, config, param_dtype=param_dtype, **options)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+    found = {path_of(k): places(path_of(k), config) for k, _ in _leaves(abstract)}
+    for key_path, leaf in _leaves(abstract):
+        path = path_of(key_path)
+        for place in found[path]:
+            source.check(place.name, place.tensor_shape(_own(path, leaf.shape)))
+    known = [place.name for each in found.values() for place in each]
+    check_no_others(source.names(), known, config, source.folder)
+
+    def value(key_path: Any, leaf: Any) -> Array:
+        path = path_of(key_path)
+        whole: np.ndarray = np.empty(leaf.shape, leaf.dtype)
+        layers = whole if path.startswith("layers/") else whole[None]
+        for layer, place in zip(layers, found[path], strict=True):
+            layer[...] = place.cut(source.read(place.name))
+        return jnp.asarray(whole)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
+
+
+def export_decoder(
+    params: Any, config: DecoderConfig, folder: str | Path, shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes config.json and safetensors, which transformers and `load_decoder` read.
+
+    `params` are a decoder's, an nnx.State or nested dicts, adapters already merged. Weights of more
+    than `shard_bytes` are written as several files with an index, of which one at a time is held in
+    memory. Files of weights that are in `folder` already are replaced.
+    """
+    leaves = {path_of(key_path): leaf for key_path, leaf in _leaves(params)}
+    if "embedding/embedding" not in leaves:
+        raise ValueError("the parameters have no embedding/embedding: not those of a decoder")
+    shards = _shards(leaves, config, shard_bytes)
+    content = config.to_json()
+    content["architectures"] = [DECODERS[config.model_type].architecture]
+    content["torch_dtype"] = str(jnp.dtype(leaves["embedding/embedding"].dtype))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
+        old.unlink(missing_ok=True)
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else [SINGLE]
+    for file, shard in zip(files, shards, strict=True):
+        tensors = {name: _tensor(leaves, parts) for name, parts in shard.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+Parts = list[tuple[str, int, Any]]
+
+
+def _shards(
+    leaves: Mapping[str, Any], config: DecoderConfig, shard_bytes: int
+) -> list[dict[str, Parts]]:
+    """Which tensors make up which file: as many as fit, in the order of the layers."""
+    shards: list[dict[str, Parts]] = [{}]
+    filled = 0
+    for name, parts in tensors_of(list(leaves), config):
+        size = sum(_bytes(path, leaves[path]) for path, _, _ in parts)
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = parts
+        filled += size
+    return shards
+
+
+def _tensor(leaves: Mapping[str, Any], parts: Parts) -> np.ndarray:
+    arrays = []
+    for path, layer, place in parts:
+        leaf = leaves[path]
+        array = np.asarray(leaf[layer] if path.startswith("layers/") else leaf)
+        arrays.append(array.T if place.transposed else array)
+    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1))
+
+
+def _bytes(path: str, leaf: Any) -> int:
+    return math.prod(_own(path, leaf.shape)) * leaf.dtype.itemsize
+
+
+def _own(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one layer of a stacked parameter, or of one that is not."""
+    return shape[1:] if path.startswith("layers/") else shape
+
+
+def _leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(jax.tree_util.tree_leaves_with_path(tree))
