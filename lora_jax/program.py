@@ -208,6 +208,8 @@ def fastest(
             saved = min(seconds.values()) * possible * steps
             if saved < compilation * shapes:
                 break
+            if seconds.get("vmap", 0.0) > min(seconds.values()):
+                break  # the machine is full with one trial: mapping saves nothing either
         program = best if execution == "each" else make(execution)
         try:
             first, rest = _timed(program, start, batches)
