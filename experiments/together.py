@@ -144,8 +144,9 @@ def run_together(
         number, error = next(iter(wrong.items()))
         why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} cannot "
         why += f"be made now: {error}; mend that, or delete them to start over without it"
-        wrong |= dict.fromkeys(experiments, ValueError(why))
-    elif not home.trials:
+        wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
+        return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
+    if not home.trials:
         home.begin(list(experiments))
     ended = wrong | ended
     if experiments.keys() - ended.keys():

@@ -252,6 +252,36 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(model, tmp_path,
     assert not list((tmp_path / ".programs").iterdir())
 
 
+def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(model, tmp_path, monkeypatch):
+    """They are of all trials: nothing goes on without one, and nothing of them is lost."""
+    chosen, where = trials(model), folders(tmp_path, 4)
+    build, evaluate, calls = together.build, Together.evaluate, []
+
+    def killed(self, number, trainable):
+        calls.append(number)
+        if len(calls) == 5:
+            raise Killed
+        return evaluate(self, number, trainable)
+
+    def failing(settings, materials):
+        if settings == chosen[2]:
+            raise OSError("the disk is away")
+        return build(settings, materials)
+
+    monkeypatch.setattr(Together, "evaluate", killed)
+    with pytest.raises(Killed):
+        run_together(chosen, where, execution="each")
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "build", failing)
+        found = run_together(chosen, where, execution="each")
+    assert str(found[2]) == "the disk is away"
+    for number in (0, 1, 3):
+        assert "trial_2 cannot be made now: the disk is away" in str(found[number])
+    found = run_together(chosen, where, execution="each")
+    assert [record.status for record in found] == ["completed"] * 4
+    assert len(calls) == 5 + 3 * 4  # the first of four evaluations was not made again
+
+
 def test_a_trial_that_diverges_is_recorded(model, tmp_path):
     chosen = trials(model)
     chosen[2]["optimizer"] |= {"learning_rate": 1e30, "clip": 1e30}
