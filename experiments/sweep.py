@@ -51,7 +51,10 @@ _DRY_RUN = flags.DEFINE_bool(
 )
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
 _PROCESSES = flags.DEFINE_integer(
-    "processes", None, "Of the local launcher; by default one per device.", lower_bound=1
+    "processes",
+    None,
+    "Of the local launcher; by default one per accelerator, or else per core with four trials.",
+    lower_bound=1,
 )
 _PER_JOB = flags.DEFINE_integer(
     "per_job",
@@ -95,7 +98,7 @@ def _sweep() -> None:
         _leave_devices_to_the_workers()
         if _LAUNCHER.value == "slurm":
             slurm.require(_CLUSTER.value)
-    machine = local.slots(_PROCESSES.value) if _LAUNCHER.value == "local" else []
+    machine = local.slots(_PROCESSES.value, len(found)) if _LAUNCHER.value == "local" else []
     outlooks = check(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
     mine = jobs.shard(whole, part)

@@ -311,12 +311,16 @@ def state(process):
 def test_cores_are_divided(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(local, "_cores", lambda: [0, 1, 2, 5, 6])
-    assert local.slots(None) == [local.Slot({}, (0, 1, 2, 5, 6))]
+    assert local.slots(None) == [local.Slot(local.KEEP_MEMORY, (0, 1, 2, 5, 6))]
+    assert [slot.cores for slot in local.slots(None, 11)] == [(0, 1), (2, 5, 6)]
+    assert [slot.cores for slot in local.slots(None, 20)] == [(0,), (1,), (2,), (5,), (6,)]
+    assert [slot.cores for slot in local.slots(None, 400)] == [(0,), (1,), (2,), (5,), (6,)]
     assert [slot.cores for slot in local.slots(2)] == [(0, 1), (2, 5, 6)]
     assert [slot.cores for slot in local.slots(6)] == [(0,), (1,), (2,), (5,), (6,), (0,)]
     with pytest.raises(ValueError, match="--processes must be positive, got 0"):
         local.slots(0)
     monkeypatch.setattr(local, "_devices", lambda: ("gpu", 2))
+    assert len(local.slots(None, 400)) == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in local.slots(3)] == ["3", "7", "3"]
 

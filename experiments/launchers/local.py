@@ -16,6 +16,14 @@ from experiments.jobs import Job
 from experiments.sweep_folder import SweepFolder, locked
 from experiments.trials import Trial
 
+SHARE = 4
+"""How many trials of a CPU's core are worth a start-up and a compilation of their own."""
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
+"""XLA gives large buffers back to the system after every step; with these, glibc keeps them."""
+
 _TICK = 0.2  # seconds between looks at the processes
 _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"
 
@@ -35,20 +43,29 @@ class _Running:
     process: subprocess.Popen[bytes]
 
 
-def slots(processes: int | None) -> list[Slot]:
-    """So many parts of the machine; by default one for each accelerator, and the CPU is one.
+def slots(processes: int | None, trials: int = 1) -> list[Slot]:
+    """So many parts of the machine; by default one for each accelerator.
 
-    The cores are divided among them; more processes than cores share theirs.
+    Without one, by default, a part for each core, as far as there are `SHARE` trials for it: cores
+    that each step through their own trials do not wait for one another. The cores are divided
+    among the parts; more processes than cores share theirs.
+
+    Args:
+      trials: how many there are to train.
 
     Raises:
-      ValueError: fewer than one, or JAX finds no device.
+      ValueError: fewer than one process, or JAX finds no device.
     """
     if processes is not None and processes < 1:
         raise ValueError(f"--processes must be positive, got {processes}")
     platform, devices = _devices()
-    count = processes or devices
-    shares = _divide(_cores(), count)
-    if platform != "gpu":  # the cores of a CPU are shared; a TPU's chips take one process
+    cores = _cores()
+    if platform == "cpu":
+        devices = max(1, min(len(cores), trials // SHARE))
+    shares = _divide(cores, processes or devices)
+    if platform == "cpu":
+        return [Slot(KEEP_MEMORY, share) for share in shares]
+    if platform != "gpu":  # a TPU's chips take one process
         return [Slot({}, share) for share in shares]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices))))
     names = [name for name in visible.split(",") if name]
