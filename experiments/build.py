@@ -12,9 +12,11 @@ from jax import Array
 
 import lora_jax as lj
 from experiments import make
-from experiments.materials import Materials, gather
+from experiments.gather import gather
+from experiments.materials import Materials
+from experiments.problem import Problem
 from experiments.validate import validate
-from lora_jax import data, metrics, train
+from lora_jax import data, train
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,6 +24,7 @@ class Experiment:
     """Everything that a run needs, made and checked before anything trains."""
 
     config: dict[str, Any]
+    problem: Problem
     task: data.Task
     tokenizer: data.Tokenizer
     encoded: dict[str, data.Encoded]
@@ -46,7 +49,7 @@ class Experiment:
         """The training batches from a step on."""
         split = self.encoded["train"]
         for batch in self.plan().start(step):
-            yield data.collate(split, batch.indices, batch.padded_length, self.batch_size)
+            yield self.problem.collate(split, batch.indices, batch.padded_length, self.batch_size)
 
     def plan(self) -> data.BatchPlan:
         """Which training examples make up the batch of a step."""
@@ -56,7 +59,7 @@ class Experiment:
     def predict(
         self, trainable: Any, frozen: lj.Frozen, batch: train.Batch, rng: Array | None
     ) -> Array:
-        """The logits of a batch; `rng` turns dropout on, the adapters' and the model's."""
+        """The outputs of a batch; `rng` turns dropout on, the adapters' and the model's."""
         keys: dict[str, Array] = {}
         if rng is not None:
             model_key, adapter_key = jax.random.split(rng)
@@ -66,23 +69,27 @@ class Experiment:
         return self.adapted.apply(trainable, frozen, *_inputs(batch), **keys)
 
     def outputs(self, call: Callable[[train.Batch], Array], encoded: data.Encoded) -> np.ndarray:
-        """What a jitted `call` says of every example, (n, outputs), in the order of the data."""
+        """What a jitted `call` says of every row, (rows, outputs), in the order of the data."""
         plan = data.eval_plan(encoded.lengths, self.batch_size, self.boundaries)
         found = []
         for batch in plan:
-            arrays = data.collate(encoded, batch.indices, batch.padded_length, self.batch_size)
+            rows = batch.indices, batch.padded_length, self.batch_size
+            arrays = self.problem.collate(encoded, *rows)
             found.append(np.asarray(call(arrays)))
         return data.in_order(plan, found)
 
     def score(self, call: Callable[[train.Batch], Array]) -> dict[str, float]:
         """The metrics of a jitted `call` on the validation part and the task's extra ones."""
-        return metrics.score_parts(self.task, self.predictions(call, *self.task.extra))
+        return self.problem.score(self.predictions(call, *self.task.extra))
 
     def predictions(
         self, call: Callable[[train.Batch], Array], *parts: str
     ) -> dict[str, np.ndarray]:
-        """What a jitted `call` says of the validation part and of others."""
-        return {name: self.outputs(call, self.encoded[name]) for name in ("validation", *parts)}
+        """What a jitted `call` says of the examples of the validation part and of others."""
+        return {
+            name: self.problem.examples(name, self.outputs(call, self.encoded[name]))
+            for name in ("validation", *parts)
+        }
 
     def adapted_call(self, trainable: Any) -> Callable[[train.Batch], Array]:
         """The adapted model without dropout."""
@@ -105,7 +112,7 @@ class Experiment:
 
     @property
     def loss(self) -> train.Loss:
-        return train.cross_entropy if self.task.label_names else train.squared_error
+        return self.problem.loss
 
     @property
     def rng(self) -> Array:
@@ -147,7 +154,7 @@ def build(config: dict[str, Any], shared: Materials | None = None) -> Experiment
     settled = max((each.settled for each in targets.values()), default=0)
     loop = dataclasses.replace(loop, best_from=settled)
     key = jax.random.key(config["seed"])
-    forward, params = lj.from_nnx(materials.loaded.redrawn(jax.random.fold_in(key, 0)))
+    forward, params = materials.problem.model(key)
     adapted = lj.adapt(forward, None, targets, also_train, storage)
     example = np.zeros((config["train"]["batch_size"], materials.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
@@ -156,6 +163,7 @@ def build(config: dict[str, Any], shared: Materials | None = None) -> Experiment
         trainable, frozen = lj.start_from(config["start_from"], trainable, frozen)
     return Experiment(
         config=config,
+        problem=materials.problem,
         task=task,
         tokenizer=materials.tokenizer,
         encoded=encoded,

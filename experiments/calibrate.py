@@ -14,7 +14,7 @@ import jax
 from experiments.build import Experiment, build
 from experiments.groups import program_key
 from experiments.jobs import Job
-from experiments.materials import gather
+from experiments.gather import gather
 from lora_jax import data
 
 _REPEATS = 2
@@ -85,11 +85,13 @@ def measure(config: dict[str, Any]) -> Estimate:
     split, size = experiment.encoded["train"], experiment.batch_size
     plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config["seed"])
     epoch = list(itertools.islice(plan.start(0), plan.steps_per_epoch))
-    step = _cost(_trainer(experiment), split, epoch, size)
+    collate = experiment.problem.collate
+    step = _cost(_trainer(experiment), collate, split, epoch, size)
 
     validation = experiment.encoded["validation"]
     own = data.eval_plan(validation.lengths, size, experiment.boundaries)
-    forward = _cost(experiment.adapted_call(experiment.trainable), validation, own, size)
+    call = experiment.adapted_call(experiment.trainable)
+    forward = _cost(call, collate, validation, own, size)
 
     steps = experiment.loop.steps
     trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), steps))
@@ -126,11 +128,15 @@ def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
 
 
 def _cost(
-    call: Callable[[Any], Any], split: data.Encoded, plan: Sequence[data.Batch], size: int
+    call: Callable[[Any], Any],
+    collate: Callable[..., Any],
+    split: data.Encoded,
+    plan: Sequence[data.Batch],
+    size: int,
 ) -> Cost:
     """Time a call on a longest batch of a plan."""
     longest = max(plan, key=lambda batch: batch.padded_length)
-    arrays = data.collate(split, longest.indices, longest.padded_length, size)
+    arrays = collate(split, longest.indices, longest.padded_length, size)
     first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
     return Cost(max(first - min(others), 0.0), min(others), longest.padded_length)
 

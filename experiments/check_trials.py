@@ -2,23 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 import lora_jax as lj
 from experiments import make
-from experiments.materials import DTYPES
+from experiments.gather import load_task, outline
+from experiments.materials import check_dtype
 from experiments.trials import Trial, refuse
 from experiments.validate import validate
-from lora_jax import data, records, tree_file
-from lora_jax.models import pretrained, torch_names
-from lora_jax.models.families import FAMILIES, Config
-from lora_jax.models.weight_files import Weights
-from lora_jax.partition import nearest
+from lora_jax import records, tree_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,45 +61,35 @@ class _Once:
 
 def _check(config: dict[str, Any], once: _Once) -> Outlook:
     validate(config)
-    if (dtype := config["model"]["dtype"]) not in DTYPES:
-        raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
+    check_dtype(config["model"])
     make.make_targets(config["variant"], config["targets"])
     make.make_storage(config["quantize"])
-    task = once(make.make_task, config["data"])
+    task = once(load_task, config["data"])
     loop = make.make_loop(config["train"], len(task.train), task.metric)
     hyper = make.make_hyper(config["optimizer"], loop.steps)
     schedule = config["optimizer"]["schedule"]
     make.make_optimizer(hyper, schedule, loop.steps, config["also_train"])
     adapters = {name: config[name] for name in ("variant", "targets", "also_train", "quantize")}
-    once(_trace, config["model"], adapters, task.num_outputs, loop.steps)
+    where = {"source": config["data"]["source"]}
+    once(_trace, where, config["model"], adapters, task.num_outputs, loop.steps)
     if config["start_from"]:
         once(tree_file.load_tree, config["start_from"])
     return Outlook(loop.steps, loop.metric)
 
 
-def _trace(model: dict[str, Any], adapters: dict[str, Any], outputs: int, steps: int) -> None:
+def _trace(
+    section: dict[str, Any],
+    model: dict[str, Any],
+    adapters: dict[str, Any],
+    outputs: int,
+    steps: int,
+) -> None:
     """Adapt a model of shapes alone: patterns that match nothing, ranks that do not fit."""
-    folder = pretrained.locate(model["name"])
-    config = pretrained.read_config(folder)
-    classifier: Any = FAMILIES[config.model_type].classifier
-    abstract = nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
-    _check_weights(folder, config, abstract)
-    data.load_tokenizer(folder)
+    forward, params = outline(section, model, outputs)
     targets = make.make_targets(adapters["variant"], adapters["targets"])
     if adapters["variant"]["total_steps"] is None:
         targets = {pattern: make.for_steps(each, steps) for pattern, each in targets.items()}
     storage = make.make_storage(adapters["quantize"])
-    forward, params = lj.from_nnx(abstract)
     adapted = lj.adapt(forward, None, targets, adapters["also_train"], storage)
     example = np.zeros((2, 8), np.int32)
     jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
-
-
-def _check_weights(folder: Path, config: Config, abstract: nnx.Module) -> None:
-    """That every tensor of the encoder is there in its shape; the head's may be drawn instead."""
-    weights = Weights(folder, torch_names.prefix(config))
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(abstract)):
-        path = torch_names.path_of(key_path)
-        if path.partition("/")[0] not in ("pooler", "classifier"):
-            for name in torch_names.torch_names(path, config):
-                weights.check(name, torch_names.torch_shape(path, leaf.shape))

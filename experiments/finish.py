@@ -11,6 +11,7 @@ import lora_jax as lj
 from experiments import predictions
 from experiments.build import Experiment
 from experiments.plots import rank_map
+from experiments.predictions import Predictions
 from lora_jax import records, train
 from lora_jax.partition import select_paths
 from lora_jax.summary import Summary, summary
@@ -36,7 +37,9 @@ def save(
     lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
     parts = (*experiment.task.extra, *experiment.task.unlabelled)
     outputs = experiment.predictions(call, *parts)
-    predictions.write(workdir, predictions.of_task(experiment.task, outputs))
+    labels = experiment.problem.labels
+    kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
+    predictions.write(workdir, kept)
     pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
     if frozen.spec == experiment.frozen.spec:
         return None, None
@@ -85,6 +88,7 @@ def record(
         ranks=ranks,
         target=_target(loop, outcome),
         evaluations=outcome.evaluations,
+        metrics_first=dict(outcome.metrics_first) or None,
         tokenised_per_second=experiment.examples_per_second,
     )
 

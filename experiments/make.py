@@ -8,7 +8,7 @@ import optax
 
 import lora_jax as lj
 import variants
-from lora_jax import data, optim, train
+from lora_jax import data, metrics, optim, train
 from lora_jax.partition import nearest
 
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
@@ -23,14 +23,15 @@ def make_variant(section: Mapping[str, Any]) -> lj.Variant:
 def make_targets(section: Mapping[str, Any], targets: Sequence[Any]) -> dict[Any, lj.Variant]:
     """The variant of each pattern: the config's, or with settings of its own.
 
-    A target is a pattern, or (pattern, settings), of which `layers` is (start, stop, step).
+    A target is a pattern, or (pattern, settings), of which `layers` is (start, stop, step), and
+    `name` another variant, to which the config's settings say nothing.
     """
     made: dict[Any, lj.Variant] = {}
     for each in targets:
         pattern, own = _with_settings(each)
         settings = {name: value for name, value in own.items() if name != "layers"}
         where = lj.layers(pattern, _slice(own["layers"])) if "layers" in own else pattern
-        made[where] = make_variant({**section, **settings})
+        made[where] = make_variant(settings if "name" in settings else {**section, **settings})
     return made
 
 
@@ -88,6 +89,17 @@ def make_task(section: Mapping[str, Any]) -> data.Task:
     return task.few(section["train"], section["draw"]) if section["train"] else task
 
 
+def make_text_task(section: Mapping[str, Any]) -> data.TextTask:
+    """The text-to-text task that a config names, with few examples where it says so."""
+    where = section["folder"] or None, section["files"]
+    task = data.load_text_task(
+        section["name"], section["source"], *where, validation=section["validation"]
+    )
+    if section["scored"]:
+        task = task.scored(section["scored"])
+    return task.few(section["train"], section["draw"]) if section["train"] else task
+
+
 def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> train.Loop:
     """How long training takes, and how often it does what."""
     steps = max(1, round(-(-examples // section["batch_size"]) * section["epochs"]))
@@ -95,6 +107,7 @@ def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> train.L
         steps = min(steps, section["max_steps"])
     return train.Loop(
         steps=steps,
+        mode="min" if metric in metrics.LOWER_IS_BETTER else "max",
         log_every=section["log_every"],
         evaluate_every=section["evaluate_every"],
         evaluations=min(section["evaluations"], steps),

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_jax import records
-from lora_jax.data import Task
 
 NAME = "predictions.npz"
 
@@ -28,12 +27,6 @@ class Predictions(NamedTuple):
 
     outputs: np.ndarray
     labels: np.ndarray | None
-
-
-def of_task(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
-    """The outputs of each part with the task's labels."""
-    parts = {"validation": task.validation, **task.extra, **task.unlabelled}
-    return {name: Predictions(each, parts[name].labels) for name, each in outputs.items()}
 
 
 def write(folder: Path, predictions: Mapping[str, Predictions]) -> None:

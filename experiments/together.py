@@ -20,7 +20,7 @@ from experiments import finish, make
 from experiments.build import Experiment, build
 from experiments.group_folder import GroupFolder
 from experiments.groups import union
-from experiments.materials import gather
+from experiments.gather import gather
 from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints

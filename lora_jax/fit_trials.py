@@ -70,6 +70,9 @@ def fit_trials(
             vars(outcome).update(records.numbers(values))
     for log, outcome in zip(metrics, outcomes, strict=True):
         log.truncate(outcome.steps)
+    if loop.evaluate_first and restored is None:
+        for each, state in enumerate(states):
+            outcomes[each].metrics_first = evaluate(each, state.trainable)
     population = program.start(states)
     del states  # which the population has taken over: many copies of what is trained would stay
 

@@ -65,6 +65,9 @@ class Record:
     # main metric: from it, `reached` tells the way to any score.
     evaluations: list | None = None
     tokenised_per_second: float | None = None  # training examples, when they were (caches keep it)
+    metrics_first: dict[str, Any] | None = None  # before the first step, where that was asked for
+    # Texts that a language model wrote, [{"prompt", "expected", "before", "after"}].
+    samples: list | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None where none was."""

@@ -168,6 +168,8 @@ class Loop:
     """A score of `metric`, to note when it was reached first."""
     best_from: int = 0
     """The first step whose evaluation may be the best (the last one's always may)."""
+    evaluate_first: bool = False
+    """Whether the weights are evaluated before the first step, too."""
 
     def due(self, every: int, step: int) -> bool:
         return step == self.steps or (every > 0 and step % every == 0)
@@ -211,6 +213,8 @@ class Outcome:
     """Step, seconds until then and `Loop.metric` of each; None where a checkpoint lacks the first
     ones, as old ones do."""
     diverged: bool = False
+    metrics_first: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Before the first step; empty where that is not asked for."""
 
     def evaluated(self, loop: Loop, values: dict[str, float]) -> None:
         """Take in what the evaluation of the present step says."""
@@ -275,6 +279,8 @@ def fit(
                 )
         vars(outcome).update({"evaluations": None} | meta["outcome"])
     metrics.truncate(outcome.steps)
+    if loop.evaluate_first and restored is None:
+        outcome.metrics_first = evaluate(state.trainable)
 
     clock = time.perf_counter()
     examples = 0.0

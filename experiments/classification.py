@@ -1,0 +1,89 @@
+"""Tasks of labels: an encoder with a head learns them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+import lora_jax as lj
+from experiments import make
+from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
+from experiments.problem import Problem
+from lora_jax import data, metrics, train
+from lora_jax.models import pretrained, torch_names
+from lora_jax.models.families import FAMILIES, Config
+from lora_jax.models.weight_files import Weights
+
+
+def gather(config: dict[str, Any]) -> Materials:
+    """The materials that a config names.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    check_dtype(config["model"])
+    task = make.make_task(config["data"])
+    folder = pretrained.locate(config["model"]["name"])
+    tokenizer = data.load_tokenizer(folder)
+    loaded = pretrained.load_classifier(
+        folder,
+        num_labels=task.num_outputs,
+        pool=config["model"]["pool"],
+        key=jax.random.key(0),
+        dtype=config["model"]["dtype"],
+        head_dropout=config["model"]["head_dropout"],
+    )
+    shape = loaded.model.config
+    limit = min(config["data"]["max_length"], shape.max_tokens)
+    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
+    tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
+    encoded = {name: each.encoded for name, each in tokenised.items()}
+    check_vocabulary(encoded, shape.vocab_size, folder)
+    return Materials(
+        task=task,
+        problem=_problem(task, loaded),
+        tokenizer=tokenizer,
+        encoded=encoded,
+        examples_per_second=tokenised["train"].examples_per_second,
+        boundaries=boundaries(encoded, config["data"], limit),
+        weights_digest=pretrained.digest(folder),
+    )
+
+
+def _problem(task: data.Task, loaded: pretrained.Loaded) -> Problem:
+    """Each row is an example, whose label an encoder with a head predicts."""
+    parts = {"validation": task.validation, **task.extra, **task.unlabelled}
+    return Problem(
+        model=lambda key: lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0))),
+        loss=train.cross_entropy if task.label_names else train.squared_error,
+        collate=data.collate,
+        examples=lambda part, rows: rows,
+        labels=lambda part: parts[part].labels,
+        score=lambda outputs: metrics.score_parts(task, outputs),
+    )
+
+
+def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
+    """The forward pass, and the shapes of the parameters; no weight is read.
+
+    Raises:
+      ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
+    """
+    folder = pretrained.locate(model["name"])
+    config = pretrained.read_config(folder)
+    classifier: Any = FAMILIES[config.model_type].classifier
+    abstract = nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
+    _check_weights(folder, config, abstract)
+    data.load_tokenizer(folder)
+    return lj.from_nnx(abstract)
+
+
+def _check_weights(folder: Path, config: Config, abstract: nnx.Module) -> None:
+    """That every tensor of the encoder is there in its shape; the head's may be drawn instead."""
+    weights = Weights(folder, torch_names.prefix(config))
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(abstract)):
+        path = torch_names.path_of(key_path)
+        if path.partition("/")[0] not in ("pooler", "classifier"):
+            for name in torch_names.torch_names(path, config):
+                weights.check(name, torch_names.torch_shape(path, leaf.shape))

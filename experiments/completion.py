@@ -1,0 +1,132 @@
+"""Text-to-text tasks: a decoder learns completions, and is scored by how likely it thinks them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from experiments import make
+from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
+from experiments.problem import Problem
+from lora_jax import data, metrics
+from lora_jax.models import pretrained, pretrained_decoder, weight_files
+from lora_jax.models.completion import completion_likelihood
+from lora_jax.models.decoder import Decoder
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """The rows of a set of prompts: each with its completion, or one row for each option."""
+
+    encoded: data.Encoded
+    answers: np.ndarray | None = None
+    """Which option is right, (questions,); None where rows are completions."""
+    offsets: np.ndarray | None = None
+    """Of options: the rows of question i are `offsets[i]` to `offsets[i + 1]`."""
+
+    def examples(self, rows: np.ndarray) -> np.ndarray:
+        """Of log-likelihoods (rows, 1): those of each question's options, or as they are."""
+        return rows if self.offsets is None else data.option_outputs(rows[:, 0], self.offsets)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The right options, or the numbers of tokens."""
+        if self.answers is None:
+            return self.encoded.labels.astype(np.float64)
+        return self.answers
+
+
+def completion(
+    task: data.TextTask, decoder: Decoder, parts: Mapping[str, Part], chunk: int
+) -> Problem:
+    """A decoder's log-likelihoods of completions; its loss is their tokens' mean cross-entropy."""
+    longest = max(int(part.encoded.labels.max()) for part in parts.values())
+    forward, params = completion_likelihood(decoder, longest, chunk)
+    return Problem(
+        model=lambda key: (forward, params),
+        loss=cross_entropy_per_token,
+        collate=collate,
+        examples=lambda part, rows: parts[part].examples(rows),
+        labels=lambda part: parts[part].labels,
+        score=lambda outputs: metrics.score_texts(
+            task, outputs, {part: parts[part].labels for part in outputs}
+        ),
+    )
+
+
+def cross_entropy_per_token(outputs: Array, batch: Mapping[str, Any]) -> Array:
+    """The loss of each row, (B,): with its tokens as weight, rows make the mean over all tokens."""
+    return -outputs[:, 0] / jnp.maximum(batch["weight"], 1)
+
+
+def collate(
+    encoded: data.Encoded, indices: np.ndarray, padded_length: int, batch_size: int
+) -> dict[str, np.ndarray]:
+    """`data.collate`, with the number of a completion's tokens as the weight of its row."""
+    batch = data.collate(encoded, indices, padded_length, batch_size)
+    tokens = batch["token_type_ids"].sum(axis=1).astype(np.float32)
+    return {**batch, "weight": batch["weight"] * tokens}
+
+
+def gather(config: dict[str, Any]) -> Materials:
+    """The materials that a config names.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    check_dtype(config["model"])
+    section = config["data"]
+    task = make.make_text_task(section)
+    where = pretrained.locate(config["model"]["name"])
+    tokenizer = data.load_tokenizer(where)
+    if section["template"] == "chat":
+        task = data.as_chat(task, data.load_chat_template(where))
+    decoder = pretrained_decoder.load_decoder(where, **_options(config["model"]))
+    limit = min(section["max_length"], decoder.config.max_tokens)
+    train = data.encode_prompts_cached(tokenizer, task.train, limit)
+    scored = {"validation": task.validation, **task.extra, **task.unlabelled}
+    parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
+    parts["train"] = Part(train.encoded)
+    encoded = {name: each.encoded for name, each in parts.items()}
+    check_vocabulary(encoded, decoder.config.vocab_size, where)
+    return Materials(
+        task=task,
+        problem=completion(task, decoder, parts, config["model"]["chunk"]),
+        tokenizer=tokenizer,
+        encoded=encoded,
+        examples_per_second=train.examples_per_second,
+        boundaries=boundaries(encoded, section, limit),
+        weights_digest=weight_files.digest(where),
+    )
+
+
+def outline(model: dict[str, Any]) -> tuple[Any, Any]:
+    """The forward pass, and the shapes of the parameters; no weight is read.
+
+    Raises:
+      ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
+    """
+    where = pretrained.locate(model["name"])
+    data.load_tokenizer(where)
+    abstract = pretrained_decoder.outline(where, **_options(model))
+    return completion_likelihood(abstract, 1, model["chunk"])
+
+
+def _options(model: dict[str, Any]) -> dict[str, Any]:
+    """How a config's decoder is made."""
+    return {
+        "dtype": model["compute_dtype"],
+        "param_dtype": model["dtype"],
+        "remat": model["remat"] == "layers" or model["remat"] or False,
+    }
+
+
+def _part(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> Part:
+    """A part that is scored: by its options, where it has any."""
+    if prompts.options is None:
+        return Part(data.encode_prompts_cached(tokenizer, prompts, limit).encoded)
+    made, offsets = data.encode_options_cached(tokenizer, prompts, limit)
+    return Part(made.encoded, prompts.answers, offsets)

@@ -1,0 +1,44 @@
+"""A config's data and model, be it a classifier's or a language model's."""
+
+from typing import Any
+
+from experiments import classification, completion, make
+from experiments.materials import Materials
+from lora_jax import data
+
+
+def is_text_to_text(section: dict[str, Any]) -> bool:
+    """Whether a config's `data` is of prompts and completions."""
+    return section["source"] in data.TEXT_SOURCES
+
+
+def gather(config: dict[str, Any]) -> Materials:
+    """The materials that a config names.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    if is_text_to_text(config["data"]):
+        return completion.gather(config)
+    return classification.gather(config)
+
+
+def load_task(section: dict[str, Any]) -> data.Task | data.TextTask:
+    """The task of a config's `data`."""
+    if is_text_to_text(section):
+        return make.make_text_task(section)
+    return make.make_task(section)
+
+
+def outline(section: dict[str, Any], model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
+    """The forward pass of a config's `model`, and the shapes of its parameters.
+
+    No weight is read, but that they are there in their shapes is checked.
+
+    Args:
+      section: of `data`.
+      outputs: of a classifier.
+    """
+    if is_text_to_text(section):
+        return completion.outline(model)
+    return classification.outline(model, outputs)

@@ -1,0 +1,83 @@
+"""Trainable tokens: some rows of an embedding are trained, say those of new words, and no other.
+
+As PEFT's `TrainableTokensConfig`. For an embedding W of shape (vocabulary, width) and tokens S,
+
+    W'[i, :] = V[k, :] where i = S[k],  W[i, :] elsewhere,
+
+with V = W[S, :] at the start. A tied head, which multiplies by the transpose, gets the same rows.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainableTokens(Variant):
+    """The rows of `tokens` are trained in full; without any, the `last` ones.
+
+    Tokens below zero count from the end of the vocabulary. Differences from plain LoRA: no rank and
+    no scale; rows that are not named stay as they are, bit by bit, and so do their logits. It is
+    meant for embeddings (`targets="embedding"`), of which a row is a token.
+    """
+
+    tokens: tuple[int, ...] = ()
+    last: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        for token in self.tokens:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise ValueError(f"tokens must be whole numbers, got {token!r}")
+        if not isinstance(self.last, int) or self.last < 1:
+            raise ValueError(f"last must be a whole number of at least 1, got {self.last!r}")
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        size = shape[0]
+        if not self.tokens and self.last > size:
+            raise ValueError(f"the last {self.last} tokens, of {size} rows of {shape}")
+        for token in self.tokens:
+            if not -size <= token < size:
+                raise ValueError(f"token {token} is none of the {size} rows of {shape}")
+        if len({token % size for token in self.tokens}) < len(self.tokens):
+            raise ValueError(f"tokens {self.tokens} name a row of {shape} twice")
+
+    def init(self, key: Array, base: Base) -> Factors:
+        rows = base.take(jnp.asarray(self._rows(base.shape[0])))
+        return Factors({"rows": rows.astype(wide(base.dtype))}, {})
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        rows = factors.trainable["rows"]
+        return base.dense().astype(rows.dtype).at[self._rows(base.shape[0])].set(rows)
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        index = self._rows(base.shape[0])
+        own = base.take(jnp.asarray(index)).astype(base.dtype)
+        change = factors.trainable["rows"].astype(base.dtype) - own
+        return base.dot(x) + Base(change, "io", base.accumulate).dot(x[..., index])
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        rows = Base(factors.trainable["rows"].astype(base.dtype), "io", base.accumulate)
+        return base.dot_t(x).at[..., self._rows(base.shape[0])].set(rows.dot_t(x))
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        size, own = base.shape[0], factors.trainable["rows"].astype(base.dtype)
+        place = np.full(size, -1, np.int32)
+        place[self._rows(size)] = np.arange(len(own))
+        where = jnp.take(jnp.asarray(place), rows, mode="clip")
+        trained = jnp.take(own, where, axis=0, mode="clip")
+        return jnp.where(where[..., None] < 0, base.take(rows), trained)
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return (len(self.tokens) or self.last) * shape[1]
+
+    def _rows(self, size: int) -> np.ndarray:
+        """The numbers of the rows that train."""
+        chosen = self.tokens or range(size - self.last, size)
+        return np.array([token % size for token in chosen], np.int32)
