@@ -44,7 +44,7 @@ def load(name: str, folder: str | Path) -> TextTask:
     * One of `SETS`: its train part, with its test part as validation.
     * Several, joined by `+` (`boolq+piqa`), or `all` that the folder has: trained on all that have
       a `train.json`, less 120 examples, which are the validation part; every set's test part is
-      an extra part by its name, and `accuracy_mean` is the mean of their accuracies.
+      an extra part by its name (`accuracy_mean` in `score_parts` is over these).
     * `commonsense_170k`: the same of all eight, with the joint file for training.
 
     Raises:
@@ -66,14 +66,8 @@ def load(name: str, folder: str | Path) -> TextTask:
             raise FileNotFoundError(f"{folder} has no train.json for {', '.join(sets)}")
         train = concatenate(f"{name}/train", [_part(each, folder, "train") for each in trained])
     tests = {each: _part(each, folder, "test") for each in sets}
-    whole = TextTask(name=name, train=train, validation=train)
-    return TextTask(
-        name=name,
-        train=(held := whole.hold_out(HELD_OUT)).train,
-        validation=held.validation,
-        extra=tests,
-        metrics=("accuracy", "eval_loss", "accuracy_mean"),
-    )
+    held = TextTask(name, train, train).hold_out(HELD_OUT)
+    return TextTask(name, held.train, held.validation, extra=tests)
 
 
 def examples(name: str, path: Path, source: str) -> Prompts:
