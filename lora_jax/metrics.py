@@ -13,6 +13,7 @@ import scipy.stats
 import sklearn.metrics
 
 from lora_jax.data.task import Task
+from lora_jax.data.text_task import TextTask
 from lora_jax.partition import nearest
 
 
@@ -26,8 +27,9 @@ def score(
 
     Args:
       task: a task, for its metrics and `eval_loss`, or names of metrics.
-      outputs: logits (n, C) of classes, or values (n, 1) of a regression.
-      labels: class numbers or targets (n,).
+      outputs: logits (n, C) of classes, or values (n, 1) of a regression; of `token_loss` and
+        `perplexity` the log-likelihood of each completion, (n, 1).
+      labels: class numbers or targets (n,); of those two, the tokens of each completion.
       choices: of names alone: so many examples in a row are one question (`Task.choices`).
 
     Raises:
@@ -50,13 +52,29 @@ def score(
     return {name: REGRESSION[name](outputs[:, 0], labels) for name in names}
 
 
-def score_parts(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+def score_parts(
+    task: Task | TextTask,
+    outputs: Mapping[str, np.ndarray],
+    tokens: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
     """The metrics of the parts of a task: `validation` by their names, `extra` by `<name>_<part>`.
 
     Those of a part in `Task.extra_metrics` are its own, and the loss.
     MNLI's two development parts also give their mean, `accuracy_m_mm`. `outputs` has those parts
     that are to be scored.
+
+    Of a text-to-text task, parts with options have outputs of `option_outputs`, and give accuracy
+    and the cross-entropy over the options, `eval_loss`. The others have the log-likelihood of each
+    completion, (n, 1), and give `token_loss` and `perplexity`: `tokens` says of these parts how
+    many tokens each completion has, (n,), the labels of `encode_prompts`. Where there are several
+    extra parts, all of them scored and with options, `accuracy_mean` is the mean of their
+    accuracies.
+
+    Raises:
+      ValueError: a part that the task does not have, or as `score`.
     """
+    if isinstance(task, TextTask):
+        return _score_text_parts(task, outputs, tokens or {})
     parts = {"validation": task.validation, **task.extra}
     found = {}
     for part, values in outputs.items():
@@ -71,6 +89,30 @@ def score_parts(task: Task, outputs: Mapping[str, np.ndarray]) -> dict[str, floa
         found |= {f"{name}{end}": value for name, value in scores.items()}
     if {"accuracy", "accuracy_mismatched"} <= found.keys():
         found["accuracy_m_mm"] = (found["accuracy"] + found["accuracy_mismatched"]) / 2
+    return found
+
+
+def _score_text_parts(
+    task: TextTask, outputs: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    parts = {"validation": task.validation, **task.extra}
+    found = {}
+    for part, values in outputs.items():
+        if part not in parts:
+            raise ValueError(
+                f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}"
+            )
+        end = "" if part == "validation" else f"_{part}"
+        if parts[part].options is not None:
+            scores = score(("accuracy", "eval_loss"), values, parts[part].answers)
+        elif part in tokens:
+            scores = score(("token_loss", "perplexity"), values, tokens[part])
+        else:
+            raise ValueError(f"task '{task.name}': no numbers of tokens of part '{part}'")
+        found |= {f"{name}{end}": value for name, value in scores.items()}
+    accuracies = [found.get(f"accuracy_{part}") for part in task.extra]
+    if len(accuracies) > 1 and None not in accuracies:
+        found["accuracy_mean"] = float(np.mean([each for each in accuracies if each is not None]))
     return found
 
 
@@ -170,6 +212,18 @@ def _squared_error(values: np.ndarray, targets: np.ndarray) -> float:
         return float(np.square(values - targets).mean())
 
 
+def _token_loss(logs: np.ndarray, tokens: np.ndarray) -> float:
+    """Minus the mean log-likelihood of a token, in nats."""
+    if not np.isfinite(logs).all():
+        return float("inf")
+    return float(-logs.sum() / tokens.sum())
+
+
+def _perplexity(logs: np.ndarray, tokens: np.ndarray) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(_token_loss(logs, tokens)))
+
+
 CLASSIFICATION: Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
@@ -182,4 +236,6 @@ REGRESSION: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spearman": _spearman,
     "pearson_spearman": _pearson_spearman,
     "eval_loss": _squared_error,
+    "token_loss": _token_loss,
+    "perplexity": _perplexity,
 }

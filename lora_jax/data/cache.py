@@ -1,11 +1,13 @@
 """Token ids kept from run to run: the same texts are tokenised once."""
 
+import dataclasses
 import hashlib
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -40,31 +42,43 @@ def encode_cached(
     `folder` is `tokens` in `cache_folder()` if left empty; None keeps nothing. A folder that cannot
     be written is a warning.
     """
+    key = key_of(tokenizer, max_length, examples.text_digest())
+    made = cached(key, lambda: encode(tokenizer, examples, max_length), tokenizer.pad_id, folder)
+    labels = np.zeros(0) if examples.labels is None else examples.labels
+    return made._replace(encoded=dataclasses.replace(made.encoded, labels=labels))
+
+
+def cached(
+    key: str, make: Callable[[], Encoded], pad_id: int, folder: str | Path | None = ""
+) -> Tokenised:
+    """What `make` gives, or gave before under this `key`, in each case without its labels.
+
+    `folder` as for `encode_cached`.
+    """
     if folder is None:
-        return _tokenised(tokenizer, examples, max_length)
-    path = Path(folder or cache_folder() / "tokens") / f"{_key(tokenizer, examples, max_length)}"
-    path = path.with_suffix(".safetensors")
-    if (found := _read(path, tokenizer, examples)) is not None:
+        return _tokenised(make)
+    path = Path(folder or cache_folder() / "tokens") / f"{key}.safetensors"
+    if (found := _read(path, pad_id)) is not None:
         return found
-    made = _tokenised(tokenizer, examples, max_length)
+    made = _tokenised(make)
     try:
         records.write_atomically(path, _bytes(made))
     except OSError as error:
-        warnings.warn(f"cannot keep token ids in {path.parent}: {error}", stacklevel=2)
+        warnings.warn(f"cannot keep token ids in {path.parent}: {error}", stacklevel=3)
     return made
 
 
-def _tokenised(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Tokenised:
-    start = time.perf_counter()
-    encoded = encode(tokenizer, examples, max_length)
-    return Tokenised(encoded, len(examples) / (time.perf_counter() - start), False)
-
-
-def _key(tokenizer: Tokenizer, examples: Examples, max_length: int) -> str:
+def key_of(tokenizer: Tokenizer, max_length: int, *content: Any) -> str:
+    """The digest of a tokenizer, the length that it is used with, and JSON values."""
     # What the tokenizer does follows from its own JSON and from the library's version.
     own = hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()
-    content = [_FORMAT, tokenizers.__version__, own, tokenizer.pad_id, max_length]
-    return sha256_of([*content, examples.text_digest()])
+    return sha256_of([_FORMAT, tokenizers.__version__, own, tokenizer.pad_id, max_length, *content])
+
+
+def _tokenised(make: Callable[[], Encoded]) -> Tokenised:
+    start = time.perf_counter()
+    encoded = dataclasses.replace(make(), labels=np.zeros(0))
+    return Tokenised(encoded, len(encoded) / (time.perf_counter() - start), False)
 
 
 def _bytes(made: Tokenised) -> bytes:
@@ -79,7 +93,7 @@ def _bytes(made: Tokenised) -> bytes:
     return safetensors.numpy.save({**arrays, "sha256": _digest(arrays)})
 
 
-def _read(path: Path, tokenizer: Tokenizer, examples: Examples) -> Tokenised | None:
+def _read(path: Path, pad_id: int) -> Tokenised | None:
     try:
         arrays = safetensors.numpy.load(path.read_bytes())
         intact = (arrays.pop("sha256") == _digest(arrays)).all()
@@ -91,8 +105,8 @@ def _read(path: Path, tokenizer: Tokenizer, examples: Examples) -> Tokenised | N
         ids=arrays["ids"],
         type_ids=arrays["type_ids"],
         offsets=arrays["offsets"],
-        labels=np.zeros(0) if examples.labels is None else examples.labels,
-        pad_id=tokenizer.pad_id,
+        labels=np.zeros(0),
+        pad_id=pad_id,
         truncated=int(arrays["truncated"][0]),
     )
     return Tokenised(encoded, float(arrays["examples_per_second"][0]), True)

@@ -53,7 +53,7 @@ def _split(
 
     held_out = np.zeros(len(strata), bool)
     order = permutation(len(strata), seed)
-    for stratum, quota in _quotas(strata, size).items():
+    for stratum, quota in quotas(strata, size).items():
         chosen = order[(strata == stratum)[order] & unique[order]][:quota]
         if len(chosen) < quota:
             raise ValueError(
@@ -77,7 +77,7 @@ def _keys(examples: Examples, choices: int) -> list[tuple[str, ...]]:
     return [sum(rows[i : i + choices], ()) for i in range(0, len(rows), choices)]
 
 
-def _quotas(labels: np.ndarray, size: int) -> dict[int, int]:
+def quotas(labels: np.ndarray, size: int) -> dict[int, int]:
     """How many of each class: in proportion, the largest remainders rounded up."""
     classes, counts = np.unique(labels, return_counts=True)
     quotas, remainders = np.divmod(counts * size, len(labels))

@@ -1,0 +1,1 @@
+"""Where text-to-text tasks come from, one file a source."""

