@@ -101,6 +101,14 @@ class GPT2Config:
         return self.n_layer
 
     @property
+    def num_key_value_heads(self) -> int:
+        return self.n_head
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
     def sliding_window(self) -> None:
         return None
 
