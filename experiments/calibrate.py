@@ -12,9 +12,9 @@ from typing import Any
 import jax
 
 from experiments.build import Experiment, build
+from experiments.gather import gather
 from experiments.groups import program_key
 from experiments.jobs import Job
-from experiments.gather import gather
 from lora_jax import data
 
 _REPEATS = 2

@@ -51,7 +51,7 @@ def completion(
         collate=collate,
         examples=lambda part, rows: parts[part].examples(rows),
         labels=lambda part: parts[part].labels,
-        score=lambda outputs: metrics.score_texts(
+        score=lambda outputs: metrics.score_parts(
             task, outputs, {part: parts[part].labels for part in outputs}
         ),
     )
@@ -83,10 +83,11 @@ def gather(config: dict[str, Any]) -> Materials:
     where = pretrained.locate(config["model"]["name"])
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
-        task = data.as_chat(task, data.load_chat_template(where))
+        begin = tokenizer.backend.id_to_token(tokenizer.bos_id) if tokenizer.starts_with_bos else ""
+        task = data.as_chat(task, data.load_chat_template(where), begin)
     decoder = pretrained_decoder.load_decoder(where, **_options(config["model"]))
     limit = min(section["max_length"], decoder.config.max_tokens)
-    train = data.encode_prompts_cached(tokenizer, task.train, limit)
+    train = _completions(tokenizer, task.train, limit)
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
     parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
     parts["train"] = Part(train.encoded)
@@ -127,6 +128,18 @@ def _options(model: dict[str, Any]) -> dict[str, Any]:
 def _part(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> Part:
     """A part that is scored: by its options, where it has any."""
     if prompts.options is None:
-        return Part(data.encode_prompts_cached(tokenizer, prompts, limit).encoded)
-    made, offsets = data.encode_options_cached(tokenizer, prompts, limit)
+        return Part(_completions(tokenizer, prompts, limit).encoded)
+    made, offsets = data.encode_options_cached(tokenizer, prompts, limit, _begin(tokenizer))
     return Part(made.encoded, prompts.answers, offsets)
+
+
+def _completions(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> data.Tokenised:
+    if tokenizer.eos_id is None:
+        raise ValueError("the tokenizer has no token that ends a text")
+    ends = tokenizer.eos_id, _begin(tokenizer)
+    return data.encode_prompts_cached(tokenizer, prompts, limit, *ends)
+
+
+def _begin(tokenizer: data.Tokenizer) -> int | None:
+    """The token that every text begins with, where there is one."""
+    return tokenizer.bos_id if tokenizer.starts_with_bos else None

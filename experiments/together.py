@@ -18,9 +18,9 @@ from jax import Array
 import lora_jax as lj
 from experiments import finish, make
 from experiments.build import Experiment, build
+from experiments.gather import gather
 from experiments.group_folder import GroupFolder
 from experiments.groups import union
-from experiments.gather import gather
 from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints

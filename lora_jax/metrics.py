@@ -224,6 +224,9 @@ def _perplexity(logs: np.ndarray, tokens: np.ndarray) -> float:
         return float(np.exp(_token_loss(logs, tokens)))
 
 
+LOWER_IS_BETTER = ("eval_loss", "token_loss", "perplexity")
+"""Metrics of which the smallest is the best."""
+
 CLASSIFICATION: Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,

@@ -2,7 +2,8 @@
 
 `load_task` reads a `Task` from any source, `encode` (or `encode_cached`) turns its texts into
 ragged token ids once, a `BatchPlan` says which of them make up the batch of a given step, and
-`collate` builds that batch.
+`collate` builds that batch. Decoders' tasks go the same way: `load_text_task` reads a `TextTask`
+of prompts and completions, `encode_prompts` and `encode_options` turn them into ids.
 """
 
 from lora_jax.data.batching import (
@@ -15,34 +16,60 @@ from lora_jax.data.batching import (
     plan_epoch,
 )
 from lora_jax.data.cache import Tokenised, cache_folder, encode_cached
+from lora_jax.data.chat import ChatTemplate, load_chat_template
+from lora_jax.data.chat_task import as_chat
 from lora_jax.data.demo import rotten_tomatoes
+from lora_jax.data.encode_prompts import (
+    encode_options,
+    encode_options_cached,
+    encode_prompts,
+    encode_prompts_cached,
+    option_characters,
+    option_outputs,
+)
 from lora_jax.data.examples import Examples
 from lora_jax.data.load import SOURCES, load_task
+from lora_jax.data.load_text import TEXT_SOURCES, load_text_task
+from lora_jax.data.prompts import Prompts
 from lora_jax.data.split import normalise, plain_split, stratified_split
 from lora_jax.data.task import Task
 from lora_jax.data.tasks import SPECS
+from lora_jax.data.text_task import TextTask
 from lora_jax.data.tokenize import Encoded, Tokenizer, encode, load_tokenizer
 
 __all__ = [
     "SOURCES",
     "SPECS",
+    "TEXT_SOURCES",
     "Batch",
     "BatchPlan",
+    "ChatTemplate",
     "Encoded",
     "Examples",
+    "Prompts",
     "Task",
+    "TextTask",
     "Tokenised",
     "Tokenizer",
+    "as_chat",
     "bucket_boundaries",
     "cache_folder",
     "collate",
     "encode",
     "encode_cached",
+    "encode_options",
+    "encode_options_cached",
+    "encode_prompts",
+    "encode_prompts_cached",
     "eval_plan",
     "in_order",
+    "load_chat_template",
     "load_task",
+    "load_text_task",
     "load_tokenizer",
     "normalise",
+    "option_characters",
+    "option_outputs",
     "plain_split",
     "plan_epoch",
     "rotten_tomatoes",

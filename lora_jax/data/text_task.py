@@ -71,6 +71,16 @@ class TextTask:
             }
         )
 
+    def scored(self, size: int) -> "TextTask":
+        """The task with at most `size` examples of each part but train, spread evenly over it."""
+
+        def some(part: Prompts) -> Prompts:
+            count = len(part)
+            return part if count <= size else part.take(np.arange(size) * count // size)
+
+        parts = {name: some(part) for name, part in self.extra.items()}
+        return dataclasses.replace(self, validation=some(self.validation), extra=parts)
+
     def hold_out(self, size: int, seed: int = 0) -> "TextTask":
         """The task with `size` examples of train as its validation part.
 

@@ -1,7 +1,6 @@
 """A decoder as a function of prompts with completions: how likely it thinks each completion."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx

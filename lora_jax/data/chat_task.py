@@ -1,0 +1,35 @@
+"""A text-to-text task as conversations: each prompt is what a user says to the model."""
+
+import dataclasses
+
+from lora_jax.data.chat import ChatTemplate
+from lora_jax.data.prompts import Prompts
+from lora_jax.data.text_task import TextTask
+
+
+def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask:
+    """The task with its prompts as a model's chat template has them, up to where it answers.
+
+    Completions, options and references stay: an answer is what the assistant says.
+
+    Args:
+      begin: what the tokenizer puts before every text by itself; a template's own is left out then.
+
+    Raises:
+      ValueError: the template cannot render a prompt.
+    """
+
+    def asked(part: Prompts) -> Prompts:
+        prompts = [
+            template.render([{"role": "user", "content": prompt.strip()}], True).removeprefix(begin)
+            for prompt in part.prompts
+        ]
+        return dataclasses.replace(part, prompts=prompts)
+
+    return dataclasses.replace(
+        task,
+        train=asked(task.train),
+        validation=asked(task.validation),
+        extra={name: asked(part) for name, part in task.extra.items()},
+        unlabelled={name: asked(part) for name, part in task.unlabelled.items()},
+    )
