@@ -1,14 +1,25 @@
-"""Texts to token ids, once per data set, with the tokenizer that a checkpoint's folder holds."""
+"""Texts to token ids, once per data set, with the tokenizer that a checkpoint holds."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from lora_jax.data.examples import Examples
-from lora_jax.data.tokenizer_files import from_merges, from_spm, from_vocab_txt
-from lora_jax.data.tokenizer_settings import read_settings
+from lora_jax.data.gguf_tokenizer import from_gguf, gguf_token_id
+from lora_jax.data.tokenizer_files import (
+    GPT2_END,
+    from_gpt2,
+    from_merges,
+    from_spm,
+    from_vocab_txt,
+)
+from lora_jax.data.tokenizer_settings import read_settings, special_tokens
+from lora_jax.models.decoder_families import DECODERS
+from lora_jax.models.gguf_file import GgufFile
+from lora_jax.models.weight_files import find_gguf, read_json
 
 # Which file a folder's tokenizer is built from, where it has no tokenizer.json.
 _BUILDERS = {"vocab.txt": from_vocab_txt, "vocab.json": from_merges, "spm.model": from_spm}
@@ -16,10 +27,18 @@ _BUILDERS = {"vocab.txt": from_vocab_txt, "vocab.json": from_merges, "spm.model"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer that neither pads nor truncates, and the id it pads with."""
+    """A tokenizer that neither pads nor truncates, and the id it pads with.
+
+    `bos_id` and `eos_id` begin and end a text, None where the checkpoint names no such token.
+    `starts_with_bos` says whether `backend.encode` begins every text with `bos_id` by itself
+    (with `add_special_tokens=False` it never does); a decoder's ends none.
+    """
 
     backend: tokenizers.Tokenizer
     pad_id: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    starts_with_bos: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,29 +67,68 @@ class Encoded:
         return np.diff(self.offsets)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Reads the tokenizer of a published checkpoint from its folder.
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads the tokenizer of a published checkpoint from its folder, or from its GGUF file.
 
-    Takes `tokenizer.json` if there is one, else BERT's `vocab.txt`, RoBERTa's `vocab.json` with its
-    `merges.txt`, or DeBERTa's `spm.model`, with the settings of `tokenizer_config.json`. Padding
-    and truncation stored in the file are switched off: some checkpoints pad every sentence to 128
-    tokens. Raises `FileNotFoundError` if there is no such file and `ValueError` if it cannot be
-    used.
+    Takes `tokenizer.json` if there is one, else BERT's `vocab.txt`, RoBERTa's or GPT-2's
+    `vocab.json` with its `merges.txt`, or DeBERTa's `spm.model`, with the settings of
+    `tokenizer_config.json`; else the folder's only GGUF file (see `find_gguf`). A decoder without
+    a padding token pads with the one that ends a text. Padding and truncation stored in the file
+    are switched off: some checkpoints pad every sentence to 128 tokens. Raises `FileNotFoundError`
+    if there is no such file and `ValueError` if it cannot be used.
     """
-    folder = Path(folder)
+    folder = Path(path)
+    whole = folder / "tokenizer.json"
+    if not whole.is_file() and (gguf := find_gguf(path)) is not None:
+        return _load_gguf(GgufFile(gguf))
     settings = read_settings(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        path = folder / "tokenizer.json"
+    kind = _kind(folder, settings)
+    if whole.is_file():
+        file = whole
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises nothing more specific
-            raise ValueError(f"{path} is not a tokenizer: {error}") from error
+            raise ValueError(f"{file} is not a tokenizer: {error}") from error
     else:
-        path = _vocabulary_file(folder)
-        backend = _BUILDERS[path.name](path, settings)
+        file = _vocabulary_file(folder)
+        builder = from_gpt2 if kind == "gpt2" and file.name == "vocab.json" else None
+        if builder is None and kind in DECODERS:
+            raise FileNotFoundError(f"{folder}: the tokenizer of a {kind} needs its tokenizer.json")
+        backend = (builder or _BUILDERS[file.name])(file, settings)
+    tokens = special_tokens(settings)
+    if kind == "gpt2":
+        tokens = {"bos_token": GPT2_END, "eos_token": GPT2_END} | tokens
+    bos, eos = (_id(backend, tokens.get(f"{name}_token")) for name in ("bos", "eos"))
+    otherwise = eos if kind in DECODERS else None
+    return _plain(backend, _pad_id(backend, tokens, file, otherwise), bos, eos)
+
+
+def _load_gguf(file: GgufFile) -> Tokenizer:
+    backend = from_gguf(file)
+    bos, eos, pad = (gguf_token_id(file, name) for name in ("bos", "eos", "padding"))
+    pad = eos if pad is None else pad
+    if pad is None:
+        raise ValueError(f"{file.path} has no padding token, nor one that ends a text")
+    return _plain(backend, pad, bos, eos)
+
+
+def _plain(backend: tokenizers.Tokenizer, pad: int, bos: int | None, eos: int | None) -> Tokenizer:
     backend.no_padding()
     backend.no_truncation()
-    return Tokenizer(backend, _pad_id(backend, settings, path))
+    starts = bos is not None and backend.encode("").ids[:1] == [bos]
+    return Tokenizer(backend, pad, bos, eos, starts)
+
+
+def _kind(folder: Path, settings: dict[str, Any]) -> str | None:
+    """What a folder's tokenizer was made for: a model_type, None where nothing says.
+
+    Of a tokenizer the class says it before the model does: SmolLM2 is a Llama with GPT-2's.
+    """
+    named = str(settings.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
+    if named.lower() in DECODERS:
+        return named.lower()
+    config = folder / "config.json"
+    return read_json(config).get("model_type") if config.is_file() else None
 
 
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
@@ -120,12 +178,18 @@ def _vocabulary_file(folder: Path) -> Path:
     )
 
 
-def _pad_id(backend: tokenizers.Tokenizer, settings: dict, path: Path) -> int:
-    token = settings.get("pad_token")
-    if isinstance(token, dict):  # an AddedToken, written out
-        token = token["content"]
+def _pad_id(
+    backend: tokenizers.Tokenizer, tokens: dict[str, str], path: Path, otherwise: int | None
+) -> int:
+    token = tokens.get("pad_token")
     for candidate in [token] if token else ["[PAD]", "<pad>"]:
         pad_id = backend.token_to_id(candidate)
         if pad_id is not None:
             return pad_id
-    raise ValueError(f"{path} has no padding token ({token or '[PAD] or <pad>'})")
+    if otherwise is None or token:
+        raise ValueError(f"{path} has no padding token ({token or '[PAD] or <pad>'})")
+    return otherwise
+
+
+def _id(backend: tokenizers.Tokenizer, token: str | None) -> int | None:
+    return None if token is None else backend.token_to_id(token)

@@ -1,4 +1,4 @@
-"""Tokenizers from the vocabulary files of BERT, RoBERTa and DeBERTa, as in transformers."""
+"""Tokenizers from the vocabulary files of BERT, RoBERTa, DeBERTa and GPT-2, as in transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
+from lora_jax.data.byte_pairs import WAYS, byte_pairs
 from lora_jax.data.tokenizer_settings import TOKEN_FLAGS
+
+GPT2_END = "<|endoftext|>"
+"""GPT-2's only special token: it begins a text, ends it, and is what is unknown."""
 
 _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -32,9 +36,8 @@ def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer
 
 def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """RoBERTa's: pairs of bytes merged, from vocab.json and the merges.txt beside it."""
-    merges_path = path.with_name("merges.txt")
+    vocabulary, merges = _read_merges(path)
     try:
-        vocabulary, merges = models.BPE.read_file(str(path), str(merges_path))
         model = models.BPE(
             vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
         )
@@ -53,6 +56,31 @@ def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
         (sep, vocabulary[sep]), (cls, vocabulary[cls]), settings.get("trim_offsets", True), prefix
     )
     backend.add_special_tokens(list(special.values()))
+    return backend
+
+
+def from_gpt2(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """GPT-2's, from the same two files: no token around a text, but where settings ask for one."""
+    vocabulary, merges = _read_merges(path)
+    special = {k: _added(settings.get(f"{k}_token") or GPT2_END) for k in ("unk", "bos", "eos")}
+    _require(
+        sorted({each.content for each in special.values()}),
+        vocabulary,
+        f"{path} is not a GPT-2 vocabulary",
+    )
+    try:
+        prefix = settings.get("add_prefix_space", False)
+        backend = byte_pairs(vocabulary, merges, WAYS["gpt-2"], prefix)
+    except ValueError as error:
+        raise ValueError(f"{path} and merges.txt: {error}") from None
+    backend.add_special_tokens(list(special.values()))
+    if settings.get("add_bos_token"):
+        bos = special["bos"].content
+        backend.post_processor = processors.TemplateProcessing(
+            ["bos:0", "$A:0"],
+            ["bos:0", "$A:0", "bos:1", "$B:1"],
+            [{"id": "bos", "ids": [vocabulary[bos]], "tokens": [bos]}],
+        )
     return backend
 
 
@@ -100,6 +128,14 @@ def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     )
     backend.add_special_tokens(_BERT_SPECIAL)  # [MASK] is often none of the model's pieces
     return backend
+
+
+def _read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """What vocab.json and the merges.txt beside it hold."""
+    try:
+        return models.BPE.read_file(str(path), str(path.with_name("merges.txt")))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path} and merges.txt are not a byte-pair vocabulary: {error}") from None
 
 
 def _read_spm(path: Path) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 _FLAGS = ("do_lower_case", "tokenize_chinese_chars", "strip_accents")  # BERT's
 _FLAGS += ("add_prefix_space", "trim_offsets", "split_by_punct")  # RoBERTa's, DeBERTa's
+_FLAGS += ("add_bos_token",)  # GPT-2's
 _TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "sep", "cls", "unk", "pad", "mask"))
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 """What an added token that is written out says beside its content."""
@@ -32,6 +33,16 @@ def read_settings(path: Path) -> dict[str, Any]:
         if name in settings and not _is_token(settings[name]):
             raise ValueError(f"{path}: {name} is not a token: {settings[name]!r}")
     return settings
+
+
+def special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that checked settings name, as `eos_token: "</s>"`."""
+    return {name: token_text(settings[name]) for name in _TOKENS if name in settings}
+
+
+def token_text(token: str | dict[str, Any]) -> str:
+    """A token's text, which may stand in an added token that is written out."""
+    return token if isinstance(token, str) else token["content"]
 
 
 def _is_token(value: Any) -> bool:

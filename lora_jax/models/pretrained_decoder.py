@@ -1,6 +1,7 @@
 """Published decoders: loading them into our models, writing them back.
 
 model = load_decoder(locate("HuggingFaceTB/SmolLM2-135M"), dtype=jnp.bfloat16)
+model = load_decoder(locate("smollm2"))    # or any .gguf file
 export_decoder(nnx.state(model), model.config, "out")
 """
 
@@ -29,12 +30,15 @@ from lora_jax.models.decoder_names import (
     places,
     tensors_of,
 )
+from lora_jax.models.gguf_config import gguf_config
+from lora_jax.models.gguf_file import GgufFile
+from lora_jax.models.gguf_weights import GgufWeights
 from lora_jax.models.torch_names import path_of
-from lora_jax.models.weight_files import INDEX, SINGLE, Weights, read_json
+from lora_jax.models.weight_files import INDEX, SINGLE, Weights, find_gguf, read_json
 
 
 class Source(Protocol):
-    """Tensors by their names in transformers: a folder of safetensors (`Weights`), or another."""
+    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or anything else."""
 
     folder: Path
 
@@ -44,7 +48,9 @@ class Source(Protocol):
 
 
 def read_decoder_config(folder: str | Path) -> DecoderConfig:
-    """The checked config.json of a folder."""
+    """The checked config.json of a folder, or what a GGUF file says in its place."""
+    if (gguf := find_gguf(folder)) is not None:
+        return gguf_config(GgufFile(gguf))
     path = Path(folder) / "config.json"
     content = read_json(path)
     try:
@@ -63,15 +69,20 @@ def load_decoder(
 ) -> Decoder:
     """A published decoder, from one file of weights or from several with an index.
 
-    Arguments are those of `Decoder`. All is checked before anything is read or put on a device:
-    FileNotFoundError for a missing file; ValueError for another architecture, a corrupt file, a
-    missing tensor, a wrong shape, a tensor that the model would leave out, each naming the file and
-    the tensor; and, while its tensors are read, for one that holds a value that is not finite.
+    `folder` may also be a GGUF file, or a folder with one and no config.json; its tensors are
+    dequantised one by one. Other arguments are those of `Decoder`. All is checked before anything
+    is read or put on a device: FileNotFoundError for a missing file; ValueError for another
+    architecture, a corrupt file, a missing tensor, a wrong shape, a tensor that the model would
+    leave out, each naming the file and the tensor; and, while its tensors are read, for one that
+    holds a value that is not finite.
     """
     check_remat(remat)
     check_implementation(implementation)
-    config = read_decoder_config(folder)
     options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
+    if (gguf := find_gguf(folder)) is not None:
+        source = GgufWeights(gguf)
+        return decoder_from(source, source.config, param_dtype=param_dtype, **options)
+    config = read_decoder_config(folder)
     weights = Weights(folder, decoder_prefix(config))
     return decoder_from(weights, config, param_dtype=param_dtype, **options)
 

@@ -1,6 +1,7 @@
 """A folder's weights, one file or several with an index, by tensor name.
 
-Safetensors are read, and what torch.save wrote (torch_bin.py) where there are none.
+Safetensors are read, and what torch.save wrote (torch_bin.py) where there are none. A GGUF file
+stands for a folder: it holds all that a folder does, and gguf_file.py reads it.
 """
 
 import hashlib
@@ -33,8 +34,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def find_gguf(path: str | Path) -> Path | None:
+    """The GGUF file that a path means, None where it means a folder of other files.
+
+    That is a path that ends in .gguf, or a folder's only such file where there is no config.json.
+    FileNotFoundError where there is no such file, ValueError where a folder has several.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf" and not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        return path
+    if (path / "config.json").is_file():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"{path}: several GGUF files; give the path of one: {names}")
+    return files[0] if files else None
+
+
 def weight_files(folder: str | Path) -> list[Path]:
     """The files that hold the weights, sorted; FileNotFoundError if none is there or one is not."""
+    if (gguf := find_gguf(folder)) is not None:
+        return [gguf]
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")

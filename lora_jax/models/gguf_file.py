@@ -1,0 +1,98 @@
+"""One GGUF file, llama.cpp's format: what it says of a model, and its tensors under its own names.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. It is read by the package
+`gguf`, which also knows how every type of weight was quantised.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.partition import nearest
+
+_GIVEN: Any = object()  # stands for "no default"
+
+
+class GgufFile:
+    """Metadata by key, and tensors by name: shapes and types at once, contents when read.
+
+    FileNotFoundError where there is no file, and ValueError of one line for one that is corrupt,
+    truncated, of the other byte order, or one of several parts.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._gguf = _library(self.path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file")
+        try:
+            self._reader: Any = self._gguf.GGUFReader(self.path)
+        except Exception as error:  # whichever of its lookups the missing bytes make fail
+            size = self.path.stat().st_size
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise ValueError(
+                f"{self.path} ({size:,} bytes) is corrupt, truncated or not GGUF: "
+                f"{type(error).__name__}: {reason}"
+            ) from None
+        if self._reader.byte_order == "S":
+            raise ValueError(f"{self.path}: written in the byte order of another kind of machine")
+        if (parts := self.value("split.count", 1)) > 1:
+            raise ValueError(
+                f"{self.path}: one of {parts} parts; join them: llama-gguf-split --merge"
+            )
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+
+    def value(self, key: str, default: Any = _GIVEN) -> Any:
+        """What the metadata says under a key: a number, a text, or a list of such.
+
+        ValueError where there is no such key and no default.
+        """
+        field = self._reader.get_field(key)
+        if field is not None:
+            return field.contents()
+        if default is _GIVEN:
+            near = nearest(key, self._reader.fields)
+            raise ValueError(f"{self.path}: the metadata has no {key!r}; nearest: {near}")
+        return default
+
+    def names(self) -> list[str]:
+        """The names of all tensors, as they are stored."""
+        return list(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape in NumPy's order; the file has the last axis first."""
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+
+    def check_type(self, name: str) -> None:
+        """ValueError for a tensor of a type that `read` cannot make floats of."""
+        quantised = self._tensors[name].tensor_type
+        block = np.zeros((1, self._gguf.GGML_QUANT_SIZES[quantised][1]), np.uint8)
+        try:
+            self._gguf.quants.dequantize(block, quantised)
+        except NotImplementedError:
+            raise ValueError(
+                f"{self.path}: tensor {name!r} is {quantised.name}, which cannot be dequantised"
+            ) from None
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, dequantised to float32; ValueError if a value of it is not finite."""
+        stored = self._tensors[name]
+        tensor = self._gguf.quants.dequantize(stored.data, stored.tensor_type)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{self.path}: tensor {name!r} holds NaN or an infinity")
+        return tensor
+
+
+def _library(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ValueError(
+            f"{path}: reading it needs a package that is not installed; "
+            'run: pip install "lora-jax[decoders]"'
+        ) from None
+    return gguf
