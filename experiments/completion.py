@@ -112,7 +112,7 @@ def outline(model: dict[str, Any]) -> tuple[Any, Any]:
     """
     where = pretrained.locate(model["name"])
     data.load_tokenizer(where)
-    abstract = pretrained_decoder.outline(where, **_options(model))
+    abstract = pretrained_decoder.outline_decoder(where, **_options(model))
     return completion_likelihood(abstract, 1, model["chunk"])
 
 

@@ -114,6 +114,7 @@ def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> train.L
         checkpoint_every=section["checkpoint_every"],
         metric=metric,
         target=section["target_score"],
+        evaluate_first=section.get("evaluate_first", False),
     )
 
 

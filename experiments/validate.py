@@ -56,5 +56,5 @@ def validate(config: dict[str, Any]) -> None:
 def _setting(config: dict[str, Any], name: str) -> Any:
     value: Any = config
     for part in name.split("."):
-        value = value[part]
+        value = value.get(part) if name in _MAY_BE_UNSET else value[part]
     return value

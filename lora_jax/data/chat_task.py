@@ -4,13 +4,15 @@ import dataclasses
 
 from lora_jax.data.chat import ChatTemplate
 from lora_jax.data.prompts import Prompts
+from lora_jax.data.text_sources.instructions import bare
 from lora_jax.data.text_task import TextTask
 
 
 def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask:
     """The task with its prompts as a model's chat template has them, up to where it answers.
 
-    Completions, options and references stay: an answer is what the assistant says.
+    Alpaca's words around an instruction are left out. Completions, options and references stay: an
+    answer is what the assistant says.
 
     Args:
       begin: what the tokenizer puts before every text by itself; a template's own is left out then.
@@ -20,10 +22,8 @@ def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask
     """
 
     def asked(part: Prompts) -> Prompts:
-        prompts = [
-            template.render([{"role": "user", "content": prompt.strip()}], True).removeprefix(begin)
-            for prompt in part.prompts
-        ]
+        said = [{"role": "user", "content": bare(prompt).strip()} for prompt in part.prompts]
+        prompts = [template.render([each], True).removeprefix(begin) for each in said]
         return dataclasses.replace(part, prompts=prompts)
 
     return dataclasses.replace(

@@ -15,11 +15,11 @@ def completion_likelihood(
 ) -> tuple[Callable[..., Array], nnx.State]:
     """A decoder as `(forward, params)`, whose outputs are log-likelihoods of completions.
 
-    `forward(params, input_ids, attention_mask, token_type_ids, rng=None)` gives (B, 1): in nats, the
-    log-likelihood of the tokens of type 1, given all that is before them. They stand in a row; the
-    first token of all is predicted from nothing, and counts nothing. Only where a token of a
-    completion is predicted are there logits, `chunk` positions of every row at a time, which for
-    short answers to long questions saves most of the head's work.
+    `forward(params, input_ids, attention_mask, token_type_ids, rng=None)` gives (B, 1), the
+    log-likelihood of the tokens of type 1, in nats, given all that is before them. They stand in a
+    row; the first token of all is predicted from nothing, and counts nothing. There are logits only
+    where a token of a completion is predicted, `chunk` positions of every row at a time: for short
+    answers to long questions, that saves most of the head's work.
 
     Args:
         longest: tokens of the longest completion there is; of a longer one, the rest is left out.

@@ -25,6 +25,7 @@ from lora_jax.models.decoder import Decoder, check_implementation, check_remat
 from lora_jax.models.decoder_families import DECODERS, decoder_family_of
 from lora_jax.models.decoder_names import (
     DecoderConfig,
+    Place,
     check_no_others,
     decoder_prefix,
     places,
@@ -76,15 +77,38 @@ def load_decoder(
     leave out, each naming the file and the tensor; and, while its tensors are read, for one that
     holds a value that is not finite.
     """
-    check_remat(remat)
-    check_implementation(implementation)
     options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
+    source, config = _source(folder)
+    return decoder_from(source, config, param_dtype=param_dtype, **options)
+
+
+def outline_decoder(
+    folder: str | Path, *, param_dtype: DTypeLike = jnp.float32, **options: Any
+) -> Decoder:
+    """`load_decoder` up to where weights are read: the decoder with shapes in their place."""
+    source, config = _source(folder)
+    abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
+    _check(source, abstract, config)
+    return abstract
+
+
+def abstract_decoder(
+    config: DecoderConfig, *, param_dtype: DTypeLike = jnp.float32, **options: Any
+) -> Decoder:
+    """The decoder of a config with shapes in the place of weights."""
+    check_remat(options.get("remat", False))
+    check_implementation(options.get("implementation"))
+    decoder: Any = DECODERS[config.model_type].decoder
+    build = functools.partial(decoder, config, param_dtype=param_dtype, **options)
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+
+
+def _source(folder: str | Path) -> tuple[Source, DecoderConfig]:
     if (gguf := find_gguf(folder)) is not None:
         source = GgufWeights(gguf)
-        return decoder_from(source, source.config, param_dtype=param_dtype, **options)
+        return source, source.config
     config = read_decoder_config(folder)
-    weights = Weights(folder, decoder_prefix(config))
-    return decoder_from(weights, config, param_dtype=param_dtype, **options)
+    return Weights(folder, decoder_prefix(config)), config
 
 
 def decoder_from(
@@ -99,16 +123,9 @@ def decoder_from(
     Tensors are read one by one, cast and put into their place in the stack: beside the model there
     is never more than one stacked parameter and one tensor.
     """
-    decoder: Any = DECODERS[config.model_type].decoder
-    build = functools.partial(decoder, config, param_dtype=param_dtype, **options)
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
-    found = {path_of(k): places(path_of(k), config) for k, _ in _leaves(abstract)}
-    for key_path, leaf in _leaves(abstract):
-        path = path_of(key_path)
-        for place in found[path]:
-            source.check(place.name, place.tensor_shape(_own(path, leaf.shape)))
-    known = [place.name for each in found.values() for place in each]
-    check_no_others(source.names(), known, config, source.folder)
+    abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
+    found = _check(source, abstract, config)
+    graph, shapes = nnx.split(abstract)
 
     def value(key_path: Any, leaf: Any) -> Array:
         path = path_of(key_path)
@@ -118,7 +135,20 @@ def decoder_from(
             layer[...] = place.cut(source.read(place.name))
         return jnp.asarray(whole)
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, shapes))
+
+
+def _check(source: Source, abstract: Decoder, config: DecoderConfig) -> dict[str, list[Place]]:
+    """Where each parameter is found, once all tensors are seen to be there in their shapes."""
+    found: dict[str, list[Place]] = {}
+    for key_path, leaf in _leaves(nnx.state(abstract)):
+        path = path_of(key_path)
+        found[path] = places(path, config)
+        for place in found[path]:
+            source.check(place.name, place.tensor_shape(_own(path, leaf.shape)))
+    known = [place.name for each in found.values() for place in each]
+    check_no_others(source.names(), known, config, source.folder)
+    return found
 
 
 def export_decoder(

@@ -6,6 +6,7 @@ after it have them. LLM-Adapters and DoRA print the same with every line but the
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,17 @@ def prompt(instruction: str, given: str = "") -> str:
     if given:
         return _WITH_INPUT.format(instruction=instruction, input=given)
     return _PLAIN.format(instruction=instruction)
+
+
+def bare(text: str) -> str:
+    """What a prompt asks, without Alpaca's words around it: a chat template has its own."""
+    start, end = _PLAIN.split("{instruction}")
+    if text.startswith(start) and text.endswith(end):
+        return text[len(start) : -len(end)]
+    start, between, end = re.split(r"\{instruction\}|\{input\}", _WITH_INPUT)
+    if text.startswith(start) and text.endswith(end) and between in text:
+        return text[len(start) : -len(end)].replace(between, "\n\n", 1)
+    return text
 
 
 def read(

