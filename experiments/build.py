@@ -59,14 +59,21 @@ class Experiment:
     def predict(
         self, trainable: Any, frozen: lj.Frozen, batch: train.Batch, rng: Array | None
     ) -> Array:
-        """The outputs of a batch; `rng` turns dropout on, the adapters' and the model's."""
+        """The outputs of a batch; training has `rng`, for dropout of adapters and model."""
+        adapted = self.evaluated if rng is None else self.adapted
         keys: dict[str, Array] = {}
         if rng is not None:
             model_key, adapter_key = jax.random.split(rng)
             keys["dropout_key"] = adapter_key
             if self.config["model"]["dropout"]:
                 keys["rng"] = model_key
-        return self.adapted.apply(trainable, frozen, *_inputs(batch), **keys)
+        return adapted.apply(trainable, frozen, *_inputs(batch), **keys)
+
+    @property
+    def evaluated(self) -> lj.Adapted:
+        """The adapted model as it is evaluated."""
+        forward = self.problem.evaluated
+        return dataclasses.replace(self.adapted, forward=forward) if forward else self.adapted
 
     def outputs(self, call: Callable[[train.Batch], Array], encoded: data.Encoded) -> np.ndarray:
         """What a jitted `call` says of every row, (rows, outputs), in the order of the data."""
@@ -98,7 +105,7 @@ class Experiment:
     def merged_call(self, trainable: Any) -> Callable[[train.Batch], Array]:
         """The base model's own function of the merged parameters."""
         params = self.adapted.merge(trainable, self.frozen)
-        forward = jax.jit(self.adapted.forward)
+        forward = jax.jit(self.evaluated.forward)
         return lambda batch: forward(params, *_inputs(batch))
 
     def evaluate(self, trainable: Any) -> dict[str, float]:

@@ -56,6 +56,7 @@ def _problem(task: data.Task, loaded: pretrained.Loaded) -> Problem:
     parts = {"validation": task.validation, **task.extra, **task.unlabelled}
     return Problem(
         model=lambda key: lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0))),
+        evaluated=None,
         loss=train.cross_entropy if task.label_names else train.squared_error,
         collate=data.collate,
         examples=lambda part, rows: rows,

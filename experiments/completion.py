@@ -13,23 +13,32 @@ from experiments.materials import Materials, boundaries, check_dtype, check_voca
 from experiments.problem import Problem
 from lora_jax import data, metrics
 from lora_jax.models import pretrained, pretrained_decoder, weight_files
-from lora_jax.models.completion import completion_likelihood
+from lora_jax.models.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """The rows of a set of prompts: each with its completion, or one row for each option."""
+    """The rows of a set of prompts: each with its completion, or with all its options."""
 
     encoded: data.Encoded
     answers: np.ndarray | None = None
     """Which option is right, (questions,); None where rows are completions."""
     offsets: np.ndarray | None = None
-    """Of options: the rows of question i are `offsets[i]` to `offsets[i + 1]`."""
+    """Of options, those of all questions counted on: where those of each are."""
+
+    @property
+    def options(self) -> int:
+        """The most completions that a row has."""
+        return 1 if self.offsets is None else int(np.diff(self.offsets).max())
 
     def examples(self, rows: np.ndarray) -> np.ndarray:
-        """Of log-likelihoods (rows, 1): those of each question's options, or as they are."""
-        return rows if self.offsets is None else data.option_outputs(rows[:, 0], self.offsets)
+        """Of log-likelihoods (rows, options of any part), those of this part's options."""
+        if self.offsets is None:
+            return rows[:, :1]
+        counts = np.diff(self.offsets)
+        wanted = np.arange(rows.shape[1]) < counts[:, None]
+        return data.option_outputs(rows[wanted], self.offsets)
 
     @property
     def labels(self) -> np.ndarray:
@@ -43,10 +52,13 @@ def completion(
     task: data.TextTask, decoder: Decoder, parts: Mapping[str, Part], chunk: int
 ) -> Problem:
     """A decoder's log-likelihoods of completions; its loss is their tokens' mean cross-entropy."""
-    longest = max(int(part.encoded.labels.max()) for part in parts.values())
-    forward, params = completion_likelihood(decoder, longest, chunk)
+    longest = {name: int(part.encoded.labels.max()) for name, part in parts.items()}
+    forward, params = completion_likelihood(decoder, longest["train"], chunk)
+    options = max(part.options for part in parts.values())
+    evaluated, _ = option_likelihoods(decoder, options, max(longest.values()), chunk)
     return Problem(
         model=lambda key: (forward, params),
+        evaluated=evaluated,
         loss=cross_entropy_per_token,
         collate=collate,
         examples=lambda part, rows: parts[part].examples(rows),
@@ -67,7 +79,7 @@ def collate(
 ) -> dict[str, np.ndarray]:
     """`data.collate`, with the number of a completion's tokens as the weight of its row."""
     batch = data.collate(encoded, indices, padded_length, batch_size)
-    tokens = batch["token_type_ids"].sum(axis=1).astype(np.float32)
+    tokens = (batch["token_type_ids"] > 0).sum(axis=1).astype(np.float32)
     return {**batch, "weight": batch["weight"] * tokens}
 
 
@@ -130,7 +142,7 @@ def _part(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> Part:
     if prompts.options is None:
         return Part(_completions(tokenizer, prompts, limit).encoded)
     made, offsets = data.encode_options_cached(tokenizer, prompts, limit, _begin(tokenizer))
-    return Part(made.encoded, prompts.answers, offsets)
+    return Part(data.branched(made.encoded, offsets), prompts.answers, offsets)
 
 
 def _completions(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> data.Tokenised:

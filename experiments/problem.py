@@ -20,6 +20,8 @@ class Problem:
 
     model: Callable[[Array], tuple[Callable[..., Any], Any]]
     """The forward pass and the parameters, of which a key draws those that are new."""
+    evaluated: Callable[..., Any] | None
+    """The forward pass of the same parameters without training, where it is another one."""
     loss: train.Loss
     collate: Callable[[data.Encoded, np.ndarray, int, int], dict[str, np.ndarray]]
     """The batch of some rows of a part (`data.collate`)."""

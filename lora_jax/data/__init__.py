@@ -15,6 +15,7 @@ from lora_jax.data.batching import (
     in_order,
     plan_epoch,
 )
+from lora_jax.data.branches import branched
 from lora_jax.data.cache import Tokenised, cache_folder, encode_cached
 from lora_jax.data.chat import ChatTemplate, load_chat_template
 from lora_jax.data.chat_task import as_chat
@@ -52,6 +53,7 @@ __all__ = [
     "Tokenised",
     "Tokenizer",
     "as_chat",
+    "branched",
     "bucket_boundaries",
     "cache_folder",
     "collate",

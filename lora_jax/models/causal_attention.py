@@ -40,6 +40,8 @@ def visible(
     attention_mask: Array | None = None,
     segments: Array | None = None,
     window: int | None = None,
+    branches: Array | None = None,
+    positions: Array | None = None,
 ) -> Array:
     """The mask of a whole sequence, (B or 1, 1, T, T) booleans.
 
@@ -47,8 +49,18 @@ def visible(
         attention_mask: (B, T), nonzero where there is a token.
         segments: (B, T) integers; a token sees those of its own number only.
         window: how far back a token sees, itself included.
+        branches: (B, T) integers, 0 for what all others go on from; a token sees that and its own
+            number.
+        positions: (B, T), by which a window counts where there are branches.
     """
-    seen = reach(jnp.arange(tokens), jnp.arange(tokens), window)
+    index = jnp.arange(tokens)
+    if branches is None:
+        seen = reach(index, index, window)
+    else:
+        own, other = branches[:, None, :, None], branches[:, None, None, :]
+        seen = reach(index, index) & ((own == other) | (other == 0))
+        if window is not None and positions is not None:
+            seen = seen & (positions[:, None, :, None] - positions[:, None, None, :] < window)
     if attention_mask is not None:
         seen = seen & attention_mask.astype(bool)[:, None, None, :]
     if segments is not None:

@@ -121,6 +121,7 @@ class Decoder(nnx.Module):
         *,
         positions: Array | None = None,
         segments: Array | None = None,
+        branches: Array | None = None,
         rng: Array | None = None,
     ) -> Array:
         """The last hidden states (B, T, hidden), normalised, in `dtype`.
@@ -133,11 +134,20 @@ class Decoder(nnx.Module):
                 out, in every segment anew.
             segments: (B, T) integers, the number of each token's document in a packed row (see
                 `lora_jax.data.packing`); a token sees its own document only.
+            branches: (B, T) integers: texts that begin alike, in one row. First what they share,
+                of number 0, then what each goes on with, of a number of its own from 1 on: each
+                gets the states that it has as a row of its own. Needs no `attention_mask` for
+                padding at the end, and takes no `segments`.
             rng: dropout at the config's rates with this key; no dropout without one.
         """
-        self._check(input_ids, attention_mask, positions, segments)
+        self._check(input_ids, attention_mask, positions, segments, branches)
         tokens, dtype = input_ids.shape[1], self.dtype or self.embedding.embedding.dtype
-        if positions is None and segments is not None:
+        if positions is None and branches is not None:
+            shared = (branches == 0).astype(jnp.int32).cumprod(axis=1)
+            stem = shared.sum(axis=1, keepdims=True, dtype=jnp.int32)
+            index = jnp.arange(tokens, dtype=jnp.int32)[None]
+            positions = jnp.where(index < stem, index, stem + restarting(branches))
+        elif positions is None and segments is not None:
             positions = restarting(segments)
         elif positions is None and attention_mask is not None:
             counted = jnp.cumsum(attention_mask.astype(bool), axis=1, dtype=jnp.int32)
@@ -148,7 +158,7 @@ class Decoder(nnx.Module):
         embedding_rng, layers_rng = split_keys(rng, 2)
         x = self.embed(input_ids, positions, dtype, embedding_rng)
         rotation = self.rotation(positions, dtype)
-        sights = self._sights(tokens, attention_mask, segments)
+        sights = self._sights(tokens, attention_mask, segments, branches, positions)
         graph, weights = nnx.split(self.layers)
 
         def layer(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, None]:
@@ -188,20 +198,30 @@ class Decoder(nnx.Module):
         return None
 
     def _sights(
-        self, tokens: int, attention_mask: Array | None, segments: Array | None
+        self,
+        tokens: int,
+        attention_mask: Array | None,
+        segments: Array | None,
+        branches: Array | None,
+        positions: Array,
     ) -> list[Sight]:
         """What the layers see: of one kind or, where there are full and sliding ones, of both."""
         window, kinds = self.config.sliding_window, sorted(set(self.config.slides))
         windows = [window if slides else None for slides in kinds]
-        if attention_mask is None and segments is None and len(kinds) == 1:
+        masked = attention_mask is not None or segments is not None or branches is not None
+        if not masked and len(kinds) == 1:
             return [Sight(None, windows[0], self.implementation)]
-        masks = [visible(tokens, attention_mask, segments, each) for each in windows]
+        masks = [
+            visible(tokens, attention_mask, segments, each, branches, positions) for each in windows
+        ]
         return [Sight(mask, None, self.implementation) for mask in masks]
 
     def _check(self, input_ids: Array, *others: Array | None) -> None:
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must be (batch, tokens), got {input_ids.shape}")
-        names = ("attention_mask", "positions", "segments")
+        names = ("attention_mask", "positions", "segments", "branches")
+        if others[2] is not None and others[3] is not None:
+            raise ValueError("segments and branches cannot be given together")
         for name, array in zip(names, others, strict=True):
             shapes = [input_ids.shape, (1, input_ids.shape[1])][: 2 if name == "positions" else 1]
             if array is not None and array.shape not in shapes:
