@@ -189,6 +189,11 @@ def test_answers_are_held_out_in_proportion():
         task.few(91)
 
 
+def test_what_has_no_options_cannot_take_the_place_of_what_has():
+    with pytest.raises(ValueError, match="'t': 'train' has no options to validate on, as 'dev' "):
+        TextTask("t", plain(), part("dev", 6)).hold_out(2)
+
+
 def test_held_out_prompts_have_all_their_completions_as_references():
     train = Prompts("train", ["a", "b", "A!", "c", "a"], [" one", " two", " three", " f", " one"])
     dev = Prompts("dev", ["z"], [" z"], references=[["z"]])

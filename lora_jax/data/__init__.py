@@ -2,7 +2,8 @@
 
 `load_task` reads a `Task` from any source, `encode` (or `encode_cached`) turns its texts into
 ragged token ids once, a `BatchPlan` says which of them make up the batch of a given step, and
-`collate` builds that batch.
+`collate` builds that batch. For decoders, `load_text_task` reads a `TextTask`, and
+`encode_prompts` and `encode_options` tell what is given from what is learned or scored.
 """
 
 from lora_jax.data.batching import (
@@ -16,21 +17,35 @@ from lora_jax.data.batching import (
 )
 from lora_jax.data.cache import Tokenised, cache_folder, encode_cached
 from lora_jax.data.demo import rotten_tomatoes
+from lora_jax.data.encode_prompts import (
+    encode_options,
+    encode_options_cached,
+    encode_prompts,
+    encode_prompts_cached,
+    option_characters,
+    option_outputs,
+)
 from lora_jax.data.examples import Examples
 from lora_jax.data.load import SOURCES, load_task
+from lora_jax.data.load_text import TEXT_SOURCES, load_text_task
+from lora_jax.data.prompts import Prompts
 from lora_jax.data.split import normalise, plain_split, stratified_split
 from lora_jax.data.task import Task
 from lora_jax.data.tasks import SPECS
+from lora_jax.data.text_task import TextTask
 from lora_jax.data.tokenize import Encoded, Tokenizer, encode, load_tokenizer
 
 __all__ = [
     "SOURCES",
     "SPECS",
+    "TEXT_SOURCES",
     "Batch",
     "BatchPlan",
     "Encoded",
     "Examples",
+    "Prompts",
     "Task",
+    "TextTask",
     "Tokenised",
     "Tokenizer",
     "bucket_boundaries",
@@ -38,11 +53,18 @@ __all__ = [
     "collate",
     "encode",
     "encode_cached",
+    "encode_options",
+    "encode_options_cached",
+    "encode_prompts",
+    "encode_prompts_cached",
     "eval_plan",
     "in_order",
     "load_task",
+    "load_text_task",
     "load_tokenizer",
     "normalise",
+    "option_characters",
+    "option_outputs",
     "plain_split",
     "plan_epoch",
     "rotten_tomatoes",
