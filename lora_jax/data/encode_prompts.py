@@ -167,7 +167,7 @@ def _boundaries(
 
     stripped = [prompt.rstrip(" ") for prompt in prompts]
     prompt_ids = ids(stripped)
-    owners = np.repeat(np.arange(len(prompts)), counts)
+    owners = np.repeat(np.arange(len(prompts)), counts).tolist()
     moved = [
         prompts[owner][len(stripped[owner]) :] + follow
         for owner, follow in zip(owners, follows, strict=True)
@@ -197,7 +197,8 @@ def _rows(
     start = [] if bos_id is None else [bos_id]
     rows, types = [], []
     truncated = 0
-    for owner, follow in zip(np.repeat(np.arange(len(counts)), counts), follow_ids, strict=True):
+    owners = np.repeat(np.arange(len(counts)), counts).tolist()
+    for owner, follow in zip(owners, follow_ids, strict=True):
         before = prompt_ids[owner]
         room = max_length - len(start) - len(follow)
         if room < 0 or (room == 0 and not start):

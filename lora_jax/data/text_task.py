@@ -90,6 +90,11 @@ class TextTask:
         proportion. Where the validation part that is dropped has references, the held-out prompts
         have them as well: all completions that train had for them.
         """
+        if self.validation.options is not None and self.train.options is None:
+            raise ValueError(
+                f"task {self.name!r}: {self.train.name!r} has no options to validate on, "
+                f"as {self.validation.name!r} has"
+            )
         held = _draw(self, size, seed)
         together = _together(self.train)
         rest = np.flatnonzero(~np.isin(together, together[held]))

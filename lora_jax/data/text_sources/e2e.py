@@ -1,11 +1,13 @@
 """E2E NLG (Novikova et al., 2017): a sentence that says what a meaning representation holds.
 
 From the official CSV files, or from the text files of LoRA's repository (Hu et al., 2021), whose
-sentences are tokenised with spaces; both give the same prompts. As in LoRA's code
-(`examples/NLG/src/gpt2_encode.py`), a prompt ends in GPT-2's end of text, and a completion begins
-with a space. Training has an example for every sentence. Parts to evaluate on have one for every
-meaning representation, all its sentences as references, and the first one as its completion, so
-that the loss and perplexity of such a part are those of the first references.
+sentences are tokenised with spaces; both give the same prompts, but for the spaces of prices
+(`£20-25`, `£ 20 - 25`). As in LoRA's code (`examples/NLG/src/gpt2_encode.py`), a prompt ends in
+GPT-2's end of text, and a completion begins with a space.
+
+Training has an example for every sentence. Parts to evaluate on have one for every meaning
+representation, all its sentences as references, and the first one as its completion, so that the
+loss and perplexity of such a part are those of the first references.
 """
 
 import re
@@ -94,11 +96,7 @@ def _paths(folder: Path, form: str, needed: Sequence[str]) -> dict[str, Path]:
             return paths
     named = " nor ".join(", ".join(names) for names in missing.values())
     other = "; data 'e2e_dev' trains on the development part instead" if "train" in needed else ""
-    raise FileNotFoundError(
-        f"{folder} has neither {named}{other}"
-        if len(missing) > 1
-        else f"{folder} has no {named}{other}"
-    )
+    raise FileNotFoundError(f"{folder} has {'no' if form else 'neither'} {named}{other}")
 
 
 def _read(path: Path) -> list[tuple[str, str]]:
@@ -121,11 +119,10 @@ def _read(path: Path) -> list[tuple[str, str]]:
 
 
 def _row(path: Path, row: rows.Row) -> tuple[str, str]:
+    representation, sentence = rows.text(path, row, "mr"), rows.text(path, row, "ref")
     try:
-        return linear(rows.text(path, row, "mr")), rows.text(path, row, "ref").strip()
+        return linear(representation), sentence.strip()
     except ValueError as error:
-        if str(error).startswith(str(path)):
-            raise
         raise ValueError(f"{path}, line {row.line}: {error}") from None
 
 

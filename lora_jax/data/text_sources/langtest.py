@@ -69,11 +69,11 @@ def _boolq(name: str) -> TextTask:
         if "label" in row
     ]
     questions = {normalise(question) for question, _, _ in dev}
-    passages = {normalise(passage) for _, passage, _ in dev}
+    passages = {_untitled(passage) for _, passage, _ in dev}
     train = [
         row
         for row in labelled
-        if normalise(row[0]) not in questions and normalise(row[1]) not in passages
+        if normalise(row[0]) not in questions and _untitled(row[1]) not in passages
     ]
     shown = name == "boolq_passage"
     return TextTask(
@@ -95,9 +95,14 @@ def _questions_of_boolq(name: str, found: Sequence[tuple[str, str, bool]], shown
         asked,
         [("true", "false")] * len(found),
         [0 if answer else 1 for _, _, answer in found],
-        [normalise(passage) for _, passage, _ in found],
+        [_untitled(passage) for _, passage, _ in found],
         [passage if shown else "" for _, passage, _ in found],
     )
+
+
+def _untitled(passage: str) -> str:
+    """The words of `TITLE -- PASSAGE` without the title: some passages have several."""
+    return normalise(passage.split(" -- ", 1)[-1])
 
 
 def _commonsense_qa() -> Prompts:
