@@ -8,6 +8,7 @@ end with its text instead of filling it with the next best, and goes on to the l
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -74,6 +75,8 @@ def beam_search(
     eos = check_request(input_ids, attention_mask, max_new_tokens, eos_ids, pad_id)
     check_integer("beams", beams, least=1)
     check_integer("no_repeat_ngram_size", no_repeat_ngram_size, least=0)
+    if not isinstance(length_penalty, int | float) or not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty must be a number, got {length_penalty!r}")
     if early_stopping not in (True, False, "never"):
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     return _search(
@@ -231,7 +234,8 @@ def repeating(history: Array, length: Array, size: int, vocabulary: int) -> Arra
     texts = history.reshape(-1, history.shape[-1])
     starts = texts.shape[1] - size + 1
     tail = jax.lax.dynamic_slice_in_dim(texts, length - (size - 1), size - 1, axis=1)
-    same = jnp.broadcast_to(jnp.arange(starts) + size - 1 < length, (len(texts), starts))
+    there = jnp.arange(size - 1, texts.shape[1], dtype=jnp.int32) < length
+    same = jnp.broadcast_to(there, (len(texts), starts))
     for i in range(size - 1):
         same &= texts[:, i : i + starts] == tail[:, i : i + 1]
     next_token = texts[:, size - 1 :]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from lora_jax.models.config_checks import check_integer, token_ids
 
@@ -235,7 +236,7 @@ def check_request(
                 f"attention_mask must be {input_ids.shape} as input_ids are, "
                 f"got {attention_mask.shape}"
             )
-        if not isinstance(attention_mask, jax.core.Tracer):
+        if not isinstance(attention_mask, Tracer):
             empty = np.flatnonzero(~np.asarray(attention_mask).astype(bool).any(1))
             if empty.size:
                 raise ValueError(

@@ -63,13 +63,12 @@ def generate_texts(
     rows: list[list[int]] = [[] for _ in prompts]
     for batch in eval_plan(lengths, batch_size, bucket_boundaries(lengths, max_buckets)):
         arrays = collate(encoded, batch.indices, batch.padded_length, batch_size)
+        own = settings
         if key is not None:
-            filled = np.resize(batch.indices, batch_size).astype(np.int32)
-            settings["key"] = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(filled))
+            numbers = jnp.asarray(np.resize(batch.indices, batch_size).astype(np.int32))
+            own = {**settings, "key": jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)}
         ids, mask = jnp.asarray(arrays["input_ids"]), jnp.asarray(arrays["attention_mask"])
-        out = search(
-            apply, weights, ids, mask, eos_ids=eos_ids, pad_id=tokenizer.pad_id, **settings
-        )
+        out = search(apply, weights, ids, mask, eos_ids=eos_ids, pad_id=tokenizer.pad_id, **own)
         tokens, counts = np.asarray(out.tokens), np.asarray(out.lengths)
         if isinstance(out, Beams):
             tokens, counts = tokens[:, 0], counts[:, 0]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 
 from lora_jax.models.causal_attention import Sight, attend, reach
 from lora_jax.models.decoder import Decoder
@@ -198,7 +199,7 @@ def _check(cache: KVCache, input_ids: Array, attention_mask: Array | None) -> No
         raise ValueError(
             f"attention_mask must be {input_ids.shape} as input_ids are, got {attention_mask.shape}"
         )
-    tokens, known = input_ids.shape[1], not isinstance(cache.filled, jax.core.Tracer)
+    tokens, known = input_ids.shape[1], not isinstance(cache.filled, Tracer)
     filled = int(cache.filled) if known else 0
     if filled + tokens > capacity:
         raise ValueError(

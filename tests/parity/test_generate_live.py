@@ -1,0 +1,121 @@
+"""What we write beside what transformers' `generate` writes, in float64: the same tokens."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from make_fixtures.bert import save_checkpoint
+from make_fixtures.decoders import random_tensors
+from test_decoders_live import random_config
+
+from lora_jax.beam_search import beam_search
+from lora_jax.generate import generate
+from lora_jax.models.kv_cache import cached_step
+from lora_jax.models.pretrained_decoder import load_decoder
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from make_fixtures.decoders import exactly, torch_random  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+PAD, NEW = 7, 12
+# Of each family, with windows in all layers, in some and in none.
+MODELS = [("llama", 3), ("llama", 4), ("mistral", 1), ("mistral", 2), ("qwen2", 1), ("qwen2", 3)]
+MODELS += [("qwen3", 1), ("gpt2", 0), ("gpt2", 3)]
+
+
+@pytest.fixture(params=MODELS, ids=str)
+def model(request, tmp_path, x64, quick_compilation):
+    """Both sides' decoder, and prompts that are padded on the left, with ids that end texts."""
+    kind, seed = request.param
+    config = random_config(kind, seed)
+    theirs, shapes = torch_random(config, seed)
+    save_checkpoint(tmp_path, config, random_tensors(shapes, seed))
+    step, params = cached_step(load_decoder(tmp_path, param_dtype=jnp.float64))
+    random = np.random.RandomState(seed)
+    ids = random.randint(8, config["vocab_size"], (4, 6))
+    mask = (np.arange(6) >= np.array([[0], [3], [5], [1]])).astype(np.int64)
+    return theirs, step, params, np.where(mask, ids, PAD), mask
+
+
+def their(model, ids, mask, ends, **settings):
+    """Their tokens (rows, NEW), filled with padding, and the scores of beams."""
+    with exactly(), torch.no_grad():
+        out = model.generate(
+            torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=list(ends),
+            pad_token_id=PAD,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **settings,
+        )
+    tokens = out.sequences.numpy()[:, ids.shape[1] :]
+    tokens = np.pad(tokens, ((0, 0), (0, NEW - tokens.shape[1])), constant_values=PAD)
+    return tokens, getattr(out, "sequences_scores", None)
+
+
+def endings(model, ids, mask):
+    """Ids that end some of the texts, early and late: two of those that they write."""
+    tokens, _ = their(model, ids, mask, [1])
+    return int(tokens[0, 4]), int(tokens[1, 8])
+
+
+def test_greedy(model):
+    theirs, step, params, ids, mask = model
+    ends = endings(theirs, ids, mask)
+    for chosen in (ends, ends[:1], (1,)):
+        expected, _ = their(theirs, ids, mask, chosen)
+        settings = {"max_new_tokens": NEW, "eos_ids": chosen, "pad_id": PAD}
+        found = generate(step, (params,), jnp.asarray(ids), jnp.asarray(mask), **settings)
+        np.testing.assert_array_equal(found.tokens, expected)
+        assert (found.lengths < NEW).any() or chosen == (1,)
+
+
+# beams, length_penalty, early_stopping, no_repeat_ngram_size, how many ids end a text
+SEARCHES = [
+    (4, 1.0, False, 0, 1),
+    (4, 0.5, True, 0, 1),
+    (4, 2.0, False, 2, 2),
+    (4, 2.0, "never", 0, 2),
+    (4, 0.9, True, 3, 2),
+    (4, 0.0, False, 0, 2),
+    (10, 0.9, False, 4, 1),
+    (10, 0.5, False, 0, 2),
+    (10, 2.0, True, 2, 1),
+    (10, 1.0, "never", 3, 1),
+]
+
+
+@pytest.mark.parametrize(("beams", "penalty", "early", "ngram", "count"), SEARCHES)
+def test_beam_search(model, beams, penalty, early, ngram, count):
+    theirs, step, params, ids, mask = model
+    ends = endings(theirs, ids, mask)[:count]
+    expected, scores = their(
+        theirs,
+        ids,
+        mask,
+        ends,
+        num_beams=beams,
+        num_return_sequences=beams,
+        length_penalty=penalty,
+        early_stopping=early,
+        no_repeat_ngram_size=ngram,
+    )
+    found = beam_search(
+        step,
+        (params,),
+        jnp.asarray(ids),
+        jnp.asarray(mask),
+        max_new_tokens=NEW,
+        eos_ids=ends,
+        pad_id=PAD,
+        beams=beams,
+        length_penalty=penalty,
+        early_stopping=early,
+        no_repeat_ngram_size=ngram,
+    )
+    np.testing.assert_array_equal(found.tokens.reshape(-1, NEW), expected)
+    np.testing.assert_allclose(found.scores.reshape(-1), scores, atol=1e-9)

@@ -1,0 +1,309 @@
+"""Greedy and drawn texts, beside loops that recompute everything and closed forms."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_writer
+from scipy.stats import chisquare
+from small_decoder import functional, random_decoder
+from zoo.check import random_like
+
+import lora_jax as lj
+import variants
+from lora_jax import generate as module
+from lora_jax.generate import draw, generate, is_among, right_aligned
+from lora_jax.models.kv_cache import cached_step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+PROMPTS = [[3, 1, 4, 1, 2], [4, 2], [1, 3, 3, 4]]
+SETTINGS = {"max_new_tokens": 7, "eos_ids": 0, "pad_id": 9}
+
+
+def padded(prompts, sides="rrl", pad=8):
+    """Prompts as (ids, mask), each padded on its own side."""
+    width = max(map(len, prompts))
+    ids, mask = np.full((2, len(prompts), width), pad)
+    for row, (prompt, side) in enumerate(zip(prompts, sides, strict=False)):
+        here = slice(0, len(prompt)) if side == "r" else slice(width - len(prompt), width)
+        mask[row] = 0
+        ids[row, here], mask[row, here] = prompt, 1
+    return jnp.asarray(ids, jnp.int32), jnp.asarray(mask)
+
+
+def texts(out):
+    """The tokens that count, as lists; what follows them must be padding."""
+    for row, length in zip(out.tokens, out.lengths, strict=True):
+        assert (row[length:] == SETTINGS["pad_id"]).all()
+    return [row[:n].tolist() for row, n in zip(np.asarray(out.tokens), out.lengths, strict=True)]
+
+
+def toy(seed, **options):
+    weights = toy_writer.random_weights(seed, **options)
+    return weights, (jax.tree.map(jnp.asarray, weights),)
+
+
+def greedy(log_p, prompt, ends, limit):
+    """Greedily by the definition: log_p(text) gives the log-probabilities of what follows."""
+    text = list(prompt)
+    while len(text) < len(prompt) + limit:
+        text.append(int(np.argmax(log_p(text))))
+        if text[-1] in ends:
+            break
+    return text[len(prompt) :]
+
+
+# ---- greedy --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "gpt2"])
+def test_greedy_equals_a_loop_that_recomputes_everything(name, x64):
+    """Which reads each prompt by itself, so padding and the rows beside it change nothing."""
+    decoder = random_decoder(name, seed=3, options={"param_dtype": jnp.float64})
+    params, forward = functional(decoder)
+
+    def log_p(text):
+        ids = jnp.asarray([text + [0] * (12 - len(text))], jnp.int32)
+        return forward(params, ids)[0, len(text) - 1]
+
+    endless = [greedy(log_p, prompt, (), 7) for prompt in PROMPTS]
+    ends = (22, endless[0][3])
+    expected = [greedy(log_p, prompt, ends, 7) for prompt in PROMPTS]
+    assert expected != endless
+    step, _ = cached_step(decoder)
+    found = generate(step, (params,), *padded(PROMPTS), **{**SETTINGS, "eos_ids": ends})
+    assert texts(found) == expected
+
+
+def test_greedy_equals_the_definition(x64):
+    ids, mask = padded(PROMPTS)
+    lengths = set()
+    for seed in range(30):
+        weights, given = toy(seed)
+        found = texts(generate(toy_writer.step, given, ids, mask, **SETTINGS))
+        log_p = lambda text: toy_writer.log_probabilities(weights, text)  # noqa: B023, E731
+        assert found == [greedy(log_p, prompt, {0}, 7) for prompt in PROMPTS]
+        lengths |= set(map(len, found))
+    assert lengths == {1, 2, 3, 4, 5, 6, 7}  # among them those that end at once, and never
+
+
+def test_it_ends_when_all_rows_have():
+    calls = []
+
+    def counting(*args, **kwargs):
+        jax.debug.callback(lambda: calls.append(1))
+        return toy_writer.step(*args, **kwargs)
+
+    ids, mask = padded(PROMPTS)
+    for seed in range(10):
+        _, given = toy(seed)
+        out = generate(counting, given, ids, mask, **{**SETTINGS, "max_new_tokens": 20})
+        jax.effects_barrier()
+        # the first token needs the prompt alone, every other one a step
+        assert len(calls) == int(out.lengths.max())
+        calls.clear()
+
+
+def test_one_new_token_and_no_end(x64):
+    ids, mask = padded(PROMPTS)
+    weights, given = toy(0)
+    log_p = lambda text: toy_writer.log_probabilities(weights, text)  # noqa: E731
+    for limit in (1, 5):
+        settings = {**SETTINGS, "eos_ids": None, "max_new_tokens": limit}
+        found = texts(generate(toy_writer.step, given, ids, mask, **settings))
+        assert found == [greedy(log_p, prompt, (), limit) for prompt in PROMPTS]
+
+
+def test_prompts_move_to_the_right():
+    ids, mask = padded(PROMPTS, "rlr")
+    ids, mask = ids.at[2, 1].set(7), mask.at[2, 1].set(0)  # a hole
+    moved, there = right_aligned(ids, mask)
+    held = [row[real].tolist() for row, real in zip(np.asarray(moved), there, strict=True)]
+    assert held == [PROMPTS[0], PROMPTS[1], [1, 3, 4]]
+    np.testing.assert_array_equal(there.sum(1), [5, 2, 3])
+    assert (np.diff(there.astype(int), axis=1) >= 0).all()
+    np.testing.assert_array_equal(right_aligned(ids, None)[0], ids)
+    found = is_among(jnp.asarray([[1, 2], [3, 4]]), (4, 1))
+    np.testing.assert_array_equal(found, [[True, False], [False, True]])
+
+
+# ---- draws ---------------------------------------------------------------------------------------
+
+LOGITS = np.array([0.3, -1.0, 2.0, 1.1, -0.4, 1.7, 0.9, -3.0])
+
+
+def truncated(temperature, top_p=1.0, top_k=8):
+    """The probabilities in closed form, in float64."""
+    p = np.exp(LOGITS / temperature)
+    order = np.argsort(-p)
+    p[order[top_k:]] = 0
+    p /= p.sum()
+    fewest = next(n for n in range(1, 9) if p[order[:n]].sum() >= top_p - 1e-12)
+    p[order[fewest:]] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "cut"),
+    [
+        (1.0, {}),
+        (1.0, {"top_p": 1.0}),
+        (0.7, {"top_p": 0.8}),
+        (1.5, {"top_p": 0.35}),
+        (2.0, {"top_k": 3}),
+        (1.0, {"top_k": 5, "top_p": 0.7}),
+        (1.0, {"top_p": 1e-6}),
+        (1.0, {"top_k": 100}),
+    ],
+)
+def test_draws_have_the_truncated_distribution(temperature, cut):
+    count = 20_000
+    keys = jax.random.split(jax.random.key(5), count)
+    logits = jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (count, len(LOGITS)))
+    drawn = np.bincount(draw(keys, logits, temperature, **cut), minlength=len(LOGITS))
+    p = truncated(temperature, **cut)
+    assert drawn[p == 0].sum() == 0
+    if (p > 0).sum() > 1:
+        assert chisquare(drawn[p > 0], count * p[p > 0]).pvalue > 0.01
+        # such a test tells one temperature from another
+        other = truncated(1.3 * temperature, **cut)[p > 0]
+        assert chisquare(drawn[p > 0], count * other / other.sum()).pvalue < 0.01
+
+
+def test_drawn_texts_have_the_distribution_of_the_model(x64):
+    """Of texts of two tokens: the product of what each is given those before."""
+    weights, given = toy(1, words=3, scale=0.7)
+    ids = jnp.broadcast_to(jnp.asarray([[1, 2]]), (20_000, 2))
+    settings = {**SETTINGS, "eos_ids": None, "max_new_tokens": 2, "temperature": 1.0}
+    out = generate(toy_writer.step, given, ids, key=jax.random.key(2), **settings)
+    drawn = np.bincount(out.tokens[:, 0] * 3 + out.tokens[:, 1], minlength=9)
+    log_p = toy_writer.log_probabilities
+    first = np.exp(log_p(weights, [1, 2]))
+    second = np.exp([log_p(weights, [1, 2, word]) for word in range(3)])
+    expected = (first[:, None] * second).ravel()
+    assert chisquare(drawn, 20_000 * expected).pvalue > 0.01
+    assert chisquare(drawn, 20_000 * np.outer(first, first).ravel()).pvalue < 1e-3
+
+
+def test_a_low_temperature_is_greedy():
+    ids, mask = padded(PROMPTS)
+    for seed in range(5):
+        _, given = toy(seed)
+        expected = texts(generate(toy_writer.step, given, ids, mask, **SETTINGS))
+        for temperature in (1e-3, 1e-30):
+            settings = {**SETTINGS, "temperature": temperature, "key": jax.random.key(seed)}
+            assert texts(generate(toy_writer.step, given, ids, mask, **settings)) == expected
+
+
+def test_a_text_is_a_function_of_its_key():
+    ids, mask = padded(PROMPTS)
+    _, given = toy(1, scale=0.5)
+
+    def run(key, ids=ids, mask=mask):
+        settings = {**SETTINGS, "temperature": 1.2, "top_p": 0.9, "key": key}
+        return texts(generate(toy_writer.step, given, ids, mask, **settings))
+
+    every = run(jax.random.key(3))
+    assert run(jax.random.key(3)) == every != run(jax.random.key(4))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(3))
+    assert run(keys) == every
+    # and not of its place, nor of the rows beside it
+    assert run(keys[::-1], ids[::-1], mask[::-1]) == every[::-1]
+    others, their_mask = padded([[1, 2], PROMPTS[1], [4, 4, 2, 1, 2]])
+    assert run(keys, others, their_mask)[1] == every[1]
+
+
+def test_rows_and_tokens_have_draws_of_their_own():
+    flat = (jax.tree.map(jnp.zeros_like, toy(0)[1][0]),)
+    settings = {**SETTINGS, "eos_ids": None, "temperature": 1.0, "key": jax.random.key(0)}
+    out = generate(toy_writer.step, flat, jnp.ones((64, 1), jnp.int32), **settings)
+    assert len({tuple(row) for row in np.asarray(out.tokens)}) == 64
+    assert len(set(np.asarray(out.tokens)[0])) > 1
+
+
+# ---- programs, adapters, memory ------------------------------------------------------------------
+
+
+def test_what_is_compiled_anew():
+    ids, mask = padded(PROMPTS)
+
+    def compiled(seed=0, ids=ids, mask=mask, **changes):
+        """How many programs there are afterwards."""
+        settings = {**SETTINGS, "max_new_tokens": 3, **changes}
+        generate(toy_writer.step, toy(seed)[1], ids, mask, **settings)
+        return module._generate._cache_size()
+
+    start = module._generate._cache_size()
+    drawn = {"temperature": 0.5, "top_p": 0.9, "key": jax.random.key(0)}
+    assert compiled() == start + 1
+    assert compiled(**drawn) == start + 2
+    assert compiled(1) == compiled(2, *padded(PROMPTS, "lrr", pad=3)) == start + 2
+    assert compiled(3, **{**drawn, "temperature": 0.9, "top_p": 0.5}) == start + 2
+    assert compiled(3, **{**drawn, "key": jax.random.split(jax.random.key(7), 3)}) == start + 2
+    assert compiled(max_new_tokens=4) == start + 3
+    assert compiled(ids=ids[:, :4], mask=mask[:, :4]) == start + 4
+
+
+def test_adapters_write_what_merged_weights_write(x64):
+    decoder = random_decoder("qwen2", options={"param_dtype": jnp.float64})
+    forward, params = lj.from_nnx(decoder)
+    step, _ = cached_step(decoder)
+    ids, mask = padded(PROMPTS)
+    names = {"attention/.*/kernel": "lora", "(gate|up|down)/kernel": "dora"}
+    targets = {pattern: variants.make(name, rank=2) for pattern, name in names.items()}
+    adapted = lj.adapt(forward, targets=targets)
+    trainable, frozen = jax.jit(adapted.init)(jax.random.key(0), params, ids, mask)
+    moved = jax.tree.map(jnp.add, trainable, random_like(trainable, 1))
+    apply = dataclasses.replace(adapted, forward=step).apply
+    found = texts(generate(apply, (moved, frozen), ids, mask, **SETTINGS))
+    merged = jax.jit(adapted.merge)(moved, frozen)
+    assert found == texts(generate(step, (merged,), ids, mask, **SETTINGS))
+    assert found != texts(generate(step, (params,), ids, mask, **SETTINGS))
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer >= 1, got 0"),
+        ({"pad_id": None}, "pad_id must be an integer >= 0, got None"),
+        ({"eos_ids": "end"}, "eos_ids must be an integer >= 0, got 'e'"),
+        ({"eos_ids": (2, -1)}, "eos_ids must be an integer >= 0, got -1"),
+        ({"temperature": -1.0}, "temperature must be 0 .* or above, got -1.0"),
+        ({"temperature": 1.0}, "to draw at a temperature above 0 takes a key"),
+        ({"top_p": 0.9}, "key, top_p and top_k do not act at a temperature of 0"),
+        ({"key": jax.random.key(0)}, "key, top_p and top_k do not act at a temperature of 0"),
+        ({"temperature": 1.0, "key": jax.random.PRNGKey(0)}, "key must be a jax.random.key, or 3"),
+        (
+            {"temperature": 1.0, "key": jax.random.key(0), "top_p": 0.0},
+            r"top_p must be in \(0, 1\], got 0.0",
+        ),
+        (
+            {"temperature": 1.0, "key": jax.random.key(0), "top_k": 0},
+            "top_k must be an integer >= 1, got 0",
+        ),
+        ({"attention_mask": jnp.ones((3, 4))}, r"attention_mask must be \(3, 5\) as input_ids"),
+        ({"input_ids": jnp.ones(3)}, r"input_ids must be \(batch, tokens\), got \(3,\)"),
+    ],
+)
+def test_what_is_refused(changes, message):
+    ids, mask = padded(PROMPTS)
+    given = {"input_ids": ids, "attention_mask": mask, **SETTINGS, **changes}
+    with pytest.raises(ValueError, match=message) as caught:
+        generate(toy_writer.step, toy(0)[1], **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_that_are_refused():
+    ids, mask = padded(PROMPTS)
+    with pytest.raises(ValueError, match="prompt 1 has no token"):
+        generate(toy_writer.step, toy(0)[1], ids, mask.at[1].set(0), **SETTINGS)
+    step, params = cached_step(random_decoder("gpt2"))
+    generous = {**SETTINGS, "max_new_tokens": 29}
+    with pytest.raises(ValueError, match="a cache of 33 tokens; the model takes at most 32"):
+        generate(step, (params,), ids, mask, **generous)

@@ -1,0 +1,195 @@
+"""A decoder in chunks, through its cache, beside the same decoder in one call."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from make_fixtures.decoders import CASES
+from small_decoder import functional, random_decoder, random_ids
+
+from lora_jax.models.kv_cache import KVCache, cached_step, empty_cache, extend
+
+# What comes in four rows: a prompt padded on neither side, on the left, on the right and by more
+# than half; a chunk with a hole; and a single token.
+MASKS = (
+    [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]],
+    [[1, 1, 1], [1, 1, 1], [1, 0, 1], [1, 1, 1]],
+    [[1], [1], [1], [1]],
+)
+# Of what each has alone, and the others in `make slow`.
+NAMES = ["llama_biases", "llama3", "llama_yarn", "mistral", "qwen2", "qwen3_windows", "gpt2"]
+REST = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in NAMES]
+
+
+def chunks(seed=0):
+    random = np.random.default_rng(seed)
+    masks = [np.array(mask) for mask in MASKS]
+    return [jnp.asarray(random.integers(0, 23, mask.shape), jnp.int32) for mask in masks], masks
+
+
+def alone(ids, masks):
+    """The tokens of each row without padding but at the end, and what of them there is."""
+    ids, mask = np.concatenate(ids, 1), np.concatenate(masks, 1).astype(bool)
+    whole, there = np.zeros(ids.shape, np.int32), np.zeros(ids.shape, np.int32)
+    for row, (tokens, real) in enumerate(zip(ids, mask, strict=True)):
+        whole[row, : real.sum()] = tokens[real]
+        there[row, : real.sum()] = 1
+    return jnp.asarray(whole), jnp.asarray(there), mask
+
+
+def in_chunks(decoder, ids, masks, capacity):
+    cache, states = empty_cache(decoder, ids[0].shape[0], capacity), []
+    for tokens, mask in zip(ids, masks, strict=True):
+        hidden, cache = extend(decoder, cache, tokens, jnp.asarray(mask))
+        states.append(hidden)
+    return decoder.logits(jnp.concatenate(states, 1)), cache
+
+
+def compare(decoder, atol):
+    """The logits in chunks equal those of one call, token by token."""
+    ids, masks = chunks()
+    whole, there, mask = alone(ids, masks)
+    graph, params = nnx.split(decoder)
+
+    @jax.jit
+    def both(params):
+        decoder = nnx.merge(graph, params)
+        return in_chunks(decoder, ids, masks, 10)[0], decoder(whole, there)
+
+    found, expected = both(params)
+    assert found.dtype == expected.dtype
+    assert np.isfinite(found).all()  # those of padding too
+    expected = np.asarray(expected, np.float64)[there == 1]
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64)[mask], expected, atol=atol * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("name", NAMES + REST)
+def test_chunks_equal_one_call_in_float64(name, x64, quick_compilation):
+    compare(random_decoder(name, seed=1, options={"param_dtype": jnp.float64}), 1e-12)
+
+
+def test_chunks_equal_one_call_in_float32_with_remat(quick_compilation):
+    compare(random_decoder("mistral", seed=2, options={"remat": True}), 1e-5)
+
+
+def test_chunks_equal_one_call_in_bfloat16(quick_compilation):
+    """Rounded to 8 bits, in each of two layers and the head."""
+    decoder = random_decoder("qwen2", options={"dtype": jnp.bfloat16})
+    cache = empty_cache(decoder, 2, 4)
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    compare(decoder, 2**-5)
+
+
+def test_what_a_cache_holds(quick_compilation):
+    decoder = random_decoder("qwen2")
+    cache = empty_cache(decoder, 4, 9)
+    assert cache.keys.shape == cache.values.shape == (3, 4, 9, 2, 4)
+    assert (cache.capacity, int(cache.filled)) == (9, 0) and not cache.valid.any()
+    ids, masks = chunks()
+    graph, params = nnx.split(decoder)
+
+    @jax.jit
+    def run(params, cache):
+        _, after = extend(nnx.merge(graph, params), cache, ids[0], jnp.asarray(masks[0]))
+        return after, after.rows(jnp.asarray([2, 0, 2]))
+
+    after, taken = run(params, cache)
+    assert int(cache.filled) == 0 and int(after.filled) == 5
+    np.testing.assert_array_equal(after.valid[:, :5], masks[0])
+    assert not after.valid[:, 5:].any()
+    held = [row[real].tolist() for row, real in zip(after.positions, after.valid, strict=True)]
+    assert held == [[0, 1, 2, 3, 4], [0, 1, 2], [0, 1, 2], [0]]
+    assert not np.asarray(after.keys[:, :, 5:]).any() and np.asarray(after.keys[:, :, :5]).any()
+    for field in ("positions", "valid"):
+        rows = np.asarray(getattr(after, field))[[2, 0, 2]]
+        np.testing.assert_array_equal(getattr(taken, field), rows)
+    for field in ("keys", "values"):
+        rows = np.asarray(getattr(after, field))[:, [2, 0, 2]]
+        np.testing.assert_array_equal(getattr(taken, field), rows)
+
+
+def test_the_step_of_a_decoder(quick_compilation):
+    decoder = random_decoder("llama")
+    step, params = cached_step(decoder)
+    ids = random_ids()
+
+    @jax.jit
+    def run(params):
+        first, cache = step(params, ids[:, :5], capacity=7)
+        second, _ = step(params, ids[:, 5:7], None, cache)
+        return first, second, cache, step(params, ids)[1]
+
+    first, second, cache, other = run(params)
+    assert (cache.capacity, other.capacity) == (7, 8)
+    whole = functional(decoder)[1](params, ids)
+    np.testing.assert_allclose(first, whole[:, 4], atol=1e-5)
+    np.testing.assert_allclose(second, whole[:, 6], atol=1e-5)
+    again, _ = cached_step(random_decoder("llama", seed=5))
+    assert step == again and hash(step) == hash(again)  # of other weights, the same program
+    assert step != cached_step(random_decoder("qwen2"))[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_the_program_does_not_grow_with_layers_or_tokens(name):
+    size = "n_layer" if name == "gpt2" else "num_hidden_layers"
+
+    def lines(layers, capacity):
+        step, params = cached_step(random_decoder(name, **{size: layers}))
+        run = jax.jit(functools.partial(step, capacity=capacity))
+        return run.lower(params, random_ids()).as_text().count("\n")
+
+    assert lines(3, 9) == lines(7, 30)
+
+
+def test_a_loop_changes_its_cache_in_place():
+    """Beside what it is given, a loop needs far less than a second cache."""
+    step, params = cached_step(random_decoder("llama", num_hidden_layers=16))
+    _, cache = jax.eval_shape(functools.partial(step, capacity=4096), params, random_ids(2, 1))
+
+    def loop(params, cache):
+        def one(_, carry):
+            token, cache = carry
+            logits, cache = step(params, token[:, None], None, cache)
+            return jnp.argmax(logits, -1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, 4000, one, (jnp.zeros(2, jnp.int32), cache))
+
+    memory = jax.jit(loop, donate_argnums=1).lower(params, cache).compile().memory_analysis()
+    size = cache.keys.size * 4 * 2
+    assert memory.temp_size_in_bytes < size / 2
+
+
+def test_what_is_refused():
+    decoder = random_decoder("gpt2")
+    with pytest.raises(ValueError, match="a cache of 33 tokens; the model takes at most 32"):
+        empty_cache(decoder, 1, 33)
+    with pytest.raises(ValueError, match="65 tokens; the model takes at most 64"):
+        empty_cache(random_decoder("llama_dynamic"), 1, 65)
+    with pytest.raises(ValueError, match="a cache needs a row and a slot, got 0 rows of 4 slots"):
+        empty_cache(decoder, 0, 4)
+    cache = empty_cache(decoder, 2, 6)
+    with pytest.raises(ValueError, match=r"input_ids must be \(2, tokens\) as the cache has 2"):
+        extend(decoder, cache, random_ids(3, 2))
+    with pytest.raises(ValueError, match=r"attention_mask must be \(2, 2\) as input_ids are"):
+        extend(decoder, cache, random_ids(2, 2), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="7 tokens do not fit into a cache of 6, of which 0 are"):
+        jax.eval_shape(functools.partial(extend, decoder), cache, random_ids(2, 7))
+    taken = dataclasses.replace(cache, filled=jnp.int32(4))
+    with pytest.raises(ValueError, match="3 tokens do not fit into a cache of 6, of which 4 are"):
+        extend(decoder, taken, random_ids(2, 3))
+
+
+def test_a_full_cache_is_nan_where_it_cannot_be_refused(quick_compilation):
+    step, params = cached_step(random_decoder("llama"))
+    run = jax.jit(step, static_argnames="capacity")
+    _, cache = run(params, random_ids(2, 5), capacity=7)
+    logits, cache = run(params, random_ids(2, 2), None, cache)
+    assert isinstance(cache, KVCache) and np.isfinite(logits).all()
+    logits, _ = run(params, random_ids(2, 2), None, cache)
+    assert np.isnan(logits).all()
