@@ -188,6 +188,7 @@ def generate(**settings: Any) -> ConfigDict:
         "beams": 1,
         "length_penalty": 1.0,
         "no_repeat_ngram": 0,
+        "prompt_ngrams": True,  # whether those of the prompt count as repeated
         "batch_size": 8,
     }
     return ConfigDict({**defaults, **settings})

@@ -15,6 +15,7 @@ from lora_jax import data, metrics
 from lora_jax.models import pretrained, pretrained_decoder, weight_files
 from lora_jax.models.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.decoder import Decoder
+from lora_jax.models.kv_cache import cached_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ def completion(
         score=lambda outputs: metrics.score_parts(
             task, outputs, {part: parts[part].labels for part in outputs}
         ),
+        step=cached_step(decoder)[0],
     )
 
 

@@ -1,14 +1,15 @@
 """What a run leaves behind when it ends: adapter, predictions and, last, its record."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jax import Array
 
 import lora_jax as lj
-from experiments import predictions
+from experiments import predictions, writing
 from experiments.build import Experiment
 from experiments.plots import rank_map
 from experiments.predictions import Predictions
@@ -19,19 +20,34 @@ from lora_jax.summary import Summary, summary
 NOT_FINITE = "loss, gradient, weights or score not finite at step {}"
 
 
+class Left(NamedTuple):
+    """What a run has beside its outcome when it ends."""
+
+    ranks: dict[str, Any] | None = None
+    """Those that a method has chosen; None for one that chooses none."""
+    kept: Summary | None = None
+    """What is trained of the adapter of those ranks."""
+    samples: list[dict[str, Any]] | None = None
+    """Texts of a language model, before and after training."""
+    written: Mapping[str, float] = MappingProxyType({})
+    """Metrics of a language model's texts."""
+    signatures: Mapping[str, str] = MappingProxyType({})
+    """How those were computed."""
+
+
+NOTHING = Left()
+
+
 def save(
     experiment: Experiment,
     state: train.TrainState,
     workdir: Path,
     call: Callable[[train.Batch], Array],
-) -> tuple[dict[str, Any] | None, Summary | None]:
+) -> Left:
     """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture.
 
     Args:
       call: the adapted model, for the predictions that are kept.
-
-    Returns:
-      Those ranks, and what is trained of the smaller adapter; None where ranks are not chosen.
     """
     meta = {"config": experiment.config}
     lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
@@ -40,13 +56,24 @@ def save(
     labels = experiment.problem.labels
     kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
     predictions.write(workdir, kept)
+    left = _written(experiment, state.trainable)
     pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
     if frozen.spec == experiment.frozen.spec:
-        return None, None
+        return left
     lj.save_adapter(workdir / "pruned.safetensors", pruned, frozen, meta)
     ranks = lj.ranks(state.trainable, experiment.frozen)
     rank_map(ranks, workdir / "ranks.png")
-    return {path: each.tolist() for path, each in ranks.items()}, summary(pruned, frozen)
+    chosen = {path: each.tolist() for path, each in ranks.items()}
+    return left._replace(ranks=chosen, kept=summary(pruned, frozen))
+
+
+def _written(experiment: Experiment, trainable: Any) -> Left:
+    """What a language model writes, where the config asks for it."""
+    if not experiment.config.get("generate"):
+        return NOTHING
+    values, signatures = writing.scores(experiment, trainable)
+    found = writing.samples(experiment, trainable)
+    return Left(samples=found or None, written=values, signatures=signatures)
 
 
 def record(
@@ -55,14 +82,14 @@ def record(
     started: float,
     status: Any,
     note: str,
-    ranks: dict[str, Any] | None = None,
-    kept: Summary | None = None,
+    left: Left = NOTHING,
 ) -> records.Record:
     """The record of a run, from what it was and what it came to."""
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""
     counted = summary(experiment.trainable, experiment.frozen)
     config = records.plain(config)
+    best = config["train"]["select"] == "best"
     return records.Record(
         experiment=config["experiment"],
         config=config,
@@ -73,9 +100,9 @@ def record(
         weights_digest=experiment.weights_digest,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
-        parameters_adapters=(kept or counted).trained - _head_size(experiment),
-        metrics_best=dict(outcome.metrics_best),
-        metrics_last=dict(outcome.metrics_last),
+        parameters_adapters=(left.kept or counted).trained - _head_size(experiment),
+        metrics_best={**outcome.metrics_best, **(left.written if best else {})},
+        metrics_last={**outcome.metrics_last, **({} if best else left.written)},
         rule=f"{loop.mode} validation {loop.metric} over evaluations{since}",
         metric=loop.metric,
         steps=outcome.steps,
@@ -85,10 +112,12 @@ def record(
         peak_memory_bytes=records.peak_memory_bytes(),
         status=status,
         note=note,
-        ranks=ranks,
+        ranks=left.ranks,
         target=_target(loop, outcome),
         evaluations=outcome.evaluations,
         metrics_first=dict(outcome.metrics_first) or None,
+        samples=left.samples,
+        signatures=dict(left.signatures) or None,
         tokenised_per_second=experiment.examples_per_second,
     )
 

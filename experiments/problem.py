@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 
 from lora_jax import data, train
+from lora_jax.models.kv_cache import CachedStep
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,3 +32,5 @@ class Problem:
     """What a part's outputs are scored against, (n,)."""
     score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     """The metrics of the outputs of parts."""
+    step: CachedStep | None = None
+    """The same model token by token, where it can write."""

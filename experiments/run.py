@@ -29,19 +29,19 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
             return record
     experiment = build(config)
     records.claim(workdir, config)
-    outcome, status, ranks, kept = train.Outcome(), "completed", None, None
+    outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:
         state, note = _fit(experiment, workdir, label, outcome)
         if outcome.diverged:
             status = "diverged"
         else:
             call = experiment.adapted_call(state.trainable)
-            ranks, kept = finish.save(experiment, state, workdir, call)
+            left = finish.save(experiment, state, workdir, call)
     except Exception as error:
         note = f"{type(error).__name__}: {error}".splitlines()[0]
         records.write(workdir, finish.record(experiment, outcome, started, "failed", note))
         raise
-    record = finish.record(experiment, outcome, started, status, note, ranks, kept)
+    record = finish.record(experiment, outcome, started, status, note, left)
     records.write(workdir, record)
     return record
 

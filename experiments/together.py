@@ -227,7 +227,7 @@ def _train(
             call = group.call(place, states[place].trainable)
             own = group.own(place, states[place])
             left = finish.save(experiments[number], own, folders[number], call)
-            ended[number] = end(number, "completed", "", *left)
+            ended[number] = end(number, "completed", "", left)
     except Exception as error:
         for number in experiments.keys() - ended.keys() - set(done):
             end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])

@@ -68,6 +68,7 @@ class Record:
     metrics_first: dict[str, Any] | None = None  # before the first step, where that was asked for
     # Texts that a language model wrote, [{"prompt", "expected", "before", "after"}].
     samples: list | None = None
+    signatures: dict[str, str] | None = None  # how metrics of such texts were computed
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None where none was."""

