@@ -5,6 +5,9 @@ A folder for each set holds `train.json` and `test.json`, and `commonsense_170k.
 the training parts joined. The test parts of BoolQ, PIQA, SIQA, HellaSwag and WinoGrande are the
 development parts of these sets; ARC's and OpenBookQA's are their test parts.
 
+Only the answer is learned here; their script has the loss on the prompt as well by default
+(`train_on_inputs`), and cuts texts at 256 tokens, from the end.
+
 Questions are answered by the option with the largest log-likelihood here, which needs no sampling;
 `lora_jax.text_metrics.extracted_answers` scores generated answers as the papers do.
 """
