@@ -182,7 +182,8 @@ def generate(**settings: Any) -> ConfigDict:
     """What a language model writes at the end of a run, and how."""
     defaults = {
         "samples": 3,  # of the validation part, written before and after training, for the record
-        "scored": 0,  # of the validation part, for metrics of what is written; -1 for all
+        "part": "validation",  # whose texts are scored; or "extra": each of the further parts
+        "scored": 0,  # examples of it that are scored by what is written; -1 for all
         "metrics": ("bleu", "rouge_l"),
         "max_new_tokens": 48,
         "beams": 1,

@@ -43,43 +43,60 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
 def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
     """Some validation prompts, and what the model writes before and after training.
 
-    The first ones, by a rule that knows nothing of the model: so many spread evenly.
+    They are spread evenly over the part, whatever the model makes of them.
     """
-    some = _some(experiment, experiment.config["generate"]["samples"])
-    if some is None:
+    task, count = experiment.task, experiment.config["generate"]["samples"]
+    if not isinstance(task, data.TextTask) or count == 0:
         return []
+    some = task.scored(count).validation
     before, after = (
         write(experiment, each, some.prompts) for each in (experiment.trainable, trainable)
     )
-    expected = _expected(some)
     return [
         {"prompt": prompt, "expected": list(wanted), "before": old, "after": new}
-        for prompt, wanted, old, new in zip(some.prompts, expected, before, after, strict=True)
+        for prompt, wanted, old, new in zip(
+            some.prompts, _expected(some), before, after, strict=True
+        )
     ]
 
 
 def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], dict[str, str]]:
-    """The metrics of what the model writes to validation prompts, and how each was computed."""
-    section = experiment.config["generate"]
-    some = _some(experiment, section["scored"])
-    if some is None:
+    """The metrics of what the model writes, and how each was computed.
+
+    Of the validation part by their names, or of the extra parts by `<name>_<part>`, with
+    `accuracy_written_mean` as the mean over them. Nothing where the config asks for none.
+    """
+    task, section = experiment.task, experiment.config["generate"]
+    if not isinstance(task, data.TextTask) or section["scored"] == 0:
         return {}, {}
-    texts = write(experiment, trainable, some.prompts)
-    wanted = [name for name in section["metrics"] if name != FROM_OPTIONS]
-    scored = text_metrics.score_texts(wanted, texts, _expected(some)) if wanted else {}
+    some = task if section["scored"] < 0 else task.scored(section["scored"])
+    parts = {"": some.validation}
+    if section["part"] == "extra":
+        parts = {f"_{name}": part for name, part in some.extra.items()}
+    values: dict[str, float] = {}
+    signatures: dict[str, str] = {}
+    for end, part in parts.items():
+        found, said = _scores(experiment, trainable, part)
+        values |= {f"{name}{end}": value for name, value in found.items()}
+        signatures |= said
+    if section["part"] == "extra" and FROM_OPTIONS in section["metrics"]:
+        means = [values[f"{FROM_OPTIONS}{end}"] for end in parts]
+        values[f"{FROM_OPTIONS}_mean"] = float(np.mean(means))
+    return values, signatures
+
+
+def _scores(
+    experiment: Experiment, trainable: Any, part: data.Prompts
+) -> tuple[dict[str, float], dict[str, str]]:
+    wanted = experiment.config["generate"]["metrics"]
+    texts = write(experiment, trainable, part.prompts)
+    plain = [name for name in wanted if name != FROM_OPTIONS]
+    scored = text_metrics.score_texts(plain, texts, _expected(part)) if plain else {}
     values = {name: each.value for name, each in scored.items()}
-    if FROM_OPTIONS in section["metrics"]:
-        named = text_metrics.extracted_answers(texts, some)
-        values[FROM_OPTIONS] = float(np.mean(named == some.answers))
+    if FROM_OPTIONS in wanted:
+        named = text_metrics.extracted_answers(texts, part)
+        values[FROM_OPTIONS] = float(np.mean(named == part.answers))
     return values, {name: each.signature for name, each in scored.items()}
-
-
-def _some(experiment: Experiment, size: int) -> data.Prompts | None:
-    """So many examples of the validation part, -1 for all; None for none."""
-    task = experiment.task
-    if not isinstance(task, data.TextTask) or size == 0:
-        return None
-    return task.validation if size < 0 else task.scored(size).validation
 
 
 def _expected(part: data.Prompts) -> Sequence[Sequence[str]]:
