@@ -1,5 +1,6 @@
 """Beam search beside searches written out in plain Python, and beside all texts there are."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,6 +12,8 @@ import toy_writer
 from small_decoder import functional, random_decoder
 from test_generate import PROMPTS, padded, toy
 
+import lora_jax as lj
+import variants
 from lora_jax import beam_search as module
 from lora_jax.beam_search import beam_search, repeating
 from lora_jax.generate import generate
@@ -225,17 +228,23 @@ def test_weights_are_there_once():
     """Beside them and ten caches of 8 tokens, a search needs less than two layers of the eight."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
     decoder = random_decoder("llama", **sizes)
-    step, params = cached_step(decoder)
+    forward, params = lj.from_nnx(decoder)
+    step, _ = cached_step(decoder)
+    ids = jnp.ones((1, 4), jnp.int32)
+    adapted = lj.adapt(forward, variants.make("lora", rank=2), targets="all-linear")
+    given = jax.eval_shape(adapted.init, jax.random.key(0), params, ids)
     static = {"beams": 10, "ngram": 4, "prompt_ngrams": True, "early_stopping": False}
     static |= {"max_new_tokens": 5, "eos_ids": (2,), "pad_id": 0}
-    ids = jnp.ones((1, 4), jnp.int32)
-    lowered = module._search.lower(step, (params,), ids, None, 0.9, **static)
-    memory = lowered.compile().memory_analysis()
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    apply = dataclasses.replace(adapted, forward=step).apply
+    compiled = module._search.lower(apply, given, ids, None, 0.9, **static).compile()
+    needed = compiled.memory_analysis().temp_size_in_bytes
+
+    def size(tree):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
     _, cache = jax.eval_shape(functools.partial(step, capacity=8), params, ids)
-    caches = 10 * sum(x.size * x.dtype.itemsize for x in (cache.keys, cache.values))
-    assert memory.temp_size_in_bytes < 2 * caches + weights / 4
-    assert caches < weights / 10
+    assert needed < 2 * 10 * size(cache) + size(params) / 4
+    assert 10 * size(cache) < size(params) / 10
 
 
 @pytest.mark.parametrize(

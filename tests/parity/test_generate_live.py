@@ -20,8 +20,7 @@ pytestmark = pytest.mark.parity
 
 PAD, NEW = 7, 12
 # Of each family, with windows in all layers, in some and in none.
-MODELS = [("llama", 3), ("llama", 4), ("mistral", 1), ("mistral", 2), ("qwen2", 1), ("qwen2", 3)]
-MODELS += [("qwen3", 1), ("gpt2", 0), ("gpt2", 3)]
+MODELS = [("llama", 4), ("mistral", 1), ("qwen2", 1), ("qwen3", 1), ("gpt2", 0)]
 
 
 @pytest.fixture(params=MODELS, ids=str)
@@ -54,7 +53,20 @@ def their(model, ids, mask, ends, **settings):
         )
     tokens = out.sequences.numpy()[:, ids.shape[1] :]
     tokens = np.pad(tokens, ((0, 0), (0, NEW - tokens.shape[1])), constant_values=PAD)
-    return tokens, getattr(out, "sequences_scores", None)
+    return tokens, np.asarray(getattr(out, "sequences_scores", ()))
+
+
+def their_beams(model, ids, mask, ends, **settings):
+    """The same of beams; where n-grams count, each prompt alone: padding is no token to us.
+
+    To transformers it is: after two ids of padding, the two may not be written any more.
+    """
+    if not settings["no_repeat_ngram_size"]:
+        return their(model, ids, mask, ends, **settings)
+    whole = [row[real == 1][None] for row, real in zip(ids, mask, strict=True)]
+    parts = [their(model, row, np.ones_like(row), ends, **settings) for row in whole]
+    tokens, scores = zip(*parts, strict=True)
+    return np.concatenate(tokens), np.concatenate(scores)
 
 
 def endings(model, ids, mask):
@@ -93,7 +105,7 @@ SEARCHES = [
 def test_beam_search(model, beams, penalty, early, ngram, count):
     theirs, step, params, ids, mask = model
     ends = endings(theirs, ids, mask)[:count]
-    expected, scores = their(
+    expected, scores = their_beams(
         theirs,
         ids,
         mask,
