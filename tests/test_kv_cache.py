@@ -25,10 +25,10 @@ NAMES = ["llama_biases", "llama3", "llama_yarn", "mistral", "qwen2", "qwen3_wind
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in NAMES]
 
 
-def chunks(seed=0):
+def chunks(seed=0, words=23):
     random = np.random.default_rng(seed)
     masks = [np.array(mask) for mask in MASKS]
-    return [jnp.asarray(random.integers(0, 23, mask.shape), jnp.int32) for mask in masks], masks
+    return [jnp.asarray(random.integers(0, words, mask.shape), jnp.int32) for mask in masks], masks
 
 
 def alone(ids, masks):

@@ -1,11 +1,14 @@
 """What we write beside what transformers' `generate` writes, in float64: the same tokens."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from make_fixtures.bert import save_checkpoint
 from make_fixtures.decoders import random_tensors
-from test_decoders_live import random_config
+from test_decoders_live import CONFIGS, both, random_config
+from test_kv_cache import alone, chunks, in_chunks
 
 from lora_jax.beam_search import beam_search
 from lora_jax.generate import generate
@@ -14,13 +17,25 @@ from lora_jax.models.pretrained_decoder import load_decoder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from make_fixtures.decoders import exactly, torch_random  # noqa: E402
+from make_fixtures.decoders import exactly, torch_logits, torch_random  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
 PAD, NEW = 7, 12
 # Of each family, with windows in all layers, in some and in none.
 MODELS = [("llama", 4), ("mistral", 1), ("qwen2", 1), ("qwen3", 1), ("gpt2", 0)]
+
+
+@pytest.mark.parametrize(("kind", "seed"), CONFIGS)
+def test_logits_in_chunks(kind, seed, tmp_path, x64, quick_compilation):
+    """Of random configs, through the cache, prompts padded on either side."""
+    _, theirs, ours = both(tmp_path, kind, seed, jnp.float64)
+    ids, masks = chunks(seed, words=20)
+    whole, there, mask = alone(ids, masks)
+    expected = torch_logits(theirs, np.asarray(whole), np.asarray(there))[np.asarray(there) == 1]
+    graph, params = nnx.split(ours)
+    run = jax.jit(lambda params: in_chunks(nnx.merge(graph, params), ids, masks, 11)[0])
+    np.testing.assert_allclose(run(params)[mask], expected, atol=1e-10)
 
 
 @pytest.fixture(params=MODELS, ids=str)
