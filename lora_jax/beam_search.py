@@ -1,10 +1,10 @@
 """Beam search: the best of many texts by the mean of their log-probabilities, as one program.
 
 As transformers has it since version 4.50 (`GenerationMixin._beam_search`), so that both find the
-same texts. The code of the LoRA paper for GPT-2 (Hu et al., 2021, arXiv:2106.09685, table 11; its
-gpt2_beam.py) differs: it bans what the text repeats of itself and not of the prompt
-(`prompt_ngrams=False` here), spreads the probability of banned tokens over the others, lets a beam
-end with its text instead of filling it with the next best, and goes on to the longest length.
+same texts; but padding is no token here, and no part of an n-gram. The code of the LoRA paper for
+GPT-2 (Hu et al., 2021, arXiv:2106.09685, table 11; its gpt2_beam.py) differs from both: n-grams of
+the prompt do not count (`prompt_ngrams=False` here), the probability of banned tokens goes to the
+others, texts that end take the place of ones that could go on, and no search stops early.
 """
 
 import functools

@@ -1,5 +1,6 @@
 """Beam search beside searches written out in plain Python, and beside all texts there are."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,9 +12,10 @@ import toy_writer
 from small_decoder import functional, random_decoder
 from test_generate import PROMPTS, padded, toy
 
+import lora_jax as lj
+import variants
 from lora_jax import beam_search as module
 from lora_jax.beam_search import beam_search, repeating
-from lora_jax.generate import generate
 from lora_jax.models.kv_cache import cached_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -85,14 +87,14 @@ def every_text(weights, prompt, limit, ends):
 
 @pytest.mark.parametrize("penalty", [0.0, 0.9, 2.0, -1.0])
 def test_with_enough_beams_it_finds_all_texts_in_their_order(penalty, x64):
-    ids, mask = padded([[1, 2, 3], [3]])
-    settings = {**SETTINGS, "max_new_tokens": 4, "beams": 125, "length_penalty": penalty}
+    ids, mask = padded([[1, 2, 0], [2]])
+    settings = {**SETTINGS, "max_new_tokens": 4, "beams": 32, "length_penalty": penalty}
     for seed in range(3):
-        weights, given = toy(seed, words=4)
+        weights, given = toy(seed, words=3)
         out = beam_search(toy_writer.step, given, ids, mask, **settings)
-        for row, prompt in enumerate([[1, 2, 3], [3]]):
+        for row, prompt in enumerate([[1, 2, 0], [2]]):
             texts = every_text(weights, prompt, 4, {0})
-            assert len(texts) == 1 + 3 + 9 + 27 * 4
+            assert len(texts) == 1 + 2 + 4 + 8 * 3
             np.testing.assert_allclose(sum(np.exp(total) for _, total in texts), 1)
             texts = [(text, total / len(text) ** penalty) for text, total in texts]
             assert_same(found(out, row), sorted(texts, key=lambda each: -each[1]))
@@ -115,7 +117,7 @@ def test_with_enough_beams_it_finds_all_texts_in_their_order(penalty, x64):
 )
 def test_it_equals_a_search_written_out(static, plain, x64):
     ids, mask = padded(PROMPTS)
-    lengths, differ = set(), 0
+    lengths, differ, start = set(), 0, module._search._cache_size()
     for seed, penalty in enumerate([0.5, 0.9, 1.0, 2.0, 0.0, -0.5, 1.0, 0.9] * 2):
         weights, given = toy(seed)
         settings = {**SETTINGS, **static, "length_penalty": penalty}
@@ -130,11 +132,11 @@ def test_it_equals_a_search_written_out(static, plain, x64):
             differ += search(log_p, prompt, **without) != expected
     assert len(lengths) > 2
     assert differ or not plain  # the setting acts
+    assert module._search._cache_size() == start + 1  # other weights and penalties, one program
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
-def test_the_cache_of_a_decoder_follows_its_texts(name, x64):
-    decoder = random_decoder(name, seed=3, options={"param_dtype": jnp.float64})
+def test_the_cache_of_a_decoder_follows_its_texts(x64):
+    decoder = random_decoder("qwen2", seed=3, options={"param_dtype": jnp.float64})
     params, forward = functional(decoder)
 
     def log_p(text):
@@ -148,20 +150,6 @@ def test_the_cache_of_a_decoder_follows_its_texts(name, x64):
     for row, prompt in enumerate(PROMPTS):
         expected = search(log_p, prompt, ends=(8,), beams=3, penalty=0.9, size=3)
         assert_same(found(out, row), expected)
-
-
-def test_one_beam_is_greedy():
-    ids, mask = padded(PROMPTS)
-    for seed in range(5):
-        _, given = toy(seed)
-        plain = {name: SETTINGS[name] for name in ("max_new_tokens", "eos_ids", "pad_id")}
-        greedy = generate(toy_writer.step, given, ids, mask, **plain)
-        # such a search may go on with the second best after an end, and "True" stops there
-        out = beam_search(
-            toy_writer.step, given, ids, mask, **SETTINGS, beams=1, early_stopping=True
-        )
-        np.testing.assert_array_equal(out.tokens[:, 0], greedy.tokens)
-        np.testing.assert_array_equal(out.lengths[:, 0], greedy.lengths)
 
 
 def test_it_ends_when_all_rows_have():
@@ -183,16 +171,12 @@ def test_it_ends_when_all_rows_have():
 
 def test_where_nothing_can_follow_there_is_no_text():
     """All five words have been, and none may come again."""
+    settings = {**SETTINGS, "no_repeat_ngram_size": 1, "beams": 2}
     ids = jnp.asarray([[0, 1, 2, 3, 4]], jnp.int32)
-    settings = {**SETTINGS, "eos_ids": None, "no_repeat_ngram_size": 1, "beams": 2}
-    settings["max_new_tokens"] = 5
-    out = beam_search(toy_writer.step, toy(0)[1], ids, **settings)
-    assert found(out) == []
-    out = beam_search(toy_writer.step, toy(0)[1], ids, prompt_ngrams=False, **settings)
-    assert [sorted(text) for text, _ in found(out)] == [[0, 1, 2, 3, 4]] * 2
+    assert found(beam_search(toy_writer.step, toy(0)[1], ids, **settings)) == []
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 12])
+@pytest.mark.parametrize("size", [1, 2, 3, 12])
 def test_what_has_been_in_a_row(size):
     random = np.random.default_rng(size)
     history = random.integers(0, 3, (2, 20, 10)).astype(np.int32)
@@ -210,32 +194,27 @@ def test_what_has_been_in_a_row(size):
     assert count > 0 or size > 4
 
 
-def test_what_is_compiled_anew():
-    def compiled(seed=0, **changes):
-        settings = {**SETTINGS, "beams": 2, "max_new_tokens": 2, **changes}
-        beam_search(toy_writer.step, toy(seed)[1], *padded(PROMPTS), **settings)
-        return module._search._cache_size()
-
-    start = module._search._cache_size()
-    assert compiled() == compiled(1) == compiled(2, length_penalty=0.3) == start + 1
-    assert compiled(beams=3) == start + 2
-
-
 def test_weights_are_there_once():
     """Beside them and ten caches of 8 tokens, a search needs less than two layers of the eight."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
     decoder = random_decoder("llama", **sizes)
-    step, params = cached_step(decoder)
+    forward, params = lj.from_nnx(decoder)
+    step, _ = cached_step(decoder)
+    ids = jnp.ones((1, 4), jnp.int32)
+    adapted = lj.adapt(forward, variants.make("lora", rank=2), targets="attention/.*/kernel")
+    given = jax.eval_shape(adapted.init, jax.random.key(0), params, ids)
     static = {"beams": 10, "ngram": 4, "prompt_ngrams": True, "early_stopping": False}
     static |= {"max_new_tokens": 5, "eos_ids": (2,), "pad_id": 0}
-    ids = jnp.ones((1, 4), jnp.int32)
-    lowered = module._search.lower(step, (params,), ids, None, 0.9, **static)
-    memory = lowered.compile().memory_analysis()
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    apply = dataclasses.replace(adapted, forward=step).apply
+    compiled = module._search.lower(apply, given, ids, None, 0.9, **static).compile()
+    needed = compiled.memory_analysis().temp_size_in_bytes
+
+    def size(tree):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
     _, cache = jax.eval_shape(functools.partial(step, capacity=8), params, ids)
-    caches = 10 * sum(x.size * x.dtype.itemsize for x in (cache.keys, cache.values))
-    assert memory.temp_size_in_bytes < 2 * caches + weights / 4
-    assert caches < weights / 10
+    assert needed < 2 * 10 * size(cache) + size(params) / 4
+    assert 10 * size(cache) < size(params) / 10
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import tokenizers
 import toy_writer
@@ -20,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WORDS = ["<end>", "one", "two", "three", "four"]
 PROMPTS = ["one two", "four", "three three one four two two four", "two", "one one one four"]
+LONG = "four three one one two two one three four"
 SETTINGS = {"eos_ids": 0, "max_new_tokens": 6, "batch_size": 2}
 
 
@@ -45,16 +45,18 @@ def written(text, end):
 @pytest.mark.parametrize("end", [0, 2])
 def test_texts_are_those_of_each_prompt_alone(tokenizer, end, x64):
     """The end is left out, a special token or not, and so are special tokens before it."""
-    lengths = set()
+    prompts = [*PROMPTS, LONG, "three"]
+    lengths, start = set(), module._generate._cache_size()
     for seed in range(5):
         weights, given = toy(seed)
         log_p = lambda text: toy_writer.log_probabilities(weights, text)  # noqa: B023, E731
-        expected = [written(greedy(log_p, spelt(each), {end}, 6), end) for each in PROMPTS]
+        expected = [written(greedy(log_p, spelt(each), {end}, 6), end) for each in prompts]
         settings = {**SETTINGS, "eos_ids": end}
-        texts = generate_texts(generate, toy_writer.step, given, tokenizer, PROMPTS, **settings)
+        texts = generate_texts(generate, toy_writer.step, given, tokenizer, prompts, **settings)
         assert texts == expected
         lengths |= {len(text.split()) for text in texts}
     assert len(lengths) > 2
+    assert module._generate._cache_size() <= start + 2  # of 8 and of 16 tokens
 
 
 def test_beams_give_their_best(tokenizer, x64):
@@ -81,15 +83,6 @@ def test_draws_do_not_depend_on_the_batches(tokenizer):
     assert run(key=jax.random.key(2)) != texts
     twice = run([PROMPTS[0]] * 5)
     assert len(set(twice)) > 1  # each has draws of its own
-
-
-def test_shapes_are_few(tokenizer):
-    random = np.random.default_rng(0)
-    prompts = [" ".join(random.choice(WORDS[1:], 1 + i % 12)) for i in range(25)]
-    start = module._generate._cache_size()
-    settings = {**SETTINGS, "batch_size": 7, "max_buckets": 2, "max_new_tokens": 2}
-    texts = generate_texts(generate, toy_writer.step, toy(0)[1], tokenizer, prompts, **settings)
-    assert len(texts) == 25 and module._generate._cache_size() == start + 2
 
 
 def test_what_is_refused(tokenizer):

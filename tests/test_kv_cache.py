@@ -21,14 +21,14 @@ MASKS = (
     [[1], [1], [1], [1]],
 )
 # Of what each has alone, and the others in `make slow`.
-NAMES = ["llama_biases", "llama3", "llama_yarn", "mistral", "qwen2", "qwen3_windows", "gpt2"]
+NAMES = ["llama_biases", "llama_yarn", "qwen2", "qwen3_windows", "gpt2"]
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in NAMES]
 
 
-def chunks(seed=0):
+def chunks(seed=0, words=23):
     random = np.random.default_rng(seed)
     masks = [np.array(mask) for mask in MASKS]
-    return [jnp.asarray(random.integers(0, 23, mask.shape), jnp.int32) for mask in masks], masks
+    return [jnp.asarray(random.integers(0, words, mask.shape), jnp.int32) for mask in masks], masks
 
 
 def alone(ids, masks):
@@ -122,11 +122,13 @@ def test_the_step_of_a_decoder(quick_compilation):
     @jax.jit
     def run(params):
         first, cache = step(params, ids[:, :5], capacity=7)
-        second, _ = step(params, ids[:, 5:7], None, cache)
-        return first, second, cache, step(params, ids)[1]
+        second, full = step(params, ids[:, 5:7], None, cache)
+        return first, second, cache, step(params, ids[:, 7:], None, full)[0]
 
-    first, second, cache, other = run(params)
-    assert (cache.capacity, other.capacity) == (7, 8)
+    first, second, cache, beyond = run(params)
+    assert isinstance(cache, KVCache) and cache.capacity == 7
+    assert np.isnan(beyond).all()  # under jit a full cache cannot be refused
+    assert jax.eval_shape(step, params, ids)[1].capacity == 8
     whole = functional(decoder)[1](params, ids)
     np.testing.assert_allclose(first, whole[:, 4], atol=1e-5)
     np.testing.assert_allclose(second, whole[:, 6], atol=1e-5)
@@ -135,7 +137,7 @@ def test_the_step_of_a_decoder(quick_compilation):
     assert step != cached_step(random_decoder("qwen2"))[0]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
 def test_the_program_does_not_grow_with_layers_or_tokens(name):
     size = "n_layer" if name == "gpt2" else "num_hidden_layers"
 
@@ -183,13 +185,3 @@ def test_what_is_refused():
     taken = dataclasses.replace(cache, filled=jnp.int32(4))
     with pytest.raises(ValueError, match="3 tokens do not fit into a cache of 6, of which 4 are"):
         extend(decoder, taken, random_ids(2, 3))
-
-
-def test_a_full_cache_is_nan_where_it_cannot_be_refused(quick_compilation):
-    step, params = cached_step(random_decoder("llama"))
-    run = jax.jit(step, static_argnames="capacity")
-    _, cache = run(params, random_ids(2, 5), capacity=7)
-    logits, cache = run(params, random_ids(2, 2), None, cache)
-    assert isinstance(cache, KVCache) and np.isfinite(logits).all()
-    logits, _ = run(params, random_ids(2, 2), None, cache)
-    assert np.isnan(logits).all()
