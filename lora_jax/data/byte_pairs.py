@@ -64,11 +64,14 @@ def byte_pairs(
 
     ValueError of one line for merges that are not of the vocabulary.
     """
-    try:
-        model = models.BPE(vocabulary, merges, ignore_merges=way.whole)
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"not a byte-pair vocabulary: {error}") from None
-    backend = tokenizers.Tokenizer(model)
+    for first, second in merges:  # with some such, tokenizers ends in a panic
+        for token in (first, second, first + second):
+            if token not in vocabulary:
+                raise ValueError(
+                    f"not a byte-pair vocabulary: it merges {first!r} and {second!r} "
+                    f"but has no {token!r}"
+                )
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=way.whole))
     if way.composes:
         backend.normalizer = normalizers.NFC()
     steps = [pre_tokenizers.Digits(individual_digits=True)] if way.digits else []
