@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import random
 
 import tokenizers
@@ -103,16 +104,12 @@ def byte_vocabulary():
     )
     backend.train_from_iterator(CORPUS, trainer)
     tokens = sorted(backend.get_vocab(), key=backend.get_vocab().get)
-    import json
-
     merges = json.loads(backend.to_str())["model"]["merges"]
     return [*tokens, *USERS], [tuple(pair) for pair in merges]
 
 
 def published(pre, bos=None):
     """The published form of a tokenizer, as tokenizer.json holds it."""
-    import json
-
     tokens, merges = byte_vocabulary()
     added = [(token, True) for token in SPECIAL] + [(token, False) for token in USERS]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
