@@ -1,6 +1,7 @@
 """Small GGUF files, written by llama.cpp's own package as its conversion writes them."""
 
 import gguf
+import jax
 import numpy as np
 from flax import nnx
 
@@ -13,8 +14,6 @@ TYPES = gguf.GGMLQuantizationType
 
 def tensors_in_transformers(model):
     """A decoder's tensors by their names in transformers, in transformers' layout."""
-    import jax
-
     state = jax.tree_util.tree_leaves_with_path(nnx.state(model))
     leaves = {path_of(path): leaf for path, leaf in state}
     named = tensors_of(list(leaves), model.config)

@@ -91,7 +91,7 @@ def test_prompt_and_completion_make_the_whole(name, case):
 def test_where_the_prompt_is_no_beginning():
     own = ChatTemplate("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(
-        ValueError, match=r"does not begin with the prompt .*: '2HiHello!' in place"
+        ValueError, match=r"does not begin with the prompt for it: '2HiHello!' in place"
     ):
         prompt_and_completion(own, HELLO)
     longer = ChatTemplate("ab{% if messages | length == 1 %}c{% endif %}")
@@ -205,7 +205,7 @@ def test_the_metadata_of_a_gguf_file(tmp_path):
     writer.close()
     for given in (path, tmp_path):
         own = load_chat_template(given)
-        assert own.tokens == TOKENS and own.name == str(path)
+        assert own.tokens == TOKENS and own.origin == str(path)
         assert own.render([USER, ANSWER]) == template("llama2").render([USER, ANSWER])
         assert load_chat_template(given, "rag").render([USER]) == "R"
 

@@ -12,6 +12,7 @@ from flax import nnx
 from small_decoder import random_decoder
 
 from lora_jax.models.gguf_file import GgufFile
+from lora_jax.models.pretrained import load_classifier
 from lora_jax.models.pretrained_decoder import load_decoder, read_decoder_config
 from lora_jax.models.rope import Rope, frequencies
 from lora_jax.models.torch_names import path_of
@@ -344,6 +345,15 @@ def test_damaged_files_are_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"model\.gguf \([\d,]+ bytes\) is corrupt") as caught:
             load_decoder(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_needs_another_folder(tmp_path):
+    path = write_decoder(tmp_path / "model.gguf", random_decoder("llama"))
+    for given in (path, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"model\.gguf: GGUF files hold decoders; a classifier"
+        ):
+            load_classifier(given, num_labels=2, pool="mean", key=jax.random.key(0))
 
 
 def test_the_other_byte_order_is_refused(tmp_path):

@@ -4,7 +4,7 @@ What differs between them is where a text is cut before pairs are merged. llama.
 each way, which a GGUF file holds; the tokenizer.json of the published model has the same as rules.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
@@ -64,14 +64,17 @@ def byte_pairs(
 
     ValueError of one line for merges that are not of the vocabulary.
     """
-    try:
-        model = models.BPE(vocabulary, merges, ignore_merges=way.whole)
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise ValueError(f"not a byte-pair vocabulary: {error}") from None
-    backend = tokenizers.Tokenizer(model)
+    for first, second in merges:  # with some such, tokenizers ends in a panic
+        for token in (first, second, first + second):
+            if token not in vocabulary:
+                raise ValueError(
+                    f"not a byte-pair vocabulary: it merges {first!r} and {second!r} "
+                    f"but has no {token!r}"
+                )
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=way.whole))
     if way.composes:
         backend.normalizer = normalizers.NFC()
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if way.digits else []
+    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if way.digits else []
     if way.pattern:
         steps.append(pre_tokenizers.Split(Regex(way.pattern), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space, use_regex=not way.pattern))

@@ -32,16 +32,16 @@ _GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 class ChatTemplate:
     """A template's source, and the special tokens that it may name, as `bos_token: "<s>"`.
 
-    ValueError of one line if it is not a Jinja program; `name` says where it comes from.
+    ValueError of one line if it is not a Jinja program; `origin` says where it comes from.
     """
 
     source: str
     tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    name: str = "chat template"
+    origin: str = "chat template"
     _compiled: Any = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "_compiled", _compile(self.source, self.name))
+        object.__setattr__(self, "_compiled", _compile(self.source, self.origin))
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any
@@ -67,12 +67,14 @@ class ChatTemplate:
             # A template comes from elsewhere: it gets data, never objects with methods.
             plain = json.loads(json.dumps(given))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.name}: what is rendered must be plain data: {error}") from None
+            raise ValueError(
+                f"{self.origin}: what is rendered must be plain data: {error}"
+            ) from None
         try:
             return self._compiled.render(add_generation_prompt=add_generation_prompt, **plain)
         except Exception as error:  # the template's own, or of what it does with the messages
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.name}: cannot render these messages: {reason}") from None
+            raise ValueError(f"{self.origin}: cannot render these messages: {reason}") from None
 
 
 def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
@@ -126,7 +128,7 @@ def prompt_and_completion(
     if not whole.startswith(prompt):
         same = next(i for i, (a, b) in enumerate(zip(prompt, whole + "\0", strict=False)) if a != b)
         raise ValueError(
-            f"{template.name}: the text with the answer does not begin with the prompt without it: "
+            f"{template.origin}: the text with the answer does not begin with the prompt for it: "
             f"{whole[same : same + 20]!r} in place of {prompt[same : same + 20]!r}"
         )
     return prompt, whole[len(prompt) :]
@@ -174,14 +176,14 @@ def _from_gguf(file: GgufFile) -> tuple[dict[str, str], dict[str, str]]:
     return {name: text for name, text in own.items() if text is not None}, tokens
 
 
-def _compile(source: str, name: str) -> Any:
+def _compile(source: str, origin: str) -> Any:
     try:
         from jinja2 import TemplateError, TemplateSyntaxError, nodes
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise ValueError(
-            f"{name}: chat templates need a package that is not installed; "
+            f"{origin}: chat templates need a package that is not installed; "
             'run: pip install "lora-jax[decoders]"'
         ) from None
 
@@ -210,4 +212,4 @@ def _compile(source: str, name: str) -> Any:
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:
-        raise ValueError(f"{name}: not a chat template: line {error.lineno}: {error}") from None
+        raise ValueError(f"{origin}: not a chat template: line {error.lineno}: {error}") from None

