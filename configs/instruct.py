@@ -61,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 batch_size=8,
                 epochs=1,
                 max_steps=2 if smoke else 0,
+                label_smoothing=0.0,
                 evaluate_first=True,
                 log_every=1 if smoke else 10,
                 checkpoint_every=50,

@@ -25,7 +25,7 @@ class Experiment:
 
     config: dict[str, Any]
     problem: Problem
-    task: data.Task
+    task: data.Task | data.TextTask
     tokenizer: data.Tokenizer
     encoded: dict[str, data.Encoded]
     """`train` and `validation`, and the task's other parts by their names."""

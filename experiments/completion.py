@@ -50,11 +50,15 @@ class Part:
 
 
 def completion(
-    task: data.TextTask, decoder: Decoder, parts: Mapping[str, Part], chunk: int
+    task: data.TextTask,
+    decoder: Decoder,
+    parts: Mapping[str, Part],
+    chunk: int,
+    smoothing: float = 0.0,
 ) -> Problem:
     """A decoder's log-likelihoods of completions; its loss is their tokens' mean cross-entropy."""
     longest = {name: int(part.encoded.labels.max()) for name, part in parts.items()}
-    forward, params = completion_likelihood(decoder, longest["train"], chunk)
+    forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
     options = max(part.options for part in parts.values())
     evaluated, _ = option_likelihoods(decoder, options, max(longest.values()), chunk)
     return Problem(
@@ -97,8 +101,9 @@ def gather(config: dict[str, Any]) -> Materials:
     where = pretrained.locate(config["model"]["name"])
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
-        begin = tokenizer.backend.id_to_token(tokenizer.bos_id) if tokenizer.starts_with_bos else ""
-        task = data.as_chat(task, data.load_chat_template(where), begin)
+        first = _begin(tokenizer)
+        begin = None if first is None else tokenizer.backend.id_to_token(first)
+        task = data.as_chat(task, data.load_chat_template(where), begin or "")
     decoder = pretrained_decoder.load_decoder(where, **_options(config["model"]))
     limit = min(section["max_length"], decoder.config.max_tokens)
     train = _completions(tokenizer, task.train, limit)
@@ -109,7 +114,9 @@ def gather(config: dict[str, Any]) -> Materials:
     check_vocabulary(encoded, decoder.config.vocab_size, where)
     return Materials(
         task=task,
-        problem=completion(task, decoder, parts, config["model"]["chunk"]),
+        problem=completion(
+            task, decoder, parts, config["model"]["chunk"], config["train"]["label_smoothing"]
+        ),
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,

@@ -64,5 +64,5 @@ def _classify(trained: Trained) -> list[str]:
     logits = experiment.outputs(experiment.adapted_call(trainable), encoded)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     odds /= odds.sum(axis=1, keepdims=True)
-    names = experiment.task.label_names or ()
+    names = (isinstance(experiment.task, data.Task) and experiment.task.label_names) or ()
     return [f"{names[row.argmax()]} ({row.max():.0%})" for row in odds]

@@ -70,7 +70,7 @@ def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], di
     if not isinstance(task, data.TextTask) or section["scored"] == 0:
         return {}, {}
     some = task if section["scored"] < 0 else task.scored(section["scored"])
-    parts = {"": some.validation}
+    parts: dict[str, data.Prompts] = {"": some.validation}
     if section["part"] == "extra":
         parts = {f"_{name}": part for name, part in some.extra.items()}
     values: dict[str, float] = {}

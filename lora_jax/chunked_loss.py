@@ -16,7 +16,11 @@ from lora_jax.variant import wide
 
 
 def token_losses(
-    logits: Callable[[Array], Array], hidden: Array, targets: Array, chunk: int = 128
+    logits: Callable[[Array], Array],
+    hidden: Array,
+    targets: Array,
+    chunk: int = 128,
+    smoothing: float = 0.0,
 ) -> Array:
     """The cross-entropy of every position's target, (B, T), in nats; in float32 at least.
 
@@ -29,6 +33,8 @@ def token_losses(
         chunk: for how many positions of every row logits exist at once: B x chunk x vocabulary
             numbers, a few times over. Rows are never cut apart, so a batch that is spread over
             devices stays so.
+        smoothing: the share of a target that is spread evenly over all words (label smoothing:
+            Szegedy et al., 2016, arXiv:1512.00567, section 7).
 
     Raises:
         ValueError: for a chunk below 1, or targets of another shape.
@@ -54,6 +60,8 @@ def token_losses(
         scores = logits(x)
         scores = scores.astype(wide(scores.dtype))
         chosen = jnp.take_along_axis(scores, target[:, :, None], axis=-1)[:, :, 0]
+        if smoothing:
+            chosen = (1 - smoothing) * chosen + smoothing * scores.mean(axis=-1)
         return jax.nn.logsumexp(scores, axis=-1) - chosen
 
     result = jax.lax.map(losses, (chunks(hidden), chunks(targets)))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.test_util import check_grads
@@ -140,3 +141,14 @@ def test_wrong_calls_are_named():
         token_losses(lambda x: x, numbers["x"], ids, 0)
     with pytest.raises(ValueError, match=r"targets must be \(2, 7\) .* got \(2, 6\)"):
         token_losses(lambda x: x, numbers["x"], ids[:, 1:])
+
+
+def test_smoothing_spreads_a_share_of_the_target_over_all_words():
+    random = np.random.default_rng(3)
+    hidden, table = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 5, 4), (4, 7)))
+    targets = jnp.asarray(random.integers(0, 7, (2, 5)), jnp.int32)
+    wanted = optax.softmax_cross_entropy(
+        hidden @ table, optax.smooth_labels(jax.nn.one_hot(targets, 7), 0.1)
+    )
+    found = token_losses(lambda x: x @ table, hidden, targets, chunk=2, smoothing=0.1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)

@@ -12,7 +12,7 @@ from lora_jax.models.decoder import Decoder
 
 
 def completion_likelihood(
-    decoder: Decoder, longest: int, chunk: int = 128
+    decoder: Decoder, longest: int, chunk: int = 128, smoothing: float = 0.0
 ) -> tuple[Callable[..., Array], nnx.State]:
     """A decoder as `(forward, params)`, whose outputs are log-likelihoods of completions.
 
@@ -26,8 +26,9 @@ def completion_likelihood(
 
     Args:
         longest: tokens of the longest completion there is; of a longer one, the rest is left out.
+        smoothing: of labels, as `token_losses` has it, for training.
     """
-    return _likelihoods(decoder, longest, 1, chunk, branched=False)
+    return _likelihoods(decoder, longest, 1, chunk, smoothing, branched=False)
 
 
 def option_likelihoods(
@@ -42,11 +43,11 @@ def option_likelihoods(
         options: the most completions that a row has; without tokens, one has a likelihood of 0.
         longest: tokens of all completions of a row together, at most.
     """
-    return _likelihoods(decoder, longest, options, chunk, branched=True)
+    return _likelihoods(decoder, longest, options, chunk, 0.0, branched=True)
 
 
 def _likelihoods(
-    decoder: Decoder, longest: int, options: int, chunk: int, branched: bool
+    decoder: Decoder, longest: int, options: int, chunk: int, smoothing: float, branched: bool
 ) -> tuple[Callable[..., Array], nnx.State]:
     if longest < 1 or options < 1:
         raise ValueError(f"there must be a completion of a token, got {options} of {longest}")
@@ -67,7 +68,7 @@ def _likelihoods(
         stem = jnp.maximum(places[:, :1] - 1, 0)
         before = jnp.where(begins, stem, places - 1)
         states = jnp.take_along_axis(hidden, before[:, :, None], axis=1)
-        losses = token_losses(model.logits, states, _at(input_ids, places), chunk)
+        losses = token_losses(model.logits, states, _at(input_ids, places), chunk, smoothing)
         of_each = jax.nn.one_hot(kinds - 1, options, dtype=losses.dtype)
         return -jnp.einsum("bt,bto->bo", losses, of_each)
 
