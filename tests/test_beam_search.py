@@ -105,13 +105,14 @@ def test_with_enough_beams_it_finds_all_texts_in_their_order(penalty, x64):
     [
         ({"beams": 2}, {}),
         ({"beams": 3, "early_stopping": True}, {"early": True}),
-        ({"beams": 3, "early_stopping": "never"}, {"early": "never"}),
-        ({"beams": 4, "eos_ids": (0, 3)}, {"ends": (0, 3)}),
-        ({"beams": 4, "no_repeat_ngram_size": 2}, {"size": 2}),
-        ({"beams": 3, "no_repeat_ngram_size": 1}, {"size": 1}),
         (
-            {"beams": 3, "no_repeat_ngram_size": 2, "prompt_ngrams": False},
-            {"size": 2, "own": True},
+            {"beams": 4, "early_stopping": "never", "eos_ids": (0, 3)},
+            {"early": "never", "ends": (0, 3)},
+        ),
+        ({"beams": 4, "no_repeat_ngram_size": 2}, {"size": 2}),
+        (
+            {"beams": 3, "no_repeat_ngram_size": 1, "prompt_ngrams": False},
+            {"size": 1, "own": True},
         ),
     ],
 )

@@ -59,10 +59,9 @@ def greedy(log_p, prompt, ends, limit):
 # ---- greedy --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
-def test_greedy_equals_a_loop_that_recomputes_everything(name, x64):
+def test_greedy_equals_a_loop_that_recomputes_everything(x64):
     """Which reads each prompt by itself, so padding and the rows beside it change nothing."""
-    decoder = random_decoder(name, seed=3, options={"param_dtype": jnp.float64})
+    decoder = random_decoder("gpt2", seed=3, options={"param_dtype": jnp.float64})
     params, forward = functional(decoder)
 
     def log_p(text):
@@ -156,8 +155,7 @@ def truncated(temperature, top_p=1.0, top_k=8):
         (1.5, {"top_p": 0.35}),
         (2.0, {"top_k": 3}),
         (1.0, {"top_k": 5, "top_p": 0.7}),
-        (1.0, {"top_p": 1e-6}),
-        (1.0, {"top_k": 100}),
+        (1.0, {"top_p": 1e-6, "top_k": 100}),
     ],
 )
 def test_draws_have_the_truncated_distribution(temperature, cut):
