@@ -1,10 +1,10 @@
 """Beam search: the best of many texts by the mean of their log-probabilities, as one program.
 
-As transformers has it since version 4.50 (`GenerationMixin._beam_search`), so that both find the
-same texts; but padding is no token here, and no part of an n-gram. The code of the LoRA paper for
-GPT-2 (Hu et al., 2021, arXiv:2106.09685, table 11; its gpt2_beam.py) differs from both: n-grams of
-the prompt do not count (`prompt_ngrams=False` here), the probability of banned tokens goes to the
-others, texts that end take the place of ones that could go on, and no search stops early.
+As transformers 5 has it (`GenerationMixin._beam_search`), so that both find the same texts; but
+padding is no token here, and no part of an n-gram. The code of the LoRA paper for GPT-2 (Hu et al.,
+2021, arXiv:2106.09685, table 11; its gpt2_beam.py) differs from both: n-grams of the prompt do not
+count (`prompt_ngrams=False` here), the probability of banned tokens goes to the others, texts that
+end take the place of ones that could go on, and no search stops early.
 """
 
 import functools
@@ -54,8 +54,9 @@ def beam_search(
     """The likeliest texts after prompts that a search over `beams` of them at a time finds.
 
     The defaults are the settings of the LoRA paper for E2E. Prompts are read once, and their keys
-    and values shared out; the weights are there once. Compiled as `generate` is, and anew for other
-    `beams`, n-grams and `early_stopping`, not for another `length_penalty`.
+    and values handed out to the beams; the weights are there once, the cache of all beams twice.
+    Compiled as `generate` is, and anew for other `beams`, n-grams and `early_stopping`, not for
+    another `length_penalty`.
 
     Args:
         apply: the model, step by step (see `generate`); its cache has a method `rows`.

@@ -103,15 +103,15 @@ def test_with_enough_beams_it_finds_all_texts_in_their_order(penalty, x64):
 @pytest.mark.parametrize(
     ("static", "plain"),
     [
-        ({"beams": 2}, {}),
         ({"beams": 3, "early_stopping": True}, {"early": True}),
-        ({"beams": 3, "early_stopping": "never"}, {"early": "never"}),
-        ({"beams": 4, "eos_ids": (0, 3)}, {"ends": (0, 3)}),
-        ({"beams": 4, "no_repeat_ngram_size": 2}, {"size": 2}),
-        ({"beams": 3, "no_repeat_ngram_size": 1}, {"size": 1}),
         (
-            {"beams": 3, "no_repeat_ngram_size": 2, "prompt_ngrams": False},
-            {"size": 2, "own": True},
+            {"beams": 4, "early_stopping": "never", "eos_ids": (0, 3)},
+            {"early": "never", "ends": (0, 3)},
+        ),
+        ({"beams": 2, "no_repeat_ngram_size": 2}, {"size": 2}),
+        (
+            {"beams": 3, "no_repeat_ngram_size": 1, "prompt_ngrams": False},
+            {"size": 1, "own": True},
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_it_equals_a_search_written_out(static, plain, x64):
             without = {"beams": static["beams"], "penalty": penalty}
             differ += search(log_p, prompt, **without) != expected
     assert len(lengths) > 2
-    assert differ or not plain  # the setting acts
+    assert differ  # the setting acts
     assert module._search._cache_size() == start + 1  # other weights and penalties, one program
 
 
@@ -196,14 +196,14 @@ def test_what_has_been_in_a_row(size):
 
 def test_weights_are_there_once():
     """Beside them and ten caches of 8 tokens, a search needs less than two layers of the eight."""
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8}
     decoder = random_decoder("llama", **sizes)
     forward, params = lj.from_nnx(decoder)
     step, _ = cached_step(decoder)
     ids = jnp.ones((1, 4), jnp.int32)
     adapted = lj.adapt(forward, variants.make("lora", rank=2), targets="attention/.*/kernel")
     given = jax.eval_shape(adapted.init, jax.random.key(0), params, ids)
-    static = {"beams": 10, "ngram": 4, "prompt_ngrams": True, "early_stopping": False}
+    static = {"beams": 10, "ngram": 0, "prompt_ngrams": True, "early_stopping": False}
     static |= {"max_new_tokens": 5, "eos_ids": (2,), "pad_id": 0}
     apply = dataclasses.replace(adapted, forward=step).apply
     compiled = module._search.lower(apply, given, ids, None, 0.9, **static).compile()
