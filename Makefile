@@ -21,10 +21,10 @@ test: $(VENV)/decoders
 	$(BIN)/python -m pytest -n 2 -m "not slow and not parity" $(ARGS)
 
 slow: $(VENV)/decoders
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 parity: .venv-parity/installed
-	$(PARITY_BIN)/python -m pytest -m parity $(ARGS)
+	$(PARITY_BIN)/python -m pytest -n 2 -m parity $(ARGS)
 
 notebook: $(VENV)/installed
 	$(ENV) $(BIN)/python tests/run_notebooks.py

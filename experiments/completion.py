@@ -11,6 +11,7 @@ from jax import Array
 from experiments import make
 from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
+from experiments.validate_texts import remat_of
 from lora_jax import data, metrics
 from lora_jax.models import pretrained, pretrained_decoder, weight_files
 from lora_jax.models.completion import completion_likelihood, option_likelihoods
@@ -142,7 +143,7 @@ def _options(model: dict[str, Any]) -> dict[str, Any]:
     return {
         "dtype": model["compute_dtype"],
         "param_dtype": model["dtype"],
-        "remat": model["remat"] == "layers" or model["remat"] or False,
+        "remat": remat_of(model),
     }
 
 

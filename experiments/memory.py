@@ -16,10 +16,10 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from configs.sizes import SIZES
 from experiments import cli
 from experiments.build import build
 from experiments.footprint import Memory, Setting, as_compiled, by_formula, setting_of
+from experiments.sizes import SIZES
 from experiments.trials import read_config
 from lora_jax.models.llama_config import LlamaConfig
 from lora_jax.models.pretrained import locate

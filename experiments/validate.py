@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from experiments.validate_texts import validate_texts
+
 _POSITIVE = ("train.batch_size", "train.accumulate", "train.epochs", "data.buckets")
 _NOT_NEGATIVE = ("seed", "train.log_every", "train.evaluate_every", "train.checkpoint_every")
 _NOT_NEGATIVE += ("data.train", "data.draw", "data.validation", "optimizer.weight_decay")
@@ -32,6 +34,8 @@ def validate(config: dict[str, Any]) -> None:
     require(_RATES, "in [0, 1)", lambda value: 0 <= value < 1)
     require(_FINITE, "finite", lambda value: True)
     require(_SEEDS, "below 2**32", lambda value: value < 2**32)
+    if "generate" in config:
+        validate_texts(config)
     for name in _PATTERNS:
         for each in _setting(config, name):
             if not isinstance(each, str):

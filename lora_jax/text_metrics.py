@@ -107,13 +107,20 @@ def score_texts(
       ValueError: an unknown name, one of a score that is left out, with the reason, or as `bleu`.
       ModuleNotFoundError: as `bleu`.
     """
+    check_names(names)
+    return {name: TEXT_METRICS[name](texts, references) for name in names}
+
+
+def check_names(names: Sequence[str], *others: str) -> None:
+    """ValueError for a name that is none of `TEXT_METRICS`, nor of `others`."""
+    known = (*TEXT_METRICS, *others)
     for name in names:
         if name in _MISSING:
             raise ValueError(f"there is no metric '{name}': {_MISSING[name]}")
-        if name not in TEXT_METRICS:
-            close = nearest(name, TEXT_METRICS)
-            raise ValueError(f"unknown metric '{name}' of texts; nearest: {close}")
-    return {name: TEXT_METRICS[name](texts, references) for name in names}
+        if name not in known:
+            raise ValueError(
+                f"unknown metric '{name}' of texts; nearest: {nearest(name, list(known))}"
+            )
 
 
 def extract_answer(text: str, kind: str) -> str:
