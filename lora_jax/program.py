@@ -176,9 +176,9 @@ def _pad(leaf: Array, like: Any) -> Array:
 
 # -- which execution ------------------------------------------------------------------------------
 
-GAIN = {"cpu": 0.08}
-"""The part of the time of `each` that stepping at once may be hoped to save: on CPUs, half of the
-most that was seen; elsewhere all but one trial's."""
+GAIN = {"cpu": 0.02}
+"""The part of the time of `each` that stepping at once may be hoped to save: on CPUs, where it
+mostly saves nothing, no more than a try may cost; elsewhere all but one trial's."""
 CLEAR = 0.97
 """Of another's time: less of a gain is noise, and stepping at once takes more memory."""
 
