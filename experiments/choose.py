@@ -18,6 +18,7 @@ from experiments.cells import heading, natural
 from experiments.collect import Run
 from experiments.published import MODELS
 from experiments.unfinished import Unfinished
+from lora_jax.metrics import LOWER_IS_BETTER
 
 RATE = "optimizer.learning_rate"
 
@@ -162,6 +163,11 @@ def contests(
         if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
                 raise ValueError(f"{task}: runs have the metrics {' and '.join(sorted(metrics))}")
+            if low := metrics & set(LOWER_IS_BETTER):
+                raise ValueError(
+                    f"{task}: a report compares scores of which more is better, not {min(low)}; "
+                    "compare tasks with options by accuracy, others with experiments.table"
+                )
             fixed = alike.split(same[0].record.config, varies)[1]
             mine = [each for each in lost if alike.split(each.config, varies)[1] == fixed]
             lost = [each for each in lost if each not in mine]

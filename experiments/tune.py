@@ -20,6 +20,7 @@ from rich.console import Console
 from experiments import cli, jobs
 from experiments.groups import groups
 from lora_jax import records
+from lora_jax.metrics import LOWER_IS_BETTER
 from lora_jax.partition import nearest
 
 _STUDY = flags.DEFINE_string("study", None, "A config with a STUDY, such as all_methods.")
@@ -95,7 +96,8 @@ def best_rate(tried: Mapping[float, records.Record]) -> float:
     }
     if not scores:
         raise ValueError("no learning rate trained to the end: try smaller ones")
-    return max(scores, key=scores.__getitem__)
+    low = next(iter(tried.values())).metric in LOWER_IS_BETTER
+    return (min if low else max)(scores, key=scores.__getitem__)
 
 
 def _said(record: records.Record) -> str:
