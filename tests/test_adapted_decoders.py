@@ -16,6 +16,9 @@ from lora_jax.models.vocabulary import extend_vocabulary
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+RANK = {"rank": 3}
+SETTINGS = {"lora": RANK, "dora": RANK, "pissa": RANK, "hira": RANK, "miss": RANK}
+SETTINGS |= {"adalora": {"rank": 3, "target_rank": 2}}
 METHODS = ("lora", "dora", "adalora", "pissa", "vera", "hira", "miss", "ia3", "trainable_tokens")
 FAMILIES = ("mistral", "qwen2", "qwen3", "gpt2")
 CASES = [("llama", method) for method in METHODS] + [(family, "lora") for family in FAMILIES]
@@ -27,10 +30,10 @@ def exact():
         yield
 
 
-def adapt(model, method, targets="all-linear", **settings):
+def adapt(model, method, targets="all-linear"):
     """The model with random factors."""
     forward, params = lj.from_nnx(model)
-    adapted = lj.adapt(forward, variants.make(method, **settings), targets)
+    adapted = lj.adapt(forward, variants.make(method, **SETTINGS.get(method, {})), targets)
     trainable, frozen = adapted.init(jax.random.key(1), params, random_ids())
     return adapted, random_like(trainable, 2), frozen
 
