@@ -105,7 +105,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         row=method,
         column="e2e",
         variant=common.variant(method, **(LORA if method == "lora" else {})),
-        targets=common_texts.QUERY_VALUE if method == "lora" else common_texts.ALL_LINEAR,
+        targets=common_texts.QUERY_VALUE,
         task="e2e",
         source="e2e",
         generate=WRITTEN | ({"scored": 100} if model == "smollm2" else {}),

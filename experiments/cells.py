@@ -93,7 +93,9 @@ def _block(
     columns = _columns(table, runs) if fillable else []
     average = [Column("average", "average", "mean")] if table["average"] and fillable else []
     known = {(column.task, column.metric) for column in (*columns, *average)}
-    headings = {(task, metric): text for text, task, metric in table["printed"]}
+    named = [*table["columns"], *table["printed"]]
+    named += [("average", "average", "mean")] * table["average"]
+    headings = {(task, metric): text for text, task, metric in named}
     for task, metric in dict.fromkeys((cell.task, cell.metric) for cell in published):
         if (task, metric) not in known:  # printed, but nothing of ours is comparable
             text = headings.get((task, metric), f"{heading(task)} ({metric})".replace("_", " "))

@@ -11,11 +11,14 @@ from jax import Array
 from experiments import make
 from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
-from lora_jax import data, metrics
+from lora_jax import data, metrics, text_metrics
 from lora_jax.models import pretrained, pretrained_decoder, weight_files
 from lora_jax.models.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.kv_cache import cached_step
+
+FROM_OPTIONS = "accuracy_written"
+"""How often the answer that a text names is the right one, as LLM-Adapters and DoRA count it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +101,7 @@ def gather(config: dict[str, Any]) -> Materials:
     check_dtype(config["model"])
     section = config["data"]
     task = make.make_text_task(section)
+    check_written(config.get("generate"), task)
     where = pretrained.locate(config["model"]["name"])
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
@@ -112,6 +116,9 @@ def gather(config: dict[str, Any]) -> Materials:
     parts["train"] = Part(train.encoded)
     encoded = {name: each.encoded for name, each in parts.items()}
     check_vocabulary(encoded, decoder.config.vocab_size, where)
+    # A row of all options of a question may be longer than its prompt with any one of them.
+    longest = max(int(each.lengths.max()) for each in encoded.values())
+    room = limit if longest <= limit else decoder.config.max_tokens
     return Materials(
         task=task,
         problem=completion(
@@ -120,9 +127,36 @@ def gather(config: dict[str, Any]) -> Materials:
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,
-        boundaries=boundaries(encoded, section, limit),
+        boundaries=boundaries(encoded, section, room),
         weights_digest=weight_files.digest(where),
     )
+
+
+def check_written(section: Mapping[str, Any] | None, task: data.TextTask) -> None:
+    """Raise now what could only be raised after training: texts that cannot be scored.
+
+    Args:
+      section: a config's `generate`, or None.
+
+    Raises:
+      ValueError, ModuleNotFoundError: one line on the part or the metric.
+    """
+    if not section or section["scored"] == 0:
+        return
+    if section["part"] not in ("validation", "extra"):
+        raise ValueError(
+            f"config.generate.part '{section['part']}': expected one of validation, extra"
+        )
+    parts = {"validation": task.validation} if section["part"] == "validation" else task.extra
+    if not parts:
+        raise ValueError(
+            f"config.generate.part extra: task '{task.name}' has no further parts, only validation"
+        )
+    plain = [name for name in section["metrics"] if name != FROM_OPTIONS]
+    text_metrics.score_texts(plain, ["a"], [["a"]])
+    without = [name for name, part in parts.items() if part.options is None]
+    if without and FROM_OPTIONS in section["metrics"]:
+        raise ValueError(f"config.generate.metrics {FROM_OPTIONS}: {without[0]} has no options")
 
 
 def outline(model: dict[str, Any]) -> tuple[Any, Any]:

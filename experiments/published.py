@@ -31,8 +31,8 @@ PERCENT = (
     "accuracy_written_mean",
 )
 """Metrics that tables print in percent; `mean` is that of an average's tasks."""
-POINTS = ("bleu_lowercase_test", "rouge_l_test", "rouge_l", "exact_match")
-"""Scores of texts, which are from 0 to 100 already."""
+POINTS = ("bleu_lowercase_test", "rouge_l_test", "rouge_l", "exact_match", "score")
+"""Scores of texts, which tables print as they are: from 0 to 100, of a judge from 1 to 10."""
 MODELS = {
     "minilm": "MiniLM (all-MiniLM-L6-v2)",
     "roberta_base": "RoBERTa base",
@@ -69,8 +69,8 @@ SIZES = {
     "mistral_7b": 7241.7e6,
 }
 """The parameters of the models that have published rows, as a record counts them: with the head."""
-OTHER = ("eval_loss", "bleu", "nist", "meteor", "rouge_l", "cider", "gain_points", "steps_speedup")
-OTHER += ("bleu_lowercase_test", "rouge_l_coco", "score")
+OTHER = ("eval_loss", "bleu", "nist", "meteor", "cider", "gain_points", "steps_speedup")
+OTHER += ("rouge_l_coco",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +125,8 @@ def _cell(values: dict[str, str]) -> Published:
         if not values[name]:
             raise ValueError(f"{name} is empty")
     metric, seeds, runnable = values["metric"], values["seeds"], values["runnable"]
-    if metric not in PERCENT + OTHER:
-        raise ValueError(f"metric '{metric}'; nearest: {nearest(metric, PERCENT + OTHER)}")
+    if metric not in (known := PERCENT + POINTS + OTHER):
+        raise ValueError(f"metric '{metric}'; nearest: {nearest(metric, known)}")
     if runnable not in ("yes", "no"):
         raise ValueError(f"runnable is '{runnable}', expected yes or no")
     if seeds != "unknown" and not (seeds.isdigit() and int(seeds)):

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from experiments.build import Experiment
+from experiments.completion import FROM_OPTIONS
 from lora_jax import data, text_metrics
 from lora_jax.beam_search import beam_search
 from lora_jax.generate import generate
 from lora_jax.generate_text import generate_texts
-
-FROM_OPTIONS = "accuracy_written"
-"""How often the answer that a text names is the right one, as LLM-Adapters and DoRA count it."""
 
 
 def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> list[str]:
