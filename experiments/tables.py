@@ -15,6 +15,8 @@ from lora_jax.partition import nearest
 
 ROOT = Path(__file__).parent.parent
 MODELS = {**common_tasks.MODELS, **common_texts.MODELS}
+GIVEN = {"model.name", "data.source", "data.files.train"}
+"""Where a run's model and data are: no settings of its config."""
 RESULTS = Path("experiments/results")
 
 
@@ -121,7 +123,7 @@ def _changes(module: ModuleType, runs: tuple[collect.Run, ...]) -> list[str]:
         own, ours = (dict(collect.settings_of(each)) for each in (config, run.record.config))
         changed = [
             f"{key} is {ours[key]} in place of {own[key]}"
-            for key in sorted(own.keys() & ours.keys() - {"model.name", "data.source"})
+            for key in sorted(own.keys() & ours.keys() - GIVEN)
             if own[key] != ours[key] and key != "start_from"
         ]
         if changed:

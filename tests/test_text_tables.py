@@ -130,6 +130,8 @@ def test_pissa_nlg_in_its_smoke_size(data, models, tmp_path):
     assert (record.status, record.steps) == ("completed", 4)
     assert record.parameters_adapters == sum(2 * (a + b) for a, b in SEVEN)
     assert "exact_match" in record.metrics_last
+    text = render_table("pissa_nlg", tmp_path, "markdown", size="smoke").replace("\\", "")
+    assert "our runs are not the config's: variant.rank is 2 in place of 16." in text
     cells = shown("pissa_nlg", tmp_path, size="smoke")
     for metric in ("token_loss", "rouge_l"):
         cell = cells["smollm2", "pissa", "metamath", metric]
