@@ -13,8 +13,9 @@ from small_writer import write_data, write_model
 
 import lora_jax as lj
 from configs import common_texts, dora_table1, lora_table3, pissa_nlg, qlora_llama, sizes
-from experiments import build, published, run
+from experiments import build, check_trials, published, run
 from experiments.tables import render_table
+from experiments.trials import Trial
 from lora_jax.data.text_sources import commonsense
 from lora_jax.models.decoder_families import decoder_family_of
 
@@ -118,6 +119,19 @@ def test_only_questions_with_options_have_a_written_accuracy(data, models):
         build.build(config)
     config["generate"]["scored"] = 0  # which asks for nothing
     build.build(config)
+
+
+def test_trials_of_language_models_are_checked_before_a_sweep(data, models):
+    good = tiny(dora_table1, "method=dora,task=all", data, models["llama"])
+    unfit = tiny(dora_table1, "task=all", data, models["llama"])
+    unfit["variant"]["rank"] = 32  # the tiny decoder's matrices have 8 rows at least
+    unscored = tiny(dora_table1, "task=openbookqa", data, models["llama"])
+    trials = [Trial(name, (), {}, config) for name, config in (("a", good), ("b", unfit))]
+    assert check_trials.check(trials[:1]) == [check_trials.Outlook(4, "accuracy")]
+    with pytest.raises(ValueError, match=r"^b: .*rank 32 exceeds min\(in, out\)"):
+        check_trials.check(trials)
+    with pytest.raises(ValueError, match=r"every trial: config\.generate\.part extra: task 'openb"):
+        check_trials.check([Trial("c", (), {}, unscored)])
 
 
 SEVEN = 2 * [(16, 16), (16, 8), (16, 8), (16, 16), (16, 20), (16, 20), (20, 16)]
