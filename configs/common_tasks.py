@@ -238,7 +238,10 @@ def table(
         protocol asks for; `report`, `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`,
         each run's `best` or `last` evaluation; `average`, whether there is one; `start_from`, by
         row the tasks that begin from another run's adapter; `differences`, columns of their own
-        that subtract one (column, metric) from another, seed by seed; `decimals`; `notes`.
+        that subtract one (column, metric) from another, seed by seed; `decimals`; `notes`;
+        `columns`, as `column` makes them, in the place of those of `tasks`; `printed`, such columns
+        for numbers that are published only, as no run of ours has their metric; `scored_on`, the
+        part of the data that our numbers are of.
     """
     chosen = {task: (METRICS.get(task, "accuracy"),) for task in tasks} | dict(metrics or {})
     columns = [column(task, metric) for task in tasks for metric in chosen[task]]
@@ -256,5 +259,7 @@ def table(
         "differences": (),
         "decimals": 1,
         "notes": (),
+        "printed": (),
+        "scored_on": "the development set",
     }
     return {**defaults, "title": title, "columns": tuple(columns), **settings}

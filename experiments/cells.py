@@ -7,7 +7,7 @@ from typing import Any
 
 from configs.common_tasks import TITLES
 from experiments.collect import Run, Summary, statuses, summarise
-from experiments.published import MODELS, PERCENT, Published
+from experiments.published import MODELS, PERCENT, POINTS, Published
 
 NONE = "–"
 
@@ -93,9 +93,13 @@ def _block(
     columns = _columns(table, runs) if fillable else []
     average = [Column("average", "average", "mean")] if table["average"] and fillable else []
     known = {(column.task, column.metric) for column in (*columns, *average)}
+    named = [*table["columns"], *table["printed"]]
+    named += [("average", "average", "mean")] * table["average"]
+    headings = {(task, metric): text for text, task, metric in named}
     for task, metric in dict.fromkeys((cell.task, cell.metric) for cell in published):
         if (task, metric) not in known:  # printed, but nothing of ours is comparable
-            columns.append(Column(f"{heading(task)} ({metric})".replace("_", " "), task, metric))
+            text = headings.get((task, metric), f"{heading(task)} ({metric})".replace("_", " "))
+            columns.append(Column(text, task, metric))
     columns += average
     present = natural(run.place[1] for run in runs)
     if published or table["columns"] or table["unrun"]:  # a table of fixed rows
@@ -112,8 +116,8 @@ def _block(
         )
         for key in dict.fromkeys(keys)
     ]
-    headings = [Column(text, "", "") for text, _, _ in table["differences"] if fillable]
-    return Block(model, (*columns, *headings), tuple(rows))
+    last = [Column(text, "", "") for text, _, _ in table["differences"] if fillable]
+    return Block(model, (*columns, *last), tuple(rows))
 
 
 def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
@@ -149,10 +153,13 @@ def _row(
         found = [score for score in scores if score is not None]
         ours = summarise(found, table["report"], table["spread"]) if found else None
         failed = statuses(own)
-        if len(found) < len(scores):
-            failed["not measured"] = len(scores) - len(found)
         paper = printed.get((column.task, column.metric))
-        asked = any(column.task == task for _, task, _ in table["columns"]) or not table["columns"]
+        wanted = {(task, metric) for _, task, metric in table["columns"]}
+        asked = (column.task, column.metric) in wanted or not wanted
+        if not asked:  # of what no run is asked for, none can be missing
+            failed = {}
+        elif len(found) < len(scores):
+            failed["not measured"] = len(scores) - len(found)
         cells.append(Cell(ours, paper, failed, runnable and asked))
     if columns and columns[-1].task == "average":
         cells[-1] = dataclasses.replace(cells[-1], ours=_average(columns, cells), runnable=runnable)
@@ -212,7 +219,7 @@ def number(value: float, metric: str, decimals: int) -> str:
     """A score as tables print it; differences (no metric) have a sign."""
     if not metric:
         return f"{value:+.{decimals}f}"
-    if metric.removesuffix("_extra") in PERCENT:
+    if metric.removesuffix("_extra") in PERCENT or metric in POINTS:
         return f"{value:.{decimals}f}"
     return f"{value:.5g}"
 

@@ -9,11 +9,12 @@ import numpy as np
 
 import lora_jax as lj
 from experiments import make
+from experiments.completion import check_written
 from experiments.gather import load_task, outline
 from experiments.materials import check_dtype
 from experiments.trials import Trial, refuse
 from experiments.validate import validate
-from lora_jax import records, tree_file
+from lora_jax import data, records, tree_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,12 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
     make.make_optimizer(hyper, schedule, loop.steps, config["also_train"])
     adapters = {name: config[name] for name in ("variant", "targets", "also_train", "quantize")}
     where = {"source": config["data"]["source"]}
-    once(_trace, where, config["model"], adapters, task.num_outputs, loop.steps)
+    outputs = 0  # of a language model, which has none but its vocabulary
+    if isinstance(task, data.Task):
+        outputs = task.num_outputs
+    else:
+        check_written(config.get("generate"), task)
+    once(_trace, where, config["model"], adapters, outputs, loop.steps)
     if config["start_from"]:
         once(tree_file.load_tree, config["start_from"])
     return Outlook(loop.steps, loop.metric)

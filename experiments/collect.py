@@ -18,6 +18,8 @@ FREE = ("seed", "data.draw", "data.folder", "train.log_every", "train.checkpoint
 NEEDED = ("study.table", "study.row", "study.column", "study.model", "study.size", "start_from")
 NEEDED += ("data.draw", "data.source", "data.validation", "model.name", "optimizer.learning_rate")
 """What is asked of the config of a run that belongs to a study."""
+HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
+"""Sources whose tasks have parts of their own to be scored on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Summary:
 def held_out(config: Mapping[str, Any]) -> bool:
     """Whether a run is scored on training examples, of a task that has a development set."""
     section = config["data"]
-    return section["source"] in ("tfds", "tsv") and section["validation"] > 0
+    return section["source"] in HAVE_PARTS and section["validation"] > 0
 
 
 def scale(metric: str) -> float:

@@ -11,7 +11,7 @@ from jax import Array
 from experiments import make
 from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
-from experiments.validate_texts import remat_of
+from experiments.validate_texts import check_written, remat_of
 from lora_jax import data, metrics
 from lora_jax.models import pretrained, pretrained_decoder, weight_files
 from lora_jax.models.completion import completion_likelihood, option_likelihoods
@@ -99,6 +99,7 @@ def gather(config: dict[str, Any]) -> Materials:
     check_dtype(config["model"])
     section = config["data"]
     task = make.make_text_task(section)
+    check_written(config.get("generate"), task)
     where = pretrained.locate(config["model"]["name"])
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
@@ -113,6 +114,9 @@ def gather(config: dict[str, Any]) -> Materials:
     parts["train"] = Part(train.encoded)
     encoded = {name: each.encoded for name, each in parts.items()}
     check_vocabulary(encoded, decoder.config.vocab_size, where)
+    # A row of all options of a question may be longer than its prompt with any one of them.
+    longest = max(int(each.lengths.max()) for each in encoded.values())
+    room = limit if longest <= limit else decoder.config.max_tokens
     return Materials(
         task=task,
         problem=completion(
@@ -121,7 +125,7 @@ def gather(config: dict[str, Any]) -> Materials:
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,
-        boundaries=boundaries(encoded, section, limit),
+        boundaries=boundaries(encoded, section, room),
         weights_digest=weight_files.digest(where),
     )
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from configs.common_texts import COMMONSENSE
 from lora_jax.partition import nearest
 
 PATH = Path(__file__).with_name("published.csv")
@@ -24,8 +25,14 @@ PERCENT = (
     "accuracy_f1",
     "accuracy_m_mm",
     "mean",
+    "pass_at_1",
+    "accuracy_written",
+    *(f"accuracy_written_{name}" for name in COMMONSENSE),
+    "accuracy_written_mean",
 )
 """Metrics that tables print in percent; `mean` is that of an average's tasks."""
+POINTS = ("bleu_lowercase_test", "rouge_l_test", "rouge_l", "exact_match", "score")
+"""Scores of texts, which tables print as they are: from 0 to 100, of a judge from 1 to 10."""
 MODELS = {
     "minilm": "MiniLM (all-MiniLM-L6-v2)",
     "roberta_base": "RoBERTa base",
@@ -33,8 +40,19 @@ MODELS = {
     "deberta_v2_xxl": "DeBERTa-v2 XXL",
     "deberta_v3_base": "DeBERTa-v3 base",
     "gpt2_medium": "GPT-2 medium",
+    "gpt2_large": "GPT-2 large",
     "gpt3_175b": "GPT-3 175B",
+    "gpt_3_5_turbo": "ChatGPT (gpt-3.5-turbo)",
     "llama_7b": "LLaMA-7B",
+    "llama_13b": "LLaMA-13B",
+    "llama_33b": "LLaMA-33B",
+    "llama_65b": "LLaMA-65B",
+    "llama_7b_to_65b": "LLaMA-7B to 65B",
+    "llama_2_7b": "LLaMA 2 7B",
+    "llama_3_8b": "LLaMA 3 8B",
+    "mistral_7b": "Mistral-7B",
+    "gemma_7b": "Gemma-7B",
+    "smollm2": "SmolLM2-135M (instruct)",
 }
 """What tables call the models; others by their keys."""
 SIZES = {
@@ -42,9 +60,17 @@ SIZES = {
     "roberta_large": 355.4e6,
     "deberta_v2_xxl": 1566.9e6,
     "deberta_v3_base": 184.4e6,
+    "gpt2_medium": 354.8e6,
+    "gpt2_large": 774.0e6,
+    "llama_7b": 6738.4e6,
+    "llama_13b": 13015.9e6,
+    "llama_2_7b": 6738.4e6,
+    "llama_3_8b": 8030.3e6,
+    "mistral_7b": 7241.7e6,
 }
 """The parameters of the models that have published rows, as a record counts them: with the head."""
-OTHER = ("eval_loss", "bleu", "nist", "meteor", "rouge_l", "cider", "gain_points", "steps_speedup")
+OTHER = ("eval_loss", "bleu", "nist", "meteor", "cider", "gain_points", "steps_speedup")
+OTHER += ("rouge_l_coco",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +125,8 @@ def _cell(values: dict[str, str]) -> Published:
         if not values[name]:
             raise ValueError(f"{name} is empty")
     metric, seeds, runnable = values["metric"], values["seeds"], values["runnable"]
-    if metric not in PERCENT + OTHER:
-        raise ValueError(f"metric '{metric}'; nearest: {nearest(metric, PERCENT + OTHER)}")
+    if metric not in (known := PERCENT + POINTS + OTHER):
+        raise ValueError(f"metric '{metric}'; nearest: {nearest(metric, known)}")
     if runnable not in ("yes", "no"):
         raise ValueError(f"runnable is '{runnable}', expected yes or no")
     if seeds != "unknown" and not (seeds.isdigit() and int(seeds)):

@@ -8,12 +8,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from configs.common_tasks import MODELS
+from configs import common_tasks, common_texts
 from experiments import cells, collect, published, render
 from lora_jax import records
 from lora_jax.partition import nearest
 
 ROOT = Path(__file__).parent.parent
+MODELS = {**common_tasks.MODELS, **common_texts.MODELS}
+GIVEN = {"model.name", "data.source", "data.files.train"}
+"""Where a run's model and data are: no settings of its config."""
 RESULTS = Path("experiments/results")
 
 
@@ -70,7 +73,7 @@ def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
     notes = []
     if any(cell.ours for block in made for row in block.rows for cell in row.cells):
         notes.append(
-            f"Ours: the {table['report']} of (n) runs on the development set, each at its "
+            f"Ours: the {table['report']} of (n) runs on {table['scored_on']}, each at its "
             f"{table['choose']} evaluation, ± the {spread[table['spread']]}; the protocol has "
             f"{table['seeds']} seeds."
         )
@@ -120,7 +123,7 @@ def _changes(module: ModuleType, runs: tuple[collect.Run, ...]) -> list[str]:
         own, ours = (dict(collect.settings_of(each)) for each in (config, run.record.config))
         changed = [
             f"{key} is {ours[key]} in place of {own[key]}"
-            for key in sorted(own.keys() & ours.keys() - {"model.name", "data.source"})
+            for key in sorted(own.keys() & ours.keys() - GIVEN)
             if own[key] != ours[key] and key != "start_from"
         ]
         if changed:
@@ -133,12 +136,13 @@ def _changes(module: ModuleType, runs: tuple[collect.Run, ...]) -> list[str]:
 def _config_of(module: ModuleType, run: collect.Run) -> dict[str, Any] | None:
     """The config whose place in the table a run has; None where there is none."""
     known = {"model": run.study["model"], "task": run.study["column"], "size": run.study["size"]}
-    known |= {"source": "tsv"}
     lists = {
         key: (known[key],) if key in known else values
         for key, values in module.ARGUMENTS.items()
         if isinstance(values, tuple)
     }
+    if "source" in lists:  # which is not compared
+        lists["source"] = lists["source"][-1:]
     for values in itertools.product(*lists.values()):
         arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
         try:

@@ -1,8 +1,9 @@
 """What a language model's config must be beside what every config must, checked before loading."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from lora_jax import text_metrics
+from lora_jax import data, text_metrics
 from lora_jax.models.decoder import check_remat
 
 FROM_OPTIONS = "accuracy_written"
@@ -37,6 +38,29 @@ def validate_texts(config: dict[str, Any]) -> None:
     remat = config["model"]["remat"]
     if remat not in ("", LAYERS):
         check_remat(remat)
+
+
+def check_written(section: Mapping[str, Any] | None, task: data.TextTask) -> None:
+    """Raise now what could only be raised after training: texts that cannot be scored.
+
+    Args:
+      section: a config's `generate`, or None.
+
+    Raises:
+      ValueError, ModuleNotFoundError: one line on the part or the metric.
+    """
+    if not section or section["scored"] == 0:
+        return
+    parts = {"validation": task.validation} if section["part"] == "validation" else task.extra
+    if not parts:
+        raise ValueError(
+            f"config.generate.part extra: task '{task.name}' has no further parts, only validation"
+        )
+    plain = [name for name in section["metrics"] if name != FROM_OPTIONS]
+    text_metrics.score_texts(plain, ["a"], [["a"]])
+    without = [name for name, part in parts.items() if part.options is None]
+    if without and FROM_OPTIONS in section["metrics"]:
+        raise ValueError(f"config.generate.metrics {FROM_OPTIONS}: {without[0]} has no options")
 
 
 def remat_of(model: dict[str, Any]) -> bool | str:

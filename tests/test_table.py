@@ -596,6 +596,6 @@ def test_the_command(base):
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert sum(row["state"] == "run" for row in rows) == 9
-    done = run("--table=lora_table3", f"--results={base[0]}")
+    done = run("--table=lora_table4", f"--results={base[0]}")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith("error: unknown table 'lora_table3'; nearest: ")
+    assert done.stderr.startswith("error: unknown table 'lora_table4'; nearest: ")
