@@ -13,7 +13,7 @@ from experiments.gather import load_task, outline
 from experiments.materials import check_dtype
 from experiments.trials import Trial, refuse
 from experiments.validate import validate
-from lora_jax import records, tree_file
+from lora_jax import data, records, tree_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,8 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
     make.make_optimizer(hyper, schedule, loop.steps, config["also_train"])
     adapters = {name: config[name] for name in ("variant", "targets", "also_train", "quantize")}
     where = {"source": config["data"]["source"]}
-    once(_trace, where, config["model"], adapters, task.num_outputs, loop.steps)
+    outputs = task.num_outputs if isinstance(task, data.Task) else 1
+    once(_trace, where, config["model"], adapters, outputs, loop.steps)
     if config["start_from"]:
         once(tree_file.load_tree, config["start_from"])
     return Outlook(loop.steps, loop.metric)
