@@ -13,6 +13,7 @@ from experiments.gather import load_task, outline
 from experiments.materials import check_dtype
 from experiments.trials import Trial, refuse
 from experiments.validate import validate
+from experiments.validate_texts import check_written
 from lora_jax import data, records, tree_file
 
 
@@ -71,7 +72,11 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
     make.make_optimizer(hyper, schedule, loop.steps, config["also_train"])
     adapters = {name: config[name] for name in ("variant", "targets", "also_train", "quantize")}
     where = {"source": config["data"]["source"]}
-    outputs = task.num_outputs if isinstance(task, data.Task) else 1
+    outputs = 1
+    if isinstance(task, data.Task):
+        outputs = task.num_outputs
+    else:
+        check_written(config["generate"], task)
     once(_trace, where, config["model"], adapters, outputs, loop.steps)
     if config["start_from"]:
         once(tree_file.load_tree, config["start_from"])

