@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
     variant, settings, storage, rate = METHODS[choice["method"]]
     smoke = choice["size"] == "smoke"
-    made = ConfigDict(
+    return ConfigDict(
         {
             "experiment": "instruct",
             "seed": choice["seed"],
@@ -70,6 +70,3 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "generate": common.generate(max_new_tokens=16 if smoke else 40),
         }
     )
-    if choice["source"] == "e2e":
-        made.data.files.separator = "\n"  # GPT-2's end of text is not a chat model's
-    return made

@@ -1,5 +1,6 @@
 """What a language model's config must be beside what every config must, checked before loading."""
 
+import math
 from typing import Any
 
 from lora_jax import data, text_metrics
@@ -31,9 +32,16 @@ def validate_texts(config: dict[str, Any]) -> None:
     for name, least in _LEAST.items():
         if (value := _setting(config, name)) < least:
             raise ValueError(f"config.{name} must be at least {least}, got {value}")
+    section = config["generate"]
+    if not math.isfinite(section["length_penalty"]):
+        raise ValueError(
+            f"config.generate.length_penalty must be finite, got {section['length_penalty']}"
+        )
+    if section["no_repeat_ngram"] and section["beams"] == 1:
+        raise ValueError("config.generate.no_repeat_ngram acts in a search of 2 beams or more")
     if not 0 <= (share := _setting(config, "train.label_smoothing")) < 1:
         raise ValueError(f"config.train.label_smoothing must be in [0, 1), got {share}")
-    text_metrics.check_names(config["generate"]["metrics"], FROM_OPTIONS)
+    text_metrics.check_names(section["metrics"], FROM_OPTIONS)
     remat = config["model"]["remat"]
     if remat not in ("", LAYERS):
         check_remat(remat)
@@ -42,22 +50,22 @@ def validate_texts(config: dict[str, Any]) -> None:
 def check_written(section: dict[str, Any], task: data.TextTask) -> None:
     """ValueError where what a model writes could not be scored as a config's `generate` says.
 
-    It is found before the model is trained, which is written after.
+    It writes after training, when it would be too late to find out.
     """
     if section["scored"] == 0:
         return
     parts = task.extra if section["part"] == "extra" else {"": task.validation}
     if not parts:
         raise ValueError(f"config.generate.part extra: task '{task.name}' has no further parts")
-    try:
-        for name in section["metrics"]:
+    for name in section["metrics"]:
+        try:
             if name != FROM_OPTIONS:
                 text_metrics.score_texts([name], ["text"], [["text"]])
                 continue
             for part in parts.values():
                 text_metrics.extracted_answers([""] * len(part), part)
-    except (ValueError, ModuleNotFoundError) as error:
-        raise ValueError(f"config.generate.metrics '{name}': {error}") from None
+        except (ValueError, ModuleNotFoundError) as error:
+            raise ValueError(f"config.generate.metrics '{name}': {error}") from None
 
 
 def remat_of(model: dict[str, Any]) -> bool | str:

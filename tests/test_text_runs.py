@@ -167,7 +167,7 @@ def test_a_run_that_goes_on_keeps_the_scores_before_it_began(places, tmp_path):
 
 
 def test_a_misspelt_metric_of_texts_ends_before_training(places):
-    with pytest.raises(ValueError, match="unknown metric 'blue' of texts; nearest: bleu"):
+    with pytest.raises(ValueError, match="unknown metric 'blue' of texts; nearest: 'bleu'"):
         build(config(places, generate__scored=2, generate__metrics=("blue",)))
     with pytest.raises(ValueError, match=r"config.data.template 'caht': expected plain or chat"):
         build(config(places, data__template="caht"))
