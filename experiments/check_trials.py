@@ -9,11 +9,11 @@ import numpy as np
 
 import lora_jax as lj
 from experiments import make
-from experiments.completion import check_written
 from experiments.gather import load_task, outline
 from experiments.materials import check_dtype
 from experiments.trials import Trial, refuse
 from experiments.validate import validate
+from experiments.validate_texts import check_written
 from lora_jax import data, records, tree_file
 
 
@@ -76,7 +76,7 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
     if isinstance(task, data.Task):
         outputs = task.num_outputs
     else:
-        check_written(config.get("generate"), task)
+        check_written(config["generate"], task)
     once(_trace, where, config["model"], adapters, outputs, loop.steps)
     if config["start_from"]:
         once(tree_file.load_tree, config["start_from"])

@@ -56,8 +56,13 @@ def completion(
     parts: Mapping[str, Part],
     chunk: int,
     smoothing: float = 0.0,
+    prompt: int = 0,
 ) -> Problem:
-    """A decoder's log-likelihoods of completions; its loss is their tokens' mean cross-entropy."""
+    """A decoder's log-likelihoods of completions; its loss is their tokens' mean cross-entropy.
+
+    Args:
+      prompt: tokens of a prompt that the decoder is to write after, at most.
+    """
     longest = {name: int(part.encoded.labels.max()) for name, part in parts.items()}
     forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
     options = max(part.options for part in parts.values())
@@ -73,6 +78,7 @@ def completion(
             task, outputs, {part: parts[part].labels for part in outputs}
         ),
         step=cached_step(decoder)[0],
+        longest=prompt,
     )
 
 
@@ -99,15 +105,21 @@ def gather(config: dict[str, Any]) -> Materials:
     check_dtype(config["model"])
     section = config["data"]
     task = make.make_text_task(section)
-    check_written(config.get("generate"), task)
+    check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
-        first = _begin(tokenizer)
-        begin = None if first is None else tokenizer.backend.id_to_token(first)
-        task = data.as_chat(task, data.load_chat_template(where), begin or "")
+        first = begin(tokenizer)
+        start = None if first is None else tokenizer.backend.id_to_token(first)
+        task = data.as_chat(task, data.load_chat_template(where), start or "")
     decoder = pretrained_decoder.load_decoder(where, **_options(config["model"]))
     limit = min(section["max_length"], decoder.config.max_tokens)
+    prompt = min(limit, decoder.config.max_tokens - config["generate"]["max_new_tokens"])
+    if prompt < 2:
+        raise ValueError(
+            f"config.generate.max_new_tokens {config['generate']['max_new_tokens']} leaves no room "
+            f"for a prompt; the model takes {decoder.config.max_tokens} tokens"
+        )
     train = _completions(tokenizer, task.train, limit)
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
     parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
@@ -120,7 +132,12 @@ def gather(config: dict[str, Any]) -> Materials:
     return Materials(
         task=task,
         problem=completion(
-            task, decoder, parts, config["model"]["chunk"], config["train"]["label_smoothing"]
+            task,
+            decoder,
+            parts,
+            config["model"]["chunk"],
+            config["train"]["label_smoothing"],
+            prompt,
         ),
         tokenizer=tokenizer,
         encoded=encoded,
@@ -155,17 +172,17 @@ def _part(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> Part:
     """A part that is scored: by its options, where it has any."""
     if prompts.options is None:
         return Part(_completions(tokenizer, prompts, limit).encoded)
-    made, offsets = data.encode_options_cached(tokenizer, prompts, limit, _begin(tokenizer))
+    made, offsets = data.encode_options_cached(tokenizer, prompts, limit, begin(tokenizer))
     return Part(data.branched(made.encoded, offsets), prompts.answers, offsets)
 
 
 def _completions(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> data.Tokenised:
     if tokenizer.eos_id is None:
         raise ValueError("the tokenizer has no token that ends a text")
-    ends = tokenizer.eos_id, _begin(tokenizer)
+    ends = tokenizer.eos_id, begin(tokenizer)
     return data.encode_prompts_cached(tokenizer, prompts, limit, *ends)
 
 
-def _begin(tokenizer: data.Tokenizer) -> int | None:
+def begin(tokenizer: data.Tokenizer) -> int | None:
     """The token that every text begins with, where there is one."""
     return tokenizer.bos_id if tokenizer.starts_with_bos else None

@@ -10,6 +10,7 @@ from lora_jax import data
 from lora_jax.partition import nearest
 
 DTYPES = ("float32", "bfloat16")
+_OF_MODEL = ("dtype", "compute_dtype")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,9 +29,11 @@ class Materials:
 
 
 def check_dtype(section: dict[str, Any]) -> None:
-    """ValueError unless a config's model has a dtype that there is."""
-    if (dtype := section["dtype"]) not in DTYPES:
-        raise ValueError(f"unknown model.dtype '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
+    """ValueError unless a config's model has dtypes that there are."""
+    for name in _OF_MODEL:
+        dtype = section.get(name)
+        if dtype not in DTYPES and not (dtype is None and name != "dtype"):
+            raise ValueError(f"unknown model.{name} '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
 
 
 def check_vocabulary(encoded: dict[str, data.Encoded], size: int, model: Any) -> None:
@@ -44,6 +47,12 @@ def check_vocabulary(encoded: dict[str, data.Encoded], size: int, model: Any) ->
 def boundaries(
     encoded: dict[str, data.Encoded], section: dict[str, Any], limit: int
 ) -> tuple[int, ...]:
-    """The lengths that batches of any part are padded to."""
+    """The lengths that batches of any part are padded to.
+
+    Rows that hold several texts may be longer than `limit`, which is of a text: they get further
+    lengths, which no other row is padded to.
+    """
     lengths = np.concatenate([each.lengths for each in encoded.values()])
-    return data.bucket_boundaries(lengths, section["buckets"], limit=limit)
+    within, beyond = lengths[lengths <= limit], lengths[lengths > limit]
+    made = data.bucket_boundaries(within, section["buckets"], limit=limit)
+    return made + (data.bucket_boundaries(beyond, section["buckets"]) if beyond.size else ())

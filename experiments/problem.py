@@ -34,3 +34,5 @@ class Problem:
     """The metrics of the outputs of parts."""
     step: CachedStep | None = None
     """The same model token by token, where it can write."""
+    longest: int = 0
+    """Tokens of a prompt that it writes after, at most; a longer one loses its beginning."""

@@ -91,7 +91,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
             shown = known.get(table) or common_tasks.table(table)
             made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
     if not made:
-        raise ValueError("no run has completed: nothing to draw")
+        raise ValueError("no run of a study has completed: nothing to draw")
     return made
 
 

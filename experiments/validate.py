@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 from experiments.validate_texts import validate_texts
+from lora_jax import data
+from lora_jax.partition import nearest
 
 _POSITIVE = ("train.batch_size", "train.accumulate", "train.epochs", "data.buckets")
 _NOT_NEGATIVE = ("seed", "train.log_every", "train.evaluate_every", "train.checkpoint_every")
@@ -29,6 +31,13 @@ def validate(config: dict[str, Any]) -> None:
             if value is None or not (math.isfinite(value) and test(value)):
                 raise ValueError(f"config.{name} must be {wanted}, got {value}")
 
+    texts, source = "generate" in config, config["data"]["source"]
+    if source not in (*data.SOURCES, *data.TEXT_SOURCES):
+        near = nearest(source, data.TEXT_SOURCES if texts else data.SOURCES)
+        raise ValueError(f"unknown data.source '{source}'; nearest: {near}")
+    if texts != (source in data.TEXT_SOURCES):
+        other = "text-to-text tasks, as of configs/instruct.py" if not texts else "classifiers"
+        raise ValueError(f"config.data.source '{source}' is of {other}, not of this config")
     require(_POSITIVE + _FINITE_AND_POSITIVE, "positive", lambda value: value > 0)
     require(_NOT_NEGATIVE, "at least 0", lambda value: value >= 0)
     require(_RATES, "in [0, 1)", lambda value: 0 <= value < 1)

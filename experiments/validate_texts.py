@@ -1,6 +1,6 @@
 """What a language model's config must be beside what every config must, checked before loading."""
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 from lora_jax import data, text_metrics
@@ -32,35 +32,40 @@ def validate_texts(config: dict[str, Any]) -> None:
     for name, least in _LEAST.items():
         if (value := _setting(config, name)) < least:
             raise ValueError(f"config.{name} must be at least {least}, got {value}")
+    section = config["generate"]
+    if not math.isfinite(section["length_penalty"]):
+        raise ValueError(
+            f"config.generate.length_penalty must be finite, got {section['length_penalty']}"
+        )
+    if section["no_repeat_ngram"] and section["beams"] == 1:
+        raise ValueError("config.generate.no_repeat_ngram acts in a search of 2 beams or more")
     if not 0 <= (share := _setting(config, "train.label_smoothing")) < 1:
         raise ValueError(f"config.train.label_smoothing must be in [0, 1), got {share}")
-    text_metrics.check_names(config["generate"]["metrics"], FROM_OPTIONS)
+    text_metrics.check_names(section["metrics"], FROM_OPTIONS)
     remat = config["model"]["remat"]
     if remat not in ("", LAYERS):
         check_remat(remat)
 
 
-def check_written(section: Mapping[str, Any] | None, task: data.TextTask) -> None:
-    """Raise now what could only be raised after training: texts that cannot be scored.
+def check_written(section: dict[str, Any], task: data.TextTask) -> None:
+    """ValueError where what a model writes could not be scored as a config's `generate` says.
 
-    Args:
-      section: a config's `generate`, or None.
-
-    Raises:
-      ValueError, ModuleNotFoundError: one line on the part or the metric.
+    It writes after training, when it would be too late to find out.
     """
-    if not section or section["scored"] == 0:
+    if section["scored"] == 0:
         return
-    parts = {"validation": task.validation} if section["part"] == "validation" else task.extra
+    parts = task.extra if section["part"] == "extra" else {"": task.validation}
     if not parts:
-        raise ValueError(
-            f"config.generate.part extra: task '{task.name}' has no further parts, only validation"
-        )
-    plain = [name for name in section["metrics"] if name != FROM_OPTIONS]
-    text_metrics.score_texts(plain, ["a"], [["a"]])
-    without = [name for name, part in parts.items() if part.options is None]
-    if without and FROM_OPTIONS in section["metrics"]:
-        raise ValueError(f"config.generate.metrics {FROM_OPTIONS}: {without[0]} has no options")
+        raise ValueError(f"config.generate.part extra: task '{task.name}' has no further parts")
+    for name in section["metrics"]:
+        try:
+            if name != FROM_OPTIONS:
+                text_metrics.score_texts([name], ["text"], [["text"]])
+                continue
+            for part in parts.values():
+                text_metrics.extracted_answers([""] * len(part), part)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise ValueError(f"config.generate.metrics '{name}': {error}") from None
 
 
 def remat_of(model: dict[str, Any]) -> bool | str:

@@ -7,17 +7,24 @@ from typing import Any
 import numpy as np
 
 from experiments.build import Experiment
+from experiments.completion import begin
 from experiments.validate_texts import FROM_OPTIONS
 from lora_jax import data, text_metrics
 from lora_jax.beam_search import beam_search
+from lora_jax.data.encode_prompts import encode_prompts
 from lora_jax.generate import generate
 from lora_jax.generate_text import generate_texts
 
 
 def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> list[str]:
-    """What the model writes after each prompt, by the settings of the config's `generate`."""
+    """What the model writes after each prompt, by the settings of the config's `generate`.
+
+    Prompts are the tokens that they are in training, cut where those are, and where the model has
+    no room for an answer.
+    """
     section, step = experiment.config["generate"], experiment.problem.step
-    if step is None or experiment.tokenizer.eos_id is None:
+    tokenizer, limit = experiment.tokenizer, experiment.problem.longest
+    if step is None or tokenizer.eos_id is None:
         raise ValueError(f"task '{experiment.task.name}' is not text-to-text: nothing is written")
     beams = {
         "beams": section["beams"],
@@ -25,14 +32,16 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
         "no_repeat_ngram_size": section["no_repeat_ngram"],
         "prompt_ngrams": section["prompt_ngrams"],
     }
+    given = data.Prompts("prompts", prompts, None)
     search = generate if section["beams"] == 1 else functools.partial(beam_search, **beams)
     return generate_texts(
         search,
         step,
         (experiment.adapted.merge(trainable, experiment.frozen),),
-        experiment.tokenizer,
-        [prompt.rstrip(" ") for prompt in prompts],  # as `encode_prompts` has them
-        eos_ids=experiment.tokenizer.eos_id,
+        tokenizer,
+        encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer)),
+        eos_ids=tokenizer.eos_id,
+        limit=limit,
         batch_size=section["batch_size"],
         max_new_tokens=section["max_new_tokens"],
     )

@@ -16,7 +16,7 @@ from jax import Array
 from lora_jax.beam_search import Beams
 from lora_jax.data.batching import bucket_boundaries, collate, eval_plan
 from lora_jax.data.examples import Examples
-from lora_jax.data.tokenize import Tokenizer, encode
+from lora_jax.data.tokenize import Encoded, Tokenizer, encode
 from lora_jax.generate import Step, eos_tuple
 
 _NO_LIMIT = 2**31 - 1
@@ -27,11 +27,12 @@ def generate_texts(
     apply: Step,
     weights: Sequence[Any],
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Encoded,
     *,
     eos_ids: int | Sequence[int] | None,
     batch_size: int = 8,
     max_buckets: int = 4,
+    limit: int | None = None,
     key: Array | None = None,
     **settings: Any,
 ) -> list[str]:
@@ -45,23 +46,31 @@ def generate_texts(
         apply: the model, step by step, as for `search`, and so are `weights` and `eos_ids`.
         tokenizer: what the model was trained with; a prompt has the special tokens that it adds,
             and is never cut.
-        prompts: texts.
+        prompts: texts, or what `lora_jax.data.encode_prompts` makes of prompts alone, which cuts
+            them.
+        limit: no prompt is padded to more tokens: those that the model takes, less
+            `max_new_tokens`.
         key: for drawing: text i has `fold_in(key, i)`, whatever the batches are.
         **settings: `max_new_tokens` and whatever else `search` takes.
 
     Raises:
         ValueError: for a prompt that is no token, or longer than the model takes.
     """
-    encoded = encode(tokenizer, Examples("prompts", prompts, None), _NO_LIMIT)
+    if isinstance(prompts, Encoded):
+        encoded = prompts
+    else:
+        encoded = encode(tokenizer, Examples("prompts", prompts, None), _NO_LIMIT)
     lengths = encoded.lengths
     if (empty := np.flatnonzero(lengths == 0)).size:
+        text = "" if isinstance(prompts, Encoded) else f" {prompts[empty[0]]!r}"
         raise ValueError(
-            f"prompt {empty[0]} {prompts[empty[0]]!r} is no token; "
+            f"prompt {empty[0]}{text} is no token; "
             "begin it with one, such as that which begins a text"
         )
     ends = np.asarray(eos_tuple(eos_ids), np.int64)
-    rows: list[list[int]] = [[] for _ in prompts]
-    for batch in eval_plan(lengths, batch_size, bucket_boundaries(lengths, max_buckets)):
+    rows: list[list[int]] = [[] for _ in lengths]
+    boundaries = bucket_boundaries(lengths, max_buckets, limit=limit)
+    for batch in eval_plan(lengths, batch_size, boundaries):
         arrays = collate(encoded, batch.indices, batch.padded_length, batch_size)
         own = settings
         if key is not None:

@@ -49,7 +49,7 @@ def write_set(folder, name="openbookqa", train=48, test=12):
     return folder
 
 
-def write_model(folder, seed=0, **changes):
+def write_model(folder, seed=0, tokens=256, **changes):
     """A decoder of random weights, and a byte-level tokenizer with a chat template."""
     texts = [each["instruction"] + each["output"] for each in questions(40)]
     backend = tokenizers.Tokenizer(models.BPE())
@@ -63,7 +63,7 @@ def write_model(folder, seed=0, **changes):
     backend.train_from_iterator(texts, trainer)
     size = backend.get_vocab_size()
     model = random_decoder(
-        "llama", seed, vocab_size=size, max_position_embeddings=256, eos_token_id=0, **changes
+        "llama", seed, vocab_size=size, max_position_embeddings=tokens, eos_token_id=0, **changes
     )
     export_decoder(nnx.state(model), model.config, folder)
     backend.save(str(folder / "tokenizer.json"))

@@ -4,6 +4,7 @@ import dataclasses
 
 from lora_jax.data.chat import ChatTemplate
 from lora_jax.data.prompts import Prompts
+from lora_jax.data.text_sources import e2e
 from lora_jax.data.text_sources.instructions import bare
 from lora_jax.data.text_task import TextTask
 
@@ -11,8 +12,9 @@ from lora_jax.data.text_task import TextTask
 def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask:
     """The task with its prompts as a model's chat template has them, up to where it answers.
 
-    Alpaca's words around an instruction are left out. Completions, options and references stay: an
-    answer is what the assistant says.
+    Alpaca's words around an instruction are left out, and GPT-2's end of text after a prompt of
+    E2E, which may be another model's own special token. Completions, options and references stay:
+    an answer is what the assistant says.
 
     Args:
       begin: what the tokenizer puts before every text by itself; a template's own is left out then.
@@ -22,7 +24,8 @@ def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask
     """
 
     def asked(part: Prompts) -> Prompts:
-        said = [{"role": "user", "content": bare(prompt).strip()} for prompt in part.prompts]
+        texts = [bare(prompt).removesuffix(e2e.SEPARATOR).strip() for prompt in part.prompts]
+        said = [{"role": "user", "content": text} for text in texts]
         prompts = [template.render([each], True).removeprefix(begin) for each in said]
         return dataclasses.replace(part, prompts=prompts)
 

@@ -136,8 +136,9 @@ class Decoder(nnx.Module):
                 `lora_jax.data.packing`); a token sees its own document only.
             branches: (B, T) integers: texts that begin alike, in one row. First what they share,
                 of number 0, then what each goes on with, of a number of its own from 1 on: each
-                gets the states that it has as a row of its own. Needs no `attention_mask` for
-                padding at the end, and takes no `segments`.
+                gets the states that it has as a row of its own. The row may be longer than the
+                model takes, where none of its texts is. Needs no `attention_mask` for padding at
+                the end, and takes no `segments`.
             rng: dropout at the config's rates with this key; no dropout without one.
         """
         self._check(input_ids, attention_mask, positions, segments, branches)
@@ -147,6 +148,7 @@ class Decoder(nnx.Module):
             stem = shared.sum(axis=1, keepdims=True, dtype=jnp.int32)
             index = jnp.arange(tokens, dtype=jnp.int32)[None]
             positions = jnp.where(index < stem, index, stem + restarting(branches))
+            positions = jnp.minimum(positions, self.config.max_tokens - 1)  # of padding at the end
         elif positions is None and segments is not None:
             positions = restarting(segments)
         elif positions is None and attention_mask is not None:
@@ -228,7 +230,7 @@ class Decoder(nnx.Module):
                 raise ValueError(
                     f"{name} must be {input_ids.shape} as input_ids are, got {array.shape}"
                 )
-        if input_ids.shape[1] > self.config.max_tokens:
+        if others[3] is None and input_ids.shape[1] > self.config.max_tokens:
             raise ValueError(
                 f"{input_ids.shape[1]} tokens; the model takes at most {self.config.max_tokens}"
             )

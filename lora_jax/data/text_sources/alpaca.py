@@ -43,6 +43,11 @@ def load(
     extra = {"extra": parts["extra"]} if "extra" in parts else {}
     if "validation" in parts:
         return TextTask(name, parts["train"], parts["validation"], extra)
+    if not validation and len(parts["train"]) <= HELD_OUT:
+        raise ValueError(
+            f"{paths['train']} has {len(parts['train'])} examples, of which {HELD_OUT} would be "
+            "held out to validate on: give data.files.validation, or data.validation for fewer"
+        )
     whole = TextTask(name, parts["train"], parts["train"])
     held = whole.hold_out(validation or HELD_OUT)
     return TextTask(name, held.train, held.validation, extra)
