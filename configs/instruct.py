@@ -14,7 +14,7 @@ steps.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common
+from configs import common, common_texts
 
 METHODS = {
     "full": ("full", {}, "none", 2e-5),
@@ -53,9 +53,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 max_length=256,
             ),
             "variant": common.variant(variant, **settings),
-            "targets": ("all-linear",),
+            "targets": common_texts.SEVEN_LINEARS,
             "also_train": (),
-            "quantize": common.quantize(storage),
+            "quantize": common.quantize(storage, common_texts.SEVEN_LINEARS),
             "start_from": config_dict.placeholder(str),
             "optimizer": common.optimizer(rate, schedule="cosine"),
             "train": common.train(
