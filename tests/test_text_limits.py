@@ -1,6 +1,5 @@
 """Text-to-text runs at their limits: long questions, long prompts, and what could not be scored."""
 
-import json
 import re
 
 import jax
@@ -119,13 +118,6 @@ def test_what_sources_put_around_a_question_is_left_out_of_a_conversation():
     template = data.ChatTemplate("{{ messages[0].content }}|")
     asked = data.as_chat(data.TextTask("e2e", part, part), template).train.prompts
     assert asked == ("name : Blue | Type : pub|", "Sum up.\n\nA text.|")
-
-
-def test_few_instructions_need_to_be_told_what_to_validate_on(tmp_path):
-    entries = [{"instruction": f"Say {word}.", "output": word} for word in ("one", "two")]
-    (tmp_path / "own.json").write_text(json.dumps(entries), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"own.json has 2 examples, .* data.validation for fewer"):
-        data.load_text_task("own", "alpaca", tmp_path, {"train": "own.json"})
 
 
 @pytest.mark.parametrize(
