@@ -8,11 +8,12 @@ import pytest
 from small_language import write_model, write_set
 from test_text_runs import config, own_scores
 
-from experiments import check_trials, collect, writing
+from experiments import check_trials, collect, footprint, writing
 from experiments.build import build
 from experiments.trials import Trial
 from lora_jax import data
 from lora_jax.data.text_sources import instructions
+from lora_jax.models.pretrained_decoder import read_decoder_config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
 
@@ -129,3 +130,11 @@ def test_held_out_examples_are_told_from_those_of_a_development_part(source, nam
     section = {"source": source, "name": name, "validation": 100}
     assert collect.held_out({"data": section}) is apart
     assert not collect.held_out({"data": {**section, "validation": 0}})
+
+
+def test_full_fine_tuning_takes_its_memory_in_the_dtype_of_the_weights(places):
+    experiment = build(config(places, "full", model__dtype="bfloat16"))
+    shape = read_decoder_config(places / "model")
+    found = footprint.by_formula(shape, footprint.setting_of(experiment))
+    arrays = jax.tree.leaves(experiment.trainable)
+    assert found.trained == sum(each.nbytes for each in arrays)
