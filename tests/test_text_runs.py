@@ -171,5 +171,5 @@ def test_a_misspelt_metric_of_texts_ends_before_training(places):
         build(config(places, generate__scored=2, generate__metrics=("blue",)))
     with pytest.raises(ValueError, match=r"config.data.template 'caht': expected plain or chat"):
         build(config(places, data__template="caht"))
-    with pytest.raises(ValueError, match="remat must be True, False or one of"):
+    with pytest.raises(ValueError, match=r"unknown model.remat 'layer'; nearest: 'layers'"):
         build(config(places, model__remat="layer"))

@@ -16,7 +16,8 @@ def extend_vocabulary(decoder: Decoder, count: int) -> Decoder:
     their logits begin where those of a token of no meaning would, and disturb the others least
     (Hewitt, 2021, "Initializing New Word Embeddings for Pretrained Language Models"; transformers'
     `mean_resizing` without its noise). Train them by `variants.make("trainable_tokens",
-    last=count)`, or adapt the whole embedding by any method; both act on a tied head as well.
+    last=count)`, or adapt the whole embedding by any method; both act on a tied head as well. A
+    head of its own has a column for each token, not a row: adapt it by low rank, or train it whole.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
