@@ -16,6 +16,8 @@ from lora_jax.models.completion import completion_likelihood
 from lora_jax.models.llama_config import LlamaConfig
 from lora_jax.models.pretrained_decoder import abstract_decoder
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 SMALL = LlamaConfig(
     vocab_size=512,
     hidden_size=128,

@@ -37,7 +37,7 @@ def config(places, method="lora", **changes):
             **small,
             "model.name": str(places / "model"),
             "data.scored": 0,
-            "data.buckets": 2,
+            "data.buckets": 1,
             "train.max_steps": 4,
             "train.log_every": 1,
             "optimizer.learning_rate": 1e-2,
@@ -99,7 +99,7 @@ def test_the_loss_of_a_step_is_the_mean_over_the_tokens_of_completions(places):
     assert int(state.step) == 1
 
 
-@pytest.mark.parametrize("parts", (2, 4))
+@pytest.mark.parametrize("parts", (4,))
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts, places):
     """Rows have different numbers of tokens: a mean of means would be another."""
     found = []
