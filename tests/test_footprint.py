@@ -7,7 +7,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from experiments import memory
+from experiments import memory_tables
 from experiments.completion import cross_entropy_per_token
 from experiments.footprint import Setting, by_formula, weights
 from experiments.sizes import SIZES
@@ -89,10 +89,10 @@ def test_which_cards_hold_what():
     config = LlamaConfig.from_json(SIZES["Llama 2 70B"])
     quantised = by_formula(config, Setting(16, "nf4_double", 2, remat=True))
     assert 36e9 < quantised.weights < 37e9
-    assert memory.smallest_card(quantised) == "48 GiB"
+    assert memory_tables.smallest_card(quantised) == "48 GiB"
     dense = by_formula(config, Setting(16, width=2, remat=True))
-    assert memory.smallest_card(dense) == "141 GiB"
-    assert memory.smallest_card(by_formula(config, Setting(None))) == "none of 141 GiB"
+    assert memory_tables.smallest_card(dense) == "141 GiB"
+    assert memory_tables.smallest_card(by_formula(config, Setting(None))) == "none of 141 GiB"
 
 
 def test_decoders_that_the_formula_does_not_know_are_refused():

@@ -59,9 +59,12 @@ GOOD = {
         {"step": 100, "seconds": 1.5, "score": 1.0},
     ],
     "tokenised_per_second": 4000.0,
+    "metrics_first": {"accuracy": 0.2},
+    "samples": [{"prompt": "1 + 1", "expected": ["2"], "before": "11", "after": "2"}],
+    "signatures": {"bleu": "nrefs:1"},
 }
 OPTIONAL = {"note", "ranks", "metric", "parameters_adapters", "target", "evaluations"}
-OPTIONAL |= {"tokenised_per_second"}
+OPTIONAL |= {"tokenised_per_second", "metrics_first", "samples", "signatures"}
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lora_jax.lowrank import product
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -57,14 +58,14 @@ class TrainableTokens(Variant):
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
-        index = self._rows(base.shape[0])
-        own = base.take(jnp.asarray(index)).astype(base.dtype)
-        change = factors.trainable["rows"].astype(base.dtype) - own
-        return base.dot(x) + Base(change, "io", base.accumulate).dot(x[..., index])
+        change, chosen = self._change(base, factors)
+        # A product by ones and zeros picks the inputs: a gather along them does not survive every
+        # sharding.
+        return base.dot(x) + product(x, chosen, change, base.accumulate)
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
-        rows = Base(factors.trainable["rows"].astype(base.dtype), "io", base.accumulate)
-        return base.dot_t(x).at[..., self._rows(base.shape[0])].set(rows.dot_t(x))
+        change, chosen = self._change(base, factors)
+        return base.dot_t(x) + product(x, change, chosen, base.accumulate)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         size, own = base.shape[0], factors.trainable["rows"].astype(base.dtype)
@@ -76,6 +77,14 @@ class TrainableTokens(Variant):
 
     def count(self, shape: tuple[int, int]) -> int:
         return (len(self.tokens) or self.last) * shape[1]
+
+    def _change(self, base: Base, factors: Factors) -> tuple[Array, Array]:
+        """What is added to the rows, (tokens, out), and which they are, (tokens, in) of ones."""
+        index = self._rows(base.shape[0])
+        own = base.take(jnp.asarray(index)).astype(base.dtype)
+        chosen = np.zeros((len(index), base.shape[0]), np.float32)
+        chosen[np.arange(len(index)), index] = 1
+        return factors.trainable["rows"].astype(base.dtype) - own, jnp.asarray(chosen, base.dtype)
 
     def _rows(self, size: int) -> np.ndarray:
         """The numbers of the rows that train."""

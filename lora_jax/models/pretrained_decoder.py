@@ -77,6 +77,8 @@ def load_decoder(
     leave out, each naming the file and the tensor; and, while its tensors are read, for one that
     holds a value that is not finite.
     """
+    check_remat(remat)
+    check_implementation(implementation)
     options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
     source, config = _source(folder)
     return decoder_from(source, config, param_dtype=param_dtype, **options)
