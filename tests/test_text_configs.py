@@ -7,8 +7,8 @@ import jax
 import pytest
 from flax import nnx
 
-from configs import common_texts, dora_table1, lora_table3, pissa_nlg, qlora_llama, sizes
-from experiments import published
+from configs import common_texts, dora_table1, lora_table3, pissa_nlg, qlora_llama
+from experiments import published, sizes
 from lora_jax.data.text_sources import commonsense
 from lora_jax.models.decoder_families import decoder_family_of
 
