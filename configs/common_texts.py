@@ -66,7 +66,7 @@ NO_CLIP = 1e9
 """Larger than any gradient's norm: for recipes that do not clip."""
 
 LAPTOP_EXAMPLES = 2000
-"""What SmolLM2 trains on: an epoch of minutes on two cores."""
+"""Of each task, what SmolLM2 trains on."""
 
 
 def arguments(**own: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def validate(config: dict[str, Any]) -> None:
     require(_RATES, "in [0, 1)", lambda value: 0 <= value < 1)
     require(_FINITE, "finite", lambda value: True)
     require(_SEEDS, "below 2**32", lambda value: value < 2**32)
-    if "generate" in config:
+    if texts:
         validate_texts(config)
     for name in _PATTERNS:
         for each in _setting(config, name):

@@ -1,4 +1,4 @@
-"""Tasks, tokenising and batching: NumPy only, no device is touched here.
+"""Tasks, tokenising and batching, in NumPy: no device is touched here.
 
 `load_task` reads a `Task` from any source, `encode` (or `encode_cached`) turns its texts into
 ragged token ids once, a `BatchPlan` says which of them make up the batch of a given step, and
