@@ -107,13 +107,13 @@ def gather(config: dict[str, Any]) -> Materials:
     task = make.make_text_task(section)
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
-    pretrained_decoder.read_decoder_config(where)  # what is no decoder has no chat template either
+    # First, as what is no decoder has no chat template either.
+    decoder = pretrained_decoder.load_decoder(where, **_options(config["model"]))
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)
         start = None if first is None else tokenizer.backend.id_to_token(first)
         task = data.as_chat(task, data.load_chat_template(where), start or "")
-    decoder = pretrained_decoder.load_decoder(where, **_options(config["model"]))
     limit = min(section["max_length"], decoder.config.max_tokens)
     prompt = min(limit, decoder.config.max_tokens - config["generate"]["max_new_tokens"])
     if prompt < 2:

@@ -73,47 +73,38 @@ def score_parts(
     Raises:
       ValueError: a part that the task does not have, or as `score`.
     """
-    if isinstance(task, TextTask):
-        return _score_text_parts(task, outputs, tokens or {})
     parts = {"validation": task.validation, **task.extra}
-    found = {}
+    found: dict[str, float] = {}
     for part, values in outputs.items():
         if part not in parts:
             raise ValueError(
                 f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}"
             )
         end = "" if part == "validation" else f"_{part}"
-        own = task.extra_metrics.get(part)
-        named = (*own, "eval_loss") if own else task
-        scores = score(named, values, parts[part].labels, task.choices)
+        if isinstance(task, TextTask):
+            scores = _score_texts(task, part, values, tokens or {})
+        else:
+            own = task.extra_metrics.get(part)
+            labels = (task.validation if part == "validation" else task.extra[part]).labels
+            scores = score((*own, "eval_loss") if own else task, values, labels, task.choices)
         found |= {f"{name}{end}": value for name, value in scores.items()}
     if {"accuracy", "accuracy_mismatched"} <= found.keys():
         found["accuracy_m_mm"] = (found["accuracy"] + found["accuracy_mismatched"]) / 2
+    names = [f"accuracy_{part}" for part in task.extra]
+    if isinstance(task, TextTask) and len(names) > 1 and found.keys() >= set(names):
+        found["accuracy_mean"] = float(np.mean([found[name] for name in names]))
     return found
 
 
-def _score_text_parts(
-    task: TextTask, outputs: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray]
+def _score_texts(
+    task: TextTask, part: str, outputs: np.ndarray, tokens: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    parts = {"validation": task.validation, **task.extra}
-    found = {}
-    for part, values in outputs.items():
-        if part not in parts:
-            raise ValueError(
-                f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}"
-            )
-        end = "" if part == "validation" else f"_{part}"
-        if parts[part].options is not None:
-            scores = score(("accuracy", "eval_loss"), values, parts[part].answers)
-        elif part in tokens:
-            scores = score(("token_loss", "perplexity"), values, tokens[part])
-        else:
-            raise ValueError(f"task '{task.name}': no numbers of tokens of part '{part}'")
-        found |= {f"{name}{end}": value for name, value in scores.items()}
-    accuracies = [found.get(f"accuracy_{part}") for part in task.extra]
-    if len(accuracies) > 1 and None not in accuracies:
-        found["accuracy_mean"] = float(np.mean([each for each in accuracies if each is not None]))
-    return found
+    prompts = task.validation if part == "validation" else task.extra[part]
+    if prompts.options is not None:
+        return score(("accuracy", "eval_loss"), outputs, prompts.answers)
+    if part not in tokens:
+        raise ValueError(f"task '{task.name}': no numbers of tokens of part '{part}'")
+    return score(("token_loss", "perplexity"), outputs, tokens[part])
 
 
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

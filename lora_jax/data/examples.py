@@ -29,17 +29,8 @@ class Examples:
     def __post_init__(self):
         for field in ("texts", "second_texts", "ids"):
             values = getattr(self, field)
-            if values is None:
-                continue
-            if isinstance(values, str):  # a Sequence[str] too, of its characters
-                raise ValueError(f"data set {self.name!r}: {field} is one string, not a list")
-            values = tuple(values)
-            for index, value in enumerate(values):
-                if not isinstance(value, str):
-                    raise ValueError(
-                        f"data set {self.name!r}: {field}[{index}] is {value!r}, not a string"
-                    )
-            object.__setattr__(self, field, values)
+            if values is not None:
+                object.__setattr__(self, field, texts_of(self.name, field, values))
         if self.labels is not None:
             object.__setattr__(self, "labels", self._checked(np.asarray(self.labels)))
 
@@ -99,6 +90,17 @@ class Examples:
     def text_digest(self) -> str:
         """SHA-256 of what a tokenizer sees, in order: texts and second texts."""
         return sha256_of([self.texts, self.second_texts])
+
+
+def texts_of(name: str, field: str, values: Sequence[str]) -> tuple[str, ...]:
+    """The texts of a field of a data set; ValueError for what is no sequence of strings."""
+    if isinstance(values, str):  # a Sequence[str] too, of its characters
+        raise ValueError(f"data set {name!r}: {field} is one string, not a list")
+    values = tuple(values)
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"data set {name!r}: {field}[{index}] is {value!r}, not a string")
+    return values
 
 
 def sha256_of(content: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.data.examples import sha256_of
+from lora_jax.data.examples import sha256_of, texts_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,10 +40,12 @@ class Prompts:
     def __post_init__(self):
         for field in ("prompts", "completions", "ids", "groups"):
             if (values := getattr(self, field)) is not None:
-                object.__setattr__(self, field, self._texts(field, values))
+                object.__setattr__(self, field, texts_of(self.name, field, values))
         for field in ("options", "references"):
             if (values := getattr(self, field)) is not None:
-                rows = tuple(self._texts(f"{field}[{i}]", row) for i, row in enumerate(values))
+                rows = tuple(
+                    texts_of(self.name, f"{field}[{i}]", row) for i, row in enumerate(values)
+                )
                 object.__setattr__(self, field, rows)
 
         if not self.prompts:
@@ -63,17 +65,6 @@ class Prompts:
         for index, references in enumerate(self.references or ()):
             if not references:
                 raise ValueError(f"data set {self.name!r}: references[{index}] is empty")
-
-    def _texts(self, field: str, values: Sequence[str]) -> tuple[str, ...]:
-        if isinstance(values, str):  # a Sequence[str] too, of its characters
-            raise ValueError(f"data set {self.name!r}: {field} is one string, not a list")
-        values = tuple(values)
-        for index, value in enumerate(values):
-            if not isinstance(value, str):
-                raise ValueError(
-                    f"data set {self.name!r}: {field}[{index}] is {value!r}, not a string"
-                )
-        return values
 
     def _check_options(self, options: Sequence[Sequence[str]]):
         for index, each in enumerate(options):
