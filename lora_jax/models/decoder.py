@@ -25,6 +25,8 @@ POLICIES = (
     "dots_saveable",
     "dots_with_no_batch_dims_saveable",
 )
+Residual = jax.sharding.Sharding | jax.sharding.PartitionSpec
+"""How a residual stream (B, T, hidden) is cut over devices."""
 
 
 class DecoderLayer(nnx.Module):
@@ -70,8 +72,10 @@ class Decoder(nnx.Module):
     `dtype` is what is computed in, by default the dtype of the parameters; norms, rotations,
     softmax and logits are in float32 at least. `remat` recomputes each layer in the backward pass
     instead of keeping its activations; the name of a policy of `jax.checkpoint_policies` (see
-    `POLICIES`) keeps some. `implementation` is that of `jax.nn.dot_product_attention`. The model
-    holds no random state: pass `rng` to a call for dropout.
+    `POLICIES`) keeps some. `implementation` is that of `jax.nn.dot_product_attention`. `residual`
+    is how what passes from layer to layer is cut over devices, for example along its tokens: then
+    norms and residual additions are, too (sequence parallelism: Korthikanti et al. 2022, arXiv
+    2205.05198, section 4.2.2). The model holds no random state: pass `rng` to a call for dropout.
 
     A family sets its layer's type, `make_norm` and, where it needs more, `embed` and `rotation`.
     """
@@ -86,12 +90,14 @@ class Decoder(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         remat: bool | str = False,
         implementation: Implementation | None = None,
+        residual: Residual | None = None,
         rngs: nnx.Rngs,
     ):
         check_remat(remat)
         check_implementation(implementation)
         self.config, self.dtype, self.remat = config, dtype, remat
         self.implementation: Implementation | None = implementation
+        self.residual = residual
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
         self.embedding = Embedding(*sizes, param_dtype, rngs)
         make = functools.partial(self.layer_type, config, param_dtype)
@@ -158,14 +164,15 @@ class Decoder(nnx.Module):
             positions = jnp.arange(tokens, dtype=jnp.int32)[None]
 
         embedding_rng, layers_rng = split_keys(rng, 2)
-        x = self.embed(input_ids, positions, dtype, embedding_rng)
+        x = self._lay(self.embed(input_ids, positions, dtype, embedding_rng))
         rotation = self.rotation(positions, dtype)
         sights = self._sights(tokens, attention_mask, segments, branches, positions)
         graph, weights = nnx.split(self.layers)
 
         def layer(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, None]:
             weights, slides, rng = each
-            return nnx.merge(graph, weights)(x, rotation, _choose(sights, slides), rng), None
+            x = nnx.merge(graph, weights)(x, rotation, _choose(sights, slides), rng)
+            return self._lay(x), None
 
         if self.remat:
             named = isinstance(self.remat, str)
@@ -198,6 +205,11 @@ class Decoder(nnx.Module):
     def rotation(self, positions: Array, dtype: DTypeLike) -> Rotation | None:
         """How heads turn with their positions, None where they do not."""
         return None
+
+    def _lay(self, x: Array) -> Array:
+        if self.residual is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.residual)
 
     def _sights(
         self,

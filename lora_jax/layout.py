@@ -1,0 +1,280 @@
+"""What follows from where the weights of a model lie: adapters, stored bits, states, batches.
+
+layout = lay_out(adapted, mesh, rules, params, ids)    # arrays or shapes
+trainable, frozen = layout.init(jax.random.key(0), params, ids)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lora_jax.adapt import Adapted
+from lora_jax.discover import WeightUse, discover, split_arrays
+from lora_jax.frozen import Frozen, Placement, Spec, group_of
+from lora_jax.partition import flatten
+from lora_jax.quantize import Storage, Stored
+from lora_jax.select import SomeLayers
+from lora_jax.sharding import ROWS, Rules, automatic, fitting, specs_of
+from lora_jax.variant import Base
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The sharding of every array of an adapted function (see `lay_out`)."""
+
+    adapted: Adapted
+    mesh: Mesh
+    params: PyTree
+    """Of the user's own tree; None where it has a setting."""
+    trainable: PyTree
+    frozen: Frozen
+    """Shardings in the place of arrays, in the structure of what `init` gives."""
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Of batches, whose rows are spread over `data` and `fsdp`."""
+        return NamedSharding(self.mesh, PartitionSpec(ROWS))
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Of what every device has whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def place(self, params: PyTree) -> PyTree:
+        """The parameters on their devices; what lies there already is not copied."""
+
+        def put(leaf: Any, sharding: NamedSharding | None) -> Any:
+            return leaf if sharding is None else jax.device_put(leaf, sharding)
+
+        return jax.tree.map(put, params, self.params, is_leaf=lambda leaf: leaf is None)
+
+    def init(
+        self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
+    ) -> tuple[PyTree, Frozen]:
+        """`adapted.init`, whose arrays are made on their devices, each its own part.
+
+        Frozen weights that are stored as they come are those of `params`, not copied.
+        """
+        params = self.place(params)
+        arrays, rebuild = split_arrays(params)
+        made = {each.use.path for each in self.frozen.spec.placements if each.storage is not None}
+
+        def new(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
+            trainable, frozen = self.adapted.init(key, rebuild(arrays), *args, **kwargs)
+            return trainable, _with_base(self.gathering(frozen), made)
+
+        shardings = self.trainable, _with_base(self.frozen, made)
+        trainable, frozen = jax.jit(new, out_shardings=shardings)(key, arrays)
+        leaves, _ = flatten(params)
+        base = {path: frozen.base.get(path, leaves.get(path)) for path in self.frozen.base}
+        return trainable, dataclasses.replace(frozen, base=base)
+
+    def shapes(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
+        """What `init` would give, as shapes that say where they lie."""
+        found = jax.eval_shape(partial(self.adapted.init, **kwargs), key, params, *args)
+        given = found[0], self.gathering(found[1])
+        return jax.tree.map(_placed, given, (self.trainable, self.frozen))
+
+    def like(self, tree: PyTree) -> PyTree:
+        """Shardings of a tree that has some trainables' shapes in it: an optimiser's state.
+
+        A leaf that ends in the path of a trainable, and has its shape, lies where it does; any
+        other is whole on every device.
+        """
+        known: dict[tuple[Any, ...], NamedSharding] = dict(
+            jax.tree_util.tree_leaves_with_path(self.trainable)
+        )
+        whole = self.everywhere
+
+        def find(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            # As `{"adapters": {path: {name: array}}}`, or `{path: {name: array}}` of a variant.
+            for suffix in (keys[-3:], keys[-2:]):
+                for prefix in ((), *((key,) for key in _HALVES)):
+                    sharding = known.get((*prefix, *suffix))
+                    if sharding is not None and len(sharding.spec) == len(leaf.shape):
+                        return sharding
+            return whole
+
+        return jax.tree_util.tree_map_with_path(find, tree)
+
+    def gathering(self, frozen: Frozen) -> Frozen:
+        """With quantised weights that travel as they are stored, and are dequantised on arrival."""
+        return dataclasses.replace(frozen, spec=self.frozen.spec)
+
+
+_HALVES = tuple(
+    keys[0] for keys, _ in jax.tree_util.tree_leaves_with_path({"adapters": 0, "params": 0})
+)
+
+
+def lay_out(
+    adapted: Adapted, mesh: Mesh, rules: Rules | None, params: PyTree, /, *args: Any, **kwargs: Any
+) -> Layout:
+    """Where every array of an adapted function lies on a mesh.
+
+    A factor's axis that is as long as its matrix's input or output axis is cut as that is; which
+    one it is, is found by making factors for matrices of other sizes. Quantised weights alike.
+
+    Args:
+      rules: for the model's own weights; without any, `sharding.automatic` chooses.
+      params: arrays, or `jax.ShapeDtypeStruct`s: nothing is read of them.
+      *args: an example of the function's inputs.
+      **kwargs: further inputs.
+
+    Raises:
+      ValueError: a parameter that no rule matches, and what `adapted.init` raises.
+    """
+    uses = discover(adapted.forward, params, *args, **kwargs)
+    if rules is None:
+        specs = automatic(uses, mesh)
+    else:
+        specs = specs_of(rules, {path: use.shape for path, use in uses.items()}, mesh)
+    init = partial(adapted.init, **kwargs)
+    trainable, frozen = jax.eval_shape(init, jax.random.key(0), params, *args)
+    factors = {p.use.path: _factors(p, specs[p.use.path]) for p in frozen.spec.adapted}
+    base, placements = {}, []
+    for path, leaf in frozen.base.items():
+        placement = next((p for p in frozen.spec.placements if p.use.path == path), None)
+        base[path] = specs[path]
+        if placement is not None and placement.storage is not None:
+            base[path] = _stored(placement, specs[path])
+            base[path] = {n: fitting(s, leaf[n].shape, mesh) for n, s in base[path].items()}
+    for each in frozen.spec.placements:
+        if each.storage is not None:
+            storage = _gathered(each, base[each.use.path], mesh)
+            each = dataclasses.replace(each, storage=storage)
+        placements.append(each)
+    spec = dataclasses.replace(frozen.spec, placements=tuple(placements))
+    adapters = {path: each[0] for path, each in factors.items()}
+    constants = {path: each[1] for path, each in factors.items()}
+
+    def shardings(shapes: PyTree, specs: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf, spec: NamedSharding(mesh, fitting(spec, leaf.shape, mesh)), shapes, specs
+        )
+
+    full = {path: specs[path] for path in trainable["params"]}
+    return Layout(
+        adapted=adapted,
+        mesh=mesh,
+        params=_tree(frozen.spec, {p: NamedSharding(mesh, spec) for p, spec in specs.items()}),
+        trainable=shardings(trainable, {"adapters": adapters, "params": full}),
+        frozen=Frozen(
+            base=shardings(frozen.base, base),
+            constants=shardings(frozen.constants, constants),
+            spec=spec,
+            shared=jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), frozen.shared),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered(Storage):
+    """A storage whose arrays lose the `fsdp` axis before they are dequantised, never after.
+
+    Left to itself, a compiler would gather dense weights, which are four times as large.
+    """
+
+    inner: Storage
+    shardings: tuple[tuple[str, NamedSharding], ...]
+    """Of one matrix's arrays, when they are used."""
+
+    def store(self, matrix: Array) -> Stored:
+        return self.inner.store(matrix)
+
+    def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
+        return self.inner.load(self._gather(stored), size, dtype)
+
+    def take(self, stored: Stored, rows: Array, size: tuple[int, int], dtype: Any) -> Array:
+        return self.inner.take(stored, rows, size, dtype)
+
+    def _gather(self, stored: Stored) -> Stored:
+        constrain = jax.lax.with_sharding_constraint
+        return {name: constrain(stored[name], sharding) for name, sharding in self.shardings}
+
+
+def _gathered(placement: Placement, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> Gathered:
+    depth = len(placement.use.stack)
+
+    def used(spec: PartitionSpec) -> NamedSharding:
+        kept = (None if entry in (ROWS, *ROWS) else entry for entry in spec[depth:])
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
+    assert placement.storage is not None
+    return Gathered(placement.storage, tuple((name, used(spec)) for name, spec in specs.items()))
+
+
+def _factors(placement: Placement, spec: PartitionSpec) -> tuple[dict, dict]:
+    """The specs of an adapter's trainables and of its constants, by name."""
+    use, variant = placement.use, group_of(placement)
+
+    def make(inputs: int, outputs: int) -> Any:
+        dense = jax.ShapeDtypeStruct((inputs, outputs), use.dtype)
+        return jax.eval_shape(lambda x: variant.init(jax.random.key(0), Base(x, "io")), dense)
+
+    trainable, constants = _following(make, use, spec)
+    if isinstance(placement.variant, SomeLayers):
+        constants["active"] = PartitionSpec()
+    return trainable, constants
+
+
+def _stored(placement: Placement, spec: PartitionSpec) -> dict[str, PartitionSpec]:
+    """The specs of the arrays that a quantised weight is stored in."""
+    storage, use = placement.storage, placement.use
+    assert storage is not None
+
+    def make(inputs: int, outputs: int) -> Any:
+        return jax.eval_shape(storage.store, jax.ShapeDtypeStruct((inputs, outputs), use.dtype))
+
+    return _following(make, use, spec)
+
+
+def _following(make: Callable[[int, int], Any], use: WeightUse, spec: PartitionSpec) -> Any:
+    """Specs of arrays made from a matrix: an axis that grows with one of its axes is cut as it is.
+
+    Args:
+      make: the arrays' shapes for a matrix (in, out); stacked axes lead in the specs.
+    """
+    entries = tuple(spec) + (None,) * (len(use.shape) - len(spec))
+    stack = tuple(entries[axis] for axis in use.stack)
+    cut = {"in": _folded(entries, use.inputs), "out": _folded(entries, use.outputs)}
+    inputs, outputs = use.matrix
+
+    def follow(own: Any, wider: Any, taller: Any) -> PartitionSpec:
+        found = list(stack)
+        for size, with_in, with_out in zip(own.shape, wider.shape, taller.shape, strict=True):
+            grows = [side for side, n in (("in", with_in), ("out", with_out)) if n != size]
+            found.append(cut[grows[0]] if len(grows) == 1 else None)
+        return PartitionSpec(*found)
+
+    sizes = (inputs, outputs), (2 * inputs, outputs), (inputs, 2 * outputs)
+    return jax.tree.map(follow, *(make(*each) for each in sizes))
+
+
+def _folded(entries: tuple[Any, ...], axes: tuple[int, ...]) -> Any:
+    """How axes that are one in the matrix are cut: as the first, where only that one is."""
+    first, *rest = [entries[axis] for axis in axes] or [None]
+    return None if any(entry is not None for entry in rest) else first
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _with_base(frozen: Frozen, paths: set[str]) -> Frozen:
+    """With the base's leaves of some paths alone."""
+    kept = {path: leaf for path, leaf in frozen.base.items() if path in paths}
+    return dataclasses.replace(frozen, base=kept)
+
+
+def _tree(spec: Spec, arrays: Mapping[str, Any]) -> PyTree:
+    """The user's tree with shardings for arrays, and None for settings."""
+    leaves = [arrays.get(path) for path in spec.paths]
+    return spec.treedef.unflatten(leaves)

@@ -1,0 +1,36 @@
+"""How each family's own weights are cut over a mesh: by `fsdp` along one axis, `tensor` the other.
+
+What goes into the middle of a block (queries, keys, values; up and gate) is cut by `tensor` along
+its outputs, what comes out of it along its inputs: between the two, nothing is exchanged (Shoeybi
+et al. 2019, arXiv 1909.08053, section 3).
+"""
+
+from jax.sharding import PartitionSpec as P
+
+from lora_jax.sharding import Rules
+
+VECTORS = (
+    ("attention/(query|key|value)/bias", P(None, "tensor")),
+    ("layers/(up|gate)/bias", P(None, "tensor")),
+    (".*/(scale|bias)", P()),
+)
+
+LAYERS: Rules = (
+    ("layers/.*(query|key|value)/kernel", P(None, "fsdp", "tensor")),
+    ("layers/(up|gate)/kernel", P(None, "fsdp", "tensor")),
+    ("layers/.*(output|down)/kernel", P(None, "tensor", "fsdp")),
+    *VECTORS,
+)
+
+DECODER: Rules = (
+    ("(embedding|position)/embedding", P("tensor", "fsdp")),
+    ("head/kernel", P("fsdp", "tensor")),
+    *LAYERS,
+)
+
+ENCODER: Rules = (
+    ("embeddings/word/embedding", P("tensor", "fsdp")),
+    (".*/embedding", P(None, "fsdp")),
+    ("(pooler|classifier|dense)/kernel", P("fsdp")),
+    *LAYERS,
+)
