@@ -5,7 +5,7 @@ trainable, frozen = layout.init(jax.random.key(0), params, ids)
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -148,7 +148,7 @@ def lay_out(
             base[path] = {n: fitting(s, leaf[n].shape, mesh) for n, s in base[path].items()}
     for each in frozen.spec.placements:
         if each.storage is not None:
-            storage = _gathered(each, base[each.use.path], mesh)
+            storage = _gathered(each, specs[each.use.path], base[each.use.path], mesh)
             each = dataclasses.replace(each, storage=storage)
         placements.append(each)
     spec = dataclasses.replace(frozen.spec, placements=tuple(placements))
@@ -185,12 +185,15 @@ class Gathered(Storage):
     inner: Storage
     shardings: tuple[tuple[str, NamedSharding], ...]
     """Of one matrix's arrays, when they are used."""
+    dense: NamedSharding
+    """Of the matrix that they make."""
 
     def store(self, matrix: Array) -> Stored:
         return self.inner.store(matrix)
 
     def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
-        return self.inner.load(self._gather(stored), size, dtype)
+        matrix = self.inner.load(self._gather(stored), size, dtype)
+        return jax.lax.with_sharding_constraint(matrix, self.dense)
 
     def take(self, stored: Stored, rows: Array, size: tuple[int, int], dtype: Any) -> Array:
         return self.inner.take(stored, rows, size, dtype)
@@ -200,15 +203,22 @@ class Gathered(Storage):
         return {name: constrain(stored[name], sharding) for name, sharding in self.shardings}
 
 
-def _gathered(placement: Placement, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> Gathered:
-    depth = len(placement.use.stack)
+def _gathered(
+    placement: Placement, spec: PartitionSpec, stored: Mapping[str, PartitionSpec], mesh: Mesh
+) -> Gathered:
+    use, depth = placement.use, len(placement.use.stack)
+    entries = tuple(spec) + (None,) * (len(use.shape) - len(spec))
+    sides = _folded(entries, use.inputs), _folded(entries, use.outputs)
 
-    def used(spec: PartitionSpec) -> NamedSharding:
-        kept = (None if entry in (ROWS, *ROWS) else entry for entry in spec[depth:])
-        return NamedSharding(mesh, PartitionSpec(*kept))
+    def used(entries: Sequence[Any], shape: tuple[int, ...]) -> NamedSharding:
+        whole = [None if entry in (ROWS, *ROWS) else entry for entry in entries]
+        return NamedSharding(mesh, fitting(whole, shape, mesh))
 
     assert placement.storage is not None
-    return Gathered(placement.storage, tuple((name, used(spec)) for name, spec in specs.items()))
+    arrays = tuple(
+        (name, used(each[depth:], (0,) * len(each[depth:]))) for name, each in stored.items()
+    )
+    return Gathered(placement.storage, arrays, used(sides, use.matrix))
 
 
 def _factors(placement: Placement, spec: PartitionSpec) -> tuple[dict, dict]:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from lora_jax.models.activations import Activations
 from lora_jax.models.causal_attention import (
     Implementation,
     Sight,
@@ -25,8 +27,6 @@ POLICIES = (
     "dots_saveable",
     "dots_with_no_batch_dims_saveable",
 )
-Residual = jax.sharding.Sharding | jax.sharding.PartitionSpec
-"""How a residual stream (B, T, hidden) is cut over devices."""
 
 
 class DecoderLayer(nnx.Module):
@@ -36,6 +36,7 @@ class DecoderLayer(nnx.Module):
     puts the keys and values of earlier tokens between them.
     """
 
+    activations: Activations
     attention_norm: Any
     attention: Any
     mlp_norm: Any
@@ -52,14 +53,16 @@ class DecoderLayer(nnx.Module):
 
     def project(self, x: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
         """Queries (B, T, heads, head_dim), and keys and values (B, T, groups, head_dim)."""
-        return self.attention.project(self.attention_norm(x), rotation)
+        return self.attention.project(self.activations.whole(self.attention_norm(x)), rotation)
 
     def finish(self, x: Array, attended: Array, rng: Array | None = None) -> Array:
         """The layer's output, from its input and what its heads made of the values."""
         first_rng, second_rng = split_keys(rng, 2)
-        y = self.attention.output(attended.reshape(*x.shape[:-1], -1))
-        x = x + dropout(y, self.residual_dropout, first_rng)
-        return x + dropout(self.feed_forward(self.mlp_norm(x)), self.residual_dropout, second_rng)
+        lay = self.activations
+        y = self.attention.output(lay.within(attended.reshape(*x.shape[:-1], -1)))
+        x = lay.between(x + dropout(y, self.residual_dropout, first_rng))
+        y = self.feed_forward(lay.whole(self.mlp_norm(x)))
+        return lay.between(x + dropout(y, self.residual_dropout, second_rng))
 
     def feed_forward(self, x: Array) -> Array:
         """What is computed of each token by itself, (B, T, hidden) to the same."""
@@ -72,10 +75,9 @@ class Decoder(nnx.Module):
     `dtype` is what is computed in, by default the dtype of the parameters; norms, rotations,
     softmax and logits are in float32 at least. `remat` recomputes each layer in the backward pass
     instead of keeping its activations; the name of a policy of `jax.checkpoint_policies` (see
-    `POLICIES`) keeps some. `implementation` is that of `jax.nn.dot_product_attention`. `residual`
-    is how what passes from layer to layer is cut over devices, for example along its tokens: then
-    norms and residual additions are, too (sequence parallelism: Korthikanti et al. 2022, arXiv
-    2205.05198, section 4.2.2). The model holds no random state: pass `rng` to a call for dropout.
+    `POLICIES`) keeps some. `implementation` is that of `jax.nn.dot_product_attention`. `mesh` is
+    what its activations are cut over (see `Activations`). The model holds no random state: pass
+    `rng` to a call for dropout.
 
     A family sets its layer's type, `make_norm` and, where it needs more, `embed` and `rotation`.
     """
@@ -90,18 +92,18 @@ class Decoder(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         remat: bool | str = False,
         implementation: Implementation | None = None,
-        residual: Residual | None = None,
+        mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
         check_remat(remat)
         check_implementation(implementation)
         self.config, self.dtype, self.remat = config, dtype, remat
         self.implementation: Implementation | None = implementation
-        self.residual = residual
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
         self.embedding = Embedding(*sizes, param_dtype, rngs)
         make = functools.partial(self.layer_type, config, param_dtype)
         self.layers = stack(make, config.num_hidden_layers, rngs)
+        self.layers.activations = Activations(mesh)
         self.norm = self.make_norm(config, param_dtype)
         if not config.tie_word_embeddings:
             width, words, std = config.hidden_size, config.vocab_size, config.initializer_range
@@ -164,15 +166,14 @@ class Decoder(nnx.Module):
             positions = jnp.arange(tokens, dtype=jnp.int32)[None]
 
         embedding_rng, layers_rng = split_keys(rng, 2)
-        x = self._lay(self.embed(input_ids, positions, dtype, embedding_rng))
+        x = self.layers.activations.between(self.embed(input_ids, positions, dtype, embedding_rng))
         rotation = self.rotation(positions, dtype)
         sights = self._sights(tokens, attention_mask, segments, branches, positions)
         graph, weights = nnx.split(self.layers)
 
         def layer(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, None]:
             weights, slides, rng = each
-            x = nnx.merge(graph, weights)(x, rotation, _choose(sights, slides), rng)
-            return self._lay(x), None
+            return nnx.merge(graph, weights)(x, rotation, _choose(sights, slides), rng), None
 
         if self.remat:
             named = isinstance(self.remat, str)
@@ -181,7 +182,8 @@ class Decoder(nnx.Module):
         slides = jnp.asarray(self.config.slides) if len(sights) == 2 else None
         count = self.config.num_hidden_layers
         rngs = None if layers_rng is None else jax.random.split(layers_rng, count)
-        return self.norm(jax.lax.scan(layer, x, (weights, slides, rngs))[0])
+        x, _ = jax.lax.scan(layer, x, (weights, slides, rngs))
+        return self.layers.activations.whole(self.norm(x))
 
     def logits(self, hidden: Array) -> Array:
         """The head over hidden states, (..., hidden) to (..., vocabulary), float32 at least."""
@@ -205,11 +207,6 @@ class Decoder(nnx.Module):
     def rotation(self, positions: Array, dtype: DTypeLike) -> Rotation | None:
         """How heads turn with their positions, None where they do not."""
         return None
-
-    def _lay(self, x: Array) -> Array:
-        if self.residual is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, self.residual)
 
     def _sights(
         self,

@@ -60,7 +60,8 @@ class Layer(DecoderLayer):
         self.config = config
 
     def feed_forward(self, x: Array) -> Array:
-        return self.down(ACTIVATIONS[self.config.activation_function](self.up(x)))
+        inner = ACTIVATIONS[self.config.activation_function](self.up(x))
+        return self.down(self.activations.within(inner))
 
 
 class GPT2(Decoder):

@@ -79,7 +79,8 @@ class Layer(DecoderLayer):
         self.config = config
 
     def feed_forward(self, x: Array) -> Array:
-        return self.down(ACTIVATIONS[self.config.hidden_act](self.gate(x)) * self.up(x))
+        inner = ACTIVATIONS[self.config.hidden_act](self.gate(x)) * self.up(x)
+        return self.down(self.activations.within(inner))
 
 
 class Llama(Decoder):
