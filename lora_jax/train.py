@@ -69,6 +69,7 @@ def make_train_step(
     loss: Loss,
     accumulate: int = 1,
     clip: float | None = None,
+    shardings: TrainState | None = None,
 ) -> Step:
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
 
@@ -79,13 +80,14 @@ def make_train_step(
     Args:
       clip: the greatest norm of the gradient that `tx` and `adapted.update` see; clipped in `tx`,
         it would reach `update` (AdaLoRA's scores) as it was. `metrics["grad_norm"]` is before it.
+      shardings: where the state lies on a mesh, before and after (`Layout.like`).
     """
     step = make_step(adapted, predict, loss, accumulate)
 
     def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
         return step(tx, clip, state, frozen, batch)
 
-    return jax.jit(one, donate_argnums=0)
+    return jax.jit(one, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_step(
@@ -112,7 +114,9 @@ def make_step(
             result = gradient(trainable, frozen, *part_and_rng, total)
             return jax.tree.map(jnp.add, sums, result), None
 
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        # Every so many rows: neighbours are on one device of a mesh, and each part is on all.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]), batch)
+        parts = jax.tree.map(lambda x: x.swapaxes(0, 1), parts)
         start = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trainable))
         return jax.lax.scan(part, start, (parts, jax.random.split(rng, accumulate)))[0]
 
