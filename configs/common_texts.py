@@ -19,7 +19,10 @@ MODELS = {
     "llama_7b": "huggyllama/llama-7b",
     "llama_13b": "huggyllama/llama-13b",
     "llama_2_7b": "meta-llama/Llama-2-7b-hf",
+    "llama_2_13b": "meta-llama/Llama-2-13b-hf",
+    "llama_2_70b": "meta-llama/Llama-2-70b-hf",
     "llama_3_8b": "meta-llama/Meta-Llama-3-8B",
+    "llama_3_70b": "meta-llama/Meta-Llama-3-70B",
     "mistral_7b": "mistralai/Mistral-7B-v0.1",
 }
 """Names on the Hub. Meta's weights are given out on request; a folder will do as well."""

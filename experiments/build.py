@@ -61,13 +61,7 @@ class Experiment:
     ) -> Array:
         """The outputs of a batch; training has `rng`, for dropout of adapters and model."""
         adapted = self.evaluated if rng is None else self.adapted
-        keys: dict[str, Array] = {}
-        if rng is not None:
-            model_key, adapter_key = jax.random.split(rng)
-            keys["dropout_key"] = adapter_key
-            if self.config["model"]["dropout"]:
-                keys["rng"] = model_key
-        return adapted.apply(trainable, frozen, *_inputs(batch), **keys)
+        return predictor(adapted, self.config["model"]["dropout"])(trainable, frozen, batch, rng)
 
     @property
     def evaluated(self) -> lj.Adapted:
@@ -184,6 +178,25 @@ def build(config: dict[str, Any], shared: Materials | None = None) -> Experiment
         tx=tx,
         loop=loop,
     )
+
+
+def predictor(adapted: lj.Adapted, dropout: bool) -> train.Predict:
+    """An adapted model as training calls it: with `rng` for dropout of adapters and of the model.
+
+    Args:
+      dropout: whether the model has its own.
+    """
+
+    def predict(trainable: Any, frozen: lj.Frozen, batch: train.Batch, rng: Array | None) -> Array:
+        keys: dict[str, Array] = {}
+        if rng is not None:
+            model_key, adapter_key = jax.random.split(rng)
+            keys["dropout_key"] = adapter_key
+            if dropout:
+                keys["rng"] = model_key
+        return adapted.apply(trainable, frozen, *_inputs(batch), **keys)
+
+    return predict
 
 
 def _inputs(batch: train.Batch) -> tuple[Any, Any, Any]:

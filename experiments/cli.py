@@ -57,6 +57,18 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         raise ValueError(said) from error
 
 
+def integers(name: str, values: Sequence[str] | None) -> list[int]:
+    """The whole numbers of a flag that lists them.
+
+    Raises:
+      ValueError: one that is none.
+    """
+    try:
+        return [int(value) for value in values or ()]
+    except ValueError:
+        raise ValueError(f"--{name}={','.join(values or ())}: expected whole numbers") from None
+
+
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
     """What `--config=FILE:arguments` or `--config FILE:arguments` names."""
     for argument, following in itertools.pairwise([*argv, ""]):

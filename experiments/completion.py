@@ -108,7 +108,7 @@ def gather(config: dict[str, Any]) -> Materials:
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
     # First, as what is no decoder has no chat template either.
-    decoder = pretrained_decoder.load_decoder(where, **_options(config["model"]))
+    decoder = pretrained_decoder.load_decoder(where, **options(config["model"]))
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)
@@ -156,11 +156,11 @@ def outline(model: dict[str, Any]) -> tuple[Any, Any]:
     """
     where = pretrained.locate(model["name"])
     data.load_tokenizer(where)
-    abstract = pretrained_decoder.outline_decoder(where, **_options(model))
+    abstract = pretrained_decoder.outline_decoder(where, **options(model))
     return completion_likelihood(abstract, 1, model["chunk"])
 
 
-def _options(model: dict[str, Any]) -> dict[str, Any]:
+def options(model: dict[str, Any]) -> dict[str, Any]:
     """How a config's decoder is made."""
     return {
         "dtype": model["compute_dtype"],

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lora_jax.adapt import Adapted
-from lora_jax.discover import WeightUse, discover, split_arrays
+from lora_jax.discover import Uses, WeightUse, discover, split_arrays
 from lora_jax.frozen import Frozen, Placement, Spec, group_of
 from lora_jax.partition import flatten
 from lora_jax.quantize import Storage, Stored
@@ -31,6 +31,7 @@ class Layout:
 
     adapted: Adapted
     mesh: Mesh
+    uses: Uses
     params: PyTree
     """Of the user's own tree; None where it has a setting."""
     trainable: PyTree
@@ -164,6 +165,7 @@ def lay_out(
     return Layout(
         adapted=adapted,
         mesh=mesh,
+        uses=uses,
         params=_tree(frozen.spec, {p: NamedSharding(mesh, spec) for p, spec in specs.items()}),
         trainable=shardings(trainable, {"adapters": adapters, "params": full}),
         frozen=Frozen(

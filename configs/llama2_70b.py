@@ -1,0 +1,60 @@
+"""Llama 2 70B follows instructions, on a pod: does it fit, and how is it trained?
+
+    python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
+    python -m experiments.plan --config=configs/llama2_70b.py:method=qlora --topology=v5e:2x4
+    python -m experiments.train --config=configs/llama2_70b.py --mesh=1,4,4 --workdir=runs/70b
+
+The first two need neither the machine nor the weights. The third, on the machine itself, reads the
+weights shard by shard: Meta gives them out on request (get access first, or name a folder with
+`--config.model.name=`). `:model=llama_2_7b`, or another of `configs.common_texts.MODELS`, is the
+same with other weights; `method` is lora, dora, qlora (NF4, its scales quantised too) or full.
+Instructions are those of `--config.data.files.train`, in Alpaca's format.
+
+Nobody has run this to its end, here or elsewhere: what is checked is the program (see the plan).
+Learning rates are QLoRA's for 65B and 33B (Dettmers et al. 2023, arXiv:2305.14314, Table 9).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_texts
+
+METHODS = {
+    "lora": ("lora", {"rank": 16, "alpha": 16.0}, "none", 1e-4),
+    "dora": ("dora", {"rank": 16, "alpha": 16.0}, "none", 1e-4),
+    "qlora": ("lora", {"rank": 16, "alpha": 16.0}, "nf4_double", 1e-4),
+    "full": ("full", {}, "none", 1e-5),
+}
+ARGUMENTS = common_texts.arguments(
+    model=("llama_2_70b", *(name for name in common_texts.MODELS if name != "llama_2_70b")),
+    method=tuple(METHODS),
+    tokens=2048,
+    file="",
+)
+RECIPE = {
+    "batch_size": 4,
+    "epochs": 1,
+    "schedule": "cosine",
+    "warmup_ratio": 0.03,
+    "clip": 0.3,
+    "dtype": "bfloat16",
+    "remat": "layers",
+    "validation": 200,
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    variant, settings, storage, rate = METHODS[choice["method"]]
+    return common_texts.experiment(
+        "llama2_70b",
+        choice,
+        {**RECIPE, "learning_rate": rate, "max_length": choice["tokens"]},
+        row=choice["method"],
+        column="alpaca",
+        variant=common.variant(variant, **settings),
+        targets=common_texts.SEVEN_LINEARS,
+        task="alpaca",
+        source="alpaca",
+        file=choice["file"],
+        storage=storage,
+    )

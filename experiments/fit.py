@@ -1,0 +1,202 @@
+"""Whether a training step fits into the memory of the devices of a topology, by compiling it."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from experiments.outline import Outline, outline
+from experiments.topologies import GIB, Topology, devices_of
+from lora_jax.collectives import Total, by_kind, collectives
+from lora_jax.discover import WeightUse
+from lora_jax.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Bytes of one device, of what lies there from step to step."""
+
+    weights: int
+    """Frozen, adapted or not."""
+    adapters: int
+    """All that is trained: factors, and weights that are trained in full."""
+    optimizer: int
+    other: int
+    """Constants of adapters, what a variant remembers, the batch."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapters + self.optimizer + self.other
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Of one token, by analysis: a product's forward pass is 2 for each weight it multiplies by.
+
+    Its backward pass is as much by the weight's transpose, and as much again where the weight is
+    trained: 4N for N frozen weights, 6n for n trained ones (Kaplan et al. 2020, arXiv 2001.08361,
+    section 2.1). Attention scores, norms and the loss are left out. (XLA's own count is of no use
+    here: it takes the body of a loop over layers once.)
+    """
+
+    frozen: float
+    """4N."""
+    trained: float
+    """6n."""
+    recomputed: float
+    """2N + 2n where layers are computed again in the backward pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What a training step asks of one device of a topology, in bytes, and whether it has that."""
+
+    topology: Topology
+    mesh: tuple[int, ...]
+    rows: int
+    """Of a batch, on each part that `data` and `fsdp` make of it."""
+    tokens: int
+    """Of a row, at most."""
+    arrays: Arrays
+    flops: Flops
+    temporaries: int | None = None
+    """Gradients, activations and whatever else the program sets aside; None if it has none."""
+    code: int = 0
+    collectives: dict[str, Total] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    """To compile."""
+    refused: str = ""
+    """What the compiler says of a program that does not fit."""
+
+    @property
+    def total(self) -> int | None:
+        """With the program; None if there is none."""
+        if self.temporaries is None:
+            return None
+        return self.arrays.total + self.temporaries + self.code
+
+    @property
+    def fits(self) -> bool:
+        return self.total is not None and self.total <= self.topology.capacity
+
+    @property
+    def why_not(self) -> str:
+        """One sentence on what does not fit; empty where all does."""
+        if self.fits:
+            return ""
+        gib = f"{self.topology.capacity / GIB:.2f} GiB that a device of {self.topology} has"
+        if self.arrays.total > self.topology.capacity:
+            return (
+                f"Does not fit: weights, adapters and optimiser alone are "
+                f"{self.arrays.total / GIB:.2f} GiB a device, more than the {gib}."
+            )
+        if self.total is not None:
+            return f"Does not fit: it asks for {self.total / GIB:.2f} GiB, more than the {gib}."
+        return f"Does not fit: {self.refused}, more than the {gib}."
+
+
+def fit(
+    config: dict[str, Any], chosen: Topology, mesh: tuple[int, ...], rows: int | None = None
+) -> Fit:
+    """Compile the training step of a config for a topology.
+
+    Args:
+      mesh: the sizes of data, fsdp and tensor.
+      rows: as for `outline`.
+
+    Raises:
+      ValueError, FileNotFoundError: a config or a mesh that cannot be.
+    """
+    found = outline(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
+    empty = _uncompiled(found, chosen)
+    if empty.arrays.total > chosen.capacity:
+        return empty  # before minutes go by
+    lowered = found.lower("tpu" if chosen.ahead else "cpu")
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        took = time.perf_counter() - began
+        return dataclasses.replace(empty, seconds=took, refused=_refusal(error))
+    took = time.perf_counter() - began
+    memory: Any = compiled.memory_analysis()
+    # What is donated is counted among the arguments; what is not, once more as an output.
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return dataclasses.replace(
+        empty,
+        temporaries=memory.temp_size_in_bytes + max(outputs, 0),
+        code=memory.generated_code_size_in_bytes,
+        collectives=by_kind(collectives(compiled.as_text() or "")),
+        seconds=took,
+    )
+
+
+def arrays_of(found: Outline) -> Arrays:
+    """What lies on one device from step to step."""
+    state, frozen = found.state, found.frozen
+    rest = frozen.constants, frozen.shared, state.variant_state, state.step, found.batch
+    return Arrays(
+        weights=on_one_device(frozen.base),
+        adapters=on_one_device(state.trainable),
+        optimizer=on_one_device(state.opt_state),
+        other=on_one_device(rest),
+    )
+
+
+def on_one_device(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings, of its part on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def flops_of(found: Outline) -> Flops:
+    """Of one token of a row, in a training step."""
+    trainable, spec = found.state.trainable, found.frozen.spec
+    uses = {each.use.path: each.use for each in spec.placements}
+    uses |= {path: use for path, use in found.uses.items() if path not in uses}
+    products = {path: _multiplied(use) for path, use in uses.items()}
+    full = sum(products[path] for path in trainable["params"])
+    adapters = sum(leaf.size for each in trainable["adapters"].values() for leaf in each.values())
+    frozen = sum(products.values()) - full
+    trained = full + adapters
+    again = 2 * (frozen + trained) if found.config["model"].get("remat") else 0
+    return Flops(frozen=4.0 * frozen, trained=6.0 * trained, recomputed=float(again))
+
+
+def _multiplied(use: WeightUse) -> int:
+    """How many weights of a parameter each token is multiplied by."""
+    products = [each for each in use.uses if each.kind in ("product", "transposed product")]
+    return math.prod(use.shape) if products and use.is_matrix else 0
+
+
+def _uncompiled(found: Outline, chosen: Topology) -> Fit:
+    mesh = found.layout.mesh
+    rows, tokens = found.batch["input_ids"].shape
+    shards = math.prod(found.layout.rows.spec and [mesh.shape["data"], mesh.shape["fsdp"]])
+    return Fit(
+        topology=chosen,
+        mesh=tuple(mesh.devices.shape),
+        rows=rows // shards,
+        tokens=tokens,
+        arrays=arrays_of(found),
+        flops=flops_of(found),
+    )
+
+
+def _refusal(error: Exception) -> str:
+    """What the compiler would have needed, in a few words."""
+    sizes = re.search(
+        r"[Uu]sed ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm|required[^(]*\(([\d.]+[KMGT])\)", str(error)
+    )
+    if sizes is None:
+        return "the compiler finds no way to run it"
+    return (
+        f"the program needs {(sizes[1] or sizes[2])[:-1]} {(sizes[1] or sizes[2])[-1]}iB a device"
+    )

@@ -1,0 +1,94 @@
+"""The smallest topology that a training step fits into, and the largest batch that fits."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from experiments.fit import Fit, arrays_of, fit
+from experiments.outline import outline
+from experiments.topologies import Topology, devices_of, listed
+from lora_jax.sharding import make_mesh
+
+SIMULATED = 64
+"""The most devices that a search simulates."""
+MOST_ROWS = 4096
+TRIES = 8
+"""Programs that are compiled in search of a batch, at most."""
+
+Say = Callable[[str], None]
+
+
+def smallest(config: dict[str, Any], known: Fit, say: Say) -> Fit | None:
+    """The smallest listed topology of a kind that fits with as many rows a shard; None if none.
+
+    Its mesh has the tensor axis of `known`'s, as far as there are devices, and fsdp for the rest.
+
+    Args:
+      known: what has been found out already.
+      say: is told what is being compiled, as that takes its time.
+    """
+    for chosen in listed(known.topology.kind):
+        if not chosen.ahead and chosen.devices > SIMULATED:
+            return None
+        mesh = mesh_like(known.mesh, chosen)
+        if (chosen, mesh) == (known.topology, known.mesh):
+            found = known
+        elif not _could_fit(config, chosen, mesh, known.rows):
+            continue
+        else:
+            say(f"compiling for {chosen}")
+            found = fit(config, chosen, mesh, known.rows)
+        if found.fits:
+            return found
+    return None
+
+
+def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
+    """Sizes of data, fsdp and tensor for another number of devices."""
+    tensor = math.gcd(mesh[2], chosen.devices)
+    return 1, chosen.devices // tensor, tensor
+
+
+def _could_fit(config: dict[str, Any], chosen: Topology, mesh: tuple[int, ...], rows: int) -> bool:
+    """Whether weights, adapters and optimiser do, without compiling anything."""
+    found = outline(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
+    return arrays_of(found).total <= chosen.capacity
+
+
+def largest_batch(config: dict[str, Any], known: Fit, say: Say) -> tuple[Fit | None, bool]:
+    """The fit with the most rows a shard, and whether one row more is known not to fit.
+
+    Memory grows by about as much with every row: where two programs that fit say how much, a line
+    through them says what to try next.
+    """
+    fits = {known.rows: known} if known.fits else {}
+    least = MOST_ROWS + 1 if known.fits else known.rows  # that is known not to fit
+    for _ in range(TRIES):
+        best = max(fits, default=0)
+        if least - best <= 1:
+            break
+        rows = _next(fits, best, least)
+        say(f"compiling with {rows} row{'s' * (rows > 1)} a shard")
+        found = fit(config, known.topology, known.mesh, rows)
+        if found.fits:
+            fits[rows] = found
+        else:
+            least = rows
+    best = max(fits, default=0)
+    return fits.get(best), least - best <= 1
+
+
+def _next(fits: dict[int, Fit], best: int, least: int) -> int:
+    """How many rows to try: more than fit, fewer than do not."""
+    if len(fits) < 2:
+        wanted = 2 * best if least > MOST_ROWS else (best + least) // 2
+    else:
+        one, two = sorted(fits)[-2:]
+        (low, high), capacity = _totals(fits[one], fits[two]), fits[two].topology.capacity
+        slope = max((high - low) / (two - one), 1.0)
+        wanted = int(two + (capacity - high) / slope)
+    return max(best + 1, min(wanted, least - 1, MOST_ROWS))
+
+
+def _totals(*fits: Fit) -> Iterator[int]:
+    return (each.total or 0 for each in fits)

@@ -1,0 +1,132 @@
+"""A config's training step without its data and weights: shapes, and where they lie on a mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+import lora_jax as lj
+from experiments import completion, make
+from experiments.build import predictor
+from experiments.gather import is_text_to_text
+from experiments.sizes import ON_THE_HUB
+from experiments.validate import validate
+from lora_jax import train
+from lora_jax.layout import Layout, lay_out
+from lora_jax.models import pretrained
+from lora_jax.models.decoder_families import decoder_family_of
+from lora_jax.models.families import FAMILIES
+from lora_jax.models.pretrained_decoder import abstract_decoder, read_decoder_config
+from lora_jax.models.sharding_rules import DECODER, ENCODER
+from lora_jax.sharding import ROWS, Rules
+
+STEPS = 1000
+"""Of a run that says how many only once its data are read; no size depends on it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outline:
+    """A training step, and shapes of what it takes that say where each array lies."""
+
+    config: dict[str, Any]
+    layout: Layout
+    step: train.Step
+    state: train.TrainState
+    frozen: lj.Frozen
+    batch: dict[str, jax.ShapeDtypeStruct]
+    uses: lj.Uses
+
+    def lower(self, platform: str) -> jax.stages.Lowered:
+        """The step as a program for a platform."""
+        traced: Any = self.step
+        traced = traced.trace(self.state, self.frozen, self.batch)
+        return traced.lower(lowering_platforms=(platform,))
+
+
+def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outline:
+    """The training step of a config on a mesh, at the longest rows that its data may have.
+
+    Args:
+      rows: of each of the parts that a batch is cut into by `data` and `fsdp`, at a time; by
+        default as the config has it, at least one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on a config that cannot work.
+    """
+    validate(config)
+    accumulate, shards = config["train"]["accumulate"], _shards(mesh)
+    rows = rows or max(1, config["train"]["batch_size"] // (accumulate * shards))
+    forward, params, rules, tokens, loss = _model(config, mesh)
+    targets = make.make_targets(config["variant"], config["targets"])
+    if config["variant"]["total_steps"] is None:
+        targets = {p: make.for_steps(each, STEPS) for p, each in targets.items()}
+    storage = make.make_storage(config["quantize"])
+    adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
+    hyper = make.make_hyper(config["optimizer"], STEPS)
+    tx = make.make_optimizer(hyper, config["optimizer"]["schedule"], STEPS, config["also_train"])
+
+    ids = jax.ShapeDtypeStruct((rows * shards, tokens), jnp.int32)
+    layout = lay_out(adapted, mesh, rules, params, ids, ids, ids)
+    key = jax.random.key(0)
+    trainable, frozen = layout.shapes(key, params, ids, ids, ids)
+    state = jax.eval_shape(
+        lambda new, old: train.TrainState.create(adapted, tx, new, old, key), trainable, frozen
+    )
+    shardings = layout.like(state)
+    clip = config["optimizer"]["clip"]
+    predict = predictor(adapted, config["model"]["dropout"])
+    step = train.make_train_step(adapted, tx, predict, loss, accumulate, clip, shardings)
+    whole = rows * shards * accumulate
+    kinds = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
+    batch = {n: jax.ShapeDtypeStruct((whole, tokens), each.dtype) for n, each in kinds.items()}
+    batch |= {n: jax.ShapeDtypeStruct((whole,), d) for n, d in _OF_ROWS.items()}
+
+    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return Outline(
+        config=config,
+        layout=layout,
+        step=step,
+        state=jax.tree.map(placed, state, shardings),
+        frozen=frozen,
+        batch={name: placed(leaf, layout.rows) for name, leaf in batch.items()},
+        uses=layout.uses,
+    )
+
+
+_OF_ROWS = {"label": jnp.int32, "weight": jnp.float32}
+
+
+def _shards(mesh: Mesh) -> int:
+    sizes = [mesh.shape[name] for name in ROWS]
+    return sizes[0] * sizes[1]
+
+
+def _model(config: dict[str, Any], mesh: Mesh) -> tuple[Any, Any, Rules, int, train.Loss]:
+    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss."""
+    section = config["model"]
+    if not is_text_to_text(config["data"]):
+        folder = pretrained.locate(section["name"])
+        shape = pretrained.read_config(folder)
+        classifier: Any = FAMILIES[shape.model_type].classifier
+        dtype = section["dtype"]
+        abstract = nnx.eval_shape(
+            lambda: classifier(shape, 2, section["pool"], dtype=dtype, rngs=nnx.Rngs(0))
+        )
+        tokens = min(config["data"]["max_length"], shape.max_tokens)
+        return *lj.from_nnx(abstract), ENCODER, tokens, train.cross_entropy
+    content = ON_THE_HUB.get(section["name"])
+    if content is None:
+        shape = read_decoder_config(pretrained.locate(section["name"]))
+    else:
+        shape = decoder_family_of(content).config.from_json(content)
+    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(section))
+    tokens = min(config["data"]["max_length"], shape.max_tokens)
+    smoothing = config["train"]["label_smoothing"]
+    likelihood = completion.completion_likelihood
+    forward, params = likelihood(decoder, tokens, section["chunk"], smoothing)
+    return forward, params, DECODER, tokens, completion.cross_entropy_per_token
