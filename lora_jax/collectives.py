@@ -120,7 +120,7 @@ class _Visit:
 def _walk(visit: _Visit) -> Iterator[Collective]:
     known = Known(visit.module, visit.computation.name, visit.arguments)
     for it in visit.computation.instructions.values():
-        chain = it.frontend_attributes.get("chain_id") if visit.fused else None
+        chain = it.frontend_attributes.get("chain_id", "") if visit.fused else ""
         if chain in visit.chains and it.name not in visit.chains[chain]:
             continue  # a later link
         if it.opcode.removesuffix("-start") in KINDS:
@@ -164,8 +164,8 @@ def _chains(module: Module) -> dict[str, set[str]]:
         for it in inside.values():
             if it.attributes.get("custom_call_target") == '"AsyncCollectiveStart"':
                 for first in (inside[name] for name in it.operands):
-                    chain = first.frontend_attributes.get("chain_id", "")
-                    chains.setdefault(chain, set()).add(first.name)
+                    if chain := first.frontend_attributes.get("chain_id"):
+                        chains.setdefault(chain, set()).add(first.name)
     return chains
 
 
