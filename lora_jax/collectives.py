@@ -8,7 +8,7 @@ bfloat16 as float32.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_jax.hlo import Computation, Instruction, Module, Shape, arrays, parse
@@ -72,7 +72,7 @@ class Total:
 
 
 def collectives(hlo_text: str) -> list[Collective]:
-    """Every collective of a compiled program, in the order of its text's computations' calls.
+    """Every collective of a compiled program, each where it is first come to, calls followed.
 
     Args:
       hlo_text: of `jax.stages.Compiled.as_text()`.
@@ -81,7 +81,8 @@ def collectives(hlo_text: str) -> list[Collective]:
       ValueError: it is not the text of a program.
     """
     module = parse(hlo_text)
-    return list(_walk(_Visit(module, module.computations[module.entry])))
+    entry = module.computations[module.entry]
+    return list(_walk(_Visit(module, _chains(module), entry)))
 
 
 def by_kind(found: Sequence[Collective]) -> dict[str, Total]:
@@ -103,6 +104,7 @@ class _Visit:
     """
 
     module: Module
+    chains: Mapping[str, set[str]]
     computation: Computation
     arguments: tuple[Any, ...] = ()
     times: int = 1
@@ -118,8 +120,9 @@ class _Visit:
 def _walk(visit: _Visit) -> Iterator[Collective]:
     known = Known(visit.module, visit.computation.name, visit.arguments)
     for it in visit.computation.instructions.values():
-        if visit.fused and _goes_on(visit.computation, it):
-            continue
+        chain = it.frontend_attributes.get("chain_id", "") if visit.fused else ""
+        if chain in visit.chains and it.name not in visit.chains[chain]:
+            continue  # a later link
         if it.opcode.removesuffix("-start") in KINDS:
             yield _collective(visit, it)
         for inner in _inner(visit, it, known):
@@ -149,16 +152,21 @@ def _inner(visit: _Visit, it: Instruction, known: Known) -> Iterator[_Visit]:
                 yield visit.into(called, given, fused=fused, op_name=it.op_name or visit.op_name)
 
 
-def _goes_on(computation: Computation, it: Instruction) -> bool:
-    """Whether an instruction in a fusion stands for a collective that another fusion starts.
+def _chains(module: Module) -> dict[str, set[str]]:
+    """The first links of each chain by its id: the names of instructions.
 
-    TPUs' programs split one into a chain of fusions with other work, repeating it in each link.
+    TPUs' programs split a collective into a chain of fusions with other work, each of which says it
+    again.
     """
-    if "chain_id" not in it.frontend_attributes:
-        return False
-    users = [each for each in computation.instructions.values() if it.name in each.operands]
-    targets = [each.attributes.get("custom_call_target", "").strip('"') for each in users]
-    return "AsyncCollectiveStart" not in targets
+    chains: dict[str, set[str]] = {}
+    for computation in module.computations.values():
+        inside = computation.instructions
+        for it in inside.values():
+            if it.attributes.get("custom_call_target") == '"AsyncCollectiveStart"':
+                for first in (inside[name] for name in it.operands):
+                    if chain := first.frontend_attributes.get("chain_id"):
+                        chains.setdefault(chain, set()).add(first.name)
+    return chains
 
 
 def _collective(visit: _Visit, it: Instruction) -> Collective:

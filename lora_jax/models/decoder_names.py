@@ -11,6 +11,7 @@ import numpy as np
 
 from lora_jax.models.gpt2_config import GPT2Config
 from lora_jax.models.llama_config import LlamaConfig
+from lora_jax.models.placed import Index
 from lora_jax.partition import nearest
 
 DecoderConfig = LlamaConfig | GPT2Config
@@ -62,6 +63,13 @@ class Place(NamedTuple):
         if self.transposed:
             return shape[::-1]
         return shape if self.part is None else (*shape[:-1], 3 * shape[-1])
+
+    def inside(self, index: Index, shape: tuple[int, ...]) -> Index:
+        """Which part of the tensor is a part of the parameter's one layer, of that shape."""
+        if self.transposed or self.part is None:
+            return index[::-1] if self.transposed else index
+        first = self.part * shape[-1]
+        return (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))
 
     def cut(self, tensor: np.ndarray) -> np.ndarray:
         """The parameter's one layer, a view of the tensor."""

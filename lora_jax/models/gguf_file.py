@@ -80,10 +80,15 @@ class GgufFile:
                 f"{self.path}: tensor {name!r} is {quantised.name}, which cannot be dequantised"
             ) from None
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor, dequantised to float32; ValueError if a value of it is not finite."""
+    def read(self, name: str, rows: Any = slice(None)) -> np.ndarray:
+        """The tensor, dequantised to float32; ValueError if a value of it is not finite.
+
+        `rows` selects along the first axis, a slice or numbers: the others are not dequantised.
+        Vectors are read whole.
+        """
         stored = self._tensors[name]
-        tensor = self._gguf.quants.dequantize(stored.data, stored.tensor_type)
+        data = stored.data[rows] if len(stored.shape) > 1 else stored.data
+        tensor = self._gguf.quants.dequantize(data, stored.tensor_type)
         if not np.isfinite(tensor).all():
             raise ValueError(f"{self.path}: tensor {name!r} holds NaN or an infinity")
         return tensor

@@ -7,12 +7,14 @@ alone: the others are turned as in transformers there too. Its GPT-2 has matrice
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora_jax.models.decoder_names import DecoderConfig
 from lora_jax.models.gguf_config import gguf_config
 from lora_jax.models.gguf_file import GgufFile
+from lora_jax.models.placed import Index
 from lora_jax.partition import nearest
 
 _LLAMA = {
@@ -81,10 +83,29 @@ class GgufWeights:
         tensor = self._file.read(self._stored[name])
         if self._is_transposed(name, tensor.shape):
             return tensor.T
-        if self._kind == "llama" and re.search(r"\.(q|k)_proj\.", name):
-            heads = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
-            return half_turned(tensor, getattr(self.config, heads))
-        return tensor
+        heads = self._turned(name)
+        return tensor if heads is None else half_turned(tensor, heads)
+
+    def part(self, name: str, index: Index) -> np.ndarray:
+        """A part of the tensor, of which only the rows of the file that have it are dequantised."""
+        stored = self._stored[name]
+        shape = self._file.shape(stored)
+        if len(shape) == 1:
+            return self.read(name)[index]
+        if self._is_transposed(name, shape):
+            return self._file.read(stored, index[1])[:, index[0]].T
+        heads = self._turned(name)
+        rows: Any = index[0]
+        if heads is not None:
+            rows = half_turned(np.arange(shape[0]), heads)[rows]
+        return self._file.read(stored, rows)[:, index[1]]
+
+    def _turned(self, name: str) -> int | None:
+        """The heads of a projection whose rows are stored in another order, None for others."""
+        if self._kind != "llama" or not (found := re.search(r"\.(q|k)_proj\.", name)):
+            return None
+        config: Any = self.config
+        return config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
 
     def _is_transposed(self, name: str, shape: tuple[int, ...]) -> bool:
         return self._kind == "gpt2" and name.startswith("transformer.h.") and len(shape) == 2

@@ -18,18 +18,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from lora_jax.models.families import FAMILIES, Classifier, Config, family_of
 from lora_jax.models.modules import Pool
+from lora_jax.models.placed import Index, Shardings, check_shardings, from_layers, placed
 from lora_jax.models.torch_names import (
     from_torch,
     path_of,
     prefix,
     to_torch_names,
+    torch_index,
     torch_name,
     torch_names,
     torch_shape,
@@ -169,7 +173,8 @@ class Loaded(NamedTuple):
         def value(key_path: Any, leaf: Any) -> Any:
             if (path := path_of(key_path)) not in self.fresh:
                 return leaf
-            return _draw(key, self.fresh, path, leaf, self.model.config.initializer_range)
+            drawn = _draw(key, self.fresh, path, leaf, self.model.config.initializer_range)
+            return _spread(drawn, leaf.sharding) if len(leaf.sharding.device_set) > 1 else drawn
 
         return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, params))
 
@@ -198,15 +203,19 @@ def load_classifier(
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     head_dropout: float | None = None,
+    shardings: Shardings | None = None,
 ) -> Loaded:
     """A classifier with the encoder of a published checkpoint.
 
     The head (pooler and classifier) is the checkpoint's where it has one of this shape for this way
     of pooling; otherwise it is initialised from `key` and listed in `fresh`. `head_dropout` takes
-    the place of the config's rate before the classifier. Other arguments are those of the family's
-    classifier. All is checked before anything is read or put on a device:
-    FileNotFoundError for a missing file; ValueError for another architecture, a corrupt file, a
-    missing tensor, a wrong shape, each naming the file and the tensor; and, while its tensors are
+    the place of the config's rate before the classifier. With `shardings`, one for each parameter
+    by its path, fresh ones too, a process reads the parts that its devices hold, one at a time.
+    Other arguments are those of the family's classifier.
+
+    All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
+    ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, each
+    naming the file and the tensor, or for `shardings` that do not fit; and, while its tensors are
     read, for one that holds a value that is not finite.
     """
     config = read_config(folder)
@@ -220,6 +229,9 @@ def load_classifier(
     )
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
     shapes = {path_of(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
+
+    if shardings is not None:
+        check_shardings(shardings, shapes)
 
     # A classifier trained on the first token says nothing about a mean, and the reverse.
     same_pool = read_json(Path(folder) / "config.json").get("pool", "cls") == pool
@@ -244,13 +256,29 @@ def load_classifier(
 
     def value(key_path, leaf):
         path = path_of(key_path)
-        if path in loaded:
-            tensors = [weights.read(name) for name in torch_names(path, config)]
-            return jnp.asarray(from_torch(path, tensors), leaf.dtype)
-        return _draw(key, fresh, path, leaf, config.initializer_range)
+        sharding = None if shardings is None else shardings[path]
+        if path in fresh:
+            drawn = _draw(key, fresh, path, leaf, config.initializer_range)
+            return drawn if sharding is None else _spread(drawn, sharding)
+        names = torch_names(path, config)
+        if sharding is not None:
+
+            def of_layer(layer: int, index: Index) -> np.ndarray:
+                part = weights.part(names[layer], torch_index(path, index))
+                return part.T if path.endswith("/kernel") else part
+
+            return from_layers(path, leaf, sharding, of_layer)
+        tensors = [weights.read(name) for name in names]
+        return jnp.asarray(from_torch(path, tensors), leaf.dtype)
 
     model = nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
     return Loaded(model, tuple(fresh))
+
+
+def _spread(array: Array, sharding: Sharding) -> Array:
+    """A small array that every process has whole, put where a sharding says."""
+    whole = np.asarray(array)
+    return placed(whole.shape, whole.dtype, sharding, lambda index: whole[index])
 
 
 def _draw(key: Array, fresh: Sequence[str], path: str, like: Any, deviation: float) -> Array:

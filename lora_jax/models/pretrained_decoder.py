@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
@@ -34,18 +35,23 @@ from lora_jax.models.decoder_names import (
 from lora_jax.models.gguf_config import gguf_config
 from lora_jax.models.gguf_file import GgufFile
 from lora_jax.models.gguf_weights import GgufWeights
+from lora_jax.models.placed import Index, Shardings, check_shardings, from_layers
 from lora_jax.models.torch_names import path_of
 from lora_jax.models.weight_files import INDEX, SINGLE, Weights, find_gguf, read_json
 
 
 class Source(Protocol):
-    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or anything else."""
+    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or anything else.
+
+    `part` is asked for instead of `read`, where parameters are made on their shards.
+    """
 
     folder: Path
 
     def names(self) -> Sequence[str]: ...
     def check(self, name: str, shape: tuple[int, ...]) -> None: ...
     def read(self, name: str) -> np.ndarray: ...
+    def part(self, name: str, index: Index) -> np.ndarray: ...
 
 
 def read_decoder_config(folder: str | Path) -> DecoderConfig:
@@ -67,21 +73,25 @@ def load_decoder(
     param_dtype: DTypeLike = jnp.float32,
     remat: bool | str = False,
     implementation: Implementation | None = None,
+    shardings: Shardings | None = None,
 ) -> Decoder:
     """A published decoder, from one file of weights or from several with an index.
 
     `folder` may also be a GGUF file, or a folder with one and no config.json; its tensors are
-    dequantised one by one. Other arguments are those of `Decoder`. All is checked before anything
-    is read or put on a device: FileNotFoundError for a missing file; ValueError for another
-    architecture, a corrupt file, a missing tensor, a wrong shape, a tensor that the model would
-    leave out, each naming the file and the tensor; and, while its tensors are read, for one that
-    holds a value that is not finite.
+    dequantised one by one. With `shardings`, one for each parameter by its path (those of
+    `outline_decoder`'s state), a process reads the parts that its devices hold, one at a time; of
+    safetensors and GGUF no more than these. Other arguments are those of `Decoder`.
+
+    All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
+    ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, a tensor
+    that the model would leave out, each naming the file and the tensor, or for `shardings` that do
+    not fit; and, while its tensors are read, for one that holds a value that is not finite.
     """
     check_remat(remat)
     check_implementation(implementation)
     options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
     source, config = _source(folder)
-    return decoder_from(source, config, param_dtype=param_dtype, **options)
+    return decoder_from(source, config, param_dtype=param_dtype, shardings=shardings, **options)
 
 
 def outline_decoder(
@@ -118,26 +128,47 @@ def decoder_from(
     config: DecoderConfig,
     *,
     param_dtype: DTypeLike = jnp.float32,
+    shardings: Shardings | None = None,
     **options: Any,
 ) -> Decoder:
     """The decoder of a config whose tensors come from anywhere.
 
     Tensors are read one by one, cast and put into their place in the stack: beside the model there
-    is never more than one stacked parameter and one tensor.
+    is never more than one stacked parameter and one tensor; with `shardings` (see `load_decoder`),
+    than one shard of a parameter and the part of one layer's tensor that goes into it.
     """
     abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
     found = _check(source, abstract, config)
+    if shardings is not None:
+        check_shardings(shardings, {path_of(k): v.shape for k, v in _leaves(nnx.state(abstract))})
     graph, shapes = nnx.split(abstract)
 
     def value(key_path: Any, leaf: Any) -> Array:
         path = path_of(key_path)
-        whole: np.ndarray = np.empty(leaf.shape, leaf.dtype)
-        layers = whole if path.startswith("layers/") else whole[None]
-        for layer, place in zip(layers, found[path], strict=True):
-            layer[...] = place.cut(source.read(place.name))
-        return jnp.asarray(whole)
+        if shardings is None:
+            return _whole(source, found[path], path, leaf)
+        return _on_shards(source, found[path], path, leaf, shardings[path])
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, shapes))
+
+
+def _whole(source: Source, found: Sequence[Place], path: str, like: Any) -> Array:
+    whole: np.ndarray = np.empty(like.shape, like.dtype)
+    layers = whole if path.startswith("layers/") else whole[None]
+    for layer, place in zip(layers, found, strict=True):
+        layer[...] = place.cut(source.read(place.name))
+    return jnp.asarray(whole)
+
+
+def _on_shards(
+    source: Source, found: Sequence[Place], path: str, like: Any, sharding: Sharding
+) -> Array:
+    def of_layer(layer: int, index: Index) -> np.ndarray:
+        place = found[layer]
+        part = source.part(place.name, place.inside(index, _own(path, like.shape)))
+        return part.T if place.transposed else part
+
+    return from_layers(path, like, sharding, of_layer)
 
 
 def _check(source: Source, abstract: Decoder, config: DecoderConfig) -> dict[str, list[Place]]:

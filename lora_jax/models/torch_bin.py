@@ -77,6 +77,13 @@ class TorchFile:
         return _STORAGES[self._tensors[name].storage.kind][1]
 
     def read(self, name: str) -> np.ndarray:
+        return self._view(name).copy()
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor; its whole storage is read all the same."""
+        return self._view(name)[index].copy()
+
+    def _view(self, name: str) -> np.ndarray:
         storage, offset, shape, strides = self._tensors[name]
         dtype = np.dtype(_STORAGES[storage.kind][0])
         content = self._entry(f"data/{storage.key}")
@@ -90,7 +97,7 @@ class TorchFile:
             raise ValueError(f"{self.path}: tensor {name!r} reaches beyond its storage")
         flat = np.frombuffer(content, dtype)[offset:]
         steps = [s * dtype.itemsize for s in strides]
-        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
+        return np.lib.stride_tricks.as_strided(flat, shape, steps)
 
     def _entry(self, name: str) -> bytes:
         """The content of one entry; a compressed one is refused: it could unpack to any size."""

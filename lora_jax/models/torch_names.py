@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lora_jax.models.families import Config
+from lora_jax.models.placed import Index
 
 _ENCODER = {
     "embeddings/word": "embeddings.word_embeddings",
@@ -81,6 +82,11 @@ def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of each tensor of a parameter."""
     own = shape[1:] if path.startswith("layers/") else shape
     return own[::-1] if path.endswith("/kernel") else own
+
+
+def torch_index(path: str, index: Index) -> Index:
+    """Which part of a tensor is a part of one layer of a parameter."""
+    return index[::-1] if path.endswith("/kernel") else index
 
 
 def from_torch(path: str, tensors: list[np.ndarray]) -> np.ndarray:

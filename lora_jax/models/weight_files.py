@@ -13,6 +13,7 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lora_jax.models.placed import Index
 from lora_jax.models.torch_bin import TorchFile
 from lora_jax.partition import nearest
 
@@ -115,6 +116,9 @@ class SafetensorsFile:
     def read(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
 
+    def part(self, name: str, index: Index) -> np.ndarray:
+        return self._file.get_slice(name)[index]
+
 
 class Weights:
     """The tensors of a folder: names and shapes at once, contents when read.
@@ -169,7 +173,18 @@ class Weights:
     def read(self, name: str) -> np.ndarray:
         """The tensor; ValueError if a value of it is not finite."""
         file, stored = self._source[self._key(name)]
-        tensor = file.read(stored)
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"{file.path}: tensor {stored!r} holds NaN or an infinity")
-        return tensor
+        return _finite(file.read(stored), file.path, stored)
+
+    def part(self, name: str, index: Index) -> np.ndarray:
+        """A part of the tensor, and no more is read of safetensors; ValueError as for `read`.
+
+        Of what torch.save wrote, the whole tensor is read each time.
+        """
+        file, stored = self._source[self._key(name)]
+        return _finite(file.part(stored, index), file.path, stored)
+
+
+def _finite(tensor: np.ndarray, path: Path, name: str) -> np.ndarray:
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"{path}: tensor {name!r} holds NaN or an infinity")
+    return tensor
