@@ -3,10 +3,10 @@ r"""Train what a config describes.
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora \
         --config.variant.rank=16
 
-The same command goes on where a killed run stopped. SIGTERM, by which schedulers announce that they
-will end a process, has the run save the step that it is at, say so in one line and end with code 75,
-without a record: start it again. The notice has to be longer than a step, an evaluation and a save
-take.
+The same command goes on where a killed run stopped. At a SIGTERM, by which schedulers announce that
+they will end a process, the run saves the step that it is at, says so in one line and ends with
+code 75, without a record: start it again. The notice has to be longer than a step, an evaluation
+and a save take.
 
     Slurm          sbatch --requeue --signal=TERM@120, and `scontrol requeue $SLURM_JOB_ID` where
                    srun ended with code 75 (or RequeueExit=75 in slurm.conf)

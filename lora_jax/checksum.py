@@ -87,7 +87,7 @@ def _words(array: Any, xp: Any) -> tuple[Any, Any]:
 
 
 def _bits(dtype: Any) -> int:
-    if dtype == bool:
+    if jnp.issubdtype(dtype, np.bool_):
         return 8
     if jnp.issubdtype(dtype, np.integer):
         return jnp.iinfo(dtype).bits
