@@ -1,5 +1,6 @@
 """What a run leaves behind when it ends: adapter, predictions and, last, its record."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from jax import Array
 
 import lora_jax as lj
-from experiments import predictions, writing
+from experiments import hosts, predictions, writing
 from experiments.build import Experiment
 from experiments.plots import rank_map
 from experiments.predictions import Predictions
@@ -46,25 +47,35 @@ def save(
 ) -> Left:
     """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture.
 
+    Of several processes all call this, and one writes.
+
     Args:
       call: the adapted model, for the predictions that are kept.
     """
     meta = {"config": experiment.config}
-    lj.save_adapter(workdir, state.trainable, experiment.frozen, meta)
     parts = (*experiment.task.extra, *experiment.task.unlabelled)
     outputs = experiment.predictions(call, *parts)
-    labels = experiment.problem.labels
-    kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
-    predictions.write(workdir, kept)
     left = _written(experiment, state.trainable)
-    pruned, frozen = lj.prune(state.trainable, experiment.frozen, state.variant_state)
-    if frozen.spec == experiment.frozen.spec:
+    trainable, variant_state = hosts.whole((state.trainable, state.variant_state))
+    frozen = dataclasses.replace(
+        experiment.frozen,
+        constants=hosts.whole(experiment.frozen.constants),
+        shared=hosts.whole(experiment.frozen.shared),
+    )
+    lj.save_adapter(workdir, trainable, frozen, meta)
+    if hosts.writes():
+        labels = experiment.problem.labels
+        kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
+        predictions.write(workdir, kept)
+    pruned, smaller = lj.prune(trainable, frozen, variant_state)
+    if smaller.spec == frozen.spec:
         return left
-    lj.save_adapter(workdir / "pruned.safetensors", pruned, frozen, meta)
-    ranks = lj.ranks(state.trainable, experiment.frozen)
-    rank_map(ranks, workdir / "ranks.png")
+    lj.save_adapter(workdir / "pruned.safetensors", pruned, smaller, meta)
+    ranks = lj.ranks(trainable, frozen)
+    if hosts.writes():
+        rank_map(ranks, workdir / "ranks.png")
     chosen = {path: each.tolist() for path, each in ranks.items()}
-    return left._replace(ranks=chosen, kept=summary(pruned, frozen))
+    return left._replace(ranks=chosen, kept=summary(pruned, smaller))
 
 
 def _written(experiment: Experiment, trainable: Any) -> Left:

@@ -1,37 +1,54 @@
 """One run in one folder: config, metrics, checkpoints, the adapter and, last, the record."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
-from experiments import finish
+from experiments import finish, hosts
 from experiments.build import Experiment, build
 from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.metrics_log import Metrics
+from lora_jax.preemption import preemption
+
+TEMPORARY_FAILURE = 75
+"""What a program ends with that is to be started again (EX_TEMPFAIL of sysexits.h)."""
+
+
+class Interrupted(SystemExit):
+    """A run was asked to end (SIGTERM) and has saved where it was; ends the program so, too."""
+
+    def __init__(self) -> None:
+        super().__init__(TEMPORARY_FAILURE)
 
 
 def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.Record:
     """Train what a config describes, or go on where an earlier process stopped.
 
     A folder with the record of this very config, completed, is left as it is, and its record is
-    returned.
+    returned. Several processes (`experiments.hosts`) all call this, and one writes.
 
     Raises:
       ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run;
         nothing has been trained or overwritten then.
+      Interrupted: a SIGTERM came while it trained; there is no record yet.
     """
     started = time.perf_counter()
-    if (workdir / "config.json").exists():
-        records.claim(workdir, config)
-        if (record := records.read(workdir)) is not None and record.status == "completed":
+    if hosts.first(lambda: _ended(workdir, config) is not None):
+        if (record := _ended(workdir, config)) is not None:
             return record
+        raise ValueError(f"--workdir {workdir} is not what the first process has there")
     experiment = build(config)
-    records.claim(workdir, config)
+    hosts.first(lambda: records.claim(workdir, config))
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:
         state, note = _fit(experiment, workdir, label, outcome)
+        if outcome.interrupted:
+            if hosts.writes():
+                print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
+            raise Interrupted
         if outcome.diverged:
             status = "diverged"
         else:
@@ -39,11 +56,23 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
             left = finish.save(experiment, state, workdir, call)
     except Exception as error:
         note = f"{type(error).__name__}: {error}".splitlines()[0]
-        records.write(workdir, finish.record(experiment, outcome, started, "failed", note))
+        if hosts.writes():
+            records.write(workdir, finish.record(experiment, outcome, started, "failed", note))
         raise
     record = finish.record(experiment, outcome, started, status, note, left)
-    records.write(workdir, record)
+    if hosts.writes():
+        records.write(workdir, record)
+    hosts.together("the record is written")
     return record
+
+
+def _ended(workdir: Path, config: dict[str, Any]) -> records.Record | None:
+    """The record of this very config, completed, if the folder has it."""
+    if not (workdir / "config.json").exists():
+        return None
+    records.claim(workdir, config)
+    record = records.read(workdir)
+    return record if record is not None and record.status == "completed" else None
 
 
 def summarise(record: records.Record) -> list[str]:
@@ -68,10 +97,12 @@ def _fit(
 ) -> tuple[train.TrainState, str]:
     """The state to save, and what a reader of the record should know of it; fills in `outcome`."""
     loop = experiment.loop
+    shown = bar(label, loop.steps) if hosts.writes() else contextlib.nullcontext()
     with (
+        preemption() as interrupted,
         Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
-        Metrics(workdir) as metrics,
-        bar(label, loop.steps) as progress,
+        Metrics(workdir, enabled=hosts.writes()) as metrics,
+        shown as progress,
     ):
         state, _ = train.fit(
             experiment.start(),
@@ -88,7 +119,10 @@ def _fit(
             },
             progress=progress,
             outcome=outcome,
+            interrupted=interrupted,
         )
+        if outcome.interrupted:
+            return state, ""
         if outcome.diverged:
             return state, finish.NOT_FINITE.format(outcome.steps)
         if experiment.config["train"]["select"] == "best":

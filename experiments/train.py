@@ -3,7 +3,22 @@ r"""Train what a config describes.
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora \
         --config.variant.rank=16
 
-The same command goes on where a killed run stopped.
+The same command goes on where a killed run stopped. At a SIGTERM, by which schedulers announce that
+they will end a process, the run saves the step that it is at, says so in one line and ends with
+code 75, without a record: start it again. The notice has to be longer than a step, an evaluation
+and a save take.
+
+    Slurm          sbatch --requeue --signal=TERM@120, and `scontrol requeue $SLURM_JOB_ID` where
+                   srun ended with code 75 (or RequeueExit=75 in slurm.conf)
+    Kubernetes     terminationGracePeriodSeconds: 120, and of a Job restartPolicy: OnFailure
+
+One run on several machines is this command on each of them, of which all see --workdir:
+
+    --distributed                                   what Slurm, a TPU pod, Open MPI or Kubernetes
+                                                    say of the processes
+    --coordinator=HOST:PORT --processes=4 --process=0      the same by hand, 0 to 3
+
+A signal to one of the processes stops all of them after the same step.
 """
 
 import sys
@@ -12,7 +27,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
+from experiments import cli, host_flags, hosts
 from experiments.run import run, summarise
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
@@ -20,11 +35,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics 
 
 
 def train() -> None:
+    host_flags.initialize()
     record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)))
-    for line in summarise(record):
-        print(line)
     completed = record.status == "completed"
-    print(f"{'record and adapter' if completed else 'record'}: {_WORKDIR.value}")
+    if hosts.writes():
+        for line in summarise(record):
+            print(line)
+        print(f"{'record and adapter' if completed else 'record'}: {_WORKDIR.value}")
     if not completed:
         sys.exit(1)
 

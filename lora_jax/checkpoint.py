@@ -1,27 +1,28 @@
-"""Training states in Orbax, asynchronously and with digests of our own.
+"""Training states in Orbax, asynchronously and with checksums of our own.
 
 A state is saved as a flat {path: array}, only its leaves: named tuples, empty optimiser states and
 masked nodes need nothing special, and a mismatch can name a path. Orbax does not notice flipped
-bits and does not skip a step that it cannot read: here every leaf carries its sha256, and a damaged
-step gives way to the one before it.
+bits and does not skip a step that it cannot read: here every leaf carries its `checksum`, and a
+damaged step gives way to the one before it. What several processes or devices have saved, any other
+number of them restores.
 """
 
 import concurrent.futures
-import math
 import os
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from lora_jax import records
-from lora_jax.leaves import digest, first_line, is_key, type_name
+from lora_jax.checkpoint_leaves import bare, compare, copy, flatten, place, template
+from lora_jax.checksum import DIGITS, checksum, hexadecimal, holds
+from lora_jax.leaves import first_line, type_name
 
 
 class Checkpoints:
@@ -29,7 +30,8 @@ class Checkpoints:
 
     `best=("accuracy", "max")` also keeps the step of the highest `meta["accuracy"]` ("min": the
     lowest; of equals the first). One run at a time may use a folder. Use it as a context manager or
-    call `close`: only then is the last save sure to be on disk.
+    call `close`: only then is the last save sure to be on disk. Of a run of several processes, each
+    makes one, of a folder that all of them see, and calls every method with what the others do.
     """
 
     def __init__(
@@ -64,18 +66,21 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return False
-        leaves = _flatten(state)
+        leaves = flatten(state)
         types = {name: type_name(leaf) for name, leaf in leaves.items()}
-        arrays = {name: _copy(leaf) for name, leaf in leaves.items()}
+        arrays = {name: copy(leaf, self._alone) for name, leaf in leaves.items()}
+        # Begun here and waited for by who writes: programs of several devices must all be started
+        # by one thread, or devices take up two of them in different orders and wait for ever.
+        sums = {name: checksum(array) for name, array in arrays.items()}
         values = records.plain(meta or {}, "meta")
         if self._alone:
-            self._pending = self._thread.submit(self._write, step, types, arrays, values)
+            self._pending = self._thread.submit(self._write, step, types, arrays, sums, values)
         else:
-            self._write(step, types, arrays, values)
+            self._write(step, types, arrays, sums, values)
         return True
 
-    def _write(self, step: int, types: dict, arrays: dict, meta: dict) -> None:
-        leaves = {name: [types[name], digest(array)] for name, array in arrays.items()}
+    def _write(self, step: int, types: dict, arrays: dict, sums: dict, meta: dict) -> None:
+        leaves = {name: [types[name], hexadecimal(each)] for name, each in sums.items()}
         body = {"step": step, "meta": meta, "leaves": leaves}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
@@ -97,7 +102,7 @@ class Checkpoints:
         """The steps that have the metric of `best`, the best one first, of equals the earlier."""
         if self.best is None:
             return []
-        for step in set(steps) - self._scores.keys():
+        for step in sorted(set(steps) - self._scores.keys()):
             try:
                 score = self._body(step)["meta"].get(self.best[0])
             except _DamagedError:
@@ -186,107 +191,55 @@ class Checkpoints:
             return state, meta, candidate
         return None
 
-    def _items(self, step: int, **args: ocp.args.CheckpointArgs) -> Mapping[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(**args))
-
     def _body(self, step: int) -> dict[str, Any]:
+        body, problem = {}, ""
         try:
-            saved = self._items(step, meta=ocp.args.JsonRestore())["meta"]
+            saved = self._load(ocp.JsonCheckpointHandler(), step, "meta", ocp.args.JsonRestore())
             body, sha256 = saved["body"], saved["sha256"]
-            intact = sha256 == records.config_digest(body) and body["step"] == step
+            if sha256 != records.config_digest(body) or body["step"] != step:
+                problem = "its meta has other bits than were saved"
         except Exception as error:  # whatever a damaged file makes of Orbax
-            raise _DamagedError(f"its meta cannot be read ({first_line(error)})") from error
-        if not intact:
-            raise _DamagedError("its meta has other bits than were saved")
+            problem = f"its meta cannot be read ({first_line(error)})"
+        self._agree(problem)
         return body
 
+    def _load(self, handler: Any, step: int, item: str, args: Any) -> Any:
+        """Not by Orbax's manager, whose barriers a process that meets damage does not reach."""
+        return handler.restore(self._manager.directory / str(step) / item, args=args)
+
+    def _agree(self, problem: str) -> None:
+        """Raises a _DamagedError where this process, or another one, has found a problem."""
+        if not self._alone:
+            found = multihost_utils.process_allgather(np.array(bool(problem)))
+            problem = problem or (f"process {found.argmax()} says so" if found.any() else "")
+        if problem:
+            raise _DamagedError(problem)
+
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        body = self._body(step)
-        wanted = _flatten(like)
-        _compare(body["leaves"], wanted, f"checkpoint {self.folder / str(step)}")
-        templates = {name: _template(leaf) for name, leaf in wanted.items()}
-        saved = {name: template for name, template in templates.items() if template.size}
+        body, where = self._body(step), f"checkpoint {self.folder / str(step)}"
+        wanted = flatten(like)
+        compare(body["leaves"], wanted, where)
+        digests = {name: saved[1] for name, saved in body["leaves"].items()}
+        if any(len(each) != DIGITS for each in digests.values()):
+            raise ValueError(
+                f"{where} is of an earlier version, with digests of another kind: go on with that "
+                f"version, or delete {self.folder} to start over"
+            )
+        templates = {name: template(leaf, self._alone) for name, leaf in wanted.items()}
+        saved = {name: each for name, each in templates.items() if each.size}
+        arrays, problem = {}, ""
         try:
-            arrays = templates | self._items(step, state=ocp.args.StandardRestore(saved))["state"]
+            args = ocp.args.StandardRestore(saved)
+            arrays = self._load(ocp.StandardCheckpointHandler(), step, "state", args)
         except Exception as error:
-            raise _DamagedError(first_line(error)) from error
-        for name, (_, sha256) in body["leaves"].items():
-            if digest(arrays[name]) != sha256:
-                raise _DamagedError(f"leaf {name} has other bits than were saved")
-        leaves = [_place(arrays[name], leaf) for name, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), body["meta"]
+            problem = first_line(error)
+        self._agree(problem)
+        placed = {name: place((templates | arrays)[name], leaf) for name, leaf in wanted.items()}
+        sums = {name: checksum(bare(leaf)) for name, leaf in placed.items()}
+        bad = [name for name, each in sums.items() if not holds(each, digests[name])]
+        self._agree(f"leaf {bad[0]} has other bits than were saved" if bad else "")
+        return jax.tree.unflatten(jax.tree.structure(like), placed.values()), body["meta"]
 
 
 class _DamagedError(Exception):
     """What is wrong with a step; never leaves this module."""
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """The leaves by their paths, in the order of `jax.tree.leaves`."""
-    leaves: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(keys, simple=True, separator="/") or "value"
-        if name in leaves:
-            raise ValueError(f"two leaves are called {name}: checkpoints need names of their own")
-        if not isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype"):
-            raise ValueError(
-                f"leaf {name} is a {type(leaf).__name__}: expected an array or a number"
-            )
-        leaves[name] = leaf
-    if not leaves:
-        raise ValueError("a state without leaves cannot be saved or restored")
-    return leaves
-
-
-def _copy(leaf: Any) -> Any:
-    """A copy that no donation can reach: on the device, so that it waits for no computation."""
-    if isinstance(leaf, jax.Array):
-        return jnp.copy(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-    return np.array(leaf)
-
-
-def _compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    for name, leaf in wanted.items():
-        if name not in saved:
-            raise ValueError(
-                f"{where} has no leaf {name}, which this state has as {type_name(leaf)}"
-            )
-        if saved[name][0] != type_name(leaf):
-            raise ValueError(
-                f"{where} has leaf {name} as {saved[name][0]}, this state {type_name(leaf)}"
-            )
-    for name in saved:
-        if name not in wanted:
-            raise ValueError(f"{where} has a leaf {name}, {saved[name][0]}, which this state lacks")
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where a restored leaf belongs; None leaves it to JAX, as for an array that nobody placed."""
-    if isinstance(leaf, jax.Array) and not leaf.committed:
-        return None
-    return getattr(leaf, "sharding", None)
-
-
-def _template(leaf: Any) -> Any:
-    """What Orbax restores a leaf as: an array on a sharding, or one in host memory."""
-    sharding = _sharding(leaf)
-    if sharding is not None and not is_key(leaf) and math.prod(leaf.shape):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
-    data = data if hasattr(data, "dtype") else np.asarray(data)
-    return np.zeros(data.shape, data.dtype)
-
-
-def _place(array: Any, leaf: Any) -> Any:
-    """A restored array as the kind of thing that `leaf` is."""
-    if isinstance(array, jax.Array) or isinstance(leaf, np.ndarray):
-        return array
-    sharding = _sharding(leaf)
-    if is_key(leaf):
-        wrap = partial(
-            jax.random.wrap_key_data, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))
-        )
-        return wrap(array) if sharding is None else jax.jit(wrap, out_shardings=sharding)(array)
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return jnp.array(array) if sharding is None else jax.device_put(array, sharding)
-    return type(leaf)(array.item())

@@ -20,6 +20,7 @@ def type_name(leaf: Any) -> str:
 
 
 def to_host(array: Any) -> np.ndarray:
+    """The whole of an array; of one that is divided among processes, all have to ask."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)

@@ -10,21 +10,31 @@ from lora_jax.records import numbers, plain, write_atomically
 
 
 class Metrics:
-    """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns."""
+    """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns.
 
-    def __init__(self, workdir: str | os.PathLike):
+    Of the processes of a run, one writes it: that of the others is not `enabled`, and does nothing.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, enabled: bool = True):
         self.path = Path(workdir) / "metrics.jsonl"
+        self._file: Any = None
+        if not enabled:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab", buffering=0)
         self.truncate(None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends a line; what is not finite becomes the text "NaN", "Infinity" or "-Infinity"."""
+        if self._file is None:
+            return
         line = json.dumps({"step": int(step)} | plain(values, "metrics"), allow_nan=False)
         self._file.write(line.encode() + b"\n")
 
     def truncate(self, step: int | None) -> None:
         """Drops the lines after a step (None: none of them) and a torn last line, atomically."""
+        if self._file is None:
+            return
         kept = [line for line, row in _rows(self.path) if step is None or row["step"] <= step]
         data = b"".join(kept)
         if data != self.path.read_bytes():
@@ -33,7 +43,8 @@ class Metrics:
             self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> "Metrics":
         return self

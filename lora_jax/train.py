@@ -219,6 +219,8 @@ class Outcome:
     diverged: bool = False
     metrics_first: dict[str, float] = dataclasses.field(default_factory=dict)
     """Before the first step; empty where that is not asked for."""
+    interrupted: bool = False
+    """Whether this process was asked to end; no checkpoint says so of the run."""
 
     def evaluated(self, loop: Loop, values: dict[str, float]) -> None:
         """Take in what the evaluation of the present step says."""
@@ -252,18 +254,22 @@ def fit(
     identity: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     outcome: Outcome | None = None,
+    interrupted: Callable[[int], bool] | None = None,
 ) -> tuple[TrainState, Outcome]:
     """Train to the end of `loop`, from the newest checkpoint where there is one.
 
     A process that is killed at any moment and started again ends with the same bits, on the same
     machine: the batch of a step depends on the step alone, random keys are folded from it, and
-    lines of the metrics after the restored step are dropped.
+    lines of the metrics after the restored step are dropped. Several processes all call this, and
+    agree on what they evaluate; each takes numbers from its own copy of a step's metrics.
 
     Args:
       batches: the batches from a step on.
       evaluate: metrics of the trainables.
       identity: digests of what the run depends on beside its state, kept in every checkpoint.
       outcome: filled in on the way, so that who catches an error knows how far the run came.
+      interrupted: asked after each step, with its number; where it says so, that step is saved and
+        the loop ends (`Outcome.interrupted`). Several processes must all be told at the same step.
 
     Returns:
       The last state, and what the run came to. A loss or gradient that is not finite ends it
@@ -287,15 +293,17 @@ def fit(
         outcome.metrics_first = evaluate(state.trainable)
 
     clock = time.perf_counter()
+    weights: list[Any] = []
     examples = 0.0
     source = iter(batches(outcome.steps))
     for number in range(outcome.steps + 1, loop.steps + 1):
         batch = next(source)
         state, values = step(state, frozen, batch)
         outcome.steps = number
-        examples += float(batch["weight"].sum())
+        weights.append(batch["weight"].sum())  # of a JAX array, it is waited for below
         evaluates = loop.evaluates(number)
-        saves = evaluates or loop.due(loop.checkpoint_every, number)
+        stops = interrupted is not None and interrupted(number)
+        saves = stops or evaluates or loop.due(loop.checkpoint_every, number)
         logs = loop.due(loop.log_every, number)
         if not (logs or saves):
             continue  # dispatch the next step while this one runs
@@ -308,6 +316,8 @@ def fit(
             metrics.write(number, read)
         if outcome.diverged:
             break
+        examples += sum(map(float, weights))
+        weights.clear()
         if progress is not None:
             progress(number, read["loss"], int(examples))
         if evaluates:
@@ -320,6 +330,9 @@ def fit(
             meta = {"outcome": dataclasses.asdict(outcome), "identity": dict(identity or {})}
             scores = outcome.metrics_last if evaluates and loop.eligible(number) else {}
             checkpoints.save(number, state, meta | scores)
+        if stops:
+            outcome.interrupted = True
+            break
         clock = time.perf_counter()
     return state, outcome
 

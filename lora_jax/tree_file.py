@@ -21,6 +21,7 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None
 
     Tensors are named by their keys, `adapters/<path>/<name>`. A path that does not end
     in .safetensors is a folder, with the file `adapter.safetensors` in it. Returns the file's path.
+    Of several processes, among which the arrays may be divided, all call this and the first writes.
     """
     path = _file(path)
     arrays: dict[str, np.ndarray] = {}
@@ -41,7 +42,8 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None
     # equal files.
     sealed = {"body": body, "sha256": records.config_digest(body)}
     data = safetensors.numpy.save(arrays, {"lora_jax": records.canonical(sealed)})
-    records.write_atomically(path, data)
+    if jax.process_index() == 0:
+        records.write_atomically(path, data)
     return path
 
 

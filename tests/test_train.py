@@ -1,6 +1,9 @@
 """The step against plain gradients, and the loop against itself after an interruption."""
 
+import concurrent.futures
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax import checkpoint, metrics_log, train
+from lora_jax import checkpoint, metrics_log, preemption, train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -129,6 +132,7 @@ def fit(
     tx=None,
     scores=None,
     outcome=None,
+    interrupted=None,
     evaluate_every=7,
     checkpoint_every=5,
     **loop,
@@ -166,15 +170,13 @@ def fit(
             checkpoints=saved,
             metrics=log,
             outcome=outcome,
+            interrupted=interrupted,
         )
 
 
-@pytest.mark.parametrize("killed_at", [1, 5, 6, 8, 13, 20])
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, killed_at):
-    state, outcome = fit(tmp_path / "straight")
-    with pytest.raises(Killed):
-        fit(tmp_path / "killed", killed_at=killed_at)
-    again, resumed = fit(tmp_path / "killed")
+def assert_same_end(tmp_path, ours, theirs):
+    """Bits, outcome and lines of the metrics are those of the run that was never stopped."""
+    (again, resumed), (state, outcome) = ours, theirs
     for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         if jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
             ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
@@ -189,6 +191,84 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, killed_at):
         for name in ("straight", "killed")
     ]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 6, 8, 13, 20])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, killed_at):
+    straight = fit(tmp_path / "straight")
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", killed_at=killed_at)
+    assert_same_end(tmp_path, fit(tmp_path / "killed"), straight)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("stops", [(1, 12), (7, 8), (20,)])
+def test_an_interrupted_run_saves_that_step_and_ends_with_the_same_bits(tmp_path, stops):
+    straight = fit(tmp_path / "straight")
+    for step in stops:
+        _, outcome = fit(tmp_path / "killed", interrupted=lambda number, step=step: number == step)
+        assert (outcome.interrupted, outcome.steps) == (True, step)
+        with checkpoint.Checkpoints(tmp_path / "killed" / "checkpoints") as saved:
+            assert saved.steps()[-1] == step
+        rows = metrics_log.read_metrics(tmp_path / "killed" / "metrics.jsonl")
+        due = {number for number in range(1, step + 1) if number % 3 == 0 or number % 7 == 0}
+        assert {row["step"] for row in rows} == due | {20} & {step}
+    resumed = fit(tmp_path / "killed")
+    assert not resumed[1].interrupted
+    assert_same_end(tmp_path, resumed, straight)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_an_interruption_is_never_the_best(tmp_path):
+    fit(tmp_path, evaluate_every=0, interrupted=lambda number: number == 4)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", best=("accuracy", "max")) as saved:
+        assert (saved.steps(), saved.best_step()) == ([4], None)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_checkpoints_from_before_runs_could_be_interrupted(tmp_path):
+    fit(tmp_path, interrupted=lambda number: number == 4)
+    true_restore = checkpoint.Checkpoints.restore
+
+    def restore(self, state):
+        state, meta, step = true_restore(self, state)
+        assert meta["outcome"].pop("interrupted") is False
+        return state, meta, step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "restore", restore)
+        assert fit(tmp_path)[1].steps == 20
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("signals", [1, 2])
+def test_sigterm_is_told_after_the_step_that_it_came_in(tmp_path, signals):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def scores(found):
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with preemption.preemption() as interrupted:
+        _, outcome = fit(tmp_path, scores=scores, interrupted=interrupted)
+    assert (outcome.interrupted, outcome.steps) == (True, 8)  # the evaluation is that of step 7
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_in_another_thread_sigterm_is_what_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", None)  # which Python allows in the main thread only
+        assert pool.submit(lambda: preemption.preemption().__enter__()(1)).result() is False
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_metrics_of_other_processes_are_not_written(tmp_path):
+    with metrics_log.Metrics(tmp_path / "none", enabled=False) as log:
+        log.write(1, {"loss": 1.0})
+        log.truncate(0)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_best_evaluation_is_remembered(tmp_path):

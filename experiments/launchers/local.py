@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from experiments import jobs
 from experiments.jobs import Job
+from experiments.run import TEMPORARY_FAILURE
 from experiments.sweep_folder import SweepFolder, locked
 from experiments.trials import Trial
 
@@ -197,6 +198,8 @@ def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
 def _cause(code: int, others: int) -> str:
     trials = "another trial" if others == 1 else f"{others} other trials"
     which = f"its process, one with {trials}," if others else "its process"
+    if code == TEMPORARY_FAILURE:
+        return f"{which} was asked to end by SIGTERM, and saved where it was"
     if code >= 0:
         return f"{which} ended with code {code}"
     memory = ", as when memory runs out" if -code == signal.SIGKILL else ""

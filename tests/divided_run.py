@@ -1,0 +1,180 @@
+"""A small run of `train.fit` on a mesh, for the processes that tests start; prints what it found.
+
+With --processes and a --port, several of these are one run. A line "ready" comes before training
+and, last, JSON: the losses by step, the checksum of every leaf, the warnings.
+"""
+
+import argparse
+import json
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--folder", type=Path, required=True)
+parser.add_argument("--mesh", type=int, nargs=3, default=(1, 1, 1))
+parser.add_argument("--turned", action="store_true", help="Rows where columns are divided else.")
+parser.add_argument("--processes", type=int, default=1)
+parser.add_argument("--process", type=int, default=0)
+parser.add_argument("--port", type=int)
+parser.add_argument("--steps", type=int, default=60)
+parser.add_argument("--dies_saving", type=int, default=0, help="The step in whose save this ends.")
+parser.add_argument("--read", type=Path, help="Checkpoints to restore only, in place of a run.")
+given = parser.parse_args()
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+count = given.mesh[0] * given.mesh[1] * given.mesh[2] // given.processes
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+
+import lora_jax as lj
+import variants
+from lora_jax import train
+from lora_jax.checkpoint import Checkpoints
+from lora_jax.checkpoint_leaves import bare
+from lora_jax.checksum import checksum, hexadecimal
+from lora_jax.metrics_log import Metrics
+from lora_jax.preemption import preemption
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+if given.processes > 1:
+    jax.distributed.initialize(f"127.0.0.1:{given.port}", given.processes, given.process)
+mesh = jax.make_mesh(
+    tuple(given.mesh), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3
+)
+
+
+def forward(params, x):
+    return jax.nn.relu(x @ params["up"]) @ params["down"] + params["bias"][None]
+
+
+def sharding(leaf):
+    axes = ("tensor", "fsdp") if given.turned else ("fsdp", "tensor")
+    even = [
+        axis if size % mesh.shape[axis] == 0 else None
+        for size, axis in zip(leaf.shape, axes, strict=False)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*(even if leaf.ndim == 2 else ())))
+
+
+def divided(leaf, where):
+    """A global array of what every process has whole."""
+    array = np.asarray(bare(leaf))
+    made = jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return made
+    return jax.jit(jax.random.wrap_key_data, out_shardings=where)(made)
+
+
+def place(tree):
+    return jax.tree.map(lambda leaf: divided(leaf, sharding(leaf)), tree)
+
+
+keys = jax.random.split(jax.random.key(0), 3)
+params = {
+    "up": jax.random.normal(keys[0], (8, 16), float),
+    "down": jax.random.normal(keys[1], (16, 4), float),
+    "bias": jnp.zeros(4, float),
+}
+adapted = lj.adapt(forward, variants.make("lora", rank=2, dropout=0.1), also_train=["up", "bias"])
+tx = optax.adam(1e-2)
+trainable, frozen = adapted.init(keys[2], params, jnp.zeros((1, 8), float))
+state = train.TrainState.create(adapted, tx, trainable, frozen, jax.random.key(1))
+state, frozen = place(state), place(frozen)
+
+
+def batches(start):
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    for step in range(start, given.steps):
+        x = np.random.default_rng(step).normal(size=(8, 8))
+        batch = {"x": x, "label": (x.sum(1) > 0).astype(np.int32), "weight": np.ones(8)}
+        yield {
+            name: jax.make_array_from_callback(
+                value.shape, rows, lambda index, value=value: value[index]
+            )
+            for name, value in batch.items()
+        }
+
+
+def predict(trainable, frozen, batch, rng):
+    return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
+
+
+made = train.make_step(adapted, predict, train.cross_entropy)
+step = jax.jit(
+    lambda state, frozen, batch: made(tx, None, state, frozen, batch),
+    donate_argnums=0,
+    out_shardings=(
+        jax.tree.map(lambda leaf: leaf.sharding, state),
+        NamedSharding(mesh, PartitionSpec()),
+    ),
+)
+size = jax.jit(lambda trainable: sum(jnp.square(x).sum() for x in jax.tree.leaves(trainable)))
+losses = {}
+
+if given.dies_saving:
+
+    def dies(self, directory, *args, **kwargs):
+        """SIGKILL as soon as the folder is there that the other process makes of the step."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if list(given.folder.glob(f"checkpoints/{given.dies_saving}.*tmp*")):
+                os.kill(os.getpid(), signal.SIGKILL)
+        raise TimeoutError("nobody saves")
+
+    true_write = Checkpoints._write
+
+    def write(self, number, *args):
+        if number == given.dies_saving:
+            ocp.StandardCheckpointHandler.async_save = dies
+        true_write(self, number, *args)
+
+    Checkpoints._write = write
+
+print("ready", flush=True)
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always", UserWarning)
+    if given.read:
+        with Checkpoints(given.read) as saved:
+            state, meta, number = saved.restore(state)
+        outcome = train.Outcome(steps=number)
+    else:
+        with (
+            preemption() as interrupted,
+            Checkpoints(given.folder / "checkpoints", best=("score", "min")) as saved,
+            Metrics(given.folder, enabled=given.process == 0) as log,
+        ):
+            state, outcome = train.fit(
+                state,
+                frozen,
+                loop=train.Loop(given.steps, 1, 20, 10, metric="score", mode="min"),
+                step=step,
+                batches=batches,
+                evaluate=lambda trainable: {"score": float(size(trainable))},
+                checkpoints=saved,
+                metrics=log,
+                progress=lambda number, loss, _: losses.update({number: loss}),
+                interrupted=interrupted,
+            )
+leaves = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): hexadecimal(checksum(bare(leaf)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+}
+said = {
+    "steps": outcome.steps,
+    "losses": losses,
+    "leaves": leaves,
+    "warnings": [str(each.message) for each in warned],
+    "spread": sum(not leaf.is_fully_addressable for leaf in jax.tree.leaves(state.trainable)),
+}
+print(json.dumps(said), flush=True)
+raise SystemExit(75 if outcome.interrupted else 0)
