@@ -9,14 +9,17 @@ import jax
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 import lora_jax as lj
 from experiments import make
 from experiments.gather import gather
 from experiments.materials import Materials
 from experiments.problem import Problem
+from experiments.spread import spread
 from experiments.validate import validate
 from lora_jax import data, train
+from lora_jax.layout import Layout, lay_out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +43,8 @@ class Experiment:
     """The optimiser's numbers (`make.make_hyper`)."""
     tx: optax.GradientTransformation
     loop: train.Loop
+    layout: Layout | None = None
+    """Where everything lies, on a mesh of devices."""
 
     @property
     def batch_size(self) -> int:
@@ -47,9 +52,8 @@ class Experiment:
 
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """The training batches from a step on."""
-        split = self.encoded["train"]
         for batch in self.plan().start(step):
-            yield self.problem.collate(split, batch.indices, batch.padded_length, self.batch_size)
+            yield self._batch(self.encoded["train"], batch)
 
     def plan(self) -> data.BatchPlan:
         """Which training examples make up the batch of a step."""
@@ -72,12 +76,15 @@ class Experiment:
     def outputs(self, call: Callable[[train.Batch], Array], encoded: data.Encoded) -> np.ndarray:
         """What a jitted `call` says of every row, (rows, outputs), in the order of the data."""
         plan = data.eval_plan(encoded.lengths, self.batch_size, self.boundaries)
-        found = []
-        for batch in plan:
-            rows = batch.indices, batch.padded_length, self.batch_size
-            arrays = self.problem.collate(encoded, *rows)
-            found.append(np.asarray(call(arrays)))
+        found = [np.asarray(call(self._batch(encoded, batch))) for batch in plan]
         return data.in_order(plan, found)
+
+    def _batch(self, encoded: data.Encoded, batch: data.Batch) -> dict[str, Any]:
+        """The arrays of a batch; on a mesh, each process makes the rows of its own devices."""
+        rows = batch.indices, batch.padded_length, self.batch_size
+        if self.layout is None:
+            return self.problem.collate(encoded, *rows)
+        return spread(self.layout.rows, self.problem.collate, encoded, *rows)
 
     def score(self, call: Callable[[train.Batch], Array]) -> dict[str, float]:
         """The metrics of a jitted `call` on the validation part and the task's extra ones."""
@@ -99,7 +106,7 @@ class Experiment:
     def merged_call(self, trainable: Any) -> Callable[[train.Batch], Array]:
         """The base model's own function of the merged parameters."""
         params = self.adapted.merge(trainable, self.frozen)
-        forward = jax.jit(self.evaluated.forward)
+        forward = jax.jit(self.evaluated.forward, out_shardings=self._everywhere)
         return lambda batch: forward(params, *_inputs(batch))
 
     def evaluate(self, trainable: Any) -> dict[str, float]:
@@ -108,8 +115,14 @@ class Experiment:
     @cached_property
     def _adapted(self) -> Callable[[Any, lj.Frozen, train.Batch], Array]:
         return jax.jit(
-            lambda trainable, frozen, batch: self.predict(trainable, frozen, batch, None)
+            lambda trainable, frozen, batch: self.predict(trainable, frozen, batch, None),
+            out_shardings=self._everywhere,
         )
+
+    @property
+    def _everywhere(self) -> Any:
+        """Where outputs go that every process reads."""
+        return self.layout and self.layout.everywhere
 
     @property
     def loss(self) -> train.Loss:
@@ -122,27 +135,44 @@ class Experiment:
 
     def make_step(self) -> train.Step:
         parts, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
-        return train.make_train_step(self.adapted, self.tx, self.predict, self.loss, parts, clip)
+        shardings = self.layout and self.layout.like(jax.eval_shape(self._start, *self._begun))
+        given = self.adapted, self.tx, self.predict, self.loss
+        return train.make_train_step(*given, parts, clip, shardings)
 
     def start(self) -> train.TrainState:
         """The state before the first step; its arrays are its own."""
-        own = jax.tree.map(lambda x: x.copy(), self.trainable)
-        return train.TrainState.create(self.adapted, self.tx, own, self.frozen, self.rng)
+        if self.layout is None:
+            own = jax.tree.map(lambda x: x.copy(), self.trainable)
+            return self._start(own, self.frozen)
+        shardings = self.layout.like(jax.eval_shape(self._start, *self._begun))
+        return jax.jit(self._start, out_shardings=shardings)(*self._begun)
+
+    @property
+    def _begun(self) -> tuple[Any, lj.Frozen]:
+        return self.trainable, self.frozen
+
+    def _start(self, trainable: Any, frozen: lj.Frozen) -> train.TrainState:
+        return train.TrainState.create(self.adapted, self.tx, trainable, frozen, self.rng)
 
 
-def build(config: dict[str, Any], shared: Materials | None = None) -> Experiment:
+def build(
+    config: dict[str, Any], shared: Materials | None = None, mesh: Mesh | None = None
+) -> Experiment:
     """Everything that a config describes.
 
     Args:
       shared: the materials of a config with the same data and model, where there are some.
+      mesh: of devices to train on together; by default one trains alone.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
     validate(config)
+    if mesh is not None:
+        _check_rows(config["train"], mesh)
     targets = make.make_targets(config["variant"], config["targets"])
     storage = make.make_storage(config["quantize"])
-    materials = shared or gather(config)
+    materials = shared or gather(config, mesh)
     task, encoded = materials.task, materials.encoded
 
     loop = make.make_loop(config["train"], len(encoded["train"]), task.metric)
@@ -159,9 +189,14 @@ def build(config: dict[str, Any], shared: Materials | None = None) -> Experiment
     adapted = lj.adapt(forward, None, targets, also_train, storage)
     example = np.zeros((config["train"]["batch_size"], materials.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
-    trainable, frozen = adapted.init(adapter_key, params, example, example, example)
+    inputs = params, example, example, example
+    layout = None if mesh is None else lay_out(adapted, mesh, materials.problem.rules, *inputs)
+    trainable, frozen = (layout or adapted).init(adapter_key, *inputs)
     if config["start_from"]:
         trainable, frozen = lj.start_from(config["start_from"], trainable, frozen)
+        if layout is not None:
+            where = layout.trainable, layout.frozen
+            trainable, frozen = jax.device_put((trainable, frozen), where)
     return Experiment(
         config=config,
         problem=materials.problem,
@@ -177,7 +212,19 @@ def build(config: dict[str, Any], shared: Materials | None = None) -> Experiment
         hyper=hyper,
         tx=tx,
         loop=loop,
+        layout=layout,
     )
+
+
+def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
+    """ValueError where a batch cannot be spread over a mesh."""
+    parts = section["accumulate"] * mesh.shape["data"] * mesh.shape["fsdp"]
+    if section["batch_size"] % parts:
+        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        raise ValueError(
+            f"config.train.batch_size {section['batch_size']} must be a multiple of {parts}: "
+            f"train.accumulate {section['accumulate']} on a mesh of {sizes}"
+        )
 
 
 def predictor(adapted: lj.Adapted, dropout: bool) -> train.Predict:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 import lora_jax as lj
 from experiments import make
@@ -12,12 +13,14 @@ from experiments.materials import Materials, boundaries, check_dtype, check_voca
 from experiments.problem import Problem
 from lora_jax import data, metrics, train
 from lora_jax.models import pretrained, torch_names
-from lora_jax.models.families import FAMILIES, Config
+from lora_jax.models.families import FAMILIES, Classifier, Config
+from lora_jax.models.placed import Shardings
+from lora_jax.models.sharding_rules import ENCODER, shardings_of
 from lora_jax.models.weight_files import Weights
 
 
-def gather(config: dict[str, Any]) -> Materials:
-    """The materials that a config names.
+def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -33,6 +36,7 @@ def gather(config: dict[str, Any]) -> Materials:
         key=jax.random.key(0),
         dtype=config["model"]["dtype"],
         head_dropout=config["model"]["head_dropout"],
+        shardings=_shardings(folder, config["model"], task.num_outputs, mesh),
     )
     shape = loaded.model.config
     limit = min(config["data"]["max_length"], shape.max_tokens)
@@ -62,7 +66,22 @@ def _problem(task: data.Task, loaded: pretrained.Loaded) -> Problem:
         examples=lambda part, rows: rows,
         labels=lambda part: parts[part].labels,
         score=lambda outputs: metrics.score_parts(task, outputs),
+        rules=ENCODER,
     )
+
+
+def _shardings(
+    folder: Path, model: dict[str, Any], outputs: int, mesh: Mesh | None
+) -> Shardings | None:
+    if mesh is None:
+        return None
+    return shardings_of(_abstract(pretrained.read_config(folder), model, outputs), ENCODER, mesh)
+
+
+def _abstract(config: Config, model: dict[str, Any], outputs: int) -> Classifier:
+    """The classifier with shapes in the place of weights."""
+    classifier: Any = FAMILIES[config.model_type].classifier
+    return nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
 
 
 def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
@@ -73,8 +92,7 @@ def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
     """
     folder = pretrained.locate(model["name"])
     config = pretrained.read_config(folder)
-    classifier: Any = FAMILIES[config.model_type].classifier
-    abstract = nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
+    abstract = _abstract(config, model, outputs)
     _check_weights(folder, config, abstract)
     data.load_tokenizer(folder)
     return lj.from_nnx(abstract)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from experiments import make
 from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
@@ -17,6 +18,7 @@ from lora_jax.models import pretrained, pretrained_decoder, weight_files
 from lora_jax.models.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.decoder import Decoder
 from lora_jax.models.kv_cache import cached_step
+from lora_jax.models.sharding_rules import DECODER, shardings_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +79,7 @@ def completion(
         score=lambda outputs: metrics.score_parts(
             task, outputs, {part: parts[part].labels for part in outputs}
         ),
+        rules=DECODER,
         step=cached_step(decoder)[0],
         longest=prompt,
     )
@@ -96,8 +99,8 @@ def collate(
     return {**batch, "weight": batch["weight"] * tokens}
 
 
-def gather(config: dict[str, Any]) -> Materials:
-    """The materials that a config names.
+def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -108,7 +111,11 @@ def gather(config: dict[str, Any]) -> Materials:
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
     # First, as what is no decoder has no chat template either.
-    decoder = pretrained_decoder.load_decoder(where, **options(config["model"]))
+    settings, shardings = options(config["model"]), None
+    if mesh is not None:
+        abstract = pretrained_decoder.outline_decoder(where, **settings)
+        shardings = shardings_of(abstract, DECODER, mesh)
+    decoder = pretrained_decoder.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jax.sharding import Mesh
+
 from experiments import classification, completion, make
 from experiments.materials import Materials
 from lora_jax import data
@@ -12,15 +14,15 @@ def is_text_to_text(section: dict[str, Any]) -> bool:
     return section["source"] in data.TEXT_SOURCES
 
 
-def gather(config: dict[str, Any]) -> Materials:
-    """The materials that a config names.
+def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
     if is_text_to_text(config["data"]):
-        return completion.gather(config)
-    return classification.gather(config)
+        return completion.gather(config, mesh)
+    return classification.gather(config, mesh)
 
 
 def load_task(section: dict[str, Any]) -> data.Task | data.TextTask:

@@ -9,6 +9,7 @@ from jax import Array
 
 from lora_jax import data, train
 from lora_jax.models.kv_cache import CachedStep
+from lora_jax.sharding import Rules
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class Problem:
     """What a part's outputs are scored against, (n,)."""
     score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
     """The metrics of the outputs of parts."""
+    rules: Rules
+    """How the model's own weights are cut over a mesh."""
     step: CachedStep | None = None
     """The same model token by token, where it can write."""
     longest: int = 0

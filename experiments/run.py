@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from experiments import finish, hosts
 from experiments.build import Experiment, build
 from experiments.progress import bar
@@ -24,7 +26,9 @@ class Interrupted(SystemExit):
         super().__init__(TEMPORARY_FAILURE)
 
 
-def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.Record:
+def run(
+    config: dict[str, Any], workdir: Path, label: str = "train", mesh: Mesh | None = None
+) -> records.Record:
     """Train what a config describes, or go on where an earlier process stopped.
 
     A folder with the record of this very config, completed, is left as it is, and its record is
@@ -40,7 +44,7 @@ def run(config: dict[str, Any], workdir: Path, label: str = "train") -> records.
         if (record := _ended(workdir, config)) is not None:
             return record
         raise ValueError(f"--workdir {workdir} is not what the first process has there")
-    experiment = build(config)
+    experiment = build(config, mesh=mesh)
     hosts.first(lambda: records.claim(workdir, config))
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:

@@ -18,7 +18,10 @@ One run on several machines is this command on each of them, of which all see --
                                                     say of the processes
     --coordinator=HOST:PORT --processes=4 --process=0      the same by hand, 0 to 3
 
-A signal to one of the processes stops all of them after the same step.
+A signal to one of the processes stops all of them after the same step. All devices train together:
+each on rows of its own and, as `--mesh=DATA,FSDP,TENSOR` says, on parts of the weights (`fsdp`,
+which gathers them where they are used) and of the products (`tensor`). What a run comes to does not
+depend on it, but for rounding: it may go on with another mesh, or on other machines.
 """
 
 import sys
@@ -28,15 +31,20 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, host_flags, hosts
+from experiments.meshes import mesh_of
 from experiments.run import run, summarise
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
+_MESH = flags.DEFINE_list(
+    "mesh", None, "Sizes of data, fsdp, tensor; -1 for what is left. By default all is data."
+)
 
 
 def train() -> None:
     host_flags.initialize()
-    record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)))
+    mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
+    record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)), mesh=mesh)
     completed = record.status == "completed"
     if hosts.writes():
         for line in summarise(record):

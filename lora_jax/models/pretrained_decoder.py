@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
@@ -73,6 +73,7 @@ def load_decoder(
     param_dtype: DTypeLike = jnp.float32,
     remat: bool | str = False,
     implementation: Implementation | None = None,
+    mesh: Mesh | None = None,
     shardings: Shardings | None = None,
 ) -> Decoder:
     """A published decoder, from one file of weights or from several with an index.
@@ -90,6 +91,7 @@ def load_decoder(
     check_remat(remat)
     check_implementation(implementation)
     options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
+    options["mesh"] = mesh
     source, config = _source(folder)
     return decoder_from(source, config, param_dtype=param_dtype, shardings=shardings, **options)
 

@@ -5,9 +5,13 @@ its outputs, what comes out of it along its inputs: between the two, nothing is 
 et al. 2019, arXiv 1909.08053, section 3).
 """
 
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lora_jax.sharding import Rules
+from lora_jax.models.torch_names import path_of
+from lora_jax.sharding import Rules, specs_of
 
 VECTORS = (
     ("attention/(query|key|value)/bias", P(None, "tensor")),
@@ -34,3 +38,11 @@ ENCODER: Rules = (
     ("(pooler|classifier|dense)/kernel", P("fsdp")),
     *LAYERS,
 )
+
+
+def shardings_of(model: nnx.Module, rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where the parameters of a model, or of its outline, lie: what its weights are read with."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    shapes = {path_of(keys): leaf.shape for keys, leaf in leaves}
+    specs = specs_of(rules, shapes, mesh)
+    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}

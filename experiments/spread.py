@@ -1,0 +1,49 @@
+"""Batches on a mesh of devices: each process makes the rows that its own devices hold."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from lora_jax import data
+
+Collate = Callable[[data.Encoded, np.ndarray, int, int], dict[str, np.ndarray]]
+Span = tuple[int, int]
+
+
+def spread(
+    rows: NamedSharding,
+    collate: Collate,
+    encoded: data.Encoded,
+    indices: np.ndarray,
+    padded_length: int,
+    batch_size: int,
+) -> dict[str, Array]:
+    """The arrays of one batch, cut along its rows; other arguments are those of `data.collate`.
+
+    A row that only fills the batch repeats the first example of its part, with no weight.
+    """
+
+    def span(index: Any) -> Span:
+        start, stop, _ = index[0].indices(batch_size)
+        return start, stop
+
+    def part(start: int, stop: int) -> dict[str, np.ndarray]:
+        own = indices[start:stop]
+        if len(own):
+            return collate(encoded, own, padded_length, stop - start)
+        filler = collate(encoded, indices[:1], padded_length, stop - start)
+        return {**filler, "weight": np.zeros_like(filler["weight"])}
+
+    here = rows.addressable_devices_indices_map((batch_size,)).values()
+    parts = {each: part(*each) for each in set(map(span, here))}
+    like = next(iter(parts.values()))
+    return {
+        name: jax.make_array_from_callback(
+            (batch_size, *array.shape[1:]), rows, lambda index, name=name: parts[span(index)][name]
+        )
+        for name, array in like.items()
+    }
