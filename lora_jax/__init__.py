@@ -10,6 +10,8 @@ from lora_jax.discover import Uses as Uses
 from lora_jax.discover import WeightUse as WeightUse
 from lora_jax.discover import discover as discover
 from lora_jax.frozen import Frozen as Frozen
+from lora_jax.layout import Layout as Layout
+from lora_jax.layout import lay_out as lay_out
 from lora_jax.nnx import from_nnx as from_nnx
 from lora_jax.partition import ABSENT as ABSENT
 from lora_jax.partition import combine as combine
@@ -19,6 +21,7 @@ from lora_jax.prune import ranks as ranks
 from lora_jax.quantize import NF4 as NF4
 from lora_jax.quantize import Int8 as Int8
 from lora_jax.select import layers as layers
+from lora_jax.sharding import make_mesh as make_mesh
 from lora_jax.summary import summary as summary
 from lora_jax.variant import Base as Base
 from lora_jax.variant import Factors as Factors

@@ -18,6 +18,7 @@ from lora_jax.data.batching import bucket_boundaries, collate, eval_plan
 from lora_jax.data.examples import Examples
 from lora_jax.data.tokenize import Encoded, Tokenizer, encode
 from lora_jax.generate import Step, eos_tuple
+from lora_jax.leaves import to_host
 
 _NO_LIMIT = 2**31 - 1
 
@@ -78,7 +79,7 @@ def generate_texts(
             own = {**settings, "key": jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)}
         ids, mask = jnp.asarray(arrays["input_ids"]), jnp.asarray(arrays["attention_mask"])
         out = search(apply, weights, ids, mask, eos_ids=eos_ids, pad_id=tokenizer.pad_id, **own)
-        tokens, counts = np.asarray(out.tokens), np.asarray(out.lengths)
+        tokens, counts = to_host(out.tokens), to_host(out.lengths)
         if isinstance(out, Beams):
             tokens, counts = tokens[:, 0], counts[:, 0]
         for index, row, count in zip(batch.indices, tokens, counts, strict=False):

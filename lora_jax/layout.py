@@ -86,33 +86,24 @@ class Layout:
     def like(self, tree: PyTree) -> PyTree:
         """Shardings of a tree that has some trainables' shapes in it: an optimiser's state.
 
-        A leaf that ends in the path of a trainable, and has its shape, lies where it does; any
+        A leaf that ends in the path of a trainable, and has as many axes, lies where it does; any
         other is whole on every device.
         """
-        known: dict[tuple[Any, ...], NamedSharding] = dict(
-            jax.tree_util.tree_leaves_with_path(self.trainable)
-        )
-        whole = self.everywhere
+        known = dict(jax.tree_util.tree_leaves_with_path(self.trainable))
+        # A variant's own state has `{path: {name: array}}` of its adapters alone.
+        known |= {keys[1:]: each for keys, each in known.items() if len(keys) == 3}
 
         def find(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
-            # As `{"adapters": {path: {name: array}}}`, or `{path: {name: array}}` of a variant.
-            for suffix in (keys[-3:], keys[-2:]):
-                for prefix in ((), *((key,) for key in _HALVES)):
-                    sharding = known.get((*prefix, *suffix))
-                    if sharding is not None and len(sharding.spec) == len(leaf.shape):
-                        return sharding
-            return whole
+            like = known.get(keys[-3:]) or known.get(keys[-2:])
+            if like is None or len(like.spec) != len(leaf.shape):
+                return self.everywhere
+            return NamedSharding(self.mesh, fitting(like.spec, leaf.shape, self.mesh))
 
         return jax.tree_util.tree_map_with_path(find, tree)
 
     def gathering(self, frozen: Frozen) -> Frozen:
         """With quantised weights that travel as they are stored, and are dequantised on arrival."""
         return dataclasses.replace(frozen, spec=self.frozen.spec)
-
-
-_HALVES = tuple(
-    keys[0] for keys, _ in jax.tree_util.tree_leaves_with_path({"adapters": 0, "params": 0})
-)
 
 
 def lay_out(

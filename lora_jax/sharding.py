@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from lora_jax.discover import WeightUse
@@ -122,10 +121,15 @@ def parts(entry: Any, mesh: Mesh) -> int:
 def automatic(uses: Mapping[str, WeightUse], mesh: Mesh) -> dict[str, PartitionSpec]:
     """Specs for a model that has no table, from how it uses its parameters.
 
-    A matrix is cut along its output axis by `tensor` and its input axis by `fsdp`; where the mesh
-    does not divide one of them, by the other's axes as well. Anything else that is large is cut by
-    `fsdp` along its longest axis. Losses do not depend on it; how much is communicated does: a
-    table that knows which product follows which does with less.
+    A matrix that widens is cut along its outputs by `tensor`, one that narrows along its inputs,
+    and along its other axis by `fsdp`: between two that follow each other, nothing is exchanged. A
+    square one, which may be either, is cut along its outputs by both; so is anything else that is
+    large, along its longest axis. A table that knows which product follows which does with less
+    communication; what is computed is the same.
+
+    (With inputs by `fsdp` and outputs by `tensor` throughout, jax 0.10.2 and 0.12.0.1 compute wrong
+    gradients of vectors in scanned layers on a mesh of three axes, of plain JAX functions too:
+    compare a table of your own with one device first.)
     """
     return {path: _automatic(use, mesh) for path, use in uses.items()}
 
@@ -134,18 +138,20 @@ def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
     entries: list[Any] = [None] * len(use.shape)
     if math.prod(use.shape) < SMALL:
         return PartitionSpec(*entries)
-    if use.inputs and use.outputs:
-        wanted = [("tensor", use.outputs), ("fsdp", use.inputs), ("fsdp", use.outputs)]
+    inputs, outputs = ((*axes,) for axes in (use.inputs, use.outputs))
+    if not (inputs and outputs):
+        every = sorted(range(len(use.shape)), key=lambda axis: -use.shape[axis])
+        wanted = [(("fsdp", "tensor"), every), (("fsdp",), every)]
+    elif use.matrix[0] == use.matrix[1]:
+        wanted = [(("fsdp", "tensor"), (*outputs, *inputs)), (("fsdp",), (*outputs, *inputs))]
     else:
-        wanted = [("fsdp", tuple(np.argsort(use.shape)[::-1].tolist()))]
-    for name, axes in wanted:
-        if name in _names(PartitionSpec(*entries)):
-            continue
+        long, short = sorted((inputs, outputs), key=use.size, reverse=True)
+        wanted = [(("tensor",), long), (("fsdp",), short)]
+    for names, axes in wanted:
         for axis in axes:
-            both = (*_axes(entries[axis]), name)
-            if use.shape[axis] % parts(both, mesh) == 0:
-                entries[axis] = both if len(both) > 1 else name
-                break
+            free = entries[axis] is None and not set(names) & set(_names(entries))
+            if free and use.shape[axis] % parts(names, mesh) == 0:
+                entries[axis] = names if len(names) > 1 else names[0]
     return PartitionSpec(*entries)
 
 
