@@ -36,7 +36,7 @@ parser.add_argument("--turned", action="store_true", help="Rows where columns ar
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--process", type=int, default=0)
 parser.add_argument("--port", type=int)
-parser.add_argument("--steps", type=int, default=60)
+parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--dies_saving", type=int, default=0, help="The step in whose save this ends.")
 parser.add_argument("--read", type=Path, help="Checkpoints to restore only, in place of a run.")
 parser.add_argument("--misreads", type=int, default=0, help="A step that this cannot read.")
@@ -94,8 +94,8 @@ def batches(start):
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     for step in range(start, given.steps):
         x = np.random.default_rng(step).normal(size=(8, 8))
-        batch = {"x": x, "label": (x.sum(1) > 0).astype(np.int32), "weight": np.ones(8)}
-        yield {
+        batch = {"x": x, "label": (x.sum(1) > 0).astype(np.int32)}
+        yield {"weight": np.ones(8)} | {
             name: jax.make_array_from_callback(
                 value.shape, rows, lambda index, value=value: value[index]
             )
