@@ -89,6 +89,10 @@ def test_two_processes_train_as_one_does(straight, alone):
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
     lines = [(each / "metrics.jsonl").read_text().splitlines() for each in (folder, alone[0])]
     assert len(lines[0]) == len(lines[1]) == 42  # one process writes; every 20 steps the score
+    rows = [json.loads(line) for line in lines[0]]
+    scores = {row["step"]: row["score"] for row in rows if "score" in row}
+    kept = {30, 40, min(scores, key=scores.__getitem__)}  # the newest two, and the best
+    assert {int(each.name) for each in (folder / "checkpoints").iterdir()} == kept
     assert first["warnings"] == second["warnings"] == []
 
 
@@ -116,7 +120,8 @@ def test_sigterm_to_one_stops_both_at_one_step_and_they_go_on_to_the_same_bits(s
     running = start(tmp_path, **TWO)
     assert running[1].stdout is not None
     assert any(line == "ready\n" for line in iter(running[1].stdout.readline, ""))
-    running[1].send_signal(signal.SIGTERM)
+    for _ in range(2):  # of which the second ends nothing
+        running[1].send_signal(signal.SIGTERM)
     first, second = finish(running, code=75)
     assert first["steps"] == second["steps"] < 40
     assert (tmp_path / "checkpoints" / str(first["steps"])).is_dir()
