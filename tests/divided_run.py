@@ -158,13 +158,13 @@ with warnings.catch_warnings(record=True) as warned:
     else:
         with (
             preemption() as interrupted,
-            Checkpoints(given.folder / "checkpoints", best=("score", "min")) as saved,
+            Checkpoints(given.folder / "checkpoints", best=("score", "max")) as saved,
             Metrics(given.folder, enabled=given.process == 0) as log,
         ):
             state, outcome = train.fit(
                 state,
                 frozen,
-                loop=train.Loop(given.steps, 1, 20, 10, metric="score", mode="min"),
+                loop=train.Loop(given.steps, 1, 20, 10, metric="score", mode="max"),
                 step=step,
                 batches=batches,
                 evaluate=lambda trainable: {"score": float(size(trainable))},
