@@ -53,9 +53,6 @@ def save(
       call: the adapted model, for the predictions that are kept.
     """
     meta = {"config": experiment.config}
-    parts = (*experiment.task.extra, *experiment.task.unlabelled)
-    outputs = experiment.predictions(call, *parts)
-    left = _written(experiment, state.trainable)
     trainable, variant_state = hosts.whole((state.trainable, state.variant_state))
     frozen = dataclasses.replace(
         experiment.frozen,
@@ -63,10 +60,13 @@ def save(
         shared=hosts.whole(experiment.frozen.shared),
     )
     lj.save_adapter(workdir, trainable, frozen, meta)
+    parts = (*experiment.task.extra, *experiment.task.unlabelled)
+    outputs = experiment.predictions(call, *parts)
     if hosts.writes():
         labels = experiment.problem.labels
         kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
         predictions.write(workdir, kept)
+    left = _written(experiment, state.trainable)
     pruned, smaller = lj.prune(trainable, frozen, variant_state)
     if smaller.spec == frozen.spec:
         return left

@@ -1,7 +1,8 @@
 """A small run of `train.fit` on a mesh, for the processes that tests start; prints what it found.
 
-With --processes and a --port, several of these are one run. A line "ready" comes before training
-and, last, JSON: the losses by step, the checksum of every leaf, the warnings.
+With --processes and a --port, several of these are one run; XLA_FLAGS says how many devices each
+has. A line "ready" comes before training and, last, JSON: the losses by step, the checksum of every
+leaf, the warnings.
 """
 
 import argparse
@@ -11,22 +12,6 @@ import signal
 import time
 import warnings
 from pathlib import Path
-
-parser = argparse.ArgumentParser()
-parser.add_argument("--folder", type=Path, required=True)
-parser.add_argument("--mesh", type=int, nargs=3, default=(1, 1, 1))
-parser.add_argument("--turned", action="store_true", help="Rows where columns are divided else.")
-parser.add_argument("--processes", type=int, default=1)
-parser.add_argument("--process", type=int, default=0)
-parser.add_argument("--port", type=int)
-parser.add_argument("--steps", type=int, default=60)
-parser.add_argument("--dies_saving", type=int, default=0, help="The step in whose save this ends.")
-parser.add_argument("--read", type=Path, help="Checkpoints to restore only, in place of a run.")
-given = parser.parse_args()
-
-os.environ["JAX_PLATFORMS"] = "cpu"
-count = given.mesh[0] * given.mesh[1] * given.mesh[2] // given.processes
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +28,19 @@ from lora_jax.checkpoint_leaves import bare
 from lora_jax.checksum import checksum, hexadecimal
 from lora_jax.metrics_log import Metrics
 from lora_jax.preemption import preemption
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--folder", type=Path, required=True)
+parser.add_argument("--mesh", type=int, nargs=3, default=(1, 1, 1))
+parser.add_argument("--turned", action="store_true", help="Rows where columns are divided else.")
+parser.add_argument("--processes", type=int, default=1)
+parser.add_argument("--process", type=int, default=0)
+parser.add_argument("--port", type=int)
+parser.add_argument("--steps", type=int, default=40)
+parser.add_argument("--dies_saving", type=int, default=0, help="The step in whose save this ends.")
+parser.add_argument("--read", type=Path, help="Checkpoints to restore only, in place of a run.")
+parser.add_argument("--misreads", type=int, default=0, help="A step that this cannot read.")
+given = parser.parse_args()
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
@@ -96,8 +94,8 @@ def batches(start):
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     for step in range(start, given.steps):
         x = np.random.default_rng(step).normal(size=(8, 8))
-        batch = {"x": x, "label": (x.sum(1) > 0).astype(np.int32), "weight": np.ones(8)}
-        yield {
+        batch = {"x": x, "label": (x.sum(1) > 0).astype(np.int32)}
+        yield {"weight": np.ones(8)} | {
             name: jax.make_array_from_callback(
                 value.shape, rows, lambda index, value=value: value[index]
             )
@@ -140,6 +138,16 @@ if given.dies_saving:
 
     Checkpoints._write = write
 
+if given.misreads:
+    true_load = Checkpoints._load
+
+    def load(self, handler, number, item, args):
+        if number == given.misreads and item == "state":
+            raise OSError("the network is down")
+        return true_load(self, handler, number, item, args)
+
+    Checkpoints._load = load
+
 print("ready", flush=True)
 with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always", UserWarning)
@@ -150,13 +158,13 @@ with warnings.catch_warnings(record=True) as warned:
     else:
         with (
             preemption() as interrupted,
-            Checkpoints(given.folder / "checkpoints", best=("score", "min")) as saved,
+            Checkpoints(given.folder / "checkpoints", best=("score", "max")) as saved,
             Metrics(given.folder, enabled=given.process == 0) as log,
         ):
             state, outcome = train.fit(
                 state,
                 frozen,
-                loop=train.Loop(given.steps, 1, 20, 10, metric="score", mode="min"),
+                loop=train.Loop(given.steps, 1, 20, 10, metric="score", mode="max"),
                 step=step,
                 batches=batches,
                 evaluate=lambda trainable: {"score": float(size(trainable))},

@@ -1,5 +1,6 @@
 """Checkpoints: exact through donation, shardings, kills and flipped bits; errors name the leaf."""
 
+import json
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import safetensors
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lora_jax import records
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.tree_file import load_tree, save_tree
 
@@ -267,6 +269,24 @@ def test_nothing_is_deleted_if_no_step_is_good(two_steps, tmp_path):
         Checkpoints(folder) as saved,
         pytest.warns(UserWarning, match="run/2"),
         pytest.raises(ValueError, match=r"run/1 is damaged.* delete .*run to start over"),
+    ):
+        saved.restore(states[0])
+    with Checkpoints(folder) as saved:
+        assert saved.steps() == [1, 2]
+
+
+def test_digests_of_an_earlier_version_get_one_line_and_are_no_damage(two_steps, tmp_path):
+    source, states = two_steps
+    folder = shutil.copytree(source, tmp_path / "run")
+    for step in "12":
+        file = folder / step / "meta" / "metadata"
+        body = json.loads(file.read_bytes())["body"]
+        body["leaves"] = {name: [kind, "0" * 64] for name, (kind, _) in body["leaves"].items()}
+        whole = {"body": body, "sha256": records.config_digest(body)}
+        file.write_text(json.dumps(whole), encoding="utf-8")
+    with (
+        Checkpoints(folder) as saved,
+        pytest.raises(ValueError, match=r"run/2 is of an earlier version, .* kind: .* over$"),
     ):
         saved.restore(states[0])
     with Checkpoints(folder) as saved:

@@ -34,6 +34,8 @@ def command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProces
         ((f"--config={SMOKE}", "--wrkdir=x"), "Did you mean: workdir"),
         ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
         ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
+        ((f"--config={SMOKE}", "--process=1"), "--process needs --coordinator, too"),
+        ((f"--config={SMOKE}", "--distributed"), "--distributed: JAX cannot tell how these proc"),
     ],
 )
 def test_a_mistake_on_the_command_line(tmp_path, arguments, said):

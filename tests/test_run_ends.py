@@ -1,6 +1,8 @@
 """How runs end, well and badly: what their records, checkpoints and last lines say."""
 
 import io
+import os
+import signal
 from pathlib import Path
 
 import fake_records
@@ -9,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from configs import quickstart
-from experiments import build, run, showcase
+from experiments import build, run, showcase, unfinished
 from lora_jax import data, records, train
 from lora_jax.checkpoint import Checkpoints
 
@@ -42,6 +44,33 @@ def test_a_run_that_fails_says_so_in_its_record(tmp_path, monkeypatch):
     assert (record.status, record.note) == ("failed", "RuntimeError: the disk is full")
     assert record.steps == 8
     assert record.seconds > 0
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(tmp_path, monkeypatch, capfd):
+    config = smoke(data__train=96, data__validation=40, data__buckets=1)
+    true_batches = build.Experiment.batches
+
+    def batches(self, step):
+        for number, batch in enumerate(true_batches(self, step), step + 1):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(build.Experiment, "batches", batches)
+        with pytest.raises(SystemExit) as caught:
+            run.run(config, tmp_path / "run")
+    assert caught.value.code == 75
+    assert "interrupted: step 2 is saved; the same command goes on\n" in capfd.readouterr().out
+    assert records.read(tmp_path / "run") is None
+    (left,) = unfinished.find(tmp_path)
+    assert left.status == "unfinished"
+    with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+        assert saved.steps() == [2]
+    with jax.numpy_dtype_promotion("standard"):
+        record = run.run(config, tmp_path / "run")
+    assert (record.status, record.steps) == ("completed", 3)
 
 
 def test_a_run_whose_last_step_diverges(tmp_path):

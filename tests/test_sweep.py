@@ -19,6 +19,7 @@ from rich.console import Console
 from experiments import calibrate, check_trials, jobs, trials
 from experiments.check_trials import Outlook
 from experiments.launchers import commands, local, slurm
+from experiments.run import TEMPORARY_FAILURE, Interrupted
 from experiments.sweep_folder import LockedError, Outcome, SweepFolder, lock, locked
 from experiments.sweep_view import View, clock, summary
 from lora_jax import records
@@ -255,6 +256,22 @@ def test_trials_that_died_together_say_that_they_did(tmp_path):
     for trial in found[1:3]:
         said = folder.outcome(trial).note
         assert said.startswith("its process, one with another trial, was ended by SIGKILL, as when")
+
+
+def test_a_worker_that_is_asked_to_end_leaves_its_trial_to_be_gone_on_with(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0:2")
+
+    def train(*_):
+        raise Interrupted
+
+    with pytest.raises(SystemExit, match="75"):
+        jobs.work(folder, [trial.name for trial in found], train=train)
+    assert [folder.outcome(trial).status for trial in found] == ["interrupted"] * 2
+    assert local.settle(found, folder, os.getpid(), TEMPORARY_FAILURE) == []
+    for trial in found:
+        outcome = folder.outcome(trial)
+        said = "its process, one with another trial, was asked to end by SIGTERM, and saved where"
+        assert outcome.status == "killed" and outcome.note.startswith(said)
 
 
 def test_what_each_process_gets(tmp_path):
