@@ -15,6 +15,21 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """Programs that several tests compile, in any process, are compiled once."""
+    if (cache := getattr(config, "cache", None)) is None:
+        return
+    settings = {
+        "jax_compilation_cache_dir": str(cache.mkdir("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+        "jax_compilation_cache_max_size": 2**32,  # with one, files are locked
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
     """Each compiled program holds memory maps, of which Linux gives a process 65,530."""
