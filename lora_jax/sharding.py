@@ -12,6 +12,7 @@ follows from it (`lora_jax.layout`).
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ def specs_of(
 
     Raises:
       ValueError: a parameter that no rule matches, a spec longer than its array has axes, or one
-        that names an axis the mesh lacks.
+        that names an axis the mesh lacks, or one axis twice.
     """
     found, uneven = {}, []
     for path, shape in shapes.items():
@@ -91,6 +92,8 @@ def specs_of(
             raise ValueError(
                 f"'{path}': the mesh has no axis '{unknown[0]}', only {', '.join(mesh.axis_names)}"
             )
+        if twice := [name for name, count in Counter(_names(spec)).items() if count > 1]:
+            raise ValueError(f"'{path}': its rule {spec} names '{twice[0]}' twice")
         found[path] = fitting(spec, shape, mesh)
         if _names(found[path]) != _names(spec):
             uneven.append(f"{path} {shape} by {spec}")
