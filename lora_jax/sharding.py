@@ -118,7 +118,7 @@ def fitting(
 
 def parts(entry: Any, mesh: Mesh) -> int:
     """How many parts an entry of a spec cuts an axis into."""
-    return math.prod(mesh.shape[name] for name in _axes(entry))
+    return math.prod(mesh.shape[name] for name in axes_of(entry))
 
 
 def automatic(uses: Mapping[str, WeightUse], mesh: Mesh) -> dict[str, PartitionSpec]:
@@ -158,11 +158,12 @@ def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that an entry of a spec names."""
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
 
 
 def _names(spec: Sequence[Any] | PartitionSpec) -> list[str]:
-    return [name for entry in spec for name in _axes(entry)]
+    return [name for entry in spec for name in axes_of(entry)]
