@@ -1,4 +1,4 @@
-"""What follows from where weights lie: factors, stored bits, constants, states, and their making."""
+"""What follows from where weights lie: factors, stored bits, constants, states; their making."""
 
 import dataclasses
 

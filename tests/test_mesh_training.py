@@ -1,7 +1,5 @@
 """Training on meshes of devices is training on one: losses and gradients, method by method."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,8 +131,8 @@ def own(params, ids):
     return jnp.tanh(x @ params["square"]) @ params["embed"].T
 
 
-def own_problem(adapt, rules, heads=(4, 8), inner=256):
-    width, words = 64, 256
+def own_problem(adapt, rules, heads=(4, 8), inner=256, width=64, tokens=6):
+    words = 256
     random = np.random.default_rng(0)
     shapes = {
         "up": (2, width, inner),
@@ -146,7 +144,7 @@ def own_problem(adapt, rules, heads=(4, 8), inner=256):
     square, embed = random.standard_normal((width, width)), random.standard_normal((words, width))
     params = {"embed": embed, "layers": layers, "square": 0.1 * square}
     params = jax.tree.map(jnp.asarray, params)
-    batch = {"ids": random.integers(0, words, (8, 6)).astype(np.int32), "weight": np.ones(8)}
+    batch = {"ids": random.integers(0, words, (8, tokens)).astype(np.int32), "weight": np.ones(8)}
     if rules is not None:
         rules = (*rules, ("square", P("fsdp", "tensor")))
     return Problem(own, params, adapt(own), batch, rules)

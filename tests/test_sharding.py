@@ -206,9 +206,9 @@ def outlines():
         family = decoder_family_of(content)
         config = family.config.from_json(content)
         yield name, DECODER, lambda f=family, c=config: f.decoder(c, rngs=nnx.Rngs(0))
-    cases = [(n, c, 2) for n, (c, _) in bert.CASES.items()]
-    cases += [(n, c, 2) for n, (c, *_) in deberta.CASES.items()]
-    for name, content, labels in cases:
+    cases = [(name, content) for name, (content, _) in bert.CASES.items()]
+    cases += [(name, content) for name, (content, *_) in deberta.CASES.items()]
+    for name, content in cases:
         family = family_of(content)
         config = family.config.from_json(content)
         make = family.classifier
@@ -216,7 +216,7 @@ def outlines():
             yield (
                 f"{name}_{pool}",
                 ENCODER,
-                lambda m=make, c=config, p=pool: m(c, labels, p, rngs=nnx.Rngs(0)),
+                lambda m=make, c=config, p=pool: m(c, 2, p, rngs=nnx.Rngs(0)),
             )
 
 
