@@ -131,8 +131,7 @@ def own(params, ids):
     return jnp.tanh(x @ params["square"]) @ params["embed"].T
 
 
-def own_problem(adapt, rules, heads=(4, 8), inner=256, width=64, tokens=6):
-    words = 256
+def own_problem(adapt, rules, heads=(4, 8), inner=256, width=64, tokens=6, words=256):
     random = np.random.default_rng(0)
     shapes = {
         "up": (2, width, inner),
