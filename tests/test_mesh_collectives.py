@@ -149,28 +149,19 @@ def test_bits_of_a_users_own_function_travel_as_they_are_stored():
 # ---- the residual --------------------------------------------------------------------------------
 
 
-def test_between_blocks_tokens_are_cut():
+def test_between_blocks_tokens_are_cut_which_takes_less_memory():
     """Recomputed layers keep their inputs only, and of those a part of the tokens."""
-    mesh = lj.make_mesh(1, 4, 2)
-    rows, part = 8 // 4, TOKENS // mesh.shape["tensor"]
-    programs = []
-    for cut in (mesh, None):
-        problem = language_model(cut, remat=True)
-        step, arguments = stepping(problem, mesh)
-        programs.append(step.lower(*arguments).compile().as_text())
-    kept, whole = (f"f32[{LAYERS},{rows},{tokens},{WIDTH}]" for tokens in (part, TOKENS))
-    assert kept in programs[0] and whole not in programs[0]
-    assert kept not in programs[1]
-
-
-def test_long_texts_take_less_memory():
     mesh, tokens = lj.make_mesh(1, 2, 4), 256
     sizes = {**SIZES, "max_position_embeddings": tokens}
-    temporaries = []
+    programs, temporaries = [], []
     for cut in (mesh, None):
         adapt = method("lora", rank=RANK)
         problem = decoder(adapt, cut, jnp.float32, sizes, (4, tokens), remat=True)
         step, arguments = stepping(problem, mesh, loss=lambda y, batch: y.mean(axis=(1, 2)))
         compiled = step.lower(*arguments).compile()
+        programs.append(compiled.as_text())
         temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+    kept, whole = (f"f32[{LAYERS},2,{each},{WIDTH}]" for each in (tokens // 4, tokens))
+    assert kept in programs[0] and whole not in programs[0]
+    assert kept not in programs[1]
     assert temporaries[0] < temporaries[1]

@@ -137,11 +137,13 @@ def test_a_batch_that_a_mesh_does_not_divide_is_an_error_before_anything_is_writ
     places, tmp_path
 ):
     made = config(places, train__batch_size=6)
-    with pytest.raises(ValueError, match="batch_size 6 must be a multiple of 4: .* fsdp 4, tensor"):
+    with pytest.raises(
+        ValueError, match=r"batch_size 6 must be a multiple of 4: .* fsdp 4, tensor"
+    ):
         run.run(made, tmp_path / "run", mesh=lj.make_mesh(1, 4, 2))
     assert not (tmp_path / "run").exists()
     made = config(places, train__batch_size=8, train__accumulate=4)
-    with pytest.raises(ValueError, match="must be a multiple of 16: train.accumulate 4 on a mesh"):
+    with pytest.raises(ValueError, match=r"multiple of 16: train\.accumulate 4 on a mesh"):
         build(made, mesh=lj.make_mesh(2, 2, 2))
 
 
