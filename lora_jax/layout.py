@@ -6,7 +6,6 @@ trainable, frozen = layout.init(jax.random.key(0), params, ids)
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ from lora_jax.adapt import Adapted
 from lora_jax.discover import Uses, WeightUse, discover, split_arrays
 from lora_jax.frozen import Frozen, Placement, Spec, group_of
 from lora_jax.partition import flatten
-from lora_jax.quantize import Storage, Stored
+from lora_jax.quantize import Storage, Stored, require_storable
 from lora_jax.select import SomeLayers
-from lora_jax.sharding import ROWS, Rules, automatic, fitting, specs_of
+from lora_jax.sharding import ROWS, Rules, automatic, axes_of, fitting, specs_of
 from lora_jax.variant import Base
 
 PyTree = Any
@@ -62,10 +61,16 @@ class Layout:
         """`adapted.init`, whose arrays are made on their devices, each its own part.
 
         Frozen weights that are stored as they come are those of `params`, not copied.
+
+        Raises:
+          ValueError: a weight that is to be quantised has numbers that cannot be.
         """
         params = self.place(params)
         arrays, rebuild = split_arrays(params)
+        leaves, _ = flatten(params)
         made = {each.use.path for each in self.frozen.spec.placements if each.storage is not None}
+        for path in made:  # traced, below, they are not known
+            require_storable(path, leaves[path])
 
         def new(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
             trainable, frozen = self.adapted.init(key, rebuild(arrays), *args, **kwargs)
@@ -73,13 +78,12 @@ class Layout:
 
         shardings = self.trainable, _with_base(self.frozen, made)
         trainable, frozen = jax.jit(new, out_shardings=shardings)(key, arrays)
-        leaves, _ = flatten(params)
         base = {path: frozen.base.get(path, leaves.get(path)) for path in self.frozen.base}
         return trainable, dataclasses.replace(frozen, base=base)
 
     def shapes(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
         """What `init` would give, as shapes that say where they lie."""
-        found = jax.eval_shape(partial(self.adapted.init, **kwargs), key, params, *args)
+        found = _outline(self.adapted, key, params, *args, **kwargs)
         given = found[0], self.gathering(found[1])
         return jax.tree.map(_placed, given, (self.trainable, self.frozen))
 
@@ -128,8 +132,7 @@ def lay_out(
         specs = automatic(uses, mesh)
     else:
         specs = specs_of(rules, {path: use.shape for path, use in uses.items()}, mesh)
-    init = partial(adapted.init, **kwargs)
-    trainable, frozen = jax.eval_shape(init, jax.random.key(0), params, *args)
+    trainable, frozen = _outline(adapted, jax.random.key(0), params, *args, **kwargs)
     factors = {p.use.path: _factors(p, specs[p.use.path]) for p in frozen.spec.adapted}
     base, placements = {}, []
     for path, leaf in frozen.base.items():
@@ -204,7 +207,8 @@ def _gathered(
     sides = _folded(entries, use.inputs), _folded(entries, use.outputs)
 
     def used(entries: Sequence[Any], shape: tuple[int, ...]) -> NamedSharding:
-        whole = [None if entry in (ROWS, *ROWS) else entry for entry in entries]
+        kept = [tuple(name for name in axes_of(entry) if name not in ROWS) for entry in entries]
+        whole = [each[0] if len(each) == 1 else each or None for each in kept]
         return NamedSharding(mesh, fitting(whole, shape, mesh))
 
     assert placement.storage is not None
@@ -265,6 +269,18 @@ def _folded(entries: tuple[Any, ...], axes: tuple[int, ...]) -> Any:
     """How axes that are one in the matrix are cut: as the first, where only that one is."""
     first, *rest = [entries[axis] for axis in axes] or [None]
     return None if any(entry is not None for entry in rest) else first
+
+
+def _outline(
+    adapted: Adapted, key: Array, params: PyTree, *args: Any, **kwargs: Any
+) -> tuple[PyTree, Frozen]:
+    """The shapes of what `adapted.init` gives; settings in the user's tree stay what they are."""
+    arrays, rebuild = split_arrays(params)
+
+    def init(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
+        return adapted.init(key, rebuild(arrays), *args, **kwargs)
+
+    return jax.eval_shape(init, key, arrays)
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -12,6 +12,7 @@ follows from it (`lora_jax.layout`).
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ def specs_of(
 
     Raises:
       ValueError: a parameter that no rule matches, a spec longer than its array has axes, or one
-        that names an axis the mesh lacks.
+        that names an axis the mesh lacks, or one axis twice.
     """
     found, uneven = {}, []
     for path, shape in shapes.items():
@@ -91,6 +92,8 @@ def specs_of(
             raise ValueError(
                 f"'{path}': the mesh has no axis '{unknown[0]}', only {', '.join(mesh.axis_names)}"
             )
+        if twice := [name for name, count in Counter(_names(spec)).items() if count > 1]:
+            raise ValueError(f"'{path}': its rule {spec} names '{twice[0]}' twice")
         found[path] = fitting(spec, shape, mesh)
         if _names(found[path]) != _names(spec):
             uneven.append(f"{path} {shape} by {spec}")
@@ -115,7 +118,7 @@ def fitting(
 
 def parts(entry: Any, mesh: Mesh) -> int:
     """How many parts an entry of a spec cuts an axis into."""
-    return math.prod(mesh.shape[name] for name in _axes(entry))
+    return math.prod(mesh.shape[name] for name in axes_of(entry))
 
 
 def automatic(uses: Mapping[str, WeightUse], mesh: Mesh) -> dict[str, PartitionSpec]:
@@ -155,11 +158,12 @@ def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that an entry of a spec names."""
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
 
 
 def _names(spec: Sequence[Any] | PartitionSpec) -> list[str]:
-    return [name for entry in spec for name in _axes(entry)]
+    return [name for entry in spec for name in axes_of(entry)]

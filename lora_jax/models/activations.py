@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 from jax import Array
 from jax.lax import with_sharding_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -30,6 +31,13 @@ class Activations:
     def whole(self, x: Array) -> Array:
         """The input of a block's first products: a row's tokens and features all together."""
         return self._lay(x, PartitionSpec(ROWS))
+
+    def look_up(self, table: Array, ids: Array) -> Array:
+        """Rows of a table, (B, T, features), whose own are cut by `tensor` and no more.
+
+        Left alone, a compiler may gather all of it (XLA does on a mesh of three axes).
+        """
+        return self.whole(jnp.take(self._lay(table, PartitionSpec("tensor")), ids, axis=0))
 
     def within(self, x: Array) -> Array:
         """The input of a block's last product, cut along its features: heads, or hidden units."""

@@ -202,7 +202,11 @@ class Decoder(nnx.Module):
         self, input_ids: Array, positions: Array, dtype: DTypeLike, rng: Array | None
     ) -> Array:
         """What the first layer sees, (B, T, hidden)."""
-        return self.embedding(input_ids, dtype)
+        return self.look_up(self.embedding, input_ids, dtype)
+
+    def look_up(self, table: Embedding, ids: Array, dtype: DTypeLike) -> Array:
+        """The rows of a table, (B, T, hidden)."""
+        return self.layers.activations.look_up(table.embedding[...], ids).astype(dtype)
 
     def rotation(self, positions: Array, dtype: DTypeLike) -> Rotation | None:
         """How heads turn with their positions, None where they do not."""

@@ -87,7 +87,8 @@ class GPT2(Decoder):
     def embed(
         self, input_ids: Array, positions: Array, dtype: DTypeLike, rng: Array | None
     ) -> Array:
-        x = self.embedding(input_ids, dtype) + self.position(positions, dtype)
+        x = self.look_up(self.embedding, input_ids, dtype)
+        x = x + self.look_up(self.position, positions, dtype)
         return dropout(x, self.config.embd_pdrop, rng)
 
 

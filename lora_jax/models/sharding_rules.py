@@ -35,7 +35,9 @@ DECODER: Rules = (
 ENCODER: Rules = (
     ("embeddings/word/embedding", P("tensor", "fsdp")),
     (".*/embedding", P(None, "fsdp")),
-    ("(pooler|classifier|dense)/kernel", P("fsdp")),
+    ("(projection|pooler)/kernel", P("fsdp", "tensor")),
+    ("convolution/kernel", P(None, "fsdp", "tensor")),
+    ("classifier/kernel", P("fsdp")),
     *LAYERS,
 )
 

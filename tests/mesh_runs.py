@@ -1,0 +1,146 @@
+"""Training steps of small decoders, alone and on meshes: what tests compare, and compile."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from small_decoder import random_decoder, random_ids
+
+import lora_jax as lj
+import variants
+from lora_jax import train
+from lora_jax.layout import lay_out
+from lora_jax.models.sharding_rules import DECODER
+
+SIZES = {"vocab_size": 24, "intermediate_size": 32, "attention_bias": True, "mlp_bias": True}
+TARGETS = {"trainable_tokens": ["embedding/embedding"]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A function to train, by a method, on a batch."""
+
+    forward: Any
+    params: Any
+    adapted: lj.Adapted
+    batch: dict[str, Any]
+    rules: Any = DECODER
+    alone: "Problem | None" = None
+    """The same for one device, whose trainables and frozen weights this begins with."""
+
+    @property
+    def inputs(self):
+        return self.params, self.batch["ids"]
+
+
+def decoder(
+    adapt,
+    mesh=None,
+    dtype=jnp.float64,
+    sizes=SIZES,
+    batch=(8, 8),
+    name="llama",
+    alone=None,
+    **more,
+):
+    """A language model to be adapted by `adapt(forward)`."""
+    options = {"mesh": mesh, "param_dtype": dtype, **more}
+    forward, params = lj.from_nnx(random_decoder(name, options=options, **sizes))
+    ids = np.asarray(random_ids(*batch, vocabulary=sizes["vocab_size"]))
+    weight = np.ones(batch[0])
+    weight[-1] = 0  # a row that only fills the batch
+    return Problem(forward, params, adapt(forward), {"ids": ids, "weight": weight}, alone=alone)
+
+
+def method(name, quantize=None, **settings):
+    """Of a forward pass: that adapted by a variant of a small rank."""
+    fields = {each.name for each in dataclasses.fields(variants.find(name))}
+    settings = ({"rank": 2} if "rank" in fields else {}) | settings
+    if name == "adalora":
+        settings |= {"target_rank": 1, "total_steps": 4, "t_init": 0, "t_final": 1}
+    also = ["head/kernel"] if name == "head_only" else []
+    given = variants.make(name, **settings), TARGETS.get(name, "all-linear"), also, quantize
+    return lambda forward: lj.adapt(forward, *given)
+
+
+def language_loss(outputs, batch):
+    logs = jax.nn.log_softmax(outputs[:, :-1])
+    return -jnp.take_along_axis(logs, batch["ids"][:, 1:, None], axis=-1)[..., 0].mean(axis=1)
+
+
+def begin(problem, mesh=None):
+    """Trainables a little off their start, the frozen weights, and the layout on a mesh."""
+    trainable, frozen = _made(problem.alone or problem)
+    if mesh is None:
+        return trainable, frozen, None
+    layout = lay_out(problem.adapted, mesh, problem.rules, *problem.inputs)
+    where = layout.trainable, layout.frozen
+    return *jax.device_put((trainable, layout.gathering(frozen)), where), layout
+
+
+@functools.lru_cache(maxsize=2)
+def _made(problem):
+    def init(key, params):
+        return problem.adapted.init(key, params, problem.batch["ids"])
+
+    trainable, frozen = jax.jit(init)(jax.random.key(0), problem.params)
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + 0.1 * random.standard_normal(x.shape), trainable), frozen
+
+
+def stepping(problem, mesh=None, accumulate=1, tx=None, loss=language_loss):
+    """The jitted step, and what to call it with."""
+    trainable, frozen, layout = begin(problem, mesh)
+    adapted, tx = problem.adapted, tx or optax.sgd(0.1)
+
+    def start(trainable, frozen):
+        return train.TrainState.create(adapted, tx, trainable, frozen, jax.random.key(2))
+
+    def predict(trainable, frozen, batch, rng):
+        return adapted.apply(trainable, frozen, batch["ids"], dropout_key=rng)
+
+    shardings, batch = None, problem.batch
+    if layout is not None:
+        shardings = layout.like(jax.eval_shape(start, trainable, frozen))
+        batch = jax.device_put(batch, layout.rows)
+    state = jax.jit(start, out_shardings=shardings)(trainable, frozen)
+    step = train.make_train_step(adapted, tx, predict, loss, accumulate, 10.0, shardings)
+    return step, (state, frozen, batch)
+
+
+def assert_same_training(adapt, mesh, compilations=None, options=None, **sizes):
+    """Losses, gradients and weights of some steps on a mesh are those of one device."""
+    options = options or {}
+    alone = decoder(adapt, **sizes)
+    spread = decoder(adapt, mesh, alone=alone, **sizes)
+    got = steps(spread, mesh, compilations=compilations, **options)
+    assert_close(got, steps(alone, **options))
+
+
+def steps(problem, mesh=None, count=3, compilations=None, **options):
+    """The loss, gradient's norm and trainables of so many steps; only the first compiles."""
+    step, (state, frozen, batch) = stepping(problem, mesh, **options)
+    found = []
+    for number in range(count):
+        if number == 1 and compilations is not None:
+            with compilations() as counted:
+                state, metrics = step(state, frozen, batch)
+            assert not counted, "the second step compiles again"
+        else:
+            state, metrics = step(state, frozen, batch)
+        found.append(jax.device_get((metrics, state.trainable)))
+    return found
+
+
+def assert_close(got, wanted, tolerance=1e-10):
+    """Leaf by leaf, to a share of the largest number of each."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    pairs = jax.tree_util.tree_leaves_with_path(got)
+    for (path, mine), theirs in zip(pairs, jax.tree.leaves(wanted), strict=True):
+        scale = max(float(np.abs(theirs).max()), 1e-3)
+        off = float(np.abs(mine - theirs).max())
+        assert off <= tolerance * scale, f"{jax.tree_util.keystr(path)}: {off} of {scale}"

@@ -1,0 +1,190 @@
+"""Runs on meshes of devices: their batches, their flags, and that they come to the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from small_language import write_model, write_set
+
+import lora_jax as lj
+from configs import instruct
+from experiments import cli, run
+from experiments.build import build
+from experiments.meshes import mesh_of
+from experiments.spread import spread
+from lora_jax import data, records
+from lora_jax.sharding import ROWS
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+
+def encoded(rows=11):
+    random = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(random.integers(2, 9, rows))])
+    ids, types = (random.integers(0, 99, offsets[-1]).astype(np.int32) for _ in range(2))
+    return data.Encoded(ids, types, offsets, np.arange(rows), pad_id=0, truncated=0)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)], ids=str)
+@pytest.mark.parametrize("count", [1, 3, 5, 8])
+def test_a_batch_is_that_of_one_device_cut_by_rows(sizes, count):
+    mesh = lj.make_mesh(*sizes)
+    rows = NamedSharding(mesh, P(ROWS))
+    source, indices = encoded(), np.array([7, 2, 9, 4, 0, 3, 10, 1])[:count]
+    wanted = data.collate(source, indices, 9, 8)
+    got = spread(rows, data.collate, source, indices, 9, 8)
+    assert got.keys() == wanted.keys()
+    for name, array in got.items():
+        assert array.sharding == rows and array.dtype == wanted[name].dtype
+        np.testing.assert_array_equal(array[:count], wanted[name][:count], err_msg=name)
+        assert array.shape == wanted[name].shape
+    np.testing.assert_array_equal(got["weight"], np.arange(8) < count)
+
+
+# ---- meshes --------------------------------------------------------------------------------------
+
+
+def test_a_process_takes_all_devices_or_as_many_as_are_asked_for():
+    assert mesh_of(None).devices.shape == (8, 1, 1)
+    assert mesh_of((1, 2, 2)).devices.shape == (1, 2, 2)
+    assert mesh_of((2, -1, 2)).devices.shape == (2, 2, 2)
+    assert mesh_of((1, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("1,x,1", "--mesh=1,x,1: expected whole numbers"),
+        ("2,2", "mesh 2,2: expected the sizes of data, fsdp, tensor, one of them or -1"),
+        ("-1,-1,1", "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, one of them or -1"),
+        ("0,1,1", "mesh 0,1,1: sizes must be at least 1, or -1 for what is left"),
+        ("16,1,1", "mesh 16,1,1 does not make up 8 devices"),
+        ("3,-1,1", "mesh 3,-1,1 does not make up 8 devices"),
+    ],
+)
+def test_what_is_wrong_with_a_mesh_is_said(value, message):
+    with pytest.raises(ValueError) as caught:
+        mesh_of(cli.integers("mesh", value.split(",")))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ("2,1,4", "mesh 2,1,4 does not make up 4 devices"),
+        ("1,4,1", "config.train.batch_size 6 must be a multiple of 4: train.accumulate 1 on a mesh "
+         "of data 1, fsdp 4, tensor 1"),
+    ],
+)  # fmt: skip
+def test_the_command_says_so_in_one_line_and_writes_nothing(mesh, message, tmp_path):
+    line = [sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py:size=smoke"]
+    line += [f"--workdir={tmp_path / 'run'}", f"--mesh={mesh}", "--config.train.batch_size=6"]
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(line, cwd=root, env=env, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr.strip()) == (1, f"error: {message}")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    write_model(folder / "model")
+    write_set(folder / "sets")
+    return folder
+
+
+def config(places, method="lora", **changes):
+    arg = f"method={method},source=commonsense,folder={places / 'sets'},task=openbookqa,train=0"
+    made = instruct.get_config(arg)
+    made.update_from_flattened_dict(
+        {
+            "variant.rank": 4,
+            "model.name": str(places / "model"),
+            "data.scored": 0,
+            "data.buckets": 1,
+            "train.max_steps": 4,
+            "train.log_every": 1,
+            "train.checkpoint_every": 1,
+            "optimizer.learning_rate": 1e-2,
+            "generate.samples": 0,
+            **{name.replace("__", "."): value for name, value in changes.items()},
+        }
+    )
+    return made.to_dict()
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {each["step"]: each["loss"] for each in lines if "loss" in each}
+
+
+def test_a_batch_that_a_mesh_does_not_divide_is_an_error_before_anything_is_written(
+    places, tmp_path
+):
+    made = config(places, train__batch_size=6)
+    with pytest.raises(
+        ValueError, match=r"batch_size 6 must be a multiple of 4: .* fsdp 4, tensor"
+    ):
+        run.run(made, tmp_path / "run", mesh=lj.make_mesh(1, 4, 2))
+    assert not (tmp_path / "run").exists()
+    made = config(places, train__batch_size=8, train__accumulate=4)
+    with pytest.raises(ValueError, match=r"multiple of 16: train\.accumulate 4 on a mesh"):
+        build(made, mesh=lj.make_mesh(2, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def alone(places, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    with jax.numpy_dtype_promotion("standard"):
+        return folder, run.run(config(places), folder)
+
+
+@pytest.mark.filterwarnings("ignore:left whole")
+def test_a_run_comes_to_the_same_on_a_mesh_and_goes_on_on_another(places, alone, tmp_path):
+    """Stopped before its last step, it goes on where there are other devices, or one."""
+    folder, whole = alone
+    stopped = tmp_path / "stopped"
+    interrupt_after(3, config(places), stopped, lj.make_mesh(1, 2, 2, jax.devices()[:4]))
+    assert set(losses(stopped)) == {1, 2, 3}
+    assert records.read(stopped) is None
+    ends = {"another": lj.make_mesh(2, 1, 2, jax.devices()[:4]), "one": None}
+    for name, mesh in ends.items():
+        own = tmp_path / name
+        shutil.copytree(stopped, own)
+        record = run.run(config(places), own, mesh=mesh)
+        assert record.status == "completed" and record.steps == whole.steps
+        assert record.config == whole.config
+        assert record.parameters_trained == whole.parameters_trained
+        assert record.weights_digest == whole.weights_digest
+        assert losses(own) == pytest.approx(losses(folder), rel=1e-4)
+        assert record.metrics_last == pytest.approx(whole.metrics_last, rel=1e-3)
+
+
+def interrupt_after(step, settings, folder, mesh):
+    """A run that a signal stops."""
+
+    class Preempted:
+        def __enter__(self):
+            return lambda number: number == step
+
+        def __exit__(self, *error):
+            pass
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(run.Interrupted):
+        patch.setattr("experiments.run.preemption", Preempted)
+        run.run(settings, folder, mesh=mesh)
