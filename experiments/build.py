@@ -139,13 +139,18 @@ class Experiment:
         given = self.adapted, self.tx, self.predict, self.loss
         return train.make_train_step(*given, parts, clip, shardings)
 
-    def start(self) -> train.TrainState:
-        """The state before the first step; its arrays are its own."""
+    def start(self, keep: bool = True) -> train.TrainState:
+        """The state before the first step; its arrays are its own.
+
+        Args:
+          keep: whether `trainable` is needed again; on a mesh it is given away otherwise.
+        """
         if self.layout is None:
             own = jax.tree.map(lambda x: x.copy(), self.trainable)
             return self._start(own, self.frozen)
         shardings = self.layout.like(jax.eval_shape(self._start, *self._begun))
-        return jax.jit(self._start, out_shardings=shardings)(*self._begun)
+        donated = () if keep else (0,)
+        return jax.jit(self._start, donate_argnums=donated, out_shardings=shardings)(*self._begun)
 
     @property
     def _begun(self) -> tuple[Any, lj.Frozen]:
@@ -197,9 +202,12 @@ def build(
         if layout is not None:
             where = layout.trainable, layout.frozen
             trainable, frozen = jax.device_put((trainable, frozen), where)
+    problem = materials.problem
+    if shared is None:  # else weights that are trained, or stored in fewer bits, would stay as well
+        problem = dataclasses.replace(problem, model=_taken)
     return Experiment(
         config=config,
-        problem=materials.problem,
+        problem=problem,
         task=task,
         tokenizer=materials.tokenizer,
         encoded=encoded,
@@ -223,8 +231,13 @@ def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
         sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
         raise ValueError(
             f"config.train.batch_size {section['batch_size']} must be a multiple of {parts}: "
-            f"train.accumulate {section['accumulate']} on a mesh of {sizes}"
+            f"train.accumulate {section['accumulate']} on a mesh of {sizes} (--mesh=1,1,1 is one "
+            "device)"
         )
+
+
+def _taken(key: Array) -> Any:
+    raise ValueError("an experiment has taken the parameters of its model")
 
 
 def predictor(adapted: lj.Adapted, dropout: bool) -> train.Predict:

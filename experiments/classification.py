@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from experiments import make
+from experiments import hosts, make
 from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
 from lora_jax import data, metrics, train
@@ -51,7 +51,7 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
         encoded=encoded,
         examples_per_second=tokenised["train"].examples_per_second,
         boundaries=boundaries(encoded, config["data"], limit),
-        weights_digest=pretrained.digest(folder),
+        weights_digest=hosts.first(lambda: pretrained.digest(folder)),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from experiments import make
+from experiments import hosts, make
 from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
 from experiments.validate_texts import check_written, remat_of
@@ -151,7 +151,7 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
         encoded=encoded,
         examples_per_second=train.examples_per_second,
         boundaries=boundaries(encoded, section, room),
-        weights_digest=weight_files.digest(where),
+        weights_digest=hosts.first(lambda: weight_files.digest(where)),
     )
 
 

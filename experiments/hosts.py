@@ -1,11 +1,13 @@
 """Several processes that train one run: how they meet, which of them writes, who goes first."""
 
 import json
+import os
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -101,10 +103,24 @@ def together(where: str) -> None:
 
 
 def whole(tree: Any) -> Any:
-    """A tree whose arrays this process has whole, leaf by leaf; alone, it is as it was."""
+    """A tree whose arrays this process has whole, in its own memory; alone, it is as it was."""
+    return tree if jax.process_count() == 1 else jax.tree.map(to_host, tree)
+
+
+def leave(error: BaseException) -> None:
+    """End this process at once if there are others, so that these do not wait for it for ever.
+
+    They are ended when JAX finds that it is gone, in about a minute and a half.
+    """
     if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.asarray(to_host(leaf)), tree)
+        return
+    if isinstance(error, ValueError | OSError):
+        print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _tell(value: Any) -> Any:

@@ -2,12 +2,13 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from experiments import finish, hosts
+from experiments import finish, hosts, writing
 from experiments.build import Experiment, build
 from experiments.progress import bar
 from lora_jax import records, train
@@ -37,8 +38,19 @@ def run(
     Raises:
       ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run;
         nothing has been trained or overwritten then.
-      Interrupted: a SIGTERM came while it trained; there is no record yet.
+      Interrupted: a SIGTERM came before it had trained to the end; there is no record yet.
     """
+    with preemption() as interrupted:
+        return _run(config, workdir, label, mesh, interrupted)
+
+
+def _run(
+    config: dict[str, Any],
+    workdir: Path,
+    label: str,
+    mesh: Mesh | None,
+    interrupted: Callable[[int], bool],
+) -> records.Record:
     started = time.perf_counter()
     if hosts.first(lambda: _ended(workdir, config) is not None):
         if (record := _ended(workdir, config)) is not None:
@@ -46,9 +58,11 @@ def run(
         raise ValueError(f"--workdir {workdir} is not what the first process has there")
     experiment = build(config, mesh=mesh)
     hosts.first(lambda: records.claim(workdir, config))
+    if not (workdir / "config.json").exists():
+        raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:
-        state, note = _fit(experiment, workdir, label, outcome)
+        state, note = _fit(experiment, workdir, label, outcome, interrupted)
         if outcome.interrupted:
             if hosts.writes():
                 print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
@@ -97,19 +111,22 @@ def summarise(record: records.Record) -> list[str]:
 
 
 def _fit(
-    experiment: Experiment, workdir: Path, label: str, outcome: train.Outcome
+    experiment: Experiment,
+    workdir: Path,
+    label: str,
+    outcome: train.Outcome,
+    interrupted: Callable[[int], bool],
 ) -> tuple[train.TrainState, str]:
     """The state to save, and what a reader of the record should know of it; fills in `outcome`."""
     loop = experiment.loop
     shown = bar(label, loop.steps) if hosts.writes() else contextlib.nullcontext()
     with (
-        preemption() as interrupted,
         Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
         Metrics(workdir, enabled=hosts.writes()) as metrics,
         shown as progress,
     ):
         state, _ = train.fit(
-            experiment.start(),
+            experiment.start(keep=writing.writes_samples(experiment.config)),
             experiment.frozen,
             loop=loop,
             step=experiment.make_step(),

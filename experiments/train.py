@@ -43,8 +43,12 @@ _MESH = flags.DEFINE_list(
 
 def train() -> None:
     host_flags.initialize()
-    mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
-    record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)), mesh=mesh)
+    try:
+        mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
+        record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)), mesh=mesh)
+    except Exception as error:
+        hosts.leave(error)
+        raise
     completed = record.status == "completed"
     if hosts.writes():
         for line in summarise(record):

@@ -1,5 +1,6 @@
 """What the language model of a run writes: samples for its record, and scores of its texts."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -34,10 +35,16 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
     }
     given = data.Prompts("prompts", prompts, None)
     search = generate if section["beams"] == 1 else functools.partial(beam_search, **beams)
+    apply: Any = step
+    weights: tuple[Any, ...] = (trainable, experiment.frozen)
+    if experiment.layout is None:  # merged, a step is faster; on a mesh there may be no room
+        weights = (experiment.adapted.merge(*weights),)
+    else:
+        apply = dataclasses.replace(experiment.adapted, forward=step).apply
     return generate_texts(
         search,
-        step,
-        (experiment.adapted.merge(trainable, experiment.frozen),),
+        apply,
+        weights,
         tokenizer,
         encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer)),
         eos_ids=tokenizer.eos_id,
@@ -47,13 +54,18 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
     )
 
 
+def writes_samples(config: dict[str, Any]) -> bool:
+    """Whether texts before and after training go into a run's record."""
+    return bool((config.get("generate") or {}).get("samples"))
+
+
 def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
     """Some validation prompts, and what the model writes before and after training.
 
     They are spread evenly over the part, whatever the model makes of them.
     """
     task, count = experiment.task, experiment.config["generate"]["samples"]
-    if not isinstance(task, data.TextTask) or count == 0:
+    if not isinstance(task, data.TextTask) or not writes_samples(experiment.config):
         return []
     some = task.scored(count).validation
     before, after = (

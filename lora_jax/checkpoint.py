@@ -93,7 +93,11 @@ class Checkpoints:
     def _retire(self) -> None:
         steps = self.steps()
         for step in set(steps) - {*steps[-self.keep :], self._best(steps)}:
-            self._manager.delete(step)
+            self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        self._manager.delete(step)
+        self._scores.pop(step, None)  # it may be saved again, with another
 
     def _best(self, steps: list[int]) -> int | None:
         return next(iter(self._ranked(steps)), None)
@@ -187,7 +191,7 @@ class Checkpoints:
                 damaged.append(candidate)
                 continue
             for bad in damaged:
-                self._manager.delete(bad)
+                self._delete(bad)
             return state, meta, candidate
         return None
 

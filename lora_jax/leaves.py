@@ -19,11 +19,19 @@ def type_name(leaf: Any) -> str:
     return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
 
 
+LARGEST = 2**28
+"""Bytes of an array that every device gets whole on its way to a host; more goes in slices."""
+
+
 def to_host(array: Any) -> np.ndarray:
-    """The whole of an array; of one that is divided among processes, all have to ask."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
+    """The whole array, in this process's memory; of several processes, all have to ask."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    if array.nbytes > LARGEST and array.ndim > 1 and len(array) > 1:
+        return np.stack([to_host(array[index]) for index in range(len(array))])
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def digest(array: Any) -> str:

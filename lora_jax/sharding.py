@@ -106,14 +106,21 @@ def specs_of(
 def fitting(
     spec: Sequence[Any] | PartitionSpec, shape: tuple[int, ...], mesh: Mesh
 ) -> PartitionSpec:
-    """A spec of one entry an axis, without mesh axes that do not divide theirs evenly."""
+    """A spec of one entry an axis, without mesh axes that do not divide theirs evenly.
+
+    Of several that cut one axis, the last ones go first.
+    """
     entries = tuple(spec) + (None,) * (len(shape) - len(spec))
-    return PartitionSpec(
-        *(
-            entry if size % parts(entry, mesh) == 0 else None
-            for entry, size in zip(entries, shape, strict=True)
-        )
-    )
+    return PartitionSpec(*(_even(*each, mesh) for each in zip(entries, shape, strict=True)))
+
+
+def _even(entry: Any, size: int, mesh: Mesh) -> Any:
+    names = axes_of(entry)
+    while size % parts(names, mesh):
+        names = names[:-1]
+    if names == axes_of(entry):
+        return entry
+    return names if len(names) > 1 else names[0] if names else None
 
 
 def parts(entry: Any, mesh: Mesh) -> int:
@@ -141,7 +148,9 @@ def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
     entries: list[Any] = [None] * len(use.shape)
     if math.prod(use.shape) < SMALL:
         return PartitionSpec(*entries)
-    inputs, outputs = ((*axes,) for axes in (use.inputs, use.outputs))
+    inputs, outputs = list(use.inputs), list(use.outputs)
+    if any(each.kind == "convolution" for each in use.uses):  # channels, not places
+        inputs.sort(key=lambda axis: -use.shape[axis])
     if not (inputs and outputs):
         every = sorted(range(len(use.shape)), key=lambda axis: -use.shape[axis])
         wanted = [(("fsdp", "tensor"), every), (("fsdp",), every)]
