@@ -148,9 +148,9 @@ def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
     entries: list[Any] = [None] * len(use.shape)
     if math.prod(use.shape) < SMALL:
         return PartitionSpec(*entries)
-    inputs, outputs = list(use.inputs), list(use.outputs)
+    inputs, outputs = use.inputs, use.outputs
     if any(each.kind == "convolution" for each in use.uses):  # channels, not places
-        inputs.sort(key=lambda axis: -use.shape[axis])
+        inputs = tuple(sorted(inputs, key=lambda axis: -use.shape[axis]))
     if not (inputs and outputs):
         every = sorted(range(len(use.shape)), key=lambda axis: -use.shape[axis])
         wanted = [(("fsdp", "tensor"), every), (("fsdp",), every)]

@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_mesh_is_said(value, message):
     [
         ("2,1,4", "mesh 2,1,4 does not make up 4 devices"),
         ("1,4,1", "config.train.batch_size 6 must be a multiple of 4: train.accumulate 1 on a mesh "
-         "of data 1, fsdp 4, tensor 1"),
+         "of data 1, fsdp 4, tensor 1 (--mesh=1,1,1 is one device)"),
     ],
 )  # fmt: skip
 def test_the_command_says_so_in_one_line_and_writes_nothing(mesh, message, tmp_path):

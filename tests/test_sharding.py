@@ -90,8 +90,8 @@ def test_uneven_axes_stay_whole_and_one_warning_names_them(mesh):
     with pytest.warns(UserWarning) as warned:
         specs = specs_of(rules, shapes, mesh)
     assert specs == {
-        "uneven/rows": P(None, "tensor"),
-        "uneven/both": P(None, None),
+        "uneven/rows": P("data", "tensor"),  # of one device
+        "uneven/both": P("data", None),
         "even": P(("data", "fsdp"), "tensor"),
     }
     (said,) = [str(each.message) for each in warned]
@@ -131,13 +131,17 @@ ENTRIES = st.sampled_from((None, "data", "fsdp", "tensor", ("data", "fsdp"), ("f
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(ENTRIES, SIZES), max_size=4), st.sampled_from(MESHES), st.data())
-def test_what_fits_is_every_entry_that_divides_its_axis(axes, mesh, data):
+def test_what_fits_is_as_much_of_every_entry_as_divides_its_axis(axes, mesh, data):
     spec, shape = tuple(entry for entry, _ in axes), tuple(size for _, size in axes)
     cut = data.draw(st.integers(0, len(spec)))
     found = fitting(P(*spec[:cut]), shape, mesh)
     assert len(found) == len(shape)
     for each, entry, size in zip(found, (*spec[:cut], *[None] * len(spec)), shape, strict=False):
-        assert each == (entry if size % parts(entry, mesh) == 0 else None)
+        names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
+        begun = [names[:count] for count in range(len(names) + 1)]
+        fits = [some for some in begun if size % math.prod(mesh.shape[n] for n in some) == 0]
+        assert parts(each, mesh) == parts(fits[-1], mesh)
+        assert (each if isinstance(each, tuple) else (each,) if each else ()) == fits[-1]
 
 
 # ---- the automatic choice ------------------------------------------------------------------------
