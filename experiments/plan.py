@@ -32,9 +32,9 @@ def plan() -> None:
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
     prepare(_simulated(chosen))
-    console = Console(width=max(100, Console().width), soft_wrap=True)
+    console = Console(soft_wrap=True)
     config = _CONFIG.value.to_dict()
-    with console.status(f"compiling for {chosen}"):
+    with console.status(f"compiling for {chosen}, which may take minutes"):
         found = fit(config, chosen, mesh, _ROWS.value)
     console.print(fit_tables.show(found))
     if _SEARCH.value:
@@ -46,20 +46,20 @@ def plan() -> None:
 
 def _search(config: dict, found: Fit, console: Console, say: fit_search.Say) -> None:
     kind, rows = found.topology.kind, f"{found.rows} row{'s' * (found.rows > 1)} a shard"
+    console.print()
     least = fit_search.smallest(config, found, say)
     if least is None:
-        console.print(f"No listed topology of {kind} fits with {rows}.")
+        console.print(f"No listed topology of {kind} fits {rows}.")
     else:
-        console.print(f"Smallest listed topology that fits with {rows}: {fit_tables.short(least)}")
+        console.print(f"Smallest listed topology that fits {rows}:\n  {fit_tables.short(least)}")
     best, sure = fit_search.largest_batch(config, found, say)
     if best is None:
         console.print(f"No batch fits on {found.topology}.")
         return
-    whole = best.rows * best.mesh[0] * best.mesh[1]
-    end = "one row a shard more does not fit" if sure else "more may fit"
+    end = "one row a shard more does not" if sure else "more may, too"
     console.print(
-        f"Largest batch on {found.topology}: {whole} x {best.tokens} tokens, {best.rows} a shard, "
-        f"in {(best.total or 0) / fit_tables.GIB:.2f} GiB ({end})"
+        f"Largest batch that fits on {found.topology} ({end}):\n  {fit_tables.rows(best)}, "
+        f"in {(best.total or 0) / fit_tables.GIB:.2f} GiB"
     )
 
 

@@ -31,13 +31,15 @@ class Kind:
     per_chip: int = 1
     """How many devices a chip is."""
     tpu: bool = True
+    megacore: bool = False
+    """Whether libtpu has to be told that a chip's two cores are one device."""
 
 
 # TPUs' memory is what libtpu 0.0.42.1 says a program exceeds that asks for 2 TB. GPUs' is their
 # nominal size in units of 10^9 bytes, as a little of it is never free.
 KINDS = {
     "v3": Kind(15.48, ("2x2", "4x4", "8x8", "16x16"), 2),
-    "v4": Kind(15.25, ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8"), 2),
+    "v4": Kind(30.75, ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8"), megacore=True),
     "v5e": Kind(15.75, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
     "v5p": Kind(95.74, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
     "v6e": Kind(31.25, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
@@ -121,7 +123,11 @@ def devices_of(chosen: Topology) -> Sequence[Any]:
         return jax.devices("cpu")[: chosen.devices]
     from jax.experimental import topologies
 
-    own = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(chosen.bounds) == 1 else {}
+    own: dict[str, Any] = {}
+    if math.prod(chosen.bounds) == 1:
+        own["chips_per_host_bounds"] = (1, 1, 1)
+    if KINDS[chosen.kind].megacore:
+        own["chip_config_name"] = "megacore"
     try:
         return topologies.get_topology_desc(
             platform="tpu", topology_name=str(chosen), **own
