@@ -52,7 +52,8 @@ class Flops:
     trained: float
     """6n."""
     recomputed: float
-    """2N + 2n where layers are computed again in the backward pass."""
+    """2N + 2n where layers are computed again in the backward pass: at most, as a layer's last
+    product is of no use there."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,9 +87,11 @@ def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
         one, two = sorted(fits)[-2:]
         (low, high), capacity = _totals(fits[one], fits[two]), fits[two].topology.capacity
         slope = max((high - low) / (two - one), 1.0)
-        wanted = int(two + (capacity - high) / slope)
+        # Between few rows memory may not grow at all.
+        wanted = min(int(two + (capacity - high) / slope), 16 * best)
         if misses:
-            wanted = min(wanted, least - 2 ** (misses - 1))
+            halfway = math.isqrt(best * least) if misses > 1 and least > 2 * best else least
+            wanted = min(wanted, halfway, least - 2 ** (misses - 1))
     return max(best + 1, min(wanted, least - 1, MOST_ROWS))
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from experiments import cli, fit_search, fit_tables
 from experiments.fit import Fit, fit
-from experiments.topologies import Topology, listed, prepare, topology
+from experiments.topologies import Topology, check, listed, prepare, topology
 from lora_jax.sharding import mesh_sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
@@ -31,6 +31,7 @@ _SEARCH = flags.DEFINE_bool("search", True, "Look for the smallest topology and 
 def plan() -> None:
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
+    check(chosen)
     prepare(_simulated(chosen))
     console = Console(soft_wrap=True)
     config = _CONFIG.value.to_dict()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -123,19 +124,24 @@ def test_arrays_of_llamas_are_those_of_closed_forms(config_of, method, sizes, me
         assert found.adapters == 4 * trained
     if method in ("lora", "dora"):
         assert found.weights == dense + 2 * own
-    if method == "qlora":  # nf4, 64 weights a scale of 8 bits, and a few numbers for these
-        assert 0 <= found.weights - dense - own * (1 / 2 + 1 / 64) < 0.03 * own
+    if method == "qlora":  # 64 weights a scale of 8 bits; scales of these, the more of small ones
+        assert 0 <= found.weights - dense - own * (1 / 2 + 1 / 64) < 0.1 * own
     assert 0 < found.optimizer - 2 * found.adapters < 64  # step counts
     tokens, rows = 64, max(1, 4 // (mesh[0] * fsdp))
     batch = rows * (3 * 4 * tokens + 2 * 4)
-    assert 0 <= found.other - batch < 64
+    # Of DoRA, norms as they begin; of all adapters, their scale in every layer; the step's number.
+    constants = 4 * magnitudes(shape, mesh) if method == "dora" else 0
+    constants += 0 if method == "full" else 4 * 7 * shape.num_hidden_layers
+    assert found.other == batch + constants + 4
 
 
 @pytest.mark.parametrize(("mesh", "cut"), [((1, 1, 1), (1, 1)), ((1, 4, 2), (4, 2))])
 def test_arrays_of_gpt2(config_of, mesh, cut):
     config = config_of(WIDE, "full")
     config.model.name = "openai-community/gpt2-medium"
-    found = arrays_of(outlined(config, mesh))
+    warned = pytest.warns(UserWarning, match="left whole") if mesh[2] > 1 else nullcontext()
+    with warned:
+        found = arrays_of(outlined(config, mesh))
     (fsdp, tensor), width, depth = cut, 1024, 24
     matrices = depth * 12 * width**2 // (fsdp * tensor)
     tables = 50257 * width // fsdp + 1024 * width // (fsdp * tensor)  # 50257 is odd
@@ -189,10 +195,13 @@ def test_flops_are_those_of_the_products_in_the_trace(config_of, sizes, method, 
     head = shape.hidden_size * shape.vocab_size
     # Attention, which the analysis leaves out: scores and sums forward, twice as many backward.
     attention = 12 * shape.num_hidden_layers * shape.hidden_size * 128
-    # Logits are made again in every case, attention's products where its layer is.
+    # Logits are made again in every case, attention's products where its layer is, all of it but
+    # its last product.
     extra = attention + 2 * head
     if remat:
-        extra += each.recomputed - 2 * head + attention / 3
+        inputs = shape.intermediate_size if method == "full" else shape.intermediate_size + 16
+        last = 2 * shape.num_hidden_layers * inputs * shape.hidden_size
+        extra += each.recomputed - 2 * head + attention / 3 - last
     assert counted == pytest.approx(each.frozen + each.trained + extra, rel=0.02)
 
 
@@ -220,7 +229,7 @@ def test_flops_of_published_models(config_of, name, in_blocks, head):
 
 @pytest.mark.parametrize("mesh", [(1, 4, 2), (2, 2, 2)])
 def test_a_step_needs_no_more_than_one_written_by_hand(config_of, mesh):
-    """Ours needed 2 to 4 % less (jax 0.10.2; 0 to 2 % with rows of 256 tokens)."""
+    """Ours needs 2 to 4 % less (jax 0.10.2)."""
     sizes, rows, tokens = {**WIDE, "num_hidden_layers": 6}, 2, 512
     ours = fit(config_of(sizes, tokens=tokens).to_dict(), topology("h100:8"), mesh, rows)
     tx = optax.chain(optax.clip_by_global_norm(0.3), optax.adamw(1e-4))
