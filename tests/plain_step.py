@@ -87,7 +87,9 @@ def step_of(config, mesh, tx, chunk, scale):
         y = lay(y.reshape(batch, tokens, -1), ROWS, None, "tensor")
         x = lay(x + product(y, w, f, "o"), ROWS, "tensor")
         y = lay(norm(x, w["norm2"]), ROWS)
-        y = lay(jax.nn.silu(product(y, w, f, "gate")) * product(y, w, f, "up"), ROWS, None, "tensor")
+        y = lay(
+            jax.nn.silu(product(y, w, f, "gate")) * product(y, w, f, "up"), ROWS, None, "tensor"
+        )
         return lay(x + product(y, w, f, "down"), ROWS, "tensor"), None
 
     def loss(factors, weights, ids):
