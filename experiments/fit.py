@@ -16,7 +16,7 @@ from lora_jax.sharding import ROWS, make_mesh, parts
 
 # CPUs have no products of bfloat16: their compiler converts weights to float32, and would do so
 # with all layers' at once, before the loop over them. A TPU or GPU does nothing of the kind.
-SIMULATED = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+SIMULATED: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 """Options of the CPU's compiler, for temporaries that are more like those of other devices."""
 
 

@@ -42,8 +42,9 @@ def rows(found: Fit) -> str:
     """How the rows of a batch come about."""
     shards = found.mesh[0] * found.mesh[1]
     batch = found.rows * shards * found.accumulate
-    times = f", {found.accumulate} times a step" if found.accumulate > 1 else ""
-    each = f"{found.rows} row{'s' * (found.rows > 1)} a shard on {shards} of data x fsdp{times}"
+    times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
+    parts = f"{shards} shard{'s' * (shards > 1)} by data x fsdp"
+    each = f"{found.rows} row{'s' * (found.rows > 1)} a shard, {parts}{times}"
     return f"{batch} x {found.tokens} tokens a step ({each})"
 
 
@@ -53,7 +54,7 @@ def memory(found: Fit) -> Table:
     made.add_column("GiB a device", justify="right")
     parts = {
         "weights": found.arrays.weights,
-        "adapters": found.arrays.adapters,
+        "adapters" if found.flops.frozen else "trained": found.arrays.adapters,
         "optimiser": found.arrays.optimizer,
         "other": found.arrays.other,
         "temporaries": found.temporaries,
@@ -74,7 +75,7 @@ def _gib(size: int | None) -> str:
 def flops(found: Fit) -> str:
     """Of a token: what is computed, and what is computed again."""
     each = found.flops
-    kinds = {"4N of frozen weights": each.frozen, "6n of trained ones": each.trained}
+    kinds = {"4N of frozen weights": each.frozen, "6n of trained": each.trained}
     said = " + ".join(f"{value:.3g} ({name})" for name, value in kinds.items() if value)
     again = f"\n  and {each.recomputed:.3g} to recompute layers" if each.recomputed else ""
     return f"FLOPs a token, by analysis: {each.frozen + each.trained:.3g}\n  = {said}{again}"

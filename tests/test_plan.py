@@ -1,6 +1,7 @@
 """What the plan says: its sentences and tables, and the command on simulated devices."""
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -109,21 +110,32 @@ def test_arrays_that_do_not_fit(found):
 @pytest.mark.parametrize(
     ("mesh", "rows", "accumulate", "said"),
     [
-        ((1, 4, 4), 2, 1, "8 x 2048 tokens a step (2 rows a shard on 4 of data x fsdp)"),
-        ((2, 2, 4), 1, 1, "4 x 2048 tokens a step (1 row a shard on 4 of data x fsdp)"),
-        ((1, 1, 16), 1, 8, "8 x 2048 tokens a step (1 row a shard on 1 of data x fsdp, 8 times"),
+        ((1, 4, 4), 2, 1, "8 x 2048 tokens a step (2 rows a shard, 4 shards by data x fsdp)"),
+        ((2, 2, 4), 1, 1, "4 x 2048 tokens a step (1 row a shard, 4 shards by data x fsdp)"),
+        (
+            (1, 1, 16),
+            1,
+            8,
+            "8 x 2048 tokens a step (1 row a shard, 1 shard by data x fsdp; 8 times)",
+        ),
     ],
 )
 def test_rows(found, mesh, rows, accumulate, said):
     changed = dataclasses.replace(found, mesh=mesh, rows=rows, accumulate=accumulate)
-    assert fit_tables.rows(changed).startswith(said)
+    assert fit_tables.rows(changed) == said
+
+
+def test_what_full_fine_tuning_trains_is_not_called_adapters(found):
+    whole = dataclasses.replace(found, flops=Flops(0.0, 4.12e11, 0.0))
+    names = [str(cell) for cell in fit_tables.memory(whole).columns[0].cells]
+    assert names[:2] == ["weights", "trained"]
+    assert fit_tables.flops(whole).endswith("= 4.12e+11 (6n of trained)")
 
 
 def test_all_of_it_fits_a_terminal_of_80_columns(found):
-    console = Console(width=80, record=True, file=open(os.devnull, "w"), soft_wrap=True)
-    with console.file:
-        console.print(fit_tables.show(with_program(found, 2.5)))
-    lines = console.export_text().splitlines()
+    console = Console(width=80, file=io.StringIO(), soft_wrap=True)
+    console.print(fit_tables.show(with_program(found, 2.5)))
+    lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     values = {row[1]: row[3] for row in map(str.split, lines) if len(row) == 5 and row[0] == "│"}
     assert values["temporaries"] == "2.50"
@@ -149,7 +161,7 @@ def test_the_command(small):
     assert done.returncode == 0, done.stderr
     assert "h100:2: 2 devices of 74.51 GiB, compiled on simulated devices" in done.stdout
     assert "mesh: data 1 x fsdp 2 x tensor 1" in done.stdout
-    assert "batch: 4 x 64 tokens a step (2 rows a shard on 2 of data x fsdp)" in done.stdout
+    assert "batch: 4 x 64 tokens a step (2 rows a shard, 2 shards by data x fsdp)" in done.stdout
     assert "all-gather" in done.stdout
     assert "Fits, in 0% of a device's memory" in done.stdout
     assert "mallest" not in done.stdout
