@@ -6,6 +6,9 @@ from setuptools import find_packages, setup
 TFDS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "importlib_resources>=6.4"]
 SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
 SLURM = ["submitit>=1.5"]
+# What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
+# Google's, for Linux: https://cloud.google.com/terms/service-terms).
+TPU = ["jax[tpu]>=0.10"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
 setup(
@@ -47,6 +50,7 @@ setup(
         "spm": SPM,
         "slurm": SLURM,
         "decoders": DECODERS,
+        "tpu": TPU,
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],
         "notebook": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],

@@ -10,9 +10,14 @@ import jax
 
 from experiments.outline import Outline, outline
 from experiments.topologies import GIB, Topology, devices_of
-from lora_jax.collectives import Total, by_kind, collectives
+from lora_jax.collectives import Collective, collectives
 from lora_jax.discover import WeightUse
-from lora_jax.sharding import make_mesh
+from lora_jax.sharding import ROWS, make_mesh, parts
+
+# CPUs have no products of bfloat16: their compiler converts weights to float32, and would do so
+# with all layers' at once, before the loop over them. A TPU or GPU does nothing of the kind.
+SIMULATED: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+"""Options of the CPU's compiler, for temporaries that are more like those of other devices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Flops:
     trained: float
     """6n."""
     recomputed: float
-    """2N + 2n where layers are computed again in the backward pass."""
+    """2N + 2n where layers are computed again in the backward pass: at most, as a layer's last
+    product is of no use there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +63,17 @@ class Fit:
     topology: Topology
     mesh: tuple[int, ...]
     rows: int
-    """Of a batch, on each part that `data` and `fsdp` make of it."""
+    """Of a batch, on each part that `data` and `fsdp` make of it, at a time."""
     tokens: int
     """Of a row, at most."""
     arrays: Arrays
     flops: Flops
+    accumulate: int = 1
+    """How many times a step takes so many rows."""
     temporaries: int | None = None
     """Gradients, activations and whatever else the program sets aside; None if it has none."""
     code: int = 0
-    collectives: dict[str, Total] = dataclasses.field(default_factory=dict)
+    collectives: tuple[Collective, ...] = ()
     seconds: float = 0.0
     """To compile."""
     refused: str = ""
@@ -94,7 +102,8 @@ class Fit:
                 f"{self.arrays.total / GIB:.2f} GiB a device, more than the {gib}."
             )
         if self.total is not None:
-            return f"Does not fit: it asks for {self.total / GIB:.2f} GiB, more than the {gib}."
+            asks = f"it asks for {self.total / GIB:.2f} GiB a device"
+            return f"Does not fit: {asks}, more than the {gib}."
         return f"Does not fit: {self.refused}, more than the {gib}."
 
 
@@ -117,12 +126,12 @@ def fit(
     lowered = found.lower("tpu" if chosen.ahead else "cpu")
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(None if chosen.ahead else SIMULATED)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         took = time.perf_counter() - began
-        return dataclasses.replace(empty, seconds=took, refused=_refusal(error))
+        return dataclasses.replace(empty, seconds=took, refused=refusal(str(error)))
     took = time.perf_counter() - began
     memory: Any = compiled.memory_analysis()
     # What is donated is counted among the arguments; what is not, once more as an output.
@@ -131,7 +140,7 @@ def fit(
         empty,
         temporaries=memory.temp_size_in_bytes + max(outputs, 0),
         code=memory.generated_code_size_in_bytes,
-        collectives=by_kind(collectives(compiled.as_text() or "")),
+        collectives=tuple(collectives(compiled.as_text() or "")),
         seconds=took,
     )
 
@@ -177,26 +186,28 @@ def _multiplied(use: WeightUse) -> int:
 
 
 def _uncompiled(found: Outline, chosen: Topology) -> Fit:
-    mesh = found.layout.mesh
+    mesh, accumulate = found.layout.mesh, found.config["train"]["accumulate"]
     rows, tokens = found.batch["input_ids"].shape
-    shards = math.prod(found.layout.rows.spec and [mesh.shape["data"], mesh.shape["fsdp"]])
     return Fit(
         topology=chosen,
         mesh=tuple(mesh.devices.shape),
-        rows=rows // shards,
+        rows=rows // (accumulate * parts(ROWS, mesh)),
         tokens=tokens,
         arrays=arrays_of(found),
         flops=flops_of(found),
+        accumulate=accumulate,
     )
 
 
-def _refusal(error: Exception) -> str:
-    """What the compiler would have needed, in a few words."""
+def refusal(text: str) -> str:
+    """What an error of libtpu's says a program would need, in a few words.
+
+    Its "HLO temporaries" have what lies there anyway among them.
+    """
     sizes = re.search(
-        r"[Uu]sed ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm|required[^(]*\(([\d.]+[KMGT])\)", str(error)
+        r"HLO temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", text
     )
     if sizes is None:
         return "the compiler finds no way to run it"
-    return (
-        f"the program needs {(sizes[1] or sizes[2])[:-1]} {(sizes[1] or sizes[2])[-1]}iB a device"
-    )
+    number, unit = (each for each in sizes.groups() if each is not None)
+    return f"the program needs {number} {unit}iB a device"

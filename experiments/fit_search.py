@@ -59,26 +59,27 @@ def largest_batch(config: dict[str, Any], known: Fit, say: Say) -> tuple[Fit | N
     """The fit with the most rows a shard, and whether one row more is known not to fit.
 
     Memory grows by about as much with every row: where two programs that fit say how much, a line
-    through them says what to try next.
+    through them says what to try next. Where the line says too much, less and less is tried.
     """
     fits = {known.rows: known} if known.fits else {}
-    least = MOST_ROWS + 1 if known.fits else known.rows  # that is known not to fit
+    least = MOST_ROWS + 1 if known.fits else known.rows  # that is known not to fit, or not tried
+    misses = 0
     for _ in range(TRIES):
         best = max(fits, default=0)
         if least - best <= 1:
             break
-        rows = _next(fits, best, least)
+        rows = _next(fits, best, least, misses)
         say(f"compiling with {rows} row{'s' * (rows > 1)} a shard")
         found = fit(config, known.topology, known.mesh, rows)
         if found.fits:
-            fits[rows] = found
+            fits[rows], misses = found, 0
         else:
-            least = rows
+            least, misses = rows, misses + 1
     best = max(fits, default=0)
-    return fits.get(best), least - best <= 1
+    return fits.get(best), best < MOST_ROWS and least - best <= 1
 
 
-def _next(fits: dict[int, Fit], best: int, least: int) -> int:
+def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
     """How many rows to try: more than fit, fewer than do not."""
     if len(fits) < 2:
         wanted = 2 * best if least > MOST_ROWS else (best + least) // 2
@@ -86,7 +87,11 @@ def _next(fits: dict[int, Fit], best: int, least: int) -> int:
         one, two = sorted(fits)[-2:]
         (low, high), capacity = _totals(fits[one], fits[two]), fits[two].topology.capacity
         slope = max((high - low) / (two - one), 1.0)
-        wanted = int(two + (capacity - high) / slope)
+        # Between few rows memory may not grow at all.
+        wanted = min(int(two + (capacity - high) / slope), 16 * best)
+        if misses:
+            halfway = math.isqrt(best * least) if misses > 1 and least > 2 * best else least
+            wanted = min(wanted, halfway, least - 2 ** (misses - 1))
     return max(best + 1, min(wanted, least - 1, MOST_ROWS))
 
 

@@ -5,9 +5,13 @@ from rich.table import Table
 
 from experiments.fit import Fit
 from experiments.topologies import GIB
+from lora_jax.collectives import by_kind
 from lora_jax.sharding import AXES
 
-SIMULATED = " Temporaries are the CPU's, which computes bfloat16 in float32: rather an upper bound."
+SIMULATED = (
+    "Temporaries and collectives are those of a program for the CPU, which keeps\n"
+    "float32 where a TPU's or GPU's has bfloat16: take them as a rough guide."
+)
 
 
 def show(found: Fit) -> Group:
@@ -20,58 +24,80 @@ def show(found: Fit) -> Group:
 
 
 def heading(found: Fit) -> str:
+    """Devices, mesh and batch, a line each."""
     chosen, sizes = found.topology, dict(zip(AXES, found.mesh, strict=True))
-    mesh = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
     compiled = "ahead of time" if chosen.ahead else "on simulated devices of the CPU"
-    batch = found.rows * found.mesh[0] * found.mesh[1]
-    return (
-        f"{chosen}: {chosen.devices} devices of {chosen.capacity / GIB:.2f} GiB, mesh {mesh}; "
-        f"{batch} x {found.tokens} tokens at a time, {found.rows} a shard; compiled {compiled}"
+    return "\n".join(
+        (
+            f"{chosen}: {chosen.devices} device{'s' * (chosen.devices > 1)} of "
+            f"{chosen.capacity / GIB:.2f} GiB, compiled {compiled}",
+            f"mesh: {mesh}",
+            f"batch: {rows(found)}",
+        )
     )
 
 
+def rows(found: Fit) -> str:
+    """How the rows of a batch come about."""
+    shards = found.mesh[0] * found.mesh[1]
+    batch = found.rows * shards * found.accumulate
+    times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
+    parts = f"{shards} shard{'s' * (shards > 1)} by data x fsdp"
+    each = f"{found.rows} row{'s' * (found.rows > 1)} a shard, {parts}{times}"
+    return f"{batch} x {found.tokens} tokens a step ({each})"
+
+
 def memory(found: Fit) -> Table:
-    made = Table("GiB a device", title_justify="left")
+    """What one device holds, a part a row."""
+    made = Table("", title_justify="left")
+    made.add_column("GiB a device", justify="right")
     parts = {
         "weights": found.arrays.weights,
-        "adapters": found.arrays.adapters,
+        "adapters" if found.flops.frozen else "trained": found.arrays.adapters,
         "optimiser": found.arrays.optimizer,
         "other": found.arrays.other,
         "temporaries": found.temporaries,
         "program": found.code if found.temporaries is not None else None,
-        "total": found.total,
-        "capacity": found.topology.capacity,
     }
-    for name in parts:
-        made.add_column(name, justify="right")
-    made.add_row("", *("-" if each is None else f"{each / GIB:.2f}" for each in parts.values()))
+    whole = {"total": found.total, "capacity": found.topology.capacity}
+    for name, each in parts.items():
+        made.add_row(name, _gib(each), end_section=name == "program")
+    for name, each in whole.items():
+        made.add_row(name, _gib(each))
     return made
 
 
+def _gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / GIB:.2f}"
+
+
 def flops(found: Fit) -> str:
+    """Of a token: what is computed, and what is computed again."""
     each = found.flops
-    again = f", and {each.recomputed:.3g} to recompute layers" if each.recomputed else ""
-    kinds = {"frozen weights (4N)": each.frozen, "trained ones (6n)": each.trained}
-    said = " + ".join(f"{value:.3g} for {name}" for name, value in kinds.items() if value)
-    return f"FLOPs a token, by analysis: {said} = {each.frozen + each.trained:.3g}{again}"
+    kinds = {"4N of frozen weights": each.frozen, "6n of trained": each.trained}
+    said = " + ".join(f"{value:.3g} ({name})" for name, value in kinds.items() if value)
+    again = f"\n  and {each.recomputed:.3g} to recompute layers" if each.recomputed else ""
+    return f"FLOPs a token, by analysis: {each.frozen + each.trained:.3g}\n  = {said}{again}"
 
 
 def moved(found: Fit) -> Table:
     made = Table("collectives a step")
     for name in ("times", "GiB a device"):
         made.add_column(name, justify="right")
-    for kind, total in found.collectives.items():
+    for kind, total in by_kind(found.collectives).items():
         about = "" if total.exact else "at least "
         made.add_row(kind, f"{about}{total.count:,}", f"{about}{total.bytes / GIB:.3f}")
     return made
 
 
 def verdict(found: Fit) -> str:
+    """One sentence, and another where the program is not a device's own."""
     took = f"compiled in {found.seconds:.0f} s" if found.seconds else "not compiled"
+    simulated = "" if found.topology.ahead or found.total is None else f"\n{SIMULATED}"
     if not found.fits or found.total is None:
-        return f"{found.why_not} ({took})"
+        return f"{found.why_not} ({took}){simulated}"
     share = found.total / found.topology.capacity
-    simulated = "" if found.topology.ahead else SIMULATED
     return f"Fits, in {share:.0%} of a device's memory ({took}).{simulated}"
 
 

@@ -6,7 +6,8 @@ r"""Will it fit? A config's training step, compiled for devices that are not the
 Neither data nor weights are read: a config.json is enough, or a name of `experiments.sizes`. TPUs'
 programs are compiled by libtpu (`pip install "lora-jax[tpu]"`); without it, and for GPUs, simulated
 devices of the CPU stand in. After the topology that is asked for, the smallest listed one of its
-kind is looked for, and the largest batch; each takes some compilations (`--nosearch` for none).
+kind is looked for, and the largest batch; each takes some compilations (`--nosearch` for none). One
+takes libtpu one to two minutes for a Llama of any depth, and the CPU's compiler some ten seconds.
 Exits with 2 where the topology does not fit.
 """
 
@@ -18,23 +19,26 @@ from rich.console import Console
 
 from experiments import cli, fit_search, fit_tables
 from experiments.fit import Fit, fit
-from experiments.topologies import Topology, listed, prepare, topology
+from experiments.topologies import Topology, check, listed, prepare, topology
 from lora_jax.sharding import mesh_sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5e:4x4 or h100:8.")
 _MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Sizes of data, fsdp, tensor; -1 for the rest.")
-_ROWS = flags.DEFINE_integer("rows", None, "Rows a shard, not the config's.", lower_bound=1)
+_ROWS = flags.DEFINE_integer(
+    "rows", None, "Rows a shard at a time; by default the config's.", lower_bound=1
+)
 _SEARCH = flags.DEFINE_bool("search", True, "Look for the smallest topology and largest batch.")
 
 
 def plan() -> None:
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
+    check(chosen)
     prepare(_simulated(chosen))
-    console = Console(width=max(100, Console().width), soft_wrap=True)
+    console = Console(soft_wrap=True)
     config = _CONFIG.value.to_dict()
-    with console.status(f"compiling for {chosen}"):
+    with console.status(f"compiling for {chosen}, which may take minutes"):
         found = fit(config, chosen, mesh, _ROWS.value)
     console.print(fit_tables.show(found))
     if _SEARCH.value:
@@ -46,20 +50,20 @@ def plan() -> None:
 
 def _search(config: dict, found: Fit, console: Console, say: fit_search.Say) -> None:
     kind, rows = found.topology.kind, f"{found.rows} row{'s' * (found.rows > 1)} a shard"
+    console.print()
     least = fit_search.smallest(config, found, say)
     if least is None:
-        console.print(f"No listed topology of {kind} fits with {rows}.")
+        console.print(f"No listed topology of {kind} fits {rows}.")
     else:
-        console.print(f"Smallest listed topology that fits with {rows}: {fit_tables.short(least)}")
+        console.print(f"Smallest listed topology that fits {rows}:\n  {fit_tables.short(least)}")
     best, sure = fit_search.largest_batch(config, found, say)
     if best is None:
         console.print(f"No batch fits on {found.topology}.")
         return
-    whole = best.rows * best.mesh[0] * best.mesh[1]
-    end = "one row a shard more does not fit" if sure else "more may fit"
+    end = "one row a shard more does not" if sure else "more may, too"
     console.print(
-        f"Largest batch on {found.topology}: {whole} x {best.tokens} tokens, {best.rows} a shard, "
-        f"in {(best.total or 0) / fit_tables.GIB:.2f} GiB ({end})"
+        f"Largest batch that fits on {found.topology} ({end}):\n  {fit_tables.rows(best)}, "
+        f"in {(best.total or 0) / fit_tables.GIB:.2f} GiB"
     )
 
 

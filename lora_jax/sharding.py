@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from lora_jax.discover import WeightUse
@@ -48,7 +49,11 @@ def make_mesh(
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes((data, fsdp, tensor), len(devices))
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # an axis of TPUs' links is to be shared: 8x8 by 16 and 4
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=kinds)
 
 
 def mesh_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:

@@ -1,0 +1,92 @@
+"""Llama 2 on TPUs that are not there: programs that libtpu compiles, and what it says of them."""
+
+import jax
+import pytest
+
+from configs import llama2_70b
+from experiments import fit_search, fit_tables
+from experiments.fit import fit
+from experiments.topologies import GIB, devices_of, listed, topology
+from lora_jax.sharding import make_mesh
+
+pytest.importorskip("libtpu")
+
+pytestmark = [pytest.mark.usefixtures("standard_promotion"), pytest.mark.parity]
+FLOATS = ("bf16", "f16", "f32")
+
+
+@pytest.fixture(autouse=True)
+def several_processes(monkeypatch):
+    """As `prepare` has it: none of them uses a TPU."""
+    for name in ("ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.setenv(name, "1")
+
+
+def config_of(argument):
+    return llama2_70b.get_config(argument).to_dict()
+
+
+def test_7b_does_not_fit_four_small_devices_with_many_rows():
+    """With one row a shard it takes 4.66 GiB."""
+    found = fit(config_of("model=llama_2_7b"), topology("v5e:2x2"), (1, 2, 2), 256)
+    assert not found.fits and found.total is None
+    assert found.why_not.startswith("Does not fit: the program needs")
+    assert found.why_not.endswith("GiB that a device of v5e:2x2 has.")
+
+
+def test_70b_with_lora_fits_sixteen_small_devices_and_not_four():
+    config = config_of("model=llama_2_70b")
+    few = fit(config, topology("v5e:2x2"), (1, 2, 2), 1)
+    assert not few.fits
+    assert few.why_not == (
+        "Does not fit: weights, adapters and optimiser alone are 33.28 GiB a device, more than the "
+        "15.75 GiB that a device of v5e:2x2 has."
+    )
+    found = fit(config, topology("v5e:4x4"), (1, 4, 4), 1)
+    assert (found.tokens, found.rows) == (2048, 1)
+    assert found.fits and found.total <= 11.5 * GIB
+    assert "compiled ahead of time" in fit_tables.heading(found)
+    assert fit_tables.verdict(found).startswith("Fits, in 72% of a device's memory")
+
+
+def test_70b_in_nf4_gathers_bits():
+    config = config_of("model=llama_2_70b,method=qlora")
+    found = fit(config, topology("v5e:4x4"), (1, 4, 4), 1)
+    assert found.fits and found.total < 6 * GIB
+    gathered = {
+        tuple(size for size in shape.dims if size > 1)
+        for each in found.collectives
+        if each.kind == "all-gather"
+        for shape in each.results
+        if shape.dtype in FLOATS
+    }
+    # One device's part where it is used, cut by tensor alone: queries, keys, up, down. (That of
+    # outputs, (2048, 8192), is as large as a row's activations.)
+    assert (2048, 8192) in gathered
+    assert not gathered & {(8192, 2048), (8192, 256), (8192, 7168), (7168, 8192)}
+
+
+@pytest.mark.parametrize("kind", ["v3", "v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_listed_topologies_are_known_and_have_meshes(kind):
+    for chosen in listed(kind):
+        devices = devices_of(chosen)
+        assert len(devices) == chosen.devices
+        for mesh in ((1, chosen.devices, 1), (1, 4, 4)):
+            sizes = fit_search.mesh_like(mesh, chosen)
+            assert make_mesh(*sizes, devices=devices).devices.shape == sizes
+
+
+@pytest.mark.parametrize("kind", ["v3", "v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_capacities_are_those_of_libtpu(kind):
+    chosen = listed(kind)[0]
+    where = jax.sharding.SingleDeviceSharding(devices_of(chosen)[0])
+    large = jax.ShapeDtypeStruct((2**38,), "float32", sharding=where)
+    traced = jax.jit(lambda x: 2 * x + 1).trace(large)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as caught:
+        traced.lower(lowering_platforms=("tpu",)).compile()
+    assert f"({chosen.capacity / GIB:.2f}G)" in str(caught.value)
+
+
+def test_libtpu_knows_no_such_topology():
+    with pytest.raises(ValueError, match="libtpu knows no topology 'v5e:3x5'"):
+        devices_of(topology("v5e:3x5"))
