@@ -12,6 +12,7 @@ from experiments.outline import Outline, outline
 from experiments.topologies import GIB, Topology, devices_of
 from lora_jax.collectives import Collective, collectives
 from lora_jax.discover import WeightUse
+from lora_jax.partition import flatten
 from lora_jax.sharding import ROWS, make_mesh, parts
 
 # CPUs have no products of bfloat16: their compiler converts weights to float32, and would do so
@@ -70,6 +71,14 @@ class Fit:
     flops: Flops
     accumulate: int = 1
     """How many times a step takes so many rows."""
+    asked: int = 0
+    """The batch that the config has; 0 where that is not known."""
+    loading: int = 0
+    """Bytes of one device before the first step: weights as they are read, what is quantised of
+    them, and adapters."""
+    saving: int = 0
+    """Bytes of the copy of what is trained, and of the optimiser's, that a checkpoint is written
+    from while training goes on."""
     temporaries: int | None = None
     """Gradients, activations and whatever else the program sets aside; None if it has none."""
     code: int = 0
@@ -88,7 +97,15 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        return self.total is not None and self.total <= self.topology.capacity
+        """Whether loading, every step and saving beside it do."""
+        whole = None if self.total is None else max(self.total + self.saving, self.loading)
+        return whole is not None and whole <= self.topology.capacity
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it cannot fit, whatever the program is."""
+        least = max(self.arrays.total + self.saving, self.loading)
+        return least > self.topology.capacity
 
     @property
     def why_not(self) -> str:
@@ -101,8 +118,15 @@ class Fit:
                 f"Does not fit: weights, adapters and optimiser alone are "
                 f"{self.arrays.total / GIB:.2f} GiB a device, more than the {gib}."
             )
-        if self.total is not None:
+        if self.loading > self.topology.capacity:
+            reads = f"weights are {self.loading / GIB:.2f} GiB a device as they are read"
+            return f"Does not fit: {reads}, before they are quantised, more than the {gib}."
+        if self.total is not None and self.total > self.topology.capacity:
             asks = f"it asks for {self.total / GIB:.2f} GiB a device"
+            return f"Does not fit: {asks}, more than the {gib}."
+        if self.total is not None or self.hopeless:
+            whole = (self.total or self.arrays.total) + self.saving
+            asks = f"while it saves, it asks for {whole / GIB:.2f} GiB a device"
             return f"Does not fit: {asks}, more than the {gib}."
         return f"Does not fit: {self.refused}, more than the {gib}."
 
@@ -121,7 +145,7 @@ def fit(
     """
     found = outline(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
     empty = _uncompiled(found, chosen)
-    if empty.arrays.total > chosen.capacity:
+    if empty.hopeless:
         return empty  # before minutes go by
     lowered = found.lower("tpu" if chosen.ahead else "cpu")
     began = time.perf_counter()
@@ -155,6 +179,17 @@ def arrays_of(found: Outline) -> Arrays:
         optimizer=on_one_device(state.opt_state),
         other=on_one_device(rest),
     )
+
+
+def loading_of(found: Outline) -> int:
+    """What lies on one device before the first step: weights are quantised once all are read."""
+    where, _ = flatten(found.layout.params)
+    dense = [
+        jax.ShapeDtypeStruct(use.shape, use.dtype, sharding=where[path])
+        for path, use in found.uses.items()
+    ]
+    stored = [leaf for leaf in found.frozen.base.values() if isinstance(leaf, dict)]
+    return on_one_device((dense, stored, found.state.trainable))
 
 
 def on_one_device(tree: Any) -> int:
@@ -196,6 +231,9 @@ def _uncompiled(found: Outline, chosen: Topology) -> Fit:
         arrays=arrays_of(found),
         flops=flops_of(found),
         accumulate=accumulate,
+        asked=found.config["train"]["batch_size"],
+        loading=loading_of(found),
+        saving=on_one_device(found.state),
     )
 
 

@@ -4,10 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.fit import Fit, arrays_of, fit
-from experiments.outline import outline
-from experiments.topologies import Topology, devices_of, listed
-from lora_jax.sharding import make_mesh
+from experiments.fit import Fit, fit
+from experiments.topologies import Topology, listed
 
 SIMULATED = 64
 """The most devices that a search simulates."""
@@ -21,38 +19,30 @@ Say = Callable[[str], None]
 def smallest(config: dict[str, Any], known: Fit, say: Say) -> Fit | None:
     """The smallest listed topology of a kind that fits with as many rows a shard; None if none.
 
-    Its mesh has the tensor axis of `known`'s, as far as there are devices, and fsdp for the rest.
+    Its mesh is that of `known`, or has the tensor axis of that, as far as there are devices, and
+    fsdp for the rest. Where devices are simulated, larger ones than SIMULATED are not tried.
 
     Args:
       known: what has been found out already.
       say: is told what is being compiled, as that takes its time.
     """
     for chosen in listed(known.topology.kind):
-        if not chosen.ahead and chosen.devices > SIMULATED:
-            return None
-        mesh = mesh_like(known.mesh, chosen)
-        if (chosen, mesh) == (known.topology, known.mesh):
+        if chosen == known.topology:
             found = known
-        elif not _could_fit(config, chosen, mesh, known.rows):
-            continue
-        else:
+        elif chosen.ahead or chosen.devices <= SIMULATED:
             say(f"compiling for {chosen}")
-            found = fit(config, chosen, mesh, known.rows)
+            found = fit(config, chosen, mesh_like(known.mesh, chosen), known.rows)
+        else:
+            continue
         if found.fits:
             return found
-    return None
+    return known if known.fits else None
 
 
 def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
     """Sizes of data, fsdp and tensor for another number of devices."""
     tensor = math.gcd(mesh[2], chosen.devices)
     return 1, chosen.devices // tensor, tensor
-
-
-def _could_fit(config: dict[str, Any], chosen: Topology, mesh: tuple[int, ...], rows: int) -> bool:
-    """Whether weights, adapters and optimiser do, without compiling anything."""
-    found = outline(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
-    return arrays_of(found).total <= chosen.capacity
 
 
 def largest_batch(config: dict[str, Any], known: Fit, say: Say) -> tuple[Fit | None, bool]:

@@ -45,7 +45,10 @@ def rows(found: Fit) -> str:
     times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
     parts = f"{shards} shard{'s' * (shards > 1)} by data x fsdp"
     each = f"{found.rows} row{'s' * (found.rows > 1)} a shard, {parts}{times}"
-    return f"{batch} x {found.tokens} tokens a step ({each})"
+    own = ""
+    if found.asked not in (0, batch):
+        own = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"
+    return f"{batch} x {found.tokens} tokens a step ({each}){own}"
 
 
 def memory(found: Fit) -> Table:
@@ -60,7 +63,9 @@ def memory(found: Fit) -> Table:
         "temporaries": found.temporaries,
         "program": found.code if found.temporaries is not None else None,
     }
-    whole = {"total": found.total, "capacity": found.topology.capacity}
+    saves = None if found.total is None else found.total + found.saving
+    whole = {"total": found.total, "while it saves": saves, "while it loads": found.loading}
+    whole |= {"capacity": found.topology.capacity}
     for name, each in parts.items():
         made.add_row(name, _gib(each), end_section=name == "program")
     for name, each in whole.items():

@@ -53,7 +53,8 @@ def _search(config: dict, found: Fit, console: Console, say: fit_search.Say) -> 
     console.print()
     least = fit_search.smallest(config, found, say)
     if least is None:
-        console.print(f"No listed topology of {kind} fits {rows}.")
+        tried = "" if found.topology.ahead else f" of up to {fit_search.SIMULATED} devices"
+        console.print(f"No listed topology of {kind}{tried} fits {rows}.")
     else:
         console.print(f"Smallest listed topology that fits {rows}:\n  {fit_tables.short(least)}")
     best, sure = fit_search.largest_batch(config, found, say)
