@@ -1,7 +1,7 @@
 """Llama 2 70B follows instructions, on a pod: does it fit, and how is it trained?
 
     python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
-    python -m experiments.plan --config=configs/llama2_70b.py:method=qlora --topology=v5e:2x4
+    python -m experiments.plan --config=configs/llama2_70b.py:method=qlora --topology=v6e:2x4
     python -m experiments.train --config=configs/llama2_70b.py --mesh=1,4,4 --workdir=runs/70b
 
 The first two need neither the machine nor the weights. The third, on the machine itself, reads the
@@ -57,4 +57,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         source="alpaca",
         file=choice["file"],
         storage=storage,
+        generate={"samples": 0},  # texts before and after take another copy of what is trained
     )

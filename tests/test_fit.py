@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import llama2_70b, quickstart
 from experiments import fit as fits
-from experiments.fit import arrays_of, fit, flops_of
+from experiments.fit import arrays_of, fit, flops_of, loading_of, on_one_device
 from experiments.footprint import linears, weights
 from experiments.outline import outline
 from experiments.sizes import ON_THE_HUB
@@ -109,7 +109,8 @@ def magnitudes(sizes, mesh):
 @pytest.mark.parametrize("sizes", [WIDE, NARROW], ids=("wide", "narrow and tied"))
 @pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full"])
 def test_arrays_of_llamas_are_those_of_closed_forms(config_of, method, sizes, mesh):
-    found = arrays_of(outlined(config_of(sizes, method), mesh))
+    outline = outlined(config_of(sizes, method), mesh)
+    found = arrays_of(outline)
     shape, (_, fsdp, tensor) = LlamaConfig.from_json(sizes), mesh
     in_blocks, others = weights(shape)
     norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
@@ -133,6 +134,11 @@ def test_arrays_of_llamas_are_those_of_closed_forms(config_of, method, sizes, me
     constants = 4 * magnitudes(shape, mesh) if method == "dora" else 0
     constants += 0 if method == "full" else 4 * 7 * shape.num_hidden_layers
     assert found.other == batch + constants + 4
+    # Before the first step all weights are there as they are read, and what is made of them.
+    quantised = found.weights - dense if method == "qlora" else 0
+    assert loading_of(outline) == dense + 2 * own + quantised + found.adapters
+    copied = on_one_device(outline.state)  # by a checkpoint: all but what is frozen
+    assert 0 < copied - found.adapters - found.optimizer < 64
 
 
 @pytest.mark.parametrize(("mesh", "cut"), [((1, 1, 1), (1, 1)), ((1, 4, 2), (4, 2))])

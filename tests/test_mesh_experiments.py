@@ -1,5 +1,6 @@
 """Runs on meshes of devices: their batches, their flags, and that they come to the same."""
 
+import gc
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from small_language import write_model, write_set
 
 import lora_jax as lj
 from configs import instruct
-from experiments import cli, run
+from experiments import cli, run, writing
 from experiments.build import build
 from experiments.meshes import mesh_of
 from experiments.spread import spread
@@ -188,3 +189,34 @@ def interrupt_after(step, settings, folder, mesh):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(run.Interrupted):
         patch.setattr("experiments.run.preemption", Preempted)
         run.run(settings, folder, mesh=mesh)
+
+
+@pytest.mark.filterwarnings("ignore:left whole")
+@pytest.mark.parametrize("method", ["dora", "qlora"])
+def test_texts_on_a_mesh_are_written_without_a_merged_model(places, method):
+    """And are those of one device, whose model is merged."""
+    settings = config(places, method, generate__samples=2, generate__max_new_tokens=6)
+    written = []
+    for mesh in (None, lj.make_mesh(1, 2, 2, jax.devices()[:4])):
+        experiment = build(settings, mesh=mesh)
+        prompts = list(experiment.task.validation.prompts)[:3]
+        changed = jax.tree.map(lambda leaf: leaf + 0.05, experiment.trainable)
+        with pytest.MonkeyPatch.context() as patch:
+            if mesh is not None:
+                patch.setattr(lj.Adapted, "merge", None)
+            written.append(writing.write(experiment, changed, prompts))
+    assert written[0] == written[1] and any(written[0])
+
+
+@pytest.mark.filterwarnings("ignore:left whole")
+def test_an_experiment_keeps_no_weights_beside_those_that_it_trains_with(places):
+    """Dense ones of a model that is stored in fewer bits, or trained in full, are gone."""
+    mesh = lj.make_mesh(1, 2, 2, jax.devices()[:4])
+    for method in ("qlora", "full"):
+        before = {id(each) for each in jax.live_arrays()}
+        experiment = build(config(places, method, variant__rank=None), mesh=mesh)
+        state = experiment.start(keep=False)
+        gc.collect()
+        new = [each for each in jax.live_arrays() if id(each) not in before]
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves((state, experiment.frozen)))
+        assert sum(each.nbytes for each in new) <= held + 10_000
