@@ -170,14 +170,14 @@ def assert_same_end(folder, straight, since):
     return both
 
 
-def command(folder):
-    """Two processes of `experiments.train`, each with a device of its own."""
+def command(folder, more=((), ())):
+    """Two processes of `experiments.train`, each with a device and further flags of its own."""
     line = [sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py:size=smoke"]
     line += [f"--workdir={folder}", f"--coordinator=127.0.0.1:{port()}", "--processes=2"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
     return [
         subprocess.Popen(
-            [*line, f"--process={n}"],
+            [*line, f"--process={n}", *more[n]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=SCRIPT.parents[1],
@@ -217,3 +217,18 @@ def test_the_command_stops_with_code_75_and_goes_on(tmp_path):
     assert record is not None and record.status == "completed"
     first, second = ended(command(folder), 0)  # nothing is left to do
     assert "completed after 8 steps" in first and "completed" not in second
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_ends_the_other_one_too(tmp_path):
+    """Before anything is written; the other one would wait for it for ever."""
+    running = command(tmp_path / "run", ((), ("--config.train.batch_size=7",)))
+    try:
+        _, (_, err) = [each.communicate(timeout=SECONDS) for each in running]
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+    assert all(each.returncode not in (0, -signal.SIGKILL) for each in running)
+    assert "error: process 1: config.train.batch_size 7 must be a multiple of 2" in err
+    assert not (tmp_path / "run" / "config.json").exists()
