@@ -63,8 +63,8 @@ def _search(config: dict, found: Fit, console: Console, say: fit_search.Say) -> 
         return
     end = "one row a shard more does not" if sure else "more may, too"
     console.print(
-        f"Largest batch that fits on {found.topology} ({end}):\n  {fit_tables.rows(best)}, "
-        f"in {(best.total or 0) / fit_tables.GIB:.2f} GiB"
+        f"Largest batch that fits on {found.topology}, "
+        f"in {(best.total or 0) / fit_tables.GIB:.2f} GiB ({end}):\n  {fit_tables.rows(best)}"
     )
 
 

@@ -174,7 +174,8 @@ def test_the_command_that_searches(small):
     assert "Smallest listed topology that fits 2 rows a shard:\n  h100:1, --mesh=1,1,1" in (
         done.stdout
     )
-    assert "Largest batch that fits on h100:2 (more may, too):\n  8192 x 64" in done.stdout
+    assert "Largest batch that fits on h100:2, in " in done.stdout
+    assert " GiB (more may, too):\n  8192 x 64" in done.stdout
 
 
 def test_the_command_where_it_does_not_fit():
