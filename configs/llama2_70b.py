@@ -2,13 +2,14 @@
 
     python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
     python -m experiments.plan --config=configs/llama2_70b.py:method=qlora --topology=v6e:2x4
-    python -m experiments.train --config=configs/llama2_70b.py --mesh=1,4,4 --workdir=runs/70b
+    C=configs/llama2_70b.py:folder=alpaca
+    python -m experiments.train --config=$C --mesh=1,4,4 --workdir=runs/70b
 
 The first two need neither the machine nor the weights. The third, on the machine itself, reads the
 weights shard by shard: Meta gives them out on request (get access first, or name a folder with
 `--config.model.name=`). `:model=llama_2_7b`, or another of `configs.common_texts.MODELS`, is the
 same with other weights; `method` is lora, dora, qlora (NF4, its scales quantised too) or full.
-Instructions are those of `--config.data.files.train`, in Alpaca's format.
+Instructions are those of `folder`'s alpaca_data.json, or of `file`, in Alpaca's format.
 
 Nobody has run this to its end, here or elsewhere: what is checked is the program (see the plan).
 Learning rates are QLoRA's for 65B and 33B (Dettmers et al. 2023, arXiv:2305.14314, Table 9).

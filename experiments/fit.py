@@ -75,7 +75,7 @@ class Fit:
     """The batch that the config has; 0 where that is not known."""
     loading: int = 0
     """Bytes of one device before the first step: weights as they are read, what is quantised of
-    them, and adapters."""
+    them, and adapters; without what quantising takes for itself."""
     saving: int = 0
     """Bytes of the copy of what is trained, and of the optimiser's, that a checkpoint is written
     from while training goes on."""
