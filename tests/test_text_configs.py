@@ -53,7 +53,8 @@ def shapes(name):
 
 
 def test_every_model_s_size_is_known():
-    assert common_texts.MODELS.keys() - {"smollm2"} == PUBLISHED_SIZES.keys()
+    unpublished = {"llama_2_13b", "llama_2_70b", "llama_3_70b"}  # their sizes: tests/test_fit.py
+    assert common_texts.MODELS.keys() - {"smollm2"} - unpublished == PUBLISHED_SIZES.keys()
     for name in PUBLISHED_SIZES:
         total = sum(math.prod(leaf.shape) for leaf in shapes(name))
         assert published.SIZES[name] == pytest.approx(total, rel=1e-4), name
