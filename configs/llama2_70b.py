@@ -12,7 +12,8 @@ same with other weights; `method` is lora, dora, qlora (NF4, its scales quantise
 Instructions are those of `folder`'s alpaca_data.json, or of `file`, in Alpaca's format.
 
 Nobody has run this to its end, here or elsewhere: what is checked is the program (see the plan).
-Learning rates are QLoRA's for 65B and 33B (Dettmers et al. 2023, arXiv:2305.14314, Table 9).
+The learning rate of adapters is QLoRA's for 65B and 33B (Dettmers et al. 2023, arXiv:2305.14314,
+Table 9); that of full fine-tuning nobody tuned.
 """
 
 from ml_collections import ConfigDict

@@ -20,6 +20,7 @@ from experiments.spread import spread
 from experiments.validate import validate
 from lora_jax import data, train
 from lora_jax.layout import Layout, lay_out
+from lora_jax.sharding import ROWS, parts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,10 +135,9 @@ class Experiment:
         return jax.random.fold_in(jax.random.key(self.config["seed"]), 2)
 
     def make_step(self) -> train.Step:
-        parts, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
-        shardings = self.layout and self.layout.like(jax.eval_shape(self._start, *self._begun))
+        accumulate, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
         given = self.adapted, self.tx, self.predict, self.loss
-        return train.make_train_step(*given, parts, clip, shardings)
+        return train.make_train_step(*given, accumulate, clip, self._state_shardings)
 
     def start(self, keep: bool = True) -> train.TrainState:
         """The state before the first step; its arrays are its own.
@@ -148,13 +148,16 @@ class Experiment:
         if self.layout is None:
             own = jax.tree.map(lambda x: x.copy(), self.trainable)
             return self._start(own, self.frozen)
-        shardings = self.layout.like(jax.eval_shape(self._start, *self._begun))
-        donated = () if keep else (0,)
-        return jax.jit(self._start, donate_argnums=donated, out_shardings=shardings)(*self._begun)
+        donated, shardings = () if keep else (0,), self._state_shardings
+        start = jax.jit(self._start, donate_argnums=donated, out_shardings=shardings)
+        return start(self.trainable, self.frozen)
 
-    @property
-    def _begun(self) -> tuple[Any, lj.Frozen]:
-        return self.trainable, self.frozen
+    @cached_property
+    def _state_shardings(self) -> Any:
+        """Where the training state lies, on a mesh."""
+        if self.layout is None:
+            return None
+        return self.layout.like(jax.eval_shape(self._start, self.trainable, self.frozen))
 
     def _start(self, trainable: Any, frozen: lj.Frozen) -> train.TrainState:
         return train.TrainState.create(self.adapted, self.tx, trainable, frozen, self.rng)
@@ -226,11 +229,11 @@ def build(
 
 def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
     """ValueError where a batch cannot be spread over a mesh."""
-    parts = section["accumulate"] * mesh.shape["data"] * mesh.shape["fsdp"]
-    if section["batch_size"] % parts:
+    multiple = section["accumulate"] * parts(ROWS, mesh)
+    if section["batch_size"] % multiple:
         sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
         raise ValueError(
-            f"config.train.batch_size {section['batch_size']} must be a multiple of {parts}: "
+            f"config.train.batch_size {section['batch_size']} must be a multiple of {multiple}: "
             f"train.accumulate {section['accumulate']} on a mesh of {sizes} (--mesh=1,1,1 is one "
             "device)"
         )

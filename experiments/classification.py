@@ -75,13 +75,14 @@ def _shardings(
 ) -> Shardings | None:
     if mesh is None:
         return None
-    return shardings_of(_abstract(pretrained.read_config(folder), model, outputs), ENCODER, mesh)
+    return shardings_of(abstract(pretrained.read_config(folder), model, outputs), ENCODER, mesh)
 
 
-def _abstract(config: Config, model: dict[str, Any], outputs: int) -> Classifier:
-    """The classifier with shapes in the place of weights."""
+def abstract(config: Config, model: dict[str, Any], outputs: int) -> Classifier:
+    """The classifier of a config's `model` with shapes in the place of weights."""
     classifier: Any = FAMILIES[config.model_type].classifier
-    return nnx.eval_shape(lambda: classifier(config, outputs, model["pool"], rngs=nnx.Rngs(0)))
+    given = config, outputs, model["pool"]
+    return nnx.eval_shape(lambda: classifier(*given, dtype=model["dtype"], rngs=nnx.Rngs(0)))
 
 
 def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
@@ -92,16 +93,16 @@ def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
     """
     folder = pretrained.locate(model["name"])
     config = pretrained.read_config(folder)
-    abstract = _abstract(config, model, outputs)
-    _check_weights(folder, config, abstract)
+    classifier = abstract(config, model, outputs)
+    _check_weights(folder, config, classifier)
     data.load_tokenizer(folder)
-    return lj.from_nnx(abstract)
+    return lj.from_nnx(classifier)
 
 
-def _check_weights(folder: Path, config: Config, abstract: nnx.Module) -> None:
+def _check_weights(folder: Path, config: Config, classifier: nnx.Module) -> None:
     """That every tensor of the encoder is there in its shape; the head's may be drawn instead."""
     weights = Weights(folder, torch_names.prefix(config))
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(abstract)):
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(classifier)):
         path = torch_names.path_of(key_path)
         if path.partition("/")[0] not in ("pooler", "classifier"):
             for name in torch_names.torch_names(path, config):

@@ -186,7 +186,7 @@ def loading_of(found: Outline) -> int:
     where, _ = flatten(found.layout.params)
     dense = [
         jax.ShapeDtypeStruct(use.shape, use.dtype, sharding=where[path])
-        for path, use in found.uses.items()
+        for path, use in found.layout.uses.items()
     ]
     stored = [leaf for leaf in found.frozen.base.values() if isinstance(leaf, dict)]
     return on_one_device((dense, stored, found.state.trainable))
@@ -202,10 +202,8 @@ def on_one_device(tree: Any) -> int:
 
 def flops_of(found: Outline) -> Flops:
     """Of one token of a row, in a training step."""
-    trainable, spec = found.state.trainable, found.frozen.spec
-    uses = {each.use.path: each.use for each in spec.placements}
-    uses |= {path: use for path, use in found.uses.items() if path not in uses}
-    products = {path: _multiplied(use) for path, use in uses.items()}
+    trainable = found.state.trainable
+    products = {path: _multiplied(use) for path, use in found.layout.uses.items()}
     full = sum(products[path] for path in trainable["params"])
     adapters = sum(leaf.size for each in trainable["adapters"].values() for leaf in each.values())
     frozen = sum(products.values()) - full

@@ -5,26 +5,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from experiments import completion, make
+from experiments import classification, completion, make
 from experiments.build import predictor
 from experiments.gather import is_text_to_text
 from experiments.sizes import ON_THE_HUB
 from experiments.validate import validate
 from lora_jax import train
-from lora_jax.layout import Layout, lay_out
+from lora_jax.layout import Layout, lay_out, placed
 from lora_jax.models import pretrained
 from lora_jax.models.decoder_families import decoder_family_of
-from lora_jax.models.families import FAMILIES
 from lora_jax.models.pretrained_decoder import abstract_decoder, read_decoder_config
 from lora_jax.models.sharding_rules import DECODER, ENCODER
-from lora_jax.sharding import ROWS, Rules
+from lora_jax.sharding import ROWS, Rules, parts
 
 STEPS = 1000
 """Of a run that says how many only once its data are read; no size depends on it."""
+OUTPUTS = 2
+"""Of a classifier, whose task says how many only then."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +37,6 @@ class Outline:
     state: train.TrainState
     frozen: lj.Frozen
     batch: dict[str, jax.ShapeDtypeStruct]
-    uses: lj.Uses
 
     def lower(self, platform: str) -> jax.stages.Lowered:
         """The step as a program for a platform."""
@@ -57,7 +56,7 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
       ValueError, FileNotFoundError: one line on a config that cannot work.
     """
     validate(config)
-    accumulate, shards = config["train"]["accumulate"], _shards(mesh)
+    accumulate, shards = config["train"]["accumulate"], parts(ROWS, mesh)
     rows = rows or max(1, config["train"]["batch_size"] // (accumulate * shards))
     forward, params, rules, tokens, loss = _model(config, mesh)
     targets = make.make_targets(config["variant"], config["targets"])
@@ -80,13 +79,9 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
     predict = predictor(adapted, config["model"]["dropout"])
     step = train.make_train_step(adapted, tx, predict, loss, accumulate, clip, shardings)
     whole = rows * shards * accumulate
-    kinds = {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}
-    batch = {n: jax.ShapeDtypeStruct((whole, tokens), each.dtype) for n, each in kinds.items()}
-    batch |= {n: jax.ShapeDtypeStruct((whole,), d) for n, d in _OF_ROWS.items()}
-
-    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
+    tokenwise = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), jnp.int32)
+    batch = {n: jax.ShapeDtypeStruct((whole, tokens), dtype) for n, dtype in tokenwise.items()}
+    batch |= {n: jax.ShapeDtypeStruct((whole,), dtype) for n, dtype in _OF_ROWS.items()}
     return Outline(
         config=config,
         layout=layout,
@@ -94,29 +89,18 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
         state=jax.tree.map(placed, state, shardings),
         frozen=frozen,
         batch={name: placed(leaf, layout.rows) for name, leaf in batch.items()},
-        uses=layout.uses,
     )
 
 
 _OF_ROWS = {"label": jnp.int32, "weight": jnp.float32}
 
 
-def _shards(mesh: Mesh) -> int:
-    sizes = [mesh.shape[name] for name in ROWS]
-    return sizes[0] * sizes[1]
-
-
 def _model(config: dict[str, Any], mesh: Mesh) -> tuple[Any, Any, Rules, int, train.Loss]:
     """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss."""
     section = config["model"]
     if not is_text_to_text(config["data"]):
-        folder = pretrained.locate(section["name"])
-        shape = pretrained.read_config(folder)
-        classifier: Any = FAMILIES[shape.model_type].classifier
-        dtype = section["dtype"]
-        abstract = nnx.eval_shape(
-            lambda: classifier(shape, 2, section["pool"], dtype=dtype, rngs=nnx.Rngs(0))
-        )
+        shape = pretrained.read_config(pretrained.locate(section["name"]))
+        abstract = classification.abstract(shape, section, OUTPUTS)
         tokens = min(config["data"]["max_length"], shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, train.cross_entropy
     content = ON_THE_HUB.get(section["name"])

@@ -85,7 +85,7 @@ class Layout:
         """What `init` would give, as shapes that say where they lie."""
         found = _outline(self.adapted, key, params, *args, **kwargs)
         given = found[0], self.gathering(found[1])
-        return jax.tree.map(_placed, given, (self.trainable, self.frozen))
+        return jax.tree.map(placed, given, (self.trainable, self.frozen))
 
     def like(self, tree: PyTree) -> PyTree:
         """Shardings of a tree that has some trainables' shapes in it: an optimiser's state.
@@ -134,16 +134,14 @@ def lay_out(
         specs = specs_of(rules, {path: use.shape for path, use in uses.items()}, mesh)
     trainable, frozen = _outline(adapted, jax.random.key(0), params, *args, **kwargs)
     factors = {p.use.path: _factors(p, specs[p.use.path]) for p in frozen.spec.adapted}
-    base, placements = {}, []
-    for path, leaf in frozen.base.items():
-        placement = next((p for p in frozen.spec.placements if p.use.path == path), None)
-        base[path] = specs[path]
-        if placement is not None and placement.storage is not None:
-            base[path] = _stored(placement, specs[path])
-            base[path] = {n: fitting(s, leaf[n].shape, mesh) for n, s in base[path].items()}
+    base: dict[str, Any] = {path: specs[path] for path in frozen.base}
+    placements = []
     for each in frozen.spec.placements:
         if each.storage is not None:
-            storage = _gathered(each, specs[each.use.path], base[each.use.path], mesh)
+            path, arrays = each.use.path, frozen.base[each.use.path]
+            cut = _stored(each, specs[path])
+            base[path] = {name: fitting(cut[name], arrays[name].shape, mesh) for name in cut}
+            storage = _gathered(each, specs[path], base[path], mesh)
             each = dataclasses.replace(each, storage=storage)
         placements.append(each)
     spec = dataclasses.replace(frozen.spec, placements=tuple(placements))
@@ -283,7 +281,8 @@ def _outline(
     return jax.eval_shape(init, key, arrays)
 
 
-def _placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The shape of an array that says where it lies."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

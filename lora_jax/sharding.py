@@ -79,7 +79,8 @@ def specs_of(
 ) -> dict[str, PartitionSpec]:
     """The spec of every parameter, from a table of rules.
 
-    An axis that the mesh does not divide evenly stays whole, with a warning that names it.
+    An axis that the mesh does not divide evenly stays whole, or is cut by the first of several mesh
+    axes (see `fitting`), with a warning that names it.
 
     Raises:
       ValueError: a parameter that no rule matches, a spec longer than its array has axes, or one
@@ -104,7 +105,9 @@ def specs_of(
             uneven.append(f"{path} {shape} by {spec}")
     if uneven:
         sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
-        warnings.warn(f"left whole, as {sizes} does not divide them: {uneven}", stacklevel=2)
+        warnings.warn(
+            f"left whole, or cut less, as {sizes} does not divide them: {uneven}", stacklevel=2
+        )
     return found
 
 

@@ -70,3 +70,10 @@ def write_model(folder, seed=0, tokens=256, **changes):
     settings = {"eos_token": "<end>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return model
+
+
+def write_places(folder):
+    """A model and a set beside each other."""
+    write_model(folder / "model")
+    write_set(folder / "sets")
+    return folder

@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import test_text_runs
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from small_language import write_model, write_set
+from small_language import write_places
 
 import lora_jax as lj
-from configs import instruct
 from experiments import cli, run, writing
 from experiments.build import build
 from experiments.meshes import mesh_of
@@ -103,30 +103,12 @@ def test_the_command_says_so_in_one_line_and_writes_nothing(mesh, message, tmp_p
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("language")
-    write_model(folder / "model")
-    write_set(folder / "sets")
-    return folder
+    return write_places(tmp_path_factory.mktemp("language"))
 
 
 def config(places, method="lora", **changes):
-    arg = f"method={method},source=commonsense,folder={places / 'sets'},task=openbookqa,train=0"
-    made = instruct.get_config(arg)
-    made.update_from_flattened_dict(
-        {
-            "variant.rank": 4,
-            "model.name": str(places / "model"),
-            "data.scored": 0,
-            "data.buckets": 1,
-            "train.max_steps": 4,
-            "train.log_every": 1,
-            "train.checkpoint_every": 1,
-            "optimizer.learning_rate": 1e-2,
-            "generate.samples": 0,
-            **{name.replace("__", "."): value for name, value in changes.items()},
-        }
-    )
-    return made.to_dict()
+    own = {"train__checkpoint_every": 1, "generate__samples": 0}
+    return test_text_runs.config(places, method, **{**own, **changes})
 
 
 def losses(folder):
@@ -214,7 +196,7 @@ def test_an_experiment_keeps_no_weights_beside_those_that_it_trains_with(places)
     mesh = lj.make_mesh(1, 2, 2, jax.devices()[:4])
     for method in ("qlora", "full"):
         before = {id(each) for each in jax.live_arrays()}
-        experiment = build(config(places, method, variant__rank=None), mesh=mesh)
+        experiment = build(config(places, method), mesh=mesh)
         state = experiment.start(keep=False)
         gc.collect()
         new = [each for each in jax.live_arrays() if id(each) not in before]

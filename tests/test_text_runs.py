@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_language import write_model, write_set
+from small_language import write_places
 
 import lora_jax as lj
 from configs import instruct
@@ -21,10 +21,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("language")
-    write_model(folder / "model")
-    write_set(folder / "sets")
-    return folder
+    return write_places(tmp_path_factory.mktemp("language"))
 
 
 def config(places, method="lora", **changes):
