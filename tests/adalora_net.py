@@ -78,39 +78,41 @@ def to_factors(tensors):
             r"base_model\.model\.(\d+)\.lora_([ABE])\.default", name
         ).groups()
         ours = {"A": tensor, "B": tensor.T, "E": tensor.ravel()}[letter]
-        adapters.setdefault(f"{layer}.weight", {})[letter.lower()] = jnp.asarray(ours)
+        adapters.setdefault(f"{layer}.weight", {})[letter.lower()] = ours
     return adapters
 
 
 def assert_follows(arrays, config, clip=np.inf):
     """Every tensor, loss, budget and choice of a whole training, and what is merged at the end."""
     params = {name: jnp.asarray(value) for name, value in group(arrays, "base0").items()}
+    inputs, targets, losses = (arrays[name] for name in ("x", "t", "loss"))  # read once each
     adapted = lj.adapt(forward, variant_of(config), r"\d+\.weight")
-    fresh, frozen = adapted.init(jax.random.key(0), params, jnp.asarray(arrays["x"][0]))
-    traced = group(arrays, "param")
+    fresh, frozen = jax.jit(adapted.init)(jax.random.key(0), params, inputs[0])
+    traced, chosen = group(arrays, "param"), group(arrays, "kept")
 
     def at(number):
         return {"adapters": to_factors({n: v[number] for n, v in traced.items()}), "params": {}}
 
-    trainable = at(0)
+    trainable = jax.tree.map(jnp.asarray, at(0))
     assert jax.tree.map(jnp.shape, trainable) == jax.tree.map(jnp.shape, fresh)
     state = adapted.init_state(trainable, frozen)
     step = stepper(adapted, frozen, squared_error, clip=clip)
     np.testing.assert_array_equal(frozen.shared[0]["budget"][1:], arrays["budget"])
     for number in range(config["total_step"]):
-        x, t = jnp.asarray(arrays["x"][number]), jnp.asarray(arrays["t"][number])
+        x, t = inputs[number], targets[number]
         trainable, state, loss = step(trainable, state, jnp.asarray(number), x, t)
-        np.testing.assert_allclose(loss, arrays["loss"][number], atol=1e-10, rtol=0)
+        np.testing.assert_allclose(loss, losses[number], atol=1e-10, rtol=0)
         for path, factors in at(number + 1)["adapters"].items():
             for name, value in factors.items():
                 mine = trainable["adapters"][path][name]
                 np.testing.assert_allclose(mine, value, atol=1e-10, rtol=0, err_msg=f"{number}")
-        for name, kept in group(arrays, "kept").items():
+        for name, kept in chosen.items():
             path = name.removeprefix("base_model.model.").replace("lora_E.default", "weight")
             np.testing.assert_array_equal(state[0]["kept"][path], kept[number])
     assert step.count() == 1
     merged, (less, smaller) = group(arrays, "merged"), prune(trainable, frozen, state)
-    for mine in (adapted.merge(trainable, frozen), adapted.merge(less, smaller)):
+    merge = jax.jit(adapted.merge)
+    for mine in (merge(trainable, frozen), merge(less, smaller)):
         for name, value in merged.items():
             np.testing.assert_allclose(mine[name], value, atol=1e-10, rtol=0)
     used = sum(int(each.sum()) for each in ranks(less, smaller).values())

@@ -1,15 +1,36 @@
 """Strict numerics for every test: no silent promotion, 8 simulated devices, float64 on demand."""
 
+# ruff: noqa: E402
+
 import contextlib
 import os
+from importlib.metadata import version
+from pathlib import Path
 
+# Before jax is imported, and for all processes that tests start. Small programs take far longer to
+# compile than to run: they are hardly optimised (`full_optimization` is for tests that look at
+# what XLA makes of a program, or run it as users do). Each flag halves the time or better.
+FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    "--xla_backend_optimization_level": "0",
+    "--xla_cpu_parallel_codegen_split_count": "1",
+}
+FULL_OPTIMIZATION = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # unknown, and fatal, later on
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+    FULL_OPTIMIZATION["xla_cpu_use_fusion_emitters"] = True
+
+given = os.environ.get("XLA_FLAGS", "")
+added = [f"{name}={value}" for name, value in FLAGS.items() if name not in given]
+os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
 import jax
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -34,15 +55,24 @@ def pytest_configure(config):
 def forget_compiled_programs():
     """Each compiled program holds memory maps, of which Linux gives a process 65,530."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
-def quick_compilation():
-    """Half the time, for tests of many small programs that each run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def full_optimization(monkeypatch):
+    """Programs are compiled as users compile them."""
+    true_options = compiler.get_compile_options
+
+    def get_compile_options(*args, env_options_overrides=None, **options):
+        overrides = FULL_OPTIMIZATION | (env_options_overrides or {})
+        return true_options(*args, env_options_overrides=overrides, **options)
+
+    jax.clear_caches()
+    monkeypatch.setattr(compiler, "get_compile_options", get_compile_options)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from small_decoder import random_decoder, random_ids
 import lora_jax as lj
 import variants
 from lora_jax import train
-from lora_jax.layout import lay_out
+from lora_jax.layout import lay_out, placed
 from lora_jax.models.sharding_rules import DECODER
 
 SIZES = {"vocab_size": 24, "intermediate_size": 32, "attention_bias": True, "mlp_bias": True}
-TARGETS = {"trainable_tokens": ["embedding/embedding"]}
+SMALL = {"rank": 2, "target_rank": 1, "total_steps": 4, "t_init": 0, "t_final": 1}
+"""Of a variant's settings, those that it has."""
+TARGETS = {"trainable_tokens": "embed|embedding"}  # the rows of tables are what it is for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +33,8 @@ class Problem:
     rules: Any = DECODER
     alone: "Problem | None" = None
     """The same for one device, whose trainables and frozen weights this begins with."""
+    loss: Any = None
+    """By default that of a language model."""
 
     @property
     def inputs(self):
@@ -56,14 +60,18 @@ def decoder(
     return Problem(forward, params, adapt(forward), {"ids": ids, "weight": weight}, alone=alone)
 
 
-def method(name, quantize=None, **settings):
-    """Of a forward pass: that adapted by a variant of a small rank."""
+def method(name, quantize=None, also=("head/kernel",), **settings):
+    """Of a forward pass: that adapted by a variant of a small rank.
+
+    A variant that adapts nothing trains what `also` names, too, and what is not stored in bits.
+    """
     fields = {each.name for each in dataclasses.fields(variants.find(name))}
-    settings = ({"rank": 2} if "rank" in fields else {}) | settings
-    if name == "adalora":
-        settings |= {"target_rank": 1, "total_steps": 4, "t_init": 0, "t_final": 1}
-    also = ["head/kernel"] if name == "head_only" else []
-    given = variants.make(name, **settings), TARGETS.get(name, "all-linear"), also, quantize
+    small = {setting: value for setting, value in SMALL.items() if setting in fields}
+    variant = variants.make(name, **small | settings)
+    if not variant.adapts or name in TARGETS:
+        quantize = None
+    also = [] if variant.adapts else also
+    given = variant, TARGETS.get(name, "all-linear"), also, quantize
     return lambda forward: lj.adapt(forward, *given)
 
 
@@ -92,10 +100,28 @@ def _made(problem):
     return jax.tree.map(lambda x: x + 0.1 * random.standard_normal(x.shape), trainable), frozen
 
 
-def stepping(problem, mesh=None, accumulate=1, tx=None, loss=language_loss):
+def stepping(problem, mesh=None, accumulate=1):
     """The jitted step, and what to call it with."""
     trainable, frozen, layout = begin(problem, mesh)
-    adapted, tx = problem.adapted, tx or optax.sgd(0.1)
+    start, shardings, step = _step(problem, layout, trainable, frozen, accumulate)
+    batch = problem.batch if layout is None else jax.device_put(problem.batch, layout.rows)
+    state = jax.jit(start, out_shardings=shardings)(trainable, frozen)
+    return step, (state, frozen, batch)
+
+
+def program(problem, mesh):
+    """What the compiler makes of the step; no array is made."""
+    layout = lay_out(problem.adapted, mesh, problem.rules, *problem.inputs)
+    trainable, frozen = layout.shapes(jax.random.key(0), *problem.inputs)
+    start, shardings, step = _step(problem, layout, trainable, frozen)
+    state = jax.tree.map(placed, jax.eval_shape(start, trainable, frozen), shardings)
+    batch = {name: placed(array, layout.rows) for name, array in problem.batch.items()}
+    return step.lower(state, frozen, batch).compile()
+
+
+def _step(problem, layout, trainable, frozen, accumulate=1):
+    """What makes a state of trainables and frozen weights, where its arrays lie, and the step."""
+    adapted, tx = problem.adapted, optax.sgd(0.1)
 
     def start(trainable, frozen):
         return train.TrainState.create(adapted, tx, trainable, frozen, jax.random.key(2))
@@ -103,22 +129,23 @@ def stepping(problem, mesh=None, accumulate=1, tx=None, loss=language_loss):
     def predict(trainable, frozen, batch, rng):
         return adapted.apply(trainable, frozen, batch["ids"], dropout_key=rng)
 
-    shardings, batch = None, problem.batch
+    shardings = None
     if layout is not None:
         shardings = layout.like(jax.eval_shape(start, trainable, frozen))
-        batch = jax.device_put(batch, layout.rows)
-    state = jax.jit(start, out_shardings=shardings)(trainable, frozen)
+    loss = problem.loss or language_loss
     step = train.make_train_step(adapted, tx, predict, loss, accumulate, 10.0, shardings)
-    return step, (state, frozen, batch)
+    return start, shardings, step
 
 
-def assert_same_training(adapt, mesh, compilations=None, options=None, **sizes):
+def assert_same_training(problem, mesh, compilations=None, **options):
     """Losses, gradients and weights of some steps on a mesh are those of one device."""
-    options = options or {}
-    alone = decoder(adapt, **sizes)
-    spread = decoder(adapt, mesh, alone=alone, **sizes)
-    got = steps(spread, mesh, compilations=compilations, **options)
-    assert_close(got, steps(alone, **options))
+    got = steps(problem, mesh, compilations=compilations, **options)
+    assert_close(got, steps_alone(problem.alone or problem))
+
+
+@functools.lru_cache(maxsize=4)
+def steps_alone(problem):
+    return steps(problem)
 
 
 def steps(problem, mesh=None, count=3, compilations=None, **options):

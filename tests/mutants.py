@@ -8,6 +8,7 @@ silent and serious, the fault is `grave`, and the command fails if one of these 
 
     python tests/mutants.py                     all faults, two at a time
     python tests/mutants.py --only=kv_cache     those whose file or text matches
+    python tests/mutants.py --sample=30         so many of them, in minutes
     python tests/mutants.py --check             only that every fault can be made
     python tests/mutants.py --baseline          the same tests without any fault: all must pass
     python tests/mutants.py --draw=40 --seed=0  new faults, drawn by operator, to be given tests
@@ -290,7 +291,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only check that faults can be made")
     parser.add_argument("--baseline", action="store_true", help="the tests alone, without faults")
     parser.add_argument("--draw", type=int, help="print so many new faults")
-    parser.add_argument("--seed", type=int, default=0, help="of --draw")
+    parser.add_argument("--sample", type=int, help="only so many faults, drawn from all")
+    parser.add_argument("--seed", type=int, default=0, help="of --draw and --sample")
     flags = parser.parse_args()
     if flags.draw:
         print("\n".join(map(as_toml, draw(flags.draw, flags.seed))))
@@ -302,6 +304,8 @@ def main() -> int:
         return 2 if bad else 0
     faults = [each for each in faults if re.search(flags.only, str(each))]
     faults = [each for each in faults if each.grave or not flags.grave]
+    if flags.sample is not None:
+        faults = random.Random(flags.seed).sample(faults, min(flags.sample, len(faults)))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         workshop = Workshop(Path(folder), min(flags.jobs, len(faults)), flags.timeout)
         with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:

@@ -5,6 +5,7 @@ stand-in on the path would be imported and noted if anyone asked for it.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -41,7 +42,31 @@ def registered(name, folder):
                 builder.url_infos = {**builder.url_infos, url: known}
 
 
+def refused(name, folder):
+    """What is said of a folder that cannot be read."""
+    try:
+        load_task(name, "tfds", folder)
+    except (FileNotFoundError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def refusals(root):
+    (root / "empty").mkdir()
+    (root / "empty" / "msr_paraphrase_train.txt").touch()
+    official.downloads("glue/rte", root / "other")  # small, under the official name
+    cache = os.environ["XDG_CACHE_HOME"]
+    os.environ["XDG_CACHE_HOME"] = str(root / "unused")
+    said = {
+        "incomplete": refused("glue/mrpc", root / "empty"),
+        "absent": refused("super_glue/cb", root / "empty"),
+        "other content": refused("glue/rte", root / "other"),
+    }
+    os.environ["XDG_CACHE_HOME"] = cache
+    return said
+
+
 def main(root):
+    (root / "refused.json").write_text(json.dumps(refusals(root)))
     found = {}
     for name in official.LAYOUT:
         folder = root / name.split("/")[0]

@@ -18,8 +18,6 @@ from lora_jax import beam_search as module
 from lora_jax.beam_search import beam_search, repeating
 from lora_jax.models.kv_cache import cached_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SETTINGS = {"max_new_tokens": 6, "eos_ids": 0, "pad_id": 9, "no_repeat_ngram_size": 0}
 
 

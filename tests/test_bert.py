@@ -1,14 +1,15 @@
 """The encoder against torch's (fixtures written by make_fixtures/bert.py), and its own promises."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_model import assert_slopes, drawn, encode_and_run, functional, run
 from flax import nnx
-from jax.test_util import check_grads
 from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, save_checkpoint
 
 from lora_jax.models.bert import BertClassifier, dropout
@@ -18,6 +19,9 @@ from lora_jax.models.torch_names import path_of
 
 SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())
 NAMES = list(CASES)
+RATES = dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,37 +42,16 @@ def inputs(name, **sizes):
 
 
 def random_model(name="bert", pool="cls", num_labels=2, seed=0, options=None, **changes):
-    config = BertConfig.from_json({**CASES[name][0], "initializer_range": 0.3, **changes})
-    return BertClassifier(config, num_labels, pool, **(options or {}), rngs=nnx.Rngs(seed))
+    config, options = BertConfig.from_json({**CASES[name][0], **changes}), options or {}
+    build = functools.partial(BertClassifier, config, num_labels, pool, **options)
+    return drawn(lambda: build(rngs=nnx.Rngs(0)), seed)
 
 
-def functional(model):
-    """Parameters, and the compiled function of them."""
-    graph, params = nnx.split(model)
-    return params, jax.jit(lambda params, *args, **kw: nnx.merge(graph, params)(*args, **kw))
-
-
-def run(model, *args, **kwargs):
-    params, apply = functional(model)
-    return apply(params, *args, **kwargs)
-
-
-def encode_and_run(model, *args):
-    graph, params = nnx.split(model)
-
-    @jax.jit
-    def both(params):
-        model = nnx.merge(graph, params)
-        return model.encode(*args), model(*args)
-
-    return both(params)
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_equals_torch_in_float32(name, tmp_path, truth):
     model, (ids, mask, types) = load(name, tmp_path), inputs(name)
     hidden, logits = encode_and_run(model, ids, mask, types)
-    assert hidden.dtype == logits.dtype == jnp.float32
+    assert hidden.dtype == logits.dtype == np.float32
     np.testing.assert_allclose(hidden, truth[f"{name}/hidden"], atol=1e-5)
     np.testing.assert_allclose(logits, truth[f"{name}/logits"], atol=1e-5)
 
@@ -128,11 +111,21 @@ def test_parameter_paths_and_shapes(pool):
     assert shapes == expected
 
 
-def test_layers_start_different_and_the_program_does_not_grow_with_them():
-    kernel = random_model(num_hidden_layers=3).layers.attention.query.kernel[...]
-    assert not np.allclose(kernel[0], kernel[1])
-    assert abs(float(kernel.std()) - 0.3) < 0.03
+def test_layers_start_different():
+    config = BertConfig.from_json({**CASES["bert"][0], "initializer_range": 0.3})
 
+    @jax.jit
+    def start():
+        layers = BertClassifier(config, 2, rngs=nnx.Rngs(0)).layers
+        return layers.attention.query.kernel[...], layers.up.bias[...], layers.norm.scale[...]
+
+    kernel, bias, scale = map(np.asarray, start())
+    assert not np.allclose(kernel[0], kernel[1])
+    assert abs(kernel.std() - 0.3) < 0.03
+    assert (bias == 0).all() and (scale == 1).all()
+
+
+def test_the_program_does_not_grow_with_the_layers():
     def equations(layers):
         params, apply = functional(random_model(num_hidden_layers=layers))
         return str(jax.make_jaxpr(apply)(params, *inputs("bert"))).count(" = ")
@@ -140,72 +133,69 @@ def test_layers_start_different_and_the_program_does_not_grow_with_them():
     assert equations(2) == equations(7)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize(("name", "pool"), [("bert", "mean"), ("roberta", "cls")])
 def test_padding_changes_no_logit(name, pool):
     params, apply = functional(random_model(name, pool))
     ids, mask, types = inputs(name)
     right = ((0, 0), (0, 6))
-    padded = [jnp.pad(x, right) for x in (ids, mask, types)]
-    np.testing.assert_allclose(apply(params, *padded), apply(params, ids, mask, types), atol=1e-6)
-    other_words = jnp.where(mask == 0, 3, ids)
+    padded = [np.pad(x, right) for x in (ids, mask, types)]
+    expected = apply(params, ids, mask, types)
+    np.testing.assert_allclose(apply(params, *padded), expected, atol=1e-6)
+    other_words = np.where(np.asarray(mask) == 0, 3, ids)
     # a left-padded row has its first "token" masked: nothing of it reaches a mean
     rows = slice(None) if pool == "mean" else np.asarray(mask)[:, 0] == 1
     changed = apply(params, other_words, mask, types)
-    np.testing.assert_allclose(changed[rows], apply(params, ids, mask, types)[rows], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(changed)[rows], np.asarray(expected)[rows], atol=1e-6)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_wholly_padded_rows_give_finite_values_and_gradients(pool):
     params, apply = functional(random_model("roberta", pool))
     ids, mask, types = inputs("roberta")
-    nothing = mask.at[0].set(0)
-    logits = apply(params, ids, nothing, types)
-    loss = jax.jit(jax.grad(lambda p: jnp.square(apply(p, ids, nothing, types)).sum()))
-    grads = loss(params)
-    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((logits, grads)))
-    np.testing.assert_allclose(logits[1:], apply(params, ids, mask, types)[1:], atol=1e-6)
+    nothing = np.array(mask)
+    nothing[0] = 0
+
+    def loss(params):
+        logits = apply(params, ids, nothing, types)
+        return jnp.square(logits).sum(), logits
+
+    grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((logits, grads)))
+    expected = np.asarray(apply(params, ids, mask, types))
+    np.testing.assert_allclose(np.asarray(logits)[1:], expected[1:], atol=1e-6)
 
 
 def test_masks_of_any_kind_and_absent_types():
     params, apply = functional(random_model())
     ids, mask, types = inputs("bert")
-    expected = apply(params, ids, mask, jnp.zeros_like(types))
+    expected = apply(params, ids, mask, np.zeros_like(types))
     for other in (mask.astype(bool), mask.astype(jnp.float32), mask * 5):
         np.testing.assert_array_equal(apply(params, ids, other), expected)
-    assert not np.allclose(apply(params, ids, mask, jnp.ones_like(types)), expected)
+    assert not np.allclose(apply(params, ids, mask, np.ones_like(types)), expected)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_gradients_equal_finite_differences(name, x64):
-    params, apply = functional(random_model(name, options={"param_dtype": jnp.float64}))
-    args = inputs(name, batch=2, tokens=4)
-
-    @jax.jit
-    def loss(params):
-        return jnp.square(apply(params, *args)).sum()
-
-    check_grads(loss, (params,), order=1, modes=["fwd", "rev"])
-
-
-def test_remat_changes_no_value_and_no_gradient(x64):
-    args, values = inputs("bert", batch=2, tokens=4), []
+def test_gradients_equal_finite_differences_and_remat_changes_nothing(x64):
+    args, values = inputs("roberta", batch=2, tokens=4), []
+    rates = RATES | {"attention_probs_dropout_prob": 0.1}
     for remat in (False, True):
         options = {"remat": remat, "param_dtype": jnp.float64}
-        params, apply = functional(random_model(options=options))
+        params, apply = functional(random_model("roberta", options=options, **rates))
 
         def loss(params, apply=apply):
             return jnp.square(apply(params, *args, rng=jax.random.key(3))).sum()
 
-        values.append(jax.jit(jax.value_and_grad(loss))(params))
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        values.append(value_and_grad(params))
         assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
     for plain, recomputed in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(plain, recomputed, rtol=1e-12, atol=1e-12)
+    assert_slopes(value_and_grad, params)
+    jax.eval_shape(lambda params: jax.jvp(loss, (params,), (params,)), params)
 
 
 def test_vmap_over_models():
     (first, apply), (second, _) = (functional(random_model(seed=seed)) for seed in (0, 1))
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), first, second)
     args = inputs("bert")
     together = jax.jit(jax.vmap(apply, in_axes=(0, None, None, None)))(both, *args)
     np.testing.assert_allclose(together[0], apply(first, *args), atol=1e-5)
@@ -214,13 +204,12 @@ def test_vmap_over_models():
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_bfloat16_computation(pool):
-    exact = random_model(pool=pool, initializer_range=0.1)
-    half = random_model(pool=pool, initializer_range=0.1, options={"dtype": jnp.bfloat16})
+    exact, half = (random_model(pool=pool, options=each) for each in ({}, {"dtype": jnp.bfloat16}))
     args = inputs("bert")
     assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    params, apply = functional(exact)
     hidden, half_logits = encode_and_run(half, *args)
     assert hidden.dtype == jnp.bfloat16
-    params, apply = functional(exact)
     expected = apply(params, *args)
     all_half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     for logits, most in ((half_logits, 0.03), (apply(all_half, *args), 0.05)):
@@ -238,32 +227,33 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
     assert dropout(x, 0.0, jax.random.key(0)) is x
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_dropout_is_a_function_of_its_key(name):
-    (params, apply), args = functional(random_model(name)), inputs(name)
+def test_dropout_is_a_function_of_its_key():
+    (params, apply), args = functional(random_model()), inputs("bert")
     plain = apply(params, *args)
     np.testing.assert_array_equal(plain, apply(params, *args))
+    one, same, other = (apply(params, *args, rng=jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
 
-    def call(key):
-        return apply(params, *args, rng=key)
 
-    np.testing.assert_array_equal(call(jax.random.key(1)), call(jax.random.key(1)))
-    assert not np.allclose(call(jax.random.key(1)), call(jax.random.key(2)))
-    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    still = random_model(name, **rates)
-    np.testing.assert_array_equal(run(still, *args, rng=jax.random.key(1)), plain)
-    for only in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-        changed = random_model(name, **{**rates, "classifier_dropout": 0.0, only: 0.5})
-        assert not np.allclose(run(changed, *args, rng=jax.random.key(1)), plain), only
+@pytest.mark.parametrize(
+    ("name", "only"),
+    [*(("bert", rate) for rate in (None, *RATES)), ("roberta", "classifier_dropout")],
+)
+def test_every_rate_of_dropout_acts(name, only):
+    rates = RATES | ({} if only is None else {only: 0.5})
+    args = inputs(name)
+    plain = run(random_model(name), *args)
+    found = run(random_model(name, **rates), *args, rng=jax.random.key(1))
+    assert np.array_equal(found, plain) if only is None else not np.allclose(found, plain)
 
 
 def test_classifier_dropout_keeps_the_expected_logits():
-    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    model, args = random_model(classifier_dropout=0.5, **rates), inputs("bert")
+    model, args = random_model(**(RATES | {"classifier_dropout": 0.5})), inputs("bert")
     keys = jax.random.split(jax.random.key(0), 2000)
     draws = np.asarray(jax.jit(jax.vmap(lambda key: model(*args, rng=key)))(keys))
     error = draws.std(0) / len(keys) ** 0.5
-    assert np.all(np.abs(draws.mean(0) - model(*args)) < 5 * error)
+    assert np.all(np.abs(draws.mean(0) - run(random_model(), *args)) < 5 * error)
 
 
 def test_wrong_calls_are_named():
@@ -272,7 +262,8 @@ def test_wrong_calls_are_named():
         model(ids, mask[:, 1:])
     with pytest.raises(ValueError, match="23 tokens; the model takes at most 22"):
         model(jnp.ones((1, 23), jnp.int32), jnp.ones((1, 23), jnp.int32))
-    assert bool(jnp.isfinite(model(jnp.full((1, 22), 5), jnp.ones((1, 22), jnp.int32))).all())
+    longest = np.full((1, 22), 5, np.int32)
+    assert np.isfinite(run(model, longest, np.ones_like(longest))).all()
     with pytest.raises(ValueError, match="pool must be one of cls, mean, got 'max'"):
         random_model(pool="max")
     with pytest.raises(ValueError, match="num_labels must be at least 1, got 0"):

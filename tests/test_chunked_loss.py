@@ -80,7 +80,7 @@ def test_narrow_states_give_losses_in_float32():
 @pytest.mark.parametrize(
     ("tied", "target"), [(True, "embedding/embedding"), (False, "head/kernel")]
 )
-def test_adapted_heads_and_tied_embeddings(method, tied, target, x64, quick_compilation):
+def test_adapted_heads_and_tied_embeddings(method, tied, target, x64):
     options = {"param_dtype": jnp.float64}
     model = random_decoder("llama", options=options, tie_word_embeddings=tied)
     ids = random_ids()

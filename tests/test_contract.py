@@ -12,16 +12,53 @@ from jax.experimental.custom_partitioning import custom_partitioning
 import lora_jax as lj
 import variants
 from lora_jax import contract
-from lora_jax.contract import training
+from lora_jax.contract import matrix, training
 from lora_jax.lowrank import dropout
-from lora_jax.variant import Base
+from lora_jax.variant import Base, Variant
 from variants.lora import LoRA
 
-CASES = [
-    pytest.param(variants.make(name), clause, id=f"{name}-{clause.__name__}")
-    for name in variants.names()
-    for clause in contract.clauses(variants.make(name))
-]
+FAMILIES = (
+    contract.OF_A_MATRIX,
+    contract.OF_A_MODEL,
+    contract.OF_TRAINING,
+    contract.OF_COMPOSITIONS,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bare(Variant):
+    """What `dataclass` itself, and a setting, put into a class."""
+
+    setting: int = 0
+
+
+def only_sets(kind):
+    """Whether a class is its base with some fields added or set, and perhaps refused."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return set(vars(kind)) <= set(vars(Bare)) | fields | {"__post_init__", "validate"}
+
+
+def defaults(kind):
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
+def cases():
+    """All clauses for whatever has code of its own; for its settings one family of clauses each.
+
+    Which family rotates; how all of these start is checked of each.
+    """
+    settings = 0
+    for name in variants.names():
+        variant, kind = variants.make(name), variants.find(name)
+        chosen = contract.clauses(variant)
+        if only_sets(kind) and defaults(kind) != defaults(kind.__base__):
+            family = FAMILIES[(settings - 1) % len(FAMILIES)]
+            chosen = dict.fromkeys((matrix.starts_at_the_base, *family))
+            settings += 1
+        yield from (pytest.param(variant, each, id=f"{name}-{each.__name__}") for each in chosen)
+
+
+CASES = list(cases())
 
 
 @pytest.mark.parametrize("variant, clause", CASES)
@@ -29,16 +66,21 @@ def test_variants_keep_the_contract(variant, clause):
     clause(variant)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"rank": 4, "max_rank": 6, "dropout": 0.3},
-        {"rank": 12, "initialization": "gaussian", "scale": "alpha/sqrt(rank)"},
-    ],
-)
+def test_all_clauses_are_for_all_code():
+    """So a new variant with a method of its own gets them, and its settings are known as such."""
+    ran = {name: {c.id.split("-")[1] for c in CASES if c.id.startswith(f"{name}-")}
+           for name in variants.names()}  # fmt: skip
+    some = {"lora_plus", "olora", "pissa", "rslora"}
+    for name in set(ran) - some:
+        assert ran[name] == {each.__name__ for each in contract.clauses(variants.make(name))}
+    assert set.union(*(ran[name] for name in some)) == {c.__name__ for c in contract.CLAUSES}
+    assert only_sets(Mutant) and not only_sets(DotForgetsTheScale)
+
+
 @pytest.mark.parametrize("clause", [*contract.OF_A_MATRIX, *contract.OF_A_MODEL[:2]])
-def test_settings_keep_the_contract(settings, clause):
-    clause(variants.make("lora", **settings))
+def test_settings_keep_the_contract(clause):
+    settings = {"initialization": "gaussian", "scale": "alpha/sqrt(rank)"}
+    clause(variants.make("lora", rank=4, max_rank=6, dropout=0.3, **settings))
 
 
 # -- mutants: LoRA with one thing wrong, and the clause that must say so -----------------------
@@ -308,6 +350,27 @@ class KnowsDenseWeightsOnly(Mutant):
         return super().dot(x, base, factors) if type(base) is Base else base.dot(x)
 
 
+class PromotesRanks(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        return super().dot(x, base, factors, dropout_key=dropout_key) + jnp.zeros(base.shape[1])
+
+
+class PromotesDtypes(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        update = (x @ factors.trainable["a"].T) @ self.scaled_b(factors)
+        y = base.dot(x)
+        return (y + update).astype(y.dtype)
+
+
+class PromotesInTheUpdate(Mutant):
+    def update(self, state, before, after, grads, step):
+        def decayed(leaf):
+            return (leaf * (1 - 1e-3 * step)).astype(leaf.dtype)
+
+        state, after = super().update(state, before, after, grads, step)
+        return state, jax.tree.map(decayed, after)
+
+
 class WrongOnInt8(Mutant):
     def dot(self, x, base, factors, *, dropout_key=None):
         y = super().dot(x, base, factors, dropout_key=dropout_key)
@@ -378,6 +441,29 @@ def test_broken_variants_fail_the_right_clause(mutant, clause):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "mutant, clause, reason",
+    [
+        (PromotesRanks, "products_equal_the_weight", "rank_promotion"),
+        (PromotesRanks, "apply_equals_forward_of_merge", "rank_promotion"),
+        (PromotesDtypes, "narrow_inputs_give_narrow_outputs", "dtype_promotion"),
+        (PromotesDtypes, "narrow_models_stay_narrow", "dtype_promotion"),
+        (PromotesInTheUpdate, "learns_by_training", "dtype_promotion"),
+    ],
+)
+def test_implicit_promotion_is_refused_whatever_the_settings(mutant, clause, reason):
+    """So `check` is as strict as these tests, in which variants run as in strict models."""
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        pytest.raises(contract.ContractError) as error,
+    ):
+        lj.check(mutant(), checks=[clause])
+    message = str(error.value)
+    assert f"breaks '{clause}': it promotes implicitly: " in message and reason in message
+    assert "\n" not in message
+
+
 def test_every_clause_has_a_mutant():
     # No variant can break these, see below.
     untouched = {"training_leaves_the_base_alone", "disabling_gives_back_the_base"}
@@ -424,7 +510,7 @@ def test_an_error_inside_a_variant_says_which_clause_met_it():
 
     with pytest.raises(NotImplementedError, match="no transpose") as error:
         lj.check(Fails(), checks=["products_equal_the_weight"])
-    assert "clause 'products_equal_the_weight' of" in error.value.__notes__[0]
+    assert "clause 'products_equal_the_weight' of" in error.value.__notes__[-1]
 
 
 def test_check_stops_at_the_first_broken_clause():

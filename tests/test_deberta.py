@@ -1,13 +1,14 @@
 """DeBERTa against torch's (fixtures written by make_fixtures/deberta.py), and its own promises."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_model import assert_slopes, drawn, encode_and_run, functional, run
 from flax import nnx
-from jax.test_util import check_grads
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES, FIXTURES, deberta_inputs, inputs_of
 
@@ -25,8 +26,6 @@ SIX = [
     "layers/up/kernel",
     "layers/down/kernel",
 ]
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +46,9 @@ def inputs(name):
 
 
 def random_model(name="v3", pool="cls", seed=0, options=None, **changes):
-    config = DebertaConfig.from_json({**CASES[name][0], "initializer_range": 0.3, **changes})
-    return DebertaClassifier(config, CASES[name][1], pool, **(options or {}), rngs=nnx.Rngs(seed))
-
-
-def functional(model):
-    """Parameters, and the compiled function of them."""
-    graph, params = nnx.split(model)
-    return params, jax.jit(lambda params, *args, **kw: nnx.merge(graph, params)(*args, **kw))
-
-
-def encode_and_run(model, *args):
-    graph, params = nnx.split(model)
-
-    @jax.jit
-    def both(params):
-        model = nnx.merge(graph, params)
-        return model.encode(*args), model(*args)
-
-    return both(params)
+    config, options = DebertaConfig.from_json({**CASES[name][0], **changes}), options or {}
+    build = functools.partial(DebertaClassifier, config, CASES[name][1], pool, **options)
+    return drawn(lambda: build(rngs=nnx.Rngs(0)), seed)
 
 
 def assert_equal(name, model, truth, atol):
@@ -79,7 +62,7 @@ def assert_equal(name, model, truth, atol):
     np.testing.assert_allclose(logits[rows], truth[f"{name}/logits"][rows], atol=atol)
 
 
-@pytest.mark.parametrize("name", ["v3", "v3_long", "v2", "absolute", "everything"])
+@pytest.mark.parametrize("name", ["v3", "everything"])
 def test_equals_torch_in_float32(name, tmp_path, truth):
     model, fresh = load(name, tmp_path)
     assert fresh == ()
@@ -96,7 +79,7 @@ def test_mean_pooling_is_the_mean_of_torchs_hidden_states(tmp_path, truth):
     assert fresh == ("classifier/kernel", "classifier/bias")  # those there are for the first token
     hidden, kernel = truth["v2/hidden"], np.asarray(model.classifier.kernel)
     pooled = np.stack([h[m == 1].mean(0) for h, m in zip(hidden, np.asarray(mask), strict=True)])
-    _, logits = encode_and_run(model, ids, mask, types)
+    logits = run(model, ids, mask, types)
     np.testing.assert_allclose(logits, pooled @ kernel, atol=1e-5)
 
 
@@ -166,9 +149,9 @@ def test_padding_changes_no_logit(name):
     params, apply = functional(random_model(name, "mean"))
     ids, mask, types = inputs(name)
     expected = apply(params, ids, mask, types)
-    padded = [jnp.pad(x, ((0, 0), (0, 6))) for x in (ids, mask, types)]
+    padded = [np.pad(x, ((0, 0), (0, 6))) for x in (ids, mask, types)]
     np.testing.assert_allclose(apply(params, *padded), expected, atol=1e-5)
-    other_words = jnp.where(mask == 0, 3, ids)
+    other_words = np.where(np.asarray(mask) == 0, 3, ids)
     np.testing.assert_allclose(apply(params, other_words, mask, types), expected, atol=1e-5)
     np.testing.assert_array_equal(apply(params, ids, mask * 5, types), expected)
 
@@ -176,14 +159,15 @@ def test_padding_changes_no_logit(name):
 def test_wholly_padded_rows_give_finite_values_and_gradients():
     params, apply = functional(random_model("v2"))
     ids, mask, types = inputs("v2")
-    nothing = mask.at[0].set(0)
+    nothing = np.array(mask)
+    nothing[0] = 0
 
     @jax.jit
     def loss(params):
         return jnp.square(apply(params, ids, nothing, types)).sum()
 
     found = jax.value_and_grad(loss)(params)
-    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(found))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
 def test_token_types_are_optional_and_not_looked_at_without_a_table():
@@ -191,23 +175,12 @@ def test_token_types_are_optional_and_not_looked_at_without_a_table():
         params, apply = functional(random_model(name))
         ids, mask, _ = inputs(name)
         plain = apply(params, ids, mask)
-        np.testing.assert_array_equal(apply(params, ids, mask, jnp.zeros_like(ids)), plain)
-        assert np.array_equal(apply(params, ids, mask, jnp.ones_like(ids)), plain) == same
+        np.testing.assert_array_equal(apply(params, ids, mask, np.zeros_like(ids)), plain)
+        assert np.array_equal(apply(params, ids, mask, np.ones_like(ids)), plain) == same
 
 
-def test_gradients_equal_finite_differences(x64):
-    params, apply = functional(random_model("v2", options={"param_dtype": jnp.float64}))
-    args = [x[:2, :4] for x in inputs("v2")]
-
-    @jax.jit
-    def loss(params):
-        return jnp.square(apply(params, *args)).sum()
-
-    check_grads(loss, (params,), order=1, modes=["fwd", "rev"])
-
-
-def test_remat_changes_no_value_and_no_gradient(x64):
-    args, values = inputs("v2"), []
+def test_gradients_equal_finite_differences_and_remat_changes_nothing(x64):
+    args, values = [x[:2, :4] for x in inputs_of("v2")], []
     for remat in (False, True):
         options = {"remat": remat, "param_dtype": jnp.float64}
         params, apply = functional(random_model("v2", options=options))
@@ -215,15 +188,18 @@ def test_remat_changes_no_value_and_no_gradient(x64):
         def loss(params, apply=apply):
             return jnp.square(apply(params, *args)).sum()
 
-        values.append(jax.jit(jax.value_and_grad(loss))(params))
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        values.append(value_and_grad(params))
         assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
     for plain, recomputed in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(plain, recomputed, rtol=1e-12, atol=1e-12)
+    assert_slopes(value_and_grad, params)
+    jax.eval_shape(lambda params: jax.jvp(loss, (params,), (params,)), params)
 
 
 def test_vmap_over_models():
     (first, apply), (second, _) = (functional(random_model("v2", seed=seed)) for seed in (0, 1))
-    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), first, second)
     args = inputs("v2")
     together = jax.jit(jax.vmap(apply, in_axes=(0, None, None, None)))(both, *args)
     for i, params in enumerate((first, second)):
@@ -232,11 +208,11 @@ def test_vmap_over_models():
 
 def test_bfloat16_computation():
     args = inputs("v2")
-    half = random_model("v2", initializer_range=0.1, options={"dtype": jnp.bfloat16})
+    half = random_model("v2", options={"dtype": jnp.bfloat16})
     assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     hidden, logits = encode_and_run(half, *args)
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
-    _, expected = encode_and_run(random_model("v2", initializer_range=0.1), *args)
+    expected = run(random_model("v2"), *args)
     assert 0 < jnp.abs(logits - expected).max() < 0.05
 
 
@@ -260,7 +236,7 @@ def test_only_absolute_positions_end():
     with pytest.raises(ValueError, match="25 tokens; the model takes at most 24"):
         model(long, long)
     ids, mask, _ = map(jnp.asarray, deberta_inputs(CASES["v3"][0], 0, 60))
-    assert bool(jnp.isfinite(random_model("v3")(ids, mask)).all())
+    assert np.isfinite(run(random_model("v3"), ids, mask)).all()
 
 
 # ---- adapted ------------------------------------------------------------------------------------
@@ -283,17 +259,17 @@ def test_the_adapted_model_is_the_model_of_merged_weights(name, method, x64):
     """Of the shared projections too, which multiply hidden states and relative embeddings."""
     model = random_model(name, options={"param_dtype": jnp.float64})
     args = inputs(name)
-    forward, params = lj.from_nnx(model)
-    adapted = lj.adapt(forward, variants.make(method, rank=2), "all-linear")
-    trainable, frozen = adapted.init(jax.random.key(0), params, *args)
+    model_forward, params = lj.from_nnx(model)
+    adapted = lj.adapt(model_forward, variants.make(method, rank=2), "all-linear")
+    trainable, frozen = jax.jit(adapted.init)(jax.random.key(0), params, *args)
     leaves, tree = jax.tree.flatten(trainable)
     random = np.random.RandomState(0)
     leaves = [x + 0.3 * random.standard_normal(x.shape) for x in leaves]
     trainable = jax.tree.unflatten(tree, leaves)
-    merged = adapted.merge(trainable, frozen)
-    expected = jax.jit(forward)(merged, *args)
+    merged = jax.jit(adapted.merge)(trainable, frozen)
+    forward = jax.jit(model_forward)
     found = jax.jit(adapted.apply)(trainable, frozen, *args)
-    np.testing.assert_allclose(found, expected, atol=1e-10)
+    np.testing.assert_allclose(found, forward(merged, *args), atol=1e-10)
     assert not np.allclose(found, forward(params, *args), atol=1e-2)
-    uses = {str(use) for use in lj.discover(forward, params, *args)[SIX[0]].uses}
+    uses = {str(use) for use in lj.discover(model_forward, params, *args)[SIX[0]].uses}
     assert uses == {"product"}

@@ -16,7 +16,6 @@ from lora_jax.variant import Base, Factors, Variant
 from variants.dora import DoRA
 
 KEY = jax.random.key(0)
-quick = pytest.mark.usefixtures("quick_compilation")
 SIZES = (1e-4, 1e-2, 1.0, 1e2)
 
 init = jax.jit(lambda variant, key, base: variant.init(key, base), static_argnums=0)
@@ -73,9 +72,14 @@ def norm_error(base, factors, norm):
     return np.abs(np.asarray(norm, np.float64) / truth - 1).max()
 
 
-@quick
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("shape, rank", [((6, 9), 1), ((9, 6), 4), ((130, 70), 5)])
+FORMS = [((6, 9), 1), ((9, 6), 4), ((130, 70), 5)]
+
+
+@pytest.mark.parametrize(
+    "settings, shape, rank",
+    [("plain", *FORMS[2]), ("masked", *FORMS[1]), ("pissa", *FORMS[2])]
+    + [(name, *FORMS[number % 3]) for number, name in enumerate(SETTINGS)],
+)
 def test_the_factored_norm_is_the_dense_one(settings, shape, rank):
     base, variant = base_of(shape), DoRA(rank=rank, **SETTINGS[settings])
     for size in SIZES:
@@ -83,7 +87,6 @@ def test_the_factored_norm_is_the_dense_one(settings, shape, rank):
         assert norm_error(base, factors, norm(variant, base, factors)) < 2e-6, size
 
 
-@quick
 @pytest.mark.parametrize(
     "shape, settings", [((300, 200), "plain"), ((1024, 64), "masked"), ((64, 700), "pissa")]
 )
@@ -94,7 +97,6 @@ def test_the_norm_of_narrow_weights_is_as_exact(shape, settings):
         assert norm_error(base, factors, norm(variant, base, factors)) <= 1e-5, size
 
 
-@quick
 def test_a_norm_in_the_dtype_of_narrow_weights_would_not_be():
     """Either way of naivety: all of V in bfloat16, and A alone rounded to it."""
     base, variant = base_of((300, 200), dtype=jnp.bfloat16), DoRA(rank=5)
@@ -108,7 +110,6 @@ def test_a_norm_in_the_dtype_of_narrow_weights_would_not_be():
     assert norm_error(base, factors, naive) > 1e-4
 
 
-@quick
 @pytest.mark.parametrize("left", [0.3, 0.03])
 def test_what_cancels_in_the_norm_costs_its_square_in_digits(left):
     """||V|| of a part of ||W||: the three terms are near ||W||^2, and so are their errors."""
@@ -122,7 +123,6 @@ def test_what_cancels_in_the_norm_costs_its_square_in_digits(left):
     assert norm_error(base, factors, norm(variant, base, factors)) < 2e-6 / left**2
 
 
-@quick
 @pytest.mark.parametrize("left", [1e-4, 0.0])
 def test_outputs_are_bounded_where_the_adapter_cancels_the_weight(left):
     base, variant = base_of((64, 4)), DoRA(rank=4, alpha=4.0)
@@ -136,7 +136,6 @@ def test_outputs_are_bounded_where_the_adapter_cancels_the_weight(left):
 # -- the start ---------------------------------------------------------------------------------
 
 
-@quick
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_magnitudes_start_as_the_norms(settings):
     dtype = jnp.bfloat16 if settings in ("masked", "olora") else jnp.float32
@@ -155,19 +154,20 @@ def test_magnitudes_start_as_the_norms(settings):
     assert variant.count((40, 30)) == 4 * 70 + 30
 
 
+@pytest.mark.usefixtures("full_optimization")
 def test_compiled_magnitudes_of_stacked_weights_are_right_whatever_was_in_memory():
     """Fully optimised, on matrices of a size at which XLA chooses other kernels on CPUs."""
     params = np.random.RandomState(0).randn(2, 1024, 512).astype(np.float32)
     adapted = lj.adapt(lambda w, x: lax.scan(lambda x, w: (x @ w @ w.T, None), x, w)[0], DoRA(), "")
-    compiled = jax.jit(adapted.init)
-    for key in jax.random.split(KEY, 4):
-        trainable, _ = compiled(key, params, jnp.ones((4, 1024)))
+    compiled, x = jax.jit(adapted.init), np.ones((4, 1024), np.float32)
+    spoil = jax.jit(lambda zero: [jnp.full(4**size, jnp.nan) + zero for size in range(5, 11)])
+    for key in map(jax.random.key, range(4)):
+        trainable, _ = compiled(key, params, x)
         (m,) = (each["m"] for each in trainable["adapters"].values())
         np.testing.assert_allclose(m, np.linalg.norm(params, axis=1), rtol=1e-5)
-        jax.block_until_ready([jnp.full(4**size, jnp.nan) + 0 for size in range(5, 11)])  # reused
+        jax.block_until_ready(spoil(0.0))  # memory that is used again
 
 
-@quick
 @pytest.mark.parametrize("detach", [True, False])
 def test_columns_of_zeros_are_harmless(detach):
     empty = np.array([1, 4])
@@ -222,7 +222,6 @@ def uses(variant, base, factors):
     yield variant.weight(base, factors), lambda w: w
 
 
-@quick
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("settings", ["plain", "masked", "pissa"])
 def test_the_gradient_is_the_difference_quotient_with_the_norm_fixed_or_not(detach, settings, x64):
@@ -262,7 +261,6 @@ def test_the_gradient_is_the_difference_quotient_with_the_norm_fixed_or_not(deta
 # -- dropout -----------------------------------------------------------------------------------
 
 
-@quick
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 @pytest.mark.parametrize("settings", ["plain", "pissa"])
 def test_dropout_drops_the_adapters_input_alone(rate, settings, x64):
@@ -283,7 +281,6 @@ def test_dropout_drops_the_adapters_input_alone(rate, settings, x64):
         assert np.abs(got - everything).max() > 0.1
 
 
-@quick
 def test_dropout_keeps_the_expectation(x64):
     base, variant = base_of((12, 8), dtype=jnp.float64), DoRA(rank=3, dropout=0.3)
     factors = factors_of(variant, base)
@@ -326,11 +323,11 @@ def chain(params, x):
 
 
 def compile_step(variant, forward, shapes, quantize=None):
-    """A compiled loss and gradient, of which all arrays are arguments."""
-    params = check.random_like({name: jnp.zeros(shape) for name, shape in shapes.items()}, 0)
-    x = jnp.ones((TOKENS, IN))
+    """A compiled loss and gradient, of which all arrays are arguments (of shapes, here)."""
+    *params, x = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (*shapes.values(), (TOKENS, IN)))
     adapted = lj.adapt(forward, variant, ".*", quantize=quantize)
-    trainable, frozen = adapted.init(KEY, params, x)
+    named = dict(zip(shapes, params, strict=True))
+    trainable, frozen = jax.eval_shape(adapted.init, KEY, named, x)
 
     def loss(trainable, frozen, x):
         return jnp.sum(adapted.apply(trainable, frozen, x) ** 2)
@@ -349,6 +346,7 @@ def dense_results(compiled):
     return [operation for operation in made if operation not in MOVES]
 
 
+@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("settings", ["plain", "pissa"])
 def test_a_training_step_makes_no_dense_matrix(detach, settings):
@@ -358,12 +356,14 @@ def test_a_training_step_makes_no_dense_matrix(detach, settings):
     assert factored.memory_analysis().temp_size_in_bytes < 0.3 * DENSE
 
 
+@pytest.mark.usefixtures("full_optimization")
 def test_the_merged_step_would_make_several():
     merged = compile_step(Merged(rank=8), once, {"w": (IN, OUT)})
     assert len(dense_results(merged)) > 3
     assert merged.memory_analysis().temp_size_in_bytes > DENSE
 
 
+@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("detach", [True, False])
 def test_nor_does_a_step_over_stacked_layers(detach):
     shapes = {"up": (LAYERS, IN, OUT), "down": (LAYERS, OUT, IN)}
@@ -373,6 +373,7 @@ def test_nor_does_a_step_over_stacked_layers(detach):
     assert factored.memory_analysis().temp_size_in_bytes < 3.5 * DENSE
 
 
+@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.parametrize("detach", [True, False])
 def test_one_dequantised_matrix_at_a_time(detach):
     variant, storage = DoRA(rank=4, detach_norm=detach), {"w": lj.NF4(double_quant=True)}
@@ -390,7 +391,6 @@ def tied(params, ids):
     return x @ params["tables"][0].T, x @ params["tables"][1].T
 
 
-@quick
 def test_stacked_weights_in_a_scanned_model(x64):
     shapes = {"tables": (2, 11, 6), "layers": {"up": (3, 6, 7), "down": (3, 6, 7)}}
     params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda s: isinstance(s, tuple))

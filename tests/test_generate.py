@@ -17,8 +17,6 @@ from lora_jax import generate as module
 from lora_jax.generate import draw, generate, is_among, right_aligned
 from lora_jax.models.kv_cache import cached_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PROMPTS = [[3, 1, 4, 1, 2], [4, 2], [1, 3, 3, 4]]
 SETTINGS = {"max_new_tokens": 7, "eos_ids": 0, "pad_id": 9}
 

@@ -15,8 +15,6 @@ from lora_jax.data import Tokenizer
 from lora_jax.generate import generate
 from lora_jax.generate_text import generate_texts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WORDS = ["<end>", "one", "two", "three", "four"]
 PROMPTS = ["one two", "four", "three three one four two two four", "two", "one one one four"]
 LONG = "four three one one two two one three four"

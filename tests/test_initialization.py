@@ -19,8 +19,6 @@ from lora_jax.lowrank import LowRank
 from lora_jax.variant import Base, Factors, wide
 from variants.lora import LoRA
 
-quick = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 SURPRISE = 1e-3  # the p-value below which one of a few tests of a distribution is no accident
 MOVING = ["pissa", "pissa_niter_2", "olora"]
@@ -50,7 +48,6 @@ def start_of(variant, base, key=KEY):
 # -- drawn -------------------------------------------------------------------------------------
 
 
-@quick
 @pytest.mark.parametrize("rank, shape", [(8, (300, 20)), (30, (1000, 31))])
 def test_normal_has_the_standard_deviation_of_the_authors(rank, shape):
     a, b, _ = start_of(LoRA(rank=rank, initialization="normal"), base_of(shape))
@@ -58,7 +55,6 @@ def test_normal_has_the_standard_deviation_of_the_authors(rank, shape):
     assert a.shape == (rank, shape[0]) and not b.any()
 
 
-@quick
 @pytest.mark.parametrize("rank, shape", [(2, (300, 200)), (8, (300, 20)), (30, (1000, 31))])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_orthogonal_factors_cancel(rank, shape, dtype):
@@ -74,7 +70,6 @@ def test_orthogonal_factors_cancel(rank, shape, dtype):
         assert stats.kstest(normal.ravel(), "norm").pvalue > SURPRISE
 
 
-@quick
 def test_another_key_gives_other_numbers_unless_they_are_the_weights():
     base = base_of((20, 12))
     for name in (*initialization.DRAWN, *MOVING):
@@ -87,7 +82,6 @@ def test_another_key_gives_other_numbers_unless_they_are_the_weights():
 # -- taken from the weight ---------------------------------------------------------------------
 
 
-@quick
 @pytest.mark.parametrize(
     "shape, dtype",
     [
@@ -121,7 +115,6 @@ def test_pissa_is_the_best_approximation_of_its_rank(shape, settings, dtype, x64
         np.testing.assert_allclose(factor @ factor.T, wanted, atol=tolerance * wanted[0, 0])
 
 
-@quick
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_more_iterations_bring_pissa_closer(power, x64):
     """Errors in the Frobenius norm, relative to the smallest possible, over several keys."""
@@ -146,7 +139,6 @@ def test_more_iterations_bring_pissa_closer(power, x64):
         assert more.mean() < max(0.5 * fewer.mean(), 1e-9) and more.max() < bound
 
 
-@quick
 @pytest.mark.parametrize("shape, rank", [((20, 31), 5), ((31, 20), 20), ((16, 16), 1)])
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
 def test_olora_is_the_leading_part_of_a_qr_decomposition(shape, rank, dtype, x64):
@@ -163,7 +155,6 @@ def test_olora_is_the_leading_part_of_a_qr_decomposition(shape, rank, dtype, x64
     np.testing.assert_allclose(a.T @ b, w @ projection, atol=10 * tolerance)
 
 
-@quick
 @pytest.mark.parametrize("name", MOVING)
 def test_each_layer_of_a_stack_starts_from_itself(name, x64):
     def forward(params, x):
@@ -233,7 +224,6 @@ def test_a_product_at_the_start_is_the_bases(dtype):
         np.testing.assert_array_equal(got.astype(jnp.float32), wanted.astype(jnp.float32))
 
 
-@quick
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", MOVING)
 def test_a_small_step_from_the_start_is_not_lost(name, dtype):
@@ -263,7 +253,6 @@ def test_a_small_step_from_the_start_is_not_lost(name, dtype):
 # -- every method ------------------------------------------------------------------------------
 
 
-@quick
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("start", ["orthogonal", "pissa", "olora"])
 def test_every_low_rank_method_has_every_initialisation(name, start, x64):
@@ -323,7 +312,6 @@ def test_bad_initialisations_are_named(settings, message):
     assert "\n" not in str(error.value)
 
 
-@quick
 @pytest.mark.parametrize("name", ["pissa", "olora"])
 def test_methods_that_are_an_initialisation(name):
     mine = variants.make(name, rank=4, alpha=4.0)

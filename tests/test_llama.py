@@ -13,8 +13,6 @@ from make_fixtures.decoders import CASES, FIXTURES, random_inputs, random_tensor
 from small_decoder import functional, random_decoder, random_ids
 from zoo.check import random_like
 
-import lora_jax as lj
-import variants
 from lora_jax.models.causal_attention import Sight, _attend, attend, reach, restarting, visible
 from lora_jax.models.decoder import POLICIES
 from lora_jax.models.llama import Llama
@@ -45,12 +43,12 @@ def outputs(name, folder, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_torch_in_float64(name, tmp_path, truth, x64, quick_compilation):
+def test_equals_torch_in_float64(name, tmp_path, truth, x64):
     np.testing.assert_allclose(outputs(name, tmp_path, jnp.float64), truth[name], atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2", "qwen3", "gpt2"])
-def test_equals_torch_in_float32(name, tmp_path, truth, quick_compilation):
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "gpt2"])
+def test_equals_torch_in_float32(name, tmp_path, truth):
     """To 1e-5 of the largest logit."""
     atol = 1e-5 * np.abs(truth[name]).max()
     np.testing.assert_allclose(outputs(name, tmp_path, jnp.float32), truth[name], atol=atol)
@@ -88,20 +86,25 @@ def test_parameter_paths_and_shapes():
 
 def test_a_new_model_has_the_initial_deviation_and_layers_that_differ():
     config = LlamaConfig.from_json({**CASES["llama"], "initializer_range": 0.3})
-    model = Llama(config, rngs=nnx.Rngs(0))
-    kernel = model.layers.up.kernel[...]
+
+    @jax.jit
+    def start():
+        layers = Llama(config, rngs=nnx.Rngs(0)).layers
+        return layers.up.kernel[...], layers.mlp_norm.scale[...]
+
+    kernel, scale = map(np.asarray, start())
     assert not np.allclose(kernel[0], kernel[1])
-    assert abs(float(kernel.std()) - 0.3) < 0.03
-    assert bool((model.layers.mlp_norm.scale[...] == 1).all())
+    assert abs(kernel.std() - 0.3) < 0.03
+    assert (scale == 1).all()
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
 def test_the_program_does_not_grow_with_the_layers(name):
     size = "n_layer" if name == "gpt2" else "num_hidden_layers"
 
     def text(layers):
         params, apply = functional(random_decoder(name, **{size: layers}))
-        return apply.lower(params, random_ids()).as_text()
+        return jax.jit(apply).lower(params, random_ids()).as_text()
 
     lines = [text(layers).count("\n") for layers in (3, 7)]
     assert lines[0] == lines[1]
@@ -110,131 +113,124 @@ def test_the_program_does_not_grow_with_the_layers(name):
 # ---- what a token sees ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2", "qwen3", "gpt2"])
-def test_no_token_sees_a_later_one(name, quick_compilation):
+@pytest.mark.parametrize("name", ["llama3", "qwen2", "gpt2"])
+def test_no_token_sees_a_later_one(name):
     params, apply = functional(random_decoder(name))
     ids = random_ids()
     before, after = apply(params, ids), apply(params, ids.at[:, 5].add(1) % 23)
+    before, after = np.asarray(before), np.asarray(after)
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert not np.allclose(before[:, 5:], after[:, 5:])
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "hira", "vera", "miss", "ia3"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_no_token_sees_a_later_one_through_an_adapter(name, method, quick_compilation):
-    forward, params = lj.from_nnx(random_decoder(name))
-    ids = random_ids()
-    ranked = {} if method == "ia3" else {"rank": 2}
-    adapted = lj.adapt(forward, variants.make(method, **ranked), targets="all-linear")
-    trainable, frozen = adapted.init(jax.random.key(0), params, ids)
-    linear = 6 if name == "gpt2" else 7
-    assert len(frozen.spec.adapted) == linear  # neither the embedding nor the head
-    moved = jax.tree.map(jnp.add, trainable, random_like(trainable, 1))
-    apply = jax.jit(adapted.apply)
-    before, after = (apply(moved, frozen, each) for each in (ids, ids.at[:, 5].add(1) % 23))
-    np.testing.assert_array_equal(before[:, :5], after[:, :5])
-    assert not np.allclose(before[:, 5:], after[:, 5:])
-    assert not np.allclose(before, apply(trainable, frozen, ids))
+def changed_by_the_first(model, tokens):
+    """How much the logits of each token change with the first one."""
+    params, apply = functional(model)
+    ids = random_ids(tokens=tokens)
+    other = ids.at[:, 0].add(1) % 23
+    return np.abs(np.asarray(apply(params, ids)) - np.asarray(apply(params, other))).max((0, 2))
 
 
-def test_a_window_hides_what_is_farther_back(quick_compilation):
-    params, apply = functional(random_decoder("mistral", num_hidden_layers=1))
-    ids = random_ids(tokens=10)
-    before, after = apply(params, ids), apply(params, ids.at[:, 0].add(1) % 23)
-    np.testing.assert_array_equal(before[:, WINDOW:], after[:, WINDOW:])
-    changed = np.abs(before - after).max((0, 2)) > 1e-4
-    assert changed[:WINDOW].all()
+def test_a_window_hides_what_is_farther_back():
+    changed = changed_by_the_first(random_decoder("mistral", num_hidden_layers=1), 12)
+    assert (changed[WINDOW:] == 0).all() and (changed[:WINDOW] > 1e-4).all()
     # two layers reach twice as far, but for the token that both share
-    params, apply = functional(random_decoder("mistral"))
-    before, after = apply(params, ids), apply(params, ids.at[:, 0].add(1) % 23)
-    changed = np.abs(before - after).max((0, 2)) > 0
-    np.testing.assert_array_equal(changed, np.arange(10) < 2 * WINDOW - 1)
+    changed = changed_by_the_first(random_decoder("mistral"), 12) > 0
+    np.testing.assert_array_equal(changed, np.arange(12) < 2 * WINDOW - 1)
 
 
-def test_full_layers_among_sliding_ones_see_everything(quick_compilation):
-    params, apply = functional(random_decoder("qwen2"))
-    ids = random_ids(tokens=12)
-    before, after = apply(params, ids), apply(params, ids.at[:, 0].add(1) % 23)
-    assert (np.abs(before - after).max((0, 2)) > 1e-5).all()
-    none = functional(random_decoder("qwen2", layer_types=["sliding_attention"] * 3))
-    changed = none[1](none[0], ids) != none[1](none[0], ids.at[:, 0].add(1) % 23)
-    np.testing.assert_array_equal(changed.any((0, 2)), np.arange(12) < 3 * (WINDOW - 1) + 1)
+def test_full_layers_among_sliding_ones_see_everything():
+    assert (changed_by_the_first(random_decoder("qwen2"), 12) > 1e-5).all()
+    none = random_decoder("qwen2", layer_types=["sliding_attention"] * 3)
+    changed = changed_by_the_first(none, 12) > 0
+    np.testing.assert_array_equal(changed, np.arange(12) < 3 * (WINDOW - 1) + 1)
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2", "gpt2"])
-def test_padding_changes_no_token(name, quick_compilation):
+def test_padding_changes_no_token(name):
     params, apply = functional(random_decoder(name))
     ids = random_ids()
     alone = apply(params, ids)
     for left, right in ((3, 0), (0, 3), (2, 1)):
         padding = ((0, 0), (left, right))
-        padded = jnp.pad(ids, padding, constant_values=7)
-        logits = apply(params, padded, jnp.pad(jnp.ones_like(ids), padding))
-        assert bool(jnp.isfinite(logits).all())
+        padded = np.pad(ids, padding, constant_values=7)
+        logits = np.asarray(apply(params, padded, np.pad(np.ones_like(ids), padding)))
+        assert np.isfinite(logits).all()
         np.testing.assert_allclose(logits[:, left : left + 8], alone, atol=2e-5)
 
 
 def test_masks_by_hand():
-    seen = np.asarray(reach(jnp.arange(4), jnp.arange(4), window=2))[0, 0]
+    @jax.jit
+    def ours():
+        index, runs = jnp.arange(4), jnp.array([[5, 5, 5, 2, 2, 9], [1, 2, 2, 2, 0, 0]])
+        seen = reach(index, index, window=2)
+        mask = visible(4, jnp.array([[1, 1, 1, 0]]), jnp.array([[1, 1, 2, 2]]))
+        return seen, mask, restarting(runs)
+
+    seen, mask, positions = map(np.asarray, ours())
     by_hand = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    np.testing.assert_array_equal(seen, np.array(by_hand, bool))
-    segments = jnp.array([[1, 1, 2, 2]])
-    mask = visible(4, jnp.array([[1, 1, 1, 0]]), segments)
+    np.testing.assert_array_equal(seen[0, 0], np.array(by_hand, bool))
     by_hand = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
     np.testing.assert_array_equal(mask[0, 0], np.array(by_hand, bool))
-    np.testing.assert_array_equal(
-        restarting(jnp.array([[5, 5, 5, 2, 2, 9], [1, 2, 2, 2, 0, 0]])),
-        [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]],
-    )
+    np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]])
 
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_written_out_attention_is_that_of_jax(window):
     shapes = ((2, 7, 4, 6), (2, 7, 2, 6), (2, 7, 2, 6))
-    given = random_like([jnp.zeros(shape) for shape in shapes], 0)
-    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2], [1, 2, 2, 2, 2, 2, 3]])
-    masked = Sight(visible(7, segments=segments, window=window))
-    for sight in (Sight(None, window), masked):
-        expected = attend(*given, sight)
-        np.testing.assert_allclose(_attend(*given, sight, 0.0, None), expected, atol=1e-6)
+    given = random_like([np.zeros(shape, np.float32) for shape in shapes], 0)
+    segments = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 2, 2, 2, 2, 2, 3]])
+
+    @jax.jit
+    def both(*given):
+        masked = Sight(visible(7, segments=segments, window=window))
+        sights = (Sight(None, window), masked)
+        return [(_attend(*given, each, 0.0, None), attend(*given, each)) for each in sights]
+
+    for ours, expected in both(*given):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_a_token_attends_to_keys_that_were_kept(quick_compilation):
+def test_a_token_attends_to_keys_that_were_kept():
     """What generation will do: one token at a time, with the keys and values of earlier ones."""
     model = random_decoder("llama", num_hidden_layers=1)
     graph, params = nnx.split(model.layers)
-    layer = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], params))
-    x = random_like(jnp.zeros((2, 6, 16)), 3)
-    turn = model.rotation(jnp.arange(6)[None], jnp.float32)
-    whole = layer(x, turn, Sight(), None)
-    _, keys, values = layer.project(x, turn)
-    last = Rotation(turn.cos[:, -1:], turn.sin[:, -1:])
-    query, _, _ = layer.project(x[:, -1:], last)
-    y = attend(query, keys, values, Sight(reach(jnp.array([5]), jnp.arange(6))))
-    np.testing.assert_allclose(layer.finish(x[:, -1:], y), whole[:, -1:], atol=1e-5)
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf)[0], params)
+
+    @jax.jit
+    def both(weights, x):
+        layer, turn = nnx.merge(graph, weights), model.rotation(jnp.arange(6)[None], jnp.float32)
+        _, keys, values = layer.project(x, turn)
+        last = Rotation(turn.cos[:, -1:], turn.sin[:, -1:])
+        query, _, _ = layer.project(x[:, -1:], last)
+        y = attend(query, keys, values, Sight(reach(jnp.array([5]), jnp.arange(6))))
+        return layer.finish(x[:, -1:], y), layer(x, turn, Sight(), None)[:, -1:]
+
+    last, expected = both(weights, random_like(np.zeros((2, 6, 16), np.float32), 3))
+    np.testing.assert_allclose(last, expected, atol=1e-5)
 
 
 # ---- precision and memory ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
-def test_bfloat16_computation(name, quick_compilation):
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_bfloat16_computation(name):
     exact = random_decoder(name)
     half = random_decoder(name, options={"dtype": jnp.bfloat16})
     ids = random_ids()
     params, apply = functional(half)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    assert functional(half, "hidden")[1](params, ids).dtype == jnp.bfloat16
-    expected = functional(exact)[1](params, ids)
+    assert jax.eval_shape(functional(half, "hidden")[1], params, ids).dtype == jnp.bfloat16
+    expected = np.asarray(functional(exact)[1](params, ids))
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     for weights in (params, narrow):
         logits = apply(weights, ids)
         assert logits.dtype == jnp.float32
-        off = jnp.sqrt(jnp.square(logits - expected).mean() / jnp.square(expected).mean())
+        off = np.sqrt(np.square(logits - expected).mean() / np.square(expected).mean())
         assert 0 < off < 0.03  # some ten roundings of up to 2^-8 each
 
 
-def test_remat_changes_no_value_and_no_gradient(x64, quick_compilation):
+def test_remat_changes_no_value_and_no_gradient(x64):
     values, texts, ids = [], set(), random_ids(tokens=5)
     for remat in (False, True, *POLICIES):
         options = {"remat": remat, "param_dtype": jnp.float64}
@@ -243,7 +239,8 @@ def test_remat_changes_no_value_and_no_gradient(x64, quick_compilation):
         def loss(params, apply=apply):
             return jnp.square(apply(params, ids)).mean()
 
-        values.append(jax.jit(jax.value_and_grad(loss))(params))
+        if remat in (False, True, "dots_saveable"):
+            values.append(jax.jit(jax.value_and_grad(loss))(params))
         jaxpr = str(jax.make_jaxpr(loss)(params))
         assert ("remat" in jaxpr or "checkpoint" in jaxpr) == bool(remat)
         texts.add(re.sub("0x[0-9a-f]+", "", jaxpr))
@@ -253,7 +250,7 @@ def test_remat_changes_no_value_and_no_gradient(x64, quick_compilation):
             np.testing.assert_allclose(recomputed, plain, rtol=1e-12, atol=1e-12)
 
 
-def test_attention_dropout_is_a_function_of_its_key(quick_compilation):
+def test_attention_dropout_is_a_function_of_its_key():
     params, apply = functional(random_decoder("llama", attention_dropout=0.5))
     ids, plain = random_ids(), functional(random_decoder("llama"))
     np.testing.assert_array_equal(apply(params, ids), plain[1](params, ids))

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from experiments.spread import spread
 from lora_jax import data, records
 from lora_jax.sharding import ROWS
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 # ---- batches -------------------------------------------------------------------------------------
@@ -130,32 +129,24 @@ def test_a_batch_that_a_mesh_does_not_divide_is_an_error_before_anything_is_writ
         build(made, mesh=lj.make_mesh(2, 2, 2))
 
 
-@pytest.fixture(scope="module")
-def alone(places, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    with jax.numpy_dtype_promotion("standard"):
-        return folder, run.run(config(places), folder)
-
-
 @pytest.mark.filterwarnings("ignore:left whole")
-def test_a_run_comes_to_the_same_on_a_mesh_and_goes_on_on_another(places, alone, tmp_path):
-    """Stopped before its last step, it goes on where there are other devices, or one."""
-    folder, whole = alone
-    stopped = tmp_path / "stopped"
-    interrupt_after(3, config(places), stopped, lj.make_mesh(1, 2, 2, jax.devices()[:4]))
-    assert set(losses(stopped)) == {1, 2, 3}
+def test_a_run_comes_to_the_same_on_a_mesh_and_goes_on_on_others(places, tmp_path):
+    """Stopped before its last steps, it goes on where there is one device, or other ones."""
+    whole = run.run(config(places), tmp_path / "alone")
+    stopped, settings = tmp_path / "stopped", config(places)
+    four = jax.devices()[:4]
+    interrupt_after(2, settings, stopped, lj.make_mesh(1, 2, 2, four))
+    assert set(losses(stopped)) == {1, 2}
     assert records.read(stopped) is None
-    ends = {"another": lj.make_mesh(2, 1, 2, jax.devices()[:4]), "one": None}
-    for name, mesh in ends.items():
-        own = tmp_path / name
-        shutil.copytree(stopped, own)
-        record = run.run(config(places), own, mesh=mesh)
-        assert record.status == "completed" and record.steps == whole.steps
-        assert record.config == whole.config
-        assert record.parameters_trained == whole.parameters_trained
-        assert record.weights_digest == whole.weights_digest
-        assert losses(own) == pytest.approx(losses(folder), rel=1e-4)
-        assert record.metrics_last == pytest.approx(whole.metrics_last, rel=1e-3)
+    interrupt_after(3, settings, stopped, None)
+    assert set(losses(stopped)) == {1, 2, 3}
+    record = run.run(settings, stopped, mesh=lj.make_mesh(2, 1, 2, four))
+    assert record.status == "completed" and record.steps == whole.steps
+    assert record.config == whole.config
+    assert record.parameters_trained == whole.parameters_trained
+    assert record.weights_digest == whole.weights_digest
+    assert losses(stopped) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    assert record.metrics_last == pytest.approx(whole.metrics_last, rel=1e-3)
 
 
 def interrupt_after(step, settings, folder, mesh):
@@ -174,10 +165,10 @@ def interrupt_after(step, settings, folder, mesh):
 
 
 @pytest.mark.filterwarnings("ignore:left whole")
-@pytest.mark.parametrize("method", ["dora", "qlora"])
-def test_texts_on_a_mesh_are_written_without_a_merged_model(places, method):
-    """And are those of one device, whose model is merged."""
-    settings = config(places, method, generate__samples=2, generate__max_new_tokens=6)
+def test_texts_on_a_mesh_are_written_without_a_merged_model(places):
+    """And are those of one device, whose model is merged: DoRA's, of weights stored in bits."""
+    changes = {"variant__name": "dora", "generate__samples": 2, "generate__max_new_tokens": 6}
+    settings = config(places, "qlora", **changes)
     written = []
     for mesh in (None, lj.make_mesh(1, 2, 2, jax.devices()[:4])):
         experiment = build(settings, mesh=mesh)

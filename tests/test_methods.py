@@ -28,8 +28,6 @@ from variants.lora import LoRA
 from variants.lora_fa import LoRAFA
 from variants.rslora import RsLoRA
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 
 

@@ -12,8 +12,6 @@ import variants
 from lora_jax.variant import Base, Factors
 from variants.miss import MiSS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 CASES = [((8, 5), 4), ((8, 5), 8), ((6, 9), 1), ((7, 5), 3), ((5, 7), 4), ((13, 4), 6)]
 """Shapes and ranks; the last three ranks do not divide the inputs."""

@@ -25,8 +25,6 @@ from peft_special import (
 from lora_jax import initialization
 from lora_jax.variant import Base
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FACTS = json.loads((FIXTURES / "peft_methods.json").read_text())
 PLUS = [case for case, config in CASES.items() if config["method"] == "lora_plus"]
 DRAWN = [*PLUS, "lora_fa", "pissa_fast"]

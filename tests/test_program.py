@@ -1,7 +1,9 @@
 """Trials of one program against the same trials run alone, to rounding and in float64 to 1e-10."""
 
 import dataclasses
+import functools
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +34,14 @@ class Trial:
 
 
 TRIALS = (
-    Trial(),
     Trial(learning_rate=0.2, warmup=3, seed=1),
-    Trial(weight_decay=0.1, clip=0.05, settings={"alpha": 3.0}),
-    Trial(seed=4, settings={"rank": 3, "alpha": 8.0}),
+    Trial(weight_decay=0.1, clip=0.05, seed=4, settings={"rank": 3, "alpha": 8.0, "dropout": 0.5}),
+    Trial(settings={"rank": 1, "alpha": 3.0, "dropout": 0.1, "learning_rate_ratio": 4.0}),
 )
-DROPPING = (
-    Trial(settings={"dropout": 0.5}),
-    Trial(seed=3),
-    Trial(settings={"dropout": 0.1, "learning_rate_ratio": 4.0, "rank": 1}),
+"""All that may differ: one without dropout, or with a ratio of its own, is of the same program."""
+PAIR = (
+    Trial(learning_rate=0.2, warmup=3, clip=0.05),
+    Trial(weight_decay=0.1, seed=4, settings={"rank": 3, "alpha": 8.0}),
 )
 
 
@@ -69,9 +70,13 @@ class Made:
     frozen: lj.Frozen
 
 
-def make(trial, name="lora"):
-    variant = variants.make(name, **{"rank": 2, **trial.settings} if name != "full" else {})
-    adapted = lj.adapt(forward, variant, also_train=["bias"] if name != "full" else ())
+def make(trial, names="lora"):
+    """The model adapted by one method, or its layers by one and what follows by another."""
+    settings = {"rank": 2, **trial.settings} if names != "full" else {}
+    methods = [variants.make(name, **settings) for name in names.split(",")]
+    targets = dict(zip(("layers", "out"), methods, strict=False))
+    targets = targets if len(methods) > 1 else {"all-linear": methods[0]}
+    adapted = lj.adapt(forward, targets=targets, also_train=["bias"] if names != "full" else ())
     key = jax.random.key(trial.seed)
     return Made(adapted, *adapted.init(key, parameters(trial.seed), jnp.zeros((1, 6))))
 
@@ -109,9 +114,9 @@ def predict_with(adapted):
     return predict
 
 
-def alone(trial, steps, name="lora", optimizer=sgd):
+def alone(trial, steps, names="lora", optimizer=sgd):
     """The states after each step of a trial by itself, and the metrics."""
-    made = make(trial, name)
+    made = make(trial, names)
     tx = optimizer(hyper_of(trial))
     predict = predict_with(made.adapted)
     step = train.make_train_step(made.adapted, tx, predict, train.cross_entropy, clip=trial.clip)
@@ -126,11 +131,12 @@ def alone(trial, steps, name="lora", optimizer=sgd):
     return found
 
 
-def build(all_trials, execution, name="lora", optimizer=sgd):
+def build(all_trials, execution, names="lora", optimizer=sgd):
     """The program of trials, their states, and what each of them is like alone."""
-    made = [make(trial, name) for trial in all_trials]
-    both = union([each.adapted.rules[0][1] for each in made])
-    adapted = lj.adapt(forward, both, also_train=made[0].adapted.also_train)
+    made = [make(trial, names) for trial in all_trials]
+    rules = zip(*(each.adapted.rules for each in made), strict=True)
+    rules = tuple((rule[0][0], union([variant for _, variant in rule])) for rule in rules)
+    adapted = dataclasses.replace(made[0].adapted, rules=rules)
     like = jax.eval_shape(adapted.init, jax.random.key(0), parameters(), jnp.zeros((1, 6)))
     shared = [program.share(each.frozen, made[0].frozen) for each in made]
     wide = [
@@ -151,8 +157,14 @@ def build(all_trials, execution, name="lora", optimizer=sgd):
     return program.make_program(execution, traced, frozen, hyper), states, made
 
 
-def together(all_trials, steps, execution, name="lora", optimizer=sgd):
-    run, states, made = build(all_trials, execution, name, optimizer)
+@functools.cache
+def built(execution):
+    """Of TRIALS with Adam: compiled once, with states to copy."""
+    return build(TRIALS, execution, optimizer=adam)
+
+
+def together(all_trials, steps, execution, names):
+    run, states, made = build(all_trials, execution, names)
     population = run.start(states)
     sources = [batches(trial) for trial in all_trials]
     found = [[] for _ in all_trials]
@@ -172,58 +184,58 @@ def assert_close(ours, theirs, **tolerance):
         np.testing.assert_allclose(mine, wanted, **tolerance)
 
 
-def assert_as_alone(chosen, steps, name="lora"):
-    """Every execution, step by step, against each trial by itself."""
-    wanted = [alone(trial, steps, name) for trial in chosen]
-    for execution in EXECUTIONS:
-        for ours, theirs in zip(together(chosen, steps, execution, name), wanted, strict=True):
+def assert_as_alone(chosen, steps, names, executions=("vmap",)):
+    """Step by step, against each trial by itself."""
+    wanted = [alone(trial, steps, names) for trial in chosen]
+    for execution in executions:
+        for ours, theirs in zip(together(chosen, steps, execution, names), wanted, strict=True):
             for (trainable, values), (expected, others) in zip(ours, theirs, strict=True):
                 assert_close(trainable, expected, rtol=1e-10, atol=1e-12)
                 np.testing.assert_allclose(values["loss"], others["loss"], rtol=1e-10)
 
 
-@pytest.mark.usefixtures("x64", "quick_compilation")
-@pytest.mark.parametrize("name", ["lora", "dora", "pissa", "lora_fa", "hira", "vera", "full"])
-def test_trajectories_of_sgd_in_float64(name):
-    """Learning rates, decay, warm-up, clipping, alpha, rank and seed differ."""
-    chosen = TRIALS
-    if name in ("vera", "full"):  # of one rank, or none
-        chosen = [dataclasses.replace(trial, settings={}) for trial in TRIALS]
-    assert_as_alone(chosen, 6, name)
+@pytest.mark.usefixtures("x64")
+def test_trajectories_of_sgd_in_float64():
+    """Learning rates, decay, warm-up, clipping, alpha, rank, dropout, ratio and seed differ."""
+    assert_as_alone(TRIALS, 6, "lora", EXECUTIONS)
 
 
-@pytest.mark.usefixtures("x64", "quick_compilation")
-def test_dropout_draws_as_alone():
-    """A trial without dropout, or with a ratio of its own, is of the same program."""
-    assert_as_alone(DROPPING, 4)
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("names", ["dora,lora_fa", "pissa,hira", "vera", "full"])
+def test_trajectories_of_other_methods(names):
+    """Masks, constants and shared arrays of theirs, in stacks and single matrices."""
+    chosen = PAIR
+    if names in ("vera", "full"):  # of one rank, or none
+        chosen = [dataclasses.replace(trial, settings={}) for trial in PAIR]
+    assert_as_alone(chosen, 6, names)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_the_first_step_of_adam_to_rounding(execution):
-    for trial, ours in zip(TRIALS, together(TRIALS, 1, execution, "lora", adam), strict=True):
-        (_, values), (_, expected) = ours[0], alone(trial, 1, "lora", adam)[0]
-        for name in ("loss", "grad_norm"):
-            np.testing.assert_allclose(values[name], expected[name], rtol=1e-5)
-
-
-@pytest.mark.usefixtures("x64", "quick_compilation")
+@pytest.mark.usefixtures("x64")
 def test_adalora_with_budgets_and_penalties_of_their_own():
     settings = {"rank": 3, "target_rank": 2, "total_steps": 12, "t_init": 2, "t_final": 4}
-    chosen = (
-        Trial(settings=settings),
-        Trial(seed=2, settings={**settings, "target_rank": 1, "orthogonality": 0.5, "beta1": 0.5}),
-        Trial(settings={**settings, "t_init": 1, "alpha": 4.0}),
+    other = {"target_rank": 1, "orthogonality": 0.5, "beta1": 0.5, "t_init": 1, "alpha": 4.0}
+    assert_as_alone(
+        (Trial(settings=settings), Trial(seed=2, settings=settings | other)), 10, "adalora"
     )
-    assert_as_alone(chosen, 10, "adalora")
+
+
+@pytest.fixture(scope="module")
+def first_values():
+    """The metrics of the first step, with Adam and in float32, of some trials alone."""
+    with jax.numpy_dtype_promotion("standard"):
+        return {number: alone(TRIALS[number], 1, optimizer=adam)[0][1] for number in (1, 2)}
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations):
+def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations, first_values):
     """The same program takes any learning rate, alpha, rank, ratio and seed."""
-    run, states, _ = build((*TRIALS, *DROPPING), execution)
-    sources = [batches(trial) for trial in (*TRIALS, *DROPPING)]
-    population = run.start(states)
-    population, _ = run.step(population, [next(source) for source in sources])
+    run, states, _ = built(execution)
+    sources = [batches(trial) for trial in TRIALS]
+    population = run.start(jax.tree.map(jnp.copy, states))
+    population, values = run.step(population, [next(source) for source in sources])
+    for number, expected in first_values.items():
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(values[name][number], expected[name], rtol=1e-5)
     population, _ = run.step(population, [next(source) for source in sources])
     with compilations() as counted:
         for _ in range(3):
@@ -232,7 +244,7 @@ def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations):
 
 
 def test_the_base_is_neither_stacked_nor_copied():
-    run, states, made = build(TRIALS, "vmap")
+    run, states, made = built("vmap")
     population = run.start(states)
     assert jax.tree.leaves(population.trainable["adapters"])[0].shape[0] == len(TRIALS)
     before = [id(leaf) for leaf in made[0].frozen.base.values()]
@@ -257,7 +269,11 @@ def fit(
     overflow=None,
 ):
     """20 steps of all trials, as `test_train` has them for one."""
-    run, states, made = build(chosen, execution, optimizer=adam)
+    if chosen is TRIALS:
+        run, states, made = built(execution)
+        states = jax.tree.map(jnp.copy, states)  # what is started with is donated
+    else:
+        run, states, made = build(chosen, execution, optimizer=adam)
 
     def source(number):
         def start(step):
@@ -302,42 +318,55 @@ def without_seconds(outcome):
     return dataclasses.replace(outcome, seconds=0, evaluations=rows)
 
 
-@pytest.mark.parametrize("execution", ["each", "vmap"])
-@pytest.mark.parametrize("killed_at", [1, 6, 8, 20])
-def test_interrupted_trials_end_with_the_same_bits(tmp_path, execution, killed_at):
-    straight = fit(tmp_path / "straight", execution, keep_best=True)
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Runs that nothing disturbs, with their folder; made once for each execution."""
+
+    @functools.cache
+    def run(execution):
+        folder = tmp_path_factory.mktemp(execution)
+        return folder, fit(folder, execution, keep_best=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "execution, killed_at", [("each", 1), ("vmap", 6), ("each", 8), ("vmap", 20)]
+)
+def test_interrupted_trials_end_with_the_same_bits(tmp_path, execution, killed_at, straight):
+    _, undisturbed = straight(execution)
     with pytest.raises(Killed):
-        fit(tmp_path / "killed", execution, killed_at=killed_at, keep_best=True)
-    again = fit(tmp_path / "killed", execution, keep_best=True)
-    assert_close(again[0], straight[0], rtol=0)
-    assert [*map(without_seconds, again[1])] == [*map(without_seconds, straight[1])]
-    assert again[2] == straight[2]
+        fit(tmp_path, execution, killed_at=killed_at, keep_best=True)
+    again = fit(tmp_path, execution, keep_best=True)
+    assert_close(again[0], undisturbed[0], rtol=0)
+    assert [*map(without_seconds, again[1])] == [*map(without_seconds, undisturbed[1])]
+    assert again[2] == undisturbed[2]
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_a_trial_that_diverges_ends_and_the_others_go_on(tmp_path, execution):
-    _, outcomes, rows = fit(tmp_path / "poisoned", execution, poison=(1, 11))
-    assert [outcome.diverged for outcome in outcomes] == [False, True, False, False]
-    assert [outcome.steps for outcome in outcomes] == [20, 12, 20, 20]
+@pytest.mark.parametrize("execution", ["each", "vmap"])
+def test_a_trial_that_diverges_ends_and_the_others_go_on(tmp_path, execution, straight):
+    _, outcomes, rows = fit(tmp_path, execution, poison=(1, 11))
+    assert [outcome.diverged for outcome in outcomes] == [False, True, False]
+    assert [outcome.steps for outcome in outcomes] == [20, 12, 20]
     assert rows[1][-1]["step"] == 12 and math.isnan(rows[1][-1]["loss"])
-    _, _, wanted = fit(tmp_path / "clean", execution)
-    for number in (0, 2, 3):
+    _, (_, _, wanted) = straight(execution)
+    for number in (0, 2):
         assert rows[number] == wanted[number]
 
 
 def test_a_score_that_is_not_finite_outlives_a_kill(tmp_path):
-    straight = fit(tmp_path / "straight", overflow=(1, 7))
-    assert straight[1][1].diverged and straight[1][1].steps == 7
+    undisturbed = fit(tmp_path / "straight", overflow=(1, 7))
+    assert undisturbed[1][1].diverged and undisturbed[1][1].steps == 7
     with pytest.raises(Killed):
         fit(tmp_path / "killed", overflow=(1, 7), killed_at=13)
     again = fit(tmp_path / "killed", overflow=(1, 7))
-    assert [*map(without_seconds, again[1])] == [*map(without_seconds, straight[1])]
+    assert [*map(without_seconds, again[1])] == [*map(without_seconds, undisturbed[1])]
     assert again[1][1].metrics_last == {"accuracy": 0.5, "eval_loss": math.inf}
 
 
-def test_the_best_evaluations_state_is_returned(tmp_path):
-    last, outcomes, rows = fit(tmp_path / "last")
-    best, _, _ = fit(tmp_path / "best", keep_best=True)
+def test_the_best_evaluations_state_is_returned(tmp_path, straight):
+    last, outcomes, rows = fit(tmp_path)
+    _, (best, _, _) = straight("each")
     for number, outcome in enumerate(outcomes):
         scores = {row["step"]: row["accuracy"] for row in rows[number] if "accuracy" in row}
         assert outcome.best_step == max(scores, key=scores.__getitem__)
@@ -351,7 +380,8 @@ def test_the_best_evaluations_state_is_returned(tmp_path):
     assert len({outcome.best_step for outcome in outcomes}) > 1
 
 
-def test_checkpoints_of_other_trials_are_refused(tmp_path):
-    fit(tmp_path)
+def test_checkpoints_of_other_trials_are_refused(tmp_path, straight):
+    folder, _ = straight("each")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with pytest.raises(ValueError, match="leaf"):
         fit(tmp_path, chosen=(*TRIALS, Trial(seed=9)))

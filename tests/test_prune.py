@@ -14,8 +14,6 @@ from lora_jax.prune import best, prune, ranks
 from variants.adalora import AdaLoRA
 from variants.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 
 
@@ -63,7 +61,7 @@ def half_gone(seed, targets, **options):
     params = {name: jnp.asarray(random.randn(*shape)) for name, shape in CHAIN.items()}
     x = jnp.asarray(random.randn(3, 6))
     adapted = lj.adapt(chain, targets=targets, also_train=(), **options)
-    trainable, frozen = adapted.init(KEY, params, x)
+    trainable, frozen = jax.jit(adapted.init)(KEY, params, x)
     trainable = random_like(trainable, seed)
     state = list(adapted.init_state(trainable, frozen))
     (number,) = [i for i, each in enumerate(state) if each is not None]
@@ -72,7 +70,7 @@ def half_gone(seed, targets, **options):
         counts = random.randint(0, rank + 1, (*kept.shape[:-1], 1))
         kept = random.rand(*kept.shape).argsort(-1) < counts
         factors = trainable["adapters"][path]
-        factors["e"] = jnp.where(kept, factors["e"], 0)
+        factors["e"] = jnp.asarray(np.where(kept, factors["e"], 0))
         state[number]["kept"][path] = jnp.asarray(kept)
     return adapted, trainable, frozen, tuple(state), x
 
@@ -80,7 +78,7 @@ def half_gone(seed, targets, **options):
 ADALORA = AdaLoRA(rank=4, target_rank=4, total_steps=10)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 4, 5])  # of 4, nothing is left of v
 def test_pruned_adapters_have_the_same_effect(seed, x64):
     targets = {
         "v": ADALORA,
@@ -89,14 +87,15 @@ def test_pruned_adapters_have_the_same_effect(seed, x64):
     }
     adapted, trainable, frozen, state, x = half_gone(seed, targets)
     less, smaller = prune(trainable, frozen, state)
-    wanted = adapted.apply(trainable, frozen, x)
-    np.testing.assert_allclose(adapted.apply(less, smaller, x), wanted, atol=1e-12)
-    for mine, theirs in zip(
-        jax.tree.leaves(adapted.merge(less, smaller)),
-        jax.tree.leaves(adapted.merge(trainable, frozen)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(mine, theirs, atol=1e-12)
+
+    @jax.jit
+    def uses(trainable, frozen):
+        gradient = jax.grad(lambda t: (adapted.apply(t, frozen, x) ** 2).sum())(trainable)
+        both = adapted.apply(trainable, frozen, x), adapted.merge(trainable, frozen)
+        return both, gradient["adapters"]
+
+    (mine, gradient), (wanted, _) = uses(less, smaller), uses(trainable, frozen)
+    jax.tree.map(lambda *both: np.testing.assert_allclose(*both, atol=1e-12), mine, wanted)
 
     kept = next(each for each in state if each is not None)["kept"]
     counts = {path: np.asarray(each).sum(-1) for path, each in kept.items()}
@@ -119,10 +118,9 @@ def test_pruned_adapters_have_the_same_effect(seed, x64):
     assert rows == {path: int(each.sum()) * sums[path] for path, each in found.items()}
 
     # rows that fill a stack up stay without effect when training goes on
-    gradient = jax.grad(lambda t: (adapted.apply(t, smaller, x) ** 2).sum())(less)
     for path in set(less["adapters"]) & {"w"}:
         alive = np.arange(counts[path].max()) < counts[path][:, None]
-        for leaf in gradient["adapters"][path].values():
+        for leaf in map(np.asarray, gradient[path].values()):
             assert not leaf[~alive].any()
     again = prune(less, smaller, adapted.init_state(less, smaller))
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), again, (less, smaller)))
@@ -135,8 +133,9 @@ def test_an_adapter_of_which_nothing_is_left_is_gone(x64):
     state[0]["kept"]["v"] = jnp.zeros(4, bool)
     less, smaller = prune(trainable, frozen, state)
     assert less["adapters"] == {} and ranks(less, smaller) == {}
-    wanted = adapted.apply(trainable, frozen, x)
-    np.testing.assert_allclose(adapted.apply(less, smaller, x), wanted, atol=1e-12)
+    apply = jax.jit(adapted.apply)
+    wanted = apply(trainable, frozen, x)
+    np.testing.assert_allclose(apply(less, smaller, x), wanted, atol=1e-12)
     assert adapted.init_state(less, smaller) == ()
 
 

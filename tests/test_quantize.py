@@ -22,7 +22,6 @@ from lora_jax.variant import Base
 from variants.lora import LoRA
 
 STORAGES = [NF4(), NF4(double_quant=True), Int8()]
-quick = pytest.mark.usefixtures("quick_compilation")
 by_storage = pytest.mark.parametrize("storage", STORAGES, ids=["nf4", "double", "int8"])
 
 
@@ -49,8 +48,23 @@ def assert_same_bits(actual, expected):
     np.testing.assert_array_equal(actual, expected)
 
 
-def roundtrip(storage, matrix, dtype=jnp.float32):
-    return jax.jit(lambda m: storage.load(storage.store(m), m.shape, dtype))(matrix)
+@functools.partial(jax.jit, static_argnums=0)
+def store(storage, matrix):
+    return storage.store(matrix)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def load(storage, stored, shape, dtype):
+    return storage.load(stored, shape, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def scales_of(stored, shape):
+    return NF4(double_quant=True)._absmax(stored, shape)
+
+
+def roundtrip(storage, matrix):
+    return load(storage, store(storage, matrix), matrix.shape, jnp.float32)
 
 
 def random_matrix(shape, seed=0, dtype=jnp.float32):
@@ -63,26 +77,26 @@ def random_matrix(shape, seed=0, dtype=jnp.float32):
 @pytest.mark.parametrize("name", CASES)
 def test_nf4_is_that_of_bitsandbytes_to_the_bit(name):
     matrix, theirs = jnp.asarray(matrix_of(name)), fixture("nf4", name)
-    stored = jax.jit(NF4().store)(matrix)
+    stored = store(NF4(), matrix)
     for key, expected in our_layout(theirs, matrix.shape).items():
         assert_same_bits(stored[key], expected)
-    values = jax.jit(lambda s: NF4().load(s, matrix.shape, matrix.dtype))(stored)
+    values = load(NF4(), stored, matrix.shape, matrix.dtype)
     assert_same_bits(values, theirs["values"].astype(matrix.dtype))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_double_quantisation_reads_what_bitsandbytes_stores_to_the_bit(name):
     shape, theirs = CASES[name][1], fixture("nf4_double", name)
-    storage, stored = NF4(double_quant=True), our_layout(theirs, CASES[name][1])
+    stored = our_layout(theirs, shape)
     stored = {key: jnp.asarray(array) for key, array in stored.items()}
-    values = jax.jit(lambda s: storage.load(s, shape, matrix_of(name).dtype))(stored)
+    values = load(NF4(double_quant=True), stored, shape, matrix_of(name).dtype)
     assert_same_bits(values, theirs["values"].astype(values.dtype))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name):
     matrix, theirs = jnp.asarray(matrix_of(name)), fixture("nf4_double", name)
-    stored = jax.jit(NF4(double_quant=True).store)(matrix)
+    stored = store(NF4(double_quant=True), matrix)
     expected = our_layout(theirs, matrix.shape)
     assert {k: (a.shape, a.dtype) for k, a in stored.items()} == {
         k: (a.shape, a.dtype) for k, a in expected.items()
@@ -93,7 +107,7 @@ def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name
     np.testing.assert_allclose(stored["nested_offset"], expected["nested_offset"], rtol=2 * eps)
     noise = 4 * eps * np.abs(expected["nested_offset"])
     np.testing.assert_allclose(stored["nested_absmax"], expected["nested_absmax"], atol=noise)
-    scales = NF4(double_quant=True)._absmax(stored, matrix.shape).T.reshape(-1)
+    scales = np.asarray(scales_of(stored, matrix.shape)).T.reshape(-1)
     np.testing.assert_allclose(scales, theirs["scales"], rtol=4 * eps, atol=2 * noise)
 
     # Measured from the same mean, the 8-bit codes are the same.
@@ -103,7 +117,7 @@ def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name
     groups = groups.reshape(-1, 256)
     greatest = np.abs(groups).max(1, keepdims=True)
     assert_same_bits(greatest[:, 0], theirs["nested_absmax"])
-    codes = nf4.encode_dynamic(jnp.asarray(groups / np.where(greatest, greatest, 1)))
+    codes = jax.jit(nf4.encode_dynamic)(groups / np.where(greatest, greatest, 1))
     meant = np.broadcast_to(greatest > 0, groups.shape).reshape(-1)[: len(scales)]
     codes = np.asarray(codes).reshape(-1)[: len(scales)]
     assert_same_bits(codes[meant], theirs["absmax"][meant])
@@ -112,10 +126,10 @@ def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name
 @pytest.mark.parametrize("name", INT8_CASES)
 def test_int8_is_that_of_bitsandbytes_to_the_bit(name):
     matrix, theirs = jnp.asarray(matrix_of(name)), fixture("int8", name)
-    stored = jax.jit(Int8().store)(matrix)
+    stored = store(Int8(), matrix)
     assert_same_bits(stored["codes"], theirs["codes"].T)
     assert_same_bits(stored["absmax"], theirs["absmax"][None])
-    values = jax.jit(lambda s: Int8().load(s, matrix.shape, jnp.float32))(stored)
+    values = load(Int8(), stored, matrix.shape, jnp.float32)
     assert_same_bits(values, theirs["values"])
 
 
@@ -123,12 +137,11 @@ def test_int8_is_that_of_bitsandbytes_to_the_bit(name):
 def test_compilation_changes_no_bit(storage):
     matrix = jnp.asarray(matrix_of("many blocks"))
     stored = storage.store(matrix)
-    compiled = jax.jit(storage.store)(matrix)
+    compiled = store(storage, matrix)
     for name in stored:
         assert_same_bits(compiled[name], stored[name])
     values = storage.load(stored, matrix.shape, jnp.float32)
-    load = jax.jit(lambda s: storage.load(s, matrix.shape, jnp.float32))
-    assert_same_bits(load(stored), values)
+    assert_same_bits(load(storage, stored, matrix.shape, jnp.float32), values)
 
 
 def test_there_are_cases_of_several_groups_and_none_is_trivial():
@@ -140,6 +153,7 @@ def test_there_are_cases_of_several_groups_and_none_is_trivial():
 
 # -- what the codes mean -----------------------------------------------------------------------
 
+PLAIN = (64, 10)  # where no other matters, so that less is compiled
 ODD = [(1, 1), (5, 4), (63, 2), (64, 3), (65, 3), (200, 7)]
 
 
@@ -155,9 +169,10 @@ def nearest_codes(matrix, block):
     return nearest
 
 
-@quick
-@pytest.mark.parametrize("block", [2, 64, 128])
-@pytest.mark.parametrize("shape", ODD)
+@pytest.mark.parametrize(
+    "block, shape",
+    [(64, shape) for shape in ODD] + [(2, (5, 4)), (2, (65, 3)), (128, (64, 3)), (128, (200, 7))],
+)
 def test_each_value_is_the_nearest_code_of_its_block(shape, block):
     matrix = random_matrix(shape)
     values = roundtrip(NF4(block=block), matrix)
@@ -165,7 +180,6 @@ def test_each_value_is_the_nearest_code_of_its_block(shape, block):
     np.testing.assert_allclose(values, nearest_codes(np.asarray(matrix), block), rtol=1e-6)
 
 
-@quick
 @pytest.mark.parametrize("shape", [*ODD, (640, 30)])
 def test_double_quantisation_moves_a_scale_by_half_a_step_at_most(shape):
     @jax.jit
@@ -179,20 +193,24 @@ def test_double_quantisation_moves_a_scale_by_half_a_step_at_most(shape):
     assert np.abs(read - exact).max() <= (0.9 / 64 / 2 + 2**-15) * greatest + 1e-6
 
 
-@quick
-@pytest.mark.parametrize("shape", ODD)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype, shape",
+    [(jnp.float32, shape) for shape in ODD] + [(jnp.bfloat16, (65, 3)), (jnp.float16, (200, 7))],
+)
 def test_int8_is_no_further_than_half_a_step(shape, dtype):
-    matrix = random_matrix(shape, dtype=dtype)
-    matrix = matrix.at[:, -1].set(0)
+    matrix = np.array(random_matrix(shape, dtype=dtype))
+    matrix[:, -1] = 0
     values = roundtrip(Int8(), matrix)
     exact = np.asarray(matrix, np.float64)
     bound = np.abs(exact).max(0) / 127 / 2
     assert (np.abs(values - exact) <= bound * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("storage", [NF4(), NF4(block=6), Int8()], ids=str)
-@pytest.mark.parametrize("shape", ODD)
+@pytest.mark.parametrize(
+    "storage, shape",
+    [(storage, shape) for storage in (NF4(), Int8()) for shape in ODD]
+    + [(NF4(block=6), (5, 4)), (NF4(block=6), (200, 7))],
+)
 def test_storing_what_was_loaded_changes_nothing(storage, shape):
     values = roundtrip(storage, random_matrix(shape))
     again = roundtrip(storage, values)
@@ -217,9 +235,11 @@ def test_bytes(shape):
         assert expected[NF4(double_quant=True)] <= 0.13 * 4 * weights
 
 
-@quick
-@by_storage
-@pytest.mark.parametrize("shape", ODD)
+@pytest.mark.parametrize(
+    "storage, shape",
+    [(NF4(), shape) for shape in ODD]
+    + [(storage, shape) for storage in STORAGES[1:] for shape in ((5, 4), (200, 7))],
+)
 def test_rows(storage, shape):
     matrix = random_matrix(shape, dtype=jnp.bfloat16)
     base = jax.jit(functools.partial(quantized, storage))(matrix).astype(jnp.float32)
@@ -231,10 +251,9 @@ def test_rows(storage, shape):
         assert_same_bits(mine, np.asarray(dense)[each])
 
 
-@quick
 @by_storage
 def test_plain_arrays_that_files_keep(storage):
-    base = quantized(storage, random_matrix((130, 5)))
+    base = quantized(storage, random_matrix(PLAIN))
     arrays = safetensors.numpy.load(
         safetensors.numpy.save({name: np.asarray(a) for name, a in base.value.items()})
     )
@@ -254,7 +273,7 @@ def primitives(jaxpr):
 
 def test_nf4_is_read_without_a_gather():
     def used(storage):
-        base = quantized(storage, random_matrix((128, 4)))
+        base = quantized(storage, random_matrix(PLAIN))
         return set(primitives(jax.make_jaxpr(lambda base: base.dense())(base).jaxpr))
 
     assert "select_n" in used(NF4()) and "gather" not in used(NF4())
@@ -272,10 +291,8 @@ def network(base, x):
     return jnp.tanh(base.dot_t(jnp.tanh(base.dot(x))))
 
 
-@quick
 @by_storage
-@pytest.mark.parametrize("shape", [(130, 6), (63, 70)])
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("shape, dtype", [((130, 6), jnp.bfloat16), ((63, 70), jnp.float64)])
 def test_products_and_gradients_are_those_of_the_dense_matrix(storage, shape, dtype, x64):
     base = jax.jit(functools.partial(quantized, storage))(random_matrix(shape, dtype=dtype) / 8)
     assert (base.shape, base.dtype, base.dense().dtype) == (shape, dtype, dtype)
@@ -294,7 +311,6 @@ def test_products_and_gradients_are_those_of_the_dense_matrix(storage, shape, dt
         )
 
 
-@quick
 @by_storage
 def test_forward_over_reverse(storage, x64):
     matrix = random_matrix((70, 6), dtype=jnp.float64) / 8
@@ -310,10 +326,9 @@ def test_forward_over_reverse(storage, x64):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
-@quick
 def test_no_gradient_reaches_what_is_stored():
     for storage in STORAGES:
-        base = quantized(storage, random_matrix((64, 5)))
+        base = quantized(storage, random_matrix(PLAIN))
 
         def use(base):
             rows, x = jnp.arange(3), jnp.ones((2, 64))
@@ -326,7 +341,6 @@ def test_no_gradient_reaches_what_is_stored():
             assert leaf.dtype == jax.dtypes.float0 or not leaf.any()
 
 
-@quick
 @by_storage
 def test_stacks_and_transformations(storage, x64):
     """vmap over stored matrices and over x, scan, remat, jit: all equal to a Python loop."""
@@ -362,14 +376,13 @@ def test_stacks_and_transformations(storage, x64):
     for mine, theirs in jax.jit(pairs)(stacked, xs).values():
         np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
     for index, base in enumerate(each(stacked)):  # a stack is stored as its matrices are
-        alone = jax.jit(storage.store)(matrices[index])
+        alone = store(storage, matrices[index])
         for name, array in base.value.items():
             np.testing.assert_allclose(array, alone[name], rtol=1e-6)
 
 
-@quick
 def test_casts_follow_one_another():
-    base = quantized(NF4(), random_matrix((64, 3), dtype=jnp.float32))
+    base = quantized(NF4(), random_matrix(PLAIN))
     narrowed = base.astype(jnp.bfloat16).astype(jnp.float32)
     assert narrowed.dtype == jnp.float32 and narrowed.dtypes[1:] == (jnp.bfloat16, jnp.float32)
     expected = base.dense().astype(jnp.bfloat16).astype(jnp.float32)
@@ -391,7 +404,7 @@ def test_products_accumulate_as_those_of_a_dense_base(accumulate):
 
 
 def test_the_backward_pass_has_the_precision_of_the_product():
-    base = quantized(NF4(), random_matrix((64, 4)))
+    base = quantized(NF4(), random_matrix(PLAIN))
 
     def loss(x):
         with jax.default_matmul_precision("highest"):
@@ -402,10 +415,9 @@ def test_the_backward_pass_has_the_precision_of_the_product():
     assert len(re.findall(r"precision=\(Precision.HIGHEST, Precision.HIGHEST\)", text)) == 2
 
 
-@quick
 @by_storage
 def test_a_variant_on_top(storage):
-    base = quantized(storage, random_matrix((64, 10)))
+    base = quantized(storage, random_matrix(PLAIN))
     variant = LoRA(rank=3)
     factors = variant.init(jax.random.key(0), base)
     factors.trainable["b"] = random_matrix((3, 10), 1)
@@ -463,12 +475,14 @@ def differentiated(base, x):
 DENSE_BYTES = LAYERS * WIDTH * WIDTH * 4
 
 
+@pytest.mark.usefixtures("full_optimization")
 @by_storage
 def test_scanned_layers_keep_nothing_dense(storage):
     assert temporary_bytes(storage, requantised, "scan") < 0.3 * DENSE_BYTES
     assert temporary_bytes(storage, differentiated, "scan") >= DENSE_BYTES
 
 
+@pytest.mark.usefixtures("full_optimization")
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA:CPU drops optimization barriers")
 @by_storage
 def test_layers_one_by_one_keep_nothing_dense(storage):
@@ -477,6 +491,11 @@ def test_layers_one_by_one_keep_nothing_dense(storage):
 
 
 LAYOUTS = {"in": P("x", None), "out": P(None, "x")}
+by_layout = pytest.mark.parametrize(
+    "storage, layout",
+    [(NF4(), "in"), (NF4(), "out"), (NF4(double_quant=True), "in"), (Int8(), "out")],
+)
+make = jax.jit(quantized, static_argnums=0)
 
 
 def laid_out(base, mesh, layout):
@@ -490,6 +509,11 @@ def laid_out(base, mesh, layout):
     return dataclasses.replace(base, value=value)
 
 
+def scaled_matrix():
+    return jnp.asarray(np.asarray(random_matrix((WIDTH, WIDTH))) / np.float32(WIDTH**0.5))
+
+
+@jax.jit
 def product_and_gradient(base, x):
     y, pull = jax.vjp(lambda x: jnp.tanh(base.dot(x)), x)
     return y, pull(y)[0]
@@ -502,14 +526,14 @@ def moved_sizes(compiled):
     return [math.prod(int(n) for n in shape.split(",") if n) for shape in found]
 
 
-@by_storage
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("full_optimization")
+@by_layout
 def test_nothing_of_a_weights_size_is_gathered(storage, layout):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    base = quantized(storage, random_matrix((WIDTH, WIDTH)) / WIDTH**0.5)
+    matrix, x = scaled_matrix(), random_matrix((16, WIDTH), 1)
+    base = make(storage, matrix)
     sharded = laid_out(base, mesh, layout)
-    x = random_matrix((16, WIDTH), 1)
-    step = jax.jit(product_and_gradient).lower(sharded, x).compile()
+    step = product_and_gradient.lower(sharded, x).compile()
     assert moved_sizes(step) and max(moved_sizes(step)) <= x.size  # the sum of a product
     assert step.memory_analysis().temp_size_in_bytes < WIDTH * WIDTH * 4 / 2
     for mine, theirs in zip(step(sharded, x), product_and_gradient(base, x), strict=True):
@@ -522,23 +546,23 @@ def test_nothing_of_a_weights_size_is_gathered(storage, layout):
     assert max(moved_sizes(jax.jit(gathered).lower(sharded, x).compile())) == WIDTH * WIDTH
 
     # Storing is as local: the scales at most are moved.
-    matrix = jax.device_put(random_matrix((WIDTH, WIDTH)), NamedSharding(mesh, LAYOUTS[layout]))
+    matrix = jax.device_put(matrix, NamedSharding(mesh, LAYOUTS[layout]))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, sharded.value)
-    store = jax.jit(storage.store, out_shardings=shardings).lower(matrix).compile()
-    assert max(moved_sizes(store), default=0) <= WIDTH * WIDTH // 64
+    storing = jax.jit(storage.store, out_shardings=shardings).lower(matrix).compile()
+    assert max(moved_sizes(storing), default=0) <= WIDTH * WIDTH // 64
 
 
-@by_storage
-@pytest.mark.parametrize("layout", LAYOUTS)
+@by_layout
 def test_explicit_shardings(storage, layout):
     """Shardings as a part of types: as of a dense matrix."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
-    matrix, x = random_matrix((WIDTH, WIDTH)) / WIDTH**0.5, random_matrix((16, WIDTH), 1)
-    expected = product_and_gradient(quantized(storage, matrix), x)
+    matrix, x = scaled_matrix(), random_matrix((16, WIDTH), 1)
+    expected = product_and_gradient(make(storage, matrix), x)
     with jax.set_mesh(mesh):
-        base = quantized(storage, jax.device_put(matrix, NamedSharding(mesh, LAYOUTS[layout])))
-        dense = Base(jax.device_put(base.dense(), NamedSharding(mesh, LAYOUTS[layout])), "io")
-        mine, theirs = (jax.jit(product_and_gradient)(each, x) for each in (base, dense))
+        base = make(storage, jax.device_put(matrix, NamedSharding(mesh, LAYOUTS[layout])))
+        dense = jax.jit(lambda base: base.dense())(base)
+        dense = Base(jax.device_put(dense, NamedSharding(mesh, LAYOUTS[layout])), "io")
+        mine, theirs = (product_and_gradient(each, x) for each in (base, dense))
         assert jax.tree.map(jax.typeof, mine) == jax.tree.map(jax.typeof, theirs)
     for one, other in zip(mine, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

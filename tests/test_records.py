@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -333,36 +334,42 @@ def test_a_file_is_replaced_and_never_written_over(tmp_path, monkeypatch):
 
 
 CHILD = """
-import itertools, sys
+import itertools, os, sys
 from lora_jax.metrics_log import Metrics
 from lora_jax.records import write_atomically
 from pathlib import Path
 
-folder = Path(sys.argv[1])
-with Metrics(folder) as metrics:
-    for step in itertools.count():
-        write_atomically(folder / "config.json", b"%d" % step * 10000)
-        metrics.write(step, {"loss": step / 3})
-        print(step, flush=True)
+for folder in map(Path, sys.argv[1:]):
+    if child := os.fork():  # as imports take seconds
+        os.waitpid(child, 0)
+        print("ended", flush=True)
+        continue
+    print(os.getpid(), flush=True)
+    with Metrics(folder) as metrics:
+        for step in itertools.count():
+            write_atomically(folder / "config.json", b"%d" % step * 10000)
+            metrics.write(step, {"loss": step / 3})
+            print(step, flush=True)
 """
 
 
 def test_sigkill_leaves_whole_files_and_every_line_that_was_written(tmp_path):
-    rng = random.Random(0)
+    rng, folders = random.Random(0), [tmp_path / str(case) for case in range(3)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    for case in range(3):
-        folder = tmp_path / str(case)
-        command = [sys.executable, "-c", CHILD, str(folder)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, env=env)
-        assert child.stdout is not None
-        seen = [int(child.stdout.readline()) for _ in range(rng.randrange(5, 80))]
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        rows = read_metrics(folder / "metrics.jsonl")
-        assert rows == [{"step": i, "loss": i / 3} for i in range(len(rows))]
-        assert len(rows) > seen[-1]
-        text = (folder / "config.json").read_text()
-        assert text in (str(len(rows)) * 10000, str(len(rows) - 1) * 10000)
+    command = [sys.executable, "-c", CHILD, *map(str, folders)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) as parent:
+        assert parent.stdout is not None
+        for folder in folders:
+            child = int(parent.stdout.readline())
+            seen = [int(parent.stdout.readline()) for _ in range(rng.randrange(5, 80))]
+            os.kill(child, signal.SIGKILL)
+            while "ended" not in parent.stdout.readline():
+                pass
+            rows = read_metrics(folder / "metrics.jsonl")
+            assert rows == [{"step": i, "loss": i / 3} for i in range(len(rows))]
+            assert len(rows) > seen[-1]
+            text = (folder / "config.json").read_text()
+            assert text in (str(len(rows)) * 10000, str(len(rows) - 1) * 10000)
 
 
 def test_the_environment_fits_a_record(tmp_path):
@@ -375,7 +382,7 @@ def test_the_environment_fits_a_record(tmp_path):
 
 
 @pytest.mark.parametrize("tracked", [True, False])
-def test_git_is_of_the_checkout_that_holds_the_library(tmp_path, tracked):
+def test_git_is_of_the_checkout_that_holds_the_library(tmp_path, tracked, monkeypatch):
     def git(*args):
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
         command = ["git", "-C", str(tmp_path), *identity, *args]
@@ -387,16 +394,16 @@ def test_git_is_of_the_checkout_that_holds_the_library(tmp_path, tracked):
     git("init", "-q")
     git("add", "records.py" if tracked else "other.py")
     git("commit", "-qm", "one")
-    code = "import records; print(records.environment()['git'])"
 
     def seen():
-        command = [sys.executable, "-c", code]
-        return subprocess.run(
-            command, cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout
+        description = importlib.util.spec_from_file_location("copied", tmp_path / "records.py")
+        copied = importlib.util.module_from_spec(description)
+        monkeypatch.setitem(sys.modules, "copied", copied)
+        description.loader.exec_module(copied)
+        return copied.environment()["git"]
 
     commit = git("rev-parse", "HEAD")
-    assert seen().strip() == str({"commit": commit, "dirty": False} if tracked else None)
+    assert seen() == ({"commit": commit, "dirty": False} if tracked else None)
     if tracked:
         (tmp_path / "records.py").write_text(source + "\n")
-        assert "'dirty': True" in seen()
+        assert seen()["dirty"] is True

@@ -6,7 +6,7 @@ import pytest
 from experiments import resample
 from lora_jax import metrics
 
-COUNT = 60
+COUNT = 20
 
 
 def expected(metric, outputs, labels, seed, choices=1):

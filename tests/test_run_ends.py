@@ -8,9 +8,9 @@ from pathlib import Path
 import fake_records
 import jax
 import pytest
+import small_model
 from rich.console import Console
 
-from configs import quickstart
 from experiments import build, run, showcase, unfinished
 from lora_jax import data, records, train
 from lora_jax.checkpoint import Checkpoints
@@ -18,37 +18,45 @@ from lora_jax.checkpoint import Checkpoints
 ROOT = Path(__file__).parent.parent
 
 
-def smoke(**changes):
-    config = quickstart.get_config("size=smoke")
-    for name, value in changes.items():
-        config.update_from_flattened_dict({name.replace("__", "."): value})
-    return config.to_dict()
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return small_model.smoke_configs(tmp_path_factory.mktemp("small"))
 
 
-def interrupted(monkeypatch, workdir):
-    """A smoke run that stops after its first checkpoint."""
+@pytest.fixture(scope="module")
+def failed(smoke, tmp_path_factory):
+    """The folder of a run that failed at its evaluation, with a checkpoint of half its steps."""
+    workdir = tmp_path_factory.mktemp("failed") / "run"
 
     def broken(self, trainable):
         raise RuntimeError("the disk is full")
 
-    with monkeypatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(build.Experiment, "evaluate", broken)
-        run.run(smoke(), workdir)
+        with pytest.raises(RuntimeError):
+            run.run(smoke(), workdir)
+    return workdir
 
 
-def test_a_run_that_fails_says_so_in_its_record(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError):
-        interrupted(monkeypatch, tmp_path / "run")
-    record = records.read(tmp_path / "run")
+def test_a_run_that_fails_says_so_in_its_record(failed):
+    record = records.read(failed)
     assert record is not None
     assert (record.status, record.note) == ("failed", "RuntimeError: the disk is full")
     assert record.steps == 8
     assert record.seconds > 0
 
 
-@pytest.mark.usefixtures("quick_compilation")
-def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(tmp_path, monkeypatch, capfd):
-    config = smoke(data__train=96, data__validation=40, data__buckets=1)
+def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch):
+    monkeypatch.setattr(data.Task, "digest", lambda self: "of other data")
+    with (
+        pytest.raises(ValueError, match="is of a run with other data"),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        run.run(smoke(), failed)
+
+
+def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, monkeypatch, capfd):
+    config = smoke(data__train=24)
     true_batches = build.Experiment.batches
 
     def batches(self, step):
@@ -73,9 +81,8 @@ def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(tmp_path, monkeypa
     assert (record.status, record.steps) == ("completed", 3)
 
 
-def test_a_run_whose_last_step_diverges(tmp_path):
-    few = {"data__train": 32, "data__validation": 40, "data__buckets": 1}
-    config = smoke(optimizer__learning_rate=1e20, **few)
+def test_a_run_whose_last_step_diverges(smoke, tmp_path):
+    config = smoke(data__train=8, optimizer__learning_rate=1e20)
     for _ in range(2):
         with jax.numpy_dtype_promotion("standard"):
             run.run(config, tmp_path / "run")
@@ -136,8 +143,8 @@ def test_the_scores_said_are_of_the_adapter_that_was_saved(tmp_path):
     assert said(status="diverged", note="at step 9") == ["diverged after 9 steps", "at step 9"]
 
 
-def test_only_adapters_of_the_final_budget_may_be_the_best():
-    config = quickstart.get_config("variant=adalora,size=smoke").to_dict()
+def test_only_adapters_of_the_final_budget_may_be_the_best(smoke):
+    config = smoke("variant=adalora")
     assert build.build(config).loop.best_from == 4  # of 8 steps, the second half
     config["variant"]["t_final"] = 1
     assert build.build(config).loop.best_from == 7
@@ -156,14 +163,3 @@ def test_the_quickstarts_table_fits_and_is_the_readmes():
     ]
     assert header == list(showcase.COLUMNS)
     assert [row[0] for row in body] == list(labels)
-
-
-def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError):
-        interrupted(monkeypatch, tmp_path / "run")
-    monkeypatch.setattr(data.Task, "digest", lambda self: "of other data")
-    with (
-        pytest.raises(ValueError, match="is of a run with other data"),
-        jax.numpy_dtype_promotion("standard"),
-    ):
-        run.run(smoke(), tmp_path / "run")

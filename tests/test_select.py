@@ -10,7 +10,7 @@ import lora_jax as lj
 from variants.head_only import HeadOnly
 from variants.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("x64")
 
 L, D, F = 5, 4, 6
 

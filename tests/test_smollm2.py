@@ -4,10 +4,9 @@ import hashlib
 import importlib.util
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_decoder import functional
+from drawn_model import run
 
 from lora_jax.data import load_tokenizer
 from lora_jax.data.chat import load_chat_template, prompt_and_completion
@@ -63,37 +62,23 @@ def path():
     return locate("smollm2")
 
 
-def following(apply, params, ids, count, length, pad):
-    """The likeliest tokens after some, by a full forward call for each."""
-    ids = list(ids)
-    for _ in range(count):
-        row = np.full((1, length), pad, np.int32)
-        row[0, : len(ids)] = ids
-        ids.append(int(jnp.argmax(apply(params, jnp.asarray(row))[0, len(ids) - 1])))
-    return ids
-
-
-def test_it_completes_a_sentence(path):
-    tokenizer = load_tokenizer(path)
-    params, apply = functional(load_decoder(path))
-    start = tokenizer.backend.encode("The capital of France is").ids
-    ids = following(apply, params, start, 2, 8, tokenizer.pad_id)
-    assert tokenizer.backend.decode(ids) == "The capital of France is Paris."
-
-
-@pytest.mark.slow
-def test_it_answers_a_question(path):
-    """As its chat template asks, and ends its turn."""
+def test_it_completes_a_sentence_and_answers_a_question(path):
+    """As its chat template asks, and ends its turn: each next token is the likeliest."""
     tokenizer, template = load_tokenizer(path), load_chat_template(path)
-    params, apply = functional(load_decoder(path))
+    encode = lambda text: tokenizer.backend.encode(text, add_special_tokens=False).ids  # noqa: E731
     messages = [
         {"role": "user", "content": "What is 2 + 2? Answer with one number."},
-        {"role": "assistant", "content": "4"},
+        {"role": "assistant", "content": "The answer is 4."},
     ]
     prompt, completion = prompt_and_completion(template, messages)
-    assert completion == "4<|im_end|>\n"
-    asked = tokenizer.backend.encode(prompt, add_special_tokens=False).ids
-    assert asked[0] == tokenizer.bos_id
-    answer = following(apply, params, asked, 8, 56, tokenizer.pad_id)[len(asked) :]
-    assert tokenizer.eos_id in answer
-    assert "4" in tokenizer.backend.decode(answer[: answer.index(tokenizer.eos_id)])
+    assert completion == "The answer is 4.<|im_end|>\n"
+    asked, answer = encode(prompt), encode(completion)
+    assert asked[0] == tokenizer.bos_id and answer[-2] == tokenizer.eos_id
+    texts = ((encode("The capital of France is"), encode(" Paris.")), (asked, answer))
+
+    ids = np.full((2, len(asked + answer)), tokenizer.pad_id, np.int32)
+    for row, (start, rest) in zip(ids, texts, strict=True):
+        row[: len(start + rest)] = start + rest
+    likeliest = np.asarray(run(load_decoder(path), ids)).argmax(-1)
+    for row, (start, rest) in zip(likeliest, texts, strict=True):
+        assert row[len(start) - 1 :][: len(rest)].tolist() == rest

@@ -14,13 +14,13 @@ from flax import nnx
 from configs import adalora_table1, all_methods, domain_shift, lora_table2, own_data, targets
 from experiments import build, jobs, predictions, run, together, tune
 from experiments.tables import render_table
-from lora_jax import data, metrics, tree_file
+from lora_jax import data, metrics, records, tree_file
 from lora_jax.models import pretrained
 from lora_jax.models.families import FAMILIES, family_of
 from lora_jax.partition import flatten
 
 pytestmark = [
-    pytest.mark.usefixtures("standard_promotion", "quick_compilation"),
+    pytest.mark.usefixtures("standard_promotion"),
 ]
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -59,37 +59,43 @@ def glue(tmp_path_factory):
 
 def config_of(module, arg, glue, name, **changes):
     config = module.get_config(f"{arg},size=smoke,source=tsv,folder={glue}")
-    changes = {"model__name": name, "data__train": 0, **changes}
+    changes = {"model__name": name, "data__train": 0, "data__buckets": 1, **changes}
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return config.to_dict()
 
 
-def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, tmp_path):
-    def config(task, **changes):
-        return config_of(lora_table2, f"model=minilm,task={task}", glue, bert, **changes)
+@pytest.fixture(scope="module")
+def mnli(bert, glue, tmp_path_factory):
+    """The folder of a run on MNLI."""
+    config = config_of(lora_table2, "model=minilm,task=mnli", glue, bert)
+    folder = tmp_path_factory.mktemp("runs") / "mnli"
+    with jax.numpy_dtype_promotion("standard"):
+        run.run(config, folder)
+    return folder
 
-    record = run.run(config("mnli"), tmp_path / "mnli")
+
+def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, mnli):
+    record = records.read(mnli)
     assert record.metric == "accuracy"
     names = {"accuracy", "accuracy_mismatched", "accuracy_m_mm", "eval_loss"}
     assert names < record.metrics_last.keys()
 
-    second = build.build(config("mrpc", start_from=str(tmp_path / "mnli")))
-    first, _ = tree_file.load_tree(tmp_path / "mnli")
+    arg = "model=minilm,task=mrpc"
+    second = build.build(config_of(lora_table2, arg, glue, bert, start_from=str(mnli)))
+    first, _ = tree_file.load_tree(mnli)
     jax.tree.map(np.testing.assert_array_equal, second.trainable["adapters"], first["adapters"])
     assert second.trainable["params"]["classifier/kernel"].shape == (8, 2)
     assert first["params"]["classifier/kernel"].shape == (8, 3)
-    record = run.run(second.config, tmp_path / "mrpc")
+    record = run.run(second.config, mnli.parent / "mrpc")
     head = second.trainable["params"]["classifier/kernel"].size + 2
     assert record.parameters_adapters == record.parameters_trained - head
 
-    shown = render_table("lora_table2", tmp_path, "markdown", model="minilm", size="smoke")
+    shown = render_table("lora_table2", mnli.parent, "markdown", model="minilm", size="smoke")
     assert f"{100 * record.metrics_last['accuracy']:.1f} (1)" in shown
 
 
-def test_outputs_of_every_example_give_the_scores_again(bert, glue, tmp_path):
-    config = config_of(lora_table2, "model=minilm,task=mnli", glue, bert)
-    record = run.run(config, tmp_path)
-    found = predictions.read(tmp_path)
+def test_outputs_of_every_example_give_the_scores_again(glue, mnli):
+    record, found = records.read(mnli), predictions.read(mnli)
     task = data.load_task("glue/mnli", "tsv", glue)
     parts = {"validation": task.validation, **task.extra, **task.unlabelled}
     assert found.keys() == parts.keys()
@@ -188,7 +194,8 @@ def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
     def config(train, extra, **changes):
         arg = f"train={train}.jsonl,validation={train}.jsonl,extra={extra}.jsonl,text=t,label=y"
         made = own_data.get_config(f"{arg},test={extra}.jsonl,folder={tmp_path},size=smoke")
-        made.update({"model": {"name": bert}, "train": {"batch_size": 2}, **changes})
+        made.update({"model": {"name": bert}, "data": {"buckets": 1}, **changes})
+        made.update({"train": {"batch_size": 2}})
         return made.to_dict()
 
     first = run.run(config("news", "films"), tmp_path / "runs" / "first")
@@ -226,7 +233,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     monkeypatch.setattr(together, "fit_trials", counted)
 
     def config(**changes):
-        return config_of(all_methods, "row=lora", glue, bert, **changes)
+        return config_of(all_methods, "row=lora", glue, bert, targets=("query/kernel",), **changes)
 
     tune.study(config, plan, "lora", tmp_path)
     development = set(data.load_task("glue/cola", "tsv", glue).validation.texts)

@@ -1,5 +1,6 @@
 """Text-to-text runs at their limits: long questions, long prompts, and what could not be scored."""
 
+import json
 import re
 
 import jax
@@ -15,7 +16,7 @@ from lora_jax import data
 from lora_jax.data.text_sources import instructions
 from lora_jax.models.pretrained_decoder import read_decoder_config
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 LIMITED = {"rope_type": "dynamic", "factor": 2.0}  # a model that takes no more tokens than it says
@@ -74,7 +75,6 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
     ("changes", "message"),
     (
         ({"model__compute_dtype": "float12"}, "unknown model.compute_dtype 'float12'; nearest"),
-        ({"model__name": "minilm"}, "model_type 'bert' is not supported"),
         ({"data__source": "comonsense"}, "unknown data.source 'comonsense'; nearest: 'commonsense"),
         ({"data__source": "tsv"}, "config.data.source 'tsv' is of classifiers"),
         ({"generate__no_repeat_ngram": 4}, "no_repeat_ngram acts in a search of 2 beams or more"),
@@ -84,6 +84,12 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
 def test_what_cannot_be_is_said_before_anything_is_loaded(changes, message, places):
     with pytest.raises(ValueError, match=re.escape(message)):
         build(config(places, generate__scored=1, **changes))
+
+
+def test_an_encoder_is_no_model_of_texts(places, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="model_type 'bert' is not supported"):
+        build(config(places, generate__scored=1, model__name=str(tmp_path)))
 
 
 def test_answers_are_only_looked_for_where_options_name_them(places):

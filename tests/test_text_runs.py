@@ -16,7 +16,7 @@ from lora_jax import data, records
 from lora_jax.data import encode_options
 from lora_jax.models.pretrained_decoder import load_decoder
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")
@@ -54,87 +54,68 @@ def own_scores(experiment, trainable, name, limit=256):
     rows, offsets = encode_options(experiment.tokenizer, parts[name], limit)
     longest = int(rows.lengths.max())
     batch = data.collate(rows, np.arange(len(rows)), longest, len(rows))
-    logs = jax.nn.log_softmax(jax.jit(forward)(params, jnp.asarray(batch["input_ids"])))
-    after = jnp.take_along_axis(logs[:, :-1], batch["input_ids"][:, 1:, None], axis=-1)[..., 0]
-    of_rows = np.asarray((after * batch["token_type_ids"][:, 1:]).sum(axis=1))
-    return data.option_outputs(of_rows, offsets)
+
+    @jax.jit
+    def of_rows(params, ids, learned):
+        return (followed(forward(params, ids)[:, :-1], ids[:, 1:]) * learned[:, 1:]).sum(axis=1)
+
+    found = of_rows(params, batch["input_ids"], batch["token_type_ids"])
+    return data.option_outputs(np.asarray(found), offsets)
 
 
-@pytest.mark.parametrize("method", ("lora", "full", "qlora"))
-def test_a_run_records_scores_before_and_after_and_samples(method, places, tmp_path):
-    record = run.run(config(places, method), tmp_path)
-    assert record.status == "completed"
-    assert record == records.read(tmp_path)
-    assert set(record.metrics_first) >= {"accuracy", "eval_loss"}
-    assert record.metrics_first != record.metrics_last
-    assert record.metrics_last["eval_loss"] < record.metrics_first["eval_loss"]
-    assert [set(each) for each in record.samples] == [{"prompt", "expected", "before", "after"}] * 2
-    assert all(each["prompt"].endswith("<assistant>") for each in record.samples)
-    assert all("Below is an instruction" not in each["prompt"] for each in record.samples)
+def followed(logits, ids):
+    """The log-probabilities of tokens."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
 
-    # The adapter that is saved makes the outputs that are kept, by logits of rows of their own.
-    experiment = build(config(places, method))
-    trainable, _, _ = lj.load_adapter(tmp_path, experiment.trainable, experiment.frozen)
-    for name, kept in predictions.read(tmp_path).items():
+
+WRITTEN = {"generate__scored": 5, "generate__metrics": ("rouge_l", "bleu", "accuracy_written")}
+
+
+@pytest.fixture(scope="module")
+def whole(places, tmp_path_factory):
+    """A finished run: its record and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    with jax.numpy_dtype_promotion("standard"):
+        return run.run(config(places, **WRITTEN), folder), folder
+
+
+def assert_kept_outputs_are_those_of_the_saved_adapter(record, folder, experiment):
+    """By logits of rows of their own."""
+    trainable, _, _ = lj.load_adapter(folder, experiment.trainable, experiment.frozen)
+    for name, kept in predictions.read(folder).items():
         expected = own_scores(experiment, trainable, name)
         np.testing.assert_allclose(kept.outputs, expected, rtol=2e-4, atol=2e-4)
         right = expected.argmax(axis=1) == kept.labels
         end = "" if name == "validation" else f"_{name}"
         assert record.metrics_last[f"accuracy{end}"] == pytest.approx(right.mean())
+    return trainable
 
 
-def test_the_loss_of_a_step_is_the_mean_over_the_tokens_of_completions(places):
-    experiment = build(config(places))
-    batch = next(experiment.batches(0))
-    forward, params = lj.from_nnx(load_decoder(str(places / "model")))
-    logs = jax.nn.log_softmax(jax.jit(forward)(params, jnp.asarray(batch["input_ids"])))[:, :-1]
-    after = jnp.take_along_axis(logs, batch["input_ids"][:, 1:, None], axis=-1)[..., 0]
-    learned = batch["token_type_ids"][:, 1:] * (batch["weight"] > 0)[:, None]
-    state, values = experiment.make_step()(experiment.start(), experiment.frozen, batch)
-    expected = -(after * learned).sum() / learned.sum()
-    np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
-    assert int(state.step) == 1
+def assert_learned(record, folder):
+    assert record.status == "completed"
+    assert record == records.read(folder)
+    assert set(record.metrics_first) >= {"accuracy", "eval_loss"}
+    assert record.metrics_first != record.metrics_last
+    assert record.metrics_last["eval_loss"] < record.metrics_first["eval_loss"]
 
 
-@pytest.mark.parametrize("parts", (4,))
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts, places):
-    """Rows have different numbers of tokens: a mean of means would be another."""
-    found = []
-    for accumulate in (1, parts):
-        experiment = build(config(places, train__accumulate=accumulate))
-        step = experiment.make_step()
-        _, values = step(experiment.start(), experiment.frozen, next(experiment.batches(0)))
-        found.append((float(values["loss"]), float(values["grad_norm"])))
-    np.testing.assert_allclose(found[0], found[1], rtol=2e-5)
-
-
-def test_trials_of_one_program_are_those_alone(places, tmp_path):
-    configs = [
-        config(places, optimizer__learning_rate=rate, seed=seed)
-        for seed, rate in enumerate((1e-3, 3e-3))
-    ]
-    folders = [tmp_path / str(number) for number in range(2)]
-    ended = together.run_together(configs, folders, execution="each")
-    for number, record in enumerate(ended):
-        alone = run.run(configs[number], tmp_path / f"alone{number}")
-        assert record.metrics_first == pytest.approx(alone.metrics_first, rel=1e-5)
-        assert record.metrics_last == pytest.approx(alone.metrics_last, rel=1e-3)
-        first = [
-            json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
-            for folder in (folders[number], tmp_path / f"alone{number}")
-        ]
-        assert first[0] == pytest.approx(first[1], rel=1e-5)
-        assert [each["before"] for each in record.samples] == [
-            each["before"] for each in alone.samples
-        ]
-
-
-def test_what_is_written_is_scored_by_the_metrics_asked_for(places, tmp_path):
-    asked = {"generate__scored": 5, "generate__metrics": ("rouge_l", "bleu", "accuracy_written")}
-    settings = config(places, **asked)
+@pytest.mark.parametrize("method", ("full", "qlora"))
+def test_a_run_records_scores_before_and_after(method, places, tmp_path):
+    settings = config(places, method, generate__samples=0)
     record = run.run(settings, tmp_path)
-    experiment = build(settings)
-    trainable, _, _ = lj.load_adapter(tmp_path, experiment.trainable, experiment.frozen)
+    assert_learned(record, tmp_path)
+    assert_kept_outputs_are_those_of_the_saved_adapter(record, tmp_path, build(settings))
+
+
+def test_a_run_records_samples_and_scores_what_is_written_as_asked(places, whole):
+    record, folder = whole
+    assert_learned(record, folder)
+    assert [set(each) for each in record.samples] == [{"prompt", "expected", "before", "after"}] * 2
+    assert all(each["prompt"].endswith("<assistant>") for each in record.samples)
+    assert all("Below is an instruction" not in each["prompt"] for each in record.samples)
+
+    experiment = build(config(places, **WRITTEN))
+    trainable = assert_kept_outputs_are_those_of_the_saved_adapter(record, folder, experiment)
     some = experiment.task.scored(5).validation
     texts = writing.write(experiment, trainable, some.prompts)
     named = [
@@ -146,10 +127,50 @@ def test_what_is_written_is_scored_by_the_metrics_asked_for(places, tmp_path):
     assert set(record.signatures) == {"rouge_l", "bleu"}
 
 
-def test_a_run_that_goes_on_keeps_the_scores_before_it_began(places, tmp_path):
-    whole = run.run(config(places), tmp_path / "whole")
-    stopped = tmp_path / "stopped"
-    settings = config(places, train__checkpoint_every=1)
+def test_the_loss_of_a_step_is_the_mean_over_the_tokens_of_completions_in_parts_too(places):
+    """Rows have different numbers of tokens: a mean of means would be another."""
+    forward, params = lj.from_nnx(load_decoder(str(places / "model")))
+    found = []
+    for accumulate in (1, 4):
+        experiment = build(config(places, train__accumulate=accumulate))
+        batch = next(experiment.batches(0))
+        step = experiment.make_step()
+        state, values = step(experiment.start(), experiment.frozen, batch)
+        assert int(state.step) == 1
+        found.append((float(values["loss"]), float(values["grad_norm"])))
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-5)
+
+    ids = batch["input_ids"]
+    after = jax.jit(lambda *given: followed(forward(*given)[:, :-1], ids[:, 1:]))(params, ids)
+    learned = batch["token_type_ids"][:, 1:] * (batch["weight"] > 0)[:, None]
+    expected = -(after * learned).sum() / learned.sum()
+    np.testing.assert_allclose(found[0][0], expected, rtol=1e-5)
+
+
+def test_a_trial_of_one_program_is_the_one_alone(places, whole, tmp_path):
+    alone, alone_folder = whole
+    other = config(places, **WRITTEN, optimizer__learning_rate=3e-3, seed=1)
+    folders = [tmp_path / str(number) for number in range(2)]
+    configs = [other, config(places, **WRITTEN)]
+    first, record = together.run_together(configs, folders, execution="each")
+    assert record.metrics_first == pytest.approx(alone.metrics_first, rel=1e-5)
+    assert record.metrics_last == pytest.approx(alone.metrics_last, rel=1e-3)
+    losses = [
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        for folder in (alone_folder, *reversed(folders))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    before = [[each["before"] for each in one.samples] for one in (alone, record)]
+    assert before[0] == before[1]
+    # and the other one has a seed and a rate of its own
+    assert losses[2] != pytest.approx(losses[1], rel=1e-5)
+    assert first.metrics_last["eval_loss"] != pytest.approx(
+        record.metrics_last["eval_loss"], rel=1e-3
+    )
+
+
+def test_a_run_that_goes_on_keeps_the_scores_before_it_began(places, whole, tmp_path):
+    settings = config(places, **WRITTEN, train__checkpoint_every=1)
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
@@ -157,10 +178,10 @@ def test_a_run_that_goes_on_keeps_the_scores_before_it_began(places, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.finish.save", stop)
         with pytest.raises(KeyboardInterrupt):
-            run.run(settings, stopped)
-    record = run.run(settings, stopped)
-    assert record.metrics_first == whole.metrics_first
-    assert record.metrics_last == whole.metrics_last
+            run.run(settings, tmp_path)
+    record = run.run(settings, tmp_path)
+    assert record.metrics_first == whole[0].metrics_first
+    assert record.metrics_last == whole[0].metrics_last
 
 
 def test_a_misspelt_metric_of_texts_ends_before_training(places):

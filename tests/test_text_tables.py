@@ -15,7 +15,7 @@ from experiments.tables import render_table
 from experiments.trials import Trial
 from lora_jax.data.text_sources import commonsense
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ MODULES = (
 )
 CASES = {name: make for module in MODULES for name, make in cases(module).items()}
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compilation", "promotion_of_flax")
+pytestmark = pytest.mark.usefixtures("x64", "promotion_of_flax")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from zoo.decoder import decoder
 import lora_jax as lj
 from variants.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("x64")
 
 LAYOUTS = {
     "in axes": {"layers/up": P(None, "x"), "layers/out": P(None, "y"), "head": P("x")},

@@ -9,7 +9,7 @@ from jax import lax
 import lora_jax as lj
 from variants.lora import LoRA
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("x64")
 
 D = 16
 KEY = jax.random.key(7)

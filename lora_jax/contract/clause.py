@@ -1,5 +1,6 @@
 """What a clause of the contract is: a function of a variant that passes in silence, or raises."""
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -23,18 +24,25 @@ class _BrokenError(Exception):
 
 
 def clause(function: Clause) -> Clause:
-    """Run a function in float64, whatever the caller's setting, and let its failures name it."""
+    """Run a function in float64, without implicit promotion, and let its failures name it."""
 
     @functools.wraps(function)
     def run(variant: Variant) -> None:
         try:
-            with jax.enable_x64(True), warnings.catch_warnings():
+            with contextlib.ExitStack() as settings:  # whatever the caller's are
+                settings.enter_context(jax.enable_x64(True))
+                settings.enter_context(jax.numpy_rank_promotion("raise"))
+                settings.enter_context(jax.numpy_dtype_promotion("strict"))
+                settings.enter_context(warnings.catch_warnings())
                 # Toys have random trainables, as if much had been forgotten.
                 warnings.simplefilter("ignore", TrainingWarning)
                 function(variant)
         except _BrokenError as error:
             raise ContractError(f"{variant} breaks '{function.__name__}': {error}") from None
         except Exception as error:
+            if any(f"jax_numpy_{what}_promotion" in str(error) for what in ("rank", "dtype")):
+                reason = f"it promotes implicitly: {str(error).splitlines()[0]}"
+                raise ContractError(f"{variant} breaks '{function.__name__}': {reason}") from error
             error.add_note(f"while checking the clause '{function.__name__}' of {variant}")
             raise
 
@@ -81,10 +89,29 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
     @functools.cache
     def program() -> Callable[..., Any]:
-        cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-        return jax.jit(function, compiler_options=cheap, **options)
+        return jax.jit(function, compiler_options=_cheap(), **options)
 
     return functools.wraps(function)(lambda *args: program()(*args))
+
+
+@functools.cache
+def _cheap() -> dict[str, Any]:
+    """Options that make compiling cheap, of those that this XLA has: versions differ."""
+    if jax.default_backend() != "cpu":
+        return {}
+    options: dict[str, Any] = {
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_parallel_codegen_split_count": 1,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+
+    def known(option: tuple[str, Any]) -> bool:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()
+            return True
+        return False
+
+    return dict(filter(known, options.items()))
 
 
 def draws_random_numbers(function: Callable[..., Any], *args: Any) -> bool:

@@ -1,6 +1,7 @@
 """Clauses about combinations: dropout, initialisations, learning-rate ratios, quantisation."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from jax import Array
 
 from lora_jax import initialization
+from lora_jax.adapt import Adapted, adapt
 from lora_jax.contract import toys
 from lora_jax.contract.clause import (
     clause,
@@ -18,13 +20,15 @@ from lora_jax.contract.clause import (
     require_close,
     require_identical,
 )
-from lora_jax.contract.matrix import require_products
-from lora_jax.contract.toys import decoder, score
-from lora_jax.frozen import Trainable
+from lora_jax.contract.matrix import inputs_of, require_products
+from lora_jax.contract.toys import decoder
+from lora_jax.frozen import Frozen, PyTree, Trainable
 from lora_jax.quantize import NF4, Int8, quantized
-from lora_jax.variant import Factors, Variant
+from lora_jax.variant import Base, Factors, Variant
 
 RATIO = 8.0
+KEYS = 40
+"""So many that each input is dropped by some and kept by others."""
 
 
 @clause
@@ -39,33 +43,44 @@ def dropout_spares_the_base(variant: Variant) -> None:
     dropping = dataclasses.replace(variant, dropout=0.5)
     base = toys.base(variant)
     x = toys.normal((3, base.shape[0]), 14)
-    keys = jax.random.split(jax.random.key(15), 40)
+    random, halves = (toys.normal(base.shape, 19), np.zeros((KEYS, *base.shape)))
+
+    def dropped(halves: np.ndarray) -> Any:
+        return _dropped(dropping, base, x, random, halves, 15)
+
+    start, plain, weight, rows, through_weight, _ = jax.device_get(dropped(halves))
     if not variant.differs_at_init:
-        start = toys.init(dropping, 16, base)
-        got = dropping.dot(x, base, start, dropout_key=keys[0])
-        require_close("dropout at the start", got, base.dot(x), 1e-12)
-    trainable, constants = factors = toys.factors_of(dropping, base)
-    weight, through_weight = jax.vjp(
-        lambda t: dropping.weight(base, Factors(t, constants)), trainable
-    )
-    require_close("dot without a key", dropping.dot(x, base, factors), x @ weight)
-
-    def met(trainable: Any) -> Array:
-        """The row of the weight that each input meets, dropped or kept: (keys, in, out)."""
-        each, inputs = Factors(trainable, constants), jnp.eye(len(weight))
-        return jax.vmap(lambda key: dropping.dot(inputs, base, each, dropout_key=key))(keys)
-
-    rows, through_rows = jax.vjp(met, trainable)
-    rows = np.asarray(rows)
+        require_close("dropout at the start", start, np.asarray(x) @ base.value, 1e-12)
+    require_close("dot without a key", plain, np.asarray(x) @ weight)
     distance = np.abs(rows - rows[:1]).sum(axis=-1)
     require(np.all(distance.max(axis=0) > 0), "another dropout key gives the same")
     inputs = np.arange(len(weight))
     both = np.stack([0 * inputs, distance.argmax(axis=0)]), inputs  # keys that drop and keep each
     require_close("the mean over dropout", rows[both].mean(axis=0), weight)
-    random, halves = toys.normal(weight.shape, 19), np.zeros_like(rows)
-    np.add.at(halves, both, random / 2)
-    got = through_rows(jnp.asarray(halves))
-    require_close("the gradient's mean over dropout", got, through_weight(random))
+    np.add.at(halves, both, np.asarray(random) / 2)
+    require_close("the gradient's mean over dropout", dropped(halves)[-1], through_weight)
+
+
+@functools.partial(compiled, static_argnums=0)
+def _dropped(
+    variant: Variant, base: Base, x: Array, random: Array, halves: Array, seed: Array
+) -> tuple[Any, ...]:
+    """Products with and without dropout, and the gradients of some combination of each."""
+    keys = jax.random.split(jax.random.key(seed), KEYS)
+    start = variant.dot(x, base, toys.init(variant, seed, base), dropout_key=keys[0])
+    trainable, constants = factors = toys.factors_of(variant, base)
+    weight, through_weight = jax.vjp(
+        lambda t: variant.weight(base, Factors(t, constants)), trainable
+    )
+
+    def met(trainable: Any) -> Array:
+        """The row of the weight that each input meets, dropped or kept: (keys, in, out)."""
+        each, inputs = Factors(trainable, constants), jnp.eye(len(weight))
+        return jax.vmap(lambda key: variant.dot(inputs, base, each, dropout_key=key))(keys)
+
+    rows, through_rows = jax.vjp(met, trainable)
+    plain = variant.dot(x, base, factors)
+    return start, plain, weight, rows, through_weight(random), through_rows(halves)
 
 
 @clause
@@ -75,14 +90,27 @@ def starts_from_any_initialization(variant: Variant) -> None:
         return
     base = toys.base(variant)
     x, z = (toys.normal((3, size), 17) for size in base.shape)
-    for name in (*initialization.DRAWN, *initialization.TAKEN, "pissa_niter_2"):
-        other = dataclasses.replace(variant, initialization=name)
-        start = toys.init(other, 18, base)
-        require_close(f"the start from '{name}'", other.weight(base, start), base.dense())
-        factors = toys.factors_of(other, base)
-        weight = other.weight(base, factors)
-        require_close(f"dot, begun from '{name}'", other.dot(x, base, factors), x @ weight)
-        require_close(f"dot_t, begun from '{name}'", other.dot_t(z, base, factors), z @ weight.T)
+    names = (*initialization.DRAWN, *initialization.TAKEN, "pissa_niter_2")
+    others = tuple(dataclasses.replace(variant, initialization=name) for name in names)
+    results = jax.device_get(_begun(others, base, x, z, 18))
+    for name, (start, weight, dot, dot_t) in zip(names, results, strict=True):
+        require_close(f"the start from '{name}'", start, base.value)
+        require_close(f"dot, begun from '{name}'", dot, np.asarray(x) @ weight)
+        require_close(f"dot_t, begun from '{name}'", dot_t, np.asarray(z) @ np.transpose(weight))
+
+
+@functools.partial(compiled, static_argnums=0)
+def _begun(
+    variants: tuple[Variant, ...], base: Base, x: Array, z: Array, seed: Array
+) -> list[tuple[Array, ...]]:
+    """Of each variant the weight at the start, another weight, and the products with that."""
+    results = []
+    for each in variants:
+        start = toys.init(each, seed, base)
+        factors = Factors(toys.noisy(start.trainable), start.constants)
+        weight, dot = each.weight(base, factors), each.dot(x, base, factors)
+        results.append((each.weight(base, start), weight, dot, each.dot_t(z, base, factors)))
+    return results
 
 
 @clause
@@ -90,13 +118,10 @@ def learns_at_its_ratio(variant: Variant) -> None:
     """With a learning-rate ratio, the factors that it is for move so much further."""
     if not _has(variant, "learning_rate_ratio"):
         return
-    moves = []
-    for ratio in (1.0, RATIO):
-        toy = toys.toy(dataclasses.replace(variant, learning_rate_ratio=ratio))
-        tx = toy.adapted.optimizer(optax.sgd(1.0), toy.frozen)
-        grads = jax.tree.map(jnp.ones_like, toy.trainable)
-        moves.append(tx.update(grads, tx.init(toy.trainable), toy.trainable)[0])
-    plain, fast = moves
+    both = (dataclasses.replace(variant, learning_rate_ratio=ratio) for ratio in (1.0, RATIO))
+    adapted = tuple(adapt(decoder, each, "mix/kernel", "head_bias") for each in both)
+    toy = toys.toy(variant)
+    plain, fast = jax.device_get(_moves(adapted, toy.params, toy.ids, 20))
     ratios = {
         name: float(np.unique(fast["adapters"]["mix/kernel"][name] / each).item())
         for name, each in plain["adapters"]["mix/kernel"].items()
@@ -107,27 +132,38 @@ def learns_at_its_ratio(variant: Variant) -> None:
     require_identical("what trains in full, at a ratio", fast["params"], plain["params"])
 
 
+@functools.partial(compiled, static_argnums=0)
+def _moves(
+    several: tuple[Adapted, ...], params: PyTree, ids: Array, seed: Array
+) -> list[Trainable]:
+    """What each does with a gradient of ones at rate 1."""
+    moves = []
+    for adapted in several:
+        trainable, frozen = adapted.init(jax.random.key(seed), params, ids)
+        tx = adapted.optimizer(optax.sgd(1.0), frozen)
+        grads = jax.tree.map(jnp.ones_like, trainable)
+        moves.append(tx.update(grads, tx.init(trainable), trainable)[0])
+    return moves
+
+
 @clause
 def acts_on_quantised_weights(variant: Variant) -> None:
     """On quantised weights it computes what it does on those that they stand for, gradients too."""
-    base = quantized(Int8(), toys.base(variant).value)
-    require_products(variant, base, "of an int8 matrix", ((2, 3),))
-    toy = toys.toy(variant, quantize=NF4())
+    base = compiled(functools.partial(quantized, Int8()))(toys.base(variant).value)
+    require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})
+    toy = toys.toy(variant, targets=toys.SOME, quantize=NF4())
     if not variant.differs_at_init:
-        wanted = _decoder(toy.adapted.disable(toy.trainable, toy.frozen), toy.ids)
-        require_close("the output at the start", toy.output(toy.trainable), wanted)
-    merged = toy.adapted.merge(toy.moved, toy.frozen)
-    require_close("apply", toy.output(toy.moved), _decoder(merged, toy.ids))
-
-    @jax.value_and_grad
-    def through_merge(trainable: Trainable) -> Array:
-        return score(decoder(toy.adapted.merge(trainable, toy.frozen), toy.ids))
-
-    wanted = compiled(through_merge)(toy.moved)
-    require_close("the gradient of apply", toy.gradient(toy.moved), wanted)
+        wanted = _disabled(toy.adapted, toy.trainable, toy.frozen, toy.ids)
+        require_close("the output at the start", toy.gradient(toy.trainable)[0], wanted)
+    got = toy.gradient(toy.moved)
+    _, *wanted = toy.merged_gradient(toy.moved)
+    require_close("apply", got[0], wanted[0])
+    require_close("the gradient of apply", got[1], wanted[1])
 
 
-_decoder = compiled(decoder)
+@functools.partial(compiled, static_argnums=0)
+def _disabled(adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array) -> Array:
+    return decoder(adapted.disable(trainable, frozen), ids)
 
 
 def _has(variant: Variant, setting: str) -> bool:

@@ -1,6 +1,7 @@
 """Clauses about one matrix: what a variant's own functions must agree on."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from jax import Array
 from lora_jax.contract import toys
 from lora_jax.contract.clause import (
     clause,
+    compiled,
     draws_random_numbers,
     require,
     require_close,
@@ -43,37 +45,49 @@ def settings_are_static(variant: Variant) -> None:
     require(hash(twin) == hash(variant), "a variant with the same settings has another hash")
     before = repr(variant)
     base = toys.base(variant)
-    variant.dot(jnp.ones(base.shape[:1]), base, toys.factors_of(variant, base))
+    x = toys.normal(base.shape[:1], 5)
+    jax.eval_shape(lambda base: variant.dot(x, base, toys.factors_of(variant, base)), base)
     require(repr(variant) == before, f"use changed the settings to {variant}")
 
 
 @clause
 def init_is_a_function_of_its_key(variant: Variant) -> None:
     """The same key gives the same factors, from any instance, in any order, stacked or alone."""
-    one, two = jax.random.split(jax.random.key(6))
+    one, two = map(jax.random.key, (6, 7))
     base = toys.base(variant)
-    first = variant.init(one, base)
-    other = variant.init(two, base)
-    variant.init(two, toys.bases(variant)["oi"])
-    require_identical("init with the same key", variant.init(one, base), first)
+
+    def init(each: Variant) -> Callable[[Array, Base], Factors]:
+        return compiled(lambda key, base: each.init(key, base))  # which remembers nothing
+
+    once = init(variant)
+    first, other = once(one, base), once(two, base)
+    jax.eval_shape(variant.init, two, toys.bases(variant)["oi"])
+    require_identical("init with the same key", init(variant)(one, base), first)
     twin = dataclasses.replace(variant)
-    require_identical("init of an equal variant", twin.init(one, base), first)
+    require_identical("init of an equal variant", init(twin)(one, base), first)
     require_same_form("init under eval_shape", jax.eval_shape(variant.init, one, base), first)
 
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), base, base)
-    both = jax.vmap(variant.init)(jnp.stack([one, two]), stacked)
-    require_close("init under vmap", jax.tree.map(lambda leaf: leaf[0], both), first)
+    @compiled
+    def together(one: Array, two: Array, bases: Base) -> tuple[Factors, Factors]:
+        both = jax.vmap(variant.init)(jnp.stack([one, two]), bases)
+        first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
+        return first, second
+
+    both = together(one, two, toys.stack(base, base))
+    require_close("init under vmap", both, (first, other))
 
     if draws_random_numbers(variant.init, one, base):
-        same = [(a == b).all() for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True)]
-        require(not all(same), "init draws random numbers, and another key gives the same")
+        pairs = zip(*map(jax.tree.leaves, (first, other)), strict=True)
+        same = all(np.array_equal(*pair) for pair in pairs)
+        require(not same, "init draws random numbers, and another key gives the same")
 
 
 @clause
 def factors_are_wide(variant: Variant) -> None:
     """Trainables have the base's dtype, or float32 where that is narrower."""
     for narrow in (jnp.bfloat16, jnp.float32, jnp.float64):
-        factors = toys.init(variant, 0, toys.base(variant, narrow))
+        base = toys.base(variant, narrow)
+        factors = jax.eval_shape(functools.partial(toys.init, variant), 0, base)
         wanted = wide(narrow)
         for name, factor in factors.trainable.items():
             found = f"trainable '{name}' of a {jnp.dtype(narrow)} matrix is {factor.dtype}"
@@ -87,55 +101,88 @@ def starts_at_the_base(variant: Variant) -> None:
     """The effective weight is the base's at the start, unless the variant says why it is not."""
     if variant.differs_at_init:
         return
-    for roles, base in toys.bases(variant).items():
-        weight = variant.weight(base, toys.init(variant, 7, base))
-        require_close(f"the weight at the start ({roles})", weight, base.dense(), 1e-12)
+    bases = {r: each for r, each in toys.bases(variant).items() if r in ("io", "oi", "oio")}
+    for roles, weight in _starting_weights(variant, bases, 7).items():
+        require_close(f"the weight at the start ({roles})", weight, bases["io"].value, 1e-12)
+
+
+@functools.partial(compiled, static_argnums=0)
+def _starting_weights(variant: Variant, bases: dict[str, Base], seed: Array) -> dict[str, Array]:
+    return {r: variant.weight(each, toys.init(variant, seed, each)) for r, each in bases.items()}
 
 
 @clause
 def count_is_exact(variant: Variant) -> None:
     """`count` is how many trainable numbers the weight depends on; none is there for nothing."""
-    for shape in toys.shapes(variant):
-        base = Base(toys.normal(shape, 8), "io")
-        trainable, constants = toys.factors_of(variant, base)
-        (grads,) = _gradients(
-            lambda t, base=base, c=constants: variant.weight(base, Factors(t, c)), trainable
-        )
+    bases = {shape: Base(toys.normal(shape, 8), "io") for shape in toys.shapes(variant)}
+    gradients = jax.device_get(_gradients_of_weights(variant, bases, 2))
+    for shape in bases:
+        grads = gradients[shape]
         for name, grad in grads.items():
-            require(jnp.any(grad != 0), f"the weight does not depend on the trainable '{name}'")
-        used = sum(int(jnp.count_nonzero(grad)) for grad in grads.values())
+            require(np.any(grad != 0), f"the weight does not depend on the trainable '{name}'")
+        used = sum(int(np.count_nonzero(grad)) for grad in grads.values())
         sizes = " + ".join(f"{name} {list(each.shape)}" for name, each in grads.items())
         said = f"count({shape}) is {variant.count(shape)}"
         require(variant.count(shape) == used, f"{said}, the weight depends on {used} of {sizes}")
 
 
+@functools.partial(compiled, static_argnums=0)
+def _gradients_of_weights(
+    variant: Variant, bases: dict[tuple[int, int], Base], seed: Array
+) -> dict[tuple[int, int], dict[str, Array]]:
+    """The gradient of a random projection of each weight."""
+
+    def gradient(base: Base) -> dict[str, Array]:
+        pull_back = _pull_back(variant, base, toys.factors_of(variant, base, seed))
+        return pull_back(toys.normal(base.shape, 11))
+
+    return {shape: gradient(base) for shape, base in bases.items()}
+
+
 @clause
 def products_equal_the_weight(variant: Variant) -> None:
     """`dot`, `dot_t` and `take` are products with, and rows of, `weight`."""
+    outers = {"io": ((), (3,), (2, 3), (0,)), "ioo": ((),), "iio": ((3,),)}
+    uses = {}
     for roles, base in toys.bases(variant).items():
-        require_products(variant, base, f"for {roles}", ((), (3,), (2, 3), (0,)))
+        for outer in outers.get(roles, ((2, 3),)):
+            uses[f"for {roles}, {list(outer)}"] = base, inputs_of(base, outer)
+    require_products(variant, uses)
 
 
 @clause
 def gradients_equal_those_through_the_weight(variant: Variant) -> None:
     """`dot`, `dot_t` and `take` have the gradients of products with `weight`."""
     base = toys.base(variant)
-    trainable, constants = toys.factors_of(variant, base)
-    x, z, rows = _inputs(base, (2, 3))
+    x, z, rows = inputs = jax.device_get(inputs_of(base, (6,)))
+    cotangents = c, c_t, c_rows = [
+        np.asarray(toys.normal((6, base.shape[axis]), [11, number]))
+        for number, axis in enumerate((1, 0, 1))
+    ]
+    taken = np.zeros(base.shape)
+    np.add.at(taken, rows, c_rows)
+    through = [x.T @ c, np.transpose(c_t) @ z, taken]
+    factors = toys.compiled_factors_of(variant, base)
+    results = _gradients_of_uses(variant, base, factors, inputs, cotangents, through)
+    for name, (got, wanted) in results.items():
+        require_close(f"the gradient of {name}", got, wanted)
 
-    def weight(factors: Factors) -> Array:
-        return variant.weight(base, factors)
 
-    def compare(name: str, got: Callable[..., Array], wanted: Callable[..., Array], x: Any) -> None:
-        one, other = (
-            _gradients(lambda t, *args, f=each: f(Factors(t, constants), *args), trainable, *x)
-            for each in (got, wanted)
-        )
-        require_close(f"the gradient of {name}", one, other)
+@functools.partial(compiled, static_argnums=0)
+def _gradients_of_uses(
+    variant: Variant, base: Base, factors: Factors, inputs: Any, cotangents: Any, through: Any
+) -> dict[str, tuple[Any, Any]]:
+    """Of each use the gradient, and what it is through the weight, by the weight's cotangents."""
+    by_weight = _pull_back(variant, base, factors)
+    calls = {"dot": variant.dot, "dot_t": variant.dot_t, "take": variant.take}
+    results = {}
+    for (name, call), x, y, w in zip(calls.items(), inputs, cotangents, through, strict=True):
 
-    compare("dot", lambda f, x: variant.dot(x, base, f), lambda f, x: x @ weight(f), [x])
-    compare("dot_t", lambda f, z: variant.dot_t(z, base, f), lambda f, z: z @ weight(f).T, [z])
-    compare("take", lambda f: variant.take(rows, base, f), lambda f: weight(f)[rows], [])
+        def use(trainable: Any, call: Any = call, x: Any = x) -> Array:
+            return call(x, base, Factors(trainable, factors.constants))
+
+        results[name] = jax.vjp(use, factors.trainable)[1](y)[0], by_weight(w)
+    return results
 
 
 @clause
@@ -144,38 +191,67 @@ def numbers_are_read_from_constants(variant: Variant) -> None:
 
     So a variant that differs in such a setting, given the same factors, computes the same.
     """
+    others = {name: other for other, name in toys.variations(variant)}
     base = toys.base(variant)
-    factors = toys.factors_of(variant, base)
-    for other, name in toys.variations(variant):
-        for what, call in _calls(base, factors).items():
-            require_close(
-                f"{what} with another '{name}' and the same factors", call(other), call(variant)
-            )
-        got, wanted = (each.learning_rates({"w": factors.constants}) for each in (other, variant))
-        require_close(f"learning_rates with another '{name}' and the same constants", got, wanted)
+    factors = toys.compiled_factors_of(variant, base)
+    wanted, *rest = _computed((variant, *others.values()), base, factors)
+    for name, got in zip(others, rest, strict=True):
+        for what in wanted:
+            said = f"{what} with another '{name}' and the same factors"
+            require_close(said, got[what], wanted[what])
+
+
+@functools.partial(compiled, static_argnums=0)
+def _computed(variants: tuple[Variant, ...], base: Base, factors: Factors) -> list[dict[str, Any]]:
+    """Everything that each computes with the same factors."""
+    calls = _calls(base, factors)
+    return [{what: call(each) for what, call in calls.items()} for each in variants]
 
 
 @clause
 def calls_are_pure(variant: Variant) -> None:
     """Calling twice gives the same bits, and changes no argument."""
     base = toys.base(variant)
-    factors = toys.factors_of(variant, base)
-    copy = jax.tree.map(jnp.copy, factors)
-    for what, call in _calls(base, factors).items():
-        require_identical(f"{what}, called again", call(variant), call(variant))
-        require_identical(f"its argument `factors` after {what}", factors, copy)
+    factors = toys.compiled_factors_of(variant, base)
 
-    group, moved = ({"w": f} for f in (factors, toys.factors_of(variant, base)))
+    def everything() -> dict[str, Any]:
+        # A function of its own each time, so that nothing is remembered.
+        return compiled(lambda *arguments: _everything(variant, *arguments))(base, factors)
+
+    first, again = everything(), everything()
+    for what in first:
+        require_identical(f"{what}, called again", again[what], first[what])
+
+
+def _everything(variant: Variant, base: Base, factors: Factors) -> dict[str, Any]:
+    """What a variant computes with one matrix and, between steps, with all; arguments must stay."""
+    results = {}
+    for what, call in _calls(base, factors).items():
+        results[what] = _without_changing(what, lambda factors, c=call: c(variant), factors)
+
+    group = {"w": factors}
+    moved = {"w": Factors(toys.noisy(factors.trainable, 13), factors.constants)}
     grads, step = {"w": toys.noisy(factors.trainable, 12)}, jnp.asarray(1)
-    of_all: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-        (variant.penalty, (group,)),
-        (variant.init_state, (group,)),
-        (variant.update, (variant.init_state(group), group, moved, grads, step)),
-    ]
-    for call, arguments in of_all:
-        copies, what = jax.tree.map(jnp.copy, arguments), call.__name__
-        require_identical(f"{what}, called again", call(*arguments), call(*arguments))
-        require_identical(f"an argument of {what}, afterwards", arguments, copies)
+    state = _without_changing("init_state", variant.init_state, group)
+    results["penalty"] = _without_changing("penalty", variant.penalty, group)
+    results["init_state"] = state
+    results["update"] = _without_changing(
+        "update", variant.update, state, group, moved, grads, step
+    )
+    return results
+
+
+def _without_changing(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call that puts nothing else into its arguments."""
+    before, treedef = jax.tree.flatten(arguments)
+    result = call(*arguments)
+    same_form = jax.tree.structure(arguments) == treedef
+    leaves = jax.tree.leaves(arguments)
+    require(
+        same_form and all(mine is theirs for mine, theirs in zip(leaves, before, strict=True)),
+        f"{what} changes its arguments",
+    )
+    return result
 
 
 @clause
@@ -183,23 +259,23 @@ def narrow_inputs_give_narrow_outputs(variant: Variant) -> None:
     """A bfloat16 or float32 matrix and input give that dtype, as near to the truth as merging."""
     for dtype in (jnp.bfloat16, jnp.float32):
         base = toys.base(variant, dtype)
-        factors = toys.factors_of(variant, base)
-        weight = variant.weight(base, factors)
+        x, z, rows = inputs_of(base, (3,), dtype)
+        ((weight, *products),) = _products(
+            variant, toys.compiled_factors_of(variant, base), [(base, (x, z, rows))]
+        )
         require(
             weight.dtype == wide(dtype),
             f"weight of a {jnp.dtype(dtype)} matrix is {weight.dtype}, expected its factors' dtype",
         )
-        exact = weight.astype(jnp.float64)
-        x, z, rows = _inputs(base, (3,), dtype)
-        for what, got, operand, matrix in (
-            ("dot", variant.dot(x, base, factors), x, exact),
-            ("dot_t", variant.dot_t(z, base, factors), z, exact.T),
-            ("take", variant.take(rows, base, factors), jax.nn.one_hot(rows, len(exact)), exact),
+        exact = np.asarray(weight, np.float64)
+        operands = x, z, np.eye(len(exact))[np.asarray(rows)]
+        for what, got, operand, matrix in zip(
+            ("dot", "dot_t", "take"), products, operands, (exact, exact.T, exact), strict=True
         ):
             require(got.dtype == dtype, f"{what} of {jnp.dtype(dtype)} gives {got.dtype}")
-            operand = operand.astype(jnp.float64)
-            units = float(jnp.finfo(dtype).eps) * jnp.max(jnp.abs(operand) @ jnp.abs(matrix))
-            error = float(jnp.max(jnp.abs(got.astype(jnp.float64) - operand @ matrix)) / units)
+            operand = np.asarray(operand, np.float64)
+            units = float(jnp.finfo(dtype).eps) * np.max(np.abs(operand) @ np.abs(matrix))
+            error = np.max(np.abs(np.asarray(got, np.float64) - operand @ matrix)) / units
             require(
                 error <= 8, f"{what} of {jnp.dtype(dtype)} is {error:.2g} units off (at most 8)"
             )
@@ -211,41 +287,58 @@ def products_accumulate_as_asked(variant: Variant) -> None:
     narrow, wider = jnp.bfloat16, jnp.dtype(jnp.float32)
     base = toys.base(variant, narrow)
     asking = dataclasses.replace(base, accumulate=wider)
-    factors = toys.factors_of(variant, base)
-    x, z, _ = _inputs(base, (2, 3), narrow)
-    for what, call, operand in (("dot", variant.dot, x), ("dot_t", variant.dot_t, z)):
-        got, plain = call(operand, asking, factors), call(operand, base, factors)
+    factors, inputs = toys.compiled_factors_of(variant, base), inputs_of(base, (2, 3), narrow)
+    results = _products(variant, factors, [(asking, inputs), (base, inputs)])
+    for what, got, plain in list(zip(("weight", "dot", "dot_t"), *results, strict=False))[1:]:
         require(got.dtype == wider, f"{what} accumulated in float32 gives {got.dtype}")
-        size = float(jnp.abs(plain).max())
-        require_close(f"{what} accumulated in float32", got / size, plain.astype(wider) / size, 0.1)
+        got, plain = np.asarray(got), np.asarray(plain, np.float32)
+        size = np.abs(plain).max()
+        require_close(f"{what} accumulated in float32", got / size, plain / size, 0.1)
 
 
-def require_products(
-    variant: Variant, base: Base, place: str, outers: tuple[tuple[int, ...], ...]
-) -> None:
-    """Compare `dot`, `dot_t` and `take` with `weight`, for inputs with these leading axes."""
-    factors = toys.factors_of(variant, base)
-    weight = variant.weight(base, factors)
-    wanted = jax.ShapeDtypeStruct(base.shape, base.dtype)
-    require_same_form("weight", jax.eval_shape(lambda: weight), wanted)
-    for outer in outers:
-        x, z, rows = _inputs(base, outer)
-        of = f"{place}, {list(outer)}"
-        require_close(f"dot {of}", variant.dot(x, base, factors), x @ weight)
-        require_close(f"dot_t {of}", variant.dot_t(z, base, factors), z @ weight.T)
-        require_close(f"take {of}", variant.take(rows, base, factors), weight[rows])
+Uses = dict[str, tuple[Base, tuple[Array, Array, Array]]]
+"""Layouts of a matrix, by what is said of them, with inputs of `dot`, of `dot_t` and of `take`."""
 
 
-def _inputs(base: Base, outer: tuple[int, ...], dtype: Any = jnp.float64) -> tuple[Array, ...]:
+def require_products(variant: Variant, uses: Uses) -> None:
+    """Compare `dot`, `dot_t` and `take` with `weight`."""
+    bases = [base for base, _ in uses.values()]
+    factors = toys.compiled_factors_of(variant, bases[0])
+    results = _products(variant, factors, list(uses.values()))
+    for (of, (base, (x, z, rows))), (weight, *products) in zip(uses.items(), results, strict=True):
+        wanted = jax.ShapeDtypeStruct(base.shape, base.dtype)
+        require_same_form("weight", weight, wanted)
+        require_close(f"weight {of}", weight, results[0][0])
+        weight = np.asarray(weight)
+        references = np.asarray(x) @ weight, np.asarray(z) @ weight.T, weight[np.asarray(rows)]
+        for what, got, reference in zip(
+            ("dot", "dot_t", "take"), products, references, strict=True
+        ):
+            require_close(f"{what} {of}", got, reference)
+
+
+@functools.partial(compiled, static_argnums=0)
+def _products(variant: Variant, factors: Factors, uses: Any) -> list[tuple[Array, ...]]:
+    """The weight and the products with it, in each layout of one matrix."""
+
+    def products(base: Base, inputs: Any) -> tuple[Array, ...]:
+        x, z, rows = inputs
+        weight, dot = variant.weight(base, factors), variant.dot(x, base, factors)
+        return weight, dot, variant.dot_t(z, base, factors), variant.take(rows, base, factors)
+
+    return [products(*use) for use in uses]
+
+
+def inputs_of(base: Base, outer: tuple[int, ...], dtype: Any = jnp.float64) -> tuple[Array, ...]:
     """Inputs of `dot`, of `dot_t` and of `take`."""
     x, z = (toys.normal((*outer, size), size, dtype) for size in base.shape)
     rows = np.random.default_rng(9).integers(0, base.shape[0], outer)
-    return x, z, jnp.asarray(rows, jnp.int32)
+    return x, z, toys.array(rows, np.int32)
 
 
-def _calls(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Array]]:
+def _calls(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Any]]:
     """Everything that a variant computes with one matrix."""
-    x, z, rows = _inputs(base, (2, 3))
+    x, z, rows = inputs_of(base, (2, 3))
     key = jax.random.key(10)
     return {
         "weight": lambda variant: variant.weight(base, factors),
@@ -253,13 +346,18 @@ def _calls(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Array]
         "dot with dropout": lambda variant: variant.dot(x, base, factors, dropout_key=key),
         "dot_t": lambda variant: variant.dot_t(z, base, factors),
         "take": lambda variant: variant.take(rows, base, factors),
+        "learning_rates": lambda variant: variant.learning_rates({"w": factors.constants}),
     }
 
 
-def _gradients(function: Callable[..., Array], *args: Any) -> tuple[Any, ...]:
-    """The gradients, over all arguments, of a random projection of a function's result."""
-    result, pull_back = jax.vjp(function, *args)
-    return pull_back(toys.normal(result.shape, 11, result.dtype))
+def _pull_back(variant: Variant, base: Base, factors: Factors) -> Callable[[Array], Any]:
+    """The gradient of the trainables, given the weight's."""
+
+    def weight(trainable: Any) -> Array:
+        return variant.weight(base, Factors(trainable, factors.constants))
+
+    _, pull_back = jax.vjp(weight, factors.trainable)
+    return lambda cotangent: pull_back(cotangent)[0]
 
 
 OF_A_MATRIX = (

@@ -1,17 +1,20 @@
 """What a variant is tried on: matrices in several layouts, of sizes it accepts; a tiny decoder."""
 
 import dataclasses
+import functools
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 
 from lora_jax.adapt import Adapted, adapt
 from lora_jax.contract.clause import compiled
-from lora_jax.frozen import Frozen, Trainable
+from lora_jax.frozen import Frozen, PyTree, Trainable
 from lora_jax.quantize import Storage
 from lora_jax.variant import Base, Factors, Variant, wide
 from lora_jax.weight import with_shared
@@ -39,21 +42,21 @@ def unit(variant: Variant) -> int:
 def shapes(variant: Variant) -> list[tuple[int, int]]:
     """Some (in, out) shapes, neither order of the two left out, nor a square."""
     u = unit(variant)
-    return [(2 * u, 3 * u), (3 * u, 2 * u), (4 * u, 2 * u), (2 * u, 2 * u)]
+    return [(2 * u, 3 * u), (4 * u, 2 * u), (2 * u, 2 * u)]
 
 
 def bases(variant: Variant, dtype: Any = jnp.float64) -> dict[str, Base]:
-    """The same (in, out) size in every layout that a model may store it in, by its axes' roles."""
+    """One (in, out) matrix in every layout that a model may store it in, by its axes' roles."""
     u = unit(variant)
+    matrix = np.asarray(normal((4 * u, 3 * u), 0, dtype, (4 * u) ** -0.5))
     layouts = {
-        "io": (4 * u, 3 * u),
-        "oi": (3 * u, 4 * u),
-        "ioo": (4 * u, 3, u),
-        "iio": (4, u, 3 * u),
-        "oio": (3, 4 * u, u),
+        "io": matrix,
+        "oi": matrix.T,
+        "ioo": matrix.reshape(4 * u, 3, u),
+        "iio": matrix.reshape(4, u, 3 * u),
+        "oio": matrix.reshape(4 * u, 3, u).swapaxes(0, 1),
     }
-    scale = (4 * u) ** -0.5
-    return {r: Base(normal(shape, 0, dtype, scale), r) for r, shape in layouts.items()}
+    return {roles: Base(array(value), roles) for roles, value in layouts.items()}
 
 
 def base(variant: Variant, dtype: Any = jnp.float64) -> Base:
@@ -61,32 +64,50 @@ def base(variant: Variant, dtype: Any = jnp.float64) -> Base:
     return bases(variant, dtype)["io"]
 
 
+def array(numbers: Any, dtype: Any = None) -> Array:
+    """NumPy's numbers as an array; with another dtype `jnp.asarray` would compile something."""
+    numbers = np.asarray(numbers, dtype)
+    return jnp.asarray(numbers, numbers.dtype)
+
+
 def normal(
     shape: tuple[int, ...], seed: Any, dtype: Any = jnp.float64, scale: float = 1.0
 ) -> Array:
     """Normal numbers, the same in every dtype but for rounding (NumPy's: there is no compiling)."""
-    return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), dtype)
+    return array(scale * np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def noisy(trainable: Any, seed: int = 1, scale: float = 0.3) -> Any:
     """Trainables away from their start, where a zero factor would hide mistakes."""
+
+    def moved(number: int, x: Array) -> Array:
+        noise = normal(x.shape, [seed, number], x.dtype, scale)
+        # Added by NumPy where it can be: nothing is compiled.
+        return x + noise if isinstance(x, Tracer) else array(np.add(x, noise))
+
     leaves, treedef = jax.tree.flatten(trainable)
-    return treedef.unflatten(
-        [x + normal(x.shape, [seed, number], x.dtype, scale) for number, x in enumerate(leaves)]
-    )
+    return treedef.unflatten([moved(number, x) for number, x in enumerate(leaves)])
 
 
-def init(variant: Variant, seed: int, base: Base) -> Factors:
+def stack(*trees: PyTree) -> PyTree:
+    """Trees of numbers as one, whose leaves have another axis in front; by NumPy, as above."""
+    return jax.tree.map(lambda *leaves: array(np.stack(leaves)), *trees)
+
+
+def init(variant: Variant, seed: Any, base: Base) -> Factors:
     """The variant's factors for one matrix, and what it would share with others."""
     key = jax.random.key(seed)
     shared = variant.init_shared(key, [base.shape], wide(base.dtype))
     return with_shared(variant.init(key, base), shared)
 
 
-def factors_of(variant: Variant, base: Base) -> Factors:
+def factors_of(variant: Variant, base: Base, seed: Any = 2) -> Factors:
     """The variant's factors for a matrix, with random trainables."""
-    factors = init(variant, 2, base)
+    factors = init(variant, seed, base)
     return Factors(noisy(factors.trainable), factors.constants)
+
+
+compiled_factors_of = compiled(factors_of, static_argnums=0)
 
 
 def variations(variant: Variant) -> list[tuple[Variant, str]]:
@@ -118,21 +139,32 @@ def _real_numbers(variant: Variant) -> dict[str, float]:
 # -- a model -----------------------------------------------------------------------------------
 
 
-def decoder(params: Any, ids: Array, unrolled: bool = False) -> Array:
+def decoder(params: PyTree, ids: Array) -> Array:
     """Logits (batch, tokens, vocabulary) of a causal transformer with stacked layers, tied."""
-    x = params["embed"][ids]
-    if unrolled:
+    return _around(lambda x, layers: lax.scan(_layer, x, layers)[0], params, ids)
+
+
+def unrolled(params: PyTree, ids: Array) -> Array:
+    """The same decoder, its stacked layers indexed one by one."""
+
+    def of_layers(x: Array, layers: PyTree) -> Array:
         for index in range(LAYERS):
-            x, _ = _layer(x, jax.tree.map(lambda w, index=index: w[index], params["layers"]))
-    else:
-        x, _ = lax.scan(_layer, x, params["layers"])
-    x = jnp.tanh(_norm(x) @ params["mix"]["kernel"] + params["mix"]["bias"][None, None])
+            x, _ = _layer(x, jax.tree.map(lambda w, index=index: w[index], layers))
+        return x
+
+    return _around(of_layers, params, ids)
+
+
+def shallow(params: PyTree, ids: Array) -> Array:
+    """A lookup and two products, one of them by the transpose: few operations."""
+    x = params["embed"][ids] @ params["mix"]["kernel"]
     return x @ params["embed"].T + params["head_bias"][None, None]
 
 
-def unrolled(params: Any, ids: Array) -> Array:
-    """The same decoder, its stacked layers indexed one by one."""
-    return decoder(params, ids, unrolled=True)
+def _around(of_layers: Callable[[Array, PyTree], Array], params: PyTree, ids: Array) -> Array:
+    x = of_layers(params["embed"][ids], params["layers"])
+    x = jnp.tanh(_norm(x) @ params["mix"]["kernel"] + params["mix"]["bias"][None, None])
+    return x @ params["embed"].T + params["head_bias"][None, None]
 
 
 def _layer(x: Array, layer: Any) -> tuple[Array, None]:
@@ -149,7 +181,7 @@ def _norm(x: Array) -> Array:
     return x * lax.rsqrt((x * x).mean(-1, keepdims=True) + 1)
 
 
-def decoder_params(variant: Variant, dtype: Any = jnp.float64) -> Any:
+def decoder_params(variant: Variant, dtype: Any = jnp.float64) -> PyTree:
     u = unit(variant)
     width, inner, vocabulary = 2 * u, 3 * u, 4 * u
     wanted = {
@@ -170,7 +202,7 @@ def decoder_params(variant: Variant, dtype: Any = jnp.float64) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """The decoder with all of its matrices adapted, and an input."""
+    """The decoder with its matrices adapted, and an input."""
 
     adapted: Adapted
     params: Any
@@ -192,38 +224,69 @@ class Toy:
         return _apply(self.adapted, trainable, self.frozen, self.ids if ids is None else ids)
 
     def gradient(self, trainable: Trainable) -> tuple[Array, Trainable]:
-        """The score of the output, and its gradient, compiled."""
+        """The output of `apply`, and the gradient of its score, compiled."""
         return _gradient(self.adapted, trainable, self.frozen, self.ids)
 
+    def merged(self, trainable: Trainable) -> tuple[PyTree, Array]:
+        """What `merge` gives, and the decoder's output with it, compiled."""
+        return _merged(self.adapted, trainable, self.frozen, self.ids)
 
+    def merged_gradient(self, trainable: Trainable) -> tuple[PyTree, Array, Trainable]:
+        """Those two, and the gradient of the output's score, compiled."""
+        return _merged_gradient(self.adapted, trainable, self.frozen, self.ids)
+
+
+ALL = ("embed", "mix/kernel", "layers/.*")
+SOME = ("embed", "layers/qkv")
+"""Looked up and tied; stacked, and in heads."""
+
+
+@functools.lru_cache(maxsize=8)  # clauses share them
 def toy(
     variant: Variant,
     dtype: Any = jnp.float64,
-    also_train: tuple[str, ...] = ("head_bias",),
+    targets: tuple[str, ...] = ALL,
     seed: int = 4,
     quantize: Storage | None = None,
 ) -> Toy:
     """The decoder adapted by a variant (a method without factors trains what it `trains`)."""
     params, ids = decoder_params(variant, dtype), _ids(variant)
-    targets = ("embed", "mix/kernel", "layers/.*")
     storage = {} if quantize is None else dict.fromkeys(targets, quantize)
-    adapted = adapt(decoder, variant, targets, also_train, storage)
+    adapted = adapt(decoder, variant, targets, ("head_bias",), storage)
     return Toy(adapted, params, ids, *_init(adapted, jax.random.key(seed), params, ids))
 
 
-def training_toy(variant: Variant, targets: tuple[str, ...]) -> Toy:
-    """A toy in which adapters alone train, initialised without compiling, as users do.
+def training_toy(variant: Variant) -> Toy:
+    """A toy in which adapters alone train, in arrays of its own, as training donates them.
 
     A method without factors has something to train all the same.
     """
+    each = toy(variant)
+    full, base = dict(each.trainable["params"]), dict(each.frozen.base)
+    if variant.adapts:
+        base["head_bias"] = full.pop("head_bias")
+    adapted = dataclasses.replace(each.adapted, also_train=_also_trained(variant))
+    trainable = {"adapters": each.trainable["adapters"], "params": full}
+    own = jax.tree.map(lambda leaf: array(np.array(leaf)), trainable)
+    frozen = dataclasses.replace(each.frozen, base=base)
+    return dataclasses.replace(each, adapted=adapted, trainable=own, frozen=frozen)
+
+
+def small_training_toy(variant: Variant) -> Toy:
+    """The same of one matrix in a small model, initialised without compiling, as users do."""
     params, ids = decoder_params(variant), _ids(variant)
-    adapted = adapt(decoder, variant, targets, () if variant.adapts else ("head_bias",))
-    return Toy(adapted, params, ids, *adapted.init(jax.random.key(6), params, ids))
+    adapted = adapt(shallow, variant, "mix/kernel", _also_trained(variant))
+    key = jax.random.key(6, impl="rbg")  # whose numbers are compiled faster
+    return Toy(adapted, params, ids, *adapted.init(key, params, ids))
+
+
+def _also_trained(variant: Variant) -> tuple[str, ...]:
+    return () if variant.adapts else ("head_bias",)
 
 
 def _ids(variant: Variant) -> Array:
     ids = np.random.default_rng(5).integers(0, 4 * unit(variant), (BATCH, TOKENS))
-    return jnp.asarray(ids, jnp.int32)
+    return array(ids, np.int32)
 
 
 def score(output: Array) -> Array:
@@ -231,14 +294,42 @@ def score(output: Array) -> Array:
     return (output**2).mean()
 
 
-def score_of(adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array) -> Array:
-    return score(adapted.apply(trainable, frozen, ids))
-
-
 # Compiled once for all toys of a variant, which share its `Adapted`.
 _init = compiled(Adapted.init, static_argnums=0)
 _apply = compiled(Adapted.apply, static_argnums=0)
-_gradient = compiled(jax.value_and_grad(score_of, argnums=1), static_argnums=0)
+
+
+@functools.partial(compiled, static_argnums=0)
+def _gradient(
+    adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
+) -> tuple[Array, Trainable]:
+    def of(trainable: Trainable) -> tuple[Array, Array]:
+        output = adapted.apply(trainable, frozen, ids)
+        return score(output), output
+
+    gradient, output = jax.grad(of, has_aux=True)(trainable)
+    return output, gradient
+
+
+@functools.partial(compiled, static_argnums=0)
+def _merged(
+    adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
+) -> tuple[PyTree, Array]:
+    merged = adapted.merge(trainable, frozen)
+    return merged, decoder(merged, ids)
+
+
+@functools.partial(compiled, static_argnums=0)
+def _merged_gradient(
+    adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
+) -> tuple[PyTree, Array, Trainable]:
+    def of(trainable: Trainable) -> tuple[Array, tuple[PyTree, Array]]:
+        merged = adapted.merge(trainable, frozen)
+        output = decoder(merged, ids)
+        return score(output), (merged, output)
+
+    gradient, (merged, output) = jax.grad(of, has_aux=True)(trainable)
+    return merged, output, gradient
 
 
 def task_loss(logits: Array, ids: Array) -> Array:

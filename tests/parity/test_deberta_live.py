@@ -101,7 +101,7 @@ def assert_close(got, expected, mask, atol):
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_outputs_in_float64(seed, tmp_path, x64, quick_compilation):
+def test_outputs_in_float64(seed, tmp_path, x64):
     config, theirs, ours = both(tmp_path, seed, 1 + seed % 4, jnp.float64)
     run = outputs(ours)
     for inputs in inputs_for(config, seed):
@@ -124,7 +124,7 @@ def test_outputs_in_float32(seed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 6, 7, 11, 13])
-def test_gradients_in_float64(seed, tmp_path, x64, quick_compilation):
+def test_gradients_in_float64(seed, tmp_path, x64):
     config, theirs, ours = both(tmp_path, seed, 3, jnp.float64)
     ids, mask, types = deberta_inputs(config, seed, 9 if config["position_biased_input"] else 20)
     whole = mask[:, 0] == 1
@@ -205,7 +205,7 @@ def test_we_load_what_torch_saves(half, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("seed", [0, 1, 7])
-def test_lora_equals_peft(seed, tmp_path, x64, quick_compilation):
+def test_lora_equals_peft(seed, tmp_path, x64):
     """Shared query and key projections (seeds 0 and 1) project relative embeddings adapted too."""
     peft = pytest.importorskip("peft")
     config, theirs, ours = both(tmp_path, seed, 3, jnp.float64)

@@ -112,7 +112,7 @@ def both(folder, kind, seed, dtype):
 
 
 @pytest.mark.parametrize(("kind", "seed"), CONFIGS)
-def test_logits_in_float64(kind, seed, tmp_path, x64, quick_compilation):
+def test_logits_in_float64(kind, seed, tmp_path, x64):
     config, theirs, ours = both(tmp_path, kind, seed, jnp.float64)
     params, apply = functional(ours)
     ids, mask, positions = random_inputs(config, seed, tokens=12)
@@ -128,7 +128,7 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize(("kind", "seed"), CONFIGS)
-def test_logits_in_float32(kind, seed, tmp_path, quick_compilation):
+def test_logits_in_float32(kind, seed, tmp_path):
     """Against transformers as everyone runs it, in float32."""
     config, theirs, ours = both(tmp_path, kind, seed, jnp.float32)
     params, apply = functional(ours)
@@ -139,7 +139,7 @@ def test_logits_in_float32(kind, seed, tmp_path, quick_compilation):
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
-def test_gradients_in_float64(kind, tmp_path, x64, quick_compilation):
+def test_gradients_in_float64(kind, tmp_path, x64):
     config, theirs, ours = both(tmp_path, kind, 1, jnp.float64)
     ids, _, _ = random_inputs(config, 1)
     labels = torch.tensor(ids, dtype=torch.long)
@@ -165,7 +165,7 @@ def test_gradients_in_float64(kind, tmp_path, x64, quick_compilation):
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2"])
-def test_packed_rows(kind, tmp_path, x64, quick_compilation):
+def test_packed_rows(kind, tmp_path, x64):
     """transformers takes positions that start again for packed documents."""
     config, theirs, ours = both(tmp_path, kind, 1, jnp.float64)
     random = np.random.RandomState(0)
@@ -182,7 +182,7 @@ def test_packed_rows(kind, tmp_path, x64, quick_compilation):
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_transformers_loads_what_we_export(kind, seed, tmp_path, quick_compilation):
+def test_transformers_loads_what_we_export(kind, seed, tmp_path):
     config, _, ours = both(tmp_path / "in", kind, seed, jnp.float32)
     shard = {"shard_bytes": 400} if seed else {}
     export_decoder(nnx.state(ours), ours.config, tmp_path / "out", **shard)
@@ -197,7 +197,7 @@ def test_transformers_loads_what_we_export(kind, seed, tmp_path, quick_compilati
 
 @pytest.mark.parametrize("shard", ["50GB", 400])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
-def test_we_load_what_transformers_saves(kind, shard, tmp_path, quick_compilation):
+def test_we_load_what_transformers_saves(kind, shard, tmp_path):
     config = random_config(kind, 1)
     theirs, _ = torch_random(config, 1)
     theirs.float().save_pretrained(tmp_path, max_shard_size=shard)

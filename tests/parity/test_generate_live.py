@@ -27,7 +27,7 @@ MODELS = [("llama", 4), ("mistral", 1), ("qwen2", 1), ("qwen3", 1), ("gpt2", 0)]
 
 
 @pytest.mark.parametrize(("kind", "seed"), CONFIGS)
-def test_logits_in_chunks(kind, seed, tmp_path, x64, quick_compilation):
+def test_logits_in_chunks(kind, seed, tmp_path, x64):
     """Of random configs, through the cache, prompts padded on either side."""
     _, theirs, ours = both(tmp_path, kind, seed, jnp.float64)
     ids, masks = chunks(seed, words=20)
@@ -39,7 +39,7 @@ def test_logits_in_chunks(kind, seed, tmp_path, x64, quick_compilation):
 
 
 @pytest.fixture(params=MODELS, ids=str)
-def model(request, tmp_path, x64, quick_compilation):
+def model(request, tmp_path, x64):
     """Both sides' decoder, and prompts that are padded on the left, with ids that end texts."""
     kind, seed = request.param
     config = random_config(kind, seed)

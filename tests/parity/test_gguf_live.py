@@ -81,7 +81,7 @@ def test_smollm2_computes_what_it_does_in_torch():
         ("gpt2", {}),
     ],
 )
-def test_small_decoders_as_in_torch(arch, changes, type, tmp_path, quick_compilation):
+def test_small_decoders_as_in_torch(arch, changes, type, tmp_path):
     sizes = {"n_embd": 32, "n_positions": 1024}  # transformers does not read how many
     if arch != "gpt2":
         sizes = {"hidden_size": 64, "intermediate_size": 96}

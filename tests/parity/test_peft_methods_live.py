@@ -52,7 +52,6 @@ from peft_special import (  # noqa: E402
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.usefixtures("quick_compilation"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
 ]
 
