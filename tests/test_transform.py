@@ -35,7 +35,9 @@ def promotion_of_flax(request):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_apply_is_forward_of_merge(name):
+def test_apply_is_forward_of_merge(name, request):
+    if "narrow_integers" in name:  # cheaply compiled, the reference's gradient is at other rows
+        request.getfixturevalue("full_optimization")
     case = CASES[name]()
     adapted = check.adapt(case)
     start, frozen = adapted.init(jax.random.key(0), case.params, *case.args, **case.kwargs)
