@@ -329,7 +329,9 @@ def _products(variant: Variant, factors: Factors, uses: Any) -> list[tuple[Array
     return [products(*use) for use in uses]
 
 
-def inputs_of(base: Base, outer: tuple[int, ...], dtype: Any = jnp.float64) -> tuple[Array, ...]:
+def inputs_of(
+    base: Base, outer: tuple[int, ...], dtype: Any = jnp.float64
+) -> tuple[Array, Array, Array]:
     """Inputs of `dot`, of `dot_t` and of `take`."""
     x, z = (toys.normal((*outer, size), size, dtype) for size in base.shape)
     rows = np.random.default_rng(9).integers(0, base.shape[0], outer)
