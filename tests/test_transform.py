@@ -40,28 +40,39 @@ def test_apply_is_forward_of_merge(name, request):
         request.getfixturevalue("full_optimization")
     case = CASES[name]()
     adapted = check.adapt(case)
-    start, frozen = adapted.init(jax.random.key(0), case.params, *case.args, **case.kwargs)
-    theta = check.random_like(start, seed=1)
-
-    def forward(params):
-        return case.forward(params, *case.args, **case.kwargs)
-
-    def apply(theta):
-        return adapted.apply(theta, frozen, *case.args, **case.kwargs)
-
-    def through_merge(theta):
-        return forward(adapted.merge(theta, frozen))
 
     @jax.jit
-    def everything(start, theta):
-        before = apply(start), through_merge(start)
-        return before, *(check.derivative(f, theta, case.reverse) for f in (apply, through_merge))
+    def everything():
+        start, frozen = adapted.init(jax.random.key(0), case.params, *case.args, **case.kwargs)
 
-    before, mine, theirs = everything(start, theta)
-    check.assert_close(*before)
+        def apply(theta):
+            return adapted.apply(theta, frozen, *case.args, **case.kwargs)
+
+        def through_merge(theta):
+            return case.forward(adapted.merge(theta, frozen), *case.args, **case.kwargs)
+
+        theta, merged = check.random_like(start, seed=1), adapted.merge(start, frozen)
+        both = (check.derivative(f, theta, case.reverse) for f in (apply, through_merge))
+        return check.arrays(merged), *both
+
+    merged, mine, theirs = everything()
+    check.assert_close(merged, check.arrays(case.params), tolerance=0)
     check.assert_close(mine, theirs)
-    check.assert_close(apply(theta), theirs[0])  # eagerly
-    check.assert_close(adapted.merge(start, frozen), case.params, tolerance=0)
+
+
+@pytest.mark.parametrize("name", cases(zoo.trees) | cases(zoo.calls))
+def test_apply_operation_by_operation(name):
+    case = CASES[name]()
+    adapted = check.adapt(case)
+    start, frozen = adapted.init(jax.random.key(0), case.params, *case.args, **case.kwargs)
+    theta = check.random_like(start, seed=1)
+    merged = adapted.merge(theta, frozen)
+    assert jax.tree.structure(merged) == jax.tree.structure(case.params)
+
+    def apply():
+        return adapted.apply(theta, frozen, *case.args, **case.kwargs)
+
+    check.assert_close(apply(), jax.jit(apply)())
 
 
 @pytest.mark.parametrize("name", CASES)

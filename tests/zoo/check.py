@@ -51,6 +51,11 @@ def random_like(tree: Any, seed: int) -> Any:
     )
 
 
+def arrays(tree: Any) -> list[Any]:
+    """The leaves that are arrays, which a compiled function may return."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_array(leaf)]
+
+
 def scalar_of(outputs: Any) -> jax.Array:
     """Some number that depends on every real entry of the outputs."""
     total = jnp.zeros(())
