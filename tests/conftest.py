@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 
 import contextlib
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +50,13 @@ def pytest_configure(config):
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+def pytest_collection_finish():
+    """What was imported stays: without it, and seldom, the collector takes a tenth less time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -143,7 +143,7 @@ class Workshop:
 
     def _pytest(self, copy: Path, run: list[str]) -> tuple[str, str]:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly"]
-        command += ["-m", "not slow and not parity", *run]
+        command += ["-m", "not parity", *run]
         with self._lock:
             if self._closed:
                 raise KeyboardInterrupt

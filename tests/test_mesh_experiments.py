@@ -129,6 +129,7 @@ def test_a_batch_that_a_mesh_does_not_divide_is_an_error_before_anything_is_writ
         build(made, mesh=lj.make_mesh(2, 2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:left whole")
 def test_a_run_comes_to_the_same_on_a_mesh_and_goes_on_on_others(places, tmp_path):
     """Stopped before its last steps, it goes on where there is one device, or other ones."""
@@ -164,6 +165,7 @@ def interrupt_after(step, settings, folder, mesh):
         run.run(settings, folder, mesh=mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:left whole")
 def test_texts_on_a_mesh_are_written_without_a_merged_model(places):
     """And are those of one device, whose model is merged: DoRA's, of weights stored in bits."""

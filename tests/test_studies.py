@@ -108,6 +108,7 @@ def test_outputs_of_every_example_give_the_scores_again(glue, mnli):
         np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_adalora_on_deberta(glue, tmp_path):
     """As its table has it; the count is that of the final budget."""
     vocabulary = FIXTURES / "deberta_tokenizer"
@@ -167,6 +168,7 @@ STUDIES = [
 STUDIES.remove("own_data")  # below
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_runs_in_its_smoke_size(name, bert, glue, tmp_path, monkeypatch):
     """Its first row on a tiny model; the table then has a number of ours."""

@@ -62,6 +62,7 @@ def test_lora_table3_in_its_smoke_size(data, models, tmp_path):
     assert not any(cell["published"] for cell in cells.values())
 
 
+@pytest.mark.slow
 def test_dora_table1_fills_several_columns_with_one_run(data, models, tmp_path):
     config = tiny(dora_table1, "method=dora,task=ARC-Easy+openbookqa", data, models["llama"])
     config["generate"]["beams"] = 1
@@ -134,6 +135,7 @@ SEVEN = 2 * [(16, 16), (16, 8), (16, 8), (16, 16), (16, 20), (16, 20), (20, 16)]
 """(in, out) of all linear layers of the tiny decoder but its head."""
 
 
+@pytest.mark.slow
 def test_pissa_nlg_in_its_smoke_size(data, models, tmp_path):
     arg = "method=pissa,task=metamath,file=alpaca_data.json"
     record = run.run(tiny(pissa_nlg, arg, data, models["llama"]), tmp_path)

@@ -180,6 +180,7 @@ KINDS = (
 )
 
 
+@pytest.mark.slow
 def test_every_kind_of_variant(config_of, tmp_path):
     """All in one model, two of them with ranks of their own; the second trial is widened."""
     other = {"optimizer__learning_rate": 2e-3, "optimizer__weight_decay": 0.1}

@@ -238,7 +238,7 @@ class Toy:
 
 ALL = ("embed", "mix/kernel", "layers/.*")
 SOME = ("embed", "layers/qkv")
-"""Looked up and tied; stacked, and in heads."""
+"""Looked up and tied; stacked, and in heads: enough where all would take long to compile."""
 
 
 @functools.lru_cache(maxsize=8)  # clauses share them
@@ -256,12 +256,18 @@ def toy(
     return Toy(adapted, params, ids, *_init(adapted, jax.random.key(seed), params, ids))
 
 
+def on(toy: Toy, params: PyTree) -> Toy:
+    """The same with other weights of the same shapes: nothing is compiled anew."""
+    made = _init(toy.adapted, jax.random.key(4), params, toy.ids)
+    return Toy(toy.adapted, params, toy.ids, *made)
+
+
 def training_toy(variant: Variant) -> Toy:
     """A toy in which adapters alone train, in arrays of its own, as training donates them.
 
     A method without factors has something to train all the same.
     """
-    each = toy(variant)
+    each = toy(variant, targets=SOME)
     full, base = dict(each.trainable["params"]), dict(each.frozen.base)
     if variant.adapts:
         base["head_bias"] = full.pop("head_bias")
@@ -294,6 +300,7 @@ def score(output: Array) -> Array:
     return (output**2).mean()
 
 
+output_of = compiled(decoder)
 # Compiled once for all toys of a variant, which share its `Adapted`.
 _init = compiled(Adapted.init, static_argnums=0)
 _apply = compiled(Adapted.apply, static_argnums=0)
