@@ -99,7 +99,7 @@ def train_in_torch(model, experiment):
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_scores_on_real_data(method):
+def test_scores_on_real_data(method, full_optimization):
     """60 steps of a real encoder on real sentences, then 1,030 others.
 
     In float32, whose rounding (1e-7 of the first losses) AdamW makes 3e-5 of by the last.
