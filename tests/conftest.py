@@ -28,6 +28,10 @@ given = os.environ.get("XLA_FLAGS", "")
 added = [f"{name}={value}" for name, value in FLAGS.items() if name not in given]
 os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of torch, beside which `make parity` runs: several threads mostly wait for each other, and what
+# it compiles runs once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYTORCH_JIT", "0")
 
 import jax
 import pytest

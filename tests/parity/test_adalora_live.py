@@ -39,7 +39,8 @@ def random_settings(random):
     }
 
 
-@pytest.mark.parametrize("seed", range(12))
+# Both depths, clipped or not, each weight of the penalty, and schedules with and without ends.
+@pytest.mark.parametrize("seed", [0, 3, 4, 11])
 def test_random_settings(seed, x64):
     config = random_settings(np.random.RandomState(seed))
     clip = 0.5 if seed % 2 else np.inf

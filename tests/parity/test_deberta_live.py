@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_model import encode_and_run
 from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import deberta_inputs
@@ -75,24 +76,6 @@ def both(folder, seed, num_labels, dtype):
     return config, theirs, ours
 
 
-def inputs_for(config, seed):
-    """A short batch, and one beyond every bucket where no absolute position ends it."""
-    longest = config["max_position_embeddings"] if config["position_biased_input"] else 70
-    return [deberta_inputs(config, seed, tokens) for tokens in (1 + seed % 8, longest)]
-
-
-def outputs(ours):
-    """The compiled hidden states and logits."""
-    graph, params = nnx.split(ours)
-
-    @jax.jit
-    def both(params, *inputs):
-        model = nnx.merge(graph, params)
-        return model.encode(*inputs), model(*inputs)
-
-    return lambda inputs: both(params, *map(jnp.asarray, inputs))
-
-
 def assert_close(got, expected, mask, atol):
     """But on padding, which nothing reads, and for rows without a first token."""
     np.testing.assert_allclose(got[0][mask == 1], expected[0][mask == 1], atol=atol)
@@ -100,30 +83,37 @@ def assert_close(got, expected, mask, atol):
     np.testing.assert_allclose(got[1][rows], expected[1][rows], atol=atol)
 
 
-@pytest.mark.parametrize("seed", range(24))
+# Between them they have each choice of `random_config`, where it acts.
+@pytest.mark.parametrize("seed", [0, 1, 11, 13, 18, 31, 34, 50])
 def test_outputs_in_float64(seed, tmp_path, x64):
+    """Of rows beyond every bucket, where no absolute position ends them."""
     config, theirs, ours = both(tmp_path, seed, 1 + seed % 4, jnp.float64)
-    run = outputs(ours)
-    for inputs in inputs_for(config, seed):
-        assert_close(run(inputs), torch_outputs(theirs, *inputs), inputs[1], 1e-10)
+    longest = config["max_position_embeddings"] if config["position_biased_input"] else 70
+    inputs = deberta_inputs(config, seed, longest)
+    found = encode_and_run(ours, *inputs)
+    assert_close(found, torch_outputs(theirs, *inputs), inputs[1], 1e-10)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_outputs_in_float32(seed, tmp_path):
-    config, theirs, ours = both(tmp_path, seed, 1 + seed % 4, jnp.float32)
-    run = outputs(ours)
-    for inputs in inputs_for(config, seed):
-        truth = torch_outputs(theirs, *inputs)
-        own = torch_outputs(theirs.float(), *inputs)
-        theirs.double()
-        # deep random nets amplify rounding: torch's own float32 is then as far from float64
-        errors = [
-            np.abs(a - b)[inputs[1][:, 0] == 1].max() for a, b in zip(own, truth, strict=True)
-        ]
-        assert_close(run(inputs), truth, inputs[1], max(1e-5, 4 * max(errors)))
+@pytest.mark.parametrize("seed", [1, 6, 8])
+def test_outputs_and_exports_in_float32(seed, tmp_path):
+    """Of short rows, on either side."""
+    config, theirs, ours = both(tmp_path / "in", seed, 1 + seed % 4, jnp.float32)
+    inputs = deberta_inputs(config, seed, 1 + seed % 8)
+    truth = torch_outputs(theirs, *inputs)
+    export_classifier(nnx.state(ours), ours.config, tmp_path / "out")
+    auto = transformers.AutoModelForSequenceClassification
+    again, report = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    for a, b in zip(torch_outputs(again.double().eval(), *inputs), truth, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+    own = torch_outputs(theirs.float(), *inputs)
+    # deep random nets amplify rounding: torch's own float32 is then as far from float64
+    errors = [np.abs(a - b)[inputs[1][:, 0] == 1].max() for a, b in zip(own, truth, strict=True)]
+    assert_close(encode_and_run(ours, *inputs), truth, inputs[1], max(1e-5, 4 * max(errors)))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 6, 7, 11, 13])
+@pytest.mark.parametrize("seed", [1, 13])
 def test_gradients_in_float64(seed, tmp_path, x64):
     config, theirs, ours = both(tmp_path, seed, 3, jnp.float64)
     ids, mask, types = deberta_inputs(config, seed, 9 if config["position_biased_input"] else 20)
@@ -155,13 +145,13 @@ def test_gradients_in_float64(seed, tmp_path, x64):
         np.testing.assert_allclose(value, theirs_value, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_relative_indices(seed):
     from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
     random = np.random.RandomState(seed)
     buckets, positions, tokens = ((256, 512, 512), (256, 512, 700), (32, 512, 300))[seed % 3]
-    if seed > 5:
+    if seed > 2:
         positions, tokens = int(random.randint(8, 300)), int(random.randint(1, 400))
         buckets = int(random.randint(2, positions - 2))
     span = buckets
@@ -173,26 +163,11 @@ def test_relative_indices(seed):
     np.testing.assert_array_equal(ours[distances + tokens - 1], table)
 
 
-@pytest.mark.parametrize("seed", [1, 6, 9])
-def test_transformers_loads_what_we_export(seed, tmp_path):
-    config, theirs, ours = both(tmp_path / "in", seed, 3, jnp.float32)
-    export_classifier(nnx.state(ours), ours.config, tmp_path / "out")
-    auto = transformers.AutoModelForSequenceClassification
-    again, report = auto.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(report.values()), report
-    inputs = deberta_inputs(config, seed, 7)
-    first = torch_outputs(again.double().eval(), *inputs)
-    for a, b in zip(first, torch_outputs(theirs, *inputs), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-@pytest.mark.parametrize("half", [False, True])
-def test_we_load_what_torch_saves(half, tmp_path):
-    """As the published DeBERTa checkpoints are: pytorch_model.bin, one file or two, in float16."""
+def test_we_load_what_torch_saves(tmp_path):
+    """As the published DeBERTa checkpoints are: pytorch_model.bin, in float16."""
     config = random_config(3)
     theirs, _ = torch_random_deberta(config, 2, 3)
-    theirs = theirs.half() if half else theirs.float()
-    tensors = {**theirs.state_dict(), "lm_predictions.lm_head.bias": torch.zeros(3)}
+    tensors = {**theirs.half().state_dict(), "lm_predictions.lm_head.bias": torch.zeros(3)}
     (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     options = {"num_labels": 2, "pool": "cls", "key": jax.random.key(0)}
@@ -200,13 +175,13 @@ def test_we_load_what_torch_saves(half, tmp_path):
     assert fresh == ()
     inputs = deberta_inputs(config, 3, 9)
     expected = torch_outputs(theirs.double(), *inputs)
-    assert_close(outputs(ours)(inputs), expected, inputs[1], 2e-5)
+    assert_close(encode_and_run(ours, *inputs), expected, inputs[1], 2e-5)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("seed", [0, 1, 7])
+@pytest.mark.parametrize("seed", [1, 7])
 def test_lora_equals_peft(seed, tmp_path, x64):
-    """Shared query and key projections (seeds 0 and 1) project relative embeddings adapted too."""
+    """Shared query and key projections (seed 1) project relative embeddings adapted too."""
     peft = pytest.importorskip("peft")
     config, theirs, ours = both(tmp_path, seed, 3, jnp.float64)
     names = ("query", "key", "value")

@@ -9,6 +9,7 @@ import unicodedata
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_templates import CONVERSATIONS
 from flax import nnx
 from gguf_files import TYPES, write_decoder
 from gguf_tokenizers import (
@@ -23,6 +24,7 @@ from small_decoder import functional, random_decoder, random_ids
 from test_decoder_tokenizers import gpt2_folder
 
 from lora_jax.data import load_tokenizer
+from lora_jax.data.chat import load_chat_template
 from lora_jax.models.pretrained import locate
 from lora_jax.models.pretrained_decoder import load_decoder
 
@@ -71,14 +73,14 @@ def test_smollm2_computes_what_it_does_in_torch():
     assert abs(own / theirs - 1) < 1e-4 and 5 < own < 60
 
 
-@pytest.mark.parametrize("type", ["F32", "Q8_0", "Q4_1"])
 @pytest.mark.parametrize(
-    ("arch", "changes"),
+    ("arch", "changes", "type"),
     [
-        ("llama", {"head_dim": 32}),
-        ("qwen2", {"use_sliding_window": False}),
-        ("qwen3", {"head_dim": 128}),  # transformers reads no other
-        ("gpt2", {}),
+        ("llama", {"head_dim": 32}, "F32"),
+        ("llama", {"head_dim": 32}, "Q8_0"),
+        ("qwen2", {"use_sliding_window": False}, "Q4_1"),
+        ("qwen3", {"head_dim": 128}, "F32"),  # transformers reads no other
+        ("gpt2", {}, "Q8_0"),
     ],
 )
 def test_small_decoders_as_in_torch(arch, changes, type, tmp_path):
@@ -116,9 +118,16 @@ def cut_alike(text):
     return all(text[i].isascii() and not (i > 1 and text[i - 2 : i].isspace()) for i in digits)
 
 
-def test_smollm2s_ids():
+@pytest.fixture(scope="module")
+def of_smollm2():
+    """transformers takes ten seconds to make the tokenizer."""
     path = locate("smollm2")
-    theirs, ours = torch_tokenizer(path), load_tokenizer(path)
+    return path, torch_tokenizer(path)
+
+
+def test_smollm2s_ids(of_smollm2):
+    path, theirs = of_smollm2
+    ours = load_tokenizer(path)
     inside = [
         "<|im_start|>user\nHi 12<|im_end|>\n",
         "a<|endoftext|> b <repo_name>x<file_sep>",
@@ -137,13 +146,23 @@ def test_smollm2s_ids():
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == named
 
 
-def test_digits_after_spaces_are_not_transformers():
+def test_smollm2s_own_template(of_smollm2):
+    path, theirs = of_smollm2
+    ours = load_chat_template(path)
+    for messages in CONVERSATIONS.values():
+        for asks in (False, True):
+            expected = theirs.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=asks
+            )
+            assert ours.render(messages, add_generation_prompt=asks) == expected
+
+
+def test_digits_after_spaces_are_not_transformers(of_smollm2):
     """SmolLM2's tokenizer.json cuts digits off before words; transformers reads that of no file."""
-    path = locate("smollm2")
+    path, theirs = of_smollm2
     text = "a   1"
     found = load_tokenizer(path).backend.encode(text).tokens
     assert found == ["a", "ĠĠĠ", "1"]
-    theirs = torch_tokenizer(path)
     assert theirs.convert_ids_to_tokens(theirs(text)["input_ids"]) == ["a", "ĠĠ", "Ġ", "1"]
 
 

@@ -36,7 +36,8 @@ def random_settings(random):
     }
 
 
-@pytest.mark.parametrize("seed", range(20))
+# Both scales and starts; each module, with and without a rank and an alpha of its own.
+@pytest.mark.parametrize("seed", [0, 8, 10, 12, 13, 16])
 def test_random_settings(seed, x64):
     random = np.random.RandomState(seed)
     config = random_settings(random)
@@ -61,8 +62,10 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("seed", [1, 2])  # 0's training makes 1e-10 of one rounding, not 1e-14
+# 0's training makes 1e-10 of one rounding, not 1e-14
+@pytest.mark.parametrize(
+    ("seed", "targets"), [(1, "all linear"), *((2 - i % 2, each) for i, each in enumerate(TARGETS))]
+)
 def test_whole_models(seed, targets, tmp_path, x64):
     """Logits, gradients and merged weights, and 20 steps of training; ranks differ by layer."""
     bert = random_bert(seed)

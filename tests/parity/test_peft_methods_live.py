@@ -95,9 +95,17 @@ def random_config(method, seed):
     return config
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "lora"])
-@pytest.mark.parametrize("seed", range(6))
-def test_random_settings(seed, method, x64, standard_promotion):
+# Between them they have each choice of `random_config` with each method.
+SEEDS = {
+    **{"rslora": (0, 6), "dora": (1, 2, 3, 9, 21), "pissa": (0, 1, 7), "olora": (0, 21)},
+    **{"lora_fa": (1, 7), "lora_plus": (0, 1, 6, 13), "vera": (2,), "ia3": (1, 2, 3)},
+    **{"hira": (12,), "miss": (0, 4), "adalora": (3,)},
+}
+assert SEEDS.keys() == METHODS.keys() - {"lora"}
+
+
+@pytest.mark.parametrize(("method", "seed"), [(m, s) for m in SEEDS for s in SEEDS[m]])
+def test_random_settings(method, seed, x64, standard_promotion):
     config = random_config(method, 100 * seed + sorted(METHODS).index(method))
     arrays = run_net(config, 300 + seed, biases=method != "ia3")
     assert_agrees(arrays, config)
@@ -109,7 +117,7 @@ def test_random_settings(seed, method, x64, standard_promotion):
             assert_starts_alike(arrays, config)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_biases_of_ia3(seed, x64):
     config = random_config("ia3", seed) | {"target_modules": MATRICES, "feedforward_modules": []}
     config["feedforward_modules"] = [MATRICES[seed % 3]]
@@ -120,7 +128,7 @@ DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout"}
 
 
 @pytest.mark.parametrize("method", [*DROPOUTS, "vera", "hira", "miss"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_dropout(seed, method, x64):
     random = np.random.RandomState(seed)
     config = random_config(method, 7 * seed)
@@ -156,8 +164,8 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.parametrize("method", CLASSIFIERS)
-@pytest.mark.parametrize("seed", range(2))
+# BERT and RoBERTa in turn: a method does not see which.
+@pytest.mark.parametrize(("seed", "method"), [(i % 2, m) for i, m in enumerate(CLASSIFIERS)])
 def test_whole_models(seed, method, tmp_path, x64):
     """Layers of one stack with ranks that differ, where PEFT's method has a pattern for that."""
     settings, paths = CLASSIFIERS[method]
@@ -299,7 +307,7 @@ def test_rates_of_pefts_lora_plus(x64):
     assert means == {"adapters": {"w": {"a": 1.0, "b": 8.0, "m": 1.0}}, "params": {"bias": 1.0}}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_pefts_lora_fa_optimiser_is_another_method(seed, x64):
     """The difference: it turns the gradient of B by (A A^T)^-1; here, as in the paper, it is plain.
 
@@ -330,7 +338,7 @@ def test_pefts_lora_fa_optimiser_is_another_method(seed, x64):
     assert (np.sign(turned) != np.sign(plain))[sure].any()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_pefts_fast_pissa_is_further_from_the_best(seed, x64):
     """The difference: PEFT's randomised SVD follows as many directions as there are ranks."""
     for iterations in (1, 4):
@@ -345,7 +353,7 @@ def test_pefts_fast_pissa_is_further_from_the_best(seed, x64):
             assert best - 1e-9 < ours < best + 1e-9 < theirs
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [1])
 def test_orthogonal_starts(seed):
     inputs, outputs, rank = 400, 200, 2 * (seed + 1)
     theirs = statistics(**orthogonal_start(inputs, outputs, rank, seed))

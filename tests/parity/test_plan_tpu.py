@@ -1,5 +1,7 @@
 """Llama 2 on TPUs that are not there: programs that libtpu compiles, and what it says of them."""
 
+import json
+
 import jax
 import pytest
 
@@ -34,36 +36,42 @@ def test_7b_does_not_fit_four_small_devices_with_many_rows():
     assert found.why_not.endswith("GiB that a device of v5e:2x2 has.")
 
 
-def test_70b_with_lora_fits_sixteen_small_devices_and_not_four():
-    config = config_of("model=llama_2_70b")
-    few = fit(config, topology("v5e:2x2"), (1, 2, 2), 1)
-    assert not few.fits
-    assert few.why_not == (
+def test_70b_with_lora_does_not_fit_four_small_devices():
+    found = fit(config_of("model=llama_2_70b"), topology("v5e:2x2"), (1, 2, 2), 1)
+    assert not found.fits
+    assert found.why_not == (
         "Does not fit: weights, adapters and optimiser alone are 33.28 GiB a device, more than the "
         "15.75 GiB that a device of v5e:2x2 has."
     )
-    found = fit(config, topology("v5e:4x4"), (1, 4, 4), 1)
-    assert (found.tokens, found.rows) == (2048, 1)
-    assert found.fits and found.total <= 11.5 * GIB
+
+
+SMALL = {
+    **{"model_type": "llama", "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1536},
+    **{"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "max_position_embeddings": 512,
+}
+
+
+def test_a_small_llama_in_nf4_fits_and_gathers_bits(tmp_path):
+    """70B's config with small sizes: its own program takes minutes to compile."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    config = config_of("method=qlora,tokens=128")
+    config["model"]["name"] = str(tmp_path)
+    found = fit(config, topology("v5e:2x2"), (1, 2, 2), 1)
+    assert (found.tokens, found.rows) == (128, 1)
+    assert found.fits and found.arrays.total < found.total < 32 * 2**20
     assert "compiled ahead of time" in fit_tables.heading(found)
-    assert fit_tables.verdict(found).startswith("Fits, in 72% of a device's memory")
-
-
-def test_70b_in_nf4_gathers_bits():
-    config = config_of("model=llama_2_70b,method=qlora")
-    found = fit(config, topology("v5e:4x4"), (1, 4, 4), 1)
-    assert found.fits and found.total < 6 * GIB
+    assert fit_tables.verdict(found).startswith("Fits, in 0% of a device's memory")
     gathered = {
-        tuple(size for size in shape.dims if size > 1)
+        (shape.dtype, tuple(size for size in shape.dims if size > 1))
         for each in found.collectives
         if each.kind == "all-gather"
         for shape in each.results
-        if shape.dtype in FLOATS
     }
-    # One device's part where it is used, cut by tensor alone: queries, keys, up, down. (That of
-    # outputs, (2048, 8192), is as large as a row's activations.)
-    assert (2048, 8192) in gathered
-    assert not gathered & {(8192, 2048), (8192, 256), (8192, 7168), (7168, 8192)}
+    assert any(dtype == "u8" for dtype, _ in gathered)
+    # One device's part where it is used, cut by tensor alone: queries, keys, up, down.
+    weights = {(512, 256), (512, 128), (512, 768), (768, 512)}
+    assert not any(shape in weights for dtype, shape in gathered if dtype in FLOATS)
 
 
 @pytest.mark.parametrize("kind", ["v3", "v4", "v5e", "v5p", "v6e", "tpu7x"])

