@@ -45,6 +45,14 @@ def test_70b_with_lora_does_not_fit_four_small_devices():
     )
 
 
+def test_70b_with_lora_fits_sixteen_small_devices():
+    """Minutes of compiling, for what is claimed in README."""
+    found = fit(config_of("model=llama_2_70b"), topology("v5e:4x4"), (1, 4, 4), 1)
+    assert (found.tokens, found.rows) == (2048, 1)
+    assert found.fits and found.total <= 11.5 * GIB
+    assert fit_tables.verdict(found).startswith("Fits, in 72% of a device's memory")
+
+
 SMALL = {
     **{"model_type": "llama", "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1536},
     **{"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
