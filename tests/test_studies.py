@@ -136,8 +136,8 @@ def test_targets_of_some_layers(name, layers, bert, glue, monkeypatch):
     monkeypatch.setitem(targets.common_tasks.LAYERS, "minilm", SIZES["num_hidden_layers"])
     config = config_of(targets, f"targets={name},task=cola,rank=1", glue, bert)
     experiment = build.build(config)
-    moved = jax.tree.map(lambda x: x + 1, experiment.trainable)
-    merged, _ = flatten(experiment.adapted.merge(moved, experiment.frozen))
+    moved = jax.tree.map(lambda x: np.asarray(x) + 1, experiment.trainable)
+    merged, _ = flatten(jax.jit(experiment.adapted.merge)(moved, experiment.frozen))
     assert len(moved["adapters"]) == 6
     for path in moved["adapters"]:
         change = np.abs(merged[path] - experiment.frozen.base[path]).sum((1, 2))

@@ -99,9 +99,8 @@ def assert_learned(record, folder):
     assert record.metrics_last["eval_loss"] < record.metrics_first["eval_loss"]
 
 
-@pytest.mark.parametrize("method", ("full", "qlora"))
-def test_a_run_records_scores_before_and_after(method, places, tmp_path):
-    settings = config(places, method, generate__samples=0)
+def test_a_run_on_quantised_weights_records_scores_before_and_after(places, tmp_path):
+    settings = config(places, "qlora", generate__samples=0)
     record = run.run(settings, tmp_path)
     assert_learned(record, tmp_path)
     assert_kept_outputs_are_those_of_the_saved_adapter(record, tmp_path, build(settings))
