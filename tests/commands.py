@@ -6,6 +6,7 @@ A new interpreter takes five seconds for that, which is more than most commands 
 import atexit
 import multiprocessing
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -40,12 +41,19 @@ class Started:
         assert self.process.pid is not None
         os.kill(self.process.pid, signal)
 
+    def said(self) -> str:
+        """What it has printed so far."""
+        return Path(self.streams[0].name).read_text(encoding="utf-8")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
     def end(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Wait for it; it does not outlive this."""
         self.process.join(timeout)
         code = self.process.exitcode
-        self.process.kill()
-        self.process.join()
+        self.kill()
         out, err = (each.read() for each in self.streams)
         if code is None:
             raise TimeoutError(f"{self.line}: {timeout} s\n{out}\n{err}")
@@ -55,6 +63,11 @@ class Started:
 def run(*line: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command, when it has ended."""
     return Started(*line, **environment).end()
+
+
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of a process that has as many devices."""
+    return {"XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={count}", os.environ["XLA_FLAGS"])}
 
 
 def _run(line: list[str], environment: dict[str, str], streams: list[str]) -> None:

@@ -2,22 +2,19 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_model
+from commands import Started, with_devices
 
 from lora_jax import records
 
 SCRIPT = Path(__file__).with_name("divided_run.py")
-SECONDS = 180  # after which a process is given up
 
 
 def port():
@@ -29,39 +26,28 @@ def port():
 def start(folder, *, processes=1, mesh=(1, 1, 1), more=None):
     """The processes of a run, with `more` arguments for each of them."""
     devices = math.prod(mesh) // processes
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(SCRIPT.parents[1]),
-    }
-    line = [sys.executable, str(SCRIPT), "--folder", str(folder), "--mesh", *map(str, mesh)]
-    line += ["--processes", str(processes), "--port", str(port())]
+    line = [SCRIPT, "--folder", folder, "--mesh", *mesh, "--processes", processes, "--port", port()]
     return [
-        subprocess.Popen(
-            [*line, "--process", str(n), *(more[n] if more else ())],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            text=True,
-        )
+        Started(*line, "--process", n, *(more[n] if more else ()), **with_devices(devices))
         for n in range(processes)
     ]
 
 
-def finish(running, code=0):
-    """What each of the processes has printed last; none outlives this."""
-    said = []
+def ended(running, code=0):
+    """What each of the processes has printed; none outlives this."""
     try:
-        for each in running:
-            out, err = each.communicate(timeout=SECONDS)
-            assert each.returncode == code, f"{each.returncode}\n{out}\n{err}"
-            said.append(json.loads(out.splitlines()[-1]))
+        found = [each.end() for each in running]
     finally:
         for each in running:
             each.kill()
-            each.wait()
-    return said
+    for each in found:
+        assert each.returncode == code, f"{each.returncode}\n{each.stdout}\n{each.stderr}"
+    return [each.stdout for each in found]
+
+
+def finish(running, code=0):
+    """What each of the processes has printed last."""
+    return [json.loads(out.splitlines()[-1]) for out in ended(running, code)]
 
 
 TWO = {"processes": 2, "mesh": (1, 2, 2)}  # fsdp goes from one process to the other
@@ -122,10 +108,10 @@ def test_both_do_without_a_step_that_one_of_them_cannot_read(straight, tmp_path)
 
 def test_sigterm_to_one_stops_both_at_one_step_and_they_go_on_to_the_same_bits(straight, tmp_path):
     running = start(tmp_path, **TWO)
-    assert running[1].stdout is not None
-    assert any(line == "ready\n" for line in iter(running[1].stdout.readline, ""))
+    while "ready\n" not in running[1].said():
+        assert running[1].running
     for _ in range(2):  # of which the second ends nothing
-        running[1].send_signal(signal.SIGTERM)
+        running[1].send(signal.SIGTERM)
     first, second = finish(running, code=75)
     assert first["steps"] == second["steps"] < 40
     assert (tmp_path / "checkpoints" / str(first["steps"])).is_dir()
@@ -151,11 +137,10 @@ def test_kill_9_during_a_save(straight, tmp_path):
     """And the other one is killed as a scheduler does."""
     running = start(tmp_path, **TWO, more=[[], ["--dies_saving", "30"]])
     try:
-        assert running[1].wait(SECONDS) == -signal.SIGKILL
+        assert running[1].end().returncode == -signal.SIGKILL
     finally:
         for each in running:
             each.kill()
-            each.communicate()
     left = {each.name for each in (tmp_path / "checkpoints").iterdir()}
     assert {"10", "20"} <= left and "30" not in left and any("tmp" in each for each in left)
     assert_same_end(tmp_path, straight, 20)
@@ -170,65 +155,47 @@ def assert_same_end(folder, straight, since):
     return both
 
 
-def command(folder, more=((), ())):
-    """Two processes of `experiments.train`, each with a device and further flags of its own."""
-    line = [sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py:size=smoke"]
-    line += [f"--workdir={folder}", f"--coordinator=127.0.0.1:{port()}", "--processes=2"]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
-    return [
-        subprocess.Popen(
-            [*line, f"--process={n}", *more[n]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=SCRIPT.parents[1],
-            env=env,
-            text=True,
-        )
-        for n in range(2)
-    ]
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Starts two processes of `experiments.train`, each with a device and flags of its own."""
+    flags = small_model.flags(tmp_path_factory.mktemp("model"))
 
+    def command(folder, *more, each=((), ())):
+        line = ["experiments.train", *flags, *more, f"--workdir={folder}", "--processes=2"]
+        line.append(f"--coordinator=127.0.0.1:{port()}")
+        return [Started(*line, f"--process={n}", *each[n], **with_devices(1)) for n in range(2)]
 
-def ended(running, code):
-    try:
-        found = [each.communicate(timeout=3 * SECONDS) for each in running]
-    finally:
-        for each in running:
-            each.kill()
-            each.wait()
-    for each, (out, err) in zip(running, found, strict=True):
-        assert each.returncode == code, f"{each.returncode}\n{out}\n{err}"
-    return [out for out, _ in found]
+    return command
 
 
 @pytest.mark.slow
-def test_the_command_stops_with_code_75_and_goes_on(tmp_path):
-    folder = tmp_path / "run"
-    running = command(folder)
-    until = time.monotonic() + SECONDS
-    while not (folder / "config.json").exists():  # then it compiles, for longer than it takes
-        assert time.monotonic() < until
-    running[1].send_signal(signal.SIGTERM)
+def test_the_command_stops_with_code_75_and_goes_on(command, tmp_path):
+    folder, many = tmp_path / "run", "--config.train.epochs=12"
+    running = command(folder, many)
+    while not (folder / "config.json").exists():
+        assert running[1].running
+    running[1].send(signal.SIGTERM)
     first, second = ended(running, 75)
     assert "interrupted: step " in first and "interrupted" not in second
     assert not (folder / "record.json").exists()
-    first, second = ended(command(folder), 0)
-    assert "completed after 8 steps" in first and "completed" not in second
+    first, second = ended(command(folder, many))
+    assert "completed after 96 steps" in first and "completed" not in second
     record = records.read(folder)
     assert record is not None and record.status == "completed"
-    first, second = ended(command(folder), 0)  # nothing is left to do
-    assert "completed after 8 steps" in first and "completed" not in second
+    first, second = ended(command(folder, many))  # nothing is left to do
+    assert "completed after 96 steps" in first and "completed" not in second
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_alone_ends_the_other_one_too(tmp_path):
+def test_a_process_that_fails_alone_ends_the_other_one_too(command, tmp_path):
     """Before anything is written; the other one would wait for it for ever."""
-    running = command(tmp_path / "run", ((), ("--config.train.batch_size=7",)))
+    running = command(tmp_path / "run", each=((), ("--config.train.batch_size=7",)))
     try:
-        _, (_, err) = [each.communicate(timeout=SECONDS) for each in running]
+        found = [each.end() for each in running]
     finally:
         for each in running:
             each.kill()
-            each.wait()
-    assert all(each.returncode not in (0, -signal.SIGKILL) for each in running)
-    assert "error: process 1: config.train.batch_size 7 must be a multiple of 2" in err
+    assert all(each.returncode not in (0, -signal.SIGKILL) for each in found)
+    said = "error: process 1: config.train.batch_size 7 must be a multiple of 2"
+    assert said in found[1].stderr
     assert not (tmp_path / "run" / "config.json").exists()
