@@ -27,7 +27,7 @@ class Started:
 
     def __init__(self, *line: object, **environment: str):
         self.line = [str(each) for each in line]
-        self.streams = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(2)]
+        self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         names = [each.name for each in self.streams]
         arguments = (self.line, {**os.environ, **environment}, names)
         self.process = CONTEXT.Process(target=_run, args=arguments, daemon=True)
@@ -35,6 +35,8 @@ class Started:
 
     @property
     def running(self) -> bool:
+        """To be asked again and again: it waits for a moment."""
+        self.process.join(0.01)
         return self.process.is_alive()
 
     def send(self, signal: int) -> None:

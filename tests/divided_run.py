@@ -145,15 +145,16 @@ if given.misreads:
 
     Checkpoints._load = load
 
+
 def said(state, outcome, warned):
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    sums = [hexadecimal(checksum(bare(leaf))) for _, leaf in paths]
     trainable = jax.tree.leaves(state.trainable)
     return {
         "steps": outcome.steps,
         "losses": losses,
-        "leaves": {
-            jax.tree_util.keystr(path, simple=True, separator="/"): hexadecimal(checksum(bare(leaf)))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        },
+        "leaves": dict(zip(names, sums, strict=True)),
         "warnings": [str(each.message) for each in warned],
         "spread": sum(not leaf.is_fully_addressable for leaf in trainable),
     }

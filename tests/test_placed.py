@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import socket
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import Started, with_devices
 from flax import nnx
 from gguf_files import write_decoder
 from jax.sharding import Mesh, NamedSharding
@@ -359,23 +357,14 @@ def test_a_process_reads_what_its_own_devices_hold(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(number), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    processes = [Started(script, port, n, folder, **with_devices(4)) for n in range(2)]
     try:
         for process in processes:
-            output, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-            assert f"UP {32 * 48 * 4 // 2} HEAD {32 * 40 * 4}" in output
+            done = process.end()
+            assert done.returncode == 0, done.stderr
+            assert f"UP {32 * 48 * 4 // 2} HEAD {32 * 40 * 4}" in done.stdout
     finally:
         for process in processes:
             process.kill()
