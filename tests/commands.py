@@ -50,13 +50,15 @@ class Started:
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
+        for each in self.streams:
+            each.close()
 
     def end(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Wait for it; it does not outlive this."""
         self.process.join(timeout)
         code = self.process.exitcode
-        self.kill()
         out, err = (each.read() for each in self.streams)
+        self.kill()
         if code is None:
             raise TimeoutError(f"{self.line}: {timeout} s\n{out}\n{err}")
         return subprocess.CompletedProcess(self.line, code, out, err)
