@@ -2,10 +2,11 @@
 
 With --processes and a --port, several of these are one run; XLA_FLAGS says how many devices each
 has. A line "ready" comes before training and, last, JSON: the losses by step, the checksum of every
-leaf, the warnings.
+leaf, the warnings; of checkpoints that are only read, a list of that.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -38,8 +39,8 @@ parser.add_argument("--process", type=int, default=0)
 parser.add_argument("--port", type=int)
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--dies_saving", type=int, default=0, help="The step in whose save this ends.")
-parser.add_argument("--read", type=Path, help="Checkpoints to restore only, in place of a run.")
-parser.add_argument("--misreads", type=int, default=0, help="A step that this cannot read.")
+parser.add_argument("--read", type=Path, nargs="+", help="Checkpoints to restore only.")
+parser.add_argument("--misreads", type=Path, help="Where this cannot read step 40.")
 given = parser.parse_args()
 
 jax.config.update("jax_enable_x64", True)
@@ -77,15 +78,11 @@ def place(tree):
     return jax.tree.map(lambda leaf: divided(leaf, sharding(leaf)), tree)
 
 
-keys = jax.random.split(jax.random.key(0), 3)
-params = {
-    "up": jax.random.normal(keys[0], (8, 16), float),
-    "down": jax.random.normal(keys[1], (16, 4), float),
-    "bias": jnp.zeros(4, float),
-}
+rng = np.random.default_rng(0)
+params = {"up": rng.normal(size=(8, 16)), "down": rng.normal(size=(16, 4)), "bias": np.zeros(4)}
 adapted = lj.adapt(forward, variants.make("lora", rank=2, dropout=0.1), also_train=["up", "bias"])
 tx = optax.adam(1e-2)
-trainable, frozen = adapted.init(keys[2], params, jnp.zeros((1, 8), float))
+trainable, frozen = adapted.init(jax.random.key(2), params, np.zeros((1, 8)))
 state = train.TrainState.create(adapted, tx, trainable, frozen, jax.random.key(1))
 state, frozen = place(state), place(frozen)
 
@@ -142,47 +139,61 @@ if given.misreads:
     true_load = Checkpoints._load
 
     def load(self, handler, number, item, args):
-        if number == given.misreads and item == "state":
+        if self.folder == given.misreads and number == 40 and item == "state":
             raise OSError("the network is down")
         return true_load(self, handler, number, item, args)
 
     Checkpoints._load = load
 
+
+def said(state, outcome, warned):
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    sums = [hexadecimal(checksum(bare(leaf))) for _, leaf in paths]
+    trainable = jax.tree.leaves(state.trainable)
+    return {
+        "steps": outcome.steps,
+        "losses": losses,
+        "leaves": dict(zip(names, sums, strict=True)),
+        "warnings": [str(each.message) for each in warned],
+        "spread": sum(not leaf.is_fully_addressable for leaf in trainable),
+    }
+
+
+@contextlib.contextmanager
+def warnings_of_users():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        yield warned
+
+
+if given.read:
+    found = []
+    for folder in given.read:
+        with warnings_of_users() as warned, Checkpoints(folder) as saved:
+            restored, meta, number = saved.restore(state)
+        found.append(said(restored, train.Outcome(steps=number), warned))
+    print(json.dumps(found), flush=True)
+    raise SystemExit
+
 print("ready", flush=True)
-with warnings.catch_warnings(record=True) as warned:
-    warnings.simplefilter("always", UserWarning)
-    if given.read:
-        with Checkpoints(given.read) as saved:
-            state, meta, number = saved.restore(state)
-        outcome = train.Outcome(steps=number)
-    else:
-        with (
-            preemption() as interrupted,
-            Checkpoints(given.folder / "checkpoints", best=("score", "max")) as saved,
-            Metrics(given.folder, enabled=given.process == 0) as log,
-        ):
-            state, outcome = train.fit(
-                state,
-                frozen,
-                loop=train.Loop(given.steps, 1, 20, 10, metric="score", mode="max"),
-                step=step,
-                batches=batches,
-                evaluate=lambda trainable: {"score": float(size(trainable))},
-                checkpoints=saved,
-                metrics=log,
-                progress=lambda number, loss, _: losses.update({number: loss}),
-                interrupted=interrupted,
-            )
-leaves = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): hexadecimal(checksum(bare(leaf)))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-}
-said = {
-    "steps": outcome.steps,
-    "losses": losses,
-    "leaves": leaves,
-    "warnings": [str(each.message) for each in warned],
-    "spread": sum(not leaf.is_fully_addressable for leaf in jax.tree.leaves(state.trainable)),
-}
-print(json.dumps(said), flush=True)
+with (
+    warnings_of_users() as warned,
+    preemption() as interrupted,
+    Checkpoints(given.folder / "checkpoints", best=("score", "max")) as saved,
+    Metrics(given.folder, enabled=given.process == 0) as log,
+):
+    state, outcome = train.fit(
+        state,
+        frozen,
+        loop=train.Loop(given.steps, 1, 20, 10, metric="score", mode="max"),
+        step=step,
+        batches=batches,
+        evaluate=lambda trainable: {"score": float(size(trainable))},
+        checkpoints=saved,
+        metrics=log,
+        progress=lambda number, loss, _: losses.update({number: loss}),
+        interrupted=interrupted,
+    )
+print(json.dumps(said(state, outcome, warned)), flush=True)
 raise SystemExit(75 if outcome.interrupted else 0)

@@ -79,3 +79,12 @@ def smoke_configs(folder: Path) -> Callable[..., dict[str, Any]]:
         return config.to_dict()
 
     return smoke
+
+
+def flags(folder: Path) -> list[str]:
+    """A command's, for 8 steps of rank 4 on that model and the demonstration's data."""
+    settings: dict[str, Any] = {"model.name": write(folder / "bert"), "variant.rank": 4}
+    settings |= {"data.train": 64, "data.validation": 40, "data.max_length": 16}
+    settings |= {"data.buckets": 1, "train.batch_size": 8, "train.checkpoint_every": 1}
+    start = "--config=configs/quickstart.py:size=smoke"
+    return [start, *(f"--config.{name}={value}" for name, value in settings.items())]

@@ -1,25 +1,16 @@
 """Mistakes on the command line: each ends with one line, before anything is built."""
 
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import commands
 import pytest
+from commands import ROOT
 
 from experiments import cli
 
-ROOT = Path(__file__).parent.parent
 SMOKE = "configs/quickstart.py:size=smoke"
-
-
-def command(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "experiments.train", *arguments]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    return subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
 
 
 @pytest.mark.parametrize(
@@ -42,12 +33,20 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
     workdir = tmp_path / "run"
     if "--workdir" not in said:
         arguments = (*arguments, f"--workdir={workdir}")
-    done = command(*arguments)
+    done = commands.run("experiments.train", *arguments)
     assert done.returncode == 1
     assert said in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert not workdir.exists()
+
+
+def test_a_new_interpreter_says_the_same():
+    """As `commands` does not start one."""
+    line = [sys.executable, "-m", "experiments.train", "--config=configs/quikstart.py"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    forked = commands.run(*line[2:])
+    assert (done.returncode, done.stderr) == (forked.returncode, forked.stderr)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,8 @@
 
 import gc
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -88,11 +85,9 @@ def test_what_is_wrong_with_a_mesh_is_said(value, message):
     ],
 )  # fmt: skip
 def test_the_command_says_so_in_one_line_and_writes_nothing(mesh, message, tmp_path):
-    line = [sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py:size=smoke"]
+    line = ["experiments.train", "--config=configs/quickstart.py:size=smoke"]
     line += [f"--workdir={tmp_path / 'run'}", f"--mesh={mesh}", "--config.train.batch_size=6"]
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    root = Path(__file__).parents[1]
-    done = subprocess.run(line, cwd=root, env=env, capture_output=True, text=True, timeout=300)
+    done = commands.run(*line, **commands.with_devices(4))
     assert (done.returncode, done.stderr.strip()) == (1, f"error: {message}")
     assert not (tmp_path / "run").exists()
 

@@ -3,11 +3,8 @@
 import dataclasses
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import pytest
 from rich.console import Console
 
@@ -15,7 +12,6 @@ from experiments import fit_tables
 from experiments.fit import Arrays, Fit, Flops, refusal
 from experiments.topologies import GIB, topology
 
-ROOT = Path(__file__).parent.parent
 SMALL = {
     "model_type": "llama",
     "vocab_size": 256,
@@ -143,11 +139,7 @@ def test_all_of_it_fits_a_terminal_of_80_columns(found):
 
 
 def command(*arguments):
-    line = [sys.executable, "-m", "experiments.plan", *arguments]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "80"}
-    return subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
+    return commands.run("experiments.plan", *arguments, COLUMNS="80")
 
 
 @pytest.fixture

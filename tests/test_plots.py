@@ -189,8 +189,9 @@ def test_labels_do_not_overlap(tmp_path):
             arg = f"task={task},variant={variant}"
             folder = tmp_path / task / variant
             write(folder, "glue", arg, {metric: 0.5}, parameters=10**number, losses=(1.0, 0.5))
+    found = collect.find(tmp_path)
     for kind in ("parameters", "training", "learning_rate"):
-        figure = score_plots.KINDS[kind](collect.find(tmp_path))
+        figure = score_plots.KINDS[kind](found)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         renderer = canvas.get_renderer()

@@ -199,7 +199,7 @@ def reordered(value, as_tuple):
     return value
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(configs, st.booleans())
 def test_equal_configs_have_equal_digests(config, as_tuple):
     digest = config_digest(config)

@@ -5,15 +5,15 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import official
 import pytest
+from commands import ROOT
 from flax import nnx
 
 from lora_jax import records
@@ -21,40 +21,27 @@ from lora_jax.metrics_log import read_metrics
 from lora_jax.models import pretrained
 from lora_jax.models.families import FAMILIES, family_of
 
-ROOT = Path(__file__).parent.parent
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 12, "model_type": "bert"}
-
-
-def line(*arguments):
-    return [sys.executable, "-m", "experiments.sweep", *map(str, arguments)]
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """Most of the time would be compilation, of the same few programs again and again."""
-    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    quick["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    quick["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    return {**os.environ, **quick}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return {**os.environ, **cache, **commands.with_devices(1)}
 
 
-@pytest.fixture(scope="module")
-def run(environment):
+def run(*arguments, **environment):
     """The command: its exit code, and what it prints."""
-
-    def command(*arguments):
-        done = subprocess.run(
-            line(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return command
+    done = commands.run("experiments.sweep", *arguments, **environment)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Flags of 20 trials of four steps on eight sentences."""
+    """Flags of eight trials of four steps on eight sentences."""
     folder = tmp_path_factory.mktemp("tiny")
     official.write(folder / "glue", official.cola())
     config = family_of(SIZES).config.from_json(SIZES)
@@ -65,17 +52,17 @@ def tiny(tmp_path_factory):
     argument = f"task=cola,size=smoke,source=tsv,folder={folder / 'glue'}"
     settings = {"model.name": folder / "bert", "data.train": 0, "data.buckets": 1}
     settings |= {"variant.rank": 2, "train.epochs": 4, "train.log_every": 1}
-    settings |= {"train.checkpoint_every": 1}
+    settings |= {"train.checkpoint_every": 1, "targets": ("query/kernel",)}
     return [
         f"--config=configs/glue.py:{argument}",
         *(f"--config.{key}={value}" for key, value in settings.items()),
         "--sweep=variant=lora,dora",
         "--sweep=config.optimizer.learning_rate=1e-3,3e-3",
-        "--sweep=config.seed=0:5",
+        "--sweep=config.seed=0:2",
     ]
 
 
-def test_a_sweep_of_nothing_ends_with_one_line(run, tmp_path):
+def test_a_sweep_of_nothing_ends_with_one_line(tmp_path):
     config = "--config=configs/quickstart.py:size=smoke"
     code, _, said = run(config, f"--workdir={tmp_path / 'sweep'}")
     assert code == 1
@@ -84,7 +71,7 @@ def test_a_sweep_of_nothing_ends_with_one_line(run, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_shard_without_a_job_says_so(run, tmp_path):
+def test_a_shard_without_a_job_says_so(tmp_path):
     arguments = ("--config=configs/quickstart.py:size=smoke", "--sweep=config.seed=0:2")
     code, out, said = run(*arguments, "--shard=2/3", f"--workdir={tmp_path / 'sweep'}")
     assert (code, out) == (0, "shard 2/3 has no job: 2 jobs of 2 trials in all\n"), said
@@ -95,9 +82,8 @@ def test_a_shard_without_a_job_says_so(run, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_worker_needs_a_trial(environment, tmp_path):
-    own = [sys.executable, "-m", "experiments.worker", f"--workdir={tmp_path}"]
-    done = subprocess.run(own, cwd=ROOT, env=environment, capture_output=True, text=True)
+def test_a_worker_needs_a_trial(tmp_path):
+    done = commands.run("experiments.worker", f"--workdir={tmp_path}")
     assert done.returncode == 1
     assert (
         done.stderr == "error: flag --trial=None: Flag --trial must have a value other than None.\n"
@@ -115,28 +101,28 @@ def test_the_example_of_a_commands_help_can_be_copied(name):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, run, environment, tmp_path):
+def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment, tmp_path):
     """Also: a printed command trains its job's trials, and `experiments.train` knows them."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     tiny = (*tiny, "--execution=each")  # whose bits do not depend on who shares a program
     code, printed, said = run(*tiny, f"--workdir={whole}", "--launcher=print")
     assert code == 0, said
-    commands = printed.splitlines()
-    assert len(commands) == 2  # one for each program
-    for command in commands:
-        assert "experiments.worker" in shlex.split(command)
-        done = subprocess.run(command, shell=True, cwd="/", env=environment, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    first, second = printed.splitlines()  # one for each program
+    done = subprocess.run(first, shell=True, cwd="/", env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    words = shlex.split(second)
+    words = words[words.index("experiments.worker") :]
+    assert commands.run(*words, **environment).returncode == 0
     straight = {path.parent.name: path.parent for path in whole.glob("trials/*/record.json")}
-    assert len(straight) == 20
+    assert len(straight) == 8
 
-    arguments = (*tiny, f"--workdir={killed}", "--per_job=7")
+    arguments = (*tiny, f"--workdir={killed}", "--processes=1")
     rng = np.random.default_rng()
-    for reached in (2, 8, 14):
-        kill(arguments, environment, killed, reached, rng.uniform(0, 4))
-    code, out, said = run(*arguments)
+    for reached, most in ((1, 4), (1, 4), (5, 1)):  # the fifth is of the other, last job
+        kill(arguments, environment, killed, reached, rng.uniform(0, most))
+    code, out, said = run(*arguments, **environment)
     assert code == 0, said + out
-    assert "20 trials: 20 completed" in out
+    assert "8 trials: 8 completed" in out
 
     found = {path.parent.name: path.parent for path in killed.glob("trials/*/record.json")}
     assert found.keys() == straight.keys()
@@ -145,7 +131,7 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, run, environ
         f"variant={variant},learning_rate={rate},seed={seed}"
         for variant in ("lora", "dora")
         for rate in ("0.001", "0.003")
-        for seed in range(5)
+        for seed in range(2)
     ]
     for each in listed:
         one, other = (records.read(folder[each["name"]]) for folder in (straight, found))
@@ -163,30 +149,21 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, run, environ
     ).read_bytes()
 
     before = {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")}
-    own = [sys.executable, "-m", "experiments.train", *listed[7]["arguments"]]
-    own.append(f"--workdir={found[listed[7]['name']]}")
-    done = subprocess.run(own, cwd=ROOT, env=environment, capture_output=True, text=True)
+    own = f"--workdir={found[listed[7]['name']]}"
+    one = commands.with_devices(1)
+    done = commands.run("experiments.train", *listed[7]["arguments"], own, **one)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")} == before
 
 
 def kill(arguments, environment, workdir, reached, seconds):
     """Start a sweep, and kill it some seconds after so many records are there."""
-    with (workdir.parent / "killed.log").open("ab") as log:
-        process = subprocess.Popen(
-            line(*arguments),
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        while process.poll() is None and len(list(workdir.glob("trials/*/config.json"))) < reached:
-            time.sleep(0.05)
-        time.sleep(seconds)
-        assert process.poll() is None, "it ended before it was killed"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    started = commands.Started("experiments.sweep", *arguments, **environment)
+    while started.running and len(list(workdir.glob("trials/*/config.json"))) < reached:
+        pass
+    time.sleep(seconds)
+    assert started.running, f"it ended before it was killed: {started.end()}"
+    started.kill()
     until = time.monotonic() + 30
     while workers(workdir):
         assert time.monotonic() < until, "a worker outlived the sweep"

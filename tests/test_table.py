@@ -1,19 +1,19 @@
 """Tables: what stands in which cell, what is left out and named, and the same in every format."""
 
 import csv
+import functools
 import html.parser
 import io
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
+from commands import ROOT
 from fake_records import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +23,6 @@ from experiments.cells import Block, Cell, Column, Row
 from experiments.collect import Summary
 from lora_jax import records
 
-ROOT = Path(__file__).parent.parent
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 
 
@@ -587,11 +586,7 @@ def test_the_tables_in_the_readme_are_those_of_the_committed_records():
 
 
 def test_the_command(base):
-    def run(*arguments):
-        line = [sys.executable, "-m", "experiments.table", *arguments]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"}
-        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
-
+    run = functools.partial(commands.run, "experiments.table", COLUMNS="200")
     done = run("--table=lora_table2", f"--results={base[0]}", "--format=csv")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout)))

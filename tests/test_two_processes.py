@@ -2,22 +2,19 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_model
+from commands import Started, with_devices
 
 from lora_jax import records
 
 SCRIPT = Path(__file__).with_name("divided_run.py")
-SECONDS = 180  # after which a process is given up
 
 
 def port():
@@ -29,39 +26,28 @@ def port():
 def start(folder, *, processes=1, mesh=(1, 1, 1), more=None):
     """The processes of a run, with `more` arguments for each of them."""
     devices = math.prod(mesh) // processes
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(SCRIPT.parents[1]),
-    }
-    line = [sys.executable, str(SCRIPT), "--folder", str(folder), "--mesh", *map(str, mesh)]
-    line += ["--processes", str(processes), "--port", str(port())]
+    line = [SCRIPT, "--folder", folder, "--mesh", *mesh, "--processes", processes, "--port", port()]
     return [
-        subprocess.Popen(
-            [*line, "--process", str(n), *(more[n] if more else ())],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            text=True,
-        )
+        Started(*line, "--process", n, *(more[n] if more else ()), **with_devices(devices))
         for n in range(processes)
     ]
 
 
-def finish(running, code=0):
-    """What each of the processes has printed last; none outlives this."""
-    said = []
+def ended(running, code=0):
+    """What each of the processes has printed; none outlives this."""
     try:
-        for each in running:
-            out, err = each.communicate(timeout=SECONDS)
-            assert each.returncode == code, f"{each.returncode}\n{out}\n{err}"
-            said.append(json.loads(out.splitlines()[-1]))
+        found = [each.end() for each in running]
     finally:
         for each in running:
             each.kill()
-            each.wait()
-    return said
+    for each in found:
+        assert each.returncode == code, f"{each.returncode}\n{each.stdout}\n{each.stderr}"
+    return [each.stdout for each in found]
+
+
+def finish(running, code=0):
+    """What each of the processes has printed last."""
+    return [json.loads(out.splitlines()[-1]) for out in ended(running, code)]
 
 
 TWO = {"processes": 2, "mesh": (1, 2, 2)}  # fsdp goes from one process to the other
@@ -100,21 +86,30 @@ def test_two_processes_train_as_one_does(straight, alone):
     assert first["warnings"] == second["warnings"] == []
 
 
-def test_what_two_processes_saved_others_restore_and_the_other_way(straight, alone, tmp_path):
+def test_what_two_processes_saved_another_restores(straight, tmp_path):
     """The state is verified as it is read, and its checksum does not know how it is divided."""
-    read = ["--read", str(straight[0] / "checkpoints")]
-    for mesh, more in [((1, 1, 1), []), ((2, 2, 2), ["--turned"])]:
-        (found,) = finish(start(tmp_path, mesh=mesh, more=[[*read, *more]]))
-        assert found["leaves"] == straight[1][0]["leaves"] and found["steps"] == 40
-    read = ["--read", str(alone[0] / "checkpoints")]
-    for found in finish(start(tmp_path, **TWO, more=[read, read])):
+    read = ["--read", straight[0] / "checkpoints", "--turned"]
+    ((found,),) = finish(start(tmp_path, mesh=(2, 2, 2), more=[read]))
+    assert found["leaves"] == straight[1][0]["leaves"] and found["steps"] == 40
+
+
+@pytest.fixture(scope="module")
+def read(straight, alone, tmp_path_factory):
+    """What two processes read of one, and where the second of them cannot read a step."""
+    folder = tmp_path_factory.mktemp("read")
+    damaged = shutil.copytree(straight[0] / "checkpoints", folder / "saved")
+    arguments = ["--read", alone[0] / "checkpoints", damaged]
+    more = [arguments, [*arguments, "--misreads", damaged]]
+    return list(zip(*finish(start(folder, **TWO, more=more)), strict=True))
+
+
+def test_two_processes_restore_what_one_saved(read, alone):
+    for found in read[0]:
         assert found["leaves"] == alone[1]["leaves"] and found["spread"] >= 2
 
 
-def test_both_do_without_a_step_that_one_of_them_cannot_read(straight, tmp_path):
-    folder = shutil.copytree(straight[0] / "checkpoints", tmp_path / "saved")
-    each = [["--read", str(folder)], ["--read", str(folder), "--misreads", "40"]]
-    first, second = finish(start(tmp_path, **TWO, more=each))
+def test_both_do_without_a_step_that_one_of_them_cannot_read(read):
+    first, second = read[1]
     assert first["leaves"] == second["leaves"] and first["steps"] == second["steps"] == 30
     assert "40 is damaged: process 1 says so" in first["warnings"][0]
     assert "40 is damaged: OSError: the network is down" in second["warnings"][0]
@@ -122,10 +117,10 @@ def test_both_do_without_a_step_that_one_of_them_cannot_read(straight, tmp_path)
 
 def test_sigterm_to_one_stops_both_at_one_step_and_they_go_on_to_the_same_bits(straight, tmp_path):
     running = start(tmp_path, **TWO)
-    assert running[1].stdout is not None
-    assert any(line == "ready\n" for line in iter(running[1].stdout.readline, ""))
+    while "ready\n" not in running[1].said():
+        assert running[1].running
     for _ in range(2):  # of which the second ends nothing
-        running[1].send_signal(signal.SIGTERM)
+        running[1].send(signal.SIGTERM)
     first, second = finish(running, code=75)
     assert first["steps"] == second["steps"] < 40
     assert (tmp_path / "checkpoints" / str(first["steps"])).is_dir()
@@ -151,11 +146,10 @@ def test_kill_9_during_a_save(straight, tmp_path):
     """And the other one is killed as a scheduler does."""
     running = start(tmp_path, **TWO, more=[[], ["--dies_saving", "30"]])
     try:
-        assert running[1].wait(SECONDS) == -signal.SIGKILL
+        assert running[1].end().returncode == -signal.SIGKILL
     finally:
         for each in running:
             each.kill()
-            each.communicate()
     left = {each.name for each in (tmp_path / "checkpoints").iterdir()}
     assert {"10", "20"} <= left and "30" not in left and any("tmp" in each for each in left)
     assert_same_end(tmp_path, straight, 20)
@@ -170,65 +164,46 @@ def assert_same_end(folder, straight, since):
     return both
 
 
-def command(folder, more=((), ())):
-    """Two processes of `experiments.train`, each with a device and further flags of its own."""
-    line = [sys.executable, "-m", "experiments.train", "--config=configs/quickstart.py:size=smoke"]
-    line += [f"--workdir={folder}", f"--coordinator=127.0.0.1:{port()}", "--processes=2"]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
-    return [
-        subprocess.Popen(
-            [*line, f"--process={n}", *more[n]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=SCRIPT.parents[1],
-            env=env,
-            text=True,
-        )
-        for n in range(2)
-    ]
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Starts two processes of `experiments.train`, each with a device and flags of its own."""
+    flags = small_model.flags(tmp_path_factory.mktemp("model"))
 
+    def command(folder, each=((), ())):
+        line = ["experiments.train", *flags, f"--workdir={folder}", "--processes=2"]
+        line.append(f"--coordinator=127.0.0.1:{port()}")
+        return [Started(*line, f"--process={n}", *each[n], **with_devices(1)) for n in range(2)]
 
-def ended(running, code):
-    try:
-        found = [each.communicate(timeout=3 * SECONDS) for each in running]
-    finally:
-        for each in running:
-            each.kill()
-            each.wait()
-    for each, (out, err) in zip(running, found, strict=True):
-        assert each.returncode == code, f"{each.returncode}\n{out}\n{err}"
-    return [out for out, _ in found]
+    return command
 
 
 @pytest.mark.slow
-def test_the_command_stops_with_code_75_and_goes_on(tmp_path):
+def test_the_command_stops_with_code_75_and_goes_on(command, tmp_path):
     folder = tmp_path / "run"
     running = command(folder)
-    until = time.monotonic() + SECONDS
     while not (folder / "config.json").exists():  # then it compiles, for longer than it takes
-        assert time.monotonic() < until
-    running[1].send_signal(signal.SIGTERM)
+        assert running[1].running
+    running[1].send(signal.SIGTERM)
     first, second = ended(running, 75)
     assert "interrupted: step " in first and "interrupted" not in second
     assert not (folder / "record.json").exists()
-    first, second = ended(command(folder), 0)
+    first, second = ended(command(folder))
     assert "completed after 8 steps" in first and "completed" not in second
     record = records.read(folder)
     assert record is not None and record.status == "completed"
-    first, second = ended(command(folder), 0)  # nothing is left to do
+    first, second = ended(command(folder))  # nothing is left to do
     assert "completed after 8 steps" in first and "completed" not in second
 
 
-@pytest.mark.slow
-def test_a_process_that_fails_alone_ends_the_other_one_too(tmp_path):
+def test_a_process_that_fails_alone_ends_the_other_one_too(command, tmp_path):
     """Before anything is written; the other one would wait for it for ever."""
     running = command(tmp_path / "run", ((), ("--config.train.batch_size=7",)))
     try:
-        _, (_, err) = [each.communicate(timeout=SECONDS) for each in running]
+        found = [each.end() for each in running]
     finally:
         for each in running:
             each.kill()
-            each.wait()
-    assert all(each.returncode not in (0, -signal.SIGKILL) for each in running)
-    assert "error: process 1: config.train.batch_size 7 must be a multiple of 2" in err
+    assert all(each.returncode not in (0, -signal.SIGKILL) for each in found)
+    said = "error: process 1: config.train.batch_size 7 must be a multiple of 2"
+    assert said in found[1].stderr
     assert not (tmp_path / "run" / "config.json").exists()
