@@ -70,7 +70,12 @@ def test_weights_say_which_tokens_count():
         loss = lambda *w: next_token_loss(  # noqa: E731
             lambda x: x @ numbers["head"], numbers["x"], ids, *w, chunk=4
         )
-        return direct(numbers, ids)[0], loss(), loss(only), loss(np.zeros(ids.shape, bool))
+        return (
+            direct(numbers, ids)[0],
+            loss(),
+            loss(jnp.asarray(only)),
+            loss(jnp.zeros(ids.shape, bool)),
+        )
 
     losses, plain, weighted, nothing = computed(numbers)
     losses = np.asarray(losses)

@@ -69,7 +69,7 @@ def test_equals_torch_in_float32(tmp_path, truth):
     assert_equal("everything", model, truth, 1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[1:])  # the first is the second in short
 def test_equals_torch_in_float64(name, tmp_path, truth, x64):
     assert_equal(name, load(name, tmp_path, param_dtype=jnp.float64).model, truth, 1e-11)
 
