@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from make_fixtures.peft_lora import RATE, STEPS
 
 import lora_jax as lj
@@ -17,11 +18,11 @@ from variants.miss import MiSS
 from variants.vera import VeRA
 
 
-def forward(params, ids):
-    """The torch `net` of the fixtures, over its own state dict."""
+def forward(params, ids, tanh=jnp.tanh):
+    """The torch `net` of the fixtures, over its own state dict; with NumPy's tanh in NumPy."""
     x = params["embed.weight"][ids]
-    x = jnp.tanh(x @ params["conv.weight"] + params["conv.bias"][None, None])
-    x = jnp.tanh(x @ params["l1.weight"].T + params["l1.bias"][None, None])
+    x = tanh(x @ params["conv.weight"] + params["conv.bias"][None, None])
+    x = tanh(x @ params["l1.weight"].T + params["l1.bias"][None, None])
     return x @ params["l2.weight"].T + params["l2.bias"][None, None]
 
 
@@ -127,7 +128,8 @@ def base_of(arrays, config):
     for name, left in group(arrays, "residual").items():
         module = name.removesuffix(".weight")
         start = to_factors(group(arrays, "start"))[name]
-        taken = variant_of(config, module).scaling() * np.asarray(start["a"].T @ start["b"])
+        a, b = np.asarray(start["a"]), np.asarray(start["b"])
+        taken = variant_of(config, module).scaling() * a.T @ b
         whole = left + (taken if module == "conv" else taken.T)  # Conv1D stores (in, out)
         np.testing.assert_allclose(whole, base[name], atol=1e-5, rtol=0)
         base[name] = whole
@@ -144,6 +146,7 @@ def with_constants(frozen, fixed, start):
     if "base_model.vera_A.default" in fixed:
         a, b = (fixed[f"base_model.vera_{letter}.default"] for letter in "AB")
         shared = {"projection_a": jnp.asarray(a), "projection_b": jnp.asarray(b.T)}
+        # Stored once for all matrices, and as large as PEFT's.
         assert jax.tree.map(jnp.shape, (shared,)) == jax.tree.map(jnp.shape, frozen.shared)
         return dataclasses.replace(frozen, shared=(shared,))
     constants = {path: dict(each) for path, each in frozen.constants.items()}
@@ -157,22 +160,24 @@ def with_constants(frozen, fixed, start):
     return dataclasses.replace(frozen, constants=constants)
 
 
-def begin(arrays, config):
-    """`(adapted, trainable, frozen, params)` with PEFT's numbers in them."""
-    params = {name: jnp.asarray(value) for name, value in base_of(arrays, config).items()}
+def within(arrays, config, use):
+    """`use(adapted, trainable, frozen, params)` with PEFT's numbers in them, and our own start.
+
+    All in one compiled program. The start is what `init` gives: trainable and frozen.
+    """
     adapted = adapt(config)
-    fresh, frozen = jax.jit(adapted.init)(jax.random.key(0), params, jnp.asarray(arrays["ids"]))
+
+    @jax.jit
+    def run(params, trainable, start, fixed):
+        begun = fresh, frozen = adapted.init(jax.random.key(0), params, arrays["ids"])
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (fresh, trainable))
+        assert shapes[0] == shapes[1]
+        return use(adapted, trainable, with_constants(frozen, fixed, start), params), begun
+
     trainable = {"adapters": to_factors(group(arrays, "param")), "params": {}}
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (fresh, trainable))
-    assert shapes[0] == shapes[1]
     start, fixed = to_factors(group(arrays, "start")), group(arrays, "fixed")
     fixed = fixed if config.get("method") == "vera" else to_factors(fixed)
-    return adapted, trainable, with_constants(frozen, fixed, start), params
-
-
-def stepper(loss_of):
-    """A compiled `trainable -> ((loss, output), gradient)`."""
-    return jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    return run(base_of(arrays, config), trainable, start, fixed)
 
 
 def squared_error(adapted, frozen, ids, t, **options):
@@ -184,22 +189,39 @@ def squared_error(adapted, frozen, ids, t, **options):
 
 
 def assert_agrees(arrays, config):
-    """Output, loss, gradients, merged weights to 1e-12, and a whole trajectory to 1e-10."""
-    ids, t = jnp.asarray(arrays["ids"]), jnp.asarray(arrays["t"])
-    adapted, trainable, frozen, params = begin(arrays, config)
-    step = stepper(squared_error(adapted, frozen, ids, t))
-    (value, y), gradient = step(trainable)
+    """Output, loss, gradients, merged weights to 1e-12, and a whole trajectory to 1e-10.
+
+    Returns our own start (see `within`).
+    """
+    arrays = dict(arrays)
+
+    def computed(adapted, trainable, frozen, _):
+        loss_of = squared_error(adapted, frozen, arrays["ids"], arrays["t"])
+
+        def move(trainable, _):
+            value, gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+            after = jax.tree.map(lambda x, g: x - RATE * g, trainable, gradient)
+            return after, (value, gradient)
+
+        trained, each = lax.scan(move, trainable, length=STEPS)
+        first = jax.tree.map(lambda leaf: leaf[0], each)
+        return first, trained, adapted.merge(trainable, frozen)
+
+    (((value, y), gradient), trained, merged), begun = within(arrays, config, computed)
     np.testing.assert_allclose(y, arrays["y"], atol=1e-12, rtol=0)
     np.testing.assert_allclose(value, arrays["loss"], atol=1e-12, rtol=0)
     assert_trees_close(gradient["adapters"], to_factors(group(arrays, "grad")), 1e-12)
 
-    merged = jax.jit(adapted.merge)(trainable, frozen)
     assert_trees_close(merged, group(arrays, "merged"), 1e-12)
-    np.testing.assert_allclose(forward(merged, ids), arrays["y_merged"], atol=1e-12, rtol=0)
-    assert np.abs(arrays["y"] - forward(params, ids)).max() > 1e-3  # the adapters matter
+    merged, ids = jax.tree.map(np.asarray, merged), arrays["ids"]
+    np.testing.assert_allclose(
+        forward(merged, ids, np.tanh), arrays["y_merged"], atol=1e-12, rtol=0
+    )
+    plain = forward(base_of(arrays, config), ids, np.tanh)
+    assert np.abs(arrays["y"] - plain).max() > 1e-3  # the adapters matter
 
     moved = [np.abs(arrays[f"trained/{k}"] - v).max() for k, v in group(arrays, "param").items()]
     assert max(moved) > 1e-3
     if "optimiser" not in config:
-        trained = sgd(lambda trainable: step(trainable)[1], trainable)
         assert_trees_close(trained["adapters"], to_factors(group(arrays, "trained")), 1e-10)
+    return begun

@@ -11,25 +11,23 @@ from make_fixtures.peft_lora import RATE, STEPS
 from peft_net import (
     adapt,
     assert_trees_close,
-    begin,
     forward,
     group,
     squared_error,
-    stepper,
     to_factors,
     variant_of,
+    within,
 )
 
 from lora_jax.optim import scale_updates
 
 
-def assert_starts_alike(arrays, config):
+def assert_starts_alike(arrays, fresh, frozen):
     """Where a start has nothing random: all of it, or for PiSSA and OLoRA all but signs."""
-    base = {name: jnp.asarray(value) for name, value in group(arrays, "base0").items()}
-    fresh, frozen = jax.jit(adapt(config).init)(jax.random.key(0), base, jnp.asarray(arrays["ids"]))
+    fresh, constants_of = jax.tree.map(np.asarray, (fresh["adapters"], frozen.constants))
     compared = 0
-    for path, theirs in to_factors(group(arrays, "start")).items():
-        ours, constants = fresh["adapters"][path], frozen.constants[path]
+    for path, theirs in jax.tree.map(np.asarray, to_factors(group(arrays, "start"))).items():
+        ours, constants = fresh[path], constants_of[path]
         names = [n for n in ("m", "l", "d", "e") if n in ours]
         names += [n for n in ("a", "b") if n in ours and not theirs[n].any()]
         for name in names if "embed" not in path else set(names) & {"m", "l"}:
@@ -47,51 +45,45 @@ def assert_starts_alike(arrays, config):
 
 def fast_pissa_errors(arrays, config):
     """`(best, ours, theirs)` by matrix: how far the start's product is from W, Frobenius norm."""
-    base = {name: jnp.asarray(value) for name, value in group(arrays, "base0").items()}
-    fresh, _ = jax.jit(adapt(config).init)(jax.random.key(0), base, jnp.asarray(arrays["ids"]))
+    base = group(arrays, "base0")
+    fresh, _ = jax.jit(adapt(config).init)(jax.random.key(0), base, arrays["ids"])
     errors = []
     for path, theirs in to_factors(group(arrays, "start")).items():
         variant, w = variant_of(config, path.removesuffix(".weight")), base[path].T
-        values = jnp.linalg.svd(w, compute_uv=False)
-        starts = [s["a"].T @ s["b"] for s in (fresh["adapters"][path], theirs)]
-        rest = [float(jnp.linalg.norm(w - variant.scaling() * start)) for start in starts]
-        errors.append((float(jnp.linalg.norm(values[variant.rank :])), *rest))
+        values = np.linalg.svd(w, compute_uv=False)
+        ours, theirs = jax.tree.map(np.asarray, (fresh["adapters"][path], theirs))
+        starts = [each["a"].T @ each["b"] for each in (ours, theirs)]
+        rest = [np.linalg.norm(w - variant.scaling() * start) for start in starts]
+        errors.append((np.linalg.norm(values[variant.rank :]), *rest))
     return errors
 
 
 def assert_disabling_differs(arrays, config):
     """The difference: PEFT with its adapters off computes with the residual that it has left.
 
-    Here what is left is the base, bit by bit.
+    Here what is left is the base, bit by bit. Returns our own start, trainable and frozen.
     """
-    ids = jnp.asarray(arrays["ids"])
-    base = {name: jnp.asarray(value) for name, value in group(arrays, "base0").items()}
-    left = {name: jnp.asarray(value) for name, value in group(arrays, "residual").items()}
-    np.testing.assert_allclose(forward(base | left, ids), arrays["y_base"], atol=1e-12, rtol=0)
-    assert np.abs(forward(base, ids) - arrays["y_base"]).max() > 1e-3
+    ids, base = arrays["ids"], group(arrays, "base0")
+    left = base | group(arrays, "residual")
+    np.testing.assert_allclose(forward(left, ids, np.tanh), arrays["y_base"], atol=1e-12, rtol=0)
+    plain = forward(base, ids, np.tanh)
+    assert np.abs(plain - arrays["y_base"]).max() > 1e-3
 
     adapted = adapt(config)
-    fresh, frozen = jax.jit(adapted.init)(jax.random.key(0), base, ids)
-    np.testing.assert_allclose(adapted.apply(fresh, frozen, ids), forward(base, ids), atol=1e-12)
-    trainable = {**fresh, "adapters": to_factors(group(arrays, "trained"))}
-    jax.tree.map(np.testing.assert_array_equal, adapted.disable(trainable, frozen), base)
+
+    @jax.jit
+    def uses(base, trained):
+        begun = fresh, frozen = adapted.init(jax.random.key(0), base, ids)
+        disabled = adapted.disable({**fresh, "adapters": trained}, frozen)
+        return begun, adapted.apply(fresh, frozen, ids), disabled
+
+    begun, y, disabled = uses(base, to_factors(group(arrays, "trained")))
+    np.testing.assert_allclose(y, plain, atol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, disabled, base)
+    return begun
 
 
 # -- LoRA+ ---------------------------------------------------------------------------------------
-
-
-def descend(gradient, trainable, tx):
-    """STEPS steps of an optimiser."""
-
-    @jax.jit
-    def move(gradient, state, trainable):
-        updates, state = tx.update(gradient, state, trainable)
-        return optax.apply_updates(trainable, updates), state
-
-    state = tx.init(trainable)
-    for _ in range(STEPS):
-        trainable, state = move(gradient(trainable), state, trainable)
-    return trainable
 
 
 def lora_plus(arrays, config, rates=None):
@@ -100,23 +92,35 @@ def lora_plus(arrays, config, rates=None):
     Args:
       rates: {path: {name: ratio}} in the place of those that the variant sets.
     """
-    adapted, trainable, frozen, _ = begin(arrays, config)
-    ids, t = jnp.asarray(arrays["ids"]), jnp.asarray(arrays["t"])
-    step = stepper(squared_error(adapted, frozen, ids, t))
+    arrays = dict(arrays)
     decay = config["optimiser"].get("decay", 0.0)
-    name = config["optimiser"]["name"]
-    if name == "SGD":  # torch's decay is a part of the gradient
-        tx = optax.chain(optax.add_decayed_weights(decay), optax.sgd(RATE))
+    if config["optimiser"]["name"] == "SGD":  # torch's decay is a part of the gradient
+        given = optax.chain(optax.add_decayed_weights(decay), optax.sgd(RATE))
     else:
-        tx = optax.adamw(RATE, weight_decay=decay)
-    if rates is None:
-        tx = adapted.optimizer(tx, frozen)
-    else:
-        tx = optax.chain(tx, scale_updates(rates))
-    trained = descend(lambda trainable: step(trainable)[1], trainable, tx)["adapters"]
+        given = optax.adamw(RATE, weight_decay=decay)
+
+    def descended(adapted, trainable, frozen, _):
+        loss_of = squared_error(adapted, frozen, arrays["ids"], arrays["t"])
+        if rates is None:
+            tx = adapted.optimizer(given, frozen)
+        else:
+            tx = optax.chain(given, scale_updates(rates))
+
+        def move(carry, _):
+            trainable, state = carry
+            gradient = jax.grad(loss_of, has_aux=True)(trainable)[0]
+            updates, state = tx.update(gradient, state, trainable)
+            return (optax.apply_updates(trainable, updates), state), None
+
+        return lax.scan(move, (trainable, tx.init(trainable)), length=STEPS)[0][0]["adapters"]
+
+    trained, _ = within(arrays, config, descended)
     theirs = to_factors(group(arrays, "trained"))
     return {
-        path: {name: float(np.abs(x - theirs[path][name]).max()) for name, x in factors.items()}
+        path: {
+            name: float(np.abs(np.asarray(x) - theirs[path][name]).max())
+            for name, x in factors.items()
+        }
         for path, factors in trained.items()
     }
 
@@ -134,11 +138,15 @@ def with_kept(kept):
 
 def in_training(arrays, config):
     """`(trainable, loss, output, gradient)` of ours, with PEFT's entries dropped."""
-    adapted, trainable, frozen, _ = begin(arrays, config)
-    ids, t = jnp.asarray(arrays["ids"]), jnp.asarray(arrays["t"])
-    loss_of = squared_error(adapted, frozen, ids, t, dropout_key=jax.random.key(0))
+    arrays = dict(arrays)
+
+    def computed(adapted, trainable, frozen, _):
+        options = {"dropout_key": jax.random.key(0)}
+        loss_of = squared_error(adapted, frozen, arrays["ids"], arrays["t"], **options)
+        return trainable, jax.value_and_grad(loss_of, has_aux=True)(trainable)
+
     with with_kept(group(arrays, "kept")) as draw:
-        (value, y), gradient = stepper(loss_of)(trainable)
+        (trainable, ((value, y), gradient)), _ = within(arrays, config, computed)
     assert draw.call_count >= len(group(arrays, "kept"))
     return trainable, value, y, gradient["adapters"]
 
@@ -192,7 +200,7 @@ def assert_dora_drops_less(arrays, config):
         (False, value, y, gradient),
     ):
         loss_of = dora_in_training(arrays, config, base_is_dropped=dropped)
-        (expected, output), slope = stepper(loss_of)(trainable)
+        (expected, output), slope = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(trainable)
         np.testing.assert_allclose(out, output, atol=1e-12, rtol=0)
         np.testing.assert_allclose(loss, expected, atol=1e-12, rtol=0)
         assert_trees_close(grads, slope["adapters"], 1e-12)
@@ -207,27 +215,31 @@ def assert_ia3_scales_biases(arrays, config):
 
     With the biases rescaled by hand, ours is PEFT's: output, gradients, merged weights.
     """
-    adapted, trainable, frozen, params = begin(arrays, config)
-    ids, t = jnp.asarray(arrays["ids"]), jnp.asarray(arrays["t"])
+    arrays = dict(arrays)
 
-    def theirs(trainable):
-        merged = dict(adapted.merge(trainable, frozen))
-        for module in config["target_modules"]:
-            if variant_of(config, module).scales == "outputs":
-                scale = trainable["adapters"][f"{module}.weight"]["l"]
-                merged[f"{module}.bias"] = scale * params[f"{module}.bias"]
-        return merged
+    def computed(adapted, trainable, frozen, params):
+        def theirs(trainable):
+            merged = dict(adapted.merge(trainable, frozen))
+            for module in config["target_modules"]:
+                if variant_of(config, module).scales == "outputs":
+                    scale = trainable["adapters"][f"{module}.weight"]["l"]
+                    merged[f"{module}.bias"] = scale * params[f"{module}.bias"]
+            return merged
 
-    def loss_of(trainable):
-        y = forward(theirs(trainable), ids)
-        return ((y - t) ** 2).mean(), y
+        def loss_of(trainable):
+            y = forward(theirs(trainable), arrays["ids"])
+            return ((y - arrays["t"]) ** 2).mean(), y
 
-    (value, y), gradient = stepper(loss_of)(trainable)
+        ours = adapted.merge(trainable, frozen), adapted.apply(trainable, frozen, arrays["ids"])
+        step = jax.value_and_grad(loss_of, has_aux=True)
+        return step(trainable), theirs(trainable), ours
+
+    (((value, y), gradient), theirs, (merged, ours)), _ = within(arrays, config, computed)
     np.testing.assert_allclose(y, arrays["y"], atol=1e-12, rtol=0)
     np.testing.assert_allclose(value, arrays["loss"], atol=1e-12, rtol=0)
     assert_trees_close(gradient["adapters"], to_factors(group(arrays, "grad")), 1e-12)
-    assert_trees_close(theirs(trainable), group(arrays, "merged"), 1e-12)
+    assert_trees_close(theirs, group(arrays, "merged"), 1e-12)
 
-    ours = adapted.apply(trainable, frozen, ids)
-    np.testing.assert_allclose(ours, forward(adapted.merge(trainable, frozen), ids), atol=1e-12)
+    merged = jax.tree.map(np.asarray, merged)
+    np.testing.assert_allclose(ours, forward(merged, arrays["ids"], np.tanh), atol=1e-12)
     assert np.abs(ours - y).max() > 1e-3

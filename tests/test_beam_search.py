@@ -83,7 +83,7 @@ def every_text(weights, prompt, limit, ends):
     return texts
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.9, 2.0, -1.0])
+@pytest.mark.parametrize("penalty", [0.0, 0.9, -1.0])
 def test_with_enough_beams_it_finds_all_texts_in_their_order(penalty, x64):
     ids, mask = padded([[1, 2, 0], [2]])
     settings = {**SETTINGS, "max_new_tokens": 4, "beams": 32, "length_penalty": penalty}
@@ -116,7 +116,7 @@ def test_with_enough_beams_it_finds_all_texts_in_their_order(penalty, x64):
 def test_it_equals_a_search_written_out(static, plain, x64):
     ids, mask = padded(PROMPTS)
     lengths, differ, start = set(), 0, module._search._cache_size()
-    for seed, penalty in enumerate([0.5, 0.9, 1.0, 2.0, 0.0, -0.5, 1.0, 0.9] * 2):
+    for seed, penalty in enumerate([0.5, 0.9, 1.0, 2.0, 0.0, -0.5, 1.0, 0.9]):
         weights, given = toy(seed)
         settings = {**SETTINGS, **static, "length_penalty": penalty}
         out = beam_search(toy_writer.step, given, ids, mask, **settings)

@@ -47,8 +47,8 @@ def random_model(name="bert", pool="cls", num_labels=2, seed=0, options=None, **
     return drawn(lambda: build(rngs=nnx.Rngs(0)), seed)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_equals_torch_in_float32(name, tmp_path, truth):
+def test_equals_torch_in_float32(tmp_path, truth):
+    name = "roberta"
     model, (ids, mask, types) = load(name, tmp_path), inputs(name)
     hidden, logits = encode_and_run(model, ids, mask, types)
     assert hidden.dtype == logits.dtype == np.float32
@@ -67,29 +67,26 @@ def test_equals_torch_in_float64(name, tmp_path, truth, x64):
     np.testing.assert_allclose(logits, truth[f"{name}/logits"], atol=atol)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_mean_pooling_is_the_mean_of_torchs_hidden_states(name, tmp_path, truth):
+def test_mean_pooling_is_the_mean_of_torchs_hidden_states(tmp_path, truth):
+    name = "bert"
     model, (ids, mask, types) = load(name, tmp_path, pool="mean"), inputs(name)
     hidden, kernel = truth[f"{name}/hidden"], np.asarray(model.classifier.kernel)
     pooled = np.stack([h[m == 1].mean(0) for h, m in zip(hidden, np.asarray(mask), strict=True)])
     np.testing.assert_allclose(run(model, ids, mask, types), pooled @ kernel, atol=1e-5)
 
 
-def test_minilm_equals_torch_on_real_sentences(x64):
+def test_minilm_equals_torch_on_real_sentences():
     try:
         folder = locate("minilm")
     except FileNotFoundError as absent:
         pytest.skip(str(absent))
     truth = np.load(FIXTURES / "bert_minilm.npz")
-    ids, mask = jnp.asarray(truth["ids"]), jnp.asarray(truth["mask"])
-    for dtype, atol in ((jnp.float32, 1e-5), (jnp.float64, 1e-6)):
-        options = {"num_labels": 2, "pool": "mean", "param_dtype": dtype}
-        model = load_classifier(folder, key=jax.random.key(0), **options).model
-        hidden, _ = encode_and_run(model, ids, mask)
-        assert hidden.dtype == dtype
-        # float32 is off by up to 3e-5 on padding, which nothing reads; float64 is right there too
-        rows = truth["mask"] == 1 if dtype == jnp.float32 else truth["mask"] >= 0
-        np.testing.assert_allclose(hidden[rows], truth["hidden"][rows], atol=atol)
+    options = {"num_labels": 2, "pool": "mean", "key": jax.random.key(0)}
+    model = load_classifier(folder, **options).model
+    hidden, _ = encode_and_run(model, jnp.asarray(truth["ids"]), jnp.asarray(truth["mask"]))
+    assert hidden.dtype == np.float32
+    rows = truth["mask"] == 1  # off by up to 3e-5 on padding, which nothing reads
+    np.testing.assert_allclose(hidden[rows], truth["hidden"][rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -148,9 +145,8 @@ def test_padding_changes_no_logit(name, pool):
     np.testing.assert_allclose(np.asarray(changed)[rows], np.asarray(expected)[rows], atol=1e-6)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_wholly_padded_rows_give_finite_values_and_gradients(pool):
-    params, apply = functional(random_model("roberta", pool))
+def test_wholly_padded_rows_give_finite_values_and_gradients():
+    params, apply = functional(random_model("roberta", "mean"))  # of no token at all
     ids, mask, types = inputs("roberta")
     nothing = np.array(mask)
     nothing[0] = 0
@@ -184,9 +180,10 @@ def test_gradients_equal_finite_differences_and_remat_changes_nothing(x64):
         def loss(params, apply=apply):
             return jnp.square(apply(params, *args, rng=jax.random.key(3))).sum()
 
-        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        traced = jax.jit(jax.value_and_grad(loss)).trace(params)
+        assert ("remat" in str(traced.jaxpr)) == remat
+        value_and_grad = traced.lower().compile()
         values.append(value_and_grad(params))
-        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
     for plain, recomputed in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(plain, recomputed, rtol=1e-12, atol=1e-12)
     assert_slopes(value_and_grad, params)
@@ -202,24 +199,23 @@ def test_vmap_over_models():
     np.testing.assert_allclose(together[1], apply(second, *args), atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_bfloat16_computation(pool):
-    exact, half = (random_model(pool=pool, options=each) for each in ({}, {"dtype": jnp.bfloat16}))
+def test_bfloat16_computation():
+    exact, half = (random_model(options=each) for each in ({}, {"dtype": jnp.bfloat16}))
     args = inputs("bert")
     assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     params, apply = functional(exact)
     hidden, half_logits = encode_and_run(half, *args)
     assert hidden.dtype == jnp.bfloat16
-    expected = apply(params, *args)
-    all_half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    expected = np.asarray(apply(params, *args))
+    all_half = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params)
     for logits, most in ((half_logits, 0.03), (apply(all_half, *args), 0.05)):
         assert logits.dtype == jnp.float32
-        assert 0 < jnp.abs(logits - expected).max() < most
+        assert 0 < np.abs(logits - expected).max() < most
 
 
 def test_dropout_zeroes_a_share_and_keeps_the_mean():
-    x = jnp.full((400, 500), 3.0)
-    y = dropout(x, 0.25, jax.random.key(0))
+    x = np.full((400, 500), 3.0, np.float32)
+    y = np.asarray(jax.jit(lambda x: dropout(x, 0.25, jax.random.key(0)))(x))
     share = float((y == 0).mean())
     assert abs(share - 0.25) < 5 * (0.25 * 0.75 / x.size) ** 0.5
     np.testing.assert_allclose(y[y != 0], 4.0, rtol=1e-6)

@@ -52,8 +52,12 @@ class Moments(NamedTuple):
 
 def full_state(mesh):
     """Everything that a training state may hold."""
+    single = lambda x: jnp.asarray(np.asarray(x, np.float32))  # noqa: E731
     params = {
-        "a/b": {"A": jnp.arange(12.0).reshape(3, 4), "B": jnp.ones(2, jnp.bfloat16)},
+        "a/b": {
+            "A": single(np.arange(12).reshape(3, 4)),
+            "B": jnp.asarray(np.ones(2, jnp.bfloat16)),
+        },
         "no": {},
     }
     mask = {"a/b": {"A": True, "B": False}, "no": {}}
@@ -64,17 +68,17 @@ def full_state(mesh):
         "step": 7,
         "scale": 0.5,
         "params": params,
-        "opt": tx.init(params),
-        "moments": Moments(jnp.array([jnp.nan, -0.0, jnp.inf]), {}),
+        "opt": jax.jit(tx.init)(params),
+        "moments": Moments(single([np.nan, -0.0, np.inf]), {}),
         "rng": jax.random.key(3),
         "keys": [keys, jax.device_put(keys, split)],
-        "sharded": jax.device_put(jnp.arange(64.0).reshape(8, 8), both),
-        "no_rows": jnp.zeros((0, 3)),
-        "no_sharded_rows": jax.device_put(jnp.zeros((0, 8)), split),
+        "sharded": jax.device_put(single(np.arange(64).reshape(8, 8)), both),
+        "no_rows": single(np.zeros((0, 3))),
+        "no_sharded_rows": jax.device_put(single(np.zeros((0, 8))), split),
         "small": [
-            jnp.array([-3, 2], jnp.int4),
-            jnp.array([1, 2], jnp.float8_e4m3fn),
-            jnp.array(1j),
+            jnp.asarray(np.array([-3, 2], jnp.int4)),
+            jnp.asarray(np.array([1, 2], jnp.float8_e4m3fn)),
+            jnp.asarray(np.complex64(1j)),
         ],
         "host": [np.array([True, False]), np.arange(3), np.float64(0.1)],
         "none": None,
@@ -180,10 +184,10 @@ if __name__ == "__main__":
 def test_sigkill_leaves_the_last_committed_step_readable(tmp_path):
     rng, last = random.Random(0), 0
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, __file__, str(tmp_path / "run"), "3"]
+    command = [sys.executable, __file__, str(tmp_path / "run"), "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True) as parent:
         assert parent.stdout is not None
-        for _ in range(3):
+        for _ in range(2):
             child = int(parent.stdout.readline())
             seen = [int(parent.stdout.readline()) for _ in range(rng.randrange(40, 140))]
             os.kill(child, signal.SIGKILL)
@@ -221,7 +225,7 @@ def files(step):
 def test_a_flipped_bit_never_changes_what_is_restored(two_steps, tmp_path):
     source, states = two_steps
     rng, found = random.Random(0), 0
-    for case in range(20):
+    for case in range(12):
         folder = shutil.copytree(source, tmp_path / str(case))
         # Half of the cases in the file that holds the numbers, half anywhere.
         file = files(folder / "2")[0] if case % 2 else rng.choice(files(folder / "2"))
@@ -386,7 +390,6 @@ def test_what_cannot_be_saved_is_refused(tmp_path, state, message):
     ("options", "scores", "kept", "best"),
     [
         ({"keep": 1}, [1, 2, 3], [2], None),
-        ({"keep": 2}, [1, 2, 3], [1, 2], None),
         ({"keep": 2, "best": ("m", "max")}, [1, 9, 3, None, 4], [1, 3, 4], 1),
         ({"keep": 1, "best": ("m", "min")}, [1, 9, 0, float("nan"), 4], [2, 4], 2),
         ({"keep": 1, "best": ("m", "max")}, [5, 5, 1], [0, 2], 0),
@@ -397,16 +400,21 @@ def test_what_cannot_be_saved_is_refused(tmp_path, state, message):
 def test_the_newest_and_the_best_are_kept(tmp_path, options, scores, kept, best, restart):
     saved = Checkpoints(tmp_path, **options)
     for step, score in enumerate(scores):
-        saved.save(step, {"w": jnp.full(3, step)}, {} if score is None else {"m": score})
+        saved.save(
+            step,
+            {"w": jnp.asarray(np.full(3, step, np.int32))},
+            {} if score is None else {"m": score},
+        )
         if restart:
             saved.close()
             saved = Checkpoints(tmp_path, **options)
+    zeros = jnp.asarray(np.zeros(3, np.int32))
     assert saved.best_step() == best
     assert saved.steps() == kept
-    assert not saved.save(kept[-1], {"w": jnp.zeros(3, jnp.int32)})
-    assert saved.restore({"w": jnp.zeros(3, jnp.int32)})[0]["w"][0] == kept[-1]
+    assert not saved.save(kept[-1], {"w": zeros})
+    assert saved.restore({"w": zeros})[0]["w"].tolist() == [kept[-1]] * 3
     with pytest.raises(ValueError, match="has no checkpoint of step 77, only of"):
-        saved.restore({"w": jnp.zeros(3, jnp.int32)}, step=77)
+        saved.restore({"w": zeros}, step=77)
     saved.close()
 
 

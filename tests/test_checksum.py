@@ -65,11 +65,12 @@ def some(dtype, shape, seed=0):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("dtype", ["bool", *UNSIGNED, *SIGNED, *FLOATS])
 def test_of_every_type_and_shape_numpy_jax_and_whole_numbers_agree(dtype):
-    for shape in SHAPES:
-        array = some(dtype, shape)
+    arrays = [some(dtype, shape) for shape in SHAPES]
+    of_jax = jax.jit(lambda arrays: list(map(checksum, arrays)))(arrays)
+    for shape, array, found in zip(SHAPES, arrays, of_jax, strict=True):
         expected = by_hand(array)
         assert hexadecimal(checksum(array)) == expected, shape
-        assert hexadecimal(checksum(jnp.asarray(array))) == expected, shape
+        assert hexadecimal(found) == expected, shape
         assert holds(checksum(array), expected) and not holds(checksum(array), "0" * 15 + "1")
 
 
@@ -94,8 +95,8 @@ def test_no_element_can_become_another_unseen():
     for place in range(3):
         array = np.zeros((1 << 16, 3), np.uint16)
         array[:, place] = np.arange(1 << 16)
-        found = {hexadecimal(checksum(each)) for each in array[::7]}
-        assert len(found) == len(array[::7])
+        found = {hexadecimal(checksum(each)) for each in array[::29]}
+        assert len(found) == len(array[::29])
 
 
 def test_zeros_of_other_shapes_are_other_arrays():

@@ -11,6 +11,7 @@ from drawn_model import assert_slopes, drawn, encode_and_run, functional, run
 from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES, FIXTURES, deberta_inputs, inputs_of
+from zoo.check import random_like
 
 import lora_jax as lj
 import variants
@@ -62,14 +63,13 @@ def assert_equal(name, model, truth, atol):
     np.testing.assert_allclose(logits[rows], truth[f"{name}/logits"][rows], atol=atol)
 
 
-@pytest.mark.parametrize("name", ["v3", "everything"])
-def test_equals_torch_in_float32(name, tmp_path, truth):
-    model, fresh = load(name, tmp_path)
+def test_equals_torch_in_float32(tmp_path, truth):
+    model, fresh = load("everything", tmp_path)
     assert fresh == ()
-    assert_equal(name, model, truth, 1e-5)
+    assert_equal("everything", model, truth, 1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[1:])  # the first is the second in short
 def test_equals_torch_in_float64(name, tmp_path, truth, x64):
     assert_equal(name, load(name, tmp_path, param_dtype=jnp.float64).model, truth, 1e-11)
 
@@ -83,7 +83,7 @@ def test_mean_pooling_is_the_mean_of_torchs_hidden_states(tmp_path, truth):
     np.testing.assert_allclose(logits, pooled @ kernel, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["v3", "v2", "own_projections", "everything"])
+@pytest.mark.parametrize("name", ["v3", "own_projections", "everything"])
 def test_parameters_are_transformers_tensors(tmp_path, name):
     model = load(name, tmp_path).model
     tensors = to_torch_names(nnx.to_pure_dict(nnx.state(model)), model.config)
@@ -144,10 +144,9 @@ def test_the_program_gathers_no_element_and_does_not_grow_with_the_layers():
 # ---- the classifier's promises ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["v2", "everything"])
-def test_padding_changes_no_logit(name):
-    params, apply = functional(random_model(name, "mean"))
-    ids, mask, types = inputs(name)
+def test_padding_changes_no_logit():
+    params, apply = functional(random_model("everything", "mean"))
+    ids, mask, types = inputs("everything")
     expected = apply(params, ids, mask, types)
     padded = [np.pad(x, ((0, 0), (0, 6))) for x in (ids, mask, types)]
     np.testing.assert_allclose(apply(params, *padded), expected, atol=1e-5)
@@ -188,9 +187,10 @@ def test_gradients_equal_finite_differences_and_remat_changes_nothing(x64):
         def loss(params, apply=apply):
             return jnp.square(apply(params, *args)).sum()
 
-        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        traced = jax.jit(jax.value_and_grad(loss)).trace(params)
+        assert ("remat" in str(traced.jaxpr)) == remat
+        value_and_grad = traced.lower().compile()
         values.append(value_and_grad(params))
-        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
     for plain, recomputed in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(plain, recomputed, rtol=1e-12, atol=1e-12)
     assert_slopes(value_and_grad, params)
@@ -213,7 +213,7 @@ def test_bfloat16_computation():
     hidden, logits = encode_and_run(half, *args)
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
     expected = run(random_model("v2"), *args)
-    assert 0 < jnp.abs(logits - expected).max() < 0.05
+    assert 0 < np.abs(logits - expected).max() < 0.05
 
 
 def test_every_rate_of_dropout_acts_and_is_a_function_of_its_key():
@@ -254,22 +254,24 @@ def test_all_linear_finds_the_linears(name):
     assert set(trainable["adapters"]) == {*expected, "classifier/kernel"}
 
 
-@pytest.mark.parametrize(("name", "method"), [("v2", "lora"), ("p2c", "dora")])
-def test_the_adapted_model_is_the_model_of_merged_weights(name, method, x64):
+def test_the_adapted_model_is_the_model_of_merged_weights(x64):
     """Of the shared projections too, which multiply hidden states and relative embeddings."""
-    model = random_model(name, options={"param_dtype": jnp.float64})
-    args = inputs(name)
+    model = random_model("v2", options={"param_dtype": jnp.float64})
+    args = inputs("v2")
     model_forward, params = lj.from_nnx(model)
-    adapted = lj.adapt(model_forward, variants.make(method, rank=2), "all-linear")
-    trainable, frozen = jax.jit(adapted.init)(jax.random.key(0), params, *args)
-    leaves, tree = jax.tree.flatten(trainable)
-    random = np.random.RandomState(0)
-    leaves = [x + 0.3 * random.standard_normal(x.shape) for x in leaves]
-    trainable = jax.tree.unflatten(tree, leaves)
-    merged = jax.jit(adapted.merge)(trainable, frozen)
-    forward = jax.jit(model_forward)
-    found = jax.jit(adapted.apply)(trainable, frozen, *args)
-    np.testing.assert_allclose(found, forward(merged, *args), atol=1e-10)
-    assert not np.allclose(found, forward(params, *args), atol=1e-2)
+    adapted = lj.adapt(model_forward, variants.make("dora", rank=2), "all-linear")
+
+    @jax.jit
+    def outputs(params):
+        trainable, frozen = adapted.init(jax.random.key(0), params, *args)
+        moved = jax.tree.map(jnp.add, trainable, random_like(trainable, 0))
+        merged = adapted.merge(moved, frozen)
+        stacked = jax.tree.map(lambda *both: jnp.stack(both), merged, params)
+        both = jax.vmap(lambda params: model_forward(params, *args))(stacked)
+        return adapted.apply(moved, frozen, *args), both
+
+    found, (merged, plain) = outputs(params)
+    np.testing.assert_allclose(found, merged, atol=1e-10)
+    assert not np.allclose(found, plain, atol=1e-2)
     uses = {str(use) for use in lj.discover(model_forward, params, *args)[SIX[0]].uses}
     assert uses == {"product"}

@@ -109,7 +109,7 @@ def test_what_a_cache_holds():
     decoder = random_decoder("qwen2")
     cache = empty_cache(decoder, 4, 9)
     assert cache.keys.shape == cache.values.shape == (3, 4, 9, 2, 4)
-    assert (cache.capacity, int(cache.filled)) == (9, 0) and not cache.valid.any()
+    assert (cache.capacity, int(cache.filled)) == (9, 0) and not np.asarray(cache.valid).any()
     ids, masks = chunks()
     graph, params = nnx.split(decoder)
 
@@ -118,19 +118,17 @@ def test_what_a_cache_holds():
         _, after = extend(nnx.merge(graph, params), cache, ids[0], jnp.asarray(masks[0]))
         return after, after.rows(jnp.asarray([2, 0, 2]))
 
-    after, taken = run(params, cache)
+    after, taken = jax.tree.map(np.asarray, run(params, cache))
     assert int(cache.filled) == 0 and int(after.filled) == 5
     np.testing.assert_array_equal(after.valid[:, :5], masks[0])
     assert not after.valid[:, 5:].any()
     held = [row[real].tolist() for row, real in zip(after.positions, after.valid, strict=True)]
     assert held == [[0, 1, 2, 3, 4], [0, 1, 2], [0, 1, 2], [0]]
-    assert not np.asarray(after.keys[:, :, 5:]).any() and np.asarray(after.keys[:, :, :5]).any()
+    assert not after.keys[:, :, 5:].any() and after.keys[:, :, :5].any()
     for field in ("positions", "valid"):
-        rows = np.asarray(getattr(after, field))[[2, 0, 2]]
-        np.testing.assert_array_equal(getattr(taken, field), rows)
+        np.testing.assert_array_equal(getattr(taken, field), getattr(after, field)[[2, 0, 2]])
     for field in ("keys", "values"):
-        rows = np.asarray(getattr(after, field))[:, [2, 0, 2]]
-        np.testing.assert_array_equal(getattr(taken, field), rows)
+        np.testing.assert_array_equal(getattr(taken, field), getattr(after, field)[:, [2, 0, 2]])
 
 
 def test_the_step_of_a_decoder():

@@ -26,29 +26,37 @@ def base_of(shape, seed=0):
     return Base(jnp.asarray(np.random.RandomState(seed).randn(*shape)), "io")
 
 
+init = jax.jit(lambda variant, key, base: variant.init(key, base), static_argnums=0)
+
+
 def random_factors(variant, base, seed=1):
     """Factors as `init` makes them, then away from zero."""
-    factors = variant.init(jax.random.key(seed), base)
+    factors = init(variant, jax.random.key(seed), base)
     random = np.random.RandomState(seed)
-    moved = jax.tree.map(lambda x: jnp.asarray(x + random.randn(*x.shape)), factors.trainable)
-    return Factors(moved, factors.constants)
+    moved = jax.tree.map(lambda x: np.asarray(x) + random.randn(*x.shape), factors.trainable)
+    return Factors(jax.tree.map(jnp.asarray, moved), factors.constants)
 
 
 # -- the update --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "shape, rank, alpha",
-    [((6, 9), 1, 16.0), ((9, 6), 3, 16.0), ((9, 9), 4, 0.5), ((6, 9), 6, -2.0)],
+    "shape, rank, alpha, scale",
+    [
+        ((6, 9), 1, 16.0, "alpha/rank"),
+        ((9, 6), 3, 16.0, "alpha/sqrt(rank)"),
+        ((9, 9), 4, 0.5, "alpha/rank"),
+        ((6, 9), 6, -2.0, "alpha/sqrt(rank)"),
+    ],
 )
-@pytest.mark.parametrize("scale", SCALES)
 def test_the_update_is_scale_times_b_a(shape, rank, alpha, scale, x64):
     base = base_of(shape)
     variant = LoRA(rank=rank, alpha=alpha, scale=scale)
     factors = random_factors(variant, base)
     a, b = (np.asarray(factors.trainable[name]) for name in "ab")
     expected = np.asarray(base.value) + SCALES[scale](alpha, rank) * np.einsum("ri,ro->io", a, b)
-    np.testing.assert_allclose(variant.weight(base, factors), expected, atol=1e-13)
+    weight = jax.jit(variant.weight)(base, factors)
+    np.testing.assert_allclose(weight, expected, atol=1e-13)
     assert variant.count(shape) == a.size + b.size == rank * sum(shape)
 
 
@@ -57,30 +65,32 @@ def test_the_scale_is_a_constant_and_traced(x64):
     trainable, constants = random_factors(variant, base)
     assert float(constants["scale"]) == 2.0
     weight = jax.vmap(lambda s: variant.weight(base, Factors(trainable, {"scale": s})))
-    once, twice = weight(jnp.array([1.0, 2.0])) - base.dense()[None]
+    once, twice = np.asarray(jax.jit(weight)(np.array([1.0, 2.0]))) - np.asarray(base.value)
     np.testing.assert_allclose(twice, 2 * once, atol=1e-13)
 
 
 # -- the start ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank, shape", [(8, (300, 20)), (4, (64, 500)), (30, (1000, 31))])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "rank, shape, dtype", [(8, (300, 20), jnp.float32), (30, (1000, 31), jnp.bfloat16)]
+)
 def test_kaiming_uniform_fills_its_interval(rank, shape, dtype):
-    base = Base(jnp.zeros(shape, dtype), "io")
-    trainable = LoRA(rank=rank).init(jax.random.key(3), base).trainable
+    base = Base(np.zeros(shape, dtype), "io")
+    trainable = init(LoRA(rank=rank), jax.random.key(3), base).trainable
     a = np.asarray(trainable["a"])
     bound = 1 / math.sqrt(shape[0])
     assert a.shape == (rank, shape[0]) and a.dtype == np.float32
     assert 0.99 * bound < np.abs(a).max() <= bound
     assert stats.kstest(a.ravel() / bound, "uniform", args=(-1, 2)).pvalue > SURPRISE
-    assert trainable["b"].shape == (rank, shape[1]) and not trainable["b"].any()
+    assert trainable["b"].shape == (rank, shape[1]) and not np.asarray(trainable["b"]).any()
 
 
-@pytest.mark.parametrize("rank, shape", [(8, (300, 20)), (4, (500, 64)), (30, (1000, 31))])
+@pytest.mark.parametrize("rank, shape", [(8, (300, 20)), (30, (1000, 31))])
 def test_gaussian_has_the_standard_deviation_one_over_rank(rank, shape):
     variant = LoRA(rank=rank, initialization="gaussian")
-    a = np.asarray(variant.init(jax.random.key(4), Base(jnp.zeros(shape), "io")).trainable["a"])
+    base = Base(np.zeros(shape, np.float32), "io")
+    a = np.asarray(init(variant, jax.random.key(4), base).trainable["a"])
     assert stats.kstest(a.ravel() * rank, "norm").pvalue > SURPRISE
 
 
@@ -88,15 +98,16 @@ def test_rows_and_layers_are_independent():
     def forward(params, x):
         return lax.scan(lambda x, w: (x @ w, None), x, params["w"])[0] @ params["v"]
 
-    params = {"w": jnp.zeros((6, 200, 200)), "v": jnp.zeros((200, 200))}
-    x = jnp.zeros((2, 200))
-    adapted = lj.adapt(forward, LoRA(rank=4), ["w", "v"])
-    a = {p: f["a"] for p, f in adapted.init(jax.random.key(5), params, x)[0]["adapters"].items()}
-    rows = np.asarray(jnp.concatenate([a["w"].reshape(24, 200), a["v"]])) * math.sqrt(3 * 200)
+    params = {"w": (6, 200, 200), "v": (200, 200)}
+    params = {name: np.zeros(shape, np.float32) for name, shape in params.items()}
+    given = jax.random.key(5), params, np.zeros((2, 200), np.float32)
+    everything, only = (lj.adapt(forward, LoRA(rank=4), paths) for paths in (["w", "v"], ["v"]))
+    (started, _), (alone, _) = jax.jit(lambda *x: (everything.init(*x), only.init(*x)))(*given)
+    a = {path: np.asarray(f["a"]) for path, f in started["adapters"].items()}
+    rows = np.concatenate([a["w"].reshape(24, 200), a["v"]]) * math.sqrt(3 * 200)
     correlations = rows @ rows.T / 200 - np.eye(28)
     assert np.abs(correlations).max() < 5 / math.sqrt(200)
     # a weight's start depends on its path alone, not on what else is adapted
-    alone = lj.adapt(forward, LoRA(rank=4), ["v"]).init(jax.random.key(5), params, x)[0]
     np.testing.assert_array_equal(alone["adapters"]["v"]["a"], a["v"])
 
 
@@ -107,18 +118,22 @@ def dropped_inputs(rate, count=4000, keep=None):
     """What the adapter of an identity sees of ones, for many keys: its output is its input."""
     size = 4
     variant = LoRA(rank=size, alpha=size, dropout=rate)
-    base = Base(jnp.full((size, size), 3.0), "io")
-    constants = variant.init(jax.random.key(0), base).constants
-    if keep is not None:
-        constants["keep"] = jnp.asarray(keep)
-    factors = Factors({"a": jnp.eye(size), "b": jnp.eye(size)}, constants)
-    x = jnp.ones((5, size))
-    keys = jax.random.split(jax.random.key(1), count)
-    y = jax.vmap(lambda key: variant.dot(x, base, factors, dropout_key=key))(keys)
-    return np.asarray(y - base.dot(x)[None])
+    x = np.ones((5, size), np.float32)
+
+    @jax.jit
+    def run(keys):
+        base = Base(jnp.full((size, size), 3.0), "io")
+        constants = variant.init(jax.random.key(0), base).constants
+        if keep is not None:
+            constants["keep"] = jnp.asarray(keep)
+        factors = Factors({"a": jnp.eye(size), "b": jnp.eye(size)}, constants)
+        y = jax.vmap(lambda key: variant.dot(x, base, factors, dropout_key=key))(keys)
+        return y - base.dot(x)[None]
+
+    return np.asarray(run(jax.random.split(jax.random.key(1), count)))
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [0.1, 0.9])
 def test_dropout_keeps_the_expectation_and_drops_the_adapters_input_only(rate):
     seen = dropped_inputs(rate)
     kept = seen > 1e-6
@@ -137,12 +152,14 @@ def test_dropout_needs_both_a_rate_and_a_key():
     for rate, key in ((0.0, jax.random.key(0)), (0.5, None)):
         variant = LoRA(rank=2, dropout=rate)
         factors = random_factors(variant, base)
-        x = base.dense().T
-        np.testing.assert_allclose(
-            variant.dot(x, base, factors, dropout_key=key),
-            x @ variant.weight(base, factors),
-            atol=1e-4,
-        )
+        x = np.asarray(base.value).T
+
+        def both(x, base, factors, key, variant=variant):
+            y = variant.dot(x, base, factors, dropout_key=key)
+            return y, variant.weight(base, factors)
+
+        y, weight = jax.jit(both)(x, base, factors, key)
+        np.testing.assert_allclose(y, x @ np.asarray(weight), atol=1e-4)
 
 
 def test_every_layer_and_every_use_of_a_weight_has_its_own_dropout():
@@ -150,13 +167,16 @@ def test_every_layer_and_every_use_of_a_weight_has_its_own_dropout():
         ys = lax.scan(lambda _, w: (None, x @ w), None, params["w"])[1]
         return [*ys, x @ params["v"], x @ params["v"]]
 
-    params = {"w": jnp.zeros((3, 16, 16)), "v": jnp.zeros((16, 16))}
-    x = jnp.ones((8, 16))
+    params = {"w": np.zeros((3, 16, 16), np.float32), "v": np.zeros((16, 16), np.float32)}
+    x, identity = np.ones((8, 16), np.float32), np.eye(16, dtype=np.float32)
     adapted = lj.adapt(forward, LoRA(rank=16, alpha=16.0, dropout=0.5), ["w", "v"])
-    trainable, frozen = adapted.init(jax.random.key(0), params, x)
-    identity = jnp.eye(16)
-    trainable = jax.tree.map(lambda leaf: jnp.broadcast_to(identity, leaf.shape), trainable)
-    apply = jax.jit(lambda key: adapted.apply(trainable, frozen, x, dropout_key=key))
+
+    @jax.jit
+    def apply(key):
+        trainable, frozen = adapted.init(jax.random.key(0), params, x)
+        trainable = jax.tree.map(lambda leaf: jnp.broadcast_to(identity, leaf.shape), trainable)
+        return adapted.apply(trainable, frozen, x, dropout_key=key)
+
     outputs = [np.asarray(y) > 0 for y in (*apply(jax.random.key(1)), *apply(jax.random.key(2)))]
     agreement = np.array([[(a == b).mean() for a in outputs] for b in outputs])
     assert np.abs(agreement - 0.5)[~np.eye(10, dtype=bool)].max() < 0.2  # 128 coins each
@@ -167,22 +187,22 @@ def test_every_layer_and_every_use_of_a_weight_has_its_own_dropout():
 # -- ranks that differ -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "rank, rows, scale", [(1, 5, "alpha/rank"), (3, 5, "alpha/sqrt(rank)"), (5, 5, "alpha/rank")]
-)
+@pytest.mark.parametrize("rank, rows, scale", [(3, 5, "alpha/sqrt(rank)"), (5, 5, "alpha/rank")])
 def test_a_masked_rank_is_exactly_the_smaller_rank(rank, rows, scale, x64):
     base = base_of((7, 9))
     small = LoRA(rank=rank, scale=scale)
     large = LoRA(rank=rank, scale=scale, max_rank=rows)
     key = jax.random.key(0)
-    started, plain = large.init(key, base), small.init(key, base)
-    np.testing.assert_array_equal(started.trainable["a"][:rank], plain.trainable["a"])
-    assert not started.trainable["a"][rank:].any()
+    started, plain = init(large, key, base), init(small, key, base)
+    a = np.asarray(started.trainable["a"])
+    np.testing.assert_array_equal(a[:rank], plain.trainable["a"])
+    assert not a[rank:].any()
     assert large.count((7, 9)) == small.count((7, 9))
 
     full = random_factors(large, base)  # hidden rows hold numbers too
-    cut = Factors({n: f[:rank] for n, f in full.trainable.items()}, plain.constants)
-    x, z, ids = jnp.ones((4, 7)), jnp.ones((4, 9)), jnp.arange(7)
+    cut = {n: np.asarray(f)[:rank] for n, f in full.trainable.items()}
+    cut = Factors(cut, plain.constants)
+    x, z, ids = np.ones((4, 7)), np.ones((4, 9)), np.arange(7)
 
     @jax.jit
     def outputs(full, cut):
@@ -198,6 +218,7 @@ def test_a_masked_rank_is_exactly_the_smaller_rank(rank, rows, scale, x64):
         return of(large, full), of(small, cut)
 
     (got, gradient), (expected, gradient_cut) = outputs(full, cut)
+    gradient = jax.tree.map(np.asarray, gradient)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-13)
     for name in "ab":
@@ -221,7 +242,7 @@ def test_patterns_set_rank_alpha_and_layers(x64):
         "u": LoRA(rank=2),
     }
     adapted = lj.adapt(forward, targets=targets)
-    trainable, frozen = adapted.init(jax.random.key(0), params, x)
+    trainable, frozen = jax.jit(adapted.init)(jax.random.key(0), params, x)
     trainable = jax.tree.map(lambda leaf: jnp.asarray(random.randn(*leaf.shape)), trainable)
 
     expected = {name: np.array(value) for name, value in params.items()}

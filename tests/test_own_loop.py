@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("x64", "standard_promotion")
 
 STEPS = 12
 ADALORA = {"rank": 4, "target_rank": 2, "total_steps": STEPS, "t_init": 2, "t_final": 3}
-SETTINGS = {"adalora": ADALORA, "lora": {"rank": 3}, "lora_plus": {"rank": 3}, "dora": {"rank": 3}}
+SETTINGS = {"adalora": ADALORA, "lora": {"rank": 3}, "lora_plus": {"rank": 3}}
 
 
 def forward(params, x):
@@ -25,30 +25,29 @@ def forward(params, x):
 
 
 @functools.cache
-def problem(name, mode=None):
+def problem(name):
     """An adapted network of two matrices, and batches to learn from."""
-    settings = SETTINGS[name] | ({} if mode is None else {"mode": mode})
     random = np.random.RandomState(0)
     shapes = {"up": (6, 8), "down": (8, 5), "bias": (5,)}
-    params = {path: jnp.asarray(random.randn(*shape)) for path, shape in shapes.items()}
+    params = {path: random.randn(*shape) for path, shape in shapes.items()}
     x = random.randn(STEPS, 16, 6)
     batches = [{"x": each, "label": each[:, :5].argmax(1), "weight": np.ones(16)} for each in x]
-    variant = variants.make(name, **settings)
+    variant = variants.make(name, **SETTINGS[name])
     adapted = lj.adapt(forward, variant, ["up", "down"], also_train="bias")
-    return adapted, *adapted.init(jax.random.key(0), params, x[0]), batches
+    return adapted, *jax.jit(adapted.init)(jax.random.key(0), params, x[0]), batches
 
 
 ADAMW, SGD = optax.adamw(0.01), optax.sgd(0.1)
 
 
 @functools.cache
-def own_loop(name, tx=ADAMW, without="", clip=np.inf, mode=None):
+def own_loop(name, tx=ADAMW, without="", clip=np.inf):
     """The trainables after each batch, and AdaLoRA's last state.
 
     Args:
       without: a call to leave out.
     """
-    adapted, trainable, frozen, batches = problem(name, mode)
+    adapted, trainable, frozen, batches = problem(name)
     if without != "optimizer":
         tx = adapted.optimizer(tx, frozen)
 
@@ -67,7 +66,7 @@ def own_loop(name, tx=ADAMW, without="", clip=np.inf, mode=None):
             state, after = adapted.update(state, trainable, after, grads, number, frozen)
         return after, opt_state, state
 
-    opt_state, state = tx.init(trainable), adapted.init_state(trainable, frozen)
+    opt_state, state = jax.jit(lambda t: (tx.init(t), adapted.init_state(t, frozen)))(trainable)
     history = []
     for number, batch in enumerate(batches):
         trainable, opt_state, state = step(number, trainable, opt_state, state, batch)
@@ -75,13 +74,12 @@ def own_loop(name, tx=ADAMW, without="", clip=np.inf, mode=None):
     return history, state
 
 
-@pytest.mark.parametrize("mode", [None, "reference"])
-def test_adalora_ends_at_its_budget(mode, tmp_path):
+def test_adalora_ends_at_its_budget(tmp_path):
     """Nothing is said then: a warning is an error in these tests."""
-    adapted, _, frozen, _ = problem("adalora", mode)
-    (*_, trained), state = own_loop("adalora", mode=mode)
+    adapted, _, frozen, _ = problem("adalora")
+    (*_, trained), state = own_loop("adalora")
     merged = adapted.merge(trained, frozen)
-    assert sum(int((each["e"] != 0).sum()) for each in trained["adapters"].values()) == 2 * 2
+    assert sum(np.count_nonzero(each["e"]) for each in trained["adapters"].values()) == 2 * 2
     lj.save_adapter(tmp_path / "adapter.safetensors", trained, frozen)
     less, smaller = lj.prune(trained, frozen, state)
     assert sum(int(each) for each in lj.ranks(less, smaller).values()) == 2 * 2
@@ -106,8 +104,8 @@ def test_adalora_without_update_is_warned_of(tmp_path):
 def test_adalora_without_penalty_is_less_orthogonal():
     def error(**options):
         (*_, trained), _ = own_loop("adalora", **options)
-        rows = [each[name] for each in trained["adapters"].values() for name in "ab"]
-        return sum(float(jnp.square(x @ x.T - jnp.eye(len(x))).sum()) for x in rows)
+        rows = [np.asarray(each[n]) for each in trained["adapters"].values() for n in "ab"]
+        return sum(np.square(x @ x.T - np.eye(len(x))).sum() for x in rows)
 
     assert error() < 0.9 * error(without="penalty")
 
@@ -120,14 +118,12 @@ def test_lora_plus_without_optimizer_is_lora():
 
     faster, _ = own_loop("lora_plus", SGD)
     for path, factors in wanted[0]["adapters"].items():
-        assert factors["b"].any()
-        b = faster[0]["adapters"][path]["b"]
-        np.testing.assert_allclose(b, 4.0 * factors["b"], rtol=1e-12)
+        slow, fast = np.asarray(factors["b"]), faster[0]["adapters"][path]["b"]
+        assert slow.any()
+        np.testing.assert_allclose(fast, 4.0 * slow, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "name, clip", [("adalora", None), ("adalora", 0.05), ("lora_plus", None), ("dora", 0.05)]
-)
+@pytest.mark.parametrize("name, clip", [("adalora", 0.05), ("lora_plus", None)])
 def test_the_librarys_step_is_the_same_loop(name, clip):
     """AdaLoRA's scores and choices included, which see what the optimiser sees."""
     adapted, trainable, frozen, batches = problem(name)
@@ -137,11 +133,11 @@ def test_the_librarys_step_is_the_same_loop(name, clip):
         return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
 
     step = train.make_train_step(adapted, ADAMW, predict, train.cross_entropy, clip=clip)
-    donated = jax.tree.map(jnp.copy, trainable)
+    donated = jax.tree.map(lambda x: jnp.asarray(np.array(x)), trainable)
     state = train.TrainState.create(adapted, ADAMW, donated, frozen, jax.random.key(1))
     for batch in batches:
         state, _ = step(state, frozen, batch)
     pairs = (ours, variant_state), (state.trainable, state.variant_state)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-10), *pairs)
-    moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), ours, trainable)
+    moved = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - y).max(), ours, trainable)
     assert min(jax.tree.leaves(moved)) > 1e-3

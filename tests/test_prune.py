@@ -1,5 +1,7 @@
 """Which rows of factors are given up, and adapters without them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +19,10 @@ from variants.lora import LoRA
 KEY = jax.random.key(0)
 
 
-LAYOUTS = [[(7,)], [(2, 4), (3,), (1, 2, 5)], [(1,), (1,), (6, 3)]]
+LAYOUTS = [[(7,)], [(2, 4), (3,), (1, 2, 5)]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shapes=st.sampled_from(LAYOUTS),
     distinct=st.integers(1, 5),
@@ -58,12 +60,12 @@ CHAIN = {"v": (6, 8), "w": (4, 8, 8), "z": (8, 5)}
 def half_gone(seed, targets, **options):
     """An adapted chain at random, some e of each matrix zero and all of some, and its state."""
     random = np.random.RandomState(seed)
-    params = {name: jnp.asarray(random.randn(*shape)) for name, shape in CHAIN.items()}
-    x = jnp.asarray(random.randn(3, 6))
+    params = {name: random.randn(*shape) for name, shape in CHAIN.items()}
+    x = random.randn(3, 6)
     adapted = lj.adapt(chain, targets=targets, also_train=(), **options)
     trainable, frozen = jax.jit(adapted.init)(KEY, params, x)
     trainable = random_like(trainable, seed)
-    state = list(adapted.init_state(trainable, frozen))
+    state = list(jax.jit(adapted.init_state)(trainable, frozen))
     (number,) = [i for i, each in enumerate(state) if each is not None]
     for path, kept in state[number]["kept"].items():
         rank = kept.shape[-1]
@@ -78,11 +80,13 @@ def half_gone(seed, targets, **options):
 ADALORA = AdaLoRA(rank=4, target_rank=4, total_steps=10)
 
 
-@pytest.mark.parametrize("seed", [0, 4, 5])  # of 4, nothing is left of v
-def test_pruned_adapters_have_the_same_effect(seed, x64):
+@pytest.mark.parametrize("seed, mode", [(4, "paper"), (5, "reference")])
+def test_pruned_adapters_have_the_same_effect(seed, mode, x64):
+    """Of 4, nothing is left of v; with odd seeds, a layer is left out."""
+    adalora = dataclasses.replace(ADALORA, mode=mode)
     targets = {
-        "v": ADALORA,
-        lj.layers("w", slice(seed % 2, None)): ADALORA,  # with odd seeds, a layer left out
+        "v": adalora,
+        lj.layers("w", slice(seed % 2, None)): adalora,
         "z": LoRA(rank=2),
     }
     adapted, trainable, frozen, state, x = half_gone(seed, targets)
@@ -123,7 +127,7 @@ def test_pruned_adapters_have_the_same_effect(seed, x64):
         for leaf in map(np.asarray, gradient[path].values()):
             assert not leaf[~alive].any()
     again = prune(less, smaller, adapted.init_state(less, smaller))
-    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), again, (less, smaller)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, (less, smaller)))
 
 
 def test_an_adapter_of_which_nothing_is_left_is_gone(x64):
@@ -141,23 +145,23 @@ def test_an_adapter_of_which_nothing_is_left_is_gone(x64):
 
 def test_before_ranks_are_fixed_pruning_keeps_what_may_still_matter(x64):
     """Kept triplets whose e is zero, as at the start, and others that have learnt again."""
-    params = {"v": jnp.ones((6, 5))}
+    params = {"v": np.ones((6, 5))}
     adapted = lj.adapt(lambda p, x: x @ p["v"], ADALORA, "v")
-    trainable, frozen = adapted.init(KEY, params, jnp.ones((2, 6)))
-    state = adapted.init_state(trainable, frozen)
+    trainable, frozen = jax.jit(adapted.init)(KEY, params, np.ones((2, 6)))
+    state = jax.jit(adapted.init_state)(trainable, frozen)
     assert ranks(trainable, frozen)["v"] == 0
     assert ranks(*prune(trainable, frozen, state))["v"] == 4
-    trainable["adapters"]["v"]["e"] = jnp.array([0.0, 1.0, 0.0, 0.0])
-    state[0]["kept"]["v"] = jnp.array([False, False, True, False])
+    trainable["adapters"]["v"]["e"] = jnp.asarray(np.array([0.0, 1.0, 0.0, 0.0]))
+    state[0]["kept"]["v"] = jnp.asarray(np.array([False, False, True, False]))
     less, _ = prune(trainable, frozen, state)
     np.testing.assert_array_equal(
-        less["adapters"]["v"]["a"], trainable["adapters"]["v"]["a"][jnp.array([1, 2])]
+        less["adapters"]["v"]["a"], np.asarray(trainable["adapters"]["v"]["a"])[[1, 2]]
     )
 
 
 def test_ranks_of_other_methods_are_their_own(x64):
     rules = {lj.layers("w", 1): LoRA(rank=2), lj.layers("w", 3): LoRA(rank=5), "v": LoRA(rank=3)}
-    params = {name: jnp.ones(shape) for name, shape in CHAIN.items()}
+    params = {name: np.ones(shape) for name, shape in CHAIN.items()}
     adapted = lj.adapt(chain, targets=rules)
-    found = ranks(*adapted.init(KEY, params, jnp.ones((2, 6))))
+    found = ranks(*jax.jit(adapted.init)(KEY, params, np.ones((2, 6))))
     assert {path: each.tolist() for path, each in found.items()} == {"v": 3, "w": [0, 2, 0, 5]}

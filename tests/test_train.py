@@ -26,16 +26,16 @@ def forward(params, x):
 
 @functools.cache
 def problem(dropout=0.0):
-    keys = jax.random.split(jax.random.key(0), 4)
+    random = np.random.default_rng(0)
     params = {
-        "up": jax.random.normal(keys[0], (6, 8)),
-        "down": jax.random.normal(keys[1], (8, 3)),
-        "bias": jnp.zeros(3),
+        "up": random.standard_normal((6, 8), np.float32),
+        "down": random.standard_normal((8, 3), np.float32),
+        "bias": np.zeros(3, np.float32),
     }
     lora = variants.make("lora", rank=2, dropout=dropout)
     adapted = lj.adapt(forward, lora, also_train=["bias"])
-    trainable, frozen = adapted.init(keys[2], params, jnp.zeros((1, 6)))
-    return adapted, trainable, frozen
+    init = jax.jit(adapted.init)
+    return adapted, *init(jax.random.key(1), params, np.zeros((1, 6), np.float32))
 
 
 def batches(start, size=8):
@@ -62,8 +62,11 @@ def make(adapted, tx, accumulate=1):
     return train.make_train_step(adapted, tx, predict, train.cross_entropy, accumulate)
 
 
+merge = jax.jit(lambda adapted, *given: adapted.merge(*given), static_argnums=0)
+
+
 def own(tree):
-    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), tree)
 
 
 def test_a_step_is_gradient_descent_on_the_weighted_mean():
@@ -75,15 +78,16 @@ def test_a_step_is_gradient_descent_on_the_weighted_mean():
 
     def loss(trainable):
         logits = forward(adapted.merge(trainable, frozen), batch["x"][kept])
-        picked = jax.nn.log_softmax(logits)[jnp.arange(kept.sum()), batch["label"][kept]]
+        picked = jax.nn.log_softmax(logits)[np.arange(kept.sum()), batch["label"][kept]]
         return -picked.mean()
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(trainable)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, trainable, grads)
+    value, grads = jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(trainable))
+    expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * g, trainable, grads)
+    norm = sum(np.square(g).sum() for g in jax.tree.leaves(grads)) ** 0.5
     state = train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
     state, metrics = make(adapted, tx)(state, frozen, batch)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     for ours, theirs in zip(
         jax.tree.leaves(state.trainable), jax.tree.leaves(expected), strict=True
     ):
@@ -91,12 +95,12 @@ def test_a_step_is_gradient_descent_on_the_weighted_mean():
     assert int(state.step) == 1
 
 
-@pytest.mark.parametrize("parts", [2, 8])
-def test_accumulation_gives_the_same_gradient(parts):
+def test_accumulation_gives_the_same_gradient():
+    """Of one row at a time, some of which only fill the batch."""
     adapted, trainable, frozen = problem()
     tx = SGD
     results = []
-    for accumulate in (1, parts):
+    for accumulate in (1, 8):
         state = train.TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))
         state, metrics = make(adapted, tx, accumulate)(state, frozen, next(batches(2)))
         results.append((state.trainable, metrics))
@@ -158,10 +162,10 @@ def fit(
             yield batch
 
     def evaluate(trainable):
-        merged = adapted.merge(trainable, frozen)
-        accuracy = jnp.abs(merged["up"]).sum()  # moves in some way, up and down
-        assert jnp.isfinite(accuracy)
-        found = float(jnp.sin(accuracy * 3))
+        merged = merge(adapted, trainable, frozen)
+        accuracy = np.abs(merged["up"]).sum()  # moves in some way, up and down
+        assert np.isfinite(accuracy)
+        found = float(np.sin(accuracy * 3))
         return {"accuracy": found if scores is None else scores(found)}
 
     with (
@@ -207,14 +211,14 @@ def assert_same_end(folder, ours, straight):
     assert metrics_log.read_metrics(folder / "metrics.jsonl") == rows
 
 
-@pytest.mark.parametrize("killed_at", [1, 6, 8, 20])
+@pytest.mark.parametrize("killed_at", [1, 8])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, killed_at, straight):
     with pytest.raises(Killed):
         fit(tmp_path, killed_at=killed_at)
     assert_same_end(tmp_path, fit(tmp_path), straight)
 
 
-@pytest.mark.parametrize("stops", [(1, 12), (7, 8), (20,)])
+@pytest.mark.parametrize("stops", [(1, 7), (20,)])
 def test_an_interrupted_run_saves_that_step_and_ends_with_the_same_bits(tmp_path, stops, straight):
     for step in stops:
         _, outcome = fit(tmp_path, interrupted=lambda number, step=step: number == step)
@@ -297,14 +301,14 @@ def test_the_best_evaluation_is_remembered(evaluated_often):
     assert outcome.metrics_last["accuracy"] == scores[20]
 
 
-@pytest.mark.parametrize("best_from", [12, 13, 21])
+@pytest.mark.parametrize("best_from", [12, 21])
 def test_the_best_is_one_of_those_that_may_be(tmp_path, best_from):
     """Scores only fall, so the first that counts is the best."""
     falling = iter(range(100, 0, -1))
     _, outcome = fit(
         tmp_path, evaluate_every=4, scores=lambda _: float(next(falling)), best_from=best_from
     )
-    assert outcome.best_step == {12: 12, 13: 16, 21: 20}[best_from]
+    assert outcome.best_step == {12: 12, 21: 20}[best_from]
     with checkpoint.Checkpoints(tmp_path / "checkpoints", best=("accuracy", "max")) as saved:
         assert saved.best_step() == outcome.best_step
 
@@ -327,7 +331,7 @@ def test_a_run_that_diverges_before_it_ever_reports_took_its_time(tmp_path):
     assert outcome.seconds > 0
 
 
-@pytest.mark.parametrize(("broken", "kept"), [(20, [14, 15]), (14, [7, 10]), (5, [])])
+@pytest.mark.parametrize(("broken", "kept"), [(14, [7, 10]), (5, [])])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, broken, kept):
     """The loss of that step, which is of the weights before it, is still finite."""
     tx = optax.sgd(lambda count: jnp.where(count == broken - 1, jnp.inf, 1e-2))

@@ -47,27 +47,28 @@ def wide(p, x):
 
 
 def adapted_wide():
-    params = check.random_like({n: jnp.zeros(shape) for n, shape in WIDE.items()}, 0)
-    x = check.random_like(jnp.zeros((7, 70)), 1)
+    """And what it takes, as shapes."""
+    params = {n: jax.ShapeDtypeStruct(shape, jnp.float32) for n, shape in WIDE.items()}
+    x = jax.ShapeDtypeStruct((7, 70), jnp.float32)
     adapted = lj.adapt(wide, LoRA(rank=2), ".*")
-    return adapted, *adapted.init(jax.random.key(0), params, x), x
+    return adapted, (*jax.eval_shape(adapted.init, jax.random.key(0), params, x), x)
 
 
 def test_a_training_step_makes_nothing_of_a_weights_size():
-    adapted, trainable, frozen, x = adapted_wide()
+    adapted, given = adapted_wide()
     sizes = {np.prod(shape) for shape in WIDE.values()}
     sizes |= {np.prod(shape[1:]) for shape in WIDE.values() if len(shape) > 2}
 
-    def step(theta, frozen):
+    def step(theta, frozen, x):
         return jax.grad(lambda t: jnp.sum(adapted.apply(t, frozen, x) ** 2))(theta)
 
-    def merged(theta, frozen):
+    def merged(theta, frozen, x):
         return jax.grad(lambda t: jnp.sum(wide(adapted.merge(t, frozen), x) ** 2))(theta)
 
-    made = dense_like(shapes_made(jax.make_jaxpr(step)(trainable, frozen).jaxpr), sizes)
+    made = dense_like(shapes_made(jax.make_jaxpr(step)(*given).jaxpr), sizes)
     assert not made
     # The same look at the merged path finds them, so that it would here:
-    assert dense_like(shapes_made(jax.make_jaxpr(merged)(trainable, frozen).jaxpr), sizes)
+    assert dense_like(shapes_made(jax.make_jaxpr(merged)(*given).jaxpr), sizes)
 
 
 def test_no_merge_where_discover_says_factored(monkeypatch):
@@ -75,13 +76,13 @@ def test_no_merge_where_discover_says_factored(monkeypatch):
     adapted = lj.adapt(case.forward, LoRA(rank=2), case.targets)
     uses = lj.discover(case.forward, case.params, *case.args)
     assert not any(use.merges for each in uses.values() if each.is_matrix for use in each.uses)
-    trainable, frozen = adapted.init(jax.random.key(0), case.params, *case.args)
+    given = jax.eval_shape(adapted.init, jax.random.key(0), case.params, *case.args)
 
     def forbidden(self, base, factors):
         raise AssertionError("merged")
 
     monkeypatch.setattr(LoRA, "weight", forbidden)
-    jax.eval_shape(lambda: adapted.apply(trainable, frozen, *case.args))
+    jax.eval_shape(lambda *given: adapted.apply(*given, *case.args), *given)
 
 
 def test_operations_of_a_training_step():
@@ -91,17 +92,17 @@ def test_operations_of_a_training_step():
     def forward(p, x):
         return jnp.tanh(x @ p["w1"]) @ p["w2"]
 
-    weights = {name: jnp.zeros((width, width)) for name in ("w1", "w2")}
-    params, x = check.random_like((weights, jnp.zeros((tokens, width))), 0)
+    matrix, x = (jax.ShapeDtypeStruct((n, width), jnp.float32) for n in (width, tokens))
     adapted = lj.adapt(forward, LoRA(rank=rank), ".*")
-    trainable, frozen = adapted.init(jax.random.key(0), params, x)
+    given = jax.random.key(0), {"w1": matrix, "w2": matrix}, x
+    trainable, frozen = jax.eval_shape(adapted.init, *given)
 
     def flops(function):
-        step = jax.jit(jax.grad(lambda t: jnp.sum(function(t) ** 2)))
-        return step.lower(trainable).compile().cost_analysis()["flops"]
+        step = jax.jit(jax.grad(lambda *given: jnp.sum(function(*given) ** 2)))
+        return step.lower(trainable, frozen, x).compile().cost_analysis()["flops"]
 
-    factored = flops(lambda t: adapted.apply(t, frozen, x))
-    merged = flops(lambda t: forward(adapted.merge(t, frozen), x))
+    factored = flops(adapted.apply)
+    merged = flops(lambda t, frozen, x: forward(adapted.merge(t, frozen), x))
     product = 2 * tokens * width * width
     low_rank = 2 * tokens * width * rank * 2
     # Two products forward, one backward through the second layer; each adapter 3 times its own.
@@ -138,73 +139,75 @@ def cast_weights_and_back(p, x):
 
 
 def look_up(p, x):
-    rows = p["w1"].astype(jnp.bfloat16)[jnp.arange(48) % 32]
+    rows = p["w1"].astype(jnp.bfloat16)[np.arange(48) % 32]
     return rows @ p["w2"].astype(jnp.bfloat16).T
 
 
-@pytest.mark.parametrize("forward", [cast_all, cast_and_accumulate, cast_weights_and_back, look_up])
-@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "forward, stored",
+    [
+        (cast_all, jnp.float32),
+        (cast_all, jnp.bfloat16),
+        (cast_and_accumulate, jnp.float32),
+        (cast_weights_and_back, jnp.float32),
+        (look_up, jnp.bfloat16),
+    ],
+)
 def test_narrow_dtypes(forward, stored, x64):
     """No further from the float64 truth than the merged path, plus a few units of rounding.
 
     The merged path rounds W + BA once; the factored one rounds W, A, B and two products. Each of
     those is within one unit of its largest term, a layer amplifies what came before by about one.
     """
-    weights = {name: jnp.zeros((32, 32), stored) for name in ("w1", "w2")}
-    params = jax.tree.map(lambda w: 0.5 * w, check.random_like(weights, 0))
-    x = check.random_like(jnp.zeros((48, 32), jnp.float32), 1)
+    random = np.random.RandomState(0)
+    params = {n: (0.15 * random.randn(32, 32)).astype(stored) for n in ("w1", "w2")}
+    x, cotangent = (0.3 * random.randn(2, 48, 32)).astype(np.float32)
     adapted = lj.adapt(forward, LoRA(rank=4, alpha=4.0), ".*")
-    start, frozen = adapted.init(jax.random.key(0), params, x)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(start))
-    theta = check.random_like(start, 2)
 
-    def exactly(p, x):
+    def exactly(adapters, params, x):
         """The same function without a cast, in float64."""
-        if forward is look_up:
-            return p["w1"][jnp.arange(48) % 32] @ p["w2"].T
-        return jnp.tanh(jnp.tanh(x @ p["w1"]) @ p["w2"])
-
-    def effective(adapters):
         deltas = {name: each["a"].T @ each["b"] for name, each in adapters.items()}
         if forward is look_up:  # w2 is used by its transpose: its in axis is the last
             deltas["w2"] = deltas["w2"].T
-        return {n: w.astype(jnp.float64) + deltas[n] for n, w in params.items()}
+        p = {n: w.astype(jnp.float64) + deltas[n] for n, w in params.items()}
+        if forward is look_up:
+            return p["w1"][np.arange(48) % 32] @ p["w2"].T
+        return jnp.tanh(jnp.tanh(x @ p["w1"]) @ p["w2"])
 
-    doubles = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta["adapters"])
-    truth = np.asarray(exactly(effective(doubles), x.astype(jnp.float64)))
-    factored = jax.jit(adapted.apply)(theta, frozen, x)
-    merged = jax.jit(lambda t: forward(adapted.merge(t, frozen), x))(theta)
+    @jax.jit
+    def computed(params, x, cotangent):
+        start, frozen = adapted.init(jax.random.key(0), params, x)
+        theta = check.random_like(start, 2)
+        doubles = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta["adapters"])
+
+        def outputs_and_gradient(function, at):
+            y, pull = jax.vjp(function, at)
+            return y, pull(cotangent[: len(y), : y.shape[1]].astype(y.dtype))[0]
+
+        truth = outputs_and_gradient(lambda t: exactly(t, params, x.astype(jnp.float64)), doubles)
+        mine = outputs_and_gradient(lambda t: adapted.apply(t, frozen, x), theta)
+        theirs = outputs_and_gradient(lambda t: forward(adapted.merge(t, frozen), x), theta)
+        return start, adapted.apply(start, frozen, x), truth, mine, theirs
+
+    start, plain, (truth, exact), *both = computed(params, x, cotangent)
+    (factored, mine), (merged, theirs) = both
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(start))
     assert factored.dtype == merged.dtype
+    truth, exact = np.asarray(truth), jax.tree.map(np.asarray, exact)
     assert relative_error(factored, truth) <= relative_error(merged, truth) + 4 * EPS
     assert relative_error(merged, truth) < 16 * EPS  # the truth is of the same function
-    assert relative_error(adapted.apply(start, frozen, x), truth) > 16 * EPS  # adapters matter
-
-    cotangent = check.random_like(jnp.zeros(truth.shape, jnp.float32), 3)
-
-    def gradient(function):
-        def loss(t):
-            return jnp.sum(function(t).astype(jnp.float32) * cotangent)
-
-        return jax.jit(jax.grad(loss))(theta)["adapters"]
-
-    def truth_of(adapters):
-        y = exactly(effective(adapters), x.astype(jnp.float64))
-        return jnp.sum(y * cotangent.astype(jnp.float64))
-
-    exact = jax.grad(truth_of)(doubles)
-    mine = gradient(lambda t: adapted.apply(t, frozen, x))
-    theirs = gradient(lambda t: forward(adapted.merge(t, frozen), x))
-    for name in exact:
+    assert relative_error(plain, truth) > 16 * EPS  # adapters matter
+    for name, each in exact.items():
         for letter in "ab":
-            truth = np.asarray(exact[name][letter])
-            bound = relative_error(theirs[name][letter], truth) + 4 * EPS
-            assert relative_error(mine[name][letter], truth) <= bound
+            got, other = (g["adapters"][name][letter] for g in (mine, theirs))
+            bound = relative_error(other, each[letter]) + 4 * EPS
+            assert relative_error(got, each[letter]) <= bound
 
 
 def test_merging_keeps_dtypes_and_a_lookup_out_of_bfloat16_is_bfloat16():
-    params = {"w1": jnp.ones((32, 32), jnp.bfloat16), "w2": jnp.ones((32, 32), jnp.float32)}
-    adapted = lj.adapt(look_up, LoRA(rank=2), ".*")
-    trainable, frozen = adapted.init(jax.random.key(0), params, jnp.ones(1))
-    merged = adapted.merge(trainable, frozen)
+    params = {"w1": np.ones((32, 32), jnp.bfloat16), "w2": np.ones((32, 32), np.float32)}
+    adapted, x = lj.adapt(look_up, LoRA(rank=2), ".*"), np.ones(1, np.float32)
+    given = jax.eval_shape(adapted.init, jax.random.key(0), params, x)
+    merged = jax.eval_shape(adapted.merge, *given)
     assert {n: w.dtype for n, w in merged.items()} == {n: w.dtype for n, w in params.items()}
-    assert adapted.apply(trainable, frozen, jnp.ones(1)).dtype == jnp.bfloat16
+    assert jax.eval_shape(adapted.apply, *given, x).dtype == jnp.bfloat16

@@ -24,7 +24,8 @@ class Setup:
         self.case = seeded("modes", decoder)()
         variant = LoRA(**{"rank": 2, "alpha": 2.0, **settings})
         self.adapted = lj.adapt(self.case.forward, variant, self.case.targets, also_train="bias")
-        start, self.frozen = self.adapted.init(jax.random.key(0), self.case.params, *self.case.args)
+        init = jax.jit(self.adapted.init)
+        start, self.frozen = init(jax.random.key(0), self.case.params, *self.case.args)
         self.start = start
         self.theta = check.random_like(start, seed=1)
 
@@ -43,75 +44,80 @@ class Setup:
         return check.scalar_of(jax.tree.map(jnp.tanh, self.merged(theta)))
 
 
-@pytest.fixture
-def setup(x64):
-    return Setup()
+@pytest.fixture(scope="module")
+def setup():
+    with jax.enable_x64():
+        return Setup()
 
 
 def test_jvp(setup):
     tangent = check.random_like(setup.theta, seed=2)
-    mine = jax.jit(lambda t: jax.jvp(setup.apply, (t,), (tangent,)))(setup.theta)
-    theirs = jax.jit(lambda t: jax.jvp(setup.merged, (t,), (tangent,)))(setup.theta)
-    check.assert_close(mine, theirs)
+
+    @jax.jit
+    def both(theta):
+        return [jax.jvp(f, (theta,), (tangent,)) for f in (setup.apply, setup.merged)]
+
+    check.assert_close(*both(setup.theta))
 
 
 def test_gradient_against_finite_differences(setup):
     tangent, step = check.random_like(setup.theta, seed=2), 1e-5
-    loss = jax.jit(setup.loss)
 
-    def at(distance):
-        return loss(jax.tree.map(lambda t, v: t + distance * v, setup.theta, tangent))
+    @jax.jit
+    def both(distance):
+        theta = jax.tree.map(lambda t, v: t + distance * v, setup.theta, tangent)
+        return jax.value_and_grad(setup.loss)(theta)
 
-    slope = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
-    gradient = jax.jit(jax.grad(setup.loss))(setup.theta)
-    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangent), strict=True)
-    assert sum(jnp.vdot(g, v) for g, v in pairs) == pytest.approx(float(slope), rel=1e-8)
+    near, far = ([both(sign * n * step)[0] for sign in (1.0, -1.0)] for n in (1, 2))
+    slope = (8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * step)
+    pairs = zip(*map(jax.tree.leaves, (both(0.0)[1], tangent)), strict=True)
+    assert sum(np.vdot(g, v) for g, v in pairs) == pytest.approx(float(slope), rel=1e-8)
 
 
 def test_forward_over_reverse(setup):
     tangent = check.random_like(setup.theta, seed=2)
 
-    def hvp(loss):
-        return jax.jit(lambda t: jax.jvp(jax.grad(loss), (t,), (tangent,))[1])(setup.theta)
+    def hvp(loss, theta):
+        return jax.jvp(jax.grad(loss), (theta,), (tangent,))[1]
 
-    check.assert_close(hvp(setup.loss), hvp(setup.merged_loss), tolerance=1e-9)
+    both = jax.jit(lambda theta: [hvp(f, theta) for f in (setup.loss, setup.merged_loss)])
+    check.assert_close(*both(setup.theta), tolerance=1e-9)
 
 
 def test_reverse_over_forward(setup):
     tangent = check.random_like(setup.theta, seed=2)
 
-    def gradient(loss):
-        return jax.jit(jax.grad(lambda t: jax.jvp(loss, (t,), (tangent,))[1]))(setup.theta)
+    def gradient(loss, theta):
+        return jax.grad(lambda t: jax.jvp(loss, (t,), (tangent,))[1])(theta)
 
-    check.assert_close(gradient(setup.loss), gradient(setup.merged_loss), tolerance=1e-9)
+    both = jax.jit(lambda theta: [gradient(f, theta) for f in (setup.loss, setup.merged_loss)])
+    check.assert_close(*both(setup.theta), tolerance=1e-9)
 
 
 def test_gradient_by_the_inputs_and_by_the_frozen_weights(setup):
     """Not what training does, but `apply` is a function like others."""
 
-    def loss(function):
-        def of(base):
-            frozen = dataclasses.replace(setup.frozen, base=base)
-            return check.scalar_of(function(setup.theta, frozen))
+    def loss(base, function):
+        frozen = dataclasses.replace(setup.frozen, base=base)
+        return check.scalar_of(function(setup.theta, frozen))
 
-        return jax.jit(jax.grad(of))(setup.frozen.base)
-
-    check.assert_close(loss(setup.apply), loss(setup.merged))
+    both = jax.jit(lambda base: [jax.grad(loss)(base, f) for f in (setup.apply, setup.merged)])
+    check.assert_close(*both(setup.frozen.base))
 
 
 def test_vmap_over_trainables_and_constants(setup):
     """What a sweep does: adapters and their settings stacked, the base shared."""
     many = [check.random_like(setup.theta, seed) for seed in range(3)]
-    scales = jnp.array([0.5, 1.0, 3.0])
     settings = setup.frozen.constants
-    constants = jax.tree.map(lambda leaf: jax.vmap(jnp.multiply, (0, None))(scales, leaf), settings)
+    constants = jax.tree.map(lambda leaf: np.stack([n * leaf for n in (0.5, 1.0, 3.0)]),
+                             jax.tree.map(np.asarray, settings))  # fmt: skip
 
     def gradient(theta, constants):
         frozen = dataclasses.replace(setup.frozen, constants=constants)
         return jax.value_and_grad(lambda t: check.scalar_of(setup.apply(t, frozen)))(theta)
 
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
-    together = jax.jit(jax.vmap(gradient))(stacked, constants)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *many)
+    together = jax.tree.map(np.asarray, jax.jit(jax.vmap(gradient))(stacked, constants))
     one = jax.jit(gradient)
     for index, theta in enumerate(many):
         mine = jax.tree.map(lambda leaf, i=index: leaf[i], together)
@@ -130,13 +136,13 @@ def test_scan_over_training_steps(setup):
     for _ in range(4):
         state, loss = one(state)
         expected.append(loss)
-    check.assert_close((theta, losses), (state, jnp.stack(expected)), tolerance=1e-9)
+    check.assert_close((theta, losses), (state, np.stack(expected)), tolerance=1e-9)
     assert losses[-1] < losses[0]
 
 
 def test_checkpoint_of_apply(setup):
-    plain = jax.jit(jax.grad(setup.loss))(setup.theta)
-    check.assert_close(jax.jit(jax.grad(jax.checkpoint(setup.loss)))(setup.theta), plain)
+    losses = setup.loss, jax.checkpoint(setup.loss)
+    check.assert_close(*jax.jit(lambda t: [jax.grad(loss)(t) for loss in losses])(setup.theta))
 
 
 def test_named_axis_inside(x64):
@@ -146,20 +152,23 @@ def test_named_axis_inside(x64):
         x = x - jax.lax.pmean(x, "batch")
         return jax.lax.psum(jnp.tanh(x @ p["w"]), "batch") @ p["w"].T
 
-    params = {"w": check.random_like(jnp.zeros((4, 6)), 0)}
-    xs = check.random_like(jnp.zeros((5, 4)), 1)
+    params = {"w": check.random_like(np.zeros((4, 6)), 0)}
+    xs = check.random_like(np.zeros((5, 4)), 1)
     adapted = lj.adapt(forward, LoRA(rank=2), "w")
 
-    @functools.partial(jax.vmap, axis_name="batch")
-    def start(x):
-        return adapted.init(jax.random.key(0), params, x)
+    @jax.jit
+    def both(params, xs):
+        @functools.partial(jax.vmap, axis_name="batch")
+        def start(x):
+            return adapted.init(jax.random.key(0), params, x)
 
-    trainable, frozen = jax.tree.map(lambda leaf: leaf[0], start(xs))
-    theta = check.random_like(trainable, 2)
-    mapped = functools.partial(jax.vmap, axis_name="batch", in_axes=(None, 0))
-    mine = mapped(lambda t, x: adapted.apply(t, frozen, x))(theta, xs)
-    theirs = mapped(lambda t, x: forward(adapted.merge(t, frozen), x))(theta, xs)
-    check.assert_close(mine, theirs)
+        trainable, frozen = jax.tree.map(lambda leaf: leaf[0], start(xs))
+        theta = check.random_like(trainable, 2)
+        mapped = functools.partial(jax.vmap, axis_name="batch", in_axes=(None, 0))
+        mine = mapped(lambda t, x: adapted.apply(t, frozen, x))(theta, xs)
+        return mine, mapped(lambda t, x: forward(adapted.merge(t, frozen), x))(theta, xs)
+
+    check.assert_close(*both(params, xs))
 
 
 def test_a_forward_that_closes_over_traced_values(setup):
@@ -172,11 +181,12 @@ def test_a_forward_that_closes_over_traced_values(setup):
             return check.scalar_of(adapted.apply(theta, setup.frozen, *setup.case.args))
         return check.scalar_of(forward(adapted.merge(theta, setup.frozen), *setup.case.args))
 
-    mine, theirs = (
-        jax.jit(jax.grad(functools.partial(loss, through=way), argnums=(0, 1)))(setup.theta, 0.7)
-        for way in ("apply", "merge")
-    )
-    check.assert_close(mine, theirs)
+    @jax.jit
+    def both(theta, factor):
+        gradient = jax.grad(loss, argnums=(0, 1))
+        return [gradient(theta, factor, way) for way in ("apply", "merge")]
+
+    check.assert_close(*both(setup.theta, 0.7))
 
 
 def test_init_under_eval_shape_and_jit(setup):
@@ -185,9 +195,9 @@ def test_init_under_eval_shape_and_jit(setup):
 
     shapes = jax.eval_shape(init, setup.case.params)
     assert jax.tree.structure(shapes) == jax.tree.structure((setup.start, setup.frozen))
-    compiled = jax.jit(init)(setup.case.params)
-    check.assert_close(compiled, (setup.start, setup.frozen), tolerance=1e-14)
-    wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(compiled)]
+    plain = init(setup.case.params)
+    check.assert_close((setup.start, setup.frozen), plain, tolerance=1e-14)
+    wanted = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(plain)]
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(shapes)] == wanted
     # Also from shapes alone: nothing of a large model need exist.
     params, args = jax.eval_shape(lambda: (setup.case.params, setup.case.args))
@@ -239,10 +249,11 @@ def test_nothing_is_ever_mutated_or_deleted(setup):
     after = step(trainable, frozen)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(trainable))
     check.assert_close(params, before, tolerance=0)
-    merged = setup.adapted.merge(after, frozen)
+    merge = jax.jit(setup.adapted.merge)
+    merged = merge(after, frozen)
     step(after, frozen)
     check.assert_close(params, before, tolerance=0)
-    check.assert_close(setup.adapted.merge(setup.start, frozen), before, tolerance=0)
+    check.assert_close(merge(setup.start, frozen), before, tolerance=0)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
 
 

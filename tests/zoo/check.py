@@ -47,7 +47,7 @@ def random_like(tree: Any, seed: int) -> Any:
     """A tree of small normal numbers: factors that are not zero, tangents, cotangents."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape), leaf.dtype), tree
+        lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype)), tree
     )
 
 
