@@ -344,9 +344,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, broken, kept):
     assert rows[-1]["step"] == broken and math.isfinite(rows[-1]["loss"])
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_ends_the_run(tmp_path, score):
-    found = iter([0.5, score])
+def test_a_score_that_is_not_finite_ends_the_run(tmp_path):
+    found = iter([0.5, math.inf])
     _, outcome = fit(tmp_path, scores=lambda _: next(found))
     assert (outcome.diverged, outcome.steps, outcome.best_step) == (True, 14, 7)
     assert outcome.metrics_best == {"accuracy": 0.5}
