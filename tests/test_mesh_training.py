@@ -101,6 +101,7 @@ def test_gpt2():
     assert_same_training(language_model("ia3", mesh, sizes={"vocab_size": 24}, name="gpt2"), mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content, name",
     [
@@ -191,6 +192,7 @@ def test_a_function_of_a_users_own(name, rules):
     assert_same_training(problem, lj.make_mesh(2, 2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heads, inner, sizes",
     [((8, 16), 128, (2, 2, 2)), ((2, 32), 66, (1, 4, 2)), ((3, 40), 512, (2, 2, 2))],

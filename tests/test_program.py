@@ -200,6 +200,7 @@ def test_trajectories_of_sgd_in_float64():
     assert_as_alone(TRIALS, 6, "lora", EXECUTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("names", ["dora,lora_fa", "pissa,hira", "vera", "full"])
 def test_trajectories_of_other_methods(names):

@@ -63,6 +63,7 @@ def path():
     return locate("smollm2")
 
 
+@pytest.mark.slow
 def test_it_completes_a_sentence_and_answers_a_question(path, monkeypatch):
     """As its chat template asks, and ends its turn: each next token is the likeliest."""
     gguf = pytest.importorskip("gguf")  # reads the words of the file for seconds

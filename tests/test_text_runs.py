@@ -99,6 +99,7 @@ def assert_learned(record, folder):
     assert record.metrics_last["eval_loss"] < record.metrics_first["eval_loss"]
 
 
+@pytest.mark.slow
 def test_a_run_on_quantised_weights_records_scores_before_and_after(places, tmp_path):
     settings = config(places, "qlora", generate__samples=0)
     record = run.run(settings, tmp_path)

@@ -44,6 +44,7 @@ def shown(name, folder, **choice):
     return {(r["model"], r["row"], r["task"], r["metric"]): r for r in rows}
 
 
+@pytest.mark.slow
 def test_lora_table3_in_its_smoke_size(data, models, tmp_path):
     record = run.run(tiny(lora_table3, "", data, models["gpt2"]), tmp_path)
     assert (record.status, record.steps) == ("completed", 4)

@@ -194,6 +194,7 @@ def test_every_kind_of_variant(config_of, tmp_path):
     assert_alike(where[1], tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_frozen_head_that_each_trial_draws_is_its_own(config_of, tmp_path):
     """Over quantised weights; the checkpoint has no head for this pooling: nothing trains it."""
     changes = {"model__pool": "cls", "also_train": (), "targets": ("query/kernel",)}
