@@ -24,7 +24,6 @@ setup(
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
-        "chex>=0.1.89",
         "numpy>=2.0",
         "absl-py>=2.1",
         "ml-collections>=1.0",
@@ -37,6 +36,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "chex>=0.1.89",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.120",

@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +80,7 @@ def assert_disabling_differs(arrays, config):
 
     begun, y, disabled = uses(base, to_factors(group(arrays, "trained")))
     np.testing.assert_allclose(y, plain, atol=1e-12)
-    jax.tree.map(np.testing.assert_array_equal, disabled, base)
+    chex.assert_trees_all_equal(disabled, base)
     return begun
 
 

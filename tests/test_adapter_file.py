@@ -1,5 +1,6 @@
 """One adapter in one file: what it holds, and for what it is refused."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_a_file_makes_an_adapter_whole_whatever_key_began_it(name, tmp_path):
     begun = [lj.start_from(path, other.trainable, other.frozen)] if adapts else []
     for each in (read, *begun):
         assert jax.tree.structure(tuple(each)) == jax.tree.structure((first.moved, first.frozen))
-        jax.tree.map(np.testing.assert_array_equal, tuple(each), (first.moved, first.frozen))
+        chex.assert_trees_all_equal(tuple(each), (first.moved, first.frozen))
 
 
 def test_the_base_is_not_in_the_file(tmp_path):
@@ -92,7 +93,7 @@ def test_a_head_for_other_classes_begins_anew(tmp_path):
     path = lj.save_adapter(tmp_path, trained, frozen)
     new, _ = heads(variant, 2)
     begun, _ = lj.start_from(path, *heads(variant, 2))
-    jax.tree.map(np.testing.assert_array_equal, begun["adapters"], trained["adapters"])
+    chex.assert_trees_all_equal(begun["adapters"], trained["adapters"])
     np.testing.assert_array_equal(begun["params"]["bias"], trained["params"]["bias"])
     np.testing.assert_array_equal(begun["params"]["head"], new["params"]["head"])
 

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,7 +110,7 @@ def test_export_and_load_are_inverse(tmp_path, pool):
     options = {"num_labels": 3, "pool": pool, "key": jax.random.key(1)}
     second, fresh = load_classifier(tmp_path / "out", **options)
     assert (fresh, second.config) == ((), first.config)
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(second), nnx.state(first))
+    chex.assert_trees_all_equal(nnx.state(second), nnx.state(first))
     config = json.loads((tmp_path / "out/config.json").read_text())
     kind = {"cls": "DebertaV2ForSequenceClassification", "mean": "DebertaV2Model"}[pool]
     assert (config["architectures"], config["pos_att_type"]) == ([kind], ["p2c", "c2p"])

@@ -5,6 +5,7 @@ import functools
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,9 +208,9 @@ def test_the_start_is_the_base_bit_by_bit(name, settings):
     merged, disabled = jax.jit(
         lambda start, moved, frozen: (adapted.merge(start, frozen), adapted.disable(moved, frozen))
     )(trainable, moved, frozen)
-    jax.tree.map(np.testing.assert_array_equal, merged, params)
+    chex.assert_trees_all_equal(merged, params)
     assert (np.asarray(apply(moved, frozen, x)) != got).any()
-    jax.tree.map(np.testing.assert_array_equal, disabled, params)
+    chex.assert_trees_all_equal(disabled, params)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -327,5 +328,5 @@ def test_methods_that_are_an_initialisation(name):
     assert mine.initialization == name
     base = base_of((9, 8))
     as_setting = init(LoRA(rank=4, alpha=4.0, initialization=name), KEY, base)
-    jax.tree.map(np.testing.assert_array_equal, init(mine, KEY, base), as_setting)
+    chex.assert_trees_all_equal(init(mine, KEY, base), as_setting)
     assert dataclasses.replace(mine, initialization="gaussian").count((9, 8)) == 4 * 17

@@ -1,5 +1,6 @@
 """Schedules and AdamW against closed forms and a NumPy reference."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ def test_scale_params_multiplies_only_the_parameters_that_match():
     updates = tree()
     tx = optim.scale_params(["classifier/.*"], 3.0)
     scaled, _ = tx.update(updates, tx.init(updates))
-    jax.tree.map(np.testing.assert_array_equal, scaled["adapters"], updates["adapters"])
+    chex.assert_trees_all_equal(scaled["adapters"], updates["adapters"])
     for path, update in updates["params"].items():
         ratio = 3 if path.startswith("classifier") else 1
         np.testing.assert_allclose(scaled["params"][path], ratio * update)

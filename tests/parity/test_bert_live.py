@@ -1,5 +1,6 @@
 """Our encoders beside transformers', both running: outputs, gradients, files in both directions."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,7 @@ def both(folder, seed, num_labels, dtype):
 def assert_equal(ours, again, fresh):
     """Every parameter of both, bit by bit, with none left as it was made."""
     assert fresh == ()
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(ours), nnx.state(again))
+    chex.assert_trees_all_equal(nnx.state(ours), nnx.state(again))
 
 
 # Between them they have each activation, family, number of labels and kind of embeddings.

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,7 +146,7 @@ def assert_close(ours, theirs):
 
 
 def assert_equal(ours, again):
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(ours), nnx.state(again))
+    chex.assert_trees_all_equal(nnx.state(ours), nnx.state(again))
 
 
 # Each family, and each scaling, whose frequencies are rounded.
