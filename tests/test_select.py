@@ -157,7 +157,8 @@ def test_layers_with_all_linear():
 
 def test_the_first_pattern_that_matches_decides():
     rules = {"head": LoRA(rank=1), "up": None, "all-linear": LoRA(rank=2)}
-    _, trainable, _ = init(stacked, STACKED, rules)
+    _, trainable, frozen = init(stacked, STACKED, rules)
+    assert lj.summary(trainable, frozen).trained == D + 3 + L * 2 * (F + D)  # all layers
     ranks = {path: f["a"].shape[-2] for path, f in trainable["adapters"].items()}
     assert ranks == {"head": 1, "layers/down": 2}
 
