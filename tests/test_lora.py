@@ -96,16 +96,17 @@ def test_gaussian_has_the_standard_deviation_one_over_rank(rank, shape):
 
 def test_rows_and_layers_are_independent():
     def forward(params, x):
-        return lax.scan(lambda x, w: (x @ w, None), x, params["w"])[0] @ params["v"]
+        x = lax.scan(lambda x, w: (x @ w, None), x, params["w"])[0]
+        return x @ params["u"] @ params["v"]
 
-    params = {"w": (6, 200, 200), "v": (200, 200)}
+    params = {"w": (6, 200, 200), "u": (200, 200), "v": (200, 200)}
     params = {name: np.zeros(shape, np.float32) for name, shape in params.items()}
     given = jax.random.key(5), params, np.zeros((2, 200), np.float32)
-    everything, only = (lj.adapt(forward, LoRA(rank=4), paths) for paths in (["w", "v"], ["v"]))
+    everything, only = (lj.adapt(forward, LoRA(rank=4), paths) for paths in ("w|u|v", "v"))
     (started, _), (alone, _) = jax.jit(lambda *x: (everything.init(*x), only.init(*x)))(*given)
     a = {path: np.asarray(f["a"]) for path, f in started["adapters"].items()}
-    rows = np.concatenate([a["w"].reshape(24, 200), a["v"]]) * math.sqrt(3 * 200)
-    correlations = rows @ rows.T / 200 - np.eye(28)
+    rows = np.concatenate([a["w"].reshape(24, 200), a["u"], a["v"]]) * math.sqrt(3 * 200)
+    correlations = rows @ rows.T / 200 - np.eye(32)
     assert np.abs(correlations).max() < 5 / math.sqrt(200)
     # a weight's start depends on its path alone, not on what else is adapted
     np.testing.assert_array_equal(alone["adapters"]["v"]["a"], a["v"])

@@ -135,6 +135,17 @@ def test_weights_have_masks_of_their_own():
     assert all((masks[i] != masks[j]).any() for i in range(3) for j in range(i))
 
 
+def test_weights_of_equal_bodies_have_masks_of_their_own():
+    def forward(p, x):
+        def layer(w):
+            return lax.scan(lambda c, _: (c, x @ w), 0, length=2)[1]
+
+        return jnp.stack([layer(p["w1"]), layer(p["w2"])])
+
+    masks = jax.jit(setup(forward, {"w1": zeros(), "w2": zeros()}))(KEY)
+    assert (masks[0] != masks[1]).any()
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_expectation(rate):
     apply = setup(lambda p, x: x @ p["w"], {"w": zeros()}, rate)
