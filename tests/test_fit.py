@@ -248,6 +248,7 @@ def test_flops_of_published_models(config_of, name, in_blocks, head):
         assert each.recomputed == 2 * (in_blocks + head + factors)
 
 
+@pytest.mark.slow
 def test_a_step_needs_no_more_than_one_written_by_hand(config_of):
     """Ours needs 2 to 4 % less (jax 0.10.2)."""
     mesh = (2, 2, 2)

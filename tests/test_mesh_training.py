@@ -49,6 +49,7 @@ def narrow_problem(name, **settings):
     return Problem(narrow, params, adapt(narrow), batch, (*own, *TABLE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", own_code.names())
 def test_every_variant_trains_as_on_one_device(name, compilations):
     assert_same_training(narrow_problem(name), lj.make_mesh(2, 2, 2), compilations)
@@ -183,6 +184,7 @@ def own_alone(name):
     return own_problem(method(name), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, rules", [("dora", None), ("vera", None), ("ia3", None), ("ia3", TABLE)]
 )

@@ -188,6 +188,7 @@ def test_every_study_runs_in_its_smoke_size(name, bert, glue, tmp_path, monkeypa
     assert any(value in shown for value in values)
 
 
+@pytest.mark.slow
 def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
     """Train on one, go on with the other: each is scored on both, and the table shows the run."""
     for name in ("news", "films"):

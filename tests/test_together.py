@@ -269,6 +269,7 @@ def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
         assert_scored(where[number])
 
 
+@pytest.mark.slow
 def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, monkeypatch):
     """The first process trains without it, and is killed; the second one trains all."""
     chosen, where = tiny(), folders(tmp_path, 3)

@@ -115,6 +115,7 @@ def test_both_do_without_a_step_that_one_of_them_cannot_read(read):
     assert "40 is damaged: OSError: the network is down" in second["warnings"][0]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_one_step_and_they_go_on_to_the_same_bits(straight, tmp_path):
     running = start(tmp_path, **TWO)
     while "ready\n" not in running[1].said():
@@ -131,6 +132,7 @@ def test_sigterm_to_one_stops_both_at_one_step_and_they_go_on_to_the_same_bits(s
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_by_both_and_the_step_before_it_serves(straight, tmp_path):
     shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
     file = max((tmp_path / "checkpoints" / "40").rglob("d/*"), key=lambda p: p.stat().st_size)

@@ -89,7 +89,7 @@ def works_under_scan(variant: Variant) -> None:
 @clause
 def works_under_remat(variant: Variant) -> None:
     """Rematerialised, `apply` has the same gradient."""
-    toy = toys.toy(variant, targets=toys.SOME)
+    toy = _with_forward(toys.toy(variant), toys.shallow)
     again = jax.checkpoint(lambda trainable: score(toy.apply(trainable)))
     got = compiled(jax.grad(again))(toy.moved)
     require_close("the gradient under remat", got, toy.gradient(toy.moved)[1])
@@ -191,7 +191,7 @@ def _with_forward(toy: Toy, forward: Callable[..., Array]) -> Toy:
 
 def _several(variant: Variant) -> tuple[Toy, Trainable, Array]:
     """A toy, three random trainables stacked, and the output of each."""
-    toy = toys.toy(variant)
+    toy = _with_forward(toys.toy(variant), toys.shallow)
     each = [toys.noisy(toy.trainable, seed) for seed in range(3)]
     return toy, toys.stack(*each), toys.stack(*map(toy.output, each))
 
