@@ -3,6 +3,7 @@
 import chex
 import jax
 import numpy as np
+import own_code
 import pytest
 
 import lora_jax as lj
@@ -17,10 +18,7 @@ def toy(name, seed=4, **settings):
     return toys.toy(variants.make(name, **settings), "float32", seed=seed)
 
 
-SAME = ("rslora", "lora_plus", "olora", "bitfit", "head_only")  # as lora, pissa or full
-
-
-@pytest.mark.parametrize("name", [name for name in variants.names() if name not in SAME])
+@pytest.mark.parametrize("name", own_code.names())
 def test_a_file_makes_an_adapter_whole_whatever_key_began_it(name, tmp_path):
     """Random constants (VeRA's projections, LoRA-FA's A) come from the file, not from a new key.
 

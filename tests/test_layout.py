@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import own_code
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -287,10 +288,7 @@ def assert_made_alike(layout, params):
             np.testing.assert_allclose(leaf, own, rtol=1e-9, atol=1e-12, err_msg=path)
 
 
-SAME = ("rslora", "lora_plus", "olora", "bitfit", "head_only")  # as lora, pissa or full
-
-
-@pytest.mark.parametrize("name", [name for name in variants.names() if name not in SAME])
+@pytest.mark.parametrize("name", [*own_code.names(), "pissa"])
 def test_init_gives_the_numbers_of_one_device(name, mesh, params):
     targets = {"trainable_tokens": ["embed"]}  # the rows of tables are what it is for
     variant = small(name)
