@@ -1,0 +1,44 @@
+"""What README and CONTRIBUTING say works: the quickstart, and the example of a variant."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lora_jax as lj
+import variants
+from experiments.launchers.local import KEEP_MEMORY
+from lora_jax import records
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_as_good_as_it_says(tmp_path):
+    # It computes for longer than it compiles: in full optimisation, as `make quickstart` does.
+    line = [sys.executable, "-m", "experiments.quickstart", f"--workdir={tmp_path}"]
+    environment = {**os.environ, **KEEP_MEMORY, "XLA_FLAGS": "", "COLUMNS": "120"}
+    ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    head, lora = (records.read(tmp_path / name) for name in ("head_only", "lora"))
+    assert head is not None
+    assert lora is not None
+    assert head.metrics_last["accuracy"] >= 0.74
+    assert lora.metrics_last["accuracy"] >= 0.82
+    assert "LoRA, merged" in ended.stdout
+    assert ended.stdout.count("before (trained head only): ") == 3
+
+
+@pytest.mark.slow
+def test_the_example_variant(tmp_path, monkeypatch):
+    """It is whole, and keeps the contract as a file of one's own."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "columns.py").write_text(code, encoding="utf-8")
+    report = lj.check(variants.make("my_package.columns"))
+    assert "ok" in str(report)
