@@ -211,6 +211,7 @@ def test_trajectories_of_other_methods(names):
     assert_as_alone(chosen, 6, names)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_adalora_with_budgets_and_penalties_of_their_own():
     settings = {"rank": 3, "target_rank": 2, "total_steps": 12, "t_init": 2, "t_final": 4}

@@ -75,6 +75,7 @@ def mnli(bert, glue, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, mnli):
     record = records.read(mnli)
     assert record.metric == "accuracy"
@@ -95,6 +96,7 @@ def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, mnli):
     assert f"{100 * record.metrics_last['accuracy']:.1f} (1)" in shown
 
 
+@pytest.mark.slow
 def test_outputs_of_every_example_give_the_scores_again(glue, mnli):
     record, found = records.read(mnli), predictions.read(mnli)
     task = data.load_task("glue/mnli", "tsv", glue)

@@ -147,6 +147,7 @@ def test_the_loss_of_a_step_is_the_mean_over_the_tokens_of_completions_in_parts_
     np.testing.assert_allclose(found[0][0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trial_of_one_program_is_the_one_alone(places, whole, tmp_path):
     alone, alone_folder = whole
     other = config(places, **WRITTEN, optimizer__learning_rate=3e-3, seed=1)

@@ -297,6 +297,7 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
     assert not list((tmp_path / ".programs").iterdir())
 
 
+@pytest.mark.slow
 def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path, monkeypatch):
     """They are of all trials: nothing goes on without one, and nothing of them is lost."""
     chosen, where = tiny(), folders(tmp_path, 3)
@@ -327,6 +328,7 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
     assert len(calls) == 4 + 3  # the first of two evaluations was not made again
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_recorded(tiny, tmp_path):
     """Of three that step at once, with batches of two lengths."""
     chosen = tiny(data__max_length=48, data__buckets=2)

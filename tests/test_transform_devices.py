@@ -211,7 +211,13 @@ def by_hand(devices, in_specs, out_specs, check_vma=True):
     )
 
 
-@pytest.mark.parametrize("storage", [None, lj.NF4()], ids=["dense", "quantised"])
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pytest.param(None, id="dense"),
+        pytest.param(lj.NF4(), id="quantised", marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_of_data_parallelism_by_hand_merges_nothing(alone, storage):
     """The gradient inside `shard_map`, which JAX sums; each weight is varied before its product."""
     ids = alone[3]

@@ -66,6 +66,7 @@ def alone(tmp_path_factory):
     return folder, finish(start(folder))[0]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(straight, alone):
     folder, (first, second) = straight
     assert first["leaves"] == second["leaves"] and first["losses"] == second["losses"]
@@ -86,6 +87,7 @@ def test_two_processes_train_as_one_does(straight, alone):
     assert first["warnings"] == second["warnings"] == []
 
 
+@pytest.mark.slow
 def test_what_two_processes_saved_another_restores(straight, tmp_path):
     """The state is verified as it is read, and its checksum does not know how it is divided."""
     read = ["--read", straight[0] / "checkpoints", "--turned"]
@@ -103,11 +105,13 @@ def read(straight, alone, tmp_path_factory):
     return list(zip(*finish(start(folder, **TWO, more=more)), strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_restore_what_one_saved(read, alone):
     for found in read[0]:
         assert found["leaves"] == alone[1]["leaves"] and found["spread"] >= 2
 
 
+@pytest.mark.slow
 def test_both_do_without_a_step_that_one_of_them_cannot_read(read):
     first, second = read[1]
     assert first["leaves"] == second["leaves"] and first["steps"] == second["steps"] == 30
