@@ -33,7 +33,7 @@ slow: $(VENV)/decoders
 parity: .venv-parity/parity
 	.venv-parity/bin/$(PYTEST) -m parity $(ARGS)
 
-# Which of some hundred faults, put into the code one by one, the tests notice (an hour).
+# Which of some hundred faults, put into the code one by one, the tests notice.
 mutants: $(VENV)/decoders
 	$(BIN)/python tests/mutants.py $(ARGS)
 

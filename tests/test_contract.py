@@ -1,14 +1,15 @@
 """The contract over every variant, and over broken ones: a clause that cannot fail says nothing."""
 
 import dataclasses
+import inspect
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_code
 import pytest
 from jax.experimental.custom_partitioning import custom_partitioning
-from own_code import has_code
 
 import lora_jax as lj
 import variants
@@ -35,7 +36,7 @@ def cases():
     for name in variants.names():
         variant, kind = variants.make(name), variants.find(name)
         chosen = contract.clauses(variant)
-        if not has_code(kind):
+        if not own_code.has_code(kind):
             family = FAMILIES[(settings - 1) % len(FAMILIES)]
             chosen = dict.fromkeys((matrix.starts_at_the_base, *family))
             settings += 1
@@ -51,14 +52,18 @@ def test_variants_keep_the_contract(variant, clause):
 
 
 def test_all_clauses_are_for_all_code():
-    """So a new variant with a method of its own gets them, and its settings are known as such."""
+    """So a new variant with a method of its own gets them; others have no function of their own."""
     ran = {name: {c.id.split("-")[1] for c in CASES if c.id.startswith(f"{name}-")}
            for name in variants.names()}  # fmt: skip
-    some = {"lora_plus", "olora", "pissa", "rslora"}
+    some = set(ran) - set(own_code.names())
     for name in set(ran) - some:
         assert ran[name] == {each.__name__ for each in contract.clauses(variants.make(name))}
+    for kind in map(variants.find, some):
+        inherited = dict(inspect.getmembers(kind.__base__, inspect.isfunction))
+        own = {name for name, each in inherited.items() if getattr(kind, name) is not each}
+        assert {name for name in own if not name.startswith("__")} <= {"validate"}
     assert set.union(*(ran[name] for name in some)) == {c.__name__ for c in contract.CLAUSES}
-    assert not has_code(Mutant) and has_code(DotForgetsTheScale)
+    assert not own_code.has_code(Mutant) and own_code.has_code(DotForgetsTheScale)
 
 
 @pytest.mark.parametrize("clause", [*contract.OF_A_MATRIX, *contract.OF_A_MODEL[:2]])

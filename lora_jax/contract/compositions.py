@@ -23,6 +23,7 @@ from lora_jax.contract.clause import (
 from lora_jax.contract.matrix import inputs_of, require_products
 from lora_jax.contract.toys import decoder
 from lora_jax.frozen import PyTree, Trainable
+from lora_jax.partition import flatten
 from lora_jax.quantize import NF4, Int8, quantized
 from lora_jax.variant import Base, Factors, Variant
 
@@ -152,13 +153,13 @@ def acts_on_quantised_weights(variant: Variant) -> None:
     base = compiled(functools.partial(quantized, Int8()))(toys.base(variant).value)
     require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})
     toy = toys.toy(variant, targets=toys.SOME, quantize=NF4())
-    stood_for = toy.adapted.disable(toy.trainable, toy.frozen)
+    stood_for = compiled(toy.adapted.disable)(toy.trainable, toy.frozen)
     if not variant.differs_at_init:
         wanted = toys.output_of(stood_for, toy.ids)
         require_close("the output at the start", toy.gradient(toy.trainable)[0], wanted)
-    dense = toys.on(toys.toy(variant, targets=toys.SOME), stood_for)
-    constants, shared = toy.frozen.constants, toy.frozen.shared
-    frozen = dataclasses.replace(dense.frozen, constants=constants, shared=shared)
+    dense, leaves = toys.toy(variant, targets=toys.SOME), flatten(stood_for)[0]
+    base = {path: leaves[path] for path in dense.frozen.base}
+    frozen = dataclasses.replace(toy.frozen, base=base, spec=dense.frozen.spec)
     wanted = dataclasses.replace(dense, frozen=frozen).gradient(toy.moved)
     got = toy.gradient(toy.moved)
     require_close("apply", got[0], wanted[0])

@@ -256,12 +256,6 @@ def toy(
     return Toy(adapted, params, ids, *_init(adapted, jax.random.key(seed), params, ids))
 
 
-def on(toy: Toy, params: PyTree) -> Toy:
-    """The same with other weights of the same shapes: nothing is compiled anew."""
-    made = _init(toy.adapted, jax.random.key(4), params, toy.ids)
-    return Toy(toy.adapted, params, toy.ids, *made)
-
-
 def training_toy(variant: Variant) -> Toy:
     """A toy in which adapters alone train, in arrays of its own, as training donates them.
 
@@ -300,8 +294,8 @@ def score(output: Array) -> Array:
     return (output**2).mean()
 
 
+# Compiled once for all variants, and once for all toys of a variant, which share its `Adapted`.
 output_of = compiled(decoder)
-# Compiled once for all toys of a variant, which share its `Adapted`.
 _init = compiled(Adapted.init, static_argnums=0)
 _apply = compiled(Adapted.apply, static_argnums=0)
 
