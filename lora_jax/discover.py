@@ -68,7 +68,7 @@ class WeightUse:
     def is_linear(self) -> bool:
         """Whether `targets="all-linear"` selects it."""
         kinds = {use.kind for use in self.uses}
-        product = bool(kinds & {"product", "transposed product"}) and "lookup" not in kinds
+        product = bool(kinds & {"product", "transposed product"})
         matrix = self.is_real and bool(self.inputs and self.outputs)
         return product and matrix and self.activations and not self.output_embedding
 

@@ -14,8 +14,8 @@ silent and serious, the fault is `grave`, and the command fails if one of these 
     python tests/mutants.py --draw=40 --seed=0  new faults, drawn by operator, to be given tests
 
 A fault is caught where a test fails, where the tests cannot even be imported, and where they crash
-or do not end in time. Tests that `make test` leaves out do not count. Where an entry of `tests` has
-a `-k` expression, each entry is a run of its own, and the first that fails ends the fault.
+or do not end in time. Tests of `make parity` do not count. Where an entry of `tests` has a `-k`
+expression, each entry is a run of its own, and the first that fails ends the fault.
 """
 
 import argparse

@@ -322,6 +322,12 @@ class DropoutDetachesA(Mutant):
         return super().dot(x, base, factors, dropout_key=dropout_key)
 
 
+class DropoutAddsToTheMean(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        y = super().dot(x, base, factors, dropout_key=dropout_key)
+        return y if dropout_key is None else y + jax.lax.stop_gradient(y - base.dot(x))
+
+
 class ForgetsItsStart(Mutant):
     def low_rank_factors(self, factors, dtype):
         constants = {name: x for name, x in factors.constants.items() if name not in ("a0", "b0")}
@@ -414,6 +420,7 @@ MUTANTS = [
     (MixesExamples, "is_causal_and_batch_invariant"),
     (DropsTheBaseToo, "dropout_spares_the_base"),
     (DropoutDetachesA, "dropout_spares_the_base"),
+    (DropoutAddsToTheMean, "dropout_spares_the_base"),
     (ForgetsItsStart, "starts_from_any_initialization"),
     (HurriesA, "learns_at_its_ratio"),
     (KnowsDenseWeightsOnly, "acts_on_quantised_weights"),
@@ -464,13 +471,18 @@ def test_factors_that_share_an_array_with_constants_survive_donation():
     lj.check(KeepsItsStartWithoutACopy(), checks=["training_leaves_the_base_alone"])
 
 
-def test_training_that_takes_a_frozen_array_is_noticed(monkeypatch):
+@pytest.mark.parametrize("harm", [r"deleted \d+ arrays", r"a frozen array differs in \d+ of"])
+def test_training_that_takes_a_frozen_array_is_noticed(monkeypatch, harm):
     def greedy(toy, steps):
-        next(iter(toy.frozen.base.values())).delete()
+        path, leaf = next(iter(toy.frozen.base.items()))
+        if harm.startswith("deleted"):
+            leaf.delete()
+        else:
+            toy.frozen.base[path] = leaf + 1e-9
         return toy.trainable, []
 
     monkeypatch.setattr(training, "_train", greedy)
-    with pytest.raises(contract.ContractError, match=r"deleted \d+ arrays"):
+    with pytest.raises(contract.ContractError, match=harm):
         lj.check(variants.make("lora"), checks=["training_leaves_the_base_alone"])
 
 

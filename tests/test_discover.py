@@ -250,6 +250,18 @@ def test_the_axes_of_repeated_weights():
     assert "broadcast_in_dim" in {use.merges for use in uses["w"].uses}
 
 
+def test_a_weight_that_a_loop_changes_is_merged_before_it():
+    def forward(p, x):
+        return lax.scan(lambda w, _: (0.9 * w, x @ w), p["w"], length=3)[1]
+
+    uses = lj.discover(forward, {"w": array(4, 3)}, array(2, 4))["w"]
+    assert axes(uses) == ((), (0,), (1,))
+    assert [(str(use), use.merges) for use in uses.uses] == [
+        ("scan carry", "scan carry"),
+        ("product", "scan carry"),
+    ]
+
+
 def test_a_learned_start_of_a_recurrence_is_no_layer():
     def forward(p, xs):
         def step(h, x):

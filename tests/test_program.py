@@ -5,6 +5,7 @@ import functools
 import math
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,6 +156,19 @@ def build(all_trials, execution, names="lora", optimizer=sgd):
     hyper = [jax.tree.map(lambda x: jnp.asarray(x, float), hyper_of(t)) for t in all_trials]
     frozen = [each for _, each in wide]
     return program.make_program(execution, traced, frozen, hyper), states, made
+
+
+def test_adapters_in_a_wider_program_are_those_of_max_rank():
+    """Those that `init` makes of the same rank where there is room for more."""
+    rest = {"dropout": 0.1, "learning_rate_ratio": 4.0}
+    small, large, wanted = (
+        make(Trial(settings={"rank": rank, "max_rank": most, **rest}))
+        for rank, most in ((2, None), (3, 3), (2, 3))
+    )
+    like = large.trainable, large.frozen
+    trainable, frozen = program.widen(small.trainable, small.frozen, like)
+    chex.assert_trees_all_equal(trainable, wanted.trainable)
+    chex.assert_trees_all_equal(frozen.constants, wanted.frozen.constants)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import lora_jax as lj
+from lora_jax.frozen import group_of
 from lora_jax.prune import best, prune, ranks
 from variants.adalora import AdaLoRA
 from variants.lora import LoRA
@@ -115,6 +116,8 @@ def test_pruned_adapters_have_the_same_effect(seed, mode, x64):
         rank = counts[path].max()
         a, b = less["adapters"][path]["a"], less["adapters"][path]["b"]
         assert a.shape[:-1] == b.shape[:-1] == (*factors["e"].shape[:-1], rank)
+        (own,) = (group_of(each) for each in smaller.spec.adapted if each.use.path == path)
+        assert own.scaling() == pytest.approx(adalora.scaling())  # as its settings say it, too
     assert less["adapters"]["z"] is trainable["adapters"]["z"]
     assert found["z"] == 2
     sums = {"v": 14, "w": 16, "z": 13}

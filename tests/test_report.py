@@ -167,6 +167,11 @@ def test_wins_ties_and_losses_over_tasks(tmp_path):
     assert pairs.verdicts([pairs.swapped(pair) for pair in family]) == [
         {"win": "loss", "loss": "win"}.get(each, each) for each in pairs.verdicts(family)
     ]
+    for pair in family:
+        turned = pairs.swapped(pair).tests
+        for kind, test in pair.tests.items():
+            if test is not None and test.low is not None:
+                assert (turned[kind].low, turned[kind].high) == (-test.high, -test.low)
     cola = next(line for line in lines(tmp_path) if line["task"] == "cola")
     right = [np.eye(2)[np.where(wrong(0.2, (s, 4)), 1 - LABELS, LABELS)] for s in range(5)]
     scores = [100 * metrics.score(("matthews",), each, LABELS)["matthews"] for each in right]

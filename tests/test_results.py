@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_records import write
 
 from experiments import collect, predictions, tune
 from lora_jax import metrics
@@ -60,6 +61,23 @@ def test_a_study_gave_every_method_the_same(folder):
         best = tune.best_rate(tried[row])
         assert sorted(final[row]) == [(seed, best) for seed in plan["seeds"]]
     assert len({len(rates) for rates in tried.values()}) == 1
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 1e-3), ("perplexity", 1e-4)])
+def test_the_best_rate_is_the_smaller_of_equal_ones_and_of_a_run_that_completed(
+    tmp_path, metric, best
+):
+    tried = {
+        rate: write(tmp_path / f"{rate}", "glue", "", {metric: score}, metric=metric, status=status)
+        for rate, score, status in (
+            (1e-2, 4.0, "completed"),
+            (1e-3, 4.0, "completed"),
+            (1e-4, 3.0, "completed"),
+            (1e-5, 2.0, "failed"),
+            (1.0, 5.0, "diverged"),
+        )
+    }
+    assert tune.best_rate(tried) == best
 
 
 def test_development_sets_are_the_same_for_all():

@@ -1,7 +1,6 @@
 """The settings of the papers' decoder tables, and the sizes of their models."""
 
 import importlib
-import math
 
 import jax
 import pytest
@@ -11,52 +10,20 @@ from configs import common_texts, dora_table1, lora_table3, pissa_nlg, qlora_lla
 from experiments import published, sizes
 from lora_jax.data.text_sources import commonsense
 from lora_jax.models.decoder_families import decoder_family_of
+from lora_jax.models.pretrained_decoder import abstract_decoder
 
-GPT2 = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
-LLAMA_7B = sizes.SIZES["Llama 2 7B"]
-# From the models' published config.json files.
-PUBLISHED_SIZES = {
-    "gpt2_medium": {**GPT2, "n_embd": 1024, "n_layer": 24, "n_head": 16},
-    "gpt2_large": {**GPT2, "n_embd": 1280, "n_layer": 36, "n_head": 20},
-    "llama_7b": LLAMA_7B,
-    "llama_2_7b": LLAMA_7B,
-    "llama_13b": {
-        **LLAMA_7B,
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 40,
-    },
-    "llama_3_8b": {
-        **LLAMA_7B,
-        "vocab_size": 128256,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-    },
-    "mistral_7b": {
-        **LLAMA_7B,
-        "model_type": "mistral",
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-    },
+CONTENTS = {
+    name: sizes.ON_THE_HUB[on_the_hub]
+    for name, on_the_hub in common_texts.MODELS.items()
+    if name != "smollm2"  # which is installed
 }
 
 
-def shapes(name):
-    """The shapes of a published model's parameters, of which none is made."""
-    content = PUBLISHED_SIZES[name]
-    family = decoder_family_of(content)
-    config = family.config.from_json(content)
-    abstract = nnx.eval_shape(lambda: family.decoder(config, rngs=nnx.Rngs(0)))
-    return jax.tree_util.tree_leaves(nnx.state(abstract))
-
-
 def test_every_model_s_size_is_known():
-    unpublished = {"llama_2_13b", "llama_2_70b", "llama_3_70b"}  # their sizes: tests/test_fit.py
-    assert common_texts.MODELS.keys() - {"smollm2"} - unpublished == PUBLISHED_SIZES.keys()
-    for name in PUBLISHED_SIZES:
-        total = sum(math.prod(leaf.shape) for leaf in shapes(name))
+    for name in CONTENTS.keys() - {"llama_2_13b", "llama_2_70b", "llama_3_70b"}:  # in no table
+        family = decoder_family_of(CONTENTS[name])
+        decoder = abstract_decoder(family.config.from_json(CONTENTS[name]))
+        total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(decoder)))
         assert published.SIZES[name] == pytest.approx(total, rel=1e-4), name
 
 
@@ -75,7 +42,7 @@ def test_every_model_s_size_is_known():
     ],
 )
 def test_dora_s_ranks_and_targets_train_the_printed_share(model, method, percent):
-    content = PUBLISHED_SIZES[model]
+    content = CONTENTS[model]
     width, inner = content["hidden_size"], content["intermediate_size"]
     small = width * content["num_key_value_heads"] // content["num_attention_heads"]
     matrices = [(width, width), (width, small), (width, small), (width, inner), (inner, width)]
@@ -145,7 +112,7 @@ def test_what_single_papers_ask_for():
     pissa = {m: pissa_nlg.get_config(f"model=llama_2_7b,method={m}") for m in ("pissa", "full")}
     assert pissa["pissa"].variant.initialization == "pissa_niter_16"
     assert (pissa["pissa"].model.dtype, pissa["full"].model.dtype) == ("float32", "bfloat16")
-    assert pissa["pissa"].data.train == 100_000
+    assert (pissa["pissa"].data.train, pissa["pissa"].data.max_length) == (100_000, 512)
     storages = {
         m: qlora_llama.get_config(f"method={m}").quantize.storage
         for m in qlora_llama.ARGUMENTS["method"]
@@ -153,4 +120,5 @@ def test_what_single_papers_ask_for():
     assert list(storages.values()) == ["none", "int8", "nf4", "nf4_double"]
     qlora = qlora_llama.get_config("model=llama_7b")
     assert (qlora.train.max_steps, qlora.optimizer.clip) == (10_000, 0.3)
+    assert lora["data"]["max_length"] == qlora.data.max_length == 512
     assert tuple(common_texts.COMMONSENSE) == commonsense.SETS

@@ -95,6 +95,11 @@ def both_branches(p, x):
     return jnp.stack([of(True), of(False), of(x[0, 0] > 0), of(x[0, 0] < 0)])
 
 
+def stack_in_a_scan(p, x):
+    xs = jnp.stack([x] * 2)
+    return lax.scan(lambda c, _: (c, jax.vmap(jnp.matmul)(xs, p["w"])), 0, length=2)[1]
+
+
 STACKED = [scan_over_layers, scan_in_scan, python_loop, fori_loop, vmap, rematerialised]
 SHARED = [
     *(twice_in_python, jitted_calls, constant_of_a_scan, carried_by_a_scan),
@@ -102,9 +107,10 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize("forward", STACKED + SHARED, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("forward", [*STACKED, *SHARED, stack_in_a_scan], ids=lambda f: f.__name__)
 def test_every_use_has_a_mask_of_its_own(forward):
-    apply = setup(forward, {"w": zeros(4) if forward in STACKED else zeros()})
+    lead = (4,) if forward in STACKED else (2,) if forward is stack_in_a_scan else ()
+    apply = setup(forward, {"w": zeros(*lead)})
 
     @jax.jit
     def three():
