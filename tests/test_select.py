@@ -197,7 +197,9 @@ def test_the_summary_is_readable():
     assert list(rows) == ["head", "layers/down", "layers/up"]
     assert "1/-/3" in rows["layers/up"].replace(" ", "") or "1, -, 3" in rows["layers/up"]
     trained = 4 * (D + F) + L * 2 * (D + F) + 3 * D
-    assert lines[-1].startswith(f"{trained:,} of {L * 2 * D * F + 3 * D:,} parameters are trained")
+    total = L * 2 * D * F + 3 * D
+    share = f"({100 * trained / total:.3f}%)"
+    assert lines[-1] == f"{trained:,} of {total:,} parameters are trained {share}"
 
 
 @pytest.mark.parametrize(

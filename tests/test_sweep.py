@@ -84,6 +84,19 @@ def test_what_ends_one_trial_others_do_not_notice(tmp_path, capsys):
     assert names == ["seed=0", "seed=2", "seed=3"]
 
 
+def test_a_trial_that_diverged_is_trained_again_where_asked(tmp_path):
+    folder, found = sweep(tmp_path, "config.seed=0,2")
+    begun = []
+
+    def noted(configs, folders, names, how):
+        begun.append(how.retry)
+        return trained(configs, folders, names, how)
+
+    for retry in (False, False, True):
+        jobs.work(folder, [trial.name for trial in found], jobs.How(retry=retry), train=noted)
+    assert begun == [False, True]
+
+
 def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypatch, capsys):
     folder, found = sweep(tmp_path, "config.seed=0,3")
     monkeypatch.setattr(jobs, "GRACE", 0.0)
@@ -390,6 +403,8 @@ def test_without_slurm_there_is_no_silent_substitute(tmp_path, monkeypatch, clus
     assert len(str(caught.value).splitlines()) == 1
     slurm.require("local")
     for name in ("sbatch", "srun"):
+        with pytest.raises(ValueError, match="no Slurm here"):
+            slurm.require(cluster)
         (tmp_path / name).write_text("#!/bin/sh")
         (tmp_path / name).chmod(0o755)
     slurm.require(cluster)

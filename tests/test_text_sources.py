@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lora_jax.data.load_text import load_text_task
-from lora_jax.data.text_sources import commonsense, e2e
+from lora_jax.data.text_sources import commonsense, e2e, instructions
 
 ANSWERS = {
     "boolq": ["true", "false"],
@@ -229,6 +229,11 @@ def test_alpaca_has_two_prompts(tmp_path):
         f"{START}Sing.\n\n### Response:\n",
         f"{START}Sing more.\n\n### Response:\n",
     )
+    assert [instructions.bare(prompt) for prompt in tasks[0].train.prompts] == [
+        *("Add.\n\n1 2", "Sing.", "Sing more.")
+    ]
+    for part in (START, f"{START}Sing.", "Add.\n\n### Response:\n"):  # no prompt of these
+        assert instructions.bare(part) == part
     assert tasks[0].train.completions == ("3", "La", "La la")
     held = load_text_task(
         "own", "alpaca", tmp_path, {"train": "a.json", "extra": "a.jsonl"}, validation=1
