@@ -29,6 +29,19 @@ def drawn(build, seed=0):
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
+def assert_starts(build, deviation):
+    """Matrices are normal with that deviation, biases zero, scales one, and layers differ."""
+    leaves = jax.jit(lambda: nnx.state(build()))()
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
+        path, x = path_of(key_path), np.asarray(leaf)
+        kind = path.rpartition("/")[2]
+        if kind in ("kernel", "embedding"):
+            assert abs(x.std() / deviation - 1) < 4 / np.sqrt(2 * x.size), path
+            assert not (path.startswith("layers/") and np.allclose(x[0], x[1])), path
+        else:
+            assert (x == (kind == "scale")).all(), path
+
+
 def functional(model, method="__call__"):
     """Parameters, and the compiled function of them."""
     graph, params = nnx.split(model)

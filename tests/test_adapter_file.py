@@ -97,7 +97,8 @@ def test_a_head_for_other_classes_begins_anew(tmp_path):
 
 
 def test_numbers_stay_those_of_the_new_run(tmp_path):
-    path = lj.save_adapter(tmp_path, *heads(variants.make("lora", rank=2), 3))
+    theirs = variants.make("lora", rank=2, dropout=0.5, learning_rate_ratio=2.0)
+    path = lj.save_adapter(tmp_path, *heads(theirs, 3))
     own = variants.make("lora", rank=2, dropout=0.25, learning_rate_ratio=8.0)
     _, frozen = lj.start_from(path, *heads(own, 3))
     assert float(frozen.constants["w"]["keep"]) == 0.75

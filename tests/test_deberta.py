@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn_model import assert_slopes, drawn, encode_and_run, functional, run
+from drawn_model import assert_slopes, assert_starts, drawn, encode_and_run, functional, run
 from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES, FIXTURES, deberta_inputs, inputs_of
@@ -51,6 +51,11 @@ def random_model(name="v3", pool="cls", seed=0, options=None, **changes):
     config, options = DebertaConfig.from_json({**CASES[name][0], **changes}), options or {}
     build = functools.partial(DebertaClassifier, config, CASES[name][1], pool, **options)
     return drawn(lambda: build(rngs=nnx.Rngs(0)), seed)
+
+
+def test_a_new_model_has_the_initial_deviation_and_layers_that_differ():
+    config = DebertaConfig.from_json({**CASES["v2"][0], "initializer_range": 0.3})
+    assert_starts(lambda: DebertaClassifier(config, 20, rngs=nnx.Rngs(0)), 0.3)
 
 
 def assert_equal(name, model, truth, atol):

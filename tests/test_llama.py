@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_model import assert_starts
 from flax import nnx
 from make_fixtures.bert import save_checkpoint
 from make_fixtures.decoders import CASES, FIXTURES, random_inputs, random_tensors
@@ -86,16 +87,7 @@ def test_parameter_paths_and_shapes():
 
 def test_a_new_model_has_the_initial_deviation_and_layers_that_differ():
     config = LlamaConfig.from_json({**CASES["llama"], "initializer_range": 0.3})
-
-    @jax.jit
-    def start():
-        layers = Llama(config, rngs=nnx.Rngs(0)).layers
-        return layers.up.kernel[...], layers.mlp_norm.scale[...]
-
-    kernel, scale = map(np.asarray, start())
-    assert not np.allclose(kernel[0], kernel[1])
-    assert abs(kernel.std() - 0.3) < 0.03
-    assert (scale == 1).all()
+    assert_starts(lambda: Llama(config, rngs=nnx.Rngs(0)), 0.3)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2"])

@@ -61,7 +61,13 @@ PRINTED = {
             "model.head_dropout": ".15 0 0 .1 .1 .2 .2 .2",
             "data.max_length": "256 128 128 64 512 320 320 128",
         },
-        {"variant.rank": 16, "variant.alpha": 32, "optimizer.warmup_ratio": 0.1},
+        {
+            "variant.rank": 16,
+            "variant.alpha": 32,
+            "variant.initialization": "normal",
+            "model.dropout": True,
+            "optimizer.warmup_ratio": 0.1,
+        },
     ),
     "AdaLoRA, Table 8 and scripts, DeBERTa-v3 base": (
         "adalora_table1:model=deberta_v3_base,method=adalora_b144",
@@ -77,10 +83,17 @@ PRINTED = {
             "variant.alpha": "16 32 32 32 16 16 32 32",
             "model.head_dropout": ".15 .2 .1 0 .15 0 .1 .2",
             "optimizer.weight_decay": "0 .01 .01 .01 .01 .01 0 .1",
+            "optimizer.warmup_steps": "1000 200 500 0 2000 1000 100 100",
         },
         {"train.batch_size": 32, "variant.rank": 4, "variant.target_rank": 2},
     ),
-    "PiSSA, Table 10, PiSSA": (
+    "AdaLoRA, Table 7, a budget of 576": (
+        "adalora_table1:model=deberta_v3_base,method=adalora_b576",
+        "mnli",
+        {},
+        {"variant.rank": 12, "variant.target_rank": 8, "optimizer.warmup_ratio": 0.1},
+    ),
+    "PiSSA, Table 10, PiSSA; lengths of AdaLoRA's scripts": (
         "pissa_table3:model=deberta_v3_base,method=pissa",
         "mnli sst2 mrpc cola qnli qqp rte stsb",
         {
@@ -88,8 +101,9 @@ PRINTED = {
             "train.batch_size": "16 16 32 16 32 16 16 8",
             "optimizer.learning_rate": "5e-4 3e-5 2e-4 1e-4 1e-4 1e-4 1e-4 3e-4",
             "variant.alpha": "8 8 8 8 16 8 8 8",
+            "data.max_length": "256 128 320 64 512 320 320 128",
         },
-        {"variant.rank": 8},
+        {"variant.rank": 8, "optimizer.warmup_ratio": 0, "optimizer.weight_decay": 0},
     ),
     "PiSSA, Table 10, LoRA": (
         "pissa_table3:model=deberta_v3_base,method=lora",
@@ -98,6 +112,7 @@ PRINTED = {
             "train.epochs": "10 10 10 30 25 10 50 30",
             "train.batch_size": "32 32 32 32 32 16 32 16",
             "optimizer.learning_rate": "3e-4 1e-4 4e-4 4e-4 3e-4 3e-4 4e-4 4e-4",
+            "data.max_length": "256 128 320 64 512 320 320 128",
         },
         {"variant.rank": 8, "variant.alpha": 8},
     ),

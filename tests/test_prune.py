@@ -84,7 +84,7 @@ ADALORA = AdaLoRA(rank=4, target_rank=4, total_steps=10)
 @pytest.mark.parametrize("seed, mode", [(4, "paper"), (5, "reference")])
 def test_pruned_adapters_have_the_same_effect(seed, mode, x64):
     """Of 4, nothing is left of v; with odd seeds, a layer is left out."""
-    adalora = dataclasses.replace(ADALORA, mode=mode)
+    adalora = dataclasses.replace(ADALORA, mode=mode, dropout=0.25)
     targets = {
         "v": adalora,
         lj.layers("w", slice(seed % 2, None)): adalora,
@@ -118,6 +118,7 @@ def test_pruned_adapters_have_the_same_effect(seed, mode, x64):
         assert a.shape[:-1] == b.shape[:-1] == (*factors["e"].shape[:-1], rank)
         (own,) = (group_of(each) for each in smaller.spec.adapted if each.use.path == path)
         assert own.scaling() == pytest.approx(adalora.scaling())  # as its settings say it, too
+        assert own.dropout == 0.25 and (smaller.constants[path]["keep"] == 0.75).all()
     assert less["adapters"]["z"] is trainable["adapters"]["z"]
     assert found["z"] == 2
     sums = {"v": 14, "w": 16, "z": 13}

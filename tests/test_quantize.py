@@ -236,7 +236,10 @@ def test_bytes(shape):
 
 @pytest.mark.parametrize(
     "storage, shape",
-    [(NF4(), (1, 1)), (NF4(), (65, 3)), (NF4(double_quant=True), (200, 7)), (Int8(), (5, 4))],
+    [
+        *((NF4(), (1, 1)), (NF4(), (65, 3)), (NF4(block=32), (65, 3))),
+        *((NF4(double_quant=True), (200, 7)), (Int8(), (5, 4))),
+    ],
 )
 def test_rows(storage, shape):
     rows = [np.random.RandomState(1).randint(0, shape[0], n) for n in ((), (3,), (2, 1, 4))]

@@ -7,6 +7,8 @@ import pytest
 from jax import lax
 
 import lora_jax as lj
+from lora_jax.select import SomeLayers
+from lora_jax.variant import Base
 from variants.head_only import HeadOnly
 from variants.lora import LoRA
 
@@ -56,6 +58,18 @@ def random_like(tree, seed=4):
 
 
 PER_LAYER = [LoRA(rank=1, alpha=3.0), None, LoRA(rank=4, alpha=8.0), LoRA(rank=2, alpha=1.0), None]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_matrices_that_are_left_out_are_those_of_the_base(active):
+    lora, base = LoRA(rank=2), Base(jnp.asarray(np.random.randn(4, 5)), "io")
+    factors = random_like(lora.init(KEY, base))
+    some = factors._replace(constants={**factors.constants, "active": jnp.asarray(active)})
+    for name, given in {"dot": np.ones((3, 4)), "dot_t": np.ones((3, 5)), "take": [0, 3]}.items():
+        given = jnp.asarray(given)
+        got = getattr(SomeLayers(lora), name)(given, base, some)
+        wanted = getattr(lora, name)(given, base, factors) if active else getattr(base, name)(given)
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_layers_of_a_stack_that_differ_equal_the_same_layers_unrolled():

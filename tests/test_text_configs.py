@@ -27,6 +27,18 @@ def test_every_model_s_size_is_known():
         assert published.SIZES[name] == pytest.approx(total, rel=1e-4), name
 
 
+def test_what_no_size_shows_is_as_published():
+    for size in ("8b", "70b"):
+        assert CONTENTS[f"llama_3_{size}"]["rope_theta"] == 500_000
+    assert CONTENTS["mistral_7b"]["sliding_window"] == 4096
+    heads = {name: content.get("num_attention_heads") for name, content in CONTENTS.items()}
+    assert {name: heads[name] for name in ("llama_7b", "llama_13b", "llama_2_70b")} == {
+        "llama_7b": 32,
+        "llama_13b": 40,
+        "llama_2_70b": 64,
+    }
+
+
 @pytest.mark.parametrize(
     ("model", "method", "percent"),
     [
@@ -96,6 +108,7 @@ def test_hyperparameters_are_the_papers(name, arg, expected):
     found += tuple(optimizer[key] for key in ("learning_rate", "schedule", "warmup_steps"))
     found += tuple(optimizer[key] for key in ("warmup_ratio", "weight_decay"))
     assert found + tuple(variant[key] for key in ("rank", "alpha", "dropout")) == expected
+    assert c["model"]["dropout"] is False
 
 
 def test_what_single_papers_ask_for():

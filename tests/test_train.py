@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,24 @@ def test_accumulation_gives_the_same_gradient():
         results.append((state.trainable, metrics))
     for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_a_batch_have_keys_of_their_own_and_one_penalty():
+    adapted, trainable, frozen = problem()
+    penalised = types.SimpleNamespace(
+        penalty=lambda *_: jnp.asarray(3.0), optimizer=adapted.optimizer, update=adapted.update
+    )
+
+    def drawn(trainable, frozen, batch, rng):
+        return jnp.broadcast_to(jax.random.normal(rng), batch["weight"].shape)
+
+    step = train.make_step(penalised, drawn, lambda each, batch: each, accumulate=2)
+    state = train.TrainState.create(adapted, SGD, trainable, frozen, jax.random.key(1))
+    batch = next(batches(0))
+    _, metrics = jax.jit(functools.partial(step, SGD, None))(state, frozen, batch)
+    keys = jax.random.split(jax.random.fold_in(state.rng, 0), 2)
+    wanted = np.mean([jax.random.normal(key) for key in keys]) + 3
+    np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-5)
 
 
 def test_the_state_is_donated_and_the_frozen_weights_are_not():
@@ -334,7 +353,7 @@ def test_a_run_that_diverges_before_it_ever_reports_took_its_time(tmp_path):
     assert outcome.seconds > 0
 
 
-@pytest.mark.parametrize(("broken", "kept"), [(14, [7, 10]), (5, [])])
+@pytest.mark.parametrize(("broken", "kept"), [(20, [14, 15]), (14, [7, 10]), (5, [])])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, broken, kept):
     """The loss of that step, which is of the weights before it, is still finite."""
     tx = optax.sgd(lambda count: jnp.where(count == broken - 1, jnp.inf, 1e-2))
@@ -347,8 +366,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, broken, kept):
     assert rows[-1]["step"] == broken and math.isfinite(rows[-1]["loss"])
 
 
-def test_a_score_that_is_not_finite_ends_the_run(tmp_path):
-    found = iter([0.5, math.inf])
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_ends_the_run(tmp_path, score):
+    found = iter([0.5, score])
     _, outcome = fit(tmp_path, scores=lambda _: next(found))
     assert (outcome.diverged, outcome.steps, outcome.best_step) == (True, 14, 7)
     assert outcome.metrics_best == {"accuracy": 0.5}

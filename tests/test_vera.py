@@ -92,6 +92,19 @@ def test_projections_are_stored_once():
     assert counted == sum(by_path.values())
 
 
+def test_another_method_has_projections_of_its_own():
+    class Other(VeRA):
+        pass
+
+    params = {name: np.ones((6, 5), np.float32) for name in ("v", "w")}
+    targets = {"v": VeRA(rank=3), "w": Other(rank=3)}
+    adapted = lj.adapt(lambda p, x: x @ p["v"] + x @ p["w"], targets=targets)
+    _, frozen = adapted.init(KEY, params, np.ones((2, 6), np.float32))
+    one, other = frozen.shared
+    for name, projection in one.items():
+        assert not np.allclose(projection, other[name])
+
+
 @pytest.mark.parametrize("rank, inputs, outputs", [(64, 300, 20), (7, 20, 900), (256, 32, 32)])
 def test_projections_fill_their_intervals(rank, inputs, outputs):
     variant = VeRA(rank=rank)
