@@ -10,6 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lora_jax.models import (
+    bert,
+    causal_attention,
+    classifier,
+    deberta,
+    deberta_attention,
+    decoder,
+    gpt2,
+    modules,
+)
 from lora_jax.models.torch_names import path_of
 
 
@@ -40,6 +50,23 @@ def assert_starts(build, deviation):
             assert not (path.startswith("layers/") and np.allclose(x[0], x[1])), path
         else:
             assert (x == (kind == "scale")).all(), path
+
+
+def dropout_keys(model, args, monkeypatch):
+    """The random key of every dropout while a model runs, in all of its layers."""
+    found = []
+
+    def noted(x, rate, key):
+        jax.debug.callback(
+            lambda data: found.append(tuple(data.tolist())), jax.random.key_data(key)
+        )
+        return modules.dropout(x, rate, key)
+
+    for module in (bert, causal_attention, classifier, deberta, deberta_attention, decoder, gpt2):
+        monkeypatch.setattr(module, "dropout", noted)
+    jax.jit(lambda model: model(*args, rng=jax.random.key(1)))(model)
+    jax.effects_barrier()
+    return found
 
 
 def functional(model, method="__call__"):

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn_model import assert_slopes, assert_starts, drawn, encode_and_run, functional, run
+from drawn_model import (
+    assert_slopes,
+    assert_starts,
+    drawn,
+    dropout_keys,
+    encode_and_run,
+    functional,
+    run,
+)
 from flax import nnx
 from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, save_checkpoint
 
@@ -230,6 +238,11 @@ def test_every_rate_of_dropout_acts(name, only):
     plain = run(random_model(name), *args)
     found = run(random_model(name, **rates), *args, rng=jax.random.key(1))
     assert np.array_equal(found, plain) if only is None else not np.allclose(found, plain)
+
+
+def test_every_dropout_of_every_layer_has_a_key_of_its_own(monkeypatch):
+    found = dropout_keys(random_model(), inputs("bert"), monkeypatch)
+    assert len(set(found)) == len(found) == 2 + 2 * 3
 
 
 def test_classifier_dropout_keeps_the_expected_logits():

@@ -299,6 +299,8 @@ def test_what_papers_have_for_all_tasks(name, choice, expected):
 
 
 def test_what_single_papers_ask_for():
+    dropout = [full("lora_table2", model=m)["model"]["dropout"] for m in ("minilm", "roberta_base")]
+    assert dropout == [False, True]
     adalora = full("adalora_table1", model="deberta_v3_base", method="adalora_b144", task="rte")
     assert (adalora["variant"]["name"], adalora["variant"]["mode"]) == ("adalora", "reference")
     assert adalora["optimizer"]["warmup_steps"] == 200

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn_model import assert_slopes, assert_starts, drawn, encode_and_run, functional, run
+from drawn_model import (
+    assert_slopes,
+    assert_starts,
+    drawn,
+    dropout_keys,
+    encode_and_run,
+    functional,
+    run,
+)
 from flax import nnx
 from make_fixtures.bert import random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES, FIXTURES, deberta_inputs, inputs_of
@@ -209,6 +217,12 @@ def test_bfloat16_computation():
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
     expected = run(random_model("v2"), *args)
     assert 0 < np.abs(logits - expected).max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["v3", "v2"])
+def test_every_dropout_of_every_layer_has_a_key_of_its_own(name, monkeypatch):
+    found = dropout_keys(random_model(name), inputs(name), monkeypatch)
+    assert len(set(found)) == len(found) > 2 * 3
 
 
 def test_every_rate_of_dropout_acts_and_is_a_function_of_its_key():

@@ -14,7 +14,7 @@ from commands import ROOT
 import lora_jax as lj
 import variants
 from configs import glue
-from experiments import build, run
+from experiments import build, make, run
 from lora_jax import records
 
 SMOKE = "configs/quickstart.py:size=smoke"
@@ -140,6 +140,11 @@ def test_settings_by_pattern(smoke):
     }
     assert experiment.frozen.base["layers/attention/query/kernel"]["codes"].dtype == np.uint8
     assert experiment.frozen.constants["layers/up/kernel"]["scale"].tolist() == [2.0] * 2
+
+
+def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
+    section = {**smoke()["optimizer"], "learning_rate": 2e-3, "head_learning_rate": 1e-2}
+    assert make.make_hyper(section, 10)["head_ratio"] == pytest.approx(5)
 
 
 @pytest.mark.usefixtures("standard_promotion")

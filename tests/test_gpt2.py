@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_model import dropout_keys
 from flax import nnx
 from make_fixtures.decoders import CASES, random_tensors
 from small_decoder import functional, random_decoder, random_ids
@@ -76,6 +77,11 @@ def test_queries_and_values_alone_can_be_adapted():
     adapted = lj.adapt(forward, variants.make("lora", rank=4), targets="(query|value)/kernel")
     made, _ = jax.eval_shape(adapted.init, jax.random.key(0), params, random_ids())
     assert sum(x.size for x in jax.tree.leaves(made)) == 24 * 2 * 4 * (1024 + 1024)
+
+
+def test_every_dropout_of_every_layer_has_a_key_of_its_own(monkeypatch):
+    found = dropout_keys(random_decoder("gpt2"), [random_ids()], monkeypatch)
+    assert len(set(found)) == len(found) == 1 + 2 * 3
 
 
 def test_dropout_is_a_function_of_its_key():
