@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import commands
 import jax
@@ -128,6 +129,35 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(trained):
     with pytest.raises(ValueError, match=r"config\.variant\.rank is 4 there and 8 here"):
         run.run(config, trained)
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_outputs_are_in_the_order_of_the_data(smoke):
+    """Batches are of rows of like lengths."""
+    experiment = build.build(smoke(data__buckets=2))
+    assert len(experiment.boundaries) == 2
+    for encoded in experiment.encoded.values():
+        found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], encoded)
+        starts = [encoded.ids[start : start + 2] for start in encoded.offsets[:-1]]
+        np.testing.assert_array_equal(found, starts)
+        lengths = experiment.outputs(lambda b: np.sum(b["attention_mask"], 1)[:, None], encoded)
+        np.testing.assert_array_equal(lengths[:, 0], encoded.lengths)
+
+
+def test_fewer_examples_are_drawn_as_asked(smoke):
+    section = {**smoke()["data"], "train": 8}
+    first, again, other = (make.make_task({**section, "draw": draw}) for draw in (0, 0, 1))
+    assert first.digest() == again.digest() != other.digest()
+    assert len(first.train) == len(other.train) == 8
+
+
+def test_a_model_without_dropout_of_its_own_gets_no_key_for_it():
+    def keys(dropout):
+        seen = types.SimpleNamespace(apply=lambda *given, **keys: set(keys))
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        batch = dict.fromkeys(names)
+        return build.predictor(seen, dropout)(None, None, batch, jax.random.key(0))
+
+    assert (keys(True), keys(False)) == ({"dropout_key", "rng"}, {"dropout_key"})
 
 
 def test_settings_by_pattern(smoke):
