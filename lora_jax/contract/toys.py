@@ -248,10 +248,10 @@ class Toy:
 
 
 @functools.lru_cache(maxsize=8)  # clauses share them
-def toy(variant: Variant, seed: int = 4) -> Toy:
+def toy(variant: Variant, dtype: Any = jnp.float64, seed: int = 4) -> Toy:
     """The decoder adapted by a variant (a method without factors trains what it `trains`)."""
     adapted = adapt(decoder, variant, ("embed", "mix/kernel", "layers/.*"), ("head_bias",))
-    return _toy(adapted, decoder_params(variant), _ids(variant), seed)
+    return _toy(adapted, decoder_params(variant, dtype), _ids(variant), seed)
 
 
 @functools.lru_cache(maxsize=8)
