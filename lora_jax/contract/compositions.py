@@ -152,12 +152,12 @@ def acts_on_quantised_weights(variant: Variant) -> None:
     """On quantised weights it computes what it does on those that they stand for, gradients too."""
     base = compiled(functools.partial(quantized, Int8()))(toys.base(variant).value)
     require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})
-    toy = toys.small_toy(variant, quantize=NF4())
+    toy = toys.toy(variant, targets=toys.SOME, quantize=NF4())
     stood_for = compiled(toy.adapted.disable)(toy.trainable, toy.frozen)
     if not variant.differs_at_init:
-        wanted = toys.output_of(toys.heads, stood_for, toy.ids)
+        wanted = toys.output_of(stood_for, toy.ids)
         require_close("the output at the start", toy.gradient(toy.trainable)[0], wanted)
-    dense, leaves = toys.small_toy(variant), flatten(stood_for)[0]
+    dense, leaves = toys.toy(variant, targets=toys.SOME), flatten(stood_for)[0]
     base = {path: leaves[path] for path in dense.frozen.base}
     frozen = dataclasses.replace(toy.frozen, base=base, spec=dense.frozen.spec)
     wanted = dataclasses.replace(dense, frozen=frozen).gradient(toy.moved)

@@ -31,7 +31,7 @@ def begins_as_the_base(variant: Variant) -> None:
     """An adapted model gives the base's output at the start, unless the variant says why not."""
     toy = toys.toy(variant)
     if not variant.differs_at_init:
-        wanted = toys.output_of(toys.decoder, toy.params, toy.ids)
+        wanted = toys.output_of(toy.params, toy.ids)
         require_close("the output at the start", toy.output(toy.trainable), wanted)
 
 
@@ -98,7 +98,7 @@ def works_under_remat(variant: Variant) -> None:
 @clause
 def works_on_a_mesh(variant: Variant) -> None:
     """Weights, factors and examples sharded over all devices that there are."""
-    toy = toys.small_toy(variant)
+    toy = toys.toy(variant, targets=toys.SOME)
     devices = np.array(jax.devices())
     mesh = Mesh(devices.reshape(-1, 2 if len(devices) % 2 == 0 else 1), ("data", "model"))
 
@@ -146,7 +146,7 @@ def survives_a_file(variant: Variant) -> None:
 @clause
 def narrow_models_stay_narrow(variant: Variant) -> None:
     """A bfloat16 model gives bfloat16 and merges to bfloat16, though its factors are float32."""
-    toy = toys.small_toy(variant, jnp.bfloat16)
+    toy = toys.toy(variant, dtype=jnp.bfloat16, targets=toys.SOME)
     merged, wanted = toy.merged(toy.moved)
     require_same_form("merge", merged, toy.params)
     got = toy.output(toy.moved)

@@ -161,17 +161,6 @@ def shallow(params: PyTree, ids: Array) -> Array:
     return x @ params["embed"].T + params["head_bias"][None, None]
 
 
-def heads(params: PyTree, ids: Array) -> Array:
-    """A lookup, a product with each layer's heads and one by the transpose: few operations."""
-
-    def layer(x: Array, qkv: Array) -> tuple[Array, None]:
-        y = jnp.einsum("btd,dchk->btchk", _norm(x), qkv)
-        return x + jnp.tanh(y.sum(2)).reshape(x.shape), None
-
-    x, _ = lax.scan(layer, params["embed"][ids], params["layers"]["qkv"])
-    return x @ params["embed"].T + params["head_bias"][None, None]
-
-
 def _around(of_layers: Callable[[Array, PyTree], Array], params: PyTree, ids: Array) -> Array:
     x = of_layers(params["embed"][ids], params["layers"])
     x = jnp.tanh(_norm(x) @ params["mix"]["kernel"] + params["mix"]["bias"][None, None])
@@ -239,7 +228,7 @@ class Toy:
         return _gradient(self.adapted, trainable, self.frozen, self.ids)
 
     def merged(self, trainable: Trainable) -> tuple[PyTree, Array]:
-        """What `merge` gives, and the model's output with it, compiled."""
+        """What `merge` gives, and the decoder's output with it, compiled."""
         return _merged(self.adapted, trainable, self.frozen, self.ids)
 
     def merged_gradient(self, trainable: Trainable) -> tuple[PyTree, Array, Trainable]:
@@ -247,23 +236,23 @@ class Toy:
         return _merged_gradient(self.adapted, trainable, self.frozen, self.ids)
 
 
+ALL = ("embed", "mix/kernel", "layers/.*")
+SOME = ("embed", "layers/qkv")
+"""Looked up and tied; stacked, and in heads: enough where all would take long to compile."""
+
+
 @functools.lru_cache(maxsize=8)  # clauses share them
-def toy(variant: Variant, dtype: Any = jnp.float64, seed: int = 4) -> Toy:
+def toy(
+    variant: Variant,
+    dtype: Any = jnp.float64,
+    targets: tuple[str, ...] = ALL,
+    seed: int = 4,
+    quantize: Storage | None = None,
+) -> Toy:
     """The decoder adapted by a variant (a method without factors trains what it `trains`)."""
-    adapted = adapt(decoder, variant, ("embed", "mix/kernel", "layers/.*"), ("head_bias",))
-    return _toy(adapted, decoder_params(variant, dtype), _ids(variant), seed)
-
-
-@functools.lru_cache(maxsize=8)
-def small_toy(variant: Variant, dtype: Any = jnp.float64, quantize: Storage | None = None) -> Toy:
-    """A matrix that is looked up and tied, and stacked ones in heads: where all take too long."""
-    targets = ("embed", "layers/qkv")
+    params, ids = decoder_params(variant, dtype), _ids(variant)
     storage = {} if quantize is None else dict.fromkeys(targets, quantize)
-    adapted = adapt(heads, variant, targets, ("head_bias",), storage)
-    return _toy(adapted, decoder_params(variant, dtype), _ids(variant), seed=4)
-
-
-def _toy(adapted: Adapted, params: PyTree, ids: Array, seed: int) -> Toy:
+    adapted = adapt(decoder, variant, targets, ("head_bias",), storage)
     return Toy(adapted, params, ids, *_init(adapted, jax.random.key(seed), params, ids))
 
 
@@ -272,7 +261,7 @@ def training_toy(variant: Variant) -> Toy:
 
     A method without factors has something to train all the same.
     """
-    each = small_toy(variant)
+    each = toy(variant, targets=SOME)
     full, base = dict(each.trainable["params"]), dict(each.frozen.base)
     if variant.adapts:
         base["head_bias"] = full.pop("head_bias")
@@ -305,15 +294,8 @@ def score(output: Array) -> Array:
     return (output**2).mean()
 
 
-# Compiled once for all variants, or once for all toys of a variant, which share its `Adapted`.
-
-
-@functools.partial(compiled, static_argnums=0)
-def output_of(forward: Callable[[PyTree, Array], Array], params: PyTree, ids: Array) -> Array:
-    """What the model gives without adapters, compiled."""
-    return forward(params, ids)
-
-
+# Compiled once for all variants, and once for all toys of a variant, which share its `Adapted`.
+output_of = compiled(decoder)
 _init = compiled(Adapted.init, static_argnums=0)
 _apply = compiled(Adapted.apply, static_argnums=0)
 
@@ -335,7 +317,7 @@ def _merged(
     adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
 ) -> tuple[PyTree, Array]:
     merged = adapted.merge(trainable, frozen)
-    return merged, adapted.forward(merged, ids)
+    return merged, decoder(merged, ids)
 
 
 @functools.partial(compiled, static_argnums=0)
@@ -344,7 +326,7 @@ def _merged_gradient(
 ) -> tuple[PyTree, Array, Trainable]:
     def of(trainable: Trainable) -> tuple[Array, tuple[PyTree, Array]]:
         merged = adapted.merge(trainable, frozen)
-        output = adapted.forward(merged, ids)
+        output = decoder(merged, ids)
         return score(output), (merged, output)
 
     gradient, (merged, output) = jax.grad(of, has_aux=True)(trainable)
