@@ -90,7 +90,9 @@ def test_frozen_dense_weights_are_gathered_over_fsdp_alone():
     assert_only_adapters_are_summed(found, mesh)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)], ids=str
+)
 def test_quantised_weights_travel_as_they_are_stored(sizes):
     mesh = lj.make_mesh(*sizes)
     found = moved(language_model(mesh, storage=BITS), mesh)

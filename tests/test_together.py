@@ -160,7 +160,7 @@ def test_what_trials_leave_is_what_they_leave_alone(one_by_one, alone):
     assert not list((one_by_one[0].parent / ".programs").iterdir())
 
 
-@pytest.mark.parametrize("execution", ["vmap", "map"])
+@pytest.mark.parametrize("execution", ["vmap", pytest.param("map", marks=pytest.mark.slow)])
 def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
     where = folders(tmp_path, 3)
     assert run_together(chosen, where, execution=execution) == [*map(records.read, where)]
