@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments import finish, hosts, writing
+from experiments.alone import alone
 from experiments.build import Experiment, build
 from experiments.progress import bar
 from lora_jax import records, train
@@ -36,12 +37,28 @@ def run(
     returned. Several processes (`experiments.hosts`) all call this, and one writes.
 
     Raises:
-      ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run;
-        nothing has been trained or overwritten then.
+      ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run,
+        or in which another process trains; nothing has been trained or overwritten then.
       Interrupted: a SIGTERM came before it had trained to the end; there is no record yet.
     """
-    with preemption() as interrupted:
-        return _run(config, workdir, label, mesh, interrupted)
+    started = time.perf_counter()
+    with preemption() as interrupted, contextlib.ExitStack() as stack:
+        if (record := _done(workdir, config)) is not None:  # as it is, even where nobody may write
+            return record
+        hosts.first(lambda: stack.enter_context(alone(workdir)))
+        # Another process may have ended it in between.
+        if (record := _done(workdir, config)) is not None:
+            return record
+        return _run(config, workdir, label, mesh, interrupted, started)
+
+
+def _done(workdir: Path, config: dict[str, Any]) -> records.Record | None:
+    """The record of this very config, completed, which all processes must see if one does."""
+    if not hosts.first(lambda: _ended(workdir, config) is not None):
+        return None
+    if (record := _ended(workdir, config)) is not None:
+        return record
+    raise ValueError(f"--workdir {workdir} is not what the first process has there")
 
 
 def _run(
@@ -50,12 +67,8 @@ def _run(
     label: str,
     mesh: Mesh | None,
     interrupted: Callable[[int], bool],
+    started: float,
 ) -> records.Record:
-    started = time.perf_counter()
-    if hosts.first(lambda: _ended(workdir, config) is not None):
-        if (record := _ended(workdir, config)) is not None:
-            return record
-        raise ValueError(f"--workdir {workdir} is not what the first process has there")
     experiment = build(config, mesh=mesh)
     hosts.first(lambda: records.claim(workdir, config))
     if not (workdir / "config.json").exists():

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax import Array
 
 import lora_jax as lj
 from experiments import finish, make
+from experiments.alone import alone_in
 from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
@@ -121,7 +123,8 @@ def run_together(
     """Train all that the configs of a group describe, or go on where an earlier process stopped.
 
     Every folder gets what `experiments.run` would leave there but for checkpoints, which are of all
-    trials together and lie beside the folders.
+    trials together and lie beside the folders. A trial in whose folder another process trains is
+    left to that one, as one that cannot be made.
 
     Args:
       execution: how the trials step; by default, whatever ends first.
@@ -130,6 +133,19 @@ def run_together(
     Returns:
       Of each trial its record, or why it could not be trained.
     """
+    with alone_in(folders) as busy:
+        return _run_together(configs, folders, label, execution, left, busy)
+
+
+def _run_together(
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    label: str,
+    execution: Execution | None,
+    left: Collection[str],
+    busy: Mapping[int, Exception],
+) -> list[Ended]:
+    """`run_together`, where some folders are another process's."""
     home = GroupFolder.of(configs, folders)
     ended: dict[int, Ended] = {}
     for number, (folder, config) in enumerate(zip(folders, configs, strict=True)):
@@ -138,35 +154,49 @@ def run_together(
                 ended[number] = record
         except (ValueError, OSError) as error:
             ended[number] = error
-    wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
-    experiments, wrong = _build(wanted, configs, folders)
-    if home.trials and wrong:
-        number, error = next(iter(wrong.items()))
-        why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} cannot "
-        why += f"be made now: {error}; mend that, or delete them to start over without it"
-        wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
-        return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
-    if not home.trials:
-        home.begin(list(experiments))
-    ended = wrong | ended
-    if experiments.keys() - ended.keys():
-        ended |= _train(experiments, ended.keys(), folders, home, label, execution)
-    home.remove()
+    home.path.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in([home.path]) as common:
+        if common:  # the checkpoints are another process's, whatever folders it has not got
+            return [ended.get(number, common[0]) for number in range(len(configs))]
+        wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
+        experiments, wrong = _build(wanted, configs, folders, busy)
+        if home.trials and wrong:
+            number, error = next(iter(wrong.items()))
+            why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
+            why += (
+                f"cannot be made now: {error}; mend that, or delete them to start over without it"
+            )
+            wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
+            return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
+        if not home.trials:
+            home.begin(list(experiments))
+        ended = wrong | ended
+        if experiments.keys() - ended.keys():
+            ended |= _train(experiments, ended.keys(), folders, home, label, execution)
+        home.remove()
     if rest := [number for number in range(len(configs)) if number not in ended]:
         # An earlier process could not make them, and began without.
         mine = [configs[number] for number in rest], [folders[number] for number in rest]
-        ended |= dict(zip(rest, run_together(*mine, label, execution, left), strict=True))
+        others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
+        made = _run_together(*mine, label, execution, left, others)
+        ended |= dict(zip(rest, made, strict=True))
     return [ended[number] for number in range(len(configs))]
 
 
 def _build(
-    numbers: Sequence[int], configs: Sequence[dict[str, Any]], folders: Sequence[Path]
+    numbers: Sequence[int],
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    busy: Mapping[int, Exception] = MappingProxyType({}),
 ) -> tuple[dict[int, Experiment], dict[int, Exception]]:
     """Trials over one copy of their model, by their numbers; and why others cannot be made."""
     experiments: dict[int, Experiment] = {}
     wrong: dict[int, Exception] = {}
     materials, first = None, None
     for number in numbers:
+        if number in busy:
+            wrong[number] = busy[number]
+            continue
         try:
             records.claim(folders[number], configs[number])
             materials = materials or gather(configs[number])

@@ -22,6 +22,9 @@ from typing import Any, Literal
 
 import jax
 
+LOCK = ".lock"
+"""The file in a run's folder that the process which trains there holds locked."""
+
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -222,6 +225,7 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
     if not path.exists():
         names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
         names = [n for n in names if not (n.startswith(".config.json.") and n.endswith(".tmp"))]
+        names = [n for n in names if n != LOCK]
         if names:
             what = f"{names[0]} but no config.json"
             raise ValueError(f"--workdir {folder} holds {what}: name a new or empty folder")

@@ -1,0 +1,101 @@
+"""One process at a time trains in a folder: two would write every line of its metrics twice."""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from lora_jax.records import LOCK
+
+GRACE = 0.5  # seconds that the system may take to let go of what a killed process held
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a folder, made if need be, for this process. What a killed one leaves is no lock.
+
+    A folder that is still empty in the end is not left behind. Where the file system has no locks,
+    this goes on without.
+
+    Raises:
+      ValueError: another process has the folder, or it is a file; nothing in it has been touched.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir {folder} is a file: name a folder")
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        with _locked(folder):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty
+            for each in made:
+                each.rmdir()
+
+
+@contextlib.contextmanager
+def alone_in(folders: Sequence[Path]) -> Iterator[dict[int, Exception]]:
+    """Keep those of the folders that can be had; why others cannot, by their numbers."""
+    with contextlib.ExitStack() as stack:
+        busy: dict[int, Exception] = {}
+        for number, folder in enumerate(folders):
+            try:
+                stack.enter_context(alone(folder))
+            except (ValueError, OSError) as error:
+                busy[number] = error
+        yield busy
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    path, until = folder / LOCK, time.monotonic() + GRACE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            except FileNotFoundError:
+                continue  # the folder went with a run that left nothing
+            if not _taken(file):
+                if time.monotonic() >= until:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise ValueError(
+                        f"--workdir {folder}: {holder} is training there; name another folder, or "
+                        "end that one and give the same command again"
+                    )
+                time.sleep(0.05)
+                continue
+            if not _named(file, path):
+                continue  # another process had it, and has removed it since it was opened here
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                if _named(file, path):  # else what is there by now is another process's
+                    path.unlink(missing_ok=True)
+            return
+
+
+def _taken(file: TextIO) -> bool:
+    """Whether a file's lock is this process's now, or there are no locks to be had."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _named(file: TextIO, path: Path) -> bool:
+    """Whether a name still is that of an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
