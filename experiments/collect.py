@@ -28,6 +28,8 @@ class Run:
 
     folder: Path
     record: records.Record
+    sealed: bool = True
+    """Whether a change of the record would have been seen."""
 
     @property
     def study(self) -> Mapping[str, str]:
@@ -104,17 +106,28 @@ def find(results: Path) -> list[Run]:
     """Every record under a folder, validated, in the order of their paths.
 
     Raises:
-      ValueError, FileNotFoundError: no such folder, or a record that is not valid.
+      ValueError, FileNotFoundError: no such folder, or a record that is not valid, or changed.
     """
     if not results.is_dir():
         raise FileNotFoundError(f"--results {results}: no such folder")
     found = []
     for path in sorted(results.rglob("record.json")):
-        if (record := records.read(path.parent)) is not None:
+        if (read := records.read_sealed(path.parent)) is not None:
+            record, sealed = read
             if record.config.get("study"):
                 check(path, record.config, NEEDED)
-            found.append(Run(path.parent, record))
+            found.append(Run(path.parent, record, sealed))
     return found
+
+
+def unsealed(runs: Sequence[Run]) -> str:
+    """What is to be said of records without a seal, as earlier versions wrote them; or nothing."""
+    if not (count := sum(not run.sealed for run in runs)):
+        return ""
+    return (
+        f"{count} of {len(runs)} records have no seal, being of an earlier version: if a number in "
+        "them was changed, nobody would see it"
+    )
 
 
 def check(path: Path, config: Mapping[str, Any], needed: Iterable[str]) -> None:

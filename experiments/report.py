@@ -67,6 +67,7 @@ def report() -> None:
         raise ValueError(f"--results {folder}: no run has completed: nothing to compare")
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
+    notes += [f"Warning: {said}"] if (said := collect.unsealed(own)) else []
     text = render(
         made, _FORMAT.value, _REFERENCE.value, notes, resamples=_RESAMPLES.value, seed=_SEED.value
     )

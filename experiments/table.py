@@ -7,11 +7,12 @@ Records are found anywhere below the folder; cells are `ours / published`, with 
 comes from.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, render
+from experiments import cli, collect, render
 from experiments.tables import RESULTS, ROOT, names, render_table, rewrite
 
 _TABLE = flags.DEFINE_string("table", None, "Name of a config file, such as lora_table2.")
@@ -23,15 +24,24 @@ _README = flags.DEFINE_bool("readme", False, "Make the tables in README.md anew.
 
 
 def show() -> None:
+    results = Path(str(_RESULTS.value))
     if _README.value:
         path = ROOT / "README.md"
-        changed = rewrite(path, Path(str(_RESULTS.value)))
+        changed = rewrite(path, results)
+        _warn(results)
         print(f"{path.name}: {'tables made anew' if changed else 'tables are as they should be'}")
         return
     if _TABLE.value is None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")
-    results = Path(str(_RESULTS.value))
     print(render_table(_TABLE.value, results, _FORMAT.value, _MODEL.value, _SIZE.value), end="")
+    _warn(results, _TABLE.value)
+
+
+def _warn(results: Path, table: str | None = None) -> None:
+    """Say on standard error, apart from the table, what nothing in it can say: of records alone."""
+    runs = [run for run in collect.find(results) if table in (None, run.study.get("table"))]
+    if said := collect.unsealed(runs):
+        print(f"warning: {said}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_jax import seal
 from lora_jax.records import numbers, plain, write_atomically
 
 
 class Metrics:
     """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns.
 
+    The last key of a line is a check of it, "crc32": a line that was changed later is not read.
     Of the processes of a run, one writes it: that of the others is not `enabled`, and does nothing.
     """
 
@@ -28,8 +30,8 @@ class Metrics:
         """Appends a line; what is not finite becomes the text "NaN", "Infinity" or "-Infinity"."""
         if self._file is None:
             return
-        line = json.dumps({"step": int(step)} | plain(values, "metrics"), allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        line = seal.checked({"step": int(step)} | plain(values, "metrics"))
+        self._file.write(line + b"\n")
 
     def truncate(self, step: int | None) -> None:
         """Drops the lines after a step (None: none of them) and a torn last line, atomically."""
@@ -54,7 +56,11 @@ class Metrics:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line."""
+    """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line.
+
+    Raises:
+      ValueError: a line that is none, or that was changed after it was written.
+    """
     return [numbers(row) for _, row in _rows(Path(path))]
 
 
@@ -69,4 +75,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             if number == len(lines):
                 return  # a power cut can leave a last line of zeros
             raise ValueError(f"{path}, line {number} is not a JSON object with a step") from error
+        if not seal.holds(line):
+            raise ValueError(f"{path}, line {number} was changed after it was written")
+        row.pop(seal.CHECK, None)
         yield line + b"\n", row

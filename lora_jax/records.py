@@ -5,7 +5,6 @@ one, and of `metrics.jsonl` complete lines.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -22,15 +21,19 @@ from typing import Any, Literal
 
 import jax
 
+from lora_jax import seal
+from lora_jax.plain import canonical as canonical
+from lora_jax.plain import config_digest as config_digest
+from lora_jax.plain import numbers as numbers
+from lora_jax.plain import plain as plain
+
 LOCK = ".lock"
 """The file in a run's folder that the process which trains there holds locked."""
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a run was and what came of it; `record.json` holds exactly these fields.
+    """What a run was and what came of it; `record.json` holds exactly these fields, and their seal.
 
     Wall-clock seconds: `seconds` of training, `seconds_total` of the whole process; of trials that
     shared a program, each one's share. Metrics are finite numbers; in a run that did not complete
@@ -153,58 +156,31 @@ def write(folder: str | os.PathLike, record: Record) -> None:
     new, old = validate(values), read(folder)
     if old is not None and old.status == "completed" and old != new:
         raise ValueError(f"{folder} holds the record of a completed run: name another --workdir")
-    write_atomically(Path(folder) / "record.json", _pretty(values))
+    write_atomically(Path(folder) / "record.json", _pretty(seal.sealed(values)))
 
 
 def read(folder: str | os.PathLike) -> Record | None:
-    """The validated record in a folder, or None where no run has ended yet."""
+    """The validated record in a folder, or None where no run has ended yet.
+
+    Raises:
+      ValueError: a record that is not valid, or that was changed after it was written.
+    """
+    found = read_sealed(folder)
+    return None if found is None else found[0]
+
+
+def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
+    """`read`, and whether the record has a seal: those of earlier versions have none."""
     path = Path(folder) / "record.json"
     if not path.exists():
         return None
     try:
-        return validate(_load(path))
+        values, found = seal.opened(_load(path))
+        record = validate(values)
+        seal.check(values, found)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def plain(value: Any, where: str = "value") -> Any:
-    """The value as strict JSON holds it: tuples as lists, 0-d arrays as numbers, NaN as "NaN"."""
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(f"{where} has the key {key!r}: keys must be text")
-        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, float):  # np.float64 is one too
-        name = {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
-        return float(value) if math.isfinite(value) else name
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if getattr(value, "shape", None) == ():
-        return plain(value.item(), where)
-    raise ValueError(
-        f"{where} is a {type(value).__name__}: expected numbers, text, lists and dicts"
-    )
-
-
-def numbers(value: Any) -> Any:
-    """What `plain` made of numbers, with floats again where it put "NaN" and infinities as text."""
-    if isinstance(value, dict):
-        return {key: numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [numbers(item) for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, floats by repr; 1, 1.0 and True are different."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def config_digest(config: Mapping[str, Any]) -> str:
-    """The sha256 of a configuration's canonical JSON, whatever the order of its keys."""
-    return hashlib.sha256(canonical(config).encode()).hexdigest()
+    return record, found is not None
 
 
 def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:

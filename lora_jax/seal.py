@@ -1,0 +1,52 @@
+"""Seals: a digest of JSON content beside it, so that a change does not go unseen.
+
+They find what was damaged, or changed in passing. Who means to forge can seal anew.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from lora_jax.plain import config_digest
+
+SEAL = "seal"
+"""The key of the digest of all that is beside it."""
+CHECK = "crc32"
+"""The key, always the last one, of the check of a line."""
+
+_HEAD, _TAIL = f', "{CHECK}": "'.encode(), b'"}'
+_DIGITS = 8
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a file with its seal: `config_digest` of it, whatever the order of keys."""
+    return {**values, SEAL: config_digest(values)}
+
+
+def opened(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The content, and the seal that it was found with; None where it has none."""
+    return {key: each for key, each in values.items() if key != SEAL}, values.get(SEAL)
+
+
+def check(values: Mapping[str, Any], seal: Any) -> None:
+    """Raise a ValueError where content has changed since it was sealed."""
+    if seal is not None and seal != config_digest(values):
+        raise ValueError("it was changed after it was written: its seal is of other content")
+
+
+def checked(values: Mapping[str, Any]) -> bytes:
+    """An object, not an empty one, as a line of JSON that ends with a check of all before it."""
+    if CHECK in values:
+        raise ValueError(f"nothing may be called '{CHECK}', as the check of a line is")
+    line = json.dumps(values, allow_nan=False).encode()
+    return line[:-1] + _HEAD + b"%08x" % zlib.crc32(line) + _TAIL
+
+
+def holds(line: bytes) -> bool:
+    """Whether a line is as `checked` made it, or has no check, as those of earlier versions."""
+    head = len(line) - len(_HEAD) - _DIGITS - len(_TAIL)
+    if head < 0 or line[head : head + len(_HEAD)] != _HEAD or not line.endswith(_TAIL):
+        return f'"{CHECK}"'.encode() not in line
+    digits = line[head + len(_HEAD) : -len(_TAIL)]
+    return digits == b"%08x" % zlib.crc32(line[:head] + b"}")

@@ -1,0 +1,149 @@
+"""What was changed after it was written is not believed; what has no seal is, and is counted."""
+
+import json
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from absl import flags
+from fake_records import planted, write
+
+from experiments import collect, report, tables
+from lora_jax import records, seal
+from lora_jax.metrics_log import Metrics, read_metrics
+
+LABELS = np.tile([0, 1], 10)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two methods, each of two seeds."""
+    for method in ("lora", "dora"):
+        for seed in range(2):
+            wrong = np.arange(20) < 3 + seed
+            planted(tmp_path / method / str(seed), method, seed, LABELS, wrong, rate=1e-3)
+    return tmp_path
+
+
+def change(path, made):
+    values = json.loads(path.read_text())
+    made(values)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda values: values["metrics_last"].update(accuracy=0.99),
+        lambda values: values["metrics_best"].update(accuracy=1),
+        lambda values: values["device"].update(kind="faster"),
+        lambda values: values.update(seconds=0.5),
+        lambda values: values.update(note="as it should be"),
+        lambda values: values.update(seal="0" * 64),
+        lambda values: values.update(seal=""),
+    ],
+)
+def test_a_changed_record_is_refused_by_whoever_reads_it(results, made):
+    path = results / "lora" / "0" / "record.json"
+    before = path.read_bytes()
+    change(path, made)
+    assert path.read_bytes() != before
+    said = r"lora/0/record\.json: it was changed after it was written"
+    for read in (records.read, records.read_sealed):
+        with pytest.raises(ValueError, match=said) as error:
+            read(path.parent)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=said):
+        tables.render_table("glue", results, "markdown")
+
+
+def test_the_order_of_keys_and_the_layout_are_no_content(results):
+    path = results / "lora" / "0" / "record.json"
+    record = records.read(path.parent)
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert records.read_sealed(path.parent) == (record, True)
+
+
+@pytest.fixture
+def unsealed(results):
+    """One record is of an earlier version."""
+    path = results / "dora" / "1" / "record.json"
+    change(path, lambda values: values.pop("seal"))
+    assert [run.sealed for run in collect.find(results)] == [True, False, True, True]
+    return results
+
+
+def test_records_without_a_seal_are_counted(unsealed):
+    said = collect.unsealed(collect.find(unsealed))
+    assert said.startswith("1 of 4 records have no seal, being of an earlier version: ")
+    assert "\n" not in said
+    assert collect.unsealed(collect.find(unsealed / "lora")) == ""
+
+
+def test_a_report_says_so_once(unsealed, monkeypatch, capsys):
+    flags.FLAGS.mark_as_parsed()
+    monkeypatch.setattr(report, "_RESULTS", SimpleNamespace(value=str(unsealed)))
+    monkeypatch.setattr(report, "_FORMAT", SimpleNamespace(value="markdown"))
+    report.report()
+    assert capsys.readouterr().out.count("Warning: 1 of 4 records have no seal") == 1
+
+
+def test_a_line_ends_with_the_crc32_of_the_rest(tmp_path):
+    with Metrics(tmp_path) as metrics:
+        metrics.write(1, {"loss": 0.5, "n": float("nan")})
+        with pytest.raises(ValueError, match="nothing may be called 'crc32'"):
+            metrics.write(2, {"crc32": 1.0})
+    rest = '{"step": 1, "loss": 0.5, "n": "NaN"'
+    check = f"{zlib.crc32(f'{rest}}}'.encode()):08x}"
+    assert metrics.path.read_text() == f'{rest}, "crc32": "{check}"}}\n'
+
+
+def test_no_changed_byte_of_a_line_changes_what_is_read(tmp_path):
+    with Metrics(tmp_path) as metrics:
+        for step in range(1, 4):
+            metrics.write(step, {"loss": step / 7, "accuracy": 0.25 * step})
+    whole, rows = metrics.path.read_bytes(), read_metrics(metrics.path)
+    assert rows[1] == {"step": 2, "loss": 2 / 7, "accuracy": 0.5}
+    first, second, _ = whole.splitlines(keepends=True)
+    refused = 0
+    for place in range(len(first), len(whole)):
+        for bit in (1, 2):
+            data = bytearray(whole)
+            data[place] ^= bit
+            metrics.path.write_bytes(data)
+            try:
+                found = read_metrics(metrics.path)
+            except ValueError as error:
+                refused += 1
+                assert "metrics.jsonl, line " in str(error)
+                continue
+            if len(found) < 3:  # a last line that is none was cut off, and is left out
+                end = len(first) + len(second)
+                assert place >= end - 1 and found == rows[: 1 if place < end else 2]
+            else:  # the name of the check itself
+                assert [{k: row[k] for k in rows[0]} for row in found] == rows
+    assert refused > 1.5 * len(second)
+    with pytest.raises(ValueError, match=r"line 3 was changed after it was written"):
+        metrics.path.write_bytes(whole.replace(b"0.75", b"0.95"))
+        Metrics(tmp_path)
+
+
+def test_lines_of_an_earlier_version_are_read_and_gone_on_from(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n{"step": 2, "los')
+    with Metrics(tmp_path) as metrics:
+        metrics.write(2, {"loss": 0.25})
+    assert read_metrics(metrics.path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+def test_a_checked_line_may_hold_the_word(tmp_path):
+    line = seal.checked({"step": 1, "text": 'a "crc32" of'})
+    assert seal.holds(line) and json.loads(line)["text"] == 'a "crc32" of'
+    assert not seal.holds(line.replace(b" of", b" on"))
+
+
+def test_a_new_record_of_a_failed_run_takes_the_place_of_one_without_a_seal(tmp_path):
+    write(tmp_path, "glue", "", {"matthews": 0.5}, status="failed", note="killed")
+    change(tmp_path / "record.json", lambda values: values.pop("seal"))
+    record = write(tmp_path, "glue", "", {"matthews": 0.5})
+    assert records.read_sealed(tmp_path) == (record, True)
