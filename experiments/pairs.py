@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments import compare, predictions, resample
+from experiments import agree, compare, predictions, resample
 from experiments.choose import Contest, Method, saved_score
 from experiments.collect import scale
 from experiments.compare import Difference
-from lora_jax import metrics
-from lora_jax.data import SPECS
 
 KINDS = {
     "seeds": "new seeds, the same examples",
@@ -150,32 +148,28 @@ def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[i
     stored = []
     for key, run, score in done:
         found[key][run.number] = Seen(score)
-        part = predictions.read(run.folder).get("validation")
+        parts = predictions.read(run.folder)
+        part = parts.get("validation")
         if part is not None and part.labels is not None:
-            stored.append((key, run, np.asarray(part.outputs, np.float64), part.labels))
+            stored.append((key, run, np.asarray(part.outputs, np.float64), part.labels, parts))
     if not stored:
         return found
-    _, first, _, labels = stored[0]
-    for _, run, _, own in stored:
+    _, first, _, labels, _ = stored[0]
+    for _, run, _, own, _ in stored:
         if not np.array_equal(labels, own):
             raise ValueError(
                 f"{first.folder} and {run.folder} were scored on different examples: their labels "
                 "differ"
             )
-    metric, unit = contest.metric, scale(contest.metric)
-    spec = SPECS.get(first.record.config["data"]["name"])
-    choices = spec.choices if spec else 1
-    every = [outputs for _, _, outputs, _ in stored]
+    for _, run, _, _, parts in stored:
+        agree.check(run, parts)
+    metric, unit, choices = contest.metric, scale(contest.metric), agree.choices(first)
+    every = [outputs for _, _, outputs, _, _ in stored]
     drawn = unit * resample.replicates(
         metric, every, labels, choices=choices, resamples=resamples, seed=seed
     )
-    for (key, run, outputs, _), replicated in zip(stored, drawn, strict=True):
+    for (key, run, outputs, _, _), replicated in zip(stored, drawn, strict=True):
         score = found[key][run.number].score
-        whole = unit * metrics.score((metric,), outputs, labels, choices)[metric]
-        if abs(whole - score) > unit * max(1e-3, 5 / len(labels)):  # roundings turn a few at most
-            raise ValueError(
-                f"{run.folder}: its predictions give {metric} {whole:.4g}, its record {score:.4g}"
-            )
         right = resample.correct(outputs, labels, choices) if metric == "accuracy" else None
         found[key][run.number] = Seen(score, len(labels) // choices, replicated, right)
     return found

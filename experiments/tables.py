@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from configs import common_tasks, common_texts
-from experiments import cells, collect, published, render
+from experiments import agree, cells, collect, published, render
 from lora_jax import records
 from lora_jax.partition import nearest
 
@@ -38,14 +38,16 @@ def render_table(
     """A table of a config's runs below a folder, in one of `render.FORMATS`.
 
     Raises:
-      ValueError, FileNotFoundError: an unknown table or model, no such folder, or records that do
-        not go together.
+      ValueError, FileNotFoundError: an unknown table or model, no such folder, records that do not
+        go together, or one that the stored predictions contradict.
     """
     if name not in (known := tables()):
         raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
     table = known[name]
     found = collect.find(results)
     collected = collect.collect(found, name, size)
+    for run in collected.runs:
+        agree.check(run)
     # Of a few steps, a smoke run is not what a published number is of.
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:

@@ -1,0 +1,54 @@
+"""Whether the scores of a record are those of the predictions that its run has stored."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from experiments import predictions
+from experiments.collect import Run, scale
+from experiments.predictions import Predictions
+from lora_jax import metrics
+from lora_jax.data import SPECS
+
+
+def check(run: Run, parts: Mapping[str, Predictions] | None = None) -> None:
+    """Compare every metric of the adapter that a run saved with what its predictions give.
+
+    What they cannot give, as scores of written texts, is not compared, nor is a run without any.
+
+    Args:
+      parts: the predictions, where they have been read.
+
+    Raises:
+      ValueError: a metric that they contradict, or a file of predictions that is damaged.
+    """
+    if not run.completed:
+        return
+    record, kept = run.record, predictions.read(run.folder) if parts is None else parts
+    best = record.config["train"]["select"] == "best"
+    recorded = record.metrics_best if best else record.metrics_last
+    for part, (outputs, labels) in kept.items():
+        if labels is None:
+            continue
+        end = "" if part == "validation" else f"_{part}"
+        known = metrics.REGRESSION if outputs.shape[1] == 1 else metrics.CLASSIFICATION
+        said = {name: value for name in known if (value := recorded.get(name + end)) is not None}
+        given = metrics.score([*said], np.asarray(outputs, np.float64), labels, choices(run))
+        for name, value in said.items():
+            _compare(run, name + end, given[name], value, len(labels))
+
+
+def choices(run: Run) -> int:
+    """How many examples in a row are one question of a run's task."""
+    spec = SPECS.get(run.record.config["data"]["name"])
+    return spec.choices if spec else 1
+
+
+def _compare(run: Run, name: str, given: float, recorded: float, n: int) -> None:
+    most = max(1e-3, 5 / n)  # roundings turn a few examples at most
+    if abs(given - recorded) > most * max(1.0, abs(given)):
+        unit = scale(name)
+        raise ValueError(
+            f"{run.folder}: its predictions give {name} {unit * given:.4g}, its record "
+            f"{unit * recorded:.4g}"
+        )
