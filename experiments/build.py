@@ -19,6 +19,7 @@ from experiments.problem import Problem
 from experiments.spread import spread
 from experiments.validate import validate
 from lora_jax import data, train
+from lora_jax.base_digest import OtherBaseError
 from lora_jax.layout import Layout, lay_out
 from lora_jax.sharding import ROWS, parts
 
@@ -201,7 +202,7 @@ def build(
     layout = None if mesh is None else lay_out(adapted, mesh, materials.problem.rules, *inputs)
     trainable, frozen = (layout or adapted).init(adapter_key, *inputs)
     if config["start_from"]:
-        trainable, frozen = lj.start_from(config["start_from"], trainable, frozen)
+        trainable, frozen = _begin(config["start_from"], trainable, frozen)
         if layout is not None:
             where = layout.trainable, layout.frozen
             trainable, frozen = jax.device_put((trainable, frozen), where)
@@ -225,6 +226,20 @@ def build(
         loop=loop,
         layout=layout,
     )
+
+
+def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.Frozen]:
+    """What another run's adapter makes of a beginning.
+
+    Raises:
+      ValueError: one that does not fit, or of another base where the config does not allow that.
+    """
+    path, any_base = make.make_start(start_from)
+    try:
+        return lj.start_from(path, trainable, frozen, any_base=any_base)
+    except OtherBaseError as error:
+        way_out = f"--config.start_from={make.ANY_BASE}{path} begins from it all the same"
+        raise ValueError(f"{error.problem}; {way_out}") from None
 
 
 def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:

@@ -79,7 +79,7 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
         check_written(config["generate"], task)
     once(_trace, where, config["model"], adapters, outputs, loop.steps)
     if config["start_from"]:
-        once(tree_file.load_tree, config["start_from"])
+        once(tree_file.load_tree, make.make_start(config["start_from"])[0])
     return Outlook(loop.steps, loop.metric)
 
 

@@ -11,6 +11,8 @@ import variants
 from lora_jax import data, metrics, optim, train
 from lora_jax.partition import nearest
 
+ANY_BASE = "any_base:"
+"""Before the folder in a config's `start_from`: an adapter of another base is taken, too."""
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 
 
@@ -49,6 +51,12 @@ def _slice(layers: Any) -> slice:
         case [int() | None, int() | None, int() | None]:
             return slice(*layers)
     raise ValueError(f"config.targets: layers {layers!r} is not (start, stop, step)")
+
+
+def make_start(start_from: str) -> tuple[str, bool]:
+    """Where the adapter is that a run begins from, and whether any base will do for it."""
+    path = start_from.removeprefix(ANY_BASE)
+    return path, path != start_from
 
 
 def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
