@@ -71,9 +71,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 continue
             if not _named(file, path):
                 continue  # another process had it, and has removed it since it was opened here
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            _sign(file)
             try:
                 yield
             finally:
@@ -91,6 +89,13 @@ def _taken(file: TextIO) -> bool:
     except OSError:
         return True
     return True
+
+
+def _sign(file: TextIO) -> None:
+    """Say in a file who has it, for the message of others; a full disk takes no such words."""
+    with contextlib.suppress(OSError):
+        os.truncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _named(file: TextIO, path: Path) -> bool:

@@ -88,7 +88,9 @@ def _run(
     except Exception as error:
         note = f"{type(error).__name__}: {error}".splitlines()[0]
         if hosts.writes():
-            records.write(workdir, finish.record(experiment, outcome, started, "failed", note))
+            failed = finish.record(experiment, outcome, started, "failed", note)
+            with contextlib.suppress(OSError):  # as on a full disk, of which the first error tells
+                records.write(workdir, failed)
         raise
     record = finish.record(experiment, outcome, started, status, note, left)
     if hosts.writes():

@@ -260,7 +260,8 @@ def _train(
             ended[number] = end(number, "completed", "", left)
     except Exception as error:
         for number in experiments.keys() - ended.keys() - set(done):
-            end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            with contextlib.suppress(OSError):  # as on a full disk, of which the first error tells
+                end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     return ended
 

@@ -19,10 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from lora_jax import records
+from lora_jax import full_disk, records
 from lora_jax.checkpoint_leaves import bare, compare, copy, flatten, place, template
 from lora_jax.checksum import DIGITS, checksum, hexadecimal, holds
 from lora_jax.leaves import first_line, type_name
+
+_OVERHEAD, _LEAF = 2**16, 2**10
+"""Bytes that a step takes beside its numbers, and more of them for each leaf."""
 
 
 class Checkpoints:
@@ -60,8 +63,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> bool:
         """Starts to save a state (any pytree) and JSON values; the state may be donated at once.
 
-        Waits for the save before it, raising its error if it failed. Returns False, saving nothing,
-        where the step is there already.
+        Waits for the save before it, raising its error if it failed (a FullDiskError where it had
+        no room). Returns False, saving nothing, where the step is there already.
         """
         self.wait()
         if step in self.steps():
@@ -86,7 +89,11 @@ class Checkpoints:
             state=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
             meta=ocp.args.JsonSave({"body": body, "sha256": records.config_digest(body)}),
         )
-        self._manager.save(step, args=items, force=True)
+        with full_disk.naming(self.folder / str(step)), full_disk.quiet():
+            if self._alone:  # or else all would have to agree
+                size = sum(array.nbytes for array in arrays.values()) + _LEAF * len(arrays)
+                full_disk.require(self.folder, size + _OVERHEAD)
+            self._manager.save(step, args=items, force=True)
         if self._alone:
             self._retire()
 
@@ -122,7 +129,8 @@ class Checkpoints:
         if pending is not None:
             pending.result()
         if not self._alone:
-            self._manager.wait_until_finished()
+            with full_disk.naming(self.folder), full_disk.quiet():
+                self._manager.wait_until_finished()
             self._retire()
 
     def close(self) -> None:

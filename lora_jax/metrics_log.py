@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax import seal
+from lora_jax import full_disk, seal
 from lora_jax.records import numbers, plain, write_atomically
 
 
@@ -22,16 +22,23 @@ class Metrics:
         self._file: Any = None
         if not enabled:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab", buffering=0)
+        with full_disk.naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
         self.truncate(None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends a line; what is not finite becomes the text "NaN", "Infinity" or "-Infinity"."""
+        """Appends a line; what is not finite becomes the text "NaN", "Infinity" or "-Infinity".
+
+        Raises:
+          FullDiskError: there was no room for it; what is there of it is dropped by who goes on.
+        """
         if self._file is None:
             return
-        line = seal.checked({"step": int(step)} | plain(values, "metrics"))
-        self._file.write(line + b"\n")
+        rest = seal.checked({"step": int(step)} | plain(values, "metrics")) + b"\n"
+        with full_disk.naming(self.path):
+            while rest:  # a disk that is almost full takes a part without a word
+                rest = rest[self._file.write(rest) :]
 
     def truncate(self, step: int | None) -> None:
         """Drops the lines after a step (None: none of them) and a torn last line, atomically."""

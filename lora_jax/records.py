@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import jax
 
-from lora_jax import seal
+from lora_jax import full_disk, seal
 from lora_jax.plain import canonical as canonical
 from lora_jax.plain import config_digest as config_digest
 from lora_jax.plain import numbers as numbers
@@ -275,16 +275,17 @@ def _git() -> dict[str, str | bool] | None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces a file, creating its folder: at every moment there is the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with full_disk.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name, too, outlives a power cut

@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 import os
+import shutil
 import signal
 import types
 
@@ -16,7 +17,7 @@ import pytest
 
 import lora_jax as lj
 import variants
-from lora_jax import checkpoint, metrics_log, preemption, train
+from lora_jax import checkpoint, full_disk, metrics_log, preemption, train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -237,6 +238,23 @@ def assert_same_end(folder, ours, straight):
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, killed_at, straight):
     with pytest.raises(Killed):
         fit(tmp_path, killed_at=killed_at)
+    assert_same_end(tmp_path, fit(tmp_path), straight)
+
+
+@pytest.mark.parametrize("call", [2, 4])  # of the checkpoints of steps 5, 7, 10 and 14
+def test_a_run_on_a_full_disk_ends_with_the_same_bits_once_there_is_room(
+    tmp_path, call, straight, monkeypatch
+):
+    calls = iter(range(1, 100))
+
+    def usage(folder):
+        return types.SimpleNamespace(free=10**9 if next(calls) < call else 0)
+
+    with monkeypatch.context() as patch, pytest.raises(full_disk.FullDiskError, match="is full"):
+        patch.setattr(shutil, "disk_usage", usage)
+        fit(tmp_path)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.steps()[-1] == [5, 7, 10][call - 2]
     assert_same_end(tmp_path, fit(tmp_path), straight)
 
 
