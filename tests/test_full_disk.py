@@ -118,7 +118,8 @@ def test_a_checkpoint_that_has_no_room_is_named_and_the_last_one_is_good(
             with pytest.raises(FullDiskError) as raised:
                 checkpoints.wait()
         assert said(raised) == str(tmp_path / "2")
-        assert (restored := checkpoints.restore(STATE)) is not None
+        restored = checkpoints.restore(STATE)
+        assert restored is not None
         state, _, step = restored
         assert step == 1 and (state["w"] == STATE["w"]).all()
         assert checkpoints.save(2, STATE)
