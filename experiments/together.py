@@ -22,6 +22,7 @@ from experiments.gather import gather
 from experiments.group_folder import GroupFolder
 from experiments.groups import union
 from experiments.progress import bar
+from experiments.traced import traced_step
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.fit_trials import fit_trials
@@ -57,20 +58,13 @@ class Together:
 
     def program(self, execution: Execution) -> Program:
         """The trials as a program (see `lora_jax.program`)."""
-        config, steps = self.shared.config, self.shared.loop.steps
-        parts = config["train"]["accumulate"]
-        step = train.make_step(self.shared.adapted, self.shared.predict, self.shared.loss, parts)
-
-        def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:
-            schedule = config["optimizer"]["schedule"]
-            tx = make.make_optimizer(hyper, schedule, steps, config["also_train"])
-            return step(tx, hyper["clip"], state, frozen, batch)
-
+        first = self.shared
+        step = traced_step(first.adapted, first.predict, first.loss, first.config, first.loop.steps)
         hyper = [
             {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
             for each in self.experiments
         ]
-        return make_program(execution, traced, self.frozen, hyper)
+        return make_program(execution, step, self.frozen, hyper)
 
     def call(self, number: int, trainable: Any) -> Callable[[train.Batch], Array]:
         """The adapted model of a trial, its trainables as wide as the program's."""

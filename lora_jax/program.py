@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from lora_jax.frozen import Frozen, Trainable, group_of
 from lora_jax.train import Batch, TrainState
+from lora_jax.variant import Base, Factors, Variant
 
 Execution = Literal["each", "map", "vmap"]
 EXECUTIONS: tuple[Execution, ...] = ("each", "map", "vmap")
@@ -134,8 +135,7 @@ def widen(
 ) -> tuple[Trainable, Frozen]:
     """A trial's adapters in the structure of a program that holds larger ones.
 
-    Rows beyond a trial's rank are zero and masked. Constants that it lacks, as they are of settings
-    that it leaves at nothing (dropout, a ratio of learning rates), are one.
+    Rows beyond a trial's rank are zero and masked.
 
     Args:
       like: of the program, arrays or shapes.
@@ -159,13 +159,46 @@ def narrow(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda leaf, to: leaf[tuple(map(slice, to.shape))], tree, like)
 
 
+def same_when_masked(variant: Variant, wide: Variant) -> bool:
+    """Whether a variant computes the same in factors of more rows, those beyond its rank masked.
+
+    Tried with random factors on one matrix: its weight and its penalty, and their gradients, which
+    are zero beyond the rank.
+    """
+    if variant == wide:
+        return True
+    side = getattr(wide, "max_rank", None) or 1
+    base = Base(jax.random.normal(jax.random.key(0), (side + 2, side + 1)), "io")
+    key, draw = jax.random.key(1), jax.random.key(2)
+    try:
+        own, like = variant.init(key, base), wide.init(key, base)
+        own = Factors(jax.tree.map(lambda x: jax.random.normal(draw, x.shape), own[0]), own[1])
+        rank = getattr(variant, "rank", 0)
+        more = Factors(
+            jax.tree.map(_pad, own.trainable, like.trainable),
+            {n: _constant(n, own.constants, x, rank) for n, x in like.constants.items()},
+        )
+        here, there = _values(variant, base, own), _values(wide, base, more)
+        padded = jax.tree.map(_pad, here, there)
+    except (ValueError, KeyError, TypeError):  # another structure, or a matrix that it cannot have
+        return False
+    close = jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-4, atol=1e-4), padded, there)
+    return all(map(bool, jax.tree.leaves(close)))
+
+
+def _values(variant: Variant, base: Base, factors: Factors) -> Any:
+    def total(trainable: dict[str, Array]) -> tuple[Array, Array]:
+        mine = Factors(trainable, factors.constants)
+        weight = variant.weight(base, mine)
+        return jnp.sin(weight).sum() + variant.penalty({"": mine}), weight
+
+    return jax.value_and_grad(total, has_aux=True)(factors.trainable)
+
+
 def _constant(name: str, own: Mapping[str, Array], like: Any, rank: int) -> Array:
-    if name in own:
+    if name != "mask" or name in own:
         return _pad(own[name], like)
-    if name == "mask":
-        mask = (jnp.arange(like.shape[-1]) < rank).astype(like.dtype)
-        return jnp.broadcast_to(mask, like.shape)
-    return jnp.ones(like.shape, like.dtype)
+    return jnp.broadcast_to((jnp.arange(like.shape[-1]) < rank).astype(like.dtype), like.shape)
 
 
 def _pad(leaf: Array, like: Any) -> Array:
