@@ -1,7 +1,8 @@
 """Writes tests/fixtures/{roberta,deberta}_tokenizer/ and the ids of transformers and SentencePiece.
 
-Needs transformers and sentencepiece. The vocabularies are tiny ones, learnt from what
-this repository's README once was; DeBERTa's table of characters has a handful of rules, a published one 240 kB.
+Needs transformers and sentencepiece. The vocabularies are tiny ones, learnt from what this
+repository's README once was; DeBERTa's table of characters has a handful of rules, a published one
+240 kB.
 
     python tests/make_fixtures/tokenizer_files.py
 """
