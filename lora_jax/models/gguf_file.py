@@ -106,6 +106,16 @@ def _bounded(reader: Any) -> Any:
     """
 
     class Reader(reader):
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._data = np.asarray(
+                mapped
+            )  # of a memmap, each of 10^5 small views takes twice as long
+
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
             if end > len(self.data):
