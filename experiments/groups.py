@@ -62,7 +62,7 @@ def program_key(config: Mapping[str, Any]) -> str:
     train = {k: v for k, v in config["train"].items() if k != "target_score"}
     own = {"targets": structure, "optimizer": optimizer, "train": train}
     own["kinds"] = _kinds(list(targets.values()))
-    own["schedule of the run"] = config["variant"]["total_steps"] is None
+    own["schedule of the run"] = make.takes_steps_of_run(config["variant"])
     return records.canonical({**rest, **own})
 
 
