@@ -21,6 +21,7 @@ from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
 from experiments.groups import union
+from experiments.out_of_memory import explained
 from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
@@ -170,7 +171,8 @@ def _build(
         try:
             records.claim(folders[number], configs[number])
             materials = materials or gather(configs[number])
-            made = build(configs[number], materials)
+            with explained(configs[number]):
+                made = build(configs[number], materials)
         except Exception as error:  # whatever it is, the others do without this trial
             wrong[number] = error
             continue
@@ -216,7 +218,8 @@ def _train(
     try:
         group = together(list(experiments.values()))
         where = [folders[number] for number in experiments]
-        states = _fit(group, where, home, list(outcomes.values()), label, execution)
+        with explained(group.shared.config):
+            states = _fit(group, where, home, list(outcomes.values()), label, execution)
         for place, number in enumerate(experiments):
             if number in done:
                 continue
