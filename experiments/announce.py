@@ -16,7 +16,7 @@ from lora_jax import memory, train
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """Bytes of a run's arrays, but for what a batch takes while it is worked on."""
+    """Bytes of a run's arrays, but for gradients and what a batch takes while it is worked on."""
 
     weights: int
     """As they are loaded, in the type of the config's `model`."""
@@ -55,28 +55,32 @@ def held(config: dict[str, Any]) -> Held:
     )
 
 
-def line(config: dict[str, Any], mesh: Mesh | None = None) -> str:
+def line(config: dict[str, Any], mesh: Mesh | None = None, trials: int = 1) -> str:
     """The line of a config's run.
 
     Args:
       mesh: whose devices share the arrays; whether each has room is seen when they are loaded.
+      trials: how many like it train together, on one copy of the weights.
 
     Raises:
       ValueError, FileNotFoundError: as `held`; or it is more than the memory that there is.
     """
-    found, room = held(config), memory.available()
-    parts = (
-        f"{memory.size(found.weights)} of weights, {memory.size(found.trained)} that are trained"
+    one, room = held(config), memory.available()
+    found = Held(one.weights, trials * one.trained, trials * one.optimizer)
+    said = f"{memory.size(found.weights)} of weights, {memory.size(found.trained)} that are trained"
+    said += f", {memory.size(found.optimizer)} of the optimiser" + f", {trials} trials" * (
+        trials > 1
     )
-    said = f"{parts}, {memory.size(found.optimizer)} of the optimiser"
+    more = "gradients and batches come on top"
     if mesh is not None and mesh.size > 1:
-        return f"memory: {said}, over {mesh.size} devices, beside what a batch takes"
+        return f"memory: {said}, over {mesh.size} devices; {more}"
     if room is None:
-        return f"memory: {said}, beside what a batch takes"
+        return f"memory: {said}; {more}"
     if found.total > room:
         raise ValueError(
             f"config.model '{config['model']['name']}' takes {said}: {memory.size(found.total)}, "
             f"and {memory.size(room)} of memory are available; take a smaller model, model.dtype "
-            "bfloat16, a method that trains less, or more devices (--mesh)"
+            "bfloat16, a method that trains less, or "
+            + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
         )
-    return f"memory: {said}, beside what a batch takes; {memory.size(room)} are available"
+    return f"memory: {said}; {more}; {memory.size(room)} are available"

@@ -30,7 +30,7 @@ def _line(config: Mapping[str, Any], error: Exception) -> str:
     rows = size // parts
     said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     what = f"out of memory: config.train.batch_size {size} in parts of {rows} rows"
-    more = next((each for each in range(parts + 1, size + 1) if size % each == 0), None)
+    more = next((parts * each for each in range(2, 1000) if rows % each == 0), None)
     lower = "lower config.train.batch_size"
     if more is not None:
         lower = f"raise config.train.accumulate from {parts} to {more} (the same batch, in smaller "

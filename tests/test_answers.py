@@ -10,6 +10,7 @@ from fake_records import write
 from test_imports import ROOT
 
 from experiments import collect, finish, report, score_plots, tune
+from experiments.launchers import local
 
 CHOSEN = {"layers/query/kernel": np.array([3, 0]), "layers/value/kernel": np.array([1, 2])}
 
@@ -66,6 +67,11 @@ def test_tuning_takes_no_argument_that_it_would_ignore(argument, said):
         tune._check_argument(argument)
     tune._check_argument("task=cola,source=tsv,folder=row")
     tune._check_argument("")
+
+
+def test_more_processes_than_anybody_has():
+    with pytest.raises(ValueError, match="--processes must be at most 10,000, got 1,000,000,000"):
+        local.slots(10**9)
 
 
 @functools.cache

@@ -15,7 +15,8 @@ from small_decoder import random_decoder
 from experiments import announce, completion, run
 from experiments.build import build
 from experiments.meshes import mesh_of
-from experiments.out_of_memory import explained
+from experiments.out_of_memory import _line, explained
+from experiments.together import run_together
 from lora_jax import memory, records
 from lora_jax.models.pretrained import load_classifier
 from lora_jax.models.pretrained_decoder import export_decoder, load_decoder, outline_decoder
@@ -176,21 +177,37 @@ def test_a_run_says_it_before_it_begins_and_refuses_what_does_not_fit(smoke, tmp
         run.run(smoke(), tmp_path / "run", say=said.append)
     (line,) = said
     assert line.startswith(f"memory: {memory.size(announce.held(smoke()).weights)} of weights, ")
-    assert line.endswith(f"{memory.size(total)} are available")
+    assert line.endswith(f"; {memory.size(total)} are available")
     room(total - 1)
     both = f"{memory.size(total)}, and {memory.size(total - 1)} of memory are available"
     with pytest.raises(ValueError, match=rf"config\.model '.*bert' takes .*: {both}"):
         run.run(smoke(), tmp_path / "run", say=said.append)
     assert len(said) == 1
     assert not (tmp_path / "run").exists()
-    shared = announce.line(smoke(), mesh_of([8, 1, 1]))
-    assert "over 8 devices" in shared
+    assert "over 8 devices" in announce.line(smoke(), mesh_of([8, 1, 1]))
+
+
+def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room):
+    one, said = announce.held(smoke()), []
+    configs = [smoke(seed=seed) for seed in range(3)]
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    total = one.weights + 3 * (one.trained + one.optimizer)
+    room(total)
+    ended = run_together(configs, folders, say=said.append)
+    assert [str(each) for each in ended] == ["weights were read"] * 3
+    assert said == [announce.line(configs[0], trials=3)] * 3  # each begins anew
+    assert f", {memory.size(3 * one.trained)} that are trained" in said[0]
+    room(total - 1)
+    ended = run_together(configs, folders, say=said.append)
+    assert len(said) == 3
+    assert all("are available; take a smaller model" in str(each) for each in ended)
 
 
 def xla_out_of_memory():
     return jax.block_until_ready(jax.jit(lambda: jnp.zeros(2**50, jnp.int8) + 1)())
 
 
+PRIME = {"batch_size": 2**61 - 1, "accumulate": 1}
 SECTIONS = {"train": {"batch_size": 12, "accumulate": 2}, "data": {"max_length": 64}}
 
 
@@ -202,12 +219,15 @@ def test_xla_has_no_memory_left_in_a_line():
     said = str(caught.value)
     assert said.startswith("out of memory: config.train.batch_size 12 in parts of 6 rows; raise")
     assert "\n" not in said
-    assert "of 6 rows; raise config.train.accumulate from 2 to 3 (the same batch" in said
+    assert "of 6 rows; raise config.train.accumulate from 2 to 4 (the same batch" in said
     assert "or config.data.max_length 64" in said
 
 
 def test_a_row_at_a_time_cannot_be_cut():
     one = {**SECTIONS, "train": {"batch_size": 4, "accumulate": 4}}
+    assert "accumulate" not in _line(one, MemoryError())
+    # a prime number of rows, too many to look for what divides it
+    assert "accumulate" not in _line({**SECTIONS, "train": PRIME}, MemoryError())
     lower = r"of 1 rows; lower config\.train\.batch_size"
     with pytest.raises(ValueError, match=lower), explained(one):
         raise MemoryError
