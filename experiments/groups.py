@@ -80,10 +80,9 @@ def _parts(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[lis
 
 
 def _settings(config: Mapping[str, Any], outline: Outline | None) -> Settings:
-    targets = make.make_targets(config["variant"], config["targets"])
-    if outline is not None and config["variant"]["total_steps"] is None:
-        targets = {p: make.for_steps(each, outline.steps) for p, each in targets.items()}
-    return tuple(targets.items())
+    if outline is not None:
+        return tuple(make.make_run_targets(config, outline.steps).items())
+    return tuple(make.make_targets(config["variant"], config["targets"]).items())
 
 
 def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[Settings]]:

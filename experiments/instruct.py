@@ -31,7 +31,7 @@ def teach() -> None:
     }
     found = {}
     for method, config in configs.items():
-        found[method] = run(config.to_dict(), _folder(method), method)
+        found[method] = run(config.to_dict(), _folder(method), method, say=print)
         if found[method].status != "completed":
             raise ValueError(f"{method}: {found[method].status}, {found[method].note}")
     console = Console()

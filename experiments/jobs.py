@@ -104,9 +104,9 @@ def train(
 ) -> Sequence[Ended]:
     """Train trials of one program: together, or the only one as `experiments.train` does."""
     if len(configs) == 1:
-        return [run(configs[0], folders[0], names[0])]
+        return [run(configs[0], folders[0], names[0], say=print)]
     label = f"{len(configs)} trials"
-    return run_together(configs, folders, label, how.execution, how.left)
+    return run_together(configs, folders, label, how.execution, how.left, print)
 
 
 def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Train = train) -> bool:

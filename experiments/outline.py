@@ -58,10 +58,8 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
     validate(config)
     accumulate, shards = config["train"]["accumulate"], parts(ROWS, mesh)
     rows = rows or max(1, config["train"]["batch_size"] // (accumulate * shards))
-    forward, params, rules, tokens, loss = model(config, mesh)
-    targets = make.make_targets(config["variant"], config["targets"])
-    if config["variant"]["total_steps"] is None:
-        targets = {p: make.for_steps(each, STEPS) for p, each in targets.items()}
+    forward, params, rules, tokens, loss = model_of(config, mesh)
+    targets = make.make_run_targets(config, STEPS)
     storage = make.make_storage(config["quantize"])
     adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
     hyper = make.make_hyper(config["optimizer"], STEPS)
@@ -99,7 +97,7 @@ def batch_of(rows: int, tokens: int) -> dict[str, jax.ShapeDtypeStruct]:
     return batch | {n: jax.ShapeDtypeStruct((rows,), dtype) for n, dtype in _OF_ROWS.items()}
 
 
-def model(
+def model_of(
     config: dict[str, Any], mesh: Mesh | None = None, outputs: int = OUTPUTS
 ) -> tuple[Any, Any, Rules, int, train.Loss]:
     """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss.

@@ -34,7 +34,7 @@ def _train(name: str) -> Trained:
     chosen = quickstart.get_config(f"variant={name},size={_SIZE.value}")
     chosen.update_from_flattened_dict({"model.name": _MODEL.value})
     config = chosen.to_dict()
-    record = run(config, _folder(name), label=name)
+    record = run(config, _folder(name), label=name, say=print)
     if record.status != "completed":
         raise ValueError(f"{name}: {record.status}, {record.note}")
     experiment = build(config)

@@ -8,8 +8,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from experiments import finish, hosts, writing
+from experiments import announce, finish, hosts, writing
 from experiments.build import Experiment, build
+from experiments.out_of_memory import explained
 from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
@@ -28,12 +29,19 @@ class Interrupted(SystemExit):
 
 
 def run(
-    config: dict[str, Any], workdir: Path, label: str = "train", mesh: Mesh | None = None
+    config: dict[str, Any],
+    workdir: Path,
+    label: str = "train",
+    mesh: Mesh | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> records.Record:
     """Train what a config describes, or go on where an earlier process stopped.
 
     A folder with the record of this very config, completed, is left as it is, and its record is
     returned. Several processes (`experiments.hosts`) all call this, and one writes.
+
+    Args:
+      say: is told what the run will hold in memory, before it takes any; None tells nobody.
 
     Raises:
       ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run;
@@ -41,7 +49,7 @@ def run(
       Interrupted: a SIGTERM came before it had trained to the end; there is no record yet.
     """
     with preemption() as interrupted:
-        return _run(config, workdir, label, mesh, interrupted)
+        return _run(config, workdir, label, mesh, interrupted, say)
 
 
 def _run(
@@ -50,28 +58,33 @@ def _run(
     label: str,
     mesh: Mesh | None,
     interrupted: Callable[[int], bool],
+    say: Callable[[str], None] | None,
 ) -> records.Record:
     started = time.perf_counter()
     if hosts.first(lambda: _ended(workdir, config) is not None):
         if (record := _ended(workdir, config)) is not None:
             return record
         raise ValueError(f"--workdir {workdir} is not what the first process has there")
-    experiment = build(config, mesh=mesh)
+    if say is not None and hosts.writes():
+        say(announce.line(config, mesh))
+    with explained(config):
+        experiment = build(config, mesh=mesh)
     hosts.first(lambda: records.claim(workdir, config))
     if not (workdir / "config.json").exists():
         raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:
-        state, note = _fit(experiment, workdir, label, outcome, interrupted)
-        if outcome.interrupted:
-            if hosts.writes():
-                print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
-            raise Interrupted
-        if outcome.diverged:
-            status = "diverged"
-        else:
-            call = experiment.adapted_call(state.trainable)
-            left = finish.save(experiment, state, workdir, call)
+        with explained(config):
+            state, note = _fit(experiment, workdir, label, outcome, interrupted)
+            if outcome.interrupted:
+                if hosts.writes():
+                    print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
+                raise Interrupted
+            if outcome.diverged:
+                status = "diverged"
+            else:
+                call = experiment.adapted_call(state.trainable)
+                left = finish.save(experiment, state, workdir, call)
     except Exception as error:
         note = f"{type(error).__name__}: {error}".splitlines()[0]
         if hosts.writes():

@@ -16,11 +16,12 @@ import numpy as np
 from jax import Array
 
 import lora_jax as lj
-from experiments import finish, make
+from experiments import announce, finish, make
 from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
 from experiments.groups import union
+from experiments.out_of_memory import explained
 from experiments.progress import bar
 from experiments.traced import traced_step
 from lora_jax import records, train
@@ -111,6 +112,7 @@ def run_together(
     label: str = "trials",
     execution: Execution | None = None,
     left: Collection[str] = ("completed",),
+    say: Callable[[str], None] | None = None,
 ) -> list[Ended]:
     """Train all that the configs of a group describe, or go on where an earlier process stopped.
 
@@ -120,6 +122,7 @@ def run_together(
     Args:
       execution: how the trials step; by default, whatever ends first.
       left: with which status a trial that has its record is left as it is.
+      say: is told what they will hold in memory, before they take any; None tells nobody.
 
     Returns:
       Of each trial its record, or why it could not be trained.
@@ -133,7 +136,7 @@ def run_together(
         except (ValueError, OSError) as error:
             ended[number] = error
     wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
-    experiments, wrong = _build(wanted, configs, folders)
+    experiments, wrong = _build(wanted, configs, folders, say)
     if home.trials and wrong:
         number, error = next(iter(wrong.items()))
         why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} cannot "
@@ -149,12 +152,15 @@ def run_together(
     if rest := [number for number in range(len(configs)) if number not in ended]:
         # An earlier process could not make them, and began without.
         mine = [configs[number] for number in rest], [folders[number] for number in rest]
-        ended |= dict(zip(rest, run_together(*mine, label, execution, left), strict=True))
+        ended |= dict(zip(rest, run_together(*mine, label, execution, left, say), strict=True))
     return [ended[number] for number in range(len(configs))]
 
 
 def _build(
-    numbers: Sequence[int], configs: Sequence[dict[str, Any]], folders: Sequence[Path]
+    numbers: Sequence[int],
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    say: Callable[[str], None] | None,
 ) -> tuple[dict[int, Experiment], dict[int, Exception]]:
     """Trials over one copy of their model, by their numbers; and why others cannot be made."""
     experiments: dict[int, Experiment] = {}
@@ -163,8 +169,11 @@ def _build(
     for number in numbers:
         try:
             records.claim(folders[number], configs[number])
+            if materials is None and say is not None:
+                say(announce.line(configs[number], trials=len(numbers)))
             materials = materials or gather(configs[number])
-            made = build(configs[number], materials)
+            with explained(configs[number]):
+                made = build(configs[number], materials)
         except Exception as error:  # whatever it is, the others do without this trial
             wrong[number] = error
             continue
@@ -210,7 +219,8 @@ def _train(
     try:
         group = together(list(experiments.values()))
         where = [folders[number] for number in experiments]
-        states = _fit(group, where, home, list(outcomes.values()), label, execution)
+        with explained(group.shared.config):
+            states = _fit(group, where, home, list(outcomes.values()), label, execution)
         for place, number in enumerate(experiments):
             if number in done:
                 continue

@@ -11,7 +11,7 @@ import lora_jax as lj
 from experiments import make
 from experiments.build import predictor
 from experiments.gather import load_task
-from experiments.outline import batch_of, model
+from experiments.outline import batch_of, model_of
 from lora_jax import data, train
 from lora_jax.fingerprint import fingerprint
 
@@ -34,7 +34,7 @@ class Outline:
         """The outline that all configs share that differ in the settings of variants alone."""
         task = load_task(config["data"])
         outputs = task.num_outputs if isinstance(task, data.Task) else 0
-        forward, params, _, tokens, loss = model(config, outputs=outputs)
+        forward, params, _, tokens, loss = model_of(config, outputs=outputs)
         if isinstance(task, data.Task) and not task.label_names:
             loss = train.squared_error
         steps = make.make_loop(config["train"], len(task.train), task.metric).steps

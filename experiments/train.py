@@ -45,7 +45,7 @@ def train() -> None:
     host_flags.initialize()
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
-        record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)), mesh=mesh)
+        record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)), mesh=mesh, say=print)
     except Exception as error:
         hosts.leave(error)
         raise
