@@ -1,0 +1,251 @@
+"""Is the compiled step right? Its loss and gradients, beside those that no compiler has touched.
+
+Compilers are wrong now and then: XLA's releases for CPUs of 2026 read memory that nothing wrote, in
+sums of a kind that reverse mode makes. A run whose gradients are garbage trains all the same, to
+scores that look like those of a worse method. So the step that a run is about to take many times
+is taken once where the truth is known.
+
+What is compared is the run's own program, compiled for its own batches: nothing is traced or
+compiled for the audit alone. The gradient is what the optimiser's first moment holds after one step
+from zero, times the same factor on both sides, clipped where the run clips. `by_numpy` evaluates
+the very jaxpr that was compiled. Not seen are mistakes that come before it (in JAX's or this
+project's derivatives, which tests are for), what the optimiser makes of its first moment, and
+evaluation.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
+from jax.interpreters import partial_eval
+from jax.tree_util import GetAttrKey, SequenceKey
+
+from lora_jax.by_numpy import ByNumpy, Rounded
+from lora_jax.frozen import Trainable
+from lora_jax.leaves import is_key
+
+FLOOR = 32 * float(np.finfo(np.float32).eps)
+"""What is never an error: sums in another order differ by it in float32."""
+MULTIPLE = 8.0
+"""Of what dtypes explain. Two orders of the same operations differ by about once that much, and
+the faults that this is for by the gradient's own size."""
+NOISE = 0.02
+TINY = 1e-30
+GRADIENT = "the gradient of "
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The largest error of a compiled step, beside its tolerance, and where it was."""
+
+    leaf: str
+    error: float
+    """Of a gradient's leaf over the norm of the whole gradient; of a metric over itself."""
+    tolerance: float
+
+    @property
+    def passes(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What `audit` found over all batches of a run."""
+
+    largest: Finding
+    batches: int
+    seconds: float
+    compiling: float
+    """Of `seconds`, what the run would have spent in its first steps anyway."""
+
+    def values(self) -> dict[str, Any]:
+        """As the record has it."""
+        found = dataclasses.asdict(self.largest)
+        return {**found, "batches": self.batches, "seconds": self.seconds - self.compiling}
+
+
+def perturbed(trainable: Trainable, seed: int = 0) -> Trainable:
+    """Trainables beside a method's start, where all gradients are alive.
+
+    At the start one factor of most methods is zero, and so is the other's gradient.
+    """
+    rng = np.random.default_rng([seed, 20260])
+
+    def one(leaf: Any) -> Any:
+        values = np.asarray(leaf, np.float64)
+        size = math.sqrt(np.mean(np.square(values))) if values.size else 0.0
+        moved = values + rng.standard_normal(values.shape) * (NOISE * size or NOISE)
+        return jnp.asarray(moved.astype(np.float32), leaf.dtype)
+
+    return jax.tree.map(one, trainable)
+
+
+def audit(
+    step: Any,
+    cases: Iterable[tuple[str, Callable[[], tuple[Any, ...]]]],
+    trials: int | None = None,
+    advice: str = "",
+) -> Audit:
+    """Compare a jitted step with itself, operation by operation, for every case.
+
+    Args:
+      step: jitted, `(...) -> (state, metrics)`, with an `opt_state` in the state; its optimiser
+        keeps a first moment `mu`, as Adam does, and has not stepped yet.
+      cases: what each is called, and what makes its arguments, which the step may take over.
+      trials: how many the step takes at once, where all that it returns has an axis for them.
+      advice: what to do about an error, for its message.
+
+    Raises:
+      ValueError: a loss or a gradient is wrong; it names the leaf.
+    """
+    began, compiling, batches = time.perf_counter(), 0.0, 0
+    largest = Finding("", 0.0, FLOOR)
+    for name, make in cases:
+        found, seconds = compare(step, make(), trials)
+        compiling, batches = compiling + seconds, batches + 1
+        if not found.passes:
+            raise ValueError(_complaint(found, name, advice))
+        largest = max(largest, found, key=lambda each: each.error / each.tolerance)
+    return Audit(largest, batches, time.perf_counter() - began, compiling)
+
+
+def compare(
+    step: Any, arguments: tuple[Any, ...], trials: int | None = None
+) -> tuple[Finding, float]:
+    """The largest error of a jitted step's loss and gradients, and the seconds of the step.
+
+    The tolerance is `FLOOR`; for an error above it, `MULTIPLE` times what the operations, one by
+    one in their own dtypes, are off by.
+    """
+    leaves = jax.tree.map(_own_copy, jax.tree.leaves(arguments))
+    began = time.perf_counter()
+    traced = step.trace(*arguments)
+    result = jax.block_until_ready(step(*arguments))
+    seconds = time.perf_counter() - began
+
+    outputs = jax.tree_util.tree_leaves_with_path(result)
+    names = [_observed(path) for path, _ in outputs]
+    used = [name is not None for name in names]
+    if not any(name is not None and name.startswith(GRADIENT) for name in names):
+        raise ValueError("the optimiser keeps no first moment (mu): there is no gradient to audit")
+    named = [name for name in names if name is not None]
+    compiled = [
+        np.asarray(x, np.float64) for (_, x), is_used in zip(outputs, used, strict=True) if is_used
+    ]
+    closed = traced.jaxpr
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
+
+    truth = ByNumpy(wide=True)(jaxpr, closed.consts, leaves)
+    found = worst(named, compiled, truth, trials)
+    if not math.isfinite(found.error):
+        return found, seconds
+    if (where := _not_finite(outputs)) and all(np.isfinite(each).all() for each in truth):
+        return Finding(where, math.inf, FLOOR), seconds
+    if found.error > FLOOR:
+        own = ByNumpy(wide=False, operands=_operands(jax.default_backend()))
+        explained = worst(named, own(jaxpr, closed.consts, leaves), truth, trials).error
+        tolerance = max(FLOOR, MULTIPLE * explained)
+        found = dataclasses.replace(found, tolerance=tolerance)
+    return found, seconds
+
+
+def worst(
+    names: Sequence[str],
+    given: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    trials: int | None = None,
+) -> Finding:
+    """The largest error of what was observed; infinite where it is not finite and should be.
+
+    Where the truth is not finite either there is nothing to say, and no error.
+    """
+    if trials is not None:
+        each = [
+            worst(names, [x[number] for x in given], [x[number] for x in truth])
+            for number in range(trials)
+        ]
+        return max(each, key=lambda found: found.error)
+    norm = math.sqrt(
+        sum(
+            float(np.sum(np.square(x)))
+            for name, x in zip(names, truth, strict=True)
+            if name.startswith(GRADIENT)
+        )
+    )
+    found = Finding("", 0.0, FLOOR)
+    for name, x, y in zip(names, given, truth, strict=True):
+        scale = norm if name.startswith(GRADIENT) else abs(float(y))
+        with np.errstate(all="ignore"):
+            error = float(np.linalg.norm(np.ravel(x - y)))
+        if not (math.isfinite(scale) and np.isfinite(y).all()):
+            continue
+        error = error / max(scale, TINY) if math.isfinite(error) else math.inf
+        if error > found.error:
+            found = Finding(name, error, FLOOR)
+    return found
+
+
+def _observed(path: tuple[Any, ...]) -> str | None:
+    """What an output of a step is called, if it is compared."""
+    if path[0] == SequenceKey(1):
+        return _text(path[1:])
+    for place, key in enumerate(path):
+        if key == GetAttrKey("mu"):  # its path goes on as a trainable's, adapters or params first
+            return GRADIENT + _text(path[place + 2 :])
+    return None
+
+
+def _text(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _not_finite(outputs: Sequence[tuple[Any, Any]]) -> str | None:
+    """The first of a step's outputs that is not, but for a method's own state."""
+    for path, leaf in outputs:
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if floats and GetAttrKey("variant_state") not in path and not _finite(leaf):
+            return _text(path[1:])
+    return None
+
+
+def _finite(leaf: Any) -> bool:
+    return bool(np.isfinite(np.asarray(leaf, np.float64)).all())
+
+
+def _own_copy(leaf: Any) -> Any:
+    """A leaf of arguments that a step may take over, whose memory it cannot."""
+    if is_key(leaf):
+        data: Any = np.array(jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return np.array(leaf)
+
+
+def _operands(platform: str) -> Rounded | None:
+    """What a device's products make of float32 that no precision is asked for of.
+
+    GPUs take them as TF32, of 10 bits, and TPUs as bfloat16, of 7.
+    """
+    if platform == "cpu":
+        return None
+    dropped = 16 if platform == "tpu" else 13
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        half = np.uint32((1 << (dropped - 1)) - 1) + ((bits >> dropped) & np.uint32(1))
+        return ((bits + half) & ~np.uint32((1 << dropped) - 1)).view(np.float32)
+
+    return rounded
+
+
+def _complaint(found: Finding, name: str, advice: str) -> str:
+    return (
+        f"the compiled step is wrong: {found.leaf} is off by {found.error:.2g} for {name}, where "
+        f"dtypes explain {found.tolerance:.2g} (jaxlib {jaxlib.version.__version__} on "
+        f"{jax.default_backend()}); {advice}"
+    ).removesuffix("; ")
