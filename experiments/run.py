@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from experiments import finish, hosts, writing
+from experiments import audits, finish, hosts, writing
 from experiments.build import Experiment, build
 from experiments.progress import bar
 from lora_jax import records, train
@@ -28,12 +28,19 @@ class Interrupted(SystemExit):
 
 
 def run(
-    config: dict[str, Any], workdir: Path, label: str = "train", mesh: Mesh | None = None
+    config: dict[str, Any],
+    workdir: Path,
+    label: str = "train",
+    mesh: Mesh | None = None,
+    audit: bool = True,
 ) -> records.Record:
     """Train what a config describes, or go on where an earlier process stopped.
 
     A folder with the record of this very config, completed, is left as it is, and its record is
     returned. Several processes (`experiments.hosts`) all call this, and one writes.
+
+    Args:
+      audit: whether the compiled step is compared with NumPy's before it trains.
 
     Raises:
       ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run;
@@ -41,7 +48,7 @@ def run(
       Interrupted: a SIGTERM came before it had trained to the end; there is no record yet.
     """
     with preemption() as interrupted:
-        return _run(config, workdir, label, mesh, interrupted)
+        return _run(config, workdir, label, mesh, audit, interrupted)
 
 
 def _run(
@@ -49,6 +56,7 @@ def _run(
     workdir: Path,
     label: str,
     mesh: Mesh | None,
+    audit: bool,
     interrupted: Callable[[int], bool],
 ) -> records.Record:
     started = time.perf_counter()
@@ -62,7 +70,7 @@ def _run(
         raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:
-        state, note = _fit(experiment, workdir, label, outcome, interrupted)
+        state, note = _fit(experiment, workdir, label, outcome, audit, interrupted)
         if outcome.interrupted:
             if hosts.writes():
                 print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
@@ -115,10 +123,11 @@ def _fit(
     workdir: Path,
     label: str,
     outcome: train.Outcome,
+    audit: bool,
     interrupted: Callable[[int], bool],
 ) -> tuple[train.TrainState, str]:
     """The state to save, and what a reader of the record should know of it; fills in `outcome`."""
-    loop = experiment.loop
+    loop, step = experiment.loop, experiment.make_step()
     shown = bar(label, loop.steps) if hosts.writes() else contextlib.nullcontext()
     with (
         Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
@@ -129,7 +138,7 @@ def _fit(
             experiment.start(keep=writing.writes_samples(experiment.config)),
             experiment.frozen,
             loop=loop,
-            step=experiment.make_step(),
+            step=step,
             batches=experiment.batches,
             evaluate=experiment.evaluate,
             checkpoints=checkpoints,
@@ -141,6 +150,7 @@ def _fit(
             progress=progress,
             outcome=outcome,
             interrupted=interrupted,
+            audit=(lambda: audits.alone(experiment, step)) if audit else None,
         )
         if outcome.interrupted:
             return state, ""

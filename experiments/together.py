@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 import lora_jax as lj
-from experiments import finish, make
+from experiments import audits, finish, make
 from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
@@ -117,6 +117,7 @@ def run_together(
     label: str = "trials",
     execution: Execution | None = None,
     left: Collection[str] = ("completed",),
+    audit: bool = True,
 ) -> list[Ended]:
     """Train all that the configs of a group describe, or go on where an earlier process stopped.
 
@@ -126,6 +127,7 @@ def run_together(
     Args:
       execution: how the trials step; by default, whatever ends first.
       left: with which status a trial that has its record is left as it is.
+      audit: whether the compiled program is compared with NumPy's before it trains.
 
     Returns:
       Of each trial its record, or why it could not be trained.
@@ -150,12 +152,12 @@ def run_together(
         home.begin(list(experiments))
     ended = wrong | ended
     if experiments.keys() - ended.keys():
-        ended |= _train(experiments, ended.keys(), folders, home, label, execution)
+        ended |= _train(experiments, ended.keys(), folders, home, label, execution, audit)
     home.remove()
     if rest := [number for number in range(len(configs)) if number not in ended]:
         # An earlier process could not make them, and began without.
         mine = [configs[number] for number in rest], [folders[number] for number in rest]
-        ended |= dict(zip(rest, run_together(*mine, label, execution, left), strict=True))
+        ended |= dict(zip(rest, run_together(*mine, label, execution, left, audit), strict=True))
     return [ended[number] for number in range(len(configs))]
 
 
@@ -199,6 +201,7 @@ def _train(
     home: GroupFolder,
     label: str,
     execution: Execution | None,
+    audit: bool,
 ) -> dict[int, Ended]:
     """Train, and write what those trials leave behind that were not `done`; by their numbers."""
     started = time.perf_counter()
@@ -216,7 +219,7 @@ def _train(
     try:
         group = together(list(experiments.values()))
         where = [folders[number] for number in experiments]
-        states = _fit(group, where, home, list(outcomes.values()), label, execution)
+        states = _fit(group, where, home, list(outcomes.values()), label, execution, audit)
         for place, number in enumerate(experiments):
             if number in done:
                 continue
@@ -242,6 +245,7 @@ def _fit(
     outcomes: Sequence[train.Outcome],
     label: str,
     execution: Execution | None,
+    audit: bool,
 ) -> list[train.TrainState]:
     """The states to save."""
     loop, config = group.shared.loop, group.shared.config
@@ -266,6 +270,9 @@ def _fit(
             outcomes=outcomes,
             keep_best=config["train"]["select"] == "best",
             progress=progress,
+            audit=(lambda: audits.of_program(group.experiments, program, group.start))
+            if audit
+            else None,
         )
 
 

@@ -16,7 +16,7 @@ evaluation.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from jax.tree_util import GetAttrKey, SequenceKey
 
 from lora_jax.by_numpy import ByNumpy, Rounded
 from lora_jax.frozen import Trainable
+from lora_jax.jaxpr_memory import peak_bytes
 from lora_jax.leaves import is_key
 
 FLOOR = 32 * float(np.finfo(np.float32).eps)
@@ -63,11 +64,18 @@ class Audit:
     seconds: float
     compiling: float
     """Of `seconds`, what the run would have spent in its first steps anyway."""
+    left_out: Mapping[str, int]
+    """Cases for which there was no room, and how many bytes they take."""
 
     def values(self) -> dict[str, Any]:
         """As the record has it."""
         found = dataclasses.asdict(self.largest)
         return {**found, "batches": self.batches, "seconds": self.seconds - self.compiling}
+
+    def shared(self, count: int) -> "Audit":
+        """Each of several trials' part of an audit that was for all of them."""
+        share, compiling = self.seconds / count, self.compiling / count
+        return dataclasses.replace(self, seconds=share, compiling=compiling)
 
 
 def perturbed(trainable: Trainable, seed: int = 0) -> Trainable:
@@ -90,6 +98,7 @@ def audit(
     step: Any,
     cases: Iterable[tuple[str, Callable[[], tuple[Any, ...]]]],
     trials: int | None = None,
+    room: int | None = None,
     advice: str = "",
 ) -> Audit:
     """Compare a jitted step with itself, operation by operation, for every case.
@@ -99,20 +108,28 @@ def audit(
         keeps a first moment `mu`, as Adam does, and has not stepped yet.
       cases: what each is called, and what makes its arguments, which the step may take over.
       trials: how many the step takes at once, where all that it returns has an axis for them.
+      room: bytes of memory; a case that takes more is left out, and nothing compiled for it.
       advice: what to do about an error, for its message.
 
     Raises:
       ValueError: a loss or a gradient is wrong; it names the leaf.
     """
     began, compiling, batches = time.perf_counter(), 0.0, 0
-    largest = Finding("", 0.0, FLOOR)
+    largest, left_out = Finding("", 0.0, FLOOR), {}
     for name, make in cases:
-        found, seconds = compare(step, make(), trials)
+        arguments = make()
+        began_tracing = time.perf_counter()
+        traced = step.trace(*arguments)  # which the step remembers
+        compiling += time.perf_counter() - began_tracing
+        if room is not None and (needed := peak_bytes(traced.jaxpr.jaxpr)) > room:
+            left_out[name] = needed
+            continue
+        found, seconds = compare(step, arguments, trials)
         compiling, batches = compiling + seconds, batches + 1
         if not found.passes:
             raise ValueError(_complaint(found, name, advice))
         largest = max(largest, found, key=lambda each: each.error / each.tolerance)
-    return Audit(largest, batches, time.perf_counter() - began, compiling)
+    return Audit(largest, batches, time.perf_counter() - began, compiling, left_out)
 
 
 def compare(
