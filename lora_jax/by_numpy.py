@@ -114,19 +114,14 @@ class ByNumpy:
         columns = [_rows(each) for each in operands[constant + carried :]]
         length = eqn.params["length"]
         order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
-        found: list[list[Any]] = [[] for _ in jaxpr.outvars[carried:]]
+        found = [_Stacked(length, var.aval) for var in eqn.outvars[carried:]]
         for number in order:
             rows = [column(number) for column in columns]
             results = self._run(jaxpr, own, [*consts, *carry, *rows])
             carry = results[:carried]
             for each, result in zip(found, results[carried:], strict=True):
-                each.append(result)
-        step = -1 if eqn.params["reverse"] else 1
-        stacked = [
-            _stack(each[::step], var.aval)
-            for each, var in zip(found, eqn.outvars[carried:], strict=True)
-        ]
-        return [*carry, *stacked]
+                each[number] = result
+        return [*carry, *(each.whole() for each in found)]
 
     def _while(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         params = eqn.params
@@ -179,13 +174,25 @@ def _rows(array: Any) -> Callable[[int], Any]:
     return lambda number: _keys(data[number], kind)
 
 
-def _stack(rows: Sequence[Any], like: Any) -> Any:
-    if not rows:
-        return np.zeros(like.shape, like.dtype)
-    if not _is_key(rows[0]):
-        return np.stack(rows)
-    data = np.stack([np.asarray(jax.random.key_data(each)) for each in rows])
-    return _keys(data, jax.random.key_impl(rows[0]))
+class _Stacked:
+    """The results of a loop's rounds, written where they will lie together."""
+
+    def __init__(self, length: int, like: Any) -> None:
+        self.length, self.like = length, like
+        self.rows: Any = None
+        self.kind: Any = None
+
+    def __setitem__(self, number: int, row: Any) -> None:
+        if _is_key(row):
+            self.kind, row = jax.random.key_impl(row), np.asarray(jax.random.key_data(row))
+        if self.rows is None:
+            self.rows = np.empty((self.length, *row.shape), row.dtype)
+        self.rows[number] = row
+
+    def whole(self) -> Any:
+        if self.rows is None:  # there was no round
+            return np.zeros(self.like.shape, self.like.dtype)
+        return self.rows if self.kind is None else _keys(self.rows, self.kind)
 
 
 def _keys(data: Any, kind: Any) -> Any:

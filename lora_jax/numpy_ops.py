@@ -37,6 +37,11 @@ def _select(params: Mapping[str, Any], which: np.ndarray, *cases: np.ndarray) ->
     return np.where(which, cases[1], cases[0]) if which.dtype == bool else NotImplemented
 
 
+def _shift(params: Mapping[str, Any], x: np.ndarray, by: np.ndarray) -> Any:
+    inside = x.dtype.kind == "u" and bool((by < 8 * x.dtype.itemsize).all())
+    return np.right_shift(x, by) if inside else NotImplemented
+
+
 def _integer_pow(params: Mapping[str, Any], x: np.ndarray) -> Any:
     y = params["y"]
     if not np.issubdtype(x.dtype, np.floating):
@@ -70,7 +75,11 @@ _ELEMENTS: dict[str, Rule] = {
     "stop_gradient": _plain(lambda x: x),
     "optimization_barrier": lambda params, *operands: operands,
     "name": _plain(lambda x: x),
-    "reduce_precision": lambda params, x: NotImplemented,
+    "and": _plain(np.bitwise_and),
+    "or": _plain(np.bitwise_or),
+    "xor": _plain(np.bitwise_xor),
+    "not": _plain(np.bitwise_not),
+    "shift_right_logical": _shift,
     "is_finite": _plain(np.isfinite),
     "select_n": _select,
     "integer_pow": _integer_pow,
@@ -108,6 +117,8 @@ _REDUCTIONS: dict[str, Rule] = {
     "reduce_min": _reduction(np.min),
     "reduce_and": _reduction(np.all),
     "reduce_or": _reduction(np.any),
+    "argmax": lambda params, x: np.argmax(x, *params["axes"]),
+    "argmin": lambda params, x: np.argmin(x, *params["axes"]),
 }
 
 
