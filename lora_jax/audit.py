@@ -26,7 +26,7 @@ import numpy as np
 from jax.interpreters import partial_eval
 from jax.tree_util import GetAttrKey, SequenceKey
 
-from lora_jax.by_numpy import ByNumpy, Rounded
+from lora_jax.by_numpy import ByNumpy, rounded_operands
 from lora_jax.frozen import Trainable
 from lora_jax.jaxpr_memory import peak_bytes
 from lora_jax.leaves import is_key
@@ -58,20 +58,20 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """What `audit` found over all batches of a run."""
+    """What `audit` found over all cases."""
 
     largest: Finding
     batches: int
     seconds: float
     compiling: float
     """Of `seconds`, what the run would have spent in its first steps anyway."""
-    left_out: Mapping[str, int]
-    """Cases for which there was no room, and how many bytes they take."""
+    left_out: Mapping[str, str]
+    """Cases of which nothing can be said, and why."""
 
-    def values(self) -> dict[str, Any]:
-        """As the record has it."""
-        found = dataclasses.asdict(self.largest)
-        return {**found, "batches": self.batches, "seconds": self.seconds - self.compiling}
+    def values(self) -> dict[str, Any] | None:
+        """As the record has it; None where nothing could be compared."""
+        found = {**dataclasses.asdict(self.largest), "batches": self.batches}
+        return found if self.batches else None
 
     def shared(self, count: int) -> "Audit":
         """Each of several trials' part of an audit that was for all of them."""
@@ -90,7 +90,7 @@ def perturbed(trainable: Trainable, seed: int = 0) -> Trainable:
         values = np.asarray(leaf, np.float64)
         size = math.sqrt(np.mean(np.square(values))) if values.size else 0.0
         moved = values + rng.standard_normal(values.shape) * (NOISE * size or NOISE)
-        return jnp.asarray(moved.astype(np.float32), leaf.dtype)
+        return jnp.asarray(moved.astype(leaf.dtype))
 
     return jax.tree.map(one, trainable)
 
@@ -118,56 +118,62 @@ def audit(
     began, compiling, batches = time.perf_counter(), 0.0, 0
     largest, left_out = Finding("", 0.0, FLOOR), {}
     for name, make in cases:
-        arguments = make()
-        began_tracing = time.perf_counter()
-        traced = step.trace(*arguments)  # which the step remembers
-        compiling += time.perf_counter() - began_tracing
-        if room is not None and (needed := peak_bytes(traced.jaxpr.jaxpr)) > room:
-            left_out[name] = needed
+        found, seconds = compare(step, make(), trials, room)
+        compiling += seconds
+        if isinstance(found, str):
+            left_out[name] = found
             continue
-        found, seconds = compare(step, arguments, trials)
-        compiling, batches = compiling + seconds, batches + 1
         if not found.passes:
             raise ValueError(_complaint(found, name, advice))
+        batches += 1
         largest = max(largest, found, key=lambda each: each.error / each.tolerance)
     return Audit(largest, batches, time.perf_counter() - began, compiling, left_out)
 
 
 def compare(
-    step: Any, arguments: tuple[Any, ...], trials: int | None = None
-) -> tuple[Finding, float]:
-    """The largest error of a jitted step's loss and gradients, and the seconds of the step.
+    step: Any, arguments: tuple[Any, ...], trials: int | None = None, room: int | None = None
+) -> tuple[Finding | str, float]:
+    """The largest error of a jitted step's loss and gradients, and the seconds of the step itself.
 
     The error is the distance to the same operations one by one, in their own dtypes. The tolerance
-    is `FLOOR`; for an error above it, `MULTIPLE` times what those are off from float64.
+    is `FLOOR`; for an error above it, `MULTIPLE` times what those are off from float64. In place of
+    it, why nothing can be said: the jaxpr cannot be evaluated here, or not to finite numbers.
     """
     leaves = jax.tree.map(_own_copy, jax.tree.leaves(arguments))
     began = time.perf_counter()
-    traced = step.trace(*arguments)
+    traced = step.trace(*arguments)  # which is the step's own, and not done again
+    if room is not None and (needed := peak_bytes(traced.jaxpr.jaxpr)) > room:
+        sizes = f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
+        return f"evaluated by NumPy it takes {sizes}", time.perf_counter() - began
     result = jax.block_until_ready(step(*arguments))
     seconds = time.perf_counter() - began
 
     outputs = jax.tree_util.tree_leaves_with_path(result)
-    names = [_observed(path) for path, _ in outputs]
-    used = [name is not None for name in names]
-    if not any(name is not None and name.startswith(GRADIENT) for name in names):
+    observed = [_observed(path) for path, _ in outputs]
+    used = [name is not None for name in observed]
+    names = [name for name in observed if name is not None]
+    if not any(name.startswith(GRADIENT) for name in names):
         raise ValueError("the optimiser keeps no first moment (mu): there is no gradient to audit")
-    named = [name for name in names if name is not None]
-    compiled = [
-        np.asarray(x, np.float64) for (_, x), is_used in zip(outputs, used, strict=True) if is_used
-    ]
+    compiled = [np.asarray(x, np.float64) for (_, x), use in zip(outputs, used, strict=True) if use]
     closed = traced.jaxpr
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
 
-    by_numpy = ByNumpy(wide=False, operands=_operands(jax.default_backend()))
-    own = by_numpy(jaxpr, closed.consts, leaves)
-    found = worst(named, compiled, own, trials)
-    if (where := _not_finite(outputs)) and all(np.isfinite(each).all() for each in own):
-        found = Finding(where, math.inf, FLOOR)
-    if FLOOR < found.error < math.inf:
-        truth = ByNumpy(wide=True)(jaxpr, closed.consts, leaves)
-        tolerance = max(FLOOR, MULTIPLE * worst(named, own, truth, trials).error)
-        found = dataclasses.replace(found, tolerance=tolerance)
+    def evaluated(wide: bool) -> list[np.ndarray]:
+        by_numpy = ByNumpy(wide, None if wide else rounded_operands(jax.default_backend()))
+        return by_numpy(jaxpr, closed.consts, leaves)
+
+    try:
+        own = evaluated(wide=False)
+        if not all(np.isfinite(each).all() for each in own):
+            return "its loss or gradient is not finite, operation by operation either", seconds
+        found = worst(names, compiled, own, trials)
+        if math.isfinite(found.error) and (where := _not_finite(outputs)) is not None:
+            found = Finding(where, math.inf, FLOOR)
+        if FLOOR < found.error < math.inf:
+            tolerance = MULTIPLE * worst(names, own, evaluated(wide=True), trials).error
+            found = dataclasses.replace(found, tolerance=max(FLOOR, tolerance))
+    except Exception as error:  # whatever it is, of an evaluation that no run depends on
+        return f"{type(error).__name__}: {error}".splitlines()[0], seconds
     return found, seconds
 
 
@@ -177,9 +183,9 @@ def worst(
     truth: Sequence[np.ndarray],
     trials: int | None = None,
 ) -> Finding:
-    """The largest error of what was observed; infinite where it is not finite and should be.
+    """The largest error of what was observed: infinite where it is not finite and should be.
 
-    Where the truth is not finite either there is nothing to say, and no error.
+    Of trials, each is compared by itself.
     """
     if trials is not None:
         each = [
@@ -187,24 +193,19 @@ def worst(
             for number in range(trials)
         ]
         return max(each, key=lambda found: found.error)
-    norm = math.sqrt(
-        sum(
-            float(np.sum(np.square(x)))
-            for name, x in zip(names, truth, strict=True)
-            if name.startswith(GRADIENT)
-        )
-    )
+    is_gradient = [name.startswith(GRADIENT) for name in names]
+    norm = math.hypot(*(_norm(x) for x, is_one in zip(truth, is_gradient, strict=True) if is_one))
     found = Finding("", 0.0, FLOOR)
-    for name, x, y in zip(names, given, truth, strict=True):
-        scale = norm if name.startswith(GRADIENT) else abs(float(y))
-        with np.errstate(all="ignore"):
-            error = float(np.linalg.norm(np.ravel(x - y)))
-        if not (math.isfinite(scale) and np.isfinite(y).all()):
-            continue
-        error = error / max(scale, TINY) if math.isfinite(error) else math.inf
-        if error > found.error:
-            found = Finding(name, error, FLOOR)
+    for name, x, y, is_one in zip(names, given, truth, is_gradient, strict=True):
+        error = _norm(x - y) / max(norm if is_one else _norm(y), TINY)
+        if not error <= found.error:
+            found = Finding(name, error if math.isfinite(error) else math.inf, FLOOR)
     return found
+
+
+def _norm(array: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(np.ravel(np.asarray(array, np.float64))))
 
 
 def _observed(path: tuple[Any, ...]) -> str | None:
@@ -242,26 +243,8 @@ def _own_copy(leaf: Any) -> Any:
     return np.array(leaf)
 
 
-def _operands(platform: str) -> Rounded | None:
-    """What a device's products make of float32 that no precision is asked for of.
-
-    GPUs take them as TF32, of 10 bits, and TPUs as bfloat16, of 7.
-    """
-    if platform == "cpu":
-        return None
-    dropped = 16 if platform == "tpu" else 13
-
-    def rounded(x: np.ndarray) -> np.ndarray:
-        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-        half = np.uint32((1 << (dropped - 1)) - 1) + ((bits >> dropped) & np.uint32(1))
-        return ((bits + half) & ~np.uint32((1 << dropped) - 1)).view(np.float32)
-
-    return rounded
-
-
 def _complaint(found: Finding, name: str, advice: str) -> str:
-    return (
-        f"the compiled step is wrong: {found.leaf} is off by {found.error:.2g} for {name}, where "
-        f"dtypes explain {found.tolerance:.2g} (jaxlib {jaxlib.version.__version__} on "
-        f"{jax.default_backend()}); {advice}"
-    ).removesuffix("; ")
+    off = f"off by {found.error:.2g}, where dtypes explain {found.tolerance:.2g}"
+    wrong = off if math.isfinite(found.error) else "not finite"
+    where = f"jaxlib {jaxlib.version.__version__} on {jax.default_backend()}"
+    return f"the compiled step is wrong for {name}: {found.leaf} is {wrong} ({where}); {advice}"

@@ -33,7 +33,7 @@ class ByNumpy:
 
     def __call__(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of a jaxpr, as NumPy's arrays."""
-        with np.errstate(all="ignore"), jax.enable_x64(True), jax.default_matmul_precision(None):
+        with np.errstate(all="ignore"), jax.enable_x64(True):
             return self._run(jaxpr, consts, args)
 
     def _run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -55,7 +55,7 @@ class ByNumpy:
             write(var, value)
         for eqn in jaxpr.eqns:
             operands = [read(var) for var in eqn.invars]
-            for var, value in zip(eqn.outvars, self._equation(eqn, operands), strict=True):
+            for var, value in zip(eqn.outvars, self._equation(jaxpr, eqn, operands), strict=True):
                 write(var, value)
             del operands
             for var in eqn.invars:  # what nothing needs any more is most of the memory
@@ -75,24 +75,23 @@ class ByNumpy:
         rounded = value.astype(dtype, copy=False)
         return rounded.astype(np.float32) if rounded.dtype.itemsize < 4 else rounded
 
-    def _equation(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def _equation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         name = eqn.primitive.name
         if (structure := getattr(self, f"_{name}", None)) is not None:
             return structure(eqn, operands)
         if (body := _body(eqn)) is not None:
-            jaxpr, consts = body
-            return self._run(jaxpr, consts, operands)
+            return self._run(*body, operands)
         rule = numpy_ops.rule(name)
         if rule is None or any(not isinstance(each, np.ndarray) for each in operands):
-            return self._by_jax(eqn, operands)
+            return self._by_jax(jaxpr, eqn, operands)
         if rule is numpy_ops.product and self.operands is not None and _is_default(eqn):
             operands = [self.operands(each) for each in operands]
         result = rule(eqn.params, *operands)
         if result is NotImplemented:
-            return self._by_jax(eqn, operands)
+            return self._by_jax(jaxpr, eqn, operands)
         return result if eqn.primitive.multiple_results else [result]
 
-    def _by_jax(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+    def _by_jax(self, around: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         """The operation as JAX does it, alone; in float64 where it is not about bits."""
         params = dict(eqn.params)
         jaxpr_inside = any(isinstance(each, Jaxpr | ClosedJaxpr) for each in params.values())
@@ -104,6 +103,8 @@ class ByNumpy:
                 each if _is_key(each) else each.astype(_dtype(var))
                 for each, var in zip(operands, eqn.invars, strict=True)
             ]
+        if jaxpr_inside:
+            return jaxprs.apply(around, eqn, operands)
         result = eqn.primitive.bind(*operands, **params)
         return result if eqn.primitive.multiple_results else [result]
 
@@ -136,6 +137,23 @@ class ByNumpy:
         branches = eqn.params["branches"]
         chosen = min(max(int(operands[0]), 0), len(branches) - 1)
         return self._run(*jaxprs.inner(branches[chosen]), operands[1:])
+
+
+def rounded_operands(platform: str) -> Rounded | None:
+    """What a device's products make of float32 operands that no precision is asked for of.
+
+    GPUs take them as TF32, of 10 bits, and TPUs as bfloat16, of 7.
+    """
+    if platform == "cpu":
+        return None
+    dropped = 16 if platform == "tpu" else 13
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        half = np.uint32((1 << (dropped - 1)) - 1) + ((bits >> dropped) & np.uint32(1))
+        return ((bits + half) >> dropped << dropped).view(np.float32)
+
+    return rounded
 
 
 def _body(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:

@@ -70,7 +70,7 @@ class Record:
     samples: list | None = None
     signatures: dict[str, str] | None = None  # how metrics of such texts were computed
     # The largest error of the compiled step before training, as `lora_jax.audit` found it; None
-    # where it did not look. {"leaf", "error", "tolerance", "batches", "seconds"}
+    # where it did not look. {"leaf", "error", "tolerance", "batches"}
     audit: dict[str, Any] | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
