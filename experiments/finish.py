@@ -140,6 +140,7 @@ def record(
         metrics_first=dict(outcome.metrics_first) or None,
         samples=left.samples,
         signatures=dict(left.signatures) or None,
+        audit=outcome.audit,
         tokenised_per_second=experiment.examples_per_second,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from experiments import announce, finish, hosts, writing
+from experiments import announce, audits, finish, hosts, writing
 from experiments.build import Experiment, build
 from experiments.out_of_memory import explained
 from experiments.progress import bar
@@ -34,6 +34,7 @@ def run(
     label: str = "train",
     mesh: Mesh | None = None,
     say: Callable[[str], None] | None = None,
+    audit: bool = True,
 ) -> records.Record:
     """Train what a config describes, or go on where an earlier process stopped.
 
@@ -42,6 +43,7 @@ def run(
 
     Args:
       say: is told what the run will hold in memory, before it takes any; None tells nobody.
+      audit: whether the compiled step is compared with NumPy's before it trains.
 
     Raises:
       ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run;
@@ -49,7 +51,7 @@ def run(
       Interrupted: a SIGTERM came before it had trained to the end; there is no record yet.
     """
     with preemption() as interrupted:
-        return _run(config, workdir, label, mesh, interrupted, say)
+        return _run(config, workdir, label, mesh, interrupted, say, audit)
 
 
 def _run(
@@ -59,6 +61,7 @@ def _run(
     mesh: Mesh | None,
     interrupted: Callable[[int], bool],
     say: Callable[[str], None] | None,
+    audit: bool,
 ) -> records.Record:
     started = time.perf_counter()
     if hosts.first(lambda: _ended(workdir, config) is not None):
@@ -75,7 +78,7 @@ def _run(
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:
         with explained(config):
-            state, note = _fit(experiment, workdir, label, outcome, interrupted)
+            state, note = _fit(experiment, workdir, label, outcome, audit, interrupted)
             if outcome.interrupted:
                 if hosts.writes():
                     print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
@@ -128,10 +131,11 @@ def _fit(
     workdir: Path,
     label: str,
     outcome: train.Outcome,
+    audit: bool,
     interrupted: Callable[[int], bool],
 ) -> tuple[train.TrainState, str]:
     """The state to save, and what a reader of the record should know of it; fills in `outcome`."""
-    loop = experiment.loop
+    loop, step = experiment.loop, experiment.make_step()
     shown = bar(label, loop.steps) if hosts.writes() else contextlib.nullcontext()
     with (
         Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
@@ -142,7 +146,7 @@ def _fit(
             experiment.start(keep=writing.writes_samples(experiment.config)),
             experiment.frozen,
             loop=loop,
-            step=experiment.make_step(),
+            step=step,
             batches=experiment.batches,
             evaluate=experiment.evaluate,
             checkpoints=checkpoints,
@@ -154,6 +158,7 @@ def _fit(
             progress=progress,
             outcome=outcome,
             interrupted=interrupted,
+            audit=(lambda: audits.alone(experiment, step)) if audit else None,
         )
         if outcome.interrupted:
             return state, ""

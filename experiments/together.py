@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 import lora_jax as lj
-from experiments import announce, finish, make
+from experiments import announce, audits, finish, make
 from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
@@ -113,6 +113,7 @@ def run_together(
     execution: Execution | None = None,
     left: Collection[str] = ("completed",),
     say: Callable[[str], None] | None = None,
+    audit: bool = True,
 ) -> list[Ended]:
     """Train all that the configs of a group describe, or go on where an earlier process stopped.
 
@@ -123,6 +124,7 @@ def run_together(
       execution: how the trials step; by default, whatever ends first.
       left: with which status a trial that has its record is left as it is.
       say: is told what they will hold in memory, before they take any; None tells nobody.
+      audit: whether the compiled program is compared with NumPy's before it trains.
 
     Returns:
       Of each trial its record, or why it could not be trained.
@@ -147,12 +149,13 @@ def run_together(
         home.begin(list(experiments))
     ended = wrong | ended
     if experiments.keys() - ended.keys():
-        ended |= _train(experiments, ended.keys(), folders, home, label, execution)
+        ended |= _train(experiments, ended.keys(), folders, home, label, execution, audit)
     home.remove()
     if rest := [number for number in range(len(configs)) if number not in ended]:
         # An earlier process could not make them, and began without.
         mine = [configs[number] for number in rest], [folders[number] for number in rest]
-        ended |= dict(zip(rest, run_together(*mine, label, execution, left, say), strict=True))
+        made = run_together(*mine, label, execution, left, say, audit)
+        ended |= dict(zip(rest, made, strict=True))
     return [ended[number] for number in range(len(configs))]
 
 
@@ -202,6 +205,7 @@ def _train(
     home: GroupFolder,
     label: str,
     execution: Execution | None,
+    audit: bool,
 ) -> dict[int, Ended]:
     """Train, and write what those trials leave behind that were not `done`; by their numbers."""
     started = time.perf_counter()
@@ -220,7 +224,7 @@ def _train(
         group = together(list(experiments.values()))
         where = [folders[number] for number in experiments]
         with explained(group.shared.config):
-            states = _fit(group, where, home, list(outcomes.values()), label, execution)
+            states = _fit(group, where, home, list(outcomes.values()), label, execution, audit)
         for place, number in enumerate(experiments):
             if number in done:
                 continue
@@ -246,6 +250,7 @@ def _fit(
     outcomes: Sequence[train.Outcome],
     label: str,
     execution: Execution | None,
+    audit: bool,
 ) -> list[train.TrainState]:
     """The states to save."""
     loop, config = group.shared.loop, group.shared.config
@@ -270,6 +275,9 @@ def _fit(
             outcomes=outcomes,
             keep_best=config["train"]["select"] == "best",
             progress=progress,
+            audit=(lambda: audits.of_program(group.experiments, program, group.start))
+            if audit
+            else None,
         )
 
 

@@ -18,6 +18,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, jobs
+from experiments.audit_flag import wanted
 from experiments.groups import groups
 from lora_jax import records
 from lora_jax.metrics import LOWER_IS_BETTER
@@ -87,7 +88,8 @@ def _train(configs: Mapping[str, dict[str, Any]], folder: Path) -> list[records.
     for numbers in groups(list(configs.values())):
         mine = [names[number] for number in numbers]
         folders = [folder / name for name in mine]
-        results = jobs.train([configs[name] for name in mine], folders, mine, jobs.How())
+        how = jobs.How(audit=wanted())
+        results = jobs.train([configs[name] for name in mine], folders, mine, how)
         for name, result in zip(mine, results, strict=True):
             if isinstance(result, Exception):
                 raise result

@@ -32,7 +32,9 @@ class Program:
 
     `start` takes N states. `step` takes what `start` or `step` returned, which it donates, and N
     batches of equal shapes, None for a trial that has ended; it returns metrics of shape (N,).
-    `pick` gives the state of one trial, `stacked` those of all with a leading axis.
+    `pick` gives the state of one trial, `stacked` those of all with a leading axis. What is
+    compiled is `jitted`, which `step` calls with `arguments`: of all trials, or of each in turn
+    (here of the first).
     """
 
     execution: Execution
@@ -40,6 +42,10 @@ class Program:
     step: Callable[[Any, Sequence[Batch | None]], tuple[Any, dict[str, Array]]]
     pick: Callable[[Any, int], TrainState]
     stacked: Callable[[Any], TrainState]
+    jitted: Any
+    arguments: Callable[[Any, Sequence[Batch | None]], tuple[Any, ...]]
+    at_once: int | None = None
+    """How many trials `jitted` takes, where it does not take each by itself."""
 
 
 def make_program(
@@ -59,20 +65,25 @@ def make_program(
 def _each(step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]) -> Program:
     jitted = jax.jit(step, donate_argnums=1)
 
+    def arguments(states: Any, batches: Sequence[Batch | None], number: int = 0) -> Any:
+        return hyper[number], states[number], frozen[number], batches[number]
+
     def advance(states: list[TrainState], batches: Sequence[Batch | None]) -> Any:
         states, values = list(states), []
         for number, batch in enumerate(batches):
             value: dict[str, Any] = {}
             if batch is not None:
-                arguments = hyper[number], states[number], frozen[number], batch
-                states[number], value = jitted(*arguments)
+                states[number], value = jitted(*arguments(states, batches, number))
             values.append(value)
         names = {name for value in values for name in value}
         return states, {
             n: jnp.stack([v.get(n, jnp.float32(jnp.nan)) for v in values]) for n in names
         }
 
-    return Program("each", list, advance, lambda states, number: states[number], stack)
+    def pick(states: list[TrainState], number: int) -> TrainState:
+        return states[number]
+
+    return Program("each", list, advance, pick, stack, jitted, arguments)
 
 
 def _at_once(
@@ -99,12 +110,19 @@ def _at_once(
 
     jitted = jax.jit(all_of_them, donate_argnums=0)
 
-    def advance(states: TrainState, batches: Sequence[Batch | None]) -> Any:
+    def arguments(states: TrainState, batches: Sequence[Batch | None]) -> tuple[Any, ...]:
         some = next(batch for batch in batches if batch is not None)
         given = [some if batch is None else batch for batch in batches]
-        return jitted(states, base, own, numbers, stack(given))
+        return states, base, own, numbers, stack(given)
 
-    return Program(execution, stack, advance, unstack, lambda states: states)
+    def advance(states: TrainState, batches: Sequence[Batch | None]) -> Any:
+        return jitted(*arguments(states, batches))
+
+    def stacked(states: TrainState) -> TrainState:
+        return states
+
+    count = len(frozen)
+    return Program(execution, stack, advance, unstack, stacked, jitted, arguments, count)
 
 
 def stack(trees: Sequence[Any]) -> Any:
