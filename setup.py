@@ -8,7 +8,7 @@ SPM = ["sentencepiece>=0.2", "protobuf>=4.25"]  # the tokenizer of DeBERTa
 SLURM = ["submitit>=1.5"]
 # What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
-TPU = ["jax[tpu]>=0.10"]
+TPU = ["jax[tpu]>=0.10,!=0.10.2"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
 setup(
@@ -20,7 +20,8 @@ setup(
     packages=find_packages(include=["lora_jax", "lora_jax.*", "variants", "variants.*"]),
     package_data={"lora_jax": ["py.typed"]},
     install_requires=[
-        "jax>=0.10",
+        # 0.10.2 computes some sums and their gradients wrong on CPUs (lora_jax/compiler_faults.py).
+        "jax>=0.10,!=0.10.2",
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",

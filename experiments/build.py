@@ -18,7 +18,7 @@ from experiments.materials import Materials
 from experiments.problem import Problem
 from experiments.spread import spread
 from experiments.validate import validate
-from lora_jax import data, train
+from lora_jax import data, memory, train
 from lora_jax.base_digest import OtherBaseError
 from lora_jax.layout import Layout, lay_out
 from lora_jax.sharding import ROWS, parts
@@ -179,7 +179,7 @@ def build(
     validate(config)
     if mesh is not None:
         _check_rows(config["train"], mesh)
-    targets = make.make_targets(config["variant"], config["targets"])
+    make.make_targets(config["variant"], config["targets"])  # what is wrong with them, first
     storage = make.make_storage(config["quantize"])
     materials = shared or gather(config, mesh)
     task, encoded = materials.task, materials.encoded
@@ -188,14 +188,14 @@ def build(
     hyper = make.make_hyper(config["optimizer"], loop.steps)
     schedule, also_train = config["optimizer"]["schedule"], config["also_train"]
     tx = make.make_optimizer(hyper, schedule, loop.steps, also_train)
-    if config["variant"]["total_steps"] is None:
-        targets = {p: make.for_steps(each, loop.steps) for p, each in targets.items()}
+    targets = make.make_run_targets(config, loop.steps)
     # An adapter that is still to shrink is not what its method makes of the budget.
     settled = max((each.settled for each in targets.values()), default=0)
     loop = dataclasses.replace(loop, best_from=settled)
     key = jax.random.key(config["seed"])
     forward, params = materials.problem.model(key)
     adapted = lj.adapt(forward, None, targets, also_train, storage)
+    _check_batch(config, materials.boundaries[-1])
     example = np.zeros((config["train"]["batch_size"], materials.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
@@ -251,6 +251,18 @@ def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
             f"config.train.batch_size {section['batch_size']} must be a multiple of {multiple}: "
             f"train.accumulate {section['accumulate']} on a mesh of {sizes} (--mesh=1,1,1 is one "
             "device)"
+        )
+
+
+def _check_batch(config: dict[str, Any], tokens: int) -> None:
+    """MemoryError where a batch's ids, masks and types would not fit, let alone what is made of it.
+
+    An array of zeros is there before its memory is, and the system may find that out by killing.
+    """
+    needed, room = 3 * 4 * config["train"]["batch_size"] * tokens, memory.host_memory()
+    if room is not None and needed > room:
+        raise MemoryError(
+            f"its ids take {memory.size(needed)}, and {memory.size(room)} of memory are available"
         )
 
 

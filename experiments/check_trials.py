@@ -92,9 +92,7 @@ def _trace(
 ) -> None:
     """Adapt a model of shapes alone: patterns that match nothing, ranks that do not fit."""
     forward, params = outline(section, model, outputs)
-    targets = make.make_targets(adapters["variant"], adapters["targets"])
-    if adapters["variant"]["total_steps"] is None:
-        targets = {pattern: make.for_steps(each, steps) for pattern, each in targets.items()}
+    targets = make.make_run_targets(adapters, steps)
     storage = make.make_storage(adapters["quantize"])
     adapted = lj.adapt(forward, None, targets, adapters["also_train"], storage)
     example = np.zeros((2, 8), np.int32)

@@ -43,7 +43,8 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
     tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
     encoded = {name: each.encoded for name, each in tokenised.items()}
-    check_vocabulary(encoded, shape.vocab_size, folder)
+    # DeBERTa without token types takes any, and looks at none.
+    check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
     return Materials(
         task=task,
         problem=_problem(task, loaded),

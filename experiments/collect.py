@@ -36,6 +36,11 @@ class Run:
         return self.record.config.get("study") or {}
 
     @property
+    def size(self) -> str:
+        """`smoke` or `full`; a run of no study is what it is in full."""
+        return self.study.get("size", "full")
+
+    @property
     def place(self) -> tuple[str, str, str]:
         """The model, the row and the column that the run belongs to."""
         return self.model, self.study["row"], self.study["column"]
@@ -151,7 +156,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
         results.
     """
     own = [run for run in runs if run.study.get("table") == table]
-    sized = [run for run in own if run.study["size"] == size]
+    sized = [run for run in own if run.size == size]
     kept = [run for run in sized if not run.held_out]
     notes = [_left_out(len(own) - len(sized), "of another size")]
     notes += [_left_out(len(sized) - len(kept), "validated on a part of the training examples")]
@@ -174,6 +179,16 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
             why = f": {run.record.note}" if run.record.note else ""
             notes.append(f"{run.record.status}: {what}{why}")
     return Collected(tuple(single), tuple(filter(None, notes)))
+
+
+def elsewhere(runs: Iterable[Run], size: str) -> str:
+    """What an error says where no run of a size has completed: of which sizes there are some."""
+    sizes = Counter(run.size for run in runs if run.completed and run.size != size)
+    said = [
+        f"{count} {'run' if count == 1 else 'runs'} of --size={other}"
+        for other, count in sorted(sizes.items())
+    ]
+    return f"; there {'is' if [*sizes.values()] == [1] else 'are'} {', '.join(said)}" * bool(said)
 
 
 def _left_out(count: int, why: str) -> str:

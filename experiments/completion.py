@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -13,11 +14,11 @@ from experiments import hosts, make
 from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
 from experiments.validate_texts import check_written, remat_of
-from lora_jax import data, metrics
+from lora_jax import data, memory, metrics
 from lora_jax.models import pretrained, pretrained_decoder, weight_files
 from lora_jax.models.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.decoder import Decoder
-from lora_jax.models.kv_cache import cached_step
+from lora_jax.models.kv_cache import cached_step, empty_cache
 from lora_jax.models.sharding_rules import DECODER, shardings_of
 
 
@@ -128,6 +129,7 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
             f"config.generate.max_new_tokens {config['generate']['max_new_tokens']} leaves no room "
             f"for a prompt; the model takes {decoder.config.max_tokens} tokens"
         )
+    _check_cache(decoder, config["generate"])
     train = _completions(tokenizer, task.train, limit)
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
     parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
@@ -153,6 +155,24 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
         boundaries=boundaries(encoded, section, room),
         weights_digest=hosts.first(lambda: weight_files.digest(where)),
     )
+
+
+def _check_cache(decoder: Decoder, section: dict[str, Any]) -> None:
+    """ValueError where what a model keeps of the texts that it writes would not fit.
+
+    It writes after training; and the prompts, which it keeps as well, come on top.
+    """
+    if not (section["samples"] or section["scored"]):
+        return
+    rows, tokens = section["batch_size"] * section["beams"], section["max_new_tokens"]
+    kept = memory.tree_bytes(jax.eval_shape(lambda: empty_cache(decoder, rows, tokens)))
+    room = memory.available()
+    if room is not None and kept > room:
+        raise ValueError(
+            f"config.generate: {tokens} tokens (max_new_tokens) of {rows} texts (batch_size times "
+            f"beams) take {memory.size(kept)}, and {memory.size(room)} of memory are available: "
+            "lower one of them"
+        )
 
 
 def outline(model: dict[str, Any]) -> tuple[Any, Any]:

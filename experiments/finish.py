@@ -12,7 +12,6 @@ from jax import Array
 import lora_jax as lj
 from experiments import hosts, predictions, writing
 from experiments.build import Experiment
-from experiments.plots import rank_map
 from experiments.predictions import Predictions
 from lora_jax import records, train
 from lora_jax.partition import select_paths
@@ -73,9 +72,21 @@ def save(
     lj.save_adapter(workdir / "pruned.safetensors", pruned, smaller, meta)
     ranks = lj.ranks(trainable, frozen)
     if hosts.writes():
-        rank_map(ranks, workdir / "ranks.png")
+        _draw(ranks, workdir / "ranks.png")
     chosen = {path: each.tolist() for path, each in ranks.items()}
     return left._replace(ranks=chosen, kept=summary(pruned, smaller))
+
+
+def _draw(ranks: Mapping[str, Any], path: Path) -> None:
+    """Write the picture of ranks, where what draws is installed.
+
+    The record has them: `experiments.plot --kind=ranks` draws the same later.
+    """
+    try:
+        from experiments.plots import rank_map  # matplotlib is an extra, and slow to import
+    except ModuleNotFoundError:
+        return
+    rank_map(ranks, path)
 
 
 def _written(experiment: Experiment, trainable: Any) -> Left:
@@ -129,6 +140,7 @@ def record(
         metrics_first=dict(outcome.metrics_first) or None,
         samples=left.samples,
         signatures=dict(left.signatures) or None,
+        audit=outcome.audit,
         tokenised_per_second=experiment.examples_per_second,
     )
 

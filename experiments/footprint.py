@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from experiments import make
 from experiments.build import Experiment
 from lora_jax.models.decoder_names import DecoderConfig
 from lora_jax.models.llama_config import LlamaConfig
@@ -142,11 +143,11 @@ def _temporaries(config: LlamaConfig, setting: Setting) -> float:
 def setting_of(experiment: Experiment) -> Setting:
     """How the decoder of an experiment is trained, at the longest of its batches."""
     config = experiment.config
-    name = config["variant"]["name"]
+    variant = make.make_variant(config["variant"])
     lengths = experiment.encoded["train"].lengths
     longest = next(each for each in experiment.boundaries if each >= int(lengths.max()))
     return Setting(
-        rank=None if name == "full" else config["variant"]["rank"],
+        rank=getattr(variant, "rank", None),
         storage=config["quantize"]["storage"],
         width=np.dtype(config["model"]["dtype"]).itemsize,
         batch=experiment.batch_size // config["train"]["accumulate"],

@@ -6,41 +6,51 @@ from typing import Any
 
 import lora_jax as lj
 from experiments import make
+from experiments.traced import Outline
 from lora_jax import records
-
-NUMBERS = ("learning_rate", "weight_decay", "warmup_ratio", "warmup_steps", "clip")
-NUMBERS += ("b1", "b2", "eps", "head_learning_rate")
-"""Of an optimiser, what its program takes as arguments."""
-
-FREE = ("alpha", "scale", "dropout", "learning_rate_ratio", "d_init")
-FREE += ("target_rank", "t_init", "t_final", "delta_t", "beta1", "beta2", "orthogonality")
-"""Of a variant, what is in its factors, constants and shared arrays once these are made."""
+from lora_jax.lowrank import LowRank
+from lora_jax.program import same_when_masked
 
 NAMES = ("experiment", "seed", "study", "start_from")
+Settings = tuple[tuple[Any, lj.Variant], ...]
+"""The variant of each target."""
 
 
 def groups(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The trials, by their numbers, in groups that share a model, data, structure and shapes."""
+    """The trials, by their numbers, in groups for each of which one program is right.
+
+    Trials of one model, data and kinds of variants are traced, wherever settings of their variants
+    differ: they share a program if what is traced is equal, whatever the settings are called. So
+    they may differ in what is in their factors and constants when these are made (a scale, an
+    initialisation), not in what a variant reads while it computes.
+    """
     found: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
         found.setdefault(program_key(config), []).append(number)
-    return [part for numbers in found.values() for part in _unconfused(numbers, configs)]
+    return [part for numbers in found.values() for part in _parts(numbers, configs)]
 
 
-def _unconfused(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Trials with one key, apart where a program of all would take two kinds of targets for one."""
-    made = [_variants(configs[number]) for number in numbers]
-    wide = [union(of_one_target) for of_one_target in zip(*made, strict=True)]
-    if _kinds(wide) == _kinds(made[0]):
-        return [numbers]
-    apart: dict[tuple[lj.Variant, ...], list[int]] = {}
-    for number, settings in zip(numbers, made, strict=True):
-        apart.setdefault(settings, []).append(number)
-    return list(apart.values())
+def program_key(config: Mapping[str, Any]) -> str:
+    """What all trials of a program have in common but for the settings of variants, as a text.
+
+    Raises:
+      ValueError: an unknown variant, or a setting that it cannot have.
+    """
+    targets = make.make_targets(config["variant"], config["targets"])
+    rest = {k: v for k, v in config.items() if k not in (*NAMES, "variant", "targets", "optimizer")}
+    own = {
+        "targets": [[repr(where), repr(type(variant))] for where, variant in targets.items()],
+        "kinds": _kinds(list(targets.values())),
+        # Of the optimiser, its numbers are inputs of the program (`make.make_optimizer`).
+        "schedule": config["optimizer"]["schedule"],
+        "numbers": sorted(make.make_hyper(config["optimizer"], _ANY)),
+        "train": {k: v for k, v in config["train"].items() if k != "target_score"},
+    }
+    return records.canonical({**rest, **own})
 
 
-def _variants(config: Mapping[str, Any]) -> tuple[lj.Variant, ...]:
-    return tuple(make.make_targets(config["variant"], config["targets"]).values())
+_ANY = 2**62
+"""Steps, of which only the names of the optimiser's numbers are wanted."""
 
 
 def _kinds(variants: Sequence[lj.Variant]) -> list[int]:
@@ -48,61 +58,68 @@ def _kinds(variants: Sequence[lj.Variant]) -> list[int]:
     return [variants.index(each) for each in variants]
 
 
-def program_key(config: Mapping[str, Any]) -> str:
-    """What trials of one program have in common, as a text.
+def _parts(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Trials with one key in parts, by what is traced of them."""
+    written = [records.canonical([configs[n]["variant"], configs[n]["targets"]]) for n in numbers]
+    if len(set(written)) == 1:
+        return [numbers]
+    try:
+        outline = Outline.of(dict(configs[numbers[0]]))
+    except (ValueError, OSError, ImportError):  # of a model or data that no trial can have
+        outline = None
+    alike: dict[Settings, list[int]] = {}
+    for number in numbers:
+        alike.setdefault(_settings(configs[number], outline), []).append(number)
+    if outline is None:
+        return list(alike.values())
+    possible, parts = [], []
+    for settings in alike:
+        (possible if outline.allows(dict(settings)) else parts).append(settings)
+    parts = [*split(outline, possible), *([each] for each in parts)]
+    return sorted(sorted(n for each in part for n in alike[each]) for part in parts)
 
-    Raises:
-      ValueError: an unknown variant, or a setting that it cannot have.
-    """
-    targets = make.make_targets(config["variant"], config["targets"])
-    optimizer = {k: v for k, v in config["optimizer"].items() if k not in NUMBERS}
-    optimizer["head"] = config["optimizer"]["head_learning_rate"] is not None
-    rest = {k: v for k, v in config.items() if k not in (*NAMES, "variant", "targets", "optimizer")}
-    structure = [[repr(where), *_structure(variant)] for where, variant in targets.items()]
-    train = {k: v for k, v in config["train"].items() if k != "target_score"}
-    own = {"targets": structure, "optimizer": optimizer, "train": train}
-    own["kinds"] = _kinds(list(targets.values()))
-    own["schedule of the run"] = config["variant"]["total_steps"] is None
-    return records.canonical({**rest, **own})
+
+def _settings(config: Mapping[str, Any], outline: Outline | None) -> Settings:
+    if outline is not None:
+        return tuple(make.make_run_targets(config, outline.steps).items())
+    return tuple(make.make_targets(config["variant"], config["targets"]).items())
 
 
-def _structure(variant: lj.Variant) -> list[Any]:
-    """The class of a variant, and its settings that a program is compiled for."""
-    free = (*FREE, "rank", "max_rank") if _masks_ranks(variant) else FREE
-    settings = {
-        each.name: getattr(variant, each.name)
-        for each in dataclasses.fields(variant)
-        if each.name not in free
-    }
-    return [type(variant).__module__, type(variant).__name__, settings]
+def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[Settings]]:
+    """Settings in parts, the programs of which are equal once there is room for all of a part."""
+    if len(candidates) < 2:
+        return [[each] for each in candidates]
+    columns = zip(*candidates, strict=True)
+    rows = [_rows([variant for _, variant in column]) for column in columns]
+    programs: dict[Any, list[Settings]] = {}
+    for number, each in enumerate(candidates):
+        wide = tuple((p, held(v, most)) for (p, v), most in zip(each, rows, strict=True))
+        own = [variant for _, variant in each]
+        right = all(map(same_when_masked, own, (variant for _, variant in wide)))
+        right &= _kinds(own) == _kinds([variant for _, variant in wide])
+        program = outline.program(dict(wide)) if right else number
+        programs.setdefault(program, []).append(each)
+    if len(programs) == 1:
+        return [list(candidates)]
+    return [part for own in programs.values() for part in split(outline, own)]
 
 
 def union(variants: Sequence[lj.Variant]) -> lj.Variant:
-    """The variant of a program in whose structure the factors of all of these can be held."""
-    first = variants[0]
-    if all(each == first for each in variants):
-        return first
-    changes: dict[str, Any] = {}
-    if _masks_ranks(first) and len({_ranks(each) for each in variants}) > 1:
-        rows = max(max(_ranks(each)) for each in variants)
-        changes |= {"rank": rows, "max_rank": rows}
-    for name, neutral in (("dropout", 0.0), ("learning_rate_ratio", 1.0)):
-        values = [getattr(each, name, neutral) for each in variants]
-        if others := [value for value in values if value != neutral]:
-            changes[name] = others[0]
-    return dataclasses.replace(first, **changes)
+    """The variant of a program whose factors have room for those of all of these."""
+    return held(variants[0], _rows(variants))
 
 
-def _ranks(variant: Any) -> tuple[int, int]:
-    return variant.rank, variant.max_rank or variant.rank
-
-
-def _masks_ranks(variant: lj.Variant) -> bool:
-    """Whether rows beyond the rank can be masked, so that the rank itself is an array's content."""
-    if not hasattr(variant, "max_rank"):
-        return False
+def held(variant: lj.Variant, rows: int | None) -> lj.Variant:
+    """A variant of a rank in factors of so many rows, the rest of them masked, where it can."""
+    if rows is None or not isinstance(variant, LowRank):
+        return variant
     try:
-        dataclasses.replace(variant, max_rank=max(_ranks(variant)))  # type: ignore[call-arg]
+        return dataclasses.replace(variant, max_rank=rows)
     except ValueError:
-        return False
-    return True
+        return variant
+
+
+def _rows(variants: Sequence[lj.Variant]) -> int | None:
+    """The most rows of factors, where ranks differ."""
+    ranks = {(v.rank, v.max_rank or v.rank) for v in variants if isinstance(v, LowRank)}
+    return max(most for _, most in ranks) if len(ranks) > 1 else None

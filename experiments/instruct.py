@@ -16,6 +16,7 @@ from rich.text import Text
 
 from configs import instruct
 from experiments import cli
+from experiments.audit_flag import wanted
 from experiments.run import run
 from lora_jax import records
 
@@ -31,7 +32,7 @@ def teach() -> None:
     }
     found = {}
     for method, config in configs.items():
-        found[method] = run(config.to_dict(), _folder(method), method)
+        found[method] = run(config.to_dict(), _folder(method), method, say=print, audit=wanted())
         if found[method].status != "completed":
             raise ValueError(f"{method}: {found[method].status}, {found[method].note}")
     console = Console()

@@ -29,6 +29,8 @@ class How:
     """Of trials that share a program; None for the one that ends first."""
     retry: bool = False
     """Whether those that diverged are trained again."""
+    audit: bool = True
+    """Whether the compiled step is compared with NumPy's before it trains."""
 
     @property
     def left(self) -> Collection[str]:
@@ -96,7 +98,8 @@ def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
     line = [sys.executable, "-m", "experiments.worker", f"--workdir={folder.path.resolve()}"]
     line += [f"--trial={trial.name}" for trial in job]
     line += [f"--execution={how.execution}"] if how.execution else []
-    return [*line, "--retry"] if how.retry else line
+    line += ["--retry"] if how.retry else []
+    return line if how.audit else [*line, "--noaudit"]
 
 
 def train(
@@ -104,9 +107,11 @@ def train(
 ) -> Sequence[Ended]:
     """Train trials of one program: together, or the only one as `experiments.train` does."""
     if len(configs) == 1:
-        return [run(configs[0], folders[0], names[0])]
+        return [run(configs[0], folders[0], names[0], say=print, audit=how.audit)]
     label = f"{len(configs)} trials"
-    return run_together(configs, folders, label, how.execution, how.left)
+    return run_together(
+        configs, folders, label, how.execution, how.left, say=print, audit=how.audit
+    )
 
 
 def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Train = train) -> bool:

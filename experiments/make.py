@@ -66,6 +66,19 @@ def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
     return variant
 
 
+def make_run_targets(config: Mapping[str, Any], steps: int) -> dict[Any, lj.Variant]:
+    """The variant of each pattern in a run of so many steps, unless the config says how many."""
+    made = make_targets(config["variant"], config["targets"])
+    if not takes_steps_of_run(config["variant"]):
+        return made
+    return {where: for_steps(each, steps) for where, each in made.items()}
+
+
+def takes_steps_of_run(section: Mapping[str, Any]) -> bool:
+    """Whether a config's `variant` leaves it to the run how long training takes."""
+    return section.get("total_steps") is None
+
+
 def make_storage(section: Mapping[str, Any]) -> dict[str, Any]:
     """How the frozen weights that a config names are stored; nothing where densely."""
     name = section["storage"]

@@ -38,12 +38,28 @@ def check_dtype(section: dict[str, Any]) -> None:
             )
 
 
-def check_vocabulary(encoded: dict[str, data.Encoded], size: int, model: Any) -> None:
-    """ValueError for token ids that a model does not know."""
-    if (largest := max(int(each.ids.max()) for each in encoded.values())) >= size:
-        raise ValueError(
-            f"the tokenizer in {model} gives id {largest}, the model's vocabulary has {size}"
-        )
+def check_vocabulary(
+    encoded: dict[str, data.Encoded], size: int, model: Any, types: int | None = None
+) -> None:
+    """ValueError for token ids, that of padding too, or token types that a model does not know.
+
+    Args:
+      types: how many there are in the model's table; None of a model that has no such table.
+    """
+    for each in encoded.values():
+        for name, ids, rows in (("id", each.ids, size), ("type", each.type_ids, types)):
+            if rows is None or not ids.size or 0 <= ids.min() <= ids.max() < rows:
+                continue
+            wrong = int(ids.max() if ids.max() >= rows else ids.min())
+            what = "vocabulary" if name == "id" else "table of token types"
+            raise ValueError(
+                f"the tokenizer in {model} gives {name} {wrong}, the model's {what} has {rows}"
+            )
+        if not 0 <= each.pad_id < size:
+            raise ValueError(
+                f"the tokenizer in {model} pads with id {each.pad_id}, the model's vocabulary has "
+                f"{size}"
+            )
 
 
 def boundaries(

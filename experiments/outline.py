@@ -58,10 +58,8 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
     validate(config)
     accumulate, shards = config["train"]["accumulate"], parts(ROWS, mesh)
     rows = rows or max(1, config["train"]["batch_size"] // (accumulate * shards))
-    forward, params, rules, tokens, loss = _model(config, mesh)
-    targets = make.make_targets(config["variant"], config["targets"])
-    if config["variant"]["total_steps"] is None:
-        targets = {p: make.for_steps(each, STEPS) for p, each in targets.items()}
+    forward, params, rules, tokens, loss = model_of(config, mesh)
+    targets = make.make_run_targets(config, STEPS)
     storage = make.make_storage(config["quantize"])
     adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
     hyper = make.make_hyper(config["optimizer"], STEPS)
@@ -78,10 +76,7 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
     clip = config["optimizer"]["clip"]
     predict = predictor(adapted, config["model"]["dropout"])
     step = train.make_train_step(adapted, tx, predict, loss, accumulate, clip, shardings)
-    whole = rows * shards * accumulate
-    tokenwise = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), jnp.int32)
-    batch = {n: jax.ShapeDtypeStruct((whole, tokens), dtype) for n, dtype in tokenwise.items()}
-    batch |= {n: jax.ShapeDtypeStruct((whole,), dtype) for n, dtype in _OF_ROWS.items()}
+    batch = batch_of(rows * shards * accumulate, tokens)
     return Outline(
         config=config,
         layout=layout,
@@ -95,12 +90,25 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
 _OF_ROWS = {"label": jnp.int32, "weight": jnp.float32}
 
 
-def _model(config: dict[str, Any], mesh: Mesh) -> tuple[Any, Any, Rules, int, train.Loss]:
-    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss."""
+def batch_of(rows: int, tokens: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch."""
+    tokenwise = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), jnp.int32)
+    batch = {n: jax.ShapeDtypeStruct((rows, tokens), dtype) for n, dtype in tokenwise.items()}
+    return batch | {n: jax.ShapeDtypeStruct((rows,), dtype) for n, dtype in _OF_ROWS.items()}
+
+
+def model_of(
+    config: dict[str, Any], mesh: Mesh | None = None, outputs: int = OUTPUTS
+) -> tuple[Any, Any, Rules, int, train.Loss]:
+    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss.
+
+    Args:
+      outputs: of a classifier.
+    """
     section = config["model"]
     if not is_text_to_text(config["data"]):
         shape = pretrained.read_config(pretrained.locate(section["name"]))
-        abstract = classification.abstract(shape, section, OUTPUTS)
+        abstract = classification.abstract(shape, section, outputs)
         tokens = min(config["data"]["max_length"], shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, train.cross_entropy
     content = ON_THE_HUB.get(section["name"])

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from configs import quickstart
 from experiments import cli
+from experiments.audit_flag import wanted
 from experiments.build import build
 from experiments.run import run
 from experiments.showcase import Trained, show
@@ -34,7 +35,7 @@ def _train(name: str) -> Trained:
     chosen = quickstart.get_config(f"variant={name},size={_SIZE.value}")
     chosen.update_from_flattened_dict({"model.name": _MODEL.value})
     config = chosen.to_dict()
-    record = run(config, _folder(name), label=name)
+    record = run(config, _folder(name), label=name, say=print, audit=wanted())
     if record.status != "completed":
         raise ValueError(f"{name}: {record.status}, {record.note}")
     experiment = build(config)

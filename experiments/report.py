@@ -59,15 +59,11 @@ def report() -> None:
     if _OUT.value is not None:
         report_file.check(Path(_OUT.value), _FORMAT.value)
     folder = Path(str(_RESULTS.value))
-    own, notes = select(collect.find(folder), _TABLE.value, _SIZE.value)
     lost = [each for each in unfinished.find(folder) if _wanted(each)]
-    names = {name: table["rows"] for name, table in tables.tables().items()}
-    made = contests(own, names, _VARIES.value, lost)
-    if not made:
-        raise ValueError(f"--results {folder}: no run has completed: nothing to compare")
+    found = collect.find(folder)
+    made, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
-    notes += [f"Warning: {said}"] if (said := collect.unsealed(own)) else []
     text = render(
         made, _FORMAT.value, _REFERENCE.value, notes, resamples=_RESAMPLES.value, seed=_SEED.value
     )
@@ -78,6 +74,30 @@ def report() -> None:
         return
     report_file.write(Path(_OUT.value), _FORMAT.value, text)
     print(f"report: {_OUT.value}")
+
+
+def compared(
+    folder: Path,
+    found: list[collect.Run],
+    table: str | None,
+    size: str,
+    varies: Sequence[str],
+    lost: Sequence[Unfinished],
+) -> tuple[list[Contest], list[str]]:
+    """What the runs of a table and a size make of contests, and what is to be known about them.
+
+    Raises:
+      ValueError: none of them has completed; runs of another size that have are named.
+    """
+    own, notes = select(found, table, size)
+    notes += [f"Warning: {said}"] if (said := collect.unsealed(own)) else []
+    names = {name: table["rows"] for name, table in tables.tables().items()}
+    if made := contests(own, names, varies, lost):
+        return made, notes
+    others = collect.elsewhere(found, size)
+    raise ValueError(
+        f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"
+    )
 
 
 def _wanted(run: Unfinished) -> bool:
@@ -111,7 +131,7 @@ def select(
     if table is not None and table not in known:
         raise ValueError(f"no runs of '{table}' there; nearest: {nearest(table, known)}")
     own = [run for run in runs if table in (None, name(run))]
-    sized = [run for run in own if run.study.get("size", size) == size]
+    sized = [run for run in own if run.size == size]
     left = len(own) - len(sized)
     said = f"{left} {'run' if left == 1 else 'runs'} left out: of another size"
     return sized, [said] * bool(left)

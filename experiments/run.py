@@ -8,9 +8,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from experiments import finish, hosts, writing
+from experiments import announce, audits, finish, hosts, writing
 from experiments.alone import alone
 from experiments.build import Experiment, build
+from experiments.out_of_memory import explained
 from experiments.progress import bar
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
@@ -29,12 +30,21 @@ class Interrupted(SystemExit):
 
 
 def run(
-    config: dict[str, Any], workdir: Path, label: str = "train", mesh: Mesh | None = None
+    config: dict[str, Any],
+    workdir: Path,
+    label: str = "train",
+    mesh: Mesh | None = None,
+    say: Callable[[str], None] | None = None,
+    audit: bool = True,
 ) -> records.Record:
     """Train what a config describes, or go on where an earlier process stopped.
 
     A folder with the record of this very config, completed, is left as it is, and its record is
     returned. Several processes (`experiments.hosts`) all call this, and one writes.
+
+    Args:
+      say: is told what the run will hold in memory, before it takes any; None tells nobody.
+      audit: whether the compiled step is compared with NumPy's before it trains.
 
     Raises:
       ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run,
@@ -49,7 +59,7 @@ def run(
         # Another process may have ended it in between.
         if (record := _done(workdir, config)) is not None:
             return record
-        return _run(config, workdir, label, mesh, interrupted, started)
+        return _run(config, workdir, label, mesh, interrupted, say, audit, started)
 
 
 def _done(workdir: Path, config: dict[str, Any]) -> records.Record | None:
@@ -67,24 +77,30 @@ def _run(
     label: str,
     mesh: Mesh | None,
     interrupted: Callable[[int], bool],
+    say: Callable[[str], None] | None,
+    audit: bool,
     started: float,
 ) -> records.Record:
-    experiment = build(config, mesh=mesh)
+    if say is not None and hosts.writes():
+        say(announce.line(config, mesh))
+    with explained(config):
+        experiment = build(config, mesh=mesh)
     hosts.first(lambda: records.claim(workdir, config))
     if not (workdir / "config.json").exists():
         raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
     try:
-        state, note = _fit(experiment, workdir, label, outcome, interrupted)
-        if outcome.interrupted:
-            if hosts.writes():
-                print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
-            raise Interrupted
-        if outcome.diverged:
-            status = "diverged"
-        else:
-            call = experiment.adapted_call(state.trainable)
-            left = finish.save(experiment, state, workdir, call)
+        with explained(config):
+            state, note = _fit(experiment, workdir, label, outcome, audit, interrupted)
+            if outcome.interrupted:
+                if hosts.writes():
+                    print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
+                raise Interrupted
+            if outcome.diverged:
+                status = "diverged"
+            else:
+                call = experiment.adapted_call(state.trainable)
+                left = finish.save(experiment, state, workdir, call)
     except Exception as error:
         note = f"{type(error).__name__}: {error}".splitlines()[0]
         if hosts.writes():
@@ -130,10 +146,11 @@ def _fit(
     workdir: Path,
     label: str,
     outcome: train.Outcome,
+    audit: bool,
     interrupted: Callable[[int], bool],
 ) -> tuple[train.TrainState, str]:
     """The state to save, and what a reader of the record should know of it; fills in `outcome`."""
-    loop = experiment.loop
+    loop, step = experiment.loop, experiment.make_step()
     shown = bar(label, loop.steps) if hosts.writes() else contextlib.nullcontext()
     with (
         Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
@@ -144,7 +161,7 @@ def _fit(
             experiment.start(keep=writing.writes_samples(experiment.config)),
             experiment.frozen,
             loop=loop,
-            step=experiment.make_step(),
+            step=step,
             batches=experiment.batches,
             evaluate=experiment.evaluate,
             checkpoints=checkpoints,
@@ -156,6 +173,7 @@ def _fit(
             progress=progress,
             outcome=outcome,
             interrupted=interrupted,
+            audit=(lambda: audits.alone(experiment, step)) if audit else None,
         )
         if outcome.interrupted:
             return state, ""

@@ -216,9 +216,11 @@ def draw(results: Path, kind: str, out: Path, table: str | None = None, size: st
         raise ValueError(f"no runs of '{table}' in {results}; nearest: {nearest(table, tables)}")
     own = [run for run in runs if table in (None, run.study["table"])]
     if kind == "learning_rate":  # whose runs differ, and may be scored on held-out examples
-        chosen = [run for run in own if run.study["size"] == size]
+        chosen = [run for run in own if run.size == size]
     else:
         chosen = [run for each in tables for run in collect.collect(own, each, size).runs]
+    if others := collect.elsewhere(own, size) * (not any(run.completed for run in chosen)):
+        raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
     figure = KINDS[kind](chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)

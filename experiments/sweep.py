@@ -33,7 +33,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from experiments import calibrate, cli, jobs, sweep_specs, trials
+from experiments import audit_flag, calibrate, cli, jobs, sweep_specs, trials
 from experiments.check_trials import check
 from experiments.launchers import commands, local, slurm
 from experiments.sweep_folder import Outcome, SweepFolder
@@ -153,7 +153,8 @@ def _wanted(outcome: Outcome) -> bool:
 
 
 def _how() -> jobs.How:
-    return jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
+    retry = bool(_RETRY.value)
+    return jobs.How(_EXECUTION.value, retry, audit_flag.wanted())  # type: ignore[arg-type]
 
 
 def _launch(

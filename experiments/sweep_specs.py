@@ -13,6 +13,7 @@ import itertools
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ _INTEGERS = re.compile(r"(-?\d+):(-?\d+)(?::(-?\d+))?")
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DIGITS = 4  # significant ones of a number that is drawn: more are in nobody's interest
 _ATTEMPTS = 100  # for each trial, to draw one that was not drawn before
+
+MOST = 100_000
+"""Trials of a sweep: a folder, a line in its list and a config in memory for each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,15 @@ def parse(spec: str) -> Axis:
             raise ValueError(f"{where}: a range to draw from stands alone")
         if numbers:
             return _range(key, kind, float(ends[0]), float(ends[1]), where)
-    return Values(key, tuple(each for item in items for each in _expand(item, where)))
+    runs = [_run(item, where) for item in items]
+    check_count(sum(_length(run) for run in runs), where)
+    return Values(key, tuple(str(value) for run in runs for value in run))
+
+
+def check_count(trials: int, where: str) -> None:
+    """Raise a ValueError for more trials than a sweep may have, before any of them is made."""
+    if trials > MOST:
+        raise ValueError(f"{where}: {trials:,} trials; a sweep has at most {MOST:,}")
 
 
 def check_key(key: str, where: str) -> None:
@@ -111,13 +123,20 @@ def _split(text: str, where: str) -> list[str]:
     return [item.strip() for item in items]
 
 
-def _expand(item: str, where: str) -> list[str]:
-    """An item's values: many of a range of integers, one of all else."""
+def _length(run: Sequence[Any]) -> int:
+    """How many values there are; `len` takes no range of more than a machine's word."""
+    if isinstance(run, range):
+        return max(0, -((run.start - run.stop) // run.step))
+    return len(run)
+
+
+def _run(item: str, where: str) -> Sequence[Any]:
+    """An item's values: a range of integers that nobody has counted yet, or one text."""
     if found := _INTEGERS.fullmatch(item):
         start, stop, step = int(found[1]), int(found[2]), int(found[3] or 1)
         if not (step and range(start, stop, step)):
             raise ValueError(f"{where}: the range {item} is empty")
-        return [str(each) for each in range(start, stop, step)]
+        return range(start, stop, step)
     numbers = item.split(":")
     if len(numbers) > 1 and None not in map(_number, numbers):
         raise ValueError(
@@ -162,8 +181,8 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
     """Every combination of the axes' values, the last axis quickest; `paired`, one by one.
 
     Raises:
-      ValueError: a key twice, a range to draw from, lists to pair of different lengths, or a value
-        twice where they are not paired.
+      ValueError: a key twice, a range to draw from, lists to pair of different lengths, a value
+        twice where they are not paired, or too many combinations.
     """
     _once(axes)
     lists: dict[str, tuple[str, ...]] = {}
@@ -171,14 +190,15 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
         if isinstance(axis, Range):
             what = f"{axis.kind}:{axis.low:g}:{axis.high:g}"
             raise ValueError(f"{axis.key}={what} is drawn from: say how often with --trials=N")
-        twice = [text for text in axis.texts if axis.texts.count(text) > 1]
-        if twice and not paired:
+        if not paired and (twice := [t for t, n in Counter(axis.texts).items() if n > 1]):
             raise ValueError(f"--sweep={axis.key}: the value {twice[0]} is given twice")
         lists[axis.key] = axis.texts
     lengths = {key: len(texts) for key, texts in lists.items()}
     if paired and len(set(lengths.values())) > 1:
         said = ", ".join(f"{key} has {length}" for key, length in lengths.items())
         raise ValueError(f"--zip pairs lists of one length: {said}")
+    if not paired:
+        check_count(math.prod(lengths.values()), "every combination of what --sweep says")
     rows = zip(*lists.values(), strict=True) if paired else itertools.product(*lists.values())
     return [dict(zip(lists, row, strict=True)) for row in rows]
 
@@ -194,11 +214,12 @@ def draw(
       integer: whether a key takes integers, so that numbers drawn for it are rounded to one.
 
     Raises:
-      ValueError: a key twice, or not so many different combinations.
+      ValueError: a key twice, too many, or not so many different combinations.
     """
     _once(axes)
     if trials < 1:
         raise ValueError(f"--trials must be positive, got {trials}")
+    check_count(trials, f"--trials={trials}")
     found: dict[tuple[str, ...], Overrides] = {}
     for place in range(trials * _ATTEMPTS):
         drawn = {axis.key: _drawn(axis, f"{seed}/{place}/{axis.key}", integer) for axis in axes}
@@ -232,8 +253,9 @@ def times(own: Sequence[Mapping[str, str]], flags: Sequence[Overrides]) -> Itera
     """A config's own trials, each with every one of those that flags ask for.
 
     Raises:
-      ValueError: a key of both.
+      ValueError: a key of both, or too many trials.
     """
+    check_count(len(own) * len(flags), "the config's sweep() times what --sweep says")
     for first, second in itertools.product(own, flags):
         if both := first.keys() & second.keys():
             raise ValueError(f"{min(both)} is swept by the config's sweep() and by --sweep")

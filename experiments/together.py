@@ -17,13 +17,15 @@ import numpy as np
 from jax import Array
 
 import lora_jax as lj
-from experiments import finish, make
+from experiments import announce, audits, finish, make
 from experiments.alone import alone_in
 from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
 from experiments.groups import union
+from experiments.out_of_memory import explained
 from experiments.progress import bar
+from experiments.traced import traced_step
 from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.fit_trials import fit_trials
@@ -59,20 +61,13 @@ class Together:
 
     def program(self, execution: Execution) -> Program:
         """The trials as a program (see `lora_jax.program`)."""
-        config, steps = self.shared.config, self.shared.loop.steps
-        parts = config["train"]["accumulate"]
-        step = train.make_step(self.shared.adapted, self.shared.predict, self.shared.loss, parts)
-
-        def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:
-            schedule = config["optimizer"]["schedule"]
-            tx = make.make_optimizer(hyper, schedule, steps, config["also_train"])
-            return step(tx, hyper["clip"], state, frozen, batch)
-
+        first = self.shared
+        step = traced_step(first.adapted, first.predict, first.loss, first.config, first.loop.steps)
         hyper = [
             {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
             for each in self.experiments
         ]
-        return make_program(execution, traced, self.frozen, hyper)
+        return make_program(execution, step, self.frozen, hyper)
 
     def call(self, number: int, trainable: Any) -> Callable[[train.Batch], Array]:
         """The adapted model of a trial, its trainables as wide as the program's."""
@@ -119,6 +114,8 @@ def run_together(
     label: str = "trials",
     execution: Execution | None = None,
     left: Collection[str] = ("completed",),
+    say: Callable[[str], None] | None = None,
+    audit: bool = True,
 ) -> list[Ended]:
     """Train all that the configs of a group describe, or go on where an earlier process stopped.
 
@@ -129,12 +126,14 @@ def run_together(
     Args:
       execution: how the trials step; by default, whatever ends first.
       left: with which status a trial that has its record is left as it is.
+      say: is told what they will hold in memory, before they take any; None tells nobody.
+      audit: whether the compiled program is compared with NumPy's before it trains.
 
     Returns:
       Of each trial its record, or why it could not be trained.
     """
     with alone_in(folders) as busy:
-        return _run_together(configs, folders, label, execution, left, busy)
+        return _run_together(configs, folders, label, execution, left, say, audit, busy)
 
 
 def _run_together(
@@ -143,6 +142,8 @@ def _run_together(
     label: str,
     execution: Execution | None,
     left: Collection[str],
+    say: Callable[[str], None] | None,
+    audit: bool,
     busy: Mapping[int, Exception],
 ) -> list[Ended]:
     """`run_together`, where some folders are another process's."""
@@ -159,7 +160,7 @@ def _run_together(
         if common:  # the checkpoints are another process's, whatever folders it has not got
             return [ended.get(number, common[0]) for number in range(len(configs))]
         wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
-        experiments, wrong = _build(wanted, configs, folders, busy)
+        experiments, wrong = _build(wanted, configs, folders, say, busy)
         if home.trials and wrong:
             number, error = next(iter(wrong.items()))
             why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
@@ -172,13 +173,13 @@ def _run_together(
             home.begin(list(experiments))
         ended = wrong | ended
         if experiments.keys() - ended.keys():
-            ended |= _train(experiments, ended.keys(), folders, home, label, execution)
+            ended |= _train(experiments, ended.keys(), folders, home, label, execution, audit)
         home.remove()
     if rest := [number for number in range(len(configs)) if number not in ended]:
         # An earlier process could not make them, and began without.
         mine = [configs[number] for number in rest], [folders[number] for number in rest]
         others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
-        made = _run_together(*mine, label, execution, left, others)
+        made = _run_together(*mine, label, execution, left, say, audit, others)
         ended |= dict(zip(rest, made, strict=True))
     return [ended[number] for number in range(len(configs))]
 
@@ -187,6 +188,7 @@ def _build(
     numbers: Sequence[int],
     configs: Sequence[dict[str, Any]],
     folders: Sequence[Path],
+    say: Callable[[str], None] | None,
     busy: Mapping[int, Exception] = MappingProxyType({}),
 ) -> tuple[dict[int, Experiment], dict[int, Exception]]:
     """Trials over one copy of their model, by their numbers; and why others cannot be made."""
@@ -199,8 +201,11 @@ def _build(
             continue
         try:
             records.claim(folders[number], configs[number])
+            if materials is None and say is not None:
+                say(announce.line(configs[number], trials=len(numbers)))
             materials = materials or gather(configs[number])
-            made = build(configs[number], materials)
+            with explained(configs[number]):
+                made = build(configs[number], materials)
         except Exception as error:  # whatever it is, the others do without this trial
             wrong[number] = error
             continue
@@ -229,6 +234,7 @@ def _train(
     home: GroupFolder,
     label: str,
     execution: Execution | None,
+    audit: bool,
 ) -> dict[int, Ended]:
     """Train, and write what those trials leave behind that were not `done`; by their numbers."""
     started = time.perf_counter()
@@ -246,7 +252,8 @@ def _train(
     try:
         group = together(list(experiments.values()))
         where = [folders[number] for number in experiments]
-        states = _fit(group, where, home, list(outcomes.values()), label, execution)
+        with explained(group.shared.config):
+            states = _fit(group, where, home, list(outcomes.values()), label, execution, audit)
         for place, number in enumerate(experiments):
             if number in done:
                 continue
@@ -273,6 +280,7 @@ def _fit(
     outcomes: Sequence[train.Outcome],
     label: str,
     execution: Execution | None,
+    audit: bool,
 ) -> list[train.TrainState]:
     """The states to save."""
     loop, config = group.shared.loop, group.shared.config
@@ -297,6 +305,9 @@ def _fit(
             outcomes=outcomes,
             keep_best=config["train"]["select"] == "best",
             progress=progress,
+            audit=(lambda: audits.of_program(group.experiments, program, group.start))
+            if audit
+            else None,
         )
 
 

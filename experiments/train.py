@@ -31,6 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, host_flags, hosts
+from experiments.audit_flag import wanted
 from experiments.meshes import mesh_of
 from experiments.run import run, summarise
 
@@ -45,7 +46,8 @@ def train() -> None:
     host_flags.initialize()
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
-        record = run(_CONFIG.value.to_dict(), Path(str(_WORKDIR.value)), mesh=mesh)
+        config, workdir = _CONFIG.value.to_dict(), Path(str(_WORKDIR.value))
+        record = run(config, workdir, mesh=mesh, say=print, audit=wanted())
     except Exception as error:
         hosts.leave(error)
         raise

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def own_sweep(file: str) -> list[Overrides]:
     """What the `sweep()` of a config's file yields, as text; one empty trial where it has none.
 
     Raises:
-      ValueError: what it yields is no dict, or has a key that nothing can be.
+      ValueError: what it yields is no dict, has a key that nothing can be, or is too much.
     """
     if (function := runpy.run_path(file).get("sweep")) is None:
         return [{}]
@@ -68,6 +69,7 @@ def own_sweep(file: str) -> list[Overrides]:
         for key in each:
             sweep_specs.check_key(str(key), where)
         found.append({key: sweep_specs.text_of(value) for key, value in each.items()})
+        sweep_specs.check_count(len(found), f"{file}: sweep()")  # it may never end by itself
     if not found:
         raise ValueError(f"{file}: sweep() yields nothing")
     return found
@@ -266,11 +268,11 @@ def _named_apart(trials: Sequence[Trial]) -> list[Trial]:
         if (other := seen.setdefault(trial.digest, trial)) is not trial:
             one, two = (_written(each.overrides) for each in (other, trial))
             raise ValueError(f"two trials are the same: {one} and {two}")
-    names = [trial.name for trial in trials]
+    names = Counter(trial.name for trial in trials)
     apart = []
     for digest, trial in seen.items():
         name = trial.name
-        if names.count(name) > 1 or len(name) > _LONGEST:
+        if names[name] > 1 or len(name) > _LONGEST:
             name = f"{name[:_LONGEST]}-{digest[:8]}"
         apart.append(dataclasses.replace(trial, name=name))
     return apart

@@ -18,6 +18,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, jobs
+from experiments.audit_flag import wanted
 from experiments.groups import groups
 from lora_jax import records
 from lora_jax.metrics import LOWER_IS_BETTER
@@ -35,6 +36,7 @@ def tune() -> None:
         raise ValueError(f"unknown study '{name}'; nearest: {nearest(name, known)}")
     module = importlib.import_module(f"configs.{name}")
     rates = module.STUDY["rates"]
+    _check_argument(_ARGUMENT.value)
     for row in _ROWS.value:
         if row not in rates:
             raise ValueError(f"unknown row '{row}'; nearest: {nearest(row, rates)}")
@@ -47,6 +49,19 @@ def tune() -> None:
             return made.to_dict()
 
         study(config, module.STUDY, row, Path(str(_WORKDIR.value)))
+
+
+def _check_argument(text: str) -> None:
+    """Raise a ValueError where an argument says what the study says of every run.
+
+    It would be as if nothing had been said.
+    """
+    for item in text.split(","):
+        key, _, value = item.partition("=")
+        if key == "row":
+            raise ValueError(f"--argument={text}: rows are tuned one by one; give --rows={value}")
+        if key == "seed":
+            raise ValueError(f"--argument={text}: the study's STUDY says which seeds are trained")
 
 
 def study(config: Any, plan: Mapping[str, Any], row: str, workdir: Path) -> None:
@@ -73,7 +88,8 @@ def _train(configs: Mapping[str, dict[str, Any]], folder: Path) -> list[records.
     for numbers in groups(list(configs.values())):
         mine = [names[number] for number in numbers]
         folders = [folder / name for name in mine]
-        results = jobs.train([configs[name] for name in mine], folders, mine, jobs.How())
+        how = jobs.How(audit=wanted())
+        results = jobs.train([configs[name] for name in mine], folders, mine, how)
         for name, result in zip(mine, results, strict=True):
             if isinstance(result, Exception):
                 raise result

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from experiments.validate_sections import check_sections
 from experiments.validate_texts import validate_texts
 from lora_jax import data
 from lora_jax.partition import nearest
@@ -31,6 +32,7 @@ def validate(config: dict[str, Any]) -> None:
             if value is None or not (math.isfinite(value) and test(value)):
                 raise ValueError(f"config.{name} must be {wanted}, got {value}")
 
+    check_sections(config)
     texts, source = "generate" in config, config["data"]["source"]
     if source not in (*data.SOURCES, *data.TEXT_SOURCES):
         near = nearest(source, data.TEXT_SOURCES if texts else data.SOURCES)

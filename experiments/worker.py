@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, jobs, leash
+from experiments import audit_flag, cli, jobs, leash
 from experiments.sweep_folder import SweepFolder
 from lora_jax.program import EXECUTIONS
 
@@ -29,7 +29,8 @@ def worker() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = list(_TRIAL.value or ())
     folder.require(names)  # a name that is not there ends this before anything begins
-    how = jobs.How(_EXECUTION.value, bool(_RETRY.value))  # type: ignore[arg-type]
+    retry, audit = bool(_RETRY.value), audit_flag.wanted()
+    how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
     if not jobs.work(folder, names, how):
         sys.exit(1)
 

@@ -1,5 +1,6 @@
 """LoRA variants for any JAX function."""
 
+from lora_jax import compiler_faults
 from lora_jax.adapt import Adapted as Adapted
 from lora_jax.adapt import adapt as adapt
 from lora_jax.adapter_file import load_adapter as load_adapter
@@ -27,3 +28,5 @@ from lora_jax.variant import Base as Base
 from lora_jax.variant import Factors as Factors
 from lora_jax.variant import TrainingWarning as TrainingWarning
 from lora_jax.variant import Variant as Variant
+
+compiler_faults.cure()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax import records
+from lora_jax.audit import Audit
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.frozen import Trainable
 from lora_jax.metrics_log import Metrics
@@ -37,6 +38,7 @@ def fit_trials(
     outcomes: Sequence[Outcome],
     keep_best: bool = False,
     progress: Progress | None = None,
+    audit: Callable[[], Audit | None] | None = None,
 ) -> list[TrainState]:
     """Train all to the end, from the newest checkpoint where there is one.
 
@@ -50,6 +52,7 @@ def fit_trials(
       evaluate: the metrics of the trainables of a trial, by its number.
       checkpoints: of all trials together.
       outcomes: filled in on the way.
+      audit: as `train.fit` has it, of the program that all share.
       keep_best: whether the states of the best evaluations are returned, in place of the last.
 
     Raises:
@@ -70,6 +73,10 @@ def fit_trials(
             vars(outcome).update(records.numbers(values))
     for log, outcome in zip(metrics, outcomes, strict=True):
         log.truncate(outcome.steps)
+    if audit is not None and restored is None:
+        found = audit()
+        for outcome in outcomes:
+            outcome.audited(found and found.shared(count))
     if loop.evaluate_first and restored is None:
         for each, state in enumerate(states):
             outcomes[each].metrics_first = evaluate(each, state.trainable)

@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from lora_jax.frozen import Frozen, Trainable, group_of
 from lora_jax.train import Batch, TrainState
+from lora_jax.variant import Base, Factors, Variant
 
 Execution = Literal["each", "map", "vmap"]
 EXECUTIONS: tuple[Execution, ...] = ("each", "map", "vmap")
@@ -31,7 +32,9 @@ class Program:
 
     `start` takes N states. `step` takes what `start` or `step` returned, which it donates, and N
     batches of equal shapes, None for a trial that has ended; it returns metrics of shape (N,).
-    `pick` gives the state of one trial, `stacked` those of all with a leading axis.
+    `pick` gives the state of one trial, `stacked` those of all with a leading axis. What is
+    compiled is `jitted`, which `step` calls with `arguments`: of all trials, or of each in turn
+    (here of the first).
     """
 
     execution: Execution
@@ -39,6 +42,10 @@ class Program:
     step: Callable[[Any, Sequence[Batch | None]], tuple[Any, dict[str, Array]]]
     pick: Callable[[Any, int], TrainState]
     stacked: Callable[[Any], TrainState]
+    jitted: Any
+    arguments: Callable[[Any, Sequence[Batch | None]], tuple[Any, ...]]
+    at_once: int | None = None
+    """How many trials `jitted` takes, where it does not take each by itself."""
 
 
 def make_program(
@@ -58,20 +65,25 @@ def make_program(
 def _each(step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]) -> Program:
     jitted = jax.jit(step, donate_argnums=1)
 
+    def arguments(states: Any, batches: Sequence[Batch | None], number: int = 0) -> Any:
+        return hyper[number], states[number], frozen[number], batches[number]
+
     def advance(states: list[TrainState], batches: Sequence[Batch | None]) -> Any:
         states, values = list(states), []
         for number, batch in enumerate(batches):
             value: dict[str, Any] = {}
             if batch is not None:
-                arguments = hyper[number], states[number], frozen[number], batch
-                states[number], value = jitted(*arguments)
+                states[number], value = jitted(*arguments(states, batches, number))
             values.append(value)
         names = {name for value in values for name in value}
         return states, {
             n: jnp.stack([v.get(n, jnp.float32(jnp.nan)) for v in values]) for n in names
         }
 
-    return Program("each", list, advance, lambda states, number: states[number], stack)
+    def pick(states: list[TrainState], number: int) -> TrainState:
+        return states[number]
+
+    return Program("each", list, advance, pick, stack, jitted, arguments)
 
 
 def _at_once(
@@ -98,12 +110,19 @@ def _at_once(
 
     jitted = jax.jit(all_of_them, donate_argnums=0)
 
-    def advance(states: TrainState, batches: Sequence[Batch | None]) -> Any:
+    def arguments(states: TrainState, batches: Sequence[Batch | None]) -> tuple[Any, ...]:
         some = next(batch for batch in batches if batch is not None)
         given = [some if batch is None else batch for batch in batches]
-        return jitted(states, base, own, numbers, stack(given))
+        return states, base, own, numbers, stack(given)
 
-    return Program(execution, stack, advance, unstack, lambda states: states)
+    def advance(states: TrainState, batches: Sequence[Batch | None]) -> Any:
+        return jitted(*arguments(states, batches))
+
+    def stacked(states: TrainState) -> TrainState:
+        return states
+
+    count = len(frozen)
+    return Program(execution, stack, advance, unstack, stacked, jitted, arguments, count)
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -134,8 +153,7 @@ def widen(
 ) -> tuple[Trainable, Frozen]:
     """A trial's adapters in the structure of a program that holds larger ones.
 
-    Rows beyond a trial's rank are zero and masked. Constants that it lacks, as they are of settings
-    that it leaves at nothing (dropout, a ratio of learning rates), are one.
+    Rows beyond a trial's rank are zero and masked.
 
     Args:
       like: of the program, arrays or shapes.
@@ -159,13 +177,46 @@ def narrow(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda leaf, to: leaf[tuple(map(slice, to.shape))], tree, like)
 
 
+def same_when_masked(variant: Variant, wide: Variant) -> bool:
+    """Whether a variant computes the same in factors of more rows, those beyond its rank masked.
+
+    Tried with random factors on one matrix: its weight and its penalty, and their gradients, which
+    are zero beyond the rank.
+    """
+    if variant == wide:
+        return True
+    side = getattr(wide, "max_rank", None) or 1
+    base = Base(jax.random.normal(jax.random.key(0), (side + 2, side + 1)), "io")
+    key, draw = jax.random.key(1), jax.random.key(2)
+    try:
+        own, like = variant.init(key, base), wide.init(key, base)
+        own = Factors(jax.tree.map(lambda x: jax.random.normal(draw, x.shape), own[0]), own[1])
+        rank = getattr(variant, "rank", 0)
+        more = Factors(
+            jax.tree.map(_pad, own.trainable, like.trainable),
+            {n: _constant(n, own.constants, x, rank) for n, x in like.constants.items()},
+        )
+        here, there = _values(variant, base, own), _values(wide, base, more)
+        padded = jax.tree.map(_pad, here, there)
+    except (ValueError, KeyError, TypeError):  # another structure, or a matrix that it cannot have
+        return False
+    close = jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-4, atol=1e-4), padded, there)
+    return all(map(bool, jax.tree.leaves(close)))
+
+
+def _values(variant: Variant, base: Base, factors: Factors) -> Any:
+    def total(trainable: dict[str, Array]) -> tuple[Array, Array]:
+        mine = Factors(trainable, factors.constants)
+        weight = variant.weight(base, mine)
+        return jnp.sin(weight).sum() + variant.penalty({"": mine}), weight
+
+    return jax.value_and_grad(total, has_aux=True)(factors.trainable)
+
+
 def _constant(name: str, own: Mapping[str, Array], like: Any, rank: int) -> Array:
-    if name in own:
+    if name != "mask" or name in own:
         return _pad(own[name], like)
-    if name == "mask":
-        mask = (jnp.arange(like.shape[-1]) < rank).astype(like.dtype)
-        return jnp.broadcast_to(mask, like.shape)
-    return jnp.ones(like.shape, like.dtype)
+    return jnp.broadcast_to((jnp.arange(like.shape[-1]) < rank).astype(like.dtype), like.shape)
 
 
 def _pad(leaf: Array, like: Any) -> Array:

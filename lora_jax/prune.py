@@ -16,6 +16,8 @@ from lora_jax.select import SomeLayers
 from lora_jax.variant import Factors, Pruned
 
 PyTree = Any
+MOST_STEPS = 1_000_000
+"""Of a schedule, which has a number for each of them."""
 
 
 # -- while training ----------------------------------------------------------------------------
@@ -41,6 +43,10 @@ class Schedule:
             default = least == 0 and value is None
             if not default and (not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.total_steps > MOST_STEPS:
+            raise ValueError(
+                f"total_steps must be at most {MOST_STEPS:,}, got {self.total_steps:,}"
+            )
         if self.target_rank > self.rank:
             raise ValueError(f"target_rank {self.target_rank} exceeds rank {self.rank}")
         if self.start >= self.fixed:

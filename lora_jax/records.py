@@ -75,6 +75,9 @@ class Record:
     # Texts that a language model wrote, [{"prompt", "expected", "before", "after"}].
     samples: list | None = None
     signatures: dict[str, str] | None = None  # how metrics of such texts were computed
+    # The largest error of the compiled step before training, as `lora_jax.audit` found it; None
+    # where it did not look. {"leaf", "error", "tolerance", "batches"}
+    audit: dict[str, Any] | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None where none was."""

@@ -12,6 +12,7 @@ import optax
 from jax import Array
 
 from lora_jax.adapt import Adapted
+from lora_jax.audit import Audit
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.frozen import Frozen, Trainable
 from lora_jax.metrics_log import Metrics
@@ -221,6 +222,13 @@ class Outcome:
     """Before the first step; empty where that is not asked for."""
     interrupted: bool = False
     """Whether this process was asked to end; no checkpoint says so of the run."""
+    audit: dict[str, Any] | None = None
+    """What `lora_jax.audit` found before the first step; None where it was not asked."""
+
+    def audited(self, found: Audit | None) -> None:
+        """Take in what was found, and the seconds of compilation, which training is spared."""
+        if found is not None:
+            self.audit, self.seconds = found.values(), self.seconds + found.compiling
 
     def evaluated(self, loop: Loop, values: dict[str, float]) -> None:
         """Take in what the evaluation of the present step says."""
@@ -255,6 +263,7 @@ def fit(
     progress: Progress | None = None,
     outcome: Outcome | None = None,
     interrupted: Callable[[int], bool] | None = None,
+    audit: Callable[[], Audit | None] | None = None,
 ) -> tuple[TrainState, Outcome]:
     """Train to the end of `loop`, from the newest checkpoint where there is one.
 
@@ -270,6 +279,7 @@ def fit(
       outcome: filled in on the way, so that who catches an error knows how far the run came.
       interrupted: asked after each step, with its number; where it says so, that step is saved and
         the loop ends (`Outcome.interrupted`). Several processes must all be told at the same step.
+      audit: asked before the first step; where the compiled step is wrong, it raises.
 
     Returns:
       The last state, and what the run came to. A loss or gradient that is not finite ends it
@@ -289,6 +299,8 @@ def fit(
                 )
         vars(outcome).update({"evaluations": None} | meta["outcome"])
     metrics.truncate(outcome.steps)
+    if audit is not None and restored is None:
+        outcome.audited(audit())
     if loop.evaluate_first and restored is None:
         outcome.metrics_first = evaluate(state.trainable)
 

@@ -35,11 +35,21 @@ class Trial:
 
 
 TRIALS = (
-    Trial(learning_rate=0.2, warmup=3, seed=1),
-    Trial(weight_decay=0.1, clip=0.05, seed=4, settings={"rank": 3, "alpha": 8.0, "dropout": 0.5}),
+    Trial(
+        learning_rate=0.2,
+        warmup=3,
+        seed=1,
+        settings={"dropout": 0.3, "learning_rate_ratio": 2.0},
+    ),
+    Trial(
+        weight_decay=0.1,
+        clip=0.05,
+        seed=4,
+        settings={"rank": 3, "alpha": 8.0, "dropout": 0.5, "learning_rate_ratio": 0.5},
+    ),
     Trial(settings={"rank": 1, "alpha": 3.0, "dropout": 0.1, "learning_rate_ratio": 4.0}),
 )
-"""All that may differ: one without dropout, or with a ratio of its own, is of the same program."""
+"""All that may differ."""
 PAIR = (
     Trial(learning_rate=0.2, warmup=3, clip=0.05),
     Trial(weight_decay=0.1, seed=4, settings={"rank": 3, "alpha": 8.0}),
@@ -400,4 +410,4 @@ def test_checkpoints_of_other_trials_are_refused(tmp_path, straight):
     folder, _ = straight("each")
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with pytest.raises(ValueError, match="leaf"):
-        fit(tmp_path, chosen=(*TRIALS, Trial(seed=9)))
+        fit(tmp_path, chosen=(*TRIALS, Trial(seed=9, settings=TRIALS[0].settings)))

@@ -63,9 +63,10 @@ GOOD = {
     "metrics_first": {"accuracy": 0.2},
     "samples": [{"prompt": "1 + 1", "expected": ["2"], "before": "11", "after": "2"}],
     "signatures": {"bleu": "nrefs:1"},
+    "audit": {"leaf": "loss", "error": 1e-7, "tolerance": 4e-6, "batches": 2},
 }
 OPTIONAL = {"note", "ranks", "metric", "parameters_adapters", "target", "evaluations"}
-OPTIONAL |= {"tokenised_per_second", "metrics_first", "samples", "signatures"}
+OPTIONAL |= {"tokenised_per_second", "metrics_first", "samples", "signatures", "audit"}
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):

@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from configs import glue, quickstart
 from experiments import sweep_specs, trials
@@ -178,6 +180,56 @@ def test_what_is_no_sweep(specs, how, said):
     with pytest.raises(ValueError, match=said) as caught:
         names(*specs, **how)
     assert len(str(caught.value).splitlines()) == 1
+
+
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("specs", "how", "said"),
+    [
+        (("config.seed=0:100001",), {}, "--sweep=config.seed=0:100001: 100,001 trials; a sweep"),
+        ((f"config.seed=0:{HUGE}",), {}, f"{HUGE:,} trials; a sweep has at most 100,000"),
+        ((f"config.seed={HUGE}:0:-3,7",), {}, f"{HUGE // 3 + 2:,} trials"),  # 1, 4, ... and 7
+        (("config.seed=0:400", "config.train.epochs=1:400"), {}, "combination.*: 159,600 trials"),
+        (("config.seed=0:9",), {"trials": HUGE}, f"--trials={HUGE}: {HUGE:,} trials"),
+    ],
+)
+def test_what_is_too_much_is_refused_before_it_is_counted_out(specs, how, said):
+    with pytest.raises(ValueError, match=said):
+        trials.overrides_of(FILE, specs, arguments=GLUE, **how)
+
+
+def test_as_much_as_a_sweep_may_have():
+    assert len(trials.overrides_of(FILE, ["config.seed=0:100000"])) == sweep_specs.MOST
+
+
+@given(*[st.integers(-40, 40)] * 2, st.integers(-7, 7).filter(bool))
+def test_ranges_are_counted_as_python_counts_them(start, stop, step):
+    """Against `range`, and the limit itself against its `len`."""
+    values = [str(value) for value in range(start, stop, step)]
+    spec = f"config.a={start}:{stop}:{step}"
+    if not values:
+        with pytest.raises(ValueError, match="is empty"):
+            sweep_specs.parse(spec)
+        return
+    assert sweep_specs.parse(spec) == Values("config.a", tuple(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_specs, "MOST", len(values) - 1)
+        with pytest.raises(ValueError, match=f": {len(values)} trials; a sweep has at most"):
+            sweep_specs.parse(spec)
+
+
+def test_a_configs_own_sweep_that_never_ends(tmp_path):
+    file = tmp_path / "endless.py"
+    text = "import itertools\n\ndef sweep():\n"
+    text += "    return ({'config.seed': n} for n in itertools.count())\n"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"endless.py: sweep\(\): 100,001 trials; a sweep has at"):
+        trials.own_sweep(str(file))
+    own = [{"a": str(n)} for n in range(400)]
+    with pytest.raises(ValueError, match="times what --sweep says: 160,000 trials"):
+        list(sweep_specs.times(own, [{"b": str(n)} for n in range(400)]))
 
 
 def test_all_wrong_trials_are_named_and_equal_mistakes_said_once():

@@ -9,7 +9,7 @@ import safetensors.numpy
 import small_model
 
 from configs import quickstart
-from experiments import predictions, together
+from experiments import make, predictions, together
 from experiments.groups import groups, program_key, union
 from experiments.run import run
 from experiments.together import Together, run_together
@@ -124,11 +124,12 @@ def shapes(path):
 def chosen(config_of):
     """Trials of one group that differ in all that they may, saved as they were at their best."""
     best = {"train__select": "best", "targets": ("query/kernel", "down/kernel")}
+    best["variant__dropout"] = 0.1
     rate = {"optimizer__learning_rate": 3e-2, "optimizer__warmup_ratio": 0.4}
     found = [
         config_of(**best),
         config_of(seed=1, variant__rank=3, variant__alpha=5.0, **rate, **best),
-        config_of(seed=2, variant__dropout=0.2, optimizer__clip=0.1, **best),
+        config_of(seed=2, optimizer__clip=0.1, **{**best, "variant__dropout": 0.2}),
     ]
     assert groups(found) == [[0, 1, 2]]
     return found
@@ -353,7 +354,7 @@ SAME = (
     {"optimizer__learning_rate": 1e-5, "optimizer__weight_decay": 0.5},
     {"optimizer__warmup_steps": 2, "optimizer__clip": 3.0, "optimizer__b2": 0.98},
     {"variant__alpha": 1.0, "variant__rank": 2},
-    {"variant__dropout": 0.3, "variant__learning_rate_ratio": 8.0},
+    {"variant__initialization": "normal", "variant__scale": "alpha"},
 )
 OTHER = (
     {"model__name": "other"},
@@ -366,69 +367,70 @@ OTHER = (
     {"optimizer__schedule": "cosine"},
     {"optimizer__head_learning_rate": 1e-3},
     {"variant__initialization": "pissa"},
+    {"variant__dropout": 0.3},  # without any, nothing is drawn
+    {"variant__learning_rate_ratio": 8.0},
 )
 
 
 @pytest.mark.parametrize("changes", SAME)
-def test_numbers_share_a_program(changes):
-    assert program_key(config(**changes)) == program_key(config())
+def test_numbers_share_a_program(config_of, changes):
+    assert groups([config_of(), config_of(**changes)]) == [[0, 1]]
 
 
 @pytest.mark.parametrize("changes", OTHER)
-def test_shapes_and_structure_do_not(changes):
-    assert program_key(config(**changes)) != program_key(config())
+def test_shapes_and_structure_do_not(config_of, changes):
+    assert groups([config_of(), config_of(**changes)]) == [[0], [1]]
 
 
-def test_classes_of_variants_do_not():
-    keys = {program_key(config(variant=name)) for name in ("lora", "dora", "lora_plus", "vera")}
+def test_classes_of_variants_do_not(config_of):
+    keys = {program_key(config_of(variant=name)) for name in ("lora", "dora", "lora_plus", "vera")}
     assert len(keys) == 4
-    ranks = [config(variant="adalora", variant__rank=rank) for rank in (10, 12)]
+    ranks = [config_of(variant="adalora", variant__rank=rank) for rank in (10, 12)]
     assert len(groups(ranks)) == 2  # its penalty is of a matrix as large as the rank
 
 
 @pytest.mark.parametrize(
     ("ranks", "one"), [((4, 8), False), ((2, 4), False), ((2, 8), True), ((4, 4), True)]
 )
-def test_targets_with_settings_of_their_own_stay_apart(ranks, one):
+def test_targets_with_settings_of_their_own_stay_apart(config_of, ranks, one):
     """Where a rank makes two kinds of targets one, or one two, arrays are shared otherwise."""
     chosen = [
-        config(variant__rank=rank, seed=seed, targets=QUERY) for seed, rank in enumerate(ranks)
+        config_of(variant__rank=rank, seed=seed, targets=QUERY) for seed, rank in enumerate(ranks)
     ]
     assert (len(groups(chosen)) == 1) == one
 
 
-def test_kinds_of_targets_that_a_program_would_confuse_are_apart():
+def test_kinds_of_targets_stay_two(config_of):
     def targets(*ranks):
         return tuple(
             (f"{name}/kernel", {"rank": rank})
             for name, rank in zip(("query", "key"), ranks, strict=True)
         )
 
-    chosen = [config(targets=targets(*ranks)) for ranks in ((4, 8), (8, 4), (4, 8), (2, 4))]
-    assert len({program_key(each) for each in chosen}) == 1
-    assert groups(chosen) == [[0, 2], [1], [3]]
-    assert groups(chosen[::3]) == [[0, 1]]  # ranks 4 and 8 hold both, and stay two kinds
+    chosen = [config_of(targets=targets(*ranks)) for ranks in ((4, 8), (8, 4), (4, 8), (2, 4))]
+    assert groups(chosen) == [[0, 1, 2, 3]]
+    for subset in (chosen, chosen[::3]):  # two kinds, however many ranks there is room for
+        made = [make.make_targets(each["variant"], each["targets"]).values() for each in subset]
+        assert len({union(column) for column in zip(*made, strict=True)}) == 2
 
 
-def test_budgets_of_adalora_are_shared_by_the_same_targets():
+def test_budgets_of_adalora_are_shared_by_the_same_targets(config_of):
     def targets(*alphas):
         names = ("query", "key", "value")
         pairs = zip(names, alphas, strict=True)
         return tuple((f"{name}/kernel", {"alpha": float(alpha)}) for name, alpha in pairs)
 
-    chosen = [config("minilm", "adalora", targets=targets(*a)) for a in ((8, 16, 16), (8, 8, 16))]
+    chosen = [config_of(variant="adalora", targets=targets(*a)) for a in ((8, 16, 16), (8, 8, 16))]
     assert len(groups(chosen)) == 2
-    lengths = [config("minilm", "adalora", variant__total_steps=n) for n in (None, 1000)]
+    lengths = [config_of(variant="adalora", variant__total_steps=n) for n in (None, 1000)]
     assert len(groups(lengths)) == 2
 
 
 def test_a_union_holds_all():
     chosen = [
         make_variant("lora", rank=2),
-        make_variant("lora", rank=7, dropout=0.1),
-        make_variant("lora", rank=3, learning_rate_ratio=2.0),
+        make_variant("lora", rank=7, alpha=3.0),
+        make_variant("lora", rank=3, max_rank=5),
     ]
-    both = union(chosen)
-    assert (both.rank, both.max_rank) == (7, 7)
-    assert both.dropout and both.learning_rate_ratio != 1
+    assert union(chosen) == dataclasses.replace(chosen[0], max_rank=7)
     assert union(chosen[:1] * 3) == chosen[0]

@@ -11,6 +11,7 @@ from zoo.case import seeded
 from zoo.decoder import decoder
 
 import lora_jax as lj
+import variants
 from variants.lora import LoRA
 
 LAYOUT = ("slice", "dynamic_slice", "squeeze", "reshape", "transpose", "copy", "copy_p")
@@ -141,6 +142,24 @@ def cast_weights_and_back(p, x):
 def look_up(p, x):
     rows = p["w1"].astype(jnp.bfloat16)[np.arange(48) % 32]
     return rows @ p["w2"].astype(jnp.bfloat16).T
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("method", ["lora", "dora", "vera"])
+def test_products_summed_in_float32_keep_their_digits(method, side):
+    """Of bfloat16 operands, with either axis of the weight: at the start, they are the base's."""
+    random = np.random.RandomState(0)
+    w, x = (random.randn(32, 32).astype(jnp.bfloat16) for _ in range(2))
+
+    def forward(p, x):
+        numbers = (((1,), (side,)), ((), ()))
+        return jax.lax.dot_general(x, p["w"], numbers, preferred_element_type=jnp.float32)
+
+    adapted = lj.adapt(forward, variants.make(method, rank=4), "w")
+    found = adapted.apply(*adapted.init(jax.random.key(0), {"w": w}, x), x)
+    truth = x.astype(np.float64) @ (w if side == 0 else w.T).astype(np.float64)
+    assert found.dtype == jnp.float32
+    assert relative_error(found, truth) < 1e-5  # rounded on the way, 1e-3 and more
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from experiments.trials import Trial
 
 SHARE = 4
 """How many trials of a CPU's core are worth a start-up and a compilation of their own."""
+MOST = 10_000
+"""Processes, of each of which a part of the machine is noted."""
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
@@ -59,6 +61,8 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     """
     if processes is not None and processes < 1:
         raise ValueError(f"--processes must be positive, got {processes}")
+    if processes is not None and processes > MOST:
+        raise ValueError(f"--processes must be at most {MOST:,}, got {processes:,}")
     platform, devices = _devices()
     cores = _cores()
     if platform == "cpu":

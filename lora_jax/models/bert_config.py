@@ -6,11 +6,15 @@ from typing import Any
 
 from lora_jax.models.config_checks import (
     check_activation,
+    check_epsilon,
     check_heads,
     check_integer,
+    check_known_tokens,
+    check_layers,
     check_plain,
     check_positive,
     check_rate,
+    shown,
 )
 
 # model_type -> where its defaults differ from BERT's.
@@ -45,6 +49,11 @@ class BertConfig:
         for name, value in dataclasses.asdict(self).items():
             _check(name, value)
         check_heads(self.hidden_size, self.num_attention_heads)
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves a {self.model_type}"
+                f" no position after pad_token_id {self.pad_token_id}"
+            )
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "BertConfig":
@@ -57,12 +66,14 @@ class BertConfig:
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(
-                f"position_embedding_type {positions!r} is not supported, only 'absolute'"
+                f"position_embedding_type {shown(positions)} is not supported, only 'absolute'"
             )
         check_plain(config)
         names = {field.name for field in dataclasses.fields(cls)}
         given = {k: v for k, v in config.items() if k in names and v is not None}
-        return cls(**{**defaults, **given})
+        own = cls(**{**defaults, **given})
+        check_known_tokens({"pad_token_id": config.get("pad_token_id")}, own.vocab_size)
+        return own
 
     def to_json(self) -> dict[str, Any]:
         """The same as a config.json holds it."""
@@ -87,7 +98,7 @@ class BertConfig:
 def _family_defaults(model_type: Any) -> dict[str, int]:
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ValueError(
-            f"model_type {model_type!r} is not supported; supported: {', '.join(_FAMILIES)}"
+            f"model_type {shown(model_type)} is not supported; supported: {', '.join(_FAMILIES)}"
         )
     return _FAMILIES[model_type]
 
@@ -100,7 +111,11 @@ def _check(name: str, value: Any) -> None:
         check_activation(name, value)
     elif name.endswith(("_prob", "_dropout")):
         check_rate(name, value)
-    elif name in ("layer_norm_eps", "initializer_range"):
+    elif name == "layer_norm_eps":
+        check_epsilon(name, value)
+    elif name == "initializer_range":
         check_positive(name, value)
+    elif name == "num_hidden_layers":
+        check_layers(name, value)
     else:
         check_integer(name, value, least=0 if name == "pad_token_id" else 1)

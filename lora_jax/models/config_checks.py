@@ -1,6 +1,7 @@
 """What the config.json of every family is held to: sizes, rates, activations, plain models."""
 
 import functools
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -23,6 +24,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+MOST_LAYERS = 10_000
+"""More than any model has by far; lists of layers are made before the weights are looked at."""
+MOST = 2**31 - 1
+"""Of any other size: no axis of an array, nor a token's id, is larger."""
+_LEAST_EPSILON, _MOST_EPSILON = 1e-30, 0.1  # float32 holds the first; the other is no rounding
+
 _NEVER = ("add_cross_attention", "pruned_heads", "quantization_config")
 _NOT_OF = {"encoders": ("is_decoder", *_NEVER), "decoders": ("is_encoder_decoder", *_NEVER)}
 
@@ -33,7 +40,9 @@ def check_plain(
     """ValueError for what no model here has: the other half, pruned heads, quantised weights."""
     for feature in _NOT_OF[kind]:
         if config.get(feature):
-            raise ValueError(f"{feature}={config[feature]!r} is not supported: plain {kind} only")
+            raise ValueError(
+                f"{feature}={shown(config[feature])} is not supported: plain {kind} only"
+            )
 
 
 def check_heads(hidden_size: int, num_attention_heads: int) -> None:
@@ -46,28 +55,57 @@ def check_heads(hidden_size: int, num_attention_heads: int) -> None:
 
 def check_activation(name: str, value: Any) -> None:
     if not isinstance(value, str) or value not in ACTIVATIONS:
-        raise ValueError(f"{name} {value!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"{name} {shown(value)} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
 
 
 def check_rate(name: str, value: Any) -> None:
     """A share of what dropout zeroes."""
     if not _is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+        raise ValueError(f"{name} must be a number in [0, 1), got {shown(value)}")
 
 
 def check_positive(name: str, value: Any) -> None:
+    """A number that float32 holds, and not as zero or infinity."""
     if not _is_number(value) or not value > 0:
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
+        raise ValueError(f"{name} must be a positive number, got {shown(value)}")
+    if not 1e-37 < value < 1e38:
+        raise ValueError(f"{name} must be a number that float32 holds, got {shown(value)}")
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
+def check_epsilon(name: str, value: Any) -> None:
+    """What is added to a variance before it divides."""
+    check_positive(name, value)
+    if not _LEAST_EPSILON <= value <= _MOST_EPSILON:
+        raise ValueError(
+            f"{name} must be from {_LEAST_EPSILON} to {_MOST_EPSILON}, got {shown(value)}"
+        )
+
+
+def check_integer(name: str, value: Any, least: int, most: int = MOST) -> None:
     if not isinstance(value, int) or not _is_number(value) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {least}, got {shown(value)}")
+    if value > most:
+        raise ValueError(f"{name} must be an integer <= {most:,}, got {shown(value)}")
+
+
+def check_layers(name: str, value: Any) -> None:
+    check_integer(name, value, least=1, most=MOST_LAYERS)
+
+
+def check_known_tokens(config: Mapping[str, Any], vocab_size: int) -> None:
+    """ValueError for a token that a model is said to have, and that its vocabulary does not."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if beyond := [each for each in token_ids(name, config.get(name)) if each >= vocab_size]:
+            raise ValueError(
+                f"{name} {beyond[0]} is beyond the vocabulary, of vocab_size {vocab_size}"
+            )
 
 
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value!r}")
+        raise ValueError(f"{name} must be true or false, got {shown(value)}")
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
@@ -76,6 +114,11 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
     for each in ids:
         check_integer(name, each, least=0)
     return ids
+
+
+def shown(value: Any) -> str:
+    """A value in an error: cut where it is long, as a file may hold any."""
+    return reprlib.repr(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,12 +6,16 @@ from typing import Any
 
 from lora_jax.models.config_checks import (
     check_activation,
+    check_epsilon,
     check_flag,
     check_heads,
     check_integer,
+    check_known_tokens,
+    check_layers,
     check_plain,
     check_positive,
     check_rate,
+    shown,
 )
 
 _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "pooler_dropout")
@@ -20,7 +24,6 @@ _SIZES = (
     "vocab_size",
     "hidden_size",
     "embedding_size",
-    "num_hidden_layers",
     "num_attention_heads",
     "intermediate_size",
     "max_position_embeddings",
@@ -78,8 +81,9 @@ class DebertaConfig:
             check_integer(name, getattr(self, name), least=0)
         for name in ("max_relative_positions", "position_buckets"):
             check_integer(name, getattr(self, name), least=-1)
-        for name in ("layer_norm_eps", "initializer_range"):
-            check_positive(name, getattr(self, name))
+        check_layers("num_hidden_layers", self.num_hidden_layers)
+        check_epsilon("layer_norm_eps", self.layer_norm_eps)
+        check_positive("initializer_range", self.initializer_range)
         for name in _RATES if self.cls_dropout is None else (*_RATES, "cls_dropout"):
             check_rate(name, getattr(self, name))
         for name in _ACTIVATIONS:
@@ -93,11 +97,12 @@ class DebertaConfig:
     def _check_attention(self) -> None:
         if unknown := [kind for kind in self.pos_att_type if kind not in _KINDS]:
             raise ValueError(
-                f"pos_att_type {unknown[0]!r} is not supported; supported: {', '.join(_KINDS)}"
+                f"pos_att_type {shown(unknown[0])} is not supported; supported: {', '.join(_KINDS)}"
             )
         if self.norm_rel_ebd not in ("none", "layer_norm"):
             raise ValueError(
-                f"norm_rel_ebd {self.norm_rel_ebd!r} is not supported; supported: none, layer_norm"
+                f"norm_rel_ebd {shown(self.norm_rel_ebd)} is not supported; "
+                "supported: none, layer_norm"
             )
         # Half of the buckets are for single positions, and the last of the others is the farthest.
         middle = self.position_buckets // 2
@@ -133,12 +138,13 @@ class DebertaConfig:
         if "norm_rel_ebd" in given:
             given["norm_rel_ebd"] = "|".join(given["norm_rel_ebd"])
         own = cls(**given)
+        check_known_tokens({"pad_token_id": config.get("pad_token_id")}, own.vocab_size)
         for name, only in (
             ("attention_head_size", own.hidden_size // own.num_attention_heads),
             ("pooler_hidden_size", own.hidden_size),
         ):
             if config.get(name) not in (None, only):
-                raise ValueError(f"{name} {config[name]!r} is not supported, only {only}")
+                raise ValueError(f"{name} {shown(config[name])} is not supported, only {only}")
         return own
 
     def to_json(self) -> dict[str, Any]:
@@ -172,13 +178,13 @@ class DebertaConfig:
 
 def _check_family(model_type: str | None) -> None:
     if model_type != "deberta-v2":
-        raise ValueError(f"model_type {model_type!r} is not supported; supported: deberta-v2")
+        raise ValueError(f"model_type {shown(model_type)} is not supported; supported: deberta-v2")
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
     """A list of words, or one string with bars between them, in lower case."""
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
-        raise ValueError(f"{name} must be words, got {value!r}")
+        raise ValueError(f"{name} must be words, got {shown(value)}")
     words = (str(part).strip().lower() for part in parts)
     return tuple(dict.fromkeys(word for word in words if word))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lora_jax.models.config_checks import shown
 from lora_jax.models.gpt2 import GPT2
 from lora_jax.models.gpt2_config import GPT2Config
 from lora_jax.models.llama import Llama
@@ -33,6 +34,6 @@ def decoder_family_of(config: Mapping[str, Any]) -> DecoderFamily:
     if isinstance(model_type, str) and model_type in DECODERS:
         return DECODERS[model_type]
     raise ValueError(
-        f"model_type {model_type!r} is not supported; nearest: "
+        f"model_type {shown(model_type)} is not supported; nearest: "
         f"{nearest(str(model_type), DECODERS)}; supported: {', '.join(DECODERS)}"
     )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from lora_jax.models.bert import BertClassifier
 from lora_jax.models.bert_config import BertConfig
+from lora_jax.models.config_checks import shown
 from lora_jax.models.deberta import DebertaClassifier
 from lora_jax.models.deberta_config import DebertaConfig
 
@@ -33,5 +34,5 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     raise ValueError(
-        f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
+        f"model_type {shown(model_type)} is not supported; supported: {', '.join(FAMILIES)}"
     )

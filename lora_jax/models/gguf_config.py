@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.models.config_checks import check_known_tokens
 from lora_jax.models.decoder_names import DecoderConfig
 from lora_jax.models.gguf_file import GgufFile
 from lora_jax.models.gpt2_config import GPT2Config
@@ -41,7 +42,9 @@ def gguf_config(file: GgufFile) -> DecoderConfig:
             f"{nearest(str(kind), ARCHITECTURES)}; supported: {', '.join(ARCHITECTURES)}"
         )
     try:
-        return _gpt2(file) if kind == "gpt2" else _llama(file, kind)
+        config = _gpt2(file) if kind == "gpt2" else _llama(file, kind)
+        check_known_tokens(vars(config), config.vocab_size)
+        return config
     except ValueError as error:
         said = str(error).removeprefix(f"{file.path}: ")
         raise ValueError(f"{file.path}: {said}") from None
@@ -137,11 +140,14 @@ def _rope(file: GgufFile, kind: str, config: LlamaConfig) -> Rope:
 
 def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
     """The scaling that divides each frequency by what the file has for it."""
+    wrong = ValueError("tensor 'rope_freqs.weight' is not the scaling of Llama 3.1")
+    if divisors.shape != (head_dim // 2,):  # first, as frequencies are made for any head_dim
+        raise wrong
     rope = Rope(theta, "llama3", factor=_decimal(float(divisors.max())), **_LLAMA3)
     plain, _ = frequencies(Rope(theta), head_dim)
     scaled, _ = frequencies(rope, head_dim)
-    if divisors.shape != plain.shape or not np.allclose(plain / divisors, scaled, rtol=1e-5):
-        raise ValueError("tensor 'rope_freqs.weight' is not the scaling of Llama 3.1")
+    if not np.allclose(plain / divisors, scaled, rtol=1e-5):
+        raise wrong
     return rope
 
 

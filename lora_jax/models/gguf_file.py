@@ -12,6 +12,10 @@ import numpy as np
 from lora_jax.partition import nearest
 
 _GIVEN: Any = object()  # stands for "no default"
+_ARRAY = 9  # of the format's types of metadata
+_MOST = 5_000_000
+"""Elements of a list in the metadata, of each of which an object is made: no vocabulary has more,
+nor are its merges as many."""
 
 
 class GgufFile:
@@ -27,7 +31,7 @@ class GgufFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
         try:
-            self._reader: Any = self._gguf.GGUFReader(self.path)
+            self._reader: Any = _bounded(self._gguf.GGUFReader)(self.path)
         except Exception as error:  # whichever of its lookups the missing bytes make fail
             size = self.path.stat().st_size
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -92,6 +96,40 @@ class GgufFile:
         if not np.isfinite(tensor).all():
             raise ValueError(f"{self.path}: tensor {name!r} holds NaN or an infinity")
         return tensor
+
+
+def _bounded(reader: Any) -> Any:
+    """The package's reader, which else believes every length that a file declares.
+
+    It would go on behind the end of the file, where it finds nothing and keeps that, element by
+    element, until memory runs out.
+    """
+
+    class Reader(reader):
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._data = np.asarray(
+                mapped
+            )  # of a memmap, each of 10^5 small views takes twice as long
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise ValueError(f"it ends at byte {len(self.data):,}, and says {end:,}")
+            return super()._get(offset, dtype, count, override_order)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if int(raw_type) == _ARRAY:
+                count = int(self._get(orig_offs + 4, np.uint64)[0])
+                if count > min(_MOST, len(self.data)):
+                    raise ValueError(f"a list of {count:,} elements")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    return Reader
 
 
 def _library(path: Path) -> Any:

@@ -6,12 +6,16 @@ from typing import Any
 
 from lora_jax.models.config_checks import (
     check_activation,
+    check_epsilon,
     check_flag,
     check_heads,
     check_integer,
+    check_known_tokens,
+    check_layers,
     check_plain,
     check_positive,
     check_rate,
+    shown,
     token_ids,
 )
 
@@ -43,15 +47,16 @@ class GPT2Config:
 
     def __post_init__(self):
         _check_family(self.model_type)
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        check_layers("n_layer", self.n_layer)
+        for name in ("vocab_size", "n_positions", "n_embd", "n_head"):
             check_integer(name, getattr(self, name), least=1)
         check_integer("n_inner", self.n_inner, least=0)
         if self.n_inner == 0:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             check_rate(name, getattr(self, name))
-        for name in ("layer_norm_epsilon", "initializer_range"):
-            check_positive(name, getattr(self, name))
+        check_epsilon("layer_norm_epsilon", self.layer_norm_epsilon)
+        check_positive("initializer_range", self.initializer_range)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             token_ids(name, getattr(self, name))
         check_activation("activation_function", self.activation_function)
@@ -72,7 +77,9 @@ class GPT2Config:
             ("scale_attn_by_inverse_layer_idx", False),
         ):
             if config.get(feature) not in (None, only):
-                raise ValueError(f"{feature} {config[feature]!r} is not supported, only {only}")
+                raise ValueError(
+                    f"{feature} {shown(config[feature])} is not supported, only {only}"
+                )
         names = {field.name for field in dataclasses.fields(cls)}
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")  # whose null means none
         given: dict[str, Any] = {
@@ -80,7 +87,9 @@ class GPT2Config:
         }
         if "eos_token_id" in given:
             given["eos_token_id"] = token_ids("eos_token_id", given["eos_token_id"])
-        return cls(**given)
+        own = cls(**given)
+        check_known_tokens(config, own.vocab_size)
+        return own
 
     def to_json(self) -> dict[str, Any]:
         """The same as a config.json holds it."""
@@ -125,4 +134,4 @@ class GPT2Config:
 
 def _check_family(model_type: Any) -> None:
     if model_type != "gpt2":
-        raise ValueError(f"model_type {model_type!r} is not supported; supported: gpt2")
+        raise ValueError(f"model_type {shown(model_type)} is not supported; supported: gpt2")

@@ -6,12 +6,16 @@ from typing import Any
 
 from lora_jax.models.config_checks import (
     check_activation,
+    check_epsilon,
     check_flag,
     check_heads,
     check_integer,
+    check_known_tokens,
+    check_layers,
     check_plain,
     check_positive,
     check_rate,
+    shown,
     token_ids,
 )
 from lora_jax.models.rope import Rope
@@ -90,15 +94,15 @@ class LlamaConfig:
         _family_defaults(self.model_type)
         for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
             check_integer(name, getattr(self, name), least=1)
-        for name in ("num_hidden_layers", "num_attention_heads"):
-            check_integer(name, getattr(self, name), least=1)
+        check_layers("num_hidden_layers", self.num_hidden_layers)
+        check_integer("num_attention_heads", self.num_attention_heads, least=1)
         for name in ("num_key_value_heads", "head_dim", "max_window_layers"):
             check_integer(name, getattr(self, name), least=0)
         for name in ("bos_token_id", "pad_token_id"):
             token_ids(name, getattr(self, name))
         token_ids("eos_token_id", self.eos_token_id)
-        for name in ("rms_norm_eps", "initializer_range"):
-            check_positive(name, getattr(self, name))
+        check_epsilon("rms_norm_eps", self.rms_norm_eps)
+        check_positive("initializer_range", self.initializer_range)
         for name in ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"):
             check_flag(name, getattr(self, name))
         check_activation("hidden_act", self.hidden_act)
@@ -134,7 +138,7 @@ class LlamaConfig:
             raise ValueError(f"layer_types names {len(given)} layers, there are {count}")
         if unknown := [each for each in given if each not in (FULL, SLIDING)]:
             raise ValueError(
-                f"layer_types {unknown[0]!r} is not supported; supported: {FULL}, {SLIDING}"
+                f"layer_types {shown(unknown[0])} is not supported; supported: {FULL}, {SLIDING}"
             )
         if SLIDING in given and self.sliding_window is None:
             raise ValueError(f"layer_types has {SLIDING} layers, but there is no sliding_window")
@@ -159,6 +163,7 @@ class LlamaConfig:
         if "layer_types" in given:
             given["layer_types"] = _words("layer_types", given["layer_types"])
         own = cls(**{**defaults, **given, **nulls})
+        check_known_tokens(config, own.vocab_size)
         return dataclasses.replace(own, rope=Rope.from_json(config, own.max_position_embeddings))
 
     def to_json(self) -> dict[str, Any]:
@@ -207,12 +212,12 @@ class LlamaConfig:
 def _family_defaults(model_type: Any) -> dict[str, Any]:
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ValueError(
-            f"model_type {model_type!r} is not supported; supported: {', '.join(_FAMILIES)}"
+            f"model_type {shown(model_type)} is not supported; supported: {', '.join(_FAMILIES)}"
         )
     return _FAMILIES[model_type]
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise ValueError(f"{name} must be a list of words, got {value!r}")
+        raise ValueError(f"{name} must be a list of words, got {shown(value)}")
     return tuple(value)

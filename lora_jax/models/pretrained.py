@@ -25,6 +25,7 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
+from lora_jax.memory import check_fits
 from lora_jax.models.families import FAMILIES, Classifier, Config, family_of
 from lora_jax.models.modules import Pool
 from lora_jax.models.placed import Index, Shardings, check_shardings, from_layers, placed
@@ -215,8 +216,9 @@ def load_classifier(
 
     All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
     ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, each
-    naming the file and the tensor, or for `shardings` that do not fit; and, while its tensors are
-    read, for one that holds a value that is not finite.
+    naming the file and the tensor, for `shardings` that do not fit, or for more weights than the
+    memory available (`lora_jax.memory`); and, while its tensors are read, for one that holds a
+    value that is not finite.
     """
     config = read_config(folder)
     if head_dropout is not None:
@@ -228,7 +230,8 @@ def load_classifier(
         classifier, config, num_labels, pool, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
-    shapes = {path_of(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
+    leaves = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
 
     if shardings is not None:
         check_shardings(shardings, shapes)
@@ -253,6 +256,8 @@ def load_classifier(
             f"{folder}: the weights have more layers than "
             f"the {config.num_hidden_layers} that config.json names"
         )
+
+    check_fits(str(folder), leaves, shardings)
 
     def value(key_path, leaf):
         path = path_of(key_path)

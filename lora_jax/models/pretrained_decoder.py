@@ -21,6 +21,7 @@ from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
+from lora_jax.memory import check_fits
 from lora_jax.models.causal_attention import Implementation
 from lora_jax.models.decoder import Decoder, check_implementation, check_remat
 from lora_jax.models.decoder_families import DECODERS, decoder_family_of
@@ -85,8 +86,9 @@ def load_decoder(
 
     All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
     ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, a tensor
-    that the model would leave out, each naming the file and the tensor, or for `shardings` that do
-    not fit; and, while its tensors are read, for one that holds a value that is not finite.
+    that the model would leave out, each naming the file and the tensor, for `shardings` that do
+    not fit, or for more weights than the memory available (`lora_jax.memory`); and, while its
+    tensors are read, for one that holds a value that is not finite.
     """
     check_remat(remat)
     check_implementation(implementation)
@@ -141,8 +143,10 @@ def decoder_from(
     """
     abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
     found = _check(source, abstract, config)
+    leaves = {path_of(k): v for k, v in _leaves(nnx.state(abstract))}
     if shardings is not None:
-        check_shardings(shardings, {path_of(k): v.shape for k, v in _leaves(nnx.state(abstract))})
+        check_shardings(shardings, {path: leaf.shape for path, leaf in leaves.items()})
+    check_fits(str(source.folder), leaves, shardings)
     graph, shapes = nnx.split(abstract)
 
     def value(key_path: Any, leaf: Any) -> Array:

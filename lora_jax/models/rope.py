@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from lora_jax.models.config_checks import check_flag, check_integer, check_positive
+from lora_jax.models.config_checks import check_flag, check_integer, check_positive, shown
 from lora_jax.models.modules import wide
 
 # type -> the fields that it takes; those without a default below have to be there.
@@ -71,19 +71,22 @@ class Rope:
         check_positive("rope_theta", self.rope_theta)
         if not isinstance(self.rope_type, str) or self.rope_type not in _FIELDS:
             raise ValueError(
-                f"rope_type {self.rope_type!r} is not supported; supported: {', '.join(_FIELDS)}"
+                f"rope_type {shown(self.rope_type)} is not supported; "
+                f"supported: {', '.join(_FIELDS)}"
             )
         check_flag("truncate", self.truncate)
         for name in _FIELDS[self.rope_type]:
             value = getattr(self, name)
             if value is None and name in _NEEDED:
-                raise ValueError(f"rope_type {self.rope_type!r} needs {name}")
+                raise ValueError(f"rope_type {shown(self.rope_type)} needs {name}")
             if name == "original_max_position_embeddings":
                 check_integer(name, value, least=1)
             elif name != "truncate" and value is not None:
                 check_positive(name, value)
         if self.factor is not None and self.factor < 1:
-            raise ValueError(f"factor of rope_type {self.rope_type!r} must be >= 1: {self.factor}")
+            raise ValueError(
+                f"factor of rope_type {shown(self.rope_type)} must be >= 1: {self.factor}"
+            )
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and high <= low:
             raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
@@ -97,12 +100,12 @@ class Rope:
         """
         given: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(given, Mapping):
-            raise ValueError(f"rope_scaling must be an object, got {given!r}")
+            raise ValueError(f"rope_scaling must be an object, got {shown(given)}")
         kind = given.get("rope_type") or given.get("type") or "default"
         for feature, only in (("partial_rotary_factor", 1.0), ("rope_interleaved", False)):
             for value in (given.get(feature), config.get(feature)):
                 if value is not None and value != only:
-                    raise ValueError(f"{feature} {value!r} is not supported, only {only}")
+                    raise ValueError(f"{feature} {shown(value)} is not supported, only {only}")
         fields = _FIELDS.get(kind, ()) if isinstance(kind, str) else ()
         chosen = {name: given[name] for name in fields if given.get(name) is not None}
         if "original_max_position_embeddings" in fields:

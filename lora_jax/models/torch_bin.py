@@ -5,9 +5,12 @@ function; this reading of it knows the three that named tensors need, and refuse
 """
 
 import collections
+import contextlib
 import io
 import math
 import pickle
+import pickletools
+import reprlib
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,9 @@ _STORAGES = {
     "BoolStorage": (np.bool_, "BOOL"),
 }
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
+
+
+_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Storage(NamedTuple):
@@ -93,7 +99,8 @@ class TorchFile:
                 f"expected {storage.numel * dtype.itemsize:,}"
             )
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        if math.prod(shape) and last >= storage.numel:
+        # More elements than are stored, some of them again (a stride of 0), is what no weight has.
+        if math.prod(shape) and (last >= storage.numel or math.prod(shape) > storage.numel):
             raise ValueError(f"{self.path}: tensor {name!r} reaches beyond its storage")
         flat = np.frombuffer(content, dtype)[offset:]
         steps = [s * dtype.itemsize for s in strides]
@@ -105,13 +112,17 @@ class TorchFile:
             info = self._zip.getinfo(self._root + name)
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{self.path}: entry {info.filename} is compressed")
+            if info.file_size > self.path.stat().st_size:
+                raise EOFError(f"entry {info.filename} has {info.file_size:,} bytes")
             return self._zip.read(info)
         except (KeyError, zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"{self.path}: corrupt or truncated: {error}") from None
 
     def _unpickle(self) -> dict[str, _Tensor]:
         try:
-            content = _Unpickler(io.BytesIO(self._entry("data.pkl"))).load()
+            stream = self._entry("data.pkl")
+            _check_memo(stream)
+            content = _Unpickler(io.BytesIO(stream)).load()
         except pickle.UnpicklingError as error:
             raise ValueError(f"{self.path}: {error}") from None
         except Exception as error:  # a pickle that is no pickle fails in any way
@@ -121,7 +132,7 @@ class TorchFile:
             raise ValueError(f"{self.path}: holds a {type(content).__name__}, not named tensors")
         for name, value in content.items():
             if not isinstance(name, str) or not isinstance(value, _Tensor):
-                raise ValueError(f"{self.path}: {name!r} is not a tensor")
+                raise ValueError(f"{self.path}: {reprlib.repr(name)} is not a tensor")
         return dict(content)
 
     def _not_a_zip(self) -> str:
@@ -134,6 +145,17 @@ class TorchFile:
             )
         size = self.path.stat().st_size
         return f"{self.path} ({size:,} bytes) is corrupt or truncated: not a zip archive"
+
+
+def _check_memo(stream: bytes) -> None:
+    """UnpicklingError for a pickle that numbers an object beyond its own length.
+
+    Python makes a list as long as the largest number. Errors of the pickle itself are for `load`.
+    """
+    with contextlib.suppress(ValueError):
+        for code, argument, _ in pickletools.genops(stream):
+            if code.name in _MEMO and int(argument or 0) > len(stream):
+                raise pickle.UnpicklingError(f"it counts {argument:,} objects: refused")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -156,7 +178,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         tag, kind, key, _, numel = pid
         if tag != "storage" or kind not in _STORAGES or not _sizes([numel]):
-            raise pickle.UnpicklingError(f"not a storage: {pid!r}")
+            raise pickle.UnpicklingError(f"not a storage: {reprlib.repr(pid)}")
         return _Storage(str(key), kind, numel)
 
 
@@ -166,7 +188,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
         or not _sizes([offset, *shape, *strides])
         or len(shape) != len(strides)
     ):
-        raise pickle.UnpicklingError(f"not a tensor: {shape!r} of {storage!r}")
+        raise pickle.UnpicklingError(f"not a tensor: {reprlib.repr((shape, storage))}")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 

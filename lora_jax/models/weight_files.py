@@ -19,6 +19,7 @@ from lora_jax.partition import nearest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_MOST_JSON = 100_000_000  # bytes; the index of the largest models has a few millions
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -26,9 +27,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; FileNotFoundError or ValueError names the path."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if (size := path.stat().st_size) > _MOST_JSON:
+        raise ValueError(f"{path}: {size:,} bytes of JSON; at most {_MOST_JSON:,} are read")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")

@@ -1,7 +1,8 @@
 """Writes tests/fixtures/{roberta,deberta}_tokenizer/ and the ids of transformers and SentencePiece.
 
-Needs transformers and sentencepiece. The vocabularies are tiny ones, learnt from this repository's
-README; DeBERTa's table of characters has a handful of rules, a published one 240 kB.
+Needs transformers and sentencepiece. The vocabularies are tiny ones, learnt from what this
+repository's README once was; DeBERTa's table of characters has a handful of rules, a published one
+240 kB.
 
     python tests/make_fixtures/tokenizer_files.py
 """
@@ -41,8 +42,7 @@ RULES |= {"\t": " ", "\n": " "}
 
 
 def corpus():
-    root = Path(__file__).parents[2]
-    text = (root / "README.md").read_text() + (root / "CONTRIBUTING.md").read_text()
+    text = (FIXTURES / "tokenizer_corpus.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
 

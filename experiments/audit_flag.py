@@ -1,0 +1,13 @@
+"""The flag of all commands that train."""
+
+from absl import flags
+
+_AUDIT = flags.DEFINE_bool(
+    "audit",
+    True,
+    "Compare the compiled step with NumPy's before training, and stop if it is wrong.",
+)
+
+
+def wanted() -> bool:
+    return bool(_AUDIT.value)

@@ -1,0 +1,93 @@
+"""A run's own step audited before it trains (`lora_jax.audit`), for every shape of its batches."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from experiments import hosts
+from experiments.build import Experiment
+from lora_jax import audit, memory, train
+from lora_jax.program import Program
+from lora_jax.summary import summary
+
+LARGEST = 1_000_000_000
+"""Parameters of a model whose step takes NumPy too long."""
+ADVICE = (
+    "set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce, take another release of jaxlib, "
+    "or train nevertheless with --noaudit"
+)
+
+
+def alone(experiment: Experiment, step: train.Step) -> audit.Audit | None:
+    """The audit of a run's step, or None and a line that says why not.
+
+    Raises:
+      ValueError: the compiled step is wrong; one line that names the parameter.
+    """
+
+    def arguments(number: int) -> tuple[Any, ...]:
+        state = _perturbed(experiment.start())
+        return state, experiment.frozen, next(experiment.batches(number))
+
+    return _audit(experiment, step, arguments)
+
+
+def of_program(
+    experiments: Sequence[Experiment],
+    program: Program,
+    start: Callable[[], Sequence[train.TrainState]],
+) -> audit.Audit | None:
+    """As `alone`, of trials that share a program: of the first, or all if they step at once."""
+
+    def arguments(number: int) -> tuple[Any, ...]:
+        population = program.start([_perturbed(state) for state in start()])
+        return program.arguments(population, [next(each.batches(number)) for each in experiments])
+
+    return _audit(experiments[0], program.jitted, arguments, program.at_once)
+
+
+def _audit(
+    experiment: Experiment,
+    step: Any,
+    arguments: Callable[[int], tuple[Any, ...]],
+    trials: int | None = None,
+) -> audit.Audit | None:
+    if why := _why_not(experiment):
+        _say(f"the compiled step is not audited: {why}")
+        return None
+    cases = (
+        (f"batches of {experiment.batch_size} x {length}", lambda n=number: arguments(n))
+        for number, length in _shapes(experiment)
+    )
+    found = audit.audit(step, cases, trials=trials, room=memory.host_memory(), advice=ADVICE)
+    for name, why in found.left_out.items():
+        _say(f"the compiled step is not audited for {name}: {why}")
+    return found
+
+
+def _why_not(experiment: Experiment) -> str | None:
+    if experiment.layout is not None or jax.process_count() > 1:
+        return "it is divided over a mesh of devices"
+    total = summary(experiment.trainable, experiment.frozen).total
+    return f"the model has {total:,} parameters" if total >= LARGEST else None
+
+
+def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
+    """Of every padded length in the first epoch the first step's number, the shortest one first."""
+    plan = experiment.plan()
+    steps = min(plan.steps_per_epoch, experiment.loop.steps)
+    lengths = [batch.padded_length for batch in itertools.islice(plan.start(), steps)]
+    for length in sorted(set(lengths)):
+        yield lengths.index(length), length
+
+
+def _perturbed(state: train.TrainState) -> train.TrainState:
+    return dataclasses.replace(state, trainable=audit.perturbed(state.trainable))
+
+
+def _say(line: str) -> None:
+    if hosts.writes():
+        print(line)

@@ -1,0 +1,38 @@
+"""A batch that does not fit into memory: one line on what to lower, in place of a traceback."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+_SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+"""How the errors of XLA and its devices begin, or have it somewhere; they have no class of it."""
+
+
+@contextlib.contextmanager
+def explained(config: Mapping[str, Any]) -> Iterator[None]:
+    """Raise a ValueError, of one line, in the place of an error for want of memory.
+
+    Other errors go through.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in _SAID):
+            raise
+        raise ValueError(_line(config, error)) from error
+
+
+def _line(config: Mapping[str, Any], error: Exception) -> str:
+    section, longest = config["train"], config["data"]["max_length"]
+    size, parts = section["batch_size"], section["accumulate"]
+    rows = size // parts
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    what = f"out of memory: config.train.batch_size {size} in parts of {rows} rows"
+    more = next((parts * each for each in range(2, 1000) if rows % each == 0), None)
+    lower = "lower config.train.batch_size"
+    if more is not None:
+        lower = f"raise config.train.accumulate from {parts} to {more} (the same batch, in smaller "
+        lower += "parts), or lower config.train.batch_size"
+    return f"{what}; {lower}, or config.data.max_length {longest} ({said})"

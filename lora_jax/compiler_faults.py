@@ -1,0 +1,77 @@
+"""What released compilers get wrong, and the flag that cures it.
+
+On CPUs, jaxlib 0.10.2 to 0.12.0.1 hand a product that is reduced at once to a library, whose fused
+form reads memory that nothing wrote: `sum((E @ full_like(E, c)) * E, -1)` over a batch, which is
+what reverse mode makes of a sum, differs from the truth by anything up to NaN. 0.10.2 also gets
+`vmap(matvec)` wrong where what is reduced has more than 32,768 rows (jax issue 39103). Without the
+fusion of reductions, both are right. Options of `jax.jit` do not reach that pass; XLA_FLAGS does,
+which XLA reads once, when a process makes its first backend.
+"""
+
+import os
+import re
+import warnings
+from importlib.metadata import version
+
+import jax
+
+FAULTY = ("0.10.2", "0.12.0.1")
+"""The first and the last jaxlib with the fault. All in between know the flag; others may not, and
+XLA ends a process that gives it an unknown one."""
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+CURE = f"{FLAG}=-reduce"
+
+
+def cure() -> None:
+    """Switch the faulty fusion off, where this jaxlib has it; `import lora_jax` does.
+
+    What a user has set stays. Where it switches the fusion on, or a backend exists already, whose
+    flags are read, one warning says what to set.
+    """
+    if not is_faulty(version("jaxlib")):
+        return
+    given = os.environ.get("XLA_FLAGS", "")
+    if FLAG in given:
+        if not is_cured(given):
+            _warn("XLA_FLAGS has it switched on")
+    elif _backend_exists():
+        _warn("JAX was used before lora_jax was imported, which would have switched it off")
+    else:
+        os.environ["XLA_FLAGS"] = f"{given} {CURE}".strip()
+
+
+def is_faulty(jaxlib: str) -> bool:
+    """Whether this version of jaxlib has the fault."""
+    first, last = (_numbers(each) for each in FAULTY)
+    return first <= _numbers(jaxlib) <= last
+
+
+def is_cured(flags: str) -> bool:
+    """Whether XLA_FLAGS with this text leave out the fusion of reductions.
+
+    The flag lists what is fused; names with a sign change the list that XLA has by default.
+    """
+    values = re.findall(rf"{FLAG}=(\S*)", flags)
+    if not values:
+        return False
+    names = values[-1].strip("\"'").lower().split(",")  # the last one counts
+    changes = any(name.startswith(("+", "-")) for name in names)
+    return "-reduce" in names if changes else "reduce" not in names
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:4])
+
+
+def _backend_exists() -> bool:
+    from jax._src import xla_bridge  # what is public makes one
+
+    return xla_bridge.backends_are_initialized() and "cpu" in xla_bridge.backends()
+
+
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"on CPUs, jaxlib {version('jaxlib')} computes some fused reductions wrong, and {why}: "
+        f"start Python with XLA_FLAGS={CURE}, or import lora_jax first (JAX {jax.__version__})",
+        stacklevel=4,
+    )

@@ -1,0 +1,98 @@
+"""Functions compared by what JAX traces of them: equal fingerprints are equal programs."""
+
+import hashlib
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+
+def fingerprint(function: Callable[..., Any], *args: Any) -> str:
+    """SHA-256 of the program that a function of arrays (or their shapes) is, and of its arguments.
+
+    Operations, their order and settings, numbers written into them and arrays that the function
+    closes over all count, by value; names of variables do not. What cannot be compared by value (a
+    Python function that the program calls back) is equal to nothing, itself included.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    digest = hashlib.sha256()
+    for tree in (args, shape):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n".encode())
+    for part in _closed(closed):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _closed(closed: ClosedJaxpr) -> Iterator[bytes]:
+    yield from _jaxpr(closed.jaxpr)
+    for const in closed.consts:
+        yield from _value(const)
+
+
+def _jaxpr(jaxpr: Jaxpr) -> Iterator[bytes]:
+    """Variables are numbered in the order in which they are made."""
+    numbers: dict[Any, int] = {}
+
+    def atom(one: Any) -> Iterator[bytes]:
+        if isinstance(one, Literal):
+            yield from _value(one.val)
+        else:
+            yield f"%{numbers.setdefault(one, len(numbers))}".encode()
+        yield f":{one.aval} {getattr(one.aval, 'weak_type', '')};".encode()
+
+    for each in (*jaxpr.constvars, *jaxpr.invars):
+        yield from atom(each)
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        yield f"\n{name}(".encode()
+        for each in eqn.invars:
+            yield from atom(each)
+        for key, value in sorted(eqn.params.items()):
+            yield f"{key}=".encode()
+            # Of a function with derivatives of its own, they are traced where they are taken.
+            yield from _value(value, functions_count=not name.startswith("custom_"))
+        yield b")->"
+        for each in eqn.outvars:
+            yield from atom(each)
+    for each in jaxpr.outvars:
+        yield from atom(each)
+
+
+def _value(value: Any, functions_count: bool = True) -> Iterator[bytes]:
+    match value:
+        case ClosedJaxpr():
+            yield from _closed(value)
+        case Jaxpr():
+            yield from _jaxpr(value)
+        case jax.Array() if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            yield from _value((str(value.dtype), jax.random.key_data(value)))
+        case np.ndarray() | np.generic() | jax.Array():
+            array = np.asarray(value)
+            yield f"{array.dtype}{array.shape}".encode() + array.tobytes()
+        case Mapping():
+            yield from _value(sorted(value.items(), key=str), functions_count)
+        case tuple() | list():
+            yield b"("
+            for each in value:
+                yield from _value(each, functions_count)
+            yield b")"
+        case float() | complex():
+            yield repr(value).encode()
+        case _ if callable(value) and (not functions_count or _is_importable(value)):
+            yield f"{value.__module__}.{value.__qualname__}".encode() if functions_count else b"f"
+        case _:
+            text = repr(value)
+            yield (uuid.uuid4().hex if " at 0x" in text else text).encode()  # an object's address
+    yield b","
+
+
+def _is_importable(value: Any) -> bool:
+    """Whether a function or class is what its name says, and not made anew by each call."""
+    name = getattr(value, "__qualname__", "")
+    return getattr(sys.modules.get(getattr(value, "__module__", "")), name, None) is value

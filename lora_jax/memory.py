@@ -1,0 +1,121 @@
+"""How much memory there is, and a line for what does not fit into it.
+
+On an accelerator it is the device's; on the CPU it is what the machine has left, or the control
+group that a container or a cluster's job is held to.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+
+
+def size(count: float) -> str:
+    """A number of bytes as people say it."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def tree_bytes(tree: Any) -> int:
+    """The bytes of a pytree's arrays, or of what has their shapes and dtypes."""
+    return sum(map(_bytes, jax.tree.leaves(tree)))
+
+
+def available() -> int | None:
+    """Bytes that are left where new arrays go; None where nothing says."""
+    device: Any = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return host_memory()
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else int(limit) - int(stats.get("bytes_in_use", 0))
+
+
+def host_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take of the machine's memory.
+
+    Args:
+      root: of the file system in which Linux says so.
+    """
+    return min((*_of_machine(root), *_of_groups(root)), default=None)
+
+
+def check_fits(
+    what: str, shapes: Mapping[str, Any], shardings: Mapping[str, Sharding] | None = None
+) -> None:
+    """Raise a ValueError where arrays would not fit, before any of them is made.
+
+    Args:
+      what: begins the error.
+      shapes: what has the shape and the dtype of each, by its path.
+      shardings: where each goes; by default all go to one device.
+    """
+    needed = sum(
+        _bytes(each) if shardings is None else _here(each, shardings[path])
+        for path, each in shapes.items()
+    )
+    room = available()
+    if room is not None and needed > room:
+        raise ValueError(
+            f"{what}: its weights take {size(needed)}, and {size(room)} of memory are available; "
+            "take a smaller model, a dtype of fewer bits, or more devices"
+        )
+
+
+def _bytes(leaf: Any) -> int:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _bytes(jax.eval_shape(jax.random.key_data, leaf))
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _here(leaf: Any, sharding: Sharding) -> int:
+    """Bytes of an array in one memory: of a device, or of all devices that the CPU stands for."""
+    part = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    devices = sharding.addressable_devices
+    shared = all(device.platform == "cpu" for device in devices)
+    return part * len(devices) if shared else part
+
+
+def _of_machine(root: Path) -> Iterator[int]:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+            return
+    if root == Path("/") and hasattr(os, "sysconf"):  # not Linux: all of it, whoever has it now
+        names = os.sysconf_names
+        if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
+            yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_groups(root: Path) -> Iterator[int]:
+    """What is left of each limit that this process is held to; a group's is its subgroups', too."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        second = controllers == ""
+        if not second and "memory" not in controllers.split(","):
+            continue
+        top = root / ("sys/fs/cgroup" if second else "sys/fs/cgroup/memory")
+        own = Path(path.lstrip("/"))
+        for folder in (own, *own.parents):  # of a container's own view, only the last is there
+            yield from _left(top / folder, second)
+
+
+def _left(folder: Path, second: bool) -> Iterator[int]:
+    """A group's limit less what cannot be given back (the cache of files can)."""
+    name, used = ("memory.max", "anon") if second else ("memory.limit_in_bytes", "total_rss")
+    for line in _lines(folder / name):
+        if line.isdecimal():  # "max" is none
+            taken = (each.split() for each in _lines(folder / "memory.stat"))
+            counts = {each[0]: int(each[1]) for each in taken if len(each) == 2}
+            yield max(0, int(line) - counts.get(used, 0))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
