@@ -6,7 +6,6 @@ trials that failed before they had a folder.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from experiments import collect
 from experiments.sweep_folder import SweepFolder
 from experiments.trials import Trial
+from lora_jax import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 """What the config of a run has, and that of a model of somebody else's has not."""
@@ -55,11 +55,10 @@ def find(results: Path) -> list[Unfinished]:
     for path in sorted(results.rglob("config.json")):
         if (path.parent / "record.json").exists():
             continue
-        try:
-            config = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if isinstance(config, dict) and all(config.get(name) is not None for name in SECTIONS):
+        config = json_text.read(path)
+        if isinstance(config, dict) and all(
+            isinstance(config.get(each), dict) for each in SECTIONS
+        ):
             found.append(Unfinished(path.parent, config, _status(path.parent)))
     return [*found, *_without_folder(results)]
 

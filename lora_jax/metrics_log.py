@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_jax import json_text
 from lora_jax.records import numbers, plain, write_atomically
 
 
@@ -62,7 +63,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json_text.loads(line, f"{path}, line {number}")
             if not isinstance(row["step"], int):
                 raise TypeError
         except (ValueError, TypeError, KeyError) as error:

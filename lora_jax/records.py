@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import jax
 
+from lora_jax import json_text
+
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -317,10 +319,7 @@ def _pretty(value: Any) -> bytes:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    value = json_text.read(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not a JSON object")
     return value

@@ -5,7 +5,6 @@ stands for a folder: it holds all that a folder does, and gguf_file.py reads it.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lora_jax import json_text
 from lora_jax.models.placed import Index
 from lora_jax.models.torch_bin import TorchFile
 from lora_jax.partition import nearest
@@ -26,13 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; FileNotFoundError or ValueError names the path."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
-    return content
+    return json_text.read_object(path)
 
 
 def find_gguf(path: str | Path) -> Path | None:
