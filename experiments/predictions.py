@@ -5,21 +5,15 @@ The outputs of each part are under its name (`validation`, `test`, ...) and its 
 """
 
 import io
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_jax import records
+from lora_jax import archives, records
 
 NAME = "predictions.npz"
-
-_DAMAGED = (ValueError, KeyError, EOFError, TypeError, NotImplementedError)
-_DAMAGED += (zipfile.BadZipFile, zlib.error)
-"""What NumPy raises for a file that is none of its archives, or a part of one."""
 
 
 class Predictions(NamedTuple):
@@ -51,13 +45,9 @@ def read(folder: Path) -> dict[str, Predictions]:
     if not path.exists():
         return {}
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise ValueError("no archive of arrays")
-            return _parts({name: loaded[name] for name in loaded})
-    except _DAMAGED as error:
-        why = " ".join(str(error).split()) or type(error).__name__
+        return _parts(archives.read_arrays(path))
+    except ValueError as error:
+        why = " ".join(str(error).split())
         raise ValueError(
             f"{path} is damaged ({why}): train this run anew, in another folder, or delete the "
             "file, and what needs predictions is not measured of it"
@@ -73,5 +63,7 @@ def _parts(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
         if outputs.ndim != 2 or (labels is not None and labels.shape != outputs.shape[:1]):
             shapes = f"{outputs.shape} and labels {None if labels is None else labels.shape}"
             raise ValueError(f"'{name}' has outputs of shape {shapes}")
+        if outputs.dtype.kind != "f":
+            raise ValueError(f"'{name}' has outputs of {outputs.dtype}")
         found[name] = Predictions(outputs, labels)
     return found

@@ -10,13 +10,13 @@ import tempfile
 import types
 import urllib.parse
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_jax.archives import open_zip
 from lora_jax.data import tsv
 from lora_jax.data.assemble import Record, assemble
 from lora_jax.data.cache import cache_folder
@@ -174,6 +174,6 @@ def _prepare(tfds: Any, builder: Any, folder: Path | None, downloads: Path, unpa
             dataset_name=builder.name,
         )
         archive = Path(manager.download(url))
-        with zipfile.ZipFile(archive) as file:
+        with open_zip(archive) as file:
             file.extractall(unpacked / f"ZIP.{archive.name}")  # where tfds looks before it unpacks
     builder.download_and_prepare(download_dir=downloads, download_config=config)

@@ -8,12 +8,16 @@ import collections
 import io
 import math
 import pickle
+import pickletools
+import reprlib
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from lora_jax.archives import open_zip
 
 # torch's storage classes: numpy's type, and safetensors' name for it
 _STORAGES = {
@@ -53,10 +57,12 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if not zipfile.is_zipfile(path):
+            raise ValueError(self._not_a_zip())
         try:
-            self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile:
-            raise ValueError(self._not_a_zip()) from None
+            self._zip = open_zip(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         pickles = [n for n in self._zip.namelist() if n == "data.pkl" or n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"{path}: a zip archive, but torch.save did not write it")
@@ -95,6 +101,8 @@ class TorchFile:
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         if math.prod(shape) and last >= storage.numel:
             raise ValueError(f"{self.path}: tensor {name!r} reaches beyond its storage")
+        if math.prod(shape) > storage.numel:  # strides of 0 make any size of one element
+            raise ValueError(f"{self.path}: tensor {name!r} has more elements than its storage")
         flat = np.frombuffer(content, dtype)[offset:]
         steps = [s * dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat, shape, steps)
@@ -106,12 +114,14 @@ class TorchFile:
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{self.path}: entry {info.filename} is compressed")
             return self._zip.read(info)
-        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+        except (KeyError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
             raise ValueError(f"{self.path}: corrupt or truncated: {error}") from None
 
     def _unpickle(self) -> dict[str, _Tensor]:
         try:
-            content = _Unpickler(io.BytesIO(self._entry("data.pkl"))).load()
+            pickled = self._entry("data.pkl")
+            _check_memo(pickled)
+            content = _Unpickler(io.BytesIO(pickled)).load()
         except pickle.UnpicklingError as error:
             raise ValueError(f"{self.path}: {error}") from None
         except Exception as error:  # a pickle that is no pickle fails in any way
@@ -121,7 +131,7 @@ class TorchFile:
             raise ValueError(f"{self.path}: holds a {type(content).__name__}, not named tensors")
         for name, value in content.items():
             if not isinstance(name, str) or not isinstance(value, _Tensor):
-                raise ValueError(f"{self.path}: {name!r} is not a tensor")
+                raise ValueError(f"{self.path}: {reprlib.repr(name)} is not a tensor")
         return dict(content)
 
     def _not_a_zip(self) -> str:
@@ -156,8 +166,18 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         tag, kind, key, _, numel = pid
         if tag != "storage" or kind not in _STORAGES or not _sizes([numel]):
-            raise pickle.UnpicklingError(f"not a storage: {pid!r}")
+            raise pickle.UnpicklingError(f"not a storage: {reprlib.repr(pid)}")
         return _Storage(str(key), kind, numel)
+
+
+def _check_memo(pickled: bytes) -> None:
+    """ValueError for what would make the reader allocate more than a pickle's own length.
+
+    Objects are kept in a list that grows to the largest number that one of them is given.
+    """
+    for opcode, argument, _ in pickletools.genops(pickled):  # sees truncated texts, too
+        if "PUT" in opcode.name and not 0 <= int(argument or 0) < len(pickled):
+            raise ValueError(f"an object is numbered {argument}")
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
@@ -166,7 +186,8 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
         or not _sizes([offset, *shape, *strides])
         or len(shape) != len(strides)
     ):
-        raise pickle.UnpicklingError(f"not a tensor: {shape!r} of {storage!r}")
+        said = f"{reprlib.repr(shape)} of {reprlib.repr(storage)}"
+        raise pickle.UnpicklingError(f"not a tensor: {said}")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 

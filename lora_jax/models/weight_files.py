@@ -16,6 +16,7 @@ from lora_jax import json_text
 from lora_jax.models.placed import Index
 from lora_jax.models.torch_bin import TorchFile
 from lora_jax.partition import nearest
+from lora_jax.published_paths import inside
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -70,11 +71,18 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: no weight_map")
-    files = sorted({index.parent / str(name) for name in names.values()})
+    files = sorted({inside(index, name) for name in _distinct(index, names)})
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
     return files
+
+
+def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
+    for tensor, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is no name of a file")
+    return set(names.values())
 
 
 def digest(folder: str | Path) -> str:
