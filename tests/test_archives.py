@@ -102,7 +102,7 @@ def test_entries_that_lie_in_one_another_are_refused(tmp_path):
             for name in ("header_offset", "CRC", "compress_size", "file_size", "compress_type"):
                 setattr(info, name, getattr(first, name))
             file.filelist.append(info)
-        file._didModify = True
+        setattr(file, "_didModify", True)  # noqa: B010  of which its type knows nothing
     with pytest.raises(ValueError, match=r"its entries are 2,1.* bytes, the file has 10"):
         archives.read_arrays(path)
 
