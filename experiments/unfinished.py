@@ -17,6 +17,8 @@ from lora_jax import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 """What the config of a run has, and that of a model of somebody else's has not."""
+OF_ANY = {each: kind for each, kind in collect.NEEDED.items() if not each.startswith("study.")}
+"""What is asked of the config of a run that belongs to no study."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +58,9 @@ def find(results: Path) -> list[Unfinished]:
         if (path.parent / "record.json").exists():
             continue
         config = json_text.read(path)
-        if isinstance(config, dict) and all(
-            isinstance(config.get(each), dict) for each in SECTIONS
-        ):
+        sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]
+        if all(isinstance(each, dict) for each in sections):
+            collect.check(path, config, collect.NEEDED if config.get("study") else OF_ANY)
             found.append(Unfinished(path.parent, config, _status(path.parent)))
     return [*found, *_without_folder(results)]
 
