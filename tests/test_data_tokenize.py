@@ -243,6 +243,22 @@ def test_damaged_files_are_refused(tmp_path, minilm):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"[PAD]\n\xc3\n", b"\x00"])
+def test_a_vocabulary_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"vocab\.txt is not a BERT vocabulary: ") as error:
+        load_tokenizer(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("depth", [200, 50_000])
+def test_settings_of_any_depth_are_one_line(tmp_path, depth):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is nested deeper than 100"):
+        load_tokenizer(tmp_path)
+
+
 WRONG = (5, -1.5, "", "x", [], ["[PAD]"], {}, {"content": 5}, {"content": "a", "lstrip": 3}, True)
 
 

@@ -17,7 +17,10 @@ _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """BERT's: word pieces, lower-cased unless tokenizer_config.json says otherwise."""
-    vocabulary = models.WordPiece.read_file(str(path))
+    try:
+        vocabulary = models.WordPiece.read_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path} is not a BERT vocabulary: {error}") from None
     _require(_BERT_SPECIAL, vocabulary, f"{path} is not a BERT vocabulary")
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(
