@@ -236,7 +236,7 @@ def _is_entry(entry: Any) -> bool:
         return False
     if not all(isinstance(each, str) for each in [*texts, *arguments]):
         return False
-    return entry["name"] == Path(entry["name"]).name != ".."
+    return entry["name"] == Path(entry["name"]).name and entry["name"] not in ("", "..")
 
 
 @contextlib.contextmanager
