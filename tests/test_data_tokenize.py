@@ -212,6 +212,17 @@ def test_spm_models_that_cannot_be_used_are_refused(tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match=r"not a DeBERTa vocabulary: it has no \[CLS\]$"):
         load_tokenizer(tmp_path)
+    for change in (
+        lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"abc"),
+        lambda model: setattr(model.trainer_spec, "unk_id", 10**6),
+        lambda model: setattr(model.trainer_spec, "unk_id", -1),
+        lambda model: setattr(model.pieces[3], "score", float("nan")),
+    ):
+        model = pb2.ModelProto.FromString(whole)
+        change(model)
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=r"spm\.model[: ][^\n]+$"):
+            load_tokenizer(tmp_path)
 
 
 def test_without_sentencepiece_the_command_is_named(tmp_path, monkeypatch):
