@@ -120,6 +120,24 @@ def test_several_files_with_an_index_equal_one(tmp_path):
         load(several)
 
 
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
+    folder = checkpoint(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    one = "bert.embeddings.LayerNorm.weight"
+    save_file(tensors, folder / "a.safetensors")
+    save_file({one: tensors[one] + 1}, folder / "b.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "a.safetensors")}))
+    load(folder)
+    names = {**dict.fromkeys(tensors, "a.safetensors"), one: "b.safetensors"}
+    index.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(
+        ValueError, match=rf"b\.safetensors: tensor '{one}' is there twice, in .*a\."
+    ):
+        load(folder)
+
+
 def torch_files(folder, *files):
     """A published folder made one with pytorch_model*.bin in place of its safetensors."""
     tensors = load_file(folder / "model.safetensors")

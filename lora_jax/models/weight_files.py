@@ -138,6 +138,9 @@ class Weights:
                 # Checkpoints that come from TensorFlow, bert-base-uncased too, say gamma, beta.
                 key = name.replace("LayerNorm.gamma", "LayerNorm.weight")
                 key = key.replace("LayerNorm.beta", "LayerNorm.bias")
+                if key in self._source:
+                    other = self._source[key][0].path
+                    raise ValueError(f"{path}: tensor {key!r} is there twice, in {other} too")
                 self._source[key] = (file, name)
         self._prefix = prefix
         self._prefixed = any(name.startswith(prefix) for name in self._source)
