@@ -5,13 +5,12 @@ from typing import Any
 
 from experiments import collect
 from experiments.collect import Run
-from experiments.unfinished import Unfinished
+from experiments.unfinished import OF_ANY, Unfinished
 
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
 """The sections of a config that methods and their settings are made of."""
 BESIDE = ("study.row", "data.validation")
-NEEDED = ("data.name", "data.draw", "data.source", "data.validation", "model.name", "start_from")
-NEEDED += ("optimizer.learning_rate", "variant.name", "quantize.storage", "train.select")
+NEEDED = {**OF_ANY, "data.name": str, "train.select": str}
 KEY = (("variant", "name"), ("quantize", "storage"))
 """What is the same in all runs of a method."""
 

@@ -5,10 +5,16 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
+from experiments import config_errors
 from lora_jax.partition import nearest
+
+_CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
+"""How the flags' library quotes what a value's parser raised."""
 
 
 def main(command: Callable[[], None]) -> None:
@@ -41,8 +47,17 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     Raises:
       ValueError: one line on the flag, or the config's file, that is wrong.
     """
-    for name in _config_files(argv):
+    files = list(_config_files(argv))
+    for name in files:
         _check_config_file(name)
+    with config_errors.in_one_line(files):
+        rest = _parsed(argv, values)
+        if files:
+            _check_config(files[-1], values["config"].value)
+    return rest
+
+
+def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
         return values(argv)
     except (AttributeError, KeyError, TypeError) as error:  # what a locked config does not have
@@ -52,9 +67,8 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         raise ValueError(f"the config has no setting {text}") from error
     except flags.Error as error:
         lines = str(error).strip().splitlines()
-        causes = [line.strip() for line in lines if re.match(r"\s*ValueError: ", line)]
-        said = causes[-1].removeprefix("ValueError: ") if causes else lines[0]
-        raise ValueError(said) from error
+        causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
+        raise ValueError(causes[-1] if causes else lines[0]) from error
 
 
 def integers(name: str, values: Sequence[str] | None) -> list[int]:
@@ -63,10 +77,9 @@ def integers(name: str, values: Sequence[str] | None) -> list[int]:
     Raises:
       ValueError: one that is none.
     """
-    try:
-        return [int(value) for value in values or ()]
-    except ValueError:
-        raise ValueError(f"--{name}={','.join(values or ())}: expected whole numbers") from None
+    if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in values or ()):
+        raise ValueError(f"--{name}={','.join(values or ())}: expected whole numbers")
+    return [int(value) for value in values or ()]
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
@@ -81,15 +94,24 @@ def _check_config_file(name: str) -> None:
     """Raises a ValueError where a file is no config, before anything in it is executed."""
     if not Path(name).is_file():
         raise ValueError(f"no config file '{name}'; nearest: {nearest(name, _configs())}")
-    try:
-        names = compile(Path(name).read_bytes(), name, "exec").co_names
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"'{name}' is not a config, not even Python: {error}") from error
-    if "get_config" not in names:
+    if "get_config" not in config_errors.compiled(name):
         near = nearest(name, _configs())
         raise ValueError(f"'{name}' is not a config: it has no get_config; nearest: {near}")
 
 
+def _check_config(name: str, config: Any) -> None:
+    """Raise a ValueError where a file has given no config."""
+    if isinstance(config, ConfigDict):
+        return
+    try:
+        getattr(config, "lock", None)  # in a config's place, an OSError waits for its first use
+    except OSError as error:
+        said = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"'{name}' gives no config: {said}") from error
+    kind = type(config).__name__
+    raise ValueError(f"'{name}': get_config() returns a {kind}, expected a ConfigDict")
+
+
 def _configs() -> list[str]:
     files = sorted(Path("configs").glob("*.py"))
-    return [str(path) for path in files if "def get_config" in path.read_text(encoding="utf-8")]
+    return [str(path) for path in files if b"def get_config" in path.read_bytes()]

@@ -15,9 +15,14 @@ from lora_jax import records
 
 # What may differ between the runs of a cell: which run it is, and what does not change a result.
 FREE = ("seed", "data.draw", "data.folder", "train.log_every", "train.checkpoint_every")
-NEEDED = ("study.table", "study.row", "study.column", "study.model", "study.size", "start_from")
-NEEDED += ("data.draw", "data.source", "data.validation", "model.name", "optimizer.learning_rate")
-"""What is asked of the config of a run that belongs to a study."""
+NEEDED: dict[str, Any] = {
+    **dict.fromkeys(("study.table", "study.row", "study.column", "study.model", "study.size"), str),
+    **dict.fromkeys(("data.source", "model.name", "variant.name", "quantize.storage"), str),
+    **dict.fromkeys(("seed", "data.draw", "data.validation"), int),
+    "optimizer.learning_rate": int | float,
+    "start_from": str | None,
+}
+"""What is asked of the config of a run that belongs to a study, and of which type it is."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
 """Sources whose tasks have parts of their own to be scored on."""
 
@@ -135,9 +140,9 @@ def unsealed(runs: Sequence[Run]) -> str:
     )
 
 
-def check(path: Path, config: Mapping[str, Any], needed: Iterable[str]) -> None:
+def check(path: Path, config: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
     """Raise where a run does not say what tables, pictures or reports ask it for."""
-    for where in needed:
+    for where, kind in needed.items():
         value: Any = config
         for key in where.split("."):
             if not isinstance(value, Mapping) or key not in value:
@@ -146,6 +151,9 @@ def check(path: Path, config: Mapping[str, Any], needed: Iterable[str]) -> None:
                     "program, which no table can hold"
                 )
             value = value[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            expected = getattr(kind, "__name__", str(kind))
+            raise ValueError(f"{path}: its config's {where} is {value!r}, expected {expected}")
 
 
 def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_jax import records
+from lora_jax import json_text, records
 from lora_jax.program import Execution
 
 
@@ -48,7 +48,7 @@ class GroupFolder:
 
     def _read(self) -> dict[str, Any]:
         file = self.path / "trials.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return json_text.read_object(file) if file.exists() else {}
 
     def _write(self, values: Mapping[str, Any]) -> None:
         content = json.dumps(records.plain(values), indent=2) + "\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def check(coordinator: str | None, processes: int | None, process: int | None, f
         missing = next(name for name in given if name not in there)
         raise ValueError(f"--{there[0]} needs --{missing}, too")
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
         raise ValueError(f"--coordinator={coordinator}: expected host:port, as 10.0.0.1:8476")
     if processes < 1:
         raise ValueError(f"--processes must be positive, got {processes}")

@@ -88,7 +88,8 @@ def parse_shard(text: str) -> tuple[int, int] | None:
     if not text:
         return None
     first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+    digits = text.isascii() and first.isdecimal() and second.isdecimal() and len(text) < 20
+    if not (digits and int(first) < int(second)):
         raise ValueError(f"--shard={text}: expected i/n with i from 0 to n-1, such as 0/4")
     return int(first), int(second)
 

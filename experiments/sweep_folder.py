@@ -14,12 +14,13 @@ import json
 import os
 import socket
 import time
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.trials import Trial, read_config
-from lora_jax import records
+from lora_jax import json_text, records
 from lora_jax.partition import nearest
 
 ENDED = ("completed", "failed", "diverged", "killed")
@@ -101,10 +102,15 @@ class SweepFolder:
         return Outcome("waiting") if record is None else Outcome(record.status, record.note)
 
     def _attempt(self, name: str) -> Outcome | None:
+        path = self._outcome(name)
         try:
-            return Outcome(**json.loads(self._outcome(name).read_bytes()))
+            found = json_text.read_object(path)
         except FileNotFoundError:
             return None
+        hints = typing.get_type_hints(Outcome)
+        if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
+            return Outcome(**found)
+        raise ValueError(f"{path} is no outcome of a trial; without it, its folder says it")
 
     def trials(self, names: Sequence[str]) -> list[Trial]:
         """Trials of the list, their configs made anew.
@@ -143,12 +149,15 @@ class SweepFolder:
         if not path.exists():
             return []
         try:
-            found = json.loads(path.read_bytes())
-            if found["version"] != VERSION:
+            found = json_text.read_object(path)
+            if found.get("version") != VERSION:
                 raise ValueError("of another version")
-            return found["trials"]
-        except (ValueError, KeyError, TypeError) as error:
+            entries = found.get("trials")
+            if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+                raise ValueError("it holds something else")
+        except ValueError as error:
             raise ValueError(f"{path} is no list of trials: {error}") from error
+        return entries
 
     def known(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials by the names that they have in the list already, if there.
@@ -215,6 +224,19 @@ class SweepFolder:
                 return
             with lock(locks / f"shard-{shard[0]}-of-{shard[1]}"):
                 yield
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it describes a trial, of which the name is that of a folder among the trials'."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("overrides"), dict):
+        return False
+    texts = [entry.get("name"), entry.get("digest")]
+    arguments = entry.get("arguments")
+    if not isinstance(arguments, list) or not arguments:
+        return False
+    if not all(isinstance(each, str) for each in [*texts, *arguments]):
+        return False
+    return entry["name"] == Path(entry["name"]).name and entry["name"] not in ("", "..")
 
 
 @contextlib.contextmanager

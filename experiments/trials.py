@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import cli, sweep_specs
+from experiments import cli, config_errors, sweep_specs
 from experiments.sweep_specs import Overrides
 from lora_jax import records
 from lora_jax.partition import nearest
@@ -59,17 +59,18 @@ def own_sweep(file: str) -> list[Overrides]:
     Raises:
       ValueError: what it yields is no dict, has a key that nothing can be, or is too much.
     """
-    if (function := runpy.run_path(file).get("sweep")) is None:
-        return [{}]
     found = []
-    for each in function():
-        where = f"{file}: sweep() yields {each!r}"
-        if not isinstance(each, Mapping):
-            raise ValueError(f"{where}: expected a dict, such as {{'config.seed': 0}}")
-        for key in each:
-            sweep_specs.check_key(str(key), where)
-        found.append({key: sweep_specs.text_of(value) for key, value in each.items()})
-        sweep_specs.check_count(len(found), f"{file}: sweep()")  # it may never end by itself
+    with config_errors.in_one_line([file]):
+        if (function := runpy.run_path(file).get("sweep")) is None:
+            return [{}]
+        for each in function():
+            where = f"{file}: sweep() yields {each!r}"
+            if not isinstance(each, Mapping):
+                raise ValueError(f"{where}: expected a dict, such as {{'config.seed': 0}}")
+            for key in each:
+                sweep_specs.check_key(str(key), where)
+            found.append({key: sweep_specs.text_of(value) for key, value in each.items()})
+            sweep_specs.check_count(len(found), f"{file}: sweep()")  # it may never end by itself
     if not found:
         raise ValueError(f"{file}: sweep() yields nothing")
     return found

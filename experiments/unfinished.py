@@ -6,7 +6,6 @@ trials that failed before they had a folder.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from typing import Any
 from experiments import collect
 from experiments.sweep_folder import SweepFolder
 from experiments.trials import Trial
+from lora_jax import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 """What the config of a run has, and that of a model of somebody else's has not."""
+OF_ANY = {each: kind for each, kind in collect.NEEDED.items() if not each.startswith("study.")}
+"""What is asked of the config of a run that belongs to no study."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +57,10 @@ def find(results: Path) -> list[Unfinished]:
     for path in sorted(results.rglob("config.json")):
         if (path.parent / "record.json").exists():
             continue
-        try:
-            config = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if isinstance(config, dict) and all(config.get(name) is not None for name in SECTIONS):
+        config = json_text.read(path)
+        sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]
+        if all(isinstance(each, dict) for each in sections):
+            collect.check(path, config, collect.NEEDED if config.get("study") else OF_ANY)
             found.append(Unfinished(path.parent, config, _status(path.parent)))
     return [*found, *_without_folder(results)]
 

@@ -51,7 +51,7 @@ def load_adapter(
       ValueError: the file has other adapters, or of other shapes, than `frozen` describes.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
-    tree, meta = load_tree(path)
+    tree, meta = _load(path)
     wanted, _ = flatten(_tree(trainable, frozen))
     found, _ = flatten(tree)
     for name in [*wanted, *found]:
@@ -59,6 +59,7 @@ def load_adapter(
         if there is None or here is None or there.shape != here.shape:
             shapes = ["nothing" if each is None else list(each.shape) for each in (there, here)]
             raise ValueError(f"{path} has {shapes[0]} for '{name}', expected {shapes[1]}")
+        _check_kind(path, name, there, here)
     _check_base(path, meta, tree, trainable, frozen, any_base)
     shared = tuple(tree["shared"].get(str(n), {}) for n in range(len(frozen.shared)))
     restored = dataclasses.replace(frozen, constants=tree["constants"], shared=shared)
@@ -83,7 +84,7 @@ def start_from(
       ValueError: the file has other adapters, or of other shapes, or with another scale.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
-    tree, meta = load_tree(path)
+    tree, meta = _load(path)
     wanted, found = (flatten(each["adapters"])[0] for each in (trainable, tree))
     for name in [*wanted, *found]:
         there, here = (each[name].shape if name in each else None for each in (found, wanted))
@@ -99,9 +100,9 @@ def start_from(
         theirs = tree["constants"].get(weight, {})
         if "scale" in mine and not jnp.array_equal(mine["scale"], theirs.get("scale")):
             raise ValueError(f"{path}: '{weight}' was trained with another scale; set its alpha")
-        constants[weight] = _with_matrices(mine, theirs, stacks[weight])
+        constants[weight] = _with_matrices(path, mine, theirs, stacks[weight])
     shared = tuple(
-        _with_matrices(mine, tree["shared"].get(str(number), {}), 0)
+        _with_matrices(path, mine, tree["shared"].get(str(number), {}), 0)
         for number, mine in enumerate(frozen.shared)
     )
     params = {
@@ -126,13 +127,41 @@ def _check_base(
 
 
 def _with_matrices(
-    mine: dict[str, Array], theirs: dict[str, Array], stack: int
+    path: str | os.PathLike, mine: dict[str, Array], theirs: dict[str, Array], stack: int
 ) -> dict[str, Array]:
-    """Constants whose matrices, below so many stacked axes, are another's."""
-    return {
-        name: theirs.get(name, each) if each.ndim - stack >= 2 else each
-        for name, each in mine.items()
-    }
+    """Constants whose matrices, below so many stacked axes, are another's, of the same shapes."""
+    found = dict(mine)
+    for name, each in mine.items():
+        if each.ndim - stack >= 2 and name in theirs:
+            found[name] = theirs[name]
+            if found[name].shape != each.shape:
+                shapes = f"{list(found[name].shape)} for the constant '{name}'"
+                raise ValueError(f"{path} has {shapes}, expected {list(each.shape)}")
+            _check_kind(path, name, found[name], each)
+    return found
+
+
+def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A tree of the form that `_tree` gives one, and the JSON values with it.
+
+    ValueError for another tree: arrays by weight and name are constants, all else is by path.
+    """
+    tree, meta = load_tree(path)
+    kept = ("constants", "shared")
+    if (
+        not isinstance(tree, dict)
+        or not {"adapters", "params", *kept} <= tree.keys()
+        or not all(isinstance(each, dict) for each in tree.values())
+        or not all(isinstance(each, dict) for part in kept for each in tree[part].values())
+    ):
+        raise ValueError(f"{path} was not written by lora_jax.save_adapter")
+    return tree, meta
+
+
+def _check_kind(path: str | os.PathLike, name: str, there: Any, here: Any) -> None:
+    """ValueError where one is of floats and the other of something else."""
+    if jnp.issubdtype(there.dtype, jnp.floating) != jnp.issubdtype(here.dtype, jnp.floating):
+        raise ValueError(f"{path} has {there.dtype} for '{name}', expected {here.dtype}")
 
 
 def _tree(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:

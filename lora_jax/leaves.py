@@ -38,5 +38,5 @@ def digest(array: Any) -> str:
     return hashlib.sha256(to_host(array).tobytes()).hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

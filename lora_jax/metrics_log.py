@@ -1,12 +1,11 @@
 """`metrics.jsonl`: what a run reported, line by line, whatever moment it is killed at."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax import full_disk, seal
+from lora_jax import full_disk, json_text, seal
 from lora_jax.records import numbers, plain, write_atomically
 
 
@@ -75,7 +74,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json_text.loads(line, f"{path}, line {number}")
             if not isinstance(row["step"], int):
                 raise TypeError
         except (ValueError, TypeError, KeyError) as error:

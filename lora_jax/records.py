@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import jax
 
-from lora_jax import full_disk, seal
+from lora_jax import full_disk, json_text, seal
 from lora_jax.plain import canonical as canonical
 from lora_jax.plain import config_digest as config_digest
 from lora_jax.plain import numbers as numbers
@@ -81,7 +81,8 @@ class Record:
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None where none was."""
-        found = (each for each in self.evaluations or () if each["score"] >= score)
+        known = (numbers(each) for each in self.evaluations or ())  # of one that diverged, "NaN"
+        found = (each for each in known if each["score"] >= score)
         return next(found, None)
 
 
@@ -136,11 +137,22 @@ def _contradictions(r: Record) -> Iterator[str]:
     for name in ("seconds", "seconds_total", "peak_memory_bytes"):
         if getattr(r, name) < 0:
             yield f"{name} is negative"
+    for each in r.evaluations or ():
+        own = [numbers(each).get(k) for k in ("step", "seconds", "score")] if _named(each) else []
+        if not own or not all(isinstance(x, int | float) for x in own):
+            yield f"evaluations has {each!r}, expected step, seconds and score"
+    for each in r.samples or ():
+        if not _named(each):
+            yield f"samples has {each!r}, expected texts by name"
     if r.status == "completed":
         for name in ("metrics_best", "metrics_last"):
             for key, value in getattr(r, name).items():
                 if value is None:
                     yield f"{name}.{key} is None in a completed run"
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def write(folder: str | os.PathLike, record: Record) -> None:
@@ -301,10 +313,7 @@ def _pretty(value: Any) -> bytes:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    value = json_text.read(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not a JSON object")
     return value

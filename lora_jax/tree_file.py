@@ -1,8 +1,7 @@
 """A tree of arrays in one safetensors file, whose every bit is verified when it is read."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lora_jax import records
+from lora_jax import json_text, records
 from lora_jax.leaves import digest, first_line, is_key, to_host, type_name
 
 
@@ -56,19 +55,40 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         with safetensors.safe_open(path, framework="np") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sealed = json.loads(header["lora_jax"])
-        body = sealed["body"]
-        intact = records.config_digest(body) == sealed["sha256"]
-    except KeyError:
-        raise ValueError(f"{path} was not written by lora_jax.save_tree") from None
-    except (safetensors.SafetensorError, ValueError) as error:
+        sealed = json_text.loads(header["lora_jax"], "its header") if "lora_jax" in header else {}
+    except OSError:
+        raise
+    except Exception as error:  # of safetensors, of JSON, or for a type that NumPy has not
         raise ValueError(f"{path} is damaged: {first_line(error)}") from error
-    if not intact or arrays.keys() != body["leaves"].keys():
+    if not isinstance(sealed, dict) or not {"body", "sha256"} <= sealed.keys():
+        raise ValueError(f"{path} was not written by lora_jax.save_tree")
+    body = sealed["body"]
+    if records.config_digest(body) != sealed["sha256"] or not _describes(body, arrays):
         raise ValueError(f"{path} is damaged: its header has other bits than were saved")
     for name, saved in body["leaves"].items():
         if [type_name(arrays[name]), digest(arrays[name])] != saved:
             raise ValueError(f"{path} is damaged: {name} has other bits than were saved")
     return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
+
+
+def _describes(body: Any, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether it is what `save_tree` writes of these arrays: types, too, may be anybody's."""
+    if not isinstance(body, dict) or not {"tree", "meta", "leaves"} <= body.keys():
+        return False
+    leaves = body["leaves"]
+    if not isinstance(leaves, dict) or not isinstance(body["meta"], dict):
+        return False
+    named = list(_names(body["tree"], ""))
+    return arrays.keys() == leaves.keys() == set(named) and len(named) == len(leaves)
+
+
+def _names(node: Any, where: str) -> Iterator[Any]:
+    """The names of a tree's leaves, None for one that is not called by its place."""
+    if isinstance(node, dict):
+        for key, item in node.items():
+            yield from _names(item, f"{where}/{key}" if where else key)
+    else:
+        yield node if node == where else None
 
 
 def _file(path: str | os.PathLike) -> Path:

@@ -1,21 +1,28 @@
 """One adapter in one file: what it holds, and for what it is refused."""
 
+import json
+
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import own_code
 import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import lora_jax as lj
 import variants
+from lora_jax import records, tree_file
 from lora_jax.contract import toys
 
 # Toys have random trainables, as if AdaLoRA's budget had been forgotten.
 pytestmark = pytest.mark.filterwarnings("ignore::lora_jax.TrainingWarning")
 
 
-def toy(name, seed=4, **settings):
-    return toys.toy(variants.make(name, **settings), "float32", seed=seed)
+def toy(name, seed=4, **more):
+    return toys.toy(variants.make(name, **more), "float32", seed=seed)
 
 
 @pytest.mark.parametrize("name", own_code.names())
@@ -106,14 +113,139 @@ def test_numbers_stay_those_of_the_new_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "changed, said",
     [
         ({"rank": 3}, r"has \[2, 6\] for the adapter 'w/a', expected \[3, 6\]"),
         ({"rank": 2, "alpha": 5.0}, "'w' was trained with another scale; set its alpha"),
     ],
 )
-def test_a_beginning_that_does_not_fit_is_refused(settings, said, tmp_path):
+def test_a_beginning_that_does_not_fit_is_refused(changed, said, tmp_path):
     path = lj.save_adapter(tmp_path, *heads(variants.make("lora", rank=2), 3))
     with pytest.raises(ValueError, match=said) as error:
-        lj.start_from(path, *heads(variants.make("lora", **settings), 3))
+        lj.start_from(path, *heads(variants.make("lora", **changed), 3))
     assert "\n" not in str(error.value)
+
+
+def read_all(path, trainable, frozen):
+    """Every way to read an adapter's file."""
+    return [
+        (tree_file.load_tree, (path,)),
+        (lj.load_adapter, (path, trainable, frozen)),
+        (lj.start_from, (path, trainable, frozen)),
+    ]
+
+
+def refused(path, trainable, frozen):
+    """What each way says of a file that none of them takes."""
+    lines = []
+    for read, arguments in read_all(path, trainable, frozen):
+        with pytest.raises(ValueError, match=r"adapter\.safetensors") as error:
+            read(*arguments)
+        assert len(str(error.value).splitlines()) == 1
+        lines.append(str(error.value))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The file of a small adapter, its arrays, what its header says, and its form."""
+    trainable, frozen = heads(variants.make("lora", rank=2), 3)
+    path = lj.save_adapter(tmp_path_factory.mktemp("saved"), trainable, frozen, {"note": "x"})
+    with safetensors.safe_open(path, framework="np") as file:
+        body = json.loads(file.metadata()["lora_jax"])["body"]
+    return path, safetensors.numpy.load_file(path), body, trainable, frozen
+
+
+def forge(path, arrays, body, seal=True, **more):
+    """A file with any header: `seal` makes its digest right."""
+    sealed = {"body": body, "sha256": records.config_digest(body)} if seal else body
+    header = {"lora_jax": json.dumps(sealed)} | more
+    path.write_bytes(safetensors.numpy.save(arrays, header))
+    return path
+
+
+SHARED = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "w", "adapters/w/a"]),
+    lambda each: (
+        st.lists(each, max_size=2) | st.dictionaries(st.text(max_size=2), each, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@SHARED
+@given(JSON, st.booleans())
+def test_a_header_of_any_other_type_is_one_line(saved, tmp_path, value, seal):
+    _, arrays, _, trainable, frozen = saved
+    refused(forge(tmp_path / "adapter.safetensors", arrays, value, seal), trainable, frozen)
+
+
+@SHARED
+@given(
+    st.sampled_from(["tree", "meta", "leaves"]),
+    st.lists(st.sampled_from(["adapters", "w", "a", "constants", "scale"]), max_size=3),
+    JSON,
+)
+def test_a_sealed_header_of_other_types_is_one_line(saved, tmp_path, part, place, value):
+    """Anywhere in it; a digest is no proof of who wrote it."""
+    _, arrays, body, trainable, frozen = saved
+    changed = json.loads(json.dumps(body))
+    holder, key = changed, part
+    for step in place:
+        if isinstance(holder[key], dict) and step in holder[key]:
+            holder, key = holder[key], step
+    if holder[key] == value or (part == "meta" and isinstance(value, dict)):
+        return
+    holder[key] = value
+    refused(forge(tmp_path / "adapter.safetensors", arrays, changed), trainable, frozen)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("[" * 9999, "is damaged: ValueError: its header is nested deeper"),
+        ("9" * 5000, "is damaged: ValueError: its header is not JSON"),
+        ("NaN", "is damaged: ValueError: its header is not JSON: NaN is no number"),
+        ('{"body": {}, "sha256": []}', "is damaged: its header has other bits"),
+        ("3", "was not written by lora_jax.save_tree"),
+        ('{"body": {}}', "was not written by lora_jax.save_tree"),
+    ],
+)
+def test_a_header_that_is_no_json_is_one_line(saved, tmp_path, header, said):
+    _, arrays, _, trainable, frozen = saved
+    path = forge(tmp_path / "adapter.safetensors", arrays, {}, lora_jax=header)
+    assert all(f"adapter.safetensors {said}" in line for line in refused(path, trainable, frozen))
+
+
+def test_trees_of_another_form_or_kind_are_refused(saved, tmp_path):
+    _, _, _, trainable, frozen = saved
+    good = {**trainable, "constants": frozen.constants, "shared": {}}
+    plain = jnp.ones(2)
+    for tree in (
+        plain,
+        {},
+        {"a": plain},
+        {**good, "shared": plain},
+        {**good, "constants": {"w": plain}},
+    ):
+        path = tree_file.save_tree(tmp_path, tree)
+        for read, arguments in read_all(path, trainable, frozen)[1:]:
+            with pytest.raises(ValueError, match=r"was not written by lora_jax\.save_adapter"):
+                read(*arguments)
+    whole = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.int32), good)
+    path = tree_file.save_tree(tmp_path, whole)
+    with pytest.raises(ValueError, match=r"has int32 for 'adapters/w/a', expected float32"):
+        lj.load_adapter(path, trainable, frozen)
+
+
+def test_drawn_matrices_of_another_shape_begin_nothing(tmp_path):
+    """LoRA-FA's A is a constant, which is drawn: its shape is compared as a trained one's is."""
+    trained, frozen = heads(variants.make("lora_fa", rank=2), 3)
+    own = frozen.constants["w"]
+    tree = {**trained, "constants": {"w": {**own, "a": own["a"][:, :1]}}, "shared": {}}
+    path = tree_file.save_tree(tmp_path, tree)
+    with pytest.raises(ValueError, match=r"has \[2, 1\] for the constant 'a', expected \[2, 6\]"):
+        lj.start_from(path, trained, frozen)

@@ -172,7 +172,8 @@ def test_several_by_name(tmp_path):
     assert load_chat_template(str(tmp_path), "tool_use").render([USER]) == "T"
     with pytest.raises(ValueError, match=r"no chat template 'tool'; nearest: 'tool_use'"):
         load_chat_template(tmp_path, "tool")
-    for wrong in (5, [5], [{"name": "default"}], {"default": 3}):
+    wrong_names = ([{"name": each, "template": "D"}] for each in (3, None, ["default"], {}))
+    for wrong in (5, [5], [{"name": "default"}], {"default": 3}, *wrong_names):
         settings(tmp_path, chat_template=wrong)
         with pytest.raises(ValueError, match=r"tokenizer_config\.json: chat_template must be text"):
             load_chat_template(tmp_path)
@@ -188,6 +189,33 @@ def test_a_file_of_its_own_comes_first(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{% oops %}")
     with pytest.raises(ValueError, match=r"chat_template\.jinja: not a chat template: line 1"):
         load_chat_template(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"{{ " + b"(" * 9000, "not a chat template: "),
+        (b"{{ " + b"-" * 20000 + b"1 }}", "not a chat template: RecursionError"),
+        (b"{% for x in y %}" * 900, "not a chat template: "),
+        (b"{{ " + b"9" * 5000 + b" }}", "not a chat template: ValueError: Exceeds the limit"),
+        (b"{% break %}", "not a chat template: SyntaxError: 'break' outside loop"),
+    ],
+)
+def test_a_file_that_jinja_or_python_cannot_take_is_one_line(tmp_path, content, said):
+    (tmp_path / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(ValueError, match=said) as error:
+        load_chat_template(tmp_path)
+    assert str(tmp_path / "chat_template.jinja") in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_message_may_not_be_of_any_depth():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="what is rendered must be plain data"):
+        template("llama2").render([{"role": "user", "content": deep}])
 
 
 def test_the_metadata_of_a_gguf_file(tmp_path):

@@ -8,7 +8,9 @@ import commands
 import pytest
 from commands import ROOT
 
-from experiments import cli
+from experiments import cli, jobs, trials
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 SMOKE = "configs/quickstart.py:size=smoke"
 
@@ -82,3 +84,91 @@ def test_a_file_that_is_no_config_is_not_executed(tmp_path):
     with pytest.raises(SystemExit, match="it has no get_config"):
         cli.parse(["command", f"--config={tmp_path / 'other.py'}"])
     assert not (tmp_path / "trace").exists()
+
+
+def read(path, text, *more):
+    """A config's file with this text, read as commands read it."""
+    path.write_text(text)
+    return trials.read_config([f"--config={path}", *more])
+
+
+HEAD = "from ml_collections import ConfigDict\nfrom configs import common\n\n"
+GOOD = f"{HEAD}def get_config(arg=None):\n    return ConfigDict({{'seed': 0}})\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1 / 0\n", "{}, line 7: ZeroDivisionError: division by zero"),
+        ("x = = 1\n", r"'{}' is not a config, not even Python: invalid syntax .*line 7\)"),
+        ("x = {}['a']\n", "{}, line 7: KeyError: 'a'"),
+        (
+            "from configs import nothing\n",
+            "{}, line 7: ImportError: cannot import name 'nothing' .*",
+        ),
+        (
+            "open('/nowhere/x')\n",
+            "'{}' gives no config: .* No such file or directory: '/nowhere/x'",
+        ),
+        ("def get_config():\n    return int('x')\n", "{}, line 8: ValueError: invalid literal .*"),
+        ("def get_config():\n    return [].x\n", "{}, line 8: AttributeError: 'list' object .*"),
+        ("def get_config():\n    return {} + 1\n", "{}, line 8: TypeError: unsupported .*"),
+        ("def get_config():\n    raise SystemExit\n", "{}, line 8: SystemExit: "),
+        ("def get_config():\n    raise KeyError('a\\nb')\n", "{}, line 8: KeyError: .*"),
+        ("def get_config():\n    return get_config()\n", "{}, line 8: RecursionError: .*"),
+        ("def get_config():\n    return open('/nowhere')\n", "{}, line 8: FileNotFoundError: .*"),
+        ("def get_config():\n    raise ValueError('no\\n1')\n", "no 1"),
+        (
+            "def get_config():\n    try:\n        {}['a']\n    except KeyError:\n"
+            "        raise ValueError('what to do')\n",
+            "what to do",
+        ),
+        (
+            "def get_config():\n    common.parse_arg('b=1', a='2')\n",
+            "config argument 'b=1': expected one of a=...",
+        ),
+        ("def get_config():\n    return ConfigDict(3)\n", "{}, line 8: .*"),
+        (
+            "def get_config():\n    pass\n",
+            r"'{}': get_config\(\) returns a NoneType, expected a Con.*",
+        ),
+        ("def get_config():\n    return {}\n", r"'{}': get_config\(\) returns a dict, expected .*"),
+        ("def get_config(a, b):\n    pass\n", r"get_config\(\) missing 2 required .*"),
+        ("\0", "'{}' is not a config, not even Python: .*null bytes.*"),
+        ("x = " + "(" * 500 + ")" * 500, "'{}' is not a config, not even Python: .*"),
+        ("x = " + "-" * 9999 + "1", "'{}' is not a config, not even Python: .*"),
+    ],
+)
+def test_what_a_configs_own_code_raises_is_one_line(tmp_path, text, said):
+    path = tmp_path / "own.py"
+    with pytest.raises(ValueError, match=r"\S") as error:
+        read(path, GOOD + "\n" + text)
+    assert re.fullmatch(said.replace("{}", re.escape(str(path))), str(error.value))
+    read(path, GOOD)
+
+
+def test_flags_of_a_config_keep_their_own_lines(tmp_path):
+    path = tmp_path / "own.py"
+    for flag, said in [
+        ("--config.sed=1", 'the config has no setting .*Did you mean "seed"'),
+        ("--config.seed=x", "flag --config.seed=x"),
+        ("--config.seed.x=1", "a flag names a setting inside of one"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            read(path, GOOD, flag)
+
+
+def test_what_a_configs_sweep_raises_is_one_line(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(GOOD + "\ndef sweep():\n    yield {'config.seed': 1}\n    yield 1 / 0\n")
+    with pytest.raises(ValueError, match=r"own\.py, line 9: ZeroDivisionError: division by zero$"):
+        trials.own_sweep(str(path))
+
+
+@pytest.mark.parametrize("text", ["1_0", "٣", "1.0", "", "9" * 5000, "1,x"])
+def test_whole_numbers_are_plain(text):
+    with pytest.raises(ValueError, match=r"--mesh=.*: expected whole numbers"):
+        cli.integers("mesh", text.split(","))
+    assert cli.integers("mesh", ["-1", "4"]) == [-1, 4]
+    with pytest.raises(ValueError, match="--shard="):
+        jobs.parse_shard(f"{text}/12")

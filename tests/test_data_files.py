@@ -1,10 +1,13 @@
 """Data sets of one's own: the same rows from every format, and lines that name what is wrong."""
 
+import contextlib
 import csv
 import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lora_jax.data import load_task
 
@@ -76,6 +79,61 @@ def test_classes_are_numbers_or_names_in_order(tmp_path, labels, names, numbers)
     assert task.train.labels.tolist() == numbers
 
 
+IDS = ["9007199254740993", "9007199254740992", "9007199254740994"]  # two of them one float
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+@pytest.mark.parametrize("end", ["", ".0"])
+def test_ids_beyond_floats_are_classes_of_their_own(tmp_path, suffix, end):
+    labels = [each + end for each in IDS]
+    if suffix == ".jsonl":  # numbers, and no text in quotes
+        for name in ("train", "dev"):
+            rows = [
+                f'{{"sentence": "{name} {i}", "class": {each}}}' for i, each in enumerate(labels)
+            ]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        files = {"train": "train.jsonl", "validation": "dev.jsonl", "text": "sentence"}
+        task = load_task("mine", "files", tmp_path, {**files, "label": "class"})
+    else:
+        task = task_of(tmp_path, labels, held=labels, suffix=suffix)
+    assert task.label_names == tuple(sorted(IDS))
+    assert task.train.labels.tolist() == [1, 0, 2]
+
+
+def test_what_only_looks_like_a_number_is_a_name(tmp_path):
+    labels = ["1_0", "10", "007", "7", "٣", "3", "0x1"]
+    task = task_of(tmp_path, labels, held=labels[:2])
+    assert set(task.label_names) == set(labels)
+    task = task_of(tmp_path, ["01", "1", "02"], held=["01", "1"])
+    assert (task.label_names, task.train.labels.tolist()) == (("01", "1", "02"), [0, 1, 2])
+    task = task_of(tmp_path, ["+1", "-1", "1.0", "-1e0"], held=["1", "-1"])
+    assert (task.label_names, task.train.labels.tolist()) == (("-1", "1"), [1, 0, 1, 0])
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.text("0123456789_.eE+-x٣ ,", min_size=1, max_size=6)
+    | st.sampled_from(["inf", "-Infinity", "nan", "1e999", "1e-9999", "１.５", "1.5\u2028"])
+)
+def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
+    """Every target is Python's number for a text that JSON has too; all else names its line."""
+    try:
+        task = task_of(tmp_path, ["0.5", text], held=["1", "2"], suffix=".jsonl", regression=True)
+    except ValueError as error:
+        said = str(error)
+        assert "train.jsonl, line 2: " in said and "\n" not in said
+        with contextlib.suppress(
+            ValueError
+        ):  # a number of JSON is not refused, if a float holds it
+            assert not np.isfinite(json.loads(text)) or text != text.strip()
+    else:
+        assert task.train.labels.tolist() == [0.5, float(text)]
+        assert text.isascii()
+        assert not set(text) & set("_ x")
+
+
 def test_json_labels_need_not_be_text(tmp_path):
     task = task_of(tmp_path, [True, False, True], held=[False, True], suffix=".jsonl")
     assert (task.label_names, task.train.labels.tolist()) == (("false", "true"), [1, 0, 1])
@@ -140,6 +198,8 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
     assert f"train{suffix}, line {first}: no column 'sentense'; nearest: 'sentence'" in said
     said = refused(tmp_path, ["a", "b"], suffix=suffix, label="clas")
     assert "no column 'clas'; nearest: 'class'" in said
+    said = refused(tmp_path, ["a", " b"], suffix=suffix)
+    assert said.endswith(f"train{suffix}, line {first + 1}: 'class' is ' b', with spaces around")
     for empty in ["", "nan", " "]:
         said = refused(tmp_path, ["a", "b", empty], suffix=suffix)
         assert said.endswith(f"train{suffix}, line {first + 2}: no label in 'class'")
@@ -165,6 +225,11 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
             '{"sentence": "\\ud83d", "class": 1}\n',
             "line 1: 'sentence' has half of a sur",
         ),
+        ("t.jsonl", '{"sentence": "x", "class": "\\ud83d"}\n', "line 1: 'class' has half of a sur"),
+        ("t.jsonl", '{"sentence": "x", "class": NaN}\n', "line 1 is not JSON: NaN is no number"),
+        ("t.jsonl", '{"sentence": "x", "class": 1e400}\n', "line 1 is not JSON: the number 1e400"),
+        ("t.jsonl", '{"sentence": 0.10, "class": 1}\n', r"line 1: 'sentence' is 0\.10, not a text"),
+        ("t.jsonl", "[" * 9999 + "\n", "line 1 is nested deeper than 100 levels"),
         ("t.csv", "sentence,class,sentence\nx,a,y\n", "two columns are called 'sentence'"),
         ("t.csv", "sentence,class\nx,a\ny,a\n", "t.csv: all labels in 'class' are 'a'; there is"),
         ("t.csv", "sentence,class\nx,0.5\ny,n/a\n", "line 3: label 'n/a' is not a finite number"),

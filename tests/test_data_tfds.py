@@ -106,3 +106,34 @@ def test_a_missing_extra_gets_the_command(monkeypatch, missing):
     with pytest.raises(ModuleNotFoundError) as error:
         load_task("glue/cola", "tfds")
     assert str(error.value) == f"source 'tfds' needs {missing}: pip install 'lora-jax[tfds]'"
+
+
+def test_prepared_data_that_is_damaged_is_named(monkeypatch, tmp_path):
+    """Whatever tensorflow-datasets raises of it: none of its classes is public."""
+
+    def damaged(*_):
+        raise KeyError("what\nelse")
+
+    prepared = tmp_path / "glue" / "cola" / "2.0.0"
+    prepared.mkdir(parents=True)
+    (prepared / "dataset_info.json").write_text("[" * 9999)
+    library = SimpleNamespace(builder_from_directory=damaged)
+    monkeypatch.setattr(tfds_source, "_library", lambda name: library)
+    spec = SPECS["glue/cola"]
+    with pytest.raises(ValueError, match=r"2\.0\.0 cannot be read: KeyError: [^\n]+$"):
+        tfds_source.find("glue/cola", spec, tmp_path, tmp_path)
+    builder = SimpleNamespace(data_dir=prepared, as_data_source=damaged)
+    with pytest.raises(ValueError, match=r"2\.0\.0: train cannot be read: KeyError: [^\n]+$"):
+        tfds_source.read_part(builder, spec.parts[0])
+    rows = [{"idx": 0, "sentence": b"\xff", "label": 0}]
+
+    class Source(list):
+        def __getitems__(self, numbers):
+            return [self[number] for number in numbers]
+
+    builder = SimpleNamespace(data_dir=prepared, as_data_source=lambda split: Source(rows))
+    with pytest.raises(ValueError, match=r"train cannot be read: UnicodeDecodeError"):
+        tfds_source.read_part(builder, spec.parts[0])
+    rows[0]["sentence"] = b"good"
+    (record,) = tfds_source.read_part(builder, spec.parts[0])
+    assert (record.values, record.label) == ({"sentence": "good"}, 0)

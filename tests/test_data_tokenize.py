@@ -212,6 +212,17 @@ def test_spm_models_that_cannot_be_used_are_refused(tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match=r"not a DeBERTa vocabulary: it has no \[CLS\]$"):
         load_tokenizer(tmp_path)
+    for change in (
+        lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"abc"),
+        lambda model: setattr(model.trainer_spec, "unk_id", 10**6),
+        lambda model: setattr(model.trainer_spec, "unk_id", -1),
+        lambda model: setattr(model.pieces[3], "score", float("nan")),
+    ):
+        model = pb2.ModelProto.FromString(whole)
+        change(model)
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=r"spm\.model[: ][^\n]+$"):
+            load_tokenizer(tmp_path)
 
 
 def test_without_sentencepiece_the_command_is_named(tmp_path, monkeypatch):
@@ -240,6 +251,22 @@ def test_damaged_files_are_refused(tmp_path, minilm):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<nope>"}')
     with pytest.raises(ValueError, match=r"no padding token \(<nope>\)"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"[PAD]\n\xc3\n", b"\x00"])
+def test_a_vocabulary_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"vocab\.txt is not a BERT vocabulary: ") as error:
+        load_tokenizer(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("depth", [200, 50_000])
+def test_settings_of_any_depth_are_one_line(tmp_path, depth):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is nested deeper than 100"):
         load_tokenizer(tmp_path)
 
 

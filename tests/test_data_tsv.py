@@ -8,6 +8,7 @@ import pytest
 
 from lora_jax import metrics
 from lora_jax.data import SPECS, load_task, normalise
+from lora_jax.data.tsv import read_part
 
 NAMES = list(official.LAYOUT)
 
@@ -228,6 +229,50 @@ def test_other_damage_is_named(tmp_path):
     path.write_bytes(json.dumps({"premise": "é"}, ensure_ascii=False).encode("latin-1"))
     with pytest.raises(ValueError, match="is not UTF-8"):
         load_task("super_glue/cb", "tsv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "expected"),
+    [
+        ("super_glue/wic", "0.7", "'label' is 0.7, not one of False, True"),
+        ("super_glue/wic", "1.0", 1),
+        ("super_glue/wic", "1", 1),
+        ("super_glue/wic", '"1"', 1),
+        ("super_glue/wic", '"True"', 1),
+        ("super_glue/wic", "true", 1),
+        ("super_glue/wic", "null", "'label' is None, not one of"),
+        ("super_glue/wic", "[1]", r"'label' is \[1\], not one of"),
+        ("super_glue/wic", '"1_0"', "'label' is '1_0', not one of"),
+        ("super_glue/wic", '" 1"', "'label' is ' 1', not one of"),
+        ("super_glue/wic", "-1", "'label' is -1, not one of"),
+        ("super_glue/wic", "2", "'label' is 2, not one of"),
+        ("super_glue/cb", "true", "'label' is True, not one of entailment"),
+        ("super_glue/cb", "1.5", "'label' is 1.5, not one of entailment"),
+        ("glue/stsb", "2_667", "'score' is '2_667', not a number"),
+        ("glue/stsb", "nan", "'score' is 'nan', not a number"),
+        ("glue/stsb", "٣", "'score' is '٣', not a number"),
+        ("glue/stsb", " 4", "'score' is ' 4', not a number"),
+        ("glue/stsb", "4.250", 4.25),
+    ],
+)
+def test_a_label_is_what_stands_there(tmp_path, name, label, expected):
+    """Of one file with one row; the rest of a task does not matter."""
+    spec = SPECS[name]
+    path = tmp_path / spec.parts[0].files[0]
+    values = dict.fromkeys(spec.columns.values(), "x")
+    if path.suffix == ".jsonl":
+        path.write_text(json.dumps(values)[:-1] + f', "{spec.label}": {label}}}\n')
+    else:
+        columns = [*values, spec.label]
+        path.write_text("\t".join(columns) + "\n" + "\t".join([*values.values(), label]) + "\n")
+    if isinstance(expected, str):
+        where = rf"{path.name}, line {1 if path.suffix == '.jsonl' else 2}: {expected}"
+        with pytest.raises(ValueError, match=where) as error:
+            read_part(path, spec, spec.parts[0])
+        one_line(error)
+    else:
+        (record,) = read_part(path, spec, spec.parts[0])
+        assert (record.label, type(record.label)) == (expected, type(expected))
 
 
 @pytest.mark.parametrize(

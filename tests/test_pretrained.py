@@ -20,11 +20,13 @@ from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, s
 from safetensors.numpy import load_file, save_file
 from torch_archive import save_bin
 
+from lora_jax.data import load_tokenizer
 from lora_jax.models import pretrained
 from lora_jax.models.families import FAMILIES
 from lora_jax.models.pretrained import export_classifier, load_classifier, locate
+from lora_jax.models.pretrained_decoder import read_decoder_config
 from lora_jax.models.torch_names import path_of, to_torch_names
-from lora_jax.models.weight_files import digest
+from lora_jax.models.weight_files import digest, weight_files
 
 SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())
 BERT = CASES["bert"][0]
@@ -116,6 +118,24 @@ def test_several_files_with_an_index_equal_one(tmp_path):
     (several / "b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.safetensors: no such file, but .*index"):
         load(several)
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
+    folder = checkpoint(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    one = "bert.embeddings.LayerNorm.weight"
+    save_file(tensors, folder / "a.safetensors")
+    save_file({one: tensors[one] + 1}, folder / "b.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "a.safetensors")}))
+    load(folder)
+    names = {**dict.fromkeys(tensors, "a.safetensors"), one: "b.safetensors"}
+    index.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(
+        ValueError, match=rf"b\.safetensors: tensor '{one}' is there twice, in .*a\."
+    ):
+        load(folder)
 
 
 def torch_files(folder, *files):
@@ -342,10 +362,105 @@ def test_missing_and_unreadable_files(tmp_path):
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"index\.json: no weight_map"):
         load(folder)
-    for content, message in (("{", "not JSON"), ("[1]", "expected a JSON object, got a list")):
+    for content, message in (
+        ("{", " is not JSON"),
+        ("[1]", ": expected a JSON object, got a list"),
+    ):
         (folder / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        with pytest.raises(ValueError, match=rf"config\.json{message}"):
             load(folder)
+
+
+def sharded(index, *names):
+    """An index that names files, and what reading it gives: the files, or the error."""
+    index.parent.mkdir(parents=True, exist_ok=True)
+    content = {"weight_map": {f"tensor {i}": name for i, name in enumerate(names)}}
+    index.write_text(json.dumps(content))
+    return weight_files(index.parent)
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../outside.safetensors",
+        "../model/inside.safetensors",
+        "sub/../../outside.safetensors",
+        "sub/../inside.safetensors",
+        "/etc/hosts",
+        "..\\..\\outside.safetensors",
+        "C:\\outside.safetensors",
+        "..",
+        "link.safetensors",
+        "folder/outside.safetensors",
+        "circle.safetensors",
+        "",
+        " ",
+        "a\0b",
+        "\ud800",
+        3,
+        None,
+        ["inside.safetensors"],
+        {"a": 1},
+    ],
+)
+def test_an_index_names_nothing_outside_its_folder(tmp_path, kind, name):
+    index = tmp_path / "deep" / "model" / kind
+    for file in (tmp_path / "outside.safetensors", index.parent / "inside.safetensors"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    (index.parent / "sub").mkdir()
+    (index.parent / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    (index.parent / "folder").symlink_to(tmp_path)
+    (index.parent / "circle.safetensors").symlink_to("circle.safetensors")
+    with pytest.raises(ValueError, match=r"index\.json: ") as error:
+        sharded(index, "inside.safetensors", name)
+    assert repr(name) in str(error.value) and "\n" not in str(error.value)
+    assert sharded(index, "inside.safetensors") == [index.parent / "inside.safetensors"]
+
+
+def test_an_index_may_name_files_below_its_folder_and_the_blobs_of_the_hub(tmp_path):
+    """The Hub's cache: MODEL/snapshots/REVISION/FILE is a link to MODEL/blobs/HASH."""
+    model = tmp_path / "models--org--name"
+    snapshot = model / "snapshots" / "1234"
+    for place, up in ((snapshot, "../.."), (snapshot / "sub", "../../..")):
+        place.mkdir(parents=True)
+        (model / "blobs").mkdir(exist_ok=True)
+        (model / "blobs" / "hash").write_bytes(b"")
+        (place / "a.safetensors").symlink_to(f"{up}/blobs/hash")
+        index = place / "model.safetensors.index.json"
+        assert sharded(index, "a.safetensors") == [place / "a.safetensors"]
+        index.rename(model / "blobs" / "index")
+        index.symlink_to(f"{up}/blobs/index")
+        assert weight_files(place) == [place / "a.safetensors"]
+        index.unlink()
+    assert sharded(snapshot / "model.safetensors.index.json", "sub/a.safetensors")
+    (tmp_path / "alias").symlink_to(snapshot)  # the user's own link is no published name
+    assert len(weight_files(tmp_path / "alias")) == 1
+    for target in ("../../../blobs/hash", "../../other"):
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        for outside in (tmp_path / "blobs" / "hash", model / "other"):
+            outside.write_bytes(b"")
+        link = snapshot / "b.safetensors"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match=r"'b\.safetensors' leads out of the folder"):
+            sharded(snapshot / "model.safetensors.index.json", "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    "value", [["bert"], {"a": 1}, None, 3, True, "brt", "[" * 50], ids=lambda value: repr(value)[:9]
+)
+def test_a_model_type_of_any_kind_is_one_line(tmp_path, value):
+    folder = checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": value}))
+    (folder / "vocab.json").write_text("{}")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    for read in (load, read_decoder_config, load_tokenizer):
+        with pytest.raises(ValueError, match=r"\.json") as error:
+            read(folder)
+        assert "\n" not in str(error.value)
 
 
 # ---- finding a model ---------------------------------------------------------------------------

@@ -118,6 +118,10 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
         ({"parameters_adapters": 0.5}, r"parameters_adapters is 0\.5, expected int \| None"),
         ({"target": 0.8}, r"target is 0\.8, expected dict"),
         ({"evaluations": {}}, r"evaluations is \{\}, expected list"),
+        ({"evaluations": [3]}, "evaluations has 3, expected step, seconds and score"),
+        ({"evaluations": [{"step": 1, "seconds": "x", "score": 1.0}]}, "evaluations has "),
+        ({"evaluations": [{"step": 1, "seconds": 1.0}]}, "evaluations has "),
+        ({"samples": ["x"]}, "samples has 'x', expected texts by name"),
         ({"extra": 1, "seed": "x"}, r"extra is no field of a record; seed is 'x'"),
     ],
 )
@@ -153,6 +157,10 @@ def test_a_record_tells_the_way_to_any_score():
     assert (record.reached(0.95) or {})["step"] == 100
     assert record.reached(1.1) is None
     assert records.validate({**GOOD, "evaluations": None}).reached(0.1) is None
+    # What a run that diverged has for a number that is none.
+    diverged = [{"step": 1, "seconds": 1.0, "score": "NaN"}, {"step": 2, "seconds": 2, "score": 1}]
+    found = records.validate({**GOOD, "evaluations": diverged}).reached(0.1)
+    assert found is not None and found["step"] == 2
 
 
 def test_a_record_from_before_the_optional_fields_is_read():

@@ -164,6 +164,46 @@ def test_a_config_of_something_else_is_no_run(tmp_path):
         unfinished.find(tmp_path)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("data.draw", []),
+        ("data.draw", True),
+        ("data.validation", {}),
+        ("seed", []),
+        ("study.row", 3),
+        ("study.table", ["a"]),
+        ("study.column", None),
+        ("variant.name", 3),
+        ("quantize.storage", [1]),
+        ("optimizer.learning_rate", "fast"),
+        ("start_from", 3),
+    ],
+)
+def test_a_setting_of_another_type_is_named(tmp_path, recorded, where, value):
+    """In a record, whose digest anybody can make anew, and in a config without one."""
+    planted(tmp_path / "a", "lora", 0, LABELS, wrong(0.2, 0), rate=1e-3)
+    record, config = (tmp_path / "a" / f"{name}.json" for name in ("record", "config"))
+    content = json.loads(record.read_text())
+    holder = content["config"]
+    *sections, last = where.split(".")
+    for section in sections:
+        holder = holder[section]
+    holder[last] = value
+    content["config_digest"] = records.config_digest(content["config"])
+    made(tmp_path)
+    record.unlink()
+    if recorded:
+        record.write_text(json.dumps(content))
+    else:
+        config.write_text(json.dumps(content["config"]))
+    named = "record" if recorded else "config"
+    with pytest.raises(ValueError, match=rf"a/{named}\.json: .*{where} is .*, expected ") as error:
+        made(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_the_development_set_seen_with_other_settings_is_warned_of(study):
     assert "other settings than the chosen" not in said(study)
     for seed in (0, 1):

@@ -535,6 +535,47 @@ def test_what_a_damaged_record_is(tmp_path):
     assert folder.outcome(found[1]) == Outcome("failed", said)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[" * 9999, "[]", "{}", "NaN", "\x00", '{"status": 3}'),
+        *(f'{{"status": "killed", {more}}}' for more in ('"process": "1"', '"what": 1')),
+        '{"status": "killed", "process": true}',
+    ],
+)
+def test_an_outcome_of_anything_else_is_one_line(tmp_path, content):
+    folder, found = sweep(tmp_path, "config.seed=0:2")
+    folder.end("seed=0", "killed")
+    assert folder.outcome(found[0]).status == "killed"
+    (folder.path / "outcomes" / "seed=0.json").write_text(content)
+    with pytest.raises(ValueError, match=r"outcomes/seed=0\.json") as error:
+        folder.outcome(found[0])
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("name", each) for each in ("../seed=0", "/tmp/x", "a/b", "..", ".", "", 3, None)),
+        *(("digest", each) for each in (None, 3, ["a"])),
+        *(("arguments", each) for each in (None, [], [3], "--config=x", {})),
+        *(("overrides", each) for each in (None, [], "x")),
+    ],
+)
+def test_a_list_of_anything_else_is_one_line(tmp_path, key, value):
+    """A trial's name is that of its folder, among the others."""
+    folder, _ = sweep(tmp_path, "config.seed=0:2")
+    path = folder.path / "trials.json"
+    assert len(folder.require(())) == 2
+    listed = json.loads(path.read_text())
+    listed["trials"][1][key] = value
+    for wrong in (listed, {**listed, "trials": {}}, {**listed, "trials": [3]}, [listed]):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"trials\.json is no list of trials: ") as error:
+            folder.require(())
+        assert len(str(error.value).splitlines()) == 1
+
+
 def test_what_calls_cost():
     cost = calibrate.Cost(compile=3.0, call=2.0, longest=16)
     assert cost.called({8: 2, 16: 4}) == 2 * 1 + 4 * 2

@@ -147,7 +147,7 @@ def test_types_of_a_model_without_a_table_of_them():
 def test_json_that_is_none(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"config\.json: not JSON: .*recursion"):
+    with pytest.raises(ValueError, match=r"config\.json is nested deeper"):
         weight_files.read_json(path)
     path.write_text('{"a": 1}')
     monkeypatch.setattr(weight_files, "_MOST_JSON", 8)

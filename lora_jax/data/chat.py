@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_jax.data.tokenizer_settings import read_settings, special_tokens
+from lora_jax.leaves import first_line
 from lora_jax.models.gguf_file import GgufFile
 from lora_jax.models.weight_files import find_gguf
 from lora_jax.partition import nearest
@@ -66,7 +67,7 @@ class ChatTemplate:
         try:
             # A template comes from elsewhere: it gets data, never objects with methods.
             plain = json.loads(json.dumps(given))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.origin}: what is rendered must be plain data: {error}"
             ) from None
@@ -89,9 +90,9 @@ def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
     tokens = special_tokens(settings)
     file = folder / "chat_template.jinja"
     if file.is_file():
-        own = {"default": file.read_text(encoding="utf-8")}
+        own = {"default": _text(file)}
         others = folder.glob("additional_chat_templates/*.jinja")
-        own |= {each.stem: each.read_text(encoding="utf-8") for each in others}
+        own |= {each.stem: _text(each) for each in others}
     elif "chat_template" in settings:
         file = folder / "tokenizer_config.json"
         own = _named(settings["chat_template"], file)
@@ -158,9 +159,18 @@ def _named(published: Any, file: Path) -> dict[str, str]:
     if isinstance(published, list):
         with contextlib.suppress(TypeError, KeyError):
             published = {each["name"]: each["template"] for each in published}
-    if isinstance(published, dict) and all(isinstance(v, str) for v in published.values()):
+    if isinstance(published, dict) and all(
+        isinstance(each, str) for item in published.items() for each in item
+    ):
         return published
     raise ValueError(f"{file}: chat_template must be text, or a list of a name and a template each")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from None
 
 
 def _from_gguf(file: GgufFile) -> tuple[dict[str, str], dict[str, str]]:
@@ -213,3 +223,5 @@ def _compile(source: str, origin: str) -> Any:
         return environment.from_string(source)
     except TemplateSyntaxError as error:
         raise ValueError(f"{origin}: not a chat template: line {error.lineno}: {error}") from None
+    except Exception as error:  # of what Jinja makes of it in Python: too deep, too long a number
+        raise ValueError(f"{origin}: not a chat template: {first_line(error)}") from None

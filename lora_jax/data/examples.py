@@ -49,6 +49,12 @@ class Examples:
                 f"data set {self.name!r}: labels have shape {labels.shape}, not one number a text"
             )
         if labels.dtype.kind in "iub":
+            if (
+                labels.size and labels.max() > np.iinfo(np.int64).max
+            ):  # of uint64, would be negative
+                raise ValueError(
+                    f"data set {self.name!r}: label {labels.argmax()} is {labels.max()}, too large"
+                )
             labels = labels.astype(np.int64)
         elif labels.dtype.kind == "f":
             labels = labels.astype(np.float64)

@@ -1,6 +1,6 @@
 """A data set of one's own: TSV, CSV or JSONL files whose columns are named."""
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lora_jax.partition import nearest
 
 PARTS = ("train", "validation", "extra", "test")
 FIELDS = (*PARTS, "text", "second_text", "label", "regression")
+_PADDED = re.compile(r"[+-]?0\d")
 
 
 def load(
@@ -25,8 +26,10 @@ def load(
 ) -> Task:
     """A classification or regression, of texts or pairs, from files (see `rows.read_rows`).
 
-    Labels are numbers or names. They are targets of a regression if any has a fraction; else the
-    distinct ones of train are the classes, in the order of the numbers or of the alphabet.
+    Labels are numbers or names, as they stand there: numbers are compared exactly, `1.0` is the
+    class `1`, and what only looks like a number (`007`, `1_0`) is a name. They are targets of a
+    regression if any has a fraction; else the distinct ones of train are the classes, in the order
+    of the numbers or of the alphabet.
 
     Args:
       files: paths `train`, `validation`, `extra` (another domain, to evaluate on as well) and
@@ -92,43 +95,35 @@ def load(
 def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The names of the classes of train, in the order of their numbers."""
     found = set(labels["train"])
-    if all(_number(each) is not None for each in found):
-        return tuple(sorted(found, key=float))
-    return tuple(sorted(found))
+    ordered = tuple(sorted(found))
+    numbers = [(number, each) for each in found if (number := rows.number(each)) is not None]
+    return tuple(each for _, each in sorted(numbers)) if len(numbers) == len(found) else ordered
 
 
 def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
     """The labels as they are written, whole numbers without a fraction."""
     found = []
     for row in read:
-        label = rows.value(path, row, column)
-        if isinstance(label, list | dict):
-            raise ValueError(
-                f"{path}, line {row.line}: '{column}' is {label!r}, not one number or name"
-            )
-        if isinstance(label, bool):
-            label = "true" if label else "false"
-        label = "" if label is None else str(label).strip()
+        label = rows.written(path, row, column)
         if label == "" or label.lower() == "nan":
             raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
-        number = _number(label)
-        found.append(str(int(number)) if number is not None and number.is_integer() else label)
+        number = rows.number(label)
+        # 007 and 7 may be two names; 7.0 and +7 are no names beside 7.
+        if number is not None and rows.whole(number) and not _PADDED.match(label):
+            label = str(int(number))
+        found.append(label)
     return found
 
 
-def _number(label: str) -> float | None:
-    try:
-        number = float(label)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+def _has_fraction(label: str) -> bool:
+    number = rows.number(label)
+    return number is not None and not rows.whole(number)
 
 
 def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
     """Raise for a label that is no number beside fractions: a gap in targets, and no class."""
-    numbers = [_number(label) for label in labels]
-    fractions = any(number is not None and not number.is_integer() for number in numbers)
-    if fractions and None in numbers:
+    numbers = [rows.number(label) for label in labels]
+    if None in numbers and any(map(_has_fraction, labels)):
         at = numbers.index(None)
         raise ValueError(
             f"{path}, line {read[at].line}: label '{labels[at]}' is not a finite number, "
@@ -137,10 +132,9 @@ def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str])
 
 
 def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
-    numbers = [_number(label) for label in labels["train"]]
-    if asked or None in numbers:
+    if asked or None in map(rows.number, labels["train"]):
         return asked
-    return any(number is not None and not number.is_integer() for number in numbers)
+    return any(map(_has_fraction, labels["train"]))
 
 
 def _numbers(
@@ -149,14 +143,14 @@ def _numbers(
     found = []
     numbers = {name: number for number, name in enumerate(names or ())}
     for row, label in zip(read, labels, strict=True):
-        number = _number(label) if names is None else numbers.get(label)
+        number = rows.number(label) if names is None else numbers.get(label)
         if number is None:
             expected = (
                 "not a number"
                 if names is None
                 else f"which train does not have; nearest: {nearest(label, names)}"
             )
-            if names is not None and {_number(each) for each in (*names, label)}.isdisjoint({None}):
+            if names is not None and None not in map(rows.number, (*names, label)):
                 expected += " (data.files.regression makes numbers targets)"
             raise ValueError(f"{path}, line {row.line}: label '{label}', {expected}")
         found.append(number)

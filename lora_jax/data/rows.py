@@ -1,16 +1,25 @@
-"""Rows of a TSV, CSV or JSONL file with the lines that they start on, for errors that name them."""
+"""Rows of a TSV, CSV or JSONL file with the lines that they start on, for errors that name them.
+
+What a cell holds is what stands in the file: no number is rounded on the way.
+"""
 
 import collections
 import csv
-import json
+import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_jax import json_text
 from lora_jax.partition import nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
+
+# Of exponents, four digits are more than a float has, and no more than a Decimal can be written in.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
 # A field may be a whole document. The limit is one of the process, and lower than some are long.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -27,10 +36,10 @@ def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -
     """All rows of a UTF-8 file, in order; blank lines are left out.
 
     TSV is read as GLUE has it, without quoting: a `"` is a character. CSV is quoted as usual. A
-    JSONL file has one object a line. `header` names the columns of a file that does not itself.
-    With `any_width`, a row may be shorter than its header (it then lacks the last columns) or
-    longer, and of columns of one name the last one counts. Raises `FileNotFoundError`, or
-    `ValueError` with the line at fault.
+    JSONL file has one object a line; its numbers with a fraction are Decimals. `header` names the
+    columns of a file that does not itself. With `any_width`, a row may be shorter than its header
+    (it then lacks the last columns) or longer, and of columns of one name the last one counts.
+    Raises `FileNotFoundError`, or `ValueError` with the line at fault.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -58,7 +67,7 @@ def text(path: Path, row: Row, column: str) -> str:
     """A row's text; `ValueError` if it has none."""
     found = value(path, row, column)
     if not isinstance(found, str):
-        raise ValueError(f"{path}, line {row.line}: '{column}' is {found!r}, not a text")
+        raise ValueError(f"{path}, line {row.line}: '{column}' is {shown(found)}, not a text")
     try:
         found.encode()
     except UnicodeEncodeError:  # JSON can escape half of a pair, which no tokenizer can take
@@ -66,6 +75,49 @@ def text(path: Path, row: Row, column: str) -> str:
             f"{path}, line {row.line}: '{column}' has half of a surrogate pair"
         ) from None
     return found
+
+
+def written(path: Path, row: Row, column: str) -> str:
+    """A row's number, name, true or false as it is written; empty for null.
+
+    ValueError for a list or an object, and for spaces around it, which another row may not have.
+    """
+    found = value(path, row, column)
+    if isinstance(found, list | dict):
+        raise ValueError(
+            f"{path}, line {row.line}: '{column}' is {shown(found)}, not one number or name"
+        )
+    if isinstance(found, str):
+        found = text(path, row, column)
+        if found != found.strip() and found.strip():
+            raise ValueError(
+                f"{path}, line {row.line}: '{column}' is {found!r}, with spaces around"
+            )
+        return found.strip()
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    return "" if found is None else str(found)
+
+
+def number(text: str) -> Decimal | None:
+    """The number that a text is, exactly; None for anything but an ordinary finite one.
+
+    That is digits of ASCII, a sign before them, a decimal point and an exponent: no underscores,
+    spaces, names of infinity or digits of other scripts, all of which Python's `float` takes.
+    """
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+        return None
+    return Decimal(text)
+
+
+def whole(number: Decimal) -> bool:
+    """Whether a number has no fraction."""
+    return int(number) == number
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it."""
+    return str(value) if isinstance(value, Decimal) else repr(value)
 
 
 def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[Row]:
@@ -108,10 +160,7 @@ def _objects(path: Path) -> Iterator[Row]:
         for line, content in enumerate(file, 1):
             if not content.strip():
                 continue
-            try:
-                values = json.loads(content)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line} is not JSON: {error}") from error
+            values = json_text.loads(content, f"{path}, line {line}", exact=True)
             if not isinstance(values, dict):
                 raise ValueError(f"{path}, line {line} is not a JSON object")
             yield Row(line, values)

@@ -167,6 +167,7 @@ class Task:
         own, labels = self.label_names, examples.labels
         if own and label_names and labels is not None and set(own) == set(label_names):
             numbers = np.array([own.index(each) for each in label_names])
+            self._check_labels(examples)  # a negative one would count from the end
             examples = dataclasses.replace(examples, labels=numbers[labels])
         return dataclasses.replace(self, extra={**self.extra, name: examples})
 

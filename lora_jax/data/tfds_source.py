@@ -10,13 +10,13 @@ import tempfile
 import types
 import urllib.parse
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lora_jax.archives import open_zip
 from lora_jax.data import tsv
 from lora_jax.data.assemble import Record, assemble
 from lora_jax.data.cache import cache_folder
@@ -107,14 +107,18 @@ def _check_reachable(name: str, builder: Any, spec: Spec):
 
 def read_part(builder: Any, part: Part) -> list[Record]:
     """The records of one split in the order of the official file: what is stored is shuffled."""
-    found = sorted(_items(builder.as_data_source(part.split)), key=lambda item: int(item["idx"]))
-    return [
-        Record(
-            {key: each.decode() for key, each in item.items() if isinstance(each, bytes)},
-            item["label"] if part.labelled else None,
-        )
-        for item in found
-    ]
+    try:
+        items = _items(builder.as_data_source(part.split))
+        return [
+            Record(
+                {key: each.decode() for key, each in item.items() if isinstance(each, bytes)},
+                item["label"] if part.labelled else None,
+            )
+            for item in sorted(items, key=lambda item: int(item["idx"]))
+        ]
+    except Exception as error:  # of damaged records: tensorflow-datasets has no class for them
+        said = first_line(error)
+        raise ValueError(f"{builder.data_dir}: {part.split} cannot be read: {said}") from error
 
 
 def _beside(folder: str | Path | None, spec: Spec, part: Part) -> list[Record] | None:
@@ -154,7 +158,10 @@ def _ready(tfds: Any, name: str, folder: Path) -> Any:
     versions = sorted(path.parent for path in folder.glob(f"{name}/*/dataset_info.json"))
     if not versions:
         return None
-    builder = tfds.builder_from_directory(versions[-1])
+    try:
+        builder = tfds.builder_from_directory(versions[-1])
+    except Exception as error:  # of its JSON files
+        raise ValueError(f"{versions[-1]} cannot be read: {first_line(error)}") from error
     if builder.info.file_format.value != "array_record":
         raise ValueError(
             f"{versions[-1]} holds {builder.info.file_format.value} files, which only TensorFlow "
@@ -174,6 +181,6 @@ def _prepare(tfds: Any, builder: Any, folder: Path | None, downloads: Path, unpa
             dataset_name=builder.name,
         )
         archive = Path(manager.download(url))
-        with zipfile.ZipFile(archive) as file:
+        with open_zip(archive) as file:
             file.extractall(unpacked / f"ZIP.{archive.name}")  # where tfds looks before it unpacks
     builder.download_and_prepare(download_dir=downloads, download_config=config)

@@ -128,7 +128,10 @@ def _kind(folder: Path, settings: dict[str, Any]) -> str | None:
     if named.lower() in DECODERS:
         return named.lower()
     config = folder / "config.json"
-    return read_json(config).get("model_type") if config.is_file() else None
+    found = read_json(config).get("model_type") if config.is_file() else None
+    if not isinstance(found, str | None):
+        raise ValueError(f"{config}: model_type {found!r} is not the name of a model")
+    return found
 
 
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:

@@ -1,5 +1,6 @@
 """Tokenizers from the vocabulary files of BERT, RoBERTa, DeBERTa and GPT-2, as in transformers."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 
 from lora_jax.data.byte_pairs import WAYS, byte_pairs
 from lora_jax.data.tokenizer_settings import TOKEN_FLAGS
+from lora_jax.leaves import first_line
 
 GPT2_END = "<|endoftext|>"
 """GPT-2's only special token: it begins a text, ends it, and is what is unknown."""
@@ -17,7 +19,10 @@ _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """BERT's: word pieces, lower-cased unless tokenizer_config.json says otherwise."""
-    vocabulary = models.WordPiece.read_file(str(path))
+    try:
+        vocabulary = models.WordPiece.read_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path} is not a BERT vocabulary: {error}") from None
     _require(_BERT_SPECIAL, vocabulary, f"{path} is not a BERT vocabulary")
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(
@@ -95,6 +100,17 @@ def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     model = _read_spm(path)
     if model.trainer_spec.model_type != 1:
         raise ValueError(f"{path}: not a unigram model, which DeBERTa's is")
+    try:
+        return _unigram(path, model, settings)
+    except Exception as error:  # pieces that are no text, a table or an id that cannot be
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
+
+
+def _unigram(path: Path, model: Any, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    if not all(math.isfinite(piece.score) for piece in model.pieces):
+        raise ValueError(f"{path}: a piece has a score that is no finite number")
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
     _require(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], ids, f"{path} is not a DeBERTa vocabulary")

@@ -1,8 +1,9 @@
 """What a tokenizer_config.json says, as far as a tokenizer is built from it, checked."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from lora_jax import json_text
 
 _FLAGS = ("do_lower_case", "tokenize_chinese_chars", "strip_accents")  # BERT's
 _FLAGS += ("add_prefix_space", "trim_offsets", "split_by_punct")  # RoBERTa's, DeBERTa's
@@ -19,12 +20,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    content = json_text.read_object(path)
     settings = {name: value for name, value in content.items() if value is not None}
     for name in _FLAGS:
         if not isinstance(settings.get(name, False), bool):

@@ -5,7 +5,6 @@ function; this reading of it knows the three that named tensors need, and refuse
 """
 
 import collections
-import contextlib
 import io
 import math
 import pickle
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from lora_jax.archives import open_zip
 
 # torch's storage classes: numpy's type, and safetensors' name for it
 _STORAGES = {
@@ -32,7 +33,6 @@ _STORAGES = {
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 
 
-_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Storage(NamedTuple):
@@ -59,10 +59,12 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if not zipfile.is_zipfile(path):
+            raise ValueError(self._not_a_zip())
         try:
-            self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile:
-            raise ValueError(self._not_a_zip()) from None
+            self._zip = open_zip(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         pickles = [n for n in self._zip.namelist() if n == "data.pkl" or n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError(f"{path}: a zip archive, but torch.save did not write it")
@@ -99,9 +101,10 @@ class TorchFile:
                 f"expected {storage.numel * dtype.itemsize:,}"
             )
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        # More elements than are stored, some of them again (a stride of 0), is what no weight has.
-        if math.prod(shape) and (last >= storage.numel or math.prod(shape) > storage.numel):
+        if math.prod(shape) and last >= storage.numel:
             raise ValueError(f"{self.path}: tensor {name!r} reaches beyond its storage")
+        if math.prod(shape) > storage.numel:  # strides of 0 make any size of one element
+            raise ValueError(f"{self.path}: tensor {name!r} has more elements than its storage")
         flat = np.frombuffer(content, dtype)[offset:]
         steps = [s * dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat, shape, steps)
@@ -115,14 +118,14 @@ class TorchFile:
             if info.file_size > self.path.stat().st_size:
                 raise EOFError(f"entry {info.filename} has {info.file_size:,} bytes")
             return self._zip.read(info)
-        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+        except (KeyError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
             raise ValueError(f"{self.path}: corrupt or truncated: {error}") from None
 
     def _unpickle(self) -> dict[str, _Tensor]:
         try:
-            stream = self._entry("data.pkl")
-            _check_memo(stream)
-            content = _Unpickler(io.BytesIO(stream)).load()
+            pickled = self._entry("data.pkl")
+            _check_memo(pickled)
+            content = _Unpickler(io.BytesIO(pickled)).load()
         except pickle.UnpicklingError as error:
             raise ValueError(f"{self.path}: {error}") from None
         except Exception as error:  # a pickle that is no pickle fails in any way
@@ -145,17 +148,6 @@ class TorchFile:
             )
         size = self.path.stat().st_size
         return f"{self.path} ({size:,} bytes) is corrupt or truncated: not a zip archive"
-
-
-def _check_memo(stream: bytes) -> None:
-    """UnpicklingError for a pickle that numbers an object beyond its own length.
-
-    Python makes a list as long as the largest number. Errors of the pickle itself are for `load`.
-    """
-    with contextlib.suppress(ValueError):
-        for code, argument, _ in pickletools.genops(stream):
-            if code.name in _MEMO and int(argument or 0) > len(stream):
-                raise pickle.UnpicklingError(f"it counts {argument:,} objects: refused")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -182,13 +174,24 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(str(key), kind, numel)
 
 
+def _check_memo(pickled: bytes) -> None:
+    """ValueError for what would make the reader allocate more than a pickle's own length.
+
+    Objects are kept in a list that grows to the largest number that one of them is given.
+    """
+    for opcode, argument, _ in pickletools.genops(pickled):  # sees truncated texts, too
+        if "PUT" in opcode.name and not 0 <= int(argument or 0) < len(pickled):
+            raise ValueError(f"an object is numbered {argument}")
+
+
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     if (
         not isinstance(storage, _Storage)
         or not _sizes([offset, *shape, *strides])
         or len(shape) != len(strides)
     ):
-        raise pickle.UnpicklingError(f"not a tensor: {reprlib.repr((shape, storage))}")
+        said = f"{reprlib.repr(shape)} of {reprlib.repr(storage)}"
+        raise pickle.UnpicklingError(f"not a tensor: {said}")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 

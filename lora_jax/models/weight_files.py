@@ -5,7 +5,6 @@ stands for a folder: it holds all that a folder does, and gguf_file.py reads it.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, which safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lora_jax import json_text
 from lora_jax.models.placed import Index
 from lora_jax.models.torch_bin import TorchFile
 from lora_jax.partition import nearest
+from lora_jax.published_paths import inside
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -29,13 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file")
     if (size := path.stat().st_size) > _MOST_JSON:
         raise ValueError(f"{path}: {size:,} bytes of JSON; at most {_MOST_JSON:,} are read")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
-    return content
+    return json_text.read_object(path)
 
 
 def find_gguf(path: str | Path) -> Path | None:
@@ -79,11 +74,18 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: no weight_map")
-    files = sorted({index.parent / str(name) for name in names.values()})
+    files = sorted({inside(index, name) for name in _distinct(index, names)})
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
     return files
+
+
+def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
+    for tensor, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is no name of a file")
+    return set(names.values())
 
 
 def digest(folder: str | Path) -> str:
@@ -139,6 +141,9 @@ class Weights:
                 # Checkpoints that come from TensorFlow, bert-base-uncased too, say gamma, beta.
                 key = name.replace("LayerNorm.gamma", "LayerNorm.weight")
                 key = key.replace("LayerNorm.beta", "LayerNorm.bias")
+                if key in self._source:
+                    other = self._source[key][0].path
+                    raise ValueError(f"{path}: tensor {key!r} is there twice, in {other} too")
                 self._source[key] = (file, name)
         self._prefix = prefix
         self._prefixed = any(name.startswith(prefix) for name in self._source)

@@ -5,12 +5,12 @@ after it have them. LLM-Adapters and DoRA print the same with every line but the
 16 spaces, a slip of their source code which is not repeated here.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_jax import json_text
 from lora_jax.data import rows
 from lora_jax.partition import nearest
 
@@ -70,9 +70,9 @@ def _list(path: Path) -> list[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is not JSON (of lines, name it .jsonl): {error}") from None
+        found = json_text.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} (of lines, name it .jsonl)") from None
     if not isinstance(found, list):
         raise ValueError(f"{path} is not a list of entries")
     return found

@@ -9,6 +9,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,12 +66,12 @@ def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
 
 def _boolq(name: str) -> TextTask:
     dev = [
-        (row["question"], f"{row['title']} -- {row['passage']}", row["answer"] == "True")
+        (row["question"], f"{row['title']} -- {row['passage']}", _is_true(row["answer"]))
         for row in _read("BoolQ/dev.jsonl")
     ]
     # Those without a label are the test part's.
     labelled = [
-        (row["question"], row["passage"], row["label"])
+        (row["question"], row["passage"], _is_true(row["label"]))
         for row in _read("BoolQ/combined.jsonl")
         if "label" in row
     ]
@@ -87,6 +88,12 @@ def _boolq(name: str) -> TextTask:
         train=_questions_of_boolq(f"{name}/train", train, shown),
         validation=_questions_of_boolq(f"{name}/validation", dev, shown),
     )
+
+
+def _is_true(answer: Any) -> bool:
+    if str(answer) not in ("True", "False"):
+        raise ValueError(f"BoolQ has the answer {answer!r}; install the right release: {_INSTALL}")
+    return str(answer) == "True"
 
 
 def _questions_of_boolq(name: str, found: Sequence[tuple[str, str, bool]], shown: bool) -> Prompts:

@@ -1,0 +1,40 @@
+"""Names of files that stand in published files: they lead nowhere but into their own folder."""
+
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+
+def inside(file: Path, entry: Any) -> Path:
+    """The path of what an entry of a published file names, in that file's folder or below it.
+
+    ValueError, which names both, for an entry that is no name, is absolute, goes upwards, or is a
+    link to elsewhere. The Hub's cache has links to the blobs beside its snapshots: they are inside.
+    """
+    try:
+        known = isinstance(entry, str) and entry.strip() and b"\0" not in entry.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        known = False
+    if not known:
+        raise ValueError(f"{file}: {entry!r} is no name of a file")
+    # What goes upwards for either kind of system: there is no use for a backslash in a name.
+    parts = PureWindowsPath(entry)
+    path = file.parent / entry
+    if parts.anchor or ".." in parts.parts or not _resolves_inside(path, file.parent):
+        raise ValueError(f"{file}: {entry!r} leads out of the folder that it is published in")
+    return path
+
+
+def _resolves_inside(path: Path, folder: Path) -> bool:
+    try:
+        return any(path.resolve().is_relative_to(home) for home in _homes(folder.resolve()))
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def _homes(folder: Path) -> Iterator[Path]:
+    """Where a folder's files may lie: in it, or in `blobs` of `MODEL/snapshots/REVISION`."""
+    yield folder
+    for each in (folder, *folder.parents):
+        if each.parent.name == "snapshots":
+            yield (each.parent.parent / "blobs").resolve()
