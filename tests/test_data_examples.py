@@ -60,6 +60,13 @@ def test_classes_need_two_distinct_names(label_names):
         Task("toy", make(), make(), label_names)
 
 
+def test_a_label_beyond_int64_is_no_negative_one():
+    with pytest.raises(ValueError, match=f"'big': label 1 is {2**64 - 1}, too large"):
+        Examples("big", ["x", "y"], np.array([0, 2**64 - 1], np.uint64))
+    largest = Examples("big", ["x", "y"], np.array([0, 2**63 - 1], np.uint64)).labels
+    assert largest is not None and largest.tolist() == [0, 2**63 - 1]
+
+
 def test_splits_agree_on_pairs():
     with pytest.raises(ValueError, match="'toy': only one of train and validation"):
         Task("toy", make(), make(second_texts=["a", "b", "c"]), ("no", "yes"))

@@ -139,6 +139,10 @@ def test_extra_parts_are_checked():
         task.with_extra("source", part("source", 4))
     with pytest.raises(ValueError, match=r"'wide': label 2 is 2, not in 0\.\.1"):
         task.with_extra("wide", part("wide", 4, 3))
+    for label in (-1, 2):  # of classes in another order, which are numbered anew
+        turned = Examples("turned", ["x", "y"], np.array([0, label]))
+        with pytest.raises(ValueError, match=rf"'turned': label 1 is {label}, not in 0\.\.1"):
+            task.with_extra("turned", turned, ("b", "a"))
     with pytest.raises(ValueError, match="'bare' of task 'toy' has no labels"):
         task.with_extra("bare", Examples("bare", ["x"], None))
     with pytest.raises(ValueError, match="only one of train and pairs has second_texts"):
