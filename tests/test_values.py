@@ -11,6 +11,8 @@ from make_fixtures import bert, deberta, decoders
 
 from experiments.materials import check_vocabulary
 from lora_jax import data
+from lora_jax.data import rows, tokenizer_settings
+from lora_jax.data.text_sources import instructions
 from lora_jax.models import weight_files
 from lora_jax.models.config_checks import MOST_LAYERS
 from lora_jax.models.decoder_families import DECODERS
@@ -144,11 +146,26 @@ def test_types_of_a_model_without_a_table_of_them():
     check_vocabulary({"train": encoded([1], [7])}, 10, "folder")
 
 
-def test_json_that_is_none(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
+READERS = {
+    "config.json": weight_files.read_json,
+    "tokenizer_config.json": tokenizer_settings.read_settings,
+    "data.jsonl": lambda path: list(rows._objects(path)),
+    "data.json": instructions._list,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_lists_in_lists_without_end(name, tmp_path):
+    """Python gives up on them with an error of its own kind."""
+    path = tmp_path / name
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"config\.json: not JSON: .*recursion"):
-        weight_files.read_json(path)
+    with pytest.raises(ValueError, match=rf"{name}.* JSON.*: maximum recursion depth") as caught:
+        READERS[name](path)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_json_than_any_model_has(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
     path.write_text('{"a": 1}')
     monkeypatch.setattr(weight_files, "_MOST_JSON", 8)
     assert weight_files.read_json(path) == {"a": 1}

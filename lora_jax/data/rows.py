@@ -110,7 +110,7 @@ def _objects(path: Path) -> Iterator[Row]:
                 continue
             try:
                 values = json.loads(content)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {line} is not JSON: {error}") from error
             if not isinstance(values, dict):
                 raise ValueError(f"{path}, line {line} is not a JSON object")

@@ -71,7 +71,7 @@ def _list(path: Path) -> list[Any]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; or of lists in lists
         raise ValueError(f"{path} is not JSON (of lines, name it .jsonl): {error}") from None
     if not isinstance(found, list):
         raise ValueError(f"{path} is not a list of entries")
