@@ -17,6 +17,7 @@ from lora_jax.models import weight_files
 from lora_jax.models.config_checks import MOST_LAYERS
 from lora_jax.models.decoder_families import DECODERS
 from lora_jax.models.families import FAMILIES
+from lora_jax.models.rope import frequencies
 
 PUBLISHED = {
     "bert": bert.CASES["bert"][0],
@@ -29,6 +30,7 @@ LAYERS = {"gpt2": "n_layer"}
 EPSILON = {"gpt2": "layer_norm_epsilon", "bert": "layer_norm_eps", "roberta": "layer_norm_eps"}
 EPSILON["deberta-v2"] = "layer_norm_eps"
 
+SCALING = ("factor", "rope_theta", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
 NUMBERS = st.one_of(
     st.integers(-2, 70), st.sampled_from([2**31 - 1, 2**31, 10**9, 2**64, 10**400, -(10**400)])
 )
@@ -37,7 +39,10 @@ PLAIN = st.one_of(NUMBERS, FLOATS, st.booleans(), st.none(), st.text(max_size=4)
 VALUES = st.one_of(
     PLAIN,
     st.lists(PLAIN, max_size=3),
-    st.dictionaries(st.sampled_from(["type", "rope_type", "factor", "rope_theta"]), PLAIN),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["linear", "dynamic", "llama3", "yarn", "su"])},
+        optional=dict.fromkeys(SCALING, PLAIN),
+    ),
 )
 
 
@@ -68,6 +73,10 @@ def test_drawn_configs_are_read_or_refused_in_a_line(kind):
         assert np.float32(0) < np.float32(epsilon) <= 0.1
         assert config.max_tokens > 0
         assert 0 <= (config.pad_token_id or 0) < config.vocab_size or "pad_token_id" not in content
+        if hasattr(config, "rope"):
+            turns, factor = frequencies(config.rope, 8)
+            assert np.isfinite(np.float32(turns)).all()
+            assert math.isfinite(factor)
         sizes = [value for value in vars(config).values() if isinstance(value, int)]
         assert max(sizes) < 2**31
 
@@ -108,6 +117,15 @@ def test_ids_beyond_the_vocabulary(kind):
     if kind in DECODERS:
         with pytest.raises(ValueError, match="eos_token_id 41 is beyond the vocabulary"):
             read(kind, {**content, "eos_token_id": [3, 41]})
+
+
+@pytest.mark.parametrize("theta", [1, 0.5, 1e-30])
+def test_a_base_of_frequencies_that_is_none(theta):
+    yarn = {"type": "yarn", "factor": 4.0}
+    with pytest.raises(ValueError, match="rope_theta must be above 1, got "):
+        read("llama", {**PUBLISHED["llama"], "rope_theta": theta, "rope_scaling": yarn})
+    large = read("llama", {**PUBLISHED["llama"], "rope_theta": 10**20, "rope_scaling": yarn})
+    assert frequencies(large.rope, 8)[0].dtype == np.float64
 
 
 def test_a_roberta_of_no_positions():
