@@ -72,6 +72,7 @@ def test_drawn_configs_are_read_or_refused_in_a_line(kind):
         epsilon = getattr(config, EPSILON.get(kind, "rms_norm_eps"))
         assert np.float32(0) < np.float32(epsilon) <= 0.1
         assert config.max_tokens > 0
+        assert hash(config) == hash(read(kind, content))  # none of its values is a list
         assert 0 <= (config.pad_token_id or 0) < config.vocab_size or "pad_token_id" not in content
         if hasattr(config, "rope"):
             turns, factor = frequencies(config.rope, 8)
@@ -115,6 +116,8 @@ def test_ids_beyond_the_vocabulary(kind):
     with pytest.raises(ValueError, match="pad_token_id 40 is beyond the vocabulary, of vocab_size"):
         read(kind, {**content, "pad_token_id": 40})
     if kind in DECODERS:
+        with pytest.raises(ValueError, match=r"pad_token_id must be an integer >= 0, got \[3\]"):
+            read(kind, {**content, "pad_token_id": [3]})
         with pytest.raises(ValueError, match="eos_token_id 41 is beyond the vocabulary"):
             read(kind, {**content, "eos_token_id": [3, 41]})
 
