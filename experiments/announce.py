@@ -19,10 +19,13 @@ class Held:
     """Bytes of a run's arrays, but for gradients and what a batch takes while it is worked on."""
 
     weights: int
-    """As they are loaded, in the type of the config's `model`."""
+    """As they are loaded, in the type of the config's `model`; and those in fewer bits beside."""
     trained: int
-    """Of adapters, their constants, and a copy of the weights that train in full."""
+    """Of adapters twice, as training steps on a copy, with their constants; of weights that train
+    in full once, as the copy takes the place of what was loaded."""
     optimizer: int
+    merged: int = 0
+    """The weights with the adapters in them, by which a language model writes in the end."""
 
     @property
     def total(self) -> int:
@@ -47,11 +50,14 @@ def held(config: dict[str, Any]) -> Held:
     state = jax.eval_shape(
         lambda new, old: train.TrainState.create(adapted, tx, new, old, key), trainable, frozen
     )
-    own = trainable, frozen.constants, frozen.shared
+    quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
+    own = trainable, trainable["adapters"], frozen.constants, frozen.shared
+    section = config.get("generate") or {"samples": 0, "scored": 0}
     return Held(
-        weights=memory.tree_bytes(params),
+        weights=memory.tree_bytes((params, quantised)),
         trained=memory.tree_bytes(own),
         optimizer=memory.tree_bytes((state.opt_state, state.variant_state)),
+        merged=memory.tree_bytes(params) if section["samples"] or section["scored"] else 0,
     )
 
 
@@ -66,11 +72,13 @@ def line(config: dict[str, Any], mesh: Mesh | None = None, trials: int = 1) -> s
       ValueError, FileNotFoundError: as `held`; or it is more than the memory that there is.
     """
     one, room = held(config), memory.available()
-    found = Held(one.weights, trials * one.trained, trials * one.optimizer)
-    said = f"{memory.size(found.weights)} of weights, {memory.size(found.trained)} that are trained"
-    said += f", {memory.size(found.optimizer)} of the optimiser" + f", {trials} trials" * (
-        trials > 1
+    found = Held(one.weights, trials * one.trained, trials * one.optimizer, one.merged)
+    said = (
+        f"{memory.size(found.weights)} of weights, {memory.size(found.trained)} for what is trained"
     )
+    said += f", {memory.size(found.optimizer)} of the optimiser"
+    said += f", {memory.size(found.merged)} merged to write texts" if found.merged else ""
+    said += f", {trials} trials" if trials > 1 else ""
     more = "gradients and batches come on top"
     if mesh is not None and mesh.size > 1:
         return f"memory: {said}, over {mesh.size} devices; {more}"

@@ -12,16 +12,18 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_decoder import random_decoder
 from torch_archive import Storage, archive, tensor
 
 from experiments import predictions
 from lora_jax import memory
 from lora_jax.data import cache, gguf_tokenizer
 from lora_jax.models.gguf_file import GgufFile
+from lora_jax.models.pretrained_decoder import read_decoder_config
 from lora_jax.models.torch_bin import TorchFile
 
 gguf = pytest.importorskip("gguf")
-from gguf_files import write_gguf  # noqa: E402
+from gguf_files import write_decoder, write_gguf  # noqa: E402
 
 MOST = 20_000_000
 """Bytes that a small file may cost; Python and NumPy take some, whatever it says."""
@@ -81,6 +83,32 @@ def test_any_number_of_a_gguf_file_may_be_wrong(whole, tmp_path):
 
     check()
     assert len(seen) > 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"llama.attention.layer_norm_rms_epsilon": np.inf}, "rms_norm_eps must be a number that"),
+        (
+            {"llama.attention.layer_norm_rms_epsilon": 3.0},
+            r"rms_norm_eps must be from 1e-30 to ",
+        ),
+        ({"llama.block_count": 10**9}, "num_hidden_layers must be an integer <= 10,000"),
+        (
+            {"tokenizer.ggml.eos_token_id": 23},
+            "eos_token_id 23 is beyond the vocabulary, of vo",
+        ),
+        ({"llama.attention.key_length": 2**31 - 2}, "'rope_freqs.weight' is not the scaling of Ll"),
+    ],
+)
+def test_what_a_gguf_file_says_of_a_model_that_is_none(tmp_path, changes, said):
+    """The last would have frequencies made for as many features, before any tensor is looked at."""
+    length = {"llama.attention.value_length": 2**31 - 2, "llama.rope.dimension_count": 2**31 - 2}
+    changes = changes | (length if "llama.attention.key_length" in changes else {})
+    extra = {"rope_freqs__weight": np.ones(2, "f")} if len(changes) > 1 else {}
+    path = write_decoder(tmp_path / "a.gguf", random_decoder(), metadata=changes, **extra)
+    with pytest.raises(ValueError, match=f"^{path}: .*{said}"):
+        peak_of(lambda: read_decoder_config(path))
 
 
 def test_a_gguf_token_that_is_a_book():

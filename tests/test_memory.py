@@ -164,10 +164,14 @@ def test_what_is_said_is_what_is_held(smoke, arg, changes):
     config = smoke(arg, **changes)
     said, experiment = announce.held(config), build(config)
     state, frozen = experiment.start(), experiment.frozen
-    assert said.trained == bytes_of((state.trainable, frozen.constants, frozen.shared))
+    twice = experiment.trainable, state.trainable["adapters"]
+    assert said.trained == bytes_of((twice, frozen.constants, frozen.shared))
     assert said.optimizer == bytes_of((state.opt_state, state.variant_state))
     loaded = load_encoder(config["model"]["name"]).model
-    assert said.weights == bytes_of(nnx.state(loaded))
+    quantised = [each for each in frozen.base.values() if isinstance(each, dict)]
+    assert len(quantised) == (6 if "int8" in arg else 0)
+    assert said.weights == bytes_of((nnx.state(loaded), quantised))
+    assert said.merged == 0
 
 
 def test_a_run_says_it_before_it_begins_and_refuses_what_does_not_fit(smoke, tmp_path, room):
@@ -196,7 +200,7 @@ def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room
     ended = run_together(configs, folders, say=said.append)
     assert [str(each) for each in ended] == ["weights were read"] * 3
     assert said == [announce.line(configs[0], trials=3)] * 3  # each begins anew
-    assert f", {memory.size(3 * one.trained)} that are trained" in said[0]
+    assert f", {memory.size(3 * one.trained)} for what is trained" in said[0]
     room(total - 1)
     ended = run_together(configs, folders, say=said.append)
     assert len(said) == 3

@@ -11,10 +11,13 @@ from make_fixtures import bert, deberta, decoders
 
 from experiments.materials import check_vocabulary
 from lora_jax import data
+from lora_jax.data import rows, tokenizer_settings
+from lora_jax.data.text_sources import instructions
 from lora_jax.models import weight_files
 from lora_jax.models.config_checks import MOST_LAYERS
 from lora_jax.models.decoder_families import DECODERS
 from lora_jax.models.families import FAMILIES
+from lora_jax.models.rope import frequencies
 
 PUBLISHED = {
     "bert": bert.CASES["bert"][0],
@@ -27,6 +30,7 @@ LAYERS = {"gpt2": "n_layer"}
 EPSILON = {"gpt2": "layer_norm_epsilon", "bert": "layer_norm_eps", "roberta": "layer_norm_eps"}
 EPSILON["deberta-v2"] = "layer_norm_eps"
 
+SCALING = ("factor", "rope_theta", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
 NUMBERS = st.one_of(
     st.integers(-2, 70), st.sampled_from([2**31 - 1, 2**31, 10**9, 2**64, 10**400, -(10**400)])
 )
@@ -35,7 +39,10 @@ PLAIN = st.one_of(NUMBERS, FLOATS, st.booleans(), st.none(), st.text(max_size=4)
 VALUES = st.one_of(
     PLAIN,
     st.lists(PLAIN, max_size=3),
-    st.dictionaries(st.sampled_from(["type", "rope_type", "factor", "rope_theta"]), PLAIN),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["linear", "dynamic", "llama3", "yarn", "su"])},
+        optional=dict.fromkeys(SCALING, PLAIN),
+    ),
 )
 
 
@@ -65,7 +72,12 @@ def test_drawn_configs_are_read_or_refused_in_a_line(kind):
         epsilon = getattr(config, EPSILON.get(kind, "rms_norm_eps"))
         assert np.float32(0) < np.float32(epsilon) <= 0.1
         assert config.max_tokens > 0
+        assert hash(config) == hash(read(kind, content))  # none of its values is a list
         assert 0 <= (config.pad_token_id or 0) < config.vocab_size or "pad_token_id" not in content
+        if hasattr(config, "rope"):
+            turns, factor = frequencies(config.rope, 8)
+            assert np.isfinite(np.float32(turns)).all()
+            assert math.isfinite(factor)
         sizes = [value for value in vars(config).values() if isinstance(value, int)]
         assert max(sizes) < 2**31
 
@@ -104,8 +116,19 @@ def test_ids_beyond_the_vocabulary(kind):
     with pytest.raises(ValueError, match="pad_token_id 40 is beyond the vocabulary, of vocab_size"):
         read(kind, {**content, "pad_token_id": 40})
     if kind in DECODERS:
+        with pytest.raises(ValueError, match=r"pad_token_id must be an integer >= 0, got \[3\]"):
+            read(kind, {**content, "pad_token_id": [3]})
         with pytest.raises(ValueError, match="eos_token_id 41 is beyond the vocabulary"):
             read(kind, {**content, "eos_token_id": [3, 41]})
+
+
+@pytest.mark.parametrize("theta", [1, 0.5, 1e-30])
+def test_a_base_of_frequencies_that_is_none(theta):
+    yarn = {"type": "yarn", "factor": 4.0}
+    with pytest.raises(ValueError, match="rope_theta must be above 1, got "):
+        read("llama", {**PUBLISHED["llama"], "rope_theta": theta, "rope_scaling": yarn})
+    large = read("llama", {**PUBLISHED["llama"], "rope_theta": 10**20, "rope_scaling": yarn})
+    assert frequencies(large.rope, 8)[0].dtype == np.float64
 
 
 def test_a_roberta_of_no_positions():
@@ -144,11 +167,26 @@ def test_types_of_a_model_without_a_table_of_them():
     check_vocabulary({"train": encoded([1], [7])}, 10, "folder")
 
 
-def test_json_that_is_none(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
+READERS = {
+    "config.json": weight_files.read_json,
+    "tokenizer_config.json": tokenizer_settings.read_settings,
+    "data.jsonl": lambda path: list(rows._objects(path)),
+    "data.json": instructions._list,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_lists_in_lists_without_end(name, tmp_path):
+    """Python gives up on them with an error of its own kind."""
+    path = tmp_path / name
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"config\.json is nested deeper"):
-        weight_files.read_json(path)
+    with pytest.raises(ValueError, match=rf"{name}.* is nested deeper") as caught:
+        READERS[name](path)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_json_than_any_model_has(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
     path.write_text('{"a": 1}')
     monkeypatch.setattr(weight_files, "_MOST_JSON", 8)
     assert weight_files.read_json(path) == {"a": 1}

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from lora_jax.data.byte_pairs import byte_pairs, way_of
+from lora_jax.models.config_checks import shown
 from lora_jax.models.gguf_file import GgufFile
 from lora_jax.partition import nearest
 
@@ -56,7 +57,8 @@ def _from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
         backend, begins = _sentencepiece(file, tokens, types), True
     else:
         raise ValueError(
-            f"tokenizer {kind!r} is not supported; nearest: {nearest(str(kind), ('gpt2', 'llama'))}"
+            f"tokenizer {shown(kind)} is not supported; "
+            f"nearest: {nearest(str(kind), ('gpt2', 'llama'))}"
         )
     backend.add_tokens(
         [
@@ -130,7 +132,7 @@ def _pairs(merges: list[str]) -> list[tuple[str, str]]:
     for merge in merges:
         first, _, second = merge.partition(" ")
         if not first or not second or " " in second:
-            raise ValueError(f"{merge!r} is not a merge, two tokens with a space between")
+            raise ValueError(f"{shown(merge)} is not a merge, two tokens with a space between")
         pairs.append((first, second))
     return pairs
 

@@ -108,6 +108,12 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be true or false, got {shown(value)}")
 
 
+def check_token(name: str, value: Any) -> None:
+    """One token id, or none (null)."""
+    if value is not None:
+        check_integer(name, value, least=0)
+
+
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
     """One token id, several or none (null), as a tuple."""
     ids = tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)

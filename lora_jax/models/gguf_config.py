@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.models.config_checks import check_known_tokens
+from lora_jax.models.config_checks import check_known_tokens, shown
 from lora_jax.models.decoder_names import DecoderConfig
 from lora_jax.models.gguf_file import GgufFile
 from lora_jax.models.gpt2_config import GPT2Config
@@ -38,7 +38,7 @@ def gguf_config(file: GgufFile) -> DecoderConfig:
     kind = file.value("general.architecture")
     if kind not in ARCHITECTURES:
         raise ValueError(
-            f"{file.path}: architecture {kind!r} is not supported; nearest: "
+            f"{file.path}: architecture {shown(kind)} is not supported; nearest: "
             f"{nearest(str(kind), ARCHITECTURES)}; supported: {', '.join(ARCHITECTURES)}"
         )
     try:
@@ -60,12 +60,14 @@ def _llama(file: GgufFile, kind: str) -> LlamaConfig:
     groups, inner = of("attention.head_count_kv", heads), of("feed_forward_length")
     for key, value in (("head_count", heads), ("head_count_kv", groups), ("length", inner)):
         if isinstance(value, list):
-            raise ValueError(f"layers of different sizes ({key}: {value}) are not supported")
+            raise ValueError(f"layers of different sizes ({key}: {shown(value)}) are not supported")
     turning = of("rope.dimension_count", 0)
     head_dim = of("attention.key_length", turning)
     for key, value in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
         if of(key, value) != value:
-            raise ValueError(f"{key} {of(key)} is not supported, only the keys' length {value}")
+            raise ValueError(
+                f"{key} {shown(of(key))} is not supported, only the keys' length {shown(value)}"
+            )
     window = of("attention.sliding_window", None) or None
     if window and kind != "llama":
         raise ValueError(f"attention.sliding_window of a {kind} is not supported")
@@ -135,7 +137,9 @@ def _rope(file: GgufFile, kind: str, config: LlamaConfig) -> Rope:
         fast, slow = of("scaling.yarn_beta_fast"), of("scaling.yarn_beta_slow")
         numbers: Any = {"factor": factor, "beta_fast": fast, "beta_slow": slow}
         return Rope(theta, "yarn", original_max_position_embeddings=length, **numbers)
-    raise ValueError(f"rope.scaling.type {scaling!r} is not supported; supported: linear, yarn")
+    raise ValueError(
+        f"rope.scaling.type {shown(scaling)} is not supported; supported: linear, yarn"
+    )
 
 
 def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:

@@ -15,6 +15,7 @@ from lora_jax.models.config_checks import (
     check_plain,
     check_positive,
     check_rate,
+    check_token,
     shown,
     token_ids,
 )
@@ -53,12 +54,14 @@ class GPT2Config:
         check_integer("n_inner", self.n_inner, least=0)
         if self.n_inner == 0:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
+            check_integer("n_inner", self.n_inner, least=1)
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             check_rate(name, getattr(self, name))
         check_epsilon("layer_norm_epsilon", self.layer_norm_epsilon)
         check_positive("initializer_range", self.initializer_range)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            token_ids(name, getattr(self, name))
+        for name in ("bos_token_id", "pad_token_id"):
+            check_token(name, getattr(self, name))
+        token_ids("eos_token_id", self.eos_token_id)
         check_activation("activation_function", self.activation_function)
         check_flag("tie_word_embeddings", self.tie_word_embeddings)
         check_heads(self.n_embd, self.n_head)

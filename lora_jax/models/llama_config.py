@@ -15,6 +15,7 @@ from lora_jax.models.config_checks import (
     check_plain,
     check_positive,
     check_rate,
+    check_token,
     shown,
     token_ids,
 )
@@ -99,7 +100,7 @@ class LlamaConfig:
         for name in ("num_key_value_heads", "head_dim", "max_window_layers"):
             check_integer(name, getattr(self, name), least=0)
         for name in ("bos_token_id", "pad_token_id"):
-            token_ids(name, getattr(self, name))
+            check_token(name, getattr(self, name))
         token_ids("eos_token_id", self.eos_token_id)
         check_epsilon("rms_norm_eps", self.rms_norm_eps)
         check_positive("initializer_range", self.initializer_range)

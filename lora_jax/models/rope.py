@@ -69,6 +69,8 @@ class Rope:
 
     def __post_init__(self):
         check_positive("rope_theta", self.rope_theta)
+        if self.rope_theta <= 1:  # all pairs would turn alike, or faster and faster
+            raise ValueError(f"rope_theta must be above 1, got {shown(self.rope_theta)}")
         if not isinstance(self.rope_type, str) or self.rope_type not in _FIELDS:
             raise ValueError(
                 f"rope_type {shown(self.rope_type)} is not supported; "
@@ -128,7 +130,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
     The factor multiplies sines and cosines, thus queries and keys; it is 1 but for `yarn`.
     """
-    plain = rope.rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    plain = float(rope.rope_theta) ** -(np.arange(0, head_dim, 2) / head_dim)
     match rope.rope_type:
         case "linear":
             return plain / _number(rope.factor), 1.0

@@ -33,8 +33,6 @@ _STORAGES = {
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 
 
-
-
 class _Storage(NamedTuple):
     key: str
     kind: str
