@@ -6,7 +6,7 @@ import jax
 import pytest
 import small_model
 
-from experiments import audits, build, run
+from experiments import audits, build, run, together
 from experiments.free_memory import free_bytes
 from experiments.jobs import How, command
 from experiments.sweep_folder import SweepFolder
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def smoke(tmp_path_factory):
     made = small_model.smoke_configs(tmp_path_factory.mktemp("small"))
     few = {"targets": ("query/kernel",), "train__max_steps": 2, "train__log_every": 1}
-    return lambda **changes: made("", **few, **changes)
+    return lambda **changes: made("", **few | changes)
 
 
 @dataclasses.dataclass
@@ -66,6 +66,22 @@ def test_a_wrong_step_does_not_train(smoke, tmp_path, monkeypatch):
     assert other.audit is None
     for name in ("adapter.safetensors", "metrics.jsonl"):  # it leaves no trace in what follows
         assert (folder / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_a_wrong_program_trains_none_of_its_trials(smoke, tmp_path, monkeypatch):
+    made = together.Together.program
+
+    def wrong(self, execution):
+        program = made(self, execution)
+        return dataclasses.replace(program, jitted=Wrong(program.jitted))
+
+    monkeypatch.setattr(together.Together, "program", wrong)
+    configs, folders = [smoke(), smoke(seed=1)], [tmp_path / "0", tmp_path / "1"]
+    with pytest.raises(ValueError, match=r"query/kernel/[ab] is off by"):
+        together.run_together(configs, folders, execution="each")
+    for each in map(records.read, folders):
+        assert each.status == "failed" and "query/kernel/" in each.note and each.steps == 0
+    assert not list(tmp_path.glob(".programs/*/checkpoints/[0-9]*"))
 
 
 def test_all_shapes_of_a_run_are_looked_at(smoke):
