@@ -93,6 +93,15 @@ def test_all_shapes_of_a_run_are_looked_at(smoke):
     assert [planned[number] for number, _ in found] == [length for _, length in found]
 
 
+def test_what_it_compiles_is_what_the_run_takes(smoke, compilations):
+    experiment = build.build(smoke())
+    step, state = experiment.make_step(), experiment.start()
+    assert audits.alone(experiment, step).batches == 1
+    with compilations() as counted:
+        step(state, experiment.frozen, next(experiment.batches(0)))
+    assert not counted and step._cache_size() == 1
+
+
 def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
     experiment = build.build(smoke())
     step = Wrong(experiment.make_step())  # whoever looked would raise
