@@ -15,6 +15,8 @@ from lora_jax.summary import summary
 
 LARGEST = 1_000_000_000
 """Parameters of a model whose step takes NumPy too long."""
+LONG = 5.0
+"""Seconds of which a line says what they were for."""
 ADVICE = (
     "set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce, take another release of jaxlib, "
     "or train nevertheless with --noaudit"
@@ -65,6 +67,8 @@ def _audit(
     found = audit.audit(step, cases, trials=trials, room=memory.host_memory(), advice=ADVICE)
     for name, why in found.left_out.items():
         _say(f"the compiled step is not audited for {name}: {why}")
+    if (spent := found.seconds - found.compiling) > LONG:
+        _say(f"the compiled step was audited in {spent:.0f} s (--noaudit trains without)")
     return found
 
 

@@ -22,6 +22,10 @@ A signal to one of the processes stops all of them after the same step. All devi
 each on rows of its own and, as `--mesh=DATA,FSDP,TENSOR` says, on parts of the weights (`fsdp`,
 which gathers them where they are used) and of the products (`tensor`). What a run comes to does not
 depend on it, but for rounding: it may go on with another mesh, or on other machines.
+
+Before the first step, the compiled one is compared with what NumPy makes of the same operations one
+by one (`lora_jax.audit`): compilers are wrong now and then, and a run with wrong gradients looks
+like one of a worse method. `--noaudit` trains without; runs on a mesh always do.
 """
 
 import sys

@@ -33,6 +33,9 @@ from lora_jax.leaves import is_key
 
 FLOOR = 32 * float(np.finfo(np.float32).eps)
 """What is never an error: sums in another order differ by it in float32."""
+FLOOR_OF_NARROW = 4
+"""The same for gradients of fewer bits, in units of the least difference from one. Sums of them are
+rounded more than once by XLA, and only at the end by NumPy."""
 MULTIPLE = 16.0
 """Of what dtypes explain. A right program differs by one to three times that much, as it fuses
 operations without rounding in between or adds in other orders; the faults that this is for differ
@@ -136,24 +139,30 @@ def compare(
     """The largest error of a jitted step's loss and gradients, and the seconds of the step itself.
 
     The error is the distance to the same operations one by one, in their own dtypes. The tolerance
-    is `FLOOR`; for an error above it, `MULTIPLE` times what those are off from float64. In place of
-    it, why nothing can be said: the jaxpr cannot be evaluated here, or not to finite numbers.
+    is the floor of the gradient's dtypes; for an error above it, `MULTIPLE` times what those are
+    off from float64. In place of a finding, why nothing can be said: the jaxpr cannot be evaluated
+    here, or not to finite numbers.
     """
-    leaves = jax.tree.map(_own_copy, jax.tree.leaves(arguments))
     began = time.perf_counter()
     traced = step.trace(*arguments)  # which is the step's own, and not done again
-    if room is not None and (needed := peak_bytes(traced.jaxpr.jaxpr)) > room:
-        sizes = f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
-        return f"evaluated by NumPy it takes {sizes}", time.perf_counter() - began
-    result = jax.block_until_ready(step(*arguments))
     seconds = time.perf_counter() - began
+    leaves = jax.tree.leaves(arguments)
+    needed = peak_bytes(traced.jaxpr.jaxpr) + sum(leaf.nbytes for leaf in leaves)
+    if room is not None and needed > room:
+        sizes = f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
+        return f"evaluated by NumPy it takes {sizes}", seconds
+    leaves = jax.tree.map(_own_copy, leaves)
+    began = time.perf_counter()
+    result = jax.block_until_ready(step(*arguments))
+    seconds += time.perf_counter() - began
 
     outputs = jax.tree_util.tree_leaves_with_path(result)
-    observed = [_observed(path) for path, _ in outputs]
+    observed = [_observed(path) if _is_float(x) else None for path, x in outputs]
     used = [name is not None for name in observed]
     names = [name for name in observed if name is not None]
     if not any(name.startswith(GRADIENT) for name in names):
         raise ValueError("the optimiser keeps no first moment (mu): there is no gradient to audit")
+    floor = max(_floor(x.dtype) for (_, x), use in zip(outputs, used, strict=True) if use)
     compiled = [np.asarray(x, np.float64) for (_, x), use in zip(outputs, used, strict=True) if use]
     closed = traced.jaxpr
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
@@ -166,12 +175,12 @@ def compare(
         own = evaluated(wide=False)
         if not all(np.isfinite(each).all() for each in own):
             return "its loss or gradient is not finite, operation by operation either", seconds
-        found = worst(names, compiled, own, trials)
+        found = dataclasses.replace(worst(names, compiled, own, trials), tolerance=floor)
         if math.isfinite(found.error) and (where := _not_finite(outputs)) is not None:
-            found = Finding(where, math.inf, FLOOR)
-        if FLOOR < found.error < math.inf:
+            found = Finding(where, math.inf, floor)
+        if floor < found.error < math.inf:
             tolerance = MULTIPLE * worst(names, own, evaluated(wide=True), trials).error
-            found = dataclasses.replace(found, tolerance=max(FLOOR, tolerance))
+            found = dataclasses.replace(found, tolerance=max(floor, tolerance))
     except Exception as error:  # whatever it is, of an evaluation that no run depends on
         return f"{type(error).__name__}: {error}".splitlines()[0], seconds
     return found, seconds
@@ -218,6 +227,11 @@ def _observed(path: tuple[Any, ...]) -> str | None:
     return None
 
 
+def _floor(dtype: Any) -> float:
+    eps = float(jnp.finfo(dtype).eps)
+    return max(FLOOR, FLOOR_OF_NARROW * eps) if dtype.itemsize < 4 else FLOOR
+
+
 def _text(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -225,10 +239,13 @@ def _text(path: tuple[Any, ...]) -> str:
 def _not_finite(outputs: Sequence[tuple[Any, Any]]) -> str | None:
     """The first of a step's outputs that is not, but for a method's own state."""
     for path, leaf in outputs:
-        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
-        if floats and GetAttrKey("variant_state") not in path and not _finite(leaf):
+        if _is_float(leaf) and GetAttrKey("variant_state") not in path and not _finite(leaf):
             return _text(path[1:])
     return None
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _finite(leaf: Any) -> bool:

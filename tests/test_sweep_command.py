@@ -105,6 +105,7 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
     """Also: a printed command trains its job's trials, and `experiments.train` knows them."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     tiny = (*tiny, "--execution=each")  # whose bits do not depend on who shares a program
+    tiny = (*tiny, "--noaudit")
     code, printed, said = run(*tiny, f"--workdir={whole}", "--launcher=print")
     assert code == 0, said
     first, second = printed.splitlines()  # one for each program
@@ -139,6 +140,7 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
         assert other is not None  # read() has validated both
         assert one.config_digest == other.config_digest == each["digest"]
         assert (one.status, one.steps) == (other.status, other.steps) == ("completed", 4)
+        assert one.audit is other.audit is None
         assert one.metrics_last == other.metrics_last
         assert one.metrics_best == other.metrics_best
         logs = [read_metrics(f[each["name"]] / "metrics.jsonl") for f in (straight, found)]

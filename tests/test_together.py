@@ -94,6 +94,10 @@ def assert_alike(here, there):
     np.testing.assert_allclose(*losses, rtol=2e-3)
 
     mine, other = (dataclasses.asdict(without_time(records.read(each))) for each in (here, there))
+    audits = mine.pop("audit"), other.pop("audit")
+    for each in audits:
+        assert 0 < each["error"] < each["tolerance"]
+    assert audits[0]["batches"] == audits[1]["batches"] == 1
     for name in ("metrics_best", "metrics_last"):
         assert mine.pop(name) == pytest.approx(other.pop(name), abs=0.05)
     for each in (mine, other):

@@ -18,6 +18,7 @@ import pytest
 import lora_jax as lj
 import variants
 from lora_jax import checkpoint, full_disk, metrics_log, preemption, train
+from lora_jax.audit import Audit, Finding
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -169,6 +170,7 @@ def fit(
     scores=None,
     outcome=None,
     interrupted=None,
+    audit=None,
     evaluate_every=7,
     checkpoint_every=5,
     **loop,
@@ -206,6 +208,7 @@ def fit(
             metrics=log,
             outcome=outcome,
             interrupted=interrupted,
+            audit=audit,
         )
 
 
@@ -271,6 +274,36 @@ def test_an_interrupted_run_saves_that_step_and_ends_with_the_same_bits(tmp_path
     resumed = fit(tmp_path)
     assert not resumed[1].interrupted
     assert_same_end(tmp_path, resumed, straight)
+
+
+def test_a_resumed_run_keeps_what_the_audit_found(tmp_path):
+    """It is not asked again; where nothing was saved yet, it is."""
+    found = Audit(Finding("loss", 1e-7, 4e-6), 2, 3.0, 2.0, {})
+    asked = []
+
+    def audit():
+        asked.append(len(asked))
+        return found
+
+    with pytest.raises(Killed):
+        fit(tmp_path, killed_at=2, audit=audit)
+    _, outcome = fit(tmp_path, interrupted=lambda number: number == 3, audit=audit)
+    assert asked == [0, 1] and outcome.audit == found.values()
+    assert outcome.seconds > 2.0  # with the compilation that the audit took over
+    _, outcome = fit(tmp_path, audit=audit)
+    assert asked == [0, 1] and outcome.steps == 20
+    expected = {"leaf": "loss", "error": 1e-7, "tolerance": 4e-6, "batches": 2}
+    assert outcome.audit == expected
+
+
+def test_an_audit_that_fails_comes_before_everything(tmp_path):
+    def audit():
+        raise ValueError("the compiled step is wrong")
+
+    with pytest.raises(ValueError, match="is wrong"):
+        fit(tmp_path, audit=audit, evaluate_first=True, scores=lambda _: 1 / 0)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+        assert not saved.steps()
 
 
 def test_an_interruption_is_never_the_best(tmp_path):
