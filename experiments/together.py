@@ -188,7 +188,7 @@ def _build(
     numbers: Sequence[int],
     configs: Sequence[dict[str, Any]],
     folders: Sequence[Path],
-    say: Callable[[str], None] | None,
+    say: Callable[[str], None] | None = None,
     busy: Mapping[int, Exception] = MappingProxyType({}),
 ) -> tuple[dict[int, Experiment], dict[int, Exception]]:
     """Trials over one copy of their model, by their numbers; and why others cannot be made."""
