@@ -7,10 +7,9 @@ import pytest
 import small_model
 
 from experiments import audits, build, run, together
-from experiments.free_memory import free_bytes
 from experiments.jobs import How, command
 from experiments.sweep_folder import SweepFolder
-from lora_jax import audit, records
+from lora_jax import audit, memory, records
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -112,7 +111,7 @@ def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
     assert audits.alone(experiment, step) is None
     assert "not audited: the model has " in capsys.readouterr().out
     monkeypatch.setattr(audits, "LARGEST", 10**9)
-    monkeypatch.setattr(audits, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "host_memory", lambda: 1000)
     assert audits.alone(experiment, step).values() is None
     said = capsys.readouterr().out
     assert "not audited for batches of 8 x 24: evaluated by NumPy it takes " in said
@@ -122,9 +121,3 @@ def test_a_worker_is_told(tmp_path):
     folder = SweepFolder(tmp_path)
     assert "--noaudit" not in command(folder, [])
     assert command(folder, [], How(audit=False))[-1] == "--noaudit"
-
-
-def test_free_memory():
-    """As Linux tells it, between nothing and what the largest machines have."""
-    found = free_bytes()
-    assert found is None or 2**20 < found < 2**50

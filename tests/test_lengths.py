@@ -16,7 +16,6 @@ from small_decoder import random_decoder
 from torch_archive import Storage, archive, tensor
 
 from experiments import predictions
-from lora_jax import memory
 from lora_jax.data import cache, gguf_tokenizer
 from lora_jax.models.gguf_file import GgufFile
 from lora_jax.models.pretrained_decoder import read_decoder_config
@@ -130,15 +129,14 @@ def test_a_pickle_that_counts_more_objects_than_it_has(tmp_path, code):
     """Python would make a list of twice as many."""
     stream = b"\x80\x02}" + code + b"."
     assert pickle.loads(b"\x80\x02}q\x01.") == {}
-    with pytest.raises(ValueError, match="it counts 50,000,000 objects: refused"):
+    with pytest.raises(ValueError, match="an object is numbered 50000000"):
         TorchFile(pickled(tmp_path / "a.bin", stream))
 
 
 def test_a_tensor_of_one_number_repeated_without_end(tmp_path):
     path = archive(tmp_path / "a.bin", {"x": tensor(Storage(2), 0, (10**12,), (0,))})
-    file = TorchFile(path)
-    with pytest.raises(ValueError, match="'x' reaches beyond its storage"):
-        peak_of(lambda: file.read("x"))
+    with pytest.raises(ValueError, match="'x' has more elements than its storage"):
+        peak_of(lambda: TorchFile(path).read("x"))
 
 
 def test_a_pickle_whose_error_would_be_longer_than_memory(tmp_path):
@@ -170,20 +168,10 @@ def test_predictions_of_a_declared_shape(tmp_path):
 @pytest.mark.parametrize("shape", [(10**12, 2), (2**31, 2**31), (2, 2), (-3, -2)])
 def test_predictions_of_another_shape_than_declared(tmp_path, shape):
     folder = npz(tmp_path, shape, bytes(24))
-    with pytest.raises(ValueError, match=r"predictions\.npz is damaged \('validation\.npy' of sha"):
-        peak_of(lambda: predictions.read(folder))
-
-
-def test_predictions_that_unpack_to_more_than_memory(tmp_path, monkeypatch):
-    folder = npz(tmp_path, (250_000, 4), bytes(4_000_000))
-    assert (folder / predictions.NAME).stat().st_size < 10_000
-    monkeypatch.setattr(memory, "host_memory", lambda: 5_000_000)
-    assert predictions.read(folder)["validation"].outputs.shape == (250_000, 4)
-    monkeypatch.setattr(memory, "host_memory", lambda: 3_000_000)
     with pytest.raises(
-        ValueError, match=r"unpacked it has 3\.8 MiB, and 2\.9 MiB of memory are av"
+        ValueError, match=r"predictions\.npz is damaged \(validation\.npy declares "
     ):
-        predictions.read(folder)
+        peak_of(lambda: predictions.read(folder))
 
 
 GOOD = {
