@@ -10,6 +10,7 @@ import jax
 from experiments import hosts
 from experiments.build import Experiment
 from lora_jax import audit, memory, train
+from lora_jax.compiler_faults import CURE
 from lora_jax.program import Program
 from lora_jax.summary import summary
 
@@ -18,8 +19,7 @@ LARGEST = 1_000_000_000
 LONG = 5.0
 """Seconds of which a line says what they were for."""
 ADVICE = (
-    "set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce, take another release of jaxlib, "
-    "or train nevertheless with --noaudit"
+    f"set XLA_FLAGS={CURE}, take another release of jaxlib, or train nevertheless with --noaudit"
 )
 
 
