@@ -11,7 +11,7 @@ from drawn_model import run
 
 from lora_jax.data import load_tokenizer
 from lora_jax.data.chat import load_chat_template, prompt_and_completion
-from lora_jax.models import pretrained
+from lora_jax.models import gguf_file, pretrained
 from lora_jax.models.pretrained import locate
 from lora_jax.models.pretrained_decoder import load_decoder
 
@@ -67,7 +67,8 @@ def path():
 def test_it_completes_a_sentence_and_answers_a_question(path, monkeypatch):
     """As its chat template asks, and ends its turn: each next token is the likeliest."""
     gguf = pytest.importorskip("gguf")  # reads the words of the file for seconds
-    monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+    opened = functools.cache(gguf_file._bounded(gguf.GGUFReader))
+    monkeypatch.setattr(gguf_file, "_bounded", lambda reader: opened)
     tokenizer, template = load_tokenizer(path), load_chat_template(path)
     encode = lambda text: tokenizer.backend.encode(text, add_special_tokens=False).ids  # noqa: E731
     messages = [

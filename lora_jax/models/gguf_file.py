@@ -112,9 +112,8 @@ def _bounded(reader: Any) -> Any:
 
         @data.setter
         def data(self, mapped: np.ndarray) -> None:
-            self._data = np.asarray(
-                mapped
-            )  # of a memmap, each of 10^5 small views takes twice as long
+            # Of a memmap, each of 10^5 small views takes twice as long.
+            self._data = np.asarray(mapped)
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
