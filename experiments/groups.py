@@ -60,48 +60,60 @@ def _kinds(variants: Sequence[lj.Variant]) -> list[int]:
 
 def _parts(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Trials with one key in parts, by what is traced of them."""
-    written = [records.canonical([configs[n]["variant"], configs[n]["targets"]]) for n in numbers]
-    if len(set(written)) == 1:
+    alike: dict[str, list[int]] = {}  # by text: to Python, 1 is 1.0 and True
+    for number in numbers:
+        written = [configs[number][section] for section in ("variant", "targets")]
+        alike.setdefault(records.canonical(written), []).append(number)
+    if len(alike) == 1:
         return [numbers]
+    same = list(alike.values())
     try:
         outline = Outline.of(dict(configs[numbers[0]]))
+        candidates = [_settings(configs[each[0]], outline) for each in same]
+        parts = split(outline, candidates)
     except (ValueError, OSError, ImportError):  # of a model or data that no trial can have
-        outline = None
-    alike: dict[Settings, list[int]] = {}
-    for number in numbers:
-        alike.setdefault(_settings(configs[number], outline), []).append(number)
-    if outline is None:
-        return list(alike.values())
-    possible, parts = [], []
-    for settings in alike:
-        (possible if outline.allows(dict(settings)) else parts).append(settings)
-    parts = [*split(outline, possible), *([each] for each in parts)]
-    return sorted(sorted(n for each in part for n in alike[each]) for part in parts)
+        return same
+    return sorted(sorted(n for place in part for n in same[place]) for part in parts)
 
 
-def _settings(config: Mapping[str, Any], outline: Outline | None) -> Settings:
-    if outline is not None:
-        return tuple(make.make_run_targets(config, outline.steps).items())
-    return tuple(make.make_targets(config["variant"], config["targets"]).items())
+def _settings(config: Mapping[str, Any], outline: Outline) -> Settings:
+    return tuple(make.make_run_targets(dict(config), outline.steps).items())
 
 
-def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[Settings]]:
-    """Settings in parts, the programs of which are equal once there is room for all of a part."""
-    if len(candidates) < 2:
-        return [[each] for each in candidates]
-    columns = zip(*candidates, strict=True)
+def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[int]]:
+    """Settings, by their numbers, in parts whose programs are equal once there is room for all.
+
+    What cannot be traced is a part by itself, and its own run will say why.
+    """
+    matrices = [outline.smallest_matrix(dict(each)) for each in candidates]
+    wrong = [[n] for n, matrix in enumerate(matrices) if matrix is None]
+    right = [n for n, matrix in enumerate(matrices) if matrix is not None]
+    return [*_split(outline, candidates, matrices, right), *wrong]
+
+
+def _split(
+    outline: Outline, candidates: Sequence[Settings], matrices: Sequence[Any], numbers: list[int]
+) -> list[list[int]]:
+    if len(numbers) < 2:
+        return [numbers] if numbers else []
+    columns = zip(*(candidates[n] for n in numbers), strict=True)
     rows = [_rows([variant for _, variant in column]) for column in columns]
-    programs: dict[Any, list[Settings]] = {}
-    for number, each in enumerate(candidates):
-        wide = tuple((p, held(v, most)) for (p, v), most in zip(each, rows, strict=True))
-        own = [variant for _, variant in each]
-        right = all(map(same_when_masked, own, (variant for _, variant in wide)))
-        right &= _kinds(own) == _kinds([variant for _, variant in wide])
-        program = outline.program(dict(wide)) if right else number
-        programs.setdefault(program, []).append(each)
+    programs: dict[Any, list[int]] = {}
+    for n in numbers:
+        own = [variant for _, variant in candidates[n]]
+        wide = [held(variant, most) for variant, most in zip(own, rows, strict=True)]
+        good = _kinds(own) == _kinds(wide) and all(
+            narrow is each or same_when_masked(narrow, each, matrices[n])
+            for narrow, each in zip(own, wide, strict=True)
+        )
+        where = [pattern for pattern, _ in candidates[n]]
+        program = outline.program(dict(zip(where, wide, strict=True))) if good else None
+        programs.setdefault(n if program is None else program, []).append(n)
     if len(programs) == 1:
-        return [list(candidates)]
-    return [part for own in programs.values() for part in split(outline, own)]
+        return [numbers]
+    return [
+        part for own in programs.values() for part in _split(outline, candidates, matrices, own)
+    ]
 
 
 def union(variants: Sequence[lj.Variant]) -> lj.Variant:
@@ -115,7 +127,7 @@ def held(variant: lj.Variant, rows: int | None) -> lj.Variant:
         return variant
     try:
         return dataclasses.replace(variant, max_rank=rows)
-    except ValueError:
+    except Exception:  # of a user's code
         return variant
 
 

@@ -1,6 +1,7 @@
 """What a step of training is with some variants, traced without weights: which trials are alike."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from lora_jax import data, train
 from lora_jax.fingerprint import fingerprint
 
 Targets = Mapping[Any, lj.Variant]
+Batch = dict[str, jax.ShapeDtypeStruct]
+SHORTEST = 8
+"""Tokens of the shortest rows that batches are padded to."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +31,7 @@ class Outline:
     params: Any
     loss: train.Loss
     steps: int
-    batch: dict[str, jax.ShapeDtypeStruct]
+    batches: tuple[Batch, ...]
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Outline":
@@ -38,25 +42,35 @@ class Outline:
         if isinstance(task, data.Task) and not task.label_names:
             loss = train.squared_error
         steps = make.make_loop(config["train"], len(task.train), task.metric).steps
-        batch = batch_of(config["train"]["batch_size"], tokens)
-        return cls(config, forward, params, loss, steps, batch)
+        rows, lengths = config["train"]["batch_size"], {min(SHORTEST, tokens), tokens}
+        batches = tuple(batch_of(rows, length) for length in sorted(lengths))
+        if loss is train.squared_error:
+            score = jax.ShapeDtypeStruct((rows,), jnp.float32)
+            batches = tuple({**batch, "label": score} for batch in batches)
+        return cls(config, forward, params, loss, steps, batches)
 
-    def allows(self, targets: Targets) -> bool:
-        """Whether the model can be adapted by these variants at all."""
+    def smallest_matrix(self, targets: Targets) -> tuple[int, int] | None:
+        """The (in, out) of the smallest adapted matrix; None where these variants cannot be."""
         try:
-            self._init(targets)
-        except ValueError:
-            return False
-        return True
+            _, _, frozen = self._init(targets)
+        except Exception:  # whatever a user's code raises, the trial's own run will say it
+            return None
+        shapes = [each.use.matrix for each in frozen.spec.adapted]
+        return min(shapes, key=math.prod, default=(1, 1))
 
-    def program(self, targets: Targets) -> str:
-        """The fingerprint of a step of training, and of a prediction, with these variants.
+    def program(self, targets: Targets) -> str | None:
+        """The fingerprint of steps of training, and of predictions, with these variants.
 
-        Their factors, constants and shared arrays, and the optimiser's numbers, are its inputs.
-
-        Raises:
-          ValueError: the model has no such weights, or a variant cannot work for one.
+        Their factors, constants and shared arrays, and the optimiser's numbers, are its inputs. Of
+        batches of any length, the shortest and the longest that there may be are traced. None where
+        a variant cannot be traced.
         """
+        try:
+            return " ".join(self._program(targets, batch) for batch in self.batches)
+        except Exception:  # whatever a user's code raises, the trial's own run will say it
+            return None
+
+    def _program(self, targets: Targets, batch: Batch) -> str:
         config = self.config
         adapted, trainable, frozen = self._init(targets)
         predict = predictor(adapted, config["model"]["dropout"])
@@ -74,13 +88,13 @@ class Outline:
             return step(hyper, state, same, batch), predict(trainable, same, batch, None)
 
         with jax.numpy_dtype_promotion("standard"):  # which Optax's Adam needs
-            return fingerprint(whole, hyper, trainable, arrays, self.batch)
+            return fingerprint(whole, hyper, trainable, arrays, batch)
 
     def _init(self, targets: Targets) -> tuple[lj.Adapted, Any, lj.Frozen]:
         """The adapted model, and the shapes of its trainables and of what is frozen."""
         storage = make.make_storage(self.config["quantize"])
         adapted = lj.adapt(self.forward, None, targets, self.config["also_train"], storage)
-        key, ids = jax.random.key(0), self.batch["input_ids"]
+        key, ids = jax.random.key(0), self.batches[-1]["input_ids"]
         return adapted, *jax.eval_shape(adapted.init, key, self.params, ids, ids, ids)
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 
@@ -31,9 +32,10 @@ def cure() -> None:
     if not is_faulty(version("jaxlib")):
         return
     given = os.environ.get("XLA_FLAGS", "")
-    if FLAG in given:
-        if not is_cured(given):
-            _warn("XLA_FLAGS has it switched on")
+    is_file = bool(given.strip()) and not given.lstrip().startswith("-")
+    if is_file or FLAG in given:
+        if not is_cured(_content(given.strip()) if is_file else given):
+            _warn(f"the file {given} leaves it on" if is_file else "XLA_FLAGS has it switched on")
     elif _backend_exists():
         _warn("JAX was used before lora_jax was imported, which would have switched it off")
     else:
@@ -55,8 +57,15 @@ def is_cured(flags: str) -> bool:
     if not values:
         return False
     names = values[-1].strip("\"'").lower().split(",")  # the last one counts
-    changes = any(name.startswith(("+", "-")) for name in names)
-    return "-reduce" in names if changes else "reduce" not in names
+    return "-reduce" in names or names in ([""], ["individual_dot"])
+
+
+def _content(file: str) -> str:
+    """What XLA reads in the place of flags, where XLA_FLAGS does not begin with one."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Functions compared by what JAX traces of them: equal fingerprints are equal programs."""
 
+import dataclasses
+import enum
 import hashlib
 import sys
 import uuid
@@ -10,6 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+DERIVATIVES = ("custom_jvp", "custom_vjp")
+PLAIN = (str, bytes, int, type(None), enum.Enum)
+KNOWN = ("jax", "jaxlib", "numpy", "ml_dtypes")
+"""Whose objects say all of themselves, but for those that say an address."""
 
 
 def fingerprint(function: Callable[..., Any], *args: Any) -> str:
@@ -56,7 +63,8 @@ def _jaxpr(jaxpr: Jaxpr) -> Iterator[bytes]:
         for key, value in sorted(eqn.params.items()):
             yield f"{key}=".encode()
             # Of a function with derivatives of its own, they are traced where they are taken.
-            yield from _value(value, functions_count=not name.startswith("custom_"))
+            yield from _value(value, functions_count=not name.startswith(DERIVATIVES))
+        yield from _value(eqn.ctx)  # of what holds for it all around, as how keys are drawn from
         yield b")->"
         for each in eqn.outvars:
             yield from atom(each)
@@ -86,9 +94,13 @@ def _value(value: Any, functions_count: bool = True) -> Iterator[bytes]:
             yield repr(value).encode()
         case _ if callable(value) and (not functions_count or _is_importable(value)):
             yield f"{value.__module__}.{value.__qualname__}".encode() if functions_count else b"f"
+        case _ if dataclasses.is_dataclass(value):
+            fields = dataclasses.fields(value)
+            yield from _value([type(value), *((f.name, getattr(value, f.name)) for f in fields)])
         case _:
             text = repr(value)
-            yield (uuid.uuid4().hex if " at 0x" in text else text).encode()  # an object's address
+            known = type(value).__module__.partition(".")[0] in KNOWN and " at 0x" not in text
+            yield (text if known or isinstance(value, PLAIN) else uuid.uuid4().hex).encode()
     yield b","
 
 

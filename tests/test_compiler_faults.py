@@ -81,13 +81,13 @@ def test_the_flag_is_added_to_what_is_set(cured, flags):
     assert cured(flags, jaxlib="0.13.0") == (flags, [])  # which may end at a flag it does not know
 
 
-@pytest.mark.parametrize("value", ["-reduce", "individual_dot", "", "-reduce,-individual_dot"])
+@pytest.mark.parametrize("value", ["-reduce", "individual_dot", "", "-reduce,-dot", "-reduce,+dot"])
 def test_what_a_user_set_stays(cured, value):
     flags = f"{compiler_faults.FLAG}={value}"
     assert cured(flags) == (flags, [])
 
 
-@pytest.mark.parametrize("value", ["reduce", "-individual_dot", "individual_dot,reduce", "+reduce"])
+@pytest.mark.parametrize("value", ["reduce", "-individual_dot", "dot", "+dot", "+reduce"])
 def test_a_user_who_switches_the_fault_on_is_told(cured, value):
     flags = f"{CURE} {compiler_faults.FLAG}={value}"
     kept, (said,) = cured(flags)
@@ -100,3 +100,14 @@ def test_a_process_that_began_without_is_told(cured):
     assert flags == ""
     assert "JAX was used before" in said and f"XLA_FLAGS={CURE}" in said
     assert cured("", "0.10.1", backend=True) == ("", [])
+
+
+def test_a_file_of_flags_is_left_alone(cured, tmp_path):
+    """XLA takes the whole value for the file's name: what is appended would end the process."""
+    path = tmp_path / "flags"
+    path.write_text("--xla_cpu_enable_fast_math=false")
+    flags, (said,) = cured(str(path))
+    assert flags == str(path)
+    assert f"the file {path} leaves it on" in said
+    path.write_text(CURE)
+    assert cured(str(path)) == (str(path), [])
