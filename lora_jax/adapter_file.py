@@ -81,7 +81,8 @@ def start_from(
       any_base: as of `load_adapter`.
 
     Raises:
-      ValueError: the file has other adapters, or of other shapes, or with another scale.
+      ValueError: the file has other adapters, or of other shapes, or with another scale, or a
+        parameter that this run does not train and so would not take.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
@@ -93,6 +94,11 @@ def start_from(
             raise ValueError(
                 f"{path} has {shapes[0]} for the adapter '{name}', expected {shapes[1]}"
             )
+    if dropped := [name for name in tree["params"] if name not in trainable["params"]]:
+        raise ValueError(
+            f"{path} has trained '{dropped[0]}', which this run does not train, so that it would "
+            "begin without it; name it in also_train"
+        )
     _check_base(path, meta, tree, trainable, frozen, any_base)
     stacks = {each.use.path: len(each.use.stack) for each in frozen.spec.adapted}
     constants = {}

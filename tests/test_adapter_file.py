@@ -78,7 +78,7 @@ def test_another_adapter_is_refused(saved, expected, said, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def heads(variant, classes):
+def heads(variant, classes, also=("head", "bias")):
     """A matrix that is adapted and a head, trained in full, for so many classes."""
 
     def forward(params, x):
@@ -87,7 +87,7 @@ def heads(variant, classes):
     shapes = {"w": (6, 5), "head": (5, classes), "bias": (1, 1), "x": (2, 6)}
     params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     x = params.pop("x")
-    adapted = lj.adapt(forward, variant, "w", ["head", "bias"])
+    adapted = lj.adapt(forward, variant, "w", list(also))
     return jax.jit(adapted.init)(jax.random.key(0), params, x)
 
 
@@ -101,6 +101,20 @@ def test_a_head_for_other_classes_begins_anew(tmp_path):
     chex.assert_trees_all_equal(begun["adapters"], trained["adapters"])
     np.testing.assert_array_equal(begun["params"]["bias"], trained["params"]["bias"])
     np.testing.assert_array_equal(begun["params"]["head"], new["params"]["head"])
+
+
+def test_a_head_that_the_run_would_drop_is_refused(tmp_path):
+    variant = variants.make("lora", rank=2)
+    trained, frozen = heads(variant, 3)
+    path = lj.save_adapter(tmp_path, jax.tree.map(lambda x: np.asarray(x) + 1, trained), frozen)
+    said = r"has trained 'head', which this run does not train.*; name it in also_train$"
+    for any_base in (False, True):
+        with pytest.raises(ValueError, match=said) as error:
+            lj.start_from(path, *heads(variant, 3, ["bias"]), any_base=any_base)
+        assert "\n" not in str(error.value)
+    few = lj.save_adapter(tmp_path / "few", *heads(variant, 3, ["bias"]))
+    begun, _ = lj.start_from(few, trained, frozen)  # one that only the run trains begins anew
+    chex.assert_trees_all_equal(begun["params"]["head"], trained["params"]["head"])
 
 
 def test_numbers_stay_those_of_the_new_run(tmp_path):
