@@ -25,7 +25,13 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def opened(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The content, and the seal that it was found with; None where it has none."""
+    """The content, and the seal that it was found with; None where it has none.
+
+    Raises:
+      ValueError: a seal of null, which nothing writes.
+    """
+    if SEAL in values and values[SEAL] is None:
+        raise ValueError("it was changed after it was written: its seal is null")
     return {key: each for key, each in values.items() if key != SEAL}, values.get(SEAL)
 
 

@@ -10,7 +10,8 @@ import pytest
 from absl import flags
 from fake_records import planted, write
 
-from experiments import collect, report, tables
+from configs import glue
+from experiments import collect, report, run, tables
 from lora_jax import records, seal
 from lora_jax.metrics_log import Metrics, read_metrics
 
@@ -43,6 +44,7 @@ def change(path, made):
         lambda values: values.update(note="as it should be"),
         lambda values: values.update(seal="0" * 64),
         lambda values: values.update(seal=""),
+        lambda values: values.update(seal=None),
     ],
 )
 def test_a_changed_record_is_refused_by_whoever_reads_it(results, made):
@@ -88,6 +90,17 @@ def test_a_report_says_so_once(unsealed, monkeypatch, capsys):
     monkeypatch.setattr(report, "_FORMAT", SimpleNamespace(value="markdown"))
     report.report()
     assert capsys.readouterr().out.count("Warning: 1 of 4 records have no seal") == 1
+
+
+def test_a_completed_run_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build", None)
+    records.claim(tmp_path, glue.get_config("task=sst2").to_dict())
+    record = write(tmp_path, "glue", "task=sst2", {"accuracy": 0.5})
+    said: list[str] = []
+    for sealed in (True, False):
+        assert run.run(record.config, tmp_path, say=said.append) == record
+        assert said == ([] if sealed else [run.UNSEALED])
+        change(tmp_path / "record.json", lambda values: values.pop("seal", None))
 
 
 def test_a_line_ends_with_the_crc32_of_the_rest(tmp_path):
