@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,13 @@ def start_from(
     The adapters take the place of those of `init`, and with them the matrices among their constants
     (what was drawn, as VeRA's projections); numbers, as the keep probability, stay those of
     `frozen`. A parameter that trains in full is taken where path and shape agree: a head for other
-    classes begins anew.
+    classes begins anew. Of one that this run does not train there is a warning: its base's is used.
 
     Args:
       any_base: as of `load_adapter`.
 
     Raises:
-      ValueError: the file has other adapters, or of other shapes, or with another scale, or a
-        parameter that this run does not train and so would not take.
+      ValueError: the file has other adapters, or of other shapes, or with another scale.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
@@ -94,11 +94,6 @@ def start_from(
             raise ValueError(
                 f"{path} has {shapes[0]} for the adapter '{name}', expected {shapes[1]}"
             )
-    if dropped := [name for name in tree["params"] if name not in trainable["params"]]:
-        raise ValueError(
-            f"{path} has trained '{dropped[0]}', which this run does not train, so that it would "
-            "begin without it; name it in also_train"
-        )
     _check_base(path, meta, tree, trainable, frozen, any_base)
     stacks = {each.use.path: len(each.use.stack) for each in frozen.spec.adapted}
     constants = {}
@@ -115,6 +110,12 @@ def start_from(
         name: theirs if (theirs := tree["params"].get(name, mine)).shape == mine.shape else mine
         for name, mine in trainable["params"].items()
     }
+    if dropped := [name for name in tree["params"] if name not in params]:
+        warnings.warn(
+            f"{path} was trained with its own '{dropped[0]}', which this run does not train, "
+            "and so begins without; name it in also_train",
+            stacklevel=2,
+        )
     begun = {"adapters": tree["adapters"], "params": params}
     return begun, dataclasses.replace(frozen, constants=constants, shared=shared)
 
