@@ -19,7 +19,8 @@ def alone(folder: Path) -> Iterator[None]:
     """Keep a folder, made if need be, for this process. What a killed one leaves is no lock.
 
     A folder that is still empty in the end is not left behind. Where the file system has no locks,
-    this goes on without.
+    this goes on without. The folder itself is locked, too: who removes the file of the lock lets no
+    second process in; who removes the folder does.
 
     Raises:
       ValueError: another process has the folder, or it is a file; nothing in it has been touched.
@@ -57,9 +58,10 @@ def _locked(folder: Path) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(path.open("a+", encoding="utf-8"))
+                itself = stack.enter_context(_opened(folder))
             except FileNotFoundError:
                 continue  # the folder went with a run that left nothing
-            if not _taken(file):
+            if not (_taken(file.fileno()) and _taken(itself)):
                 if time.monotonic() >= until:
                     file.seek(0)
                     holder = file.read().strip() or "another process"
@@ -69,18 +71,27 @@ def _locked(folder: Path) -> Iterator[None]:
                     )
                 time.sleep(0.05)
                 continue
-            if not _named(file, path):
+            if not (_named(file.fileno(), path) and _named(itself, folder)):
                 continue  # another process had it, and has removed it since it was opened here
             _sign(file)
             try:
                 yield
             finally:
-                if _named(file, path):  # else what is there by now is another process's
+                if _named(file.fileno(), path):  # else what is there by now is another process's
                     path.unlink(missing_ok=True)
             return
 
 
-def _taken(file: TextIO) -> bool:
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _taken(file: int) -> bool:
     """Whether a file's lock is this process's now, or there are no locks to be had."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,9 +109,9 @@ def _sign(file: TextIO) -> None:
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _named(file: TextIO, path: Path) -> bool:
+def _named(file: int, path: Path) -> bool:
     """Whether a name still is that of an open file."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False

@@ -22,6 +22,10 @@ TEMPORARY_FAILURE = 75
 """What a program ends with that is to be started again (EX_TEMPFAIL of sysexits.h)."""
 
 
+UNSEALED = "record.json has no seal (of an earlier version): a changed number would not be seen"
+"""What is said of a completed run that cannot show that its record is as it was written."""
+
+
 class Interrupted(SystemExit):
     """A run was asked to end (SIGTERM) and has saved where it was; ends the program so, too."""
 
@@ -43,7 +47,8 @@ def run(
     returned. Several processes (`experiments.hosts`) all call this, and one writes.
 
     Args:
-      say: is told what the run will hold in memory, before it takes any; None tells nobody.
+      say: is told what the run will hold in memory, before it takes any, or that the record that
+        was there has no seal; None tells nobody.
       audit: whether the compiled step is compared with NumPy's before it trains.
 
     Raises:
@@ -54,6 +59,8 @@ def run(
     started = time.perf_counter()
     with preemption() as interrupted, contextlib.ExitStack() as stack:
         if (record := _done(workdir, config)) is not None:  # as it is, even where nobody may write
+            if say is not None and hosts.writes() and not _sealed(workdir):
+                say(UNSEALED)
             return record
         hosts.first(lambda: stack.enter_context(alone(workdir)))
         # Another process may have ended it in between.
@@ -122,6 +129,11 @@ def _ended(workdir: Path, config: dict[str, Any]) -> records.Record | None:
     records.claim(workdir, config)
     record = records.read(workdir)
     return record if record is not None and record.status == "completed" else None
+
+
+def _sealed(workdir: Path) -> bool:
+    found = records.read_sealed(workdir)
+    return found is not None and found[1]
 
 
 def summarise(record: records.Record) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def start_from(
     The adapters take the place of those of `init`, and with them the matrices among their constants
     (what was drawn, as VeRA's projections); numbers, as the keep probability, stay those of
     `frozen`. A parameter that trains in full is taken where path and shape agree: a head for other
-    classes begins anew.
+    classes begins anew. Of one that this run does not train there is a warning: its base's is used.
 
     Args:
       any_base: as of `load_adapter`.
@@ -109,6 +110,12 @@ def start_from(
         name: theirs if (theirs := tree["params"].get(name, mine)).shape == mine.shape else mine
         for name, mine in trainable["params"].items()
     }
+    if dropped := [name for name in tree["params"] if name not in params]:
+        warnings.warn(
+            f"{path} was trained with its own '{dropped[0]}', which this run does not train, "
+            "and so begins without; name it in also_train",
+            stacklevel=2,
+        )
     begun = {"adapters": tree["adapters"], "params": params}
     return begun, dataclasses.replace(frozen, constants=constants, shared=shared)
 

@@ -12,13 +12,16 @@ from lora_jax.records import numbers, plain, write_atomically
 class Metrics:
     """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns.
 
-    The last key of a line is a check of it, "crc32": a line that was changed later is not read.
+    The last key of a line is a check of it and of all before it, "crc32": a file of which a line
+    was changed, dropped, doubled or moved later is not read. That its last lines are gone is not
+    seen, nor is a change of a file that has no checks, being of an earlier version.
     Of the processes of a run, one writes it: that of the others is not `enabled`, and does nothing.
     """
 
     def __init__(self, workdir: str | os.PathLike, enabled: bool = True):
         self.path = Path(workdir) / "metrics.jsonl"
         self._file: Any = None
+        self._after = 0  # what the next line's check goes on from
         if not enabled:
             return
         with full_disk.naming(self.path):
@@ -34,17 +37,25 @@ class Metrics:
         """
         if self._file is None:
             return
-        rest = seal.checked({"step": int(step)} | plain(values, "metrics")) + b"\n"
+        line = seal.checked({"step": int(step)} | plain(values, "metrics"), self._after)
+        rest = line + b"\n"
         with full_disk.naming(self.path):
             while rest:  # a disk that is almost full takes a part without a word
                 rest = rest[self._file.write(rest) :]
+        self._after = seal.follow(line, self._after)
 
     def truncate(self, step: int | None) -> None:
         """Drops the lines after a step (None: none of them) and a torn last line, atomically."""
         if self._file is None:
             return
-        kept = [line for line, row in _rows(self.path) if step is None or row["step"] <= step]
-        data = b"".join(kept)
+        kept, after = [], 0
+        for line, row in _rows(self.path):
+            if step is None or row["step"] <= step:
+                if seal.has_check(line):  # another one, where lines before it were dropped
+                    line = seal.checked(row, after)
+                kept.append(line + b"\n")
+                after = seal.follow(line, after)
+        self._after, data = after, b"".join(kept)
         if data != self.path.read_bytes():
             self._file.close()
             write_atomically(self.path, data)
@@ -65,23 +76,31 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line.
 
     Raises:
-      ValueError: a line that is none, or that was changed after it was written.
+      ValueError: a line that is none, or that is not as or where it was written.
     """
     return [numbers(row) for _, row in _rows(Path(path))]
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    if lines and lines[-1] and not lines[-1].strip(b"\0"):
+        lines.pop()  # a power cut can leave a last line of zeros
+    after, has_checks = 0, False
     for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
         try:
-            row = json_text.loads(line, f"{path}, line {number}")
-            if not isinstance(row["step"], int):
+            row = json_text.loads(line, where)
+            if type(row["step"]) is not int:
                 raise TypeError
         except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                return  # a power cut can leave a last line of zeros
-            raise ValueError(f"{path}, line {number} is not a JSON object with a step") from error
-        if not seal.holds(line):
-            raise ValueError(f"{path}, line {number} was changed after it was written")
-        row.pop(seal.CHECK, None)
-        yield line + b"\n", row
+            raise ValueError(f"{where} is not a JSON object with a step") from error
+        if has_checks and not seal.has_check(line):
+            raise ValueError(f"{where} has no check ({seal.CHECK}), as those before it have")
+        try:
+            after = seal.follow(line, after)
+        except ValueError as error:
+            raise ValueError(
+                f"{where} was changed after it was written, or one before it was"
+            ) from error
+        has_checks = row.pop(seal.CHECK, None) is not None
+        yield line, row

@@ -219,6 +219,8 @@ _SHAPES: dict[str, Rule] = {
 def _convert(dtype: Any, x: np.ndarray) -> Any:
     """To integers by NumPy; to another kind of float the caller rounds."""
     to = np.dtype(dtype)
+    if "c" in (to.kind, x.dtype.kind):
+        return NotImplemented
     if to.kind in "iub":
         return x.astype(to) if x.dtype.kind in "iub" else NotImplemented
     return x if x.dtype.kind == "f" else x.astype(np.float64)

@@ -1,6 +1,7 @@
 """One adapter in one file: what it holds, and for what it is refused."""
 
 import json
+import warnings
 
 import chex
 import jax
@@ -78,7 +79,7 @@ def test_another_adapter_is_refused(saved, expected, said, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def heads(variant, classes):
+def heads(variant, classes, also=("head", "bias")):
     """A matrix that is adapted and a head, trained in full, for so many classes."""
 
     def forward(params, x):
@@ -87,7 +88,7 @@ def heads(variant, classes):
     shapes = {"w": (6, 5), "head": (5, classes), "bias": (1, 1), "x": (2, 6)}
     params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     x = params.pop("x")
-    adapted = lj.adapt(forward, variant, "w", ["head", "bias"])
+    adapted = lj.adapt(forward, variant, "w", list(also))
     return jax.jit(adapted.init)(jax.random.key(0), params, x)
 
 
@@ -101,6 +102,21 @@ def test_a_head_for_other_classes_begins_anew(tmp_path):
     chex.assert_trees_all_equal(begun["adapters"], trained["adapters"])
     np.testing.assert_array_equal(begun["params"]["bias"], trained["params"]["bias"])
     np.testing.assert_array_equal(begun["params"]["head"], new["params"]["head"])
+
+
+def test_a_head_that_the_run_drops_is_told_of(tmp_path):
+    variant = variants.make("lora", rank=2)
+    trained, frozen = heads(variant, 3)
+    path = lj.save_adapter(tmp_path, jax.tree.map(lambda x: np.asarray(x) + 1, trained), frozen)
+    with pytest.warns(UserWarning, match="'head', which this run does not train") as told:
+        begun, own = lj.start_from(path, *heads(variant, 3, ["bias"]))
+    (said,) = [str(each.message) for each in told]
+    assert said.endswith("; name it in also_train") and "\n" not in said
+    assert begun["params"].keys() == {"bias"} and (own.base["head"] == 1).all()
+    few = lj.save_adapter(tmp_path / "few", *heads(variant, 3, ["bias"]))
+    with warnings.catch_warnings(action="error"):
+        begun, _ = lj.start_from(few, trained, frozen)  # one that only the run trains begins anew
+    chex.assert_trees_all_equal(begun["params"]["head"], trained["params"]["head"])
 
 
 def test_numbers_stay_those_of_the_new_run(tmp_path):

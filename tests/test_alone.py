@@ -98,6 +98,17 @@ def test_a_lock_that_was_removed_since_it_was_opened_is_none(tmp_path, monkeypat
     assert len(calls) > 2
 
 
+def test_who_removes_the_lock_lets_no_second_process_in(tmp_path):
+    folder = tmp_path / "run"
+    with alone(folder):
+        (folder / ".lock").unlink()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="run: another process is training there"):
+                alone(folder).__enter__()
+    with alone(folder):
+        assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
 def test_a_file_system_without_locks_is_trained_on(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")

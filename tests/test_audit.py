@@ -175,6 +175,22 @@ def test_dtypes_set_the_tolerance():
         audit.audit(Wrong(step, change), [("8 rows", arguments)])
 
 
+@pytest.mark.parametrize("explained", [audit.MULTIPLE, 1e4])
+def test_a_gradient_of_zeros_is_refused_whatever_dtypes_explain(explained, monkeypatch):
+    monkeypatch.setattr(audit, "MULTIPLE", explained)
+    step, arguments = made("lora", jnp.bfloat16)
+
+    def nothing(state, metrics):
+        one = jax.tree_util.tree_map_with_path(
+            lambda where, x: jnp.zeros_like(x) if "mu" in keys(where) else x, state.opt_state
+        )
+        return dataclasses.replace(state, opt_state=one), metrics
+
+    assert audit.audit(step, [("8 rows", arguments)]).largest.tolerance <= audit.MOST
+    with pytest.raises(ValueError, match=r"is off by (1|0\.[5-9]).*, where dtypes explain 0"):
+        audit.audit(Wrong(step, nothing), [("8 rows", arguments)])
+
+
 def test_the_second_of_two_shapes_is_looked_at_too():
     step, arguments = made(*LORA)
     _, frozen, batch = arguments()

@@ -99,6 +99,17 @@ def test_both_draw_the_same_random_numbers():
         np.testing.assert_array_equal(found[1], np.asarray(expected[1]))
 
 
+@pytest.mark.filterwarnings("error")
+def test_complex_numbers_are_left_to_jax():
+    x = np.random.default_rng(3).standard_normal(16).astype(np.float32)
+    gradient = jax.grad(lambda x: (jnp.abs(jnp.fft.fft(x)) ** 2)[:5].sum())
+    closed = jax.make_jaxpr(gradient)(x)
+    assert "complex64" in str(closed)
+    (found,) = ByNumpy(False)(closed.jaxpr, closed.consts, (x,))
+    half = np.fft.ifft(np.fft.fft(x) * (np.arange(16) < 5)).real  # of 16 times the inverse's
+    np.testing.assert_allclose(found, 2 * 16 * half, rtol=1e-4, atol=1e-4)
+
+
 def test_what_other_devices_make_of_the_operands_of_products():
     x = np.random.default_rng(2).standard_normal(1000).astype(np.float32)
     as_tpus_do = rounded_operands("tpu")(x)

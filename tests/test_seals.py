@@ -1,6 +1,7 @@
 """What was changed after it was written is not believed; what has no seal is, and is counted."""
 
 import json
+import re
 import zlib
 from types import SimpleNamespace
 
@@ -9,7 +10,8 @@ import pytest
 from absl import flags
 from fake_records import planted, write
 
-from experiments import collect, report, tables
+from configs import glue
+from experiments import collect, report, run, tables
 from lora_jax import records, seal
 from lora_jax.metrics_log import Metrics, read_metrics
 
@@ -42,6 +44,7 @@ def change(path, made):
         lambda values: values.update(note="as it should be"),
         lambda values: values.update(seal="0" * 64),
         lambda values: values.update(seal=""),
+        lambda values: values.update(seal=None),
     ],
 )
 def test_a_changed_record_is_refused_by_whoever_reads_it(results, made):
@@ -89,6 +92,17 @@ def test_a_report_says_so_once(unsealed, monkeypatch, capsys):
     assert capsys.readouterr().out.count("Warning: 1 of 4 records have no seal") == 1
 
 
+def test_a_completed_run_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build", None)
+    records.claim(tmp_path, glue.get_config("task=sst2").to_dict())
+    record = write(tmp_path, "glue", "task=sst2", {"accuracy": 0.5})
+    said: list[str] = []
+    for sealed in (True, False):
+        assert run.run(record.config, tmp_path, say=said.append) == record
+        assert said == ([] if sealed else [run.UNSEALED])
+        change(tmp_path / "record.json", lambda values: values.pop("seal", None))
+
+
 def test_a_line_ends_with_the_crc32_of_the_rest(tmp_path):
     with Metrics(tmp_path) as metrics:
         metrics.write(1, {"loss": 0.5, "n": float("nan")})
@@ -134,6 +148,93 @@ def test_lines_of_an_earlier_version_are_read_and_gone_on_from(tmp_path):
     with Metrics(tmp_path) as metrics:
         metrics.write(2, {"loss": 0.25})
     assert read_metrics(metrics.path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Five lines of a run, and where they are."""
+    with Metrics(tmp_path) as metrics:
+        for step in range(1, 6):
+            metrics.write(step, {"loss": step / 8})
+    return metrics.path, metrics.path.read_bytes().splitlines(keepends=True)
+
+
+CHECK = re.compile(rb', "crc32": "[0-9a-f]{8}"')
+
+
+@pytest.mark.parametrize(
+    ("made", "number"),
+    [
+        (lambda a, b, c, d, e: [a, b, d, e], 3),  # dropped
+        (lambda a, b, c, d, e: [b, c, d, e], 1),
+        (lambda a, b, c, d, e: [a, b, b, c, d, e], 3),  # doubled
+        (lambda a, b, c, d, e: [a, b, c, d, e, e], 6),
+        (lambda a, b, c, d, e: [a, c, b, d, e], 2),  # moved
+        (lambda a, b, c, d, e: [a, b, c, e, d], 4),
+        (lambda a, b, c, d, e: [a, b, CHECK.sub(b"", c), d, e], 3),  # its check dropped
+        (lambda a, b, c, d, e: [a, b, c, d, CHECK.sub(b"", e)], 5),
+        (lambda a, b, c, d, e: [CHECK.sub(b"", a), b, c, d, e], 2),  # the first that has one
+        (lambda a, b, c, d, e: [a, b, c, d, e[:9] + b"\n"], 5),  # broken, and complete
+        (lambda a, b, c, d, e: [a, b, c, d, e, b"\n"], 6),
+    ],
+)
+def test_what_was_done_to_lines_is_seen(log, made, number):
+    path, lines = log
+    path.write_bytes(b"".join(made(*lines)))
+    before = path.read_bytes()
+    for read in (read_metrics, lambda path: Metrics(path.parent)):
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl, line {number} ") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_the_checks_are_a_chain(log):
+    """As zlib has it for all that the lines say, one after the other."""
+    _, lines = log
+    after = 0
+    for line in lines:
+        said = CHECK.sub(b"", line)
+        after = zlib.crc32(said.removesuffix(b"\n"), after)
+        assert line == said[:-2] + b', "crc32": "%08x"}\n' % after
+
+
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_who_goes_on_goes_on_with_the_chain(log, step):
+    path, lines = log
+    path.write_bytes(b"".join(lines) + b'{"ste')
+    with Metrics(path.parent) as metrics:
+        metrics.truncate(step)
+        for again in range(step + 1, 6):
+            metrics.write(again, {"loss": again / 8})
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_last_line_of_zeros_and_a_torn_one_are_no_lines(log):
+    path, lines = log
+    for torn in (b"\0" * 40, b"\0" * 40 + b"\n", lines[4][:20], lines[4][:-1]):
+        path.write_bytes(b"".join(lines[:4]) + torn)
+        assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_a_step_is_an_integer(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": true, "loss": 0.5}\n')
+    with pytest.raises(ValueError, match="line 1 is not a JSON object with a step"):
+        read_metrics(path)
+
+
+def test_lines_of_an_earlier_version_are_held_by_the_checks_after_them(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    old = b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n'
+    path.write_bytes(old)
+    with Metrics(tmp_path) as metrics:
+        metrics.write(3, {"loss": 0.125})
+    whole = path.read_bytes()
+    assert whole.startswith(old) and [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    path.write_bytes(whole.replace(b"0.25", b"0.35"))
+    with pytest.raises(ValueError, match="line 3 was changed after it was written, or one before"):
+        read_metrics(path)
 
 
 def test_a_checked_line_may_hold_the_word(tmp_path):
