@@ -66,14 +66,8 @@ class Experiment:
         self, trainable: Any, frozen: lj.Frozen, batch: train.Batch, rng: Array | None
     ) -> Array:
         """The outputs of a batch; training has `rng`, for dropout of adapters and model."""
-        adapted = self.evaluated if rng is None else self.adapted
-        return predictor(adapted, self.config["model"]["dropout"])(trainable, frozen, batch, rng)
-
-    @property
-    def evaluated(self) -> lj.Adapted:
-        """The adapted model as it is evaluated."""
-        forward = self.problem.evaluated
-        return dataclasses.replace(self.adapted, forward=forward) if forward else self.adapted
+        dropout, evaluated = self.config["model"]["dropout"], self.problem.evaluated
+        return predictor(self.adapted, dropout, evaluated)(trainable, frozen, batch, rng)
 
     def outputs(self, call: Callable[[train.Batch], Array], encoded: data.Encoded) -> np.ndarray:
         """What a jitted `call` says of every row, (rows, outputs), in the order of the data."""
@@ -108,7 +102,8 @@ class Experiment:
     def merged_call(self, trainable: Any) -> Callable[[train.Batch], Array]:
         """The base model's own function of the merged parameters."""
         params = self.adapted.merge(trainable, self.frozen)
-        forward = jax.jit(self.evaluated.forward, out_shardings=self._everywhere)
+        evaluated = self.problem.evaluated or self.adapted.forward
+        forward = jax.jit(evaluated, out_shardings=self._everywhere)
         return lambda batch: forward(params, *_inputs(batch))
 
     def evaluate(self, trainable: Any) -> dict[str, float]:
@@ -270,20 +265,24 @@ def _taken(key: Array) -> Any:
     raise ValueError("an experiment has taken the parameters of its model")
 
 
-def predictor(adapted: lj.Adapted, dropout: bool) -> train.Predict:
+def predictor(
+    adapted: lj.Adapted, dropout: bool, evaluated: Callable[..., Any] | None = None
+) -> train.Predict:
     """An adapted model as training calls it: with `rng` for dropout of adapters and of the model.
 
     Args:
       dropout: whether the model has its own.
+      evaluated: the forward pass without `rng`, where it is another one.
     """
+    scored = dataclasses.replace(adapted, forward=evaluated) if evaluated else adapted
 
     def predict(trainable: Any, frozen: lj.Frozen, batch: train.Batch, rng: Array | None) -> Array:
+        if rng is None:
+            return scored.apply(trainable, frozen, *_inputs(batch))
         keys: dict[str, Array] = {}
-        if rng is not None:
-            model_key, adapter_key = jax.random.split(rng)
-            keys["dropout_key"] = adapter_key
-            if dropout:
-                keys["rng"] = model_key
+        model_key, keys["dropout_key"] = jax.random.split(rng)
+        if dropout:
+            keys["rng"] = model_key
         return adapted.apply(trainable, frozen, *_inputs(batch), **keys)
 
     return predict

@@ -1,10 +1,13 @@
 """Tasks of labels: an encoder with a head learns them."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
+from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
@@ -38,7 +41,34 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
         head_dropout=config["model"]["head_dropout"],
         shardings=_shardings(folder, config["model"], task.num_outputs, mesh),
     )
-    shape = loaded.model.config
+
+    def model(key: Array) -> Any:
+        return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
+
+    made = _materials(config, task, folder, tokenizer, loaded.model.config, model)
+    digest = hosts.first(lambda: pretrained.digest(folder))
+    return dataclasses.replace(made, weights_digest=digest)
+
+
+def gather_abstract(config: dict[str, Any]) -> Materials:
+    """The same with shapes in the place of weights, which are not read."""
+    task = make.make_task(config["data"])
+    folder = pretrained.locate(config["model"]["name"])
+    shape = pretrained.read_config(folder)
+    outlined = lj.from_nnx(abstract(shape, config["model"], task.num_outputs))
+    tokenizer = data.load_tokenizer(folder)
+    return _materials(config, task, folder, tokenizer, shape, lambda key: outlined)
+
+
+def _materials(
+    config: dict[str, Any],
+    task: data.Task,
+    folder: Path,
+    tokenizer: data.Tokenizer,
+    shape: Config,
+    model: Callable[[Array], Any],
+) -> Materials:
+    """What a task and a model come to, once its texts are tokens."""
     limit = min(config["data"]["max_length"], shape.max_tokens)
     parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
     tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
@@ -47,20 +77,19 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
     return Materials(
         task=task,
-        problem=_problem(task, loaded),
+        problem=_problem(task, model),
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=tokenised["train"].examples_per_second,
         boundaries=boundaries(encoded, config["data"], limit),
-        weights_digest=hosts.first(lambda: pretrained.digest(folder)),
     )
 
 
-def _problem(task: data.Task, loaded: pretrained.Loaded) -> Problem:
+def _problem(task: data.Task, model: Callable[[Array], Any]) -> Problem:
     """Each row is an example, whose label an encoder with a head predicts."""
     parts = {"validation": task.validation, **task.extra, **task.unlabelled}
     return Problem(
-        model=lambda key: lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0))),
+        model=model,
         evaluated=None,
         loss=train.cross_entropy if task.label_names else train.squared_error,
         collate=data.collate,

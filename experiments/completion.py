@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -107,8 +108,7 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
     check_dtype(config["model"])
-    section = config["data"]
-    task = make.make_text_task(section)
+    task = make.make_text_task(config["data"])
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
     # First, as what is no decoder has no chat template either.
@@ -117,6 +117,25 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
         abstract = pretrained_decoder.outline_decoder(where, **settings)
         shardings = shardings_of(abstract, DECODER, mesh)
     decoder = pretrained_decoder.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
+    _check_cache(decoder, config["generate"])
+    made = _materials(config, task, where, decoder)
+    digest = hosts.first(lambda: weight_files.digest(where))
+    return dataclasses.replace(made, weights_digest=digest)
+
+
+def gather_abstract(config: dict[str, Any]) -> Materials:
+    """The same with shapes in the place of weights, which are not read."""
+    task = make.make_text_task(config["data"])
+    where = pretrained.locate(config["model"]["name"])
+    decoder = pretrained_decoder.outline_decoder(where, **options(config["model"]))
+    return _materials(config, task, where, decoder)
+
+
+def _materials(
+    config: dict[str, Any], task: data.TextTask, where: Path, decoder: Decoder
+) -> Materials:
+    """What a task and a model come to, once its texts are tokens."""
+    section = config["data"]
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)
@@ -129,7 +148,6 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
             f"config.generate.max_new_tokens {config['generate']['max_new_tokens']} leaves no room "
             f"for a prompt; the model takes {decoder.config.max_tokens} tokens"
         )
-    _check_cache(decoder, config["generate"])
     train = _completions(tokenizer, task.train, limit)
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
     parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
@@ -153,7 +171,6 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
         encoded=encoded,
         examples_per_second=train.examples_per_second,
         boundaries=boundaries(encoded, section, room),
-        weights_digest=hosts.first(lambda: weight_files.digest(where)),
     )
 
 

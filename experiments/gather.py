@@ -25,6 +25,13 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     return classification.gather(config, mesh)
 
 
+def gather_abstract(config: dict[str, Any]) -> Materials:
+    """The same with shapes in the place of the model's weights, which are not read."""
+    if is_text_to_text(config["data"]):
+        return completion.gather_abstract(config)
+    return classification.gather_abstract(config)
+
+
 def load_task(section: dict[str, Any]) -> data.Task | data.TextTask:
     """The task of a config's `data`."""
     if is_text_to_text(section):

@@ -1,7 +1,8 @@
 """Which trials can share one program, and the variants that such a program is made with."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lora_jax as lj
@@ -88,18 +89,9 @@ def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[int]]:
     matrices = [outline.smallest_matrix(dict(each)) for each in candidates]
     wrong = [[n] for n, matrix in enumerate(matrices) if matrix is None]
     right = [n for n, matrix in enumerate(matrices) if matrix is not None]
-    return [*_split(outline, candidates, matrices, right), *wrong]
 
-
-def _split(
-    outline: Outline, candidates: Sequence[Settings], matrices: Sequence[Any], numbers: list[int]
-) -> list[list[int]]:
-    if len(numbers) < 2:
-        return [numbers] if numbers else []
-    columns = zip(*(candidates[n] for n in numbers), strict=True)
-    rows = [_rows([variant for _, variant in column]) for column in columns]
-    programs: dict[Any, list[int]] = {}
-    for n in numbers:
+    @functools.cache
+    def program(n: int, rows: tuple[int | None, ...]) -> str | None:
         own = [variant for _, variant in candidates[n]]
         wide = [held(variant, most) for variant, most in zip(own, rows, strict=True)]
         good = _kinds(own) == _kinds(wide) and all(
@@ -107,13 +99,32 @@ def _split(
             for narrow, each in zip(own, wide, strict=True)
         )
         where = [pattern for pattern, _ in candidates[n]]
-        program = outline.program(dict(zip(where, wide, strict=True))) if good else None
-        programs.setdefault(n if program is None else program, []).append(n)
-    if len(programs) == 1:
+        return outline.program(dict(zip(where, wide, strict=True))) if good else None
+
+    return [*_split(program, candidates, right), *wrong]
+
+
+def _split(
+    program: Callable[[int, tuple[int | None, ...]], str | None],
+    candidates: Sequence[Settings],
+    numbers: list[int],
+) -> list[list[int]]:
+    """Args as of `split`.
+
+    Args:
+      program: what is traced of a candidate, its factors of so many rows for each target.
+    """
+    if len(numbers) < 2:
+        return [numbers] if numbers else []
+    columns = zip(*(candidates[n] for n in numbers), strict=True)
+    rows = tuple(_rows([variant for _, variant in column]) for column in columns)
+    parts: dict[Any, list[int]] = {}
+    for n in numbers:
+        found = program(n, rows)
+        parts.setdefault(n if found is None else found, []).append(n)
+    if len(parts) == 1:
         return [numbers]
-    return [
-        part for own in programs.values() for part in _split(outline, candidates, matrices, own)
-    ]
+    return [part for own in parts.values() for part in _split(program, candidates, own)]
 
 
 def union(variants: Sequence[lj.Variant]) -> lj.Variant:

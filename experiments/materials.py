@@ -25,7 +25,8 @@ class Materials:
     examples_per_second: float
     """How fast the training texts were tokenised (when that was done, if they were cached)."""
     boundaries: tuple[int, ...]
-    weights_digest: str
+    weights_digest: str = ""
+    """Empty where the model has shapes in the place of weights."""
 
 
 def check_dtype(section: dict[str, Any]) -> None:

@@ -97,18 +97,12 @@ def batch_of(rows: int, tokens: int) -> dict[str, jax.ShapeDtypeStruct]:
     return batch | {n: jax.ShapeDtypeStruct((rows,), dtype) for n, dtype in _OF_ROWS.items()}
 
 
-def model_of(
-    config: dict[str, Any], mesh: Mesh | None = None, outputs: int = OUTPUTS
-) -> tuple[Any, Any, Rules, int, train.Loss]:
-    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss.
-
-    Args:
-      outputs: of a classifier.
-    """
+def model_of(config: dict[str, Any], mesh: Mesh | None) -> tuple[Any, Any, Rules, int, train.Loss]:
+    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss."""
     section = config["model"]
     if not is_text_to_text(config["data"]):
         shape = pretrained.read_config(pretrained.locate(section["name"]))
-        abstract = classification.abstract(shape, section, outputs)
+        abstract = classification.abstract(shape, section, OUTPUTS)
         tokens = min(config["data"]["max_length"], shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, train.cross_entropy
     content = ON_THE_HUB.get(section["name"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,15 +11,13 @@ import jax.numpy as jnp
 import lora_jax as lj
 from experiments import make
 from experiments.build import predictor
-from experiments.gather import load_task
-from experiments.outline import batch_of, model_of
+from experiments.gather import gather_abstract
+from experiments.materials import Materials
 from lora_jax import data, train
 from lora_jax.fingerprint import fingerprint
 
 Targets = Mapping[Any, lj.Variant]
 Batch = dict[str, jax.ShapeDtypeStruct]
-SHORTEST = 8
-"""Tokens of the shortest rows that batches are padded to."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,26 +26,39 @@ class Outline:
 
     config: Mapping[str, Any]
     forward: Any
+    evaluated: Any
+    """The forward pass without training; None where it is the same."""
     params: Any
     loss: train.Loss
     steps: int
-    batches: tuple[Batch, ...]
+    trained: tuple[Batch, ...]
+    """The batches of training, one of each length that rows are padded to."""
+    scored: tuple[Batch, ...]
+    """Those of evaluation."""
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Outline":
-        """The outline that all configs share that differ in the settings of variants alone."""
-        task = load_task(config["data"])
-        outputs = task.num_outputs if isinstance(task, data.Task) else 0
-        forward, params, _, tokens, loss = model_of(config, outputs=outputs)
-        if isinstance(task, data.Task) and not task.label_names:
-            loss = train.squared_error
-        steps = make.make_loop(config["train"], len(task.train), task.metric).steps
-        rows, lengths = config["train"]["batch_size"], {min(SHORTEST, tokens), tokens}
-        batches = tuple(batch_of(rows, length) for length in sorted(lengths))
-        if loss is train.squared_error:
-            score = jax.ShapeDtypeStruct((rows,), jnp.float32)
-            batches = tuple({**batch, "label": score} for batch in batches)
-        return cls(config, forward, params, loss, steps, batches)
+        """The outline that all configs share that differ in the settings of variants alone.
+
+        Texts are tokenised for it, as every run of these does, and from the same cache.
+
+        Raises:
+          ValueError, OSError, ImportError: a model or data that no run can have.
+        """
+        materials = gather_abstract(config)
+        problem, size = materials.problem, config["train"]["batch_size"]
+        forward, params = problem.model(jax.random.key(0))
+        examples = len(materials.encoded["train"])
+        return cls(
+            config=config,
+            forward=forward,
+            evaluated=problem.evaluated,
+            params=params,
+            loss=problem.loss,
+            steps=make.make_loop(config["train"], examples, materials.task.metric).steps,
+            trained=_batches(materials, ["train"], size),
+            scored=_batches(materials, sorted(materials.encoded.keys() - {"train"}), size),
+        )
 
     def smallest_matrix(self, targets: Targets) -> tuple[int, int] | None:
         """The (in, out) of the smallest adapted matrix; None where these variants cannot be."""
@@ -61,41 +72,60 @@ class Outline:
     def program(self, targets: Targets) -> str | None:
         """The fingerprint of steps of training, and of predictions, with these variants.
 
-        Their factors, constants and shared arrays, and the optimiser's numbers, are its inputs. Of
-        batches of any length, the shortest and the longest that there may be are traced. None where
-        a variant cannot be traced.
+        Their factors, constants and shared arrays, and the optimiser's numbers, are its inputs. All
+        is traced for each shape of a batch that a run compiles it for: a variant may look at it.
+        None where a variant cannot be traced.
         """
         try:
-            return " ".join(self._program(targets, batch) for batch in self.batches)
+            return self._program(targets)
         except Exception:  # whatever a user's code raises, the trial's own run will say it
             return None
 
-    def _program(self, targets: Targets, batch: Batch) -> str:
+    def _program(self, targets: Targets) -> str:
         config = self.config
         adapted, trainable, frozen = self._init(targets)
-        predict = predictor(adapted, config["model"]["dropout"])
+        predict = predictor(adapted, config["model"]["dropout"], self.evaluated)
         step = traced_step(adapted, predict, self.loss, config, self.steps)
         numbers, key = make.make_hyper(config["optimizer"], self.steps), jax.random.key(0)
         hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in numbers}
         arrays = frozen.base, frozen.constants, frozen.shared
 
-        def whole(hyper: Any, trainable: Any, arrays: Any, batch: Any) -> Any:
+        def trained(hyper: Any, trainable: Any, arrays: Any, batch: Any) -> Any:
             same = lj.Frozen(arrays[0], arrays[1], frozen.spec, arrays[2])
             tx = make.make_optimizer(
                 hyper, config["optimizer"]["schedule"], self.steps, config["also_train"]
             )
             state = train.TrainState.create(adapted, tx, trainable, same, key)
-            return step(hyper, state, same, batch), predict(trainable, same, batch, None)
+            return step(hyper, state, same, batch)
+
+        def scored(trainable: Any, arrays: Any, batch: Any) -> Any:
+            same = lj.Frozen(arrays[0], arrays[1], frozen.spec, arrays[2])
+            return predict(trainable, same, batch, None)
 
         with jax.numpy_dtype_promotion("standard"):  # which Optax's Adam needs
-            return fingerprint(whole, hyper, trainable, arrays, batch)
+            steps = [fingerprint(trained, hyper, trainable, arrays, each) for each in self.trained]
+            scores = [fingerprint(scored, trainable, arrays, each) for each in self.scored]
+        return " ".join([*steps, *scores])
 
     def _init(self, targets: Targets) -> tuple[lj.Adapted, Any, lj.Frozen]:
         """The adapted model, and the shapes of its trainables and of what is frozen."""
         storage = make.make_storage(self.config["quantize"])
         adapted = lj.adapt(self.forward, None, targets, self.config["also_train"], storage)
-        key, ids = jax.random.key(0), self.batches[-1]["input_ids"]
+        key, ids = jax.random.key(0), self.trained[0]["input_ids"]
         return adapted, *jax.eval_shape(adapted.init, key, self.params, ids, ids, ids)
+
+
+def _batches(materials: Materials, parts: Sequence[str], size: int) -> tuple[Batch, ...]:
+    """One batch of each shape that parts are cut into, which no shuffling changes."""
+    found: dict[int, Batch] = {}
+    for encoded in map(materials.encoded.__getitem__, parts):
+        for plan in data.eval_plan(encoded.lengths, size, materials.boundaries):
+            if (length := plan.padded_length) not in found:
+                batch = materials.problem.collate(encoded, plan.indices, length, size)
+                found[length] = {
+                    n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()
+                }
+    return tuple(found[length] for length in sorted(found))
 
 
 def traced_step(

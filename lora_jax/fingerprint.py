@@ -2,8 +2,11 @@
 
 import dataclasses
 import enum
+import functools
 import hashlib
+import operator
 import sys
+import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,7 +17,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 DERIVATIVES = ("custom_jvp", "custom_vjp")
-PLAIN = (str, bytes, int, type(None), enum.Enum)
+OUTSIDE = "io_callback"
+"""What may do something else at each call, whatever its arguments are."""
+PLAIN = (str, bytes, bool, int, type(None))
 KNOWN = ("jax", "jaxlib", "numpy", "ml_dtypes")
 """Whose objects say all of themselves, but for those that say an address."""
 
@@ -23,8 +28,11 @@ def fingerprint(function: Callable[..., Any], *args: Any) -> str:
     """SHA-256 of the program that a function of arrays (or their shapes) is, and of its arguments.
 
     Operations, their order and settings, numbers written into them and arrays that the function
-    closes over all count, by value; names of variables do not. What cannot be compared by value (a
-    Python function that the program calls back) is equal to nothing, itself included.
+    closes over all count, by value; names of variables do not. A Python function that the program
+    calls back is what its module has by its name, and is taken to be pure, as `jax.pure_callback`
+    has it; of a bound method or a partial, what it binds counts by value as well. What cannot be
+    compared so (a lambda, a function made within another, any `io_callback`) is equal to nothing,
+    itself included.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     digest = hashlib.sha256()
@@ -58,6 +66,8 @@ def _jaxpr(jaxpr: Jaxpr) -> Iterator[bytes]:
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         yield f"\n{name}(".encode()
+        if name == OUTSIDE:
+            yield _nothing()
         for each in eqn.invars:
             yield from atom(each)
         for key, value in sorted(eqn.params.items()):
@@ -82,29 +92,52 @@ def _value(value: Any, functions_count: bool = True) -> Iterator[bytes]:
             yield from _value((str(value.dtype), jax.random.key_data(value)))
         case np.ndarray() | np.generic() | jax.Array():
             array = np.asarray(value)
-            yield f"{array.dtype}{array.shape}".encode() + array.tobytes()
+            yield f"{array.dtype}{array.shape}".encode()
+            yield _nothing() if array.dtype.hasobject else array.tobytes()
         case Mapping():
-            yield from _value(sorted(value.items(), key=str), functions_count)
+            yield from _value([type(value), *sorted(value.items(), key=str)], functions_count)
         case tuple() | list():
             yield b"("
+            if type(value) not in (tuple, list):
+                yield from _value(type(value))
             for each in value:
                 yield from _value(each, functions_count)
             yield b")"
         case float() | complex():
             yield repr(value).encode()
-        case _ if callable(value) and (not functions_count or _is_importable(value)):
-            yield f"{value.__module__}.{value.__qualname__}".encode() if functions_count else b"f"
-        case _ if dataclasses.is_dataclass(value):
-            fields = dataclasses.fields(value)
-            yield from _value([type(value), *((f.name, getattr(value, f.name)) for f in fields)])
+        case enum.Enum():
+            yield from _value((type(value), value.name))
+        case jax.tree_util.PyTreeDef():
+            yield from _value((value.node_data(), value.children()))
+        case _ if callable(value) and not functions_count:
+            yield b"f"
+        case _ if callable(value) and _is_importable(value):
+            yield f"{value.__module__}.{value.__qualname__}".encode()
+        case functools.partial():
+            yield from _value((type(value), value.func, value.args, value.keywords))
+        case types.MethodType():
+            yield from _value((value.__func__, value.__self__))
+        case _ if dataclasses.is_dataclass(type(value)):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            yield from _value((type(value), fields | getattr(value, "__dict__", {})))
         case _:
             text = repr(value)
             known = type(value).__module__.partition(".")[0] in KNOWN and " at 0x" not in text
-            yield (text if known or isinstance(value, PLAIN) else uuid.uuid4().hex).encode()
+            # What has a name is a function, and may be a user's that NumPy or JAX has wrapped.
+            known = type(value) in PLAIN or (known and not hasattr(value, "__name__"))
+            yield text.encode() if known else _nothing()
     yield b","
 
 
 def _is_importable(value: Any) -> bool:
     """Whether a function or class is what its name says, and not made anew by each call."""
-    name = getattr(value, "__qualname__", "")
-    return getattr(sys.modules.get(getattr(value, "__module__", "")), name, None) is value
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    try:
+        return operator.attrgetter(value.__qualname__)(module) is value
+    except AttributeError:
+        return False
+
+
+def _nothing() -> bytes:
+    """What is equal to nothing, itself included."""
+    return uuid.uuid4().bytes

@@ -25,8 +25,10 @@ NAMES = ("scale", "t_init", "alpha", "dropout", "d_init", "rank", "max_rank", "b
 
 INPUTS = ("constant", "start", "rate")
 """Where a setting ends up in arrays that a program takes."""
-READ = ("weight", "branch", "array", "dot", "penalty", "update", "gradient")
+READ = ("weight", "branch", "array", "dot", "length", "penalty", "update", "gradient")
 """Where a method reads it from `self` while it is traced."""
+SHORT, LONG = 2, 3
+"""Of rows; at one of them `length` reads it."""
 
 
 def number(value: Any) -> float:
@@ -62,6 +64,8 @@ class Users(lj.Variant):
 
     def dot(self, x, base, factors, *, dropout_key=None):
         y = super().dot(x, base, factors)
+        if x.shape[-2] == LONG:
+            y = y * (1 + sum(self.what("length")))
         return y * (1 + sum(self.what("dot")))
 
     def penalty(self, factors):
@@ -117,7 +121,7 @@ def pairs(draw):
 
 
 def forward(params, ids, mask, types):
-    return jnp.tanh(params["table"][ids].mean(1) @ params["w"]) @ params["head"]
+    return jnp.tanh(params["table"][ids] @ params["w"]).mean(1) @ params["head"]
 
 
 PARAMS = {
@@ -125,9 +129,7 @@ PARAMS = {
     "w": jax.random.normal(jax.random.key(1), (6, 5)),
     "head": jax.random.normal(jax.random.key(2), (5, 2)),
 }
-IDS = jnp.arange(12, dtype=jnp.int32).reshape(4, 3) % 7
-BATCH = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), IDS)
-BATCH |= {"label": jnp.array([0, 1, 1, 0], jnp.int32), "weight": jnp.ones(4)}
+IDS = jnp.arange(12, dtype=jnp.int32).reshape(4, LONG) % 7
 OPTIMIZER = {"learning_rate": 0.1, "weight_decay": 0.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
 OPTIMIZER |= {"clip": 1.0, "warmup_steps": 0, "warmup_ratio": 0.0, "head_learning_rate": None}
 CONFIG = {
@@ -139,13 +141,22 @@ CONFIG = {
 }
 
 
-def outline():
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (PARAMS, BATCH))
-    return Outline(CONFIG, forward, shapes[0], train.cross_entropy, 5, (shapes[1],))
+def batch(tokens):
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return dict.fromkeys(names, jax.ShapeDtypeStruct((4, tokens), jnp.int32)) | {
+        "label": jax.ShapeDtypeStruct((4,), jnp.int32),
+        "weight": jax.ShapeDtypeStruct((4,), jnp.float32),
+    }
 
 
-def share(*variants):
-    return len(split(outline(), [(("w", each),) for each in variants])) == 1
+def outline(trained, scored):
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
+    batches = [tuple(map(batch, lengths)) for lengths in (trained, scored)]
+    return Outline(CONFIG, forward, None, params, train.cross_entropy, 5, *batches)
+
+
+def share(*variants, trained=(SHORT,), scored=(SHORT,)):
+    return len(split(outline(trained, scored), [(("w", each),) for each in variants])) == 1
 
 
 def step(variant, trainable, frozen):
@@ -170,7 +181,7 @@ def step(variant, trainable, frozen):
 def test_a_program_computes_of_each_trial_what_it_is_alone(pair):
     first, second = pair
     differ = {use for name, use in first.uses if getattr(first, name) != getattr(second, name)}
-    if not share(first, second):
+    if not share(first, second, trained=(SHORT,), scored=(LONG,)):
         assert differ & set(READ)  # nothing is kept apart by its name
         return
     trainable, frozen = lj.adapt(forward, second, "w").init(
@@ -264,7 +275,8 @@ class Hidden(LoRA):
         return np.asarray(scale) * np.float32(self.gain)
 
     def dot(self, x, base, factors, *, dropout_key=None):
-        if self.where == "short" and x.shape[-2] > 3:
+        mode = "scored" if dropout_key is None else "trained"
+        if self.where in ("scored", "trained") and (mode, x.shape[-2]) != (self.where, LONG):
             return base.dot(x)
         return super().dot(x, base, factors, dropout_key=dropout_key)
 
@@ -275,21 +287,12 @@ def test_what_equality_does_not_tell_is_traced(where):
     assert not share(Hidden(gain=1, where=where), Hidden(gain=1.0 + (where != "kind"), where=where))
 
 
-def test_short_rows_are_traced_too():
-    def tokenwise(params, ids, mask, types):
-        return (jnp.tanh(params["table"][ids] @ params["w"]) @ params["head"]).mean(1)
-
-    long = outline()
-    both = [{**each, **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids)}
-            for each in long.batches for ids in map(rows, (3, 24))]  # fmt: skip
-    ends = dataclasses.replace(long, forward=tokenwise, batches=tuple(both))
-    pair = [(("w", Hidden(gain=gain, where="short")),) for gain in (1.0, 2.0)]
-    assert len(split(dataclasses.replace(ends, batches=ends.batches[1:]), pair)) == 1
-    assert len(split(ends, pair)) == 2
-
-
-def rows(tokens):
-    return jax.ShapeDtypeStruct((4, tokens), jnp.int32)
+@pytest.mark.parametrize("where", ["trained", "scored"])
+def test_all_lengths_of_training_and_of_evaluation_are_traced(where):
+    pair = [Hidden(gain=gain, where=where) for gain in (1.0, 2.0)]
+    lengths = {"trained": (SHORT,), "scored": (SHORT,)}
+    assert share(*pair, **lengths)
+    assert not share(*pair, **{**lengths, where: (SHORT, LONG)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +309,7 @@ class Broken(LoRA):
 
 def test_what_cannot_be_traced_stays_alone():
     chosen = [Broken(alpha=1.0), Broken(alpha=9.0), Broken(alpha=2.0), Broken(rank=99)]
-    parts = split(outline(), [(("w", each),) for each in chosen])
+    parts = split(outline((SHORT,), ()), [(("w", each),) for each in chosen])
     assert sorted(parts) == [[0, 2], [1], [3]]
 
 
@@ -326,5 +329,5 @@ def test_what_only_init_reads_shares(setting):
 
 def test_parts_are_as_large_as_they_can_be():
     chosen = [RankRead(rank=rank, alpha=alpha) for rank in (2, 3) for alpha in (1.0, 2.0, 3.0)]
-    parts = split(outline(), [(("w", each),) for each in chosen])
+    parts = split(outline((SHORT,), ()), [(("w", each),) for each in chosen])
     assert parts == [[0, 1, 2], [3, 4, 5]]
