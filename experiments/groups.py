@@ -72,7 +72,7 @@ def _parts(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[lis
         outline = Outline.of(dict(configs[numbers[0]]))
         candidates = [_settings(configs[each[0]], outline) for each in same]
         parts = split(outline, candidates)
-    except (ValueError, OSError, ImportError):  # of a model or data that no trial can have
+    except Exception:  # of a model, or of texts, that no trial can have: its own run will say it
         return same
     return sorted(sorted(n for place in part for n in same[place]) for part in parts)
 
@@ -109,10 +109,10 @@ def _split(
     candidates: Sequence[Settings],
     numbers: list[int],
 ) -> list[list[int]]:
-    """Args as of `split`.
+    """Candidates, by their `numbers`, in parts.
 
     Args:
-      program: what is traced of a candidate, its factors of so many rows for each target.
+      program: what is traced of one whose factors have so many rows, None where they are its own.
     """
     if len(numbers) < 2:
         return [numbers] if numbers else []

@@ -20,7 +20,7 @@ DERIVATIVES = ("custom_jvp", "custom_vjp")
 OUTSIDE = "io_callback"
 """What may do something else at each call, whatever its arguments are."""
 PLAIN = (str, bytes, bool, int, type(None))
-KNOWN = ("jax", "jaxlib", "numpy", "ml_dtypes")
+KNOWN = ("jax", "jaxlib")
 """Whose objects say all of themselves, but for those that say an address."""
 
 
@@ -103,7 +103,7 @@ def _value(value: Any, functions_count: bool = True) -> Iterator[bytes]:
             for each in value:
                 yield from _value(each, functions_count)
             yield b")"
-        case float() | complex():
+        case float() | complex() | np.dtype():
             yield repr(value).encode()
         case enum.Enum():
             yield from _value((type(value), value.name))

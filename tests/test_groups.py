@@ -149,10 +149,10 @@ def batch(tokens):
     }
 
 
-def outline(trained, scored):
+def outline(trained, scored, evaluated=None):
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
     batches = [tuple(map(batch, lengths)) for lengths in (trained, scored)]
-    return Outline(CONFIG, forward, None, params, train.cross_entropy, 5, *batches)
+    return Outline(CONFIG, forward, evaluated, params, train.cross_entropy, 5, *batches)
 
 
 def share(*variants, trained=(SHORT,), scored=(SHORT,)):
@@ -293,6 +293,15 @@ def test_all_lengths_of_training_and_of_evaluation_are_traced(where):
     lengths = {"trained": (SHORT,), "scored": (SHORT,)}
     assert share(*pair, **lengths)
     assert not share(*pair, **{**lengths, where: (SHORT, LONG)})
+
+
+def test_another_forward_pass_of_evaluation_is_traced():
+    def evaluated(params, ids, mask, types):
+        return forward(params, jnp.pad(ids, ((0, 0), (0, LONG - SHORT))), mask, types)
+
+    other = outline((SHORT,), (SHORT,), evaluated)
+    pair = [(("w", Hidden(gain=gain, where="scored")),) for gain in (1.0, 2.0)]
+    assert len(split(other, pair)) == 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import traced_batches
 from small_language import write_places
 
 import lora_jax as lj
@@ -97,6 +98,10 @@ def assert_learned(record, folder):
     assert set(record.metrics_first) >= {"accuracy", "eval_loss"}
     assert record.metrics_first != record.metrics_last
     assert record.metrics_last["eval_loss"] < record.metrics_first["eval_loss"]
+
+
+def test_what_is_traced_before_a_sweep_is_what_a_run_computes_with(places):
+    traced_batches.assert_are_those_of_the_run(config(places, data__buckets=2))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_model
+import traced_batches
 
 from configs import quickstart
 from experiments import make, predictions, together
@@ -428,6 +429,10 @@ def test_budgets_of_adalora_are_shared_by_the_same_targets(config_of):
     assert len(groups(chosen)) == 2
     lengths = [config_of(variant="adalora", variant__total_steps=n) for n in (None, 1000)]
     assert len(groups(lengths)) == 2
+
+
+def test_what_is_traced_is_what_a_run_computes_with(config_of):
+    traced_batches.assert_are_those_of_the_run(config_of(data__buckets=3, train__batch_size=4))
 
 
 def test_a_union_holds_all():
