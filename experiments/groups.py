@@ -86,7 +86,7 @@ def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[int]]:
 
     What cannot be traced is a part by itself, and its own run will say why.
     """
-    matrices = [outline.smallest_matrix(dict(each)) for each in candidates]
+    matrices: list[Any] = [outline.smallest_matrix(dict(each)) for each in candidates]
     wrong = [[n] for n, matrix in enumerate(matrices) if matrix is None]
     right = [n for n, matrix in enumerate(matrices) if matrix is not None]
 

@@ -109,7 +109,7 @@ def _value(value: Any, functions_count: bool = True) -> Iterator[bytes]:
             yield from _value((type(value), value.name))
         case jax.tree_util.PyTreeDef():
             yield from _value((value.node_data(), value.children()))
-        case _ if callable(value) and not functions_count:
+        case _ if not functions_count and (callable(value) or hasattr(value, "__name__")):
             yield b"f"
         case _ if callable(value) and _is_importable(value):
             yield f"{value.__module__}.{value.__qualname__}".encode()

@@ -56,6 +56,10 @@ def test_what_is_read_while_tracing_counts_by_value(name):
     assert fingerprint(make(NUMBER), X) != fingerprint(make(near), X)
 
 
+def test_a_derivative_that_is_not_taken_does_not_count():
+    assert fingerprint(scaled(NUMBER), X) == fingerprint(scaled(0.2), X)
+
+
 def test_what_is_an_argument_does_not_count():
     one, other = (lambda x, n: x * n), (lambda value, rate: value * rate)
     assert fingerprint(one, X, 0.5 * jnp.ones(())) == fingerprint(other, X, jnp.zeros(()))
