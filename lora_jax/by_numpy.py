@@ -133,6 +133,9 @@ class ByNumpy:
             carry = self._run(*body, [*operands[first:second], *carry])
         return carry
 
+    def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        raise NotImplementedError("shard_map: what devices exchange in it is not evaluated")
+
     def _cond(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         branches = eqn.params["branches"]
         chosen = min(max(int(operands[0]), 0), len(branches) - 1)
@@ -161,9 +164,13 @@ def _body(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if (closed := eqn.params.get(name)) is not None:
             jaxpr, consts = jaxprs.inner(closed)
-            same = len(jaxpr.invars) == len(eqn.invars)
+            same = _shapes(jaxpr) == _shapes(eqn)  # else it is of parts, as that of a reduction
             return (jaxpr, consts) if same else None
     return None
+
+
+def _shapes(of: Jaxpr | JaxprEqn) -> list[Any]:
+    return [jaxprs.shape(var) for var in of.invars]
 
 
 def _dtype(var: Any) -> Any:

@@ -73,6 +73,7 @@ _ELEMENTS: dict[str, Rule] = {
     "copy": _plain(lambda x: x),
     "copy_p": _plain(lambda x: x),
     "stop_gradient": _plain(lambda x: x),
+    "sharding_constraint": _plain(lambda x: x),
     "optimization_barrier": lambda params, *operands: operands,
     "name": _plain(lambda x: x),
     "and": _plain(np.bitwise_and),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from lora_jax import jaxpr_memory
 from lora_jax.by_numpy import ByNumpy, rounded_operands
@@ -97,6 +98,21 @@ def test_both_draw_the_same_random_numbers():
         found = ByNumpy(wide)(closed.jaxpr, closed.consts, given)
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_array_equal(found[1], np.asarray(expected[1]))
+
+
+def test_what_devices_exchange_is_not_evaluated():
+    """The body is of a part of the operands, and so is that of a reduction, which JAX does."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mean = jax.shard_map(
+        lambda x: lax.pmean(x.mean(), "data"), mesh=mesh, in_specs=P("data"), out_specs=P()
+    )
+    x = np.arange(1, 5, dtype=np.float32)
+    closed = jax.make_jaxpr(mean)(x)
+    with pytest.raises(NotImplementedError, match="shard_map"):
+        ByNumpy(False)(closed.jaxpr, closed.consts, [x])
+    closed = jax.make_jaxpr(lambda x: lax.reduce(x, np.float32(2), lambda a, b: a * b, (0,)))(x)
+    for wide in (False, True):
+        assert ByNumpy(wide)(closed.jaxpr, closed.consts, [x]) == [48]
 
 
 @pytest.mark.filterwarnings("error")
