@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from experiments import hosts
 from experiments.build import Experiment
 from lora_jax import audit, memory, train
 from lora_jax.compiler_faults import CURE
+from lora_jax.processes import said_by_all
 from lora_jax.program import Program
 from lora_jax.summary import summary
 
@@ -67,7 +69,7 @@ def _audit(
         (f"batches of {experiment.batch_size} x {length}", lambda n=number: arguments(n))
         for number, length in _shapes(experiment)
     )
-    found = audit.audit(step, cases, trials=trials, room=memory.host_memory(), advice=ADVICE)
+    found = audit.audit(step, cases, trials=trials, room=_room(), advice=ADVICE)
     for name, why in found.left_out.items():
         _say(f"the compiled step is not audited for {name}: {why}")
     if (spent := found.seconds - found.compiling) > LONG:
@@ -78,6 +80,12 @@ def _audit(
 def _why_not(experiment: Experiment) -> str | None:
     total = summary(experiment.trainable, experiment.frozen).total
     return f"the model has {total:,} parameters" if total >= LARGEST else None
+
+
+def _room() -> int | None:
+    """Bytes that each of the processes on this machine may take, all of which evaluate."""
+    free, machines = memory.host_memory(), said_by_all(platform.node())
+    return None if free is None else free // machines.count(platform.node())
 
 
 def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:

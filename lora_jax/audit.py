@@ -146,7 +146,8 @@ def compare(
     The error is the distance to the same operations one by one, in their own dtypes. The tolerance
     is the floor of the gradient's dtypes; for an error above it, `MULTIPLE` times what those are
     off from float64, and `MOST` at most. In place of a finding, why nothing can be said: the jaxpr
-    cannot be evaluated here, or not to finite numbers.
+    cannot be evaluated here, or not to finite numbers. Of an array on several devices, all copies
+    count; several processes all have to ask, and have the same answer.
     """
     began = time.perf_counter()
     traced = step.trace(*arguments)  # which is the step's own, and not done again

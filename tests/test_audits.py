@@ -112,6 +112,8 @@ def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
     assert audits.alone(experiment, step, state).values() is None
     said = capsys.readouterr().out
     assert "not audited for batches of 8 x 24: evaluated by NumPy it takes " in said
+    monkeypatch.setattr(audits, "said_by_all", lambda machine: ["another", machine, machine])
+    assert audits._room() == 500
 
 
 def test_a_worker_is_told(tmp_path):
