@@ -1,7 +1,9 @@
 """The audit of steps on a mesh: what one device alone has wrong is found, and XLA's own fault."""
 
+import contextlib
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def stepping(function, params, x, adapted, rules, sizes):
     """A jitted step on a mesh, and what makes its arguments."""
-    mesh = lj.make_mesh(*sizes)
+    mesh = lj.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     layout = lay_out(adapted, mesh, rules, params, x)
     trainable, frozen = layout.init(jax.random.key(1), params, x)
     batch = {"x": x, "label": np.arange(len(x)) % 10, "weight": np.ones(len(x), np.float32)}
@@ -97,8 +99,8 @@ def test_what_one_device_has_wrong_is_found(leaf, device):
 
 
 def test_a_gradient_that_the_compiler_sums_wrongly_over_devices_is_stopped():
-    """In a scan whose matrices are all cut one way: once XLA is mended, this and the test in
-    `test_mesh_training` that is expected to fail can go."""
+    """In a scan whose matrices are all cut one way (see `test_mesh_training`), where XLA is of a
+    version that does so: the gradient of one device tells."""
     random = np.random.default_rng(0)
     params = {
         "up": random.standard_normal((2, 16, 32), np.float32) / 4,
@@ -117,11 +119,16 @@ def test_a_gradient_that_the_compiler_sums_wrongly_over_devices_is_stopped():
     x = random.standard_normal((8, 16), np.float32)
     adapted = lj.adapt(scanned, variants.make("full"), "scale")
 
-    def audited(rules):
-        step, arguments = stepping(scanned, params, x, adapted, rules, (2, 2, 2))
-        return audit.audit(step, [("8 rows", arguments)])
+    def moments(rules, sizes):
+        step, arguments = made = stepping(scanned, params, x, adapted, rules, sizes)
+        state, _ = step(*arguments())
+        return jax.device_get(optax.tree.get(state.opt_state, "mu")), made
 
     other, vectors = ("down", P(None, "tensor", "fsdp")), ("scale", P())
-    assert audited([("up", cut), other, vectors]).batches == 1
-    with pytest.raises(ValueError, match=r"the gradient of \w+ is off by 0\.[1-9]"):
-        audited([("up|down", cut), vectors])
+    truth, _ = moments([("up|down", cut), vectors], (1, 1, 1))
+    for rules in ([("up", cut), other, vectors], [("up|down", cut), vectors]):
+        found, (step, arguments) = moments(rules, (2, 2, 2))
+        off = optax.tree.norm(optax.tree.sub(found, truth)) / optax.tree.norm(truth)
+        assert off < 1e-5 or off > 0.1
+        with contextlib.nullcontext() if off < 1e-5 else pytest.raises(ValueError, match="is off"):
+            assert audit.audit(step, [("8 rows", arguments)]).batches == 1
