@@ -34,6 +34,7 @@ setup(
         "rich>=13.9",
         "scikit-learn>=1.6",
         "scipy>=1.14",
+        "threadpoolctl>=3.2",
     ],
     extras_require={
         "test": [

@@ -2,15 +2,18 @@
 
 import dataclasses
 import itertools
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from experiments import hosts
 from experiments.build import Experiment
 from lora_jax import audit, memory, train
 from lora_jax.compiler_faults import CURE
+from lora_jax.processes import said_by_all
 from lora_jax.program import Program
 from lora_jax.summary import summary
 
@@ -23,16 +26,18 @@ ADVICE = (
 )
 
 
-def alone(experiment: Experiment, step: train.Step) -> audit.Audit | None:
+def alone(experiment: Experiment, step: train.Step, state: train.TrainState) -> audit.Audit | None:
     """The audit of a run's step, or None and a line that says why not.
+
+    Args:
+      state: before the first step; it stays as it is.
 
     Raises:
       ValueError: the compiled step is wrong; one line that names the parameter.
     """
 
     def arguments(number: int) -> tuple[Any, ...]:
-        state = _perturbed(experiment.start())
-        return state, experiment.frozen, next(experiment.batches(number))
+        return _beside(state), experiment.frozen, next(experiment.batches(number))
 
     return _audit(experiment, step, arguments)
 
@@ -40,12 +45,12 @@ def alone(experiment: Experiment, step: train.Step) -> audit.Audit | None:
 def of_program(
     experiments: Sequence[Experiment],
     program: Program,
-    start: Callable[[], Sequence[train.TrainState]],
+    states: Sequence[train.TrainState],
 ) -> audit.Audit | None:
     """As `alone`, of trials that share a program: of the first, or all if they step at once."""
 
     def arguments(number: int) -> tuple[Any, ...]:
-        population = program.start([_perturbed(state) for state in start()])
+        population = program.start([_beside(state) for state in states])
         return program.arguments(population, [next(each.batches(number)) for each in experiments])
 
     return _audit(experiments[0], program.jitted, arguments, program.at_once)
@@ -64,7 +69,7 @@ def _audit(
         (f"batches of {experiment.batch_size} x {length}", lambda n=number: arguments(n))
         for number, length in _shapes(experiment)
     )
-    found = audit.audit(step, cases, trials=trials, room=memory.host_memory(), advice=ADVICE)
+    found = audit.audit(step, cases, trials=trials, room=_room(), advice=ADVICE)
     for name, why in found.left_out.items():
         _say(f"the compiled step is not audited for {name}: {why}")
     if (spent := found.seconds - found.compiling) > LONG:
@@ -73,10 +78,14 @@ def _audit(
 
 
 def _why_not(experiment: Experiment) -> str | None:
-    if experiment.layout is not None or jax.process_count() > 1:
-        return "it is divided over a mesh of devices"
     total = summary(experiment.trainable, experiment.frozen).total
     return f"the model has {total:,} parameters" if total >= LARGEST else None
+
+
+def _room() -> int | None:
+    """Bytes that each of the processes on this machine may take, all of which evaluate."""
+    free, machines = memory.host_memory(), said_by_all(platform.node())
+    return None if free is None else free // machines.count(platform.node())
 
 
 def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
@@ -88,8 +97,10 @@ def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
         yield lengths.index(length), length
 
 
-def _perturbed(state: train.TrainState) -> train.TrainState:
-    return dataclasses.replace(state, trainable=audit.perturbed(state.trainable))
+def _beside(state: train.TrainState) -> train.TrainState:
+    """A state of its own, where all gradients are alive."""
+    rest = jax.tree.map(jnp.copy, dataclasses.replace(state, trainable=None))
+    return dataclasses.replace(rest, trainable=audit.perturbed(state.trainable))
 
 
 def _say(line: str) -> None:

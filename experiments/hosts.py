@@ -1,6 +1,5 @@
 """Several processes that train one run: how they meet, which of them writes, who goes first."""
 
-import json
 import os
 import re
 import sys
@@ -9,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from lora_jax.leaves import to_host
+from lora_jax.processes import said_by_all
 
 
 def initialize(
@@ -89,7 +88,7 @@ def first(call: Callable[[], Any]) -> Any:
             said = {"value": call()}
         except (ValueError, OSError) as error:
             mine, said = error, {"error": str(error)}
-    said = _tell(said)
+    said = said_by_all(said)[0]
     if mine is not None:
         raise mine
     if "error" in said:
@@ -122,11 +121,3 @@ def leave(error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
-
-
-def _tell(value: Any) -> Any:
-    """A JSON value of the first process, on all."""
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
-    content = np.resize(content, length)  # elsewhere for the shape alone
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())

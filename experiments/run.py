@@ -185,7 +185,7 @@ def _fit(
             progress=progress,
             outcome=outcome,
             interrupted=interrupted,
-            audit=(lambda: audits.alone(experiment, step)) if audit else None,
+            audit=(lambda state: audits.alone(experiment, step, state)) if audit else None,
         )
         if outcome.interrupted:
             return state, ""

@@ -305,7 +305,7 @@ def _fit(
             outcomes=outcomes,
             keep_best=config["train"]["select"] == "best",
             progress=progress,
-            audit=(lambda: audits.of_program(group.experiments, program, group.start))
+            audit=(lambda states: audits.of_program(group.experiments, program, states))
             if audit
             else None,
         )

@@ -25,7 +25,7 @@ depend on it, but for rounding: it may go on with another mesh, or on other mach
 
 Before the first step, the compiled one is compared with what NumPy makes of the same operations one
 by one (`lora_jax.audit`): compilers are wrong now and then, and a run with wrong gradients looks
-like one of a worse method. `--noaudit` trains without; runs on a mesh always do.
+like one of a worse method. `--noaudit` trains without.
 """
 
 import sys

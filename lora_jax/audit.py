@@ -29,7 +29,8 @@ from jax.tree_util import GetAttrKey, SequenceKey
 from lora_jax.by_numpy import ByNumpy, rounded_operands
 from lora_jax.frozen import Trainable
 from lora_jax.jaxpr_memory import peak_bytes
-from lora_jax.leaves import is_key
+from lora_jax.leaves import copies, first_line, is_key, to_host
+from lora_jax.processes import said_by_all
 
 FLOOR = 32 * float(np.finfo(np.float32).eps)
 """What is never an error: sums in another order differ by it in float32."""
@@ -93,10 +94,11 @@ def perturbed(trainable: Trainable, seed: int = 0) -> Trainable:
     rng = np.random.default_rng([seed, 20260])
 
     def one(leaf: Any) -> Any:
-        values = np.asarray(leaf, np.float64)
+        values = np.asarray(to_host(leaf), np.float64)
         size = math.sqrt(np.mean(np.square(values))) if values.size else 0.0
         moved = values + rng.standard_normal(values.shape) * (NOISE * size or NOISE)
-        return jnp.asarray(moved.astype(leaf.dtype))
+        where = leaf.sharding if getattr(leaf, "committed", False) else None
+        return jax.device_put(moved.astype(leaf.dtype), where)
 
     return jax.tree.map(one, trainable)
 
@@ -144,30 +146,38 @@ def compare(
     The error is the distance to the same operations one by one, in their own dtypes. The tolerance
     is the floor of the gradient's dtypes; for an error above it, `MULTIPLE` times what those are
     off from float64, and `MOST` at most. In place of a finding, why nothing can be said: the jaxpr
-    cannot be evaluated here, or not to finite numbers.
+    cannot be evaluated here, or not to finite numbers. Of an array on several devices, all copies
+    count; several processes all have to ask, and have the same answer.
     """
     began = time.perf_counter()
     traced = step.trace(*arguments)  # which is the step's own, and not done again
     seconds = time.perf_counter() - began
     leaves = jax.tree.leaves(arguments)
-    needed = peak_bytes(traced.jaxpr.jaxpr) + sum(leaf.nbytes for leaf in leaves)
+    needed, why = peak_bytes(traced.jaxpr.jaxpr) + sum(leaf.nbytes for leaf in leaves), ""
     if room is not None and needed > room:
         sizes = f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
-        return f"evaluated by NumPy it takes {sizes}", seconds
+        why = f"evaluated by NumPy it takes {sizes}"
+    if why := next(filter(None, said_by_all(why)), ""):
+        return why, seconds
     leaves = jax.tree.map(_own_copy, leaves)
     began = time.perf_counter()
     result = jax.block_until_ready(step(*arguments))
     seconds += time.perf_counter() - began
 
+    return _agreed(_judged(traced.jaxpr, leaves, result, trials)), seconds
+
+
+def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None) -> Finding | str:
+    """What this process finds of the copies that its devices have of a step's results."""
     outputs = jax.tree_util.tree_leaves_with_path(result)
     observed = [_observed(path) if _is_float(x) else None for path, x in outputs]
     used = [name is not None for name in observed]
     names = [name for name in observed if name is not None]
     if not any(name.startswith(GRADIENT) for name in names):
         raise ValueError("the optimiser keeps no first moment (mu): there is no gradient to audit")
-    floor = max(_floor(x.dtype) for (_, x), use in zip(outputs, used, strict=True) if use)
-    compiled = [np.asarray(x, np.float64) for (_, x), use in zip(outputs, used, strict=True) if use]
-    closed = traced.jaxpr
+    arrays = [x for (_, x), use in zip(outputs, used, strict=True) if use]
+    floor = max(_floor(x.dtype) for x in arrays)
+    wholes = [to_host(x) for x in arrays]
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
 
     def evaluated(wide: bool) -> list[np.ndarray]:
@@ -177,16 +187,26 @@ def compare(
     try:
         own = evaluated(wide=False)
         if not all(np.isfinite(each).all() for each in own):
-            return "its loss or gradient is not finite, operation by operation either", seconds
-        found = dataclasses.replace(worst(names, compiled, own, trials), tolerance=floor)
+            return "its loss or gradient is not finite, operation by operation either"
+        each = (worst(names, copy, own, trials) for copy in copies(arrays, wholes))
+        found = dataclasses.replace(max(each, key=lambda one: one.error), tolerance=floor)
         if math.isfinite(found.error) and (where := _not_finite(outputs)) is not None:
             found = Finding(where, math.inf, floor)
         if floor < found.error < math.inf:
             tolerance = MULTIPLE * worst(names, own, evaluated(wide=True), trials).error
             found = dataclasses.replace(found, tolerance=max(floor, min(tolerance, MOST)))
     except Exception as error:  # whatever it is, of an evaluation that no run depends on
-        return f"{type(error).__name__}: {error}".splitlines()[0], seconds
-    return found, seconds
+        return first_line(error)
+    return found
+
+
+def _agreed(mine: Finding | str) -> Finding | str:
+    """What all processes find: the largest error, or why one of them can say nothing."""
+    said = said_by_all(mine if isinstance(mine, str) else dataclasses.asdict(mine))
+    findings = [Finding(**each) for each in said if not isinstance(each, str)]
+    wrong = [found for found in findings if not found.passes]
+    why = [each for each in said if isinstance(each, str)]
+    return why[0] if why and not wrong else max(findings, key=lambda each: each.error)
 
 
 def worst(
@@ -252,15 +272,16 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _finite(leaf: Any) -> bool:
-    return bool(np.isfinite(np.asarray(leaf, np.float64)).all())
+    parts = (np.asarray(shard.data, np.float64) for shard in leaf.addressable_shards)
+    return all(np.isfinite(part).all() for part in parts)
 
 
 def _own_copy(leaf: Any) -> Any:
     """A leaf of arguments that a step may take over, whose memory it cannot."""
     if is_key(leaf):
-        data: Any = np.array(jax.random.key_data(leaf))
+        data: Any = np.array(to_host(jax.random.key_data(leaf)))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    return np.array(leaf)
+    return np.array(to_host(leaf))
 
 
 def _complaint(found: Finding, name: str, advice: str) -> str:

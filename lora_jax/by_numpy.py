@@ -34,7 +34,7 @@ class ByNumpy:
     def __call__(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The outputs of a jaxpr, as NumPy's arrays."""
         with np.errstate(all="ignore"), jax.enable_x64(True):
-            return self._run(jaxpr, consts, args)
+            return [_whole(each) for each in self._run(jaxpr, consts, args)]
 
     def _run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = {}
@@ -65,7 +65,7 @@ class ByNumpy:
 
     def held(self, value: Any, dtype: Any) -> Any:
         """A value of a dtype as it is calculated with: rounded to it, if it is narrow."""
-        if jnp.issubdtype(dtype, jax.dtypes.extended):
+        if isinstance(value, _Rows) or jnp.issubdtype(dtype, jax.dtypes.extended):
             return value
         value = np.asarray(value)
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -81,6 +81,7 @@ class ByNumpy:
             return structure(eqn, operands)
         if (body := _body(eqn)) is not None:
             return self._run(*body, operands)
+        operands = [_whole(each) for each in operands]
         rule = numpy_ops.rule(name)
         if rule is None or any(not isinstance(each, np.ndarray) for each in operands):
             return self._by_jax(jaxpr, eqn, operands)
@@ -112,17 +113,18 @@ class ByNumpy:
         jaxpr, own = jaxprs.inner(eqn.params["jaxpr"])
         constant, carried = jaxprs.scan_sizes(eqn)
         consts, carry = operands[:constant], operands[constant : constant + carried]
-        columns = [_rows(each) for each in operands[constant + carried :]]
+        columns = operands[constant + carried :]
+        columns = [_Rows.of_keys(each) if _is_key(each) else each for each in columns]
         length = eqn.params["length"]
         order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
-        found = [_Stacked(length, var.aval) for var in eqn.outvars[carried:]]
+        found = [_Rows([None] * length, var.aval) for var in eqn.outvars[carried:]]
         for number in order:
-            rows = [column(number) for column in columns]
+            rows = [_row(column, number) for column in columns]
             results = self._run(jaxpr, own, [*consts, *carry, *rows])
             carry = results[:carried]
             for each, result in zip(found, results[carried:], strict=True):
-                each[number] = result
-        return [*carry, *(each.whole() for each in found)]
+                each.rows[number] = result
+        return [*carry, *found]
 
     def _while(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         params = eqn.params
@@ -132,6 +134,9 @@ class ByNumpy:
         while self._run(*condition, [*operands[:first], *carry])[0]:
             carry = self._run(*body, [*operands[first:second], *carry])
         return carry
+
+    def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        raise NotImplementedError("shard_map: what devices exchange in it is not evaluated")
 
     def _cond(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         branches = eqn.params["branches"]
@@ -161,9 +166,13 @@ def _body(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if (closed := eqn.params.get(name)) is not None:
             jaxpr, consts = jaxprs.inner(closed)
-            same = len(jaxpr.invars) == len(eqn.invars)
+            same = _shapes(jaxpr) == _shapes(eqn)  # else it is of parts, as that of a reduction
             return (jaxpr, consts) if same else None
     return None
+
+
+def _shapes(of: Jaxpr | JaxprEqn) -> list[Any]:
+    return [jaxprs.shape(var) for var in of.invars]
 
 
 def _dtype(var: Any) -> Any:
@@ -176,7 +185,7 @@ def _is_default(eqn: JaxprEqn) -> bool:
 
 
 def _is_key(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jax.dtypes.extended)
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.extended)
 
 
 def _widened(value: Any) -> Any:
@@ -184,33 +193,42 @@ def _widened(value: Any) -> Any:
     return np.dtype(np.float64) if is_float else value
 
 
-def _rows(array: Any) -> Callable[[int], Any]:
-    """An array's rows by number. JAX would compile the reading of each row of random keys."""
-    if not _is_key(array):
-        return lambda number: array[number]
-    data, kind = np.asarray(jax.random.key_data(array)), jax.random.key_impl(array)
-    return lambda number: _keys(data[number], kind)
+def _row(array: Any, number: int) -> Any:
+    return array.rows[number] if isinstance(array, _Rows) else array[number]
 
 
-class _Stacked:
-    """The results of a loop's rounds, written where they will lie together."""
+class _Rows:
+    """An array by its rows, as loops make and take it: putting them together costs as much as most
+    operations."""
 
-    def __init__(self, length: int, like: Any) -> None:
-        self.length, self.like = length, like
-        self.rows: Any = None
-        self.kind: Any = None
+    def __init__(self, rows: list[Any], like: Any) -> None:
+        self.rows, self.like = rows, like
+        self.array: Any = None
 
-    def __setitem__(self, number: int, row: Any) -> None:
-        if _is_key(row):
-            self.kind, row = jax.random.key_impl(row), np.asarray(jax.random.key_data(row))
-        if self.rows is None:
-            self.rows = np.empty((self.length, *row.shape), row.dtype)
-        self.rows[number] = row
+    @classmethod
+    def of_keys(cls, keys: Any) -> "_Rows":
+        """Of random keys, where JAX would compile the reading of each."""
+        kind = jax.random.key_impl(keys)
+        return cls([_keys(data, kind) for data in np.asarray(jax.random.key_data(keys))], keys)
 
     def whole(self) -> Any:
-        if self.rows is None:  # there was no round
+        if self.array is None:
+            self.array = self._stacked()
+            if not _is_key(self.array):
+                self.rows = list(self.array)  # so that nothing is there twice
+        return self.array
+
+    def _stacked(self) -> Any:
+        if not self.rows:
             return np.zeros(self.like.shape, self.like.dtype)
-        return self.rows if self.kind is None else _keys(self.rows, self.kind)
+        if not _is_key(self.rows[0]):
+            return np.stack(self.rows)
+        data = np.stack([np.asarray(jax.random.key_data(row)) for row in self.rows])
+        return _keys(data, jax.random.key_impl(self.rows[0]))
+
+
+def _whole(value: Any) -> Any:
+    return value.whole() if isinstance(value, _Rows) else value
 
 
 def _keys(data: Any, kind: Any) -> Any:

@@ -38,7 +38,7 @@ def fit_trials(
     outcomes: Sequence[Outcome],
     keep_best: bool = False,
     progress: Progress | None = None,
-    audit: Callable[[], Audit | None] | None = None,
+    audit: Callable[[Sequence[TrainState]], Audit | None] | None = None,
 ) -> list[TrainState]:
     """Train all to the end, from the newest checkpoint where there is one.
 
@@ -52,7 +52,7 @@ def fit_trials(
       evaluate: the metrics of the trainables of a trial, by its number.
       checkpoints: of all trials together.
       outcomes: filled in on the way.
-      audit: as `train.fit` has it, of the program that all share.
+      audit: as `train.fit` has it, of the program that all share and all states.
       keep_best: whether the states of the best evaluations are returned, in place of the last.
 
     Raises:
@@ -74,7 +74,7 @@ def fit_trials(
     for log, outcome in zip(metrics, outcomes, strict=True):
         log.truncate(outcome.steps)
     if audit is not None and restored is None:
-        found = audit()
+        found = audit(states)
         for outcome in outcomes:
             outcome.audited(found and found.shared(count))
     if loop.evaluate_first and restored is None:

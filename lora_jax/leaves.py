@@ -1,6 +1,7 @@
 """Leaves of saved trees: their types as text, their bits, their digests."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,22 @@ def to_host(array: Any) -> np.ndarray:
     if array.nbytes > LARGEST and array.ndim > 1 and len(array) > 1:
         return np.stack([to_host(array[index]) for index in range(len(array))])
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def copies(arrays: Sequence[jax.Array], wholes: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """What this process's devices hold of arrays, in float64: the first copies, then the second.
+
+    Args:
+      wholes: the same arrays by `to_host`, for the parts that are not here.
+    """
+    shards = [array.addressable_shards for array in arrays]
+    for number in sorted({shard.replica_id for each in shards for shard in each}):
+        found = [np.array(whole, np.float64) for whole in wholes]
+        for whole, each in zip(found, shards, strict=True):
+            for shard in each:
+                if shard.replica_id == number:
+                    whole[shard.index] = shard.data
+        yield found
 
 
 def digest(array: Any) -> str:

@@ -4,11 +4,18 @@ An operation that is missing here, or whose rule hands back `NotImplemented`, is
 itself. So nothing has to be complete: what is here saves the time of compiling it.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.special
+from threadpoolctl import ThreadpoolController
+
+from lora_jax.numpy_indexing import gather
+
+LARGE = 2**29
+"""Multiplications of a product that several threads share: some hundredths of a second of one."""
 
 Rule = Callable[..., Any]
 """`(params, *operands) -> result`, of arrays that hold floats in 32 or 64 bits."""
@@ -73,6 +80,7 @@ _ELEMENTS: dict[str, Rule] = {
     "copy": _plain(lambda x: x),
     "copy_p": _plain(lambda x: x),
     "stop_gradient": _plain(lambda x: x),
+    "sharding_constraint": _plain(lambda x: x),
     "optimization_barrier": lambda params, *operands: operands,
     "name": _plain(lambda x: x),
     "and": _plain(np.bitwise_and),
@@ -194,7 +202,18 @@ def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
     rows, columns = [x.shape[axis] for axis in rest_x], [y.shape[axis] for axis in rest_y]
     left = x.transpose(*stack_x, *rest_x, *sum_x).reshape(*stack, int(np.prod(rows)), inside)
     right = y.transpose(*stack_y, *sum_y, *rest_y).reshape(*stack, inside, int(np.prod(columns)))
-    return np.matmul(left, right).reshape(*stack, *rows, *columns)
+    with _threads(int(np.prod(rows)) * inside * int(np.prod(columns))):
+        return np.matmul(left, right).reshape(*stack, *rows, *columns)
+
+
+def _threads(multiplications: int) -> Any:
+    """The threads of BLAS: one for what is done before others would have begun to help."""
+    return _blas().limit(limits=1 if multiplications < LARGE else None, user_api="blas")
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 _SHAPES: dict[str, Rule] = {
@@ -207,6 +226,7 @@ _SHAPES: dict[str, Rule] = {
     "split": _split,
     "iota": _iota,
     "dot_general": product,
+    "gather": gather,
     "transpose": lambda params, x: x.transpose(params["permutation"]),
     "squeeze": lambda params, x: np.squeeze(x, params["dimensions"]),
     "expand_dims": lambda params, x: np.expand_dims(x, params["dimensions"]),

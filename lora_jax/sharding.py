@@ -147,7 +147,7 @@ def automatic(uses: Mapping[str, WeightUse], mesh: Mesh) -> dict[str, PartitionS
 
     (With inputs by `fsdp` and outputs by `tensor` throughout, jax 0.10.2 and 0.12.0.1 compute wrong
     gradients of vectors in scanned layers on a mesh of three axes, of plain JAX functions too:
-    compare a table of your own with one device first.)
+    `lora_jax.audit` stops a step of such a table.)
     """
     return {path: _automatic(use, mesh) for path, use in uses.items()}
 

@@ -263,7 +263,7 @@ def fit(
     progress: Progress | None = None,
     outcome: Outcome | None = None,
     interrupted: Callable[[int], bool] | None = None,
-    audit: Callable[[], Audit | None] | None = None,
+    audit: Callable[[TrainState], Audit | None] | None = None,
 ) -> tuple[TrainState, Outcome]:
     """Train to the end of `loop`, from the newest checkpoint where there is one.
 
@@ -279,7 +279,7 @@ def fit(
       outcome: filled in on the way, so that who catches an error knows how far the run came.
       interrupted: asked after each step, with its number; where it says so, that step is saved and
         the loop ends (`Outcome.interrupted`). Several processes must all be told at the same step.
-      audit: asked before the first step; where the compiled step is wrong, it raises.
+      audit: asked before the first step, of the state; where the compiled step is wrong, it raises.
 
     Returns:
       The last state, and what the run came to. A loss or gradient that is not finite ends it
@@ -300,7 +300,7 @@ def fit(
         vars(outcome).update({"evaluations": None} | meta["outcome"])
     metrics.truncate(outcome.steps)
     if audit is not None and restored is None:
-        outcome.audited(audit())
+        outcome.audited(audit(state))
     if loop.evaluate_first and restored is None:
         outcome.metrics_first = evaluate(state.trainable)
 

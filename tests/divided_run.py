@@ -7,6 +7,7 @@ leaf, the warnings; of checkpoints that are only read, a list of that.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import lora_jax as lj
 import variants
-from lora_jax import train
+from lora_jax import audit, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.checkpoint_leaves import bare
 from lora_jax.checksum import checksum, hexadecimal
@@ -40,6 +41,7 @@ parser.add_argument("--port", type=int)
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--dies_saving", type=int, default=0, help="The step in whose save this ends.")
 parser.add_argument("--read", type=Path, nargs="+", help="Checkpoints to restore only.")
+parser.add_argument("--spoils", type=int, help="The process whose gradient is spoilt.")
 parser.add_argument("--misreads", type=Path, help="Where this cannot read step 40.")
 given = parser.parse_args()
 
@@ -116,6 +118,34 @@ step = jax.jit(
 size = jax.jit(lambda trainable: sum(jnp.square(x).sum() for x in jax.tree.leaves(trainable)))
 losses = {}
 
+
+class Spoilt:
+    """The step, with another gradient of the bias in the memory of this process's devices."""
+
+    trace = step.trace
+
+    def __call__(self, *arguments):
+        state, metrics = step(*arguments)
+        opt_state = jax.tree.map(lambda x: spoilt(x) if x.shape == (4,) else x, state.opt_state)
+        return dataclasses.replace(state, opt_state=opt_state), metrics
+
+
+def spoilt(x):
+    parts = [1 + each.data for each in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
+
+
+def audited(state):
+    """The audit of the step, or of the spoilt one."""
+
+    def case():
+        near = audit.perturbed(state.trainable)
+        own = jax.tree.map(jnp.copy, dataclasses.replace(state, trainable=near))
+        return own, frozen, next(batches(0))
+
+    return audit.audit(Spoilt() if given.spoils == given.process else step, [("8 rows", case)])
+
+
 if given.dies_saving:
 
     def dies(self, directory, *args, **kwargs):
@@ -155,6 +185,7 @@ def said(state, outcome, warned):
         "steps": outcome.steps,
         "losses": losses,
         "leaves": dict(zip(names, sums, strict=True)),
+        "audit": outcome.audit,
         "warnings": [str(each.message) for each in warned],
         "spread": sum(not leaf.is_fully_addressable for leaf in trainable),
     }
@@ -176,6 +207,13 @@ if given.read:
     print(json.dumps(found), flush=True)
     raise SystemExit
 
+if given.spoils is not None:
+    try:
+        audited(state)
+    except ValueError as error:
+        print(json.dumps(str(error)), flush=True)
+    raise SystemExit
+
 print("ready", flush=True)
 with (
     warnings_of_users() as warned,
@@ -194,6 +232,7 @@ with (
         metrics=log,
         progress=lambda number, loss, _: losses.update({number: loss}),
         interrupted=interrupted,
+        audit=audited,
     )
 print(json.dumps(said(state, outcome, warned)), flush=True)
 raise SystemExit(75 if outcome.interrupted else 0)

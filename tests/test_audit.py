@@ -32,14 +32,20 @@ def rounding(params, x):
 
 
 @functools.cache
-def made(name, dtype=np.float32, rows=8, function=forward, **settings):
+def made(name, dtype=np.float32, rows=8, function=forward, storage=None, **settings):
     """A jitted step, and what makes its arguments."""
     random = np.random.default_rng(0)
     drawn = {"up": (12, 16), "down": (16, 10)}
     params = {k: {"kernel": random.standard_normal(s).astype(dtype)} for k, s in drawn.items()}
     params["bias"] = np.zeros(10, dtype)
     also = () if name == "full" else ["bias"]
-    adapted = lj.adapt(function, variants.make(name, **settings), also_train=also)
+    adapted = lj.adapt(
+        function,
+        variants.make(name, **settings),
+        "all-linear",
+        also,
+        storage and {"kernel": storage},
+    )
     x = random.standard_normal((rows, 12)).astype(dtype)
     trainable, frozen = jax.jit(adapted.init)(jax.random.key(1), params, x)
     batch = {"x": x, "label": np.arange(rows) % 10, "weight": np.ones(rows, np.float32)}
@@ -216,6 +222,44 @@ def test_each_of_several_trials_is_compared_with_itself():
     found = audit.worst(names, given, truth, trials=2)
     assert found.leaf == names[0] and found.error == pytest.approx(0.1 / math.sqrt(2))
     assert audit.worst(names, truth, truth, trials=2).error == 0
+
+
+@dataclasses.dataclass
+class Misreads:
+    """A step whose program reads other numbers than it is given."""
+
+    step: object
+    other: object
+
+    def trace(self, *arguments):
+        return self.step.trace(*arguments)
+
+    def __call__(self, state, frozen, batch):
+        return self.step(state, *self.other(frozen, batch))
+
+
+def first_part_again(frozen, batch):
+    """In the place of the second one, of two: a part has every other row."""
+    return frozen, {name: array[::2].repeat(2, 0) for name, array in batch.items()}
+
+
+def another_code(frozen, batch):
+    """The lower bits of the first stored weights are others."""
+
+    def other(x):
+        first = (0,) * x.ndim
+        return x.at[first].set(x[first] ^ 15) if x.dtype.itemsize == 1 else x
+
+    return dataclasses.replace(frozen, base=jax.tree.map(other, frozen.base)), batch
+
+
+@pytest.mark.parametrize("storage", [lj.NF4(block=8), lj.Int8()], ids=type)
+def test_weights_in_bits_and_a_batch_in_parts(storage):
+    step, arguments = made("lora", storage=storage, dropout=0.5)
+    assert audit.audit(step, [("8 rows", arguments)]).largest.tolerance == audit.FLOOR
+    for other in (first_part_again, another_code):
+        with pytest.raises(ValueError, match="is off by"):
+            audit.audit(Misreads(step, other), [("8 rows", arguments)])
 
 
 def test_all_gradients_are_alive_where_it_looks():

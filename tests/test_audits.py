@@ -95,7 +95,7 @@ def test_all_shapes_of_a_run_are_looked_at(smoke):
 def test_what_it_compiles_is_what_the_run_takes(smoke, compilations):
     experiment = build.build(smoke())
     step, state = experiment.make_step(), experiment.start()
-    assert audits.alone(experiment, step).batches == 1
+    assert audits.alone(experiment, step, state).batches == 1
     with compilations() as counted:
         step(state, experiment.frozen, next(experiment.batches(0)))
     assert not counted and step._cache_size() == 1
@@ -103,18 +103,17 @@ def test_what_it_compiles_is_what_the_run_takes(smoke, compilations):
 
 def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
     experiment = build.build(smoke())
-    step = Wrong(experiment.make_step())  # whoever looked would raise
-    divided = dataclasses.replace(experiment, layout=object())
-    assert audits.alone(divided, step) is None
-    assert "not audited: it is divided over a mesh of devices\n" in capsys.readouterr().out
+    step, state = Wrong(experiment.make_step()), experiment.start()  # whoever looked would raise
     monkeypatch.setattr(audits, "LARGEST", 1000)
-    assert audits.alone(experiment, step) is None
+    assert audits.alone(experiment, step, state) is None
     assert "not audited: the model has " in capsys.readouterr().out
     monkeypatch.setattr(audits, "LARGEST", 10**9)
     monkeypatch.setattr(memory, "host_memory", lambda: 1000)
-    assert audits.alone(experiment, step).values() is None
+    assert audits.alone(experiment, step, state).values() is None
     said = capsys.readouterr().out
     assert "not audited for batches of 8 x 24: evaluated by NumPy it takes " in said
+    monkeypatch.setattr(audits, "said_by_all", lambda machine: ["another", machine, machine])
+    assert audits._room() == 500
 
 
 def test_a_worker_is_told(tmp_path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from lora_jax import jaxpr_memory
 from lora_jax.by_numpy import ByNumpy, rounded_operands
@@ -69,6 +70,30 @@ def test_value_and_gradient_are_those_of_jax(function, dtype, x64):
     np.testing.assert_allclose(gradient, expected[1], rtol=limit, atol=limit)
 
 
+@pytest.mark.parametrize(
+    ("pick", "by_numpy"),
+    [
+        (lambda x, ids: x[ids], True),
+        (lambda x, ids: x[1, :, ids], True),
+        (lambda x, ids: x[ids[0], 2, ids[1]], True),
+        (lambda x, ids: jnp.take_along_axis(x[:2], ids[:, :, None], axis=1), True),
+        (lambda x, ids: jax.vmap(lambda x, i: lax.dynamic_slice(x, i, (2, 3)))(x[:2], ids), True),
+        (lambda x, ids: jax.vmap(lambda i: x[i], out_axes=1)(ids), True),
+        (lambda x, ids: x.at[ids + 2].get(mode="fill", fill_value=7), False),
+        (lambda x, ids: x.at[ids + 2].get(mode="clip"), False),
+    ],
+)
+def test_what_is_picked_by_its_places(pick, by_numpy, monkeypatch):
+    """All by NumPy alone, but for places that are not inside."""
+    x, ids = np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.array([[0, 1], [2, 1]], np.int32)
+    closed = jax.make_jaxpr(pick)(x, ids)
+    expected = jax.jit(pick)(x, ids)
+    if by_numpy:
+        monkeypatch.setattr(ByNumpy, "_by_jax", None)
+    (found,) = ByNumpy(False)(closed.jaxpr, closed.consts, [x, ids])
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_float64_of_a_program_of_smaller_floats_is_what_it_would_be_without_rounding(x64):
     def function(x, w):
         return jnp.exp((x @ w.astype(jnp.bfloat16)).astype(jnp.float32)).sum(0) / 3
@@ -97,6 +122,21 @@ def test_both_draw_the_same_random_numbers():
         found = ByNumpy(wide)(closed.jaxpr, closed.consts, given)
         np.testing.assert_array_equal(found[0], expected[0])
         np.testing.assert_array_equal(found[1], np.asarray(expected[1]))
+
+
+def test_what_devices_exchange_is_not_evaluated():
+    """The body is of a part of the operands, and so is that of a reduction, which JAX does."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mean = jax.shard_map(
+        lambda x: lax.pmean(x.mean(), "data"), mesh=mesh, in_specs=P("data"), out_specs=P()
+    )
+    x = np.arange(1, 5, dtype=np.float32)
+    closed = jax.make_jaxpr(mean)(x)
+    with pytest.raises(NotImplementedError, match="shard_map"):
+        ByNumpy(False)(closed.jaxpr, closed.consts, [x])
+    closed = jax.make_jaxpr(lambda x: lax.reduce(x, np.float32(2), lambda a, b: a * b, (0,)))(x)
+    for wide in (False, True):
+        assert ByNumpy(wide)(closed.jaxpr, closed.consts, [x]) == [48]
 
 
 @pytest.mark.filterwarnings("error")

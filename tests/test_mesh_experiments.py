@@ -138,6 +138,7 @@ def test_a_run_comes_to_the_same_on_a_mesh_and_goes_on_on_others(places, tmp_pat
     assert set(losses(stopped)) == {1, 2, 3}
     record = run.run(settings, stopped, mesh=lj.make_mesh(2, 1, 2, four))
     assert record.status == "completed" and record.steps == whole.steps
+    assert record.audit["batches"] == whole.audit["batches"] == 1
     assert record.config == whole.config
     assert record.parameters_trained == whole.parameters_trained
     assert record.weights_digest == whole.weights_digest

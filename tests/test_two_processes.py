@@ -88,6 +88,15 @@ def test_two_processes_train_as_one_does(straight, alone):
 
 
 @pytest.mark.slow
+def test_both_audit_their_step_and_one_that_has_it_wrong_stops_both(straight, tmp_path):
+    """Of a gradient that every device has whole, where all but those of process 1 have it right."""
+    found = [each["audit"] for each in straight[1]]
+    assert found[0] == found[1] and 0 < found[0]["error"] < found[0]["tolerance"]
+    first, second = finish(start(tmp_path, **TWO, more=2 * [["--spoils", "1"]]))
+    assert first == second and "wrong for 8 rows: the gradient of bias is off by" in first
+
+
+@pytest.mark.slow
 def test_what_two_processes_saved_another_restores(straight, tmp_path):
     """The state is verified as it is read, and its checksum does not know how it is divided."""
     read = ["--read", straight[0] / "checkpoints", "--turned"]
@@ -196,7 +205,7 @@ def test_the_command_stops_with_code_75_and_goes_on(command, tmp_path):
     first, second = ended(command(folder))
     assert "completed after 8 steps" in first and "completed" not in second
     record = records.read(folder)
-    assert record is not None and record.status == "completed"
+    assert record is not None and record.status == "completed" and record.audit["batches"] == 1
     first, second = ended(command(folder))  # nothing is left to do
     assert "completed after 8 steps" in first and "completed" not in second
 
