@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -101,13 +102,38 @@ def test_ids_beyond_floats_are_classes_of_their_own(tmp_path, suffix, end):
 
 
 def test_what_only_looks_like_a_number_is_a_name(tmp_path):
-    labels = ["1_0", "10", "007", "7", "٣", "3", "0x1"]
+    labels = ["1_0", "2_0", "٣", "0x1", "inf", "می\u200cرود"]  # no number among them
     task = task_of(tmp_path, labels, held=labels[:2])
     assert set(task.label_names) == set(labels)
+    task = task_of(tmp_path, ["007", "7", "bond", "q"], held=["7", "007"])
+    assert task.label_names == ("007", "7", "bond", "q")
     task = task_of(tmp_path, ["01", "1", "02"], held=["01", "1"])
     assert (task.label_names, task.train.labels.tolist()) == (("01", "1", "02"), [0, 1, 2])
     task = task_of(tmp_path, ["+1", "-1", "1.0", "-1e0"], held=["1", "-1"])
     assert (task.label_names, task.train.labels.tolist()) == (("-1", "1"), [1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    "label",
+    ["inf", "-Infinity", "1e400", "1_0", "٣", "１", "O", "n/a", "1\u200b", "\u200b", "1\xa00"],
+)
+def test_among_numbers_nothing_else_becomes_a_class(tmp_path, label, suffix):
+    first = 1 if suffix == ".jsonl" else 2  # the line of the first row
+    said = refused(tmp_path, ["1", "0", label, "1"], held=["1", "0"], suffix=suffix)
+    assert f"train{suffix}, line {first + 2}: " in said and (label in said or ascii(label) in said)
+    if label not in ("O", "n/a"):  # of which one beside one number may be a class
+        refused(tmp_path, ["1", label], held=["1"], suffix=suffix)
+        refused(tmp_path, [f"a{label[1:]}" if "\u200b" in label else "1", label], held=["1"])
+
+
+@pytest.mark.parametrize("target", ["1e-400", "-1e-40", "1e39", "1e400"])
+def test_targets_that_training_would_see_as_others_are_refused(tmp_path, target):
+    for more in ({}, {"regression": True}):
+        said = refused(tmp_path, ["0.5", "1", target], held=["1", "2"], **more)
+        assert "train.tsv, line 4: label '" in said
+    said = refused(tmp_path, ["0.5", "1"], held=["1", target])
+    assert "dev.tsv, line 3: label '" in said and said.endswith("not a number that a float32 holds")
 
 
 @settings(
@@ -124,10 +150,9 @@ def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
     except ValueError as error:
         said = str(error)
         assert "train.jsonl, line 2: " in said and "\n" not in said
-        with contextlib.suppress(
-            ValueError
-        ):  # a number of JSON is not refused, if a float holds it
-            assert not np.isfinite(json.loads(text)) or text != text.strip()
+        with contextlib.suppress(ValueError):  # a number of JSON is refused beyond float32 alone
+            value = abs(json.loads(text, parse_float=Decimal))
+            assert text != text.strip() or (value and not 1.2e-38 < value < 3.4e38)
     else:
         assert task.train.labels.tolist() == [0.5, float(text)]
         assert text.isascii()

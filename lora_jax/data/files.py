@@ -27,9 +27,11 @@ def load(
     """A classification or regression, of texts or pairs, from files (see `rows.read_rows`).
 
     Labels are numbers or names, as they stand there: numbers are compared exactly, `1.0` is the
-    class `1`, and what only looks like a number (`007`, `1_0`) is a name. They are targets of a
-    regression if any has a fraction; else the distinct ones of train are the classes, in the order
-    of the numbers or of the alphabet.
+    class `1`, and `007` is a name beside `7`. They are targets of a regression if any has a
+    fraction; else the distinct ones of train are the classes, in the order of the numbers or of the
+    alphabet. Of numbers and names in one column, a name is refused where it must be a mistake: if
+    any number has a fraction, if more classes are numbers than names, or if the name is a number to
+    other readers (`1_0`, `inf`, `1e400`). So is a label with characters that nobody sees.
 
     Args:
       files: paths `train`, `validation`, `extra` (another domain, to evaluate on as well) and
@@ -121,14 +123,19 @@ def _has_fraction(label: str) -> bool:
 
 
 def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
-    """Raise for a label that is no number beside fractions: a gap in targets, and no class."""
-    numbers = [rows.number(label) for label in labels]
-    if None in numbers and any(map(_has_fraction, labels)):
-        at = numbers.index(None)
-        raise ValueError(
-            f"{path}, line {read[at].line}: label '{labels[at]}' is not a finite number, "
-            "but others have fractions"
-        )
+    """Raise for a label that is no number beside numbers, where it is a gap or a slip, no class."""
+    numbers = {label: rows.number(label) for label in labels}
+    names = [label for label, number in numbers.items() if number is None]
+    if len(names) == len(numbers):
+        return
+    fractions, most = any(map(_has_fraction, numbers)), 2 * len(names) < len(numbers)
+    for row, label in zip(read, labels, strict=True):
+        if numbers[label] is None and (fractions or most or rows.looks_like_number(label)):
+            others = "others have fractions" if fractions else "others are numbers"
+            raise ValueError(
+                f"{path}, line {row.line}: label '{label}' is not a finite number, but {others}: "
+                "correct it, or give every class a name"
+            )
 
 
 def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
@@ -143,10 +150,10 @@ def _numbers(
     found = []
     numbers = {name: number for number, name in enumerate(names or ())}
     for row, label in zip(read, labels, strict=True):
-        number = rows.number(label) if names is None else numbers.get(label)
+        number = rows.target(label) if names is None else numbers.get(label)
         if number is None:
             expected = (
-                "not a number"
+                "not a number that a float32 holds"
                 if names is None
                 else f"which train does not have; nearest: {nearest(label, names)}"
             )

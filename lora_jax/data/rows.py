@@ -13,6 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lora_jax import json_text
 from lora_jax.partition import nearest
 
@@ -20,6 +22,10 @@ SUFFIXES = (".tsv", ".csv", ".jsonl")
 
 # Of exponents, four digits are more than a float has, and no more than a Decimal can be written in.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+
+# Between letters of Persian or parts of an emoji, what joins or parts them is how they are written.
+_JOINER = re.compile("(?<=[^\0-\x7f])[\u200c\u200d](?=[^\0-\x7f])")
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 # A field may be a whole document. The limit is one of the process, and lower than some are long.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -80,7 +86,9 @@ def text(path: Path, row: Row, column: str) -> str:
 def written(path: Path, row: Row, column: str) -> str:
     """A row's number, name, true or false as it is written; empty for null.
 
-    ValueError for a list or an object, and for spaces around it, which another row may not have.
+    ValueError for a list or an object, and for what another row may lack though both look alike:
+    spaces around it, and characters that nobody sees, such as control characters, spaces of no
+    width and spaces that do not break.
     """
     found = value(path, row, column)
     if isinstance(found, list | dict):
@@ -92,6 +100,11 @@ def written(path: Path, row: Row, column: str) -> str:
         if found != found.strip() and found.strip():
             raise ValueError(
                 f"{path}, line {row.line}: '{column}' is {found!r}, with spaces around"
+            )
+        if found.strip() and not _JOINER.sub("", found).isprintable():
+            raise ValueError(
+                f"{path}, line {row.line}: '{column}' is {found!a}, with a character that is "
+                "not seen"
             )
         return found.strip()
     if isinstance(found, bool):
@@ -108,6 +121,26 @@ def number(text: str) -> Decimal | None:
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         return None
     return Decimal(text)
+
+
+def looks_like_number(text: str) -> bool:
+    """Whether a text is a number to Python, which takes more than `number` does."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def target(text: str) -> float | None:
+    """A regression's target; None for no number, and for one beyond float32, in which models train.
+
+    That is one that a float32 would hold as an infinity, as zero or with fewer bits than others.
+    """
+    exact = number(text)
+    if exact is None or (exact and not _LEAST <= abs(float(exact)) <= _MOST):
+        return None
+    return float(exact)
 
 
 def whole(number: Decimal) -> bool:
