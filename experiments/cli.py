@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments import config_errors
+from lora_jax import number_text
 from lora_jax.partition import nearest
 
 _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
@@ -54,6 +55,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         rest = _parsed(argv, values)
         if files:
             _check_config(files[-1], values["config"].value)
+    _check_numbers(argv, values)
     return rest
 
 
@@ -69,6 +71,28 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         lines = str(error).strip().splitlines()
         causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
         raise ValueError(causes[-1] if causes else lines[0]) from error
+
+
+def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
+    """Raise a ValueError where a flag has been read as a number that is not plainly one."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        found = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+        if not found or found[1] not in values:
+            continue
+        name, text = found[1], following if found[2] is None else found[2]
+        match values[name].value:
+            case bool() | str() | None:
+                numbers = []
+            case int() | float():
+                numbers = [text.strip()]
+            case _:  # of a config's settings, tuples and sections are Python's literals
+                numbers = number_text.inside(text) if name.startswith("config.") else []
+        for number in numbers:
+            if number_text.read(number) is None:
+                raise ValueError(
+                    f"flag --{name}={text}: '{number}' is not a number that a float holds, plainly "
+                    "written, such as 10 or 3e-4"
+                )
 
 
 def integers(name: str, values: Sequence[str] | None) -> list[int]:

@@ -257,8 +257,16 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
         ("t.jsonl", "[" * 9999 + "\n", "line 1 is nested deeper than 100 levels"),
         ("t.csv", "sentence,class,sentence\nx,a,y\n", "two columns are called 'sentence'"),
         ("t.csv", "sentence,class\nx,a\ny,a\n", "t.csv: all labels in 'class' are 'a'; there is"),
-        ("t.csv", "sentence,class\nx,0.5\ny,n/a\n", "line 3: label 'n/a' is not a finite number"),
-        ("t.csv", "sentence,class\nx,0.5\ny,inf\n", "line 3: label 'inf' is not a finite number"),
+        (
+            "t.csv",
+            "sentence,class\nx,0.5\ny,n/a\n",
+            "line 3: label 'n/a' is not a number that a float holds",
+        ),
+        (
+            "t.csv",
+            "sentence,class\nx,0.5\ny,inf\n",
+            "line 3: label 'inf' is not a number that",
+        ),
         ("t.parquet", "", r"is not named \.tsv, \.csv or \.jsonl"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax import number_text
 from lora_jax.data import rows
 from lora_jax.data.examples import Examples
 from lora_jax.data.split import plain_split, stratified_split
@@ -98,7 +99,7 @@ def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The names of the classes of train, in the order of their numbers."""
     found = set(labels["train"])
     ordered = tuple(sorted(found))
-    numbers = [(number, each) for each in found if (number := rows.number(each)) is not None]
+    numbers = [(number, each) for each in found if (number := number_text.read(each)) is not None]
     return tuple(each for _, each in sorted(numbers)) if len(numbers) == len(found) else ordered
 
 
@@ -109,7 +110,7 @@ def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
         label = rows.written(path, row, column)
         if label == "" or label.lower() == "nan":
             raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
-        number = rows.number(label)
+        number = number_text.read(label)
         # 007 and 7 may be two names; 7.0 and +7 are no names beside 7.
         if number is not None and rows.whole(number) and not _PADDED.match(label):
             label = str(int(number))
@@ -118,28 +119,28 @@ def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
 
 
 def _has_fraction(label: str) -> bool:
-    number = rows.number(label)
+    number = number_text.read(label)
     return number is not None and not rows.whole(number)
 
 
 def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
     """Raise for a label that is no number beside numbers, where it is a gap or a slip, no class."""
-    numbers = {label: rows.number(label) for label in labels}
+    numbers = {label: number_text.read(label) for label in labels}
     names = [label for label, number in numbers.items() if number is None]
     if len(names) == len(numbers):
         return
     fractions, most = any(map(_has_fraction, numbers)), 2 * len(names) < len(numbers)
     for row, label in zip(read, labels, strict=True):
-        if numbers[label] is None and (fractions or most or rows.looks_like_number(label)):
+        if numbers[label] is None and (fractions or most or number_text.looks_like_one(label)):
             others = "others have fractions" if fractions else "others are numbers"
             raise ValueError(
-                f"{path}, line {row.line}: label '{label}' is not a finite number, but {others}: "
-                "correct it, or give every class a name"
+                f"{path}, line {row.line}: label '{label}' is not a number that a float holds, "
+                f"but {others}: correct it, or give every class a name"
             )
 
 
 def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
-    if asked or None in map(rows.number, labels["train"]):
+    if asked or None in map(number_text.read, labels["train"]):
         return asked
     return any(map(_has_fraction, labels["train"]))
 
@@ -157,7 +158,7 @@ def _numbers(
                 if names is None
                 else f"which train does not have; nearest: {nearest(label, names)}"
             )
-            if names is not None and None not in map(rows.number, (*names, label)):
+            if names is not None and None not in map(number_text.read, (*names, label)):
                 expected += " (data.files.regression makes numbers targets)"
             raise ValueError(f"{path}, line {row.line}: label '{label}', {expected}")
         found.append(number)

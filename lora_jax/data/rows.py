@@ -5,7 +5,6 @@ What a cell holds is what stands in the file: no number is rounded on the way.
 
 import collections
 import csv
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_jax import json_text
+from lora_jax import json_text, number_text
 from lora_jax.partition import nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
-
-# Of exponents, four digits are more than a float has, and no more than a Decimal can be written in.
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
 # Between letters of Persian or parts of an emoji, what joins or parts them is how they are written.
 _JOINER = re.compile("(?<=[^\0-\x7f])[\u200c\u200d](?=[^\0-\x7f])")
@@ -112,32 +108,12 @@ def written(path: Path, row: Row, column: str) -> str:
     return "" if found is None else str(found)
 
 
-def number(text: str) -> Decimal | None:
-    """The number that a text is, exactly; None for anything but an ordinary finite one.
-
-    That is digits of ASCII, a sign before them, a decimal point and an exponent: no underscores,
-    spaces, names of infinity or digits of other scripts, all of which Python's `float` takes.
-    """
-    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
-        return None
-    return Decimal(text)
-
-
-def looks_like_number(text: str) -> bool:
-    """Whether a text is a number to Python, which takes more than `number` does."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def target(text: str) -> float | None:
     """A regression's target; None for no number, and for one beyond float32, in which models train.
 
-    That is one that a float32 would hold as an infinity, as zero or with fewer bits than others.
+    A float32 would hold that one as an infinity, as zero or with fewer bits than others.
     """
-    exact = number(text)
+    exact = number_text.read(text)
     if exact is None or (exact and not _LEAST <= abs(float(exact)) <= _MOST):
         return None
     return float(exact)

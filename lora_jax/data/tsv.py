@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lora_jax import number_text
 from lora_jax.data import rows
 from lora_jax.data.assemble import Record, assemble
 from lora_jax.data.task import Task
@@ -88,7 +89,7 @@ def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None
         if (target := rows.target(str(value))) is not None:
             return target
     else:
-        number = rows.number(str(value))
+        number = number_text.read(str(value))
         if isinstance(value, str | bool) and str(value) in names:
             return names.index(str(value))
         if number is not None and rows.whole(number) and 0 <= number < len(names):
