@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
 
 
 def main(command: Callable[[], None]) -> None:
-    """Parse the flags and run a command; what a user can mend ends with one line."""
+    """Parse the flags and run a command; what a user can mend ends with one line.
+
+    A warning is one line on standard error.
+    """
 
     def run(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -27,11 +31,18 @@ def main(command: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it writes
         try:
-            command()
+            with warnings.catch_warnings():
+                warnings.showwarning = _show
+                command()
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
 
     app.run(run, flags_parser=parse)
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line: where in the code it comes from helps nobody who gave a command."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
