@@ -42,7 +42,13 @@ def main(command: Callable[[], None]) -> None:
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line: where in the code it comes from helps nobody who gave a command."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    warn(" ".join(str(message).split()))
+
+
+def warn(said: str) -> None:
+    """A line on standard error, if there is something to say."""
+    if said:
+        print(f"warning: {said}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ class Metrics:
 
     The last key of a line is a check of it and of all before it, "crc32": a file of which a line
     was changed, dropped, doubled or moved later is not read. That its last lines are gone is not
-    seen, nor is a change of a file that has no checks, being of an earlier version.
+    seen, nor is a change of a file that has no checks, being of an earlier version, as long as its
+    record has no seal either (see `read_metrics`).
     Of the processes of a run, one writes it: that of the others is not `enabled`, and does nothing.
     """
 
@@ -72,13 +73,23 @@ class Metrics:
         self.close()
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike, sealed: bool = False) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line.
+
+    Args:
+      sealed: whether the record beside it has a seal: who seals records writes checks as well, so
+        that lines without any have lost them.
 
     Raises:
       ValueError: a line that is none, or that is not as or where it was written.
     """
-    return [numbers(row) for _, row in _rows(Path(path))]
+    rows = list(_rows(Path(path)))
+    if sealed and rows and not seal.has_check(rows[-1][0]):
+        raise ValueError(
+            f"{path} has no checks ({seal.CHECK}), but its record has a seal: it was changed after "
+            "it was written; delete the file, and no curves are drawn of this run"
+        )
+    return [numbers(row) for _, row in rows]
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
