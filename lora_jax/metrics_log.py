@@ -9,6 +9,10 @@ from lora_jax import full_disk, json_text, seal
 from lora_jax.records import numbers, plain, write_atomically
 
 
+class LostFolderError(ValueError):
+    """A run's folder was removed, or another one put in its place, while the run was going."""
+
+
 class Metrics:
     """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns.
 
@@ -35,7 +39,9 @@ class Metrics:
 
         Raises:
           FullDiskError: there was no room for it; what is there of it is dropped by who goes on.
+          LostFolderError: as of `require`.
         """
+        self.require()
         if self._file is None:
             return
         line = seal.checked({"step": int(step)} | plain(values, "metrics"), self._after)
@@ -44,6 +50,23 @@ class Metrics:
             while rest:  # a disk that is almost full takes a part without a word
                 rest = rest[self._file.write(rest) :]
         self._after = seal.follow(line, self._after)
+
+    def require(self) -> None:
+        """Raise a LostFolderError where the file is no longer the one that is being written.
+
+        Whoever removes a run's folder lets another process begin there, beside which this one is
+        to write nothing.
+        """
+        if self._file is None:
+            return
+        try:
+            same = os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise LostFolderError(
+                f"{self.path} was removed or replaced while its run was going, which has stopped"
+            )
 
     def truncate(self, step: int | None) -> None:
         """Drops the lines after a step (None: none of them) and a torn last line, atomically."""

@@ -189,8 +189,9 @@ def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
     path = Path(folder) / "record.json"
     if not path.exists():
         return None
+    content = _load(path)
     try:
-        values, found = seal.opened(_load(path))
+        values, found = seal.opened(content)
         record = validate(values)
         seal.check(values, found)
     except ValueError as error:

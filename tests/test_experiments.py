@@ -19,6 +19,7 @@ from configs import glue
 from experiments import announce, build, check_trials, make, run
 from experiments.trials import Trial
 from lora_jax import records
+from lora_jax.metrics_log import LostFolderError
 
 SMOKE = "configs/quickstart.py:size=smoke"
 
@@ -94,6 +95,23 @@ def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         run.run(smoke(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    score = build.Experiment.evaluate
+
+    def evaluate(experiment, trainable):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "config.json").write_text("another's")
+        return score(experiment, trainable)
+
+    monkeypatch.setattr(build.Experiment, "evaluate", evaluate)
+    with pytest.raises(LostFolderError, match="was removed or replaced while its run was going"):
+        run.run(smoke(train__checkpoint_every=8), folder, audit=False)
+    assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
 
 
 def test_a_model_of_few_positions(smoke, tmp_path):
