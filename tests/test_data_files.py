@@ -319,8 +319,15 @@ def test_lines_are_counted_over_quoted_line_ends(tmp_path):
         ({}, "data.files needs 'train'"),
         ({"train": "x", "text": "t"}, "data.files needs 'label'"),
         ({"train": "x", "text": "t", "label": "y"}, "data.files needs 'validation', or"),
+        (
+            {"train": "x", "text": "t", "label": "t"},
+            r"data\.files\.text and data\.files\.label are one column, 't'",
+        ),
         ({"trian": "x"}, "data.files has no 'trian'; nearest: 'train'"),
-        (dict.fromkeys(["train", "validation", "text", "label"], "x.tsv"), "there is no file"),
+        (
+            {"train": "x.tsv", "validation": "x.tsv", "text": "t", "label": "y"},
+            "there is no file",
+        ),
     ],
 )
 def test_what_is_not_named_is_asked_for(files, message):

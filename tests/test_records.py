@@ -114,6 +114,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
         ({"metrics_last": {"loss": None}}, r"metrics_last\.loss is None in a completed run"),
         ({"config_digest": "0"}, r"config_digest is not the digest of config"),
         ({"parameters_trained": -1}, r"parameters_trained is negative"),
+        ({"parameters_adapters": -1}, r"parameters_adapters is negative"),
         ({"best_step": 101}, r"best_step is 101 of 100 steps"),
         ({"best_step": -1}, r"best_step is -1"),
         ({"metric": None}, r"metric is None, expected str"),

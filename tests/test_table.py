@@ -521,6 +521,7 @@ def test_a_failed_run_of_no_metric_takes_no_column_from_the_others(tmp_path):
     [
         (lambda config: config["data"].pop("draw"), "data.draw"),
         (lambda config: config["study"].pop("size"), "study.size"),
+        (lambda config: config.update(train=None), "train.select"),
         (lambda config: config.pop("start_from"), "start_from"),
         (lambda config: config.update(study="glue"), "study.table"),
     ],

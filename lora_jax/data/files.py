@@ -52,6 +52,9 @@ def load(
     for key in ("train", "text", "label"):
         if key not in given:
             raise ValueError(f"data.files needs '{key}'")
+    for key in ("label", "second_text"):
+        if given["text"] == given.get(key):
+            raise ValueError(f"data.files.text and data.files.{key} are one column, {given[key]!r}")
     if "validation" not in given and not validation:
         raise ValueError(
             "data.files needs 'validation', or data.validation examples to hold out of train"
