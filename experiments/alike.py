@@ -5,12 +5,11 @@ from typing import Any
 
 from experiments import collect
 from experiments.collect import Run
-from experiments.unfinished import OF_ANY, Unfinished
+from experiments.unfinished import Unfinished
 
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
 """The sections of a config that methods and their settings are made of."""
 BESIDE = ("study.row", "data.validation")
-NEEDED = {**OF_ANY, "data.name": str, "train.select": str}
 KEY = (("variant", "name"), ("quantize", "storage"))
 """What is the same in all runs of a method."""
 

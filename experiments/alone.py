@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from lora_jax.metrics_log import LostFolderError
 from lora_jax.records import LOCK
 
 GRACE = 0.5  # seconds that the system may take to let go of what a killed process held
@@ -20,7 +21,8 @@ def alone(folder: Path) -> Iterator[None]:
 
     A folder that is still empty in the end is not left behind. Where the file system has no locks,
     this goes on without. The folder itself is locked, too: who removes the file of the lock lets no
-    second process in; who removes the folder does.
+    second process in; who removes the folder does, and then the first one stops by itself, before
+    its next line, checkpoint or record (`lora_jax.metrics_log.Metrics`, `Place`).
 
     Raises:
       ValueError: another process has the folder, or it is a file; nothing in it has been touched.
@@ -35,6 +37,28 @@ def alone(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the first that is not empty
             for each in made:
                 each.rmdir()
+
+
+class Place:
+    """A folder that this process has `alone`, to tell whether the path still is that folder's.
+
+    As long as it is held, no other folder has its number in the file system.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._was = folder, folder.stat()
+
+    def require(self) -> None:
+        """Raise a LostFolderError where the folder was removed, or has another in its place."""
+        try:
+            same = os.path.samestat(self._was, self.folder.stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise LostFolderError(
+                f"--workdir {self.folder} was removed or replaced while its run was going, which "
+                "has stopped"
+            )
 
 
 @contextlib.contextmanager

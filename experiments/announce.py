@@ -45,7 +45,7 @@ def held(config: dict[str, Any]) -> Held:
     adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
     hyper = make.make_hyper({**config["optimizer"], "warmup_steps": 0}, STEPS)
     tx = make.make_optimizer(hyper, config["optimizer"]["schedule"], STEPS, config["also_train"])
-    example, key = np.zeros((2, 8), np.int32), jax.random.key(0)
+    example, key = np.zeros((2, 2), np.int32), jax.random.key(0)
     trainable, frozen = jax.eval_shape(adapted.init, key, params, example, example, example)
     state = jax.eval_shape(
         lambda new, old: train.TrainState.create(adapted, tx, new, old, key), trainable, frozen

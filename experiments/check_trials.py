@@ -95,5 +95,5 @@ def _trace(
     targets = make.make_run_targets(adapters, steps)
     storage = make.make_storage(adapters["quantize"])
     adapted = lj.adapt(forward, None, targets, adapters["also_train"], storage)
-    example = np.zeros((2, 8), np.int32)
+    example = np.zeros((2, 2), np.int32)
     jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)

@@ -17,7 +17,7 @@ from experiments import alike, collect
 from experiments.cells import heading, natural
 from experiments.collect import Run
 from experiments.published import MODELS
-from experiments.unfinished import Unfinished
+from experiments.unfinished import OF_ANY, Unfinished
 from lora_jax.metrics import LOWER_IS_BETTER
 
 RATE = "optimizer.learning_rate"
@@ -154,7 +154,7 @@ def contests(
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         if not run.study:
-            collect.check(run.folder / "record.json", run.record.config, alike.NEEDED)
+            collect.check(run.folder / "record.json", run.record.config, OF_ANY)
         groups.setdefault(alike.place(run), []).append(run)
     made, lost = [], list(unfinished)
     for (table, model, task), own in sorted(groups.items()):

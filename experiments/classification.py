@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 import lora_jax as lj
 from experiments import hosts, make
-from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
+from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary, text_limit
 from experiments.problem import Problem
 from lora_jax import data, metrics, train
 from lora_jax.models import pretrained, torch_names
@@ -69,9 +69,9 @@ def _materials(
     model: Callable[[Array], Any],
 ) -> Materials:
     """What a task and a model come to, once its texts are tokens."""
-    limit = min(config["data"]["max_length"], shape.max_tokens)
     parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
-    tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
+    with text_limit(config["data"], shape.max_tokens, folder) as limit:
+        tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
     encoded = {name: each.encoded for name, each in tokenised.items()}
     # DeBERTa without token types takes any, and looks at none.
     check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)

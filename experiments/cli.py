@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments import config_errors
+from lora_jax import number_text
 from lora_jax.partition import nearest
 
 _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
@@ -18,7 +20,10 @@ _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
 
 
 def main(command: Callable[[], None]) -> None:
-    """Parse the flags and run a command; what a user can mend ends with one line."""
+    """Parse the flags and run a command; what a user can mend ends with one line.
+
+    A warning is one line on standard error.
+    """
 
     def run(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -26,11 +31,24 @@ def main(command: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it writes
         try:
-            command()
+            with warnings.catch_warnings():
+                warnings.showwarning = _show
+                command()
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
 
     app.run(run, flags_parser=parse)
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line: where in the code it comes from helps nobody who gave a command."""
+    warn(" ".join(str(message).split()))
+
+
+def warn(said: str) -> None:
+    """A line on standard error, if there is something to say."""
+    if said:
+        print(f"warning: {said}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -54,6 +72,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         rest = _parsed(argv, values)
         if files:
             _check_config(files[-1], values["config"].value)
+    _check_numbers(argv, values)
     return rest
 
 
@@ -69,6 +88,28 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         lines = str(error).strip().splitlines()
         causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
         raise ValueError(causes[-1] if causes else lines[0]) from error
+
+
+def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
+    """Raise a ValueError where a flag has been read as a number that is not plainly one."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        found = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+        if not found or found[1] not in values:
+            continue
+        name, text = found[1], following if found[2] is None else found[2]
+        match values[name].value:
+            case bool() | str() | None:
+                numbers = []
+            case int() | float():
+                numbers = [text.strip()]
+            case _:  # of a config's settings, tuples and sections are Python's literals
+                numbers = number_text.inside(text) if name.startswith("config.") else []
+        for number in numbers:
+            if number_text.read(number) is None:
+                raise ValueError(
+                    f"flag --{name}={text}: '{number}' is not a number that a float holds, plainly "
+                    "written, such as 10 or 3e-4"
+                )
 
 
 def integers(name: str, values: Sequence[str] | None) -> list[int]:

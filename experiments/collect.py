@@ -17,7 +17,8 @@ from lora_jax import records
 FREE = ("seed", "data.draw", "data.folder", "train.log_every", "train.checkpoint_every")
 NEEDED: dict[str, Any] = {
     **dict.fromkeys(("study.table", "study.row", "study.column", "study.model", "study.size"), str),
-    **dict.fromkeys(("data.source", "model.name", "variant.name", "quantize.storage"), str),
+    **dict.fromkeys(("data.source", "data.name", "model.name", "variant.name"), str),
+    **dict.fromkeys(("quantize.storage", "train.select"), str),
     **dict.fromkeys(("seed", "data.draw", "data.validation"), int),
     "optimizer.learning_rate": int | float,
     "start_from": str | None,

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from experiments import hosts, make
-from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
+from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary, text_limit
 from experiments.problem import Problem
 from experiments.validate_texts import check_written, remat_of
 from lora_jax import data, memory, metrics
@@ -141,16 +141,17 @@ def _materials(
         first = begin(tokenizer)
         start = None if first is None else tokenizer.backend.id_to_token(first)
         task = data.as_chat(task, data.load_chat_template(where), start or "")
-    limit = min(section["max_length"], decoder.config.max_tokens)
-    prompt = min(limit, decoder.config.max_tokens - config["generate"]["max_new_tokens"])
-    if prompt < 2:
+    most, new = decoder.config.max_tokens, config["generate"]["max_new_tokens"]
+    if most - new < 2:
         raise ValueError(
-            f"config.generate.max_new_tokens {config['generate']['max_new_tokens']} leaves no room "
-            f"for a prompt; the model takes {decoder.config.max_tokens} tokens"
+            f"config.generate.max_new_tokens {new} leaves no room for a prompt; the model in "
+            f"{where} takes {most} tokens"
         )
-    train = _completions(tokenizer, task.train, limit)
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
-    parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
+    with text_limit(section, most, where) as limit:
+        prompt = min(limit, most - new)
+        train = _completions(tokenizer, task.train, limit)
+        parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
     parts["train"] = Part(train.encoded)
     encoded = {name: each.encoded for name, each in parts.items()}
     check_vocabulary(encoded, decoder.config.vocab_size, where)

@@ -1,12 +1,16 @@
 """What all runs of one task with one model share: examples, tokens, and the model's weights."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.problem import Problem
 from lora_jax import data
+from lora_jax.models.weight_files import find_gguf
 from lora_jax.partition import nearest
 
 DTYPES = ("float32", "bfloat16")
@@ -61,6 +65,24 @@ def check_vocabulary(
                 f"the tokenizer in {model} pads with id {each.pad_id}, the model's vocabulary has "
                 f"{size}"
             )
+
+
+@contextlib.contextmanager
+def text_limit(section: dict[str, Any], most: int, model: Path) -> Iterator[int]:
+    """How many tokens of a text are taken: as the config's `data` says, or all that a model takes.
+
+    Raises:
+      ValueError: in the place of what says that a text has no room; it names both.
+    """
+    limit = min(section["max_length"], most)
+    try:
+        yield limit
+    except data.NoRoomError as error:
+        file = find_gguf(model) or model / "config.json"
+        raise ValueError(
+            f"{error}; config.data.max_length is {section['max_length']}, and {file} takes at most "
+            f"{most:,} tokens"
+        ) from None
 
 
 def boundaries(

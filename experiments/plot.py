@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, collect
 from experiments.score_plots import KINDS, draw
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
@@ -24,8 +24,9 @@ def show() -> None:
     out = Path(str(_OUT.value))
     if out.suffix != ".png":
         raise ValueError(f"--out {out}: expected a name that ends with .png")
-    draw(Path(str(_RESULTS.value)), _KIND.value, out, _TABLE.value, _SIZE.value)
+    drawn = draw(Path(str(_RESULTS.value)), _KIND.value, out, _TABLE.value, _SIZE.value)
     print(f"picture: {out}")
+    cli.warn(collect.unsealed(drawn))
 
 
 if __name__ == "__main__":

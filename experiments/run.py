@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments import announce, audits, finish, hosts, writing
-from experiments.alone import alone
+from experiments.alone import Place, alone
 from experiments.build import Experiment, build
 from experiments.out_of_memory import explained
 from experiments.progress import bar
@@ -54,6 +54,7 @@ def run(
     Raises:
       ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run,
         or in which another process trains; nothing has been trained or overwritten then.
+      LostFolderError: the folder was removed or replaced on the way (a ValueError, too).
       Interrupted: a SIGTERM came before it had trained to the end; there is no record yet.
     """
     started = time.perf_counter()
@@ -96,6 +97,7 @@ def _run(
     if not (workdir / "config.json").exists():
         raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")
     outcome, status, left = train.Outcome(), "completed", finish.NOTHING
+    place = Place(workdir)
     try:
         with explained(config):
             state, note = _fit(experiment, workdir, label, outcome, audit, interrupted)
@@ -107,8 +109,10 @@ def _run(
                 status = "diverged"
             else:
                 call = experiment.adapted_call(state.trainable)
+                place.require()
                 left = finish.save(experiment, state, workdir, call)
     except Exception as error:
+        place.require()
         note = f"{type(error).__name__}: {error}".splitlines()[0]
         if hosts.writes():
             failed = finish.record(experiment, outcome, started, "failed", note)
@@ -116,6 +120,7 @@ def _run(
                 records.write(workdir, failed)
         raise
     record = finish.record(experiment, outcome, started, status, note, left)
+    place.require()
     if hosts.writes():
         records.write(workdir, record)
     hosts.together("the record is written")

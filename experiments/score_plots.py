@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments import collect, tables
+from experiments import agree, collect, tables
 from experiments.cells import heading, natural
 from experiments.collect import Run, Summary, scale, summarise
 from experiments.plots import rank_map
@@ -199,17 +199,18 @@ KINDS: Mapping[str, Callable[..., Figure]] = {
 }
 
 
-def draw(results: Path, kind: str, out: Path, table: str | None = None, size: str = "full") -> None:
-    """Draw the runs below a folder.
+def draw(
+    results: Path, kind: str, out: Path, table: str | None = None, size: str = "full"
+) -> list[Run]:
+    """Draw the runs below a folder; gives those that it has drawn.
 
     Raises:
-      ValueError, FileNotFoundError: no such folder, nothing to draw, or records that do not go
-        together.
+      ValueError, FileNotFoundError: no such folder, nothing to draw, records that do not go
+        together, or one that the stored predictions contradict.
     """
     found = collect.find(results)
     if kind == "ranks":
-        _ranks(found, out)
-        return
+        return [_ranks(found, out)]
     runs = [run for run in found if run.study]
     tables = sorted({run.study["table"] for run in runs})
     if table is not None and table not in tables:
@@ -221,12 +222,15 @@ def draw(results: Path, kind: str, out: Path, table: str | None = None, size: st
         chosen = [run for each in tables for run in collect.collect(own, each, size).runs]
     if others := collect.elsewhere(own, size) * (not any(run.completed for run in chosen)):
         raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
+    for run in chosen:
+        agree.check(run)
     figure = KINDS[kind](chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
+    return chosen
 
 
-def _ranks(found: list[collect.Run], out: Path) -> None:
+def _ranks(found: list[collect.Run], out: Path) -> Run:
     chosen = [run for run in found if run.record.ranks]
     if len(chosen) != 1:
         folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"
@@ -236,12 +240,13 @@ def _ranks(found: list[collect.Run], out: Path) -> None:
     ranks = chosen[0].record.ranks or {}
     out.parent.mkdir(parents=True, exist_ok=True)
     rank_map({path: np.asarray(each) for path, each in ranks.items()}, out)
+    return chosen[0]
 
 
 def _curve(run: Run, name: str) -> dict[int, float]:
     """What a run reported of something, by step; nothing where its log was not kept."""
     path = run.folder / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() else []
+    rows = read_metrics(path, run.sealed) if path.exists() else []
     return {row["step"]: row[name] for row in rows if name in row}
 
 

@@ -149,8 +149,8 @@ class SweepFolder:
         if not path.exists():
             return []
         try:
-            found = json_text.read_object(path)
-            if found.get("version") != VERSION:
+            found = json_text.loads(path.read_bytes(), "it")
+            if not isinstance(found, dict) or found.get("version") != VERSION:
                 raise ValueError("of another version")
             entries = found.get("trials")
             if not isinstance(entries, list) or not all(map(_is_entry, entries)):

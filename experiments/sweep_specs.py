@@ -19,6 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lora_jax import number_text
 from lora_jax.partition import nearest
 
 Overrides = dict[str, str]
@@ -26,7 +27,7 @@ Overrides = dict[str, str]
 
 _KINDS = ("log", "uniform")
 _CLOSING = {")": "(", "]": "[", "}": "{"}
-_INTEGERS = re.compile(r"(-?\d+):(-?\d+)(?::(-?\d+))?")
+_INTEGERS = re.compile(r"(-?\d+):(-?\d+)(?::(-?\d+))?", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DIGITS = 4  # significant ones of a number that is drawn: more are in nobody's interest
 _ATTEMPTS = 100  # for each trial, to draw one that was not drawn before
@@ -72,7 +73,7 @@ def parse(spec: str) -> Axis:
         raise ValueError(f"{where}: a value is missing")
     for item in items:
         kind, *ends = item.split(":")
-        numbers = len(ends) == 2 and kind.isidentifier() and None not in map(_number, ends)
+        numbers = len(ends) == 2 and kind.isidentifier() and None not in map(number_text.read, ends)
         if kind in _KINDS and ends and not numbers:
             raise ValueError(f"{where}: expected {kind}:LOW:HIGH, such as {kind}:1e-5:1e-2")
         if numbers and kind not in _KINDS:
@@ -138,7 +139,7 @@ def _run(item: str, where: str) -> Sequence[Any]:
             raise ValueError(f"{where}: the range {item} is empty")
         return range(start, stop, step)
     numbers = item.split(":")
-    if len(numbers) > 1 and None not in map(_number, numbers):
+    if len(numbers) > 1 and None not in map(number_text.read, numbers):
         raise ValueError(
             f"{where}: {item} is no range of integers; list the values, or draw from "
             f"uniform:{numbers[0]}:{numbers[1]} with --trials"
@@ -154,13 +155,6 @@ def _range(key: str, kind: str, low: float, high: float, where: str) -> Range:
     if kind == "log" and low <= 0:
         raise ValueError(f"{where}: {low:g} has no logarithm; begin above 0")
     return Range(key, kind, low, high)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def text_of(value: Any) -> str:

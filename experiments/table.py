@@ -7,7 +7,6 @@ Records are found anywhere below the folder; cells are `ours / published`, with 
 comes from.
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -40,8 +39,7 @@ def show() -> None:
 def _warn(results: Path, table: str | None = None) -> None:
     """Say on standard error, apart from the table, what nothing in it can say: of records alone."""
     runs = [run for run in collect.find(results) if table in (None, run.study.get("table"))]
-    if said := collect.unsealed(runs):
-        print(f"warning: {said}", file=sys.stderr)
+    cli.warn(collect.unsealed(runs))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jax import Array
 
 import lora_jax as lj
 from experiments import announce, audits, finish, make
-from experiments.alone import alone_in
+from experiments.alone import Place, alone_in
 from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
@@ -30,7 +30,7 @@ from lora_jax import records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.fit_trials import fit_trials
 from lora_jax.frozen import Trainable
-from lora_jax.metrics_log import Metrics
+from lora_jax.metrics_log import LostFolderError, Metrics
 from lora_jax.program import Execution, Program, fastest, make_program, narrow, share, widen
 
 Ended = records.Record | Exception
@@ -239,12 +239,14 @@ def _train(
     """Train, and write what those trials leave behind that were not `done`; by their numbers."""
     started = time.perf_counter()
     outcomes = {number: train.Outcome() for number in experiments}
+    places = {number: Place(folders[number]) for number in experiments}
 
     def end(number: int, status: str, note: str, *more: Any) -> records.Record:
         share = (time.perf_counter() - started) / len(experiments)
         began = time.perf_counter() - share
         outcome = outcomes[number]
         record = finish.record(experiments[number], outcome, began, status, note, *more)
+        places[number].require()
         records.write(folders[number], record)
         return record
 
@@ -267,7 +269,8 @@ def _train(
             ended[number] = end(number, "completed", "", left)
     except Exception as error:
         for number in experiments.keys() - ended.keys() - set(done):
-            with contextlib.suppress(OSError):  # as on a full disk, of which the first error tells
+            # As on a full disk, or of a folder that is gone, of which the first error tells.
+            with contextlib.suppress(OSError, LostFolderError):
                 end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     return ended

@@ -75,14 +75,16 @@ def start_from(
 
     The adapters take the place of those of `init`, and with them the matrices among their constants
     (what was drawn, as VeRA's projections); numbers, as the keep probability, stay those of
-    `frozen`. A parameter that trains in full is taken where path and shape agree: a head for other
-    classes begins anew. Of one that this run does not train there is a warning: its base's is used.
+    `frozen`. A parameter that trains in full is taken where path and shape agree. A head for other
+    classes, whose shape differs in its last axis alone, begins anew, with a warning. Of one that
+    this run does not train there is a warning, too: its base's is used.
 
     Args:
       any_base: as of `load_adapter`.
 
     Raises:
-      ValueError: the file has other adapters, or of other shapes, or with another scale.
+      ValueError: the file has other adapters, or of other shapes, or with another scale; or a
+        parameter that trains in full differs in more than its last axis.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
@@ -106,10 +108,12 @@ def start_from(
         _with_matrices(path, mine, tree["shared"].get(str(number), {}), 0)
         for number, mine in enumerate(frozen.shared)
     )
-    params = {
-        name: theirs if (theirs := tree["params"].get(name, mine)).shape == mine.shape else mine
-        for name, mine in trainable["params"].items()
-    }
+    params, anew = _with_params(path, trainable["params"], tree["params"])
+    if anew:
+        warnings.warn(
+            f"{path} has a head for other classes, which begins anew: {'; '.join(anew)}",
+            stacklevel=2,
+        )
     if dropped := [name for name in tree["params"] if name not in params]:
         warnings.warn(
             f"{path} was trained with its own '{dropped[0]}', which this run does not train, "
@@ -131,6 +135,24 @@ def _check_base(
     if not any_base and meta.get(BASE):
         trained = {*tree["params"], *trainable["params"]}
         require_base(meta[BASE], frozen, trained, str(path))
+
+
+def _with_params(
+    path: str | os.PathLike, mine: Mapping[str, Array], theirs: Mapping[str, Array]
+) -> tuple[dict[str, Array], list[str]]:
+    """What trains in full, as another run has left it; and what begins anew, with both shapes."""
+    found, anew = dict(mine), []
+    for name in sorted(mine.keys() & theirs.keys()):
+        there, here = theirs[name], mine[name]
+        _check_kind(path, name, there, here)
+        if there.shape == here.shape:
+            found[name] = there
+        elif there.ndim == here.ndim and there.shape[:-1] == here.shape[:-1]:
+            anew.append(f"{list(there.shape)} for '{name}', here {list(here.shape)}")
+        else:
+            shapes = f"{list(there.shape)} for '{name}', expected {list(here.shape)}"
+            raise ValueError(f"{path} has {shapes}")
+    return found, anew
 
 
 def _with_matrices(

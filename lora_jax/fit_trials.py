@@ -57,6 +57,7 @@ def fit_trials(
 
     Raises:
       ValueError: the newest checkpoint is of other trials.
+      LostFolderError: as of `train.fit`.
     """
     loop, count = loops[0], len(states)
     best = jax.tree.map(jnp.copy, list(states)) if keep_best else []
@@ -122,6 +123,8 @@ def fit_trials(
         if saves:
             now = {"now": program.stacked(population), "best": stack(best) if keep_best else {}}
             described = [dataclasses.asdict(outcome) for outcome in outcomes]
+            for log in metrics:
+                log.require()
             checkpoints.save(number, now, {"identity": dict(identity), "outcomes": described})
         clock = time.perf_counter()
     last = [program.pick(population, number) for number in range(count)]

@@ -9,12 +9,17 @@ from lora_jax import full_disk, json_text, seal
 from lora_jax.records import numbers, plain, write_atomically
 
 
+class LostFolderError(ValueError):
+    """A run's folder was removed, or another one put in its place, while the run was going."""
+
+
 class Metrics:
     """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns.
 
     The last key of a line is a check of it and of all before it, "crc32": a file of which a line
     was changed, dropped, doubled or moved later is not read. That its last lines are gone is not
-    seen, nor is a change of a file that has no checks, being of an earlier version.
+    seen, nor is a change of a file that has no checks, being of an earlier version, as long as its
+    record has no seal either (see `read_metrics`).
     Of the processes of a run, one writes it: that of the others is not `enabled`, and does nothing.
     """
 
@@ -34,7 +39,9 @@ class Metrics:
 
         Raises:
           FullDiskError: there was no room for it; what is there of it is dropped by who goes on.
+          LostFolderError: as of `require`.
         """
+        self.require()
         if self._file is None:
             return
         line = seal.checked({"step": int(step)} | plain(values, "metrics"), self._after)
@@ -43,6 +50,23 @@ class Metrics:
             while rest:  # a disk that is almost full takes a part without a word
                 rest = rest[self._file.write(rest) :]
         self._after = seal.follow(line, self._after)
+
+    def require(self) -> None:
+        """Raise a LostFolderError where the file is no longer the one that is being written.
+
+        Whoever removes a run's folder lets another process begin there, beside which this one is
+        to write nothing.
+        """
+        if self._file is None:
+            return
+        try:
+            same = os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise LostFolderError(
+                f"{self.path} was removed or replaced while its run was going, which has stopped"
+            )
 
     def truncate(self, step: int | None) -> None:
         """Drops the lines after a step (None: none of them) and a torn last line, atomically."""
@@ -72,13 +96,23 @@ class Metrics:
         self.close()
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike, sealed: bool = False) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line.
+
+    Args:
+      sealed: whether the record beside it has a seal: who seals records writes checks as well, so
+        that lines without any have lost them.
 
     Raises:
       ValueError: a line that is none, or that is not as or where it was written.
     """
-    return [numbers(row) for _, row in _rows(Path(path))]
+    rows = list(_rows(Path(path)))
+    if sealed and rows and not seal.has_check(rows[-1][0]):
+        raise ValueError(
+            f"{path} has no checks ({seal.CHECK}), but its record has a seal: it was changed after "
+            "it was written; delete the file, and no curves are drawn of this run"
+        )
+    return [numbers(row) for _, row in rows]
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -129,8 +129,8 @@ def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:
 def _contradictions(r: Record) -> Iterator[str]:
     if r.config_digest != config_digest(r.config):
         yield "config_digest is not the digest of config"
-    for name in ("parameters_trained", "parameters_total"):
-        if getattr(r, name) < 0:  # adapters may hold more than a small model has
+    for name in ("parameters_trained", "parameters_total", "parameters_adapters"):
+        if (getattr(r, name) or 0) < 0:  # adapters may hold more than a small model has
             yield f"{name} is negative"
     if not 0 <= (r.best_step or 0) <= r.steps:
         yield f"best_step is {r.best_step} of {r.steps} steps"
@@ -189,8 +189,9 @@ def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
     path = Path(folder) / "record.json"
     if not path.exists():
         return None
+    content = _load(path)
     try:
-        values, found = seal.opened(_load(path))
+        values, found = seal.opened(content)
         record = validate(values)
         seal.check(values, found)
     except ValueError as error:

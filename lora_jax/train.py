@@ -288,6 +288,7 @@ def fit(
 
     Raises:
       ValueError: the newest checkpoint is of a run with another `identity`.
+      LostFolderError: the file of the metrics was removed on the way; nothing is saved any more.
     """
     outcome = Outcome() if outcome is None else outcome
     if (restored := checkpoints.restore(state)) is not None:
@@ -341,6 +342,7 @@ def fit(
         if saves:
             meta = {"outcome": dataclasses.asdict(outcome), "identity": dict(identity or {})}
             scores = outcome.metrics_last if evaluates and loop.eligible(number) else {}
+            metrics.require()
             checkpoints.save(number, state, meta | scores)
         if stops:
             outcome.interrupted = True

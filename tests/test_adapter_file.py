@@ -1,6 +1,7 @@
 """One adapter in one file: what it holds, and for what it is refused."""
 
 import json
+import re
 import warnings
 
 import chex
@@ -98,10 +99,30 @@ def test_a_head_for_other_classes_begins_anew(tmp_path):
     trained = jax.tree.map(lambda x: np.asarray(x) + 1, trained)
     path = lj.save_adapter(tmp_path, trained, frozen)
     new, _ = heads(variant, 2)
-    begun, _ = lj.start_from(path, *heads(variant, 2))
+    with pytest.warns(UserWarning, match="head for other classes, which begins anew") as told:
+        begun, _ = lj.start_from(path, *heads(variant, 2))
+    (said,) = [str(each.message) for each in told]
+    assert said.endswith(": [5, 3] for 'head', here [5, 2]") and "\n" not in said
     chex.assert_trees_all_equal(begun["adapters"], trained["adapters"])
     np.testing.assert_array_equal(begun["params"]["bias"], trained["params"]["bias"])
     np.testing.assert_array_equal(begun["params"]["head"], new["params"]["head"])
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (5, 3, 1), ()])
+def test_what_differs_in_more_than_its_classes_is_refused(tmp_path, shape):
+    """It is no head of another task, and beginning it anew would lose what was trained."""
+    variant = variants.make("lora", rank=2)
+    trained, frozen = heads(variant, 3)
+    trained["params"]["head"] = jnp.ones(shape)
+    path = lj.save_adapter(tmp_path, trained, frozen)
+    with pytest.raises(
+        ValueError, match=rf"has {re.escape(str(list(shape)))} for 'head', expected"
+    ):
+        lj.start_from(path, *heads(variant, 3))
+    trained["params"]["head"] = jnp.ones((5, 3), jnp.int32)
+    path = lj.save_adapter(tmp_path, trained, frozen)
+    with pytest.raises(ValueError, match="has int32 for 'head', expected float32"):
+        lj.start_from(path, *heads(variant, 3))
 
 
 def test_a_head_that_the_run_drops_is_told_of(tmp_path):

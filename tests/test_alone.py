@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ import pytest
 
 from configs import glue
 from experiments import run, together
-from experiments.alone import alone, alone_in
+from experiments.alone import Place, alone, alone_in
 from experiments.group_folder import GroupFolder
 from lora_jax import records
+from lora_jax.metrics_log import LostFolderError
 
 HOLDER = """
 import fcntl, os, sys
@@ -107,6 +109,24 @@ def test_who_removes_the_lock_lets_no_second_process_in(tmp_path):
                 alone(folder).__enter__()
     with alone(folder):
         assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_who_removes_the_folder_ends_the_run_that_was_there(tmp_path):
+    folder = tmp_path / "run"
+    with alone(folder):
+        place = Place(folder)
+        place.require()
+        (folder / ".lock").unlink()  # which lets nobody in
+        place.require()
+        shutil.rmtree(folder)
+        for _ in range(2):
+            with pytest.raises(
+                LostFolderError, match="run was removed or replaced while its run was"
+            ):
+                place.require()
+            folder.mkdir(exist_ok=True)
+        with alone(folder):
+            Place(folder).require()
 
 
 def test_a_file_system_without_locks_is_trained_on(tmp_path, monkeypatch):

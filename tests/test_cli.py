@@ -158,6 +158,38 @@ def test_flags_of_a_config_keep_their_own_lines(tmp_path):
             read(path, GOOD, flag)
 
 
+NUMBERS = "{'seed': 0, 'rate': 0.5, 'name': 'x', 'pair': (1, 'a'), 'on': True}"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *(f"seed={text}" for text in ("1_0", "٣", "0x10", "1" * 400)),
+        *(f"rate={text}" for text in ("1_0", "inf", "-inf", "nan", "1e400", "1e-400", "٣.5")),
+        *(f"pair={text}" for text in ("(1_0,'a')", "(1,2e999)", "(0x1,)")),
+    ],
+)
+def test_a_number_of_a_config_is_plainly_one(tmp_path, flag):
+    with pytest.raises(
+        ValueError, match=r"^flag --config\.\w+=.* is not a number that a float holds"
+    ):
+        read(
+            tmp_path / "own.py",
+            HEAD + f"def get_config():\n    return ConfigDict({NUMBERS})\n",
+            f"--config.{flag}",
+        )
+
+
+def test_plain_numbers_and_texts_of_a_config_are_taken(tmp_path):
+    given = ["seed=-10", "rate=+.5e-3", "name=1_0", "pair=(-7,'1_0')", "on=false"]
+    text = HEAD + f"def get_config():\n    return ConfigDict({NUMBERS})\n"
+    config = read(tmp_path / "own.py", text, *(f"--config.{flag}" for flag in given))
+    wanted = {"seed": -10, "rate": 5e-4, "name": "1_0", "pair": (-7, "1_0"), "on": False}
+    assert config.to_dict() == wanted
+    with pytest.raises(ValueError, match=r"--config\.seed=1_0: '1_0'"):
+        read(tmp_path / "own.py", text, "-config.seed", "1_0")
+
+
 def test_what_a_configs_sweep_raises_is_one_line(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(GOOD + "\ndef sweep():\n    yield {'config.seed': 1}\n    yield 1 / 0\n")

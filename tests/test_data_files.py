@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -101,13 +102,38 @@ def test_ids_beyond_floats_are_classes_of_their_own(tmp_path, suffix, end):
 
 
 def test_what_only_looks_like_a_number_is_a_name(tmp_path):
-    labels = ["1_0", "10", "007", "7", "٣", "3", "0x1"]
+    labels = ["1_0", "2_0", "٣", "0x1", "inf", "می\u200cرود"]  # no number among them
     task = task_of(tmp_path, labels, held=labels[:2])
     assert set(task.label_names) == set(labels)
+    task = task_of(tmp_path, ["007", "7", "bond", "q"], held=["7", "007"])
+    assert task.label_names == ("007", "7", "bond", "q")
     task = task_of(tmp_path, ["01", "1", "02"], held=["01", "1"])
     assert (task.label_names, task.train.labels.tolist()) == (("01", "1", "02"), [0, 1, 2])
     task = task_of(tmp_path, ["+1", "-1", "1.0", "-1e0"], held=["1", "-1"])
     assert (task.label_names, task.train.labels.tolist()) == (("-1", "1"), [1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    "label",
+    ["inf", "-Infinity", "1e400", "1_0", "٣", "１", "O", "n/a", "1\u200b", "\u200b", "1\xa00"],
+)
+def test_among_numbers_nothing_else_becomes_a_class(tmp_path, label, suffix):
+    first = 1 if suffix == ".jsonl" else 2  # the line of the first row
+    said = refused(tmp_path, ["1", "0", label, "1"], held=["1", "0"], suffix=suffix)
+    assert f"train{suffix}, line {first + 2}: " in said and (label in said or ascii(label) in said)
+    if label not in ("O", "n/a"):  # of which one beside one number may be a class
+        refused(tmp_path, ["1", label], held=["1"], suffix=suffix)
+        refused(tmp_path, [f"a{label[1:]}" if "\u200b" in label else "1", label], held=["1"])
+
+
+@pytest.mark.parametrize("target", ["1e-400", "-1e-40", "1e39", "1e400"])
+def test_targets_that_training_would_see_as_others_are_refused(tmp_path, target):
+    for more in ({}, {"regression": True}):
+        said = refused(tmp_path, ["0.5", "1", target], held=["1", "2"], **more)
+        assert "train.tsv, line 4: label '" in said
+    said = refused(tmp_path, ["0.5", "1"], held=["1", target])
+    assert "dev.tsv, line 3: label '" in said and said.endswith("not a number that a float32 holds")
 
 
 @settings(
@@ -124,10 +150,9 @@ def test_targets_are_what_other_readers_of_numbers_read(tmp_path, text):
     except ValueError as error:
         said = str(error)
         assert "train.jsonl, line 2: " in said and "\n" not in said
-        with contextlib.suppress(
-            ValueError
-        ):  # a number of JSON is not refused, if a float holds it
-            assert not np.isfinite(json.loads(text)) or text != text.strip()
+        with contextlib.suppress(ValueError):  # a number of JSON is refused beyond float32 alone
+            value = abs(json.loads(text, parse_float=Decimal))
+            assert text != text.strip() or (value and not 1.2e-38 < value < 3.4e38)
     else:
         assert task.train.labels.tolist() == [0.5, float(text)]
         assert text.isascii()
@@ -232,8 +257,16 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
         ("t.jsonl", "[" * 9999 + "\n", "line 1 is nested deeper than 100 levels"),
         ("t.csv", "sentence,class,sentence\nx,a,y\n", "two columns are called 'sentence'"),
         ("t.csv", "sentence,class\nx,a\ny,a\n", "t.csv: all labels in 'class' are 'a'; there is"),
-        ("t.csv", "sentence,class\nx,0.5\ny,n/a\n", "line 3: label 'n/a' is not a finite number"),
-        ("t.csv", "sentence,class\nx,0.5\ny,inf\n", "line 3: label 'inf' is not a finite number"),
+        (
+            "t.csv",
+            "sentence,class\nx,0.5\ny,n/a\n",
+            "line 3: label 'n/a' is not a number that a float holds",
+        ),
+        (
+            "t.csv",
+            "sentence,class\nx,0.5\ny,inf\n",
+            "line 3: label 'inf' is not a number that",
+        ),
         ("t.parquet", "", r"is not named \.tsv, \.csv or \.jsonl"),
     ],
 )
@@ -286,8 +319,15 @@ def test_lines_are_counted_over_quoted_line_ends(tmp_path):
         ({}, "data.files needs 'train'"),
         ({"train": "x", "text": "t"}, "data.files needs 'label'"),
         ({"train": "x", "text": "t", "label": "y"}, "data.files needs 'validation', or"),
+        (
+            {"train": "x", "text": "t", "label": "t"},
+            r"data\.files\.text and data\.files\.label are one column, 't'",
+        ),
         ({"trian": "x"}, "data.files has no 'trian'; nearest: 'train'"),
-        (dict.fromkeys(["train", "validation", "text", "label"], "x.tsv"), "there is no file"),
+        (
+            {"train": "x.tsv", "validation": "x.tsv", "text": "t", "label": "y"},
+            "there is no file",
+        ),
     ],
 )
 def test_what_is_not_named_is_asked_for(files, message):

@@ -1,5 +1,6 @@
 """Configs of the Llama family and their rotary frequencies, against the papers' formulas."""
 
+import dataclasses
 import json
 import math
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from make_fixtures.decoders import CASES
 
+from lora_jax.models.decoder_families import DECODERS
 from lora_jax.models.llama_config import FULL, SLIDING, LlamaConfig
+from lora_jax.models.pretrained_decoder import read_decoder_config
 from lora_jax.models.rope import Rope, frequencies, rotate, rotation
 
 LLAMA3 = {
@@ -91,9 +94,28 @@ def test_nulls_that_mean_something():
     assert LlamaConfig.from_json({**mistral, "sliding_window": None}).slides == (False, False)
     assert LlamaConfig.from_json(mistral).slides == (True, True)
     assert LlamaConfig.from_json({**mistral, "num_key_value_heads": None}).num_key_value_heads == 32
-    assert LlamaConfig.from_json({**mistral, "hidden_act": None}).hidden_act == "silu"
+    assert LlamaConfig.from_json({**mistral, "layer_types": None}).slides == (True, True)
     assert config(eos_token_id=None).eos_token_id == ()
     assert config(eos_token_id=[4, 7]).eos_token_id == (4, 7)
+
+
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NULLABLE = {
+    "llama": {"num_key_value_heads", "head_dim", "sliding_window", "layer_types", *TOKENS},
+    "gpt2": {"n_inner", *TOKENS},
+}
+
+
+@pytest.mark.parametrize("kind", NULLABLE)
+def test_a_null_that_means_nothing_is_refused(tmp_path, kind):
+    fields = [field.name for field in dataclasses.fields(DECODERS[kind].config)]
+    for name in [name if name != "rope" else "rope_theta" for name in fields]:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, name: None}))
+        if name in NULLABLE[kind]:
+            read_decoder_config(tmp_path)
+            continue
+        with pytest.raises(ValueError, match=rf"config\.json: {name}\b.*(null|None)"):
+            read_decoder_config(tmp_path)
 
 
 def test_which_layers_slide():

@@ -9,14 +9,17 @@ import commands
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import small_model
 from commands import ROOT
 
 import lora_jax as lj
 import variants
 from configs import glue
-from experiments import build, make, run
+from experiments import announce, build, check_trials, make, run
+from experiments.trials import Trial
 from lora_jax import records
+from lora_jax.metrics_log import LostFolderError
 
 SMOKE = "configs/quickstart.py:size=smoke"
 
@@ -92,6 +95,47 @@ def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         run.run(smoke(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    score = build.Experiment.evaluate
+
+    def evaluate(experiment, trainable):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "config.json").write_text("another's")
+        return score(experiment, trainable)
+
+    monkeypatch.setattr(build.Experiment, "evaluate", evaluate)
+    with pytest.raises(LostFolderError, match="was removed or replaced while its run was going"):
+        run.run(smoke(train__checkpoint_every=8), folder, audit=False)
+    assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
+
+
+def test_a_model_of_few_positions(smoke, tmp_path):
+    """Texts are cut to what it takes; where that leaves them no room, its file is named."""
+    folder = shutil.copytree(smoke()["model"]["name"], tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    weights = safetensors.numpy.load_file(folder / "model.safetensors")
+    (name,) = [each for each in weights if "position_embeddings" in each]
+    for positions in (4, 2):
+        weights[name] = weights[name][:positions]
+        safetensors.numpy.save_file(weights, folder / "model.safetensors")
+        content["max_position_embeddings"] = positions
+        (folder / "config.json").write_text(json.dumps(content))
+        config = smoke(model__name=str(folder))
+        assert announce.line(config)
+        check_trials.check([Trial("one", (), {}, config)])
+        if positions == 4:
+            assert build.build(config).boundaries == (4,)
+            continue
+        said = (
+            r"max_length 2 leaves no .*; config\.data\.max_length is 24, and .*model/config\.json t"
+        )
+        with pytest.raises(ValueError, match=said):
+            build.build(config)
 
 
 def test_own_data_does_not_stand_under_a_task(tmp_path):

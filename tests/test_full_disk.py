@@ -28,7 +28,9 @@ def no_space(*_, **__):
 def said(error):
     text = str(error.value)
     assert "\n" not in text and error.value.errno == errno.ENOSPC
-    name, _, rest = text.partition(": the disk is full; what was saved before is good: make room")
+    name, _, rest = text.partition(
+        ": the disk is full, or a quota is; what was saved before is good: make room"
+    )
     assert rest
     return name
 
@@ -88,7 +90,8 @@ def test_a_part_of_a_line_is_finished_or_dropped(tmp_path, monkeypatch):
         true = metrics._file
         taken = iter([3, 5, 10**6])
         write = lambda data: true.write(data[: next(taken)])  # noqa: E731
-        monkeypatch.setattr(metrics, "_file", SimpleNamespace(write=write, close=true.close))
+        few = SimpleNamespace(write=write, close=true.close, fileno=true.fileno)
+        monkeypatch.setattr(metrics, "_file", few)
         metrics.write(2, {"loss": 0.25})
         taken = iter([4])
         metrics._file.write = lambda data: true.write(data[: next(taken, 0)]) or no_space()

@@ -325,6 +325,19 @@ def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, name):
             assert re.fullmatch(rf".*config\.json: .*{setting}.*", str(error))
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2"])
+def test_a_null_is_refused_but_where_it_means_something(tmp_path, name):
+    allowed = {"classifier_dropout", "cls_dropout", "pos_att_type"}
+    for field in dataclasses.fields(FAMILIES[name].config):
+        content = {"model_type": name, field.name: None}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        if field.name in allowed:
+            pretrained.read_config(tmp_path)
+            continue
+        with pytest.raises(ValueError, match=rf"config\.json: {field.name}\b.*(null|None)"):
+            pretrained.read_config(tmp_path)
+
+
 @pytest.mark.parametrize("kept", [0, 4, 200, 5000, -1])
 def test_truncated_weights(tmp_path, kept):
     file = checkpoint(tmp_path) / "model.safetensors"

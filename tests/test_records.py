@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.sweep_folder import SweepFolder
 from lora_jax import records
-from lora_jax.metrics_log import Metrics, read_metrics
+from lora_jax.metrics_log import LostFolderError, Metrics, read_metrics
 from lora_jax.records import Record, claim, config_digest
 
 CONFIG = {
@@ -112,6 +114,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
         ({"metrics_last": {"loss": None}}, r"metrics_last\.loss is None in a completed run"),
         ({"config_digest": "0"}, r"config_digest is not the digest of config"),
         ({"parameters_trained": -1}, r"parameters_trained is negative"),
+        ({"parameters_adapters": -1}, r"parameters_adapters is negative"),
         ({"best_step": 101}, r"best_step is 101 of 100 steps"),
         ({"best_step": -1}, r"best_step is -1"),
         ({"metric": None}, r"metric is None, expected str"),
@@ -327,6 +330,34 @@ def test_a_broken_line_in_the_middle_is_an_error_and_at_the_end_is_dropped(tmp_p
         path.write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 2}\n')
         with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a JSON object with a"):
             Metrics(tmp_path)
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("away", [shutil.rmtree, lambda folder: folder.rename(f"{folder}.old")])
+def test_lines_are_not_written_where_another_folder_is_by_now(tmp_path, away, other):
+    folder = tmp_path / "run"
+    with Metrics(folder) as metrics:
+        metrics.write(1, {})
+        metrics.require()
+        away(folder)
+        if other:
+            Metrics(folder).close()
+        for write in (metrics.require, lambda: metrics.write(2, {})):
+            with pytest.raises(
+                LostFolderError, match=r"run/metrics\.jsonl was removed or replaced"
+            ):
+                write()
+    assert [path.stat().st_size for path in folder.rglob("*")] == [0] * other
+
+
+@pytest.mark.parametrize("name", ["record.json", "trials.json"])
+def test_a_file_is_named_once(tmp_path, name):
+    path = tmp_path / name
+    for content in ("[" * 200, "{", "[1]", '{"a": NaN}', '{"a": 1, "a": 2}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"\S") as error:
+            records.read(tmp_path) if name == "record.json" else SweepFolder(tmp_path).require(())
+        assert str(error.value).count(str(path)) == 1 and "\n" not in str(error.value)
 
 
 def test_a_file_is_replaced_and_never_written_over(tmp_path, monkeypatch):

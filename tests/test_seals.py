@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import zlib
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from absl import flags
 from fake_records import planted, write
 
 from configs import glue
-from experiments import collect, report, run, tables
+from experiments import collect, predictions, report, run, score_plots, tables
 from lora_jax import records, seal
 from lora_jax.metrics_log import Metrics, read_metrics
 
@@ -90,6 +91,30 @@ def test_a_report_says_so_once(unsealed, monkeypatch, capsys):
     monkeypatch.setattr(report, "_FORMAT", SimpleNamespace(value="markdown"))
     report.report()
     assert capsys.readouterr().out.count("Warning: 1 of 4 records have no seal") == 1
+
+
+def test_a_picture_is_of_what_a_table_takes(unsealed):
+    drawn = score_plots.draw(unsealed, "learning_rate", unsealed / "x.png")
+    assert collect.unsealed(drawn).startswith("1 of 4 records have no seal")
+    first, second = (unsealed / "lora" / str(seed) / predictions.NAME for seed in range(2))
+    planted(second.parent.parent / "other", "lora", 1, LABELS, np.arange(20) < 12)
+    (first.parent.parent / "other" / predictions.NAME).replace(second)
+    shutil.rmtree(first.parent.parent / "other")
+    for kind in score_plots.KINDS:
+        with pytest.raises(ValueError, match=r"lora/1: its predictions give accuracy 40, its reco"):
+            score_plots.draw(unsealed, kind, unsealed / "y.png")
+    assert not (unsealed / "y.png").exists()
+
+
+def test_a_sealed_run_has_checks_in_its_metrics(tmp_path):
+    write(tmp_path, "glue", "", {"matthews": 0.5}, losses=(0.5, 0.25))
+    path = tmp_path / "metrics.jsonl"
+    score_plots.draw(tmp_path, "training", tmp_path / "x.png")
+    path.write_bytes(CHECK.sub(b"", path.read_bytes().replace(b"0.25", b"0.125")))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has no checks \(crc32\), but its reco"):
+        score_plots.draw(tmp_path, "training", tmp_path / "x.png")
+    change(tmp_path / "record.json", lambda values: values.pop("seal"))  # as earlier versions wrote
+    assert len(score_plots.draw(tmp_path, "training", tmp_path / "x.png")) == 1
 
 
 def test_a_completed_run_says_so_once(tmp_path, monkeypatch):

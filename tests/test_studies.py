@@ -83,12 +83,15 @@ def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, mnli):
     assert names < record.metrics_last.keys()
 
     arg = "model=minilm,task=mrpc"
-    second = build.build(config_of(lora_table2, arg, glue, bert, start_from=str(mnli)))
+    config = config_of(lora_table2, arg, glue, bert, start_from=str(mnli))
+    with pytest.warns(UserWarning, match=r"\[8, 3\] for 'classifier/kernel', here \[8, 2\]"):
+        second = build.build(config)
     first, _ = tree_file.load_tree(mnli)
     chex.assert_trees_all_equal(second.trainable["adapters"], first["adapters"])
     assert second.trainable["params"]["classifier/kernel"].shape == (8, 2)
     assert first["params"]["classifier/kernel"].shape == (8, 3)
-    record = run.run(second.config, mnli.parent / "mrpc")
+    with pytest.warns(UserWarning, match="a head for other classes, which begins anew"):
+        record = run.run(second.config, mnli.parent / "mrpc")
     head = second.trainable["params"]["classifier/kernel"].size + 2
     assert record.parameters_adapters == record.parameters_trained - head
 

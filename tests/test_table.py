@@ -521,6 +521,7 @@ def test_a_failed_run_of_no_metric_takes_no_column_from_the_others(tmp_path):
     [
         (lambda config: config["data"].pop("draw"), "data.draw"),
         (lambda config: config["study"].pop("size"), "study.size"),
+        (lambda config: config.update(train=None), "train.select"),
         (lambda config: config.pop("start_from"), "start_from"),
         (lambda config: config.update(study="glue"), "study.table"),
     ],
@@ -585,7 +586,7 @@ def test_the_tables_in_the_readme_are_those_of_the_committed_records():
     assert tables.fill(text, lambda name: tables.render_table(name, results, "markdown")) == text
 
 
-def test_the_command(base):
+def test_the_command(base, tmp_path):
     run = functools.partial(commands.run, "experiments.table", COLUMNS="200")
     path = base[0] / "sst2" / "0" / "record.json"
     path.write_text(json.dumps(seal.opened(json.loads(path.read_text()))[0]))
@@ -595,6 +596,10 @@ def test_the_command(base):
     assert sum(row["state"] == "run" for row in rows) == 9
     assert done.stderr.startswith("warning: 1 of 40 records have no seal")
     assert len(done.stderr.splitlines()) == 1
+    picture, there = tmp_path / "scores.png", f"--results={base[0]}"
+    drawn = commands.run("experiments.plot", there, "--table=lora_table2", f"--out={picture}")
+    assert (drawn.returncode, drawn.stdout) == (0, f"picture: {picture}\n")
+    assert drawn.stderr.startswith("warning: 1 of ") and len(drawn.stderr.splitlines()) == 1
     done = run("--table=lora_table4", f"--results={base[0]}")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert done.stderr.startswith("error: unknown table 'lora_table4'; nearest: ")

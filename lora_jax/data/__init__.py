@@ -36,7 +36,7 @@ from lora_jax.data.split import normalise, plain_split, stratified_split
 from lora_jax.data.task import Task
 from lora_jax.data.tasks import SPECS
 from lora_jax.data.text_task import TextTask
-from lora_jax.data.tokenize import Encoded, Tokenizer, encode, load_tokenizer
+from lora_jax.data.tokenize import Encoded, NoRoomError, Tokenizer, encode, load_tokenizer
 
 __all__ = [
     "SOURCES",
@@ -47,6 +47,7 @@ __all__ = [
     "ChatTemplate",
     "Encoded",
     "Examples",
+    "NoRoomError",
     "Prompts",
     "Task",
     "TextTask",

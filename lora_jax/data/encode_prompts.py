@@ -26,7 +26,7 @@ import numpy as np
 
 from lora_jax.data.cache import Tokenised, cached, key_of
 from lora_jax.data.prompts import Prompts
-from lora_jax.data.tokenize import Encoded, Tokenizer
+from lora_jax.data.tokenize import Encoded, NoRoomError, Tokenizer
 
 
 def encode_prompts(
@@ -49,7 +49,7 @@ def encode_prompts(
       bos_id: the token that every text begins with, or None for a model without one.
 
     Raises:
-      ValueError: one line with the example, where `max_length` has no room for its completion and
+      NoRoomError: one line with the example, where `max_length` has no room for its completion and
         one token before it, or there is nothing before it.
     """
     counts = np.ones(len(prompts), np.int64)
@@ -202,7 +202,7 @@ def _rows(
         before = prompt_ids[owner]
         room = max_length - len(start) - len(follow)
         if room < 0 or (room == 0 and not start):
-            raise ValueError(
+            raise NoRoomError(
                 f"data set {prompts.name!r}, example {owner}: max_length {max_length} leaves "
                 f"no room for its completion of {len(follow)} tokens and one before it"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax import number_text
 from lora_jax.data import rows
 from lora_jax.data.examples import Examples
 from lora_jax.data.split import plain_split, stratified_split
@@ -27,9 +28,11 @@ def load(
     """A classification or regression, of texts or pairs, from files (see `rows.read_rows`).
 
     Labels are numbers or names, as they stand there: numbers are compared exactly, `1.0` is the
-    class `1`, and what only looks like a number (`007`, `1_0`) is a name. They are targets of a
-    regression if any has a fraction; else the distinct ones of train are the classes, in the order
-    of the numbers or of the alphabet.
+    class `1`, and `007` is a name beside `7`. They are targets of a regression if any has a
+    fraction; else the distinct ones of train are the classes, in the order of the numbers or of the
+    alphabet. Of numbers and names in one column, a name is refused where it must be a mistake: if
+    any number has a fraction, if more classes are numbers than names, or if the name is a number to
+    other readers (`1_0`, `inf`, `1e400`). So is a label with characters that nobody sees.
 
     Args:
       files: paths `train`, `validation`, `extra` (another domain, to evaluate on as well) and
@@ -49,6 +52,9 @@ def load(
     for key in ("train", "text", "label"):
         if key not in given:
             raise ValueError(f"data.files needs '{key}'")
+    for key in ("label", "second_text"):
+        if given["text"] == given.get(key):
+            raise ValueError(f"data.files.text and data.files.{key} are one column, {given[key]!r}")
     if "validation" not in given and not validation:
         raise ValueError(
             "data.files needs 'validation', or data.validation examples to hold out of train"
@@ -96,7 +102,7 @@ def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The names of the classes of train, in the order of their numbers."""
     found = set(labels["train"])
     ordered = tuple(sorted(found))
-    numbers = [(number, each) for each in found if (number := rows.number(each)) is not None]
+    numbers = [(number, each) for each in found if (number := number_text.read(each)) is not None]
     return tuple(each for _, each in sorted(numbers)) if len(numbers) == len(found) else ordered
 
 
@@ -107,7 +113,7 @@ def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
         label = rows.written(path, row, column)
         if label == "" or label.lower() == "nan":
             raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
-        number = rows.number(label)
+        number = number_text.read(label)
         # 007 and 7 may be two names; 7.0 and +7 are no names beside 7.
         if number is not None and rows.whole(number) and not _PADDED.match(label):
             label = str(int(number))
@@ -116,23 +122,28 @@ def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
 
 
 def _has_fraction(label: str) -> bool:
-    number = rows.number(label)
+    number = number_text.read(label)
     return number is not None and not rows.whole(number)
 
 
 def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
-    """Raise for a label that is no number beside fractions: a gap in targets, and no class."""
-    numbers = [rows.number(label) for label in labels]
-    if None in numbers and any(map(_has_fraction, labels)):
-        at = numbers.index(None)
-        raise ValueError(
-            f"{path}, line {read[at].line}: label '{labels[at]}' is not a finite number, "
-            "but others have fractions"
-        )
+    """Raise for a label that is no number beside numbers, where it is a gap or a slip, no class."""
+    numbers = {label: number_text.read(label) for label in labels}
+    names = [label for label, number in numbers.items() if number is None]
+    if len(names) == len(numbers):
+        return
+    fractions, most = any(map(_has_fraction, numbers)), 2 * len(names) < len(numbers)
+    for row, label in zip(read, labels, strict=True):
+        if numbers[label] is None and (fractions or most or number_text.looks_like_one(label)):
+            others = "others have fractions" if fractions else "others are numbers"
+            raise ValueError(
+                f"{path}, line {row.line}: label '{label}' is not a number that a float holds, "
+                f"but {others}: correct it, or give every class a name"
+            )
 
 
 def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
-    if asked or None in map(rows.number, labels["train"]):
+    if asked or None in map(number_text.read, labels["train"]):
         return asked
     return any(map(_has_fraction, labels["train"]))
 
@@ -143,14 +154,14 @@ def _numbers(
     found = []
     numbers = {name: number for number, name in enumerate(names or ())}
     for row, label in zip(read, labels, strict=True):
-        number = rows.number(label) if names is None else numbers.get(label)
+        number = rows.target(label) if names is None else numbers.get(label)
         if number is None:
             expected = (
-                "not a number"
+                "not a number that a float32 holds"
                 if names is None
                 else f"which train does not have; nearest: {nearest(label, names)}"
             )
-            if names is not None and None not in map(rows.number, (*names, label)):
+            if names is not None and None not in map(number_text.read, (*names, label)):
                 expected += " (data.files.regression makes numbers targets)"
             raise ValueError(f"{path}, line {row.line}: label '{label}', {expected}")
         found.append(number)

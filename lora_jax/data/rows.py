@@ -5,7 +5,6 @@ What a cell holds is what stands in the file: no number is rounded on the way.
 
 import collections
 import csv
-import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,13 +12,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_jax import json_text
+import numpy as np
+
+from lora_jax import json_text, number_text
 from lora_jax.partition import nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 
-# Of exponents, four digits are more than a float has, and no more than a Decimal can be written in.
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+# Between letters of Persian or parts of an emoji, what joins or parts them is how they are written.
+_JOINER = re.compile("(?<=[^\0-\x7f])[\u200c\u200d](?=[^\0-\x7f])")
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 # A field may be a whole document. The limit is one of the process, and lower than some are long.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -80,7 +82,9 @@ def text(path: Path, row: Row, column: str) -> str:
 def written(path: Path, row: Row, column: str) -> str:
     """A row's number, name, true or false as it is written; empty for null.
 
-    ValueError for a list or an object, and for spaces around it, which another row may not have.
+    ValueError for a list or an object, and for what another row may lack though both look alike:
+    spaces around it, and characters that nobody sees, such as control characters, spaces of no
+    width and spaces that do not break.
     """
     found = value(path, row, column)
     if isinstance(found, list | dict):
@@ -93,21 +97,26 @@ def written(path: Path, row: Row, column: str) -> str:
             raise ValueError(
                 f"{path}, line {row.line}: '{column}' is {found!r}, with spaces around"
             )
+        if found.strip() and not _JOINER.sub("", found).isprintable():
+            raise ValueError(
+                f"{path}, line {row.line}: '{column}' is {found!a}, with a character that is "
+                "not seen"
+            )
         return found.strip()
     if isinstance(found, bool):
         return "true" if found else "false"
     return "" if found is None else str(found)
 
 
-def number(text: str) -> Decimal | None:
-    """The number that a text is, exactly; None for anything but an ordinary finite one.
+def target(text: str) -> float | None:
+    """A regression's target; None for no number, and for one beyond float32, in which models train.
 
-    That is digits of ASCII, a sign before them, a decimal point and an exponent: no underscores,
-    spaces, names of infinity or digits of other scripts, all of which Python's `float` takes.
+    A float32 would hold that one as an infinity, as zero or with fewer bits than others.
     """
-    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+    exact = number_text.read(text)
+    if exact is None or (exact and not _LEAST <= abs(float(exact)) <= _MOST):
         return None
-    return Decimal(text)
+    return float(exact)
 
 
 def whole(number: Decimal) -> bool:

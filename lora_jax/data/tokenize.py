@@ -134,11 +134,15 @@ def _kind(folder: Path, settings: dict[str, Any]) -> str | None:
     return found
 
 
+class NoRoomError(ValueError):
+    """So few tokens are asked for that a text would have none left."""
+
+
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
     """Token ids of all examples, special tokens included, at most `max_length` for each.
 
     Of a pair that is too long, tokens are taken from the end of its longer text. Raises
-    `ValueError` if `max_length` leaves no room for a token of each text.
+    `NoRoomError` if `max_length` leaves no room for a token of each text.
     """
     backend = tokenizer.backend
     if examples.second_texts is None:
@@ -148,7 +152,7 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     is_pair = examples.second_texts is not None
     least = backend.num_special_tokens_to_add(is_pair) + 1 + is_pair
     if max_length < least:
-        raise ValueError(
+        raise NoRoomError(
             f"data set {examples.name!r}: max_length {max_length} leaves no room for text, "
             f"the least is {least}"
         )

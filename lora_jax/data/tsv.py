@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lora_jax import number_text
 from lora_jax.data import rows
 from lora_jax.data.assemble import Record, assemble
 from lora_jax.data.task import Task
@@ -84,15 +85,16 @@ def read_part(path: Path, spec: Spec, part: Part) -> list[Record]:
 def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | float:
     """A class number, of its name or its number, or a regression's target."""
     value: Any = rows.value(path, row, column)
-    number = rows.number(str(value))
-    if names is None and number is not None:
-        return float(number)
-    if names is not None:
+    if names is None:
+        if (target := rows.target(str(value))) is not None:
+            return target
+    else:
+        number = number_text.read(str(value))
         if isinstance(value, str | bool) and str(value) in names:
             return names.index(str(value))
         if number is not None and rows.whole(number) and 0 <= number < len(names):
             return int(number)
-    expected = "a number" if names is None else f"one of {', '.join(names)}"
+    expected = "a number that a float32 holds" if names is None else f"one of {', '.join(names)}"
     raise ValueError(f"{path}, line {row.line}: '{column}' is {rows.shown(value)}, not {expected}")
 
 

@@ -14,6 +14,7 @@ from lora_jax.models.config_checks import (
     check_plain,
     check_positive,
     check_rate,
+    settings,
     shown,
 )
 
@@ -70,7 +71,7 @@ class BertConfig:
             )
         check_plain(config)
         names = {field.name for field in dataclasses.fields(cls)}
-        given = {k: v for k, v in config.items() if k in names and v is not None}
+        given = settings(config, names, {"classifier_dropout": None})
         own = cls(**{**defaults, **given})
         check_known_tokens({"pad_token_id": config.get("pad_token_id")}, own.vocab_size)
         return own

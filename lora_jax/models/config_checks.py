@@ -2,7 +2,7 @@
 
 import functools
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -43,6 +43,24 @@ def check_plain(
             raise ValueError(
                 f"{feature}={shown(config[feature])} is not supported: plain {kind} only"
             )
+
+
+def settings(
+    config: Mapping[str, Any], names: Collection[str], nulls: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those of the settings that a config.json has.
+
+    Args:
+      nulls: what null means, of the settings for which it means something.
+
+    Raises:
+      ValueError: a null of another one.
+    """
+    found = {name: each for name, each in config.items() if name in names}
+    for name, each in found.items():
+        if each is None and name not in nulls:
+            raise ValueError(f"{name} is null: give it a value, or leave it out for the default")
+    return {name: nulls[name] if each is None else each for name, each in found.items()}
 
 
 def check_heads(hidden_size: int, num_attention_heads: int) -> None:

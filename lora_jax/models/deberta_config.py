@@ -15,6 +15,7 @@ from lora_jax.models.config_checks import (
     check_plain,
     check_positive,
     check_rate,
+    settings,
     shown,
 )
 
@@ -131,7 +132,7 @@ class DebertaConfig:
         _check_family(config.get("model_type"))
         check_plain(config)
         names = {field.name for field in dataclasses.fields(cls)}
-        given = {k: v for k, v in config.items() if k in names and v is not None}
+        given = settings(config, names, {"cls_dropout": None, "pos_att_type": ()})
         for name in ("pos_att_type", "norm_rel_ebd"):
             if name in given:
                 given[name] = _words(name, given[name])

@@ -16,9 +16,13 @@ from lora_jax.models.config_checks import (
     check_positive,
     check_rate,
     check_token,
+    settings,
     shown,
     token_ids,
 )
+
+# What null means in a config.json: for all else, nothing.
+_NULLS = {"n_inner": 0, "bos_token_id": None, "eos_token_id": (), "pad_token_id": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +83,12 @@ class GPT2Config:
             ("scale_attn_weights", True),
             ("scale_attn_by_inverse_layer_idx", False),
         ):
-            if config.get(feature) not in (None, only):
+            if config.get(feature, only) != only:
                 raise ValueError(
                     f"{feature} {shown(config[feature])} is not supported, only {only}"
                 )
         names = {field.name for field in dataclasses.fields(cls)}
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")  # whose null means none
-        given: dict[str, Any] = {
-            k: v for k, v in config.items() if k in names and (v is not None or k in ids)
-        }
+        given = settings(config, names, _NULLS)
         if "eos_token_id" in given:
             given["eos_token_id"] = token_ids("eos_token_id", given["eos_token_id"])
         own = cls(**given)

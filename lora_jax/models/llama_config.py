@@ -16,6 +16,7 @@ from lora_jax.models.config_checks import (
     check_positive,
     check_rate,
     check_token,
+    settings,
     shown,
     token_ids,
 )
@@ -44,11 +45,12 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
 }
-# A null in config.json: that of these means something, and is not the default.
+# What null means in a config.json: for all else, nothing.
 _NULLS = {
     "num_key_value_heads": 0,
     "head_dim": 0,
     "sliding_window": None,
+    "layer_types": (),
     "bos_token_id": None,
     "eos_token_id": (),
     "pad_token_id": None,
@@ -157,13 +159,12 @@ class LlamaConfig:
         defaults = _family_defaults(config.get("model_type"))
         check_plain(config, "decoders")
         names = {field.name for field in dataclasses.fields(cls)} - {"rope"}
-        given = {k: v for k, v in config.items() if k in names and v is not None}
-        nulls = {k: v for k, v in _NULLS.items() if k in config and config[k] is None}
+        given = settings(config, names, _NULLS)
         if "eos_token_id" in given:
             given["eos_token_id"] = token_ids("eos_token_id", given["eos_token_id"])
         if "layer_types" in given:
             given["layer_types"] = _words("layer_types", given["layer_types"])
-        own = cls(**{**defaults, **given, **nulls})
+        own = cls(**{**defaults, **given})
         check_known_tokens(config, own.vocab_size)
         return dataclasses.replace(own, rope=Rope.from_json(config, own.max_position_embeddings))
 

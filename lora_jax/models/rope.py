@@ -103,7 +103,7 @@ class Rope:
         given: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(given, Mapping):
             raise ValueError(f"rope_scaling must be an object, got {shown(given)}")
-        kind = given.get("rope_type") or given.get("type") or "default"
+        kind = given.get("rope_type", given.get("type", "default"))
         for feature, only in (("partial_rotary_factor", 1.0), ("rope_interleaved", False)):
             for value in (given.get(feature), config.get(feature)):
                 if value is not None and value != only:
@@ -114,8 +114,8 @@ class Rope:
             outside = config.get("original_max_position_embeddings")
             inside = chosen.get("original_max_position_embeddings", max_position_embeddings)
             chosen["original_max_position_embeddings"] = inside if outside is None else outside
-        theta = given.get("rope_theta", config.get("rope_theta"))
-        return cls(10000.0 if theta is None else theta, kind, **chosen)
+        theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
+        return cls(theta, kind, **chosen)
 
     def to_json(self) -> dict[str, Any]:
         """`rope_theta` and `rope_scaling`, which every version of transformers reads."""
