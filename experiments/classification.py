@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 import lora_jax as lj
 from experiments import hosts, make
-from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
+from experiments.materials import Materials, Texts, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
 from lora_jax import data, metrics, train
 from lora_jax.models import pretrained, torch_names
@@ -19,8 +19,8 @@ from lora_jax.models.sharding_rules import ENCODER, shardings_of
 from lora_jax.models.weight_files import Weights
 
 
-def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+def read(config: dict[str, Any]) -> Texts:
+    """The examples that a config names, as its model's tokens; no weight is read.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -28,7 +28,33 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     check_dtype(config["model"])
     task = make.make_task(config["data"])
     folder = pretrained.locate(config["model"]["name"])
+    shape = pretrained.read_config(folder)
+    # What is wrong with the model, first: texts may take a while.
+    _check_weights(folder, shape, abstract(shape, config["model"], task.num_outputs))
     tokenizer = data.load_tokenizer(folder)
+    limit = min(config["data"]["max_length"], shape.max_tokens)
+    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
+    tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
+    encoded = {name: each.encoded for name, each in tokenised.items()}
+    # DeBERTa without token types takes any, and looks at none.
+    check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
+    return Texts(
+        task=task,
+        tokenizer=tokenizer,
+        encoded=encoded,
+        examples_per_second=tokenised["train"].examples_per_second,
+        boundaries=boundaries(encoded, config["data"], limit),
+    )
+
+
+def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    folder = pretrained.locate(config["model"]["name"])
+    task: Any = texts.task
     loaded = pretrained.load_classifier(
         folder,
         num_labels=task.num_outputs,
@@ -38,20 +64,9 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
         head_dropout=config["model"]["head_dropout"],
         shardings=_shardings(folder, config["model"], task.num_outputs, mesh),
     )
-    shape = loaded.model.config
-    limit = min(config["data"]["max_length"], shape.max_tokens)
-    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
-    tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
-    encoded = {name: each.encoded for name, each in tokenised.items()}
-    # DeBERTa without token types takes any, and looks at none.
-    check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
     return Materials(
-        task=task,
+        **vars(texts),
         problem=_problem(task, loaded),
-        tokenizer=tokenizer,
-        encoded=encoded,
-        examples_per_second=tokenised["train"].examples_per_second,
-        boundaries=boundaries(encoded, config["data"], limit),
         weights_digest=hosts.first(lambda: pretrained.digest(folder)),
     )
 

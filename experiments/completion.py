@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from experiments import hosts, make
-from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary
+from experiments.materials import Materials, Texts, boundaries, check_dtype, check_vocabulary
 from experiments.problem import Problem
 from experiments.validate_texts import check_written, remat_of
 from lora_jax import data, memory, metrics
@@ -100,8 +100,17 @@ def collate(
     return {**batch, "weight": batch["weight"] * tokens}
 
 
-def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts(Texts):
+    """Prompts and completions as tokens."""
+
+    parts: Mapping[str, Part]
+    prompt: int
+    """Tokens of a prompt that the decoder is to write after, at most."""
+
+
+def read(config: dict[str, Any]) -> Prompts:
+    """The examples that a config names, as its model's tokens; no weight is read.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -112,11 +121,7 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
     # First, as what is no decoder has no chat template either.
-    settings, shardings = options(config["model"]), None
-    if mesh is not None:
-        abstract = pretrained_decoder.outline_decoder(where, **settings)
-        shardings = shardings_of(abstract, DECODER, mesh)
-    decoder = pretrained_decoder.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
+    decoder = pretrained_decoder.outline_decoder(where, **options(config["model"]))
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)
@@ -139,20 +144,34 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     # A row of all options of a question may be longer than its prompt with any one of them.
     longest = max(int(each.lengths.max()) for each in encoded.values())
     room = limit if longest <= limit else decoder.config.max_tokens
-    return Materials(
+    return Prompts(
         task=task,
-        problem=completion(
-            task,
-            decoder,
-            parts,
-            config["model"]["chunk"],
-            config["train"]["label_smoothing"],
-            prompt,
-        ),
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,
         boundaries=boundaries(encoded, section, room),
+        parts=parts,
+        prompt=prompt,
+    )
+
+
+def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    where = pretrained.locate(config["model"]["name"])
+    settings, shardings = options(config["model"]), None
+    if mesh is not None:
+        abstract = pretrained_decoder.outline_decoder(where, **settings)
+        shardings = shardings_of(abstract, DECODER, mesh)
+    decoder = pretrained_decoder.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
+    given = config["model"]["chunk"], config["train"]["label_smoothing"], texts.prompt
+    task: Any = texts.task
+    return Materials(
+        **{field.name: getattr(texts, field.name) for field in dataclasses.fields(Texts)},
+        problem=completion(task, decoder, texts.parts, *given),
         weights_digest=hosts.first(lambda: weight_files.digest(where)),
     )
 
