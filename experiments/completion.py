@@ -121,29 +121,28 @@ def read(config: dict[str, Any]) -> Prompts:
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
     # First, as what is no decoder has no chat template either.
-    decoder = pretrained_decoder.outline_decoder(where, **options(config["model"]))
+    shape = pretrained_decoder.read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)
         start = None if first is None else tokenizer.backend.id_to_token(first)
         task = data.as_chat(task, data.load_chat_template(where), start or "")
-    limit = min(section["max_length"], decoder.config.max_tokens)
-    prompt = min(limit, decoder.config.max_tokens - config["generate"]["max_new_tokens"])
+    limit = min(section["max_length"], shape.max_tokens)
+    prompt = min(limit, shape.max_tokens - config["generate"]["max_new_tokens"])
     if prompt < 2:
         raise ValueError(
             f"config.generate.max_new_tokens {config['generate']['max_new_tokens']} leaves no room "
-            f"for a prompt; the model takes {decoder.config.max_tokens} tokens"
+            f"for a prompt; the model takes {shape.max_tokens} tokens"
         )
-    _check_cache(decoder, config["generate"])
     train = _completions(tokenizer, task.train, limit)
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
     parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
     parts["train"] = Part(train.encoded)
     encoded = {name: each.encoded for name, each in parts.items()}
-    check_vocabulary(encoded, decoder.config.vocab_size, where)
+    check_vocabulary(encoded, shape.vocab_size, where)
     # A row of all options of a question may be longer than its prompt with any one of them.
     longest = max(int(each.lengths.max()) for each in encoded.values())
-    room = limit if longest <= limit else decoder.config.max_tokens
+    room = limit if longest <= limit else shape.max_tokens
     return Prompts(
         task=task,
         tokenizer=tokenizer,
@@ -167,6 +166,7 @@ def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> 
         abstract = pretrained_decoder.outline_decoder(where, **settings)
         shardings = shardings_of(abstract, DECODER, mesh)
     decoder = pretrained_decoder.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
+    _check_cache(decoder, config["generate"])
     given = config["model"]["chunk"], config["train"]["label_smoothing"], texts.prompt
     task: Any = texts.task
     return Materials(
