@@ -131,12 +131,11 @@ def test_who_does_as_the_refusal_says_is_not_refused(smoke, room, simple):
 def test_a_batch_that_trains_in_parts_is_evaluated_as_a_whole(smoke, room, simple):
     config = smoke(**LARGE, train__accumulate=ROWS)
     held, stays = held_by(config)
-    room(held.total + TAKES // 10)
+    enough = held.total + TAKES // 10
+    room(enough)
     said = line(config)
     assert f"about {memory.size(TAKES // 10)} for gradients and a batch of" in said
-    assert said.endswith(
-        f"x 24 tokens to evaluate; {memory.size(memory.available())} are available"
-    )
+    assert said.endswith(f"x 24 tokens to evaluate; {memory.size(enough)} are available")
     room(stays + TAKES // 20 - 1)
     for each in (config, smoke(**LARGE)):  # nor would parts do where they are not asked for yet
         assert "are available; lower config.train.batch_size, or" in refusal(each)
@@ -198,11 +197,12 @@ def test_a_language_models_batches_are_of_its_own_texts(tmp_path):
     """Of rows as long as they are, not as they may be; of logits where completions are."""
     places = write_places(tmp_path)
     arg = f"method=lora,source=commonsense,folder={places / 'sets'},task=openbookqa,train=0"
-    config = instruct.get_config(arg)
-    config.update_from_flattened_dict({"model.name": str(places / "model"), "variant.rank": 4})
-    shapes, texts = Shapes.of(config.to_dict()), read(config.to_dict())
+    made = instruct.get_config(arg)
+    made.update_from_flattened_dict({"model.name": str(places / "model"), "variant.rank": 4})
+    config = made.to_dict()
+    shapes, texts = Shapes.of(config), read(config)
     batches = Batches.of(shapes, texts)
-    assert batches.trained == texts.longest < 256 == config.data.max_length
+    assert batches.trained == texts.longest < 256 == config["data"]["max_length"]
     logits = 8 * 4 * texts.tokenizer.backend.get_vocab_size()
-    more = min(config.model.chunk, texts.longest) - int(texts.encoded["train"].labels.max())
+    more = min(config["model"]["chunk"], texts.longest) - int(texts.encoded["train"].labels.max())
     assert shapes.training(8, texts.longest) - batches.training > more * logits / 2
