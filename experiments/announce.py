@@ -1,17 +1,19 @@
 """What a run will hold in memory, said in a line before it takes any."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-import lora_jax as lj
-from experiments import make
-from experiments.outline import STEPS, model_of
-from experiments.validate import validate
-from lora_jax import memory, train
+from experiments.build import check_ids
+from experiments.gather import read
+from experiments.materials import Texts
+from experiments.out_of_memory import advice, asked
+from experiments.step_memory import Batches, Shapes, least
+from lora_jax import memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,64 +33,82 @@ class Held:
     def total(self) -> int:
         return sum(dataclasses.astuple(self))
 
-
-def held(config: dict[str, Any]) -> Held:
-    """What a config's run holds, from shapes alone.
-
-    Raises:
-      ValueError, FileNotFoundError: one line on a config that cannot work.
-    """
-    validate(config)
-    forward, params, *_ = model_of(config, None)
-    targets = make.make_run_targets(config, STEPS)
-    storage = make.make_storage(config["quantize"])
-    adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
-    hyper = make.make_hyper({**config["optimizer"], "warmup_steps": 0}, STEPS)
-    tx = make.make_optimizer(hyper, config["optimizer"]["schedule"], STEPS, config["also_train"])
-    example, key = np.zeros((2, 2), np.int32), jax.random.key(0)
-    trainable, frozen = jax.eval_shape(adapted.init, key, params, example, example, example)
-    state = jax.eval_shape(
-        lambda new, old: train.TrainState.create(adapted, tx, new, old, key), trainable, frozen
-    )
-    quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
-    own = trainable, trainable["adapters"], frozen.constants, frozen.shared
-    section = config.get("generate") or {"samples": 0, "scored": 0}
-    return Held(
-        weights=memory.tree_bytes((params, quantised)),
-        trained=memory.tree_bytes(own),
-        optimizer=memory.tree_bytes((state.opt_state, state.variant_state)),
-        merged=memory.tree_bytes(params) if section["samples"] or section["scored"] else 0,
-    )
+    @classmethod
+    def of(cls, shapes: Shapes) -> "Held":
+        """What a config's run holds."""
+        state, frozen = shapes.state, shapes.frozen
+        quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
+        own = state.trainable, state.trainable["adapters"], frozen.constants, frozen.shared
+        section = shapes.config.get("generate") or {"samples": 0, "scored": 0}
+        writes = section["samples"] or section["scored"]
+        return cls(
+            weights=memory.tree_bytes((shapes.params, quantised)),
+            trained=memory.tree_bytes(own),
+            optimizer=memory.tree_bytes((state.opt_state, state.variant_state)),
+            merged=memory.tree_bytes(shapes.params) if writes else 0,
+        )
 
 
-def line(config: dict[str, Any], mesh: Mesh | None = None, trials: int = 1) -> str:
-    """The line of a config's run.
+def announce(
+    config: dict[str, Any],
+    say: Callable[[str], None],
+    mesh: Mesh | None = None,
+    trials: int = 1,
+    at_once: int = 1,
+) -> Texts:
+    """Say what a config's run will hold, once its texts are read, on whose lengths it depends.
 
     Args:
       mesh: whose devices share the arrays; whether each has room is seen when they are loaded.
       trials: how many like it train together, on one copy of the weights.
+      at_once: of how many of them there is a batch at a time.
+
+    Returns:
+      The texts, for `gather` or `build`.
 
     Raises:
-      ValueError, FileNotFoundError: as `held`; or it is more than the memory that there is.
+      ValueError, FileNotFoundError: a config that cannot work; arrays of more than the memory that
+        there is, or batches that surely take more than they leave.
     """
-    one, room = held(config), memory.available()
-    found = Held(one.weights, trials * one.trained, trials * one.optimizer, one.merged)
-    said = (
-        f"{memory.size(found.weights)} of weights, {memory.size(found.trained)} for what is trained"
-    )
-    said += f", {memory.size(found.optimizer)} of the optimiser"
-    said += f", {memory.size(found.merged)} merged to write texts" if found.merged else ""
-    said += f", {trials} trials" if trials > 1 else ""
-    more = "gradients and batches come on top"
-    if mesh is not None and mesh.size > 1:
-        return f"memory: {said}, over {mesh.size} devices; {more}"
-    if room is None:
-        return f"memory: {said}; {more}"
-    if found.total > room:
+    shapes = Shapes.of(config)
+    one, room = Held.of(shapes), memory.available()
+    held = Held(one.weights, trials * one.trained, trials * one.optimizer, one.merged)
+    devices = 1 if mesh is None else mesh.size
+    said = _said(held, trials)
+    if room is not None and devices == 1 and held.total > room:
         raise ValueError(
-            f"config.model '{config['model']['name']}' takes {said}: {memory.size(found.total)}, "
+            f"config.model '{config['model']['name']}' takes {said}: {memory.size(held.total)}, "
             f"and {memory.size(room)} of memory are available; take a smaller model, model.dtype "
             "bfloat16, a method that trains less, or "
             + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
         )
-    return f"memory: {said}; {more}; {memory.size(room)} are available"
+    texts = read(config)
+    check_ids(config, texts.boundaries[-1])
+    batches = Batches.of(shapes, texts, at_once)
+    said += f", about {memory.size(batches.most)} for gradients and {batches}"
+    said += f", over {devices} devices" if devices > 1 else ""
+    if room is None:
+        say(f"memory: {said}")
+        return texts
+    # Devices that the CPU stands for share its memory, and those of other processes are elsewhere.
+    shares = jax.process_count() if jax.default_backend() == "cpu" else devices
+    left = shares * room - shapes.stays - (held.total - one.total)
+    said += f"; {memory.size(room)} are available"
+    if held.total + batches.most <= shares * room:
+        say(f"memory: {said}")
+        return texts
+    parts_help = left > 0 and batches.evaluation <= left
+    lower = advice(config, max(2.0, batches.training / left) if parts_help else math.inf)
+    if least(batches.most) > left:
+        raise ValueError(f"{asked(config)} does not fit into memory: {said}; {lower}")
+    say(f"memory: {said}, which may not be enough: if so, {lower}")
+    return texts
+
+
+def _said(held: Held, trials: int) -> str:
+    said = (
+        f"{memory.size(held.weights)} of weights, {memory.size(held.trained)} for what is trained"
+    )
+    said += f", {memory.size(held.optimizer)} of the optimiser"
+    said += f", {memory.size(held.merged)} merged to write texts" if held.merged else ""
+    return said + (f", {trials} trials" if trials > 1 else "")

@@ -1,6 +1,7 @@
 """A whole experiment from a config: data, model, adapters, optimiser, made and checked."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,8 @@ from jax.sharding import Mesh
 import lora_jax as lj
 from experiments import make
 from experiments.gather import gather
-from experiments.materials import Materials
+from experiments.materials import Materials, Texts
+from experiments.out_of_memory import advice, asked
 from experiments.problem import Problem
 from experiments.spread import spread
 from experiments.validate import validate
@@ -160,13 +162,17 @@ class Experiment:
 
 
 def build(
-    config: dict[str, Any], shared: Materials | None = None, mesh: Mesh | None = None
+    config: dict[str, Any],
+    shared: Materials | None = None,
+    mesh: Mesh | None = None,
+    texts: Texts | None = None,
 ) -> Experiment:
     """Everything that a config describes.
 
     Args:
       shared: the materials of a config with the same data and model, where there are some.
       mesh: of devices to train on together; by default one trains alone.
+      texts: what `gather.read` gave for this config, where it has been asked.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
@@ -176,7 +182,7 @@ def build(
         _check_rows(config["train"], mesh)
     make.make_targets(config["variant"], config["targets"])  # what is wrong with them, first
     storage = make.make_storage(config["quantize"])
-    materials = shared or gather(config, mesh)
+    materials = shared or gather(config, mesh, texts)
     task, encoded = materials.task, materials.encoded
 
     loop = make.make_loop(config["train"], len(encoded["train"]), task.metric)
@@ -190,7 +196,7 @@ def build(
     key = jax.random.key(config["seed"])
     forward, params = materials.problem.model(key)
     adapted = lj.adapt(forward, None, targets, also_train, storage)
-    _check_batch(config, materials.boundaries[-1])
+    check_ids(config, materials.boundaries[-1])
     example = np.zeros((config["train"]["batch_size"], materials.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
@@ -249,15 +255,16 @@ def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
         )
 
 
-def _check_batch(config: dict[str, Any], tokens: int) -> None:
-    """MemoryError where a batch's ids, masks and types would not fit, let alone what is made of it.
+def check_ids(config: dict[str, Any], tokens: int) -> None:
+    """ValueError where a batch's ids, masks and types would not fit, let alone what is made of it.
 
     An array of zeros is there before its memory is, and the system may find that out by killing.
     """
     needed, room = 3 * 4 * config["train"]["batch_size"] * tokens, memory.host_memory()
     if room is not None and needed > room:
-        raise MemoryError(
-            f"its ids take {memory.size(needed)}, and {memory.size(room)} of memory are available"
+        raise ValueError(
+            f"{asked(config)} does not fit into memory: its ids take {memory.size(needed)}, and "
+            f"{memory.size(room)} are available; {advice(config, math.inf)}"
         )
 
 

@@ -1,6 +1,5 @@
 """Tasks of labels: an encoder with a head learns them."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,14 @@ from jax.sharding import Mesh
 
 import lora_jax as lj
 from experiments import hosts, make
-from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary, text_limit
+from experiments.materials import (
+    Materials,
+    Texts,
+    boundaries,
+    check_dtype,
+    check_vocabulary,
+    text_limit,
+)
 from experiments.problem import Problem
 from lora_jax import data, metrics, train
 from lora_jax.models import pretrained, torch_names
@@ -22,8 +28,8 @@ from lora_jax.models.sharding_rules import ENCODER, shardings_of
 from lora_jax.models.weight_files import Weights
 
 
-def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+def read(config: dict[str, Any]) -> Texts:
+    """The examples that a config names, as its model's tokens; no weight is read.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -31,7 +37,33 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     check_dtype(config["model"])
     task = make.make_task(config["data"])
     folder = pretrained.locate(config["model"]["name"])
+    shape = pretrained.read_config(folder)
+    # What is wrong with the model, first: texts may take a while.
+    _check_weights(folder, shape, abstract(shape, config["model"], task.num_outputs))
     tokenizer = data.load_tokenizer(folder)
+    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
+    with text_limit(config["data"], shape.max_tokens, folder) as limit:
+        tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
+    encoded = {name: each.encoded for name, each in tokenised.items()}
+    # DeBERTa without token types takes any, and looks at none.
+    check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
+    return Texts(
+        task=task,
+        tokenizer=tokenizer,
+        encoded=encoded,
+        examples_per_second=tokenised["train"].examples_per_second,
+        boundaries=boundaries(encoded, config["data"], limit),
+    )
+
+
+def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    folder = pretrained.locate(config["model"]["name"])
+    task: Any = texts.task
     loaded = pretrained.load_classifier(
         folder,
         num_labels=task.num_outputs,
@@ -45,44 +77,17 @@ def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
-    made = _materials(config, task, folder, tokenizer, loaded.model.config, model)
     digest = hosts.first(lambda: pretrained.digest(folder))
-    return dataclasses.replace(made, weights_digest=digest)
+    return Materials(**vars(texts), problem=_problem(task, model), weights_digest=digest)
 
 
 def gather_abstract(config: dict[str, Any]) -> Materials:
     """The same with shapes in the place of weights, which are not read."""
-    task = make.make_task(config["data"])
-    folder = pretrained.locate(config["model"]["name"])
-    shape = pretrained.read_config(folder)
+    texts = read(config)
+    task: Any = texts.task
+    shape = pretrained.read_config(pretrained.locate(config["model"]["name"]))
     outlined = lj.from_nnx(abstract(shape, config["model"], task.num_outputs))
-    tokenizer = data.load_tokenizer(folder)
-    return _materials(config, task, folder, tokenizer, shape, lambda key: outlined)
-
-
-def _materials(
-    config: dict[str, Any],
-    task: data.Task,
-    folder: Path,
-    tokenizer: data.Tokenizer,
-    shape: Config,
-    model: Callable[[Array], Any],
-) -> Materials:
-    """What a task and a model come to, once its texts are tokens."""
-    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
-    with text_limit(config["data"], shape.max_tokens, folder) as limit:
-        tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
-    encoded = {name: each.encoded for name, each in tokenised.items()}
-    # DeBERTa without token types takes any, and looks at none.
-    check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
-    return Materials(
-        task=task,
-        problem=_problem(task, model),
-        tokenizer=tokenizer,
-        encoded=encoded,
-        examples_per_second=tokenised["train"].examples_per_second,
-        boundaries=boundaries(encoded, config["data"], limit),
-    )
+    return Materials(**vars(texts), problem=_problem(task, lambda key: outlined))
 
 
 def _problem(task: data.Task, model: Callable[[Array], Any]) -> Problem:

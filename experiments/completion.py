@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,14 @@ from jax import Array
 from jax.sharding import Mesh
 
 from experiments import hosts, make
-from experiments.materials import Materials, boundaries, check_dtype, check_vocabulary, text_limit
+from experiments.materials import (
+    Materials,
+    Texts,
+    boundaries,
+    check_dtype,
+    check_vocabulary,
+    text_limit,
+)
 from experiments.problem import Problem
 from experiments.validate_texts import check_written, remat_of
 from lora_jax import data, memory, metrics
@@ -101,47 +107,34 @@ def collate(
     return {**batch, "weight": batch["weight"] * tokens}
 
 
-def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts(Texts):
+    """Prompts and completions as tokens."""
+
+    parts: Mapping[str, Part]
+    prompt: int
+    """Tokens of a prompt that the decoder is to write after, at most."""
+
+
+def read(config: dict[str, Any]) -> Prompts:
+    """The examples that a config names, as its model's tokens; no weight is read.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
     check_dtype(config["model"])
-    task = make.make_text_task(config["data"])
+    section = config["data"]
+    task = make.make_text_task(section)
     check_written(config["generate"], task)
     where = pretrained.locate(config["model"]["name"])
     # First, as what is no decoder has no chat template either.
-    settings, shardings = options(config["model"]), None
-    if mesh is not None:
-        abstract = pretrained_decoder.outline_decoder(where, **settings)
-        shardings = shardings_of(abstract, DECODER, mesh)
-    decoder = pretrained_decoder.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
-    _check_cache(decoder, config["generate"])
-    made = _materials(config, task, where, decoder)
-    digest = hosts.first(lambda: weight_files.digest(where))
-    return dataclasses.replace(made, weights_digest=digest)
-
-
-def gather_abstract(config: dict[str, Any]) -> Materials:
-    """The same with shapes in the place of weights, which are not read."""
-    task = make.make_text_task(config["data"])
-    where = pretrained.locate(config["model"]["name"])
-    decoder = pretrained_decoder.outline_decoder(where, **options(config["model"]))
-    return _materials(config, task, where, decoder)
-
-
-def _materials(
-    config: dict[str, Any], task: data.TextTask, where: Path, decoder: Decoder
-) -> Materials:
-    """What a task and a model come to, once its texts are tokens."""
-    section = config["data"]
+    shape = pretrained_decoder.read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
         first = begin(tokenizer)
         start = None if first is None else tokenizer.backend.id_to_token(first)
         task = data.as_chat(task, data.load_chat_template(where), start or "")
-    most, new = decoder.config.max_tokens, config["generate"]["max_new_tokens"]
+    most, new = shape.max_tokens, config["generate"]["max_new_tokens"]
     if most - new < 2:
         raise ValueError(
             f"config.generate.max_new_tokens {new} leaves no room for a prompt; the model in "
@@ -154,24 +147,52 @@ def _materials(
         parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
     parts["train"] = Part(train.encoded)
     encoded = {name: each.encoded for name, each in parts.items()}
-    check_vocabulary(encoded, decoder.config.vocab_size, where)
+    check_vocabulary(encoded, shape.vocab_size, where)
     # A row of all options of a question may be longer than its prompt with any one of them.
     longest = max(int(each.lengths.max()) for each in encoded.values())
-    room = limit if longest <= limit else decoder.config.max_tokens
-    return Materials(
+    room = limit if longest <= limit else shape.max_tokens
+    return Prompts(
         task=task,
-        problem=completion(
-            task,
-            decoder,
-            parts,
-            config["model"]["chunk"],
-            config["train"]["label_smoothing"],
-            prompt,
-        ),
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,
         boundaries=boundaries(encoded, section, room),
+        parts=parts,
+        prompt=prompt,
+    )
+
+
+def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    where = pretrained.locate(config["model"]["name"])
+    settings, shardings = options(config["model"]), None
+    if mesh is not None:
+        abstract = pretrained_decoder.outline_decoder(where, **settings)
+        shardings = shardings_of(abstract, DECODER, mesh)
+    decoder = pretrained_decoder.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
+    _check_cache(decoder, config["generate"])
+    made = _materials(config, texts, decoder)
+    digest = hosts.first(lambda: weight_files.digest(where))
+    return dataclasses.replace(made, weights_digest=digest)
+
+
+def gather_abstract(config: dict[str, Any]) -> Materials:
+    """The same with shapes in the place of weights, which are not read."""
+    texts, where = read(config), pretrained.locate(config["model"]["name"])
+    decoder = pretrained_decoder.outline_decoder(where, **options(config["model"]))
+    return _materials(config, texts, decoder)
+
+
+def _materials(config: dict[str, Any], texts: Prompts, decoder: Decoder) -> Materials:
+    given = config["model"]["chunk"], config["train"]["label_smoothing"], texts.prompt
+    task: Any = texts.task
+    return Materials(
+        **{field.name: getattr(texts, field.name) for field in dataclasses.fields(Texts)},
+        problem=completion(task, decoder, texts.parts, *given),
     )
 
 

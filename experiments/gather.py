@@ -5,7 +5,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments import classification, completion, make
-from experiments.materials import Materials
+from experiments.materials import Materials, Texts
 from lora_jax import data
 
 
@@ -14,15 +14,32 @@ def is_text_to_text(section: dict[str, Any]) -> bool:
     return section["source"] in data.TEXT_SOURCES
 
 
-def gather(config: dict[str, Any], mesh: Mesh | None = None) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+def read(config: dict[str, Any]) -> Texts:
+    """The examples that a config names, as its model's tokens; no weight is read.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
     if is_text_to_text(config["data"]):
-        return completion.gather(config, mesh)
-    return classification.gather(config, mesh)
+        return completion.read(config)
+    return classification.read(config)
+
+
+def gather(
+    config: dict[str, Any], mesh: Mesh | None = None, texts: Texts | None = None
+) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
+
+    Args:
+      texts: what `read` gave for this config, where it has been asked.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    found: Any = read(config) if texts is None else texts
+    if is_text_to_text(config["data"]):
+        return completion.gather(config, found, mesh)
+    return classification.gather(config, found, mesh)
 
 
 def gather_abstract(config: dict[str, Any]) -> Materials:

@@ -18,17 +18,29 @@ _OF_MODEL = ("dtype", "compute_dtype")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Materials:
-    """Examples as tokens, and a model, as the sections `data` and `model` of a config say."""
+class Texts:
+    """Examples as tokens, as the section `data` of a config says: all that needs no weights."""
 
     task: data.Task | data.TextTask
-    problem: Problem
     tokenizer: data.Tokenizer
     encoded: dict[str, data.Encoded]
     """`train` and `validation`, and the task's other parts by their names."""
     examples_per_second: float
     """How fast the training texts were tokenised (when that was done, if they were cached)."""
     boundaries: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest batch that trains."""
+        longest = int(self.encoded["train"].lengths.max())
+        return next(each for each in self.boundaries if each >= longest)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Materials(Texts):
+    """Examples as tokens, and a model, as the sections `data` and `model` of a config say."""
+
+    problem: Problem
     weights_digest: str = ""
     """Empty where the model has shapes in the place of weights."""
 

@@ -1,6 +1,7 @@
 """A batch that does not fit into memory: one line on what to lower, in place of a traceback."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,14 +26,30 @@ def explained(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _line(config: Mapping[str, Any], error: Exception) -> str:
-    section, longest = config["train"], config["data"]["max_length"]
-    size, parts = section["batch_size"], section["accumulate"]
-    rows = size // parts
     said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    what = f"out of memory: config.train.batch_size {size} in parts of {rows} rows"
-    more = next((parts * each for each in range(2, 1000) if rows % each == 0), None)
+    return f"out of memory: {asked(config)}; {advice(config)} ({said})"
+
+
+def asked(config: Mapping[str, Any]) -> str:
+    """The batch that a config asks for."""
+    section = config["train"]
+    size, rows = section["batch_size"], section["batch_size"] // section["accumulate"]
+    return f"config.train.batch_size {size} in parts of {rows} rows"
+
+
+def advice(config: Mapping[str, Any], times: float = 2.0) -> str:
+    """What makes a step take less memory.
+
+    Args:
+      times: how much less it must be; infinite where smaller parts of a batch are of no use.
+    """
+    section, longest = config["train"], config["data"]["max_length"]
+    parts = section["accumulate"]
+    rows = section["batch_size"] // parts
+    first = math.ceil(min(times, rows + 1))
+    more = next((parts * each for each in range(first, first + 1000) if rows % each == 0), None)
     lower = "lower config.train.batch_size"
     if more is not None:
         lower = f"raise config.train.accumulate from {parts} to {more} (the same batch, in smaller "
         lower += "parts), or lower config.train.batch_size"
-    return f"{what}; {lower}, or config.data.max_length {longest} ({said})"
+    return f"{lower}, or config.data.max_length {longest}"

@@ -97,8 +97,16 @@ def batch_of(rows: int, tokens: int) -> dict[str, jax.ShapeDtypeStruct]:
     return batch | {n: jax.ShapeDtypeStruct((rows,), dtype) for n, dtype in _OF_ROWS.items()}
 
 
-def model_of(config: dict[str, Any], mesh: Mesh | None) -> tuple[Any, Any, Rules, int, train.Loss]:
-    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss."""
+def model_of(
+    config: dict[str, Any],
+    mesh: Mesh | None = None,
+    predicted: int | None = None,
+) -> tuple[Any, Any, Rules, int, train.Loss]:
+    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss.
+
+    Args:
+      predicted: tokens of a completion, at most; by default as many as of a row.
+    """
     section = config["model"]
     if not is_text_to_text(config["data"]):
         shape = pretrained.read_config(pretrained.locate(section["name"]))
@@ -114,5 +122,5 @@ def model_of(config: dict[str, Any], mesh: Mesh | None) -> tuple[Any, Any, Rules
     tokens = min(config["data"]["max_length"], shape.max_tokens)
     smoothing = config["train"]["label_smoothing"]
     likelihood = completion.completion_likelihood
-    forward, params = likelihood(decoder, tokens, section["chunk"], smoothing)
+    forward, params = likelihood(decoder, predicted or tokens, section["chunk"], smoothing)
     return forward, params, DECODER, tokens, completion.cross_entropy_per_token

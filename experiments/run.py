@@ -8,8 +8,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from experiments import announce, audits, finish, hosts, writing
+from experiments import audits, finish, hosts, writing
 from experiments.alone import Place, alone
+from experiments.announce import announce
 from experiments.build import Experiment, build
 from experiments.out_of_memory import explained
 from experiments.progress import bar
@@ -89,10 +90,9 @@ def _run(
     audit: bool,
     started: float,
 ) -> records.Record:
-    if say is not None and hosts.writes():
-        say(announce.line(config, mesh))
+    texts = announce(config, say, mesh) if say is not None and hosts.writes() else None
     with explained(config):
-        experiment = build(config, mesh=mesh)
+        experiment = build(config, mesh=mesh, texts=texts)
     hosts.first(lambda: records.claim(workdir, config))
     if not (workdir / "config.json").exists():
         raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")

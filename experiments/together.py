@@ -17,8 +17,9 @@ import numpy as np
 from jax import Array
 
 import lora_jax as lj
-from experiments import announce, audits, finish, make
+from experiments import audits, finish, make
 from experiments.alone import Place, alone_in
+from experiments.announce import announce
 from experiments.build import Experiment, build
 from experiments.gather import gather
 from experiments.group_folder import GroupFolder
@@ -26,7 +27,7 @@ from experiments.groups import union
 from experiments.out_of_memory import explained
 from experiments.progress import bar
 from experiments.traced import traced_step
-from lora_jax import records, train
+from lora_jax import memory, records, train
 from lora_jax.checkpoint import Checkpoints
 from lora_jax.fit_trials import fit_trials
 from lora_jax.frozen import Trainable
@@ -160,7 +161,8 @@ def _run_together(
         if common:  # the checkpoints are another process's, whatever folders it has not got
             return [ended.get(number, common[0]) for number in range(len(configs))]
         wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
-        experiments, wrong = _build(wanted, configs, folders, say, busy)
+        at_once = len(wanted) if (execution or home.execution) == "vmap" else 1
+        experiments, wrong = _build(wanted, configs, folders, say, busy, at_once)
         if home.trials and wrong:
             number, error = next(iter(wrong.items()))
             why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
@@ -190,6 +192,7 @@ def _build(
     folders: Sequence[Path],
     say: Callable[[str], None] | None = None,
     busy: Mapping[int, Exception] = MappingProxyType({}),
+    at_once: int = 1,
 ) -> tuple[dict[int, Experiment], dict[int, Exception]]:
     """Trials over one copy of their model, by their numbers; and why others cannot be made."""
     experiments: dict[int, Experiment] = {}
@@ -200,10 +203,11 @@ def _build(
             wrong[number] = busy[number]
             continue
         try:
-            records.claim(folders[number], configs[number])
+            texts = None
             if materials is None and say is not None:
-                say(announce.line(configs[number], trials=len(numbers)))
-            materials = materials or gather(configs[number])
+                texts = announce(configs[number], say, trials=len(numbers), at_once=at_once)
+            records.claim(folders[number], configs[number])
+            materials = materials or gather(configs[number], texts=texts)
             with explained(configs[number]):
                 made = build(configs[number], materials)
         except Exception as error:  # whatever it is, the others do without this trial
@@ -325,7 +329,8 @@ def _program(group: Together, home: GroupFolder, execution: Execution | None) ->
     step = padded.index(statistics.mode(padded))
     batches = [next(each.batches(step)) for each in group.experiments]
     steps = group.shared.loop.steps
-    program, seconds = fastest(group.program, group.start, batches, steps, len(set(padded)))
+    shapes, room = len(set(padded)), memory.available()
+    program, seconds = fastest(group.program, group.start, batches, steps, shapes, room)
     home.settle(program.execution, seconds)
     found = ", ".join(f"{name} {1000 * each:.1f}" for name, each in seconds.items())
     print(f"{STEPPING} {program.execution} (ms for a step of all: {found})")

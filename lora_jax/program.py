@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.frozen import Frozen, Trainable, group_of
+from lora_jax.jaxpr_memory import working_bytes
 from lora_jax.train import Batch, TrainState
 from lora_jax.variant import Base, Factors, Variant
 
@@ -252,6 +253,7 @@ def fastest(
     batches: Sequence[Batch],
     steps: int,
     shapes: int,
+    room: int | None = None,
 ) -> tuple[Program, dict[str, float]]:
     """The program that ends first, by a few timed steps; and the seconds of a step of each tried.
 
@@ -265,6 +267,8 @@ def fastest(
       batches: one of each trial, of the shape that is most frequent.
       steps: still to go.
       shapes: how many shapes of batches there are, each of which is compiled.
+      room: bytes of memory; a step of all at once that takes more, by an estimate, is not tried: on
+        a CPU, the process would be killed for it.
     """
     possible = GAIN.get(jax.default_backend(), 1 - 1 / len(batches))
     best, compilation = make("each"), 0.0
@@ -278,8 +282,8 @@ def fastest(
                 break  # the machine is full with one trial: mapping saves nothing either
         program = best if execution == "each" else make(execution)
         try:
-            first, rest = _timed(program, start, batches)
-        except jax.errors.JaxRuntimeError:
+            first, rest = _timed(program, start, batches, None if execution == "each" else room)
+        except (jax.errors.JaxRuntimeError, MemoryError):
             if execution == "each":
                 raise
             continue
@@ -291,10 +295,21 @@ def fastest(
 
 
 def _timed(
-    program: Program, start: Callable[[], Sequence[TrainState]], batches: Sequence[Batch]
+    program: Program,
+    start: Callable[[], Sequence[TrainState]],
+    batches: Sequence[Batch],
+    room: int | None,
 ) -> tuple[float, float]:
-    """Seconds of the first step, compilation included, and of the fastest of two more."""
+    """Seconds of the first step, compilation included, and of the fastest of two more.
+
+    Raises:
+      MemoryError: a step takes more than `room`.
+    """
     population = program.start(start())
+    if room is not None:
+        traced = program.jitted.trace(*program.arguments(population, batches))
+        if working_bytes(traced.jaxpr.jaxpr) > room:
+            raise MemoryError
     times = []
     for _ in range(3):
         began = time.perf_counter()

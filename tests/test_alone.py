@@ -162,7 +162,7 @@ def test_a_busy_trial_is_left_out_of_its_group(holder, monkeypatch):
         built.append(config["seed"])
         raise RuntimeError("built")
 
-    monkeypatch.setattr(together, "gather", lambda config: "materials")
+    monkeypatch.setattr(together, "gather", lambda *_, **__: "materials")
     monkeypatch.setattr(together, "build", build)
     found = [str(each) for each in together.run_together(configs, folders)]
     assert "is training there" in found[1] and found[::2] == ["built"] * 2

@@ -176,3 +176,24 @@ def test_the_memory_that_it_takes():
     )
     assert 2 * 8000 <= of_chain <= 3 * 8000
     assert 50 * 8000 <= of_rounds <= 110 * 8000
+
+
+def test_the_memory_that_it_takes_compiled():
+    """Of 1,000 numbers, in their own dtype; what an inner jaxpr gives is there once."""
+
+    def of(function, dtype, count=1):
+        x = [jax.ShapeDtypeStruct((1000,), dtype)] * count
+        return jaxpr_memory.working_bytes(jax.make_jaxpr(function)(*x).jaxpr)
+
+    def inner(x):
+        return jax.jit(lambda x: jnp.sin(jnp.sin(x)))(x)
+
+    assert of(jnp.sin, jnp.float32) == 4000
+    assert of(jnp.sin, jnp.bfloat16) == 2000
+    assert of(jax.checkpoint(jnp.sin), jnp.float32) == 4000
+    assert of(lambda x, y: jnp.outer(x, y), jnp.float32, 2) == 4 * 1000**2
+    assert of(inner, jnp.float32) == 8000 - 4000  # the argument is not needed any more
+    assert of(lambda x: lax.scan(lambda c, _: (c, c), x, None, length=50)[1], jnp.float32) in (
+        50 * 4000,  # and what is carried, which is the argument
+        51 * 4000,
+    )

@@ -12,6 +12,7 @@ from experiments.completion import cross_entropy_per_token
 from experiments.footprint import Setting, by_formula, weights
 from experiments.sizes import SIZES
 from lora_jax import train
+from lora_jax.jaxpr_memory import working_bytes
 from lora_jax.models.completion import completion_likelihood
 from lora_jax.models.llama_config import LlamaConfig
 from lora_jax.models.pretrained_decoder import abstract_decoder
@@ -80,9 +81,12 @@ def test_the_formula_is_that_of_the_arrays_and_near_what_is_compiled(setting):
     assert found.trained == found.gradients == size(state.trainable)
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert found.optimizer == size(moments)
-    compiled = step.lower(state, frozen, batch).compile().memory_analysis()
+    traced = step.trace(state, frozen, batch)
+    compiled = traced.lower().compile().memory_analysis()
     ratio = (compiled.temp_size_in_bytes - found.gradients) / found.temporaries
     assert 0.6 < ratio < 1.6
+    # What a run announces of it (`experiments.step_memory`) is nearer.
+    assert 0.7 < compiled.temp_size_in_bytes / working_bytes(traced.jaxpr.jaxpr) < 1.2
 
 
 def test_which_cards_hold_what():

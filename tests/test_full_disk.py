@@ -189,7 +189,7 @@ def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_pa
     def fit(*_):
         raise first
 
-    monkeypatch.setattr(run, "build", lambda config, mesh: None)
+    monkeypatch.setattr(run, "build", lambda config, **_: None)
     monkeypatch.setattr(run, "_fit", fit)
     monkeypatch.setattr(finish, "record", lambda *_: None)
     monkeypatch.setattr(records, "write", no_space)

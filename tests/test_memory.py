@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import safe_open
 from small_decoder import random_decoder
 
-from experiments import announce, completion, run
+from experiments import completion, run
+from experiments.announce import Held
 from experiments.build import build
 from experiments.meshes import mesh_of
 from experiments.out_of_memory import _line, explained
-from experiments.together import run_together
+from experiments.step_memory import Shapes
 from lora_jax import memory, records
 from lora_jax.models.pretrained import load_classifier
 from lora_jax.models.pretrained_decoder import export_decoder, load_decoder, outline_decoder
@@ -162,7 +163,7 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(folders, room):
 )
 def test_what_is_said_is_what_is_held(smoke, arg, changes):
     config = smoke(arg, **changes)
-    said, experiment = announce.held(config), build(config)
+    said, experiment = Held.of(Shapes.of(config)), build(config)
     state, frozen = experiment.start(), experiment.frozen
     twice = experiment.trainable, state.trainable["adapters"]
     assert said.trained == bytes_of((twice, frozen.constants, frozen.shared))
@@ -172,39 +173,6 @@ def test_what_is_said_is_what_is_held(smoke, arg, changes):
     assert len(quantised) == (6 if "int8" in arg else 0)
     assert said.weights == bytes_of((nnx.state(loaded), quantised))
     assert said.merged == 0
-
-
-def test_a_run_says_it_before_it_begins_and_refuses_what_does_not_fit(smoke, tmp_path, room):
-    said, total = [], announce.held(smoke()).total
-    room(total)
-    with pytest.raises(AssertionError, match="weights were read"):
-        run.run(smoke(), tmp_path / "run", say=said.append)
-    (line,) = said
-    assert line.startswith(f"memory: {memory.size(announce.held(smoke()).weights)} of weights, ")
-    assert line.endswith(f"; {memory.size(total)} are available")
-    room(total - 1)
-    both = f"{memory.size(total)}, and {memory.size(total - 1)} of memory are available"
-    with pytest.raises(ValueError, match=rf"config\.model '.*bert' takes .*: {both}"):
-        run.run(smoke(), tmp_path / "run", say=said.append)
-    assert len(said) == 1
-    assert not (tmp_path / "run").exists()
-    assert "over 8 devices" in announce.line(smoke(), mesh_of([8, 1, 1]))
-
-
-def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room):
-    one, said = announce.held(smoke()), []
-    configs = [smoke(seed=seed) for seed in range(3)]
-    folders = [tmp_path / str(seed) for seed in range(3)]
-    total = one.weights + 3 * (one.trained + one.optimizer)
-    room(total)
-    ended = run_together(configs, folders, say=said.append)
-    assert [str(each) for each in ended] == ["weights were read"] * 3
-    assert said == [announce.line(configs[0], trials=3)] * 3  # each begins anew
-    assert f", {memory.size(3 * one.trained)} for what is trained" in said[0]
-    room(total - 1)
-    ended = run_together(configs, folders, say=said.append)
-    assert len(said) == 3
-    assert all("are available; take a smaller model" in str(each) for each in ended)
 
 
 def xla_out_of_memory():

@@ -278,6 +278,18 @@ def test_the_base_is_neither_stacked_nor_copied():
     assert [id(leaf) for leaf in shared.base.values()] == before
 
 
+@pytest.mark.parametrize(("room", "tried"), [(0, ["each"]), (10**9, ["each", "vmap"])])
+def test_a_step_of_all_that_memory_has_no_room_for_is_not_tried(room, tried):
+    def start():
+        return [jax.tree.map(jnp.copy, state) for state in built("each")[1]]
+
+    given = [next(batches(trial)) for trial in TRIALS]
+    _, seconds = program.fastest(
+        lambda each: built(each)[0], start, given, steps=10**9, shapes=1, room=room
+    )
+    assert list(seconds)[:2] == tried
+
+
 # -- the loop --------------------------------------------------------------------------------------
 
 
