@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from lora_jax.adapt import Adapted, adapt
 from lora_jax.contract import keys
-from lora_jax.contract.clause import compiled
+from lora_jax.contract.clause import by_numpy, compiled
 from lora_jax.frozen import Frozen, PyTree, Trainable
 from lora_jax.quantize import Storage
 from lora_jax.variant import Base, Factors, Variant, wide
@@ -233,8 +233,9 @@ class Toy:
         return _merged(self.adapted, trainable, self.frozen, self.ids)
 
     def merged_gradient(self, trainable: Trainable) -> tuple[PyTree, Array, Trainable]:
-        """Those two, and the gradient of the output's score, compiled."""
-        return _merged_gradient(self.adapted, trainable, self.frozen, self.ids)
+        """Those two, and the gradient of the output's score, by NumPy."""
+        merged_gradient = functools.partial(_merged_gradient, self.adapted)
+        return by_numpy(merged_gradient)(trainable, self.frozen, self.ids)
 
 
 ALL = ("embed", "mix/kernel", "layers/.*")
@@ -294,8 +295,8 @@ def score(output: Array) -> Array:
     return (output**2).mean()
 
 
-# Compiled once for all variants, and once for all toys of a variant, which share its `Adapted`.
-output_of = compiled(decoder)
+# Compiled once for all toys of a variant, which share its `Adapted`.
+output_of = by_numpy(decoder)
 _key = compiled(keys.key)
 _apply = compiled(Adapted.apply, static_argnums=0)
 
@@ -325,7 +326,6 @@ def _merged(
     return merged, decoder(merged, ids)
 
 
-@functools.partial(compiled, static_argnums=0)
 def _merged_gradient(
     adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
 ) -> tuple[PyTree, Array, Trainable]:
