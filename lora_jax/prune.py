@@ -10,7 +10,6 @@ import numpy as np
 from jax import Array
 
 from lora_jax.frozen import Frozen, Placement, Trainable, Unadapted, grouped, warn_of_doubts
-from lora_jax.leaves import to_host
 from lora_jax.lowrank import LowRank
 from lora_jax.select import SomeLayers
 from lora_jax.variant import Factors, Pruned
@@ -205,7 +204,7 @@ def ranks(trainable: Trainable, frozen: Frozen) -> dict[str, np.ndarray]:
     return found
 
 
-def keep_rows(variant: LowRank, factors: Factors, used: Array) -> Pruned | None:
+def keep_rows(variant: LowRank, factors: Factors, used: np.ndarray) -> Pruned | None:
     """Plain low-rank factors of the rows that are used, of those of one weight's stack.
 
     Args:
@@ -217,17 +216,12 @@ def keep_rows(variant: LowRank, factors: Factors, used: Array) -> Pruned | None:
       Factors of the highest rank in the stack; where others are lower, a constant `mask` hides the
       rest. None where no row is used.
     """
-    in_use = to_host(used)
-    counts = in_use.sum(-1)
+    counts = used.sum(-1)
     rows = int(counts.max())
     if not rows:
         return None
-    order = np.argsort(~in_use, axis=-1, kind="stable")[..., :rows]
+    order = np.argsort(~used, axis=-1, kind="stable")[..., :rows]
     real = np.arange(rows) < counts[..., None]
-
-    def take(x: Array) -> Array:
-        taken = jnp.take_along_axis(x, jnp.asarray(order)[..., None], axis=-2)
-        return jnp.where(real[..., None], taken, 0)
 
     known = ("scale", "keep", "ratio", "active")
     constants = {name: x for name, x in factors.constants.items() if name in known}
@@ -240,5 +234,17 @@ def keep_rows(variant: LowRank, factors: Factors, used: Array) -> Pruned | None:
         learning_rate_ratio=variant.learning_rate_ratio,
         max_rank=None if real.all() else rows,
     )
-    trainable = {name: take(factors.trainable[name]) for name in ("a", "b")}
+    both = {name: factors.trainable[name] for name in ("a", "b")}
+    trainable = _rows(both, order, real)
     return Pruned(smaller, Factors(trainable, constants), tuple(counts.ravel().tolist()))
+
+
+@jax.jit
+def _rows(factors: dict[str, Array], order: Array, real: Array) -> dict[str, Array]:
+    """Rows of each array in an order, those that are not real as zeros."""
+
+    def rows(x: Array) -> Array:
+        taken = jnp.take_along_axis(x, order[..., None], axis=-2)
+        return jnp.where(real[..., None], taken, 0)
+
+    return jax.tree.map(rows, factors)

@@ -66,6 +66,13 @@ def test_all_clauses_are_for_all_code():
     assert not own_code.has_code(Mutant) and own_code.has_code(DotForgetsTheScale)
 
 
+@pytest.mark.parametrize("scale, alpha", [("alpha/sqrt(rank)", 16), ("alpha/rank", 64)])
+def test_large_scales_are_no_breach(scale, alpha):
+    """Rounding errors grow with them, in right variants too."""
+    variant = variants.make("lora", scale=scale, alpha=alpha)
+    lj.check(variant, checks=["narrow_models_stay_narrow"])
+
+
 @pytest.mark.parametrize("clause", [*contract.OF_A_MATRIX, *contract.OF_A_MODEL[:2]])
 def test_settings_keep_the_contract(clause):
     settings = {"initialization": "gaussian", "scale": "alpha/sqrt(rank)"}
@@ -98,6 +105,12 @@ class TransposedDotIsTheBase(Mutant):
 class TakesTheRowBefore(Mutant):
     def take(self, rows, base, factors):
         return super().take(jnp.maximum(rows - 1, 0), base, factors)
+
+
+class MakesARowOfNone(Mutant):
+    def dot(self, x, base, factors, *, dropout_key=None):
+        y = super().dot(x, base, factors, dropout_key=dropout_key)
+        return y if y.size else jnp.zeros((1, *y.shape[1:]), y.dtype)
 
 
 class DotIsNotANumber(Mutant):
@@ -391,6 +404,7 @@ MUTANTS = [
     (PenaltyCountsItsCalls, "calls_are_pure"),
     (DotForgetsTheScale, "products_equal_the_weight"),
     (DotForgetsTheBase, "products_equal_the_weight"),
+    (MakesARowOfNone, "products_equal_the_weight"),
     (DotIsNotANumber, "products_equal_the_weight"),
     (TransposedDotIsTheBase, "products_equal_the_weight"),
     (TakesTheRowBefore, "products_equal_the_weight"),

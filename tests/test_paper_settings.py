@@ -162,3 +162,10 @@ def test_hyperparameters_are_those_that_the_paper_prints(printed):
         for key, value in wanted.items():
             section, setting = key.split(".")
             assert found[section][setting] == value, (task, key)
+
+
+def test_configs_of_no_paper_warm_up_as_the_papers_do():
+    """For 6% of all steps: RoBERTa, Table 10 (arXiv 1907.11692); LoRA, Table 9; VeRA, Table 8."""
+    for name in ("quickstart", "instruct"):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert config.optimizer.warmup_ratio == 0.06, name

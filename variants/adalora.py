@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 
 from lora_jax import initialization
+from lora_jax.leaves import to_host
 from lora_jax.lowrank import SCALES, LowRank
 from lora_jax.partition import nearest
 from lora_jax.prune import Schedule, best, keep_rows, phase, sensitivity
@@ -149,16 +151,17 @@ class AdaLoRA(LowRank):
     def prune(self, state: Any, factors: Group) -> dict[str, Pruned | None]:
         pruned = {}
         for path, each in factors.items():
-            a, b, e = (each.trainable[name] for name in "abe")
-            used = e != 0 if state is None else (e != 0) | state["kept"][path]
-            folded = Factors({"a": a, "b": e[..., None] * b}, each.constants)
-            pruned[path] = keep_rows(self, folded, used & _active(each)[..., None])
+            used = to_host(each.trainable["e"]) != 0
+            if state is not None:
+                used |= to_host(state["kept"][path])
+            folded = Factors(_folded(each.trainable), each.constants)
+            pruned[path] = keep_rows(self, folded, used & to_host(_active(each))[..., None])
         return pruned
 
     def doubt(self, factors: Group) -> str:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(dict(factors))):
             return ""
-        used = sum(int(jnp.count_nonzero(each.trainable["e"])) for each in factors.values())
+        used = sum(int(np.count_nonzero(to_host(f.trainable["e"]))) for f in factors.values())
         first, *_, last = _shared(factors)["budget"].tolist()
         found = f"AdaLoRA: {used} of {first} triplets are in use, the final budget is {last}"
         wanted = "call adapted.update(...) after every optimiser step"
@@ -168,6 +171,12 @@ class AdaLoRA(LowRank):
 
 def _shared(factors: Group) -> dict[str, Array]:
     return next(iter(factors.values())).constants
+
+
+@jax.jit
+def _folded(trainable: dict[str, Array]) -> dict[str, Array]:
+    """A, and B times e: the same effect without e."""
+    return {"a": trainable["a"], "b": trainable["e"][..., None] * trainable["b"]}
 
 
 def _active(factors: Factors) -> Array:

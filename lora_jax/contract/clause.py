@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.by_numpy import ByNumpy
 from lora_jax.variant import TrainingWarning, Variant
 
 Clause = Callable[[Variant], None]
@@ -92,6 +93,18 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
         return jax.jit(function, compiler_options=_cheap(), **options)
 
     return functools.wraps(function)(lambda *args: program()(*args))
+
+
+def by_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function operation by operation, by NumPy: for references, of which none is compiled."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        closed, form = jax.make_jaxpr(function, return_shape=True)(*args)
+        results = ByNumpy(wide=False)(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(form), results)
+
+    return run
 
 
 @functools.cache

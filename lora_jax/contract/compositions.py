@@ -12,7 +12,7 @@ from jax import Array
 
 from lora_jax import initialization
 from lora_jax.adapt import Adapted, adapt
-from lora_jax.contract import toys
+from lora_jax.contract import keys, toys
 from lora_jax.contract.clause import (
     clause,
     compiled,
@@ -67,8 +67,8 @@ def _dropped(
     variant: Variant, base: Base, x: Array, random: Array, halves: Array, seed: Array
 ) -> tuple[Any, ...]:
     """Products with and without dropout, and the gradients of some combination of each."""
-    keys = jax.random.split(jax.random.key(seed), KEYS)
-    start = variant.dot(x, base, toys.init(variant, seed, base), dropout_key=keys[0])
+    several = jax.random.split(keys.key(seed), KEYS)
+    start = variant.dot(x, base, toys.init(variant, seed, base), dropout_key=several[0])
     trainable, constants = factors = toys.factors_of(variant, base)
     weight, through_weight = jax.vjp(
         lambda t: variant.weight(base, Factors(t, constants)), trainable
@@ -77,7 +77,7 @@ def _dropped(
     def met(trainable: Any) -> Array:
         """The row of the weight that each input meets, dropped or kept: (keys, in, out)."""
         each, inputs = Factors(trainable, constants), jnp.eye(len(weight))
-        return jax.vmap(lambda key: variant.dot(inputs, base, each, dropout_key=key))(keys)
+        return jax.vmap(lambda key: variant.dot(inputs, base, each, dropout_key=key))(several)
 
     rows, through_rows = jax.vjp(met, trainable)
     plain = variant.dot(x, base, factors)
@@ -140,7 +140,7 @@ def _moves(
     """What each does with a gradient of ones at rate 1."""
     moves = []
     for adapted in several:
-        trainable, frozen = adapted.init(jax.random.key(seed), params, ids)
+        trainable, frozen = adapted.init(keys.key(seed), params, ids)
         tx = adapted.optimizer(optax.sgd(1.0), frozen)
         grads = jax.tree.map(jnp.ones_like, trainable)
         moves.append(tx.update(grads, tx.init(trainable), trainable)[0])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.contract import toys
+from lora_jax.contract import keys, toys
 from lora_jax.contract.clause import (
     clause,
     compiled,
@@ -341,7 +341,7 @@ def inputs_of(
 def _calls(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Any]]:
     """Everything that a variant computes with one matrix."""
     x, z, rows = inputs_of(base, (2, 3))
-    key = jax.random.key(10)
+    key = keys.key(10)
     return {
         "weight": lambda variant: variant.weight(base, factors),
         "dot": lambda variant: variant.dot(x, base, factors),

@@ -68,7 +68,7 @@ def stacked_layers_equal_single_ones(variant: Variant) -> None:
 @clause
 def works_under_jit(variant: Variant) -> None:
     """Compiled, `apply` computes what it does operation by operation."""
-    toy = _with_forward(toys.toy(variant), toys.shallow)
+    toy = _shallow(variant)
     require_close("apply under jit", toy.output(toy.moved), toy.apply(toy.moved))
 
 
@@ -89,7 +89,7 @@ def works_under_scan(variant: Variant) -> None:
 @clause
 def works_under_remat(variant: Variant) -> None:
     """Rematerialised, `apply` has the same gradient."""
-    toy = _with_forward(toys.toy(variant), toys.shallow)
+    toy = _shallow(variant)
     again = jax.checkpoint(lambda trainable: score(toy.apply(trainable)))
     got = compiled(jax.grad(again))(toy.moved)
     require_close("the gradient under remat", got, toy.gradient(toy.moved)[1])
@@ -147,12 +147,15 @@ def survives_a_file(variant: Variant) -> None:
 def narrow_models_stay_narrow(variant: Variant) -> None:
     """A bfloat16 model gives bfloat16 and merges to bfloat16, though its factors are float32."""
     toy = toys.toy(variant, dtype=jnp.bfloat16, targets=toys.SOME)
-    merged, wanted = toy.merged(toy.moved)
-    require_same_form("merge", merged, toy.params)
-    got = toy.output(toy.moved)
-    require_same_form("the output", got, wanted)
-    got, wanted = (np.asarray(each, np.float32) for each in (got, wanted))
-    require_close("apply in bfloat16", got, wanted, 0.1)
+    for seed in range(3):
+        # Moved by more, attention is all or nothing, and even right roundings turn it over.
+        moved = toys.noisy(toy.trainable, seed, 0.1)
+        merged, wanted = toy.merged(moved)
+        require_same_form("merge", merged, toy.params)
+        got = toy.output(moved)
+        require_same_form("the output", got, wanted)
+        got, wanted = (np.asarray(each, np.float32) for each in (got, wanted))
+        require_close("apply in bfloat16", got, wanted, 0.03)
 
 
 @clause
@@ -189,9 +192,18 @@ def _with_forward(toy: Toy, forward: Callable[..., Array]) -> Toy:
     return dataclasses.replace(toy, adapted=dataclasses.replace(toy.adapted, forward=forward))
 
 
+def _shallow(variant: Variant) -> Toy:
+    """A toy of few operations; of its adapters those of weights that these use."""
+    toy = _with_forward(toys.toy(variant), toys.shallow)
+    spec = toy.frozen.spec
+    used = tuple(each for each in spec.placements if not each.use.path.startswith("layers/"))
+    frozen = dataclasses.replace(toy.frozen, spec=dataclasses.replace(spec, placements=used))
+    return dataclasses.replace(toy, frozen=frozen)
+
+
 def _several(variant: Variant) -> tuple[Toy, Trainable, Array]:
     """A toy, three random trainables stacked, and the output of each."""
-    toy = _with_forward(toys.toy(variant), toys.shallow)
+    toy = _shallow(variant)
     each = [toys.noisy(toy.trainable, seed) for seed in range(3)]
     return toy, toys.stack(*each), toys.stack(*map(toy.output, each))
 

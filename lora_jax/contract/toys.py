@@ -13,7 +13,8 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from lora_jax.adapt import Adapted, adapt
-from lora_jax.contract.clause import compiled
+from lora_jax.contract import keys
+from lora_jax.contract.clause import by_numpy, compiled
 from lora_jax.frozen import Frozen, PyTree, Trainable
 from lora_jax.quantize import Storage
 from lora_jax.variant import Base, Factors, Variant, wide
@@ -96,7 +97,7 @@ def stack(*trees: PyTree) -> PyTree:
 
 def init(variant: Variant, seed: Any, base: Base) -> Factors:
     """The variant's factors for one matrix, and what it would share with others."""
-    key = jax.random.key(seed)
+    key = keys.key(seed)
     shared = variant.init_shared(key, [base.shape], wide(base.dtype))
     return with_shared(variant.init(key, base), shared)
 
@@ -232,8 +233,9 @@ class Toy:
         return _merged(self.adapted, trainable, self.frozen, self.ids)
 
     def merged_gradient(self, trainable: Trainable) -> tuple[PyTree, Array, Trainable]:
-        """Those two, and the gradient of the output's score, compiled."""
-        return _merged_gradient(self.adapted, trainable, self.frozen, self.ids)
+        """Those two, and the gradient of the output's score, by NumPy."""
+        merged_gradient = functools.partial(_merged_gradient, self.adapted)
+        return by_numpy(merged_gradient)(trainable, self.frozen, self.ids)
 
 
 ALL = ("embed", "mix/kernel", "layers/.*")
@@ -253,7 +255,7 @@ def toy(
     params, ids = decoder_params(variant, dtype), _ids(variant)
     storage = {} if quantize is None else dict.fromkeys(targets, quantize)
     adapted = adapt(decoder, variant, targets, ("head_bias",), storage)
-    return Toy(adapted, params, ids, *_init(adapted, jax.random.key(seed), params, ids))
+    return Toy(adapted, params, ids, *_init(adapted, seed, params, ids))
 
 
 def training_toy(variant: Variant) -> Toy:
@@ -276,8 +278,7 @@ def small_training_toy(variant: Variant) -> Toy:
     """The same of one matrix in a small model, initialised without compiling, as users do."""
     params, ids = decoder_params(variant), _ids(variant)
     adapted = adapt(shallow, variant, "mix/kernel", _also_trained(variant))
-    key = jax.random.key(6, impl="rbg")  # whose numbers are compiled faster
-    return Toy(adapted, params, ids, *adapted.init(key, params, ids))
+    return Toy(adapted, params, ids, *adapted.init(_key(6), params, ids))
 
 
 def _also_trained(variant: Variant) -> tuple[str, ...]:
@@ -294,10 +295,15 @@ def score(output: Array) -> Array:
     return (output**2).mean()
 
 
-# Compiled once for all variants, and once for all toys of a variant, which share its `Adapted`.
-output_of = compiled(decoder)
-_init = compiled(Adapted.init, static_argnums=0)
+# Compiled once for all toys of a variant, which share its `Adapted`.
+output_of = by_numpy(decoder)
+_key = compiled(keys.key)
 _apply = compiled(Adapted.apply, static_argnums=0)
+
+
+@functools.partial(compiled, static_argnums=0)
+def _init(adapted: Adapted, seed: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
+    return adapted.init(keys.key(seed), params, ids)
 
 
 @functools.partial(compiled, static_argnums=0)
@@ -320,7 +326,6 @@ def _merged(
     return merged, decoder(merged, ids)
 
 
-@functools.partial(compiled, static_argnums=0)
 def _merged_gradient(
     adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
 ) -> tuple[PyTree, Array, Trainable]:

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from lora_jax.adapt import Adapted
-from lora_jax.contract import toys
+from lora_jax.contract import keys, toys
 from lora_jax.contract.clause import (
     clause,
     compiled,
@@ -109,7 +109,7 @@ def _step(
 ) -> tuple[Any, Array]:
     """One step of training, each with its own dropout."""
     before, opt_state, state = carry
-    key = jax.random.fold_in(jax.random.key(13), number)
+    key = jax.random.fold_in(keys.key(13), number)
 
     @jax.value_and_grad
     def loss(trainable: Trainable) -> Array:
