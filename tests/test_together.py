@@ -230,6 +230,7 @@ class Killed(BaseException):
     """As a signal: nothing of it is handled on the way."""
 
 
+@pytest.mark.slow
 def test_a_group_killed_again_and_again_is_the_group_that_was_not(
     chosen, one_by_one, tmp_path, monkeypatch
 ):
