@@ -221,6 +221,7 @@ def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
     assert make.make_hyper(section, 10)["head_ratio"] == pytest.approx(5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_adalora_scores_clipped_gradients(smoke):
     """Its first scores are |w g|, so twice as high where the norm may be twice as large."""

@@ -265,6 +265,7 @@ def test_a_step_needs_no_more_than_one_written_by_hand(config_of):
     assert {"all-gather", "all-reduce"} <= {each.kind for each in ours.collectives}
 
 
+@pytest.mark.slow
 def test_simulated_programs_keep_weights_in_bfloat16(config_of):
     """A CPU's compiler would convert the weights of all layers to float32, before the loop."""
     sizes = {**WIDE, "num_hidden_layers": 24}

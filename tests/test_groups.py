@@ -105,7 +105,8 @@ KINDS = {
 def pairs(draw):
     """A class with up to three settings of any name and kind, and two variants of it."""
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
-    uses = tuple((name, draw(st.sampled_from(INPUTS + READ))) for name in names)
+    kinds_of_use = st.sampled_from(INPUTS) | st.sampled_from(READ)  # as often each
+    uses = tuple((name, draw(kinds_of_use)) for name in names)
     kinds = [draw(st.sampled_from(sorted(KINDS))) for _ in names]
     fields = [(name, Any, dataclasses.field(default=0)) for name in names]
     space = {"uses": uses}
@@ -176,8 +177,8 @@ def step(variant, trainable, frozen):
     return value, grads, variant.learning_rates(constants), after[1]
 
 
-@given(pairs())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(pairs().filter(lambda pair: pair[0] != pair[1]))  # of equal ones nothing is to be seen
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_program_computes_of_each_trial_what_it_is_alone(pair):
     first, second = pair
     differ = {use for name, use in first.uses if getattr(first, name) != getattr(second, name)}

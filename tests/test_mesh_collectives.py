@@ -147,6 +147,7 @@ def test_bits_of_a_users_own_function_travel_as_they_are_stored():
 # ---- the residual --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_between_blocks_tokens_are_cut_which_takes_less_memory():
     """Recomputed layers keep their inputs only, and of those a part of the tokens."""
     mesh, tokens = lj.make_mesh(1, 2, 4), 256

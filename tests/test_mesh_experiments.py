@@ -44,7 +44,8 @@ def test_a_batch_is_that_of_one_device_cut_by_rows(sizes, count):
     assert got.keys() == wanted.keys()
     for name, array in got.items():
         assert array.sharding == rows and array.dtype == wanted[name].dtype
-        np.testing.assert_array_equal(array[:count], wanted[name][:count], err_msg=name)
+        whole = np.asarray(array)  # of which a part compiles nothing
+        np.testing.assert_array_equal(whole[:count], wanted[name][:count], err_msg=name)
         assert array.shape == wanted[name].shape
     np.testing.assert_array_equal(got["weight"], np.arange(8) < count)
 

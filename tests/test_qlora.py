@@ -223,6 +223,7 @@ def temporary(forward, *arguments):
     return loss.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_optimization")
 def test_a_scanned_stack_keeps_no_dense_weight():
     """It needs what the same method needs on dense weights, which keeps none; merging has all.

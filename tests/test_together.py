@@ -42,6 +42,12 @@ def config_of(model, reviews):
 
 
 @pytest.fixture(scope="module")
+def two_kinds(config_of):
+    """Configs of trials that adapt a square kind of matrix and another one."""
+    return lambda **changes: config_of(**{"targets": ("query/kernel", "down/kernel"), **changes})
+
+
+@pytest.fixture(scope="module")
 def tiny(config_of):
     """Configs of three trials of two steps with few adapters, for what goes wrong."""
 
@@ -57,7 +63,7 @@ def config(model="minilm", variant="lora", **changes):
     settings = {
         "model.name": model,
         "data.train": 0,
-        "data.max_length": 24,
+        "data.max_length": 8,  # so that what is traced is of one length
         "data.buckets": 1,
         "train.batch_size": 8,
         "train.evaluations": 2,
@@ -126,18 +132,15 @@ def shapes(path):
 
 
 @pytest.fixture(scope="module")
-def chosen(config_of):
+def chosen(two_kinds):
     """Trials of one group that differ in all that they may, saved as they were at their best."""
-    best = {"train__select": "best", "targets": ("query/kernel", "down/kernel")}
-    best["variant__dropout"] = 0.1
+    best = {"train__select": "best", "variant__dropout": 0.1}
     rate = {"optimizer__learning_rate": 3e-2, "optimizer__warmup_ratio": 0.4}
-    found = [
-        config_of(**best),
-        config_of(seed=1, variant__rank=3, variant__alpha=5.0, **rate, **best),
-        config_of(seed=2, optimizer__clip=0.1, **{**best, "variant__dropout": 0.2}),
+    return [
+        two_kinds(**best),
+        two_kinds(seed=1, variant__rank=3, variant__alpha=5.0, **rate, **best),
+        two_kinds(seed=2, optimizer__clip=0.1, **{**best, "variant__dropout": 0.2}),
     ]
-    assert groups(found) == [[0, 1, 2]]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +169,8 @@ def test_what_trials_leave_is_what_they_leave_alone(one_by_one, alone):
     assert not list((one_by_one[0].parent / ".programs").iterdir())
 
 
-@pytest.mark.parametrize("execution", ["vmap", pytest.param("map", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", ["vmap", "map"])
 def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
     where = folders(tmp_path, 3)
     assert run_together(chosen, where, execution=execution) == [*map(records.read, where)]
@@ -226,6 +230,7 @@ class Killed(BaseException):
     """As a signal: nothing of it is handled on the way."""
 
 
+@pytest.mark.slow
 def test_a_group_killed_again_and_again_is_the_group_that_was_not(
     chosen, one_by_one, tmp_path, monkeypatch
 ):
@@ -354,14 +359,15 @@ def test_the_chosen_execution_is_kept(tiny, tmp_path):
 
 # -- which trials share a program -----------------------------------------------------------------
 
-SAME = (
+NUMBERS = (
+    {},
     {"seed": 3},
     {"optimizer__learning_rate": 1e-5, "optimizer__weight_decay": 0.5},
     {"optimizer__warmup_steps": 2, "optimizer__clip": 3.0, "optimizer__b2": 0.98},
-    {"variant__alpha": 1.0, "variant__rank": 2},
     {"variant__initialization": "normal", "variant__scale": "alpha"},
 )
 OTHER = (
+    {},
     {"model__name": "other"},
     {"data__train": 32},
     {"data__draw": 1},
@@ -377,14 +383,17 @@ OTHER = (
 )
 
 
-@pytest.mark.parametrize("changes", SAME)
-def test_numbers_share_a_program(config_of, changes):
-    assert groups([config_of(), config_of(**changes)]) == [[0, 1]]
+def test_numbers_share_a_program(two_kinds):
+    assert groups([two_kinds(**each) for each in NUMBERS]) == [[*range(len(NUMBERS))]]
 
 
-@pytest.mark.parametrize("changes", OTHER)
-def test_shapes_and_structure_do_not(config_of, changes):
-    assert groups([config_of(), config_of(**changes)]) == [[0], [1]]
+def test_ranks_do_too(chosen):
+    assert groups(chosen) == [[0, 1, 2]]
+
+
+def test_shapes_and_structure_do_not(two_kinds):
+    found = groups([two_kinds(**each) for each in OTHER])
+    assert sorted(found) == [[number] for number in range(len(OTHER))]
 
 
 def test_classes_of_variants_do_not(config_of):
