@@ -7,7 +7,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from make_fixtures.torch_bin import FIXTURES
 from torch_archive import Named, Storage, archive, tensor
@@ -194,6 +194,7 @@ def test_an_error_does_not_write_out_all_of_a_pickle(tmp_path):
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.integers(0, 700), st.binary(min_size=1, max_size=4), st.integers(0, 4))
+@example(481, b"\0", 0)  # it seeks to a place before the file
 def test_any_damage_to_an_archive_is_one_line(tmp_path, place, put, gone):
     whole = archive(tmp_path / "a.bin", {"x": tensor(Storage(2))}).read_bytes()
     place = min(place, len(whole))

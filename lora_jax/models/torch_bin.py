@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from lora_jax.archives import open_zip
+from lora_jax.leaves import first_line
 
 # torch's storage classes: numpy's type, and safetensors' name for it
 _STORAGES = {
@@ -111,13 +112,15 @@ class TorchFile:
         """The content of one entry; a compressed one is refused: it could unpack to any size."""
         try:
             info = self._zip.getinfo(self._root + name)
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{self.path}: entry {info.filename} is compressed")
             if info.file_size > self.path.stat().st_size:
                 raise EOFError(f"entry {info.filename} has {info.file_size:,} bytes")
-            return self._zip.read(info)
-        except (KeyError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: corrupt or truncated: {error}") from None
+            compressed = info.compress_type != zipfile.ZIP_STORED
+            content = b"" if compressed else self._zip.read(info)
+        except Exception as error:  # a damaged archive fails in any way, in a seek for example
+            raise ValueError(f"{self.path}: corrupt or truncated: {first_line(error)}") from None
+        if compressed:
+            raise ValueError(f"{self.path}: entry {info.filename} is compressed")
+        return content
 
     def _unpickle(self) -> dict[str, _Tensor]:
         try:
