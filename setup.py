@@ -20,7 +20,8 @@ setup(
     packages=find_packages(include=["lora_jax", "lora_jax.*", "variants", "variants.*"]),
     package_data={"lora_jax": ["py.typed"]},
     install_requires=[
-        # 0.10.2 computes some sums and their gradients wrong on CPUs (lora_jax/compiler_faults.py).
+        # 0.10.2 computes some sums and their gradients wrong on CPUs:
+        # lora_jax/compiled/compiler_faults.py.
         "jax>=0.10,!=0.10.2",
         "flax>=0.12",
         "optax>=0.2.5",

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, collect
-from experiments.together import STEPPING
-from lora_jax.metrics_log import read_metrics
+from experiments import cli
+from experiments.analysis import collect_runs
+from experiments.sweeps.train_group import STEPPING
+from lora_jax.records.metrics_log import read_metrics
 
 _SIZES = flags.DEFINE_list("sizes", ["8x16"], "BATCHxLENGTH, several with commas.")
 _TRIALS = flags.DEFINE_integer("trials", 8, "How many.", lower_bound=2)
@@ -153,7 +154,7 @@ def _first_losses(folder: Path) -> dict[int, float]:
         run.record.seed: next(
             row["loss"] for row in read_metrics(run.folder / "metrics.jsonl") if "loss" in row
         )
-        for run in collect.find(folder)
+        for run in collect_runs.find(folder)
     }
 
 

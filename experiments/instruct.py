@@ -16,9 +16,9 @@ from rich.text import Text
 
 from configs import instruct
 from experiments import cli
-from experiments.audit_flag import wanted
-from experiments.run import run
-from lora_jax import records
+from experiments.runs.audit_flag import wanted
+from experiments.runs.run import run
+from lora_jax.records import run_record
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/instruct", "A folder for each method goes here.")
 _METHODS = flags.DEFINE_list("methods", ["full", "lora", "qlora"], "Of configs/instruct.py.")
@@ -48,7 +48,7 @@ def _folder(method: str) -> Path:
     return Path(str(_WORKDIR.value)) / name
 
 
-def table(found: dict[str, records.Record]) -> Table:
+def table(found: dict[str, run_record.Record]) -> Table:
     """A row for each method: scores on held-out questions before and after, and what it took."""
     made = Table("method", "accuracy", "loss", "trained", "seconds")
     for method, record in found.items():
@@ -63,7 +63,7 @@ def table(found: dict[str, records.Record]) -> Table:
     return made
 
 
-def samples(found: dict[str, records.Record]) -> list[Text]:
+def samples(found: dict[str, run_record.Record]) -> list[Text]:
     """What the model answers to some questions, before training and after each method's."""
     lines = []
     rows = zip(*(record.samples or [] for record in found.values()), strict=True)

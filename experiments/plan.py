@@ -3,12 +3,13 @@ r"""Will it fit? A config's training step, compiled for devices that are not the
     python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
     python -m experiments.plan --config=configs/instruct.py:method=qlora --topology=h100:1
 
-Neither data nor weights are read: a config.json is enough, or a name of `experiments.sizes`. TPUs'
-programs are compiled by libtpu (`pip install "lora-jax[tpu]"`); without it, and for GPUs, simulated
-devices of the CPU stand in. After the topology that is asked for, the smallest listed one of its
-kind is looked for, and the largest batch; each takes some compilations (`--nosearch` for none). One
-takes libtpu one to two minutes for a Llama of any depth, and the CPU's compiler some ten seconds.
-Exits with 2 where the topology does not fit.
+Neither data nor weights are read: a config.json is enough, or a name of
+`experiments.planning.model_sizes`. TPUs' programs are compiled by libtpu (`pip install
+"lora-jax[tpu]"`); without it, and for GPUs, simulated devices of the CPU stand in. After the
+topology that is asked for, the smallest listed one of its kind is looked for, and the largest
+batch; each takes some compilations (`--nosearch` for none). One takes libtpu one to two minutes for
+a Llama of any depth, and the CPU's compiler some ten seconds. Exits with 2 where the topology does
+not fit.
 """
 
 import sys
@@ -17,10 +18,11 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from experiments import cli, fit_search, fit_tables
-from experiments.fit import Fit, fit
-from experiments.topologies import Topology, check, listed, prepare, topology
-from lora_jax.sharding import mesh_sizes
+from experiments import cli
+from experiments.planning import show, topology_search
+from experiments.planning.memory_fit import Fit, fit
+from experiments.planning.topologies import Topology, check, listed, prepare, topology
+from lora_jax.sharding.mesh import mesh_sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5e:4x4 or h100:8.")
@@ -40,7 +42,7 @@ def plan() -> None:
     config = _CONFIG.value.to_dict()
     with console.status(f"compiling for {chosen}, which may take minutes"):
         found = fit(config, chosen, mesh, _ROWS.value)
-    console.print(fit_tables.show(found))
+    console.print(show.show(found))
     if _SEARCH.value:
         with console.status("searching") as status:
             _search(config, found, console, lambda text: status.update(text))
@@ -48,23 +50,23 @@ def plan() -> None:
         sys.exit(2)
 
 
-def _search(config: dict, found: Fit, console: Console, say: fit_search.Say) -> None:
+def _search(config: dict, found: Fit, console: Console, say: topology_search.Say) -> None:
     kind, rows = found.topology.kind, f"{found.rows} row{'s' * (found.rows > 1)} a shard"
     console.print()
-    least = fit_search.smallest(config, found, say)
+    least = topology_search.smallest(config, found, say)
     if least is None:
-        tried = "" if found.topology.ahead else f" of up to {fit_search.SIMULATED} devices"
+        tried = "" if found.topology.ahead else f" of up to {topology_search.SIMULATED} devices"
         console.print(f"No listed topology of {kind}{tried} fits {rows}.")
     else:
-        console.print(f"Smallest listed topology that fits {rows}:\n  {fit_tables.short(least)}")
-    best, sure = fit_search.largest_batch(config, found, say)
+        console.print(f"Smallest listed topology that fits {rows}:\n  {show.short(least)}")
+    best, sure = topology_search.largest_batch(config, found, say)
     if best is None:
         console.print(f"No batch fits on {found.topology}.")
         return
     end = "one row a shard more does not" if sure else "more may, too"
     console.print(
         f"Largest batch that fits on {found.topology}, "
-        f"in {(best.total or 0) / fit_tables.GIB:.2f} GiB ({end}):\n  {fit_tables.rows(best)}"
+        f"in {(best.total or 0) / show.GIB:.2f} GiB ({end}):\n  {show.rows(best)}"
     )
 
 
@@ -73,7 +75,7 @@ def _simulated(chosen: Topology) -> int:
     if chosen.ahead:
         return 1
     others = [each.devices for each in listed(chosen.kind)] if _SEARCH.value else []
-    return max([chosen.devices, *(n for n in others if n <= fit_search.SIMULATED)])
+    return max([chosen.devices, *(n for n in others if n <= topology_search.SIMULATED)])
 
 
 if __name__ == "__main__":

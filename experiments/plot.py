@@ -10,8 +10,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, collect
-from experiments.score_plots import KINDS, draw
+from experiments import cli
+from experiments.analysis import collect_runs
+from experiments.figures.scores import KINDS, draw
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
 _KIND = flags.DEFINE_enum("kind", "parameters", [*KINDS, "ranks"], "What is drawn.")
@@ -26,7 +27,7 @@ def show() -> None:
         raise ValueError(f"--out {out}: expected a name that ends with .png")
     drawn = draw(Path(str(_RESULTS.value)), _KIND.value, out, _TABLE.value, _SIZE.value)
     print(f"picture: {out}")
-    cli.warn(collect.unsealed(drawn))
+    cli.warn(collect_runs.unsealed(drawn))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 Takes the runs of `experiments.tune`, where settings are chosen on held-out examples, and any grid
 of settings and seeds. Of each method the best setting is taken, and at what budget is said; methods
 are then compared by their common seeds and by the predictions that their runs have stored
-(`experiments.compare` says what each test is good for). `--varies=train.batch_size` names what a
-study varies besides variant, optimiser, storage and targets; runs that differ in anything else are
-refused. Runs that left no record, since they were killed, are counted with their methods.
+(`experiments.analysis.significance` says what each test is good for). `--varies=train.batch_size`
+names what a study varies besides variant, optimiser, storage and targets; runs that differ in
+anything else are refused. Runs that left no record, since they were killed, are counted with their
+methods.
 """
 
 from collections.abc import Sequence
@@ -15,26 +16,18 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import (
-    cli,
-    collect,
-    page,
-    report_csv,
-    report_file,
-    report_plots,
-    report_sheets,
-    report_warnings,
-    sheets,
-    tables,
-    unfinished,
-)
-from experiments.choose import Contest, Method, contests
-from experiments.page import Part
-from experiments.pairs import pairs, swapped
-from experiments.report_file import FORMATS, TITLE
-from experiments.resample import RESAMPLES
-from experiments.unfinished import Unfinished
-from lora_jax.partition import nearest
+from experiments import cli
+from experiments.analysis import collect_runs, unfinished_runs
+from experiments.analysis.bootstrap import RESAMPLES
+from experiments.analysis.choose_methods import Contest, Method, contests
+from experiments.analysis.pairwise import pairs, swapped
+from experiments.analysis.unfinished_runs import Unfinished
+from experiments.reports import csv_lines, file, html_page, plots, warnings
+from experiments.reports.file import FORMATS, TITLE
+from experiments.reports.html_page import Part
+from experiments.reports.sheets import against, methods, wins
+from experiments.tables import config_tables, text_formats
+from lora_jax.suggest import nearest
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
 _FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "How it is written.")
@@ -57,10 +50,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
 
 def report() -> None:
     if _OUT.value is not None:
-        report_file.check(Path(_OUT.value), _FORMAT.value)
+        file.check(Path(_OUT.value), _FORMAT.value)
     folder = Path(str(_RESULTS.value))
-    lost = [each for each in unfinished.find(folder) if _wanted(each)]
-    found = collect.find(folder)
+    lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
+    found = collect_runs.find(folder)
     made, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
@@ -72,13 +65,13 @@ def report() -> None:
     if _OUT.value is None:
         print(text, end="")
         return
-    report_file.write(Path(_OUT.value), _FORMAT.value, text)
+    file.write(Path(_OUT.value), _FORMAT.value, text)
     print(f"report: {_OUT.value}")
 
 
 def compared(
     folder: Path,
-    found: list[collect.Run],
+    found: list[collect_runs.Run],
     table: str | None,
     size: str,
     varies: Sequence[str],
@@ -90,11 +83,11 @@ def compared(
       ValueError: none of them has completed; runs of another size that have are named.
     """
     own, notes = select(found, table, size)
-    notes += [f"Warning: {said}"] if (said := collect.unsealed(own)) else []
-    names = {name: table["rows"] for name, table in tables.tables().items()}
+    notes += [f"Warning: {said}"] if (said := collect_runs.unsealed(own)) else []
+    names = {name: table["rows"] for name, table in config_tables.tables().items()}
     if made := contests(own, names, varies, lost):
         return made, notes
-    others = collect.elsewhere(found, size)
+    others = collect_runs.elsewhere(found, size)
     raise ValueError(
         f"--results {folder}: no run of size {size} has completed: nothing to compare{others}"
     )
@@ -116,15 +109,15 @@ def apart(lost: Sequence[Unfinished]) -> list[str]:
 
 
 def select(
-    runs: list[collect.Run], table: str | None, size: str
-) -> tuple[list[collect.Run], list[str]]:
+    runs: list[collect_runs.Run], table: str | None, size: str
+) -> tuple[list[collect_runs.Run], list[str]]:
     """The runs of a table (of all) and of a size, and how many were left out.
 
     Raises:
       ValueError: a table of which there are no runs.
     """
 
-    def name(run: collect.Run) -> str:
+    def name(run: collect_runs.Run) -> str:
         return run.study["table"] if run.study else run.record.experiment
 
     known = sorted({name(run) for run in runs})
@@ -159,26 +152,26 @@ def render(
         for pair in pairs(contest, resamples, seed)
     ]
     if form == "csv":
-        return report_csv.lines(made, family)
+        return csv_lines.lines(made, family)
     parts = []
     for contest in made:
-        own, shown = references.get(id(contest)), [report_sheets.methods(contest)]
-        said = report_warnings.warnings(contest, family)
+        own, shown = references.get(id(contest)), [methods(contest)]
+        said = warnings.warnings(contest, family)
         if own is None:
             said.append(f"The reference, {reference}, was not run here.")
         elif len(contest.methods) > 1:
-            shown.append(report_sheets.against(contest, own, family))
+            shown.append(against(contest, own, family))
         parts.append(Part(contest.title, said, shown))
     if family:
-        parts.append(Part("All pairs", (), report_sheets.wins(family)))
+        parts.append(Part("All pairs", (), wins(family)))
     beside = [pair for pair in family if pair.second is references.get(id(pair.contest))]
-    explained = report_warnings.explain(made, beside, family, resamples) + (notes or [])
+    explained = warnings.explain(made, beside, family, resamples) + (notes or [])
     if form == "html":
-        figures = [report_plots.figures(contest) for contest in made]
-        return page.page(TITLE, parts, figures, explained)
+        figures = [plots.figures(contest) for contest in made]
+        return html_page.page(TITLE, parts, figures, explained)
     said = [f"Warning, {part.title}: {text}" for part in parts for text in part.warnings]
     shown = [each for part in parts for each in part.sheets]
-    return report_file.HEADS[form] + getattr(sheets, form)(shown, explained + said)
+    return file.HEADS[form] + getattr(text_formats, form)(shown, explained + said)
 
 
 def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:
@@ -205,7 +198,7 @@ def draw(made: list[Contest], folder: Path) -> None:
     """Write the pictures of every contest as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, contest in enumerate(made, 1):
-        for name, figure in report_plots.figures(contest).items():
+        for name, figure in plots.figures(contest).items():
             stem = f"{number}_{contest.table}_{contest.task}_{name.lower()}"
             figure.savefig(folder / f"{stem.replace(' ', '_').replace('/', '_')}.png", dpi=150)
 

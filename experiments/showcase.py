@@ -8,8 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.build import Experiment
-from lora_jax import data, records
+from experiments.setup.experiment import Experiment
+from lora_jax import data
+from lora_jax.records import run_record
 
 SENTENCES = (
     "a film of quiet power that stays with you long after the lights come up .",
@@ -23,7 +24,7 @@ HEAD, LORA, MERGED = "base, trained head only", "LoRA", "LoRA, merged"
 class Trained(NamedTuple):
     """A run that is completed, and the trainables that it saved."""
 
-    record: records.Record
+    record: run_record.Record
     experiment: Experiment
     trainable: Any
 

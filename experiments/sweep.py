@@ -33,12 +33,14 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from experiments import audit_flag, calibrate, cli, jobs, sweep_specs, trials
-from experiments.check_trials import check
-from experiments.launchers import commands, local, slurm
-from experiments.sweep_folder import Outcome, SweepFolder
-from experiments.sweep_view import View, clock, summary
-from lora_jax.program import EXECUTIONS
+from experiments import cli
+from experiments.runs import audit_flag
+from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
+from experiments.sweeps.folder import Outcome, SweepFolder
+from experiments.sweeps.launchers import commands, local, slurm
+from experiments.sweeps.preflight import check
+from experiments.sweeps.view import View, clock, summary
+from lora_jax.training.trial_program import EXECUTIONS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the list of trials and their runs.")
@@ -127,7 +129,7 @@ def _trials() -> list[trials.Trial]:
     flag = flags.FLAGS["config"]
     settings = flag.override_values.items()  # type: ignore[attr-defined]
     arguments = [f"--config={flag.config_filename}"]  # type: ignore[attr-defined]
-    arguments += [f"--config.{key}={sweep_specs.text_of(value)}" for key, value in settings]
+    arguments += [f"--config.{key}={sweep_flag.text_of(value)}" for key, value in settings]
     overrides = trials.overrides_of(
         arguments[0].removeprefix("--config=").partition(":")[0],
         _SWEEP.value,
@@ -199,8 +201,8 @@ def _list(view: View, todo: list[jobs.Job]) -> None:
     if not todo:
         return
     open_ones = [[trial for trial in job if trial.name in names] for job in todo]
-    times = calibrate.seconds(open_ones)
-    start = calibrate.start_up() * len(todo)
+    times = time_estimate.seconds(open_ones)
+    start = time_estimate.start_up() * len(todo)
     print(
         f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
         f"of processes; the longest job {clock(max(times))}"

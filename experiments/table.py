@@ -11,12 +11,14 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, collect, render
-from experiments.tables import RESULTS, ROOT, names, render_table, rewrite
+from experiments import cli
+from experiments.analysis import collect_runs
+from experiments.tables import formats
+from experiments.tables.config_tables import RESULTS, ROOT, names, render_table, rewrite
 
 _TABLE = flags.DEFINE_string("table", None, "Name of a config file, such as lora_table2.")
 _RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' records below it.")
-_FORMAT = flags.DEFINE_enum("format", "rich", list(render.FORMATS), "How it is written.")
+_FORMAT = flags.DEFINE_enum("format", "rich", list(formats.FORMATS), "How it is written.")
 _MODEL = flags.DEFINE_string("model", None, "One of the table's models; all of them by default.")
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
 _README = flags.DEFINE_bool("readme", False, "Make the tables in README.md anew.")
@@ -38,8 +40,8 @@ def show() -> None:
 
 def _warn(results: Path, table: str | None = None) -> None:
     """Say on standard error, apart from the table, what nothing in it can say: of records alone."""
-    runs = [run for run in collect.find(results) if table in (None, run.study.get("table"))]
-    cli.warn(collect.unsealed(runs))
+    runs = [run for run in collect_runs.find(results) if table in (None, run.study.get("table"))]
+    cli.warn(collect_runs.unsealed(runs))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ which gathers them where they are used) and of the products (`tensor`). What a r
 depend on it, but for rounding: it may go on with another mesh, or on other machines.
 
 Before the first step, the compiled one is compared with what NumPy makes of the same operations one
-by one (`lora_jax.audit`): compilers are wrong now and then, and a run with wrong gradients looks
-like one of a worse method. `--noaudit` trains without.
+by one (`lora_jax.compiled.audit`): compilers are wrong now and then, and a run with wrong gradients
+looks like one of a worse method. `--noaudit` trains without.
 """
 
 import sys
@@ -34,10 +34,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, host_flags, hosts
-from experiments.audit_flag import wanted
-from experiments.meshes import mesh_of
-from experiments.run import run, summarise
+from experiments import cli
+from experiments.distributed import processes
+from experiments.distributed.flags import initialize
+from experiments.distributed.mesh import mesh_of
+from experiments.runs.audit_flag import wanted
+from experiments.runs.run import run, summarise
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
@@ -47,16 +49,16 @@ _MESH = flags.DEFINE_list(
 
 
 def train() -> None:
-    host_flags.initialize()
+    initialize()
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
         config, workdir = _CONFIG.value.to_dict(), Path(str(_WORKDIR.value))
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted())
     except Exception as error:
-        hosts.leave(error)
+        processes.leave(error)
         raise
     completed = record.status == "completed"
-    if hosts.writes():
+    if processes.writes():
         for line in summarise(record):
             print(line)
         print(f"{'record and adapter' if completed else 'record'}: {_WORKDIR.value}")

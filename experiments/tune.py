@@ -17,12 +17,13 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from experiments import cli, jobs
-from experiments.audit_flag import wanted
-from experiments.groups import groups
-from lora_jax import records
-from lora_jax.metrics import LOWER_IS_BETTER
-from lora_jax.partition import nearest
+from experiments import cli
+from experiments.runs.audit_flag import wanted
+from experiments.sweeps import jobs
+from experiments.sweeps.grouping import groups
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.records import run_record
+from lora_jax.suggest import nearest
 
 _STUDY = flags.DEFINE_string("study", None, "A config with a STUDY, such as all_methods.")
 _ARGUMENT = flags.DEFINE_string("argument", "", "What its configs are given after the colon.")
@@ -81,10 +82,10 @@ def study(config: Any, plan: Mapping[str, Any], row: str, workdir: Path) -> None
     _train(configs, workdir / "runs" / row)
 
 
-def _train(configs: Mapping[str, dict[str, Any]], folder: Path) -> list[records.Record]:
+def _train(configs: Mapping[str, dict[str, Any]], folder: Path) -> list[run_record.Record]:
     """Train runs, each in a folder of its name; those that share a program as one."""
     names, console = list(configs), Console()
-    ended: dict[str, records.Record] = {}
+    ended: dict[str, run_record.Record] = {}
     for numbers in groups(list(configs.values())):
         mine = [names[number] for number in numbers]
         folders = [folder / name for name in mine]
@@ -98,7 +99,7 @@ def _train(configs: Mapping[str, dict[str, Any]], folder: Path) -> list[records.
     return [ended[name] for name in names]
 
 
-def best_rate(tried: Mapping[float, records.Record]) -> float:
+def best_rate(tried: Mapping[float, run_record.Record]) -> float:
     """The learning rate of the best score, the smaller one of equal ones.
 
     Raises:
@@ -116,7 +117,7 @@ def best_rate(tried: Mapping[float, records.Record]) -> float:
     return (min if low else max)(scores, key=scores.__getitem__)
 
 
-def _said(record: records.Record) -> str:
+def _said(record: run_record.Record) -> str:
     if record.status != "completed":
         return f"{record.status}, {record.note}"
     return f"{record.metric} {record.metrics_last[record.metric]:.4f} in {record.seconds:.0f} s"

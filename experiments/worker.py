@@ -10,9 +10,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import audit_flag, cli, jobs, leash
-from experiments.sweep_folder import SweepFolder
-from lora_jax.program import EXECUTIONS
+from experiments import cli
+from experiments.runs import audit_flag
+from experiments.sweeps import child_process, jobs
+from experiments.sweeps.folder import SweepFolder
+from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
@@ -24,8 +26,8 @@ _LEASH = flags.DEFINE_bool("leash", False, "End when standard input does, with w
 
 def worker() -> None:
     if _LEASH.value:
-        leash.end_with(sys.stdin.fileno())
-    leash.confine([int(core) for core in _CORES.value])
+        child_process.end_with(sys.stdin.fileno())
+    child_process.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = list(_TRIAL.value or ())
     folder.require(names)  # a name that is not there ends this before anything begins

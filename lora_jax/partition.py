@@ -1,13 +1,14 @@
 """Naming the leaves of a parameter tree, and taking it apart and putting it together again."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from lora_jax.suggest import nearest
 
 PyTree = Any
 Where = str | Sequence[str] | Callable[[str, Any], bool]
@@ -63,17 +64,6 @@ def matches(pattern: str, path: str) -> bool:
         return re.fullmatch(rf"(?:.*/)?(?:{pattern})", path) is not None
     except re.error as error:
         raise ValueError(f"pattern '{pattern}' is not a regular expression: {error}") from None
-
-
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """The known names closest to `name`, as a phrase for an error message."""
-    known = list(known)
-    # What people misspell is the tail: compare it with tails of the same length.
-    depth = name.count("/") + 1
-    tails = {"/".join(path.split("/")[-depth:]).lower(): path for path in reversed(known)}
-    close = difflib.get_close_matches(name.lower(), list(tails), n=count, cutoff=0.3)
-    found = [tails[tail] for tail in close] or known[:count]
-    return ", ".join(f"'{path}'" for path in found) or "none"
 
 
 def select_paths(
@@ -149,3 +139,24 @@ def combine(first: PyTree, second: PyTree) -> PyTree:
 def unflatten(treedef: Any, leaves: Mapping[str, Any]) -> PyTree:
     """The tree again from its leaves by path, in tree order (see `flatten`)."""
     return treedef.unflatten(leaves.values())
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array (or stands for one), and not a setting."""
+    if isinstance(leaf, type):  # `np.float32` itself, whose instances are arrays
+        return False
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays of a tree, and a function that puts others in their place."""
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def rebuild(arrays: list[Any]) -> Any:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return treedef.unflatten(filled)
+
+    return [leaves[i] for i in places], rebuild

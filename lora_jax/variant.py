@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 if TYPE_CHECKING:
-    from lora_jax.discover import WeightUse
+    from lora_jax.uses import WeightUse
 
 
 class Factors(NamedTuple):

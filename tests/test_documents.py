@@ -10,8 +10,8 @@ import pytest
 
 import lora_jax as lj
 import variants
-from experiments.launchers.local import KEEP_MEMORY
-from lora_jax import records
+from experiments.sweeps.launchers.local import KEEP_MEMORY
+from lora_jax.records import run_record
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +24,7 @@ def test_the_quickstart_is_as_good_as_it_says(tmp_path):
     environment = {**os.environ, **KEEP_MEMORY, "XLA_FLAGS": "", "COLUMNS": "120"}
     ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    head, lora = (records.read(tmp_path / name) for name in ("head_only", "lora"))
+    head, lora = (run_record.read(tmp_path / name) for name in ("head_only", "lora"))
     assert head is not None
     assert lora is not None
     assert head.metrics_last["accuracy"] >= 0.74

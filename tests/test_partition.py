@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 import lora_jax as lj
-from lora_jax.partition import flatten, matches, nearest
+from lora_jax.partition import flatten, matches
+from lora_jax.suggest import nearest
 
 
 class Pair(NamedTuple):

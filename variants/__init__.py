@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.partition import nearest
+from lora_jax.suggest import nearest
 from lora_jax.variant import Variant
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from lora_jax import initialization
-from lora_jax.leaves import to_host
-from lora_jax.lowrank import SCALES, LowRank
-from lora_jax.partition import nearest
-from lora_jax.prune import Schedule, best, keep_rows, phase, sensitivity
+from lora_jax.files.arrays import to_host
+from lora_jax.methods import initialization
+from lora_jax.methods.lowrank import SCALES, LowRank
+from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
+from lora_jax.suggest import nearest
 from lora_jax.variant import Base, Factors, Pruned, Variant
 
 Group = Mapping[str, Factors]
@@ -34,12 +34,12 @@ class AdaLoRA(LowRank):
     rows of each orthonormal; after every optimiser step, `update` scores each triplet (a, e, b) by
     smoothed sensitivity times uncertainty, and sets e to zero in all but the b(t) best of all the
     variant's matrices together (of equal scores, the first). What was set to zero may come back
-    until the ranks are fixed; `lora_jax.prune` then takes it out. Mode "paper" scores the weights
-    that the gradient belongs to (algorithm 1) and sums squared norms for the penalty (equation 4).
-    Mode "reference" is the authors' code and PEFT's, step by step: weights after the step, the mean
-    of norms not squared (gamma differs in size), budgets rounded down, s = alpha / (rank + 1e-5);
-    but where scores are equal, theirs drop more than the budget asks for. In both, the cubic budget
-    falls from `t_init` on, as in that code (as printed, it jumps there).
+    until the ranks are fixed; `lora_jax.transform.prune` then takes it out. Mode "paper" scores the
+    weights that the gradient belongs to (algorithm 1) and sums squared norms for the penalty
+    (equation 4). Mode "reference" is the authors' code and PEFT's, step by step: weights after the
+    step, the mean of norms not squared (gamma differs in size), budgets rounded down, s = alpha /
+    (rank + 1e-5); but where scores are equal, theirs drop more than the budget asks for. In both,
+    the cubic budget falls from `t_init` on, as in that code (as printed, it jumps there).
     """
 
     rank: int = 12

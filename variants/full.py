@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lora_jax.variant import Variant
 
 if TYPE_CHECKING:
-    from lora_jax.discover import WeightUse
+    from lora_jax.uses import WeightUse
 
 
 @dataclasses.dataclass(frozen=True)

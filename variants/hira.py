@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.lowrank import LowRank, dropout
+from lora_jax.methods.lowrank import LowRank, dropout
 from lora_jax.variant import Base, Factors, Variant
 
 

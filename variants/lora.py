@@ -6,7 +6,7 @@ h = W x + (alpha / r) B A x.
 
 import dataclasses
 
-from lora_jax.lowrank import LowRank
+from lora_jax.methods.lowrank import LowRank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import dataclasses
 
 from jax import Array
 
-from lora_jax.lowrank import LowRank
+from lora_jax.methods.lowrank import LowRank
 from lora_jax.variant import Base, Factors
 
 

@@ -6,7 +6,7 @@ theorem 1: in a wide network features are learnt efficiently only if eta_B / eta
 
 import dataclasses
 
-from lora_jax.lowrank import LowRank
+from lora_jax.methods.lowrank import LowRank
 
 
 @dataclasses.dataclass(frozen=True)

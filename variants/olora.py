@@ -6,7 +6,7 @@ arXiv 2406.01775, algorithm 1.
 
 import dataclasses
 
-from lora_jax.lowrank import LowRank
+from lora_jax.methods.lowrank import LowRank
 
 
 @dataclasses.dataclass(frozen=True)

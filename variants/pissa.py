@@ -6,7 +6,7 @@ Language Models", arXiv 2404.02948, equations 2 to 4.
 
 import dataclasses
 
-from lora_jax.lowrank import LowRank
+from lora_jax.methods.lowrank import LowRank
 
 
 @dataclasses.dataclass(frozen=True)

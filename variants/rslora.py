@@ -7,7 +7,7 @@ the rank if and only if its scale falls as 1/sqrt(rank).
 
 import dataclasses
 
-from lora_jax.lowrank import LowRank
+from lora_jax.methods.lowrank import LowRank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.lowrank import dropout, product
+from lora_jax.methods.lowrank import dropout, product
 from lora_jax.variant import Base, Factors, Variant, wide
 
 

@@ -14,8 +14,8 @@ from lora_jax.contract.compositions import OF_COMPOSITIONS as OF_COMPOSITIONS
 from lora_jax.contract.matrix import OF_A_MATRIX as OF_A_MATRIX
 from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL
 from lora_jax.contract.training import OF_TRAINING as OF_TRAINING
-from lora_jax.partition import nearest
-from lora_jax.tables import text_table
+from lora_jax.suggest import nearest
+from lora_jax.text_table import text_table
 from lora_jax.variant import Variant
 
 CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL, *OF_TRAINING, *OF_COMPOSITIONS)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.by_numpy import ByNumpy
+from lora_jax.compiled.by_numpy import ByNumpy
 from lora_jax.variant import TrainingWarning, Variant
 
 Clause = Callable[[Variant], None]

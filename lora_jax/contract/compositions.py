@@ -10,8 +10,6 @@ import numpy as np
 import optax
 from jax import Array
 
-from lora_jax import initialization
-from lora_jax.adapt import Adapted, adapt
 from lora_jax.contract import keys, toys
 from lora_jax.contract.clause import (
     clause,
@@ -22,9 +20,11 @@ from lora_jax.contract.clause import (
 )
 from lora_jax.contract.matrix import inputs_of, require_products
 from lora_jax.contract.toys import decoder
-from lora_jax.frozen import PyTree, Trainable
+from lora_jax.methods import initialization
 from lora_jax.partition import flatten
-from lora_jax.quantize import NF4, Int8, quantized
+from lora_jax.quantization.quantize import NF4, Int8, quantized
+from lora_jax.transform.adapt import Adapted, adapt
+from lora_jax.transform.placement import PyTree, Trainable
 from lora_jax.variant import Base, Factors, Variant
 
 RATIO = 8.0

@@ -21,8 +21,8 @@ from lora_jax.contract.clause import (
     require_same_form,
 )
 from lora_jax.contract.toys import Toy, score
-from lora_jax.frozen import Trainable
 from lora_jax.partition import flatten, unflatten
+from lora_jax.transform.placement import Trainable
 from lora_jax.variant import Variant
 
 

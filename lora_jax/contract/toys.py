@@ -12,13 +12,13 @@ import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 
-from lora_jax.adapt import Adapted, adapt
 from lora_jax.contract import keys
 from lora_jax.contract.clause import by_numpy, compiled
-from lora_jax.frozen import Frozen, PyTree, Trainable
-from lora_jax.quantize import Storage
+from lora_jax.quantization.quantize import Storage
+from lora_jax.transform.adapt import Adapted, adapt
+from lora_jax.transform.adapted_weight import with_shared
+from lora_jax.transform.placement import Frozen, PyTree, Trainable
 from lora_jax.variant import Base, Factors, Variant, wide
-from lora_jax.weight import with_shared
 
 BATCH, TOKENS, LAYERS = 4, 5, 2
 

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 from jax import Array
 
-from lora_jax.adapt import Adapted
 from lora_jax.contract import keys, toys
 from lora_jax.contract.clause import (
     clause,
@@ -20,8 +19,9 @@ from lora_jax.contract.clause import (
     require_same_form,
 )
 from lora_jax.contract.toys import Toy
-from lora_jax.frozen import Frozen, Trainable
-from lora_jax.prune import prune
+from lora_jax.transform.adapt import Adapted
+from lora_jax.transform.placement import Frozen, Trainable
+from lora_jax.transform.prune import prune
 from lora_jax.variant import Variant
 
 STEPS = 20

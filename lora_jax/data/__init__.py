@@ -6,7 +6,7 @@ ragged token ids once, a `BatchPlan` says which of them make up the batch of a g
 of prompts and completions, `encode_prompts` and `encode_options` turn them into ids.
 """
 
-from lora_jax.data.batching import (
+from lora_jax.data.batching.batches import (
     Batch,
     BatchPlan,
     bucket_boundaries,
@@ -15,12 +15,20 @@ from lora_jax.data.batching import (
     in_order,
     plan_epoch,
 )
-from lora_jax.data.branches import branched
-from lora_jax.data.cache import Tokenised, cache_folder, encode_cached
-from lora_jax.data.chat import ChatTemplate, load_chat_template
-from lora_jax.data.chat_task import as_chat
-from lora_jax.data.demo import rotten_tomatoes
-from lora_jax.data.encode_prompts import (
+from lora_jax.data.batching.branches import branched
+from lora_jax.data.sources.chat_task import as_chat
+from lora_jax.data.sources.demo import rotten_tomatoes
+from lora_jax.data.sources.load import SOURCES, load_task
+from lora_jax.data.sources.load_text import TEXT_SOURCES, load_text_task
+from lora_jax.data.tasks.examples import Examples
+from lora_jax.data.tasks.glue import SPECS
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tasks.split import normalise, plain_split, stratified_split
+from lora_jax.data.tasks.task import Task
+from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.data.tokenizing.cache import Tokenised, cache_folder, encode_cached
+from lora_jax.data.tokenizing.chat_templates import ChatTemplate, load_chat_template
+from lora_jax.data.tokenizing.encode_prompts import (
     encode_options,
     encode_options_cached,
     encode_prompts,
@@ -28,15 +36,13 @@ from lora_jax.data.encode_prompts import (
     option_characters,
     option_outputs,
 )
-from lora_jax.data.examples import Examples
-from lora_jax.data.load import SOURCES, load_task
-from lora_jax.data.load_text import TEXT_SOURCES, load_text_task
-from lora_jax.data.prompts import Prompts
-from lora_jax.data.split import normalise, plain_split, stratified_split
-from lora_jax.data.task import Task
-from lora_jax.data.tasks import SPECS
-from lora_jax.data.text_task import TextTask
-from lora_jax.data.tokenize import Encoded, NoRoomError, Tokenizer, encode, load_tokenizer
+from lora_jax.data.tokenizing.tokenize import (
+    Encoded,
+    NoRoomError,
+    Tokenizer,
+    encode,
+    load_tokenizer,
+)
 
 __all__ = [
     "SOURCES",

@@ -1,1 +1,5 @@
-"""The base models, one family a file, and the reading of their published checkpoints."""
+"""Base models in Flax NNX: their parts, their families, and the reading of published checkpoints.
+
+Imports run `parts <- families <- published`. Users load models by `published.encoders` and
+`published.decoders`.
+"""

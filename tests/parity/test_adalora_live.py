@@ -7,7 +7,7 @@ import pytest
 from adalora_net import assert_follows
 from make_fixtures.adalora import random_examples
 
-from lora_jax.prune import best
+from lora_jax.methods.rank_budget import best
 from lora_jax.variant import Base
 from variants.adalora import AdaLoRA
 

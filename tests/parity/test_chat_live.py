@@ -7,7 +7,7 @@ import tokenizers
 from chat_templates import CONVERSATIONS, TEMPLATES, USER, message
 from tokenizers import models
 
-from lora_jax.data.chat import load_chat_template
+from lora_jax.data.tokenizing.chat_templates import load_chat_template
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,9 +13,9 @@ from make_fixtures.deberta import deberta_inputs
 
 import lora_jax as lj
 import variants
-from lora_jax.models.pretrained import export_classifier, load_classifier
-from lora_jax.models.relative import relative_indices
-from lora_jax.models.torch_names import to_torch_names, torch_names
+from lora_jax.models.parts.relative import relative_indices
+from lora_jax.models.published.encoders import export_classifier, load_classifier
+from lora_jax.models.published.torch_names import to_torch_names, torch_names
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cached_chunks import alone, chunks, in_chunks
 from flax import nnx
 from make_fixtures.bert import save_checkpoint
 from make_fixtures.decoders import CASES, random_inputs, random_tensors
 from small_decoder import functional
-from test_kv_cache import alone, chunks, in_chunks
 
-from lora_jax.data.packing import pack
-from lora_jax.models.decoder_names import tensors_of
-from lora_jax.models.pretrained_decoder import _tensor, export_decoder, load_decoder
-from lora_jax.models.torch_names import path_of
+from lora_jax.data.batching.packing import pack
+from lora_jax.models.published.decoder_names import tensors_of
+from lora_jax.models.published.decoders import _tensor, export_decoder, load_decoder
+from lora_jax.models.published.torch_names import path_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -230,6 +230,6 @@ def test_transformers_reads_our_configs_as_we_do(name, tmp_path):
 
 
 def load_config(name):
-    from lora_jax.models.decoder_families import decoder_family_of
+    from lora_jax.models.families.decoders import decoder_family_of
 
     return decoder_family_of(CASES[name]).config.from_json(CASES[name])

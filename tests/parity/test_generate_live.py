@@ -9,10 +9,10 @@ from make_fixtures.bert import save_checkpoint
 from make_fixtures.decoders import random_tensors
 from test_decoders_live import random_config
 
-from lora_jax.beam_search import beam_search
-from lora_jax.generate import generate
-from lora_jax.models.kv_cache import cached_step
-from lora_jax.models.pretrained_decoder import load_decoder
+from lora_jax.generation.beam_search import beam_search
+from lora_jax.generation.generate import generate
+from lora_jax.models.parts.kv_cache import cached_step
+from lora_jax.models.published.decoders import load_decoder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -15,18 +15,18 @@ from gguf_files import TYPES, write_decoder
 from gguf_tokenizers import (
     SPECIAL,
     TEXTS,
+    gpt2_folder,
     random_texts,
     sentencepiece_model,
     write_bytes,
     write_sentencepiece,
 )
 from small_decoder import functional, random_decoder, random_ids
-from test_decoder_tokenizers import gpt2_folder
 
 from lora_jax.data import load_tokenizer
-from lora_jax.data.chat import load_chat_template
-from lora_jax.models.pretrained import locate
-from lora_jax.models.pretrained_decoder import load_decoder
+from lora_jax.data.tokenizing.chat_templates import load_chat_template
+from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.encoders import locate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

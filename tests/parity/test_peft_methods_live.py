@@ -21,7 +21,7 @@ from make_fixtures.peft_methods import (
 )
 
 import lora_jax as lj
-from lora_jax import initialization
+from lora_jax.methods import initialization
 from lora_jax.variant import Base
 from variants.dora import DoRA
 from variants.ia3 import IA3

@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from configs import llama2_70b
-from experiments import fit_search, fit_tables
-from experiments.fit import fit
-from experiments.topologies import GIB, devices_of, listed, topology
-from lora_jax.sharding import make_mesh
+from experiments.planning import show, topology_search
+from experiments.planning.memory_fit import fit
+from experiments.planning.topologies import GIB, devices_of, listed, topology
+from lora_jax.sharding.mesh import make_mesh
 
 pytest.importorskip("libtpu")
 
@@ -50,7 +50,7 @@ def test_70b_with_lora_fits_sixteen_small_devices():
     found = fit(config_of("model=llama_2_70b"), topology("v5e:4x4"), (1, 4, 4), 1)
     assert (found.tokens, found.rows) == (2048, 1)
     assert found.fits and found.total <= 11.5 * GIB
-    assert fit_tables.verdict(found).startswith("Fits, in 72% of a device's memory")
+    assert show.verdict(found).startswith("Fits, in 72% of a device's memory")
 
 
 SMALL = {
@@ -68,8 +68,8 @@ def test_a_small_llama_in_nf4_fits_and_gathers_bits(tmp_path):
     found = fit(config, topology("v5e:2x2"), (1, 2, 2), 1)
     assert (found.tokens, found.rows) == (128, 1)
     assert found.fits and found.arrays.total < found.total < 32 * 2**20
-    assert "compiled ahead of time" in fit_tables.heading(found)
-    assert fit_tables.verdict(found).startswith("Fits, in 0% of a device's memory")
+    assert "compiled ahead of time" in show.heading(found)
+    assert show.verdict(found).startswith("Fits, in 0% of a device's memory")
     gathered = {
         (shape.dtype, tuple(size for size in shape.dims if size > 1))
         for each in found.collectives
@@ -88,7 +88,7 @@ def test_listed_topologies_are_known_and_have_meshes(kind):
         devices = devices_of(chosen)
         assert len(devices) == chosen.devices
         for mesh in ((1, chosen.devices, 1), (1, 4, 4)):
-            sizes = fit_search.mesh_like(mesh, chosen)
+            sizes = topology_search.mesh_like(mesh, chosen)
             assert make_mesh(*sizes, devices=devices).devices.shape == sizes
 
 

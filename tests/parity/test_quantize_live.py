@@ -8,7 +8,7 @@ import pytest
 from make_fixtures.quantize import NF4 as CODES
 from make_fixtures.quantize import int8, nf4
 
-from lora_jax.quantize import NF4, Int8
+from lora_jax.quantization.quantize import NF4, Int8
 
 pytestmark = [
     pytest.mark.parity,

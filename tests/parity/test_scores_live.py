@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments import build
-from lora_jax import optim
-from lora_jax.models import pretrained
+from experiments.setup.experiment import build
+from lora_jax.models.published import encoders
+from lora_jax.training import optim
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -47,7 +47,7 @@ class Classifier(torch.nn.Module):
 
 def under_peft(experiment):
     """The same start under PEFT: its base, its factors, its head."""
-    folder = pretrained.locate("minilm")
+    folder = encoders.locate("minilm")
     config = peft.LoraConfig(
         r=8,
         lora_alpha=16,
@@ -106,7 +106,7 @@ def test_scores_on_real_data():
     config.update({"train": {"max_steps": STEPS, "batch_size": 8}})
     config.update({"variant": {"rank": 8, "alpha": 16.0}})
     config.update({"data": {"train": 256, "validation": 64, "buckets": 1, "max_length": 24}})
-    experiment = build.build(config.to_dict())
+    experiment = build(config.to_dict())
     model = under_peft(experiment)
     step, state, losses = experiment.make_step(), experiment.start(), []
     for batch, _ in zip(experiment.batches(0), range(STEPS), strict=False):

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lora_jax as lj
-from lora_jax.discover import is_array
-from lora_jax.partition import matches
+from lora_jax.partition import is_array, matches
 from variants.lora import LoRA
 from zoo.case import Case
 

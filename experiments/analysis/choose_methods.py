@@ -1,0 +1,269 @@
+"""From runs to methods with their settings, of which one is chosen by a rule that is said.
+
+A method is a row of a study, or where runs belong to none, a variant and how its base is stored. A
+setting is what a study varies within it: learning rate, rank, ... What else differs between runs is
+a mistake, never a comparison.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from configs.common_tasks import METHODS
+from experiments.analysis import collect_runs, comparable
+from experiments.analysis.collect_runs import Run
+from experiments.analysis.labels import heading, natural
+from experiments.analysis.published import MODELS
+from experiments.analysis.unfinished_runs import OF_ANY, Unfinished
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+
+RATE = "optimizer.learning_rate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting of a method and its runs, each seed and draw once.
+
+    `held_out` were scored on training examples that were held out, `development` on the task's own
+    development set. `unfinished`, of either kind, have no record, and nothing is known of them but
+    that they began.
+    """
+
+    values: Mapping[str, str]
+    held_out: tuple[Run, ...]
+    development: tuple[Run, ...]
+    unfinished: tuple[Unfinished, ...] = ()
+
+    @property
+    def rate(self) -> float:
+        return float(self.values[RATE])
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return self.held_out + self.development
+
+    def of(self, phase: str) -> tuple[Run, ...]:
+        """The runs that were scored on `held_out` examples, or on the `development` set."""
+        return self.held_out if phase == "held_out" else self.development
+
+    def lost(self, phase: str) -> tuple[Unfinished, ...]:
+        """Those without a record."""
+        return tuple(each for each in self.unfinished if each.held_out == (phase == "held_out"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """All settings of one method, smaller learning rates first, and the chosen one.
+
+    `chosen_on` is `held-out`, where other examples than the scored ones decided, `scored`, where
+    the same did, or `nothing`, where there was one setting only. `runs` are those of the chosen
+    setting that are scored. `phase` is what settings were `tried` on, `held_out` examples or the
+    `development` set; tried are those, too, of which no run left a record.
+    """
+
+    key: str
+    label: str
+    settings: tuple[Setting, ...]
+    tried: tuple[Setting, ...]
+    chosen: Setting | None
+    chosen_on: str
+    runs: tuple[Run, ...]
+    phase: str
+
+    @property
+    def budget(self) -> tuple[int, int]:
+        """How many settings it was given to choose from, and how many runs of them began."""
+        runs = [len(each.of(self.phase)) + len(each.lost(self.phase)) for each in self.tried]
+        return len(self.tried), sum(runs)
+
+    @property
+    def edge(self) -> str:
+        """Whether the chosen learning rate is the `lowest` or `highest` of several with results.
+
+        A rate that diverged has one, and one whose runs failed or were killed has none.
+        """
+        ended = [
+            e for e in self.tried if any(r.record.status != "failed" for r in e.of(self.phase))
+        ]
+        rates = sorted({each.rate for each in ended})
+        if self.chosen is None or len(rates) < 2:
+            return ""
+        return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.chosen.rate, "")
+
+    def scores(self) -> dict[tuple[int, int], float]:
+        """The scores of its completed runs by seed and draw."""
+        found = {run.number: saved_score(run) for run in self.runs if run.completed}
+        return {number: score for number, score in found.items() if score is not None}
+
+    def describe(self, setting: Setting) -> str:
+        """A setting by its learning rate and what else differs between this method's settings."""
+        keys = {key for each in self.settings for key in each.values}
+        differ = {k for k in keys if len({each.values.get(k) for each in self.settings}) > 1}
+        texts = [f"{setting.rate:g}"]
+        for key in sorted(differ - {RATE}):
+            value = setting.values.get(key, "unset")
+            texts.append(f"{key.rpartition('.')[2]} {value}".replace('"', ""))
+        return ", ".join(texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """The methods that were run for one model and task, scored on the same examples."""
+
+    table: str
+    model: str
+    task: str
+    metric: str
+    held_out: bool
+    """Whether scores are of held-out training examples, for want of any on the development set."""
+    methods: tuple[Method, ...]
+    unfinished: tuple[Unfinished, ...] = ()
+    """The runs without a record that belong here, be they other attempts of runs that have one."""
+
+    @property
+    def title(self) -> str:
+        return f"{MODELS.get(self.model, self.model)}, {heading(self.task)} ({self.table})"
+
+
+def saved_score(run: Run) -> float | None:
+    """The main metric of the adapter that the run saved, in percent where tables have percent."""
+    return run.score(run.record.metric, run.record.config["train"]["select"])
+
+
+def contests(
+    runs: Iterable[Run],
+    names: Mapping[str, Mapping[str, str]],
+    varies: Sequence[str] = (),
+    unfinished: Sequence[Unfinished] = (),
+) -> list[Contest]:
+    """What can be compared with each other, by study, model and task.
+
+    Args:
+      names: of each study, what its rows are called, in order.
+      varies: settings that a study varies besides the sections `alike.VARIED`, such as
+        `train.batch_size`.
+      unfinished: runs without a record, of which those belong to a contest that differ from its
+        runs in nothing but what the study varies.
+
+    Raises:
+      ValueError: runs that differ in more than what a study varies, or one run with two results.
+    """
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        if not run.study:
+            collect_runs.check(run.folder / "record.json", run.record.config, OF_ANY)
+        groups.setdefault(comparable.place(run), []).append(run)
+    made, lost = [], list(unfinished)
+    for (table, model, task), own in sorted(groups.items()):
+        same = comparable.without_strays(own, varies)
+        comparable.check(same, varies)
+        if metrics := {run.record.metric for run in same if run.completed}:
+            if len(metrics) > 1:
+                raise ValueError(f"{task}: runs have the metrics {' and '.join(sorted(metrics))}")
+            if low := metrics & set(LOWER_IS_BETTER):
+                raise ValueError(
+                    f"{task}: a report compares scores of which more is better, not {min(low)}; "
+                    "compare tasks with options by accuracy, others by what their records say"
+                )
+            fixed = comparable.split(same[0].record.config, varies)[1]
+            mine = [each for each in lost if comparable.split(each.config, varies)[1] == fixed]
+            lost = [each for each in lost if each not in mine]
+            known = names.get(table, {})
+            held_out = all(run.held_out for run in same)
+            methods = _methods(same, mine, known, varies, held_out)
+            made.append(Contest(table, model, task, metrics.pop(), held_out, methods, tuple(mine)))
+    return made
+
+
+def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:
+    if run.study:
+        return names.get(comparable.key(run), comparable.key(run).replace("_", " "))
+    name, storage = comparable.parts(run)
+    label = METHODS.get(name, name)
+    return label if storage == "none" else f"{label} on {storage}"
+
+
+def _methods(
+    runs: Sequence[Run],
+    lost: Sequence[Unfinished],
+    names: Mapping[str, str],
+    varies: Sequence[str],
+    held_out: bool,
+) -> tuple[Method, ...]:
+    found: dict[str, list[Run]] = {}
+    labels = {comparable.key(each): _label(each, names) for each in (*runs, *lost)}
+    for run in runs:
+        found.setdefault(comparable.key(run), []).append(run)
+    order = [key for key in (*names, *METHODS) if key in labels] + natural(labels)
+    return tuple(
+        _method(
+            key,
+            labels[key],
+            found.get(key, []),
+            [each for each in lost if comparable.key(each) == key],
+            varies,
+            held_out,
+        )
+        for key in dict.fromkeys(order)
+    )
+
+
+def _method(
+    key: str,
+    label: str,
+    runs: Sequence[Run],
+    lost: Sequence[Unfinished],
+    varies: Sequence[str],
+    held_out: bool,
+) -> Method:
+    groups: dict[str, tuple[list[Run], list[Unfinished]]] = {}
+
+    def group(config: Mapping[str, Any]) -> tuple[list[Run], list[Unfinished]]:
+        values = json.dumps(comparable.split(config, varies)[0], sort_keys=True)
+        return groups.setdefault(values, ([], []))
+
+    for run in runs:
+        group(run.record.config)[0].append(run)
+    for each in lost:
+        group(each.config)[1].append(each)
+    settings = [_setting(json.loads(values), *both) for values, both in groups.items()]
+    settings.sort(key=lambda each: (each.rate, sorted(each.values.items())))
+    known = any(each.runs for each in settings)
+    held = any(each.held_out or (not known and each.lost("held_out")) for each in settings)
+    phase = "held_out" if held else "development"
+    tried = tuple(each for each in settings if each.of(phase) or each.lost(phase))
+    chosen = best([(each, each.of(phase)) for each in tried])
+    scored = "held_out" if held_out else "development"
+    chosen_on = "held-out" if phase != scored else "scored"
+    if sum(bool(each.of(phase)) for each in tried) <= 1:
+        chosen_on = "nothing"
+    own_runs = () if chosen is None else chosen.of(scored)
+    return Method(key, label, tuple(settings), tried, chosen, chosen_on, own_runs, phase)
+
+
+def _setting(values: Mapping[str, str], runs: Sequence[Run], lost: Sequence[Unfinished]) -> Setting:
+    """Every run once; what is unfinished is another attempt where its number has a record."""
+    ended = {(run.number, run.held_out) for run in runs}
+    own = {(e.number, e.held_out): e for e in lost if (e.number, e.held_out) not in ended}
+    held_out = tuple(collect_runs.one_of_each([run for run in runs if run.held_out]))
+    development = tuple(collect_runs.one_of_each([run for run in runs if not run.held_out]))
+    return Setting(values, held_out, development, tuple(own.values()))
+
+
+def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
+    """The setting of the best mean score, the first of equal ones; None where none has a score.
+
+    A setting that diverged with any seed comes after all that did not; other failures say nothing
+    of a setting.
+    """
+    found, top = None, (True, -math.inf)
+    for setting, runs in tried:
+        scores = [saved_score(run) for run in runs if run.completed]
+        known = [score for score in scores if score is not None]
+        stable = all(run.record.status != "diverged" for run in runs)
+        if known and (found is None or (stable, statistics.fmean(known)) > top):
+            found, top = setting, (stable, statistics.fmean(known))
+    return found

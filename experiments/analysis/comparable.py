@@ -1,0 +1,89 @@
+"""Which runs may be compared: what a study varies, and what must be the same in all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.analysis import collect_runs
+from experiments.analysis.collect_runs import Run
+from experiments.analysis.unfinished_runs import Unfinished
+
+VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
+"""The sections of a config that methods and their settings are made of."""
+BESIDE = ("study.row", "data.validation")
+KEY = (("variant", "name"), ("quantize", "storage"))
+"""What is the same in all runs of a method."""
+
+
+def place(run: Run) -> tuple[str, str, str]:
+    """The study, the model and the task of a run."""
+    config = run.record.config
+    if run.study:
+        return run.study["table"], run.model, run.study["column"]
+    return run.record.experiment, config["model"]["name"], config["data"]["name"]
+
+
+def key(run: Run | Unfinished) -> str:
+    """The method that a run is of: its row, or variant and storage."""
+    if run.study:
+        return run.study["row"]
+    name, storage = parts(run)
+    return name if storage == "none" else f"{name}_{storage}"
+
+
+def parts(run: Run | Unfinished) -> tuple[str, str]:
+    """The names of its variant and of its storage."""
+    config = run.record.config if isinstance(run, Run) else run.config
+    name, storage = (str(config[section][key]) for section, key in KEY)
+    return name, storage
+
+
+def split(
+    config: Mapping[str, Any], varies: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What a config says of what a study varies, and of the rest."""
+    varied, fixed = {}, {}
+    for key, value in collect_runs.settings_of(config):
+        if key.partition(".")[0] in VARIED or key in varies:
+            varied[key] = value
+        elif key not in BESIDE:
+            fixed[key] = value
+    return varied, fixed
+
+
+def without_strays(runs: Sequence[Run], varies: Sequence[str]) -> list[Run]:
+    """The runs but those that failed with something fixed otherwise than in any completed one."""
+    done = [split(run.record.config, varies)[1] for run in runs if run.completed]
+    return [
+        run
+        for run in runs
+        if run.completed or not done or split(run.record.config, varies)[1] in done
+    ]
+
+
+def check(runs: Sequence[Run], varies: Sequence[str]) -> None:
+    """Raise where runs differ in what is not varied, or were scored on different examples."""
+    first, settings = runs[0], split(runs[0].record.config, varies)[1]
+    firsts: dict[tuple[bool, int], Run] = {}
+    methods: dict[str, Run] = {}
+    for run in runs:
+        own = split(run.record.config, varies)[1]
+        keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
+        if keys:
+            raise ValueError(
+                f"{first.folder} and {run.folder} are not to be compared: {keys[0]} is "
+                f"{settings.get(keys[0], 'absent')} in one and {own.get(keys[0], 'absent')} in the "
+                f"other (where a study varies it: --varies={keys[0]})"
+            )
+        same = firsts.setdefault((run.held_out, run.number[1]), run)
+        if run.record.weights_digest != first.record.weights_digest:
+            raise ValueError(f"{first.folder} and {run.folder} began from different weights")
+        if run.record.data_digest != same.record.data_digest:
+            raise ValueError(f"{same.folder} and {run.folder} had different examples")
+        other = methods.setdefault(key(run), run)
+        for section, name in KEY:
+            one, two = (each.record.config[section][name] for each in (other, run))
+            if one != two:
+                raise ValueError(
+                    f"{other.folder} and {run.folder} are of one method, '{key(run)}', but "
+                    f"{section}.{name} is {one} in one and {two} in the other"
+                )

@@ -1,0 +1,176 @@
+"""The methods of a contest two by two: every test that their records and predictions allow."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.analysis import bootstrap, score_check, significance
+from experiments.analysis.choose_methods import Contest, Method, saved_score
+from experiments.analysis.collect_runs import scale
+from experiments.analysis.significance import Difference
+from experiments.runs import predictions
+
+KINDS = {
+    "seeds": "new seeds, the same examples",
+    "examples": "new examples, the same models",
+    "both": "new seeds and new examples",
+}
+"""The tests of a pair, and what each generalises to."""
+
+MARKS = {"examples": "†", "seeds": "‡"}
+"""Of verdicts by a test that claims less than that of both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two methods of a contest; a test that could not be made is None, and `why` says so."""
+
+    contest: Contest
+    first: Method
+    second: Method
+    common: int
+    """How many seeds (and draws) both have."""
+    tests: Mapping[str, Difference | None]
+    why: str
+
+    @property
+    def decided_by(self) -> str:
+        """The kind of test that a verdict is by: the one of both, else what has a p value."""
+        known = {kind for kind, test in self.tests.items() if test and test.p is not None}
+        return next((kind for kind in ("both", "seeds", "examples") if kind in known), "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What is known of one run: its score, and where it has predictions, of how many examples.
+
+    `replicates` are its score on bootstrap resamples, in the unit of the score, and `right`, if the
+    metric is accuracy, which examples (or questions) were.
+    """
+
+    score: float
+    n: int = 0
+    replicates: np.ndarray | None = None
+    right: np.ndarray | None = None
+
+
+def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
+    """All pairs of the methods of a contest, the first ones first.
+
+    Raises:
+      ValueError: predictions of other examples than another run's, or that do not give the score of
+        their record.
+    """
+    seen = _seen(contest, resamples, seed)
+    return [
+        _pair(contest, first, second, seen[first.key], seen[second.key])
+        for first, second in itertools.combinations(contest.methods, 2)
+    ]
+
+
+def swapped(pair: Pair) -> Pair:
+    """The same tests with the methods the other way round."""
+    tests = {kind: None if test is None else _negative(test) for kind, test in pair.tests.items()}
+    return dataclasses.replace(pair, first=pair.second, second=pair.first, tests=tests)
+
+
+def adjusted(family: Sequence[Pair]) -> list[float | None]:
+    """Holm's p values of the deciding tests of all pairs of a report, the one family there is."""
+    tests = [pair.tests.get(pair.decided_by) for pair in family]
+    return significance.holm([None if test is None else test.p for test in tests])
+
+
+def verdicts(family: Sequence[Pair]) -> list[str]:
+    """`win`, `tie` or `loss` of the first of each pair, or nothing where no test has a p value.
+
+    A tie is a difference that was not told from none, which does not make the two equal.
+    """
+    found = []
+    for pair, p in zip(family, adjusted(family), strict=True):
+        test = pair.tests.get(pair.decided_by)
+        if test is None or p is None:
+            found.append("")
+        elif p >= significance.LEVEL:
+            found.append("tie")
+        else:
+            found.append("win" if test.difference > 0 else "loss")
+    return found
+
+
+def _negative(test: Difference) -> Difference:
+    low = None if test.high is None else -test.high
+    high = None if test.low is None else -test.low
+    return dataclasses.replace(test, difference=-test.difference, low=low, high=high)
+
+
+def _pair(
+    contest: Contest,
+    first: Method,
+    second: Method,
+    ours: Mapping[tuple[int, int], Seen],
+    theirs: Mapping[tuple[int, int], Seen],
+) -> Pair:
+    common = sorted(ours.keys() & theirs.keys())
+    tests: dict[str, Difference | None] = dict.fromkeys(KINDS)
+    why = [] if common else ["no seed in common"]
+    if len(common) == 1:
+        why.append("one seed in common")
+    if len(common) > 1:
+        scores = (np.array([side[k].score for k in common]) for side in (ours, theirs))
+        tests["seeds"] = significance.over_seeds(*scores)
+    both = [(ours[number], theirs[number]) for number in common]
+    stored = [(a, b) for a, b in both if a.n and b.n]
+    if len(stored) < len(common):
+        why.append(f"predictions of {len(stored)} of {len(common)} common seeds")
+    if stored:
+        observed = np.array([a.score - b.score for a, b in stored])
+        drawn = np.array([a.replicates for a, _ in stored]) - [b.replicates for _, b in stored]
+        over = significance.over_examples(observed, drawn, stored[0][0].n)
+        if contest.metric == "accuracy":
+            right = (np.array([pair[i].right for pair in stored]) for i in (0, 1))
+            over = dataclasses.replace(over, p=significance.mcnemar(*right))
+        tests["examples"] = over
+        if len(stored) > 1:
+            tests["both"] = significance.over_both(observed, drawn)
+    return Pair(contest, first, second, len(common), tests, ", ".join(why))
+
+
+def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[int, int], Seen]]:
+    """By method, then by seed and draw, what is known of each completed run."""
+    done = [
+        (method.key, run, score)
+        for method in contest.methods
+        for run in method.runs
+        if run.completed and (score := saved_score(run)) is not None
+    ]
+    found: dict[str, dict[tuple[int, int], Seen]] = {m.key: {} for m in contest.methods}
+    stored = []
+    for key, run, score in done:
+        found[key][run.number] = Seen(score)
+        parts = predictions.read(run.folder)
+        part = parts.get("validation")
+        if part is not None and part.labels is not None:
+            stored.append((key, run, np.asarray(part.outputs, np.float64), part.labels, parts))
+    if not stored:
+        return found
+    _, first, _, labels, _ = stored[0]
+    for _, run, _, own, _ in stored:
+        if not np.array_equal(labels, own):
+            raise ValueError(
+                f"{first.folder} and {run.folder} were scored on different examples: their labels "
+                "differ"
+            )
+    for _, run, _, _, parts in stored:
+        score_check.check(run, parts)
+    metric, unit, choices = contest.metric, scale(contest.metric), score_check.choices(first)
+    every = [outputs for _, _, outputs, _, _ in stored]
+    drawn = unit * bootstrap.replicates(
+        metric, every, labels, choices=choices, resamples=resamples, seed=seed
+    )
+    for (key, run, outputs, _, _), replicated in zip(stored, drawn, strict=True):
+        score = found[key][run.number].score
+        right = bootstrap.correct(outputs, labels, choices) if metric == "accuracy" else None
+        found[key][run.number] = Seen(score, len(labels) // choices, replicated, right)
+    return found

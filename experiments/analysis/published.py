@@ -1,0 +1,181 @@
+"""The papers' own numbers: `published.csv`, read and checked.
+
+A line is one printed cell. `row` is the key of the config that runs it where `runnable` is yes;
+`value` is as printed, percentages as percentages; `seeds` is a number or "unknown".
+"""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from configs.common_texts import COMMONSENSE
+from lora_jax.suggest import nearest
+
+PATH = Path(__file__).with_name("published.csv")
+PERCENT = (
+    "accuracy",
+    "accuracy_mismatched",
+    "f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "pearson_spearman",
+    "accuracy_f1",
+    "accuracy_m_mm",
+    "mean",
+    "pass_at_1",
+    "accuracy_written",
+    *(f"accuracy_written_{name}" for name in COMMONSENSE),
+    "accuracy_written_mean",
+)
+"""Metrics that tables print in percent; `mean` is that of an average's tasks."""
+POINTS = ("bleu_lowercase_test", "rouge_l_test", "rouge_l", "exact_match", "score")
+"""Scores of texts, which tables print as they are: from 0 to 100, of a judge from 1 to 10."""
+MODELS = {
+    "minilm": "MiniLM (all-MiniLM-L6-v2)",
+    "roberta_base": "RoBERTa base",
+    "roberta_large": "RoBERTa large",
+    "deberta_v2_xxl": "DeBERTa-v2 XXL",
+    "deberta_v3_base": "DeBERTa-v3 base",
+    "gpt2_medium": "GPT-2 medium",
+    "gpt2_large": "GPT-2 large",
+    "gpt3_175b": "GPT-3 175B",
+    "gpt_3_5_turbo": "ChatGPT (gpt-3.5-turbo)",
+    "llama_7b": "LLaMA-7B",
+    "llama_13b": "LLaMA-13B",
+    "llama_33b": "LLaMA-33B",
+    "llama_65b": "LLaMA-65B",
+    "llama_7b_to_65b": "LLaMA-7B to 65B",
+    "llama_2_7b": "LLaMA 2 7B",
+    "llama_3_8b": "LLaMA 3 8B",
+    "mistral_7b": "Mistral-7B",
+    "gemma_7b": "Gemma-7B",
+    "smollm2": "SmolLM2-135M (instruct)",
+}
+"""What tables call the models; others by their keys."""
+SIZES = {
+    "roberta_base": 124.6e6,
+    "roberta_large": 355.4e6,
+    "deberta_v2_xxl": 1566.9e6,
+    "deberta_v3_base": 184.4e6,
+    "gpt2_medium": 354.8e6,
+    "gpt2_large": 774.0e6,
+    "llama_7b": 6738.4e6,
+    "llama_13b": 13015.9e6,
+    "llama_2_7b": 6738.4e6,
+    "llama_3_8b": 8030.3e6,
+    "mistral_7b": 7241.7e6,
+}
+"""The parameters of the models that have published rows, as a record counts them: with the head."""
+OTHER = ("eval_loss", "bleu", "nist", "meteor", "cider", "gain_points", "steps_speedup")
+OTHER += ("rouge_l_coco",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One printed cell."""
+
+    paper: str
+    table: str
+    model: str
+    row: str
+    method: str
+    runnable: bool
+    trained_parameters: int | None
+    task: str
+    metric: str
+    value: float
+    sd: float | None
+    seeds: int | None
+    protocol: str
+    source: str
+    note: str
+
+    @property
+    def line(self) -> tuple[str, str, str, str]:
+        """The row of the printed table that this is a cell of."""
+        return self.paper, self.table, self.model, self.row
+
+
+def load(path: Path = PATH) -> tuple[Published, ...]:
+    """Every printed cell.
+
+    Raises:
+      ValueError: one line on the first cell that cannot be, with its place in the file.
+    """
+    names = [field.name for field in dataclasses.fields(Published)]
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        if reader.fieldnames != names:
+            raise ValueError(f"{path.name}: expected the columns {', '.join(names)}")
+        cells = []
+        for values in reader:
+            try:
+                cells.append(_cell(values))
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from None
+    _distinct(cells, path.name)
+    return tuple(cells)
+
+
+def _cell(values: dict[str, str]) -> Published:
+    for name in ("paper", "table", "model", "row", "method", "task", "protocol", "source"):
+        if not values[name]:
+            raise ValueError(f"{name} is empty")
+    metric, seeds, runnable = values["metric"], values["seeds"], values["runnable"]
+    if metric not in (known := PERCENT + POINTS + OTHER):
+        raise ValueError(f"metric '{metric}'; nearest: {nearest(metric, known)}")
+    if runnable not in ("yes", "no"):
+        raise ValueError(f"runnable is '{runnable}', expected yes or no")
+    if seeds != "unknown" and not (seeds.isdigit() and int(seeds)):
+        raise ValueError(f"seeds is '{seeds}', expected a number or unknown")
+    value = float(values["value"])
+    sd = float(values["sd"]) if values["sd"] else None
+    if not math.isfinite(value) or (metric in PERCENT and not 0 <= value <= 100):
+        raise ValueError(f"{metric} {value}: expected a percentage")
+    if sd is not None and not 0 <= sd < 100:
+        raise ValueError(f"sd is {sd}")
+    known = {
+        "runnable": runnable == "yes",
+        "value": value,
+        "sd": sd,
+        "seeds": None if seeds == "unknown" else int(seeds),
+        "trained_parameters": int(values["trained_parameters"] or 0) or None,
+    }
+    return Published(**{**values, **known})  # type: ignore[arg-type]
+
+
+def _distinct(cells: Iterable[Published], where: str) -> None:
+    seen: dict[tuple[str, ...], Published] = {}
+    described: dict[tuple[str, ...], tuple[str, bool, int | None]] = {}
+    for cell in cells:
+        key = (*cell.line, cell.task, cell.metric)
+        if key in seen:
+            raise ValueError(f"{where}: {', '.join(key)} is there twice")
+        seen[key] = cell
+        own = (cell.method, cell.runnable, cell.trained_parameters)
+        if described.setdefault(cell.line, own) != own:
+            raise ValueError(f"{where}: {', '.join(cell.line)} is described in two ways")
+
+
+def averages(
+    cells: Iterable[Published],
+) -> Iterator[tuple[tuple[str, str, str, str], float, float]]:
+    """Each row with a printed average of its own cells: the row, what is printed, what they give.
+
+    A task with two metrics (MNLI matched and mismatched, QQP's accuracy and F1) counts once, by
+    their mean.
+    """
+    printed: dict[tuple[str, str, str, str], float] = {}
+    tasks: dict[tuple[str, str, str, str], dict[str, list[float]]] = {}
+    for cell in cells:
+        if cell.task == "average":
+            printed[cell.line] = cell.value
+        else:
+            tasks.setdefault(cell.line, {}).setdefault(cell.task, []).append(cell.value)
+    for line, value in printed.items():
+        if line in tasks:
+            means = [sum(values) / len(values) for values in tasks[line].values()]
+            yield line, value, sum(means) / len(means)

@@ -1,0 +1,1 @@
+"""Several processes and devices: how processes meet, who writes, and meshes from flags."""

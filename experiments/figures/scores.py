@@ -1,0 +1,297 @@
+"""Pictures of many runs: score against parameters, training curves, learning rates."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from configs import common_tasks
+from experiments.analysis import collect_runs, score_check
+from experiments.analysis.collect_runs import Run, Summary, scale, summarise
+from experiments.analysis.labels import heading, natural
+from experiments.analysis.published import MODELS
+from experiments.runs.rank_map import rank_map
+from experiments.tables import config_tables
+from lora_jax.records.metrics_log import read_metrics
+from lora_jax.suggest import nearest
+
+MARKERS = "osD^vP*Xp<>h"
+COLOURS = [f"C{index}" for index in range(10)]
+LINES = ("-", "--", ":", "-.")
+LEGEND = 14
+"""As many names as a legend has below each other."""
+SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """What one pair of axes shows: runs of one model and task, all scored on the same examples.
+
+    `table` is how their table shows them (`configs.common_tasks.table`).
+    """
+
+    title: str
+    metric: str
+    runs: tuple[Run, ...]
+    table: Mapping[str, Any]
+
+    def label(self) -> str:
+        return metric_label(self.metric)
+
+    def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
+        """The completed runs by name, names in the table's order, others in the natural one."""
+        done = [run for run in self.runs if run.completed]
+        found = natural(name(run) for run in done)
+        keys = [*(key for key in self.table["rows"] if key in found), *found]
+        return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
+
+    def name(self, row: str) -> str:
+        """What the table calls a row."""
+        return self.table["rows"].get(row, row.replace("_", " "))
+
+    def score(self, runs: Sequence[Run]) -> Summary | None:
+        """What the table says of the runs of a row."""
+        scores = [run.score(self.metric, self.table["choose"]) for run in runs]
+        found = [score for score in scores if score is not None]
+        return summarise(found, self.table["report"], self.table["spread"]) if found else None
+
+    def protocol(self) -> str:
+        """What `score` is, in words."""
+        report, choose = self.table["report"], self.table["choose"]
+        return f"{report} of runs at their {choose} evaluation ± {SPREADS[self.table['spread']]}"
+
+
+def metric_label(metric: str) -> str:
+    """What an axis of a metric is called."""
+    return metric.replace("_", " ").capitalize() + (" (%)" if scale(metric) != 1 else "")
+
+
+def panels(runs: Sequence[Run]) -> list[Panel]:
+    """The runs by table, model, task and what they were scored on.
+
+    Raises:
+      ValueError: no run has completed.
+    """
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        model, _, column = run.place
+        held = "held-out" * run.held_out
+        groups.setdefault((run.study["table"], model, column, held), []).append(run)
+    made, known = [], config_tables.tables()
+    for (table, model, column, held), own in groups.items():
+        metrics = {run.record.metric for run in own if run.completed}
+        if metrics:
+            title = f"{MODELS.get(model, model)}, {heading(column)}"
+            title += f", {held} training examples" if held else ""
+            shown = known.get(table) or common_tasks.table(table)
+            made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
+    if not made:
+        raise ValueError("no run of a study has completed: nothing to draw")
+    return made
+
+
+def parameters(runs: Sequence[Run]) -> Figure:
+    """Scores as the tables have them against trained parameters, heads not counted.
+
+    Methods without adapters (a trained head alone) are a dashed line.
+    """
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        for (row, own), (marker, colour, _) in zip(
+            panel.rows(lambda run: run.place[1]).items(), styles(), strict=False
+        ):
+            found = panel.score(own)
+            count = max(run.record.parameters_adapters or 0 for run in own)
+            if found is None:
+                continue
+            label = panel.name(row)
+            if count == 0:
+                axes.axhline(found.centre, color=colour, linestyle="--", label=label)
+            else:
+                axes.errorbar(
+                    [count],
+                    [found.centre],
+                    yerr=found.spread,
+                    fmt=marker,
+                    color=colour,
+                    capsize=3,
+                    label=label,
+                )
+        axes.set_xscale("log")
+        axes.set_xlabel("trained parameters, without the head")
+        axes.set_ylabel(panel.label())
+
+    return _scored(panels(runs), draw)
+
+
+def training(runs: Sequence[Run]) -> Figure:
+    """Losses, and of scores below, by step: means of a row's runs, and their range.
+
+    Steps are those that all runs of a row reported.
+    """
+
+    def loss(axes: Axes, panel: Panel) -> None:
+        _curves(axes, panel, "loss", 1.0)
+        axes.set_ylabel("Training loss")
+
+    def score(axes: Axes, panel: Panel) -> None:
+        _curves(axes, panel, panel.metric, scale(panel.metric))
+        axes.set_ylabel(panel.label())
+
+    return _figure(panels(runs), [loss, score], "means of runs, and their range")
+
+
+def _curves(axes: Axes, panel: Panel, name: str, times: float) -> None:
+    rows = panel.rows(lambda run: run.place[1])
+    for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
+        curves = [_curve(run, name) for run in own]
+        steps = sorted(set.intersection(*map(set, curves)))
+        if not steps:
+            continue
+        values = times * np.array([[curve[step] for step in steps] for curve in curves])
+        few = {"marker": marker, "markersize": 5} if len(steps) < 10 else {}
+        axes.plot(steps, values.mean(0), line, color=colour, label=panel.name(row), **few)
+        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+    axes.set_xlabel("step")
+
+
+def learning_rate(runs: Sequence[Run]) -> Figure:
+    """Scores as the tables have them by learning rate, a line a method.
+
+    A row that has the rate in its name (`rate_1e-4_ratio_4`) belongs to the line of the rest.
+    """
+
+    def rate(run: Run) -> float:
+        return run.record.config["optimizer"]["learning_rate"]
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        def name(run: Run) -> str:
+            return re.sub(r"^rate_[^_]+_", "", run.place[1])
+
+        lines = zip(panel.rows(name).items(), styles(), strict=False)
+        for (row, own), (marker, colour, dashes) in lines:
+            points = []
+            for x in sorted({rate(run) for run in own}):
+                found = panel.score([run for run in own if rate(run) == x])
+                if found is not None:
+                    points.append((x, found.centre, found.spread or 0.0))
+            if points:
+                x, y, bars = zip(*points, strict=True)
+                line = f"{marker}{dashes}"
+                label = panel.name(row)
+                axes.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=label)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel(panel.label())
+
+    return _scored(panels(runs), draw)
+
+
+KINDS: Mapping[str, Callable[..., Figure]] = {
+    "parameters": parameters,
+    "training": training,
+    "learning_rate": learning_rate,
+}
+
+
+def draw(
+    results: Path, kind: str, out: Path, table: str | None = None, size: str = "full"
+) -> list[Run]:
+    """Draw the runs below a folder; gives those that it has drawn.
+
+    Raises:
+      ValueError, FileNotFoundError: no such folder, nothing to draw, records that do not go
+        together, or one that the stored predictions contradict.
+    """
+    found = collect_runs.find(results)
+    if kind == "ranks":
+        return [_ranks(found, out)]
+    runs = [run for run in found if run.study]
+    tables = sorted({run.study["table"] for run in runs})
+    if table is not None and table not in tables:
+        raise ValueError(f"no runs of '{table}' in {results}; nearest: {nearest(table, tables)}")
+    own = [run for run in runs if table in (None, run.study["table"])]
+    if kind == "learning_rate":  # whose runs differ, and may be scored on held-out examples
+        chosen = [run for run in own if run.size == size]
+    else:
+        chosen = [run for each in tables for run in collect_runs.collect(own, each, size).runs]
+    if others := collect_runs.elsewhere(own, size) * (not any(run.completed for run in chosen)):
+        raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
+    for run in chosen:
+        score_check.check(run)
+    figure = KINDS[kind](chosen)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    return chosen
+
+
+def _ranks(found: list[collect_runs.Run], out: Path) -> Run:
+    chosen = [run for run in found if run.record.ranks]
+    if len(chosen) != 1:
+        folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"
+        raise ValueError(
+            f"--kind=ranks draws one run: name the folder of one that chose ranks ({folders})"
+        )
+    ranks = chosen[0].record.ranks or {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rank_map({path: np.asarray(each) for path, each in ranks.items()}, out)
+    return chosen[0]
+
+
+def _curve(run: Run, name: str) -> dict[int, float]:
+    """What a run reported of something, by step; nothing where its log was not kept."""
+    path = run.folder / "metrics.jsonl"
+    rows = read_metrics(path, run.sealed) if path.exists() else []
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def styles() -> Any:
+    """Markers, colours and lines: any two of them come again together after sixty methods."""
+    lines = [line for line in LINES for _ in COLOURS]
+    return zip(cycle(MARKERS), cycle(COLOURS), cycle(lines), strict=False)
+
+
+def _scored(made: Sequence[Panel], draw: Callable[[Axes, Panel], None]) -> Figure:
+    """A figure of scores, with what they are: of tables of one protocol, as a rule."""
+    return _figure(made, [draw], "; ".join(dict.fromkeys(panel.protocol() for panel in made)))
+
+
+def _figure(
+    made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], None]], said: str
+) -> Figure:
+    """Axes for every panel and drawing, one legend for each panel beside it, and a line below."""
+    columns = min(2, len(made))
+    lines = -(-len(made) // columns) * len(drawings)
+    names = max(len({run.place[1] for run in panel.runs}) for panel in made)
+    width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # a legend of several columns needs its room
+    figure = Figure(figsize=(width * columns, 3.6 * lines + 0.2), layout="constrained")
+    figure.supxlabel(said, fontsize="small")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for number, panel in enumerate(made):
+        line, column = divmod(number, columns)
+        for offset, draw in enumerate(drawings):
+            axes = grid[line * len(drawings) + offset, column]
+            axes.set_visible(True)
+            if offset:  # drawings of one panel are by the same steps
+                axes.sharex(grid[line * len(drawings), column])
+            draw(axes, panel)
+            axes.grid(alpha=0.3)
+            axes.margins(0.08)
+            if offset == 0:
+                axes.set_title(panel.title)
+            if offset == 0 and (count := len(axes.get_legend_handles_labels()[0])):
+                axes.legend(
+                    loc="center left",
+                    bbox_to_anchor=(1.01, 0.5),
+                    fontsize="small",
+                    ncols=-(-count // LEGEND),
+                )
+    return figure

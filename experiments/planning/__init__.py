@@ -1,0 +1,1 @@
+"""What a training step will take: memory by formula, and by compiling for any devices."""

@@ -1,0 +1,128 @@
+"""A config's training step without its data and weights: shapes, and where they lie on a mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import lora_jax as lj
+from experiments.planning.model_sizes import ON_THE_HUB
+from experiments.setup import classification, completion, from_config
+from experiments.setup.experiment import predictor
+from experiments.setup.load import is_text_to_text
+from experiments.setup.validate import validate
+from lora_jax.models.families.decoders import decoder_family_of
+from lora_jax.models.published import encoders
+from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
+from lora_jax.models.published.sharding_rules import DECODER, ENCODER
+from lora_jax.sharding.layout import Layout, lay_out, placed
+from lora_jax.sharding.mesh import ROWS, Rules, parts
+from lora_jax.training.step import Loss, Step, TrainState, cross_entropy, make_train_step
+
+STEPS = 1000
+"""Of a run that says how many only once its data are read; no size depends on it."""
+OUTPUTS = 2
+"""Of a classifier, whose task says how many only then."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outline:
+    """A training step, and shapes of what it takes that say where each array lies."""
+
+    config: dict[str, Any]
+    layout: Layout
+    step: Step
+    state: TrainState
+    frozen: lj.Frozen
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    def lower(self, platform: str) -> jax.stages.Lowered:
+        """The step as a program for a platform."""
+        traced: Any = self.step
+        traced = traced.trace(self.state, self.frozen, self.batch)
+        return traced.lower(lowering_platforms=(platform,))
+
+
+def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outline:
+    """The training step of a config on a mesh, at the longest rows that its data may have.
+
+    Args:
+      rows: of each of the parts that a batch is cut into by `data` and `fsdp`, at a time; by
+        default as the config has it, at least one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on a config that cannot work.
+    """
+    validate(config)
+    accumulate, shards = config["train"]["accumulate"], parts(ROWS, mesh)
+    rows = rows or max(1, config["train"]["batch_size"] // (accumulate * shards))
+    forward, params, rules, tokens, loss = model_of(config, mesh)
+    targets = from_config.make_run_targets(config, STEPS)
+    storage = from_config.make_storage(config["quantize"])
+    adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
+    hyper = from_config.make_hyper(config["optimizer"], STEPS)
+    tx = from_config.make_optimizer(
+        hyper, config["optimizer"]["schedule"], STEPS, config["also_train"]
+    )
+
+    ids = jax.ShapeDtypeStruct((rows * shards, tokens), jnp.int32)
+    layout = lay_out(adapted, mesh, rules, params, ids, ids, ids)
+    key = jax.random.key(0)
+    trainable, frozen = layout.shapes(key, params, ids, ids, ids)
+    state = jax.eval_shape(
+        lambda new, old: TrainState.create(adapted, tx, new, old, key), trainable, frozen
+    )
+    shardings = layout.like(state)
+    clip = config["optimizer"]["clip"]
+    predict = predictor(adapted, config["model"]["dropout"])
+    step = make_train_step(adapted, tx, predict, loss, accumulate, clip, shardings)
+    batch = batch_of(rows * shards * accumulate, tokens)
+    return Outline(
+        config=config,
+        layout=layout,
+        step=step,
+        state=jax.tree.map(placed, state, shardings),
+        frozen=frozen,
+        batch={name: placed(leaf, layout.rows) for name, leaf in batch.items()},
+    )
+
+
+_OF_ROWS = {"label": jnp.int32, "weight": jnp.float32}
+
+
+def batch_of(rows: int, tokens: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch."""
+    tokenwise = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), jnp.int32)
+    batch = {n: jax.ShapeDtypeStruct((rows, tokens), dtype) for n, dtype in tokenwise.items()}
+    return batch | {n: jax.ShapeDtypeStruct((rows,), dtype) for n, dtype in _OF_ROWS.items()}
+
+
+def model_of(
+    config: dict[str, Any],
+    mesh: Mesh | None = None,
+    predicted: int | None = None,
+) -> tuple[Any, Any, Rules, int, Loss]:
+    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss.
+
+    Args:
+      predicted: tokens of a completion, at most; by default as many as of a row.
+    """
+    section = config["model"]
+    if not is_text_to_text(config["data"]):
+        shape = encoders.read_config(encoders.locate(section["name"]))
+        abstract = classification.abstract(shape, section, OUTPUTS)
+        tokens = min(config["data"]["max_length"], shape.max_tokens)
+        return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy
+    content = ON_THE_HUB.get(section["name"])
+    if content is None:
+        shape = read_decoder_config(encoders.locate(section["name"]))
+    else:
+        shape = decoder_family_of(content).config.from_json(content)
+    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(section))
+    tokens = min(config["data"]["max_length"], shape.max_tokens)
+    smoothing = config["train"]["label_smoothing"]
+    likelihood = completion.completion_likelihood
+    forward, params = likelihood(decoder, predicted or tokens, section["chunk"], smoothing)
+    return forward, params, DECODER, tokens, completion.cross_entropy_per_token

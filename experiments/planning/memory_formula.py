@@ -1,0 +1,187 @@
+"""What a training step of a decoder holds in memory: by formula, and as it is compiled.
+
+Everything is in bytes, on one device, without sharding or offloading. By formula, with N weights,
+of which n in linear layers of shapes (in, out):
+
+* weights: N times the bytes of their type; in NF4, n (4 + 32 / 64) bits, or 4.127 with the scales
+  quantised too, and the others as they are (Dettmers et al. 2023, arXiv:2305.14314, section 3);
+* trained: all N in their type, or r (in + out) of each linear layer of a block, in float32 (not of
+  a head, which "all-linear" adapts and quantises too, where it is not tied); gradients as many, and
+  AdamW's two moments twice as many (Kingma and Ba 2015, arXiv:1412.6980);
+* temporaries: what the backward pass keeps of every layer, what one layer holds while it is worked
+  on, and the logits that exist at a time. It is an estimate: a compiler may need more or less.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments.setup import from_config
+from experiments.setup.experiment import Experiment
+from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.published.decoder_names import DecoderConfig
+
+Storage = Literal["none", "nf4", "nf4_double", "int8"]
+BITS: dict[str, float] = {
+    "nf4": 4 + 32 / 64,
+    "nf4_double": 4 + 8 / 64 + 32 / (64 * 256),
+    "int8": 8,
+}
+"""Of a weight that is not stored densely; Int8's scales, one a column, are left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step."""
+
+    weights: float
+    """That are not trained."""
+    trained: float
+    gradients: float
+    optimizer: float
+    temporaries: float
+    """Beside the gradients."""
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How a decoder is trained.
+
+    Without a `rank`, all of its weights are. `width` is of the numbers that are stored and computed
+    with, in bytes. `remat` recomputes each layer in the backward pass. Logits are of `predicted`
+    tokens of a row, `chunk` at a time.
+    """
+
+    rank: int | None = 16
+    storage: Storage = "none"
+    width: int = 4
+    batch: int = 1
+    tokens: int = 512
+    predicted: int = 512
+    chunk: int = 128
+    remat: bool = False
+
+
+def linears(config: LlamaConfig) -> list[tuple[int, int]]:
+    """The shapes (in, out) of the linear layers of one block of a Llama or its like."""
+    width, inner = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    groups = config.num_key_value_heads * config.head_dim
+    return [
+        (width, heads),
+        (width, groups),
+        (width, groups),
+        (heads, width),
+        (width, inner),
+        (width, inner),
+        (inner, width),
+    ]
+
+
+def weights(config: LlamaConfig) -> tuple[int, int]:
+    """How many weights there are in linear layers of blocks, and how many others."""
+    in_blocks = config.num_hidden_layers * sum(a * b for a, b in linears(config))
+    tables = 1 if config.tie_word_embeddings else 2
+    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+    return in_blocks, tables * config.vocab_size * config.hidden_size + norms
+
+
+def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
+    """The memory of a step, from sizes alone.
+
+    Raises:
+      ValueError: a decoder of another family than Llama's, or one with biases.
+    """
+    if not isinstance(config, LlamaConfig) or config.input_bias or config.mlp_bias:
+        raise ValueError("the formula is for decoders of Llama's family without biases")
+    in_blocks, others = weights(config)
+    if setting.rank is None:
+        trained, stored = float(in_blocks + others), 0.0
+    else:
+        trained = float(
+            config.num_hidden_layers * setting.rank * sum(a + b for a, b in linears(config))
+        )
+        dense = 8 * setting.width
+        stored = (in_blocks * BITS.get(setting.storage, dense) + others * dense) / 8
+    width = setting.width if setting.rank is None else 4
+    return Memory(
+        weights=stored,
+        trained=width * trained,
+        gradients=width * trained,
+        optimizer=2 * width * trained,
+        temporaries=_temporaries(config, setting),
+    )
+
+
+def _temporaries(config: LlamaConfig, setting: Setting) -> float:
+    rows = setting.batch * setting.tokens
+    width, inner = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    groups = config.num_key_value_heads * config.head_dim
+    # The inputs of both parts, plain and normalised; queries, keys, values and what attention
+    # gives; the gate, its sigmoid and its activation, the other half, and their product. And of
+    # attention, scores and probabilities.
+    inside = rows * (4 * width + 2 * heads + 2 * groups + 5 * inner) * setting.width
+    inside += 2 * setting.batch * config.num_attention_heads * setting.tokens**2 * 4
+    kept = rows * width * setting.width if setting.remat else inside
+    of_layers = config.num_hidden_layers * kept
+    # The layer that is worked on has as many gradients, and where it is kept only in part, itself.
+    worked_on = 2 * inside if setting.remat else inside
+    matrix = max(a * b for a, b in linears(config)) * setting.width
+    dequantised = 0 if setting.storage == "none" or setting.rank is None else matrix
+    chunk = setting.batch * min(setting.chunk, setting.predicted)
+    logits = 2 * chunk * config.vocab_size * 4
+    return of_layers + worked_on + dequantised + logits
+
+
+def setting_of(experiment: Experiment) -> Setting:
+    """How the decoder of an experiment is trained, at the longest of its batches."""
+    config = experiment.config
+    variant = from_config.make_variant(config["variant"])
+    lengths = experiment.encoded["train"].lengths
+    longest = next(each for each in experiment.boundaries if each >= int(lengths.max()))
+    return Setting(
+        rank=getattr(variant, "rank", None),
+        storage=config["quantize"]["storage"],
+        width=np.dtype(config["model"]["dtype"]).itemsize,
+        batch=experiment.batch_size // config["train"]["accumulate"],
+        tokens=longest,
+        predicted=int(experiment.encoded["train"].labels.max()),
+        chunk=config["model"]["chunk"],
+        remat=bool(config["model"]["remat"]),
+    )
+
+
+def as_compiled(experiment: Experiment) -> Memory:
+    """The memory of an experiment's step: its arrays, and what the compiler sets aside for it.
+
+    Gradients are among what the compiler sets aside; here they are as many as what is trained.
+    """
+    state = jax.eval_shape(experiment.start)
+    setting = setting_of(experiment)
+    batch = next(experiment.batches(0))
+    shape = (experiment.batch_size, setting.tokens)
+    abstract = {
+        name: jax.ShapeDtypeStruct(shape if value.ndim == 2 else value.shape, value.dtype)
+        for name, value in batch.items()
+    }
+    compiled = experiment.make_step().lower(state, experiment.frozen, abstract).compile()
+    analysis: Any = compiled.memory_analysis()
+    trained = _bytes(state.trainable)
+    return Memory(
+        weights=_bytes(experiment.frozen.base),
+        trained=trained,
+        gradients=trained,
+        optimizer=_bytes(state.opt_state),
+        temporaries=max(analysis.temp_size_in_bytes - trained, 0),
+    )
+
+
+def _bytes(tree: Any) -> float:
+    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)))

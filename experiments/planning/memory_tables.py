@@ -1,0 +1,70 @@
+"""Tables of what training holds in memory, from `experiments.planning.memory_formula`."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from experiments.planning.memory_formula import Memory, Setting, as_compiled, by_formula, setting_of
+from experiments.planning.model_sizes import SIZES
+from experiments.setup.experiment import build
+from experiments.setup.read_config import read_config
+from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.published.decoders import read_decoder_config
+from lora_jax.models.published.encoders import locate
+
+GIB = 2**30
+CARDS = (16, 24, 40, 48, 80, 141)
+"""GiB of accelerators that are sold, roughly: what a table looks for the smallest of."""
+PARTS = ("weights", "trained", "gradients", "AdamW", "temporaries", "total")
+
+
+def published_sizes(tokens: int) -> Table:
+    """The table of sizes that are published, and the smallest card that holds each."""
+    made = Table("model", "method", *PARTS, "smallest card")
+    settings = {
+        "full": Setting(None, width=4, tokens=tokens, predicted=tokens, remat=True),
+        "LoRA r=16": Setting(16, width=2, tokens=tokens, predicted=tokens, remat=True),
+        "QLoRA r=16": Setting(16, "nf4_double", 2, tokens=tokens, predicted=tokens, remat=True),
+    }
+    for name, content in SIZES.items():
+        config = LlamaConfig.from_json(content)
+        for method, setting in settings.items():
+            found = by_formula(config, setting)
+            made.add_row(name, method, *_numbers(found, GIB), smallest_card(found))
+    return made
+
+
+def smallest_card(found: Memory) -> str:
+    """The smallest of CARDS that a step fits into, with a twentieth of it to spare."""
+    for size in CARDS:
+        if found.total <= 0.95 * size * GIB:
+            return f"{size} GiB"
+    return f"none of {CARDS[-1]} GiB"
+
+
+def side_by_side(config: str, methods: Sequence[str]) -> Table:
+    """The table of a config's methods, by formula and as compiled."""
+    made = Table("method", "", *PARTS)
+    for method in methods:
+        separator = "," if ":" in config else ":"
+        found = read_config([f"--config={config}{separator}method={method}"])
+        experiment = build(found.to_dict())
+        shape = read_decoder_config(locate(experiment.config["model"]["name"]))
+        formula = by_formula(shape, setting_of(experiment))
+        made.add_row(method, "formula", *_numbers(formula, 2**20))
+        made.add_row("", "compiled", *_numbers(as_compiled(experiment), 2**20))
+        made.add_section()
+    return made
+
+
+def _numbers(found: Memory, unit: int) -> list[str]:
+    digits = 1 if unit == GIB else 0
+    values = (
+        found.weights,
+        found.trained,
+        found.gradients,
+        found.optimizer,
+        found.temporaries,
+        found.total,
+    )
+    return [f"{value / unit:,.{digits}f}" for value in values]

@@ -1,0 +1,115 @@
+"""A fit as tables and sentences."""
+
+from rich.console import Group
+from rich.table import Table
+
+from experiments.planning.memory_fit import Fit
+from experiments.planning.topologies import GIB
+from lora_jax.compiled.collectives import by_kind
+from lora_jax.sharding.mesh import AXES
+
+SIMULATED = (
+    "Temporaries and collectives are those of a program for the CPU, which keeps\n"
+    "float32 where a TPU's or GPU's has bfloat16: take them as a rough guide."
+)
+
+
+def show(found: Fit) -> Group:
+    """Memory, FLOPs and collectives of a fit, and whether it is one."""
+    parts = [heading(found), memory(found), flops(found)]
+    if found.collectives:
+        parts.append(moved(found))
+    parts.append(verdict(found))
+    return Group(*parts)
+
+
+def heading(found: Fit) -> str:
+    """Devices, mesh and batch, a line each."""
+    chosen, sizes = found.topology, dict(zip(AXES, found.mesh, strict=True))
+    mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    compiled = "ahead of time" if chosen.ahead else "on simulated devices of the CPU"
+    return "\n".join(
+        (
+            f"{chosen}: {chosen.devices} device{'s' * (chosen.devices > 1)} of "
+            f"{chosen.capacity / GIB:.2f} GiB, compiled {compiled}",
+            f"mesh: {mesh}",
+            f"batch: {rows(found)}",
+        )
+    )
+
+
+def rows(found: Fit) -> str:
+    """How the rows of a batch come about."""
+    shards = found.mesh[0] * found.mesh[1]
+    batch = found.rows * shards * found.accumulate
+    times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
+    parts = f"{shards} shard{'s' * (shards > 1)} by data x fsdp"
+    each = f"{found.rows} row{'s' * (found.rows > 1)} a shard, {parts}{times}"
+    own = ""
+    if found.asked not in (0, batch):
+        own = f"\n  not the config's {found.asked}: train with --config.train.batch_size={batch}"
+    return f"{batch} x {found.tokens} tokens a step ({each}){own}"
+
+
+def memory(found: Fit) -> Table:
+    """What one device holds, a part a row."""
+    made = Table("", title_justify="left")
+    made.add_column("GiB a device", justify="right")
+    parts = {
+        "weights": found.arrays.weights,
+        "adapters" if found.flops.frozen else "trained": found.arrays.adapters,
+        "optimiser": found.arrays.optimizer,
+        "other": found.arrays.other,
+        "temporaries": found.temporaries,
+        "program": found.code if found.temporaries is not None else None,
+    }
+    saves = None if found.total is None else found.total + found.saving
+    whole = {"total": found.total, "while it saves": saves, "while it loads": found.loading}
+    whole |= {"capacity": found.topology.capacity}
+    for name, each in parts.items():
+        made.add_row(name, _gib(each), end_section=name == "program")
+    for name, each in whole.items():
+        made.add_row(name, _gib(each))
+    return made
+
+
+def _gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / GIB:.2f}"
+
+
+def flops(found: Fit) -> str:
+    """Of a token: what is computed, and what is computed again."""
+    each = found.flops
+    kinds = {"4N of frozen weights": each.frozen, "6n of trained": each.trained}
+    said = " + ".join(f"{value:.3g} ({name})" for name, value in kinds.items() if value)
+    again = f"\n  and {each.recomputed:.3g} to recompute layers" if each.recomputed else ""
+    return f"FLOPs a token, by analysis: {each.frozen + each.trained:.3g}\n  = {said}{again}"
+
+
+def moved(found: Fit) -> Table:
+    made = Table("collectives a step")
+    for name in ("times", "GiB a device"):
+        made.add_column(name, justify="right")
+    for kind, total in by_kind(found.collectives).items():
+        about = "" if total.exact else "at least "
+        made.add_row(kind, f"{about}{total.count:,}", f"{about}{total.bytes / GIB:.3f}")
+    return made
+
+
+def verdict(found: Fit) -> str:
+    """One sentence, and another where the program is not a device's own."""
+    took = f"compiled in {found.seconds:.0f} s" if found.seconds else "not compiled"
+    simulated = "" if found.topology.ahead or found.total is None else f"\n{SIMULATED}"
+    if not found.fits or found.total is None:
+        return f"{found.why_not} ({took}){simulated}"
+    share = found.total / found.topology.capacity
+    return f"Fits, in {share:.0%} of a device's memory ({took}).{simulated}"
+
+
+def short(found: Fit) -> str:
+    """A fit in a few words."""
+    mesh = ",".join(map(str, found.mesh))
+    total = (found.total or 0) / GIB
+    return (
+        f"{found.topology}, --mesh={mesh}: {total:.2f} of {found.topology.capacity / GIB:.2f} GiB"
+    )

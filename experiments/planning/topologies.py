@@ -1,0 +1,153 @@
+"""Machines that one may rent: how many devices, with how much memory, and how to compile for them.
+
+TPUs' programs are compiled ahead of time, by libtpu, where it is installed (`pip install
+"lora-jax[tpu]"`): no TPU is needed. Elsewhere, and for GPUs, simulated devices of the CPU stand in:
+what lies where is the same then, and temporaries are those of a program for the CPU, in which some
+numbers are float32 that are bfloat16 elsewhere. In GiB a device, for Llama 2 and `configs/
+llama2_70b.py` at one row of 2048 tokens a shard (jax 0.10.2, libtpu 0.0.42.1):
+
+                                 libtpu   simulated
+    70B, LoRA, v5e:4x4 by 1,4,4    2.70        2.66
+    70B, NF4,  v5e:4x4 by 1,4,4    2.64        2.91
+    7B,  LoRA, v5e:2x2 by 1,2,2    1.26        1.83
+    7B,  NF4,  v5e:2x2 by 1,2,2    1.36        1.83
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from lora_jax.suggest import nearest
+
+GIB = 2**30
+MOST = 512
+"""Devices that the CPU simulates; that many take it seconds to make."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Devices of one kind."""
+
+    gib: float
+    """Memory of one device that a program may use, in GiB."""
+    listed: tuple[str, ...]
+    """Sizes that are offered, the smaller ones first."""
+    per_chip: int = 1
+    """How many devices a chip is."""
+    tpu: bool = True
+    megacore: bool = False
+    """Whether libtpu has to be told that a chip's two cores are one device."""
+
+
+# TPUs' memory is what libtpu 0.0.42.1 says a program exceeds that asks for 2 TB. GPUs' is their
+# nominal size in units of 10^9 bytes, as a little of it is never free.
+KINDS = {
+    "v3": Kind(15.48, ("2x2", "4x4", "8x8", "16x16"), 2),
+    "v4": Kind(30.75, ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8"), megacore=True),
+    "v5e": Kind(15.75, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "v5p": Kind(95.74, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
+    "v6e": Kind(31.25, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "tpu7x": Kind(94.75, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"), 2),
+    "l4": Kind(24e9 / GIB, ("1", "2", "4", "8"), tpu=False),
+    "a100-40": Kind(40e9 / GIB, ("1", "2", "4", "8", "16"), tpu=False),
+    "a100-80": Kind(80e9 / GIB, ("1", "2", "4", "8", "16", "32"), tpu=False),
+    "h100": Kind(80e9 / GIB, ("1", "2", "4", "8", "16", "32"), tpu=False),
+    "h200": Kind(141e9 / GIB, ("1", "2", "4", "8", "16", "32"), tpu=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices of one kind, in the shape of their links: `v5e:4x4`, `h100:8`."""
+
+    kind: str
+    bounds: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{'x'.join(map(str, self.bounds))}"
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.bounds) * KINDS[self.kind].per_chip
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of one device."""
+        return int(KINDS[self.kind].gib * GIB)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether its own programs can be compiled here."""
+        return KINDS[self.kind].tpu and has_libtpu()
+
+
+def topology(name: str) -> Topology:
+    """The topology of a name, of the listed ones or of any other size.
+
+    Raises:
+      ValueError: no such kind, or sizes that it cannot have.
+    """
+    kind, _, size = name.partition(":")
+    if kind not in KINDS:
+        raise ValueError(f"no devices '{kind}'; nearest: {nearest(kind, KINDS)}; as in v5e:4x4")
+    listed = KINDS[kind].listed
+    axes = len(listed[-1].split("x"))
+    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{axes - 1}}}", size):
+        raise ValueError(f"topology '{name}': expected {kind}:{listed[-1]} or the like")
+    return Topology(kind, tuple(map(int, size.split("x"))))
+
+
+def listed(kind: str) -> list[Topology]:
+    """The topologies of a kind that are offered, the smaller ones first."""
+    return [topology(f"{kind}:{size}") for size in KINDS[kind].listed]
+
+
+def check(chosen: Topology) -> None:
+    """ValueError where there are too many devices to simulate."""
+    if not chosen.ahead and chosen.devices > MOST:
+        raise ValueError(f"{chosen} has {chosen.devices} devices; at most {MOST} are simulated")
+
+
+def has_libtpu() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def prepare(devices: int) -> None:
+    """Before anything is computed: this process runs on the CPU, and simulates so many devices."""
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    quiet |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
+    # Several processes may compile at once: none of them uses a TPU.
+    for name, value in {**quiet, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+
+
+def devices_of(chosen: Topology) -> Sequence[Any]:
+    """The devices to compile for: TPUs that are not there, or as many of the CPU.
+
+    Raises:
+      ValueError: libtpu knows no such topology.
+    """
+    if not chosen.ahead:
+        return jax.devices("cpu")[: chosen.devices]
+    from jax.experimental import topologies
+
+    own: dict[str, Any] = {}
+    if math.prod(chosen.bounds) == 1:
+        own["chips_per_host_bounds"] = (1, 1, 1)
+    if KINDS[chosen.kind].megacore:
+        own["chip_config_name"] = "megacore"
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=str(chosen), **own
+        ).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"libtpu knows no topology '{chosen}': {reason}") from None

@@ -1,0 +1,89 @@
+"""The smallest topology that a training step fits into, and the largest batch that fits."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from experiments.planning.memory_fit import Fit, fit
+from experiments.planning.topologies import Topology, listed
+
+SIMULATED = 64
+"""The most devices that a search simulates."""
+MOST_ROWS = 4096
+TRIES = 8
+"""Programs that are compiled in search of a batch, at most."""
+
+Say = Callable[[str], None]
+
+
+def smallest(config: dict[str, Any], known: Fit, say: Say) -> Fit | None:
+    """The smallest listed topology of a kind that fits with as many rows a shard; None if none.
+
+    Its mesh is that of `known`, or has the tensor axis of that, as far as there are devices, and
+    fsdp for the rest. Where devices are simulated, larger ones than SIMULATED are not tried.
+
+    Args:
+      known: what has been found out already.
+      say: is told what is being compiled, as that takes its time.
+    """
+    for chosen in listed(known.topology.kind):
+        if chosen == known.topology:
+            found = known
+        elif chosen.ahead or chosen.devices <= SIMULATED:
+            say(f"compiling for {chosen}")
+            found = fit(config, chosen, mesh_like(known.mesh, chosen), known.rows)
+        else:
+            continue
+        if found.fits:
+            return found
+    return known if known.fits else None
+
+
+def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
+    """Sizes of data, fsdp and tensor for another number of devices."""
+    tensor = math.gcd(mesh[2], chosen.devices)
+    return 1, chosen.devices // tensor, tensor
+
+
+def largest_batch(config: dict[str, Any], known: Fit, say: Say) -> tuple[Fit | None, bool]:
+    """The fit with the most rows a shard, and whether one row more is known not to fit.
+
+    Memory grows by about as much with every row: where two programs that fit say how much, a line
+    through them says what to try next. Where the line says too much, less and less is tried.
+    """
+    fits = {known.rows: known} if known.fits else {}
+    least = MOST_ROWS + 1 if known.fits else known.rows  # that is known not to fit, or not tried
+    misses = 0
+    for _ in range(TRIES):
+        best = max(fits, default=0)
+        if least - best <= 1:
+            break
+        rows = _next(fits, best, least, misses)
+        say(f"compiling with {rows} row{'s' * (rows > 1)} a shard")
+        found = fit(config, known.topology, known.mesh, rows)
+        if found.fits:
+            fits[rows], misses = found, 0
+        else:
+            least, misses = rows, misses + 1
+    best = max(fits, default=0)
+    return fits.get(best), best < MOST_ROWS and least - best <= 1
+
+
+def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
+    """How many rows to try: more than fit, fewer than do not."""
+    if len(fits) < 2:
+        wanted = 2 * best if least > MOST_ROWS else (best + least) // 2
+    else:
+        one, two = sorted(fits)[-2:]
+        (low, high), capacity = _totals(fits[one], fits[two]), fits[two].topology.capacity
+        slope = max((high - low) / (two - one), 1.0)
+        # Between few rows memory may not grow at all.
+        wanted = min(int(two + (capacity - high) / slope), 16 * best)
+        if misses:
+            halfway = math.isqrt(best * least) if misses > 1 and least > 2 * best else least
+            wanted = min(wanted, halfway, least - 2 ** (misses - 1))
+    return max(best + 1, min(wanted, least - 1, MOST_ROWS))
+
+
+def _totals(*fits: Fit) -> Iterator[int]:
+    return (each.total or 0 for each in fits)

@@ -1,0 +1,104 @@
+"""A report as numbers, for other programs: a line a method, and a line a test of two methods."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from experiments.analysis import collect_runs, pairwise
+from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.pairwise import KINDS, Pair
+from experiments.reports import sheets
+
+HEADS: tuple[str, ...] = ("line", "table", "model", "task", "metric", "scored_on", "method")
+HEADS += ("label", "settings_tried", "runs_tried", "chosen", "learning_rate", "edge", "chosen_on")
+HEADS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "unfinished")
+HEADS += ("parameters_trained", "seconds", "machine", "peak_memory_bytes", "other", "common")
+HEADS += ("test", "generalises_to", "difference", "p", "decides", "p_holm", "verdict", "note")
+"""`line` is `method` or `test`; what a line has not stays empty. `low` and `high` are those of the
+95% interval of the mean, or of the difference `method` less `other`. The test that `decides` has
+Holm's p value, in the family of all that do, and the verdict."""
+
+
+def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
+    """All of it.
+
+    Args:
+      family: all pairs, those with a reference with it as their second.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEADS, lineterminator="\n")
+    writer.writeheader()
+    for contest in made:
+        writer.writerows(_method(contest, method) for method in contest.methods)
+    adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
+    for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
+        writer.writerows(_tests(pair, holm, verdict))
+    return text.getvalue()
+
+
+def _place(contest: Contest, method: Method) -> dict[str, Any]:
+    return {
+        "table": contest.table,
+        "model": contest.model,
+        "task": contest.task,
+        "metric": contest.metric,
+        "scored_on": "held-out" if contest.held_out else "development",
+        "method": method.key,
+        "label": method.label,
+    }
+
+
+def _method(contest: Contest, method: Method) -> dict[str, Any]:
+    scores = list(method.scores().values())
+    spent, ends = sheets.costs(method), sheets.interval(method)
+    ended = collect_runs.statuses(run for each in method.settings for run in each.runs)
+    settings, runs = method.budget
+    machines = sheets.machines(contest)
+    return {
+        "line": "method",
+        **_place(contest, method),
+        "settings_tried": settings,
+        "runs_tried": runs,
+        "chosen": method.chosen and method.describe(method.chosen),
+        "learning_rate": method.chosen and method.chosen.rate,
+        "edge": method.edge,
+        "chosen_on": method.chosen_on,
+        "n": len(scores),
+        "mean": statistics.fmean(scores) if scores else None,
+        "sd": statistics.stdev(scores) if len(scores) > 1 else None,
+        "low": ends and ends[0],
+        "high": ends and ends[1],
+        "diverged": ended.get("diverged", 0),
+        "failed": ended.get("failed", 0),
+        "unfinished": sum(len(each.unfinished) for each in method.settings),
+        "parameters_trained": spent and spent.trained,
+        "seconds": spent and spent.seconds,
+        "machine": "; ".join(w for w, who in machines.items() if method.label in who),
+        "peak_memory_bytes": spent and spent.memory,
+    }
+
+
+def _tests(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[str, Any]]:
+    """A line for each kind of test, be it measured or not."""
+    for kind, wide in KINDS.items():
+        test = pair.tests[kind]
+        decides = kind == pair.decided_by
+        yield {
+            "line": "test",
+            **_place(pair.contest, pair.first),
+            "other": pair.second.key,
+            "common": pair.common,
+            "test": kind,
+            "generalises_to": wide,
+            "n": test and test.n,
+            "difference": test and test.difference,
+            "low": test and test.low,
+            "high": test and test.high,
+            "p": test and test.p,
+            "decides": "yes" if decides else "no",
+            "p_holm": holm if decides else None,
+            "verdict": verdict if decides else "",
+            "note": pair.why if test is not None else f"not measured: {pair.why}",
+        }

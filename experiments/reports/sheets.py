@@ -1,0 +1,207 @@
+"""The tables of a report: methods, comparisons with a reference, and wins."""
+
+import dataclasses
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from experiments.analysis import collect_runs, pairwise, significance
+from experiments.analysis.choose_methods import Contest, Method, Setting
+from experiments.analysis.pairwise import KINDS, MARKS, Pair
+from experiments.analysis.significance import Difference
+from experiments.tables.cells import NONE, number
+from experiments.tables.text_formats import Sheet
+
+DECIMALS = 2
+CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
+VERDICTS = {"win": "better", "tie": "not told apart", "loss": "worse", "": "not measured"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What the scored runs of a method took: parameters with the head, seconds, bytes."""
+
+    trained: int
+    seconds: float
+    memory: int
+
+
+def costs(method: Method) -> Costs | None:
+    """Of the completed runs: the most parameters, the mean time, the largest memory."""
+    done = [run.record for run in method.runs if run.completed]
+    if not done:
+        return None
+    return Costs(
+        max(record.parameters_trained for record in done),
+        statistics.fmean(record.seconds for record in done),
+        max(record.peak_memory_bytes for record in done),
+    )
+
+
+def interval(method: Method) -> tuple[float, float] | None:
+    """The 95% interval of the mean over seeds (Student's t); None where all scores are equal."""
+    scores = list(method.scores().values())
+    if equal(scores):
+        return None
+    found = collect_runs.summarise(scores, "mean", "ci95") if len(scores) > 1 else None
+    if found is None or found.spread is None:
+        return None
+    return found.centre - found.spread, found.centre + found.spread
+
+
+def equal(scores: Sequence[float]) -> bool:
+    """Whether several scores are the same but for roundings, which leaves no spread to estimate."""
+    values = np.array(scores)
+    return len(values) > 1 and significance.constant(values, np.abs(values).max())
+
+
+def machines(contest: Contest) -> dict[str, list[str]]:
+    """What the scored runs were trained on, and with which JAX, and the methods that were there."""
+    found: dict[str, list[str]] = {}
+    for method in contest.methods:
+        for run in method.runs:
+            device, versions = run.record.device, run.record.versions
+            text = ", ".join(
+                f"{key} {versions[key]}" for key in ("jax", "jaxlib") if versions.get(key)
+            )
+            where = f"{device.get('count')} {device.get('platform')} ({device.get('kind')})"
+            labels = found.setdefault(f"{where}, {text}" if text else where, [])
+            if run.completed and method.label not in labels:
+                labels.append(method.label)
+    return {where: labels for where, labels in found.items() if labels}
+
+
+def title(contest: Contest) -> str:
+    """The contest and what its scores are of."""
+    where = "held-out training examples" if contest.held_out else "development set"
+    return f"{contest.title}, {contest.metric.replace('_', ' ')} on the {where}"
+
+
+def methods(contest: Contest) -> Sheet:
+    heads = ["method", "settings tried", "learning rate", "chosen on", "runs", "mean ± sd"]
+    heads += ["95% interval", "not completed", "trained", "seconds", "peak memory"]
+    rows = [_method(method, contest.metric) for method in contest.methods]
+    return Sheet(title(contest), heads, rows)
+
+
+def _method(method: Method, metric: str) -> list[str]:
+    settings, runs = method.budget
+    chosen = "none" if method.chosen is None else method.describe(method.chosen)
+    chosen += f" ({method.edge})" if method.edge else ""
+    scores = list(method.scores().values())
+    found = collect_runs.summarise(scores, "mean", "sd") if scores else None
+    score = "not run" if found is None else number(found.centre, metric, DECIMALS)
+    if found is not None and found.spread is not None:
+        score += f" ± {found.spread:.{DECIMALS}f}"
+    spent, ends = costs(method), interval(method)
+    return [
+        method.label,
+        f"{settings} ({runs} {'run' if runs == 1 else 'runs'})",
+        chosen,
+        CHOSEN_ON[method.chosen_on],
+        str(len(scores)),
+        score,
+        NONE if ends is None else _ends(*ends, metric),
+        not_completed(method.settings) or "0",
+        NONE if spent is None else f"{spent.trained:,}",
+        NONE if spent is None else f"{spent.seconds:.0f}",
+        NONE if spent is None else f"{spent.memory / 2**30:.2f} GiB",
+    ]
+
+
+def not_completed(settings: Iterable[Setting]) -> str:
+    """How many runs ended otherwise than completed, and how many left no record, by how."""
+    own = list(settings)
+    counts = Counter(collect_runs.statuses(run for setting in own for run in setting.runs))
+    counts.update(each.status for setting in own for each in setting.unfinished)
+    return ", ".join(f"{count} {how}" for how, count in counts.items())
+
+
+def _ends(low: float, high: float, metric: str) -> str:
+    return f"[{number(low, metric, DECIMALS)}, {number(high, metric, DECIMALS)}]"
+
+
+def against(contest: Contest, reference: Method, family: Sequence[Pair]) -> Sheet:
+    """The methods of a contest less the reference.
+
+    Args:
+      family: all pairs of the report, those with the reference with it as their second.
+    """
+    heads = ["method", "common seeds"]
+    for kind in KINDS:
+        heads += [f"over {'both' if kind == 'both' else kind}", "p"]
+    heads += ["p (Holm)", "verdict"]
+    adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
+    rows = []
+    for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
+        if pair.contest is contest and pair.second is reference:
+            row = [pair.first.label, str(pair.common)]
+            for kind in KINDS:
+                test = pair.tests[kind]
+                row += [_untested(pair, kind), NONE] if test is None else _test(test)
+            said = VERDICTS[verdict]
+            rows.append([*row, p_text(holm), f"{said} {MARKS.get(pair.decided_by, '')}".strip()])
+    unit = "points" if collect_runs.scale(contest.metric) != 1 else contest.metric
+    return Sheet(f"{contest.title}: difference from {reference.label}, {unit}", heads, rows)
+
+
+def _test(test: Difference) -> list[str]:
+    text = f"{test.difference:+.{DECIMALS}f}"
+    if test.low is not None and test.high is not None:
+        text += f" [{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"
+    return [text, p_text(test.p)]
+
+
+def _untested(pair: Pair, kind: str) -> str:
+    if pair.common == 0:
+        return "no common seed"
+    return "one seed" if pair.common == 1 and kind != "examples" else "not measured"
+
+
+def p_text(p: float | None) -> str:
+    if p is None:
+        return NONE
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def wins(family: Sequence[Pair]) -> list[Sheet]:
+    """How often the method of a row is above that of a column, not told from it, below it.
+
+    A table for each study, since rows of two studies may be other things by one name.
+    """
+    verdicts = list(zip(family, pairwise.verdicts(family), strict=True))
+    tables = dict.fromkeys(pair.contest.table for pair in family)
+    return [_wins(table, [e for e in verdicts if e[0].contest.table == table]) for table in tables]
+
+
+def _wins(table: str, verdicts: Sequence[tuple[Pair, str]]) -> Sheet:
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    contests = {id(pair.contest): pair.contest for pair, _ in verdicts}
+    labels = {m.key: m.label for contest in contests.values() for m in contest.methods}
+    turned = {"win": "loss", "loss": "win"}
+    for pair, verdict in verdicts:
+        for one, other, own in (
+            (pair.first, pair.second, verdict),
+            (pair.second, pair.first, turned.get(verdict, verdict)),
+        ):
+            count = counts.setdefault(one.key, {}).setdefault(other.key, Counter())
+            count[own] += 1
+            if own:
+                count[MARKS.get(pair.decided_by, "")] += 1
+
+    def text(count: Counter[str]) -> str:
+        three = [count["win"], count["tie"], count["loss"]]
+        marked = [f"{count[mark]}{mark}" for mark in MARKS.values() if count[mark]]
+        less = f" ({', '.join(marked)})" if marked else ""
+        return "-".join(map(str, three)) + less if sum(three) else "not measured"
+
+    rows = []
+    for key, label in labels.items():
+        own = counts.get(key, {})
+        cells = [NONE if o == key else text(own.get(o, Counter())) for o in labels]
+        rows.append([label, text(sum(own.values(), Counter())), *cells])
+    size = f"{len(contests)} {'contest' if len(contests) == 1 else 'contests'}"
+    name = f"{table}, wins-ties-losses of rows against columns (a tie: not told apart), {size}"
+    return Sheet(name, ["method", "all", *labels.values()], rows)

@@ -1,0 +1,203 @@
+"""What a report says beside its tables: warnings, and what its numbers are."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from scipy import stats
+
+from experiments.analysis import significance
+from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.collect_runs import statuses
+from experiments.analysis.pairwise import KINDS, MARKS, Pair
+from experiments.reports.sheets import equal, machines
+
+
+def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
+    """What a reader must know before believing a table, the worst first."""
+    said = []
+    same = [method.label for method in contest.methods if method.chosen_on == "scored"]
+    if same:
+        said.append(
+            f"settings of {_list(same)} were chosen on the very examples that they are scored on: "
+            "scores are too high, the more so the more settings were tried, and p values too small"
+        )
+    budgets: dict[tuple[int, int], list[str]] = {}
+    for method in contest.methods:
+        budgets.setdefault(method.budget, []).append(method.label)
+    if len(budgets) > 1:
+        texts = [f"{_count(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
+        said.append(f"budgets differ: {'; '.join(texts)}")
+    lost = [text for method in contest.methods if (text := _lost(method))]
+    if lost:
+        said.append(
+            "runs began and left no record, of which nothing is known, and the count of settings "
+            f"and runs tried has them in it: {'; '.join(lost)}"
+        )
+    ways = {method.chosen_on for method in contest.methods if method.chosen_on != "nothing"}
+    if len(ways) > 1:
+        said.append("settings were chosen on held-out examples for some methods, not for others")
+    edges = [
+        f"{method.label} {method.chosen.rate:g} ({method.edge} tried)"
+        for method in contest.methods
+        if method.edge and method.chosen is not None
+    ]
+    if edges:
+        said.append(f"better learning rates may lie beyond those tried: {_list(edges, 20)}")
+    said += _other_settings_seen(contest)
+    for method in contest.methods:
+        said += _of_method(method)
+    said += _unlike(contest)
+    if any(
+        run.record.config["train"]["select"] == "best" for m in contest.methods for run in m.runs
+    ):
+        said.append("each run kept its best evaluation by the examples that it is scored on")
+    reasons: dict[str, list[str]] = {}
+    for pair in family:
+        if pair.contest is contest and pair.why:
+            reasons.setdefault(pair.why, []).append(f"{pair.first.label} and {pair.second.label}")
+    said += [f"not everything could be tested, {why}: {_list(who)}" for why, who in reasons.items()]
+    return [f"{text[0].upper()}{text[1:]}." for text in said]
+
+
+def _lost(method: Method) -> str:
+    """How many runs of a method left no record, setting by setting."""
+    texts = []
+    for setting in method.settings:
+        if setting.unfinished:
+            how = Counter(each.status for each in setting.unfinished)
+            counts = ", ".join(f"{count} {status}" for status, count in how.items())
+            texts.append(f"{counts} at {method.describe(setting)}")
+    return f"{method.label} {' and '.join(texts)}" if texts else ""
+
+
+def _other_settings_seen(contest: Contest) -> list[str]:
+    """Whether the development set was seen with settings that held-out examples did not choose."""
+    seen = []
+    for method in contest.methods:
+        if method.phase == "held_out" and not contest.held_out and method.chosen is not None:
+            others = [each for each in method.settings if each is not method.chosen]
+            counts = {
+                each.rate: len(each.development) + len(each.lost("development"))
+                for each in others
+                if each.development or each.lost("development")
+            }
+            if total := sum(counts.values()):
+                rates = ", ".join(f"{rate:g}" for rate in counts)
+                seen.append(f"{method.label} {total} {'run' if total == 1 else 'runs'} ({rates})")
+    if not seen:
+        return []
+    return [
+        "the development set was seen with other settings than the chosen one, which held-out "
+        f"examples alone are to choose: {'; '.join(seen)}"
+    ]
+
+
+def _unlike(contest: Contest) -> list[str]:
+    """Whether times and memory are of machines that are not alike."""
+    if len(where := machines(contest)) < 2:
+        return []
+    texts = [f"{_list(labels)} on {machine}" for machine, labels in where.items()]
+    return [
+        "seconds and memory are of unlike machines or versions of JAX, and are not to be compared: "
+        + "; ".join(texts)
+    ]
+
+
+def _of_method(method: Method) -> list[str]:
+    said = []
+    if method.chosen is None:
+        said.append(f"no setting of {method.label} has a completed run to choose it by")
+    elif not method.runs:
+        others = sum(bool(each.development) for each in method.settings)
+        more = f"; other settings, {others}, have some" if others else ""
+        said.append(f"the chosen setting of {method.label} has no run that is scored{more}")
+    if how := ", ".join(f"{count} {status}" for status, count in statuses(method.runs).items()):
+        said.append(f"{method.label}'s mean leaves out scored runs that did not complete: {how}")
+    if equal(scores := list(method.scores().values())):
+        said.append(
+            f"all {len(scores)} scores of {method.label} are equal: they have no interval, since "
+            "nothing is known of how they would vary"
+        )
+    return said
+
+
+def _count(settings: int, runs: int) -> str:
+    first = "setting" if settings == 1 else "settings"
+    return f"{settings} {first} in {runs} {'run' if runs == 1 else 'runs'}"
+
+
+def _list(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def explain(
+    contests: Sequence[Contest], beside: Sequence[Pair], family: Sequence[Pair], resamples: int
+) -> list[str]:
+    """What the numbers are, and what each test generalises to."""
+    notes = [
+        "Settings are chosen by their mean score over runs on held-out training examples, where "
+        "there are any (the smaller learning rate of equal ones; what diverged with any seed comes "
+        "after all others). Means, standard deviations and 95% intervals (Student's t) are over "
+        "the completed runs of the chosen setting, one a seed. Trained parameters are with the "
+        "head; seconds are those of training, a run's mean, of trials that shared a program each "
+        "one's share; memory is the process's peak, of all runs that it had done by then, and of "
+        "trials that shared a program the peak of all of them together."
+    ]
+    if not family:
+        return notes
+    exact = any(contest.metric == "accuracy" for contest in contests)
+    notes.append(
+        f"Tests are paired and two-sided. Over seeds: t-test ({KINDS['seeds']}). Over examples: "
+        + ("exact McNemar test for accuracy, else " if exact else "")
+        + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
+        f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
+        f"conservative ({KINDS['both']}). None covers another training set."
+        + " Intervals, and the p beside each, are of one comparison."
+        * bool(beside)
+    )
+    least = 2 / (resamples + 1)
+    if least * len(family) >= significance.LEVEL:
+        notes.append(
+            f"With {resamples} resamples no bootstrap's p is below {least:.2g}, which in a family "
+            f"of {len(family)} is no win: take more (--resamples)."
+        )
+    decided = [pair.decided_by for pair in family if pair.decided_by]
+    how = ", ".join(f"{decided.count(kind)} over {kind}" for kind in KINDS if kind in decided)
+    notes.append(
+        "Verdicts, beside the reference and in the count of wins alike, have Holm's p below 0.05 "
+        "in the one family of all pairs of methods in all contests, each by the widest test that "
+        f"it has ({len(decided)} tests: {how or 'none'}). A tie is a pair that was not told apart, "
+        "which does not say that the two are equal. A contest is a model and a task of a study; a "
+        "task of two studies, or of two models, is two contests."
+    )
+    if (errors := least_win(family)) > 10:
+        notes.append(
+            f"With so few seeds the first win among {len(decided)} tests needs a difference of "
+            f"{errors:.0f} standard errors: where there is none, that is what more seeds, or fewer "
+            "methods, may change."
+        )
+    if "examples" in decided:
+        notes.append(
+            f"{MARKS['examples']}: decided over examples alone, as where one seed is common. "
+            "It holds for these trained models, not for their methods."
+        )
+    if "seeds" in decided:
+        notes.append(
+            f"{MARKS['seeds']}: decided over seeds alone, for want of predictions. It holds for "
+            "these examples, not for others."
+        )
+    return notes
+
+
+def least_win(family: Sequence[Pair]) -> float:
+    """How many standard errors the smallest difference is that could be the only win of a family.
+
+    By Student's distribution of the most seeds that any deciding test has; 0 where a test without
+    seeds decides.
+    """
+    tests = [(pair.decided_by, pair.tests[pair.decided_by]) for pair in family if pair.decided_by]
+    seeds = [test.n for kind, test in tests if test is not None and kind != "examples"]
+    if len(seeds) < len(tests) or not seeds:
+        return 0.0
+    return float(stats.t.ppf(1 - significance.LEVEL / 2 / len(tests), max(seeds) - 1))

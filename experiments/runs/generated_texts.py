@@ -1,0 +1,129 @@
+"""What the language model of a run writes: samples for its record, and scores of its texts."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.setup.completion import begin
+from experiments.setup.experiment import Experiment
+from experiments.setup.validate_texts import FROM_OPTIONS
+from lora_jax import data
+from lora_jax.data.tokenizing.encode_prompts import encode_prompts
+from lora_jax.generation.beam_search import beam_search
+from lora_jax.generation.generate import generate
+from lora_jax.generation.generate_text import generate_texts
+from lora_jax.metrics import text_metrics
+
+
+def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> list[str]:
+    """What the model writes after each prompt, by the settings of the config's `generate`.
+
+    Prompts are the tokens that they are in training, cut where those are, and where the model has
+    no room for an answer.
+    """
+    section, step = experiment.config["generate"], experiment.problem.step
+    tokenizer, limit = experiment.tokenizer, experiment.problem.longest
+    if step is None or tokenizer.eos_id is None:
+        raise ValueError(f"task '{experiment.task.name}' is not text-to-text: nothing is written")
+    beams = {
+        "beams": section["beams"],
+        "length_penalty": section["length_penalty"],
+        "no_repeat_ngram_size": section["no_repeat_ngram"],
+        "prompt_ngrams": section["prompt_ngrams"],
+    }
+    given = data.Prompts("prompts", prompts, None)
+    search = generate if section["beams"] == 1 else functools.partial(beam_search, **beams)
+    apply: Any = step
+    weights: tuple[Any, ...] = (trainable, experiment.frozen)
+    if experiment.layout is None:  # merged, a step is faster; on a mesh there may be no room
+        weights = (experiment.adapted.merge(*weights),)
+    else:
+        apply = dataclasses.replace(experiment.adapted, forward=step).apply
+    return generate_texts(
+        search,
+        apply,
+        weights,
+        tokenizer,
+        encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer)),
+        eos_ids=tokenizer.eos_id,
+        limit=limit,
+        batch_size=section["batch_size"],
+        max_new_tokens=section["max_new_tokens"],
+    )
+
+
+def writes_samples(config: dict[str, Any]) -> bool:
+    """Whether texts before and after training go into a run's record."""
+    return bool((config.get("generate") or {}).get("samples"))
+
+
+def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
+    """Some validation prompts, and what the model writes before and after training.
+
+    They are spread evenly over the part, whatever the model makes of them.
+    """
+    task, count = experiment.task, experiment.config["generate"]["samples"]
+    if not isinstance(task, data.TextTask) or not writes_samples(experiment.config):
+        return []
+    some = task.scored(count).validation
+    before, after = (
+        write(experiment, each, some.prompts) for each in (experiment.trainable, trainable)
+    )
+    return [
+        {"prompt": prompt, "expected": list(wanted), "before": old, "after": new}
+        for prompt, wanted, old, new in zip(
+            some.prompts, _expected(some), before, after, strict=True
+        )
+    ]
+
+
+def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], dict[str, str]]:
+    """The metrics of what the model writes, and how each was computed.
+
+    Of the validation part by their names, or of the extra parts by `<name>_<part>`, with
+    `accuracy_written_mean` as the mean over them. Nothing where the config asks for none.
+    """
+    task, section = experiment.task, experiment.config["generate"]
+    if not isinstance(task, data.TextTask) or section["scored"] == 0:
+        return {}, {}
+    some = task if section["scored"] < 0 else task.scored(section["scored"])
+    parts: dict[str, data.Prompts] = {"": some.validation}
+    if section["part"] == "extra":
+        parts = {f"_{name}": part for name, part in some.extra.items()}
+    values: dict[str, float] = {}
+    signatures: dict[str, str] = {}
+    for end, part in parts.items():
+        found, said = _scores(experiment, trainable, part)
+        values |= {f"{name}{end}": value for name, value in found.items()}
+        signatures |= said
+    if section["part"] == "extra" and FROM_OPTIONS in section["metrics"]:
+        means = [values[f"{FROM_OPTIONS}{end}"] for end in parts]
+        values[f"{FROM_OPTIONS}_mean"] = float(np.mean(means))
+    return values, signatures
+
+
+def _scores(
+    experiment: Experiment, trainable: Any, part: data.Prompts
+) -> tuple[dict[str, float], dict[str, str]]:
+    wanted = experiment.config["generate"]["metrics"]
+    texts = write(experiment, trainable, part.prompts)
+    plain = [name for name in wanted if name != FROM_OPTIONS]
+    scored = text_metrics.score_texts(plain, texts, _expected(part)) if plain else {}
+    values = {name: each.value for name, each in scored.items()}
+    if FROM_OPTIONS in wanted:
+        named = text_metrics.extracted_answers(texts, part)
+        values[FROM_OPTIONS] = float(np.mean(named == part.answers))
+    return values, {name: each.signature for name, each in scored.items()}
+
+
+def _expected(part: data.Prompts) -> Sequence[Sequence[str]]:
+    """The texts that each prompt may be answered by."""
+    if part.references is not None:
+        return part.references
+    if part.options is not None and part.answers is not None:
+        rows = zip(part.options, part.answers, strict=True)
+        return [[options[int(answer)].strip()] for options, answer in rows]
+    return [[each.strip()] for each in part.completions or ()]

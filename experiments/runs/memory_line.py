@@ -1,0 +1,114 @@
+"""What a run will hold in memory, said in a line before it takes any."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from experiments.planning.step_memory import Batches, Shapes, least
+from experiments.setup.experiment import check_ids
+from experiments.setup.load import read
+from experiments.setup.out_of_memory import advice, asked
+from experiments.setup.task_and_model import Texts
+from lora_jax.sharding import memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes of a run's arrays, but for gradients and what a batch takes while it is worked on."""
+
+    weights: int
+    """As they are loaded, in the type of the config's `model`; and those in fewer bits beside."""
+    trained: int
+    """Of adapters twice, as training steps on a copy, with their constants; of weights that train
+    in full once, as the copy takes the place of what was loaded."""
+    optimizer: int
+    merged: int = 0
+    """The weights with the adapters in them, by which a language model writes in the end."""
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+    @classmethod
+    def of(cls, shapes: Shapes) -> "Held":
+        """What a config's run holds."""
+        state, frozen = shapes.state, shapes.frozen
+        quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
+        own = state.trainable, state.trainable["adapters"], frozen.constants, frozen.shared
+        section = shapes.config.get("generate") or {"samples": 0, "scored": 0}
+        writes = section["samples"] or section["scored"]
+        return cls(
+            weights=memory.tree_bytes((shapes.params, quantised)),
+            trained=memory.tree_bytes(own),
+            optimizer=memory.tree_bytes((state.opt_state, state.variant_state)),
+            merged=memory.tree_bytes(shapes.params) if writes else 0,
+        )
+
+
+def announce(
+    config: dict[str, Any],
+    say: Callable[[str], None],
+    mesh: Mesh | None = None,
+    trials: int = 1,
+    at_once: int = 1,
+) -> Texts:
+    """Say what a config's run will hold, once its texts are read, on whose lengths it depends.
+
+    Args:
+      mesh: whose devices share the arrays; whether each has room is seen when they are loaded.
+      trials: how many like it train together, on one copy of the weights.
+      at_once: of how many of them there is a batch at a time.
+
+    Returns:
+      The texts, for `gather` or `build`.
+
+    Raises:
+      ValueError, FileNotFoundError: a config that cannot work; arrays of more than the memory that
+        there is, or batches that surely take more than they leave.
+    """
+    shapes = Shapes.of(config)
+    one, room = Held.of(shapes), memory.available()
+    held = Held(one.weights, trials * one.trained, trials * one.optimizer, one.merged)
+    devices = 1 if mesh is None else mesh.size
+    said = _said(held, trials)
+    if room is not None and devices == 1 and held.total > room:
+        raise ValueError(
+            f"config.model '{config['model']['name']}' takes {said}: {memory.size(held.total)}, "
+            f"and {memory.size(room)} of memory are available; take a smaller model, model.dtype "
+            "bfloat16, a method that trains less, or "
+            + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
+        )
+    texts = read(config)
+    check_ids(config, texts.boundaries[-1])
+    batches = Batches.of(shapes, texts, at_once)
+    said += f", about {memory.size(batches.most)} for gradients and {batches}"
+    said += f", over {devices} devices" if devices > 1 else ""
+    if room is None:
+        say(f"memory: {said}")
+        return texts
+    # Devices that the CPU stands for share its memory, and those of other processes are elsewhere.
+    shares = jax.process_count() if jax.default_backend() == "cpu" else devices
+    left = shares * room - shapes.stays - (held.total - one.total)
+    said += f"; {memory.size(room)} are available"
+    if held.total + batches.most <= shares * room:
+        say(f"memory: {said}")
+        return texts
+    parts_help = left > 0 and batches.evaluation <= left
+    lower = advice(config, max(2.0, batches.training / left) if parts_help else math.inf)
+    if least(batches.most) > left:
+        raise ValueError(f"{asked(config)} does not fit into memory: {said}; {lower}")
+    say(f"memory: {said}, which may not be enough: if so, {lower}")
+    return texts
+
+
+def _said(held: Held, trials: int) -> str:
+    said = (
+        f"{memory.size(held.weights)} of weights, {memory.size(held.trained)} for what is trained"
+    )
+    said += f", {memory.size(held.optimizer)} of the optimiser"
+    said += f", {memory.size(held.merged)} merged to write texts" if held.merged else ""
+    return said + (f", {trials} trials" if trials > 1 else "")

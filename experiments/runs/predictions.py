@@ -1,0 +1,70 @@
+"""What the saved adapter of a run says of every example, beside the labels: `predictions.npz`.
+
+The outputs of each part are under its name (`validation`, `test`, ...) and its labels under
+`<name>/label`, in the order of the data, so that any two runs can be compared pair by pair later.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_jax.files import archives
+from lora_jax.files.atomic import write_atomically
+
+NAME = "predictions.npz"
+
+
+class Predictions(NamedTuple):
+    """Of one part: outputs (n, classes or 1), and labels (n,) where it has them."""
+
+    outputs: np.ndarray
+    labels: np.ndarray | None
+
+
+def write(folder: Path, predictions: Mapping[str, Predictions]) -> None:
+    """Write the file atomically."""
+    arrays: dict[str, Any] = {}
+    for name, each in predictions.items():
+        arrays[name] = each.outputs
+        if each.labels is not None:
+            arrays[f"{name}/label"] = each.labels
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_atomically(folder / NAME, content.getvalue())
+
+
+def read(folder: Path) -> dict[str, Predictions]:
+    """All parts that a run's folder has; none where it has no such file.
+
+    Raises:
+      ValueError: a file that is damaged, or that is no file of predictions.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return {}
+    try:
+        return _parts(archives.read_arrays(path))
+    except ValueError as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is damaged ({why}): train this run anew, in another folder, or delete the "
+            "file, and what needs predictions is not measured of it"
+        ) from error
+
+
+def _parts(arrays: Mapping[str, np.ndarray]) -> dict[str, Predictions]:
+    found = {}
+    for name, outputs in arrays.items():
+        if name.endswith("/label"):
+            continue
+        labels = arrays.get(f"{name}/label")
+        if outputs.ndim != 2 or (labels is not None and labels.shape != outputs.shape[:1]):
+            shapes = f"{outputs.shape} and labels {None if labels is None else labels.shape}"
+            raise ValueError(f"'{name}' has outputs of shape {shapes}")
+        if outputs.dtype.kind != "f":
+            raise ValueError(f"'{name}' has outputs of {outputs.dtype}")
+        found[name] = Predictions(outputs, labels)
+    return found

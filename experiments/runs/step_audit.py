@@ -1,0 +1,110 @@
+"""A run's own step, audited (`lora_jax.compiled.audit`) before it trains, for all batch shapes."""
+
+import dataclasses
+import itertools
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.distributed import processes
+from experiments.setup.experiment import Experiment
+from lora_jax.compiled import audit
+from lora_jax.compiled.compiler_faults import CURE
+from lora_jax.sharding import memory
+from lora_jax.sharding.between_processes import said_by_all
+from lora_jax.training.step import Step, TrainState
+from lora_jax.training.trial_program import Program
+from lora_jax.transform.summary import summary
+
+LARGEST = 1_000_000_000
+"""Parameters of a model whose step takes NumPy too long."""
+LONG = 5.0
+"""Seconds of which a line says what they were for."""
+ADVICE = (
+    f"set XLA_FLAGS={CURE}, take another release of jaxlib, or train nevertheless with --noaudit"
+)
+
+
+def alone(experiment: Experiment, step: Step, state: TrainState) -> audit.Audit | None:
+    """The audit of a run's step, or None and a line that says why not.
+
+    Args:
+      state: before the first step; it stays as it is.
+
+    Raises:
+      ValueError: the compiled step is wrong; one line that names the parameter.
+    """
+
+    def arguments(number: int) -> tuple[Any, ...]:
+        return _beside(state), experiment.frozen, next(experiment.batches(number))
+
+    return _audit(experiment, step, arguments)
+
+
+def of_program(
+    experiments: Sequence[Experiment],
+    program: Program,
+    states: Sequence[TrainState],
+) -> audit.Audit | None:
+    """As `alone`, of trials that share a program: of the first, or all if they step at once."""
+
+    def arguments(number: int) -> tuple[Any, ...]:
+        population = program.start([_beside(state) for state in states])
+        return program.arguments(population, [next(each.batches(number)) for each in experiments])
+
+    return _audit(experiments[0], program.jitted, arguments, program.at_once)
+
+
+def _audit(
+    experiment: Experiment,
+    step: Any,
+    arguments: Callable[[int], tuple[Any, ...]],
+    trials: int | None = None,
+) -> audit.Audit | None:
+    if why := _why_not(experiment):
+        _say(f"the compiled step is not audited: {why}")
+        return None
+    cases = (
+        (f"batches of {experiment.batch_size} x {length}", lambda n=number: arguments(n))
+        for number, length in _shapes(experiment)
+    )
+    found = audit.audit(step, cases, trials=trials, room=_room(), advice=ADVICE)
+    for name, why in found.left_out.items():
+        _say(f"the compiled step is not audited for {name}: {why}")
+    if (spent := found.seconds - found.compiling) > LONG:
+        _say(f"the compiled step was audited in {spent:.0f} s (--noaudit trains without)")
+    return found
+
+
+def _why_not(experiment: Experiment) -> str | None:
+    total = summary(experiment.trainable, experiment.frozen).total
+    return f"the model has {total:,} parameters" if total >= LARGEST else None
+
+
+def _room() -> int | None:
+    """Bytes that each of the processes on this machine may take, all of which evaluate."""
+    free, machines = memory.host_memory(), said_by_all(platform.node())
+    return None if free is None else free // machines.count(platform.node())
+
+
+def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
+    """Of every padded length in the first epoch the first step's number, the shortest one first."""
+    plan = experiment.plan()
+    steps = min(plan.steps_per_epoch, experiment.loop.steps)
+    lengths = [batch.padded_length for batch in itertools.islice(plan.start(), steps)]
+    for length in sorted(set(lengths)):
+        yield lengths.index(length), length
+
+
+def _beside(state: TrainState) -> TrainState:
+    """A state of its own, where all gradients are alive."""
+    rest = jax.tree.map(jnp.copy, dataclasses.replace(state, trainable=None))
+    return dataclasses.replace(rest, trainable=audit.perturbed(state.trainable))
+
+
+def _say(line: str) -> None:
+    if processes.writes():
+        print(line)

@@ -1,0 +1,147 @@
+"""Tasks of labels: an encoder with a head learns them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+import lora_jax as lj
+from experiments.distributed import processes
+from experiments.setup import from_config
+from experiments.setup.task_and_model import (
+    Materials,
+    Texts,
+    boundaries,
+    check_dtype,
+    check_vocabulary,
+    text_limit,
+)
+from experiments.setup.workload import Problem
+from lora_jax import data
+from lora_jax.metrics import label_metrics
+from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
+from lora_jax.models.published import encoders, torch_names
+from lora_jax.models.published.placed import Shardings
+from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
+from lora_jax.models.published.weight_files import Weights
+from lora_jax.training.step import cross_entropy, squared_error
+
+
+def read(config: dict[str, Any]) -> Texts:
+    """The examples that a config names, as its model's tokens; no weight is read.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    check_dtype(config["model"])
+    task = from_config.make_task(config["data"])
+    folder = encoders.locate(config["model"]["name"])
+    shape = encoders.read_config(folder)
+    # What is wrong with the model, first: texts may take a while.
+    _check_weights(folder, shape, abstract(shape, config["model"], task.num_outputs))
+    tokenizer = data.load_tokenizer(folder)
+    parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
+    with text_limit(config["data"], shape.max_tokens, folder) as limit:
+        tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
+    encoded = {name: each.encoded for name, each in tokenised.items()}
+    # DeBERTa without token types takes any, and looks at none.
+    check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
+    return Texts(
+        task=task,
+        tokenizer=tokenizer,
+        encoded=encoded,
+        examples_per_second=tokenised["train"].examples_per_second,
+        boundaries=boundaries(encoded, config["data"], limit),
+    )
+
+
+def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    folder = encoders.locate(config["model"]["name"])
+    task: Any = texts.task
+    loaded = encoders.load_classifier(
+        folder,
+        num_labels=task.num_outputs,
+        pool=config["model"]["pool"],
+        key=jax.random.key(0),
+        dtype=config["model"]["dtype"],
+        head_dropout=config["model"]["head_dropout"],
+        shardings=_shardings(folder, config["model"], task.num_outputs, mesh),
+    )
+
+    def model(key: Array) -> Any:
+        return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
+
+    digest = processes.first(lambda: encoders.digest(folder))
+    return Materials(**vars(texts), problem=_problem(task, model), weights_digest=digest)
+
+
+def gather_abstract(config: dict[str, Any]) -> Materials:
+    """The same with shapes in the place of weights, which are not read."""
+    texts = read(config)
+    task: Any = texts.task
+    shape = encoders.read_config(encoders.locate(config["model"]["name"]))
+    outlined = lj.from_nnx(abstract(shape, config["model"], task.num_outputs))
+    return Materials(**vars(texts), problem=_problem(task, lambda key: outlined))
+
+
+def _problem(task: data.Task, model: Callable[[Array], Any]) -> Problem:
+    """Each row is an example, whose label an encoder with a head predicts."""
+    parts = {"validation": task.validation, **task.extra, **task.unlabelled}
+    return Problem(
+        model=model,
+        evaluated=None,
+        loss=cross_entropy if task.label_names else squared_error,
+        collate=data.collate,
+        examples=lambda part, rows: rows,
+        labels=lambda part: parts[part].labels,
+        score=lambda outputs: label_metrics.score_parts(task, outputs),
+        rules=ENCODER,
+    )
+
+
+def _shardings(
+    folder: Path, model: dict[str, Any], outputs: int, mesh: Mesh | None
+) -> Shardings | None:
+    if mesh is None:
+        return None
+    return shardings_of(abstract(encoders.read_config(folder), model, outputs), ENCODER, mesh)
+
+
+def abstract(config: Config, model: dict[str, Any], outputs: int) -> Classifier:
+    """The classifier of a config's `model` with shapes in the place of weights."""
+    classifier: Any = FAMILIES[config.model_type].classifier
+    given = config, outputs, model["pool"]
+    return nnx.eval_shape(lambda: classifier(*given, dtype=model["dtype"], rngs=nnx.Rngs(0)))
+
+
+def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
+    """The forward pass, and the shapes of the parameters; no weight is read.
+
+    Raises:
+      ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
+    """
+    folder = encoders.locate(model["name"])
+    config = encoders.read_config(folder)
+    classifier = abstract(config, model, outputs)
+    _check_weights(folder, config, classifier)
+    data.load_tokenizer(folder)
+    return lj.from_nnx(classifier)
+
+
+def _check_weights(folder: Path, config: Config, classifier: nnx.Module) -> None:
+    """That every tensor of the encoder is there in its shape; the head's may be drawn instead."""
+    weights = Weights(folder, torch_names.prefix(config))
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(classifier)):
+        path = torch_names.path_of(key_path)
+        if path.partition("/")[0] not in ("pooler", "classifier"):
+            for name in torch_names.torch_names(path, config):
+                weights.check(name, torch_names.torch_shape(path, leaf.shape))

@@ -1,0 +1,258 @@
+"""Text-to-text tasks: a decoder learns completions, and is scored by how likely it thinks them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from experiments.distributed import processes
+from experiments.setup import from_config
+from experiments.setup.task_and_model import (
+    Materials,
+    Texts,
+    boundaries,
+    check_dtype,
+    check_vocabulary,
+    text_limit,
+)
+from experiments.setup.validate_texts import check_written, remat_of
+from experiments.setup.workload import Problem
+from lora_jax import data
+from lora_jax.metrics import label_metrics
+from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
+from lora_jax.models.parts.decoder import Decoder
+from lora_jax.models.parts.kv_cache import cached_step, empty_cache
+from lora_jax.models.published import decoders, encoders, weight_files
+from lora_jax.models.published.sharding_rules import DECODER, shardings_of
+from lora_jax.sharding import memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """The rows of a set of prompts: each with its completion, or with all its options."""
+
+    encoded: data.Encoded
+    answers: np.ndarray | None = None
+    """Which option is right, (questions,); None where rows are completions."""
+    offsets: np.ndarray | None = None
+    """Of options, those of all questions counted on: where those of each are."""
+
+    @property
+    def options(self) -> int:
+        """The most completions that a row has."""
+        return 1 if self.offsets is None else int(np.diff(self.offsets).max())
+
+    def examples(self, rows: np.ndarray) -> np.ndarray:
+        """Of log-likelihoods (rows, options of any part), those of this part's options."""
+        if self.offsets is None:
+            return rows[:, :1]
+        counts = np.diff(self.offsets)
+        wanted = np.arange(rows.shape[1]) < counts[:, None]
+        return data.option_outputs(rows[wanted], self.offsets)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The right options, or the numbers of tokens."""
+        if self.answers is None:
+            return self.encoded.labels.astype(np.float64)
+        return self.answers
+
+
+def completion(
+    task: data.TextTask,
+    decoder: Decoder,
+    parts: Mapping[str, Part],
+    chunk: int,
+    smoothing: float = 0.0,
+    prompt: int = 0,
+) -> Problem:
+    """A decoder's log-likelihoods of completions; its loss is their tokens' mean cross-entropy.
+
+    Args:
+      prompt: tokens of a prompt that the decoder is to write after, at most.
+    """
+    longest = {name: int(part.encoded.labels.max()) for name, part in parts.items()}
+    forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
+    options = max(part.options for part in parts.values())
+    evaluated, _ = option_likelihoods(decoder, options, max(longest.values()), chunk)
+    return Problem(
+        model=lambda key: (forward, params),
+        evaluated=evaluated,
+        loss=cross_entropy_per_token,
+        collate=collate,
+        examples=lambda part, rows: parts[part].examples(rows),
+        labels=lambda part: parts[part].labels,
+        score=lambda outputs: label_metrics.score_parts(
+            task, outputs, {part: parts[part].labels for part in outputs}
+        ),
+        rules=DECODER,
+        step=cached_step(decoder)[0],
+        longest=prompt,
+    )
+
+
+def cross_entropy_per_token(outputs: Array, batch: Mapping[str, Any]) -> Array:
+    """The loss of each row, (B,): with its tokens as weight, rows make the mean over all tokens."""
+    return -outputs[:, 0] / jnp.maximum(batch["weight"], 1)
+
+
+def collate(
+    encoded: data.Encoded, indices: np.ndarray, padded_length: int, batch_size: int
+) -> dict[str, np.ndarray]:
+    """`data.collate`, with the number of a completion's tokens as the weight of its row."""
+    batch = data.collate(encoded, indices, padded_length, batch_size)
+    tokens = (batch["token_type_ids"] > 0).sum(axis=1).astype(np.float32)
+    return {**batch, "weight": batch["weight"] * tokens}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts(Texts):
+    """Prompts and completions as tokens."""
+
+    parts: Mapping[str, Part]
+    prompt: int
+    """Tokens of a prompt that the decoder is to write after, at most."""
+
+
+def read(config: dict[str, Any]) -> Prompts:
+    """The examples that a config names, as its model's tokens; no weight is read.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    check_dtype(config["model"])
+    section = config["data"]
+    task = from_config.make_text_task(section)
+    check_written(config["generate"], task)
+    where = encoders.locate(config["model"]["name"])
+    # First, as what is no decoder has no chat template either.
+    shape = decoders.read_decoder_config(where)
+    tokenizer = data.load_tokenizer(where)
+    if section["template"] == "chat":
+        first = begin(tokenizer)
+        start = None if first is None else tokenizer.backend.id_to_token(first)
+        task = data.as_chat(task, data.load_chat_template(where), start or "")
+    most, new = shape.max_tokens, config["generate"]["max_new_tokens"]
+    if most - new < 2:
+        raise ValueError(
+            f"config.generate.max_new_tokens {new} leaves no room for a prompt; the model in "
+            f"{where} takes {most} tokens"
+        )
+    scored = {"validation": task.validation, **task.extra, **task.unlabelled}
+    with text_limit(section, most, where) as limit:
+        prompt = min(limit, most - new)
+        train = _completions(tokenizer, task.train, limit)
+        parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
+    parts["train"] = Part(train.encoded)
+    encoded = {name: each.encoded for name, each in parts.items()}
+    check_vocabulary(encoded, shape.vocab_size, where)
+    # A row of all options of a question may be longer than its prompt with any one of them.
+    longest = max(int(each.lengths.max()) for each in encoded.values())
+    room = limit if longest <= limit else shape.max_tokens
+    return Prompts(
+        task=task,
+        tokenizer=tokenizer,
+        encoded=encoded,
+        examples_per_second=train.examples_per_second,
+        boundaries=boundaries(encoded, section, room),
+        parts=parts,
+        prompt=prompt,
+    )
+
+
+def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> Materials:
+    """The materials that a config names, weights on the devices of a mesh where there is one.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    where = encoders.locate(config["model"]["name"])
+    settings, shardings = options(config["model"]), None
+    if mesh is not None:
+        abstract = decoders.outline_decoder(where, **settings)
+        shardings = shardings_of(abstract, DECODER, mesh)
+    decoder = decoders.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
+    _check_cache(decoder, config["generate"])
+    made = _materials(config, texts, decoder)
+    digest = processes.first(lambda: weight_files.digest(where))
+    return dataclasses.replace(made, weights_digest=digest)
+
+
+def gather_abstract(config: dict[str, Any]) -> Materials:
+    """The same with shapes in the place of weights, which are not read."""
+    texts, where = read(config), encoders.locate(config["model"]["name"])
+    decoder = decoders.outline_decoder(where, **options(config["model"]))
+    return _materials(config, texts, decoder)
+
+
+def _materials(config: dict[str, Any], texts: Prompts, decoder: Decoder) -> Materials:
+    given = config["model"]["chunk"], config["train"]["label_smoothing"], texts.prompt
+    task: Any = texts.task
+    return Materials(
+        **{field.name: getattr(texts, field.name) for field in dataclasses.fields(Texts)},
+        problem=completion(task, decoder, texts.parts, *given),
+    )
+
+
+def _check_cache(decoder: Decoder, section: dict[str, Any]) -> None:
+    """ValueError where what a model keeps of the texts that it writes would not fit.
+
+    It writes after training; and the prompts, which it keeps as well, come on top.
+    """
+    if not (section["samples"] or section["scored"]):
+        return
+    rows, tokens = section["batch_size"] * section["beams"], section["max_new_tokens"]
+    kept = memory.tree_bytes(jax.eval_shape(lambda: empty_cache(decoder, rows, tokens)))
+    room = memory.available()
+    if room is not None and kept > room:
+        raise ValueError(
+            f"config.generate: {tokens} tokens (max_new_tokens) of {rows} texts (batch_size times "
+            f"beams) take {memory.size(kept)}, and {memory.size(room)} of memory are available: "
+            "lower one of them"
+        )
+
+
+def outline(model: dict[str, Any]) -> tuple[Any, Any]:
+    """The forward pass, and the shapes of the parameters; no weight is read.
+
+    Raises:
+      ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
+    """
+    where = encoders.locate(model["name"])
+    data.load_tokenizer(where)
+    abstract = decoders.outline_decoder(where, **options(model))
+    return completion_likelihood(abstract, 1, model["chunk"])
+
+
+def options(model: dict[str, Any]) -> dict[str, Any]:
+    """How a config's decoder is made."""
+    return {
+        "dtype": model["compute_dtype"],
+        "param_dtype": model["dtype"],
+        "remat": remat_of(model),
+    }
+
+
+def _part(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> Part:
+    """A part that is scored: by its options, where it has any."""
+    if prompts.options is None:
+        return Part(_completions(tokenizer, prompts, limit).encoded)
+    made, offsets = data.encode_options_cached(tokenizer, prompts, limit, begin(tokenizer))
+    return Part(data.branched(made.encoded, offsets), prompts.answers, offsets)
+
+
+def _completions(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> data.Tokenised:
+    if tokenizer.eos_id is None:
+        raise ValueError("the tokenizer has no token that ends a text")
+    ends = tokenizer.eos_id, begin(tokenizer)
+    return data.encode_prompts_cached(tokenizer, prompts, limit, *ends)
+
+
+def begin(tokenizer: data.Tokenizer) -> int | None:
+    """The token that every text begins with, where there is one."""
+    return tokenizer.bos_id if tokenizer.starts_with_bos else None

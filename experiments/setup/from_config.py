@@ -1,0 +1,181 @@
+"""From a section of a config to an object: the only place where a name in a config becomes one."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optax
+
+import lora_jax as lj
+import variants
+from lora_jax import data
+from lora_jax.metrics import label_metrics
+from lora_jax.suggest import nearest
+from lora_jax.training import loop, optim
+
+ANY_BASE = "any_base:"
+"""Before the folder in a config's `start_from`: an adapter of another base is taken, too."""
+STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
+
+
+def make_variant(section: Mapping[str, Any]) -> lj.Variant:
+    """The variant that a config names, with the settings that it sets."""
+    settings = {k: v for k, v in section.items() if k != "name" and v is not None}
+    return variants.make(section["name"], **settings)
+
+
+def make_targets(section: Mapping[str, Any], targets: Sequence[Any]) -> dict[Any, lj.Variant]:
+    """The variant of each pattern: the config's, or with settings of its own.
+
+    A target is a pattern, or (pattern, settings), of which `layers` is (start, stop, step), and
+    `name` another variant, to which the config's settings say nothing.
+    """
+    made: dict[Any, lj.Variant] = {}
+    for each in targets:
+        pattern, own = _with_settings(each)
+        settings = {name: value for name, value in own.items() if name != "layers"}
+        where = lj.layers(pattern, _slice(own["layers"])) if "layers" in own else pattern
+        made[where] = make_variant(settings if "name" in settings else {**section, **settings})
+    return made
+
+
+def _with_settings(target: Any) -> tuple[str, Mapping[str, Any]]:
+    match target:
+        case str():
+            return target, {}
+        case [str(pattern), {**own}]:
+            return pattern, own
+    raise ValueError(f"config.targets: {target!r} is neither a pattern nor (pattern, settings)")
+
+
+def _slice(layers: Any) -> slice:
+    match layers:
+        case [int() | None, int() | None, int() | None]:
+            return slice(*layers)
+    raise ValueError(f"config.targets: layers {layers!r} is not (start, stop, step)")
+
+
+def make_start(start_from: str) -> tuple[str, bool]:
+    """Where the adapter is that a run begins from, and whether any base will do for it."""
+    path = start_from.removeprefix(ANY_BASE)
+    return path, path != start_from
+
+
+def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
+    """The variant, told how long training takes, where it asks."""
+    if hasattr(variant, "total_steps"):
+        return dataclasses.replace(variant, total_steps=steps)  # type: ignore[call-arg]
+    return variant
+
+
+def make_run_targets(config: Mapping[str, Any], steps: int) -> dict[Any, lj.Variant]:
+    """The variant of each pattern in a run of so many steps, unless the config says how many."""
+    made = make_targets(config["variant"], config["targets"])
+    if not takes_steps_of_run(config["variant"]):
+        return made
+    return {where: for_steps(each, steps) for where, each in made.items()}
+
+
+def takes_steps_of_run(section: Mapping[str, Any]) -> bool:
+    """Whether a config's `variant` leaves it to the run how long training takes."""
+    return section.get("total_steps") is None
+
+
+def make_storage(section: Mapping[str, Any]) -> dict[str, Any]:
+    """How the frozen weights that a config names are stored; nothing where densely."""
+    name = section["storage"]
+    if name == "none":
+        return {}
+    if name not in STORAGES:
+        known = ["none", *STORAGES]
+        raise ValueError(f"unknown quantize.storage '{name}'; nearest: {nearest(name, known)}")
+    return dict.fromkeys(section["patterns"], STORAGES[name])
+
+
+def make_task(section: Mapping[str, Any]) -> data.Task:
+    """The task that a config names, with few examples or another task's set where it says so."""
+
+    def load(name: str, validation: int) -> data.Task:
+        where = section["folder"] or None, section["files"]
+        return data.load_task(name, section["source"], *where, validation=validation)
+
+    task = load(section["name"], section["validation"])
+    if section["extra"]:
+        if section["source"] == "files":
+            raise ValueError("data.extra: of source 'files' it is a file, data.files.extra")
+        other = load(section["extra"], 0)
+        both = {each.name: each.label_names and len(each.label_names) for each in (task, other)}
+        if len(set(both.values())) > 1:  # names may differ: an equivalent is a duplicate
+            said = " and ".join(f"'{name}' {count or 'no'} classes" for name, count in both.items())
+            raise ValueError(f"data.extra must have as many classes: {said}")
+        task = task.with_extra("extra", other.validation, other.label_names)
+    return task.few(section["train"], section["draw"]) if section["train"] else task
+
+
+def make_text_task(section: Mapping[str, Any]) -> data.TextTask:
+    """The text-to-text task that a config names, with few examples where it says so."""
+    where = section["folder"] or None, section["files"]
+    task = data.load_text_task(
+        section["name"], section["source"], *where, validation=section["validation"]
+    )
+    if section["scored"]:
+        task = task.scored(section["scored"])
+    return task.few(section["train"], section["draw"]) if section["train"] else task
+
+
+def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> loop.Loop:
+    """How long training takes, and how often it does what."""
+    steps = max(1, round(-(-examples // section["batch_size"]) * section["epochs"]))
+    if section["max_steps"]:
+        steps = min(steps, section["max_steps"])
+    return loop.Loop(
+        steps=steps,
+        mode="min" if metric in label_metrics.LOWER_IS_BETTER else "max",
+        log_every=section["log_every"],
+        evaluate_every=section["evaluate_every"],
+        evaluations=min(section["evaluations"], steps),
+        checkpoint_every=section["checkpoint_every"],
+        metric=metric,
+        target=section["target_score"],
+        evaluate_first=section.get("evaluate_first", False),
+    )
+
+
+def make_hyper(section: Mapping[str, Any], steps: int) -> dict[str, float]:
+    """The numbers of an optimiser, any of which may differ between the trials of one program.
+
+    Raises:
+      ValueError: a warm-up that leaves no steps.
+    """
+    if section["warmup_steps"] >= steps and section["warmup_steps"]:
+        raise ValueError(
+            f"config.optimizer.warmup_steps {section['warmup_steps']} leaves nothing of "
+            f"{steps} steps"
+        )
+    names = ("learning_rate", "weight_decay", "b1", "b2", "eps", "clip")
+    hyper = {name: section[name] for name in names}
+    hyper["warmup"] = section["warmup_steps"] or round(section["warmup_ratio"] * steps)
+    if section["head_learning_rate"] is not None:
+        hyper["head_ratio"] = section["head_learning_rate"] / section["learning_rate"]
+    return hyper
+
+
+def make_optimizer(
+    hyper: Mapping[str, Any], schedule: str, steps: int, also_train: Sequence[str]
+) -> optax.GradientTransformation:
+    """AdamW by a schedule; what `also_train` names has a learning rate of its own where set.
+
+    The training step clips gradients, before AdaLoRA scores them.
+
+    Args:
+      hyper: of `make_hyper`; its numbers may be traced.
+    """
+    if schedule not in optim.SCHEDULES:
+        near = nearest(schedule, optim.SCHEDULES)
+        raise ValueError(f"schedule '{schedule}' is unknown; nearest: {near}")
+    rate = optim.traceable_schedule(schedule, hyper["learning_rate"], steps, hyper["warmup"])
+    names = ("weight_decay", "b1", "b2", "eps")
+    tx = optim.adamw(rate, clip=None, **{name: hyper[name] for name in names})
+    if "head_ratio" not in hyper:
+        return tx
+    return optax.chain(tx, optim.scale_params(also_train, hyper["head_ratio"]))

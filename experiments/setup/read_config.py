@@ -1,0 +1,123 @@
+"""A config from a command line: the file, its arguments, and the settings that flags override."""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.setup import config_errors
+from lora_jax.files import number_text
+from lora_jax.suggest import nearest
+
+
+def read_config(arguments: Sequence[str]) -> ConfigDict:
+    """The config that `experiments.train` trains with these flags.
+
+    Raises:
+      ValueError: one line on what is wrong with a flag or the config's file.
+    """
+    return _read(arguments).value
+
+
+def _read(arguments: Sequence[str]) -> Any:
+    values = flags.FlagValues()
+    argv = ["sweep", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    read(argv, values)
+    return values["config"]
+
+
+_CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
+"""How the flags' library quotes what a value's parser raised."""
+
+
+def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Read flags into `values`.
+
+    Raises:
+      ValueError: one line on the flag, or the config's file, that is wrong.
+    """
+    files = list(_config_files(argv))
+    for name in files:
+        _check_config_file(name)
+    with config_errors.in_one_line(files):
+        rest = _parsed(argv, values)
+        if files:
+            _check_config(files[-1], values["config"].value)
+    _check_numbers(argv, values)
+    return rest
+
+
+def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    try:
+        return values(argv)
+    except (AttributeError, KeyError, TypeError) as error:  # what a locked config does not have
+        if isinstance(error, TypeError) or "does not support indexing" in str(error):
+            raise ValueError("a flag names a setting inside of one that is no section") from error
+        text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
+        raise ValueError(f"the config has no setting {text}") from error
+    except flags.Error as error:
+        lines = str(error).strip().splitlines()
+        causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
+        raise ValueError(causes[-1] if causes else lines[0]) from error
+
+
+def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
+    """Raise a ValueError where a flag has been read as a number that is not plainly one."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        found = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+        if not found or found[1] not in values:
+            continue
+        name, text = found[1], following if found[2] is None else found[2]
+        match values[name].value:
+            case bool() | str() | None:
+                numbers = []
+            case int() | float():
+                numbers = [text.strip()]
+            case _:  # of a config's settings, tuples and sections are Python's literals
+                numbers = number_text.inside(text) if name.startswith("config.") else []
+        for number in numbers:
+            if number_text.read(number) is None:
+                raise ValueError(
+                    f"flag --{name}={text}: '{number}' is not a number that a float holds, plainly "
+                    "written, such as 10 or 3e-4"
+                )
+
+
+def _config_files(argv: Sequence[str]) -> Iterator[str]:
+    """What `--config=FILE:arguments` or `--config FILE:arguments` names."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        if found := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            value = following if found[1] is None else found[1]
+            yield value.partition(":")[0]
+
+
+def _check_config_file(name: str) -> None:
+    """Raises a ValueError where a file is no config, before anything in it is executed."""
+    if not Path(name).is_file():
+        raise ValueError(f"no config file '{name}'; nearest: {nearest(name, _configs())}")
+    if "get_config" not in config_errors.compiled(name):
+        near = nearest(name, _configs())
+        raise ValueError(f"'{name}' is not a config: it has no get_config; nearest: {near}")
+
+
+def _check_config(name: str, config: Any) -> None:
+    """Raise a ValueError where a file has given no config."""
+    if isinstance(config, ConfigDict):
+        return
+    try:
+        getattr(config, "lock", None)  # in a config's place, an OSError waits for its first use
+    except OSError as error:
+        said = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"'{name}' gives no config: {said}") from error
+    kind = type(config).__name__
+    raise ValueError(f"'{name}': get_config() returns a {kind}, expected a ConfigDict")
+
+
+def _configs() -> list[str]:
+    files = sorted(Path("configs").glob("*.py"))
+    return [str(path) for path in files if b"def get_config" in path.read_bytes()]

@@ -1,0 +1,285 @@
+"""The folder of a sweep: its list of trials, who works on which, and what came of each.
+
+trials.json             every trial that was ever asked for: flags, overrides, digest
+trials/NAME/            what `experiments.train` leaves of a run: config, metrics, record
+outcomes/NAME.json      the newest attempt: running, or how it ended
+logs/NAME.log           what the processes printed, named after the first of their trials
+locks/                  held while somebody works; the system frees them when a process dies
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import time
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.setup.read_config import read_config
+from experiments.sweeps.trials import Trial
+from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
+from lora_jax.records import run_record
+from lora_jax.suggest import nearest
+
+ENDED = ("completed", "failed", "diverged", "killed")
+VERSION = 1
+
+
+class LockedError(OSError):
+    """Somebody else works there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Where a trial stands.
+
+    `waiting` has never begun; `running` is held by a process, `interrupted` was held by one that is
+    gone; `killed` ended with its process, and `failed` and `diverged` as their `note` says.
+    """
+
+    status: str
+    note: str = ""
+    process: int = 0
+    """Of the newest attempt."""
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepFolder:
+    """The paths below a sweep's --workdir, and what its files say."""
+
+    path: Path
+
+    def run(self, name: str) -> Path:
+        """The folder of a trial's run."""
+        return self.path / "trials" / name
+
+    def log(self, name: str) -> Path:
+        return self.path / "logs" / f"{name}.log"
+
+    def _outcome(self, name: str) -> Path:
+        return self.path / "outcomes" / f"{name}.json"
+
+    def lock(self, name: str) -> Path:
+        """Of a trial: held by the process that trains it."""
+        return self.path / "locks" / f"{name}.lock"
+
+    def begin(self, name: str) -> None:
+        """Note that this process begins with a trial."""
+        self._write(name, Outcome("running", process=os.getpid()))
+
+    def end(self, name: str, status: str, note: str = "", process: int | None = None) -> None:
+        """Note how an attempt ended."""
+        self._write(name, Outcome(status, note, os.getpid() if process is None else process))
+
+    def _write(self, name: str, outcome: Outcome) -> None:
+        text = json.dumps(dataclasses.asdict(outcome), indent=2, allow_nan=False)
+        write_atomically(self._outcome(name), f"{text}\n".encode())
+
+    def outcome(self, trial: Trial) -> Outcome:
+        """Where a trial stands; a completed record decides, whatever else is there."""
+        record, problem = None, ""
+        if (self.run(trial.name) / "record.json").exists():
+            try:
+                record = run_record.read(self.run(trial.name))
+            except ValueError as error:
+                problem = str(error).splitlines()[0]
+        if record is not None and record.config_digest != trial.digest:
+            record, problem = None, f"{self.run(trial.name)} holds a run of another configuration"
+        if record is not None and record.status == "completed":
+            return Outcome("completed", record.note)
+        if (attempt := self._attempt(trial.name)) is not None:
+            if attempt.status != "running" or locked(self.lock(trial.name)):
+                return attempt
+            return dataclasses.replace(attempt, status="interrupted")
+        if problem:
+            return Outcome("failed", problem)
+        return Outcome("waiting") if record is None else Outcome(record.status, record.note)
+
+    def _attempt(self, name: str) -> Outcome | None:
+        path = self._outcome(name)
+        try:
+            found = json_text.read_object(path)
+        except FileNotFoundError:
+            return None
+        hints = typing.get_type_hints(Outcome)
+        if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
+            return Outcome(**found)
+        raise ValueError(f"{path} is no outcome of a trial; without it, its folder says it")
+
+    def trials(self, names: Sequence[str]) -> list[Trial]:
+        """Trials of the list, their configs made anew.
+
+        Raises:
+          ValueError: no such trial, or a config that is another one since the list was written.
+        """
+        listed = self.require(names)
+        found = []
+        for name in names:
+            entry = listed[name]
+            arguments = tuple(entry["arguments"])
+            config = read_config(arguments).to_dict()
+            trial = Trial(name, arguments, entry["overrides"], config)
+            if trial.digest != entry["digest"]:
+                raise ValueError(
+                    f"{name}: {arguments[0].removeprefix('--config=')} makes another config than "
+                    "when the sweep was started; give the sweep's command again"
+                )
+            found.append(trial)
+        return found
+
+    def require(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The entries of the list by their names, which have these; ValueError otherwise."""
+        listed = {each["name"]: each for each in self._listed()}
+        for name in names:
+            if name not in listed:
+                raise ValueError(
+                    f"{self.path / 'trials.json'} has no trial '{name}'; nearest: "
+                    f"{nearest(name, listed)}"
+                )
+        return listed
+
+    def _listed(self) -> list[dict[str, Any]]:
+        path = self.path / "trials.json"
+        if not path.exists():
+            return []
+        try:
+            found = json_text.loads(path.read_bytes(), "it")
+            if not isinstance(found, dict) or found.get("version") != VERSION:
+                raise ValueError("of another version")
+            entries = found.get("trials")
+            if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+                raise ValueError("it holds something else")
+        except ValueError as error:
+            raise ValueError(f"{path} is no list of trials: {error}") from error
+        return entries
+
+    def known(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials by the names that they have in the list already, if there.
+
+        Raises:
+          ValueError: a new trial would take the folder of a run of another config.
+        """
+        names = {each["digest"]: each["name"] for each in self._listed()}
+        renamed = []
+        for trial in trials:
+            if name := names.get(trial.digest):
+                trial = dataclasses.replace(trial, name=name)
+            elif (self.run(trial.name) / "config.json").exists():
+                run_record.claim(self.run(trial.name), trial.config)
+            renamed.append(trial)
+        taken = [trial.name for trial in renamed]
+        if twice := [name for name in dict.fromkeys(taken) if taken.count(name) > 1]:
+            raise ValueError(
+                f"{self.path} has another trial '{twice[0]}' already; name another --workdir"
+            )
+        return renamed
+
+    def write_list(self, trials: Sequence[Trial]) -> None:
+        """Add trials to `trials.json`; those that nobody began give way to others of their name."""
+        with lock(self.path / "locks" / "list", wait=60):
+            entries = {
+                trial.name: {
+                    "name": trial.name,
+                    "digest": trial.digest,
+                    "overrides": trial.overrides,
+                    "arguments": list(trial.arguments),
+                }
+                for trial in trials
+            }
+            merged = {each["name"]: each for each in self._listed()} | entries
+            value = {"version": VERSION, "trials": list(merged.values())}
+            text = json.dumps(value, indent=2, allow_nan=False)
+            path = self.path / "trials.json"
+            if not path.exists() or path.read_text(encoding="utf-8") != f"{text}\n":
+                write_atomically(path, f"{text}\n".encode())
+
+    def check(self) -> None:
+        """Raise a ValueError where the folder is a file, or that of something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--workdir {self.path} is a file: name a folder")
+        names = {each.name for each in self.path.iterdir()} if self.path.exists() else set()
+        if names - {"locks"} and not names & {"trials.json", "trials"}:
+            raise ValueError(
+                f"--workdir {self.path} holds {min(names)} but no trials.json: name a new or empty "
+                "folder, or that of a sweep"
+            )
+
+    @contextlib.contextmanager
+    def held(self, shard: tuple[int, int] | None) -> Iterator[None]:
+        """The whole sweep, or a shard of it, is this process's.
+
+        Raises:
+          LockedError: another process has it, or all of it where a shard is wanted.
+        """
+        locks = self.path / "locks"
+        with lock(locks / "sweep", shared=shard is not None):
+            if shard is None:
+                yield
+                return
+            with lock(locks / f"shard-{shard[0]}-of-{shard[1]}"):
+                yield
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it describes a trial, of which the name is that of a folder among the trials'."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("overrides"), dict):
+        return False
+    texts = [entry.get("name"), entry.get("digest")]
+    arguments = entry.get("arguments")
+    if not isinstance(arguments, list) or not arguments:
+        return False
+    if not all(isinstance(each, str) for each in [*texts, *arguments]):
+        return False
+    return entry["name"] == Path(entry["name"]).name and entry["name"] not in ("", "..")
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[None]:
+    """Hold a file's lock, which dies with its process: what a killed one leaves is no lock.
+
+    Args:
+      shared: with others that share it.
+      wait: seconds to wait for it.
+
+    Raises:
+      LockedError: another process holds it; the message names the process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise LockedError(f"{holder} is working on {path.parent.parent}") from None
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def locked(path: Path) -> bool:
+    """Whether a process holds a file's lock, without taking it for longer than the question."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,57 @@
+"""Where the trials of one program keep their common checkpoints until all of them have ended."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
+from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.training.trial_program import Execution
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupFolder:
+    """A folder beside those of the trials, named after all of their configs."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, configs: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> "GroupFolder":
+        """The folder of these trials, made by `begin`."""
+        digests = [config_digest(config) for config in configs]
+        name = config_digest({"trials": digests})[:16]
+        return cls(folders[0].parent / ".programs" / name)
+
+    @property
+    def trials(self) -> list[int]:
+        """Which trials the checkpoints are of, if there are some: all of them are in each."""
+        return self._read().get("trials") or []
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Checkpoints will be of these trials."""
+        self._write({**self._read(), "trials": list(numbers)})
+
+    @property
+    def execution(self) -> Execution | None:
+        """How an earlier process let the trials step, so that they end with the same bits."""
+        return self._read().get("execution")
+
+    def settle(self, execution: Execution, seconds: Mapping[str, float]) -> None:
+        """Keep how the trials step, and the seconds of a step that were found."""
+        self._write({**self._read(), "execution": execution, "seconds": dict(seconds)})
+
+    def remove(self) -> None:
+        """Forget the checkpoints: every trial has its record."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _read(self) -> dict[str, Any]:
+        file = self.path / "trials.json"
+        return json_text.read_object(file) if file.exists() else {}
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        content = json.dumps(plain(values), indent=2) + "\n"
+        write_atomically(self.path / "trials.json", content.encode())

@@ -1,0 +1,147 @@
+"""How long jobs will take, from a few real steps of one trial of each program."""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from experiments.setup.experiment import Experiment, build
+from experiments.setup.load import gather
+from experiments.sweeps.grouping import program_key
+from experiments.sweeps.jobs import Job
+from lora_jax import data
+
+_REPEATS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds of a call: to compile it for one length of its batches, and at the longest of them.
+
+    Shorter batches are taken to cost less in proportion, which is a little too little for them.
+    """
+
+    compile: float
+    call: float
+    longest: int
+
+    def compiled(self, lengths: Mapping[int, int]) -> float:
+        return self.compile * len(lengths)
+
+    def called(self, lengths: Mapping[int, int]) -> float:
+        """So many calls of each length."""
+        tokens = sum(length * count for length, count in lengths.items())
+        return self.call * tokens / self.longest
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The seconds of what the trials of a program share, and those of each of its trials."""
+
+    program: float
+    trial: float
+
+    def of(self, trials: int) -> float:
+        """Of so many trials, one after another in one program."""
+        return self.program + trials * self.trial
+
+
+def start_up() -> float:
+    """The seconds until a process of this program could begin with a trial."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import experiments.runs.run"], check=True)
+    return time.perf_counter() - began
+
+
+def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[float]:
+    """The seconds of each job, compilation included, if nobody disturbs it.
+
+    Nothing is written, but token ids that are kept for all runs.
+    """
+    measured: dict[str, Estimate] = {}
+    found = []
+    for job in jobs:
+        key = program_key(job[0].config)
+        if key not in measured:
+            tell(f"timing a few steps of {job[0].name}")
+            measured[key] = measure(job[0].config)
+        found.append(measured[key].of(len(job)))
+    return found
+
+
+def measure(config: dict[str, Any]) -> Estimate:
+    """Build a trial and time some of its steps."""
+    began = time.perf_counter()
+    materials = gather(config)
+    gathered = time.perf_counter()
+    experiment = build(config, materials)
+    built = time.perf_counter() - gathered
+    split, size = experiment.encoded["train"], experiment.batch_size
+    plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config["seed"])
+    epoch = list(itertools.islice(plan.start(0), plan.steps_per_epoch))
+    collate = experiment.problem.collate
+    step = _cost(_trainer(experiment), collate, split, epoch, size)
+
+    validation = experiment.encoded["validation"]
+    own = data.eval_plan(validation.lengths, size, experiment.boundaries)
+    call = experiment.adapted_call(experiment.trainable)
+    forward = _cost(call, collate, validation, own, size)
+
+    steps = experiment.loop.steps
+    trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), steps))
+    predicted = predictions(experiment)
+    return Estimate(
+        gathered - began + step.compiled(trained) + forward.compiled(predicted),
+        built + step.called(trained) + forward.called(predicted),
+    )
+
+
+def predictions(experiment: Experiment) -> Counter[int]:
+    """How often a run calls its model without training it, by the length of the batch."""
+    loop, task = experiment.loop, experiment.task
+    times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
+    parts = dict.fromkeys(("validation", *task.extra), times + 1)  # and once more, to be kept
+    found = Counter[int]()
+    for part, count in {**parts, **dict.fromkeys(task.unlabelled, 1)}.items():
+        lengths = experiment.encoded[part].lengths
+        for batch in data.eval_plan(lengths, experiment.batch_size, experiment.boundaries):
+            found[batch.padded_length] += count
+    return found
+
+
+def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
+    """A step of training as a function of its batch."""
+    step, state = experiment.make_step(), experiment.start()
+
+    def call(batch: Any) -> Any:
+        nonlocal state
+        state, values = step(state, experiment.frozen, batch)
+        return values
+
+    return call
+
+
+def _cost(
+    call: Callable[[Any], Any],
+    collate: Callable[..., Any],
+    split: data.Encoded,
+    plan: Sequence[data.Batch],
+    size: int,
+) -> Cost:
+    """Time a call on a longest batch of a plan."""
+    longest = max(plan, key=lambda batch: batch.padded_length)
+    arrays = collate(split, longest.indices, longest.padded_length, size)
+    first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
+    return Cost(max(first - min(others), 0.0), min(others), longest.padded_length)
+
+
+def _timed(call: Callable[[Any], Any], batch: Any) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call(batch))
+    return time.perf_counter() - began

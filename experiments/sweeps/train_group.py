@@ -1,0 +1,350 @@
+"""Trials of one group as one program: one model and one copy of its weights, compiled once."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import lora_jax as lj
+from experiments.runs import artifacts, step_audit
+from experiments.runs.folder_lock import Place, alone_in
+from experiments.runs.memory_line import announce
+from experiments.runs.progress_bar import bar
+from experiments.setup import from_config
+from experiments.setup.experiment import Experiment, build
+from experiments.setup.load import gather
+from experiments.setup.out_of_memory import explained
+from experiments.sweeps.group_folder import GroupFolder
+from experiments.sweeps.grouping import union
+from experiments.sweeps.traced_step import traced_step
+from lora_jax.files.canonical_json import config_digest
+from lora_jax.records import run_record
+from lora_jax.records.metrics_log import LostFolderError, Metrics
+from lora_jax.sharding import memory
+from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.fit_trials import fit_trials
+from lora_jax.training.loop import Outcome
+from lora_jax.training.step import Batch, TrainState
+from lora_jax.training.trial_program import (
+    Execution,
+    Program,
+    fastest,
+    make_program,
+    narrow,
+    share,
+    widen,
+)
+from lora_jax.transform.placement import Trainable
+
+Ended = run_record.Record | Exception
+STEPPING = "trials step by"
+"""How the line begins that tells what `fastest` found."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Together:
+    """The trials of a group, widened to one structure; the first one's model serves them all."""
+
+    experiments: tuple[Experiment, ...]
+    shared: Experiment
+    """The first one, with the structure that holds them all."""
+    frozen: tuple[lj.Frozen, ...]
+    trainables: tuple[Trainable, ...]
+
+    def start(self) -> list[TrainState]:
+        """The states before the first step; their arrays are their own."""
+        return [
+            TrainState.create(
+                self.shared.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
+            )
+            for each, trainable, frozen in zip(
+                self.experiments, self.trainables, self.frozen, strict=True
+            )
+        ]
+
+    def program(self, execution: Execution) -> Program:
+        """The trials as a program (see `lora_jax.training.trial_program`)."""
+        first = self.shared
+        step = traced_step(first.adapted, first.predict, first.loss, first.config, first.loop.steps)
+        hyper = [
+            {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
+            for each in self.experiments
+        ]
+        return make_program(execution, step, self.frozen, hyper)
+
+    def call(self, number: int, trainable: Any) -> Callable[[Batch], Array]:
+        """The adapted model of a trial, its trainables as wide as the program's."""
+        return lambda batch: self._evaluate(trainable, self.frozen[number], batch)
+
+    def evaluate(self, number: int, trainable: Any) -> dict[str, float]:
+        return self.experiments[number].score(self.call(number, trainable))
+
+    @functools.cached_property
+    def _evaluate(self) -> Callable[..., Array]:
+        predict = self.shared.predict
+        return jax.jit(lambda trainable, frozen, batch: predict(trainable, frozen, batch, None))
+
+    def own(self, number: int, state: TrainState) -> TrainState:
+        """A trial's state as it would be had it run alone."""
+        mine = self.experiments[number]
+        trainable = narrow(state.trainable, mine.trainable)
+        like = mine.adapted.init_state(mine.trainable, mine.frozen)
+        variant_state = narrow(state.variant_state, like)
+        return dataclasses.replace(state, trainable=trainable, variant_state=variant_state)
+
+
+def together(experiments: Sequence[Experiment]) -> Together:
+    """Trials of one group (`experiments.sweeps.grouping`), in one structure."""
+    first = experiments[0]
+    targets = {
+        where: union([dict(each.adapted.rules)[where] for each in experiments])  # type: ignore
+        for where, _ in first.adapted.rules
+    }
+    storage = from_config.make_storage(first.config["quantize"])
+    adapted = lj.adapt(first.adapted.forward, None, targets, first.config["also_train"], storage)
+    example = np.zeros((first.batch_size, first.boundaries[0]), np.int32)
+    params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
+    like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
+    wide = [widen(each.trainable, each.frozen, like) for each in experiments]
+    trainables, frozen = zip(*wide, strict=True)
+    shared = dataclasses.replace(first, adapted=adapted)
+    return Together(tuple(experiments), shared, frozen, trainables)
+
+
+def run_together(
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    label: str = "trials",
+    execution: Execution | None = None,
+    left: Collection[str] = ("completed",),
+    say: Callable[[str], None] | None = None,
+    audit: bool = True,
+) -> list[Ended]:
+    """Train all that the configs of a group describe, or go on where an earlier process stopped.
+
+    Every folder gets what `experiments.runs.run` would leave there but for checkpoints, which are
+    of all trials together and lie beside the folders. A trial in whose folder another process
+    trains is left to that one, as one that cannot be made.
+
+    Args:
+      execution: how the trials step; by default, whatever ends first.
+      left: with which status a trial that has its record is left as it is.
+      say: is told what they will hold in memory, before they take any; None tells nobody.
+      audit: whether the compiled program is compared with NumPy's before it trains.
+
+    Returns:
+      Of each trial its record, or why it could not be trained.
+    """
+    with alone_in(folders) as busy:
+        return _run_together(configs, folders, label, execution, left, say, audit, busy)
+
+
+def _run_together(
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    label: str,
+    execution: Execution | None,
+    left: Collection[str],
+    say: Callable[[str], None] | None,
+    audit: bool,
+    busy: Mapping[int, Exception],
+) -> list[Ended]:
+    """`run_together`, where some folders are another process's."""
+    home = GroupFolder.of(configs, folders)
+    ended: dict[int, Ended] = {}
+    for number, (folder, config) in enumerate(zip(folders, configs, strict=True)):
+        try:
+            if (record := _ended(folder, config, left)) is not None:
+                ended[number] = record
+        except (ValueError, OSError) as error:
+            ended[number] = error
+    home.path.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in([home.path]) as common:
+        if common:  # the checkpoints are another process's, whatever folders it has not got
+            return [ended.get(number, common[0]) for number in range(len(configs))]
+        wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
+        at_once = len(wanted) if (execution or home.execution) == "vmap" else 1
+        experiments, wrong = _build(wanted, configs, folders, say, busy, at_once)
+        if home.trials and wrong:
+            number, error = next(iter(wrong.items()))
+            why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
+            why += (
+                f"cannot be made now: {error}; mend that, or delete them to start over without it"
+            )
+            wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
+            return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
+        if not home.trials:
+            home.begin(list(experiments))
+        ended = wrong | ended
+        if experiments.keys() - ended.keys():
+            ended |= _train(experiments, ended.keys(), folders, home, label, execution, audit)
+        home.remove()
+    if rest := [number for number in range(len(configs)) if number not in ended]:
+        # An earlier process could not make them, and began without.
+        mine = [configs[number] for number in rest], [folders[number] for number in rest]
+        others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
+        made = _run_together(*mine, label, execution, left, say, audit, others)
+        ended |= dict(zip(rest, made, strict=True))
+    return [ended[number] for number in range(len(configs))]
+
+
+def _build(
+    numbers: Sequence[int],
+    configs: Sequence[dict[str, Any]],
+    folders: Sequence[Path],
+    say: Callable[[str], None] | None = None,
+    busy: Mapping[int, Exception] = MappingProxyType({}),
+    at_once: int = 1,
+) -> tuple[dict[int, Experiment], dict[int, Exception]]:
+    """Trials over one copy of their model, by their numbers; and why others cannot be made."""
+    experiments: dict[int, Experiment] = {}
+    wrong: dict[int, Exception] = {}
+    materials, first = None, None
+    for number in numbers:
+        if number in busy:
+            wrong[number] = busy[number]
+            continue
+        try:
+            texts = None
+            if materials is None and say is not None:
+                texts = announce(configs[number], say, trials=len(numbers), at_once=at_once)
+            run_record.claim(folders[number], configs[number])
+            materials = materials or gather(configs[number], texts=texts)
+            with explained(configs[number]):
+                made = build(configs[number], materials)
+        except Exception as error:  # whatever it is, the others do without this trial
+            wrong[number] = error
+            continue
+        first = first or made.frozen
+        experiments[number] = dataclasses.replace(made, frozen=share(made.frozen, first))
+    return experiments, wrong
+
+
+def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> run_record.Record | None:
+    """The record of a trial that is left as it is.
+
+    Raises:
+      ValueError: the folder is another run's.
+    """
+    if not (folder / "config.json").exists():
+        return None
+    run_record.claim(folder, config)
+    record = run_record.read(folder)
+    return record if record is not None and record.status in left else None
+
+
+def _train(
+    experiments: Mapping[int, Experiment],
+    done: Collection[int],
+    folders: Sequence[Path],
+    home: GroupFolder,
+    label: str,
+    execution: Execution | None,
+    audit: bool,
+) -> dict[int, Ended]:
+    """Train, and write what those trials leave behind that were not `done`; by their numbers."""
+    started = time.perf_counter()
+    outcomes = {number: Outcome() for number in experiments}
+    places = {number: Place(folders[number]) for number in experiments}
+
+    def end(number: int, status: str, note: str, *more: Any) -> run_record.Record:
+        share = (time.perf_counter() - started) / len(experiments)
+        began = time.perf_counter() - share
+        outcome = outcomes[number]
+        record = artifacts.record(experiments[number], outcome, began, status, note, *more)
+        places[number].require()
+        run_record.write(folders[number], record)
+        return record
+
+    ended: dict[int, Ended] = {}
+    try:
+        group = together(list(experiments.values()))
+        where = [folders[number] for number in experiments]
+        with explained(group.shared.config):
+            states = _fit(group, where, home, list(outcomes.values()), label, execution, audit)
+        for place, number in enumerate(experiments):
+            if number in done:
+                continue
+            if outcomes[number].diverged:
+                note = artifacts.NOT_FINITE.format(outcomes[number].steps)
+                ended[number] = end(number, "diverged", note)
+                continue
+            call = group.call(place, states[place].trainable)
+            own = group.own(place, states[place])
+            left = artifacts.save(experiments[number], own, folders[number], call)
+            ended[number] = end(number, "completed", "", left)
+    except Exception as error:
+        for number in experiments.keys() - ended.keys() - set(done):
+            # As on a full disk, or of a folder that is gone, of which the first error tells.
+            with contextlib.suppress(OSError, LostFolderError):
+                end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    return ended
+
+
+def _fit(
+    group: Together,
+    folders: Sequence[Path],
+    home: GroupFolder,
+    outcomes: Sequence[Outcome],
+    label: str,
+    execution: Execution | None,
+    audit: bool,
+) -> list[TrainState]:
+    """The states to save."""
+    loop, config = group.shared.loop, group.shared.config
+    digests = [config_digest(each.config) for each in group.experiments]
+    task = group.shared.task.digest()
+    identity = {"trials": config_digest({"trials": digests}), "data": task}
+    identity["weights"] = group.shared.weights_digest
+    program = _program(group, home, execution)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(home.path / "checkpoints"))
+        metrics = [stack.enter_context(Metrics(folder)) for folder in folders]
+        progress = stack.enter_context(bar(label, loop.steps))
+        return fit_trials(
+            program,
+            group.start(),
+            loops=[each.loop for each in group.experiments],
+            batches=[each.batches for each in group.experiments],
+            evaluate=group.evaluate,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            identity=identity,
+            outcomes=outcomes,
+            keep_best=config["train"]["select"] == "best",
+            progress=progress,
+            audit=(lambda states: step_audit.of_program(group.experiments, program, states))
+            if audit
+            else None,
+        )
+
+
+def _program(group: Together, home: GroupFolder, execution: Execution | None) -> Program:
+    """The program as an earlier process chose it, or the fastest."""
+    if (chosen := execution or home.execution) is not None:
+        print(f"{STEPPING} {chosen}, as chosen before")
+        return group.program(chosen)
+    plan = group.shared.plan()
+    epoch = itertools.islice(plan.start(), plan.steps_per_epoch)
+    padded = [batch.padded_length for batch in epoch]
+    step = padded.index(statistics.mode(padded))
+    batches = [next(each.batches(step)) for each in group.experiments]
+    steps = group.shared.loop.steps
+    shapes, room = len(set(padded)), memory.available()
+    program, seconds = fastest(group.program, group.start, batches, steps, shapes, room)
+    home.settle(program.execution, seconds)
+    found = ", ".join(f"{name} {1000 * each:.1f}" for name, each in seconds.items())
+    print(f"{STEPPING} {program.execution} (ms for a step of all: {found})")
+    return program

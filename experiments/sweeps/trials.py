@@ -1,0 +1,263 @@
+"""The trials of a sweep: each is what `experiments.train` makes of the flags that name it."""
+
+import dataclasses
+import re
+import runpy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.setup import config_errors
+from experiments.setup.read_config import read_config
+from experiments.sweeps import sweep_flag
+from experiments.sweeps.sweep_flag import Overrides
+from lora_jax.files.canonical_json import config_digest
+from lora_jax.suggest import nearest
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
+_LONGEST = 120  # of a folder's name; file systems take 255 bytes, of which others are appended
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    name: str
+    """Its folder's, unique in its sweep: `variant=lora,learning_rate=0.0003,seed=0`."""
+    arguments: tuple[str, ...]
+    """The flags with which `experiments.train` trains it, but for --workdir."""
+    overrides: Overrides
+    """What the sweep varied, as text."""
+    config: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return config_digest(self.config)
+
+
+def own_sweep(file: str) -> list[Overrides]:
+    """What the `sweep()` of a config's file yields, as text; one empty trial where it has none.
+
+    Raises:
+      ValueError: what it yields is no dict, has a key that nothing can be, or is too much.
+    """
+    found = []
+    with config_errors.in_one_line([file]):
+        if (function := runpy.run_path(file).get("sweep")) is None:
+            return [{}]
+        for each in function():
+            where = f"{file}: sweep() yields {each!r}"
+            if not isinstance(each, Mapping):
+                raise ValueError(f"{where}: expected a dict, such as {{'config.seed': 0}}")
+            for key in each:
+                sweep_flag.check_key(str(key), where)
+            found.append({key: sweep_flag.text_of(value) for key, value in each.items()})
+            sweep_flag.check_count(len(found), f"{file}: sweep()")  # it may never end by itself
+    if not found:
+        raise ValueError(f"{file}: sweep() yields nothing")
+    return found
+
+
+def overrides_of(
+    file: str,
+    specs: Sequence[str],
+    *,
+    paired: bool = False,
+    trials: int | None = None,
+    seed: int = 0,
+    arguments: Sequence[str] = (),
+) -> list[Overrides]:
+    """What each trial varies: the file's own `sweep()` times what the flags ask for.
+
+    Args:
+      file: the config's file.
+      specs: what `--sweep` says, see `sweep_specs`.
+      paired: `--zip`.
+      trials: how many are drawn, of each that the file's own sweep has; None for a grid.
+      seed: of the drawing.
+      arguments: the flags of all trials, whose config says which settings are integers.
+
+    Raises:
+      ValueError: one line on what is wrong.
+    """
+    own = own_sweep(file)
+    axes = [sweep_flag.parse(spec) for spec in specs]
+    if not axes and own == [{}]:
+        raise ValueError(
+            "nothing to sweep: give --sweep=KEY=VALUES, such as --sweep=config.seed=0:5, or a "
+            "config with sweep(); experiments.train trains a single config"
+        )
+    if trials is None:
+        return list(sweep_flag.times(own, sweep_flag.combine(axes, paired)))
+    if paired or not axes:
+        raise ValueError(f"--trials draws from what --sweep says, {'without --zip' * paired}")
+    integers = _integers(arguments)
+    return list(sweep_flag.times(own, sweep_flag.draw(axes, trials, seed, integers.__contains__)))
+
+
+def _integers(arguments: Sequence[str]) -> set[str]:
+    """The keys whose settings are integers, be they set or not."""
+
+    def visit(section: ConfigDict, where: str) -> Iterator[str]:
+        for key, value in section.items():
+            if isinstance(value, ConfigDict):
+                yield from visit(value, f"{where}.{key}")
+            elif section.get_type(key) is int:
+                yield f"{where}.{key}"
+
+    return set(visit(read_config(arguments), "config"))
+
+
+def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial]:
+    """The trials with these flags, each with its own overrides.
+
+    Args:
+      arguments: `--config=FILE:...` and settings of all trials.
+      overrides: of each trial.
+
+    Raises:
+      ValueError: all trials whose flags are wrong, a line for each kind of mistake; or two trials
+        of one config.
+    """
+    rows = list(overrides)
+    made, wrong = [], []
+    labels = _labels(list(dict.fromkeys(key for row in rows for key in row)))
+    for row in rows:
+        try:
+            own = _arguments(arguments, row)
+            config = read_config(own)
+            name = name_of(row, labels, config)
+        except ValueError as error:
+            wrong.append((_written(row), _with_hint(str(error), arguments, row)))
+            continue
+        made.append(Trial(name, own, row, config.to_dict()))
+    refuse(wrong, len(rows))
+    return _named_apart(made)
+
+
+def refuse(wrong: Sequence[tuple[str, str]], of: int) -> None:
+    """Raise a ValueError that has every (trial, what is wrong with it), equal mistakes together."""
+    by_mistake: dict[str, list[str]] = {}
+    for name, mistake in wrong:
+        by_mistake.setdefault(mistake, []).append(name)
+    lines = []
+    for mistake, names in by_mistake.items():
+        who = "every trial" if len(names) == of else "; ".join(names)
+        lines.append(f"{who}: {mistake}")
+    if lines:
+        raise ValueError("\n       ".join(lines))
+
+
+def _written(row: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={text}" for key, text in row.items())
+
+
+def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, ...]:
+    """The flags with a trial's overrides."""
+    first, *rest = arguments
+    file, _, text = first.removeprefix("--config=").partition(":")
+    items = [item for item in text.split(",") if item]
+    given = {item.partition("=")[0] for item in items}
+    given |= {each.partition("=")[0].removeprefix("--") for each in rest}
+    for key, value in row.items():
+        if key in given:
+            raise ValueError(f"{key} is swept, and set for all trials: leave one of the two out")
+        if key.startswith("config."):
+            rest.append(f"--{key}={value}")
+        elif "," in value:
+            raise ValueError(f"{key}={value}: an argument of a config cannot hold a comma")
+        else:
+            items.append(f"{key}={value}")
+    return (f"--config={file}" + (f":{','.join(items)}" if items else ""), *rest)
+
+
+def _with_hint(mistake: str, arguments: Sequence[str], row: Mapping[str, str]) -> str:
+    """What is wrong and, where a setting's name stands for an argument's, the setting's path."""
+    for key, text in row.items():
+        if mistake.startswith(f"config argument '{key}="):
+            known = mistake.partition(": expected one of ")[2].removesuffix("=...").split(", ")
+            paths = [f"config.{path}" for path in _paths(read_config(arguments))]
+            ending = [path for path in paths if path.rpartition(".")[2] == key]
+            near = f"the setting is {' or '.join(ending)}" if ending else ""
+            near = near or f"nearest: {nearest(key, known)}"
+            return f"the config has no argument '{key}', but {', '.join(known)}; {near}"
+        if mistake.startswith(f"flag --{key}="):
+            if "as a ConfigDict" in mistake:
+                return _no_setting(arguments, key)
+            if found := re.fullmatch(r"(\d+)-(\d+)", text):
+                first, last = found.groups()
+                return f"{mistake}; a range is {first}:{last}, which ends before {last}"
+    return mistake
+
+
+def _no_setting(arguments: Sequence[str], key: str) -> str:
+    """That a key is a section, and which settings or argument may be meant."""
+    section: Any = read_config(arguments)
+    for part in key.split(".")[1:]:
+        section = section[part]
+    near = f"{key}.{'name' if 'name' in section else next(iter(section))}"
+    argument = key.rpartition(".")[2]
+    try:
+        read_config(_arguments(arguments, {argument: ""}))
+    except ValueError as error:
+        known = "config argument" not in str(error)
+    else:
+        known = True
+    return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
+
+
+def _paths(config: ConfigDict) -> Iterator[str]:
+    for key, value in config.items():
+        nested = isinstance(value, ConfigDict)
+        yield from (f"{key}.{path}" for path in _paths(value)) if nested else (key,)
+
+
+def _labels(keys: Sequence[str]) -> dict[str, str]:
+    """The shortest end of each key that no other one has."""
+    labels = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        others = [other for other in keys if other != key]
+        labels[key] = next(
+            (e for e in ends if not any(f".{o}".endswith(f".{e}") for o in others)), key
+        )
+    return labels
+
+
+def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDict) -> str:
+    """A trial's name: what it varies, settings by their values however they were written."""
+    items = []
+    for key, text in row.items():
+        value: Any = text
+        if key.startswith("config."):
+            value = config
+            for part in key.split(".")[1:]:
+                value = value[part]
+        written = str(value) if isinstance(value, ConfigDict) else sweep_flag.text_of(value)
+        safe = _UNSAFE.sub("-", written)
+        items.append(f"{labels[key]}={safe if safe == written else safe.strip('-')}")
+    return ",".join(items)
+
+
+def _named_apart(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials, whose names are cut where too long, and have a digest where two are alike.
+
+    Raises:
+      ValueError: two trials of one config.
+    """
+    seen: dict[str, Trial] = {}
+    for trial in trials:
+        if (other := seen.setdefault(trial.digest, trial)) is not trial:
+            one, two = (_written(each.overrides) for each in (other, trial))
+            raise ValueError(f"two trials are the same: {one} and {two}")
+    names = Counter(trial.name for trial in trials)
+    apart = []
+    for digest, trial in seen.items():
+        name = trial.name
+        if names[name] > 1 or len(name) > _LONGEST:
+            name = f"{name[:_LONGEST]}-{digest[:8]}"
+        apart.append(dataclasses.replace(trial, name=name))
+    return apart

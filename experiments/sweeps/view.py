@@ -1,0 +1,165 @@
+"""How far the trials of a sweep are: a live table, or a line for each event, from their files."""
+
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from experiments.sweeps.folder import Outcome, SweepFolder
+from experiments.sweeps.preflight import Outlook
+from experiments.sweeps.trials import Trial
+from lora_jax.records.metrics_log import read_metrics
+
+COLOURS = {"completed": "green", "running": "cyan", "waiting": "dim", "interrupted": "yellow"}
+_EVERY = 0.5  # seconds between looks at the files
+
+
+@dataclasses.dataclass
+class Row:
+    """A trial, and what was last seen of it."""
+
+    trial: Trial
+    outlook: Outlook
+    outcome: Outcome = dataclasses.field(default_factory=lambda: Outcome("waiting"))
+    step: int = 0
+    loss: float | None = None
+    score: float | None = None
+    seconds_left: float | None = None
+    _first: tuple[float, int] | None = None
+    _read: tuple[int, int] | None = None
+
+    def look(self, folder: SweepFolder) -> bool:
+        """Read the trial's files, where they are new; whether its status is another one."""
+        before = self.outcome.status
+        if before != "completed":
+            self.outcome = folder.outcome(self.trial)
+        if before != self.outcome.status:
+            self._first = None  # the pace of another process
+        with contextlib.suppress(OSError, ValueError):  # in the middle of being replaced
+            self._look_at_metrics(folder)
+        return before != self.outcome.status
+
+    def _look_at_metrics(self, folder: SweepFolder) -> None:
+        path = folder.run(self.trial.name) / "metrics.jsonl"
+        stat = path.stat()
+        if self._read == (changed := (stat.st_mtime_ns, stat.st_size)):
+            return
+        self._read = changed
+        rows = read_metrics(path)
+        self.step = rows[-1]["step"] if rows else 0
+        for row in rows:
+            self.loss = row.get("loss", self.loss)
+            self.score = row.get(self.outlook.metric, self.score)
+        now = time.monotonic()
+        if self._first is None or self.step <= self._first[1]:
+            self._first = now, self.step
+            return
+        pace = (now - self._first[0]) / (self.step - self._first[1])
+        self.seconds_left = pace * (self.outlook.steps - self.step)
+
+
+class View:
+    """What is shown while trials run; `update` is cheap to call often."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        outlooks: Sequence[Outlook],
+        folder: SweepFolder,
+        console: Console,
+    ):
+        self.rows = [Row(*each) for each in zip(trials, outlooks, strict=True)]
+        self._folder, self._console = folder, console
+        self._live: Live | None = None
+        self._seen = -_EVERY
+        for row in self.rows:
+            row.look(folder)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator["View"]:
+        """On a terminal a table that changes in place; else lines."""
+        if not self._console.is_terminal:
+            yield self
+            return
+        with Live(console=self._console, auto_refresh=False) as self._live:
+            yield self
+
+    def update(self, now: bool = False) -> None:
+        """Look at the trials' files, at most twice a second, and show what is new."""
+        if not now and time.monotonic() - self._seen < _EVERY:
+            return
+        self._seen = time.monotonic()
+        for row in self.rows:
+            if row.look(self._folder) and self._live is None:
+                self._console.print(escape(self._said(row)), soft_wrap=True, highlight=False)
+        if self._live is not None:
+            self._live.update(self.table(self._console.height), refresh=True)
+
+    def ended(self) -> bool:
+        return all(row.outcome.ended for row in self.rows)
+
+    def _said(self, row: Row) -> str:
+        line = f"{row.trial.name}: {row.outcome.status}"
+        if row.outcome.status == "completed" and row.score is not None:
+            line += f", {row.outlook.metric} {row.score:.4f}"
+        line += f", {row.outcome.note}" if row.outcome.note else ""
+        count = sum(each.outcome.ended for each in self.rows)
+        return line + (f" ({count} of {len(self.rows)})" if row.outcome.ended else "")
+
+    def table(self, height: int = 0) -> Table:
+        """The trials, those that run first; of many, as many as `height` lines hold."""
+        order = {"running": 0, "interrupted": 1, "killed": 1, "failed": 1, "diverged": 1}
+        rows = sorted(self.rows, key=lambda row: order.get(row.outcome.status, 2))
+        room = max(height - 6, 1) if height else len(rows)
+        shown = rows[:room]
+        shown.sort(key=self.rows.index)
+        counts = Counter(row.outcome.status for row in self.rows)
+        caption = ", ".join(f"{count} {status}" for status, count in counts.items())
+        hidden = f"; {len(rows) - len(shown)} not shown" if len(rows) > len(shown) else ""
+        table = Table(caption=caption + hidden, box=None, caption_justify="left")
+        table.add_column("trial")  # the only one that gives way: the others are no_wrap
+        for heading in ("status", "step", "loss", "metric", "time left"):
+            justify = "left" if heading == "status" else "right"
+            table.add_column(heading, justify=justify, no_wrap=True)
+        for row in shown:
+            status = row.outcome.status
+            colour = COLOURS.get(status, "red")
+            left = row.seconds_left if status == "running" else None
+            table.add_row(
+                Text(row.trial.name, overflow="ellipsis", no_wrap=True),
+                f"[{colour}]{status}[/]",
+                f"{row.step}/{row.outlook.steps}",
+                "" if row.loss is None else f"{row.loss:.3f}",
+                "" if row.score is None else f"{row.outlook.metric} {row.score:.4f}",
+                "" if left is None else clock(left),
+            )
+        return table
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them: `42 s`, `3 min 20 s`, `5 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def summary(rows: Sequence[Row], folder: SweepFolder) -> list[str]:
+    """How many trials ended how, and a line for each that is not completed."""
+    counts = Counter(row.outcome.status for row in rows)
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    lines = [f"{len(rows)} trials: {said}"]
+    for row in rows:
+        if row.outcome.status not in ("completed", "waiting"):
+            note = f", {row.outcome.note}" if row.outcome.note else ""
+            lines.append(f"{row.trial.name}: {row.outcome.status}{note}")
+    return [*lines, f"records: {folder.path / 'trials'}"]

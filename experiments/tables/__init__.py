@@ -1,0 +1,1 @@
+"""Tables of our scores beside the papers', as text in every format."""

@@ -1,0 +1,247 @@
+"""A table in numbers: blocks of one model each, rows of methods, cells of ours and the paper's."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from experiments.analysis.collect_runs import Run, Summary, statuses, summarise
+from experiments.analysis.labels import heading, natural
+from experiments.analysis.published import MODELS, PERCENT, POINTS, Published
+
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A heading, and the task and metric whose scores are under it."""
+
+    heading: str
+    task: str
+    metric: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Our number and the paper's, of one model, one method and one metric."""
+
+    ours: Summary | None = None
+    published: Published | None = None
+    failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    runnable: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    key: str
+    label: str
+    parameters: tuple[int, ...]
+    """What our runs trained, as the papers count: without the head."""
+    published_parameters: int | None
+    cells: tuple[Cell, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """All about one model."""
+
+    model: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return MODELS.get(self.model, self.model)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the project can fill the block, or has."""
+        return any(cell.runnable or cell.ours for row in self.rows for cell in row.cells)
+
+    @property
+    def published(self) -> bool:
+        return any(cell.published for row in self.rows for cell in row.cells)
+
+
+def blocks(
+    table: Mapping[str, Any], runs: Sequence[Run], published: Iterable[Published]
+) -> list[Block]:
+    """The blocks of a table, the paper's models first, then those that the table is to have.
+
+    A published number stands in the block of its own model, and beside ours only where model, row,
+    task and metric are the same.
+    """
+    cells = [cell for cell in published if (cell.paper, cell.table) == table["published"]]
+    models = dict.fromkeys(
+        [*(cell.model for cell in cells), *table["models"], *(run.place[0] for run in runs)]
+    )
+    return [
+        _block(
+            model,
+            table,
+            [run for run in runs if run.place[0] == model],
+            [cell for cell in cells if cell.model == model],
+        )
+        for model in models
+    ]
+
+
+def _block(
+    model: str, table: Mapping[str, Any], runs: Sequence[Run], published: Sequence[Published]
+) -> Block:
+    fillable = bool(runs or model in table["models"]) or any(cell.runnable for cell in published)
+    columns = _columns(table, runs) if fillable else []
+    average = [Column("average", "average", "mean")] if table["average"] and fillable else []
+    known = {(column.task, column.metric) for column in (*columns, *average)}
+    named = [*table["columns"], *table["printed"]]
+    named += [("average", "average", "mean")] * table["average"]
+    headings = {(task, metric): text for text, task, metric in named}
+    for task, metric in dict.fromkeys((cell.task, cell.metric) for cell in published):
+        if (task, metric) not in known:  # printed, but nothing of ours is comparable
+            text = headings.get((task, metric), f"{heading(task)} ({metric})".replace("_", " "))
+            columns.append(Column(text, task, metric))
+    columns += average
+    present = natural(run.place[1] for run in runs)
+    if published or table["columns"] or table["unrun"]:  # a table of fixed rows
+        keys = [cell.row for cell in published] + fillable * list(table["rows"]) + present
+    else:  # a study of whatever was run
+        keys = [key for key in table["rows"] if key in present] + present
+    rows = [
+        _row(
+            key,
+            columns,
+            table,
+            [run for run in runs if run.place[1] == key],
+            [cell for cell in published if cell.row == key],
+        )
+        for key in dict.fromkeys(keys)
+    ]
+    last = [Column(text, "", "") for text, _, _ in table["differences"] if fillable]
+    return Block(model, (*columns, *last), tuple(rows))
+
+
+def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
+    """The table's columns; where it has none, those of the runs, by their main metrics."""
+    if fixed := table["columns"] or (not runs and table["unrun"]):
+        return [Column(*each) for each in fixed]
+    metrics: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: not run.completed):
+        name = run.place[2]
+        if metrics.setdefault(name, run.record.metric) != run.record.metric and run.completed:
+            raise ValueError(f"{run.folder}: other runs of {name} have the metric {metrics[name]}")
+    return [Column(heading(name), name, metrics[name]) for name in natural(metrics)]
+
+
+def _row(
+    key: str,
+    columns: Sequence[Column],
+    table: Mapping[str, Any],
+    runs: Sequence[Run],
+    published: Sequence[Published],
+) -> Row:
+    printed = {(cell.task, cell.metric): cell for cell in published}
+    runnable = bool(runs) or not published or any(cell.runnable for cell in published)
+    cells = []
+    for column in columns:
+        own = [run for run in runs if run.place[2] == column.task]
+        scores = [run.score(column.metric, table["choose"]) for run in own if run.completed]
+        found = [score for score in scores if score is not None]
+        ours = summarise(found, table["report"], table["spread"]) if found else None
+        failed = statuses(own)
+        paper = printed.get((column.task, column.metric))
+        wanted = {(task, metric) for _, task, metric in table["columns"]}
+        asked = (column.task, column.metric) in wanted or not wanted
+        if not asked:  # of what no run is asked for, none can be missing
+            failed = {}
+        elif len(found) < len(scores):
+            failed["not measured"] = len(scores) - len(found)
+        cells.append(Cell(ours, paper, failed, runnable and asked))
+    if columns and columns[-1].task == "average":
+        cells[-1] = dataclasses.replace(cells[-1], ours=_average(columns, cells), runnable=runnable)
+    for _, plus, minus in table["differences"]:
+        cells.append(Cell(_difference(runs, plus, minus, table)))
+    counted = {run.record.parameters_adapters for run in runs if run.completed} - {None}
+    label = published[0].method if published else table["rows"].get(key, key.replace("_", " "))
+    return Row(
+        key,
+        label,
+        tuple(sorted(counted)),  # type: ignore[arg-type]
+        published[0].trained_parameters if published else None,
+        tuple(cells),
+    )
+
+
+def _average(columns: Sequence[Column], cells: Sequence[Cell]) -> Summary | None:
+    """The mean over tasks, each by the mean of its columns; None until all of them are run."""
+    tasks: dict[str, list[float]] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if column.task != "average" and cell.runnable:
+            if cell.ours is None:
+                return None
+            tasks.setdefault(column.task, []).append(cell.ours.centre)
+    if not tasks:
+        return None
+    return Summary(sum(sum(v) / len(v) for v in tasks.values()) / len(tasks), None, 0)
+
+
+def _difference(
+    runs: Sequence[Run],
+    plus: tuple[str, str],
+    minus: tuple[str, str],
+    table: Mapping[str, Any],
+) -> Summary | None:
+    """One metric less another, of the runs with the same seed and draw."""
+    scores: list[dict[tuple[int, int], float]] = []
+    for column, metric in (plus, minus):
+        own = [run for run in runs if run.completed and run.place[2] == column]
+        values = {run.number: run.score(metric, table["choose"]) for run in own}
+        scores.append({number: v for number, v in values.items() if v is not None})
+    both = [scores[0][number] - scores[1][number] for number in scores[0] if number in scores[1]]
+    return summarise(both, table["report"], table["spread"]) if both else None
+
+
+def number(value: float, metric: str, decimals: int) -> str:
+    """A score as tables print it; differences (no metric) have a sign."""
+    if not metric:
+        return f"{value:+.{decimals}f}"
+    if metric.removesuffix("_extra") in PERCENT or metric in POINTS:
+        return f"{value:.{decimals}f}"
+    return f"{value:.5g}"
+
+
+def ours_text(cell: Cell, metric: str, decimals: int) -> str:
+    """`87.4 ± 0.3 (5)`: with how many runs, and how many more failed; or `not run`."""
+    failed = ", ".join(f"{count} {status}" for status, count in cell.failures.items())
+    if cell.ours is None:
+        return failed or ("not run" if cell.runnable else NONE)
+    text = number(cell.ours.centre, metric, decimals)
+    if cell.ours.spread is not None:
+        text += f" ± {cell.ours.spread:.{decimals}f}"
+    inside = ", ".join(filter(None, [str(cell.ours.n or ""), failed]))
+    return f"{text} ({inside})" if inside else text
+
+
+def state(cell: Cell) -> str:
+    """What there is in a cell, in a word or two; nothing where there can be nothing."""
+    if cell.ours is not None:
+        return "run"
+    if cell.failures:
+        return ", ".join(cell.failures)
+    if cell.runnable:
+        return "not run"
+    return "published only" if cell.published else ""
+
+
+def published_text(cell: Cell, metric: str, decimals: int) -> str:
+    if cell.published is None:
+        return NONE
+    sd = cell.published.sd
+    spread = "" if sd is None else f" ± {sd:.{decimals}f}"
+    return number(cell.published.value, metric, decimals) + spread
+
+
+def parameters_text(row: Row) -> tuple[str, str]:
+    """Our trained parameters and the paper's, in millions."""
+    ends = dict.fromkeys((min(row.parameters), max(row.parameters)) if row.parameters else ())
+    ours = " to ".join(f"{count / 1e6:.3g}M" if count else "0" for count in ends)
+    paper = row.published_parameters
+    return ours or NONE, NONE if paper is None else f"{paper / 1e6:g}M"

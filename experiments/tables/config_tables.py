@@ -1,0 +1,180 @@
+"""A table of a config's runs as text, and the tables between the markers of a document."""
+
+import importlib
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from configs import common_tasks, common_texts
+from experiments.analysis import collect_runs, published, score_check
+from experiments.tables import cells, formats
+from lora_jax.files.canonical_json import plain
+from lora_jax.suggest import nearest
+
+ROOT = Path(__file__).parents[2]
+MODELS = {**common_tasks.MODELS, **common_texts.MODELS}
+GIVEN = {"model.name", "data.source", "data.files.train"}
+"""Where a run's model and data are: no settings of its config."""
+RESULTS = Path("experiments/results")
+
+
+def names() -> list[str]:
+    """The configs that make a table."""
+    return list(tables())
+
+
+def tables() -> dict[str, Mapping[str, Any]]:
+    """How each config's runs are shown (`configs.common_tasks.table`)."""
+    files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    modules = {name: importlib.import_module(f"configs.{name}") for name in files}
+    return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
+
+
+def render_table(
+    name: str, results: Path, form: str, model: str | None = None, size: str = "full"
+) -> str:
+    """A table of a config's runs below a folder, in one of `render.FORMATS`.
+
+    Raises:
+      ValueError, FileNotFoundError: an unknown table or model, no such folder, records that do not
+        go together, or one that the stored predictions contradict.
+    """
+    if name not in (known := tables()):
+        raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
+    table = known[name]
+    found = collect_runs.find(results)
+    collected = collect_runs.collect(found, name, size)
+    for run in collected.runs:
+        score_check.check(run)
+    # Of a few steps, a smoke run is not what a published number is of.
+    made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
+    if model is not None:
+        models = [block.model for block in made]
+        if model not in models:
+            raise ValueError(
+                f"{name}: nothing run or published with model '{model}'; nearest: "
+                f"{nearest(model, models)}"
+            )
+        made = [block for block in made if block.model == model]
+        own = [run for run in found if run.study and run.model == model]
+        collected = collect_runs.collect(own, name, size)  # the notes, too, are of this model alone
+    notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
+    notes += _names(collected.runs)
+    if table["published"]:
+        notes += _changes(importlib.import_module(f"configs.{name}"), collected.runs)
+    notes += collected.notes if made else ("Nothing has been run.",)
+    title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
+    return formats.FORMATS[form](made, title, notes, table["decimals"])
+
+
+def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
+    """What the numbers are, in a sentence for ours and one for the paper's."""
+    spread = {"sd": "standard deviation", "ci95": "half of a 95% interval of the mean"}
+    notes = []
+    if any(cell.ours for block in made for row in block.rows for cell in row.cells):
+        notes.append(
+            f"Ours: the {table['report']} of (n) runs on {table['scored_on']}, each at its "
+            f"{table['choose']} evaluation, ± the {spread[table['spread']]}; the protocol has "
+            f"{table['seeds']} seeds."
+        )
+    paper = [c.published for block in made for row in block.rows for c in row.cells if c.published]
+    if paper:
+        kinds = dict.fromkeys(
+            f"{cell.protocol}, {cell.seeds or 'unknown'} seeds" for cell in paper if cell
+        )
+        first = paper[0]
+        notes.append(
+            f"Published: {first.paper}, {first.table} ({first.source}): {'; '.join(kinds)}."
+        )
+    return notes
+
+
+def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> list[str]:
+    """Which cells have runs that did not begin from another run's adapter, as the paper's did."""
+    lacking: dict[tuple[str, str, str], int] = {}
+    for run in runs:
+        _, row, column = run.place
+        if column in table["start_from"].get(row, ()) and not run.record.config["start_from"]:
+            lacking[run.place] = lacking.get(run.place, 0) + 1
+    return [
+        f"{model}, {row}, {column}: {count} of our runs did not start from an MNLI adapter, as the "
+        "paper's did."
+        for (model, row, column), count in lacking.items()
+    ]
+
+
+def _names(runs: tuple[collect_runs.Run, ...]) -> list[str]:
+    """Which models were given by another name than the config's: folders of one's own, say."""
+    given = {
+        (run.model, run.record.config["model"]["name"])
+        for run in runs
+        if run.record.config["model"]["name"] != MODELS.get(run.study["model"])
+    }
+    return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
+
+
+def _changes(module: ModuleType, runs: tuple[collect_runs.Run, ...]) -> list[str]:
+    """Which cells were run with other settings than their config has, the paper's."""
+    cells = {run.place: run for run in runs}  # the runs of a cell have the same settings
+    notes = []
+    for place, run in cells.items():
+        if (config := _config_of(module, run)) is None:
+            continue
+        own, ours = (dict(collect_runs.settings_of(each)) for each in (config, run.record.config))
+        changed = [
+            f"{key} is {ours[key]} in place of {own[key]}"
+            for key in sorted(own.keys() & ours.keys() - GIVEN)
+            if own[key] != ours[key] and key != "start_from"
+        ]
+        if changed:
+            notes.append(
+                f"{', '.join(place)}: our runs are not the config's: {'; '.join(changed)}."
+            )
+    return notes
+
+
+def _config_of(module: ModuleType, run: collect_runs.Run) -> dict[str, Any] | None:
+    """The config whose place in the table a run has; None where there is none."""
+    known = {"model": run.study["model"], "task": run.study["column"], "size": run.study["size"]}
+    lists = {
+        key: (known[key],) if key in known else values
+        for key, values in module.ARGUMENTS.items()
+        if isinstance(values, tuple)
+    }
+    if "source" in lists:  # which is not compared
+        lists["source"] = lists["source"][-1:]
+    for values in itertools.product(*lists.values()):
+        arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
+        try:
+            config = module.get_config(arg)
+        except ValueError:  # no such model or task, or not together
+            continue
+        if config.study.to_dict() == run.study:
+            return plain(config.to_dict())
+    return None
+
+
+def rewrite(path: Path, results: Path) -> bool:
+    """Make the tables in a file anew from the records below a folder; whether any has changed."""
+    old = path.read_text(encoding="utf-8")
+    new = fill(old, lambda name: render_table(name, results, "markdown"))
+    if new != old:
+        path.write_text(new, encoding="utf-8")
+    return new != old
+
+
+def fill(text: str, make: Callable[[str], str]) -> str:
+    """The text with every table between `<!-- table: NAME -->` and `<!-- /table -->` made anew.
+
+    Raises:
+      ValueError: a marker without its other half.
+    """
+    opened = re.findall(r"<!-- table: (\w+) -->", text)
+    pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+    pairs = [match for match in pattern.finditer(text) if "<!-- table:" not in match[3]]
+    if not len(opened) == len(pairs) == text.count("<!-- /table -->"):
+        raise ValueError("table markers do not pair: <!-- table: NAME --> ... <!-- /table -->")
+    return pattern.sub(lambda match: f"{match[1]}{make(match[2]).strip()}\n{match[4]}", text)

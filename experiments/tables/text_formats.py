@@ -1,0 +1,107 @@
+"""Tables of text: on the console, in Markdown and in LaTeX."""
+
+import dataclasses
+import io
+import re
+import shutil
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.tables.cells import NONE
+
+LABEL = 32
+"""How wide a name, the first column, may be on the console."""
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
+LATEX |= {"±": r"$\pm$", NONE: "--", "<": r"\textless{}", ">": r"\textgreater{}"}
+
+PACKAGES = "% \\usepackage{booktabs, graphicx}"
+"""What a document needs that takes in our LaTeX: rules of tables, and `\\resizebox`."""
+FITTING = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
+"""Of a box: its own width, or that of the text where it is wider."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """One table: its title, its headings, and rows of as many texts, of which a name is first."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def rich(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
+    """For a console, as wide as it is: columns that do not fit follow below."""
+    width = shutil.get_terminal_size((240, 24)).columns
+    console = Console(file=io.StringIO(), width=width)
+    for sheet in sheets:
+        console.print(Text(sheet.title, style="bold"))  # no markup: [r=8] is text
+        columns = [
+            (head, [text.replace(" / ", " /\n") for text in texts])
+            for head, *texts in zip(sheet.heads, *sheet.rows, strict=True)
+        ]
+        for part in _parts(columns[1:], width - LABEL - 4):
+            table = Table(box=box.SIMPLE_HEAD)
+            table.add_column(Text(columns[0][0]), max_width=LABEL)
+            for head, _ in part:
+                table.add_column(Text(head), no_wrap=True)
+            for row in zip(columns[0][1], *(texts for _, texts in part), strict=True):
+                table.add_row(*map(Text, row))
+            console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _parts(
+    columns: Sequence[tuple[str, list[str]]], width: int
+) -> list[list[tuple[str, list[str]]]]:
+    """Columns in groups that fit a width, one at least."""
+    parts, used = [[]], 0
+    for head, texts in columns:
+        need = 3 + max(len(line) for text in (head, *texts) for line in text.splitlines())
+        if parts[-1] and used + need > width:
+            parts.append([])
+            used = 0
+        parts[-1].append((head, texts))
+        used += need
+    return parts
+
+
+def markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
+    lines = []
+    for sheet in sheets:
+        lines += [f"**{_markdown(sheet.title)}**", ""]
+        for row in (sheet.heads, ["---"] * len(sheet.heads), *sheet.rows):
+            lines.append("| " + " | ".join(map(_markdown, row)) + " |")
+        lines.append("")
+    lines += [f"{_markdown(note)}\n" for note in notes]
+    return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([|*_`<\\])", r"\\\1", text)
+
+
+def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
+    """A `tabular` a table, with booktabs' rules; those wider than the text are made smaller."""
+    lines = [PACKAGES]
+    for sheet in sheets:
+        lines += [f"\\paragraph{{{_latex(sheet.title)}}}", ""]
+        lines += [f"\\noindent\\resizebox{{{FITTING}}}{{!}}{{"]
+        lines[-1] += f"\\begin{{tabular}}{{ll{'r' * (len(sheet.heads) - 2)}}}"
+        lines.append("\\toprule")
+        lines += [" & ".join(map(_latex, sheet.heads)) + " \\\\", "\\midrule"]
+        lines += [" & ".join(map(_latex, row)) + " \\\\" for row in sheet.rows]
+        lines += ["\\bottomrule", "\\end{tabular}}", ""]
+    return "\n".join(lines + [_latex(note) + "\n" for note in notes]) + "\n"
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)

@@ -1,0 +1,82 @@
+"""Which base an adapter was trained on: a digest of every frozen parameter's content.
+
+It does not depend on how devices and processes divide an array, which stays where it is (see
+`checksum`), but on its type: the same weights in bfloat16, or as NF4, are another base.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.files.arrays import type_name
+from lora_jax.files.canonical_json import canonical
+from lora_jax.files.checksum import checksum, hexadecimal
+from lora_jax.transform.placement import Frozen
+
+SMALL = 2**16
+"""Bytes of an array that is summed up by NumPy, sooner than a program for it is compiled."""
+
+
+class OtherBaseError(ValueError):
+    """An adapter was trained on another base than that which it is to be loaded onto."""
+
+    def __init__(self, file: str, path: str, how: str):
+        self.problem = f"{file} was trained on another base: '{path}' {how}"
+        super().__init__(f"{self.problem}; any_base=True loads it all the same")
+
+
+def base_digests(frozen: Frozen) -> dict[str, str]:
+    """Of every frozen parameter, by its path, sixteen digits. Of several processes, all call this.
+
+    Nothing of a base that is known by its shapes alone.
+    """
+    leaves = jax.tree.leaves(frozen.base)
+    if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
+        return {}
+    parts = {
+        path: value if isinstance(value, Mapping) else {"": value}
+        for path, value in frozen.base.items()
+    }
+    # All are begun before the first is waited for.
+    sums = {
+        path: {name: _sums(each) for name, each in part.items()} for path, part in parts.items()
+    }
+    digests = {}
+    for path, part in parts.items():
+        said = {n: [type_name(each), hexadecimal(sums[path][n])] for n, each in part.items()}
+        digests[path] = hashlib.sha256(canonical(said).encode()).hexdigest()[:16]
+    return digests
+
+
+def require_base(
+    saved: Mapping[str, str], frozen: Frozen, trained: Collection[str], where: str
+) -> None:
+    """Raise an OtherBaseError where frozen parameters are not those that an adapter was trained on.
+
+    Args:
+      saved: what `base_digests` gave then.
+      trained: the paths that are trained in full, then or now, and so are in no base.
+      where: the file, for the message.
+    """
+    here = base_digests(frozen)
+    if not here:
+        return
+    for path in dict.fromkeys([*here, *saved]):
+        if saved.get(path) == here.get(path):
+            continue
+        if path in saved and path in here:
+            how = "has other numbers here, or is stored otherwise"
+        elif path in trained:
+            continue
+        else:
+            how = "is not in the base here" if path in saved else "is new here"
+        raise OtherBaseError(where, path, how)
+
+
+def _sums(array: Any) -> Any:
+    if isinstance(array, jax.Array) and array.nbytes <= SMALL and array.is_fully_addressable:
+        array = np.asarray(array)
+    return checksum(array)

@@ -1,0 +1,291 @@
+"""Is the compiled step right? Its loss and gradients, beside those that no compiler has touched.
+
+Compilers are wrong now and then: XLA's releases for CPUs of 2026 read memory that nothing wrote, in
+sums of a kind that reverse mode makes. A run whose gradients are garbage trains all the same, to
+scores that look like those of a worse method. So the step that a run is about to take many times
+is taken once where the truth is known.
+
+What is compared is the run's own program, compiled for its own batches: nothing is traced or
+compiled for the audit alone. The gradient is what the optimiser's first moment holds after one step
+from zero, times the same factor on both sides, clipped where the run clips. `by_numpy` evaluates
+the very jaxpr that was compiled. Not seen are mistakes that come before it (in JAX's or this
+project's derivatives, which tests are for), what the optimiser makes of its first moment, and
+evaluation.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
+from jax.interpreters import partial_eval
+from jax.tree_util import GetAttrKey, SequenceKey
+
+from lora_jax.compiled.by_numpy import ByNumpy, rounded_operands
+from lora_jax.compiled.jaxpr_memory import peak_bytes
+from lora_jax.files.arrays import copies, first_line, is_key, to_host
+from lora_jax.sharding.between_processes import said_by_all
+from lora_jax.transform.placement import Trainable
+
+FLOOR = 32 * float(np.finfo(np.float32).eps)
+"""What is never an error: sums in another order differ by it in float32."""
+FLOOR_OF_NARROW = 4
+"""The same for gradients of fewer bits, in units of the least difference from one. Sums of them are
+rounded more than once by XLA, and only at the end by NumPy."""
+MULTIPLE = 16.0
+"""Of what dtypes explain. A right program differs by one to three times that much, as it fuses
+operations without rounding in between or adds in other orders; the faults that this is for differ
+by the gradient's own size."""
+MOST = 0.3
+"""The largest tolerance, whatever dtypes explain. Rounded to bfloat16, a right gradient of forty
+layers is off by 0.07; one of zeros, or of another batch, by 1 and more."""
+NOISE = 0.02
+TINY = 1e-30
+GRADIENT = "the gradient of "
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The largest error of a compiled step, beside its tolerance, and where it was."""
+
+    leaf: str
+    error: float
+    """Of a gradient's leaf over the norm of the whole gradient; of a metric over itself."""
+    tolerance: float
+
+    @property
+    def passes(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What `audit` found over all cases."""
+
+    largest: Finding
+    batches: int
+    seconds: float
+    compiling: float
+    """Of `seconds`, what the run would have spent in its first steps anyway."""
+    left_out: Mapping[str, str]
+    """Cases of which nothing can be said, and why."""
+
+    def values(self) -> dict[str, Any] | None:
+        """As the record has it; None where nothing could be compared."""
+        found = {**dataclasses.asdict(self.largest), "batches": self.batches}
+        return found if self.batches else None
+
+    def shared(self, count: int) -> "Audit":
+        """Each of several trials' part of an audit that was for all of them."""
+        share, compiling = self.seconds / count, self.compiling / count
+        return dataclasses.replace(self, seconds=share, compiling=compiling)
+
+
+def perturbed(trainable: Trainable, seed: int = 0) -> Trainable:
+    """Trainables beside a method's start, where all gradients are alive.
+
+    At the start one factor of most methods is zero, and so is the other's gradient.
+    """
+    rng = np.random.default_rng([seed, 20260])
+
+    def one(leaf: Any) -> Any:
+        values = np.asarray(to_host(leaf), np.float64)
+        size = math.sqrt(np.mean(np.square(values))) if values.size else 0.0
+        moved = values + rng.standard_normal(values.shape) * (NOISE * size or NOISE)
+        where = leaf.sharding if getattr(leaf, "committed", False) else None
+        return jax.device_put(moved.astype(leaf.dtype), where)
+
+    return jax.tree.map(one, trainable)
+
+
+def audit(
+    step: Any,
+    cases: Iterable[tuple[str, Callable[[], tuple[Any, ...]]]],
+    trials: int | None = None,
+    room: int | None = None,
+    advice: str = "",
+) -> Audit:
+    """Compare a jitted step with itself, operation by operation, for every case.
+
+    Args:
+      step: jitted, `(...) -> (state, metrics)`, with an `opt_state` in the state; its optimiser
+        keeps a first moment `mu`, as Adam does, and has not stepped yet.
+      cases: what each is called, and what makes its arguments, which the step may take over.
+      trials: how many the step takes at once, where all that it returns has an axis for them.
+      room: bytes of memory; a case that takes more is left out, and nothing compiled for it.
+      advice: what to do about an error, for its message.
+
+    Raises:
+      ValueError: a loss or a gradient is wrong; it names the leaf.
+    """
+    began, compiling, batches = time.perf_counter(), 0.0, 0
+    largest, left_out = Finding("", 0.0, FLOOR), {}
+    for name, make in cases:
+        found, seconds = compare(step, make(), trials, room)
+        compiling += seconds
+        if isinstance(found, str):
+            left_out[name] = found
+            continue
+        if not found.passes:
+            raise ValueError(_complaint(found, name, advice))
+        batches += 1
+        largest = max(largest, found, key=lambda each: each.error / each.tolerance)
+    return Audit(largest, batches, time.perf_counter() - began, compiling, left_out)
+
+
+def compare(
+    step: Any, arguments: tuple[Any, ...], trials: int | None = None, room: int | None = None
+) -> tuple[Finding | str, float]:
+    """The largest error of a jitted step's loss and gradients, and the seconds of the step itself.
+
+    The error is the distance to the same operations one by one, in their own dtypes. The tolerance
+    is the floor of the gradient's dtypes; for an error above it, `MULTIPLE` times what those are
+    off from float64, and `MOST` at most. In place of a finding, why nothing can be said: the jaxpr
+    cannot be evaluated here, or not to finite numbers. Of an array on several devices, all copies
+    count; several processes all have to ask, and have the same answer.
+    """
+    began = time.perf_counter()
+    traced = step.trace(*arguments)  # which is the step's own, and not done again
+    seconds = time.perf_counter() - began
+    leaves = jax.tree.leaves(arguments)
+    needed, why = peak_bytes(traced.jaxpr.jaxpr) + sum(leaf.nbytes for leaf in leaves), ""
+    if room is not None and needed > room:
+        sizes = f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
+        why = f"evaluated by NumPy it takes {sizes}"
+    if why := next(filter(None, said_by_all(why)), ""):
+        return why, seconds
+    leaves = jax.tree.map(_own_copy, leaves)
+    began = time.perf_counter()
+    result = jax.block_until_ready(step(*arguments))
+    seconds += time.perf_counter() - began
+
+    return _agreed(_judged(traced.jaxpr, leaves, result, trials)), seconds
+
+
+def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None) -> Finding | str:
+    """What this process finds of the copies that its devices have of a step's results."""
+    outputs = jax.tree_util.tree_leaves_with_path(result)
+    observed = [_observed(path) if _is_float(x) else None for path, x in outputs]
+    used = [name is not None for name in observed]
+    names = [name for name in observed if name is not None]
+    if not any(name.startswith(GRADIENT) for name in names):
+        raise ValueError("the optimiser keeps no first moment (mu): there is no gradient to audit")
+    arrays = [x for (_, x), use in zip(outputs, used, strict=True) if use]
+    floor = max(_floor(x.dtype) for x in arrays)
+    wholes = [to_host(x) for x in arrays]
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
+
+    def evaluated(wide: bool) -> list[np.ndarray]:
+        by_numpy = ByNumpy(wide, None if wide else rounded_operands(jax.default_backend()))
+        return by_numpy(jaxpr, closed.consts, leaves)
+
+    try:
+        own = evaluated(wide=False)
+        if not all(np.isfinite(each).all() for each in own):
+            return "its loss or gradient is not finite, operation by operation either"
+        each = (worst(names, copy, own, trials) for copy in copies(arrays, wholes))
+        found = dataclasses.replace(max(each, key=lambda one: one.error), tolerance=floor)
+        if math.isfinite(found.error) and (where := _not_finite(outputs)) is not None:
+            found = Finding(where, math.inf, floor)
+        if floor < found.error < math.inf:
+            tolerance = MULTIPLE * worst(names, own, evaluated(wide=True), trials).error
+            found = dataclasses.replace(found, tolerance=max(floor, min(tolerance, MOST)))
+    except Exception as error:  # whatever it is, of an evaluation that no run depends on
+        return first_line(error)
+    return found
+
+
+def _agreed(mine: Finding | str) -> Finding | str:
+    """What all processes find: the largest error, or why one of them can say nothing."""
+    said = said_by_all(mine if isinstance(mine, str) else dataclasses.asdict(mine))
+    findings = [Finding(**each) for each in said if not isinstance(each, str)]
+    wrong = [found for found in findings if not found.passes]
+    why = [each for each in said if isinstance(each, str)]
+    return why[0] if why and not wrong else max(findings, key=lambda each: each.error)
+
+
+def worst(
+    names: Sequence[str],
+    given: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    trials: int | None = None,
+) -> Finding:
+    """The largest error of what was observed: infinite where it is not finite and should be.
+
+    Of trials, each is compared by itself.
+    """
+    if trials is not None:
+        each = [
+            worst(names, [x[number] for x in given], [x[number] for x in truth])
+            for number in range(trials)
+        ]
+        return max(each, key=lambda found: found.error)
+    is_gradient = [name.startswith(GRADIENT) for name in names]
+    norm = math.hypot(*(_norm(x) for x, is_one in zip(truth, is_gradient, strict=True) if is_one))
+    found = Finding("", 0.0, FLOOR)
+    for name, x, y, is_one in zip(names, given, truth, is_gradient, strict=True):
+        error = _norm(x - y) / max(norm if is_one else _norm(y), TINY)
+        if not error <= found.error:
+            found = Finding(name, error if math.isfinite(error) else math.inf, FLOOR)
+    return found
+
+
+def _norm(array: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(np.ravel(np.asarray(array, np.float64))))
+
+
+def _observed(path: tuple[Any, ...]) -> str | None:
+    """What an output of a step is called, if it is compared."""
+    if path[0] == SequenceKey(1):
+        return _text(path[1:])
+    for place, key in enumerate(path):
+        if key == GetAttrKey("mu"):  # its path goes on as a trainable's, adapters or params first
+            return GRADIENT + _text(path[place + 2 :])
+    return None
+
+
+def _floor(dtype: Any) -> float:
+    eps = float(jnp.finfo(dtype).eps)
+    return max(FLOOR, FLOOR_OF_NARROW * eps) if dtype.itemsize < 4 else FLOOR
+
+
+def _text(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _not_finite(outputs: Sequence[tuple[Any, Any]]) -> str | None:
+    """The first of a step's outputs that is not, but for a method's own state."""
+    for path, leaf in outputs:
+        if _is_float(leaf) and GetAttrKey("variant_state") not in path and not _finite(leaf):
+            return _text(path[1:])
+    return None
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _finite(leaf: Any) -> bool:
+    parts = (np.asarray(shard.data, np.float64) for shard in leaf.addressable_shards)
+    return all(np.isfinite(part).all() for part in parts)
+
+
+def _own_copy(leaf: Any) -> Any:
+    """A leaf of arguments that a step may take over, whose memory it cannot."""
+    if is_key(leaf):
+        data: Any = np.array(to_host(jax.random.key_data(leaf)))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return np.array(to_host(leaf))
+
+
+def _complaint(found: Finding, name: str, advice: str) -> str:
+    off = f"off by {found.error:.2g}, where dtypes explain {found.tolerance:.2g}"
+    wrong = off if math.isfinite(found.error) else "not finite"
+    where = f"jaxlib {jaxlib.version.__version__} on {jax.default_backend()}"
+    return f"the compiled step is wrong for {name}: {found.leaf} is {wrong} ({where}); {advice}"

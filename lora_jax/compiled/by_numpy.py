@@ -1,0 +1,236 @@
+"""A jaxpr evaluated operation by operation, by NumPy: what no compiler has put together.
+
+XLA sees at most one operation at a time, and of most (`lora_jax.compiled.numpy_ops`) none. A pass
+that fuses, reorders or reuses memory wrongly has nothing here that it could be wrong about.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from lora_jax.compiled import numpy_ops
+from lora_jax.transform import jaxprs
+
+Rounded = Callable[[np.ndarray], np.ndarray]
+
+
+class ByNumpy:
+    """Evaluates jaxprs in float64, or each operation in the dtype that it has.
+
+    Args:
+      wide: every float is a float64, and the jaxpr's own dtypes count only where bits are made into
+        floats (random numbers): so both ways drop out the same activations.
+      operands: what a product does to float32 operands of default precision before it multiplies
+        them, on the device that the result is compared with.
+    """
+
+    def __init__(self, wide: bool, operands: Rounded | None = None) -> None:
+        self.wide = wide
+        self.operands = operands
+
+    def __call__(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The outputs of a jaxpr, as NumPy's arrays."""
+        with np.errstate(all="ignore"), jax.enable_x64(True):
+            return [_whole(each) for each in self._run(jaxpr, consts, args)]
+
+    def _run(self, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        values: dict[Any, Any] = {}
+        last = {v: eqn for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
+        needed = {*last, *(v for v in jaxpr.outvars if not isinstance(v, Literal))}
+        kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+
+        def write(var: Any, value: Any) -> None:
+            if var in needed:
+                values[var] = self.held(value, _dtype(var))
+
+        def read(var: Any) -> Any:
+            if isinstance(var, Literal):
+                return self.held(np.asarray(var.val, _dtype(var)), _dtype(var))
+            return values[var]
+
+        for var, value in zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True):
+            write(var, value)
+        for eqn in jaxpr.eqns:
+            operands = [read(var) for var in eqn.invars]
+            for var, value in zip(eqn.outvars, self._equation(jaxpr, eqn, operands), strict=True):
+                write(var, value)
+            del operands
+            for var in eqn.invars:  # what nothing needs any more is most of the memory
+                if not isinstance(var, Literal) and last[var] is eqn and var not in kept:
+                    values.pop(var, None)
+        return [read(var) for var in jaxpr.outvars]
+
+    def held(self, value: Any, dtype: Any) -> Any:
+        """A value of a dtype as it is calculated with: rounded to it, if it is narrow."""
+        if isinstance(value, _Rows) or jnp.issubdtype(dtype, jax.dtypes.extended):
+            return value
+        value = np.asarray(value)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return value.astype(dtype, copy=False)
+        if self.wide:
+            return value.astype(np.float64, copy=False)
+        rounded = value.astype(dtype, copy=False)
+        return rounded.astype(np.float32) if rounded.dtype.itemsize < 4 else rounded
+
+    def _equation(self, jaxpr: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        name = eqn.primitive.name
+        if (structure := getattr(self, f"_{name}", None)) is not None:
+            return structure(eqn, operands)
+        if (body := _body(eqn)) is not None:
+            return self._run(*body, operands)
+        operands = [_whole(each) for each in operands]
+        rule = numpy_ops.rule(name)
+        if rule is None or any(not isinstance(each, np.ndarray) for each in operands):
+            return self._by_jax(jaxpr, eqn, operands)
+        if rule is numpy_ops.product and self.operands is not None and _is_default(eqn):
+            operands = [self.operands(each) for each in operands]
+        result = rule(eqn.params, *operands)
+        if result is NotImplemented:
+            return self._by_jax(jaxpr, eqn, operands)
+        return result if eqn.primitive.multiple_results else [result]
+
+    def _by_jax(self, around: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        """The operation as JAX does it, alone; in float64 where it is not about bits."""
+        params = dict(eqn.params)
+        jaxpr_inside = any(isinstance(each, Jaxpr | ClosedJaxpr) for each in params.values())
+        bits = eqn.primitive.name.startswith("random_") or "bitcast" in eqn.primitive.name
+        if self.wide and not (bits or jaxpr_inside):
+            params = {name: _widened(value) for name, value in params.items()}
+        else:
+            operands = [
+                each if _is_key(each) else each.astype(_dtype(var))
+                for each, var in zip(operands, eqn.invars, strict=True)
+            ]
+        if jaxpr_inside:
+            return jaxprs.apply(around, eqn, operands)
+        result = eqn.primitive.bind(*operands, **params)
+        return result if eqn.primitive.multiple_results else [result]
+
+    def _scan(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        jaxpr, own = jaxprs.inner(eqn.params["jaxpr"])
+        constant, carried = jaxprs.scan_sizes(eqn)
+        consts, carry = operands[:constant], operands[constant : constant + carried]
+        columns = operands[constant + carried :]
+        columns = [_Rows.of_keys(each) if _is_key(each) else each for each in columns]
+        length = eqn.params["length"]
+        order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
+        found = [_Rows([None] * length, var.aval) for var in eqn.outvars[carried:]]
+        for number in order:
+            rows = [_row(column, number) for column in columns]
+            results = self._run(jaxpr, own, [*consts, *carry, *rows])
+            carry = results[:carried]
+            for each, result in zip(found, results[carried:], strict=True):
+                each.rows[number] = result
+        return [*carry, *found]
+
+    def _while(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        params = eqn.params
+        first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+        condition, body = jaxprs.inner(params["cond_jaxpr"]), jaxprs.inner(params["body_jaxpr"])
+        carry = operands[second:]
+        while self._run(*condition, [*operands[:first], *carry])[0]:
+            carry = self._run(*body, [*operands[first:second], *carry])
+        return carry
+
+    def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        raise NotImplementedError("shard_map: what devices exchange in it is not evaluated")
+
+    def _cond(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        branches = eqn.params["branches"]
+        chosen = min(max(int(operands[0]), 0), len(branches) - 1)
+        return self._run(*jaxprs.inner(branches[chosen]), operands[1:])
+
+
+def rounded_operands(platform: str) -> Rounded | None:
+    """What a device's products make of float32 operands that no precision is asked for of.
+
+    GPUs take them as TF32, of 10 bits, and TPUs as bfloat16, of 7.
+    """
+    if platform == "cpu":
+        return None
+    dropped = 16 if platform == "tpu" else 13
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        half = np.uint32((1 << (dropped - 1)) - 1) + ((bits >> dropped) & np.uint32(1))
+        return ((bits + half) >> dropped << dropped).view(np.float32)
+
+    return rounded
+
+
+def _body(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+    """What a call of any kind calls: `jit`, rematerialised parts, own derivatives."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if (closed := eqn.params.get(name)) is not None:
+            jaxpr, consts = jaxprs.inner(closed)
+            same = _shapes(jaxpr) == _shapes(eqn)  # else it is of parts, as that of a reduction
+            return (jaxpr, consts) if same else None
+    return None
+
+
+def _shapes(of: Jaxpr | JaxprEqn) -> list[Any]:
+    return [jaxprs.shape(var) for var in of.invars]
+
+
+def _dtype(var: Any) -> Any:
+    return var.aval.dtype
+
+
+def _is_default(eqn: JaxprEqn) -> bool:
+    single = all(_dtype(var) == np.float32 for var in eqn.invars)
+    return single and jaxprs.precision(eqn) in ("", "default")
+
+
+def _is_key(value: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.extended)
+
+
+def _widened(value: Any) -> Any:
+    is_float = isinstance(value, np.dtype) and jnp.issubdtype(value, jnp.floating)
+    return np.dtype(np.float64) if is_float else value
+
+
+def _row(array: Any, number: int) -> Any:
+    return array.rows[number] if isinstance(array, _Rows) else array[number]
+
+
+class _Rows:
+    """An array by its rows, as loops make and take it: putting them together costs as much as most
+    operations."""
+
+    def __init__(self, rows: list[Any], like: Any) -> None:
+        self.rows, self.like = rows, like
+        self.array: Any = None
+
+    @classmethod
+    def of_keys(cls, keys: Any) -> "_Rows":
+        """Of random keys, where JAX would compile the reading of each."""
+        kind = jax.random.key_impl(keys)
+        return cls([_keys(data, kind) for data in np.asarray(jax.random.key_data(keys))], keys)
+
+    def whole(self) -> Any:
+        if self.array is None:
+            self.array = self._stacked()
+            if not _is_key(self.array):
+                self.rows = list(self.array)  # so that nothing is there twice
+        return self.array
+
+    def _stacked(self) -> Any:
+        if not self.rows:
+            return np.zeros(self.like.shape, self.like.dtype)
+        if not _is_key(self.rows[0]):
+            return np.stack(self.rows)
+        data = np.stack([np.asarray(jax.random.key_data(row)) for row in self.rows])
+        return _keys(data, jax.random.key_impl(self.rows[0]))
+
+
+def _whole(value: Any) -> Any:
+    return value.whole() if isinstance(value, _Rows) else value
+
+
+def _keys(data: Any, kind: Any) -> Any:
+    return jax.random.wrap_key_data(data, impl=kind)

@@ -1,0 +1,133 @@
+"""How often the loops of a compiled program turn.
+
+CPUs' programs note it; TPUs' do not. There a loop's counter is run: what depends on constants alone
+is computed, turn by turn, until the condition is false.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lora_jax.compiled.hlo import Instruction, Module, Shape
+
+LIMIT = 10_000  # turns of a counter that are run; a longer loop's length stays unknown
+
+_COMPARE = {
+    "LT": operator.lt,
+    "LE": operator.le,
+    "GT": operator.gt,
+    "GE": operator.ge,
+    "EQ": operator.eq,
+    "NE": operator.ne,
+}
+_ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "maximum": max,
+    "minimum": min,
+    "and": operator.and_,
+    "or": operator.or_,
+}
+_SAME = ("copy", "bitcast", "reshape", "optimization-barrier")
+
+
+def trips(module: Module, loop: Instruction, start: Any) -> int | None:
+    """How often a `while` runs its body; None where that depends on data.
+
+    `start` is the loop's first state: a number, a tuple of such, None for what is not known.
+    """
+    noted = loop.backend_config.get("known_trip_count")
+    if isinstance(noted, Mapping) and str(noted.get("n", "")).isdigit():
+        return int(noted["n"])
+    (condition,), (body,) = loop.calls("condition"), loop.calls("body")
+    state = start
+    for turn in range(LIMIT + 1):
+        goes_on = result(module, condition, (state,))
+        if goes_on is None:
+            return None
+        if not goes_on:
+            return turn
+        state = result(module, body, (state,))
+    return None
+
+
+def lasting(module: Module, loop: Instruction, start: Any) -> Any:
+    """What of a loop's first state every turn finds: the rest is None."""
+    (body,) = loop.calls("body")
+    state = start
+    while (after := _common(state, result(module, body, (state,)))) != state:
+        state = after
+    return state
+
+
+def result(module: Module, computation: str, arguments: tuple[Any, ...]) -> Any:
+    """The result of a computation, as far as it follows from the arguments that are known."""
+    return Known(module, computation, arguments)[module.computations[computation].root]
+
+
+class Known:
+    """The values of a computation's instructions that follow from its arguments, by name.
+
+    Integers and booleans, tuples of such; None for anything else.
+    """
+
+    def __init__(self, module: Module, computation: str, arguments: tuple[Any, ...]):
+        self._module = module
+        self._instructions = module.computations[computation].instructions
+        self._arguments = arguments
+        self._known: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            self._known[name] = self._value(self._instructions[name])
+        return self._known[name]
+
+    def _value(self, it: Instruction) -> Any:
+        match it.opcode:
+            case "parameter":
+                number = int(it.operands[0])
+                return self._arguments[number] if number < len(self._arguments) else None
+            case "tuple":
+                return tuple(self[name] for name in it.operands)
+            case "get-tuple-element":
+                whole = self[it.operands[0]]
+                return whole[int(it.attributes["index"])] if isinstance(whole, tuple) else None
+            case "copy-start":
+                return (self[it.operands[0]], self[it.operands[0]], None)
+            case "copy-done":
+                whole = self[it.operands[0]]
+                return whole[0] if isinstance(whole, tuple) else None
+            case "fusion" | "call":
+                (called,) = it.calls("calls", "to_apply")
+                return result(self._module, called, tuple(self[name] for name in it.operands))
+            case opcode if opcode in _SAME:
+                return self[it.operands[0]]
+        return self._number(it)
+
+    def _number(self, it: Instruction) -> Any:
+        """Of an integer or a boolean alone: how floats round is not known here."""
+        if not isinstance(it.type, Shape) or it.type.dims:
+            return None
+        if it.type.dtype != "pred" and it.type.dtype[0] not in "su":
+            return None
+        if it.opcode == "constant":
+            text = it.operands[0]
+            return text == "true" if it.type.dtype == "pred" else int(text)
+        if it.opcode == "not":
+            value = self[it.operands[0]]
+            return not value if isinstance(value, bool) else None
+        if it.opcode == "compare":
+            apply: Any = _COMPARE[it.attributes["direction"]]
+        elif it.opcode in _ARITHMETIC:
+            apply = _ARITHMETIC[it.opcode]
+        else:
+            return None
+        left, right = (self[name] for name in it.operands)
+        return None if left is None or right is None else apply(left, right)
+
+
+def _common(old: Any, new: Any) -> Any:
+    if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        return tuple(_common(a, b) for a, b in zip(old, new, strict=True))
+    return old if old == new else None

@@ -1,0 +1,246 @@
+"""JAX's operations, each as NumPy has it: what `lora_jax.compiled.by_numpy` need not ask XLA for.
+
+An operation that is missing here, or whose rule hands back `NotImplemented`, is left to JAX by
+itself. So nothing has to be complete: what is here saves the time of compiling it.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+from threadpoolctl import ThreadpoolController
+
+from lora_jax.compiled.numpy_indexing import gather
+
+LARGE = 2**29
+"""Multiplications of a product that several threads share: some hundredths of a second of one."""
+
+Rule = Callable[..., Any]
+"""`(params, *operands) -> result`, of arrays that hold floats in 32 or 64 bits."""
+
+
+def rule(name: str) -> Rule | None:
+    """How NumPy does the operation of a primitive, if it is known."""
+    return _SHAPES.get(name) or _ELEMENTS.get(name) or _REDUCTIONS.get(name)
+
+
+def _plain(function: Callable[..., Any]) -> Rule:
+    return lambda params, *operands: function(*operands)
+
+
+def _of_floats(function: Callable[..., Any]) -> Rule:
+    """Of integers, JAX and NumPy mean different things, or hand back different dtypes."""
+
+    def one(params: Mapping[str, Any], *operands: np.ndarray) -> Any:
+        floats = all(np.issubdtype(x.dtype, np.floating) for x in operands)
+        return function(*operands) if floats else NotImplemented
+
+    return one
+
+
+def _select(params: Mapping[str, Any], which: np.ndarray, *cases: np.ndarray) -> Any:
+    return np.where(which, cases[1], cases[0]) if which.dtype == bool else NotImplemented
+
+
+def _shift(params: Mapping[str, Any], x: np.ndarray, by: np.ndarray) -> Any:
+    inside = x.dtype.kind == "u" and bool((by < 8 * x.dtype.itemsize).all())
+    return np.right_shift(x, by) if inside else NotImplemented
+
+
+def _integer_pow(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    y = params["y"]
+    if not np.issubdtype(x.dtype, np.floating):
+        return NotImplemented
+    result = x  # NumPy's own power takes many times as long
+    for _ in range(abs(y) - 1):
+        result = result * x
+    result = np.ones_like(x) if y == 0 else result
+    return 1 / result if y < 0 else result
+
+
+_ELEMENTS: dict[str, Rule] = {
+    "add": _plain(np.add),
+    "add_any": _plain(np.add),
+    "sub": _plain(np.subtract),
+    "mul": _plain(np.multiply),
+    "neg": _plain(np.negative),
+    "square": _plain(np.square),
+    "max": _plain(np.maximum),
+    "min": _plain(np.minimum),
+    "abs": _plain(np.abs),
+    "eq": _plain(np.equal),
+    "ne": _plain(np.not_equal),
+    "lt": _plain(np.less),
+    "le": _plain(np.less_equal),
+    "gt": _plain(np.greater),
+    "ge": _plain(np.greater_equal),
+    "clamp": _plain(lambda low, x, high: np.minimum(np.maximum(x, low), high)),
+    "copy": _plain(lambda x: x),
+    "copy_p": _plain(lambda x: x),
+    "stop_gradient": _plain(lambda x: x),
+    "sharding_constraint": _plain(lambda x: x),
+    "optimization_barrier": lambda params, *operands: operands,
+    "name": _plain(lambda x: x),
+    "and": _plain(np.bitwise_and),
+    "or": _plain(np.bitwise_or),
+    "xor": _plain(np.bitwise_xor),
+    "not": _plain(np.bitwise_not),
+    "shift_right_logical": _shift,
+    "is_finite": _plain(np.isfinite),
+    "select_n": _select,
+    "integer_pow": _integer_pow,
+    "div": _of_floats(np.divide),
+    "pow": _of_floats(np.power),
+    "sign": _of_floats(np.sign),
+    "exp": _of_floats(np.exp),
+    "exp2": _of_floats(np.exp2),
+    "expm1": _of_floats(np.expm1),
+    "log": _of_floats(np.log),
+    "log1p": _of_floats(np.log1p),
+    "sin": _of_floats(np.sin),
+    "cos": _of_floats(np.cos),
+    "tanh": _of_floats(np.tanh),
+    "sqrt": _of_floats(np.sqrt),
+    "rsqrt": _of_floats(lambda x: 1 / np.sqrt(x)),
+    "logistic": _of_floats(lambda x: 1 / (1 + np.exp(-x))),
+    "erf": _of_floats(scipy.special.erf),
+    "erfc": _of_floats(scipy.special.erfc),
+}
+
+
+def _reduction(function: Callable[..., Any], floats: bool = False) -> Rule:
+    def one(params: Mapping[str, Any], x: np.ndarray) -> Any:
+        if floats and not np.issubdtype(x.dtype, np.floating):
+            return NotImplemented
+        return function(x, axis=tuple(params["axes"]))
+
+    return one
+
+
+_REDUCTIONS: dict[str, Rule] = {
+    "reduce_sum": _reduction(np.sum, floats=True),
+    "reduce_max": _reduction(np.max),
+    "reduce_min": _reduction(np.min),
+    "reduce_and": _reduction(np.all),
+    "reduce_or": _reduction(np.any),
+    "argmax": lambda params, x: np.argmax(x, *params["axes"]),
+    "argmin": lambda params, x: np.argmin(x, *params["axes"]),
+}
+
+
+def _broadcast(params: Mapping[str, Any], x: np.ndarray, *sizes: Any) -> Any:
+    shape, places = params["shape"], params["broadcast_dimensions"]
+    if sizes:
+        return NotImplemented
+    wide = [1] * len(shape)
+    for place, size in zip(places, x.shape, strict=True):
+        wide[place] = size
+    return np.broadcast_to(x.reshape(wide), shape)
+
+
+def _reshape(params: Mapping[str, Any], x: np.ndarray, *sizes: Any) -> Any:
+    return NotImplemented if params["dimensions"] or sizes else x.reshape(params["new_sizes"])
+
+
+def _slice(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    limits = params["start_indices"], params["limit_indices"]
+    steps = params["strides"] or (1,) * x.ndim
+    return x[tuple(map(slice, *limits, steps))]
+
+
+def _starts(starts: Sequence[Any], sizes: Sequence[int], x: np.ndarray) -> tuple[slice, ...]:
+    """Where a part begins and ends, moved so that all of it is inside, as XLA does."""
+    firsts = (
+        min(max(int(start), 0), whole - size)
+        for start, size, whole in zip(starts, sizes, x.shape, strict=True)
+    )
+    return tuple(slice(first, first + size) for first, size in zip(firsts, sizes, strict=True))
+
+
+def _dynamic_slice(params: Mapping[str, Any], x: np.ndarray, *starts: Any) -> Any:
+    sizes = params["slice_sizes"]
+    return x[_starts(starts, sizes, x)] if len(starts) == x.ndim else NotImplemented
+
+
+def _dynamic_update_slice(params: Any, x: np.ndarray, update: np.ndarray, *starts: Any) -> Any:
+    result = x.copy()
+    result[_starts(starts, update.shape, x)] = update
+    return result
+
+
+def _pad(params: Mapping[str, Any], x: np.ndarray, value: np.ndarray) -> Any:
+    widths = params["padding_config"]
+    if any(low < 0 or high < 0 or inside for low, high, inside in widths):
+        return NotImplemented
+    return np.pad(x, [(low, high) for low, high, _ in widths], constant_values=value)
+
+
+def _split(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    return np.split(x, np.cumsum(params["sizes"])[:-1], axis=params["axis"])
+
+
+def _iota(params: Mapping[str, Any], *sizes: Any) -> Any:
+    shape, axis = params["shape"], params["dimension"]
+    if sizes:
+        return NotImplemented
+    across = [1] * len(shape)
+    across[axis] = shape[axis]
+    return np.broadcast_to(np.arange(shape[axis], dtype=params["dtype"]).reshape(across), shape)
+
+
+def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
+    """A `dot_general` as one product of stacks of matrices."""
+    if not (np.issubdtype(x.dtype, np.floating) and np.issubdtype(y.dtype, np.floating)):
+        return NotImplemented
+    (sum_x, sum_y), (stack_x, stack_y) = params["dimension_numbers"]
+    rest_x = [axis for axis in range(x.ndim) if axis not in (*sum_x, *stack_x)]
+    rest_y = [axis for axis in range(y.ndim) if axis not in (*sum_y, *stack_y)]
+    stack = [x.shape[axis] for axis in stack_x]
+    inside = int(np.prod([x.shape[axis] for axis in sum_x]))
+    rows, columns = [x.shape[axis] for axis in rest_x], [y.shape[axis] for axis in rest_y]
+    left = x.transpose(*stack_x, *rest_x, *sum_x).reshape(*stack, int(np.prod(rows)), inside)
+    right = y.transpose(*stack_y, *sum_y, *rest_y).reshape(*stack, inside, int(np.prod(columns)))
+    with _threads(int(np.prod(rows)) * inside * int(np.prod(columns))):
+        return np.matmul(left, right).reshape(*stack, *rows, *columns)
+
+
+def _threads(multiplications: int) -> Any:
+    """The threads of BLAS: one for what is done before others would have begun to help."""
+    return _blas().limit(limits=1 if multiplications < LARGE else None, user_api="blas")
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+_SHAPES: dict[str, Rule] = {
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "pad": _pad,
+    "split": _split,
+    "iota": _iota,
+    "dot_general": product,
+    "gather": gather,
+    "transpose": lambda params, x: x.transpose(params["permutation"]),
+    "squeeze": lambda params, x: np.squeeze(x, params["dimensions"]),
+    "expand_dims": lambda params, x: np.expand_dims(x, params["dimensions"]),
+    "rev": lambda params, x: np.flip(x, params["dimensions"]),
+    "concatenate": lambda params, *xs: np.concatenate(xs, params["dimension"]),
+    "convert_element_type": lambda params, x: _convert(params["new_dtype"], x),
+}
+
+
+def _convert(dtype: Any, x: np.ndarray) -> Any:
+    """To integers by NumPy; to another kind of float the caller rounds."""
+    to = np.dtype(dtype)
+    if "c" in (to.kind, x.dtype.kind):
+        return NotImplemented
+    if to.kind in "iub":
+        return x.astype(to) if x.dtype.kind in "iub" else NotImplemented
+    return x if x.dtype.kind == "f" else x.astype(np.float64)

@@ -1,0 +1,217 @@
+"""Which examples make up which batch: a few padded lengths, and a plan that the step alone locates.
+
+Sentences of similar length share a batch, padded to one of a few lengths: each length is compiled
+once, and short sentences do not pay for long ones. Every plan here is a pure function of lengths,
+seed and epoch. The padded lengths of an epoch's batches do not even depend on the seed, so runs
+that differ in their seed take the same shapes step by step and can share one program.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_jax.data.tasks.shuffle import permutation
+from lora_jax.data.tokenizing.tokenize import Encoded
+
+
+class Batch(NamedTuple):
+    """The examples of one batch, int64, at most `batch_size`, and the length they are padded to."""
+
+    padded_length: int
+    indices: np.ndarray
+
+
+def bucket_boundaries(
+    lengths: Sequence[int] | np.ndarray,
+    max_buckets: int = 4,
+    multiple: int = 8,
+    limit: int | None = None,
+) -> tuple[int, ...]:
+    """The padded lengths, at most `max_buckets`, that waste the fewest tokens on `lengths`.
+
+    Exact, by dynamic programming. Each is a multiple of `multiple`, except that none exceeds
+    `limit` (a model's number of positions). Take the lengths of all splits together, so that
+    evaluation meets no shape that training has not compiled. Raises `ValueError` for no lengths,
+    for one below 1 or above `limit`.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    if lengths.size == 0 or lengths.min() < 1:
+        raise ValueError("bucket boundaries need one length or more, each at least 1")
+    if max_buckets < 1 or multiple < 1:
+        raise ValueError(f"max_buckets {max_buckets} and multiple {multiple} must be at least 1")
+    if limit is not None and lengths.max() > limit:
+        raise ValueError(f"a length of {lengths.max()} exceeds the limit of {limit}")
+    padded = -(-lengths // multiple) * multiple
+    if limit is not None:
+        padded = np.minimum(padded, limit)
+    sizes, counts = np.unique(padded, return_counts=True)
+
+    # cost[i, j]: tokens of one bucket that holds sizes i to j, all padded to size j
+    below = np.concatenate([[0], np.cumsum(counts)])
+    cost = sizes * (below[1:] - below[:-1, None])
+    impossible = np.iinfo(np.int64).max // 4
+    cost[np.tril_indices_from(cost, -1)] = impossible
+
+    best = cost[0]  # tokens of sizes 0 to j in the buckets so far
+    starts = []  # for each further bucket: where the one that ends at j starts
+    for _ in range(min(max_buckets, len(sizes)) - 1):
+        split = np.full_like(cost, impossible)
+        split[1:] = np.minimum(best[:-1, None] + cost[1:], impossible)
+        starts.append(split.argmin(0))
+        best = split.min(0)
+
+    end = len(sizes) - 1
+    boundaries = [int(sizes[end])]
+    for start in reversed(starts):
+        end = start[end] - 1
+        boundaries.append(int(sizes[end]))
+    return tuple(reversed(boundaries))
+
+
+def plan_epoch(
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    boundaries: Sequence[int],
+    seed: int,
+    epoch: int,
+) -> list[Batch]:
+    """The batches of one epoch, `ceil(len(lengths) / batch_size)` of them: every example once.
+
+    What does not fill a batch of its bucket goes up into the next longer one, first in line there.
+    So all batches but one are full; `collate` fills up that one with rows of weight 0. The seed
+    and the epoch shuffle the examples; the epoch alone shuffles the order of the padded lengths.
+    Raises `ValueError` for a length above the last boundary.
+    """
+    order = permutation(len(lengths), seed, epoch)
+    batches = _fill(np.asarray(lengths, np.int64), order, batch_size, boundaries)
+    return [batches[i] for i in permutation(len(batches), epoch)]
+
+
+def eval_plan(
+    lengths: Sequence[int] | np.ndarray, batch_size: int, boundaries: Sequence[int]
+) -> list[Batch]:
+    """The batches of one pass without shuffling, shortest first: every example exactly once.
+
+    Filled as in `plan_epoch`; `in_order` puts what a model returns back into the order of the data.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    return _fill(lengths, np.arange(len(lengths)), batch_size, boundaries)
+
+
+def in_order(plan: Sequence[Batch], outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The outputs (B, ...) of the batches of `plan` as one array (n, ...) in the order of the data.
+
+    Rows that only fill a batch are left out.
+    """
+    indices = np.concatenate([batch.indices for batch in plan])
+    values = [
+        np.asarray(output)[: len(batch.indices)]
+        for batch, output in zip(plan, outputs, strict=True)
+    ]
+    return np.concatenate(values)[np.argsort(indices)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """The training batches of all steps, counted from 0 over all epochs.
+
+    The step alone is the data position: a run that resumes at step k goes on with `start(k)`.
+    """
+
+    lengths: np.ndarray
+    batch_size: int
+    boundaries: tuple[int, ...]
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The epoch of a step and its place in that epoch."""
+        return divmod(step, self.steps_per_epoch)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step. Plans the whole epoch for it: for many steps, iterate `start`."""
+        return next(self.start(step))
+
+    def start(self, step: int = 0) -> Iterator[Batch]:
+        """The batches from a step on, without end."""
+        epoch, place = self.locate(step)
+        while True:
+            plan = plan_epoch(self.lengths, self.batch_size, self.boundaries, self.seed, epoch)
+            yield from plan[place:]
+            epoch, place = epoch + 1, 0
+
+
+def collate(
+    encoded: Encoded, indices: np.ndarray, padded_length: int, batch_size: int
+) -> dict[str, np.ndarray]:
+    """The arrays of one batch, always of the same shapes for one `padded_length`.
+
+    `input_ids`, `attention_mask` and `token_type_ids` are (B, T) int32, `label` is (B,) int32 for
+    classes and float32 for a regression, `weight` is (B,) float32: 1 for an example, 0 for a row
+    that only fills the batch. Such a row repeats the first example rather than being empty: mean
+    pooling of no token is 0/0, and NaN times a weight of 0 is still NaN. Examples without labels
+    have no `label`.
+    """
+    indices = np.asarray(indices, np.int64)
+    if not 0 < len(indices) <= batch_size:
+        raise ValueError(f"{len(indices)} examples do not make a batch of 1 to {batch_size}")
+    rows = np.concatenate([indices, np.repeat(indices[:1], batch_size - len(indices))])
+    lengths = encoded.offsets[rows + 1] - encoded.offsets[rows]
+    if lengths.max() > padded_length:
+        raise ValueError(f"{lengths.max()} tokens do not fit in a padded length of {padded_length}")
+
+    positions = np.arange(padded_length)
+    mask = positions < lengths[:, None]
+    tokens = (encoded.offsets[rows][:, None] + positions)[mask]
+    input_ids = np.full(mask.shape, encoded.pad_id, np.int32)
+    input_ids[mask] = encoded.ids[tokens]
+    token_type_ids = np.zeros(mask.shape, np.int32)
+    token_type_ids[mask] = encoded.type_ids[tokens]
+    batch = {
+        "input_ids": input_ids,
+        "attention_mask": mask.astype(np.int32),
+        "token_type_ids": token_type_ids,
+        "weight": (np.arange(batch_size) < len(indices)).astype(np.float32),
+    }
+    if len(encoded.labels):
+        label_dtype = np.int32 if encoded.labels.dtype.kind == "i" else np.float32
+        batch["label"] = encoded.labels[rows].astype(label_dtype)
+    return batch
+
+
+def _fill(
+    lengths: np.ndarray, order: np.ndarray, batch_size: int, boundaries: Sequence[int]
+) -> list[Batch]:
+    """Full batches bucket by bucket, the rest of each carried into the next; the last may be short.
+
+    Those carried go first and what is left over comes last, so the shapes follow from the number of
+    examples in each bucket, whatever their order.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size} must be at least 1")
+    if list(boundaries) != sorted(set(boundaries)):
+        raise ValueError(f"bucket boundaries {tuple(boundaries)} do not increase")
+    if len(lengths) == 0 or len(boundaries) == 0:
+        raise ValueError("a plan needs at least one example and one bucket boundary")
+    if lengths.max() > boundaries[-1]:
+        raise ValueError(
+            f"a length of {lengths.max()} exceeds the longest bucket, {boundaries[-1]}"
+        )
+    buckets = np.searchsorted(boundaries, lengths)[order]
+    boundaries = boundaries[: buckets.max() + 1]
+    batches = []
+    waiting = order[:0]
+    for bucket, padded_length in enumerate(boundaries):
+        waiting = np.concatenate([waiting, order[buckets == bucket]])
+        full = len(waiting) // batch_size * batch_size
+        for start in range(0, full, batch_size):
+            batches.append(Batch(padded_length, waiting[start : start + batch_size]))
+        waiting = waiting[full:]
+    if len(waiting):
+        batches.append(Batch(boundaries[-1], waiting))
+    return batches

@@ -1,0 +1,63 @@
+"""Instructions to follow, in Alpaca's format: a task of one's own, or Alpaca itself."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_jax.data.sources import instructions
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.suggest import nearest
+
+FILES = ("train", "validation", "extra")
+OFFICIAL = "alpaca_data.json"
+HELD_OUT = 2000
+"""What alpaca-lora holds out of Alpaca's 52,002 examples."""
+
+
+def load(
+    name: str,
+    folder: str | Path = "",
+    files: Mapping[str, str] | None = None,
+    validation: int = 0,
+) -> TextTask:
+    """Instructions with `output` to learn and perhaps an `input`, from `.json` or `.jsonl` files.
+
+    Args:
+      files: paths `train` (without any, `alpaca_data.json`), `validation` and `extra` (another
+        domain, to evaluate on as well), relative ones from `folder`. Empty ones count as absent.
+      validation: so many examples of train are the validation part instead of that file; without
+        both, 2,000.
+
+    Raises:
+      FileNotFoundError: a file is not there.
+      ValueError: one line with the file and the entry at fault.
+    """
+    given = {key: each for key, each in (files or {}).items() if each}
+    for key in given:
+        if key not in FILES:
+            raise ValueError(f"data.files has no '{key}'; nearest: {nearest(key, FILES)}")
+    paths = {key: Path(folder) / each for key, each in ({"train": OFFICIAL} | given).items()}
+    if validation:
+        paths.pop("validation", None)
+    parts = {key: _examples(f"{name}/{key}", path) for key, path in paths.items()}
+    extra = {"extra": parts["extra"]} if "extra" in parts else {}
+    if "validation" in parts:
+        return TextTask(name, parts["train"], parts["validation"], extra)
+    if not validation and len(parts["train"]) <= HELD_OUT:
+        raise ValueError(
+            f"{paths['train']} has {len(parts['train'])} examples, of which {HELD_OUT} would be "
+            "held out to validate on: give data.files.validation, or data.validation for fewer"
+        )
+    whole = TextTask(name, parts["train"], parts["train"])
+    held = whole.hold_out(validation or HELD_OUT)
+    return TextTask(name, held.train, held.validation, extra)
+
+
+def _examples(name: str, path: Path) -> Prompts:
+    entries = instructions.read(path, ("instruction", "output"))
+    return Prompts(
+        name=name,
+        prompts=[instructions.prompt(each["instruction"], each["input"]) for each in entries],
+        completions=[each["output"] for each in entries],
+        ids=[str(place) for place in range(len(entries))],
+    )

@@ -1,0 +1,103 @@
+"""From what a source reads to a task: the texts that a model sees, the same from every source.
+
+Most tasks are a sentence or a pair as it is. WiC's word stands before the first sentence. COPA is
+one pair for each choice, the premise and what is asked against that choice, with label 1 for the
+right one; its accuracy is the official one, over questions, the choice with the higher score.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_jax.data.tasks.examples import Examples
+from lora_jax.data.tasks.glue import SPECS, Part, Spec
+from lora_jax.data.tasks.task import Task
+
+
+class Record(NamedTuple):
+    """One row of a task: its texts by their names in tensorflow-datasets, and its label."""
+
+    values: dict[str, str]
+    label: int | float | None
+
+
+# Of a task's name, its spec and a part: the records in the order of the source, or None where a
+# part that a task can do without is not there.
+Read = Callable[[str, Spec, Part], Sequence[Record] | None]
+
+
+def assemble(name: str, read: Read) -> Task:
+    """The task `name` of the parts that `read` gives.
+
+    Parts without labels that are not there are left out. The diagnostic set (`glue/ax`) is MNLI
+    with that set as its only part to predict, as the official instructions have it, and, where its
+    labelled file is there, with that as one more part to evaluate on, `ax`.
+    """
+    spec = SPECS[name]
+    parts = {
+        part.name: examples(spec, f"{name}/{part.name}", records)
+        for part in spec.parts
+        if (records := read(name, spec, part)) is not None
+    }
+    unlabelled = {part.name for part in spec.parts if not part.labelled}
+    predict = {key: each for key, each in parts.items() if key in unlabelled}
+    labelled = {key: each for key, each in parts.items() if key not in unlabelled}
+    if spec.trained_on:
+        base = assemble(spec.trained_on, read)
+        return Task(
+            name=name,
+            train=base.train,
+            validation=base.validation,
+            label_names=base.label_names,
+            extra={**base.extra, **labelled},
+            unlabelled=predict,
+            metrics=base.metrics,
+            metric=base.metric,
+            extra_metrics={part.name: part.metrics for part in spec.parts if part.name in labelled},
+        )
+    main = ("train", "validation")
+    return Task(
+        name=name,
+        train=parts["train"],
+        validation=parts["validation"],
+        label_names=("wrong", "right") if spec.choices > 1 else spec.label_names,
+        extra={k: v for k, v in labelled.items() if k not in main},
+        unlabelled=predict,
+        metrics=spec.metrics,
+        metric=spec.metric,
+        choices=spec.choices,
+    )
+
+
+def examples(spec: Spec, name: str, records: Sequence[Record]) -> Examples:
+    """The examples of one part; their ids are the places of their records."""
+    texts, seconds, labels, ids = [], [], [], []
+    for place, record in enumerate(records):
+        values = {key: spec.phrases.get(value, value) for key, value in record.values.items()}
+        for choice in range(spec.choices):
+            texts.append(spec.text.format_map(values))
+            if spec.seconds:
+                seconds.append(spec.seconds[choice].format_map(values))
+            if spec.choices > 1:
+                labels.append(int(record.label == choice))
+                ids.append(f"{place}-{choice}")
+            else:
+                labels.append(record.label if spec.label_names else _target(record.label))
+                ids.append(str(place))
+    labelled = all(record.label is not None for record in records)
+    return Examples(
+        name=name,
+        texts=texts,
+        labels=np.array(labels) if labelled else None,
+        second_texts=seconds if spec.seconds else None,
+        ids=ids,
+    )
+
+
+def _target(label: float | None) -> float | None:
+    """A regression's target as a float32 is written: 3.8 and not 3.799999952.
+
+    tensorflow-datasets stores float32; of a file's own digits, that many are kept as well.
+    """
+    return None if label is None else float(str(np.float32(label)))

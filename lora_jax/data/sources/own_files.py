@@ -1,0 +1,185 @@
+"""A data set of one's own: TSV, CSV or JSONL files whose columns are named."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.data.sources import rows
+from lora_jax.data.tasks.examples import Examples
+from lora_jax.data.tasks.split import plain_split, stratified_split
+from lora_jax.data.tasks.task import Task
+from lora_jax.files import number_text
+from lora_jax.suggest import nearest
+
+PARTS = ("train", "validation", "extra", "test")
+FIELDS = (*PARTS, "text", "second_text", "label", "regression")
+_PADDED = re.compile(r"[+-]?0\d")
+
+
+def load(
+    name: str,
+    files: Mapping[str, Any],
+    folder: str | Path | None = None,
+    validation: int = 0,
+) -> Task:
+    """A classification or regression, of texts or pairs, from files (see `rows.read_rows`).
+
+    Labels are numbers or names, as they stand there: numbers are compared exactly, `1.0` is the
+    class `1`, and `007` is a name beside `7`. They are targets of a regression if any has a
+    fraction; else the distinct ones of train are the classes, in the order of the numbers or of the
+    alphabet. Of numbers and names in one column, a name is refused where it must be a mistake: if
+    any number has a fraction, if more classes are numbers than names, or if the name is a number to
+    other readers (`1_0`, `inf`, `1e400`). So is a label with characters that nobody sees.
+
+    Args:
+      files: paths `train`, `validation`, `extra` (another domain, to evaluate on as well) and
+        `test` (without labels, for predictions), relative ones from `folder`; columns `text`,
+        `second_text` (of pairs) and `label`; and `regression`, true for one whose targets are all
+        whole. Empty ones count as absent.
+      validation: so many examples of train are held out instead of a `validation` file.
+
+    Raises:
+      FileNotFoundError: a file is not there.
+      ValueError: one line with the file and the line or column at fault.
+    """
+    given = {key: each for key, each in files.items() if each}
+    for key in given:
+        if key not in FIELDS:
+            raise ValueError(f"data.files has no '{key}'; nearest: {nearest(key, FIELDS)}")
+    for key in ("train", "text", "label"):
+        if key not in given:
+            raise ValueError(f"data.files needs '{key}'")
+    for key in ("label", "second_text"):
+        if given["text"] == given.get(key):
+            raise ValueError(f"data.files.text and data.files.{key} are one column, {given[key]!r}")
+    if "validation" not in given and not validation:
+        raise ValueError(
+            "data.files needs 'validation', or data.validation examples to hold out of train"
+        )
+    paths = {
+        part: Path(folder or "") / given[part]
+        for part in PARTS
+        if part in given and not (part == "validation" and validation)
+    }
+    read = {part: rows.read_rows(path) for part, path in paths.items()}
+    for part, path in paths.items():
+        if not read[part]:
+            raise ValueError(f"{path} has no rows")
+    labels = {
+        part: _labels(paths[part], read[part], given["label"]) for part in paths if part != "test"
+    }
+    asked = bool(given.get("regression"))
+    if not asked:
+        _check_one_kind(paths["train"], read["train"], labels["train"])
+    names = None if _is_regression(labels, asked) else classes(labels)
+    parts = {}
+    for part, path in paths.items():
+        numbers = None if part == "test" else _numbers(path, read[part], labels[part], names)
+        parts[part] = _examples(f"{name}/{part}", path, read[part], given, numbers)
+    if names is not None and len(names) < 2:
+        raise ValueError(
+            f"{paths['train']}: all labels in '{given['label']}' are '{labels['train'][0]}'; "
+            "there is nothing to tell apart"
+        )
+    if "validation" not in parts:
+        split = plain_split if names is None else stratified_split
+        parts["train"], parts["validation"] = split(parts["train"], validation, 0)
+    return Task(
+        name=name,
+        train=parts["train"],
+        validation=parts["validation"],
+        label_names=names,
+        extra={"extra": parts["extra"]} if "extra" in parts else {},
+        unlabelled={"test": parts["test"]} if "test" in parts else {},
+        metrics=("accuracy", "f1") if names else ("pearson", "spearman", "pearson_spearman"),
+    )
+
+
+def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The names of the classes of train, in the order of their numbers."""
+    found = set(labels["train"])
+    ordered = tuple(sorted(found))
+    numbers = [(number, each) for each in found if (number := number_text.read(each)) is not None]
+    return tuple(each for _, each in sorted(numbers)) if len(numbers) == len(found) else ordered
+
+
+def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
+    """The labels as they are written, whole numbers without a fraction."""
+    found = []
+    for row in read:
+        label = rows.written(path, row, column)
+        if label == "" or label.lower() == "nan":
+            raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
+        number = number_text.read(label)
+        # 007 and 7 may be two names; 7.0 and +7 are no names beside 7.
+        if number is not None and rows.whole(number) and not _PADDED.match(label):
+            label = str(int(number))
+        found.append(label)
+    return found
+
+
+def _has_fraction(label: str) -> bool:
+    number = number_text.read(label)
+    return number is not None and not rows.whole(number)
+
+
+def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
+    """Raise for a label that is no number beside numbers, where it is a gap or a slip, no class."""
+    numbers = {label: number_text.read(label) for label in labels}
+    names = [label for label, number in numbers.items() if number is None]
+    if len(names) == len(numbers):
+        return
+    fractions, most = any(map(_has_fraction, numbers)), 2 * len(names) < len(numbers)
+    for row, label in zip(read, labels, strict=True):
+        if numbers[label] is None and (fractions or most or number_text.looks_like_one(label)):
+            others = "others have fractions" if fractions else "others are numbers"
+            raise ValueError(
+                f"{path}, line {row.line}: label '{label}' is not a number that a float holds, "
+                f"but {others}: correct it, or give every class a name"
+            )
+
+
+def _is_regression(labels: Mapping[str, Sequence[str]], asked: bool) -> bool:
+    if asked or None in map(number_text.read, labels["train"]):
+        return asked
+    return any(map(_has_fraction, labels["train"]))
+
+
+def _numbers(
+    path: Path, read: Sequence[rows.Row], labels: Sequence[str], names: tuple[str, ...] | None
+) -> np.ndarray:
+    found = []
+    numbers = {name: number for number, name in enumerate(names or ())}
+    for row, label in zip(read, labels, strict=True):
+        number = rows.target(label) if names is None else numbers.get(label)
+        if number is None:
+            expected = (
+                "not a number that a float32 holds"
+                if names is None
+                else f"which train does not have; nearest: {nearest(label, names)}"
+            )
+            if names is not None and None not in map(number_text.read, (*names, label)):
+                expected += " (data.files.regression makes numbers targets)"
+            raise ValueError(f"{path}, line {row.line}: label '{label}', {expected}")
+        found.append(number)
+    return np.array(found, np.float64 if names is None else np.int64)
+
+
+def _examples(
+    name: str,
+    path: Path,
+    read: Sequence[rows.Row],
+    given: Mapping[str, str],
+    labels: np.ndarray | None,
+) -> Examples:
+    second = given.get("second_text")
+    return Examples(
+        name=name,
+        texts=[rows.text(path, row, given["text"]) for row in read],
+        labels=labels,
+        second_texts=[rows.text(path, row, second) for row in read] if second else None,
+        ids=[str(place) for place in range(len(read))],
+    )

@@ -1,0 +1,186 @@
+"""GLUE and SuperGLUE through tensorflow-datasets, without TensorFlow.
+
+The builders, splits and checksums are those of tensorflow-datasets; what it does by TensorFlow is
+avoided: files are ArrayRecords, zips are unpacked beforehand, and a dtype is NumPy's.
+"""
+
+import importlib
+import socket
+import tempfile
+import types
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.data.sources import tsv
+from lora_jax.data.sources.assemble import Record, assemble
+from lora_jax.data.tasks.glue import Part, Spec
+from lora_jax.data.tasks.task import Task
+from lora_jax.data.tokenizing.cache import cache_folder
+from lora_jax.files.archives import open_zip
+from lora_jax.files.arrays import first_line
+
+_CHUNK = 10_000
+
+
+def load(name: str, folder: str | Path | None = None, prepared: str | Path | None = None) -> Task:
+    """The task `name` of `lora_jax.data.tasks.glue.SPECS`.
+
+    Args:
+      folder: a data folder of tensorflow-datasets in which the task is prepared as ArrayRecords, or
+        the official downloads (`CoLA.zip`, ...), whose checksums are verified; without it, they are
+        downloaded. GLUE's labelled diagnostic set, which tensorflow-datasets does not have, is
+        read from there as well (`diagnostic-full.tsv`).
+      prepared: where the task is prepared from those, and found the next time; a folder in the
+        user's cache where not given.
+
+    Raises:
+      ModuleNotFoundError: tensorflow-datasets is not installed.
+      FileNotFoundError: `folder` has neither.
+      ValueError: what is there, or downloaded, is something else.
+    """
+    data_dir = Path(prepared) if prepared is not None else cache_folder() / "tfds"
+
+    def read(name: str, spec: Spec, part: Part) -> list[Record] | None:
+        if not part.split:
+            return _beside(folder, spec, part)
+        return read_part(find(name, spec, None if folder is None else Path(folder), data_dir), part)
+
+    return assemble(name, read)
+
+
+def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
+    """The builder of a task, prepared."""
+    tfds = _library(name)
+    if folder is not None and (ready := _ready(tfds, name, folder)) is not None:
+        return ready
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    classes = getattr(builder.info.features["label"], "names", None)
+    if classes != (None if spec.label_names is None else list(spec.label_names)):
+        raise ValueError(f"this tensorflow-datasets has {name} with other classes, {classes}")
+    if builder.is_prepared():
+        return builder
+    if folder is not None and (missing := [a for a in spec.archives if not (folder / a).is_file()]):
+        raise FileNotFoundError(
+            f"{folder} has neither {name} as ArrayRecords nor its download, {', '.join(missing)}"
+        )
+    downloads = data_dir / "downloads"
+    if folder is None and not _downloaded(downloads, spec):
+        _check_reachable(name, builder, spec)
+    try:
+        with tempfile.TemporaryDirectory() as unpacked:
+            _prepare(tfds, builder, folder, downloads, Path(unpacked))
+    except Exception as error:  # of the network, the disk, a checksum: tfds has no class for them
+        advice = "" if folder else _advice(spec)
+        raise ValueError(
+            f"tensorflow-datasets cannot prepare {name}: {first_line(error)}{advice}"
+        ) from error
+    return builder
+
+
+def _advice(spec: Spec) -> str:
+    return f"; it can be taken from data.folder with {', '.join(spec.archives)}"
+
+
+def _downloaded(downloads: Path, spec: Spec) -> bool:
+    return all(any(downloads.rglob(f"*{archive}*")) for archive in spec.archives)
+
+
+def _check_reachable(name: str, builder: Any, spec: Spec):
+    """Raise at once where there is no network: tensorflow-datasets would try for minutes."""
+    if urllib.request.getproxies():
+        return  # which find the hosts for us
+    urls = [url for url, info in builder.url_infos.items() if info.filename in spec.archives]
+    for host in dict.fromkeys(urllib.parse.urlsplit(url).hostname for url in urls):
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:
+            raise ValueError(
+                f"tensorflow-datasets cannot download {name}: no connection to {host} "
+                f"({error.strerror or error}){_advice(spec)}"
+            ) from error
+
+
+def read_part(builder: Any, part: Part) -> list[Record]:
+    """The records of one split in the order of the official file: what is stored is shuffled."""
+    try:
+        items = _items(builder.as_data_source(part.split))
+        return [
+            Record(
+                {key: each.decode() for key, each in item.items() if isinstance(each, bytes)},
+                item["label"] if part.labelled else None,
+            )
+            for item in sorted(items, key=lambda item: int(item["idx"]))
+        ]
+    except Exception as error:  # of damaged records: tensorflow-datasets has no class for them
+        said = first_line(error)
+        raise ValueError(f"{builder.data_dir}: {part.split} cannot be read: {said}") from error
+
+
+def _beside(folder: str | Path | None, spec: Spec, part: Part) -> list[Record] | None:
+    """The records of a part that only a file in the folder has, if it is there."""
+    files = [] if folder is None else [Path(folder) / file for file in part.files]
+    found = [file for file in files if file.is_file()]
+    return tsv.read_part(found[0], spec, part) if found else None
+
+
+def _items(source: Any) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(source), _CHUNK):
+        yield from source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+
+
+def _library(name: str) -> Any:
+    try:
+        tfds = importlib.import_module("tensorflow_datasets")
+        # Importing a builder's module is what makes it known by its name.
+        module = importlib.import_module(f"tensorflow_datasets.text.{name.split('/')[0]}")
+        for needed in ("array_record", "importlib_resources"):
+            importlib.import_module(needed)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"source 'tfds' needs {error.name}: pip install 'lora-jax[tfds]'", name=error.name
+        ) from None
+    if name.startswith("super_glue/"):
+        # All that this module has of TensorFlow is the name of a dtype.
+        module.__dict__["tf"] = types.SimpleNamespace(int32=np.int32)
+    tfds.disable_progress_bar()
+    return tfds
+
+
+def _ready(tfds: Any, name: str, folder: Path) -> Any:
+    """The builder of what is prepared in a folder, the newest version; None if nothing is."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    versions = sorted(path.parent for path in folder.glob(f"{name}/*/dataset_info.json"))
+    if not versions:
+        return None
+    try:
+        builder = tfds.builder_from_directory(versions[-1])
+    except Exception as error:  # of its JSON files
+        raise ValueError(f"{versions[-1]} cannot be read: {first_line(error)}") from error
+    if builder.info.file_format.value != "array_record":
+        raise ValueError(
+            f"{versions[-1]} holds {builder.info.file_format.value} files, which only TensorFlow "
+            "can read; prepare it with file_format='array_record'"
+        )
+    return builder
+
+
+def _prepare(tfds: Any, builder: Any, folder: Path | None, downloads: Path, unpacked: Path):
+    config = tfds.download.DownloadConfig(manual_dir=folder, extract_dir=unpacked)
+    url = builder.builder_config.data_url
+    if url.endswith(".zip"):
+        manager = tfds.download.DownloadManager(
+            download_dir=downloads,
+            manual_dir=folder,
+            url_infos=builder.url_infos,
+            dataset_name=builder.name,
+        )
+        archive = Path(manager.download(url))
+        with open_zip(archive) as file:
+            file.extractall(unpacked / f"ZIP.{archive.name}")  # where tfds looks before it unpacks
+    builder.download_and_prepare(download_dir=downloads, download_config=config)

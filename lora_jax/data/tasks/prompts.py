@@ -1,0 +1,150 @@
+"""Prompts and what follows them: what a decoder learns from, and what its answers are held against.
+
+The counterpart of `Examples` for text-to-text tasks, checked in the same way when it is made.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_jax.data.tasks.examples import sha256_of, texts_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompts:
+    """One part of a text-to-text task: n prompts, and for each one what there is to learn or score.
+
+    `completions` are learned (the loss is on their tokens, and on the end of text after them).
+    `options` are the alternatives that a question is answered by, two or more, not equally many for
+    every question; `answers` (int64, read-only) says which of them is right. `references` are the
+    texts that a generated one is compared with, one or more a prompt. `ids` name the examples in
+    their source. `groups` name what must not be on both sides of a split although the prompts
+    differ, such as the passage that a question is about. `name` names the data set in errors.
+
+    Raises `ValueError` for no prompts, for lengths that differ, for values that are no strings, for
+    fewer than two options, an empty one or one twice, for answers that are no numbers of options,
+    and for prompts without references where others have some.
+    """
+
+    name: str
+    prompts: Sequence[str]
+    completions: Sequence[str] | None
+    options: Sequence[Sequence[str]] | None = None
+    answers: np.ndarray | None = None
+    references: Sequence[Sequence[str]] | None = None
+    ids: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
+
+    def __post_init__(self):
+        for field in ("prompts", "completions", "ids", "groups"):
+            if (values := getattr(self, field)) is not None:
+                object.__setattr__(self, field, texts_of(self.name, field, values))
+        for field in ("options", "references"):
+            if (values := getattr(self, field)) is not None:
+                rows = tuple(
+                    texts_of(self.name, f"{field}[{i}]", row) for i, row in enumerate(values)
+                )
+                object.__setattr__(self, field, rows)
+
+        if not self.prompts:
+            raise ValueError(f"data set {self.name!r} is empty")
+        for field in ("completions", "options", "answers", "references", "ids", "groups"):
+            values = getattr(self, field)
+            if values is not None and len(values) != len(self.prompts):
+                raise ValueError(
+                    f"data set {self.name!r} has {len(self.prompts)} prompts "
+                    f"but {len(values)} {field}"
+                )
+        if (self.options is None) != (self.answers is None):
+            raise ValueError(f"data set {self.name!r}: options and answers come together")
+        if self.options is not None:
+            self._check_options(self.options)
+            object.__setattr__(self, "answers", self._checked(np.asarray(self.answers)))
+        for index, references in enumerate(self.references or ()):
+            if not references:
+                raise ValueError(f"data set {self.name!r}: references[{index}] is empty")
+
+    def _check_options(self, options: Sequence[Sequence[str]]):
+        for index, each in enumerate(options):
+            if len(each) < 2 or len(set(each)) < len(each) or "" in each:
+                raise ValueError(
+                    f"data set {self.name!r}: options[{index}] is {each!r}, "
+                    "not two or more distinct texts"
+                )
+
+    def _checked(self, answers: np.ndarray) -> np.ndarray:
+        if answers.ndim != 1 or answers.dtype.kind not in "iu":
+            raise ValueError(
+                f"data set {self.name!r}: answers are {answers.dtype} of shape {answers.shape}, "
+                "not one integer a prompt"
+            )
+        answers = answers.astype(np.int64)
+        outside = np.flatnonzero((answers < 0) | (answers >= self.option_counts))
+        if outside.size:
+            index = int(outside[0])
+            raise ValueError(
+                f"data set {self.name!r}: answer {index} is {answers[index]}, "
+                f"of {self.option_counts[index]} options"
+            )
+        answers.flags.writeable = False
+        return answers
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def option_counts(self) -> np.ndarray:
+        """How many options each question has, int64 (n,); zeros where there are none."""
+        if self.options is None:
+            return np.zeros(len(self), np.int64)
+        return np.array([len(each) for each in self.options], np.int64)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Prompts":
+        """The examples at `indices`, in that order, as a data set of their own."""
+        indices = np.asarray(indices, np.int64)
+
+        def pick(values: Sequence[Any] | None) -> list[Any] | None:
+            return None if values is None else [values[int(i)] for i in indices]
+
+        return Prompts(
+            name=self.name,
+            prompts=pick(self.prompts) or [],
+            completions=pick(self.completions),
+            options=pick(self.options),
+            answers=None if self.answers is None else self.answers[indices],
+            references=pick(self.references),
+            ids=pick(self.ids),
+            groups=pick(self.groups),
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of all that training and scores see, in order: not the ids nor the groups."""
+        answers = None if self.answers is None else self.answers.tolist()
+        content = [self.prompts, self.completions, self.options, answers, self.references]
+        return sha256_of(content)
+
+    def text_digest(self) -> str:
+        """SHA-256 of what a tokenizer sees, in order: prompts, completions and options."""
+        return sha256_of([self.prompts, self.completions, self.options])
+
+
+def concatenate(name: str, parts: Sequence[Prompts]) -> Prompts:
+    """The examples of several parts, one after the other, as one named `name`.
+
+    Raises `ValueError` where only some parts have a field.
+    """
+    fields = {}
+    for field in ("prompts", "completions", "options", "answers", "references", "ids", "groups"):
+        values = [getattr(part, field) for part in parts]
+        missing = [part.name for part, value in zip(parts, values, strict=True) if value is None]
+        if missing and len(missing) < len(parts):
+            raise ValueError(f"cannot join data sets: {missing[0]!r} has no {field}, others have")
+        if missing:
+            fields[field] = None
+        elif field == "answers":
+            fields[field] = np.concatenate(values)
+        else:
+            fields[field] = [each for value in values for each in value]
+    return Prompts(name=name, **fields)

@@ -1,0 +1,86 @@
+"""Seeded splits that put no text in both parts: stratified by class, or plain."""
+
+import collections
+import re
+import unicodedata
+
+import numpy as np
+
+from lora_jax.data.tasks.examples import Examples
+from lora_jax.data.tasks.shuffle import permutation
+
+
+def normalise(text: str) -> str:
+    """The words of a text, lower-cased and joined by single spaces, for finding duplicates."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def stratified_split(
+    examples: Examples, size: int, seed: int, choices: int = 1
+) -> tuple[Examples, Examples]:
+    """Holds out `size` examples, classes in proportion; returns `(rest, held_out)`.
+
+    A text (or pair) that occurs more than once after `normalise` stays in the rest, so nothing is
+    in both parts and what is held out is free of duplicates. Both parts keep the order of
+    `examples`, and depend on the examples and the seed alone. With `choices` above 1, so many
+    examples in a row are one question: `size` counts questions, and their class is which of the
+    choices is right. Raises `ValueError` for labels that are no classes and for a size that the
+    classes cannot fill.
+    """
+    labels = examples.labels
+    if labels is None or labels.dtype.kind != "i":
+        raise ValueError(f"data set {examples.name!r}: a stratified split needs class labels")
+    if choices > 1:
+        labels = labels.reshape(-1, choices).argmax(1)
+    return _split(examples, labels, size, seed, choices)
+
+
+def plain_split(examples: Examples, size: int, seed: int) -> tuple[Examples, Examples]:
+    """Holds out `size` examples whatever their labels; else as `stratified_split`."""
+    return _split(examples, np.zeros(len(examples), np.int64), size, seed, 1)
+
+
+def _split(
+    examples: Examples, strata: np.ndarray, size: int, seed: int, choices: int
+) -> tuple[Examples, Examples]:
+    if not 0 < size < len(strata):
+        raise ValueError(
+            f"data set {examples.name!r}: cannot hold out {size} of {len(strata)} examples"
+        )
+    keys = _keys(examples, choices)
+    occurrences = collections.Counter(keys)
+    unique = np.array([occurrences[key] == 1 for key in keys])
+
+    held_out = np.zeros(len(strata), bool)
+    order = permutation(len(strata), seed)
+    for stratum, quota in quotas(strata, size).items():
+        chosen = order[(strata == stratum)[order] & unique[order]][:quota]
+        if len(chosen) < quota:
+            raise ValueError(
+                f"data set {examples.name!r}: class {stratum} has {len(chosen)} examples "
+                f"without a duplicate, {quota} are to be held out"
+            )
+        held_out[chosen] = True
+    held_out = np.repeat(held_out, choices)
+    return (
+        examples.take(np.flatnonzero(~held_out)),
+        examples.take(np.flatnonzero(held_out)),
+    )
+
+
+def _keys(examples: Examples, choices: int) -> list[tuple[str, ...]]:
+    """What makes a question the same as another: the words of all its texts."""
+    columns = [[normalise(text) for text in examples.texts]]
+    if examples.second_texts is not None:
+        columns.append([normalise(text) for text in examples.second_texts])
+    rows = list(zip(*columns, strict=True))
+    return [sum(rows[i : i + choices], ()) for i in range(0, len(rows), choices)]
+
+
+def quotas(labels: np.ndarray, size: int) -> dict[int, int]:
+    """How many of each class: in proportion, the largest remainders rounded up."""
+    classes, counts = np.unique(labels, return_counts=True)
+    quotas, remainders = np.divmod(counts * size, len(labels))
+    missing = size - quotas.sum()
+    quotas[np.argsort(-remainders, kind="stable")[:missing]] += 1
+    return dict(zip(classes.tolist(), quotas.tolist(), strict=True))

@@ -1,0 +1,167 @@
+"""A text-to-text task: what a decoder learns from, what it is measured on and by which metrics."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from lora_jax.data.tasks.examples import sha256_of
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tasks.shuffle import permutation
+from lora_jax.data.tasks.split import normalise, quotas
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextTask:
+    """What to learn and what to measure it on, as `Task` is for classes and numbers.
+
+    `extra` are further parts to evaluate on (a test part, each set of a joint task), `unlabelled`
+    are parts that only get predictions. `metrics` are names that
+    `lora_jax.metrics.label_metrics.score_parts` gives for the validation part, and `metric` is the
+    main one of them; unless they are given, accuracy and the loss over options where the validation
+    part has options, else the loss of a token and perplexity.
+
+    Raises `ValueError` for a main metric that is none of the metrics, for a train part without
+    completions, and for parts to evaluate on that have neither options nor completions.
+    """
+
+    name: str
+    train: Prompts
+    validation: Prompts
+    extra: Mapping[str, Prompts] = dataclasses.field(default_factory=dict)
+    unlabelled: Mapping[str, Prompts] = dataclasses.field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+    metric: str = ""
+
+    def __post_init__(self):
+        if not self.metrics:
+            choice = self.validation.options is not None
+            names = ("accuracy", "eval_loss") if choice else ("token_loss", "perplexity")
+            object.__setattr__(self, "metrics", names)
+        if not self.metric:
+            object.__setattr__(self, "metric", self.metrics[0])
+        if self.metric not in self.metrics:
+            raise ValueError(
+                f"task {self.name!r}: the main metric {self.metric!r} is not among {self.metrics}"
+            )
+        if self.train.completions is None:
+            raise ValueError(
+                f"data set {self.train.name!r} of task {self.name!r} has nothing to learn"
+            )
+        for part in (self.validation, *self.extra.values()):
+            if part.options is None and part.completions is None:
+                raise ValueError(
+                    f"data set {part.name!r} of task {self.name!r} has neither options "
+                    "nor completions to score"
+                )
+
+    def digest(self) -> str:
+        """SHA-256 of all that changes a result, for records; equal on every machine.
+
+        That is every part but those that only get predictions, and the metrics; not the names.
+        """
+        return sha256_of(
+            {
+                "train": self.train.digest(),
+                "validation": self.validation.digest(),
+                "extra": {name: part.digest() for name, part in sorted(self.extra.items())},
+                "metrics": [self.metrics, self.metric],
+            }
+        )
+
+    def scored(self, size: int) -> "TextTask":
+        """The task with at most `size` examples of each part but train, spread evenly over it."""
+
+        def some(part: Prompts) -> Prompts:
+            count = len(part)
+            return part if count <= size else part.take(np.arange(size) * count // size)
+
+        parts = {name: some(part) for name, part in self.extra.items()}
+        return dataclasses.replace(self, validation=some(self.validation), extra=parts)
+
+    def hold_out(self, size: int, seed: int = 0) -> "TextTask":
+        """The task with `size` examples of train as its validation part.
+
+        The development parts, `validation` and `extra`, are dropped: nothing that is chosen on the
+        new validation part has seen them. What is held out has no prompt twice, and shares no
+        prompt and no group with train: all other examples that would are left out. Answers are in
+        proportion. Where the validation part that is dropped has references, the held-out prompts
+        have them as well: all completions that train had for them.
+        """
+        if self.validation.options is not None and self.train.options is None:
+            raise ValueError(
+                f"task {self.name!r}: {self.train.name!r} has no options to validate on, "
+                f"as {self.validation.name!r} has"
+            )
+        held = _draw(self, size, seed)
+        together = _together(self.train)
+        rest = np.flatnonzero(~np.isin(together, together[held]))
+        if not len(rest):
+            raise ValueError(
+                f"task {self.name!r}: holding out {size} examples of {self.train.name!r} "
+                "leaves none"
+            )
+        held_out = self.train.take(held)
+        if self.validation.references is not None and held_out.references is None:
+            found = _completions(self.train)
+            references = [found[normalise(prompt)] for prompt in held_out.prompts]
+            held_out = dataclasses.replace(held_out, references=references)
+        validation = dataclasses.replace(held_out, name=f"{self.train.name} (held out)")
+        train = self.train.take(rest)
+        return dataclasses.replace(self, train=train, validation=validation, extra={})
+
+    def few(self, size: int, draw: int = 0) -> "TextTask":
+        """The task with `size` training examples: the draw-th draw of them.
+
+        Answers are in proportion, and no two examples share a prompt or a group. All other parts
+        stay.
+        """
+        if size == len(self.train):
+            return self
+        return dataclasses.replace(self, train=self.train.take(_draw(self, size, draw)))
+
+
+def _draw(task: TextTask, size: int, seed: int) -> np.ndarray:
+    """`size` examples of train in their order, one of each prompt and group."""
+    part = task.train
+    first = np.unique(_together(part), return_index=True)[1]
+    if not 0 < size <= len(first):
+        raise ValueError(
+            f"task {task.name!r}: cannot draw {size} of {len(first)} different examples "
+            f"of {part.name!r}"
+        )
+    candidates = np.sort(first)
+    strata = np.zeros(len(part), np.int64) if part.answers is None else part.answers
+    strata = strata[candidates]
+    order = permutation(len(candidates), seed)
+    chosen = [
+        order[(strata == stratum)[order]][:quota] for stratum, quota in quotas(strata, size).items()
+    ]
+    return candidates[np.sort(np.concatenate(chosen))]
+
+
+def _together(part: Prompts) -> np.ndarray:
+    """A number for each example, equal where they share a prompt or a group, directly or not."""
+    keys = [[("prompt", normalise(prompt)) for prompt in part.prompts]]
+    if part.groups is not None:
+        keys.append([("group", group) for group in part.groups])
+    numbers: dict[tuple[str, str], int] = {}
+    count = len(part)
+    rows, columns = [], []
+    for column in keys:
+        for row, key in enumerate(column):
+            rows.append(row)
+            columns.append(count + numbers.setdefault(key, len(numbers)))
+    size = count + len(numbers)
+    links = coo_array((np.ones(len(rows), np.int8), (rows, columns)), (size, size))
+    return connected_components(links, directed=False)[1][:count]
+
+
+def _completions(part: Prompts) -> dict[str, list[str]]:
+    """The distinct completions of each prompt, by its words, stripped, in their order."""
+    found: dict[str, dict[str, None]] = {}
+    for prompt, completion in zip(part.prompts, part.completions or (), strict=True):
+        found.setdefault(normalise(prompt), {})[completion.strip()] = None
+    return {key: list(each) for key, each in found.items()}

@@ -1,1 +1,0 @@
-"""Where text-to-text tasks come from, one file a source."""

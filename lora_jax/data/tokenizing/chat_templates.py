@@ -1,0 +1,227 @@
+"""Chat templates as they are published with decoders, rendered as transformers renders them.
+
+A template is a Jinja program from messages to the text that the model was trained on. It runs in
+Jinja's sandbox, with the functions that transformers gives it (`raise_exception`, `strftime_now`,
+`tojson` that leaves letters as they are, `break` and `continue`, blocks marked `generation`).
+
+    template = load_chat_template(locate("smollm2"))
+    prompt, completion = prompt_and_completion(template, messages)
+    ids = tokenizer.backend.encode(prompt, add_special_tokens=False).ids
+
+The text begins with whatever the template begins it with, <s> too; so no special tokens are added.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_jax.data.tokenizing.tokenizer_settings import read_settings, special_tokens
+from lora_jax.files.arrays import first_line
+from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.weight_files import find_gguf
+from lora_jax.suggest import nearest
+
+Message = Mapping[str, Any]
+_GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """A template's source, and the special tokens that it may name, as `bos_token: "<s>"`.
+
+    ValueError of one line if it is not a Jinja program; `origin` says where it comes from.
+    """
+
+    source: str
+    tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    origin: str = "chat template"
+    _compiled: Any = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_compiled", _compile(self.source, self.origin))
+
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: dicts with a `role` and, as a rule, a `content`. As in transformers, what is
+                None counts as not there, and reasoning may be called `reasoning_content`,
+                `thinking` or `reasoning`.
+            add_generation_prompt: ends with what an assistant's answer begins with, where the
+                template knows how.
+            variables: what else the template asks for: `tools`, `enable_thinking`. A template
+                that says today's date takes another from `date_string`.
+
+        Raises:
+            ValueError: one line, where the template refuses the messages or cannot render them.
+        """
+        _check(messages)
+        given = {"tools": None, "documents": None, **self.tokens, **variables}
+        given |= {"messages": [_named_reasoning(message) for message in messages]}
+        try:
+            # A template comes from elsewhere: it gets data, never objects with methods.
+            plain = json.loads(json.dumps(given))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{self.origin}: what is rendered must be plain data: {error}"
+            ) from None
+        try:
+            return self._compiled.render(add_generation_prompt=add_generation_prompt, **plain)
+        except Exception as error:  # the template's own, or of what it does with the messages
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.origin}: cannot render these messages: {reason}") from None
+
+
+def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
+    """The template of a folder or a GGUF file, with its special tokens.
+
+    From `chat_template.jinja`, else `chat_template` in tokenizer_config.json, else the metadata of
+    the GGUF file; where several are published, `name` says which. FileNotFoundError if there is
+    none, ValueError if it is not a template or not of this name.
+    """
+    folder = Path(path)
+    settings = read_settings(folder / "tokenizer_config.json")
+    tokens = special_tokens(settings)
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        own = {"default": _text(file)}
+        others = folder.glob("additional_chat_templates/*.jinja")
+        own |= {each.stem: _text(each) for each in others}
+    elif "chat_template" in settings:
+        file = folder / "tokenizer_config.json"
+        own = _named(settings["chat_template"], file)
+    elif (gguf := find_gguf(path)) is not None:
+        file, own, tokens = gguf, *_from_gguf(GgufFile(gguf))
+    else:
+        own = {}
+    if not own:
+        raise FileNotFoundError(
+            f"{path}: no chat template: neither chat_template.jinja, nor chat_template in "
+            "tokenizer_config.json, nor a GGUF file with one"
+        )
+    if name not in own:
+        raise ValueError(f"{file}: no chat template {name!r}; nearest: {nearest(name, own)}")
+    return ChatTemplate(own[name], tokens, str(file))
+
+
+def prompt_and_completion(
+    template: ChatTemplate, messages: Sequence[Message], **variables: Any
+) -> tuple[str, str]:
+    """A conversation's text, divided where the answer that ends it begins.
+
+    The prompt is what a model is given to answer, and the completion what it should say, with what
+    ends its turn: the two together are `template.render(messages)`.
+
+    ValueError where the last message is not the assistant's, and for a template that renders what
+    comes before an answer otherwise once the answer is there.
+    """
+    _check(messages)
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"the last message must be the assistant's, not {messages[-1]['role']!r}")
+    whole = template.render(messages, **variables)
+    prompt = template.render(messages[:-1], add_generation_prompt=True, **variables)
+    if not whole.startswith(prompt):
+        same = next(i for i, (a, b) in enumerate(zip(prompt, whole + "\0", strict=False)) if a != b)
+        raise ValueError(
+            f"{template.origin}: the text with the answer does not begin with the prompt for it: "
+            f"{whole[same : same + 20]!r} in place of {prompt[same : same + 20]!r}"
+        )
+    return prompt, whole[len(prompt) :]
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise ValueError("a conversation needs a message")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"a message must be a dict with a role, got {message!r}")
+
+
+def _named_reasoning(message: Message) -> dict[str, Any]:
+    """A message without what is None, its reasoning under the names that templates look for."""
+    present = {key: value for key, value in message.items() if value is not None}
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        if name in present:
+            return {"thinking": present[name], **present, "reasoning_content": present[name]}
+    return present
+
+
+def _named(published: Any, file: Path) -> dict[str, str]:
+    """Templates by name: one alone is the default."""
+    if isinstance(published, str):
+        return {"default": published}
+    if isinstance(published, list):
+        with contextlib.suppress(TypeError, KeyError):
+            published = {each["name"]: each["template"] for each in published}
+    if isinstance(published, dict) and all(
+        isinstance(each, str) for item in published.items() for each in item
+    ):
+        return published
+    raise ValueError(f"{file}: chat_template must be text, or a list of a name and a template each")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from None
+
+
+def _from_gguf(file: GgufFile) -> tuple[dict[str, str], dict[str, str]]:
+    key = "tokenizer.chat_template"
+    names = file.value("tokenizer.chat_templates", [])
+    own = {name: file.value(f"{key}.{name}", None) for name in names}
+    own["default"] = file.value(key, None)
+    words = file.value("tokenizer.ggml.tokens", [])
+    ids = {k: file.value(f"tokenizer.ggml.{v}_token_id", None) for k, v in _GGUF_TOKENS.items()}
+    tokens = {
+        f"{k}_token": words[i] for k, i in ids.items() if i is not None and 0 <= i < len(words)
+    }
+    return {name: text for name, text in own.items() if text is not None}, tokens
+
+
+def _compile(source: str, origin: str) -> Any:
+    try:
+        from jinja2 import TemplateError, TemplateSyntaxError, nodes
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ValueError(
+            f"{origin}: chat templates need a package that is not installed; "
+            'run: pip install "lora-jax[decoders]"'
+        ) from None
+
+    class Generation(Extension):
+        """`{% generation %}`, with which some templates mark what the assistant says."""
+
+        tags = {"generation"}  # noqa: RUF012  so Jinja has it
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{origin}: not a chat template: line {error.lineno}: {error}") from None
+    except Exception as error:  # of what Jinja makes of it in Python: too deep, too long a number
+        raise ValueError(f"{origin}: not a chat template: {first_line(error)}") from None

@@ -1,0 +1,232 @@
+"""Prompts and their completions to token ids, so that both sides of their boundary stay whole.
+
+How the boundary is found, which changes what is learned:
+
+* Spaces at the end of a prompt go to the completion first, as in lm-evaluation-harness
+  (`_encode_pair`): vocabularies keep a space with the word after it, and hardly any text has a
+  token for one space before a word. Line ends stay with the prompt (the harness moves them too):
+  Llama 3 and Qwen 2 have one token for `:` and a line end.
+* Then the ids of the whole text are taken, and cut where those of the prompt alone end, if they
+  begin with exactly those. That is the text as the tokenizer has it, and at generation a model is
+  given the prompt's ids alone: it goes on from the very ids that it was trained behind.
+* Otherwise a token reaches over the boundary, and prompt and completion are tokenised by
+  themselves. The harness and LLM-Adapters (`finetune.py`) cut the whole text at the number of the
+  prompt's tokens there as well, so that a piece of the completion counts as prompt, or the other
+  way round. A SentencePiece tokenizer marks the beginning of a word at the boundary in this case.
+
+Special tokens are added by id alone, so that a tokenizer's own template neither ends a prompt nor
+begins a completion.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.data.tokenizing.cache import Tokenised, cached, key_of
+from lora_jax.data.tokenizing.tokenize import Encoded, NoRoomError, Tokenizer
+
+
+def encode_prompts(
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    max_length: int,
+    eos_id: int,
+    bos_id: int | None = None,
+) -> Encoded:
+    """Token ids of prompt, completion and end of text, for training and for the loss of a token.
+
+    `type_ids` are 1 on the completion and the end of text after it, 0 before. Of what is longer
+    than `max_length`, tokens are taken from the start of the prompt (after `bos_id`), and
+    `truncated` counts it. `labels` count the tokens that are learned, int64. Without completions,
+    the prompts alone, all of type 0, as generation continues them.
+
+    Args:
+      max_length: tokens at most, all included.
+      eos_id: the token that ends a completion.
+      bos_id: the token that every text begins with, or None for a model without one.
+
+    Raises:
+      NoRoomError: one line with the example, where `max_length` has no room for its completion and
+        one token before it, or there is nothing before it.
+    """
+    counts = np.ones(len(prompts), np.int64)
+    if prompts.completions is None:
+        ids, _ = _boundaries(tokenizer, prompts.prompts, [""] * len(prompts), counts)
+        return _rows(tokenizer, prompts, ids, [[] for _ in ids], counts, max_length, bos_id)
+    ids, follow = _boundaries(tokenizer, prompts.prompts, prompts.completions, counts)
+    follow = [[*each, eos_id] for each in follow]
+    return _rows(tokenizer, prompts, ids, follow, counts, max_length, bos_id)
+
+
+def encode_options(
+    tokenizer: Tokenizer, prompts: Prompts, max_length: int, bos_id: int | None = None
+) -> tuple[Encoded, np.ndarray]:
+    """Token ids of every prompt with each of its options, and where each question's rows are.
+
+    Question q has the rows `offsets[q]` to `offsets[q + 1]`, in the order of its options; no end of
+    text follows an option. Else as `encode_prompts`; `truncated` counts rows, and `labels` are the
+    tokens of each option, int64.
+
+    Raises:
+      ValueError: no options, or one line with the example as for `encode_prompts`.
+    """
+    options, offsets = _options(prompts)
+    counts = np.diff(offsets)
+    ids, follow = _boundaries(tokenizer, prompts.prompts, options, counts)
+    return _rows(tokenizer, prompts, ids, follow, counts, max_length, bos_id), offsets
+
+
+def encode_prompts_cached(
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    max_length: int,
+    eos_id: int,
+    bos_id: int | None = None,
+    folder: str | Path | None = "",
+) -> Tokenised:
+    """`encode_prompts`, or what it gave before for the same; `folder` as for `encode_cached`."""
+    key = key_of(tokenizer, max_length, "completions", prompts.text_digest(), eos_id, bos_id)
+
+    def make() -> Encoded:
+        return encode_prompts(tokenizer, prompts, max_length, eos_id, bos_id)
+
+    return _with_counts(cached(key, make, tokenizer.pad_id, folder))
+
+
+def encode_options_cached(
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    max_length: int,
+    bos_id: int | None = None,
+    folder: str | Path | None = "",
+) -> tuple[Tokenised, np.ndarray]:
+    """`encode_options`, or what it gave before for the same; `folder` as for `encode_cached`."""
+    key = key_of(tokenizer, max_length, "options", prompts.text_digest(), bos_id)
+
+    def make() -> Encoded:
+        return encode_options(tokenizer, prompts, max_length, bos_id)[0]
+
+    made = cached(key, make, tokenizer.pad_id, folder)
+    return _with_counts(made), _options(prompts)[1]
+
+
+def option_outputs(
+    loglik: np.ndarray, offsets: np.ndarray, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """The log-likelihoods of options by question, (questions, most options) float32.
+
+    The largest of a row is the model's answer. Where a question has fewer options than another, the
+    row ends in -1e30, which no softmax sees.
+
+    Args:
+      loglik: (rows,) of `encode_options`, each the sum over the tokens of its option.
+      offsets: where the rows of each question are, (questions + 1,).
+      lengths: (rows,) what each sum is divided by: the characters of an option
+        (lm-evaluation-harness's `acc_norm`) or its tokens; by default nothing.
+
+    Raises:
+      ValueError: numbers of rows that differ, or a length below 1.
+    """
+    loglik = np.asarray(loglik, np.float64)
+    counts = np.diff(offsets)
+    if loglik.shape != (int(offsets[-1]),):
+        raise ValueError(f"log-likelihoods of shape {loglik.shape} for {offsets[-1]} options")
+    if lengths is not None:
+        lengths = np.asarray(lengths)
+        if lengths.shape != loglik.shape or lengths.min() < 1:
+            raise ValueError(f"lengths must be {len(loglik)} numbers of 1 or more")
+        loglik = loglik / lengths
+    outputs = np.full((len(counts), int(counts.max())), -1e30, np.float32)
+    outputs[np.arange(outputs.shape[1]) < counts[:, None]] = loglik
+    return outputs
+
+
+def option_characters(prompts: Prompts) -> np.ndarray:
+    """The number of characters of every option, int64 (rows,) as `encode_options` has them."""
+    return np.array([len(each) for each in _options(prompts)[0]], np.int64)
+
+
+def _options(prompts: Prompts) -> tuple[list[str], np.ndarray]:
+    if prompts.options is None:
+        raise ValueError(f"data set {prompts.name!r} has no options")
+    options = [each for row in prompts.options for each in row]
+    return options, np.cumsum([0, *prompts.option_counts], dtype=np.int64)
+
+
+def _boundaries(
+    tokenizer: Tokenizer, prompts: Sequence[str], follows: Sequence[str], counts: np.ndarray
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of the prompts, and of what follows them: `counts[i]` texts in a row for prompt i."""
+
+    def ids(texts: Sequence[str]) -> list[list[int]]:
+        found = tokenizer.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [each.ids for each in found]
+
+    stripped = [prompt.rstrip(" ") for prompt in prompts]
+    prompt_ids = ids(stripped)
+    owners = np.repeat(np.arange(len(prompts)), counts).tolist()
+    moved = [
+        prompts[owner][len(stripped[owner]) :] + follow
+        for owner, follow in zip(owners, follows, strict=True)
+    ]
+    whole = ids([stripped[owner] + text for owner, text in zip(owners, moved, strict=True)])
+    follow_ids = []
+    apart = []
+    for row, (owner, each) in enumerate(zip(owners, whole, strict=True)):
+        before = prompt_ids[owner]
+        if each[: len(before)] != before:
+            apart.append(row)
+        follow_ids.append(each[len(before) :])
+    for row, each in zip(apart, ids([moved[row] for row in apart]), strict=True):
+        follow_ids[row] = each
+    return prompt_ids, follow_ids
+
+
+def _rows(
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    prompt_ids: Sequence[Sequence[int]],
+    follow_ids: Sequence[Sequence[int]],
+    counts: np.ndarray,
+    max_length: int,
+    bos_id: int | None,
+) -> Encoded:
+    start = [] if bos_id is None else [bos_id]
+    rows, types = [], []
+    truncated = 0
+    owners = np.repeat(np.arange(len(counts)), counts).tolist()
+    for owner, follow in zip(owners, follow_ids, strict=True):
+        before = prompt_ids[owner]
+        room = max_length - len(start) - len(follow)
+        if room < 0 or (room == 0 and not start):
+            raise NoRoomError(
+                f"data set {prompts.name!r}, example {owner}: max_length {max_length} leaves "
+                f"no room for its completion of {len(follow)} tokens and one before it"
+            )
+        if not start and not before:
+            raise ValueError(
+                f"data set {prompts.name!r}, example {owner}: an empty prompt needs a model "
+                "whose texts begin with a token of their own"
+            )
+        truncated += len(before) > room
+        context = [*start, *before[max(len(before) - room, 0) :]]
+        rows.append(np.array([*context, *follow], np.int32))
+        types.append(np.repeat(np.array([0, 1], np.int32), [len(context), len(follow)]))
+    return Encoded(
+        ids=np.concatenate(rows),
+        type_ids=np.concatenate(types),
+        offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
+        labels=np.array([int(each.sum()) for each in types], np.int64),
+        pad_id=tokenizer.pad_id,
+        truncated=truncated,
+    )
+
+
+def _with_counts(made: Tokenised) -> Tokenised:
+    """With the labels that `encode_prompts` gives, which are not stored."""
+    encoded = made.encoded
+    counts = np.add.reduceat(encoded.type_ids, encoded.offsets[:-1], dtype=np.int64)
+    return made._replace(encoded=dataclasses.replace(encoded, labels=counts))

@@ -1,0 +1,202 @@
+"""Texts to token ids, once per data set, with the tokenizer that a checkpoint holds."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from lora_jax.data.tasks.examples import Examples
+from lora_jax.data.tokenizing.gguf_tokenizer import from_gguf, gguf_token_id
+from lora_jax.data.tokenizing.tokenizer_files import (
+    GPT2_END,
+    from_gpt2,
+    from_merges,
+    from_spm,
+    from_vocab_txt,
+)
+from lora_jax.data.tokenizing.tokenizer_settings import read_settings, special_tokens
+from lora_jax.models.families.decoders import DECODERS
+from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.weight_files import find_gguf, read_json
+
+# Which file a folder's tokenizer is built from, where it has no tokenizer.json.
+_BUILDERS = {"vocab.txt": from_vocab_txt, "vocab.json": from_merges, "spm.model": from_spm}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer that neither pads nor truncates, and the id it pads with.
+
+    `bos_id` and `eos_id` begin and end a text, None where the checkpoint names no such token.
+    `starts_with_bos` says whether `backend.encode` begins every text with `bos_id` by itself
+    (with `add_special_tokens=False` it never does); a decoder's ends none.
+    """
+
+    backend: tokenizers.Tokenizer
+    pad_id: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    starts_with_bos: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids of a data set, ragged: example i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    `ids` and `type_ids` (0 in the first text, 1 in the second, where the tokenizer tells them
+    apart) are int32, `offsets` is int64 with one entry more than there are examples. `labels` are
+    those of the examples, empty where these have none. `truncated` counts the examples that did not
+    fit in `max_length`.
+    """
+
+    ids: np.ndarray
+    type_ids: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    pad_id: int
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per example, special tokens included, int64."""
+        return np.diff(self.offsets)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads the tokenizer of a published checkpoint from its folder, or from its GGUF file.
+
+    Takes `tokenizer.json` if there is one, else BERT's `vocab.txt`, RoBERTa's or GPT-2's
+    `vocab.json` with its `merges.txt`, or DeBERTa's `spm.model`, with the settings of
+    `tokenizer_config.json`; else the folder's only GGUF file (see `find_gguf`). A decoder without
+    a padding token pads with the one that ends a text. Padding and truncation stored in the file
+    are switched off: some checkpoints pad every sentence to 128 tokens. Raises `FileNotFoundError`
+    if there is no such file and `ValueError` if it cannot be used.
+    """
+    folder = Path(path)
+    whole = folder / "tokenizer.json"
+    if not whole.is_file() and (gguf := find_gguf(path)) is not None:
+        return _load_gguf(GgufFile(gguf))
+    settings = read_settings(folder / "tokenizer_config.json")
+    kind = _kind(folder, settings)
+    if whole.is_file():
+        file = whole
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"{file} is not a tokenizer: {error}") from error
+    else:
+        file = _vocabulary_file(folder)
+        builder = from_gpt2 if kind == "gpt2" and file.name == "vocab.json" else None
+        if builder is None and kind in DECODERS:
+            raise FileNotFoundError(f"{folder}: the tokenizer of a {kind} needs its tokenizer.json")
+        backend = (builder or _BUILDERS[file.name])(file, settings)
+    tokens = special_tokens(settings)
+    if kind == "gpt2":
+        tokens = {"bos_token": GPT2_END, "eos_token": GPT2_END} | tokens
+    bos, eos = (_id(backend, tokens.get(f"{name}_token")) for name in ("bos", "eos"))
+    otherwise = eos if kind in DECODERS else None
+    return _plain(backend, _pad_id(backend, tokens, file, otherwise), bos, eos)
+
+
+def _load_gguf(file: GgufFile) -> Tokenizer:
+    backend = from_gguf(file)
+    bos, eos, pad = (gguf_token_id(file, name) for name in ("bos", "eos", "padding"))
+    pad = eos if pad is None else pad
+    if pad is None:
+        raise ValueError(f"{file.path} has no padding token, nor one that ends a text")
+    return _plain(backend, pad, bos, eos)
+
+
+def _plain(backend: tokenizers.Tokenizer, pad: int, bos: int | None, eos: int | None) -> Tokenizer:
+    backend.no_padding()
+    backend.no_truncation()
+    starts = bos is not None and backend.encode("").ids[:1] == [bos]
+    return Tokenizer(backend, pad, bos, eos, starts)
+
+
+def _kind(folder: Path, settings: dict[str, Any]) -> str | None:
+    """What a folder's tokenizer was made for: a model_type, None where nothing says.
+
+    Of a tokenizer the class says it before the model does: SmolLM2 is a Llama with GPT-2's.
+    """
+    named = str(settings.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
+    if named.lower() in DECODERS:
+        return named.lower()
+    config = folder / "config.json"
+    found = read_json(config).get("model_type") if config.is_file() else None
+    if not isinstance(found, str | None):
+        raise ValueError(f"{config}: model_type {found!r} is not the name of a model")
+    return found
+
+
+class NoRoomError(ValueError):
+    """So few tokens are asked for that a text would have none left."""
+
+
+def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
+    """Token ids of all examples, special tokens included, at most `max_length` for each.
+
+    Of a pair that is too long, tokens are taken from the end of its longer text. Raises
+    `NoRoomError` if `max_length` leaves no room for a token of each text.
+    """
+    backend = tokenizer.backend
+    if examples.second_texts is None:
+        texts = list(examples.texts)
+    else:
+        texts = list(zip(examples.texts, examples.second_texts, strict=True))
+    is_pair = examples.second_texts is not None
+    least = backend.num_special_tokens_to_add(is_pair) + 1 + is_pair
+    if max_length < least:
+        raise NoRoomError(
+            f"data set {examples.name!r}: max_length {max_length} leaves no room for text, "
+            f"the least is {least}"
+        )
+    backend.enable_truncation(max_length, strategy="longest_first")
+    try:
+        encodings = backend.encode_batch_fast(texts)
+    finally:
+        backend.no_truncation()
+
+    rows = [np.array(encoding.ids, np.int32) for encoding in encodings]
+    type_rows = [np.array(encoding.type_ids, np.int32) for encoding in encodings]
+    return Encoded(
+        ids=np.concatenate(rows),
+        type_ids=np.concatenate(type_rows),
+        offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
+        labels=np.zeros(0) if examples.labels is None else examples.labels,
+        pad_id=tokenizer.pad_id,
+        truncated=sum(bool(encoding.overflowing) for encoding in encodings),
+    )
+
+
+def _vocabulary_file(folder: Path) -> Path:
+    for name in _BUILDERS:
+        if (folder / name).is_file():
+            if name == "vocab.json" and not (folder / "merges.txt").is_file():
+                raise FileNotFoundError(f"{folder}: vocab.json without its merges.txt")
+            return folder / name
+    raise FileNotFoundError(
+        f"no tokenizer in {folder}: neither tokenizer.json nor {', '.join(_BUILDERS)}"
+    )
+
+
+def _pad_id(
+    backend: tokenizers.Tokenizer, tokens: dict[str, str], path: Path, otherwise: int | None
+) -> int:
+    token = tokens.get("pad_token")
+    for candidate in [token] if token else ["[PAD]", "<pad>"]:
+        pad_id = backend.token_to_id(candidate)
+        if pad_id is not None:
+            return pad_id
+    if otherwise is None or token:
+        raise ValueError(f"{path} has no padding token ({token or '[PAD] or <pad>'})")
+    return otherwise
+
+
+def _id(backend: tokenizers.Tokenizer, token: str | None) -> int | None:
+    return None if token is None else backend.token_to_id(token)

@@ -1,0 +1,184 @@
+"""Tokenizers from the vocabulary files of BERT, RoBERTa, DeBERTa and GPT-2, as in transformers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+
+from lora_jax.data.tokenizing.byte_pairs import WAYS, byte_pairs
+from lora_jax.data.tokenizing.tokenizer_settings import TOKEN_FLAGS
+from lora_jax.files.arrays import first_line
+
+GPT2_END = "<|endoftext|>"
+"""GPT-2's only special token: it begins a text, ends it, and is what is unknown."""
+
+_BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's: word pieces, lower-cased unless tokenizer_config.json says otherwise."""
+    try:
+        vocabulary = models.WordPiece.read_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path} is not a BERT vocabulary: {error}") from None
+    _require(_BERT_SPECIAL, vocabulary, f"{path} is not a BERT vocabulary")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    backend.add_special_tokens(_BERT_SPECIAL)
+    return backend
+
+
+def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """RoBERTa's: pairs of bytes merged, from vocab.json and the merges.txt beside it."""
+    vocabulary, merges = _read_merges(path)
+    try:
+        model = models.BPE(
+            vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
+        )
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path} and merges.txt are not a byte-pair vocabulary: {error}") from None
+    defaults = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>"}
+    defaults |= {"unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+    special = {k: _added(settings.get(f"{k}_token") or token) for k, token in defaults.items()}
+    needed = [special[name].content for name in ("cls", "sep", "pad")]
+    _require(needed, vocabulary, f"{path} is not a RoBERTa vocabulary")
+    backend = tokenizers.Tokenizer(model)
+    prefix = settings.get("add_prefix_space", False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    sep, cls = special["sep"].content, special["cls"].content
+    backend.post_processor = processors.RobertaProcessing(
+        (sep, vocabulary[sep]), (cls, vocabulary[cls]), settings.get("trim_offsets", True), prefix
+    )
+    backend.add_special_tokens(list(special.values()))
+    return backend
+
+
+def from_gpt2(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """GPT-2's, from the same two files: no token around a text, but where settings ask for one."""
+    vocabulary, merges = _read_merges(path)
+    special = {k: _added(settings.get(f"{k}_token") or GPT2_END) for k in ("unk", "bos", "eos")}
+    _require(
+        sorted({each.content for each in special.values()}),
+        vocabulary,
+        f"{path} is not a GPT-2 vocabulary",
+    )
+    try:
+        prefix = settings.get("add_prefix_space", False)
+        backend = byte_pairs(vocabulary, merges, WAYS["gpt-2"], prefix)
+    except ValueError as error:
+        raise ValueError(f"{path} and merges.txt: {error}") from None
+    backend.add_special_tokens(list(special.values()))
+    if settings.get("add_bos_token"):
+        bos = special["bos"].content
+        backend.post_processor = processors.TemplateProcessing(
+            ["bos:0", "$A:0"],
+            ["bos:0", "$A:0", "bos:1", "$B:1"],
+            [{"id": "bos", "ids": [vocabulary[bos]], "tokens": [bos]}],
+        )
+    return backend
+
+
+def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """DeBERTa v2's and v3's: a SentencePiece unigram model, with its own table of characters.
+
+    As transformers' DebertaV2Converter, whose ids are SentencePiece's but where several characters
+    in a row combine with one, or a text ends in U+2581. (The DebertaV2Tokenizer of
+    transformers 5 leaves the model's table of characters out, so that ligatures, full-width letters
+    and the like become unknown: ids differ there.)
+    """
+    model = _read_spm(path)
+    if model.trainer_spec.model_type != 1:
+        raise ValueError(f"{path}: not a unigram model, which DeBERTa's is")
+    try:
+        return _unigram(path, model, settings)
+    except Exception as error:  # pieces that are no text, a table or an id that cannot be
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
+
+
+def _unigram(path: Path, model: Any, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    if not all(math.isfinite(piece.score) for piece in model.pieces):
+        raise ValueError(f"{path}: a piece has a score that is no finite number")
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
+    _require(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], ids, f"{path} is not a DeBERTa vocabulary")
+    backend = tokenizers.Tokenizer(models.Unigram(pieces, model.trainer_spec.unk_id, False))
+
+    steps: list[Any] = [normalizers.Lowercase()] if settings.get("do_lower_case") else []
+    steps.append(normalizers.Strip())
+    if characters := model.normalizer_spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(characters))
+    steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+    backend.normalizer = normalizers.Sequence(steps)
+
+    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    if settings.get("split_by_punct"):
+        punctuation = pre_tokenizers.Punctuation(behavior="isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([punctuation, words])
+    else:
+        backend.pre_tokenizer = words
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    control, user_defined = model.SentencePiece.CONTROL, model.SentencePiece.USER_DEFINED
+    backend.add_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=piece.type == control)
+            for piece in model.pieces
+            if piece.type in (control, user_defined)
+        ]
+    )
+    backend.add_special_tokens(_BERT_SPECIAL)  # [MASK] is often none of the model's pieces
+    return backend
+
+
+def _read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """What vocab.json and the merges.txt beside it hold."""
+    try:
+        return models.BPE.read_file(str(path), str(path.with_name("merges.txt")))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ValueError(f"{path} and merges.txt are not a byte-pair vocabulary: {error}") from None
+
+
+def _read_spm(path: Path) -> Any:
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError:
+        raise ValueError(
+            f"{path}: reading it needs a package that is not installed; "
+            "run: pip install sentencepiece protobuf"
+        ) from None
+    protobuf: Any = sentencepiece_model_pb2  # its classes come into being on import
+    model = protobuf.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError, which has no stable place
+        raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
+    return model
+
+
+def _added(token: str | dict[str, Any]) -> AddedToken:
+    """A special token, as tokenizer_config.json has it: its text, or an AddedToken written out."""
+    if isinstance(token, str):
+        return AddedToken(token, normalized=False, special=True)
+    options = {name: token[name] for name in TOKEN_FLAGS if name in token}
+    return AddedToken(token["content"], special=True, **options)
+
+
+def _require(tokens: list[str], vocabulary: dict[str, int], otherwise: str) -> None:
+    if missing := [token for token in tokens if token not in vocabulary]:
+        raise ValueError(f"{otherwise}: it has no {', '.join(missing)}")

@@ -1,0 +1,49 @@
+"""What a tokenizer_config.json says, as far as a tokenizer is built from it, checked."""
+
+from pathlib import Path
+from typing import Any
+
+from lora_jax.files import json_text
+
+_FLAGS = ("do_lower_case", "tokenize_chinese_chars", "strip_accents")  # BERT's
+_FLAGS += ("add_prefix_space", "trim_offsets", "split_by_punct")  # RoBERTa's, DeBERTa's
+_FLAGS += ("add_bos_token",)  # GPT-2's
+_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "sep", "cls", "unk", "pad", "mask"))
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+"""What an added token that is written out says beside its content."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file, without those that are null; none where there is no file.
+
+    ValueError, of one line that names the file and the setting, for what no tokenizer can have.
+    """
+    if not path.is_file():
+        return {}
+    content = json_text.read_object(path)
+    settings = {name: value for name, value in content.items() if value is not None}
+    for name in _FLAGS:
+        if not isinstance(settings.get(name, False), bool):
+            raise ValueError(f"{path}: {name} must be true or false, got {settings[name]!r}")
+    for name in _TOKENS:
+        if name in settings and not _is_token(settings[name]):
+            raise ValueError(f"{path}: {name} is not a token: {settings[name]!r}")
+    return settings
+
+
+def special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """The special tokens that checked settings name, as `eos_token: "</s>"`."""
+    return {name: token_text(settings[name]) for name in _TOKENS if name in settings}
+
+
+def token_text(token: str | dict[str, Any]) -> str:
+    """A token's text, which may stand in an added token that is written out."""
+    return token if isinstance(token, str) else token["content"]
+
+
+def _is_token(value: Any) -> bool:
+    """Text, or an added token written out: its content, and how it is matched."""
+    if isinstance(value, dict):
+        flags = (value.get(name, False) for name in TOKEN_FLAGS)
+        return isinstance(value.get("content"), str) and all(isinstance(f, bool) for f in flags)
+    return isinstance(value, str)

@@ -1,0 +1,91 @@
+"""Zip archives of others, of which nothing is unpacked before its size is known to be possible.
+
+A few kilobytes of zip can hold gigabytes of zeros, and a header can declare any shape at all.
+"""
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from lora_jax.files.arrays import first_line
+
+FREE = 64 << 20
+"""Bytes that any archive may unpack to."""
+RATIO = 20
+"""How many times its own size a larger one may unpack to: texts come to 4, numbers to less."""
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """A zip archive that can hold what it declares.
+
+    ValueError for what is no such archive, for entries that are encrypted, there twice or one in
+    another, and for more than `RATIO` times the file's size once unpacked.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # a damaged directory fails in any way
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ValueError(f"not a zip archive: {first_line(error)}") from error
+    try:
+        _check(archive, path.stat().st_size)
+    except ValueError:
+        archive.close()
+        raise
+    return archive
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of numbers in a .npz file by name, each of the shape that its entry has room for.
+
+    ValueError, without the file's name, for anything else.
+    """
+    with open_zip(path) as archive:
+        try:
+            entries = archive.infolist()
+            return {each.filename.removesuffix(".npy"): _array(archive, each) for each in entries}
+        except Exception as error:  # of zlib, of the checksums, of NumPy
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(first_line(error)) from error
+
+
+def _check(archive: zipfile.ZipFile, size: int) -> None:
+    entries = archive.infolist()
+    names = [each.filename for each in entries]
+    if len(set(names)) < len(names):
+        raise ValueError("an entry of the archive is there twice")
+    for each in entries:
+        if each.flag_bits & 1:
+            raise ValueError(f"entry {each.filename} is encrypted")
+        if each.compress_type == zipfile.ZIP_STORED and each.file_size != each.compress_size:
+            raise ValueError(f"entry {each.filename} declares two sizes")
+    packed, whole = (sum(s) for s in zip(*map(_sizes, entries), strict=True)) if entries else (0, 0)
+    if packed > size:
+        raise ValueError(f"its entries are {packed:,} bytes, the file has {size:,}")
+    if whole > max(FREE, RATIO * size):
+        raise ValueError(f"it would unpack to {whole:,} bytes, from {size:,}: refused")
+
+
+def _sizes(entry: zipfile.ZipInfo) -> tuple[int, int]:
+    return entry.compress_size, entry.file_size
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(entry) as stream:
+        try:
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[np.lib.format.read_magic(stream)]
+            shape, _, dtype = read_header(stream)
+        except Exception as error:  # it is a Python literal, and fails in any way
+            raise ValueError(f"the header of {entry.filename}: {first_line(error)}") from error
+        there = entry.file_size - stream.tell()
+        fits = min(shape, default=0) >= 0 and math.prod(shape) * dtype.itemsize == there
+        if dtype.kind not in "biuf" or not fits:
+            raise ValueError(f"{entry.filename} declares {dtype} {shape}, but has {there:,} bytes")
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)

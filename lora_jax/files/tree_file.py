@@ -1,0 +1,98 @@
+"""A tree of arrays in one safetensors file, whose every bit is verified when it is read."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lora_jax.files import json_text
+from lora_jax.files.arrays import digest, first_line, is_key, to_host, type_name
+from lora_jax.files.atomic import write_atomically
+from lora_jax.files.canonical_json import canonical, config_digest
+
+
+def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:
+    """Writes nested dicts of arrays and JSON values into one safetensors file, atomically.
+
+    Tensors are named by their keys, `adapters/<path>/<name>`. A path that does not end
+    in .safetensors is a folder, with the file `adapter.safetensors` in it. Returns the file's path.
+    Of several processes, among which the arrays may be divided, all call this and the first writes.
+    """
+    path = _file(path)
+    arrays: dict[str, np.ndarray] = {}
+
+    def name(node: Any, where: str) -> Any:
+        if isinstance(node, Mapping):
+            return {
+                key: name(item, f"{where}/{key}" if where else key) for key, item in node.items()
+            }
+        if not isinstance(node, jax.Array | np.ndarray) or is_key(node) or where in arrays:
+            raise ValueError(f"{where!r} cannot be saved: expected one array of that name")
+        arrays[where] = np.ascontiguousarray(to_host(node)).reshape(node.shape)
+        return where
+
+    body = {"tree": name(tree, ""), "meta": dict(meta or {})}
+    body["leaves"] = {name: [type_name(array), digest(array)] for name, array in arrays.items()}
+    # One entry alone: safetensors writes several in no certain order, and equal trees are to give
+    # equal files.
+    sealed = {"body": body, "sha256": config_digest(body)}
+    data = safetensors.numpy.save(arrays, {"lora_jax": canonical(sealed)})
+    if jax.process_index() == 0:
+        write_atomically(path, data)
+    return path
+
+
+def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """The tree and the JSON values of `save_tree`; ValueError if any bit of them has changed."""
+    path = _file(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no adapter {path}")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sealed = json_text.loads(header["lora_jax"], "its header") if "lora_jax" in header else {}
+    except OSError:
+        raise
+    except Exception as error:  # of safetensors, of JSON, or for a type that NumPy has not
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from error
+    if not isinstance(sealed, dict) or not {"body", "sha256"} <= sealed.keys():
+        raise ValueError(f"{path} was not written by lora_jax.save_tree")
+    body = sealed["body"]
+    if config_digest(body) != sealed["sha256"] or not _describes(body, arrays):
+        raise ValueError(f"{path} is damaged: its header has other bits than were saved")
+    for name, saved in body["leaves"].items():
+        if [type_name(arrays[name]), digest(arrays[name])] != saved:
+            raise ValueError(f"{path} is damaged: {name} has other bits than were saved")
+    return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
+
+
+def _describes(body: Any, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether it is what `save_tree` writes of these arrays: types, too, may be anybody's."""
+    if not isinstance(body, dict) or not {"tree", "meta", "leaves"} <= body.keys():
+        return False
+    leaves = body["leaves"]
+    if not isinstance(leaves, dict) or not isinstance(body["meta"], dict):
+        return False
+    named = list(_names(body["tree"], ""))
+    return arrays.keys() == leaves.keys() == set(named) and len(named) == len(leaves)
+
+
+def _names(node: Any, where: str) -> Iterator[Any]:
+    """The names of a tree's leaves, None for one that is not called by its place."""
+    if isinstance(node, dict):
+        for key, item in node.items():
+            yield from _names(item, f"{where}/{key}" if where else key)
+    else:
+        yield node if node == where else None
+
+
+def _file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / "adapter.safetensors"

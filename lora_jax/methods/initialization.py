@@ -1,0 +1,130 @@
+"""How the factors of the A/B methods start: drawn at random, or taken from the weight itself."""
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.suggest import nearest
+from lora_jax.variant import Base, wide
+
+Start = Callable[[Array, Base, int, float], tuple[Array, Array | None]]
+"""`(key, base, rank, scale) -> (A (rank, in), B (rank, out))`; no B where it starts at zero."""
+
+OVERSAMPLING = 8
+"""Directions that a randomised SVD follows beside those asked for (Halko et al. 2011, 4.3)."""
+
+
+def kaiming_uniform(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
+    """A ~ U(-1/sqrt(in), 1/sqrt(in)): what LoRA's authors' code and PEFT use (a = sqrt 5)."""
+    inputs, bound = base.shape[0], base.shape[0] ** -0.5
+    return jax.random.uniform(key, (rank, inputs), wide(base.dtype), -bound, bound), None
+
+
+def gaussian(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
+    """A ~ N(0, 1/rank^2): PEFT's reading of LoRA's "random Gaussian initialization for A"."""
+    return jax.random.normal(key, (rank, base.shape[0]), wide(base.dtype)) / rank, None
+
+
+def normal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
+    """A ~ N(0, 0.02^2): LoRA's authors' code for DeBERTa, and AdaLoRA."""
+    return 0.02 * jax.random.normal(key, (rank, base.shape[0]), wide(base.dtype)), None
+
+
+def orthogonal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """A and B both random, in orthogonal halves of the rank, so that A^T B = 0; PEFT's.
+
+    datta0.github.io/posts/rethink-lora-init. The rank must be even.
+    """
+    dtype = wide(base.dtype)
+    turn, left, right = jax.random.split(key, 3)
+    q, _ = jnp.linalg.qr(jax.random.normal(turn, (rank, rank), dtype))
+    a = q[0::2].T @ jax.random.normal(left, (rank // 2, base.shape[0]), dtype)
+    b = q[1::2].T @ jax.random.normal(right, (rank // 2, base.shape[1]), dtype)
+    return a / 10, b / 10
+
+
+def pissa(
+    key: Array, base: Base, rank: int, scale: float, iterations: int | None = None
+) -> tuple[Array, Array]:
+    """The leading singular vectors of W, each times the root of its value: s A^T B = W_r.
+
+    Meng et al. 2024, "PiSSA", arXiv 2404.02948, equations 2 to 4 (with PEFT's division by s).
+
+    Args:
+      iterations: of a randomised SVD (Halko et al. 2011, algorithm 4.4); None for the exact one.
+    """
+    matrix = base.dense().astype(wide(base.dtype))
+    if iterations is None:
+        u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+    else:
+        u, s, v = _randomized_svd(key, matrix, rank, iterations)
+    root = jnp.sqrt(s[:rank] / scale)[:, None]
+    return root * u[:, :rank].T, root * v[:rank]
+
+
+def olora(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """W^T = Q R: A is the first rows of R, B the first columns of Q.
+
+    Buyukakyuz 2024, "OLoRA", arXiv 2406.01775.
+    """
+    q, r = jnp.linalg.qr(base.dense().astype(wide(base.dtype)).T)
+    return r[:rank], q[:, :rank].T
+
+
+def _randomized_svd(
+    key: Array, matrix: Array, rank: int, iterations: int
+) -> tuple[Array, Array, Array]:
+    columns = min(rank + OVERSAMPLING, *matrix.shape)
+    q, _ = jnp.linalg.qr(matrix @ jax.random.normal(key, (matrix.shape[1], columns), matrix.dtype))
+    for _ in range(iterations):
+        q, _ = jnp.linalg.qr(matrix.T @ q)
+        q, _ = jnp.linalg.qr(matrix @ q)
+    u, s, v = jnp.linalg.svd(q.T @ matrix, full_matrices=False)
+    return q @ u, s, v
+
+
+DRAWN: dict[str, Start] = {
+    "kaiming_uniform": kaiming_uniform,
+    "gaussian": gaussian,
+    "normal": normal,
+    "orthogonal": orthogonal,
+}
+"""Random starts, of which A^T B is zero."""
+
+TAKEN: dict[str, Start] = {"pissa": pissa, "olora": olora}
+"""Starts taken from the weight: A^T B is not zero, and has to be subtracted."""
+
+_FAST_PISSA = re.compile(r"pissa_niter_(\d+)")
+
+
+def validate(name: str, rank: int, alpha: float) -> None:
+    """Raise a `ValueError` where an initialisation is unknown or cannot work."""
+    if name not in DRAWN and name not in TAKEN and not _FAST_PISSA.fullmatch(name):
+        known = [*DRAWN, *TAKEN, "pissa_niter_4"]
+        raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
+    if name == "orthogonal" and rank % 2:
+        raise ValueError(f"initialization 'orthogonal' needs an even rank, got {rank}")
+    if name.startswith("pissa") and alpha <= 0:
+        raise ValueError(f"initialization '{name}' needs a positive alpha, got {alpha}")
+
+
+def moves_the_weight(name: str) -> bool:
+    """Whether the starting factors have an effect, which is to be subtracted."""
+    return name not in DRAWN
+
+
+def starting_factors(
+    name: str, key: Array, base: Base, rank: int, scale: float
+) -> tuple[Array, Array | None]:
+    """A (rank, in) and B (rank, out) by the name of an initialisation; no B where it is zero.
+
+    Args:
+      name: one of `DRAWN` or `TAKEN`, or `pissa_niter_<n>`: PiSSA by a randomised SVD.
+      scale: what A^T B is multiplied by.
+    """
+    if found := _FAST_PISSA.fullmatch(name):
+        return pissa(key, base, rank, scale, int(found[1]))
+    return {**DRAWN, **TAKEN}[name](key, base, rank, scale)

@@ -1,0 +1,208 @@
+"""What the A/B methods share: W' = W + s A^T B, its product, the scale rules, all settings."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lora_jax.methods import initialization
+from lora_jax.suggest import nearest
+from lora_jax.variant import Base, Factors, Variant, wide
+
+SCALES = {
+    "alpha/rank": lambda alpha, rank: alpha / rank,  # Hu et al. 2021, section 4.1
+    "alpha/sqrt(rank)": lambda alpha, rank: alpha / math.sqrt(rank),  # Kalajdzievski 2023
+    "alpha": lambda alpha, rank: alpha,
+}
+
+
+def product(
+    x: Array, a: Array, b: Array, accumulate: Any = None, diagonal: Array | None = None
+) -> Array:
+    """`((x @ a.T) * diagonal) @ b` for x (..., in), a (rank, in), diagonal (rank,), b (rank, out).
+
+    The short side comes first, so that reverse mode multiplies `gh @ x` instead of transposing the
+    activations, and tokens are flattened to one axis: together up to 2x of a training step.
+    """
+    flat = x
+    if x.ndim != 2 and not _inner_axis_sharded(x):
+        flat = x.reshape(-1, x.shape[-1])
+    hidden = lax.dot_general(a, flat, (((1,), (flat.ndim - 1,)), ((), ())))
+    if diagonal is not None:
+        hidden = hidden * diagonal.reshape(-1, *[1] * (hidden.ndim - 1))
+    y = lax.dot_general(hidden, b, (((0,), (0,)), ((), ())), preferred_element_type=accumulate)
+    return y.reshape(*x.shape[:-1], b.shape[1])
+
+
+def _inner_axis_sharded(x: Array) -> bool:
+    """Whether an explicitly sharded token axis other than the first forbids flattening."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    spec = tuple(getattr(sharding, "spec", None) or ())
+    return any(axis is not None for axis in spec[1 : x.ndim - 1])
+
+
+def dropout(x: Array, factors: Factors, key: Array | None) -> Array:
+    """Zero each entry with probability `1 - keep`, of the constants, and scale the rest by 1/keep.
+
+    Nothing is dropped without a key, nor where `init` set no `keep`.
+    """
+    if key is None or "keep" not in factors.constants:
+        return x
+    keep = factors.constants["keep"]
+    mask = jax.random.bernoulli(key, keep, x.shape)
+    return jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(Variant):
+    """A variant with W' = W + scale * A^T B, A of shape (rank, in) and B (rank, out).
+
+    B is stored with the rank first, so that both factors are short and wide; PEFT's `lora_B` is its
+    transpose. Settings that papers combine are fields here, so that every A/B method has them; a
+    method overrides what it does differently.
+
+    Where the starting factors A0, B0 have an effect (PiSSA, OLoRA), it is subtracted: the base
+    stays as it is, and W' = W + scale * (A^T B - A0^T B0), with A0 and B0 among the constants.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    scale: str = "alpha/rank"
+    """Of `SCALES`."""
+    initialization: str = "kaiming_uniform"
+    """Of `initialization.DRAWN` and `TAKEN`, or `pissa_niter_<n>`."""
+    dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given.
+
+    A sweep changes `constants["keep"]`; a probability of 0 puts none there.
+    """
+    learning_rate_ratio: float = 1.0
+    """How many times faster B learns than the rest (LoRA+), `constants["ratio"]` if not 1."""
+    max_rank: int | None = None
+    """Rows to allocate, where they are more than `rank`; a 0/1 mask hides the others."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(
+                f"scale '{self.scale}' is unknown; nearest: {nearest(self.scale, SCALES)}"
+            )
+        if type(self.rank) is not int or self.rank < 1:
+            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
+        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a finite number, got {self.alpha!r}")
+        if self.max_rank is not None and self.max_rank < self.rank:
+            raise ValueError(f"max_rank {self.max_rank} is below rank {self.rank}")
+        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
+        if not 0.0 <= self.learning_rate_ratio < math.inf:
+            raise ValueError(
+                f"learning_rate_ratio must be finite and at least 0, got {self.learning_rate_ratio}"
+            )
+        initialization.validate(self.initialization, self.rank, self.alpha)
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        if self.rank > min(shape):
+            raise ValueError(f"rank {self.rank} exceeds min(in, out) = {min(shape)} of {shape}")
+        if self.max_rank is not None and self.max_rank > min(shape):
+            raise ValueError(
+                f"max_rank {self.max_rank} exceeds min(in, out) = {min(shape)} of {shape}"
+            )
+
+    def scaling(self) -> float:
+        """What A^T B is multiplied by; `init` puts it among the constants."""
+        return SCALES[self.scale](self.alpha, self.rank)
+
+    def init(self, key: Array, base: Base) -> Factors:
+        dtype, name, scale = wide(base.dtype), self.initialization, self.scaling()
+        a, b = initialization.starting_factors(name, key, base, self.rank, scale)
+        b = jnp.zeros((self.rank, base.shape[1]), dtype) if b is None else b
+        rows = self.max_rank or self.rank
+        padding = ((0, rows - self.rank), (0, 0))
+        trainable = {"a": jnp.pad(a, padding), "b": jnp.pad(b, padding)}
+        constants = {"scale": jnp.asarray(scale, dtype)}
+        if initialization.moves_the_weight(name):
+            constants |= {"a0": trainable["a"], "b0": trainable["b"]}
+        if self.dropout:
+            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        if self.learning_rate_ratio != 1:
+            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        if self.max_rank is not None:
+            constants["mask"] = (jnp.arange(rows) < self.rank).astype(dtype)
+        return Factors(trainable, constants)
+
+    def scales(self, factors: Factors) -> Array:
+        """What B is multiplied by, a number or (rank, 1): zero for the rows beyond the rank."""
+        scale = factors.constants["scale"]
+        if "mask" in factors.constants:
+            scale = (scale * factors.constants["mask"])[:, None]
+        return scale
+
+    def scaled_b(self, factors: Factors) -> Array:
+        """B (rank, out) with everything that multiplies it: where it costs least."""
+        return self.scales(factors) * read(factors, "b")
+
+    def low_rank_factors(self, factors: Factors, dtype: Any) -> tuple[Array, Array]:
+        """Two factors whose product is the update of W, `a.T @ b`, cast to `dtype`.
+
+        With a subtracted start they have twice the rows, A^T B - A0^T B0 = (A - A0)^T B +
+        A0^T (B - B0): exactly zero at the start, and no digits are lost in a difference.
+        """
+        a, b = read(factors, "a"), self.scaled_b(factors)
+        if "a0" in factors.constants:
+            a0 = factors.constants["a0"]
+            # Scaled after the difference: else a fused multiply-add would leave rounding errors.
+            moved = self.scales(factors) * (read(factors, "b") - factors.constants["b0"])
+            a, b = jnp.concatenate([a - a0, a0]), jnp.concatenate([b, moved])
+        return a.astype(dtype), b.astype(dtype)
+
+    def delta(self, factors: Factors) -> Array:
+        """The dense (in, out) update of W."""
+        a, b = self.low_rank_factors(factors, factors.constants["scale"].dtype)
+        return a.T @ b
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        delta = self.delta(factors)
+        return base.dense().astype(delta.dtype) + delta
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        a, b = self.low_rank_factors(factors, x.dtype)
+        dropped = dropout(x, factors, dropout_key)
+        return base.dot(x) + product(dropped, a, b, base.accumulate)
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        a, b = self.low_rank_factors(factors, x.dtype)
+        return base.dot_t(x) + product(x, b, a, base.accumulate)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        a, b = self.low_rank_factors(factors, base.dtype)
+        hidden = jnp.take(a, rows, axis=1, mode="clip")
+        return base.take(rows) + lax.dot_general(hidden, b, (((0,), (0,)), ((), ())))
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self.rank * sum(shape)
+
+    def learning_rates(
+        self, constants: Mapping[str, dict[str, Array]]
+    ) -> dict[str, dict[str, Array]]:
+        return {path: {"b": each["ratio"]} for path, each in constants.items() if "ratio" in each}
+
+    def align(self, others: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        ranked = [each for each in others if type(each) is type(self)]
+        if len(ranked) == len(others):
+            free = {"rank": self.rank, "alpha": self.alpha, "max_rank": None}
+            if all(dataclasses.replace(v, **free) == dataclasses.replace(self, max_rank=None)
+                   for v in ranked):  # fmt: skip
+                rows = max(v.max_rank or v.rank for v in ranked)
+                return tuple(dataclasses.replace(v, max_rank=rows) for v in ranked)
+        return super().align(others)
+
+
+def read(factors: Factors, name: str) -> Array:
+    """A factor, whether it is trained or frozen (LoRA-FA)."""
+    return factors.trainable[name] if name in factors.trainable else factors.constants[name]

@@ -1,0 +1,167 @@
+"""A budget of ranks: when it falls, which rows keep their place, and the factors of those rows."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lora_jax.methods.lowrank import LowRank
+from lora_jax.transform.prune import PyTree
+from lora_jax.variant import Factors, Pruned
+
+MOST_STEPS = 1_000_000
+"""Of a schedule, which has a number for each of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A mean rank that falls cubically from `rank` to `target_rank` (Zhu and Gupta 2017)."""
+
+    rank: int
+    target_rank: int
+    total_steps: int
+    t_init: int | None
+    """How many steps come before it falls; a tenth of all by default."""
+    t_final: int | None
+    """How many steps come after; half of all by default."""
+    delta_t: int
+    """Rows are chosen every so many steps."""
+
+    def validate(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            least = 0 if name in ("t_init", "t_final") else 1
+            default = least == 0 and value is None
+            if not default and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.total_steps > MOST_STEPS:
+            raise ValueError(
+                f"total_steps must be at most {MOST_STEPS:,}, got {self.total_steps:,}"
+            )
+        if self.target_rank > self.rank:
+            raise ValueError(f"target_rank {self.target_rank} exceeds rank {self.rank}")
+        if self.start >= self.fixed:
+            phases = f"t_init + t_final = {self.start} + {self.total_steps - self.fixed}"
+            raise ValueError(f"{phases} must be below total_steps = {self.total_steps}")
+
+    @property
+    def start(self) -> int:
+        """The last step before the rank falls."""
+        return self.total_steps // 10 if self.t_init is None else self.t_init
+
+    @property
+    def fixed(self) -> int:
+        """The step at which it has fallen."""
+        final = self.total_steps // 2 if self.t_final is None else self.t_final
+        return self.total_steps - final
+
+    def arrays(self, matrices: int, integer: Callable[[float], int]) -> dict[str, Array]:
+        """The schedule as arrays, for code that is traced.
+
+        Returns:
+          What `phase` reads: `budget`, how many rows of all matrices to keep after 0 ...
+          total_steps steps; `start` and `fixed`, the steps between which it falls; `delta_t`.
+        """
+        first, last = matrices * self.rank, matrices * self.target_rank
+        falling = self.fixed - self.start
+        passed = [min(max(t - self.start, 0), falling) for t in range(self.total_steps + 1)]
+        budget = [integer((first - last) * (1 - t / falling) ** 3 + last) for t in passed]
+        steps = {"start": self.start, "fixed": self.fixed, "delta_t": self.delta_t}
+        numbers = steps | {"budget": budget}
+        return {name: jnp.asarray(value, jnp.int32) for name, value in numbers.items()}
+
+
+def phase(arrays: Mapping[str, Array], step: Array) -> tuple[Array, Array, Array]:
+    """Where in the schedule a step is, counted from 0.
+
+    Returns:
+      Whether rows still compete, whether they are chosen after this step, and how many.
+    """
+    t, budget = jnp.asarray(step + 1, jnp.int32), arrays["budget"]
+    competing = t < arrays["fixed"]
+    due = competing & (t > arrays["start"]) & (t % arrays["delta_t"] == 0)
+    return competing, due | (t == arrays["fixed"]), budget[jnp.minimum(t, budget.size - 1)]
+
+
+def sensitivity(
+    old: dict[str, PyTree], weights: PyTree, grads: PyTree, beta1: Array, beta2: Array
+) -> dict[str, PyTree]:
+    """How much the loss would feel the loss of each weight, smoothed, and how unsure that is.
+
+    Zhang et al. 2022, "PLATON", arXiv 2206.12562: the running means of |w g|, and of its distance
+    from that mean (AdaLoRA's equations 8 to 10); their product is a weight's score.
+
+    Args:
+      old: `importance` and `uncertainty`, trees like the weights', zero at first.
+    """
+
+    def smooth(beta: Array, old: PyTree, new: PyTree) -> PyTree:
+        def one(x: Array, y: Array) -> Array:
+            b = beta.astype(x.dtype)
+            return b * x + (1 - b) * y
+
+        return jax.tree.map(one, old, new)
+
+    now = jax.tree.map(lambda w, g: jnp.abs(w * g), weights, dict(grads))
+    importance = smooth(beta1, old["importance"], now)
+    distance = jax.tree.map(lambda x, mean: jnp.abs(x - mean), now, importance)
+    uncertainty = smooth(beta2, old["uncertainty"], distance)
+    return {"importance": importance, "uncertainty": uncertainty}
+
+
+def best(scores: Mapping[str, Array], count: Array) -> dict[str, Array]:
+    """Where the `count` highest of all scores are; of equal scores, the first in order."""
+    widest = max((each.dtype for each in scores.values()), key=lambda d: jnp.finfo(d).bits)
+    flat = jnp.concatenate([each.ravel().astype(widest) for each in scores.values()])
+    places = jnp.argsort(jnp.argsort(-flat, stable=True))
+    ends = np.cumsum([each.size for each in scores.values()])
+    chosen = jnp.split(places < count.astype(places.dtype), ends[:-1])
+    return {p: c.reshape(s.shape) for (p, s), c in zip(scores.items(), chosen, strict=True)}
+
+
+def keep_rows(variant: LowRank, factors: Factors, used: np.ndarray) -> Pruned | None:
+    """Plain low-rank factors of the rows that are used, of those of one weight's stack.
+
+    Args:
+      variant: says how to go on: scale, dropout, learning-rate ratio.
+      factors: `a` and `b`, whose effect is `scale * a^T b`.
+      used: (..., rank) booleans.
+
+    Returns:
+      Factors of the highest rank in the stack; where others are lower, a constant `mask` hides the
+      rest. None where no row is used.
+    """
+    counts = used.sum(-1)
+    rows = int(counts.max())
+    if not rows:
+        return None
+    order = np.argsort(~used, axis=-1, kind="stable")[..., :rows]
+    real = np.arange(rows) < counts[..., None]
+
+    known = ("scale", "keep", "ratio", "active")
+    constants = {name: x for name, x in factors.constants.items() if name in known}
+    if not real.all():
+        constants["mask"] = jnp.asarray(real, constants["scale"].dtype)
+    smaller = LowRank(
+        rank=rows,
+        alpha=variant.scaling() * rows,
+        dropout=variant.dropout,
+        learning_rate_ratio=variant.learning_rate_ratio,
+        max_rank=None if real.all() else rows,
+    )
+    both = {name: factors.trainable[name] for name in ("a", "b")}
+    trainable = _rows(both, order, real)
+    return Pruned(smaller, Factors(trainable, constants), tuple(counts.ravel().tolist()))
+
+
+@jax.jit
+def _rows(factors: dict[str, Array], order: Array, real: Array) -> dict[str, Array]:
+    """Rows of each array in an order, those that are not real as zeros."""
+
+    def rows(x: Array) -> Array:
+        taken = jnp.take_along_axis(x, order[..., None], axis=-2)
+        return jnp.where(real[..., None], taken, 0)
+
+    return jax.tree.map(rows, factors)

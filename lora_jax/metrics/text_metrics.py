@@ -1,0 +1,199 @@
+"""Scores of generated texts against references, by the libraries that papers take them from.
+
+What the papers on LoRA report of E2E comes from its `measure_scores.py`. Of that, BLEU is here: it
+is mteval-v13a's, which sacreBLEU reproduces, without regard to case (`bleu_lowercase`). The others
+of it are not, and what has a similar name is another number:
+
+* ROUGE-L there is COCO's, an F-measure that counts recall 1.44 times, of the best precision and the
+  best recall over the references; `rouge_l` is the mean over texts of the F1 with the best
+  reference, by Google's rouge-score.
+* NIST is left out: nltk's `corpus_nist` takes the best single reference where mteval-v13a matches
+  against all of them at once and has their mean length, so with several references they differ.
+* METEOR 1.5 and CIDEr are left out: those are COCO's too, and need Java and a download.
+"""
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_jax.data.tasks.prompts import Prompts
+from lora_jax.suggest import nearest
+
+_ANSWERS = {
+    "true": "true|false",
+    "false": "true|false",
+    "answer": "answer[1-5]",
+    "solution": "solution[12]",
+    "ending": "ending[1-4]",
+    "option": "option[12]",
+}
+_MISSING = {
+    "nist": "nltk's differs from mteval-v13a's where there are several references",
+    "meteor": "METEOR 1.5 needs Java and a download",
+    "cider": "COCO's CIDEr needs Java, for its tokenizer",
+}
+
+
+class Scored(NamedTuple):
+    """A score, and how it was computed: what to write down beside it."""
+
+    value: float
+    signature: str
+
+
+def bleu(
+    texts: Sequence[str], references: Sequence[Sequence[str]], lowercase: bool = False
+) -> Scored:
+    """Corpus BLEU-4 (Papineni et al., 2002) by sacreBLEU (Post, 2018), 0 to 100.
+
+    Args:
+      texts: (n,) generated ones.
+      references: one or more for each, not equally many for all.
+      lowercase: without regard to case, as mteval-v13a is by default and so E2E's and WebNLG's
+        scripts are.
+
+    Raises:
+      ValueError: numbers of texts that differ, none, or a text without references.
+      ModuleNotFoundError: sacreBLEU is not installed.
+    """
+    _check(texts, references)
+    # Its warning of tokenised texts is for translations, whose references are not.
+    metric = _library("sacrebleu").BLEU(lowercase=lowercase, force=True)
+    return _sacre(metric, texts, references)
+
+
+def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
+    """Corpus chrF2 (Popović, 2015) by sacreBLEU, 0 to 100; as `bleu`."""
+    _check(texts, references)
+    return _sacre(_library("sacrebleu").CHRF(), texts, references)
+
+
+def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
+    """Mean F1 of the longest common subsequence (Lin, 2004) by rouge-score, 0 to 100; as `bleu`.
+
+    Of several references, the one with the largest F1; no stemming.
+    """
+    _check(texts, references)
+    library = _library("rouge_score.rouge_scorer")
+    scorer = library.RougeScorer(["rougeL"], use_stemmer=False)
+    found = [
+        scorer.score_multi(list(each), text)["rougeL"].fmeasure
+        for text, each in zip(texts, references, strict=True)
+    ]
+    version = importlib.metadata.version("rouge-score")
+    return Scored(100 * float(np.mean(found)), f"rougeL|f1|best|stemmer:no|version:{version}")
+
+
+def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
+    """How many texts are one of their references but for outer spaces, 0 to 100."""
+    _check(texts, references)
+    found = [
+        text.strip() in [reference.strip() for reference in each]
+        for text, each in zip(texts, references, strict=True)
+    ]
+    return Scored(100 * float(np.mean(found)), "exact|strip")
+
+
+def score_texts(
+    names: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, Scored]:
+    """The scores by name, of `TEXT_METRICS`.
+
+    Raises:
+      ValueError: an unknown name, one of a score that is left out, with the reason, or as `bleu`.
+      ModuleNotFoundError: as `bleu`.
+    """
+    check_names(names)
+    return {name: TEXT_METRICS[name](texts, references) for name in names}
+
+
+def check_names(names: Sequence[str], *others: str) -> None:
+    """ValueError for a name that is none of `TEXT_METRICS`, nor of `others`."""
+    known = (*TEXT_METRICS, *others)
+    for name in names:
+        if name in _MISSING:
+            raise ValueError(f"there is no metric '{name}': {_MISSING[name]}")
+        if name not in known:
+            raise ValueError(
+                f"unknown metric '{name}' of texts; nearest: {nearest(name, list(known))}"
+            )
+
+
+def extract_answer(text: str, kind: str) -> str:
+    """The first answer that a generated text names, empty if none, as LLM-Adapters reads it.
+
+    Args:
+      kind: an answer of the question's set, with or without its number: `true`, `answer`,
+        `solution2`, ... Case counts.
+
+    Raises:
+      ValueError: another kind.
+    """
+    known = kind.rstrip("12345")
+    if known not in _ANSWERS:
+        raise ValueError(f"unknown kind of answer '{kind}'; nearest: {nearest(kind, _ANSWERS)}")
+    found = re.search(_ANSWERS[known], text)
+    return found.group() if found else ""
+
+
+def extracted_answers(texts: Sequence[str], prompts: Prompts) -> np.ndarray:
+    """Which option each generated text names, int64 (n,); -1 for none of them.
+
+    The share that equals `prompts.answers` is the accuracy that LLM-Adapters and DoRA report. An
+    option's last word is its answer (`the correct answer is answer1`).
+
+    Raises:
+      ValueError: a number of texts that differs, no options, or options that end in other words.
+    """
+    if prompts.options is None:
+        raise ValueError(f"data set {prompts.name!r} has no options")
+    if len(texts) != len(prompts):
+        raise ValueError(f"{len(texts)} texts for {len(prompts)} prompts of {prompts.name!r}")
+    found = []
+    for text, options in zip(texts, prompts.options, strict=True):
+        words = [option.split()[-1] for option in options]
+        answer = extract_answer(text, words[0])
+        found.append(words.index(answer) if answer in words else -1)
+    return np.array(found, np.int64)
+
+
+def _check(texts: Sequence[str], references: Sequence[Sequence[str]]):
+    if not texts or len(texts) != len(references):
+        raise ValueError(f"{len(texts)} texts cannot be scored against {len(references)} others")
+    for index, each in enumerate(references):
+        if isinstance(each, str) or not each:
+            raise ValueError(f"references[{index}] is {each!r}, not one or more texts")
+
+
+def _sacre(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
+    most = max(len(each) for each in references)
+    # It takes the first references of all texts, then the second ones, ...: None for no more.
+    streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+    score = metric.corpus_score(list(texts), streams).score
+    return Scored(float(score), str(metric.get_signature()))
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"scores of texts need {error.name}: pip install 'lora-jax[decoders]'", name=error.name
+        ) from None
+
+
+def _bleu_lowercase(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
+    return bleu(texts, references, lowercase=True)
+
+
+TEXT_METRICS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Scored]] = {
+    "bleu": bleu,
+    "bleu_lowercase": _bleu_lowercase,
+    "chrf": chrf,
+    "rouge_l": rouge_l,
+    "exact_match": exact_match,
+}

@@ -1,0 +1,151 @@
+"""BERT and RoBERTa encoders with a sequence classifier, in Flax NNX.
+
+The layers are stacked along a leading axis and scanned, so the program, and the time to compile
+it, is the same for 6 layers and for 24. Every kernel is a plain (in, out) matrix, (layers, in, out)
+when stacked; heads appear only after the product. The parameters' paths:
+
+    embeddings/{word,position,token_type}/embedding    embeddings/norm/{scale,bias}
+    layers/attention/{query,key,value,output}/{kernel,bias}    layers/attention/norm/{scale,bias}
+    layers/{up,down}/{kernel,bias}                             layers/norm/{scale,bias}
+    pooler/{kernel,bias}  (pool="cls" only)            classifier/{kernel,bias}
+
+Devlin et al., 2019 (arXiv:1810.04805); Liu et al., 2019 (arXiv:1907.11692).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from lora_jax.models.families.bert_config import BertConfig
+from lora_jax.models.parts.classifier import EncoderClassifier
+from lora_jax.models.parts.config_checks import ACTIVATIONS
+from lora_jax.models.parts.modules import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    attention_bias,
+    check_inputs,
+    dropout,
+    split_keys,
+    wide,
+)
+
+
+class Embeddings(nnx.Module):
+    """The sum of word, position and token-type embeddings, normalised: (B, T) to (B, T, hidden)."""
+
+    def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+        table = functools.partial(
+            Embedding,
+            width=config.hidden_size,
+            std=config.initializer_range,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.word = table(config.vocab_size)
+        self.position = table(config.max_position_embeddings)
+        self.token_type = table(config.type_vocab_size)
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype)
+
+    def __call__(self, ids: Array, positions: Array, types: Array, dtype: DTypeLike) -> Array:
+        x = self.word(ids, dtype) + self.token_type(types, dtype) + self.position(positions, dtype)
+        return self.norm(x)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, its residual and its norm: (B, T, hidden) to the same."""
+
+    def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+        width = config.hidden_size
+        linear = functools.partial(
+            Linear, width, width, std=config.initializer_range, dtype=dtype, rngs=rngs
+        )
+        self.query, self.key, self.value, self.output = linear(), linear(), linear(), linear()
+        self.norm = LayerNorm(width, config.layer_norm_eps, dtype)
+        self.config = config
+
+    def __call__(self, x: Array, bias: Array, rng: Array | None) -> Array:
+        c = self.config
+        probabilities_rng, output_rng = split_keys(rng, 2)
+
+        # Heads before tokens: both products are then plain batched matrices, which XLA:CPU runs
+        # 1.7 times as fast in the backward pass as (B, T, heads, head).
+        def heads(y: Array) -> Array:
+            return y.reshape(*y.shape[:-1], c.num_attention_heads, -1).swapaxes(-3, -2)
+
+        query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
+        scores = query @ key.swapaxes(-2, -1) * query.shape[-1] ** -0.5
+        p = jax.nn.softmax(scores.astype(bias.dtype) + bias, axis=-1).astype(x.dtype)
+        p = dropout(p, c.attention_probs_dropout_prob, probabilities_rng)
+        y = self.output((p @ value).swapaxes(-3, -2).reshape(x.shape))
+        return self.norm(x + dropout(y, c.hidden_dropout_prob, output_rng))
+
+
+class Layer(nnx.Module):
+    """One transformer layer, normalised after each residual: (B, T, hidden) to the same."""
+
+    def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+        width, inner = config.hidden_size, config.intermediate_size
+        self.attention = Attention(config, dtype, rngs)
+        self.up = Linear(width, inner, config.initializer_range, dtype, rngs)
+        self.down = Linear(inner, width, config.initializer_range, dtype, rngs)
+        self.norm = LayerNorm(width, config.layer_norm_eps, dtype)
+        self.config = config
+
+    def __call__(self, x: Array, bias: Array, rng: Array | None) -> Array:
+        attention_rng, output_rng = split_keys(rng, 2)
+        x = self.attention(x, bias, attention_rng)
+        y = self.down(ACTIVATIONS[self.config.hidden_act](self.up(x)))
+        return self.norm(x + dropout(y, self.config.hidden_dropout_prob, output_rng))
+
+
+class BertClassifier(EncoderClassifier):
+    """BERT or RoBERTa with a classifier over the pooled sequence.
+
+    `pool="cls"` is dense and tanh over the first token, for RoBERTa with one more dropout before
+    the dense layer.
+    """
+
+    embeddings_type = Embeddings
+    layer_type = Layer
+
+    def pool_first(self, x: Array, rng: Array | None) -> Array:
+        if self.config.model_type == "roberta":
+            x = dropout(x, self.config.head_dropout, rng)
+        return jnp.tanh(self.pooler(x))
+
+    def encode(
+        self,
+        input_ids: Array,
+        attention_mask: Array,
+        token_type_ids: Array | None = None,
+        *,
+        rng: Array | None = None,
+    ) -> Array:
+        c = self.config
+        check_inputs(input_ids, attention_mask, c.max_tokens)
+        dtype = self.dtype or self.embeddings.word.embedding.dtype
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        mask = attention_mask.astype(bool).astype(jnp.int32)
+        positions = jnp.arange(mask.shape[1])[None]
+        if c.model_type == "roberta":
+            positions = mask * jnp.cumsum(mask, axis=1) + c.pad_token_id
+        embedding_rng, layers_rng = split_keys(rng, 2)
+        x = self.embeddings(input_ids, positions, types, dtype)
+        x = dropout(x, c.hidden_dropout_prob, embedding_rng)
+
+        bias = attention_bias(mask, wide(dtype))
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x, weights_and_rng):
+            weights, rng = weights_and_rng
+            return nnx.merge(graph, weights)(x, bias, rng), None
+
+        if self.remat:
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
+        return jax.lax.scan(layer, x, (weights, rngs))[0]

@@ -1,0 +1,1 @@
+"""What models are built of: modules, attention, positions, the decoder's layers, cache and loss."""

@@ -1,0 +1,122 @@
+"""Causal attention: which keys each query sees, and the product over grouped heads."""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.models.parts.modules import dropout, wide
+
+Implementation = Literal["xla", "cudnn"]
+"""What `jax.nn.dot_product_attention` calls its backends; None leaves the choice to it."""
+
+
+class Sight(NamedTuple):
+    """What queries see: `mask` (B or 1, 1, T, S) where it is given, booleans, and nothing else.
+
+    Without a mask, T == S and each token sees itself and what is before it, or of that the last
+    `window` tokens only, itself included: a backend with a flash kernel then skips the rest.
+    """
+
+    mask: Array | None = None
+    window: int | None = None
+    implementation: Implementation | None = None
+
+
+def reach(queries: Array, keys: Array, window: int | None = None) -> Array:
+    """Which keys each query may see by its place, (T,) and (S,) to (1, 1, T, S) booleans.
+
+    A query sees itself and what is before it; with a window, the last `window` of those.
+    """
+    distance = queries[:, None] - keys[None, :]
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return seen[None, None]
+
+
+def visible(
+    tokens: int,
+    attention_mask: Array | None = None,
+    segments: Array | None = None,
+    window: int | None = None,
+    branches: Array | None = None,
+    positions: Array | None = None,
+) -> Array:
+    """The mask of a whole sequence, (B or 1, 1, T, T) booleans.
+
+    Args:
+        attention_mask: (B, T), nonzero where there is a token.
+        segments: (B, T) integers; a token sees those of its own number only.
+        window: how far back a token sees, itself included.
+        branches: (B, T) integers, 0 for what all others go on from; a token sees that and its own
+            number.
+        positions: (B, T), by which a window counts where there are branches.
+    """
+    index = jnp.arange(tokens)
+    if branches is None:
+        seen = reach(index, index, window)
+    else:
+        own, other = branches[:, None, :, None], branches[:, None, None, :]
+        seen = reach(index, index) & ((own == other) | (other == 0))
+        if window is not None and positions is not None:
+            seen = seen & (positions[:, None, :, None] - positions[:, None, None, :] < window)
+    if attention_mask is not None:
+        seen = seen & attention_mask.astype(bool)[:, None, None, :]
+    if segments is not None:
+        seen = seen & (segments[:, None, :, None] == segments[:, None, None, :])
+    return seen
+
+
+def restarting(segments: Array) -> Array:
+    """Positions that count from 0 in every run of equal numbers, (B, T) to (B, T) int32."""
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    sight: Sight,
+    dropout_rate: float = 0.0,
+    rng: Array | None = None,
+) -> Array:
+    """Attention of queries (B, T, heads, d) to keys and values (B, S, groups, d), as the queries.
+
+    Each group of keys serves heads / groups heads in a row (Ainslie et al., 2023,
+    arXiv:2305.13245). Softmax is in float32 at least. A query that sees nothing gets some finite
+    mean. With `rng`, a share `dropout_rate` of the probabilities is dropped.
+    """
+    drops = rng is not None and dropout_rate > 0
+    # jax.nn's has no dropout, and a softmax in float32 even for float64.
+    if drops or query.dtype == jnp.float64:
+        return _attend(query, key, value, sight, dropout_rate, rng)
+    window = None if sight.window is None else (sight.window - 1, 0)
+    own = sight.mask is None
+    with jax.numpy_dtype_promotion("standard"):  # it mixes bfloat16 with float32 within
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=sight.mask,
+            is_causal=own,
+            local_window_size=window if own else None,
+            implementation=sight.implementation,
+        )
+
+
+def _attend(
+    query: Array, key: Array, value: Array, sight: Sight, rate: float, rng: Array | None
+) -> Array:
+    """The same, written out."""
+    batch, tokens, heads, width = query.shape
+    groups, exact = key.shape[2], wide(query.dtype)
+    mask = visible(tokens, window=sight.window) if sight.mask is None else sight.mask
+    query = query.reshape(batch, tokens, groups, heads // groups, width)
+    product = functools.partial(jnp.einsum, preferred_element_type=exact)
+    scores = product("btghd,bsgd->bghts", query, key) * jnp.asarray(width**-0.5, exact)
+    scores = jnp.where(mask[:, :, None], scores, jnp.asarray(-1e30, exact))
+    p = dropout(jax.nn.softmax(scores, axis=-1).astype(query.dtype), rate, rng)
+    return jnp.einsum("bghts,bsgd->btghd", p, value).reshape(batch, tokens, heads, width)

@@ -1,0 +1,103 @@
+"""What every encoder's classifier shares: its parts, and the head over the pooled sequence."""
+
+import functools
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from lora_jax.models.parts.modules import (
+    Linear,
+    Pool,
+    check_head,
+    dropout,
+    masked_mean,
+    split_keys,
+    stack,
+    wide,
+)
+
+
+class EncoderClassifier(nnx.Module):
+    """A stacked encoder with a classifier over the pooled sequence.
+
+    `pool="mean"` averages the last hidden states of the unmasked tokens, as sentence encoders do;
+    `pool="cls"` is the published classifier of the family, over the first token. Regression is
+    num_labels=1.
+
+    `dtype` is what the encoder computes in, by default the dtype of its parameters; norms and
+    softmax stay in float32 at least, the head in the dtype of its parameters. `remat` recomputes
+    each layer in the backward pass instead of keeping its activations. The model holds no random
+    state: pass `rng` to a call for dropout.
+
+    A family sets its two types, `pool_first` and `encode`.
+    """
+
+    embeddings_type: ClassVar[Any]
+    layer_type: ClassVar[Any]
+
+    def __init__(
+        self,
+        config: Any,
+        num_labels: int,
+        pool: Pool = "cls",
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        check_head(num_labels, pool)
+        self.config, self.pool, self.dtype, self.remat = config, pool, dtype, remat
+        width, std = config.hidden_size, config.initializer_range
+        self.embeddings = self.embeddings_type(config, param_dtype, rngs)
+        make = functools.partial(self.layer_type, config, param_dtype)
+        self.layers = stack(make, config.num_hidden_layers, rngs)
+        if pool == "cls":
+            self.pooler = Linear(width, width, std, param_dtype, rngs)
+        self.classifier = Linear(width, num_labels, std, param_dtype, rngs)
+
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array,
+        token_type_ids: Array | None = None,
+        *,
+        rng: Array | None = None,
+    ) -> Array:
+        """Logits (B, num_labels), float32 at least, of padded sequences.
+
+        Args:
+            input_ids: (B, T) integers.
+            attention_mask: (B, T), nonzero where there is a token. Padding changes no logit, and a
+                wholly masked row gives finite ones.
+            token_type_ids: (B, T) segment of each token, by default 0; not looked at by a model
+                without token types.
+            rng: dropout at the config's rates with this key; no dropout without one.
+        """
+        encoder_rng, pooler_rng, head_rng = split_keys(rng, 3)
+        x = self.encode(input_ids, attention_mask, token_type_ids, rng=encoder_rng)
+        if self.pool == "mean":
+            pooled = masked_mean(x, attention_mask)
+        else:
+            pooled = self.pool_first(x[:, 0].astype(self.pooler.kernel.dtype), pooler_rng)
+        pooled = dropout(pooled, self.config.head_dropout, head_rng)
+        logits = self.classifier(pooled.astype(self.classifier.kernel.dtype))
+        return logits.astype(wide(logits.dtype))
+
+    def pool_first(self, x: Array, rng: Array | None) -> Array:
+        """What the head sees of the first token's hidden states, (B, hidden) to the same."""
+        raise NotImplementedError
+
+    def encode(
+        self,
+        input_ids: Array,
+        attention_mask: Array,
+        token_type_ids: Array | None = None,
+        *,
+        rng: Array | None = None,
+    ) -> Array:
+        """The last hidden states (B, T, hidden), in `dtype`; arguments as for a call."""
+        raise NotImplementedError

@@ -1,0 +1,91 @@
+"""A decoder as a function of prompts with completions: how likely it thinks each completion."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from lora_jax.models.parts.chunked_loss import token_losses
+from lora_jax.models.parts.decoder import Decoder
+
+
+def completion_likelihood(
+    decoder: Decoder, longest: int, chunk: int = 128, smoothing: float = 0.0
+) -> tuple[Callable[..., Array], nnx.State]:
+    """A decoder as `(forward, params)`, whose outputs are log-likelihoods of completions.
+
+    `forward(params, input_ids, attention_mask, token_type_ids, rng=None)` gives (B, 1), the
+    log-likelihood of the tokens of type 1, in nats, given all that is before them. They stand in a
+    row; the first token of all is predicted from nothing, and counts nothing. There are logits only
+    where a token of a completion is predicted, `chunk` positions of every row at a time: for short
+    answers to long questions, that saves most of the head's work. Padding must be at the end of a
+    row, where no token sees it: the mask itself is not used, so that backends may use their kernels
+    for plain causal attention.
+
+    Args:
+        longest: tokens of the longest completion there is; of a longer one, the rest is left out.
+        smoothing: of labels, as `token_losses` has it, for training.
+    """
+    return _likelihoods(decoder, longest, 1, chunk, smoothing, branched=False)
+
+
+def option_likelihoods(
+    decoder: Decoder, options: int, longest: int, chunk: int = 128
+) -> tuple[Callable[..., Array], nnx.State]:
+    """The same for several completions of one prompt in a row, (B, options).
+
+    The tokens of completion k have type k, from 1 on, and one completion follows the other. Each is
+    predicted from the prompt and itself alone: the prompt's states are computed once for all.
+
+    Args:
+        options: the most completions that a row has; without tokens, one has a likelihood of 0.
+        longest: tokens of all completions of a row together, at most.
+    """
+    return _likelihoods(decoder, longest, options, chunk, 0.0, branched=True)
+
+
+def _likelihoods(
+    decoder: Decoder, longest: int, options: int, chunk: int, smoothing: float, branched: bool
+) -> tuple[Callable[..., Array], nnx.State]:
+    if longest < 1 or options < 1:
+        raise ValueError(f"there must be a completion of a token, got {options} of {longest}")
+    graph, params = nnx.split(decoder)
+
+    def forward(
+        params: nnx.State,
+        input_ids: Array,
+        attention_mask: Array,
+        token_type_ids: Array,
+        *,
+        rng: Array | None = None,
+    ) -> Array:
+        model = nnx.merge(graph, params)
+        hidden = model.hidden(input_ids, branches=token_type_ids if branched else None, rng=rng)
+        places, kinds = _completions(token_type_ids, longest)
+        begins = kinds != _at(token_type_ids, places - 1)
+        stem = jnp.maximum(places[:, :1] - 1, 0)
+        before = jnp.where(begins, stem, places - 1)
+        states = jnp.take_along_axis(hidden, before[:, :, None], axis=1)
+        losses = token_losses(model.logits, states, _at(input_ids, places), chunk, smoothing)
+        of_each = jax.nn.one_hot(kinds - 1, options, dtype=losses.dtype)
+        return -jnp.einsum("bt,bto->bo", losses, of_each)
+
+    return forward, params
+
+
+def _completions(types: Array, longest: int) -> tuple[Array, Array]:
+    """Where the tokens of completions are, (B, longest or T), and their types, 0 for none.
+
+    Places are at least 1 and within the row.
+    """
+    tokens = types.shape[1]
+    first = jnp.argmax(types > 0, axis=1)[:, None]
+    wanted = first + jnp.arange(min(longest, tokens))[None]
+    places = jnp.clip(wanted, 1, tokens - 1)
+    return places, jnp.where(wanted == places, _at(types, places), 0)
+
+
+def _at(row: Array, places: Array) -> Array:
+    return jnp.take_along_axis(row, places, axis=1)

@@ -1,0 +1,269 @@
+"""What every decoder shares: stacked pre-norm layers, scanned, between an embedding and a head."""
+
+import functools
+from typing import Any, ClassVar, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from lora_jax.models.parts.activations import Activations
+from lora_jax.models.parts.causal_attention import (
+    Implementation,
+    Sight,
+    attend,
+    restarting,
+    visible,
+)
+from lora_jax.models.parts.modules import Embedding, Linear, dropout, split_keys, stack, wide
+from lora_jax.models.parts.rope import Rotation
+
+POLICIES = (
+    "nothing_saveable",
+    "everything_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+
+
+class DecoderLayer(nnx.Module):
+    """One layer, normalised before each residual: (B, T, hidden) to the same.
+
+    A family sets the parts below. A call is `project`, `attend` and `finish`; what generates text
+    puts the keys and values of earlier tokens between them.
+    """
+
+    activations: Activations
+    attention_norm: Any
+    attention: Any
+    mlp_norm: Any
+    attention_dropout: float
+    residual_dropout: float
+
+    def __call__(
+        self, x: Array, rotation: Rotation | None, sight: Sight, rng: Array | None
+    ) -> Array:
+        attention_rng, residual_rng = split_keys(rng, 2)
+        query, key, value = self.project(x, rotation)
+        y = attend(query, key, value, sight, self.attention_dropout, attention_rng)
+        return self.finish(x, y, residual_rng)
+
+    def project(self, x: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
+        """Queries (B, T, heads, head_dim), and keys and values (B, T, groups, head_dim)."""
+        return self.attention.project(self.activations.whole(self.attention_norm(x)), rotation)
+
+    def finish(self, x: Array, attended: Array, rng: Array | None = None) -> Array:
+        """The layer's output, from its input and what its heads made of the values."""
+        first_rng, second_rng = split_keys(rng, 2)
+        lay = self.activations
+        y = self.attention.output(lay.within(attended.reshape(*x.shape[:-1], -1)))
+        x = lay.between(x + dropout(y, self.residual_dropout, first_rng))
+        y = self.feed_forward(lay.whole(self.mlp_norm(x)))
+        return lay.between(x + dropout(y, self.residual_dropout, second_rng))
+
+    def feed_forward(self, x: Array) -> Array:
+        """What is computed of each token by itself, (B, T, hidden) to the same."""
+        raise NotImplementedError
+
+
+class Decoder(nnx.Module):
+    """A causal language model: `logits(hidden(input_ids))`, which a call does.
+
+    `dtype` is what is computed in, by default the dtype of the parameters; norms, rotations,
+    softmax and logits are in float32 at least. `remat` recomputes each layer in the backward pass
+    instead of keeping its activations; the name of a policy of `jax.checkpoint_policies` (see
+    `POLICIES`) keeps some. `implementation` is that of `jax.nn.dot_product_attention`. `mesh` is
+    what its activations are cut over (see `Activations`). The model holds no random state: pass
+    `rng` to a call for dropout.
+
+    A family sets its layer's type, `make_norm` and, where it needs more, `embed` and `rotation`.
+    """
+
+    layer_type: ClassVar[Any]
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: bool | str = False,
+        implementation: Implementation | None = None,
+        mesh: Mesh | None = None,
+        rngs: nnx.Rngs,
+    ):
+        check_remat(remat)
+        check_implementation(implementation)
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.implementation: Implementation | None = implementation
+        sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
+        self.embedding = Embedding(*sizes, param_dtype, rngs)
+        make = functools.partial(self.layer_type, config, param_dtype)
+        self.layers = stack(make, config.num_hidden_layers, rngs)
+        self.layers.activations = Activations(mesh)
+        self.norm = self.make_norm(config, param_dtype)
+        if not config.tie_word_embeddings:
+            width, words, std = config.hidden_size, config.vocab_size, config.initializer_range
+            self.head = Linear(width, words, std, param_dtype, rngs, use_bias=False)
+
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        segments: Array | None = None,
+        rng: Array | None = None,
+    ) -> Array:
+        """Logits of each token's successor, (B, T, vocabulary); arguments as for `hidden`."""
+        x = self.hidden(input_ids, attention_mask, positions=positions, segments=segments, rng=rng)
+        return self.logits(x)
+
+    def hidden(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        segments: Array | None = None,
+        branches: Array | None = None,
+        rng: Array | None = None,
+    ) -> Array:
+        """The last hidden states (B, T, hidden), normalised, in `dtype`.
+
+        Args:
+            input_ids: (B, T) integers.
+            attention_mask: (B, T), nonzero where there is a token. Padding on either side changes
+                no other token's result, and gets finite ones.
+            positions: (B or 1, T) integers; by default tokens are counted from 0, padding left
+                out, in every segment anew.
+            segments: (B, T) integers, the number of each token's document in a packed row (see
+                `lora_jax.data.batching.packing`); a token sees its own document only.
+            branches: (B, T) integers: texts that begin alike, in one row. First what they share,
+                of number 0, then what each goes on with, of a number of its own from 1 on: each
+                gets the states that it has as a row of its own. The row may be longer than the
+                model takes, where none of its texts is. Needs no `attention_mask` for padding at
+                the end, and takes no `segments`.
+            rng: dropout at the config's rates with this key; no dropout without one.
+        """
+        self._check(input_ids, attention_mask, positions, segments, branches)
+        tokens, dtype = input_ids.shape[1], self.dtype or self.embedding.embedding.dtype
+        if positions is None and branches is not None:
+            shared = (branches == 0).astype(jnp.int32).cumprod(axis=1)
+            stem = shared.sum(axis=1, keepdims=True, dtype=jnp.int32)
+            index = jnp.arange(tokens, dtype=jnp.int32)[None]
+            positions = jnp.where(index < stem, index, stem + restarting(branches))
+            positions = jnp.minimum(positions, self.config.max_tokens - 1)  # of padding at the end
+        elif positions is None and segments is not None:
+            positions = restarting(segments)
+        elif positions is None and attention_mask is not None:
+            counted = jnp.cumsum(attention_mask.astype(bool), axis=1, dtype=jnp.int32)
+            positions = jnp.maximum(counted - 1, 0)
+        elif positions is None:
+            positions = jnp.arange(tokens, dtype=jnp.int32)[None]
+
+        embedding_rng, layers_rng = split_keys(rng, 2)
+        x = self.layers.activations.between(self.embed(input_ids, positions, dtype, embedding_rng))
+        rotation = self.rotation(positions, dtype)
+        sights = self._sights(tokens, attention_mask, segments, branches, positions)
+        graph, weights = nnx.split(self.layers)
+
+        def layer(x: Array, each: tuple[Any, Array | None, Array | None]) -> tuple[Array, None]:
+            weights, slides, rng = each
+            return nnx.merge(graph, weights)(x, rotation, _choose(sights, slides), rng), None
+
+        if self.remat:
+            named = isinstance(self.remat, str)
+            policy = getattr(jax.checkpoint_policies, str(self.remat)) if named else None
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+        slides = jnp.asarray(self.config.slides) if len(sights) == 2 else None
+        count = self.config.num_hidden_layers
+        rngs = None if layers_rng is None else jax.random.split(layers_rng, count)
+        x, _ = jax.lax.scan(layer, x, (weights, slides, rngs))
+        return self.layers.activations.whole(self.norm(x))
+
+    def logits(self, hidden: Array) -> Array:
+        """The head over hidden states, (..., hidden) to (..., vocabulary), float32 at least."""
+        if self.config.tie_word_embeddings:
+            kernel = self.embedding.embedding[...].T
+        else:
+            kernel = self.head.kernel[...]
+        exact = wide(hidden.dtype)
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=exact)
+
+    def make_norm(self, config: Any, dtype: DTypeLike) -> nnx.Module:
+        """The norm after the last layer."""
+        raise NotImplementedError
+
+    def embed(
+        self, input_ids: Array, positions: Array, dtype: DTypeLike, rng: Array | None
+    ) -> Array:
+        """What the first layer sees, (B, T, hidden)."""
+        return self.look_up(self.embedding, input_ids, dtype)
+
+    def look_up(self, table: Embedding, ids: Array, dtype: DTypeLike) -> Array:
+        """The rows of a table, (B, T, hidden)."""
+        return self.layers.activations.look_up(table.embedding[...], ids).astype(dtype)
+
+    def rotation(self, positions: Array, dtype: DTypeLike) -> Rotation | None:
+        """How heads turn with their positions, None where they do not."""
+        return None
+
+    def _sights(
+        self,
+        tokens: int,
+        attention_mask: Array | None,
+        segments: Array | None,
+        branches: Array | None,
+        positions: Array,
+    ) -> list[Sight]:
+        """What the layers see: of one kind or, where there are full and sliding ones, of both."""
+        window, kinds = self.config.sliding_window, sorted(set(self.config.slides))
+        windows = [window if slides else None for slides in kinds]
+        masked = attention_mask is not None or segments is not None or branches is not None
+        if not masked and len(kinds) == 1:
+            return [Sight(None, windows[0], self.implementation)]
+        masks = [
+            visible(tokens, attention_mask, segments, each, branches, positions) for each in windows
+        ]
+        return [Sight(mask, None, self.implementation) for mask in masks]
+
+    def _check(self, input_ids: Array, *others: Array | None) -> None:
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids must be (batch, tokens), got {input_ids.shape}")
+        names = ("attention_mask", "positions", "segments", "branches")
+        if others[2] is not None and others[3] is not None:
+            raise ValueError("segments and branches cannot be given together")
+        for name, array in zip(names, others, strict=True):
+            shapes = [input_ids.shape, (1, input_ids.shape[1])][: 2 if name == "positions" else 1]
+            if array is not None and array.shape not in shapes:
+                raise ValueError(
+                    f"{name} must be {input_ids.shape} as input_ids are, got {array.shape}"
+                )
+        if others[3] is None and input_ids.shape[1] > self.config.max_tokens:
+            raise ValueError(
+                f"{input_ids.shape[1]} tokens; the model takes at most {self.config.max_tokens}"
+            )
+
+
+def _choose(sights: list[Sight], slides: Array | None) -> Sight:
+    """What one layer sees; where layers differ, `slides` says of which of two kinds it is."""
+    if slides is None:
+        return sights[0]
+    full, sliding = sights
+    return full._replace(mask=jnp.where(slides, sliding.mask, full.mask))  # type: ignore
+
+
+def check_remat(remat: Any) -> None:
+    """ValueError unless it is true, false or a policy's name."""
+    if not isinstance(remat, bool) and remat not in POLICIES:
+        raise ValueError(f"remat must be True, False or one of {', '.join(POLICIES)}: {remat!r}")
+
+
+def check_implementation(implementation: Any) -> None:
+    if implementation is not None and implementation not in get_args(Implementation):
+        known = ", ".join(get_args(Implementation))
+        raise ValueError(f"implementation must be None or one of {known}, got {implementation!r}")

@@ -1,0 +1,205 @@
+"""Rotary position embeddings: frequencies, their scalings for long contexts, and the rotation.
+
+Su et al., 2021 (arXiv:2104.09864), in the half-rotation convention of transformers: feature i of a
+head turns with feature i + head_dim / 2, not with its neighbour as in the paper. The query and key
+projections of published checkpoints are ordered for it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from lora_jax.models.parts.config_checks import check_flag, check_integer, check_positive, shown
+from lora_jax.models.parts.modules import wide
+
+# type -> the fields that it takes; those without a default below have to be there.
+_FIELDS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": (
+        "factor",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "original_max_position_embeddings",
+    ),
+}
+_NEEDED = ("factor", "low_freq_factor", "high_freq_factor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """The base of the rotary frequencies and how they are scaled, under transformers' names.
+
+    Types: `default` (plain), `linear` (positions divided by `factor`), `dynamic` (plain up to
+    max_position_embeddings, and refused beyond it: there its frequencies change with every token
+    that a text grows by, so neither a packed document nor a cached key would keep its own),
+    `llama3` (Llama 3.1: long wavelengths divided by `factor`, short ones kept, the middle
+    interpolated) and `yarn` (Peng et al., 2023, arXiv:2309.00071).
+    """
+
+    rope_theta: float = 10000.0
+    rope_type: str = "default"
+    factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    original_max_position_embeddings: int | None = None
+
+    def __post_init__(self):
+        check_positive("rope_theta", self.rope_theta)
+        if self.rope_theta <= 1:  # all pairs would turn alike, or faster and faster
+            raise ValueError(f"rope_theta must be above 1, got {shown(self.rope_theta)}")
+        if not isinstance(self.rope_type, str) or self.rope_type not in _FIELDS:
+            raise ValueError(
+                f"rope_type {shown(self.rope_type)} is not supported; "
+                f"supported: {', '.join(_FIELDS)}"
+            )
+        check_flag("truncate", self.truncate)
+        for name in _FIELDS[self.rope_type]:
+            value = getattr(self, name)
+            if value is None and name in _NEEDED:
+                raise ValueError(f"rope_type {shown(self.rope_type)} needs {name}")
+            if name == "original_max_position_embeddings":
+                check_integer(name, value, least=1)
+            elif name != "truncate" and value is not None:
+                check_positive(name, value)
+        if self.factor is not None and self.factor < 1:
+            raise ValueError(
+                f"factor of rope_type {shown(self.rope_type)} must be >= 1: {self.factor}"
+            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and high <= low:
+            raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], max_position_embeddings: int) -> "Rope":
+        """From a config.json: `rope_theta` and `rope_scaling`, or `rope_parameters` of version 5.
+
+        What a type has no use for is left out. ValueError for a type that is not here, for one that
+        lacks a number, and for parts of heads that do not turn.
+        """
+        given: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"rope_scaling must be an object, got {shown(given)}")
+        kind = given.get("rope_type", given.get("type", "default"))
+        for feature, only in (("partial_rotary_factor", 1.0), ("rope_interleaved", False)):
+            for value in (given.get(feature), config.get(feature)):
+                if value is not None and value != only:
+                    raise ValueError(f"{feature} {shown(value)} is not supported, only {only}")
+        fields = _FIELDS.get(kind, ()) if isinstance(kind, str) else ()
+        chosen = {name: given[name] for name in fields if given.get(name) is not None}
+        if "original_max_position_embeddings" in fields:
+            outside = config.get("original_max_position_embeddings")
+            inside = chosen.get("original_max_position_embeddings", max_position_embeddings)
+            chosen["original_max_position_embeddings"] = inside if outside is None else outside
+        theta = given.get("rope_theta", config.get("rope_theta", 10000.0))
+        return cls(theta, kind, **chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """`rope_theta` and `rope_scaling`, which every version of transformers reads."""
+        names = _FIELDS[self.rope_type]
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        scaling = {"rope_type": self.rope_type, **values} if names else None
+        return {"rope_theta": self.rope_theta, "rope_scaling": scaling}
+
+
+def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
+    """Radians a position of each pair of features, (head_dim / 2,) float64, and a factor.
+
+    The factor multiplies sines and cosines, thus queries and keys; it is 1 but for `yarn`.
+    """
+    plain = float(rope.rope_theta) ** -(np.arange(0, head_dim, 2) / head_dim)
+    match rope.rope_type:
+        case "linear":
+            return plain / _number(rope.factor), 1.0
+        case "llama3":
+            return _llama3(rope, plain), 1.0
+        case "yarn":
+            return _yarn(rope, plain)
+    return plain, 1.0
+
+
+def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
+    low, high = _number(rope.low_freq_factor), _number(rope.high_freq_factor)
+    # How often a pair turns within the original context: below `low`, its position is scaled.
+    turns = _number(rope.original_max_position_embeddings) * plain / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - kept) * plain / _number(rope.factor) + kept * plain
+
+
+def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
+    factor, dims = _number(rope.factor), 2 * len(plain)
+
+    def dimension(turns: float) -> float:
+        """The feature that turns so often within the original context (section 3.2)."""
+        length = _number(rope.original_max_position_embeddings)
+        return dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+
+    first, last = dimension(rope.beta_fast or 32), dimension(rope.beta_slow or 1)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dims - 1)
+    width = last - first or 0.001
+    scaled = np.clip((np.arange(len(plain)) - first) / width, 0, 1)
+
+    def temperature(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1
+
+    attention = rope.attention_factor
+    if attention is None and rope.mscale and rope.mscale_all_dim:
+        attention = temperature(rope.mscale) / temperature(rope.mscale_all_dim)
+    elif attention is None:
+        attention = temperature(1.0)
+    return plain / factor * scaled + plain * (1 - scaled), attention
+
+
+def _number(value: float | None) -> float:
+    """What `__post_init__` has found to be there."""
+    if value is None:
+        raise ValueError("the scaling lacks a number")
+    return value
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of every position's angles, each (B or 1, T, 1, head_dim / 2)."""
+
+    cos: Array
+    sin: Array
+
+
+def rotation(rope: Rope, head_dim: int, positions: Array, dtype: DTypeLike) -> Rotation:
+    """The rotation of each position, (B or 1, T) integers, in `dtype` or float32 if narrower."""
+    turns, factor = frequencies(rope, head_dim)
+    exact = wide(dtype)
+    angles = positions.astype(exact)[:, :, None, None] * jnp.asarray(turns, exact)[None, None, None]
+    scale = jnp.asarray(factor, exact)
+    return Rotation(jnp.cos(angles) * scale, jnp.sin(angles) * scale)
+
+
+def rotate(x: Array, by: Rotation) -> Array:
+    """Heads turned by their positions, (B, T, heads, head_dim) to the same, in the dtype of x."""
+    first, second = jnp.split(x.astype(by.cos.dtype), 2, axis=-1)
+    turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -1,0 +1,134 @@
+"""Where each parameter of a decoder is found in a published checkpoint: one table, both ways.
+
+As in torch_names.py; here a tensor may hold several parameters side by side (GPT-2 joins queries,
+keys and values), and may be stored as (in, out), which GPT-2 does.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_jax.models.families.gpt2_config import GPT2Config
+from lora_jax.models.families.llama_config import LlamaConfig
+from lora_jax.models.published.placed import Index
+from lora_jax.suggest import nearest
+
+DecoderConfig = LlamaConfig | GPT2Config
+
+_LLAMA = {
+    "embedding": "model.embed_tokens",
+    "layers/attention_norm": "model.layers.{}.input_layernorm",
+    "layers/attention/query": "model.layers.{}.self_attn.q_proj",
+    "layers/attention/key": "model.layers.{}.self_attn.k_proj",
+    "layers/attention/value": "model.layers.{}.self_attn.v_proj",
+    "layers/attention/output": "model.layers.{}.self_attn.o_proj",
+    "layers/attention/query_norm": "model.layers.{}.self_attn.q_norm",
+    "layers/attention/key_norm": "model.layers.{}.self_attn.k_norm",
+    "layers/mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "layers/gate": "model.layers.{}.mlp.gate_proj",
+    "layers/up": "model.layers.{}.mlp.up_proj",
+    "layers/down": "model.layers.{}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+_GPT2 = {
+    "embedding": "transformer.wte",
+    "position": "transformer.wpe",
+    "layers/attention_norm": "transformer.h.{}.ln_1",
+    "layers/attention/query": "transformer.h.{}.attn.c_attn",
+    "layers/attention/key": "transformer.h.{}.attn.c_attn",
+    "layers/attention/value": "transformer.h.{}.attn.c_attn",
+    "layers/attention/output": "transformer.h.{}.attn.c_proj",
+    "layers/mlp_norm": "transformer.h.{}.ln_2",
+    "layers/up": "transformer.h.{}.mlp.c_fc",
+    "layers/down": "transformer.h.{}.mlp.c_proj",
+    "norm": "transformer.ln_f",
+    "head": "lm_head",
+}
+_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+# What older checkpoints hold in a layer beside its weights: masks and frequencies.
+_BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+
+
+class Place(NamedTuple):
+    """Where one layer of a parameter is: a tensor, maybe transposed, and which third of it."""
+
+    name: str
+    transposed: bool
+    part: int | None
+
+    def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The whole tensor's shape, from that of the parameter's one layer."""
+        if self.transposed:
+            return shape[::-1]
+        return shape if self.part is None else (*shape[:-1], 3 * shape[-1])
+
+    def inside(self, index: Index, shape: tuple[int, ...]) -> Index:
+        """Which part of the tensor is a part of the parameter's one layer, of that shape."""
+        if self.transposed or self.part is None:
+            return index[::-1] if self.transposed else index
+        first = self.part * shape[-1]
+        return (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))
+
+    def cut(self, tensor: np.ndarray) -> np.ndarray:
+        """The parameter's one layer, a view of the tensor."""
+        if self.transposed:
+            return tensor.T
+        return tensor if self.part is None else np.split(tensor, 3, axis=-1)[self.part]
+
+
+def decoder_prefix(config: DecoderConfig) -> str:
+    """What stands before all names but the head's; a checkpoint may leave it out."""
+    return "transformer." if config.model_type == "gpt2" else "model."
+
+
+def places(path: str, config: DecoderConfig) -> list[Place]:
+    """Where a parameter is: one place a layer if it is stacked, else a single one."""
+    module, _, leaf = path.rpartition("/")
+    gpt2 = config.model_type == "gpt2"
+    names = _GPT2 if gpt2 else _LLAMA
+    if leaf not in _LEAF or module not in names:
+        raise ValueError(f"{path!r} is not a parameter of a {config.model_type} decoder")
+    stacked = path.startswith("layers/")
+    part = None
+    if gpt2 and module.rpartition("/")[2] in ("query", "key", "value"):
+        part = ("query", "key", "value").index(module.rpartition("/")[2])
+    transposed = leaf == "kernel" and not (gpt2 and stacked)
+    copies = config.num_hidden_layers if stacked else 1
+    return [
+        Place(f"{names[module].format(i)}.{_LEAF[leaf]}", transposed, part) for i in range(copies)
+    ]
+
+
+def check_no_others(
+    stored: Sequence[str], known: Sequence[str], config: DecoderConfig, folder: object
+) -> None:
+    """ValueError for a tensor in a layer that the model has no use for: it would compute wrongly.
+
+    A bias or a norm that config.json says nothing of, or layers beyond those that it names.
+    """
+    prefix = decoder_prefix(config)
+    layers = prefix + ("h." if config.model_type == "gpt2" else "layers.")
+    bare = {name.removeprefix(prefix) for name in known}
+    for name in stored:
+        own = name.removeprefix(prefix)
+        inside = (prefix + own).startswith(layers)
+        if inside and own not in bare and not own.endswith(_BUFFERS):
+            near = nearest(name, known)
+            raise ValueError(
+                f"{folder}: a {config.model_type} with the {config.num_hidden_layers} layers of "
+                f"config.json has no use for tensor {name!r}; nearest that it has: {near}"
+            )
+
+
+def tensors_of(
+    paths: Sequence[str], config: DecoderConfig
+) -> Iterator[tuple[str, list[tuple[str, int, Place]]]]:
+    """Every tensor's name, in the order of layers, and what makes it up: path, layer and place."""
+    made: dict[str, list[tuple[str, int, Place]]] = {}
+    for path in paths:
+        for layer, place in enumerate(places(path, config)):
+            made.setdefault(place.name, []).append((path, layer, place))
+    for name in sorted(made, key=lambda name: made[name][0][1]):
+        yield name, sorted(made[name], key=lambda each: each[2].part or 0)

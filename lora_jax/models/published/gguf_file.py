@@ -1,0 +1,142 @@
+"""One GGUF file, llama.cpp's format: what it says of a model, and its tensors under its own names.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. It is read by the package
+`gguf`, which also knows how every type of weight was quantised.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.suggest import nearest
+
+_GIVEN: Any = object()  # stands for "no default"
+_ARRAY = 9  # of the format's types of metadata
+_MOST = 5_000_000
+"""Elements of a list in the metadata, of each of which an object is made: no vocabulary has more,
+nor are its merges as many."""
+
+
+class GgufFile:
+    """Metadata by key, and tensors by name: shapes and types at once, contents when read.
+
+    FileNotFoundError where there is no file, and ValueError of one line for one that is corrupt,
+    truncated, of the other byte order, or one of several parts.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._gguf = _library(self.path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file")
+        try:
+            self._reader: Any = _bounded(self._gguf.GGUFReader)(self.path)
+        except Exception as error:  # whichever of its lookups the missing bytes make fail
+            size = self.path.stat().st_size
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise ValueError(
+                f"{self.path} ({size:,} bytes) is corrupt, truncated or not GGUF: "
+                f"{type(error).__name__}: {reason}"
+            ) from None
+        if self._reader.byte_order == "S":
+            raise ValueError(f"{self.path}: written in the byte order of another kind of machine")
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._values: dict[str, Any] = {}
+        if (parts := self.value("split.count", 1)) not in (0, 1):
+            raise ValueError(
+                f"{self.path}: one of {parts} parts; join them: llama-gguf-split --merge"
+            )
+
+    def value(self, key: str, default: Any = _GIVEN) -> Any:
+        """What the metadata says under a key: a number, a text, or a list of such.
+
+        ValueError where there is no such key and no default.
+        """
+        if key not in self._values and (field := self._reader.get_field(key)) is not None:
+            self._values[key] = field.contents()
+        if key in self._values:
+            return self._values[key]
+        if default is _GIVEN:
+            near = nearest(key, self._reader.fields)
+            raise ValueError(f"{self.path}: the metadata has no {key!r}; nearest: {near}")
+        return default
+
+    def names(self) -> list[str]:
+        """The names of all tensors, as they are stored."""
+        return list(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape in NumPy's order; the file has the last axis first."""
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+
+    def check_type(self, name: str) -> None:
+        """ValueError for a tensor of a type that `read` cannot make floats of."""
+        quantised = self._tensors[name].tensor_type
+        block = np.zeros((1, self._gguf.GGML_QUANT_SIZES[quantised][1]), np.uint8)
+        try:
+            self._gguf.quants.dequantize(block, quantised)
+        except NotImplementedError:
+            raise ValueError(
+                f"{self.path}: tensor {name!r} is {quantised.name}, which cannot be dequantised"
+            ) from None
+
+    def read(self, name: str, rows: Any = slice(None)) -> np.ndarray:
+        """The tensor, dequantised to float32; ValueError if a value of it is not finite.
+
+        `rows` selects along the first axis, a slice or numbers: the others are not dequantised.
+        Vectors are read whole.
+        """
+        stored = self._tensors[name]
+        data = stored.data[rows] if len(stored.shape) > 1 else stored.data
+        tensor = self._gguf.quants.dequantize(data, stored.tensor_type)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{self.path}: tensor {name!r} holds NaN or an infinity")
+        return tensor
+
+
+def _bounded(reader: Any) -> Any:
+    """The package's reader, which else believes every length that a file declares.
+
+    It would go on behind the end of the file, where it finds nothing and keeps that, element by
+    element, until memory runs out.
+    """
+
+    class Reader(reader):
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            # Of a memmap, each of 10^5 small views takes twice as long.
+            self._data = np.asarray(mapped)
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise ValueError(f"it ends at byte {len(self.data):,}, and says {end:,}")
+            return super()._get(offset, dtype, count, override_order)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if int(raw_type) == _ARRAY:
+                count = int(self._get(orig_offs + 4, np.uint64)[0])
+                if count > min(_MOST, len(self.data)):
+                    raise ValueError(f"a list of {count:,} elements")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    return Reader
+
+
+def _library(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ValueError(
+            f"{path}: reading it needs a package that is not installed; "
+            'run: pip install "lora-jax[decoders]"'
+        ) from None
+    return gguf

@@ -1,0 +1,129 @@
+"""The tensors of a GGUF file under transformers' names and in transformers' layout.
+
+llama.cpp turns neighbouring features of a head (as in the rotary paper), transformers those half a
+head apart; so queries' and keys' rows are stored in another order, for the architecture "llama"
+alone: the others are turned as in transformers there too. Its GPT-2 has matrices as (out, in).
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_jax.models.published.decoder_names import DecoderConfig
+from lora_jax.models.published.gguf_config import gguf_config
+from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.placed import Index
+from lora_jax.suggest import nearest
+
+_LLAMA = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk": "model.layers",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GPT2 = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+    "blk": "transformer.h",
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+
+class GgufWeights:
+    """A `Source` of tensors (see `pretrained_decoder`), and the config that goes with it."""
+
+    def __init__(self, path: str | Path):
+        self._file = GgufFile(path)
+        self.folder = self._file.path
+        self.config: DecoderConfig = gguf_config(self._file)
+        self._kind: str = self._file.value("general.architecture")
+        self._stored = {_translated(name, self._kind): name for name in self._file.names()}
+
+    def names(self) -> list[str]:
+        """The names of all tensors; of those that transformers has no name for, their own."""
+        return list(self._stored)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """ValueError unless there is a tensor of this name and shape that can be dequantised."""
+        if name not in self._stored:
+            near = nearest(name, self._stored)
+            raise ValueError(f"{self.folder}: the weights have no tensor {name!r}; nearest: {near}")
+        stored = self._stored[name]
+        found = self._file.shape(stored)
+        found = found[::-1] if self._is_transposed(name, found) else found
+        if found != shape:
+            raise ValueError(
+                f"{self.folder}: tensor {name!r} ({stored!r}) has shape {found}, "
+                f"the metadata asks for {shape}"
+            )
+        self._file.check_type(stored)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, dequantised to float32; ValueError if a value of it is not finite."""
+        tensor = self._file.read(self._stored[name])
+        if self._is_transposed(name, tensor.shape):
+            return tensor.T
+        heads = self._turned(name)
+        return tensor if heads is None else half_turned(tensor, heads)
+
+    def part(self, name: str, index: Index) -> np.ndarray:
+        """A part of the tensor, of which only the rows of the file that have it are dequantised."""
+        stored = self._stored[name]
+        shape = self._file.shape(stored)
+        if len(shape) == 1:
+            return self.read(name)[index]
+        if self._is_transposed(name, shape):
+            return self._file.read(stored, index[1])[:, index[0]].T
+        heads = self._turned(name)
+        rows: Any = index[0]
+        if heads is not None:
+            rows = half_turned(np.arange(shape[0]), heads)[rows]
+        return self._file.read(stored, rows)[:, index[1]]
+
+    def _turned(self, name: str) -> int | None:
+        """The heads of a projection whose rows are stored in another order, None for others."""
+        if self._kind != "llama" or not (found := re.search(r"\.(q|k)_proj\.", name)):
+            return None
+        config: Any = self.config
+        return config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
+
+    def _is_transposed(self, name: str, shape: tuple[int, ...]) -> bool:
+        return self._kind == "gpt2" and name.startswith("transformer.h.") and len(shape) == 2
+
+
+def half_turned(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """Rows ordered for turning features half a head apart, from rows ordered for neighbours.
+
+    Rows (heads x head_dim, ...) to the same; the inverse of `permute` in llama.cpp's conversion.
+    """
+    split = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+    return split.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def _translated(name: str, kind: str) -> str:
+    """transformers' name. What has none stays in its layer, where it will be refused."""
+    words = _GPT2 if kind == "gpt2" else _LLAMA
+    module, _, leaf = name.rpartition(".")
+    if inner := re.fullmatch(r"blk\.(\d+)\.(.+)", module):
+        return f"{words['blk']}.{inner[1]}.{words.get(inner[2], inner[2])}.{leaf}"
+    return f"{words.get(module, module)}.{leaf}"

@@ -1,0 +1,106 @@
+"""Our parameters' paths and transformers' tensor names: one table, used to read and to write.
+
+Torch keeps a linear layer's weight as (out, in) and each transformer layer by itself; ours are
+(in, out) and stacked. Names are those of transformers' sequence classifiers.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.models.families.encoders import Config
+from lora_jax.models.published.placed import Index
+
+_ENCODER = {
+    "embeddings/word": "embeddings.word_embeddings",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/norm": "embeddings.LayerNorm",
+    "layers/attention/query": "encoder.layer.{}.attention.self.query",
+    "layers/attention/key": "encoder.layer.{}.attention.self.key",
+    "layers/attention/value": "encoder.layer.{}.attention.self.value",
+    "layers/attention/output": "encoder.layer.{}.attention.output.dense",
+    "layers/attention/norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers/up": "encoder.layer.{}.intermediate.dense",
+    "layers/down": "encoder.layer.{}.output.dense",
+    "layers/norm": "encoder.layer.{}.output.LayerNorm",
+}
+_DEBERTA = {
+    **_ENCODER,
+    "embeddings/projection": "embeddings.embed_proj",
+    "embeddings/relative": "encoder.rel_embeddings",
+    "embeddings/relative_norm": "encoder.LayerNorm",
+    "layers/attention/query": "encoder.layer.{}.attention.self.query_proj",
+    "layers/attention/key": "encoder.layer.{}.attention.self.key_proj",
+    "layers/attention/value": "encoder.layer.{}.attention.self.value_proj",
+    "layers/attention/position_key": "encoder.layer.{}.attention.self.pos_key_proj",
+    "layers/attention/position_query": "encoder.layer.{}.attention.self.pos_query_proj",
+    "convolution": "encoder.conv.conv",
+    "convolution/norm": "encoder.conv.LayerNorm",
+}
+# model_type -> what stands before the encoder's names, the encoder's names, the head's whole names
+_NAMES = {
+    "bert": ("bert.", _ENCODER, {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
+    "roberta": (
+        "roberta.",
+        _ENCODER,
+        {"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
+    ),
+    "deberta-v2": ("deberta.", _DEBERTA, {"pooler": "pooler.dense", "classifier": "classifier"}),
+}
+_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+
+
+def path_of(key_path: tuple[Any, ...]) -> str:
+    """JAX's key path as a/b/c, without the inner `value` of NNX."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
+
+
+def prefix(config: Config) -> str:
+    """What stands before the encoder's names where a checkpoint has a head, say `bert.`."""
+    return _NAMES[config.model_type][0]
+
+
+def torch_names(path: str, config: Config) -> list[str]:
+    """The tensors that make up one parameter: one a layer if it is stacked, else a single one."""
+    copies = config.num_hidden_layers if path.startswith("layers/") else 1
+    return [torch_name(path, config, i) for i in range(copies)]
+
+
+def torch_name(path: str, config: Config, layer: int = 0) -> str:
+    """The tensor of one parameter, of one layer if it is stacked."""
+    module, _, leaf = path.rpartition("/")
+    before, encoder, head = _NAMES[config.model_type]
+    if leaf not in _LEAF or (module not in encoder and module not in head):
+        raise ValueError(f"{path!r} is not a parameter of a {config.model_type} classifier")
+    name = head[module] if module in head else before + encoder[module].format(layer)
+    return f"{name}.{_LEAF[leaf]}"
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of each tensor of a parameter."""
+    own = shape[1:] if path.startswith("layers/") else shape
+    return own[::-1] if path.endswith("/kernel") else own
+
+
+def torch_index(path: str, index: Index) -> Index:
+    """Which part of a tensor is a part of one layer of a parameter."""
+    return index[::-1] if path.endswith("/kernel") else index
+
+
+def from_torch(path: str, tensors: list[np.ndarray]) -> np.ndarray:
+    """One parameter from its tensors."""
+    ours = [t.T if path.endswith("/kernel") else t for t in tensors]
+    return np.stack(ours) if path.startswith("layers/") else ours[0]
+
+
+def to_torch_names(params: Any, config: Config) -> dict[str, np.ndarray]:
+    """The tensors, by name, of a classifier's parameters (an nnx.State or nested dicts)."""
+    tensors = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path, array = path_of(key_path), np.asarray(leaf)
+        layers = array if path.startswith("layers/") else array[None]
+        for name, tensor in zip(torch_names(path, config), layers, strict=True):
+            tensors[name] = np.ascontiguousarray(tensor.T if path.endswith("/kernel") else tensor)
+    return tensors

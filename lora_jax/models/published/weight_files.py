@@ -1,0 +1,198 @@
+"""A folder's weights, one file or several with an index, by tensor name.
+
+Safetensors are read, and what torch.save wrote (torch_bin.py) where there are none. A GGUF file
+stands for a folder: it holds all that a folder does, and gguf_file.py reads it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, which safetensors asks for
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from lora_jax.files import json_text
+from lora_jax.files.published_paths import inside
+from lora_jax.models.published.placed import Index
+from lora_jax.models.published.torch_bin import TorchFile
+from lora_jax.suggest import nearest
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_MOST_JSON = 100_000_000  # bytes; the index of the largest models has a few millions
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; FileNotFoundError or ValueError names the path."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if (size := path.stat().st_size) > _MOST_JSON:
+        raise ValueError(f"{path}: {size:,} bytes of JSON; at most {_MOST_JSON:,} are read")
+    return json_text.read_object(path)
+
+
+def find_gguf(path: str | Path) -> Path | None:
+    """The GGUF file that a path means, None where it means a folder of other files.
+
+    That is a path that ends in .gguf, or a folder's only such file where there is no config.json.
+    FileNotFoundError where there is no such file, ValueError where a folder has several.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf" and not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        return path
+    if (path / "config.json").is_file():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"{path}: several GGUF files; give the path of one: {names}")
+    return files[0] if files else None
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files that hold the weights, sorted; FileNotFoundError if none is there or one is not."""
+    if (gguf := find_gguf(folder)) is not None:
+        return [gguf]
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    for single, index in ((SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return _shards(folder / index)
+    raise FileNotFoundError(
+        f"{folder}: neither {SINGLE} nor {TORCH_SINGLE}, nor an index of either"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: no weight_map")
+    files = sorted({inside(index, name) for name in _distinct(index, names)})
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
+    return files
+
+
+def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
+    for tensor, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is no name of a file")
+    return set(names.values())
+
+
+def digest(folder: str | Path) -> str:
+    """The sha256 of the weight file, in hexadecimal; of several files, one after the other."""
+    total = hashlib.sha256()
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+class SafetensorsFile:
+    """The tensors of one file, by name: shapes and types at once, contents when read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file: Any = safe_open(path, framework="numpy")
+        except SafetensorError as error:
+            size = path.stat().st_size
+            raise ValueError(f"{path} ({size:,} bytes) is corrupt or truncated: {error}") from None
+
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        return self._file.get_slice(name).get_dtype()
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+    def part(self, name: str, index: Index) -> np.ndarray:
+        return self._file.get_slice(name)[index]
+
+
+class Weights:
+    """The tensors of a folder: names and shapes at once, contents when read.
+
+    `prefix` is what stands before the model's names in a checkpoint that has a head, say `bert.`;
+    it is left out in one that is a model alone, so names are looked up with and without it.
+    """
+
+    def __init__(self, folder: str | Path, prefix: str):
+        self.folder = Path(folder)
+        self._source: dict[str, tuple[SafetensorsFile | TorchFile, str]] = {}
+        for path in weight_files(folder):
+            file = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+            for name in file.names():
+                # Checkpoints that come from TensorFlow, bert-base-uncased too, say gamma, beta.
+                key = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+                key = key.replace("LayerNorm.beta", "LayerNorm.bias")
+                if key in self._source:
+                    other = self._source[key][0].path
+                    raise ValueError(f"{path}: tensor {key!r} is there twice, in {other} too")
+                self._source[key] = (file, name)
+        self._prefix = prefix
+        self._prefixed = any(name.startswith(prefix) for name in self._source)
+
+    def _key(self, name: str) -> str:
+        return name if self._prefixed else name.removeprefix(self._prefix)
+
+    def names(self) -> list[str]:
+        """The names of all tensors, as they are stored."""
+        return list(self._source)
+
+    def __contains__(self, name: str) -> bool:
+        return self._key(name) in self._source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        file, stored = self._source[self._key(name)]
+        return file.shape(stored)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """ValueError unless there is a floating-point tensor of this name and shape."""
+        key = self._key(name)
+        if key not in self._source:
+            near = nearest(key, self._source)
+            raise ValueError(f"{self.folder}: the weights have no tensor {key!r}; nearest: {near}")
+        if self.shape(name) != shape:
+            raise ValueError(
+                f"{self.folder}: tensor {key!r} has shape {self.shape(name)}, "
+                f"config.json asks for {shape}"
+            )
+        file, stored = self._source[key]
+        dtype = file.dtype(stored)
+        if dtype not in _FLOATS:
+            raise ValueError(f"{self.folder}: tensor {key!r} is {dtype}, expected one of {_FLOATS}")
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor; ValueError if a value of it is not finite."""
+        file, stored = self._source[self._key(name)]
+        return _finite(file.read(stored), file.path, stored)
+
+    def part(self, name: str, index: Index) -> np.ndarray:
+        """A part of the tensor, and no more is read of safetensors; ValueError as for `read`.
+
+        Of what torch.save wrote, the whole tensor is read each time.
+        """
+        file, stored = self._source[self._key(name)]
+        return _finite(file.part(stored, index), file.path, stored)
+
+
+def _finite(tensor: np.ndarray, path: Path, name: str) -> np.ndarray:
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"{path}: tensor {name!r} holds NaN or an infinity")
+    return tensor

@@ -1,0 +1,60 @@
+"""Where a run took place: versions, device, commit, and the memory that it took."""
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lora_jax.files.canonical_json import canonical as canonical
+from lora_jax.files.canonical_json import config_digest as config_digest
+from lora_jax.files.canonical_json import numbers as numbers
+from lora_jax.files.canonical_json import plain as plain
+
+
+def environment() -> dict[str, Any]:
+    """The record's `versions`, `device` and `git` (None if this file is in no checkout)."""
+    names = ("jax", "jaxlib", "flax", "optax", "lora_jax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in names},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "git": _git(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from a checkout that is not installed
+
+
+def _git() -> dict[str, str | bool] | None:
+    here = Path(__file__)
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here.parent), *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:  # installed inside another project's checkout?
+        git("ls-files", "--error-unmatch", here.name)
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(changes)}

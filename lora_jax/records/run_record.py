@@ -1,0 +1,251 @@
+"""One run = one validated record: config.json, metrics.jsonl and, last and atomically, record.json.
+
+Every file is strict JSON (no NaN). A process killed at any moment leaves the old file or the new
+one, and of `metrics.jsonl` complete lines.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
+from lora_jax.files.canonical_json import canonical as canonical
+from lora_jax.files.canonical_json import config_digest as config_digest
+from lora_jax.files.canonical_json import numbers as numbers
+from lora_jax.files.canonical_json import plain as plain
+from lora_jax.records import seal
+
+LOCK = ".lock"
+"""The file in a run's folder that the process which trains there holds locked."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a run was and what came of it; `record.json` holds exactly these fields, and their seal.
+
+    Wall-clock seconds: `seconds` of training, `seconds_total` of the whole process; of trials that
+    shared a program, each one's share. Metrics are finite numbers; in a run that did not complete
+    they may be None.
+    """
+
+    schema_version: Literal[1] = 1
+    experiment: str
+    config: dict[str, Any]
+    config_digest: str
+    versions: dict[str, str | None]
+    device: dict[str, str | int]
+    git: dict[str, str | bool] | None
+    seed: int
+    data_digest: str
+    weights_digest: str | None
+    parameters_trained: int
+    parameters_total: int  # of the model, without adapters
+    metrics_best: dict[str, float | None]
+    metrics_last: dict[str, float | None]
+    rule: str  # how the best was chosen, e.g. "max accuracy over evaluations"
+    steps: int
+    best_step: int | None
+    seconds: float
+    seconds_total: float
+    peak_memory_bytes: int
+    status: Literal["completed", "diverged", "failed"]
+    note: str = ""
+    # Of a method that chooses ranks: each weight's, or a list of those of the matrices of a stack.
+    ranks: dict[str, Any] | None = None
+    metric: str = ""  # the main one's name, e.g. "matthews"
+    parameters_adapters: int | None = None  # trained, without heads: as the papers count
+    target: dict[str, Any] | None = None  # {"score", "step", "seconds"}; None where not reached
+    # Every evaluation, [{"step", "seconds", "score"}], the seconds of training until then and the
+    # main metric: from it, `reached` tells the way to any score.
+    evaluations: list | None = None
+    tokenised_per_second: float | None = None  # training examples, when they were (caches keep it)
+    metrics_first: dict[str, Any] | None = None  # before the first step, where that was asked for
+    # Texts that a language model wrote, [{"prompt", "expected", "before", "after"}].
+    samples: list | None = None
+    signatures: dict[str, str] | None = None  # how metrics of such texts were computed
+    # The largest error of the compiled step before training, as `lora_jax.compiled.audit` found it;
+    # None where it did not look. {"leaf", "error", "tolerance", "batches"}
+    audit: dict[str, Any] | None = None
+
+    def reached(self, score: float) -> dict[str, Any] | None:
+        """The first evaluation whose main metric was at least `score`; None where none was."""
+        known = (numbers(each) for each in self.evaluations or ())  # of one that diverged, "NaN"
+        found = (each for each in known if each["score"] >= score)
+        return next(found, None)
+
+
+def validate(values: Mapping[str, Any]) -> Record:
+    """The record that a dict describes; ValueError names all that is missing, unknown or wrong."""
+    hints = typing.get_type_hints(Record)
+    required = {f.name for f in dataclasses.fields(Record) if f.default is dataclasses.MISSING}
+    required.add("schema_version")  # a default for who builds a record, not for who reads one
+    problems = [f"{name} is missing" for name in hints if name in required - values.keys()]
+    problems += [f"{name} is no field of a record" for name in values if name not in hints]
+    for name, hint in hints.items():
+        if name in values:
+            problems += _problems(values[name], hint, name)
+    if not problems:
+        record = Record(**values)
+        problems += _contradictions(record)
+        if not problems:
+            return record
+    raise ValueError(f"not a valid record: {'; '.join(problems)}")
+
+
+def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:
+    """Where a value is not of the annotated type: floats are finite, booleans are not integers."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is dict and isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _problems(item, args[1], f"{where}.{key}")
+        return
+    if origin is types.UnionType:
+        good = any(not list(_problems(value, arg, where)) for arg in args)
+    elif origin is Literal:
+        good = any(value == arg and type(value) is type(arg) for arg in args)
+    elif hint is float:
+        good = isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+    elif hint is int:
+        good = isinstance(value, int) and type(value) is not bool
+    else:
+        good = hint is Any or (origin is None and isinstance(value, hint))
+    if not good:
+        expected = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
+        yield f"{where} is {value!r}, expected {expected.replace('typing.', '')}"
+
+
+def _contradictions(r: Record) -> Iterator[str]:
+    if r.config_digest != config_digest(r.config):
+        yield "config_digest is not the digest of config"
+    for name in ("parameters_trained", "parameters_total", "parameters_adapters"):
+        if (getattr(r, name) or 0) < 0:  # adapters may hold more than a small model has
+            yield f"{name} is negative"
+    if not 0 <= (r.best_step or 0) <= r.steps:
+        yield f"best_step is {r.best_step} of {r.steps} steps"
+    for name in ("seconds", "seconds_total", "peak_memory_bytes"):
+        if getattr(r, name) < 0:
+            yield f"{name} is negative"
+    for each in r.evaluations or ():
+        own = [numbers(each).get(k) for k in ("step", "seconds", "score")] if _named(each) else []
+        if not own or not all(isinstance(x, int | float) for x in own):
+            yield f"evaluations has {each!r}, expected step, seconds and score"
+    for each in r.samples or ():
+        if not _named(each):
+            yield f"samples has {each!r}, expected texts by name"
+    if r.status == "completed":
+        for name in ("metrics_best", "metrics_last"):
+            for key, value in getattr(r, name).items():
+                if value is None:
+                    yield f"{name}.{key} is None in a completed run"
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def write(folder: str | os.PathLike, record: Record) -> None:
+    """Writes `record.json` atomically, where the run did not complete NaN metrics as null.
+
+    ValueError if the record is not valid or the folder has another one of a completed run.
+    """
+    values = dataclasses.asdict(record)
+    if record.status != "completed":
+        for name in ("metrics_best", "metrics_last"):
+            metrics = values[name].items()
+            values[name] = {
+                k: v if v is not None and math.isfinite(v) else None for k, v in metrics
+            }
+    values = plain(values, "record")
+    new, old = validate(values), read(folder)
+    if old is not None and old.status == "completed" and old != new:
+        raise ValueError(f"{folder} holds the record of a completed run: name another --workdir")
+    write_atomically(Path(folder) / "record.json", _pretty(seal.sealed(values)))
+
+
+def read(folder: str | os.PathLike) -> Record | None:
+    """The validated record in a folder, or None where no run has ended yet.
+
+    Raises:
+      ValueError: a record that is not valid, or that was changed after it was written.
+    """
+    found = read_sealed(folder)
+    return None if found is None else found[0]
+
+
+def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
+    """`read`, and whether the record has a seal: those of earlier versions have none."""
+    path = Path(folder) / "record.json"
+    if not path.exists():
+        return None
+    content = _load(path)
+    try:
+        values, found = seal.opened(content)
+        record = validate(values)
+        seal.check(values, found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return record, found is not None
+
+
+def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes `config.json`, the resolved configuration, atomically; creates the folder."""
+    write_atomically(Path(workdir) / "config.json", _pretty(plain(config, "config")))
+
+
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
+    """Takes a folder for a run: True if this very run was here before (resume it, read its record).
+
+    A new or empty folder gets `config.json`. ValueError, and nothing touched, if the folder holds
+    another configuration (the differing keys are named) or files of something else.
+    """
+    folder = Path(workdir)
+    path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir {folder} is a file: name a folder")
+    if not path.exists():
+        names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        names = [n for n in names if not (n.startswith(".config.json.") and n.endswith(".tmp"))]
+        names = [n for n in names if n != LOCK]
+        if names:
+            what = f"{names[0]} but no config.json"
+            raise ValueError(f"--workdir {folder} holds {what}: name a new or empty folder")
+        write_config(folder, config)
+        return False
+    there, here = dict(_leaves(_load(path))), dict(_leaves(plain(config, "config")))
+    keys = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
+    if keys:
+        differ = [
+            f"{k} is {there.get(k, 'absent')} there and {here.get(k, 'absent')} here" for k in keys
+        ]
+        more = f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""
+        raise ValueError(
+            f"--workdir {folder} holds a run of another configuration: {', '.join(differ[:3])}"
+            f"{more}; name another --workdir"
+        )
+    return True
+
+
+def _leaves(value: Any, where: str = "config") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{where}.{key}")
+    else:
+        yield where, canonical(value)
+
+
+def _pretty(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    value = json_text.read(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,299 @@
+"""What follows from where the weights of a model lie: adapters, stored bits, states, batches.
+
+layout = lay_out(adapted, mesh, rules, params, ids)    # arrays or shapes
+trainable, frozen = layout.init(jax.random.key(0), params, ids)
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lora_jax.partition import flatten, split_arrays
+from lora_jax.quantization.quantize import Storage, Stored, require_storable
+from lora_jax.sharding.mesh import ROWS, Rules, automatic, axes_of, fitting, specs_of
+from lora_jax.transform.adapt import Adapted
+from lora_jax.transform.discover import discover
+from lora_jax.transform.placement import Frozen, Placement, Spec, group_of
+from lora_jax.transform.target_patterns import SomeLayers
+from lora_jax.uses import Uses, WeightUse
+from lora_jax.variant import Base
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The sharding of every array of an adapted function (see `lay_out`)."""
+
+    adapted: Adapted
+    mesh: Mesh
+    uses: Uses
+    params: PyTree
+    """Of the user's own tree; None where it has a setting."""
+    trainable: PyTree
+    frozen: Frozen
+    """Shardings in the place of arrays, in the structure of what `init` gives."""
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Of batches, whose rows are spread over `data` and `fsdp`."""
+        return NamedSharding(self.mesh, PartitionSpec(ROWS))
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Of what every device has whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def place(self, params: PyTree) -> PyTree:
+        """The parameters on their devices; what lies there already is not copied."""
+
+        def put(leaf: Any, sharding: NamedSharding | None) -> Any:
+            return leaf if sharding is None else jax.device_put(leaf, sharding)
+
+        return jax.tree.map(put, params, self.params, is_leaf=lambda leaf: leaf is None)
+
+    def init(
+        self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
+    ) -> tuple[PyTree, Frozen]:
+        """`adapted.init`, whose arrays are made on their devices, each its own part.
+
+        Frozen weights that are stored as they come are those of `params`, not copied.
+
+        Raises:
+          ValueError: a weight that is to be quantised has numbers that cannot be.
+        """
+        params = self.place(params)
+        arrays, rebuild = split_arrays(params)
+        leaves, _ = flatten(params)
+        made = {each.use.path for each in self.frozen.spec.placements if each.storage is not None}
+        for path in made:  # traced, below, they are not known
+            require_storable(path, leaves[path])
+
+        def new(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
+            trainable, frozen = self.adapted.init(key, rebuild(arrays), *args, **kwargs)
+            return trainable, _with_base(self.gathering(frozen), made)
+
+        shardings = self.trainable, _with_base(self.frozen, made)
+        trainable, frozen = jax.jit(new, out_shardings=shardings)(key, arrays)
+        base = {path: frozen.base.get(path, leaves.get(path)) for path in self.frozen.base}
+        return trainable, dataclasses.replace(frozen, base=base)
+
+    def shapes(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
+        """What `init` would give, as shapes that say where they lie."""
+        found = _outline(self.adapted, key, params, *args, **kwargs)
+        given = found[0], self.gathering(found[1])
+        return jax.tree.map(placed, given, (self.trainable, self.frozen))
+
+    def like(self, tree: PyTree) -> PyTree:
+        """Shardings of a tree that has some trainables' shapes in it: an optimiser's state.
+
+        A leaf that ends in the path of a trainable, and has as many axes, lies where it does; any
+        other is whole on every device.
+        """
+        known = dict(jax.tree_util.tree_leaves_with_path(self.trainable))
+        # A variant's own state has `{path: {name: array}}` of its adapters alone.
+        known |= {keys[1:]: each for keys, each in known.items() if len(keys) == 3}
+
+        def find(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+            like = known.get(keys[-3:]) or known.get(keys[-2:])
+            if like is None or len(like.spec) != len(leaf.shape):
+                return self.everywhere
+            return NamedSharding(self.mesh, fitting(like.spec, leaf.shape, self.mesh))
+
+        return jax.tree_util.tree_map_with_path(find, tree)
+
+    def gathering(self, frozen: Frozen) -> Frozen:
+        """With quantised weights that travel as they are stored, and are dequantised on arrival."""
+        return dataclasses.replace(frozen, spec=self.frozen.spec)
+
+
+def lay_out(
+    adapted: Adapted, mesh: Mesh, rules: Rules | None, params: PyTree, /, *args: Any, **kwargs: Any
+) -> Layout:
+    """Where every array of an adapted function lies on a mesh.
+
+    A factor's axis that is as long as its matrix's input or output axis is cut as that is; which
+    one it is, is found by making factors for matrices of other sizes. Quantised weights alike.
+
+    Args:
+      rules: for the model's own weights; without any, `sharding.automatic` chooses.
+      params: arrays, or `jax.ShapeDtypeStruct`s: nothing is read of them.
+      *args: an example of the function's inputs.
+      **kwargs: further inputs.
+
+    Raises:
+      ValueError: a parameter that no rule matches, and what `adapted.init` raises.
+    """
+    uses = discover(adapted.forward, params, *args, **kwargs)
+    if rules is None:
+        specs = automatic(uses, mesh)
+    else:
+        specs = specs_of(rules, {path: use.shape for path, use in uses.items()}, mesh)
+    trainable, frozen = _outline(adapted, jax.random.key(0), params, *args, **kwargs)
+    factors = {p.use.path: _factors(p, specs[p.use.path]) for p in frozen.spec.adapted}
+    base: dict[str, Any] = {path: specs[path] for path in frozen.base}
+    placements = []
+    for each in frozen.spec.placements:
+        if each.storage is not None:
+            path, arrays = each.use.path, frozen.base[each.use.path]
+            cut = _stored(each, specs[path])
+            base[path] = {name: fitting(cut[name], arrays[name].shape, mesh) for name in cut}
+            storage = _gathered(each, specs[path], base[path], mesh)
+            each = dataclasses.replace(each, storage=storage)
+        placements.append(each)
+    spec = dataclasses.replace(frozen.spec, placements=tuple(placements))
+    adapters = {path: each[0] for path, each in factors.items()}
+    constants = {path: each[1] for path, each in factors.items()}
+
+    def shardings(shapes: PyTree, specs: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf, spec: NamedSharding(mesh, fitting(spec, leaf.shape, mesh)), shapes, specs
+        )
+
+    full = {path: specs[path] for path in trainable["params"]}
+    return Layout(
+        adapted=adapted,
+        mesh=mesh,
+        uses=uses,
+        params=_tree(frozen.spec, {p: NamedSharding(mesh, spec) for p, spec in specs.items()}),
+        trainable=shardings(trainable, {"adapters": adapters, "params": full}),
+        frozen=Frozen(
+            base=shardings(frozen.base, base),
+            constants=shardings(frozen.constants, constants),
+            spec=spec,
+            shared=jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), frozen.shared),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered(Storage):
+    """A storage whose arrays lose the `fsdp` axis before they are dequantised, never after.
+
+    Left to itself, a compiler would gather dense weights, which are four times as large.
+    """
+
+    inner: Storage
+    shardings: tuple[tuple[str, NamedSharding], ...]
+    """Of one matrix's arrays, when they are used."""
+    dense: NamedSharding
+    """Of the matrix that they make."""
+
+    def store(self, matrix: Array) -> Stored:
+        return self.inner.store(matrix)
+
+    def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
+        matrix = self.inner.load(self._gather(stored), size, dtype)
+        return jax.lax.with_sharding_constraint(matrix, self.dense)
+
+    def take(self, stored: Stored, rows: Array, size: tuple[int, int], dtype: Any) -> Array:
+        return self.inner.take(stored, rows, size, dtype)
+
+    def _gather(self, stored: Stored) -> Stored:
+        constrain = jax.lax.with_sharding_constraint
+        return {name: constrain(stored[name], sharding) for name, sharding in self.shardings}
+
+
+def _gathered(
+    placement: Placement, spec: PartitionSpec, stored: Mapping[str, PartitionSpec], mesh: Mesh
+) -> Gathered:
+    use, depth = placement.use, len(placement.use.stack)
+    entries = tuple(spec) + (None,) * (len(use.shape) - len(spec))
+    sides = _folded(entries, use.inputs), _folded(entries, use.outputs)
+
+    def used(entries: Sequence[Any], shape: tuple[int, ...]) -> NamedSharding:
+        kept = [tuple(name for name in axes_of(entry) if name not in ROWS) for entry in entries]
+        whole = [each[0] if len(each) == 1 else each or None for each in kept]
+        return NamedSharding(mesh, fitting(whole, shape, mesh))
+
+    assert placement.storage is not None
+    arrays = tuple(
+        (name, used(each[depth:], (0,) * len(each[depth:]))) for name, each in stored.items()
+    )
+    return Gathered(placement.storage, arrays, used(sides, use.matrix))
+
+
+def _factors(placement: Placement, spec: PartitionSpec) -> tuple[dict, dict]:
+    """The specs of an adapter's trainables and of its constants, by name."""
+    use, variant = placement.use, group_of(placement)
+
+    def make(inputs: int, outputs: int) -> Any:
+        dense = jax.ShapeDtypeStruct((inputs, outputs), use.dtype)
+        return jax.eval_shape(lambda x: variant.init(jax.random.key(0), Base(x, "io")), dense)
+
+    trainable, constants = _following(make, use, spec)
+    if isinstance(placement.variant, SomeLayers):
+        constants["active"] = PartitionSpec()
+    return trainable, constants
+
+
+def _stored(placement: Placement, spec: PartitionSpec) -> dict[str, PartitionSpec]:
+    """The specs of the arrays that a quantised weight is stored in."""
+    storage, use = placement.storage, placement.use
+    assert storage is not None
+
+    def make(inputs: int, outputs: int) -> Any:
+        return jax.eval_shape(storage.store, jax.ShapeDtypeStruct((inputs, outputs), use.dtype))
+
+    return _following(make, use, spec)
+
+
+def _following(make: Callable[[int, int], Any], use: WeightUse, spec: PartitionSpec) -> Any:
+    """Specs of arrays made from a matrix: an axis that grows with one of its axes is cut as it is.
+
+    Args:
+      make: the arrays' shapes for a matrix (in, out); stacked axes lead in the specs.
+    """
+    entries = tuple(spec) + (None,) * (len(use.shape) - len(spec))
+    stack = tuple(entries[axis] for axis in use.stack)
+    cut = {"in": _folded(entries, use.inputs), "out": _folded(entries, use.outputs)}
+    inputs, outputs = use.matrix
+
+    def follow(own: Any, wider: Any, taller: Any) -> PartitionSpec:
+        found = list(stack)
+        for size, with_in, with_out in zip(own.shape, wider.shape, taller.shape, strict=True):
+            grows = [side for side, n in (("in", with_in), ("out", with_out)) if n != size]
+            found.append(cut[grows[0]] if len(grows) == 1 else None)
+        return PartitionSpec(*found)
+
+    sizes = (inputs, outputs), (2 * inputs, outputs), (inputs, 2 * outputs)
+    return jax.tree.map(follow, *(make(*each) for each in sizes))
+
+
+def _folded(entries: tuple[Any, ...], axes: tuple[int, ...]) -> Any:
+    """How axes that are one in the matrix are cut: as the first, where only that one is."""
+    first, *rest = [entries[axis] for axis in axes] or [None]
+    return None if any(entry is not None for entry in rest) else first
+
+
+def _outline(
+    adapted: Adapted, key: Array, params: PyTree, *args: Any, **kwargs: Any
+) -> tuple[PyTree, Frozen]:
+    """The shapes of what `adapted.init` gives; settings in the user's tree stay what they are."""
+    arrays, rebuild = split_arrays(params)
+
+    def init(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
+        return adapted.init(key, rebuild(arrays), *args, **kwargs)
+
+    return jax.eval_shape(init, key, arrays)
+
+
+def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The shape of an array that says where it lies."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _with_base(frozen: Frozen, paths: set[str]) -> Frozen:
+    """With the base's leaves of some paths alone."""
+    kept = {path: leaf for path, leaf in frozen.base.items() if path in paths}
+    return dataclasses.replace(frozen, base=kept)
+
+
+def _tree(spec: Spec, arrays: Mapping[str, Any]) -> PyTree:
+    """The user's tree with shardings for arrays, and None for settings."""
+    leaves = [arrays.get(path) for path in spec.paths]
+    return spec.treedef.unflatten(leaves)

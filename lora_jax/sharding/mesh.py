@@ -1,0 +1,187 @@
+"""Where weights lie on a mesh of devices: its three axes, and patterns to `PartitionSpec`s.
+
+* `data`: every device has the whole model, and rows of its own.
+* `fsdp`: rows of its own, too, and a part of every weight, which is gathered where it is used
+  (ZeRO, stage 3: Rajbhandari et al. 2020, arXiv 1910.02054).
+* `tensor`: a part of every product, and of the tokens between products (Shoeybi et al. 2019, arXiv
+  1909.08053; Korthikanti et al. 2022, arXiv 2205.05198).
+
+A table of rules names a model's own weights. What adapters, quantised weights and optimisers have
+follows from it (`lora_jax.sharding.layout`).
+"""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from lora_jax.partition import matches
+from lora_jax.suggest import nearest
+from lora_jax.uses import WeightUse
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes that the rows of a batch are spread over."""
+SMALL = 2**14
+"""Numbers of a parameter below which `automatic` leaves it whole on every device."""
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+"""Patterns as for targets (see `partition.matches`), the first that matches decides; each axis of
+the array has the name of a mesh axis, several, or None."""
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh with the axes `data`, `fsdp` and `tensor`, in the order of the devices' links.
+
+    Args:
+      data, fsdp, tensor: the sizes; one of them may be -1, for as many as there are.
+      devices: all of `jax.devices()` by default.
+
+    Raises:
+      ValueError: sizes whose product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes((data, fsdp, tensor), len(devices))
+    kinds = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # an axis of TPUs' links is to be shared: 8x8 by 16 and 4
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=kinds)
+
+
+def mesh_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
+    """The sizes of a mesh's axes, -1 replaced.
+
+    Raises:
+      ValueError: sizes that do not make up the number of devices.
+    """
+    said = ",".join(map(str, sizes))
+    if len(sizes) != len(AXES) or sum(size == -1 for size in sizes) > 1:
+        raise ValueError(f"mesh {said}: expected the sizes of {', '.join(AXES)}, one of them or -1")
+    if any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {said}: sizes must be at least 1, or -1 for what is left")
+    known = math.prod(size for size in sizes if size != -1)
+    filled = tuple(devices // known if size == -1 else size for size in sizes)
+    if math.prod(filled) != devices:
+        raise ValueError(f"mesh {said} does not make up {devices} devices")
+    return filled
+
+
+def specs_of(
+    rules: Rules, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh
+) -> dict[str, PartitionSpec]:
+    """The spec of every parameter, from a table of rules.
+
+    An axis that the mesh does not divide evenly stays whole, or is cut by the first of several mesh
+    axes (see `fitting`), with a warning that names it.
+
+    Raises:
+      ValueError: a parameter that no rule matches, a spec longer than its array has axes, or one
+        that names an axis the mesh lacks, or one axis twice.
+    """
+    found, uneven = {}, []
+    for path, shape in shapes.items():
+        spec = next((spec for pattern, spec in rules if matches(pattern, path)), None)
+        if spec is None:
+            near = nearest(path, [pattern for pattern, _ in rules])
+            raise ValueError(f"no rule says how '{path}' is sharded; nearest: {near}")
+        if len(spec) > len(shape):
+            raise ValueError(f"'{path}' has {len(shape)} axes, its rule {spec} more")
+        if unknown := [name for name in _names(spec) if name not in mesh.axis_names]:
+            raise ValueError(
+                f"'{path}': the mesh has no axis '{unknown[0]}', only {', '.join(mesh.axis_names)}"
+            )
+        if twice := [name for name, count in Counter(_names(spec)).items() if count > 1]:
+            raise ValueError(f"'{path}': its rule {spec} names '{twice[0]}' twice")
+        found[path] = fitting(spec, shape, mesh)
+        if _names(found[path]) != _names(spec):
+            uneven.append(f"{path} {shape} by {spec}")
+    if uneven:
+        sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+        warnings.warn(
+            f"left whole, or cut less, as {sizes} does not divide them: {uneven}", stacklevel=2
+        )
+    return found
+
+
+def fitting(
+    spec: Sequence[Any] | PartitionSpec, shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
+    """A spec of one entry an axis, without mesh axes that do not divide theirs evenly.
+
+    Of several that cut one axis, the last ones go first.
+    """
+    entries = tuple(spec) + (None,) * (len(shape) - len(spec))
+    return PartitionSpec(*(_even(*each, mesh) for each in zip(entries, shape, strict=True)))
+
+
+def _even(entry: Any, size: int, mesh: Mesh) -> Any:
+    names = axes_of(entry)
+    while size % parts(names, mesh):
+        names = names[:-1]
+    if names == axes_of(entry):
+        return entry
+    return names if len(names) > 1 else names[0] if names else None
+
+
+def parts(entry: Any, mesh: Mesh) -> int:
+    """How many parts an entry of a spec cuts an axis into."""
+    return math.prod(mesh.shape[name] for name in axes_of(entry))
+
+
+def automatic(uses: Mapping[str, WeightUse], mesh: Mesh) -> dict[str, PartitionSpec]:
+    """Specs for a model that has no table, from how it uses its parameters.
+
+    A matrix that widens is cut along its outputs by `tensor`, one that narrows along its inputs,
+    and along its other axis by `fsdp`: between two that follow each other, nothing is exchanged. A
+    square one, which may be either, is cut along its outputs by both; so is anything else that is
+    large, along its longest axis. A table that knows which product follows which does with less
+    communication; what is computed is the same.
+
+    (With inputs by `fsdp` and outputs by `tensor` throughout, jax 0.10.2 and 0.12.0.1 compute wrong
+    gradients of vectors in scanned layers on a mesh of three axes, of plain JAX functions too:
+    `lora_jax.compiled.audit` stops a step of such a table.)
+    """
+    return {path: _automatic(use, mesh) for path, use in uses.items()}
+
+
+def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
+    entries: list[Any] = [None] * len(use.shape)
+    if math.prod(use.shape) < SMALL:
+        return PartitionSpec(*entries)
+    inputs, outputs = use.inputs, use.outputs
+    if any(each.kind == "convolution" for each in use.uses):  # channels, not places
+        inputs = tuple(sorted(inputs, key=lambda axis: -use.shape[axis]))
+    if not (inputs and outputs):
+        every = sorted(range(len(use.shape)), key=lambda axis: -use.shape[axis])
+        wanted = [(("fsdp", "tensor"), every), (("fsdp",), every)]
+    elif use.matrix[0] == use.matrix[1]:
+        wanted = [(("fsdp", "tensor"), (*outputs, *inputs)), (("fsdp",), (*outputs, *inputs))]
+    else:
+        long, short = sorted((inputs, outputs), key=use.size, reverse=True)
+        wanted = [(("tensor",), long), (("fsdp",), short)]
+    for names, axes in wanted:
+        for axis in axes:
+            free = entries[axis] is None and not set(names) & set(_names(entries))
+            if free and use.shape[axis] % parts(names, mesh) == 0:
+                entries[axis] = names if len(names) > 1 else names[0]
+    return PartitionSpec(*entries)
+
+
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that an entry of a spec names."""
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _names(spec: Sequence[Any] | PartitionSpec) -> list[str]:
+    return [name for entry in spec for name in axes_of(entry)]

@@ -1,0 +1,258 @@
+"""Training states in Orbax, asynchronously and with checksums of our own.
+
+A state is saved as a flat {path: array}, only its leaves: named tuples, empty optimiser states and
+masked nodes need nothing special, and a mismatch can name a path. Orbax does not notice flipped
+bits and does not skip a step that it cannot read: here every leaf carries its `checksum`, and a
+damaged step gives way to the one before it. What several processes or devices have saved, any other
+number of them restores.
+"""
+
+import concurrent.futures
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from lora_jax.files import full_disk
+from lora_jax.files.arrays import first_line, type_name
+from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.files.checksum import DIGITS, checksum, hexadecimal, holds
+from lora_jax.training.state_leaves import bare, compare, copy, flatten, place, template
+
+_OVERHEAD, _LEAF = 2**16, 2**10
+"""Bytes that a step takes beside its numbers, and more of them for each leaf."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` of them and, optionally, the best.
+
+    `best=("accuracy", "max")` also keeps the step of the highest `meta["accuracy"]` ("min": the
+    lowest; of equals the first). One run at a time may use a folder. Use it as a context manager or
+    call `close`: only then is the last save sure to be on disk. Of a run of several processes, each
+    makes one, of a folder that all of them see, and calls every method with what the others do.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int = 2,
+        best: tuple[str, Literal["max", "min"]] | None = None,
+    ):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: at least the newest checkpoint is kept")
+        if best is not None and (len(best) != 2 or best[1] not in ("max", "min")):
+            raise ValueError(f"best is {best!r}: expected (metric, 'max') or (metric, 'min')")
+        self.folder, self.keep, self.best = Path(folder).absolute(), keep, best
+        # Alone, a process writes from a thread of its own, which blocks training less than Orbax's
+        # asynchronous saving does. Several have to enter Orbax's barriers in the same order.
+        self._alone = jax.process_count() == 1
+        options = ocp.CheckpointManagerOptions(
+            cleanup_tmp_directories=True, enable_async_checkpointing=not self._alone
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._pending: concurrent.futures.Future | None = None
+        self._scores: dict[int, float | None] = {}
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> bool:
+        """Starts to save a state (any pytree) and JSON values; the state may be donated at once.
+
+        Waits for the save before it, raising its error if it failed (a FullDiskError where it had
+        no room). Returns False, saving nothing, where the step is there already.
+        """
+        self.wait()
+        if step in self.steps():
+            return False
+        leaves = flatten(state)
+        types = {name: type_name(leaf) for name, leaf in leaves.items()}
+        arrays = {name: copy(leaf, self._alone) for name, leaf in leaves.items()}
+        # Begun here and waited for by who writes: programs of several devices must all be started
+        # by one thread, or devices take up two of them in different orders and wait for ever.
+        sums = {name: checksum(array) for name, array in arrays.items()}
+        values = plain(meta or {}, "meta")
+        if self._alone:
+            self._pending = self._thread.submit(self._write, step, types, arrays, sums, values)
+        else:
+            self._write(step, types, arrays, sums, values)
+        return True
+
+    def _write(self, step: int, types: dict, arrays: dict, sums: dict, meta: dict) -> None:
+        leaves = {name: [types[name], hexadecimal(each)] for name, each in sums.items()}
+        body = {"step": step, "meta": meta, "leaves": leaves}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave({n: a for n, a in arrays.items() if a.size}),
+            meta=ocp.args.JsonSave({"body": body, "sha256": config_digest(body)}),
+        )
+        with full_disk.naming(self.folder / str(step)), full_disk.quiet():
+            if self._alone:  # or else all would have to agree
+                size = sum(array.nbytes for array in arrays.values()) + _LEAF * len(arrays)
+                full_disk.require(self.folder, size + _OVERHEAD)
+            self._manager.save(step, args=items, force=True)
+        if self._alone:
+            self._retire()
+
+    def _retire(self) -> None:
+        steps = self.steps()
+        for step in set(steps) - {*steps[-self.keep :], self._best(steps)}:
+            self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        self._manager.delete(step)
+        self._scores.pop(step, None)  # it may be saved again, with another
+
+    def _best(self, steps: list[int]) -> int | None:
+        return next(iter(self._ranked(steps)), None)
+
+    def _ranked(self, steps: list[int]) -> list[int]:
+        """The steps that have the metric of `best`, the best one first, of equals the earlier."""
+        if self.best is None:
+            return []
+        for step in sorted(set(steps) - self._scores.keys()):
+            try:
+                score = self._body(step)["meta"].get(self.best[0])
+            except _DamagedError:
+                score = None
+            self._scores[step] = score if isinstance(score, int | float) else None
+        scores = {step: score for step in steps if (score := self._scores[step]) is not None}
+        sign = {"max": -1, "min": 1}[self.best[1]]
+        return sorted(scores, key=lambda step: sign * scores[step])
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk; raises the error of a save that failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+        if not self._alone:
+            with full_disk.naming(self.folder), full_disk.quiet():
+                self._manager.wait_until_finished()
+            self._retire()
+
+    def close(self) -> None:
+        """Waits for what is being written, and ends the threads."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps that are on disk, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The best step on disk; None without `best`, or where no step has that metric."""
+        self.wait()
+        return self._best(self.steps())
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
+        """The newest good state, its `meta` and its step, or None where nothing was saved.
+
+        `like` gives the structure: arrays or `jax.ShapeDtypeStruct`s, whose shardings the leaves
+        take. A damaged step is skipped with a warning and, once an older one proved good, deleted,
+        so that it can be saved again. ValueError if no step is good, if `step` is not there or is
+        damaged, or if a leaf is missing, unknown or of another shape or type.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is None:
+            return self._first_good(like, steps[::-1], "the one before it")
+        if step not in steps:
+            raise ValueError(f"{self.folder} has no checkpoint of step {step}, only of {steps}")
+        try:
+            return *self._read(step, like), step
+        except _DamagedError as error:
+            raise ValueError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
+
+    def restore_best(self, like: Any) -> tuple[Any, dict[str, Any], int] | None:
+        """The best good state (see `best`), its `meta` and its step; None where none has a score.
+
+        A damaged step gives way to the next best, as `restore` has it.
+        """
+        self.wait()
+        return self._first_good(like, self._ranked(self.steps()), "the next best")
+
+    def _first_good(
+        self, like: Any, candidates: list[int], instead: str
+    ) -> tuple[Any, dict[str, Any], int] | None:
+        damaged = []
+        for candidate in candidates:
+            try:
+                state, meta = self._read(candidate, like)
+            except _DamagedError as error:
+                problem = f"checkpoint {self.folder / str(candidate)} is damaged: {error}"
+                if candidate == candidates[-1]:
+                    advice = f"delete {self.folder} to start over"
+                    raise ValueError(f"{problem}; {advice}") from error
+                warnings.warn(f"{problem}; using {instead}", stacklevel=3)
+                damaged.append(candidate)
+                continue
+            for bad in damaged:
+                self._delete(bad)
+            return state, meta, candidate
+        return None
+
+    def _body(self, step: int) -> dict[str, Any]:
+        body, problem = {}, ""
+        try:
+            saved = self._load(ocp.JsonCheckpointHandler(), step, "meta", ocp.args.JsonRestore())
+            body, sha256 = saved["body"], saved["sha256"]
+            if sha256 != config_digest(body) or body["step"] != step:
+                problem = "its meta has other bits than were saved"
+        except Exception as error:  # whatever a damaged file makes of Orbax
+            problem = f"its meta cannot be read ({first_line(error)})"
+        self._agree(problem)
+        return body
+
+    def _load(self, handler: Any, step: int, item: str, args: Any) -> Any:
+        """Not by Orbax's manager, whose barriers a process that meets damage does not reach."""
+        return handler.restore(self._manager.directory / str(step) / item, args=args)
+
+    def _agree(self, problem: str) -> None:
+        """Raises a _DamagedError where this process, or another one, has found a problem."""
+        if not self._alone:
+            found = multihost_utils.process_allgather(np.array(bool(problem)))
+            problem = problem or (f"process {found.argmax()} says so" if found.any() else "")
+        if problem:
+            raise _DamagedError(problem)
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        body, where = self._body(step), f"checkpoint {self.folder / str(step)}"
+        wanted = flatten(like)
+        compare(body["leaves"], wanted, where)
+        digests = {name: saved[1] for name, saved in body["leaves"].items()}
+        if any(len(each) != DIGITS for each in digests.values()):
+            raise ValueError(
+                f"{where} is of an earlier version, with digests of another kind: go on with that "
+                f"version, or delete {self.folder} to start over"
+            )
+        templates = {name: template(leaf, self._alone) for name, leaf in wanted.items()}
+        saved = {name: each for name, each in templates.items() if each.size}
+        arrays, problem = {}, ""
+        try:
+            args = ocp.args.StandardRestore(saved)
+            arrays = self._load(ocp.StandardCheckpointHandler(), step, "state", args)
+        except Exception as error:
+            problem = first_line(error)
+        self._agree(problem)
+        placed = {name: place((templates | arrays)[name], leaf) for name, leaf in wanted.items()}
+        sums = {name: checksum(bare(leaf)) for name, leaf in placed.items()}
+        bad = [name for name, each in sums.items() if not holds(each, digests[name])]
+        self._agree(f"leaf {bad[0]} has other bits than were saved" if bad else "")
+        return jax.tree.unflatten(jax.tree.structure(like), placed.values()), body["meta"]
+
+
+class _DamagedError(Exception):
+    """What is wrong with a step; never leaves this module."""

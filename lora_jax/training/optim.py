@@ -1,0 +1,88 @@
+"""Optimisers: schedules, what decays, and learning rates that differ between factors."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lora_jax.partition import matches
+from lora_jax.suggest import nearest
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def schedule(
+    kind: str, learning_rate: float, steps: int, warmup_ratio: float = 0.0
+) -> optax.Schedule:
+    """The learning rate by step: a linear warm-up, then down to zero or constant.
+
+    Args:
+      kind: `"linear"` or `"cosine"` decay to zero at `steps`, or `"constant"`.
+      warmup_ratio: the part of `steps` over which the rate rises from zero.
+    """
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule '{kind}' is unknown; nearest: {nearest(kind, SCHEDULES)}")
+    if not 0 <= warmup_ratio < 1:
+        raise ValueError(f"warmup_ratio must be in [0, 1), got {warmup_ratio}")
+    return traceable_schedule(kind, learning_rate, steps, round(warmup_ratio * steps))
+
+
+def traceable_schedule(
+    kind: str, learning_rate: Array | float, steps: int, warmup: Array | int
+) -> optax.Schedule:
+    """`schedule`, whose learning rate and steps of warm-up may be traced; it checks nothing."""
+
+    def rate(count: Any) -> Array:
+        count = jnp.asarray(count, jnp.result_type(float))
+        # The first step already moves: (step + 1) / warmup, as a rate of zero would waste it.
+        rise = (count + 1) / jnp.maximum(warmup, 1)
+        part = jnp.clip((count - warmup) / jnp.maximum(steps - warmup, 1), 0, 1)
+        fall = {"linear": 1 - part, "cosine": (1 + jnp.cos(jnp.pi * part)) / 2, "constant": 1.0}
+        return learning_rate * jnp.where(count < warmup, rise, fall[kind])
+
+    return rate
+
+
+def adamw(
+    rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: Array | float = 0.0,
+    clip: Array | float | None = 1.0,
+    b1: Array | float = 0.9,
+    b2: Array | float = 0.999,
+    eps: Array | float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW on clipped gradients, over trainables; biases and norms do not decay.
+
+    Loshchilov and Hutter 2019, arXiv 1711.05101. AdaLoRA's `update` should see clipped gradients
+    too: with it, clip before (`make_train_step(..., clip=)`), and not here.
+    """
+    adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
+    return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.GradientTransformation:
+    """Multiply the updates of the parameters that train in full and match a pattern (a head)."""
+
+    def chosen(trainable: Any) -> Any:
+        params = {
+            path: any(matches(pattern, path) for pattern in patterns)
+            for path in trainable["params"]
+        }
+        return {"adapters": jax.tree.map(lambda _: False, trainable["adapters"]), "params": params}
+
+    return optax.masked(optax.scale(ratio), chosen)
+
+
+def decays(trainable: Any) -> Any:
+    """Which trainables weight decay applies to: all but the biases and norms trained in full."""
+
+    def one(path: str, leaf: Any) -> bool:
+        return leaf.ndim > 1 and not re.search(r"(^|/)(bias|scale|norm)(/|$)", path)
+
+    params = {path: one(path, leaf) for path, leaf in trainable["params"].items()}
+    return {"adapters": jax.tree.map(lambda _: True, trainable["adapters"]), "params": params}

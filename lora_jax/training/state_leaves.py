@@ -1,0 +1,100 @@
+"""A state's leaves on their way to a checkpoint and back: their names, copies and places."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.files.arrays import is_key, type_name
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths, in the order of `jax.tree.leaves`."""
+    leaves: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(keys, simple=True, separator="/") or "value"
+        if name in leaves:
+            raise ValueError(f"two leaves are called {name}: checkpoints need names of their own")
+        if not isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype"):
+            raise ValueError(
+                f"leaf {name} is a {type(leaf).__name__}: expected an array or a number"
+            )
+        leaves[name] = leaf
+    if not leaves:
+        raise ValueError("a state without leaves cannot be saved or restored")
+    return leaves
+
+
+def bare(leaf: Any) -> Any:
+    """The array of a leaf: of a key its words, of a number one without axes."""
+    if isinstance(leaf, jax.Array):
+        return jax.random.key_data(leaf) if is_key(leaf) else leaf
+    return np.asarray(leaf)
+
+
+def copy(leaf: Any, alone: bool = True) -> Any:
+    """A copy that no donation can reach: on the device, so that it waits for no computation.
+
+    Of several processes (not `alone`), Orbax takes what one of them holds whole from host memory.
+    """
+    array = bare(leaf)
+    if isinstance(array, jax.Array) and (alone or not array.is_fully_addressable):
+        return jnp.copy(array)
+    return np.array(array)
+
+
+def compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    """Raises a ValueError that names the first leaf of which the types differ, or one is missing.
+
+    Args:
+      saved: of each leaf its type, and more.
+    """
+    for name, leaf in wanted.items():
+        if name not in saved:
+            raise ValueError(
+                f"{where} has no leaf {name}, which this state has as {type_name(leaf)}"
+            )
+        if saved[name][0] != type_name(leaf):
+            raise ValueError(
+                f"{where} has leaf {name} as {saved[name][0]}, this state {type_name(leaf)}"
+            )
+    for name in saved:
+        if name not in wanted:
+            raise ValueError(f"{where} has a leaf {name}, {saved[name][0]}, which this state lacks")
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+    """Where a restored leaf belongs; None leaves it to JAX, as for an array that nobody placed."""
+    if isinstance(leaf, jax.Array) and not leaf.committed:
+        return None
+    return getattr(leaf, "sharding", None)
+
+
+def template(leaf: Any, alone: bool = True) -> Any:
+    """What Orbax restores a leaf as: an array on a sharding, or one in host memory (see `copy`)."""
+    sharding = _sharding(leaf)
+    if sharding is not None and not alone and sharding.is_fully_addressable:
+        sharding = None
+    if sharding is not None and not is_key(leaf) and math.prod(leaf.shape):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    data = data if hasattr(data, "dtype") else np.asarray(data)
+    return np.zeros(data.shape, data.dtype)
+
+
+def place(array: Any, leaf: Any) -> Any:
+    """A restored array as the kind of thing that `leaf` is."""
+    if isinstance(array, jax.Array) or isinstance(leaf, np.ndarray):
+        return array
+    sharding = _sharding(leaf)
+    if is_key(leaf):
+        wrap = partial(
+            jax.random.wrap_key_data, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))
+        )
+        return wrap(array) if sharding is None else jax.jit(wrap, out_shardings=sharding)(array)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return jnp.array(array) if sharding is None else jax.device_put(array, sharding)
+    return type(leaf)(array.item())

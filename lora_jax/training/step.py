@@ -1,0 +1,148 @@
+"""One training step as a pure function of state, frozen weights and batch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lora_jax.transform.adapt import Adapted
+from lora_jax.transform.placement import Frozen, Trainable
+
+Batch = Mapping[str, Any]
+
+
+Predict = Callable[[Trainable, Frozen, Batch, Array | None], Array]
+"""`(trainable, frozen, batch, rng) -> outputs`; without `rng` nothing is random (evaluation)."""
+
+
+Loss = Callable[[Array, Batch], Array]
+"""`(outputs, batch) -> (B,)`, the loss of each example."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training changes; the frozen weights are not part of it."""
+
+    step: Array
+    trainable: Trainable
+    opt_state: optax.OptState
+    variant_state: Any
+    rng: Array
+
+    @classmethod
+    def create(
+        cls,
+        adapted: Adapted,
+        tx: optax.GradientTransformation,
+        trainable: Trainable,
+        frozen: Frozen,
+        rng: Array,
+    ) -> "TrainState":
+        """The state before the first step."""
+        opt_state = adapted.optimizer(tx, frozen).init(trainable)
+        variant_state = adapted.init_state(trainable, frozen)
+        return cls(jnp.zeros((), jnp.int32), trainable, opt_state, variant_state, rng)
+
+
+Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def cross_entropy(logits: Array, batch: Batch) -> Array:
+    """The loss of each example of a classification: logits (B, C), labels (B,) integers."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+def squared_error(outputs: Array, batch: Batch) -> Array:
+    """The loss of each example of a regression: outputs (B, 1), labels (B,) floats."""
+    return jnp.square(outputs[:, 0] - batch["label"])
+
+
+def make_train_step(
+    adapted: Adapted,
+    tx: optax.GradientTransformation,
+    predict: Predict,
+    loss: Loss,
+    accumulate: int = 1,
+    clip: float | None = None,
+    shardings: TrainState | None = None,
+) -> Step:
+    """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
+
+    The gradient is that of the trainables alone. Rows of `batch["weight"]` zero count nothing, so a
+    batch that is filled up with them, or taken in `accumulate` parts to save memory, gives the same
+    gradient as without.
+
+    Args:
+      clip: the greatest norm of the gradient that `tx` and `adapted.update` see; clipped in `tx`,
+        it would reach `update` (AdaLoRA's scores) as it was. `metrics["grad_norm"]` is before it.
+      shardings: where the state lies on a mesh, before and after (`Layout.like`).
+    """
+    step = make_step(adapted, predict, loss, accumulate)
+
+    def one(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict]:
+        return step(tx, clip, state, frozen, batch)
+
+    return jax.jit(one, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_step(
+    adapted: Adapted, predict: Predict, loss: Loss, accumulate: int = 1
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The step as a function to trace, `(tx, clip, state, frozen, batch) -> (state, metrics)`.
+
+    The numbers inside `tx`, and `clip`, may be traced: what differs between trials of one program.
+    """
+
+    def objective(
+        trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
+    ) -> Array:
+        each = loss(predict(trainable, frozen, batch, rng), batch)
+        penalty = adapted.penalty(trainable, frozen) / accumulate
+        return (each * batch["weight"]).sum() / total + penalty
+
+    gradient = jax.value_and_grad(objective)
+
+    def over_parts(
+        trainable: Trainable, frozen: Frozen, batch: Batch, rng: Array, total: Array
+    ) -> tuple[Array, Trainable]:
+        def part(sums: Any, part_and_rng: Any) -> tuple[Any, None]:
+            result = gradient(trainable, frozen, *part_and_rng, total)
+            return jax.tree.map(jnp.add, sums, result), None
+
+        # Every so many rows: neighbours are on one device of a mesh, and each part is on all.
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]), batch)
+        parts = jax.tree.map(lambda x: x.swapaxes(0, 1), parts)
+        start = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trainable))
+        return jax.lax.scan(part, start, (parts, jax.random.split(rng, accumulate)))[0]
+
+    def step(
+        tx: optax.GradientTransformation,
+        clip: Array | float | None,
+        state: TrainState,
+        frozen: Frozen,
+        batch: Batch,
+    ) -> tuple[TrainState, dict]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        run = gradient if accumulate == 1 else over_parts
+        total = jnp.maximum(batch["weight"].sum(), 1e-6)
+        grads: Any
+        value, grads = run(state.trainable, frozen, batch, rng, total)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        if clip is not None:
+            grads, _ = optax.clip_by_global_norm(clip).update(grads, optax.EmptyState())
+        updates, opt_state = adapted.optimizer(tx, frozen).update(
+            grads, state.opt_state, state.trainable
+        )
+        after: Any = optax.apply_updates(state.trainable, updates)
+        variant_state, trainable = adapted.update(
+            state.variant_state, state.trainable, after, grads, state.step, frozen
+        )
+        new = TrainState(state.step + 1, trainable, opt_state, variant_state, state.rng)
+        return new, metrics
+
+    return step

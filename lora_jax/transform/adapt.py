@@ -1,0 +1,299 @@
+"""Any JAX function with some of its weights adapted: `adapt(forward, variant, targets)`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lora_jax.partition import flatten, is_array, select_paths, split_arrays
+from lora_jax.quantization.quantize import Storage
+from lora_jax.transform import jaxprs, target_patterns
+from lora_jax.transform.discover import discover
+from lora_jax.transform.interpret import evaluate
+from lora_jax.transform.learning_rates import scale_updates
+from lora_jax.transform.placement import (
+    Frozen,
+    Placement,
+    PyTree,
+    Spec,
+    Trainable,
+    Unadapted,
+    fold_path,
+    grouped,
+    init_factors,
+    init_shared,
+    place,
+    stored,
+    variants_of,
+    warn_of_doubts,
+    weight_of,
+)
+from lora_jax.transform.target_patterns import Assigned, Pattern, Rule, Targets
+from lora_jax.uses import Uses, WeightUse
+from lora_jax.variant import Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A function with adapted weights; a hashable description that holds no array (see `adapt`)."""
+
+    forward: Callable[..., Any]
+    rules: tuple[Rule, ...]
+    also_train: tuple[str, ...] = ()
+    storage: tuple[tuple[Pattern, Storage], ...] = ()
+
+    def init(
+        self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
+    ) -> tuple[Trainable, Frozen]:
+        """Trace the function once to see how it uses each weight, and make the factors.
+
+        Args:
+          key: for the random initialisation; each weight's depends on its path alone.
+          params: the parameters; nothing of them is changed, and what will train is copied.
+          *args: an example of the function's inputs, of which only shapes and dtypes matter.
+          **kwargs: further inputs.
+
+        Returns:
+          `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit`.
+
+        Raises:
+          ValueError: a pattern matches nothing, a selected weight is never multiplied by, a variant
+            cannot work for a weight's shape, or nothing would train; the message names the path.
+        """
+        leaves, treedef = flatten(params)
+        uses = discover(self.forward, params, *args, **kwargs)
+        placements, trained = self._place(uses)
+        full = {path: jnp.array(leaves[path], copy=True) for path in trained}
+        base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
+        base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
+        settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
+        spec = Spec(treedef, tuple(leaves), settings, tuple(placements))
+
+        adapters: dict[str, dict[str, Array]] = {}
+        constants: dict[str, dict[str, Array]] = {}
+        for each in spec.adapted:
+            path = each.use.path
+            factors = init_factors(fold_path(key, path), each, base[path])
+            # Copied, as a method may use one array as both; donation must not take the constant.
+            adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
+            constants[path] = factors.constants
+        shared = tuple(
+            init_shared(key, variant, [each for each in spec.adapted if each.use.path in paths])
+            for variant, paths in spec.groups().items()
+        )
+        return {"adapters": adapters, "params": full}, Frozen(base, constants, spec, shared)
+
+    def apply(
+        self,
+        trainable: Trainable,
+        frozen: Frozen,
+        /,
+        *args: Any,
+        dropout_key: Array | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`forward(merge(trainable, frozen), *args, **kwargs)`, without merging where it can.
+
+        Args:
+          dropout_key: turns adapter dropout on. A weight that has to be merged has none (`discover`
+            lists those), nor has a lookup or a product by the transpose.
+        """
+        plain = {**frozen.base, **trainable["params"]}
+        if not frozen.spec.placements:
+            return self.forward(frozen.spec.tree(plain), *args, **kwargs)
+        weights = dict(plain)
+        for each in frozen.spec.placements:
+            path, weight = each.use.path, weight_of(each, trainable, frozen, dropout_key)
+            weights[path] = weight
+            if each.storage is not None:
+                plain[path] = jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+            if axes := jaxprs.varying(weight):
+                plain[path] = jax.eval_shape(lambda x, to=axes: jaxprs.vary(x, to), plain[path])
+        inputs, rebuild = split_arrays((args, kwargs))
+
+        def flat(arrays: list[Any], values: list[Any]) -> Any:
+            tree = frozen.spec.tree(dict(zip(weights, arrays, strict=True)))
+            some_args, some_kwargs = rebuild(values)
+            return self.forward(tree, *some_args, **some_kwargs)
+
+        arrays, values = list(plain.values()), list(weights.values())
+        return evaluate(flat, arrays, values, inputs, frozen.shared_by())
+
+    def merge(self, trainable: Trainable, frozen: Frozen) -> PyTree:
+        """The plain parameters again, every adapter merged: same structure, shapes and dtypes.
+
+        Warns where training seems to have forgotten something (`update`).
+        """
+        warn_of_doubts(trainable["adapters"], frozen)
+        arrays = {**frozen.base, **trainable["params"]}
+        shared = frozen.shared_by()
+        for each in frozen.spec.placements:
+            weight = weight_of(each, trainable, frozen, None)
+            arrays[each.use.path] = weight.dense(shared[each.variant])
+        return frozen.spec.tree(arrays)
+
+    def disable(self, trainable: Trainable, frozen: Frozen) -> PyTree:
+        """The plain parameters without the adapters: the base, bit by bit, as it is stored.
+
+        What is trained in full has no base any more; it is in there as it is.
+        """
+        arrays = {**frozen.base, **trainable["params"]}
+        for each in frozen.spec.placements:
+            if each.storage is not None:
+                bare = dataclasses.replace(each, variant=Unadapted())
+                weight = weight_of(bare, {"adapters": {}}, frozen, None)
+                arrays[each.use.path] = weight.dense({})
+        return frozen.spec.tree(arrays)
+
+    def optimizer(
+        self, tx: optax.GradientTransformation, frozen: Frozen
+    ) -> optax.GradientTransformation:
+        """`tx` with the learning rates that variants set for their own factors (LoRA+)."""
+        rates: dict[str, dict[str, Any]] = {}
+        nothing: dict[str, Any] = {path: {} for path in frozen.constants}
+        for variant, factors in grouped(nothing, frozen):
+            constants = {path: each.constants for path, each in factors.items()}
+            rates |= variant.learning_rates(constants)
+        return optax.chain(tx, scale_updates(rates)) if rates else tx
+
+    def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
+        """What the variants add to the loss; zero for most."""
+        groups = grouped(trainable["adapters"], frozen)
+        return sum((variant.penalty(factors) for variant, factors in groups), start=0.0)
+
+    def init_state(self, trainable: Trainable, frozen: Frozen) -> tuple[Any, ...]:
+        """What `update` carries from step to step, one entry a variant."""
+        groups = grouped(trainable["adapters"], frozen)
+        return tuple(variant.init_state(factors) for variant, factors in groups)
+
+    def update(
+        self,
+        state: tuple[Any, ...],
+        before: Trainable,
+        after: Trainable,
+        grads: Trainable,
+        step: Array | int,
+        frozen: Frozen,
+    ) -> tuple[tuple[Any, ...], Trainable]:
+        """After EVERY optimiser step: without it AdaLoRA never prunes; nothing for most variants.
+
+        Args:
+          state: from `init_state`, then from the last `update`.
+          before: the trainables that the gradients belong to.
+          after: the trainables that the optimiser made of them.
+          grads: the gradients, clipped where the optimiser sees them clipped.
+          step: the number of this step, from 0.
+
+        Returns:
+          The new state, and the trainables to go on with.
+        """
+        states, adapters = [], dict(after["adapters"])
+        old, new = (grouped(tree["adapters"], frozen) for tree in (before, after))
+        for each, (variant, mine), (_, theirs) in zip(state, old, new, strict=True):
+            gradients = {path: grads["adapters"][path] for path in mine}
+            each, changed = variant.update(each, mine, theirs, gradients, jnp.asarray(step))
+            states.append(each)
+            adapters |= changed
+        return tuple(states), {**after, "adapters": adapters}
+
+    def _place(self, uses: Uses) -> tuple[list[Placement], list[str]]:
+        """The adapted weights, and the parameters that are trained in full."""
+        also = select_paths(self.also_train, uses, "parameter")
+        explicit = [rule for rule in self.rules if rule[0] != target_patterns.ALL_LINEAR]
+        named = target_patterns.assign(explicit, uses) if explicit else {}
+        if both := [path for path in also if path in named]:
+            raise ValueError(f"'{both[0]}' is both a target and in also_train; choose one")
+        assigned = {
+            p: v for p, v in target_patterns.assign(self.rules, uses).items() if p not in also
+        }
+        adapting = {path: target_patterns.adapting(variant) for path, variant in assigned.items()}
+        adapted = {path for path, variant in adapting.items() if variant}
+        trained = [
+            path
+            for path, use in uses.items()
+            if path not in adapted and (path in also or _trains(use, self.rules, assigned))
+        ]
+        for path in trained:
+            if not uses[path].is_real:
+                raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
+        storage = _storages(self.storage, uses, trained)
+        placements = [
+            place(use, adapting.get(path), storage.get(path))
+            for path, use in uses.items()
+            if path in adapted or path in storage
+        ]
+        if not adapted and not trained:
+            names = ", ".join(dict.fromkeys(type(v).__name__ for _, v in self.rules if v))
+            why = f"{names} adapts nothing" if names else "all targets map to None"
+            raise ValueError(f"nothing would train: {why}; name it in also_train")
+        return placements, trained
+
+
+def adapt(
+    forward: Callable[..., Any],
+    variant: Variant | None = None,
+    targets: Targets = target_patterns.ALL_LINEAR,
+    also_train: Sequence[str] | str = (),
+    quantize: Mapping[Any, Storage] | None = None,
+) -> Adapted:
+    """A function like `forward`, some of whose weights are adapted by a variant.
+
+    Args:
+      forward: any JAX function of a parameter pytree, `forward(params, *args, **kwargs)`.
+      variant: the method, for example `variants.make("lora", rank=8)`.
+      targets: which weights: a pattern or several (regular expressions that match a whole path or
+        its tail after a `/`), `lj.layers(pattern, slice)` for some layers, `"all-linear"` for every
+        weight that activations are multiplied by except a tied or output embedding, or a mapping
+        of these to variants, of which the first that matches a weight decides (None leaves it).
+      also_train: patterns of parameters to train in full, for example a new head.
+      quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), be they targets or
+        not; of several patterns the first that matches decides. `init` refuses numbers that are not
+        finite (or above 1e30); under `jax.jit` it cannot see them, and they spoil what is stored.
+
+    Returns:
+      A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
+      `penalty` and `update`.
+    """
+    rules = target_patterns.as_rules(variant, targets)
+    for _, each in rules:
+        if each is not None and not isinstance(each, Variant):
+            raise ValueError(f"{each!r} is not a variant; make one: variants.make('lora', rank=8)")
+    if variant is None and not isinstance(targets, Mapping):
+        raise ValueError("adapt needs a variant, or targets that map patterns to variants")
+    also = (also_train,) if isinstance(also_train, str) else tuple(also_train)
+    storage = tuple((quantize or {}).items())
+    for pattern, each in storage:
+        if not isinstance(each, Storage):
+            raise ValueError(
+                f"quantize: '{pattern}' must map to lj.NF4() or lj.Int8(), not {each!r}"
+            )
+    return Adapted(forward, rules, also, storage)
+
+
+def _storages(
+    rules: Sequence[tuple[Pattern, Storage]], uses: Uses, trained: Sequence[str]
+) -> dict[str, Storage]:
+    """How each weight that is not stored densely is stored; what trains in full is left out."""
+    found: dict[str, Any] = dict(target_patterns.assign(list[Any](rules), uses))
+    explicit: list[Any] = [rule for rule in rules if rule[0] != target_patterns.ALL_LINEAR]
+    for path in target_patterns.assign(explicit, uses) if explicit else {}:
+        if path in trained:
+            raise ValueError(f"'{path}' is trained in full, and cannot be quantised")
+    for path, storage in found.items():
+        if isinstance(storage, tuple):
+            raise ValueError(f"'{path}': layers of one stacked weight are stored alike")
+        if not uses[path].is_real:
+            raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
+    return {path: storage for path, storage in found.items() if path not in trained}
+
+
+def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
+    if not use.is_real:
+        return False
+    mine = variants_of(assigned[use.path]) if use.path in assigned else []
+    everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)
+    return any(variant.trains(use.path, use, variant in mine) for variant in everyone)

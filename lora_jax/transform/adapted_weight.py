@@ -1,0 +1,227 @@
+"""An adapted weight on its way through a program: what stands in an array's place while it runs."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.extend.core import JaxprEqn
+
+from lora_jax.transform import jaxprs, views
+from lora_jax.transform.views import Atom, View, arrange, canonical
+from lora_jax.variant import Base, Factors, Variant
+
+STATIC = {"static": True}
+Shared = Mapping[str, Array]
+"""The arrays that all weights of a variant share; loops must not slice them, so they come apart."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """An adapted weight: base, factors, and how the program sees their axes by now.
+
+    It is a pytree whose leaves have the stacked axes leading, in the order of `stack`, so that
+    loops can scan over it.
+    """
+
+    base: Base
+    factors: Factors
+    dropout_key: Array | None
+    variant: Variant = dataclasses.field(metadata=STATIC)
+    inputs: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    outputs: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    stack: tuple[Atom, ...] = dataclasses.field(metadata=STATIC)
+    view: View = dataclasses.field(metadata=STATIC)
+    dtypes: tuple[Any, ...] = dataclasses.field(metadata=STATIC)
+    """The weight's own dtype, then those that it was cast to, in order."""
+
+    # -- operations that the weight passes through ------------------------------------------------
+
+    def follow(self, eqn: JaxprEqn, operands: list[Any]) -> "Weight | None":
+        """The weight after an operation on its layout, or None where that needs the dense array."""
+        if eqn.primitive.name == "convert_element_type":
+            new = eqn.params["new_dtype"]
+            if not jnp.issubdtype(new, jnp.floating):
+                return None
+            return dataclasses.replace(self, dtypes=(*self.dtypes, jnp.dtype(new)))
+        if eqn.primitive.name == "pvary":
+            return jaxprs.vary(self, eqn.params["axes"])
+        if eqn.primitive.name == "sharding_constraint":
+            return self._constrained(eqn)
+        if (view := views.follow(eqn, self.view)) is not None:
+            return self._split_stack(view)
+        if (axes := views.sliced_axes(eqn, self.view.shape)) is not None:
+            if not all(self.is_stacked(axis) for axis in axes):
+                return None
+            weight = self
+            for axis in axes:
+                weight = weight._sliced(eqn, operands, axis)
+            return weight
+        found = views.lookup(eqn, self.view.shape)
+        if found and self.is_stacked(found.axis) and operands[1].ndim == 1:
+            return self._row(eqn, found, operands[1][found.column])
+        return None
+
+    def is_stacked(self, axis: int) -> bool:
+        """Whether an axis of the view counts matrices; one of size one always may."""
+        return all(atom in self.stack for atom in self.view.axes[axis])
+
+    def lead(self, axis: int) -> "Weight":
+        """The same weight with a stacked axis of its view first on every leaf."""
+        atoms = self.view.axes[axis]
+        if atoms and self.stack[:1] == atoms:
+            return self
+        places = [self.stack.index(atom) for atom in atoms]
+        size = math.prod(atom.size for atom in atoms)
+
+        def move(leaf: Array) -> Array:
+            leaf = jnp.moveaxis(leaf, places, range(len(places)))
+            return leaf.reshape(size, *leaf.shape[len(places) :])
+
+        # Its parts need not be neighbours in the original array: it becomes an axis of its own.
+        whole = Atom(min(atom.axis for atom in (*self.stack, Atom(0, 1, 1))) - 1, 1, size)
+        rest = tuple(atom for atom in self.stack if atom not in atoms)
+        moved = jax.tree.map(move, self)
+        return dataclasses.replace(
+            moved, stack=(whole, *rest), view=self.view.replace(axis, (whole,))
+        )
+
+    def without_lead(self, axis: int) -> "Weight":
+        """What a loop or `vmap` over the leading axis sees; `axis` is that axis of the view."""
+        return dataclasses.replace(self, stack=self.stack[1:], view=self.view.drop(axis))
+
+    def _constrained(self, eqn: JaxprEqn) -> "Weight":
+        """Laid out over devices as the program wants it: the base, the factors being small.
+
+        A base that is stored in another way than the program sees it stays where it is.
+        """
+        stored = (*self.stack, *canonical((*self.in_atoms, *self.out_atoms)))
+        plain = type(self.base) is Base and self.base.value.shape == self.view.shape
+        if not plain or self.view.atoms != stored:
+            return self
+        value = eqn.primitive.bind(self.base.value, **eqn.params)
+        return dataclasses.replace(self, base=dataclasses.replace(self.base, value=value))
+
+    def _sliced(self, eqn: JaxprEqn, operands: list[Any], axis: int) -> "Weight":
+        params = eqn.params
+        if eqn.primitive.name == "dynamic_slice":
+            return self._window(axis, operands[1 + axis], params["slice_sizes"][axis])
+        start, end = params["start_indices"][axis], params["limit_indices"][axis]
+        stride = params["strides"][axis] if params["strides"] else 1
+        led = self.lead(axis)
+        cut = jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, start, end, stride), led)
+        return cut._resized(axis, len(range(start, end, stride)))
+
+    def _row(self, eqn: JaxprEqn, found: views.Lookup, index: Array) -> "Weight | None":
+        """One matrix of a stack, by an index that may be out of range."""
+        if views.fill(eqn) is not None:
+            return None
+        nearest, inside = in_range(index, self.view.shape[found.axis])
+        row = self._window(found.axis, nearest, 1)
+        if not views.clips(eqn):
+
+            def fill(leaf: Array) -> Array:
+                floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+                return jnp.where(inside, leaf, jnp.nan) if floating else leaf
+
+            row = jax.tree.map(fill, row)  # factors too: their gradient from here is zero
+        return row if found.kept else dataclasses.replace(row, view=row.view.drop(found.axis))
+
+    def _window(self, axis: int, start: Array, size: int) -> "Weight":
+        led, start = self.lead(axis), _counting(start)
+
+        def cut(leaf: Array) -> Array:
+            starts = (start, *[jnp.zeros_like(start)] * (leaf.ndim - 1))
+            sizes = (size, *leaf.shape[1:])
+            # The program has counted a start below zero from the end, where it wanted that.
+            return lax.dynamic_slice(leaf, starts, sizes, allow_negative_indices=False)
+
+        return jax.tree.map(cut, led)._resized(axis, size)
+
+    def _resized(self, axis: int, size: int) -> "Weight":
+        """After the leading axis of every leaf was cut to `size`; an axis of one is dropped."""
+        whole = self.stack[0]
+        if size == 1:
+            row = jax.tree.map(lambda leaf: leaf[0], self)
+            return dataclasses.replace(row, stack=self.stack[1:], view=self.view.replace(axis, ()))
+        atom = Atom(whole.axis, whole.stride, size)
+        return dataclasses.replace(
+            self, stack=(atom, *self.stack[1:]), view=self.view.replace(axis, (atom,))
+        )
+
+    def _split_stack(self, view: View) -> "Weight":
+        """Follow a new view, in which stacked atoms may be split, or (of size one) gone."""
+        parts = [
+            canonical(tuple(new for new in view.atoms if _within(new, old))) for old in self.stack
+        ]
+        stack = tuple(atom for part in parts for atom in part)
+        if stack == self.stack:
+            return dataclasses.replace(self, view=view)
+        sizes = tuple(atom.size for atom in stack)
+        split = jax.tree.map(
+            lambda leaf: leaf.reshape(*sizes, *leaf.shape[len(self.stack) :]), self
+        )
+        return dataclasses.replace(split, stack=stack, view=view)
+
+    def fold_dropout_key(self, number: Any) -> "Weight":
+        """The same weight with other dropout; it must have a key."""
+        fold: Any = jax.random.fold_in
+        for _ in self.stack:
+            fold = jax.vmap(fold, in_axes=(0, None))
+        return dataclasses.replace(self, dropout_key=fold(self.dropout_key, number))
+
+    # -- what operations that use it need ---------------------------------------------------------
+
+    def dense(self, shared: Shared) -> Array:
+        """The effective weight as the program sees it: the definition that all else must equal."""
+
+        def merge(base: Base, factors: Factors) -> Array:
+            return self.variant.weight(base, with_shared(factors, shared))
+
+        for _ in self.stack:
+            merge = jax.vmap(merge)
+        array = merge(self.base, self.factors)
+        for dtype in self.dtypes:
+            array = array.astype(dtype)
+        return arrange(array, (*self.stack, *self.in_atoms, *self.out_atoms), self.view.axes)
+
+    def base_as(self, dtype: Any, accumulate: Any = None) -> Base:
+        """The base, cast as the program has cast the weight and then to `dtype`."""
+        base = self.base
+        for each in (*self.dtypes[1:], dtype):
+            base = base.astype(each) if each != base.dtype else base
+        return dataclasses.replace(base, accumulate=accumulate)
+
+    @property
+    def in_atoms(self) -> tuple[Atom, ...]:
+        return canonical(tuple(a for a in self.view.atoms if a.axis in self.inputs))
+
+    @property
+    def out_atoms(self) -> tuple[Atom, ...]:
+        return canonical(tuple(a for a in self.view.atoms if a.axis in self.outputs))
+
+
+def with_shared(factors: Factors, shared: Shared) -> Factors:
+    """Factors as a variant's functions get them, what is shared among the constants."""
+    return Factors(factors.trainable, {**factors.constants, **shared}) if shared else factors
+
+
+def _within(part: Atom, whole: Atom) -> bool:
+    ends = part.stride * part.size, whole.stride * whole.size
+    return part.axis == whole.axis and part.stride >= whole.stride and ends[0] <= ends[1]
+
+
+def in_range(index: Array, size: int) -> tuple[Array, Array]:
+    """The nearest index in range, and whether it is the index itself."""
+    index = _counting(index)
+    nearest = jnp.clip(index, 0, size - 1)
+    return nearest, nearest == index
+
+
+def _counting(index: Array) -> Array:
+    """The same index in a type that can count the rows of a long table."""
+    return index.astype(jnp.int32) if jnp.iinfo(index.dtype).bits < 32 else index

@@ -1,0 +1,109 @@
+"""How a function uses each of its parameters: multiplied by, looked up in, or only added.
+
+`discover` traces the function once and follows every parameter through the trace, without computing
+anything. From the products it learns which axes of a weight are in and out axes, and which are
+stacked (one matrix each); from everything else, where an adapted weight would have to be merged.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from lora_jax.partition import flatten, is_array, split_arrays, unflatten
+from lora_jax.transform import jaxprs
+from lora_jax.transform.follow_uses import Seen, Walk
+from lora_jax.transform.tracked import Tracked, untracked
+from lora_jax.transform.views import View
+from lora_jax.uses import Use, Uses, WeightUse
+
+
+def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: Any) -> Uses:
+    """How `forward(params, *args, **kwargs)` uses each array of `params`.
+
+    Args:
+      forward: any JAX function of a parameter pytree.
+      params: the parameters, or their `jax.ShapeDtypeStruct`s.
+      *args: an example of its inputs (only shapes and dtypes matter).
+      **kwargs: further inputs; values that are not arrays are passed on as they are.
+
+    Returns:
+      `{path: WeightUse}`; print it for a table of what can be adapted, and what merges and why.
+    """
+    leaves, treedef = flatten(params)
+    arrays = {path: leaf for path, leaf in leaves.items() if is_array(leaf)}
+    inputs, rebuild = split_arrays((args, kwargs))
+
+    def flat(weights: list[Any], values: list[Any]) -> Any:
+        tree = unflatten(treedef, {**leaves, **dict(zip(arrays, weights, strict=True))})
+        some_args, some_kwargs = rebuild(values)
+        return forward(tree, *some_args, **some_kwargs)
+
+    jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
+    walk = Walk(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
+    tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
+    given = [untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
+    outputs = walk.run(jaxpr, [*tracked, *given])
+    for out in outputs:
+        walk.other(out, "returned")
+    uses = {path: _conclude(path, leaf, walk.seen.get(path, [])) for path, leaf in arrays.items()}
+    return Uses(_mark_output_embeddings(uses))
+
+
+def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
+    """One description from all that was seen: the first use of the whole matrix decides the axes.
+
+    Uses of fewer axes may be of a single row, lookups say more than products (a tied table), and
+    where nothing is merged there is more to gain.
+    """
+    use = WeightUse(path, tuple(leaf.shape), leaf.dtype)
+    shaped = [each for each in seen if each.contracted | each.free]
+    order = ("lookup", "product", "convolution", "mixed")
+    shaped.sort(
+        key=lambda each: (
+            each.kind == "mixed",
+            -len(each.contracted | each.free),
+            each.merges is not None,
+            order.index(each.kind),
+        )
+    )
+    if shaped:
+        main = shaped[0]
+        inputs = tuple(sorted(main.contracted))
+        outputs = tuple(sorted(main.free - main.contracted))
+        stack = tuple(a for a in range(len(use.shape)) if a not in (*inputs, *outputs))
+        use = dataclasses.replace(use, stack=stack, inputs=inputs, outputs=outputs)
+    kinds = [_kind(each, use) for each in seen]
+    return dataclasses.replace(
+        use,
+        uses=tuple(dict.fromkeys(kinds)),
+        activations=any(each.activations for each in seen),
+        output_embedding=any(each.final for each in seen),
+    )
+
+
+def _kind(seen: Seen, use: WeightUse) -> Use:
+    """What a use is for the matrix that the parameter was found to be."""
+    if seen.kind not in ("product", "lookup"):
+        return Use(str(seen.merges) if seen.kind == "mixed" else seen.kind, seen.merges)
+    contracted, free = tuple(sorted(seen.contracted)), tuple(sorted(seen.free))
+    if (contracted, free) == (use.inputs, use.outputs):
+        return Use(seen.kind, seen.merges)
+    if (contracted, free) == (use.outputs, use.inputs) and seen.kind == "product":
+        return Use("transposed product", seen.merges)
+    return Use(seen.kind, seen.merges or "other axes")
+
+
+def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:
+    """Keep the mark of final products where they lead back to the rows of the token table.
+
+    That is one of the two longest tables: a small vocabulary may be shorter than the positions.
+    """
+    tables = [u for u in uses.values() if any(each.kind == "lookup" for each in u.uses)]
+    longest = sorted(tables, key=lambda use: -use.matrix[0])[:2]
+    heads = [table.matrix[::-1] for table in longest]
+    marked = {}
+    for path, use in uses.items():
+        tied = use in tables and any(each.kind != "lookup" for each in use.uses)
+        head = use.output_embedding and use.matrix in heads
+        marked[path] = dataclasses.replace(use, output_embedding=tied or head)
+    return marked

@@ -1,0 +1,207 @@
+"""Running a traced function with adapted weights in the place of arrays.
+
+One rule makes it fast: a product with an adapted weight is the variant's own `dot`. One rule makes
+it right: any operation without a rule gets the merged weight. In between, operations on a weight's
+layout are followed, and loops, branches, inner jits and rematerialised blocks are entered.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from lora_jax.transform import jaxprs, products
+from lora_jax.transform.adapted_weight import Shared, Weight
+from lora_jax.variant import Variant
+
+Value = Any  # an array or a Weight
+
+
+def evaluate(
+    function: Callable[..., Any],
+    arrays: Sequence[Any],
+    weights: Sequence[Value],
+    inputs: Sequence[Any],
+    shared: Mapping[Variant, Shared],
+) -> Any:
+    """`function(weights, inputs)`, where some of the weights are adapted (`Weight`).
+
+    It is traced with `arrays` in the place of the weights: the same shapes, dtypes and shardings.
+
+    Args:
+      shared: what all weights of a variant share.
+    """
+    jaxpr, consts, shape = jaxprs.trace(function, list(arrays), list(inputs))
+    evaluator = _Evaluator(shared)
+    outputs = evaluator.run(jaxpr, consts, [*weights, *inputs])
+    return jax.tree.unflatten(jax.tree.structure(shape), evaluator.merged(outputs))
+
+
+class _Evaluator:
+    def __init__(self, shared: Mapping[Variant, Shared]) -> None:
+        self._uses = itertools.count()  # numbers the products, so that each has its own dropout
+        self._shared = shared
+
+    def merged(self, values: Sequence[Value]) -> list[Any]:
+        """The arrays that values stand for."""
+        return [
+            value.dense(self._shared[value.variant]) if isinstance(value, Weight) else value
+            for value in values
+        ]
+
+    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
+        env: dict[Any, Value] = {}
+        env.update(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, inputs, strict=True))
+
+        def read(var: Any) -> Value:
+            return var.val if isinstance(var, Literal) else env[var]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(var) for var in eqn.invars]
+            results = None
+            if any(isinstance(value, Weight) for value in operands):
+                results = self._step(eqn, operands)
+            if results is None:
+                results = jaxprs.apply(jaxpr, eqn, self.merged(operands))
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    def _step(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        """The results of an equation that takes adapted weights, or None where it has no rule."""
+        if body := jaxprs.call(eqn):
+            return self.run(*body, operands)
+        if eqn.primitive.name in jaxprs.REMAT:
+            return self._remat(eqn, operands)
+        match eqn.primitive.name:
+            case "scan":
+                return self._scan(eqn, operands)
+            case "while":
+                return self._while(eqn, operands)
+            case "cond" if not jaxprs.by_platform(eqn):
+                return self._cond(eqn, operands)
+            case "dot_general":
+                return self._dot(eqn, operands)
+            case "optimization_barrier":
+                return lax.optimization_barrier(operands)
+        weight, *rest = operands
+        if not isinstance(weight, Weight) or any(isinstance(value, Weight) for value in rest):
+            return None
+        if (followed := weight.follow(eqn, operands)) is not None:
+            return [followed]
+        shared = self._shared[weight.variant]
+        if (y := products.lookup(weight, eqn, operands[1:], shared)) is not None:
+            return [y]
+        return None
+
+    def _dot(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
+        side = 1 if isinstance(operands[1], Weight) else 0
+        weight, (x,) = operands[side], self.merged([operands[1 - side]])
+        y = products.dot(weight, eqn, x, side, next(self._uses), self._shared[weight.variant])
+        return None if y is None else [y]
+
+    def _remat(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        jaxpr, consts = jaxprs.inner(eqn.params["jaxpr"])
+
+        def block(*values: Value) -> list[Any]:
+            return self.merged(self.run(jaxpr, consts, values))
+
+        policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
+        return jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)(*operands)
+
+    def _cond(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        index, *values = operands
+
+        def branch(closed: Any) -> Callable[[], list[Any]]:
+            jaxpr, consts = jaxprs.inner(closed)
+            return lambda: self.merged(self.run(jaxpr, consts, values))
+
+        return lax.switch(index, [branch(closed) for closed in eqn.params["branches"]])
+
+    def _scan(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        params = eqn.params
+        body, consts = jaxprs.inner(params["jaxpr"])
+        first, carry = jaxprs.scan_sizes(eqn)
+        fixed, carried = operands[:first], _Carried(self, body, operands, first, carry)
+        rows = [
+            each.lead(0)
+            if isinstance(each, Weight) and each.is_stacked(0)
+            else self.merged([each])[0]
+            for each in operands[first + carry :]
+        ]
+
+        def step(values: list[Any], slices: tuple[Any, list[Value]]) -> tuple[list[Any], list[Any]]:
+            iteration, row = slices
+            row = [each.without_lead(0) if isinstance(each, Weight) else each for each in row]
+            same = [_dropping_anew(e, iteration) for e in (*fixed, *carried.fill(values))]
+            outputs = self.run(body, consts, [*same, *row])
+            return carried.varying(outputs), self.merged(outputs[carry:])
+
+        drops = any(_drops(each) for each in operands[: first + carry])
+        iterations = jnp.arange(params["length"]) if drops else None
+        last, ys = lax.scan(
+            step,
+            carried.start,
+            (iterations, rows),
+            length=params["length"],
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+        return [*carried.fill(last), *ys]
+
+    def _while(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
+        params = eqn.params
+        test, test_consts = jaxprs.inner(params["cond_jaxpr"])
+        body, body_consts = jaxprs.inner(params["body_jaxpr"])
+        asked, rest = operands[: params["cond_nconsts"]], operands[params["cond_nconsts"] :]
+        first = params["body_nconsts"]
+        carried = _Carried(self, body, rest, first, len(rest) - first)
+
+        def condition(state: tuple[Any, list[Any]]) -> Any:
+            _, values = state
+            return self.run(test, test_consts, [*asked, *carried.fill(values)])[0]
+
+        def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+            iteration, values = state
+            same = [_dropping_anew(e, iteration) for e in (*rest[:first], *carried.fill(values))]
+            return iteration + 1, carried.varying(self.run(body, body_consts, same))
+
+        _, last = lax.while_loop(condition, step, (jnp.uint32(0), carried.start))
+        return carried.fill(last)
+
+
+class _Carried:
+    """What a loop carries: weights that its body hands on unchanged are kept out of the carry."""
+
+    def __init__(self, run: _Evaluator, body: Jaxpr, operands: list[Value], first: int, count: int):
+        self._run = run
+        values = operands[first : first + count]
+        same = jaxprs.unchanged(body, first, count)
+        self._kept = [
+            v if stays and isinstance(v, Weight) else None
+            for v, stays in zip(values, same, strict=True)
+        ]
+        self.start = self.varying(values)
+
+    def fill(self, varying: Sequence[Any]) -> list[Value]:
+        """All carried values, from those that vary."""
+        rest = iter(varying)
+        return [next(rest) if kept is None else kept for kept in self._kept]
+
+    def varying(self, values: Sequence[Value]) -> list[Any]:
+        """Of the values that a body returns first, those that vary."""
+        pairs = zip(values, self._kept, strict=False)
+        return self._run.merged([value for value, kept in pairs if kept is None])
+
+
+def _drops(value: Value) -> bool:
+    return isinstance(value, Weight) and value.dropout_key is not None
+
+
+def _dropping_anew(value: Value, iteration: Any) -> Value:
+    """A weight that all iterations of a loop share, with dropout that differs between them."""
+    return value.fold_dropout_key(iteration) if _drops(value) else value

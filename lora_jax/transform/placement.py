@@ -1,0 +1,283 @@
+"""Frozen weights as data: where each one is, how it is stored, and what adapts it."""
+
+import dataclasses
+import math
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.quantization.quantize import Quantized, Storage, require_storable
+from lora_jax.transform import jaxprs, target_patterns
+from lora_jax.transform.adapted_weight import Shared, Weight, with_shared
+from lora_jax.transform.target_patterns import Assigned, SomeLayers
+from lora_jax.transform.views import View
+from lora_jax.uses import WeightUse
+from lora_jax.variant import Base, Factors, TrainingWarning, Variant, wide
+
+PyTree = Any
+Trainable = dict[str, dict[str, Any]]
+"""`{"adapters": {path: {name: array}}, "params": {path: array}}`"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unadapted(Variant):
+    """No adapter: what acts on a weight that is only stored in another way."""
+
+    adapts: ClassVar[bool] = False
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        return base.dense()
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        return base.dot(x)
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        return base.dot_t(x)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        return base.take(rows)
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """One weight that is adapted, or stored quantised, or both; and how the function uses it."""
+
+    use: WeightUse
+    variant: Variant
+    layers: Assigned
+    """What was asked for: the variant, or that of each layer of a stack where they differ."""
+    storage: Storage | None = None
+    """How the weight is stored; None for densely, as it came."""
+    ranks: tuple[int, ...] | None = None
+    """The rank of each matrix, where pruning has made them differ."""
+
+    @property
+    def adapts(self) -> bool:
+        return not isinstance(self.variant, Unadapted)
+
+    @property
+    def count(self) -> int:
+        """How many numbers are trained for it."""
+        if self.ranks is not None:
+            return sum(self.ranks) * sum(self.use.matrix)
+        return target_patterns.count(self.layers, self.use)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What `init` found out; static, it travels inside `Frozen`."""
+
+    treedef: Any
+    paths: tuple[str, ...]
+    settings: tuple[tuple[str, Any], ...]
+    """The leaves of the user's tree that are not arrays."""
+    placements: tuple[Placement, ...]
+
+    def tree(self, arrays: Mapping[str, Any]) -> PyTree:
+        """The user's tree, with these arrays in it."""
+        leaves = {**dict(self.settings), **arrays}
+        return self.treedef.unflatten([leaves[path] for path in self.paths])
+
+    def groups(self) -> dict[Variant, list[str]]:
+        """The adapted paths of each variant."""
+        groups: dict[Variant, list[str]] = {}
+        for each in self.adapted:
+            groups.setdefault(group_of(each), []).append(each.use.path)
+        return groups
+
+    @property
+    def adapted(self) -> list[Placement]:
+        """The placements of adapters."""
+        return [each for each in self.placements if each.adapts]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Everything that is not trained, with the static description of how it is used."""
+
+    base: dict[str, Any]
+    """The frozen parameters by path, adapted weights included, as the user's tree has them.
+
+    A quantised weight is a dict of arrays (see `quantize`).
+    """
+    constants: dict[str, dict[str, Array]]
+    """The constants of each adapter: scales, masks, and whatever else a study may vary."""
+    spec: Spec = dataclasses.field(metadata={"static": True})
+    shared: tuple[dict[str, Array], ...] = ()
+    """What all adapters of one variant share, in the order of `spec.groups()`."""
+
+    def shared_by(self) -> dict[Variant, Shared]:
+        """What the weights of each placed variant share."""
+        groups = dict(zip(self.spec.groups(), self.shared, strict=False))
+        return {each.variant: groups.get(group_of(each), {}) for each in self.spec.placements}
+
+
+def group_of(placement: Placement) -> Variant:
+    """The variant that an adapter belongs to, whatever layers it acts on."""
+    variant = placement.variant
+    return variant.inner if isinstance(variant, SomeLayers) else variant
+
+
+def variants_of(assigned: Assigned) -> list[Variant]:
+    each = assigned if isinstance(assigned, tuple) else (assigned,)
+    return [variant for variant in each if variant is not None]
+
+
+def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) -> Placement:
+    """Check that the weight can be adapted, and make the variants of its layers one."""
+    if not use.is_real:
+        raise ValueError(f"'{use.path}' cannot be adapted: its dtype is {use.dtype}")
+    if not use.is_matrix:
+        how = ", ".join(dict.fromkeys(str(each) for each in use.uses)) or "not at all"
+        raise ValueError(
+            f"'{use.path}' is selected, but the function never multiplies by it (used: {how})"
+        )
+    if assigned is None:
+        return Placement(use, Unadapted(), Unadapted(), storage)
+    try:
+        for variant in variants_of(assigned):
+            variant.validate(use.matrix)
+    except ValueError as error:
+        way_out = f"targets={{'{use.path}': None, ...}} leaves it out"
+        raise ValueError(f"'{use.path}': {error}; {way_out}") from None
+    try:
+        if not isinstance(assigned, tuple):
+            return Placement(use, assigned, assigned, storage)
+        first, *_ = aligned(assigned)
+    except ValueError as error:
+        raise ValueError(f"'{use.path}': {error}") from None
+    return Placement(use, SomeLayers(first) if None in assigned else first, assigned, storage)
+
+
+def aligned(assigned: tuple[Variant | None, ...]) -> tuple[Variant, ...]:
+    """The variants of the layers that have one, made equal in structure."""
+    chosen = variants_of(assigned)
+    return chosen[0].align(tuple(chosen))
+
+
+def fold_path(key: Array, path: str) -> Array:
+    """A key of the path's own, the same whatever other paths there are."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def base_of(placement: Placement, value: Any) -> Base:
+    """The weight as something to multiply by, stacked axes leading."""
+    use = placement.use
+    if placement.storage is not None:
+        dtype = jnp.dtype(use.dtype)
+        return Quantized(value, "io", storage=placement.storage, size=use.matrix, dtypes=(dtype,))
+    value = jnp.moveaxis(value, use.stack, range(len(use.stack)))
+    axes = sorted((*use.inputs, *use.outputs))
+    return Base(value, "".join("i" if axis in use.inputs else "o" for axis in axes))
+
+
+def stored(placement: Placement, value: Array) -> Any:
+    """A weight in the way that it is to be stored: as it came, or a dict of quantised arrays."""
+    storage = placement.storage
+    if storage is None:
+        return value
+    require_storable(placement.use.path, value)
+
+    def store(base: Base) -> dict[str, Array]:
+        return storage.store(base.dense())
+
+    for _ in placement.use.stack:
+        store = jax.vmap(store)
+    return store(base_of(dataclasses.replace(placement, storage=None), value))
+
+
+def init_factors(key: Array, placement: Placement, value: Any) -> Factors:
+    use, base = placement.use, base_of(placement, value)
+
+    def init(variant: Variant, keys: Array, base: Base, depth: int) -> Factors:
+        one = variant.init
+        for _ in range(depth):
+            one = jax.vmap(one)
+        return one(keys, base)
+
+    keys = jax.random.split(key, use.stack_shape) if use.stack else key
+    if not isinstance(placement.layers, tuple):
+        return init(placement.variant, keys, base, len(use.stack))
+    # Layers that differ: made one by one, then stacked.
+    like = aligned(placement.layers)
+    remaining = iter(like)
+    each = []
+    for index, variant in enumerate(placement.layers):
+        row = jax.tree.map(lambda leaf, index=index: leaf[index], base)
+        wanted = like[0] if variant is None else next(remaining)
+        factors = init(wanted, keys[index], row, len(use.stack) - 1)
+        if None in placement.layers:
+            active = jnp.full(use.stack_shape[1:], variant is not None)
+            factors.constants["active"] = active
+        each.append(factors)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def init_shared(key: Array, variant: Variant, placements: Iterable[Placement]) -> dict[str, Array]:
+    """What a variant's matrices share, made from the shapes of all of them."""
+    shapes, dtypes = [], []
+    for each in placements:
+        layers = each.layers if isinstance(each.layers, tuple) else (each.layers,)
+        number = math.prod(each.use.stack_shape) // len(layers)
+        shapes += [each.use.matrix] * (number * len([one for one in layers if one is not None]))
+        dtypes.append(wide(jnp.dtype(each.use.dtype)))
+    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+    return variant.init_shared(fold_path(key, type(variant).__name__), shapes, widest)
+
+
+def weight_of(
+    placement: Placement, trainable: Trainable, frozen: Frozen, dropout_key: Array | None
+) -> Weight:
+    """The weight as `evaluate` takes it; an unadapted one has no factors."""
+    use = placement.use
+    factors = Factors(trainable["adapters"].get(use.path, {}), frozen.constants.get(use.path, {}))
+    if dropout_key is not None:
+        dropout_key = fold_path(dropout_key, use.path)
+        dropout_key = jax.random.split(dropout_key, use.stack_shape) if use.stack else dropout_key
+    base = base_of(placement, frozen.base[use.path])
+    view = View.of(use.shape)
+    weight = Weight(
+        base=base,
+        factors=factors,
+        dropout_key=dropout_key,
+        variant=placement.variant,
+        inputs=use.inputs,
+        outputs=use.outputs,
+        stack=view.pick(use.stack),
+        view=view,
+        dtypes=(jnp.dtype(base.dtype),),
+    )
+    # Inside a `shard_map`, each device may have an adapter of its own, beside one base.
+    shared = frozen.shared_by().get(placement.variant, {})
+    return jaxprs.vary(weight, jaxprs.varying((weight, shared)))
+
+
+def grouped(
+    adapters: Mapping[str, dict[str, Array]], frozen: Frozen
+) -> list[tuple[Variant, dict[str, Factors]]]:
+    """The factors of each variant's matrices, what they share among the constants."""
+    groups: dict[Variant, dict[str, Factors]] = {}
+    shared = frozen.shared_by()
+    for each in frozen.spec.adapted:
+        path = each.use.path
+        factors = Factors(adapters[path], frozen.constants[path])
+        groups.setdefault(group_of(each), {})[path] = with_shared(factors, shared[each.variant])
+    return list(groups.items())
+
+
+def warn_of_doubts(adapters: Mapping[str, dict[str, Array]], frozen: Frozen) -> None:
+    """Warn where training seems to have forgotten something, at the caller's caller."""
+    for variant, factors in grouped(adapters, frozen):
+        if doubt := variant.doubt(factors):
+            warnings.warn(doubt, TrainingWarning, stacklevel=3)

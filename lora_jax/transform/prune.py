@@ -1,0 +1,100 @@
+"""Giving up rows of factors: by what score, when, how many; and taking out those given up."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lora_jax.transform.placement import (
+    Frozen,
+    Placement,
+    Trainable,
+    Unadapted,
+    grouped,
+    warn_of_doubts,
+)
+from lora_jax.transform.target_patterns import SomeLayers
+from lora_jax.variant import Pruned
+
+PyTree = Any
+
+
+# -- while training ----------------------------------------------------------------------------
+
+
+# -- afterwards --------------------------------------------------------------------------------
+
+
+def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[Trainable, Frozen]:
+    """Take out what a method has given up for good (AdaLoRA's ranks); the effect is the same.
+
+    Arrays get smaller, so that what is compiled for them compiles once more. An adapter of which
+    nothing is left is gone; those of methods that give up nothing stay as they are. Warns where
+    training seems to have forgotten something (`update`).
+
+    Args:
+      trainable: as training left them; not traced.
+      frozen: what belongs to them.
+      states: of the last `adapted.update`.
+
+    Returns:
+      Trainables and frozen, for the same `adapted`.
+    """
+    warn_of_doubts(trainable["adapters"], frozen)
+    smaller: dict[str, Pruned | None] = {}
+    groups = grouped(trainable["adapters"], frozen)
+    for state, (variant, factors) in zip(states, groups, strict=True):
+        smaller |= variant.prune(state, factors)
+    adapters, constants = dict(trainable["adapters"]), dict(frozen.constants)
+    for path, pruned in smaller.items():
+        del adapters[path], constants[path]
+        if pruned is not None:
+            adapters[path], constants[path] = pruned.factors
+    replaced = [
+        _replaced(each, smaller[each.use.path]) if each.use.path in smaller else each
+        for each in frozen.spec.placements
+    ]
+    placements = tuple(each for each in replaced if each.adapts or each.storage is not None)
+    spec = dataclasses.replace(frozen.spec, placements=placements)
+    known = dict(zip(frozen.spec.groups(), frozen.shared, strict=False))
+    shared = tuple(known.get(variant, {}) for variant in spec.groups())
+    smaller_frozen = dataclasses.replace(frozen, constants=constants, spec=spec, shared=shared)
+    return {**trainable, "adapters": adapters}, smaller_frozen
+
+
+def _replaced(placement: Placement, pruned: Pruned | None) -> Placement:
+    if pruned is None:
+        return dataclasses.replace(placement, variant=Unadapted(), layers=Unadapted())
+    variant, layers = pruned.variant, pruned.variant
+    if isinstance(placement.layers, tuple):
+        layers = tuple(None if each is None else variant for each in placement.layers)
+    if isinstance(placement.variant, SomeLayers):
+        variant = SomeLayers(variant)
+    return dataclasses.replace(placement, variant=variant, layers=layers, ranks=pruned.ranks)
+
+
+def ranks(trainable: Trainable, frozen: Frozen) -> dict[str, np.ndarray]:
+    """The rank of each matrix by path, integers of the shape of the weight's stack.
+
+    It is what `prune` left, or would leave by the factors alone, or else the variant's. Layers that
+    are left out have none, and adapters without ranks are not listed.
+    """
+    smaller: dict[str, Pruned | None] = {}
+    for variant, factors in grouped(trainable["adapters"], frozen):
+        smaller |= variant.prune(None, factors)
+    found = {}
+    for each in frozen.spec.adapted:
+        path, stack = each.use.path, each.use.stack_shape
+        if path in smaller:
+            pruned = smaller[path]
+            numbers = 0 if pruned is None else np.reshape(pruned.ranks, stack)
+        elif each.ranks is not None:
+            numbers = np.reshape(each.ranks, stack)
+        elif isinstance(each.layers, tuple):
+            own = [getattr(layer, "rank", 0) for layer in each.layers]
+            numbers = np.reshape(own, (-1, *[1] * (len(stack) - 1)))
+        elif (numbers := getattr(each.layers, "rank", None)) is None:
+            continue
+        found[path] = np.broadcast_to(np.asarray(numbers, int), stack).copy()
+    return found

@@ -1,0 +1,182 @@
+"""Which weights a variant adapts: target patterns, layers of stacked weights, and strict errors."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.partition import select_paths
+from lora_jax.uses import Uses, WeightUse
+from lora_jax.variant import Base, Factors, Variant
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """A pattern for some layers only (see `layers`)."""
+
+    pattern: str
+    which: tuple[int | None, int | None, int | None] | tuple[int]
+
+    def indices(self, count: int) -> range | tuple[int]:
+        if len(self.which) == 3:
+            return range(*slice(*self.which).indices(count))
+        (index,) = self.which
+        if not -count <= index < count:
+            raise ValueError(f"layers('{self.pattern}', {index}): there are {count} layers")
+        return (index % count,)
+
+    def __str__(self) -> str:
+        inside = ":".join("" if n is None else str(n) for n in self.which)
+        return f"layers('{self.pattern}', [{inside}])"
+
+
+Pattern = str | Layers
+Targets = str | Layers | Sequence[Pattern] | Mapping[Any, Variant | None]
+Rule = tuple[Pattern, Variant | None]
+Assigned = Variant | tuple[Variant | None, ...]
+
+
+def layers(pattern: str, which: slice | int) -> Layers:
+    """Targets in some layers: `layers("attention/.*/kernel", slice(-4, None))` for the last four.
+
+    Layers are counted along the first stacked axis of a stacked weight, and otherwise by the first
+    number in the path (`blocks/3/mlp/kernel`).
+    """
+    if isinstance(which, slice):
+        return Layers(pattern, (which.start, which.stop, which.step))
+    return Layers(pattern, (which,))
+
+
+def as_rules(variant: Variant | None, targets: Targets) -> tuple[Rule, ...]:
+    """The targets as ordered pairs of pattern and variant (None leaves a weight alone)."""
+    if isinstance(targets, str | Layers):
+        targets = [targets]
+    if not isinstance(targets, Iterable):
+        raise ValueError(f"targets must be patterns, or map patterns to variants, not {targets!r}")
+    rules = tuple(
+        targets.items() if isinstance(targets, Mapping) else ((t, variant) for t in targets)
+    )
+    if not rules:
+        raise ValueError(f"targets is empty; name weights, or leave it out for '{ALL_LINEAR}'")
+    for pattern, _ in rules:
+        if not isinstance(pattern, str | Layers):
+            raise ValueError(f"targets: {pattern!r} is not a pattern; write a regular expression")
+    return rules
+
+
+def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
+    """The variant of every selected weight, or of each of its layers where they differ.
+
+    Where several patterns match a weight (or a layer), the first decides.
+
+    Raises:
+      ValueError: a pattern matches nothing, or only what earlier patterns have already taken.
+    """
+    taken: dict[str, list[Variant | str | None]] = {}
+    free = "free"
+    for pattern, variant in rules:
+        claimed = False
+        for path, which in _matching(pattern, uses).items():
+            slots = taken.setdefault(path, [free] * _count(uses[path]))
+            for index in which:
+                if slots[index] is free:
+                    slots[index], claimed = variant, True
+        if not claimed:
+            raise ValueError(f"pattern '{pattern}' selects only what earlier patterns have taken")
+    assigned: dict[str, Assigned] = {}
+    for path in uses:  # in tree order
+        slots = [None if slot is free else slot for slot in taken.get(path, [None])]
+        if any(slot is not None for slot in slots):
+            uniform = all(slot == slots[0] for slot in slots)
+            assigned[path] = slots[0] if uniform else tuple(slots)  # type: ignore[assignment]
+    return assigned
+
+
+def adapting(assigned: Assigned) -> Assigned | None:
+    """Without the methods that only choose what trains; None where that leaves nothing."""
+    if not isinstance(assigned, tuple):
+        return assigned if assigned.adapts else None
+    kept = tuple(each if each is not None and each.adapts else None for each in assigned)
+    return kept if any(kept) else None
+
+
+def _count(use: WeightUse) -> int:
+    return use.stack_shape[0] if use.stack else 1
+
+
+def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
+    """The paths that a pattern selects, and which of each one's layers."""
+    if pattern == ALL_LINEAR:
+        linear = [path for path, use in uses.items() if use.is_linear]
+        if not linear:
+            raise ValueError(
+                f"'{ALL_LINEAR}' selects nothing: the function multiplies by no weight"
+            )
+        return {path: range(_count(uses[path])) for path in linear}
+    if isinstance(pattern, str):
+        paths = select_paths([pattern], uses, "weight", [ALL_LINEAR])
+        return {path: range(_count(uses[path])) for path in paths}
+    if pattern.pattern == ALL_LINEAR:
+        paths = list(_matching(ALL_LINEAR, uses))
+    else:
+        paths = select_paths([pattern.pattern], uses, "weight", [ALL_LINEAR])
+    numbers = {path: _layer_number(path) for path in paths if not uses[path].stack}
+    deepest = max(numbers.values(), default=0) + 1
+    chosen: dict[str, Sequence[int]] = {}
+    for path in paths:
+        if uses[path].stack:
+            chosen[path] = pattern.indices(_count(uses[path]))
+        elif numbers[path] in pattern.indices(deepest):
+            chosen[path] = (0,)
+    if not any(chosen.values()):
+        raise ValueError(f"{pattern} selects no layer")
+    return chosen
+
+
+def _layer_number(path: str) -> int:
+    # A component that is a number (`blocks/3`), or else one that ends in it (`block_3`).
+    number = re.search(r"(?:^|/)(\d+)(?:/|$)", path) or re.search(r"(\d+)(?:/|$)", path)
+    if number is None:
+        raise ValueError(
+            f"'{path}' is neither a stack of layers nor has a layer number in its path"
+        )
+    return int(number[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class SomeLayers(Variant):
+    """A variant that acts on some matrices of a stack; the constant `active` says on which."""
+
+    inner: Variant
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        weight = self.inner.weight(base, factors)
+        return jnp.where(factors.constants["active"], weight, base.dense().astype(weight.dtype))
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        adapted = self.inner.dot(x, base, factors, dropout_key=dropout_key)
+        return jnp.where(factors.constants["active"], adapted, base.dot(x))
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        adapted = self.inner.dot_t(x, base, factors)
+        return jnp.where(factors.constants["active"], adapted, base.dot_t(x))
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        adapted = self.inner.take(rows, base, factors)
+        return jnp.where(factors.constants["active"], adapted, base.take(rows))
+
+
+def count(variant: Assigned, use: WeightUse) -> int:
+    """How many numbers are trained for a weight, over all matrices of its stack."""
+    if isinstance(variant, tuple):
+        below = math.prod(use.stack_shape[1:])
+        return below * sum(each.count(use.matrix) for each in variant if each is not None)
+    return math.prod(use.stack_shape) * variant.count(use.matrix)

@@ -1,0 +1,97 @@
+"""How a function uses one parameter: what `discover` finds, and what a variant is given."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from lora_jax.text_table import text_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One way in which a parameter is used."""
+
+    kind: str
+    """`product`, `transposed product`, `lookup`, `convolution`, or the name of an operation."""
+    merges: str | None = None
+    """Why an adapted weight is merged here (slower, never wrong); None where it is factored."""
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightUse:
+    """How a function uses one parameter, and the matrix that it is.
+
+    `stack`, `inputs` and `outputs` are axes of the array as the model stores it. They are empty for
+    a parameter that is never multiplied by.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    """The array's own: of NumPy, or of a PRNG key."""
+    stack: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    uses: tuple[Use, ...] = ()
+    activations: bool = False
+    """Whether it is multiplied with something that is not itself a parameter."""
+    output_embedding: bool = False
+    """Whether it is tied to a lookup table, or maps features to that table's rows at the end."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it holds real numbers: not integers, truth values, complex numbers or keys."""
+        return jnp.issubdtype(self.dtype, jnp.floating)
+
+    @property
+    def is_matrix(self) -> bool:
+        return bool(self.inputs or self.outputs)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether `targets="all-linear"` selects it."""
+        kinds = {use.kind for use in self.uses}
+        product = bool(kinds & {"product", "transposed product"})
+        matrix = self.is_real and bool(self.inputs and self.outputs)
+        return product and matrix and self.activations and not self.output_embedding
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape (in, out) of the matrix, or of each one of a stack."""
+        return self.size(self.inputs), self.size(self.outputs)
+
+    @property
+    def stack_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.stack)
+
+    def size(self, axes: tuple[int, ...]) -> int:
+        return math.prod(self.shape[axis] for axis in axes)
+
+
+class Uses(dict[str, WeightUse]):
+    """`{path: WeightUse}`, in tree order; printing it gives a readable table."""
+
+    def __str__(self) -> str:
+        rows = []
+        for path, use in self.items():
+            kinds = list(dict.fromkeys(str(each) for each in use.uses)) or ["not used"]
+            merged = dict.fromkeys(each.merges for each in use.uses if each.merges)
+            rows.append(
+                (
+                    path,
+                    "x".join(map(str, use.shape)) or "scalar",
+                    "{} -> {}".format(*use.matrix) if use.is_matrix else "",
+                    "x".join(map(str, use.stack_shape)),
+                    ", ".join(kinds),
+                    ", ".join(merged) if use.is_matrix and merged else "",
+                )
+            )
+        heads = ("path", "shape", "in -> out", "stack", "used as", "merged at")
+        return text_table(heads, rows)
+
+    __repr__ = __str__

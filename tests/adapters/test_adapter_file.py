@@ -1,0 +1,289 @@
+"""One adapter in one file: what it holds, and for what it is refused."""
+
+import json
+import re
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import own_code
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import lora_jax as lj
+import variants
+from lora_jax.contract import toys
+from lora_jax.files import tree_file
+from lora_jax.files.canonical_json import config_digest
+
+# Toys have random trainables, as if AdaLoRA's budget had been forgotten.
+pytestmark = pytest.mark.filterwarnings("ignore::lora_jax.TrainingWarning")
+
+
+def toy(name, seed=4, **more):
+    return toys.toy(variants.make(name, **more), "float32", seed=seed)
+
+
+@pytest.mark.parametrize("name", own_code.names())
+def test_a_file_makes_an_adapter_whole_whatever_key_began_it(name, tmp_path):
+    """Random constants (VeRA's projections, LoRA-FA's A) come from the file, not from a new key.
+
+    The same numbers where another run begins from it.
+    """
+    first, other = toy(name), toy(name, seed=5)
+    path = lj.save_adapter(tmp_path, first.moved, first.frozen, {"note": "x"})
+    assert path == tmp_path / "adapter.safetensors"
+    *read, meta = lj.load_adapter(tmp_path, other.trainable, other.frozen)
+    assert meta == {"note": "x"}
+    adapts = variants.find(name).adapts
+    begun = [lj.start_from(path, other.trainable, other.frozen)] if adapts else []
+    for each in (read, *begun):
+        assert jax.tree.structure(tuple(each)) == jax.tree.structure((first.moved, first.frozen))
+        chex.assert_trees_all_equal(tuple(each), (first.moved, first.frozen))
+
+
+def test_the_base_is_not_in_the_file(tmp_path):
+    one = toy("lora", rank=1)
+    path = lj.save_adapter(tmp_path / "a.safetensors", one.moved, one.frozen)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves((one.moved, one.frozen.constants)))
+    assert path.stat().st_size < 4 * numbers + 6000
+
+
+LORA, SMALL, DORA = (
+    variants.make("lora"),
+    variants.make("lora", rank=2),
+    variants.make("dora"),
+)
+
+
+@pytest.mark.parametrize(
+    "saved, expected, said",
+    [
+        (LORA, DORA, r"has nothing for 'adapters/embed/m', expected \[8\]"),
+        (DORA, LORA, r"has \[8\] for 'adapters/embed/m', expected nothing"),
+        (LORA, SMALL, r"has \[8, 16\] for 'adapters/embed/a', expected \[2, 16\]"),
+    ],
+)
+def test_another_adapter_is_refused(saved, expected, said, tmp_path):
+    one = toys.toy(LORA, "float32")
+
+    def init(variant):
+        adapted = lj.adapt(toys.decoder, variant, "embed")
+        return jax.jit(adapted.init)(jax.random.key(0), one.params, one.ids)
+
+    lj.save_adapter(tmp_path, *init(saved))
+    with pytest.raises(ValueError, match=said) as error:
+        lj.load_adapter(tmp_path, *init(expected))
+    assert "\n" not in str(error.value)
+
+
+def heads(variant, classes, also=("head", "bias")):
+    """A matrix that is adapted and a head, trained in full, for so many classes."""
+
+    def forward(params, x):
+        return x @ params["w"] @ params["head"] + params["bias"]
+
+    shapes = {"w": (6, 5), "head": (5, classes), "bias": (1, 1), "x": (2, 6)}
+    params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    x = params.pop("x")
+    adapted = lj.adapt(forward, variant, "w", list(also))
+    return jax.jit(adapted.init)(jax.random.key(0), params, x)
+
+
+def test_a_head_for_other_classes_begins_anew(tmp_path):
+    variant = variants.make("lora", rank=2)
+    trained, frozen = heads(variant, 3)
+    trained = jax.tree.map(lambda x: np.asarray(x) + 1, trained)
+    path = lj.save_adapter(tmp_path, trained, frozen)
+    new, _ = heads(variant, 2)
+    with pytest.warns(UserWarning, match="head for other classes, which begins anew") as told:
+        begun, _ = lj.start_from(path, *heads(variant, 2))
+    (said,) = [str(each.message) for each in told]
+    assert said.endswith(": [5, 3] for 'head', here [5, 2]") and "\n" not in said
+    chex.assert_trees_all_equal(begun["adapters"], trained["adapters"])
+    np.testing.assert_array_equal(begun["params"]["bias"], trained["params"]["bias"])
+    np.testing.assert_array_equal(begun["params"]["head"], new["params"]["head"])
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (5, 3, 1), ()])
+def test_what_differs_in_more_than_its_classes_is_refused(tmp_path, shape):
+    """It is no head of another task, and beginning it anew would lose what was trained."""
+    variant = variants.make("lora", rank=2)
+    trained, frozen = heads(variant, 3)
+    trained["params"]["head"] = jnp.ones(shape)
+    path = lj.save_adapter(tmp_path, trained, frozen)
+    with pytest.raises(
+        ValueError, match=rf"has {re.escape(str(list(shape)))} for 'head', expected"
+    ):
+        lj.start_from(path, *heads(variant, 3))
+    trained["params"]["head"] = jnp.ones((5, 3), jnp.int32)
+    path = lj.save_adapter(tmp_path, trained, frozen)
+    with pytest.raises(ValueError, match="has int32 for 'head', expected float32"):
+        lj.start_from(path, *heads(variant, 3))
+
+
+def test_a_head_that_the_run_drops_is_told_of(tmp_path):
+    variant = variants.make("lora", rank=2)
+    trained, frozen = heads(variant, 3)
+    path = lj.save_adapter(tmp_path, jax.tree.map(lambda x: np.asarray(x) + 1, trained), frozen)
+    with pytest.warns(UserWarning, match="'head', which this run does not train") as told:
+        begun, own = lj.start_from(path, *heads(variant, 3, ["bias"]))
+    (said,) = [str(each.message) for each in told]
+    assert said.endswith("; name it in also_train") and "\n" not in said
+    assert begun["params"].keys() == {"bias"} and (own.base["head"] == 1).all()
+    few = lj.save_adapter(tmp_path / "few", *heads(variant, 3, ["bias"]))
+    with warnings.catch_warnings(action="error"):
+        begun, _ = lj.start_from(few, trained, frozen)  # one that only the run trains begins anew
+    chex.assert_trees_all_equal(begun["params"]["head"], trained["params"]["head"])
+
+
+def test_numbers_stay_those_of_the_new_run(tmp_path):
+    theirs = variants.make("lora", rank=2, dropout=0.5, learning_rate_ratio=2.0)
+    path = lj.save_adapter(tmp_path, *heads(theirs, 3))
+    own = variants.make("lora", rank=2, dropout=0.25, learning_rate_ratio=8.0)
+    _, frozen = lj.start_from(path, *heads(own, 3))
+    assert float(frozen.constants["w"]["keep"]) == 0.75
+    assert float(frozen.constants["w"]["ratio"]) == 8.0
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"rank": 3}, r"has \[2, 6\] for the adapter 'w/a', expected \[3, 6\]"),
+        ({"rank": 2, "alpha": 5.0}, "'w' was trained with another scale; set its alpha"),
+    ],
+)
+def test_a_beginning_that_does_not_fit_is_refused(changed, said, tmp_path):
+    path = lj.save_adapter(tmp_path, *heads(variants.make("lora", rank=2), 3))
+    with pytest.raises(ValueError, match=said) as error:
+        lj.start_from(path, *heads(variants.make("lora", **changed), 3))
+    assert "\n" not in str(error.value)
+
+
+def read_all(path, trainable, frozen):
+    """Every way to read an adapter's file."""
+    return [
+        (tree_file.load_tree, (path,)),
+        (lj.load_adapter, (path, trainable, frozen)),
+        (lj.start_from, (path, trainable, frozen)),
+    ]
+
+
+def refused(path, trainable, frozen):
+    """What each way says of a file that none of them takes."""
+    lines = []
+    for read, arguments in read_all(path, trainable, frozen):
+        with pytest.raises(ValueError, match=r"adapter\.safetensors") as error:
+            read(*arguments)
+        assert len(str(error.value).splitlines()) == 1
+        lines.append(str(error.value))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The file of a small adapter, its arrays, what its header says, and its form."""
+    trainable, frozen = heads(variants.make("lora", rank=2), 3)
+    path = lj.save_adapter(tmp_path_factory.mktemp("saved"), trainable, frozen, {"note": "x"})
+    with safetensors.safe_open(path, framework="np") as file:
+        body = json.loads(file.metadata()["lora_jax"])["body"]
+    return path, safetensors.numpy.load_file(path), body, trainable, frozen
+
+
+def forge(path, arrays, body, seal=True, **more):
+    """A file with any header: `seal` makes its digest right."""
+    sealed = {"body": body, "sha256": config_digest(body)} if seal else body
+    header = {"lora_jax": json.dumps(sealed)} | more
+    path.write_bytes(safetensors.numpy.save(arrays, header))
+    return path
+
+
+SHARED = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "w", "adapters/w/a"]),
+    lambda each: (
+        st.lists(each, max_size=2) | st.dictionaries(st.text(max_size=2), each, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@SHARED
+@given(JSON, st.booleans())
+def test_a_header_of_any_other_type_is_one_line(saved, tmp_path, value, seal):
+    _, arrays, _, trainable, frozen = saved
+    refused(forge(tmp_path / "adapter.safetensors", arrays, value, seal), trainable, frozen)
+
+
+@SHARED
+@given(
+    st.sampled_from(["tree", "meta", "leaves"]),
+    st.lists(st.sampled_from(["adapters", "w", "a", "constants", "scale"]), max_size=3),
+    JSON,
+)
+def test_a_sealed_header_of_other_types_is_one_line(saved, tmp_path, part, place, value):
+    """Anywhere in it; a digest is no proof of who wrote it."""
+    _, arrays, body, trainable, frozen = saved
+    changed = json.loads(json.dumps(body))
+    holder, key = changed, part
+    for step in place:
+        if isinstance(holder[key], dict) and step in holder[key]:
+            holder, key = holder[key], step
+    if holder[key] == value or (part == "meta" and isinstance(value, dict)):
+        return
+    holder[key] = value
+    refused(forge(tmp_path / "adapter.safetensors", arrays, changed), trainable, frozen)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("[" * 9999, "is damaged: ValueError: its header is nested deeper"),
+        ("9" * 5000, "is damaged: ValueError: its header is not JSON"),
+        ("NaN", "is damaged: ValueError: its header is not JSON: NaN is no number"),
+        ('{"body": {}, "sha256": []}', "is damaged: its header has other bits"),
+        ("3", "was not written by lora_jax.save_tree"),
+        ('{"body": {}}', "was not written by lora_jax.save_tree"),
+    ],
+)
+def test_a_header_that_is_no_json_is_one_line(saved, tmp_path, header, said):
+    _, arrays, _, trainable, frozen = saved
+    path = forge(tmp_path / "adapter.safetensors", arrays, {}, lora_jax=header)
+    assert all(f"adapter.safetensors {said}" in line for line in refused(path, trainable, frozen))
+
+
+def test_trees_of_another_form_or_kind_are_refused(saved, tmp_path):
+    _, _, _, trainable, frozen = saved
+    good = {**trainable, "constants": frozen.constants, "shared": {}}
+    plain = jnp.ones(2)
+    for tree in (
+        plain,
+        {},
+        {"a": plain},
+        {**good, "shared": plain},
+        {**good, "constants": {"w": plain}},
+    ):
+        path = tree_file.save_tree(tmp_path, tree)
+        for read, arguments in read_all(path, trainable, frozen)[1:]:
+            with pytest.raises(ValueError, match=r"was not written by lora_jax\.save_adapter"):
+                read(*arguments)
+    whole = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.int32), good)
+    path = tree_file.save_tree(tmp_path, whole)
+    with pytest.raises(ValueError, match=r"has int32 for 'adapters/w/a', expected float32"):
+        lj.load_adapter(path, trainable, frozen)
+
+
+def test_drawn_matrices_of_another_shape_begin_nothing(tmp_path):
+    """LoRA-FA's A is a constant, which is drawn: its shape is compared as a trained one's is."""
+    trained, frozen = heads(variants.make("lora_fa", rank=2), 3)
+    own = frozen.constants["w"]
+    tree = {**trained, "constants": {"w": {**own, "a": own["a"][:, :1]}}, "shared": {}}
+    path = tree_file.save_tree(tmp_path, tree)
+    with pytest.raises(ValueError, match=r"has \[2, 1\] for the constant 'a', expected \[2, 6\]"):
+        lj.start_from(path, trained, frozen)

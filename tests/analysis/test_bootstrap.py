@@ -1,0 +1,78 @@
+"""Bootstrap replicates: each is the metric of its resample, as `label_metrics` has it."""
+
+import numpy as np
+import pytest
+
+from experiments.analysis import bootstrap
+from lora_jax.metrics import label_metrics
+
+COUNT = 20
+
+
+def expected(metric, outputs, labels, seed, choices=1):
+    """The metric of every resample, made of the examples themselves, one after the other."""
+    questions = len(labels) // choices
+    found = []
+    for row in np.concatenate(list(bootstrap.weights(questions, COUNT, seed))):
+        first = np.repeat(np.arange(questions), row.astype(int)) * choices
+        index = (first[:, None] + np.arange(choices)).ravel()
+        found.append(label_metrics.score((metric,), outputs[index], labels[index], choices)[metric])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("metric", bootstrap.CLASSIFICATION)
+@pytest.mark.parametrize("n", [5, 80])  # of five, some resamples have one class only
+def test_metrics_of_classes(metric, classes, n):
+    rng = np.random.default_rng(n)
+    labels = rng.integers(classes, size=n)
+    outputs = rng.normal(size=(n, classes)).round(1) + np.eye(classes)[labels]
+    got = bootstrap.replicates(metric, [outputs, -outputs], labels, resamples=COUNT, seed=3)
+    np.testing.assert_allclose(got[0], expected(metric, outputs, labels, 3), atol=1e-12)
+    np.testing.assert_allclose(got[1], expected(metric, -outputs, labels, 3), atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", bootstrap.REGRESSION)
+@pytest.mark.parametrize("n", [4, 80])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_metrics_of_numbers(metric, n, offset):
+    rng = np.random.default_rng(n)
+    labels = rng.integers(5, size=n).astype(float)  # with ties
+    outputs = (labels + rng.normal(size=n)).round()[:, None] + offset
+    got = bootstrap.replicates(metric, [outputs], labels, resamples=COUNT, seed=1)[0]
+    np.testing.assert_allclose(got, expected(metric, outputs, labels, 1), atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "eval_loss"])
+def test_questions_of_two_choices_are_drawn_whole(metric):
+    rng = np.random.default_rng(0)
+    right = rng.integers(2, size=40)
+    labels = np.eye(2, dtype=int)[right].ravel()
+    outputs = rng.normal(size=(80, 2))
+    got = bootstrap.replicates(metric, [outputs], labels, choices=2, resamples=COUNT)[0]
+    np.testing.assert_allclose(got, expected(metric, outputs, labels, 0, 2), atol=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "known"), [(2, "CLASSIFICATION"), (1, "REGRESSION")])
+def test_outputs_that_are_no_numbers(classes, known):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=30) if classes > 1 else rng.normal(size=30)
+    outputs = rng.normal(size=(30, classes))
+    outputs[3] = np.nan
+    for metric in getattr(bootstrap, known):
+        got = bootstrap.replicates(metric, [outputs], labels, resamples=COUNT)[0]
+        np.testing.assert_allclose(got, expected(metric, outputs, labels, 0), atol=1e-12)
+
+
+def test_resamples_are_drawn_in_pieces_alike(monkeypatch):
+    whole = np.concatenate(list(bootstrap.weights(30, 50, 2)))
+    monkeypatch.setattr(bootstrap, "CHUNK", 100)
+    pieces = list(bootstrap.weights(30, 50, 2))
+    assert [len(each) for each in pieces] == [3] * 16 + [2]
+    assert all((each.sum(1) == 30).all() for each in pieces)
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+def test_an_unknown_metric_is_named():
+    with pytest.raises(ValueError, match="no bootstrap of metric 'mathews' here; nearest: 'matth"):
+        bootstrap.replicates("mathews", [np.zeros((3, 2))], np.zeros(3, int))

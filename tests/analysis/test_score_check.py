@@ -1,0 +1,108 @@
+"""Scores that stored predictions contradict stand in no table and in no report."""
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_records import planted, write
+
+from experiments.analysis import collect_runs, score_check
+from experiments.runs import predictions
+from experiments.runs.predictions import Predictions
+from experiments.tables import config_tables
+
+LABELS = np.tile([0, 1], 50)
+RIGHT = np.eye(2)[LABELS]
+
+
+def right(n):
+    """Outputs of which the first n are right."""
+    return np.eye(2)[np.where(np.arange(100) < n, LABELS, 1 - LABELS)]
+
+
+def checked(folder):
+    """Whether the record in a folder agrees, or what is said of it."""
+    (run,) = collect_runs.find(folder)
+    try:
+        score_check.check(run)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return str(error).removeprefix(str(folder))
+    return ""
+
+
+def test_a_table_refuses_what_a_report_does(tmp_path):
+    for seed in range(2):
+        mask = np.arange(100) < 20 + seed
+        planted(tmp_path / str(seed), "lora", seed, LABELS, mask)
+    assert "| 79.5 ± " in config_tables.render_table("glue", tmp_path, "markdown")
+    planted(tmp_path / "other", "lora", 2, LABELS, np.arange(100) < 60)
+    shutil.copy(tmp_path / "other" / predictions.NAME, tmp_path / "1")
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"1: its predictions give accuracy 40, its record 79$"):
+        config_tables.render_table("glue", tmp_path, "markdown")
+    (tmp_path / "1" / predictions.NAME).unlink()  # then nothing is known of it
+    assert "| 79.5 ± " in config_tables.render_table("glue", tmp_path, "markdown")
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"accuracy": 0.8}, ""),
+        ({"accuracy": 0.81}, ""),  # an example at the edge, which another machine rounds over it
+        ({"accuracy": 0.82}, ": its predictions give accuracy 80, its record 82"),
+        ({"accuracy": 0.78}, ": its predictions give accuracy 80, its record 78"),
+        ({"accuracy": 0.86}, ": its predictions give accuracy 80, its record 86"),
+        ({"accuracy": 0.8, "f1": 0.8}, ""),
+        ({"accuracy": 0.8, "f1": 0.9}, ": its predictions give f1 80, its record 90"),
+        ({"accuracy": 0.8, "eval_loss": 0.5133}, ""),
+        ({"accuracy": 0.8, "eval_loss": 0.4}, ": its predictions give eval_loss 0.5133, its r"),
+        ({"accuracy": 0.8, "bleu": 3.0}, ""),  # of texts, which are not among the predictions
+        ({"accuracy": 0.8, "accuracy_mismatched": 0.9}, ": its predictions give accuracy_mism"),
+        ({"accuracy": 0.8, "accuracy_unlabelled": 0.9}, ""),
+    ],
+)
+def test_every_metric_that_predictions_give_is_compared(tmp_path, scores, said):
+    write(tmp_path, "glue", "task=sst2", scores)
+    parts = {"validation": Predictions(right(80), LABELS)}
+    parts["mismatched"] = Predictions(right(30), LABELS)
+    parts["unlabelled"] = Predictions(RIGHT, None)
+    predictions.write(tmp_path, parts)
+    assert checked(tmp_path).startswith(said) and bool(said) == bool(checked(tmp_path))
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_it_is_the_saved_adapter_whose_scores_are_compared(tmp_path, select):
+    scores = {"last": {"accuracy": 0.5}, "best": {"accuracy": 0.9}}
+    fields: dict[str, Any] = {f"metrics_{name}": each for name, each in scores.items()}
+    for n in (50, 90):
+        write(
+            tmp_path / str(n),
+            "glue",
+            "task=sst2",
+            {},
+            changes={"train.select": select},
+            outputs=right(n),
+            labels=LABELS,
+            **fields,
+        )
+    said = {n: checked(tmp_path / str(n)) for n in (50, 90)}
+    assert [n for n in said if not said[n]] == [round(100 * scores[select]["accuracy"])]
+
+
+def test_values_are_compared_by_their_correlation(tmp_path):
+    targets = np.linspace(0, 5, 100)
+    outputs = np.sin(targets)[:, None]
+    found = float(np.corrcoef(targets, outputs[:, 0])[0, 1])
+    how = {"outputs": outputs, "labels": targets}
+    write(tmp_path / "a", "glue", "task=stsb", {"pearson": found}, **how)
+    write(tmp_path / "b", "glue", "task=stsb", {"pearson": -found}, **how)
+    assert checked(tmp_path / "a") == ""
+    assert checked(tmp_path / "b").startswith(": its predictions give pearson")
+
+
+def test_what_did_not_complete_is_not_compared(tmp_path):
+    how = {"outputs": RIGHT, "labels": LABELS}
+    write(tmp_path, "glue", "task=sst2", {"accuracy": 0.1}, status="diverged", **how)
+    assert checked(tmp_path) == ""

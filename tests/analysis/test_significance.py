@@ -1,0 +1,274 @@
+"""Tests of differences: against hand computations, scipy, and planted effects and nulls."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from experiments.analysis import bootstrap, significance
+from experiments.analysis.significance import Difference
+from lora_jax.metrics import label_metrics
+
+NULLS = 200
+NEAR = (0.01, 0.09)
+"""Of 200 nulls, at 5%: outside of this less than once in 100 times by chance."""
+
+
+def rejected(p_values):
+    return np.mean([p is not None and p < 0.05 for p in p_values])
+
+
+def test_mcnemar_is_the_binomial_test_of_the_discordant_examples():
+    first = np.array([True] * 8 + [False] * 1 + [True] * 20 + [False] * 5)
+    second = np.array([False] * 8 + [True] * 1 + [True] * 20 + [False] * 5)
+    assert significance.mcnemar(first, second) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert significance.mcnemar(second, first) == pytest.approx(2 * (1 + 9) / 2**9)
+    assert significance.mcnemar(first, first) == 1.0
+    with pytest.raises(ValueError, match="paired tests need equal shapes"):
+        significance.mcnemar(first, second[1:])
+
+
+def test_mcnemar_of_several_seeds_is_the_sign_flip_test_by_brute_force():
+    rng = np.random.default_rng(0)
+    for seeds, n in ((1, 9), (2, 8), (3, 9), (5, 7)):
+        for _ in range(5):
+            first, second = rng.random((2, seeds, n)) < np.array([0.8, 0.4])[:, None, None]
+            totals = (first.astype(int) - second).sum(0)
+            signs = np.array(list(itertools.product((-1, 1), repeat=n)))
+            flipped = signs @ np.abs(totals)
+            expected = np.mean(np.abs(flipped) >= abs(totals.sum()))
+            assert significance.mcnemar(first, second) == pytest.approx(expected, abs=1e-12)
+
+
+def test_over_seeds_is_the_textbook_s_paired_t_test():
+    found = significance.over_seeds(np.array([71.0, 73.0, 75.0]), np.array([70.0, 71.0, 72.0]))
+    t = 2 * math.sqrt(3)  # of the differences 1, 2, 3; two degrees of freedom have a closed form
+    half = 0.95 * math.sqrt(2 / (1 - 0.95**2)) / math.sqrt(3)
+    expected = (2.0, 2 - half, 2 + half, 1 - t / math.sqrt(t**2 + 2))
+    got = (found.difference, found.low, found.high, found.p)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert found.n == 3
+
+
+def test_over_seeds_without_variance_has_no_p_value():
+    scores = np.array([0.71, 0.72, 0.73])
+    assert significance.over_seeds(scores, scores) == Difference(0.0, None, None, 1.0, 3)
+    shifted = significance.over_seeds(scores + 0.1, scores)  # equal but for roundings
+    assert (shifted.low, shifted.high, shifted.p) == (None, None, None)
+    with pytest.raises(ValueError, match="needs two common seeds: got 1 and 1"):
+        significance.over_seeds(scores[:1], scores[:1])
+
+
+def test_over_examples_is_scipy_s_paired_bootstrap():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(2, size=300)
+    right = rng.random((2, 300)) < np.array([[0.85], [0.8]])
+    outputs = [np.eye(2)[np.where(each, labels, 1 - labels)] for each in right]
+    drawn = bootstrap.replicates("accuracy", outputs, labels, resamples=4000, seed=3)
+    observed = np.array([right[0].mean() - right[1].mean()])
+    found = significance.over_examples(observed, (drawn[0] - drawn[1])[None], 300)
+    theirs = stats.bootstrap(
+        tuple(right.astype(float)),
+        lambda first, second, axis: first.mean(axis) - second.mean(axis),
+        paired=True,
+        n_resamples=4000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    error = 4 * theirs.standard_error * 2.7 / math.sqrt(2000)  # of two percentiles of 4,000
+    ends = theirs.confidence_interval
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=error)
+    again = bootstrap.replicates("accuracy", outputs, labels, resamples=4000, seed=3)
+    np.testing.assert_array_equal(drawn, again)
+    other = bootstrap.replicates("accuracy", outputs, labels, resamples=4000, seed=4)
+    assert not np.array_equal(drawn, other)
+
+
+def test_an_interval_without_0_is_a_small_p_value():
+    rng = np.random.default_rng(0)
+    for shift in np.linspace(0, 4, 30):
+        drawn = rng.normal(shift, 1.0, (1, 2000))
+        found = significance.over_examples(np.array([shift]), drawn, 100)
+        assert (found.low > 0) == (found.p < 0.05) or abs(found.low) < 0.02
+
+
+def test_over_both_has_the_t_test_and_the_bootstrap_as_its_limits():
+    observed = np.array([1.0, 2.0, 4.0])
+    alone = significance.over_both(observed, np.repeat(observed[:, None], 10, axis=1))
+    seeds = significance.over_seeds(observed, np.zeros(3))
+    for name in ("difference", "low", "high", "p"):
+        assert getattr(alone, name) == pytest.approx(getattr(seeds, name))
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, 4000)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    examples = significance.over_both(np.full(3, 2.0), 2.0 + np.tile(noise, (3, 1)))
+    # Student's distribution of two degrees of freedom has a closed form.
+    assert examples.p == pytest.approx(1 - 2 / math.sqrt(2 + 2**2))
+    assert examples.high == pytest.approx(2 + 0.95 * math.sqrt(2 / (1 - 0.95**2)))
+    same = significance.over_both(np.zeros(3), np.zeros((3, 50)))
+    assert (same.difference, same.p, same.low) == (0.0, 1.0, None)
+    constant = significance.over_both(np.ones(3), np.ones((3, 50)))
+    assert (constant.p, constant.low) == (None, None)
+    with pytest.raises(ValueError, match="over_both needs two common seeds: got 1"):
+        significance.over_both(np.ones(1), np.ones((1, 50)))
+
+
+def runs(rng, seeds, n=300, effect=0.0, of_seed=0.0, of_example=0.0, own=1.0):
+    """Whether each of two methods gets an example right: (methods, seeds, n).
+
+    Logits of a method are those of the example, plus noise of its own of the seed, of the example
+    (the same for all seeds), and of each run.
+    """
+    logits = 1.2 + rng.normal(0, 1.0, n) + np.array([effect, 0.0])[:, None, None]
+    logits = logits + of_seed * rng.normal(size=(2, seeds, 1))
+    logits = logits + of_example * rng.normal(size=(2, 1, n)) + own * rng.normal(size=(2, seeds, n))
+    return logits > 0
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_mcnemar_on_planted_nulls_and_effects(seeds):
+    rng = np.random.default_rng(seeds)
+    found = [significance.mcnemar(*runs(rng, seeds, of_example=0.5)) for _ in range(NULLS)]
+    assert NEAR[0] <= rejected(found) <= NEAR[1]
+    found = [significance.mcnemar(*runs(rng, seeds, 600, effect=0.6)) for _ in range(50)]
+    assert rejected(found) > 0.9
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["accuracy", "matthews", "pearson"]
+    + [pytest.param(each, marks=pytest.mark.slow) for each in ("f1", "spearman")],
+)
+def test_over_examples_on_planted_nulls_and_effects(metric):
+    rng = np.random.default_rng(7)
+    n = 150
+
+    def test(effect):
+        if metric in bootstrap.REGRESSION:
+            labels = rng.normal(size=n)
+            sizes = np.array([1.0 - effect / 2, 1.0])[:, None, None]
+            outputs = (labels + sizes * rng.normal(size=(2, 1, n)))[..., None][:, 0]
+        else:
+            labels = rng.integers(2, size=n)
+            right = runs(rng, 1, n, effect)[:, 0]
+            outputs = np.eye(2)[np.where(right, labels, 1 - labels)]
+        drawn = bootstrap.replicates(metric, list(outputs), labels, resamples=500, seed=1)
+        scores = [label_metrics.score([metric], each, labels)[metric] for each in outputs]
+        observed = np.array([scores[0] - scores[1]])
+        return significance.over_examples(observed, (drawn[0] - drawn[1])[None], n).p
+
+    assert NEAR[0] <= rejected([test(0.0) for _ in range(NULLS)]) <= NEAR[1]
+    assert rejected([test(1.2) for _ in range(20)]) > 0.9
+
+
+def test_over_seeds_on_planted_nulls_and_effects():
+    rng = np.random.default_rng(2)
+    scores = rng.normal(80, 1.0, (NULLS, 2, 5))
+    found = [significance.over_seeds(*each) for each in scores]
+    assert NEAR[0] <= rejected([test.p for test in found]) <= NEAR[1]
+    covered = [test.low <= 0 <= test.high for test in found]
+    assert np.mean(covered) == 1 - rejected([test.p for test in found])
+    scores[:, 0] += 4.0
+    assert rejected([significance.over_seeds(*each).p for each in scores]) > 0.9
+
+
+def both(right):
+    """`over_both` of runs of which it is known what they got right."""
+    drawn = np.concatenate(list(bootstrap.weights(right.shape[-1], 400, 0)))
+    differences = right[0].astype(float) - right[1]
+    return significance.over_both(differences.mean(1), differences @ drawn.T / right.shape[-1])
+
+
+@pytest.mark.parametrize("of_seed", [0.02, 0.3])
+def test_over_both_on_planted_nulls_and_effects_of_seeds_and_examples(of_seed):
+    rng = np.random.default_rng(4)
+    noise = {"of_seed": of_seed, "of_example": 1.0, "own": 0.5}
+    planted = [runs(rng, 3, **noise) for _ in range(NULLS)]
+    found = [both(right) for right in planted]
+    assert rejected([test.p for test in found]) <= NEAR[1]
+    assert np.mean([test.low <= 0 <= test.high for test in found]) >= 0.91
+    over = [significance.over_seeds(*right.mean(2)).p for right in planted]
+    if of_seed < 0.1:  # the t-test claims nothing of other examples, and here one sees why
+        assert rejected(over) > NEAR[1]
+    strong = [both(runs(rng, 3, 600, effect=2.0, **noise)).p for _ in range(20)]
+    assert rejected(strong) > 0.7
+
+
+def crossed(rng, count, seeds, share, effect=0.0):
+    """Differences of two methods with known noise: (count, seeds), and bootstraps of examples.
+
+    The variance of the mean difference is 1, of which a `share` is of seeds, the rest of examples.
+    """
+    of_seeds = np.sqrt(share * seeds) * rng.normal(size=(count, seeds))
+    of_examples = np.sqrt(1 - share) * rng.normal(size=(count, 1))
+    observed = effect + of_seeds + of_examples
+    drawn = np.sqrt(1 - share) * rng.normal(size=(count, 1, 100))
+    return observed, observed[:, :, None] + drawn
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_over_both_keeps_its_level_whatever_share_of_the_noise_is_of_seeds(seeds, share):
+    rng = np.random.default_rng([seeds, round(10 * share)])
+    count = 800
+    planted = zip(*crossed(rng, count, seeds, share), strict=True)
+    found = [significance.over_both(*each).p for each in planted]
+    assert sum(p < 0.05 for p in found) <= stats.binom.ppf(0.999, count, 0.05)
+    if seeds == 5:
+        planted = zip(*crossed(rng, 50, seeds, share, effect=6.0), strict=True)
+        assert rejected([significance.over_both(*each).p for each in planted]) > 0.9
+
+
+@given(st.integers(2, 6), st.integers(0, 10_000), st.floats(0.0, 1.0), st.floats(0.0, 9.0))
+@settings(max_examples=50, deadline=None)
+def test_over_both_never_has_a_smaller_p_value_than_over_seeds(seeds, seed, share, effect):
+    observed, drawn = crossed(np.random.default_rng(seed), 1, seeds, share, effect)
+    narrow = significance.over_seeds(observed[0], np.zeros(seeds)).p
+    assert narrow is None or significance.over_both(observed[0], drawn[0]).p >= narrow * (1 - 1e-9)
+
+
+def test_equal_resamples_have_no_interval():
+    found = significance.over_examples(np.zeros(2), np.zeros((2, 200)), 100)
+    assert found == Difference(0.0, None, None, 1.0, 100)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(
+        significance.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02]
+    )
+    assert significance.holm([0.01, None, 0.5]) == [0.02, None, 0.5]
+    assert significance.holm([]) == [] and significance.holm([None]) == [None]
+    assert significance.holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+P_VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(P_VALUES, st.floats(0.001, 0.5))
+def test_holm_rejects_what_its_step_down_procedure_does(values, level):
+    adjusted = significance.holm(values)
+    assert [p is None for p in adjusted] == [p is None for p in values]
+    known = sorted((p, i) for i, p in enumerate(values) if p is not None)
+    rejected = set()
+    for rank, (p, index) in enumerate(known):
+        if p * (len(known) - rank) >= level:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(adjusted) if p is not None and p < level} == rejected
+    for old, new in zip(values, adjusted, strict=True):
+        assert old is None or (new is not None and old <= new <= 1.0)
+
+
+def test_holm_keeps_the_rate_of_any_false_claim_on_planted_nulls():
+    rng = np.random.default_rng(5)
+    families = rng.random((NULLS * 5, 6))
+    families[:, 0] = 1e-6  # one true effect, always found
+    adjusted = np.array([significance.holm(list(family)) for family in families], float)
+    assert np.all(adjusted[:, 0] < 0.05)
+    assert 0.03 <= np.mean((adjusted[:, 1:] < 0.05).any(1)) <= 0.07
+    assert np.mean((families[:, 1:] < 0.05).any(1)) > 0.2

@@ -1,0 +1,208 @@
+"""Mistakes on the command line: each ends with one line, before anything is built."""
+
+import re
+import subprocess
+import sys
+
+import commands
+import pytest
+from commands import ROOT
+
+from experiments import cli
+from experiments.setup.read_config import read_config
+from experiments.sweeps import jobs, trials
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+SMOKE = "configs/quickstart.py:size=smoke"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((f"--config={SMOKE}",), "--workdir must have a value"),
+        (("--config=configs/quikstart.py",), "nearest: 'configs/quickstart.py'"),
+        (("--config=configs/quickstart.py:sizes=smoke",), "'sizes=smoke': expected one of variant"),
+        ((f"--config={SMOKE}", "--config.variant.rnk=4"), 'Did you mean "rank"'),
+        ((f"--config={SMOKE}", "--config.varient.rank=4"), 'Did you mean "variant"'),
+        ((f"--config={SMOKE}", "--config.variant.rank=many"), "--config.variant.rank=many"),
+        ((f"--config={SMOKE}", "--wrkdir=x"), "Did you mean: workdir"),
+        ((f"--config={SMOKE}", "stray"), "unexpected argument 'stray'"),
+        ((f"--config={SMOKE}", "--config.variant.name=lorra"), "nearest: 'lora'"),
+        ((f"--config={SMOKE}", "--process=1"), "--process needs --coordinator, too"),
+        ((f"--config={SMOKE}", "--distributed"), "--distributed: JAX cannot tell how these proc"),
+    ],
+)
+def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
+    workdir = tmp_path / "run"
+    if "--workdir" not in said:
+        arguments = (*arguments, f"--workdir={workdir}")
+    done = commands.run("experiments.train", *arguments)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not workdir.exists()
+
+
+def test_a_new_interpreter_says_the_same():
+    """As `commands` does not start one."""
+    line = [sys.executable, "-m", "experiments.train", "--config=configs/quikstart.py"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    forked = commands.run(*line[2:])
+    assert (done.returncode, done.stderr) == (forked.returncode, forked.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--config", "configs/quick.py"), "no config file 'configs/quick.py'; nearest: .*quickst"),
+        (
+            ("-config=quickstart.py:size=smoke",),
+            "no config file 'quickstart.py'; nearest: .*/quick",
+        ),
+        (("--config=configs/common.pyy",), "no config file .*; nearest: 'configs/.*"),
+        (("--config=",), "no config file ''"),
+        (("--workdir=x", "--config"), "no config file ''"),
+        (
+            ("--config=README.md",),
+            "'README.md' is not a config, not even Python: .*README.md, line",
+        ),
+        (
+            ("--config=configs/common.py",),
+            "'configs/common.py' is not a config: it has no get_config; nearest: 'configs/.*",
+        ),
+    ],
+)
+def test_what_is_no_config_file(monkeypatch, arguments, said):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(["command", *arguments])
+    assert re.fullmatch(f"error: {said}.*", str(caught.value.code))
+
+
+def test_a_file_that_is_no_config_is_not_executed(tmp_path):
+    (tmp_path / "other.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    with pytest.raises(SystemExit, match="it has no get_config"):
+        cli.parse(["command", f"--config={tmp_path / 'other.py'}"])
+    assert not (tmp_path / "trace").exists()
+
+
+def read(path, text, *more):
+    """A config's file with this text, read as commands read it."""
+    path.write_text(text)
+    return read_config([f"--config={path}", *more])
+
+
+HEAD = "from ml_collections import ConfigDict\nfrom configs import common\n\n"
+GOOD = f"{HEAD}def get_config(arg=None):\n    return ConfigDict({{'seed': 0}})\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1 / 0\n", "{}, line 7: ZeroDivisionError: division by zero"),
+        ("x = = 1\n", r"'{}' is not a config, not even Python: invalid syntax .*line 7\)"),
+        ("x = {}['a']\n", "{}, line 7: KeyError: 'a'"),
+        (
+            "from configs import nothing\n",
+            "{}, line 7: ImportError: cannot import name 'nothing' .*",
+        ),
+        (
+            "open('/nowhere/x')\n",
+            "'{}' gives no config: .* No such file or directory: '/nowhere/x'",
+        ),
+        ("def get_config():\n    return int('x')\n", "{}, line 8: ValueError: invalid literal .*"),
+        ("def get_config():\n    return [].x\n", "{}, line 8: AttributeError: 'list' object .*"),
+        ("def get_config():\n    return {} + 1\n", "{}, line 8: TypeError: unsupported .*"),
+        ("def get_config():\n    raise SystemExit\n", "{}, line 8: SystemExit: "),
+        ("def get_config():\n    raise KeyError('a\\nb')\n", "{}, line 8: KeyError: .*"),
+        ("def get_config():\n    return get_config()\n", "{}, line 8: RecursionError: .*"),
+        ("def get_config():\n    return open('/nowhere')\n", "{}, line 8: FileNotFoundError: .*"),
+        ("def get_config():\n    raise ValueError('no\\n1')\n", "no 1"),
+        (
+            "def get_config():\n    try:\n        {}['a']\n    except KeyError:\n"
+            "        raise ValueError('what to do')\n",
+            "what to do",
+        ),
+        (
+            "def get_config():\n    common.parse_arg('b=1', a='2')\n",
+            "config argument 'b=1': expected one of a=...",
+        ),
+        ("def get_config():\n    return ConfigDict(3)\n", "{}, line 8: .*"),
+        (
+            "def get_config():\n    pass\n",
+            r"'{}': get_config\(\) returns a NoneType, expected a Con.*",
+        ),
+        ("def get_config():\n    return {}\n", r"'{}': get_config\(\) returns a dict, expected .*"),
+        ("def get_config(a, b):\n    pass\n", r"get_config\(\) missing 2 required .*"),
+        ("\0", "'{}' is not a config, not even Python: .*null bytes.*"),
+        ("x = " + "(" * 500 + ")" * 500, "'{}' is not a config, not even Python: .*"),
+        ("x = " + "-" * 9999 + "1", "'{}' is not a config, not even Python: .*"),
+    ],
+)
+def test_what_a_configs_own_code_raises_is_one_line(tmp_path, text, said):
+    path = tmp_path / "own.py"
+    with pytest.raises(ValueError, match=r"\S") as error:
+        read(path, GOOD + "\n" + text)
+    assert re.fullmatch(said.replace("{}", re.escape(str(path))), str(error.value))
+    read(path, GOOD)
+
+
+def test_flags_of_a_config_keep_their_own_lines(tmp_path):
+    path = tmp_path / "own.py"
+    for flag, said in [
+        ("--config.sed=1", 'the config has no setting .*Did you mean "seed"'),
+        ("--config.seed=x", "flag --config.seed=x"),
+        ("--config.seed.x=1", "a flag names a setting inside of one"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            read(path, GOOD, flag)
+
+
+NUMBERS = "{'seed': 0, 'rate': 0.5, 'name': 'x', 'pair': (1, 'a'), 'on': True}"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *(f"seed={text}" for text in ("1_0", "٣", "0x10", "1" * 400)),
+        *(f"rate={text}" for text in ("1_0", "inf", "-inf", "nan", "1e400", "1e-400", "٣.5")),
+        *(f"pair={text}" for text in ("(1_0,'a')", "(1,2e999)", "(0x1,)")),
+    ],
+)
+def test_a_number_of_a_config_is_plainly_one(tmp_path, flag):
+    with pytest.raises(
+        ValueError, match=r"^flag --config\.\w+=.* is not a number that a float holds"
+    ):
+        read(
+            tmp_path / "own.py",
+            HEAD + f"def get_config():\n    return ConfigDict({NUMBERS})\n",
+            f"--config.{flag}",
+        )
+
+
+def test_plain_numbers_and_texts_of_a_config_are_taken(tmp_path):
+    given = ["seed=-10", "rate=+.5e-3", "name=1_0", "pair=(-7,'1_0')", "on=false"]
+    text = HEAD + f"def get_config():\n    return ConfigDict({NUMBERS})\n"
+    config = read(tmp_path / "own.py", text, *(f"--config.{flag}" for flag in given))
+    wanted = {"seed": -10, "rate": 5e-4, "name": "1_0", "pair": (-7, "1_0"), "on": False}
+    assert config.to_dict() == wanted
+    with pytest.raises(ValueError, match=r"--config\.seed=1_0: '1_0'"):
+        read(tmp_path / "own.py", text, "-config.seed", "1_0")
+
+
+def test_what_a_configs_sweep_raises_is_one_line(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(GOOD + "\ndef sweep():\n    yield {'config.seed': 1}\n    yield 1 / 0\n")
+    with pytest.raises(ValueError, match=r"own\.py, line 9: ZeroDivisionError: division by zero$"):
+        trials.own_sweep(str(path))
+
+
+@pytest.mark.parametrize("text", ["1_0", "٣", "1.0", "", "9" * 5000, "1,x"])
+def test_whole_numbers_are_plain(text):
+    with pytest.raises(ValueError, match=r"--mesh=.*: expected whole numbers"):
+        cli.integers("mesh", text.split(","))
+    assert cli.integers("mesh", ["-1", "4"]) == [-1, 4]
+    with pytest.raises(ValueError, match="--shard="):
+        jobs.parse_shard(f"{text}/12")

@@ -1,0 +1,327 @@
+"""The commands as a user calls them: mistakes end with one line before anything trains."""
+
+import dataclasses
+import json
+import shutil
+import types
+
+import commands
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import small_model
+from commands import ROOT
+
+import lora_jax as lj
+import variants
+from configs import glue
+from experiments.runs import memory_line, run
+from experiments.setup import from_config
+from experiments.setup.experiment import Experiment, build, predictor
+from experiments.sweeps import preflight
+from experiments.sweeps.trials import Trial
+from lora_jax.files.canonical_json import config_digest
+from lora_jax.records import run_record
+from lora_jax.records.metrics_log import LostFolderError
+
+SMOKE = "configs/quickstart.py:size=smoke"
+
+
+def done(*arguments):
+    """A run by the command, which has ended well."""
+    ended = commands.run("experiments.train", *arguments, **commands.with_devices(1))
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    return small_model.flags(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def trained(flags, tmp_path_factory):
+    """The folder of that run."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    said = done(*flags, f"--workdir={workdir}").stdout
+    assert "completed after 8 steps: accuracy" in said
+    assert f"record and adapter: {workdir}" in said
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variant__rank": 999}, r"rank 999 exceeds min\(in, out\) = 16"),
+        ({"variant__scale": "alpha/rnk"}, "nearest: 'alpha/rank'"),
+        ({"model__name": "minilmm"}, "did you mean minilm"),
+        ({"quantize__storage": "nf5"}, "unknown quantize.storage 'nf5'; nearest: 'nf4'"),
+        ({"targets": (("up/kernel", {"rnk": 2}),)}, "no setting 'rnk'; nearest: 'rank'"),
+        ({"variant__target_rank": 4}, "variant 'lora' has no setting 'target_rank'"),
+        ({"model__pool": "max"}, "pool must be one of cls, mean"),
+        ({"model__dtype": "float31"}, "nearest: 'float32'"),
+        ({"data__name": "rotten_tomatos"}, "nearest: 'rotten_tomatoes'"),
+        ({"data__train": 1}, "nothing to tell apart"),
+        ({"data__validation": 90000}, "cannot hold out 90000"),
+        ({"targets": ("quary/kernel",)}, "nearest: 'layers/attention/query/kernel'"),
+        ({"targets": ("norm/scale",)}, "never multiplies by it"),
+        ({"also_train": ("clasifier/.*",)}, "nearest: 'classifier/bias'"),
+        ({"targets": ("classifier/kernel",)}, "both a target and in also_train"),
+        ({"optimizer__schedule": "cosin"}, "nearest: 'cosine'"),
+        ({"train__epochs": 0}, "epochs must be positive"),
+        ({"train__batch_size": 0}, "batch_size must be positive"),
+        ({"train__log_every": -1}, "log_every must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**32}, r"seed must be below 2\*\*32"),
+        ({"seed": 10**30}, r"seed must be below 2\*\*32"),
+        ({"targets": (5,)}, r"targets: 5 is neither a pattern nor \(pattern, settings\)"),
+        ({"targets": (("up/kernel", 5),)}, r"targets: \('up/kernel', 5\) is neither a pattern"),
+        ({"targets": (("up/kernel",),)}, r"targets: \('up/kernel',\) is neither a pattern"),
+        ({"targets": (("up/kernel", {"layers": 2}),)}, "layers 2 is not .start, stop, step"),
+        ({"also_train": (5,)}, "also_train: 5 is not a pattern"),
+        ({"quantize__patterns": (5,)}, "quantize.patterns: 5 is not a pattern"),
+        ({"model__name": ""}, "unknown model ''"),
+        ({"optimizer__learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"optimizer__b2": 1.0}, r"b2 must be in \[0, 1\)"),
+        ({"variant__alpha": float("inf")}, "alpha must be a finite number"),
+        ({"variant__name": "lo..ra"}, "unknown variant 'lo..ra'"),
+        ({"train__accumulate": 3}, "multiple of train.accumulate"),
+        ({"train__select": "worst"}, "expected last or best"),
+    ],
+)
+def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        run.run(smoke(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    score = Experiment.evaluate
+
+    def evaluate(experiment, trainable):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "config.json").write_text("another's")
+        return score(experiment, trainable)
+
+    monkeypatch.setattr(Experiment, "evaluate", evaluate)
+    with pytest.raises(LostFolderError, match="was removed or replaced while its run was going"):
+        run.run(smoke(train__checkpoint_every=8), folder, audit=False)
+    assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
+
+
+def test_a_model_of_few_positions(smoke, tmp_path):
+    """Texts are cut to what it takes; where that leaves them no room, its file is named."""
+    folder = shutil.copytree(smoke()["model"]["name"], tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    weights = safetensors.numpy.load_file(folder / "model.safetensors")
+    (name,) = [each for each in weights if "position_embeddings" in each]
+    for positions in (4, 2):
+        weights[name] = weights[name][:positions]
+        safetensors.numpy.save_file(weights, folder / "model.safetensors")
+        content["max_position_embeddings"] = positions
+        (folder / "config.json").write_text(json.dumps(content))
+        config = smoke(model__name=str(folder))
+        preflight.check([Trial("one", (), {}, config)])
+        if positions == 4:
+            said = []
+            texts = memory_line.announce(config, said.append)
+            assert said
+            assert texts.boundaries == build(config).boundaries == (4,)
+            continue
+        said = (
+            r"max_length 2 leaves no .*; config\.data\.max_length is 24, and .*model/config\.json t"
+        )
+        with pytest.raises(ValueError, match=said):
+            build(config)
+
+
+def test_own_data_does_not_stand_under_a_task(tmp_path):
+    config = glue.get_config("task=cola,size=smoke")
+    config.update({"data": {"source": "files"}})
+    with pytest.raises(ValueError, match=r"cannot stand under cola of glue; use configs/own_data"):
+        run.run(config.to_dict(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_smoke_run_leaves_everything_and_is_not_repeated(trained):
+    record = run_record.read(trained)
+    assert record is not None
+    assert record.status == "completed"
+    config = json.loads((trained / "config.json").read_text())
+    assert record.config == config
+    assert (config["variant"]["rank"], config["data"]["train"]) == (4, 64)
+    # six linears a layer (4 of 16x16, 16x32, 32x16), two layers, and the new head
+    assert record.parameters_trained == 2 * 4 * (4 * 32 + 2 * 48) + 16 * 2 + 2
+    assert record.steps == 8
+    assert 0 <= record.metrics_last["accuracy"] <= 1
+
+    experiment = build(config)
+    trainable, _, meta = lj.load_adapter(trained, experiment.trainable, experiment.frozen)
+    assert meta == {"config": config}
+    scores = experiment.evaluate(trainable)
+    np.testing.assert_allclose(scores["accuracy"], record.metrics_last["accuracy"], atol=2e-3)
+    np.testing.assert_allclose(scores["eval_loss"], record.metrics_last["eval_loss"], rtol=1e-4)
+    merged = experiment.score(experiment.merged_call(trainable))
+    np.testing.assert_allclose(merged["eval_loss"], scores["eval_loss"], rtol=1e-4)
+
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert run.run(config, trained) == record
+    config["variant"]["rank"] = 8
+    with pytest.raises(ValueError, match=r"config\.variant\.rank is 4 there and 8 here"):
+        run.run(config, trained)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_outputs_are_in_the_order_of_the_data(smoke):
+    """Batches are of rows of like lengths."""
+    experiment = build(smoke(data__buckets=2))
+    assert len(experiment.boundaries) == 2
+    for encoded in experiment.encoded.values():
+        found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], encoded)
+        starts = [encoded.ids[start : start + 2] for start in encoded.offsets[:-1]]
+        np.testing.assert_array_equal(found, starts)
+        lengths = experiment.outputs(lambda b: np.sum(b["attention_mask"], 1)[:, None], encoded)
+        np.testing.assert_array_equal(lengths[:, 0], encoded.lengths)
+
+
+def test_fewer_examples_are_drawn_as_asked(smoke):
+    section = {**smoke()["data"], "train": 8}
+    first, again, other = (from_config.make_task({**section, "draw": draw}) for draw in (0, 0, 1))
+    assert first.digest() == again.digest() != other.digest()
+    assert len(first.train) == len(other.train) == 8
+
+
+def test_a_model_without_dropout_of_its_own_gets_no_key_for_it():
+    def keys(dropout):
+        seen = types.SimpleNamespace(apply=lambda *given, **keys: set(keys))
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        batch = dict.fromkeys(names)
+        return predictor(seen, dropout)(None, None, batch, jax.random.key(0))
+
+    assert (keys(True), keys(False)) == ({"dropout_key", "rng"}, {"dropout_key"})
+
+
+def test_settings_by_pattern(smoke):
+    targets = (("layers/up/kernel", {"rank": 2, "alpha": 4.0}), "layers/down/kernel")
+    experiment = build(smoke(targets=targets, quantize__storage="nf4"))
+    adapters = experiment.trainable["adapters"]
+    assert {path: each["a"].shape[1] for path, each in adapters.items()} == {
+        "layers/up/kernel": 2,
+        "layers/down/kernel": 8,
+    }
+    assert experiment.frozen.base["layers/attention/query/kernel"]["codes"].dtype == np.uint8
+    assert experiment.frozen.constants["layers/up/kernel"]["scale"].tolist() == [2.0] * 2
+
+
+def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
+    section = {**smoke()["optimizer"], "learning_rate": 2e-3, "head_learning_rate": 1e-2}
+    assert from_config.make_hyper(section, 10)["head_ratio"] == pytest.approx(5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+def test_adalora_scores_clipped_gradients(smoke):
+    """Its first scores are |w g|, so twice as high where the norm may be twice as large."""
+    config = smoke("variant=adalora", targets=("layers/attention/query/kernel",))
+    experiment, scores = build(config), []
+    for clip in (1e-4, 2e-4):
+        changed = config | {"optimizer": config["optimizer"] | {"clip": clip}}
+        one = dataclasses.replace(experiment, config=changed)
+        state, _ = one.make_step()(one.start(), one.frozen, next(one.batches(0)))
+        scores.append(state.variant_state[0]["importance"]["layers/attention/query/kernel"]["a"])
+    assert scores[0].any()
+    np.testing.assert_allclose(scores[1], 2 * scores[0], rtol=1e-4)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_record_counts_the_ranks_that_adalora_kept(smoke, tmp_path):
+    """As papers do: 2 matrices of 16 x 16, with a mean rank of 3; the head is left out."""
+    changes = {"variant__rank": 5, "variant__target_rank": 3, "train__max_steps": 4}
+    config = smoke("variant=adalora", targets=("layers/attention/query/kernel",), **changes)
+    record = run.run(config, tmp_path / "run")
+    assert record.parameters_adapters == 2 * 3 * (16 + 16)
+    assert record.parameters_trained == 2 * 5 * (16 + 16 + 1) + 2 * 16 + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, storage",
+    [*((name, "none") for name in variants.names()), ("lora", "int8"), ("dora", "nf4_double")],
+)
+def test_every_variant_trains_by_its_name(name, storage, smoke, tmp_path):
+    config = smoke(f"variant={name},storage={storage}")
+    if config["targets"] == ("all-linear",):  # of which the smoke run has all
+        config["targets"] = ("query/kernel",)
+    with jax.numpy_dtype_promotion("standard"):
+        record = run.run(config, tmp_path / "run")
+    assert record.status == "completed"
+    assert np.isfinite(record.metrics_last["eval_loss"])
+    experiment = build(config)
+    trainable, frozen, _ = lj.load_adapter(
+        tmp_path / "run", experiment.trainable, experiment.frozen
+    )
+    again = dataclasses.replace(experiment, frozen=frozen).evaluate(trainable)
+    np.testing.assert_allclose(again["eval_loss"], record.metrics_last["eval_loss"], rtol=1e-5)
+    if name == "adalora":
+        assert record.ranks is not None
+        ranks = np.concatenate([np.ravel(each) for each in record.ranks.values()])
+        assert ranks.sum() == 8 * len(ranks)
+        assert (tmp_path / "run" / "ranks.png").exists()
+        assert (tmp_path / "run" / "pruned.safetensors").exists()
+    else:
+        assert record.ranks is None
+
+
+def test_a_tokenizer_with_more_words_than_the_model(smoke, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(smoke()["model"]["name"], folder)
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = json.loads(text)
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["the"], vocabulary["unheard-of"] = 30522, vocabulary["the"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ValueError, match="gives id 30522, the model's vocabulary has 30522"):
+        build(smoke(model__name=str(folder)))
+
+
+def test_every_config_is_plain_data_and_takes_its_arguments():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem in ("__init__", "common", "common_tasks", "common_texts"):
+            continue
+        module = __import__(f"configs.{path.stem}", fromlist=["get_config"])
+        assert "python -m experiments." in module.__doc__
+        for size in ("full", "smoke"):
+            config = module.get_config(f"size={size}").to_dict()
+            assert config_digest(config) == config_digest(dict(config))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(flags, trained, tmp_path):
+    rng = np.random.default_rng()
+    killed = tmp_path / "killed"
+    for step in sorted(rng.choice(np.arange(1, 8), size=2, replace=False)):
+        kill_at([*flags, f"--workdir={killed}", "--noaudit"], killed, int(step))
+        assert not (killed / "record.json").exists()
+    done(*flags, f"--workdir={killed}")
+    assert [run_record.read(each).audit is None for each in (killed, trained)] == [True, False]
+    for name in ("adapter.safetensors", "metrics.jsonl"):
+        assert (killed / name).read_bytes() == (trained / name).read_bytes()
+
+
+def kill_at(arguments, workdir, step):
+    """Start a run, and kill it as soon as the checkpoint of a step appears."""
+    started = commands.Started("experiments.train", *arguments, **commands.with_devices(1))
+    folder = workdir / "checkpoints"
+    while started.running:
+        begun = [path.name.partition(".")[0] for path in folder.glob("*")]
+        if any(name.isdigit() and int(name) >= step for name in begun):
+            started.kill()

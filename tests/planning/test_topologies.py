@@ -1,0 +1,101 @@
+"""Names of devices that one may rent, and meshes of them."""
+
+import jax
+import pytest
+
+from experiments.planning import topologies
+from experiments.planning.topologies import GIB, KINDS, Topology, listed, topology
+from experiments.planning.topology_search import mesh_like
+from lora_jax.sharding.mesh import make_mesh
+
+
+@pytest.fixture(autouse=True)
+def without_libtpu(monkeypatch):
+    monkeypatch.setattr(topologies, "has_libtpu", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "gib"),
+    [
+        ("v5e:4x4", 16, 15.75),
+        ("v5e:2x8", 16, 15.75),  # not a listed one
+        ("v5p:2x2x4", 16, 95.74),
+        ("v4:2x2x1", 4, 30.75),  # a chip is one device
+        ("v3:2x2", 8, 15.48),  # and here, two
+        ("tpu7x:2x2x1", 8, 94.75),
+        ("h100:8", 8, 80e9 / GIB),
+        ("l4:1", 1, 24e9 / GIB),
+        ("a100-40:3", 3, 40e9 / GIB),
+    ],
+)
+def test_names(name, devices, gib):
+    found = topology(name)
+    assert str(found) == name
+    assert found.devices == devices
+    assert abs(found.capacity - gib * GIB) < 1
+    assert not found.ahead
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v5f:4x4", "no devices 'v5f'; nearest: 'v5"),
+        ("h10:8", "no devices 'h10'; nearest: 'h100'"),
+        ("", "no devices ''; nearest"),
+        ("None", "no devices 'None'"),
+        ("v5e", "topology 'v5e': expected v5e:16x16 or the like"),
+        ("v5e:16", "topology 'v5e:16': expected v5e:16x16"),
+        ("v5e:0x4", "topology 'v5e:0x4'"),
+        ("v5e:4x4x4", "topology 'v5e:4x4x4'"),
+        ("v5p:4x4", "topology 'v5p:4x4': expected v5p:4x4x8"),
+        ("h100:2x4", "topology 'h100:2x4': expected h100:32"),
+        ("h100:-8", "topology 'h100:-8'"),
+    ],
+)
+def test_names_that_are_none(name, said):
+    with pytest.raises(ValueError, match=said):
+        topology(name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_listed_grows(kind):
+    sizes = [each.devices for each in listed(kind)]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "name", "found"),
+    [
+        ((1, 4, 4), "v5e:2x2", (1, 1, 4)),
+        ((1, 4, 4), "v5e:1x1", (1, 1, 1)),
+        ((1, 4, 4), "v5e:8x8", (1, 16, 4)),
+        ((2, 2, 4), "v5e:4x4", (1, 4, 4)),
+        ((1, 1, 6), "h100:4", (1, 2, 2)),
+        ((1, 8, 1), "h100:2", (1, 2, 1)),
+    ],
+)
+def test_a_mesh_for_other_devices(mesh, name, found):
+    assert mesh_like(mesh, topology(name)) == found
+
+
+def test_simulated_devices():
+    assert len(topologies.devices_of(topology("v5e:2x4"))) == 8
+    assert len(topologies.devices_of(Topology("h100", (2,)))) == 2
+
+
+def test_too_many_devices_to_simulate():
+    with pytest.raises(ValueError, match="v5e:64x64 has 4096 devices; at most 512 are simulated"):
+        topologies.check(topology("v5e:64x64"))
+    topologies.check(topology("v5e:16x16"))
+
+
+def test_a_mesh_whose_axes_have_to_share_links(monkeypatch):
+    """As JAX has it of v6e:8x8 by 16 and 4: devices of other TPUs than v5e's."""
+
+    def refuse(*_, **__):
+        raise NotImplementedError("Failed to find assignment")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    mesh = make_mesh(1, 4, 2)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert mesh.devices.size == 8

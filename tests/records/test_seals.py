@@ -1,0 +1,279 @@
+"""What was changed after it was written is not believed; what has no seal is, and is counted."""
+
+import json
+import re
+import shutil
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from absl import flags
+from fake_records import planted, write
+
+from configs import glue
+from experiments import report
+from experiments.analysis import collect_runs
+from experiments.figures import scores
+from experiments.runs import predictions, run
+from experiments.tables import config_tables
+from lora_jax.records import run_record, seal
+from lora_jax.records.metrics_log import Metrics, read_metrics
+
+LABELS = np.tile([0, 1], 10)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two methods, each of two seeds."""
+    for method in ("lora", "dora"):
+        for seed in range(2):
+            wrong = np.arange(20) < 3 + seed
+            planted(tmp_path / method / str(seed), method, seed, LABELS, wrong, rate=1e-3)
+    return tmp_path
+
+
+def change(path, made):
+    values = json.loads(path.read_text())
+    made(values)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda values: values["metrics_last"].update(accuracy=0.99),
+        lambda values: values["metrics_best"].update(accuracy=1),
+        lambda values: values["device"].update(kind="faster"),
+        lambda values: values.update(seconds=0.5),
+        lambda values: values.update(note="as it should be"),
+        lambda values: values.update(seal="0" * 64),
+        lambda values: values.update(seal=""),
+        lambda values: values.update(seal=None),
+    ],
+)
+def test_a_changed_record_is_refused_by_whoever_reads_it(results, made):
+    path = results / "lora" / "0" / "record.json"
+    before = path.read_bytes()
+    change(path, made)
+    assert path.read_bytes() != before
+    said = r"lora/0/record\.json: it was changed after it was written"
+    for read in (run_record.read, run_record.read_sealed):
+        with pytest.raises(ValueError, match=said) as error:
+            read(path.parent)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=said):
+        config_tables.render_table("glue", results, "markdown")
+
+
+def test_the_order_of_keys_and_the_layout_are_no_content(results):
+    path = results / "lora" / "0" / "record.json"
+    record = run_record.read(path.parent)
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert run_record.read_sealed(path.parent) == (record, True)
+
+
+@pytest.fixture
+def unsealed(results):
+    """One record is of an earlier version."""
+    path = results / "dora" / "1" / "record.json"
+    change(path, lambda values: values.pop("seal"))
+    assert [run.sealed for run in collect_runs.find(results)] == [True, False, True, True]
+    return results
+
+
+def test_records_without_a_seal_are_counted(unsealed):
+    said = collect_runs.unsealed(collect_runs.find(unsealed))
+    assert said.startswith("1 of 4 records have no seal, being of an earlier version: ")
+    assert "\n" not in said
+    assert collect_runs.unsealed(collect_runs.find(unsealed / "lora")) == ""
+
+
+def test_a_report_says_so_once(unsealed, monkeypatch, capsys):
+    flags.FLAGS.mark_as_parsed()
+    monkeypatch.setattr(report, "_RESULTS", SimpleNamespace(value=str(unsealed)))
+    monkeypatch.setattr(report, "_FORMAT", SimpleNamespace(value="markdown"))
+    report.report()
+    assert capsys.readouterr().out.count("Warning: 1 of 4 records have no seal") == 1
+
+
+def test_a_picture_is_of_what_a_table_takes(unsealed):
+    drawn = scores.draw(unsealed, "learning_rate", unsealed / "x.png")
+    assert collect_runs.unsealed(drawn).startswith("1 of 4 records have no seal")
+    first, second = (unsealed / "lora" / str(seed) / predictions.NAME for seed in range(2))
+    planted(second.parent.parent / "other", "lora", 1, LABELS, np.arange(20) < 12)
+    (first.parent.parent / "other" / predictions.NAME).replace(second)
+    shutil.rmtree(first.parent.parent / "other")
+    for kind in scores.KINDS:
+        with pytest.raises(ValueError, match=r"lora/1: its predictions give accuracy 40, its reco"):
+            scores.draw(unsealed, kind, unsealed / "y.png")
+    assert not (unsealed / "y.png").exists()
+
+
+def test_a_sealed_run_has_checks_in_its_metrics(tmp_path):
+    write(tmp_path, "glue", "", {"matthews": 0.5}, losses=(0.5, 0.25))
+    path = tmp_path / "metrics.jsonl"
+    scores.draw(tmp_path, "training", tmp_path / "x.png")
+    path.write_bytes(CHECK.sub(b"", path.read_bytes().replace(b"0.25", b"0.125")))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has no checks \(crc32\), but its reco"):
+        scores.draw(tmp_path, "training", tmp_path / "x.png")
+    change(tmp_path / "record.json", lambda values: values.pop("seal"))  # as earlier versions wrote
+    assert len(scores.draw(tmp_path, "training", tmp_path / "x.png")) == 1
+
+
+def test_a_completed_run_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "build", None)
+    run_record.claim(tmp_path, glue.get_config("task=sst2").to_dict())
+    record = write(tmp_path, "glue", "task=sst2", {"accuracy": 0.5})
+    said: list[str] = []
+    for sealed in (True, False):
+        assert run.run(record.config, tmp_path, say=said.append) == record
+        assert said == ([] if sealed else [run.UNSEALED])
+        change(tmp_path / "record.json", lambda values: values.pop("seal", None))
+
+
+def test_a_line_ends_with_the_crc32_of_the_rest(tmp_path):
+    with Metrics(tmp_path) as metrics:
+        metrics.write(1, {"loss": 0.5, "n": float("nan")})
+        with pytest.raises(ValueError, match="nothing may be called 'crc32'"):
+            metrics.write(2, {"crc32": 1.0})
+    rest = '{"step": 1, "loss": 0.5, "n": "NaN"'
+    check = f"{zlib.crc32(f'{rest}}}'.encode()):08x}"
+    assert metrics.path.read_text() == f'{rest}, "crc32": "{check}"}}\n'
+
+
+def test_no_changed_byte_of_a_line_changes_what_is_read(tmp_path):
+    with Metrics(tmp_path) as metrics:
+        for step in range(1, 4):
+            metrics.write(step, {"loss": step / 7, "accuracy": 0.25 * step})
+    whole, rows = metrics.path.read_bytes(), read_metrics(metrics.path)
+    assert rows[1] == {"step": 2, "loss": 2 / 7, "accuracy": 0.5}
+    first, second, _ = whole.splitlines(keepends=True)
+    refused = 0
+    for place in range(len(first), len(whole)):
+        for bit in (1, 2):
+            data = bytearray(whole)
+            data[place] ^= bit
+            metrics.path.write_bytes(data)
+            try:
+                found = read_metrics(metrics.path)
+            except ValueError as error:
+                refused += 1
+                assert "metrics.jsonl, line " in str(error)
+                continue
+            if len(found) < 3:  # a last line that is none was cut off, and is left out
+                end = len(first) + len(second)
+                assert place >= end - 1 and found == rows[: 1 if place < end else 2]
+            else:  # the name of the check itself
+                assert [{k: row[k] for k in rows[0]} for row in found] == rows
+    assert refused > 1.5 * len(second)
+    with pytest.raises(ValueError, match=r"line 3 was changed after it was written"):
+        metrics.path.write_bytes(whole.replace(b"0.75", b"0.95"))
+        Metrics(tmp_path)
+
+
+def test_lines_of_an_earlier_version_are_read_and_gone_on_from(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n{"step": 2, "los')
+    with Metrics(tmp_path) as metrics:
+        metrics.write(2, {"loss": 0.25})
+    assert read_metrics(metrics.path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Five lines of a run, and where they are."""
+    with Metrics(tmp_path) as metrics:
+        for step in range(1, 6):
+            metrics.write(step, {"loss": step / 8})
+    return metrics.path, metrics.path.read_bytes().splitlines(keepends=True)
+
+
+CHECK = re.compile(rb', "crc32": "[0-9a-f]{8}"')
+
+
+@pytest.mark.parametrize(
+    ("made", "number"),
+    [
+        (lambda a, b, c, d, e: [a, b, d, e], 3),  # dropped
+        (lambda a, b, c, d, e: [b, c, d, e], 1),
+        (lambda a, b, c, d, e: [a, b, b, c, d, e], 3),  # doubled
+        (lambda a, b, c, d, e: [a, b, c, d, e, e], 6),
+        (lambda a, b, c, d, e: [a, c, b, d, e], 2),  # moved
+        (lambda a, b, c, d, e: [a, b, c, e, d], 4),
+        (lambda a, b, c, d, e: [a, b, CHECK.sub(b"", c), d, e], 3),  # its check dropped
+        (lambda a, b, c, d, e: [a, b, c, d, CHECK.sub(b"", e)], 5),
+        (lambda a, b, c, d, e: [CHECK.sub(b"", a), b, c, d, e], 2),  # the first that has one
+        (lambda a, b, c, d, e: [a, b, c, d, e[:9] + b"\n"], 5),  # broken, and complete
+        (lambda a, b, c, d, e: [a, b, c, d, e, b"\n"], 6),
+    ],
+)
+def test_what_was_done_to_lines_is_seen(log, made, number):
+    path, lines = log
+    path.write_bytes(b"".join(made(*lines)))
+    before = path.read_bytes()
+    for read in (read_metrics, lambda path: Metrics(path.parent)):
+        with pytest.raises(ValueError, match=rf"metrics\.jsonl, line {number} ") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_the_checks_are_a_chain(log):
+    """As zlib has it for all that the lines say, one after the other."""
+    _, lines = log
+    after = 0
+    for line in lines:
+        said = CHECK.sub(b"", line)
+        after = zlib.crc32(said.removesuffix(b"\n"), after)
+        assert line == said[:-2] + b', "crc32": "%08x"}\n' % after
+
+
+@pytest.mark.parametrize("step", [0, 3, 5])
+def test_who_goes_on_goes_on_with_the_chain(log, step):
+    path, lines = log
+    path.write_bytes(b"".join(lines) + b'{"ste')
+    with Metrics(path.parent) as metrics:
+        metrics.truncate(step)
+        for again in range(step + 1, 6):
+            metrics.write(again, {"loss": again / 8})
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_last_line_of_zeros_and_a_torn_one_are_no_lines(log):
+    path, lines = log
+    for torn in (b"\0" * 40, b"\0" * 40 + b"\n", lines[4][:20], lines[4][:-1]):
+        path.write_bytes(b"".join(lines[:4]) + torn)
+        assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_a_step_is_an_integer(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": true, "loss": 0.5}\n')
+    with pytest.raises(ValueError, match="line 1 is not a JSON object with a step"):
+        read_metrics(path)
+
+
+def test_lines_of_an_earlier_version_are_held_by_the_checks_after_them(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    old = b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n'
+    path.write_bytes(old)
+    with Metrics(tmp_path) as metrics:
+        metrics.write(3, {"loss": 0.125})
+    whole = path.read_bytes()
+    assert whole.startswith(old) and [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    path.write_bytes(whole.replace(b"0.25", b"0.35"))
+    with pytest.raises(ValueError, match="line 3 was changed after it was written, or one before"):
+        read_metrics(path)
+
+
+def test_a_checked_line_may_hold_the_word(tmp_path):
+    line = seal.checked({"step": 1, "text": 'a "crc32" of'})
+    assert seal.holds(line) and json.loads(line)["text"] == 'a "crc32" of'
+    assert not seal.holds(line.replace(b" of", b" on"))
+
+
+def test_a_new_record_of_a_failed_run_takes_the_place_of_one_without_a_seal(tmp_path):
+    write(tmp_path, "glue", "", {"matthews": 0.5}, status="failed", note="killed")
+    change(tmp_path / "record.json", lambda values: values.pop("seal"))
+    record = write(tmp_path, "glue", "", {"matthews": 0.5})
+    assert run_record.read_sealed(tmp_path) == (record, True)

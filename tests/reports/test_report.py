@@ -1,0 +1,269 @@
+"""Reports: what is compared with what, by which test, refused, and not measured."""
+
+import shutil
+
+import numpy as np
+import pytest
+from fake_records import planted, write
+from report_study import LABELS, lines, made, make_study, methods, said, wrong
+from scipy import stats
+
+from experiments import report
+from experiments.analysis import pairwise
+from experiments.reports import sheets, warnings
+from lora_jax.metrics import label_metrics
+
+TWO = stats.t.ppf(0.975, 2)
+
+
+def two_ends(line):
+    """The width of an interval."""
+    return float(line["high"]) - float(line["low"])
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path)
+
+
+def test_settings_are_chosen_on_held_out_examples_and_scored_on_others(study):
+    (contest,) = made(study)
+    assert (contest.metric, contest.held_out, contest.model) == ("accuracy", False, "minilm")
+    found = methods(study)
+    assert list(found) == ["lora", "dora", "vera"]  # in the table's order
+    assert [method.chosen.rate for method in found.values()] == [1e-3, 3e-3, 1e-3]
+    assert [method.edge for method in found.values()] == ["", "highest", ""]
+    assert {method.chosen_on for method in found.values()} == {"held-out"}
+    assert found["lora"].scores() == pytest.approx({(0, 0): 80.0, (1, 0): 78.0, (2, 0): 79.0})
+    assert {method.budget for method in found.values()} == {(3, 3)}
+    text = said(study)
+    assert "Better learning rates may lie beyond those tried: DoRA 0.003 (highest tried)." in text
+    assert "very examples" not in text and "udgets" not in text
+
+
+def test_numbers_are_scipy_s(study):
+    method = next(line for line in lines(study) if line["method"] == "lora")
+    scores = np.array([80.0, 78.0, 79.0])
+    low, high = stats.t.interval(0.95, 2, scores.mean(), stats.sem(scores))
+    got = [float(method[key]) for key in ("mean", "sd", "low", "high")]
+    np.testing.assert_allclose(got, [79.0, 1.0, low, high])
+    assert (method["n"], method["settings_tried"], method["chosen"]) == ("3", "3", "0.001")
+    assert (method["parameters_trained"], method["seconds"]) == ("332546", "1.0")
+    tests = {
+        (line["test"], line["method"]): line for line in lines(study) if line["other"] == "lora"
+    }
+    dora = np.array([83.0, 81.0, 79.0])
+    one, two = tests["seeds", "dora"], tests["seeds", "vera"]
+    assert float(one["difference"]) == pytest.approx(2.0)
+    p = [stats.ttest_rel(other, scores).pvalue for other in (dora, [55.0, 56.0, 54.0])]
+    assert [float(one["p"]), float(two["p"])] == pytest.approx(p)
+    both = (0.17, 0.19, 0.21), (0.20, 0.22, 0.21)
+    right = [~np.array([wrong(s, seed) for seed, s in enumerate(shares)]) for shares in both]
+    totals = (right[0].astype(int) - right[1]).sum(0)
+    z = totals.sum() / np.sqrt((totals**2).sum())  # what the exact test tends to
+    assert float(tests["examples", "dora"]["p"]) == pytest.approx(2 * stats.norm.sf(z), abs=0.05)
+    t = 2 * float(tests["both", "vera"]["difference"]) / two_ends(tests["both", "vera"])
+    assert float(tests["both", "vera"]["p"]) == pytest.approx(2 * stats.t.sf(abs(t) * TWO, 2))
+    assert float(tests["both", "vera"]["p"]) < 0.02
+
+
+def test_missing_predictions_are_not_measured(study):
+    for path in (study / "dora").glob("*/predictions.npz"):
+        path.unlink()
+    text = report.render(made(study), "markdown").replace("\\", "")
+    (row,) = (line for line in text.splitlines() if line.startswith("| DoRA | 3 | "))
+    assert "| not measured | – | not measured | – |" in row
+    assert row.endswith("| not told apart ‡ |")
+    assert "predictions of 0 of 3 common seeds: DoRA and LoRA, DoRA and VeRA" in text
+    found = {(line["method"], line["other"]): line for line in lines(study) if line["verdict"]}
+    assert found["dora", "lora"]["test"] == "seeds"
+    assert found["vera", "lora"]["test"] == "both"
+
+
+def test_one_seed_is_compared_over_examples_alone(study):
+    for seed in (1, 2):
+        shutil.rmtree(study / "dora" / str(seed))
+    text = report.render(made(study), "markdown")
+    (row,) = (line for line in text.splitlines() if line.startswith("| DoRA | 1 | one seed | – |"))
+    assert row.count("one seed") == 2
+    kept = [line for line in lines(study) if line["decides"] == "yes" and line["other"] == "lora"]
+    found = {line["method"]: line for line in kept}
+    assert (found["dora"]["test"], found["dora"]["common"]) == ("examples", "1")
+    first, second = ~wrong(0.2, 0), ~wrong(0.17, 0)
+    discordant = (first & ~second).sum(), (second & ~first).sum()
+    exact = stats.binomtest(int(discordant[0]), int(sum(discordant))).pvalue
+    assert float(found["dora"]["p"]) == pytest.approx(exact)
+
+
+def test_other_examples_are_refused(study):
+    mask = wrong(0.2, 3)
+    planted(study / "other", "dora", 3, LABELS[::-1].copy(), mask, rate=3e-3)
+    with pytest.raises(ValueError, match="were scored on different examples: their labels differ"):
+        report.render(made(study), "csv")
+    shutil.rmtree(study / "other")
+    planted(study / "other", "dora", 3, LABELS, mask, rate=3e-3, data_digest="another")
+    with pytest.raises(ValueError, match="had different examples"):
+        made(study)
+
+
+def test_predictions_that_are_not_the_record_s_are_refused(study):
+    shutil.copy(study / "vera" / "0" / "predictions.npz", study / "dora" / "0" / "predictions.npz")
+    with pytest.raises(ValueError, match="dora/0: its predictions give accuracy 55, its record 83"):
+        report.render(made(study), "csv")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"changes": {"train.epochs": 9}}, "train.epochs is 3 in one and 9 in the other"),
+        ({"changes": {"data.train": 50}}, "data.train is 8000 in one and 50 in the other"),
+        ({"changes": {"start_from": "runs/a"}}, "start_from is null in one and a run in the other"),
+        ({"weights_digest": "another"}, "began from different weights"),
+        ({"changes": {"variant.name": "dora"}}, "'lora', but variant.name is lora in one and dora"),
+        ({"metric": "f1"}, "runs have the metrics accuracy and f1"),
+    ],
+)
+def test_runs_that_differ_in_more_than_a_study_varies_are_refused(tmp_path, how, message):
+    planted(tmp_path / "a", "lora", 0, LABELS, wrong(0.1, 0))
+    planted(tmp_path / "b", "lora", 1, LABELS, wrong(0.2, 0), **how)
+    with pytest.raises(ValueError, match=message):
+        made(tmp_path)
+    how = {"status": "failed", "note": "killed", **how}
+    if how.get("changes", {}).keys() & {"train.epochs", "data.train"}:  # an attempt, no comparison
+        shutil.rmtree(tmp_path / "b")
+        planted(tmp_path / "b", "lora", 1, LABELS, wrong(0.2, 0), **how)
+        assert len(methods(tmp_path)["lora"].settings) == 1
+
+
+def test_a_study_may_vary_more_and_rank_is_a_setting(tmp_path):
+    for batch in (16, 32):
+        for rank in (4, 8):
+            changes = {"train.batch_size": batch, "variant.rank": rank}
+            share = 0.3 if (batch, rank) != (16, 4) else 0.1
+            folder = tmp_path / f"{batch}_{rank}"
+            planted(folder, "lora", 0, LABELS, wrong(share, 0), changes=changes)
+    with pytest.raises(ValueError, match=r"\(where a study varies it: --varies=train.batch_size\)"):
+        made(tmp_path)
+    method = methods(tmp_path, varies=["train.batch_size"])["lora"]
+    assert method.describe(method.chosen) == "0.002, batch_size 16, rank 4"
+    assert len(method.settings) == 4 and method.edge == ""
+
+
+def test_wins_ties_and_losses_over_tasks(tmp_path):
+    shares = {"lora": 0.2, "dora": 0.2, "vera": 0.45}
+    for task in ("sst2", "cola", "rte"):
+        for method, share in shares.items():
+            for seed in range(5):
+                folder = tmp_path / task / method / str(seed)
+                planted(folder, method, seed, LABELS, wrong(share, (seed, len(method))), task=task)
+    contests = made(tmp_path)
+    family = [pair for contest in contests for pair in pairwise.pairs(contest, 500, 0)]
+    assert len(family) == 9
+    (sheet,) = sheets.wins(family)
+    assert sheet.title.endswith("3 contests")
+    assert [list(row) for row in sheet.rows] == [
+        ["LoRA", "3-3-0", "–", "0-3-0", "3-0-0"],
+        ["DoRA", "3-3-0", "0-3-0", "–", "3-0-0"],
+        ["VeRA", "0-0-6", "0-0-3", "0-0-3", "–"],
+    ]
+    assert pairwise.verdicts([pairwise.swapped(pair) for pair in family]) == [
+        {"win": "loss", "loss": "win"}.get(each, each) for each in pairwise.verdicts(family)
+    ]
+    for pair in family:
+        turned = pairwise.swapped(pair).tests
+        for kind, test in pair.tests.items():
+            if test is not None and test.low is not None:
+                assert (turned[kind].low, turned[kind].high) == (-test.high, -test.low)
+    cola = next(line for line in lines(tmp_path) if line["task"] == "cola")
+    right = [np.eye(2)[np.where(wrong(0.2, (s, 4)), 1 - LABELS, LABELS)] for s in range(5)]
+    scores = [100 * label_metrics.score(("matthews",), each, LABELS)["matthews"] for each in right]
+    assert (cola["metric"], float(cola["mean"])) == ("matthews", pytest.approx(np.mean(scores)))
+
+
+def test_runs_of_no_study_are_methods_by_variant_and_storage(tmp_path):
+    for number, arg in enumerate(("variant=lora", "variant=dora", "variant=lora,storage=nf4")):
+        for seed in range(2):
+            scores = {"accuracy": 0.8 + number / 100 + seed / 50}
+            folder = tmp_path / f"{number}_{seed}"
+            write(folder, "quickstart", arg, scores, changes={"seed": seed}, parameters=1)
+    found = methods(tmp_path)
+    labels = {key: method.label for key, method in found.items()}
+    assert labels == {"lora": "LoRA", "dora": "DoRA", "lora_nf4": "LoRA on nf4"}
+    assert (
+        "| DoRA | 2 | +1.00 | – | not measured | – | not measured | – | – | not measured |"
+        in report.render(made(tmp_path), "markdown")
+    )
+
+
+def test_the_reference(study, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    text = report.render(made(study), "markdown", "vera")
+    assert "difference from VeRA" in text and "| LoRA | 3 | +24.00 [" in text
+    with pytest.raises(ValueError, match="--reference 'vora'; nearest: '"):
+        report.render(made(study), "markdown", "vora")
+    text = report.render(made(study), "markdown", resamples=100)
+    assert "With 100 resamples no bootstrap's p is below 0.02, which in a family of 3 is no" in text
+    planted(study / "cola", "lora", 0, LABELS, wrong(0.1, 0), task="cola")
+    assert "The reference, vera, was not run here." in report.render(made(study), "rich", "vera")
+    shutil.rmtree(study / "lora")
+    assert "difference from DoRA" in report.render(made(study), "markdown")
+
+
+def test_verdicts_of_one_seed_are_marked_and_explained(study):
+    for method in ("lora", "dora", "vera"):
+        for seed in (1, 2):
+            shutil.rmtree(study / method / str(seed))
+    contests = made(study)
+    family = [pair for contest in contests for pair in pairwise.pairs(contest, 200, 0)]
+    (sheet,) = sheets.wins(family)
+    assert [row[1] for row in sheet.rows] == ["1-0-1 (2†)", "2-0-0 (2†)", "0-0-2 (2†)"]
+    text = report.render(contests, "markdown", resamples=200)
+    assert "| worse † |" in text and "| better † |" in text
+    assert "†: decided over examples alone" in text and "not for their methods" in text
+    assert "$\\dagger$" in report.render(contests, "latex", resamples=200)
+
+
+def test_verdicts_are_of_one_family_in_both_tables(study):
+    contests = made(study)
+    family = [pair for contest in contests for pair in pairwise.pairs(contest, 200, 0)]
+    own = [pair.tests["both"].p for pair in family]
+    by_hand = [1.0] * 3
+    for rank, index in enumerate(np.argsort(own)):
+        largest = max([by_hand[i] for i in np.argsort(own)[:rank]], default=0.0)
+        by_hand[index] = min(1.0, max(largest, own[index] * (3 - rank)))
+    assert pairwise.adjusted(family) == pytest.approx(by_hand)
+    beside = sheets.against(
+        contests[0], contests[0].methods[0], [pairwise.swapped(pair) for pair in family]
+    )
+    assert [row[-2] for row in beside.rows] == [sheets.p_text(p) for p in by_hand[:2]]
+    found = {line["method"]: line for line in lines(study, resamples=200) if line["p_holm"]}
+    assert float(found["vera"]["p_holm"]) == pytest.approx(by_hand[1])
+    error = next(e for e in np.arange(1, 99, 0.01) if 1 - e / np.sqrt(2 + e**2) < 0.05 / 3)
+    assert warnings.least_win(family) == pytest.approx(error, abs=0.01)  # 2 degrees
+    text = report.render(contests, "markdown")
+    assert "one family of all pairs" in text and "a pair that was not told apart" in text
+
+
+def test_equal_scores_have_no_interval(study):
+    for seed in range(3):
+        shutil.rmtree(study / "vera" / str(seed))
+        planted(study / "vera" / str(seed), "vera", seed, LABELS, wrong(0.4, 7), rate=1e-3)
+    assert sheets.interval(methods(study)["vera"]) is None
+    (row,) = (r for r in sheets.methods(made(study)[0]).rows if r[0] == "VeRA")
+    assert row[5:7] == ["60.00 ± 0.00", "–"]
+    assert "All 3 scores of VeRA are equal: they have no interval" in said(study)
+
+
+def test_rows_of_two_studies_are_counted_apart(tmp_path):
+    for table, share in (("glue", 0.45), ("other", 0.1)):
+        for method, own in (("lora", 0.2), ("vera", share)):
+            for seed in range(5):
+                folder = tmp_path / table / method / str(seed)
+                changes = {"study.table": table}
+                planted(folder, method, seed, LABELS, wrong(own, (seed, 1)), changes=changes)
+    family = [pair for contest in made(tmp_path) for pair in pairwise.pairs(contest, 200, 0)]
+    one, two = sheets.wins(family)
+    assert one.title.startswith("glue, ") and two.title.startswith("other, ")
+    assert one.title.endswith("1 contest") and two.title.endswith("1 contest")
+    assert [row[1] for row in one.rows] == ["1-0-0", "0-0-1"]
+    assert [row[1] for row in two.rows] == ["0-0-1", "1-0-0"]

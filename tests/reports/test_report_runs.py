@@ -1,0 +1,284 @@
+"""Reports: the runs behind them, what is chosen and warned of, and the files that they leave."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from fake_records import planted
+from report_study import (
+    LABELS,
+    RATES,
+    lines,
+    made,
+    make_study,
+    methods,
+    said,
+    tuned,
+    tuning,
+    wrong,
+)
+
+from experiments import report
+from experiments.analysis import unfinished_runs
+from experiments.reports import file, plots
+from experiments.runs import predictions
+from experiments.setup.read_config import read_config
+from lora_jax.files.canonical_json import config_digest, plain
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path)
+
+
+def test_a_grid_that_was_scored_on_one_set_alone_is_said_to_be_optimistic(tmp_path):
+    for method, best in (("lora", 1e-3), ("dora", 3e-3)):
+        for rate in RATES:
+            for seed in range(2):
+                share = (0.2 if rate == best else 0.3) + seed / 50
+                folder = tmp_path / method / f"{rate}_{seed}"
+                planted(folder, method, seed, LABELS, wrong(share, seed), rate=rate)
+    found = methods(tmp_path)
+    assert found["dora"].chosen_on == "scored" and found["dora"].budget == (3, 6)
+    assert found["dora"].scores() == pytest.approx({(0, 0): 80.0, (1, 0): 78.0})
+    text = said(tmp_path)
+    assert "Settings of LoRA, DoRA were chosen on the very examples that they are scored on" in text
+    for method in ("lora", "dora"):
+        shutil.rmtree(tmp_path / method)
+    for rate in RATES:
+        tuning(tmp_path / f"{rate}", "lora", rate, rate * 100)
+    (contest,) = made(tmp_path)
+    assert contest.held_out and contest.methods[0].chosen_on == "scored"
+    assert "on the held-out training examples" in report.render([contest], "markdown")
+
+
+def test_equal_scores_choose_the_smaller_rate_and_divergence_is_last(tmp_path):
+    tuned(tmp_path, "lora", (0.2, 0.2, 0.3), (), 0)
+    assert methods(tmp_path)["lora"].chosen.rate == 3e-4
+    assert methods(tmp_path)["lora"].edge == "lowest"
+    how = {"status": "diverged", "best_step": None}
+    tuning(tmp_path / "again", "lora", 3e-4, 0.0, seed=101, **how)
+    assert methods(tmp_path)["lora"].chosen.rate == 1e-3  # which diverged with no seed
+    tuning(tmp_path / "failed", "lora", 1e-3, 0.0, seed=101, status="failed", note="killed")
+    assert methods(tmp_path)["lora"].chosen.rate == 1e-3
+    text = report.render(made(tmp_path), "markdown")
+    assert "| 1 diverged, 1 failed |" in text
+    assert methods(tmp_path)["lora"].budget == (3, 5)
+
+
+def test_unequal_budgets_are_warned_of(study):
+    shutil.rmtree(study / "dora" / "0.0003")
+    tuning(study / "more", "vera", 1e-2, 0.6)
+    text = said(study)
+    assert "Budgets differ: 2 settings in 2 runs for DoRA; 3 settings in 3 runs for LoRA; 4" in text
+
+
+def test_a_chosen_setting_without_scored_runs_is_not_run(study):
+    tuning(study / "better", "lora", 1e-4, 0.1)
+    found = methods(study)
+    assert found["lora"].chosen.rate == 1e-4 and not found["lora"].runs
+    assert "chosen setting of LoRA has no run that is scored; other settings, 1, have some" in said(
+        study
+    )
+    text = report.render(made(study), "markdown")
+    assert "| LoRA | 4 (4 runs) | 0.0001 (lowest) | held-out | 0 | not run | – |" in text
+    assert "no common seed" in text
+
+
+def cut_short(folder, status=None):
+    """What is left of a run that was killed: no record; below a sweep, a word on how it ended."""
+    (folder / "record.json").unlink()
+    if status:
+        sweep = folder.parent.parent
+        (sweep / "outcomes").mkdir(exist_ok=True)
+        outcome = {"status": status, "note": "", "process": 1}
+        (sweep / "outcomes" / f"{folder.name}.json").write_text(json.dumps(outcome))
+
+
+def with_config(folder):
+    """`fake_records` writes no config beside a record, as a run does first."""
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record["config"]))
+
+
+def test_runs_without_a_record_are_counted_with_their_method(study):
+    killed = study / "sweep" / "trials" / "killed"
+    tuning(killed, "dora", 1e-2, 0.1)
+    planted(study / "lost", "dora", 9, LABELS, wrong(0.1, 0), rate=3e-3)
+    planted(study / "again", "lora", 0, LABELS, wrong(0.2, 0), rate=1e-3)  # of one with a record
+    planted(study / "alone", "hira", 0, LABELS, wrong(0.2, 0), rate=1e-3)
+    for folder in (killed, study / "lost", study / "again", study / "alone"):
+        with_config(folder)
+    (study / "sweep" / "trials.json").write_text('{"version": 1, "trials": []}')
+    cut_short(killed, "killed")
+    for name in ("lost", "again", "alone"):
+        cut_short(study / name)
+    found = methods(study)
+    assert {key: method.budget for key, method in found.items()} == {
+        **dict.fromkeys(("lora", "vera"), (3, 3)),
+        "dora": (4, 4),
+        "hira": (1, 1),
+    }
+    assert found["dora"].chosen.rate == 3e-3 and found["dora"].edge == "highest"  # of known ones
+    text = said(study)
+    assert "DoRA 1 unfinished at 0.003 and 1 killed at 0.01" in text
+    assert "4 settings in 4 runs for DoRA" in text and "LoRA 1 unfinished" not in text
+    text = report.render(made(study), "markdown")
+    assert "| 1 unfinished, 1 killed |" in text and "not run" in text
+    counts = {
+        line["method"]: line["unfinished"] for line in lines(study) if line["line"] == "method"
+    }
+    assert counts["dora"] == "2" and counts["lora"] == "0"
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
+    arguments = ["--config=configs/glue.py:task=sst2,variant=lora", "--config.seed=3"]
+    config = read_config(arguments).to_dict()
+    digest = config_digest(plain(config))
+    listed = [
+        {"name": name, "digest": digest, "overrides": {}, "arguments": arguments}
+        for name in ("failed", "waiting", "ended")
+    ]
+    listed[2]["digest"] = "another"
+    (tmp_path / "trials.json").write_text(json.dumps({"version": 1, "trials": listed}))
+    (tmp_path / "outcomes").mkdir()
+    for name, status in (("failed", "failed"), ("ended", "running")):
+        outcome = {"status": status, "note": "no data", "process": 1}
+        (tmp_path / "outcomes" / f"{name}.json").write_text(json.dumps(outcome))
+    one, two = sorted(unfinished_runs.find(tmp_path), key=lambda each: each.status)
+    assert (one.status, one.number, one.config["variant"]["name"]) == ("failed", (3, 0), "lora")
+    assert (two.status, two.config) == ("interrupted", {})
+    assert "2 runs without a record" in report.apart([one, two])[0]
+
+
+def test_a_config_of_something_else_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert unfinished_runs.find(tmp_path) == []
+    (tmp_path / "config.json").write_text('{"model')
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+        unfinished_runs.find(tmp_path)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("data.draw", []),
+        ("data.draw", True),
+        ("data.validation", {}),
+        ("seed", []),
+        ("study.row", 3),
+        ("study.table", ["a"]),
+        ("study.column", None),
+        ("variant.name", 3),
+        ("quantize.storage", [1]),
+        ("optimizer.learning_rate", "fast"),
+        ("start_from", 3),
+    ],
+)
+def test_a_setting_of_another_type_is_named(tmp_path, recorded, where, value):
+    """In a record, whose digest anybody can make anew, and in a config without one."""
+    planted(tmp_path / "a", "lora", 0, LABELS, wrong(0.2, 0), rate=1e-3)
+    record, config = (tmp_path / "a" / f"{name}.json" for name in ("record", "config"))
+    content = json.loads(record.read_text())
+    holder = content["config"]
+    *sections, last = where.split(".")
+    for section in sections:
+        holder = holder[section]
+    holder[last] = value
+    content["config_digest"] = config_digest(content["config"])
+    del content["seal"]
+    made(tmp_path)
+    record.unlink()
+    if recorded:
+        record.write_text(json.dumps(content))
+    else:
+        config.write_text(json.dumps(content["config"]))
+    named = "record" if recorded else "config"
+    with pytest.raises(ValueError, match=rf"a/{named}\.json: .*{where} is .*, expected ") as error:
+        made(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_development_set_seen_with_other_settings_is_warned_of(study):
+    assert "other settings than the chosen" not in said(study)
+    for seed in (0, 1):
+        planted(study / f"more{seed}", "vera", seed, LABELS, wrong(0.3, seed), rate=3e-3)
+    assert "seen with other settings than the chosen one" in said(study)
+    assert "to choose: VeRA 2 runs (0.003)." in said(study)
+
+
+def test_unlike_machines_are_warned_of_and_have_no_front(study):
+    assert "unlike machines" not in said(study)
+    shutil.rmtree(study / "vera" / "0")
+    how = {"device": {"platform": "gpu", "kind": "H100", "count": 1}, "rate": 1e-3}
+    planted(study / "vera" / "0", "vera", 0, LABELS, wrong(0.45, 0), **how)
+    text = said(study)
+    assert "Seconds and memory are of unlike machines or versions of JAX" in text
+    assert "VeRA on 1 gpu (H100)" in text
+    (contest,) = made(study)
+    for name, of in plots.AXES.items():
+        (axes,) = plots.against(contest, name, of).axes
+        drawn = [line.get_label() for line in axes.lines]
+        assert ("Pareto front" in drawn) == (name not in plots.MACHINES)
+        assert ("UNLIKE MACHINES" in axes.get_xlabel()) == (name in plots.MACHINES)
+
+
+def test_memory_is_said_to_be_that_of_all_trials_of_a_program(study):
+    text = report.render(made(study), "markdown", resamples=100)
+    assert "shared a program the peak of all of them together" in text
+    assert any("memory" in name and "trials of one program share" in name for name in plots.AXES)
+
+
+@pytest.mark.parametrize("how", ["short", "text", "array", "other", "shape"])
+def test_damaged_predictions_are_named(study, how):
+    path = study / "dora" / "0" / "predictions.npz"
+    whole = path.read_bytes()
+    if how == "array":
+        np.save(path.with_name("a.npy"), np.zeros(3))
+        path.with_name("a.npy").rename(path)
+    elif how == "shape":
+        np.savez(path, **{"validation": np.zeros((4, 2)), "validation/label": np.zeros(3)})
+    else:
+        damaged = whole[:400] + bytes(100) + whole[500:]
+        path.write_bytes({"short": whole[:300], "text": b"", "other": damaged}[how])
+    with pytest.raises(
+        ValueError, match=r"dora/0/predictions.npz is damaged .*train this run anew"
+    ):
+        report.render(made(study), "csv")
+
+
+def test_predictions_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    each = {"validation": predictions.Predictions(np.eye(2), np.array([0, 1]))}
+    predictions.write(tmp_path, each)
+    before = (tmp_path / predictions.NAME).read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        predictions.write(tmp_path, {"validation": predictions.Predictions(np.zeros((9, 2)), None)})
+    assert [path.name for path in tmp_path.iterdir()] == [predictions.NAME]
+    assert (tmp_path / predictions.NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("form", file.FORMATS)
+def test_only_a_report_in_the_same_format_is_replaced(study, tmp_path_factory, form):
+    path = tmp_path_factory.mktemp("out") / "deep" / "report"
+    text = report.render(made(study), form, resamples=100)
+    for _ in range(2):
+        file.write(path, form, text)
+    assert path.read_text(encoding="utf-8") == text
+    assert [each.name for each in path.parent.iterdir()] == ["report"]
+    other = "csv" if form != "csv" else "html"
+    with pytest.raises(ValueError, match=f"is there already and no report with --format={other}"):
+        file.write(path, other, "text")
+    path.write_text("\\section{My paper}")
+    with pytest.raises(ValueError, match="name another file, or remove it"):
+        file.write(path, form, text)
+    assert path.read_text() == "\\section{My paper}"
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        file.check(path.parent, form)

@@ -1,0 +1,210 @@
+"""The line on memory that a run begins with, and what is refused before weights are read."""
+
+import re
+
+import pytest
+import small_model
+from small_language import write_places
+
+from configs import instruct
+from experiments.distributed.mesh import mesh_of
+from experiments.planning.step_memory import Batches, Shapes
+from experiments.runs import run
+from experiments.runs.memory_line import Held, announce
+from experiments.setup.load import read
+from experiments.sweeps.train_group import run_together
+from lora_jax.models.published.weight_files import Weights
+from lora_jax.sharding import memory
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Says how much memory there is; and nothing may be read of weights."""
+
+    def says(count):
+        monkeypatch.setattr(memory, "host_memory", lambda: count)
+
+    def unread(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(Weights, "read", unread)
+    monkeypatch.setattr(Weights, "part", unread)
+    return says
+
+
+EACH = 4000
+"""Bytes of a token that trains, where `simple` says so; of one that is evaluated a tenth."""
+
+
+@pytest.fixture
+def simple(monkeypatch):
+    """Batches take what is easily calculated; nothing is traced."""
+
+    def training(self, rows, tokens):
+        return EACH * rows * tokens // self.config["train"]["accumulate"]
+
+    monkeypatch.setattr(Shapes, "training", training)
+    monkeypatch.setattr(Shapes, "evaluation", lambda self, rows, tokens: EACH * rows * tokens // 10)
+
+
+def held_by(config):
+    """What a run holds while it is loaded, and what of it stays there."""
+    shapes = Shapes.of(config)
+    return Held.of(shapes), shapes.stays
+
+
+def line(config, *args, **kwargs):
+    said = []
+    announce(config, said.append, *args, **kwargs)
+    assert len(said) == 1 and "\n" not in said[0]
+    return said[0]
+
+
+def refusal(config, *args, **kwargs):
+    with pytest.raises(ValueError, match=r".") as caught:
+        announce(config, pytest.fail, *args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_run_says_it_before_it_begins(smoke, tmp_path, room):
+    (held, _), said = held_by(smoke()), []
+    room(2**40)
+    with pytest.raises(AssertionError, match="weights were read"):
+        run.run(smoke(), tmp_path / "run", say=said.append)
+    (begins,) = said
+    assert begins.startswith(f"memory: {memory.size(held.weights)} of weights, ")
+    assert re.search(r"about \d\.\d MiB for gradients and a batch of 8 x 24 tokens; ", begins)
+    assert begins.endswith("; 1,024.0 GiB are available")
+
+
+def test_weights_that_do_not_fit_are_refused_before_texts_are_read(
+    smoke, tmp_path, room, monkeypatch
+):
+    monkeypatch.setattr(
+        "experiments.runs.memory_line.read", lambda config: pytest.fail("texts were read")
+    )
+    total = held_by(smoke())[0].total
+    room(total - 1)
+    both = f"{memory.size(total)}, and {memory.size(total - 1)} of memory are available"
+    with pytest.raises(ValueError, match=rf"config\.model '.*bert' takes .*: {both}"):
+        run.run(smoke(), tmp_path / "run", say=pytest.fail)
+    assert not (tmp_path / "run").exists()
+
+
+ROWS = 2**16
+LARGE = {"train__batch_size": ROWS}
+TAKES = EACH * ROWS * 24
+
+
+def test_a_batch_that_surely_does_not_fit_is_refused(smoke, tmp_path, room, simple):
+    """At half of what is estimated; between that and all of it, a run begins with a warning."""
+    held, stays = held_by(smoke(**LARGE))
+    room(held.total + TAKES)
+    said = line(smoke(**LARGE))
+    assert f"about {memory.size(TAKES)} for gradients and a batch of {ROWS} x 24 tokens" in said
+    assert said.endswith(" are available")
+    doubt = " are available, which may not be enough: if so, raise config.train.accumulate from 1 "
+    for enough in (held.total + TAKES - 1, stays + TAKES // 2):
+        room(enough)
+        assert f"{doubt}to 2 (" in line(smoke(**LARGE))
+    room(stays + TAKES // 2 - 1)
+    with pytest.raises(ValueError, match="does not fit into memory: 1") as caught:
+        run.run(smoke(**LARGE), tmp_path / "run", say=pytest.fail)
+    said = str(caught.value)
+    assert said.startswith(f"config.train.batch_size {ROWS} in parts of {ROWS} rows does not fit")
+    assert "are available; raise config.train.accumulate from 1 to 4 (the same batch" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_does_as_the_refusal_says_is_not_refused(smoke, room, simple):
+    room(held_by(smoke(**LARGE))[0].total + TAKES // 5)
+    assert "from 1 to 8 (" in refusal(smoke(**LARGE))
+    assert line(smoke(**LARGE, train__accumulate=8)).endswith(" are available")
+
+
+def test_a_batch_that_trains_in_parts_is_evaluated_as_a_whole(smoke, room, simple):
+    config = smoke(**LARGE, train__accumulate=ROWS)
+    held, stays = held_by(config)
+    enough = held.total + TAKES // 10
+    room(enough)
+    said = line(config)
+    assert f"about {memory.size(TAKES // 10)} for gradients and a batch of" in said
+    assert said.endswith(f"x 24 tokens to evaluate; {memory.size(enough)} are available")
+    room(stays + TAKES // 20 - 1)
+    for each in (config, smoke(**LARGE)):  # nor would parts do where they are not asked for yet
+        assert "are available; lower config.train.batch_size, or" in refusal(each)
+
+
+def test_ids_that_do_not_fit_need_no_estimate(smoke, room):
+    room(2**34)
+    assert "its ids take 294,912.0 GiB, and 16.0 GiB are available; lower config.train" in refusal(
+        smoke(train__batch_size=2**40)
+    )
+
+
+def test_devices_that_the_cpu_stands_for_share_its_memory(smoke, room, simple):
+    _, stays = held_by(smoke(**LARGE))
+    mesh = mesh_of([8, 1, 1])
+    room(stays + TAKES // 2)
+    assert "x 24 tokens, over 8 devices; " in line(smoke(**LARGE), mesh)
+    room(stays + TAKES // 2 - 1)
+    assert "x 24 tokens, over 8 devices; " in refusal(smoke(**LARGE), mesh)
+
+
+def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room, simple):
+    (one, _), said = held_by(smoke()), []
+    configs = [smoke(seed=seed) for seed in range(3)]
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    total = one.weights + 3 * (one.trained + one.optimizer)
+    room(total + EACH * 8 * 24)
+    ended = run_together(configs, folders, say=said.append)
+    assert [str(each) for each in ended] == ["weights were read"] * 3
+    assert said == [line(configs[0], trials=3)] * 3  # each begins anew
+    assert f", {memory.size(3 * one.trained)} for what is trained" in said[0]
+    assert "gradients and a batch of 8 x 24 tokens; " in said[0]
+    room(total - 1)
+    ended = run_together(configs, folders, say=pytest.fail)
+    assert all("are available; take a smaller model" in str(each) for each in ended)
+
+
+def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, simple):
+    configs = [smoke(seed=seed, **LARGE) for seed in range(3)]
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    room(held_by(configs[0])[0].total + TAKES)
+    ended = run_together(configs, folders, say=pytest.fail, execution="vmap")
+    assert f"about {memory.size(3 * TAKES)} for gradients and 3 batches of" in str(ended[0])
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_batches_grow_with_their_rows_and_fall_with_parts(smoke):
+    def of(rows, parts=1):
+        config = smoke(train__batch_size=rows, train__accumulate=parts)
+        return Batches.of(Shapes.of(config), read(config))
+
+    one, two, halved = of(512), of(1024), of(1024, parts=2)
+    assert two.training == pytest.approx(2 * one.training, rel=0.02)
+    assert halved.training == pytest.approx(one.training, rel=0.05)
+    assert one.most == one.training > one.evaluation > 0
+
+
+def test_a_language_models_batches_are_of_its_own_texts(tmp_path):
+    """Of rows as long as they are, not as they may be; of logits where completions are."""
+    places = write_places(tmp_path)
+    arg = f"method=lora,source=commonsense,folder={places / 'sets'},task=openbookqa,train=0"
+    made = instruct.get_config(arg)
+    made.update_from_flattened_dict({"model.name": str(places / "model"), "variant.rank": 4})
+    config = made.to_dict()
+    shapes, texts = Shapes.of(config), read(config)
+    batches = Batches.of(shapes, texts)
+    assert batches.trained == texts.longest < 256 == config["data"]["max_length"]
+    logits = 8 * 4 * texts.tokenizer.backend.get_vocab_size()
+    more = min(config["model"]["chunk"], texts.longest) - int(texts.encoded["train"].labels.max())
+    assert shapes.training(8, texts.longest) - batches.training > more * logits / 2

@@ -1,0 +1,172 @@
+"""How runs end, well and badly: what their records, checkpoints and last lines say."""
+
+import io
+import os
+import signal
+from pathlib import Path
+
+import fake_records
+import jax
+import pytest
+import small_model
+from rich.console import Console
+
+from experiments import showcase
+from experiments.analysis import unfinished_runs
+from experiments.runs import run
+from experiments.setup import experiment
+from lora_jax import data
+from lora_jax.records import run_record
+from lora_jax.training import loop
+from lora_jax.training.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    made = small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+    few = {"targets": ("query/kernel",)}  # which takes less to compile
+    return lambda arg="", **changes: made(arg, **few | changes)
+
+
+@pytest.fixture(scope="module")
+def failed(smoke, tmp_path_factory):
+    """The folder of a run that failed at its evaluation, with a checkpoint of half its steps."""
+    workdir = tmp_path_factory.mktemp("failed") / "run"
+
+    def broken(self, trainable):
+        raise RuntimeError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(experiment.Experiment, "evaluate", broken)
+        with pytest.raises(RuntimeError):
+            run.run(smoke(), workdir)
+    return workdir
+
+
+def test_a_run_that_fails_says_so_in_its_record(failed):
+    record = run_record.read(failed)
+    assert record is not None
+    assert (record.status, record.note) == ("failed", "RuntimeError: the disk is full")
+    assert record.steps == 8
+    assert record.seconds > 0
+
+
+def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch):
+    monkeypatch.setattr(data.Task, "digest", lambda self: "of other data")
+    with (
+        pytest.raises(ValueError, match="is of a run with other data"),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        run.run(smoke(), failed)
+
+
+def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, monkeypatch, capfd):
+    config = smoke(data__train=24)
+    true_batches = experiment.Experiment.batches
+
+    def batches(self, step):
+        for number, batch in enumerate(true_batches(self, step), step + 1):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(experiment.Experiment, "batches", batches)
+        with pytest.raises(SystemExit) as caught:
+            run.run(config, tmp_path / "run")
+    assert caught.value.code == 75
+    assert "interrupted: step 2 is saved; the same command goes on\n" in capfd.readouterr().out
+    assert run_record.read(tmp_path / "run") is None
+    (left,) = unfinished_runs.find(tmp_path)
+    assert left.status == "unfinished"
+    with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+        assert saved.steps() == [2]
+    with jax.numpy_dtype_promotion("standard"):
+        record = run.run(config, tmp_path / "run")
+    assert (record.status, record.steps) == ("completed", 3)
+
+
+def test_a_run_whose_last_step_diverges(smoke, tmp_path):
+    config = smoke(data__train=8, optimizer__learning_rate=1e20)
+    for _ in range(2):
+        with jax.numpy_dtype_promotion("standard"):
+            run.run(config, tmp_path / "run")
+        record = run_record.read(tmp_path / "run")
+        assert record is not None
+        assert (record.status, record.steps, record.metrics_best) == ("diverged", 1, {})
+        assert record.metrics_last["eval_loss"] is None
+        assert record.note == "loss, gradient, weights or score not finite at step 1"
+        assert not (tmp_path / "run" / "adapter.safetensors").exists()
+        with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
+            assert saved.steps() == []
+
+
+def test_a_damaged_best_checkpoint_gives_way(tmp_path):
+    states = {step: {"w": jax.numpy.full(9, step)} for step in (2, 4, 6)}
+
+    def saved():
+        return Checkpoints(tmp_path, keep=3, best=("accuracy", "max"))
+
+    scores = {2: 0.5, 4: 0.9, 6: 0.7}
+    with saved() as checkpoints:
+        for step, score in scores.items():
+            last = {"accuracy": score}
+            checkpoints.save(step, states[step], {"outcome": {"metrics_last": last}, **last})
+    outcome = loop.Outcome(steps=8, best_step=4, metrics_best={"accuracy": 0.9})
+    with saved() as checkpoints:
+        state, note = run.best(checkpoints, states[2], outcome)
+        assert (state["w"][0], note, outcome.best_step) == (4, "", 4)
+    for file in (tmp_path / "4" / "state" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    with saved() as checkpoints, pytest.warns(UserWarning, match="4 is damaged"):
+        state, note = run.best(checkpoints, states[2], outcome)
+    assert note == "the best checkpoint, of step 4, is damaged: of step 6 instead"
+    assert (state["w"][0], outcome.best_step, outcome.metrics_best) == (6, 6, {"accuracy": 0.7})
+
+
+def test_the_scores_said_are_of_the_adapter_that_was_saved(tmp_path):
+    def said(select="last", **fields):
+        fields |= {"steps": 9, "best_step": 6, "metrics_last": {"accuracy": 0.5}}
+        record = fake_records.write(
+            tmp_path / str(len(list(tmp_path.iterdir()))),
+            "quickstart",
+            "size=smoke",
+            {"accuracy": 0.75},
+            changes={"train.select": select},
+            **fields,
+        )
+        said = run.summarise(record)
+        rate = said.pop() if record.tokenised_per_second else None
+        assert rate == (record.tokenised_per_second and "texts tokenised at 1,234 examples/s")
+        assert said.pop() == "770 of 22,713,986 parameters trained"
+        return said
+
+    assert said() == ["completed after 9 steps: accuracy 0.5"]
+    assert said(tokenised_per_second=1234.4) == ["completed after 9 steps: accuracy 0.5"]
+    assert said("best") == ["completed after 9 steps, saved as of step 6, the best: accuracy 0.75"]
+    assert said(note="of step 6 instead")[1:] == ["of step 6 instead"]
+    assert said(status="diverged", note="at step 9") == ["diverged after 9 steps", "at step 9"]
+
+
+def test_only_adapters_of_the_final_budget_may_be_the_best(smoke):
+    config = smoke("variant=adalora")
+    assert experiment.build(config).loop.best_from == 4  # of 8 steps, the second half
+    config["variant"]["t_final"] = 1
+    assert experiment.build(config).loop.best_from == 7
+
+
+def test_the_quickstarts_table_fits_and_is_the_readmes():
+    labels = (showcase.HEAD, showcase.LORA, showcase.MERGED)
+    rows = [(label, "100.0%", "22,713,216", "1234 s", "12.3 s") for label in labels]
+    console = Console(width=80, file=io.StringIO())
+    console.print(showcase.table(rows))
+    assert len(console.file.getvalue().splitlines()) == 3 + len(rows) + 1
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- quickstart -->")[2].partition("<!-- /quickstart -->")[0]
+    header, _, *body = [
+        line.strip("| ").split(" | ") for line in shown.split("\n\n")[0].split("\n") if line
+    ]
+    assert header == list(showcase.COLUMNS)
+    assert [row[0] for row in body] == list(labels)

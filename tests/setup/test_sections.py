@@ -1,0 +1,100 @@
+"""Configs with sections or settings missing: the variant's own defaults, or a line on the rest."""
+
+import copy
+
+import jax
+import numpy as np
+import pytest
+import small_model
+
+from configs import instruct, quickstart
+from experiments.setup import from_config
+from experiments.setup.experiment import build
+from experiments.setup.validate import validate
+from experiments.sweeps import grouping, preflight
+from experiments.sweeps.trials import Trial
+
+CONFIGS = {
+    "quickstart": quickstart.get_config("").to_dict(),
+    "instruct": instruct.get_config("").to_dict(),
+}
+FREE = {"instruct": ("train/evaluate_first",)}
+"""Settings that a run does without."""
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+
+
+def without(config, *path):
+    changed = copy.deepcopy(config)
+    section = changed
+    for name in path[:-1]:
+        section = section[name]
+    del section[path[-1]]
+    return changed
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whatever_a_config_lacks_is_named(name):
+    config, count = CONFIGS[name], 0
+    validate(config)
+    sections = [key for key, value in config.items() if isinstance(value, dict)]
+    assert len(sections) > 5
+    for key in [key for key in config if key != "generate"]:
+        with pytest.raises(
+            ValueError, match=f"^the config has no {key}; configs/{name}.py has all"
+        ):
+            validate(without(config, key))
+    for section in sections:
+        for key in config[section]:
+            changed = without(config, section, key)
+            if (section == "variant" and key != "name") or f"{section}/{key}" in FREE.get(name, ()):
+                validate(changed)
+                continue
+            with pytest.raises(
+                ValueError, match=rf"^config\.{section} has no .*\b{key}\b"
+            ) as caught:
+                validate(changed)
+            assert "\n" not in str(caught.value)
+            count += 1
+    assert count > 30
+
+
+@pytest.mark.parametrize("key", ["model", "optimizer", "variant"])
+def test_what_is_no_section(key):
+    with pytest.raises(ValueError, match=rf"^config\.{key} is no section of settings, but 'x'$"):
+        validate({**CONFIGS["quickstart"], key: "x"})
+
+
+def test_a_plain_variant_is_that_with_its_defaults(smoke):
+    """From the flags' config, whose settings are there and unset."""
+    full = smoke("variant=adalora", variant__rank=None)
+    plain = {**full, "variant": {"name": "adalora"}}
+    assert full["variant"].keys() > {"name", "rank", "total_steps"}
+    assert grouping.groups([full, plain]) == [[0, 1]]
+    assert [each.steps for each in preflight.check([_trial(full), _trial(plain)])] == [8, 8]
+    one, other = build(full), build(plain)
+    assert one.adapted.rules == other.adapted.rules
+    assert [variant.total_steps for _, variant in other.adapted.rules] == [8] * len(
+        one.adapted.rules
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.trainable, other.trainable)
+
+
+def _trial(config):
+    return Trial("a", (), {}, config)
+
+
+def test_a_variant_may_say_its_steps():
+    config = {"variant": {"name": "adalora", "total_steps": 40}, "targets": ["a"]}
+    assert from_config.make_run_targets(config, 8)["a"].total_steps == 40
+    assert (
+        from_config.make_run_targets({**config, "variant": {"name": "adalora"}}, 8)["a"].total_steps
+        == 8
+    )
+    with pytest.raises(
+        ValueError, match="total_steps must be at most 1,000,000, got 1,000,000,000"
+    ):
+        from_config.make_run_targets({**config, "variant": {"name": "adalora"}}, 10**9)

@@ -1,0 +1,42 @@
+"""The benchmark's own parts: sizes, learning rates, and what it reads from runs and logs."""
+
+import numpy as np
+import pytest
+from fake_records import write
+
+from experiments import bench_trials
+from experiments.sweeps.train_group import STEPPING
+
+
+def test_sizes():
+    first, second = bench_trials.parse_sizes(["8x16", "32x128"])
+    assert (first.batch, first.length, str(second)) == (8, 16, "32x128")
+
+
+@pytest.mark.parametrize("text", ["8", "8x", "0x16", "8x16x2", "8 x 16", "-8x16"])
+def test_a_size_that_is_none_is_named(text):
+    with pytest.raises(ValueError, match=f"--sizes={text}: expected BATCHxLENGTH"):
+        bench_trials.parse_sizes([text])
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_learning_rates_are_spread_over_their_logarithm(count):
+    found = np.array([float(text) for text in bench_trials.rates(count)])
+    np.testing.assert_allclose(found, np.geomspace(1e-4, 1e-3, count), rtol=5e-3)
+    assert len(set(found)) == count
+
+
+def test_losses_are_compared_by_seed(tmp_path):
+    for side, losses in (("alone", (0.5, 0.25)), ("both", (0.25, 0.75))):
+        for place, loss in enumerate(losses):
+            seed = place if side == "alone" else 1 - place
+            how = {"losses": (loss, 9.0), "changes": {"seed": seed}}
+            write(tmp_path / side / str(place), "quickstart", "", {"accuracy": 0.5}, **how)
+    assert bench_trials._difference(tmp_path / "alone", tmp_path / "both") == 0.25
+
+
+def test_how_trials_stepped_is_read_from_the_log(tmp_path):
+    (tmp_path / "logs").mkdir()
+    said = f"{STEPPING} vmap (ms for a step of all: each 2.0, vmap 1.0)"
+    (tmp_path / "logs" / "a.log").write_text(f"before\n{said}\nafter\n", encoding="utf-8")
+    assert bench_trials._stepping(tmp_path) == said

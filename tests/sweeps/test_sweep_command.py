@@ -1,0 +1,185 @@
+"""The command of sweeps as a user has it: mistakes, and a sweep that is killed again and again."""
+
+import ast
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import commands
+import numpy as np
+import official
+import pytest
+from commands import ROOT
+from flax import nnx
+
+from lora_jax.models.families.encoders import FAMILIES, family_of
+from lora_jax.models.published import encoders
+from lora_jax.records import run_record
+from lora_jax.records.metrics_log import read_metrics
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 12, "model_type": "bert"}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Most of the time would be compilation, of the same few programs again and again."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return {**os.environ, **cache, **commands.with_devices(1)}
+
+
+def run(*arguments, **environment):
+    """The command: its exit code, and what it prints."""
+    done = commands.run("experiments.sweep", *arguments, **environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Flags of eight trials of four steps on eight sentences."""
+    folder = tmp_path_factory.mktemp("tiny")
+    official.write(folder / "glue", official.cola())
+    config = family_of(SIZES).config.from_json(SIZES)
+    made = FAMILIES["bert"].classifier(config, 2, "mean", rngs=nnx.Rngs(0))
+    encoders.export_classifier(nnx.state(made), config, folder / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(encoders.locate("minilm") / name, folder / "bert")
+    argument = f"task=cola,size=smoke,source=tsv,folder={folder / 'glue'}"
+    settings = {"model.name": folder / "bert", "data.train": 0, "data.buckets": 1}
+    settings |= {"variant.rank": 2, "train.epochs": 4, "train.log_every": 1}
+    settings |= {"train.checkpoint_every": 1, "targets": ("query/kernel",)}
+    return [
+        f"--config=configs/glue.py:{argument}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+        "--sweep=variant=lora,dora",
+        "--sweep=config.optimizer.learning_rate=1e-3,3e-3",
+        "--sweep=config.seed=0:2",
+    ]
+
+
+def test_a_sweep_of_nothing_ends_with_one_line(tmp_path):
+    config = "--config=configs/quickstart.py:size=smoke"
+    code, _, said = run(config, f"--workdir={tmp_path / 'sweep'}")
+    assert code == 1
+    assert said.startswith("error: nothing to sweep: give --sweep=KEY=VALUES")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_shard_without_a_job_says_so(tmp_path):
+    arguments = ("--config=configs/quickstart.py:size=smoke", "--sweep=config.seed=0:2")
+    code, out, said = run(*arguments, "--shard=2/3", f"--workdir={tmp_path / 'sweep'}")
+    assert (code, out) == (0, "shard 2/3 has no job: 2 jobs of 2 trials in all\n"), said
+    code, out, said = run(*arguments, "--processes=0", f"--workdir={tmp_path / 'sweep'}")
+    assert (code, out) == (1, "")
+    assert "error: flag --processes=0" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_worker_needs_a_trial(tmp_path):
+    done = commands.run("experiments.worker", f"--workdir={tmp_path}")
+    assert done.returncode == 1
+    assert (
+        done.stderr == "error: flag --trial=None: Flag --trial must have a value other than None.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["sweep", "train", "tune"])
+def test_the_example_of_a_commands_help_can_be_copied(name):
+    """The words of its module, which `--help` prints, keep the ends of their lines."""
+    source = (ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8")
+    said = ast.get_docstring(ast.parse(source))
+    lines = [line for line in said.splitlines() if line.endswith("\\")]
+    assert lines, "the example goes on over several lines"
+    assert max(map(len, said.splitlines())) <= 100
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment, tmp_path):
+    """Also: a printed command trains its job's trials, and `experiments.train` knows them."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    tiny = (*tiny, "--execution=each")  # whose bits do not depend on who shares a program
+    tiny = (*tiny, "--noaudit")
+    code, printed, said = run(*tiny, f"--workdir={whole}", "--launcher=print")
+    assert code == 0, said
+    first, second = printed.splitlines()  # one for each program
+    done = subprocess.run(first, shell=True, cwd="/", env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    words = shlex.split(second)
+    words = words[words.index("experiments.worker") :]
+    assert commands.run(*words, **environment).returncode == 0
+    straight = {path.parent.name: path.parent for path in whole.glob("trials/*/record.json")}
+    assert len(straight) == 8
+
+    arguments = (*tiny, f"--workdir={killed}", "--processes=1")
+    rng = np.random.default_rng()
+    for reached, most in ((1, 4), (1, 4), (5, 1)):  # the fifth is of the other, last job
+        kill(arguments, environment, killed, reached, rng.uniform(0, most))
+    code, out, said = run(*arguments, **environment)
+    assert code == 0, said + out
+    assert "8 trials: 8 completed" in out
+
+    found = {path.parent.name: path.parent for path in killed.glob("trials/*/record.json")}
+    assert found.keys() == straight.keys()
+    listed = json.loads((killed / "trials.json").read_text())["trials"]
+    assert [each["name"] for each in listed] == [
+        f"variant={variant},learning_rate={rate},seed={seed}"
+        for variant in ("lora", "dora")
+        for rate in ("0.001", "0.003")
+        for seed in range(2)
+    ]
+    for each in listed:
+        one, other = (run_record.read(folder[each["name"]]) for folder in (straight, found))
+        assert one is not None
+        assert other is not None  # read() has validated both
+        assert one.config_digest == other.config_digest == each["digest"]
+        assert (one.status, one.steps) == (other.status, other.steps) == ("completed", 4)
+        assert one.audit is other.audit is None
+        assert one.metrics_last == other.metrics_last
+        assert one.metrics_best == other.metrics_best
+        logs = [read_metrics(f[each["name"]] / "metrics.jsonl") for f in (straight, found)]
+        assert logs[0] == logs[1]
+        assert [row["step"] for row in logs[1] if "loss" in row] == [1, 2, 3, 4]
+    assert (straight[listed[3]["name"]] / "adapter.safetensors").read_bytes() == (
+        found[listed[3]["name"]] / "adapter.safetensors"
+    ).read_bytes()
+
+    before = {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")}
+    own = f"--workdir={found[listed[7]['name']]}"
+    one = commands.with_devices(1)
+    done = commands.run("experiments.train", *listed[7]["arguments"], own, **one)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in killed.rglob("trials/**/*")} == before
+
+
+def kill(arguments, environment, workdir, reached, seconds):
+    """Start a sweep, and kill it some seconds after so many records are there."""
+    started = commands.Started("experiments.sweep", *arguments, **environment)
+    while started.running and len(list(workdir.glob("trials/*/config.json"))) < reached:
+        pass
+    time.sleep(seconds)
+    assert started.running, f"it ended before it was killed: {started.end()}"
+    started.kill()
+    until = time.monotonic() + 30
+    while workers(workdir):
+        assert time.monotonic() < until, "a worker outlived the sweep"
+        time.sleep(0.1)
+
+
+def workers(workdir):
+    """The processes that train trials of a sweep."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"experiments.worker" in words and f"--workdir={workdir}".encode() in words:
+            found.append(path.parent.name)
+    return found

@@ -1,0 +1,296 @@
+"""From flags to trials: what a sweep varies, how its trials are called, and what is refused."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import glue, quickstart
+from experiments.setup.read_config import read_config
+from experiments.sweeps import sweep_flag, trials
+from experiments.sweeps.sweep_flag import Range, Values
+from lora_jax.files.canonical_json import config_digest
+
+# How ml_collections loads a config's file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+ROOT = Path(__file__).parents[2]
+FILE = str(ROOT / "configs" / "glue.py")
+GLUE = [f"--config={FILE}:task=cola,source=tsv,folder=F", "--config.train.max_steps=20"]
+RATE = "config.optimizer.learning_rate"
+
+
+def made(*specs, arguments=GLUE, file=FILE, **how):
+    overrides = trials.overrides_of(file, specs, arguments=arguments, **how)
+    return trials.make(arguments, overrides)
+
+
+def names(*specs, **how):
+    return [trial.name for trial in made(*specs, **how)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "axis"),
+    [
+        ("variant=lora,dora", Values("variant", ("lora", "dora"))),
+        ("config.seed=0:5", Values("config.seed", ("0", "1", "2", "3", "4"))),
+        ("config.seed=0:10:2", Values("config.seed", ("0", "2", "4", "6", "8"))),
+        ("config.seed=3:0:-1,7", Values("config.seed", ("3", "2", "1", "7"))),
+        ("config.a='0:5'", Values("config.a", ("0:5",))),
+        ("config.a=(),('x,y','z')", Values("config.a", ("()", "('x,y','z')"))),
+        ('config.a="a,b",c', Values("config.a", ("a,b", "c"))),
+        ("config.a=log:1e-5:1e-2", Range("config.a", "log", 1e-5, 1e-2)),
+        ("config.a=uniform:0:0.3", Range("config.a", "uniform", 0.0, 0.3)),
+        ("config.a=C:1:x", Values("config.a", ("C:1:x",))),
+    ],
+)
+def test_what_a_flag_says(spec, axis):
+    assert sweep_flag.parse(spec) == axis
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("variant", "expected KEY=VALUES"),
+        ("=3", "expected KEY=VALUES"),
+        ("config.seed=", "a value is missing"),
+        ("config.seed=1,,2", "a value is missing"),
+        ("config.seed=5:5", "the range 5:5 is empty"),
+        ("config.seed=0:5:0", "the range 0:5:0 is empty"),
+        ("config.a=0.1:0.5", "no range of integers; list the values, or draw from uniform:0.1:0.5"),
+        ("config.a=lg:1e-5:1e-2", "unknown 'lg'; nearest: 'log'"),
+        ("config.a=log:0:1", "0 has no logarithm"),
+        ("config.a=log:1e-5", "expected log:LOW:HIGH, such as log:1e-5:1e-2"),
+        ("config.a=uniform:0:x", "expected uniform:LOW:HIGH"),
+        ("config.a=3,uniform:0:1", "stands alone"),
+        ("config.a=log:1e-2:1e-5", "0.01 is not below 1e-05"),
+        ("config.a=uniform:0:inf", "expected uniform:LOW:HIGH"),
+        ("config.a=uniform:nan:1", "expected uniform:LOW:HIGH"),
+        ("config.a=log:1_0:2_0", "expected log:LOW:HIGH"),
+        ("config.a=log:1e-400:1", "expected log:LOW:HIGH"),
+        ("config.a=uniform:0:1,3", "stands alone"),
+        ("config.a=(1,2", r"\( is not closed"),
+        ("config.a='x", "' is not closed"),
+        ("config.a=1)", r"'\)' closes nothing"),
+        ("optimizer.learning_rate=1", "nearest: 'config.optimizer.learning_rate'"),
+        ("config.a b=1", "is no name of a setting"),
+        ("config=1", "name a setting"),
+    ],
+)
+def test_a_flag_that_says_nothing(spec, said):
+    with pytest.raises(ValueError, match=f"^--sweep=.*{said}"):
+        sweep_flag.parse(spec)
+
+
+def test_a_grid_has_every_combination_the_last_key_quickest():
+    found = made("variant=lora,dora", f"{RATE}=1e-4,3e-4", "config.seed=0:3")
+    assert len(found) == 12
+    assert [trial.name for trial in found[:4]] == [
+        "variant=lora,learning_rate=0.0001,seed=0",
+        "variant=lora,learning_rate=0.0001,seed=1",
+        "variant=lora,learning_rate=0.0001,seed=2",
+        "variant=lora,learning_rate=0.0003,seed=0",
+    ]
+    assert found[-1].overrides == {"variant": "dora", RATE: "3e-4", "config.seed": "2"}
+    assert found[-1].arguments == (
+        f"--config={FILE}:task=cola,source=tsv,folder=F,variant=dora",
+        "--config.train.max_steps=20",
+        f"--{RATE}=3e-4",
+        "--config.seed=2",
+    )
+
+
+def test_a_trials_config_is_the_one_that_its_flags_make():
+    (trial,) = made("variant=adalora", f"{RATE}=3e-4", "config.also_train=('classifier/.*',)")
+    config = glue.get_config("task=cola,source=tsv,folder=F,variant=adalora")
+    changes = {"train.max_steps": 20, "optimizer.learning_rate": 3e-4}
+    config.update_from_flattened_dict(changes | {"also_train": ("classifier/.*",)})
+    assert trial.config == config.to_dict()
+    assert trial.digest == config_digest(config.to_dict())
+    assert read_config(trial.arguments).to_dict() == trial.config
+
+
+def test_zip_pairs():
+    assert names("variant=lora,dora", "config.seed=4:6", paired=True) == [
+        "variant=lora,seed=4",
+        "variant=dora,seed=5",
+    ]
+    with pytest.raises(ValueError, match="--zip pairs lists of one length: variant has 2, config"):
+        names("variant=lora,dora", "config.seed=0:3", paired=True)
+
+
+def test_values_that_are_paired_may_come_again():
+    assert names("variant=lora,lora", "config.seed=4:6", paired=True) == [
+        "variant=lora,seed=4",
+        "variant=lora,seed=5",
+    ]
+
+
+def test_drawing_is_the_same_again_and_more_trials_begin_with_the_same_ones():
+    specs = (f"{RATE}=log:1e-5:1e-2", "config.variant.rank=log:2:64", "variant=lora,dora")
+    ten, twenty = (made(*specs, trials=count) for count in (10, 20))
+    assert [trial.digest for trial in ten] == [trial.digest for trial in twenty[:10]]
+    assert made(*specs, trials=10, seed=1)[0].digest != ten[0].digest
+    turned = made(*specs[::-1], trials=10)
+    assert [trial.digest for trial in turned] == [trial.digest for trial in ten]
+    assert {type(trial.config["variant"]["rank"]) for trial in twenty} == {int}
+    many = sweep_flag.draw([sweep_flag.parse(specs[0])], 2000, 0, lambda key: False)
+    logs = [math.log10(float(each[RATE])) for each in many]
+    assert -5 <= min(logs) < -4.98
+    assert -2.02 < max(logs) <= -2
+    assert abs(sum(logs) / len(logs) + 3.5) < 4 * 3 / math.sqrt(12 * 2000)  # of the mean's error
+
+
+def test_a_list_is_drawn_from_without_repetition():
+    found = names("variant=lora,dora", "config.seed=0:3", trials=6)
+    assert len(set(found)) == 6
+    with pytest.raises(ValueError, match="--trials=7: only 6 different ones"):
+        names("variant=lora,dora", "config.seed=0:3", trials=7)
+
+
+@pytest.mark.parametrize(
+    ("specs", "how", "said"),
+    [
+        ((), {}, "nothing to sweep: give --sweep=KEY=VALUES"),
+        (("variant=lora", "variant=dora"), {}, "variant is swept twice"),
+        ((f"{RATE}=log:1e-5:1e-2",), {}, "is drawn from: say how often with --trials"),
+        (("variant=lora",), {"trials": 0}, "--trials must be positive"),
+        (("variant=lora",), {"trials": 1, "paired": True}, "without --zip"),
+        (("task=rte",), {}, "task is swept, and set for all trials"),
+        (("config.train.max_steps=1,2",), {}, "config.train.max_steps is swept, and set for all"),
+        (("variant='lora,dora'",), {}, "an argument of a config cannot hold a comma"),
+        (("config.seed=1,1",), {}, "--sweep=config.seed: the value 1 is given twice"),
+        ((f"{RATE}=1e-3,0.001",), {}, f"two trials are the same: {RATE}=1e-3 and {RATE}=0.001"),
+        (("config.seed=1,2", "seed=1:3"), {}, "two trials are the same"),
+        (("config.optimizer.learning_rat=1",), {}, 'Did you mean "learning_rate"'),
+        (("learning_rate=1,2",), {}, f"no argument 'learning_rate'.*; the setting is {RATE}"),
+        (("varient=lora,dora",), {}, "^every trial: .* no argument 'varient'.*: 'variant"),
+        (("config.seed=1.5",), {}, "invalid literal for int.*'1.5'"),
+        (("config.seed=0-5",), {}, "'0-5'; a range is 0:5, which ends before 5"),
+        (("config.seed.more=1",), {}, "inside of one that is no section"),
+        (("config.data.source.more=1",), {}, "inside of one that is no section"),
+        (("config.variant=4",), {}, "is a section, not a setting"),
+        (
+            ("config.variant=lora,dora",),
+            {},
+            "^every trial: config.variant is a section, not a setting; nearest: variant, or "
+            "config.variant.name$",
+        ),
+        (("config.optimizer=adam",), {}, "a section, not a setting; nearest: config.optimizer"),
+    ],
+)
+def test_what_is_no_sweep(specs, how, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        names(*specs, **how)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("specs", "how", "said"),
+    [
+        (("config.seed=0:100001",), {}, "--sweep=config.seed=0:100001: 100,001 trials; a sweep"),
+        ((f"config.seed=0:{HUGE}",), {}, f"{HUGE:,} trials; a sweep has at most 100,000"),
+        ((f"config.seed={HUGE}:0:-3,7",), {}, f"{HUGE // 3 + 2:,} trials"),  # 1, 4, ... and 7
+        (("config.seed=0:400", "config.train.epochs=1:400"), {}, "combination.*: 159,600 trials"),
+        (("config.seed=0:9",), {"trials": HUGE}, f"--trials={HUGE}: {HUGE:,} trials"),
+    ],
+)
+def test_what_is_too_much_is_refused_before_it_is_counted_out(specs, how, said):
+    with pytest.raises(ValueError, match=said):
+        trials.overrides_of(FILE, specs, arguments=GLUE, **how)
+
+
+def test_as_much_as_a_sweep_may_have():
+    assert len(trials.overrides_of(FILE, ["config.seed=0:100000"])) == sweep_flag.MOST
+
+
+@given(*[st.integers(-40, 40)] * 2, st.integers(-7, 7).filter(bool))
+def test_ranges_are_counted_as_python_counts_them(start, stop, step):
+    """Against `range`, and the limit itself against its `len`."""
+    values = [str(value) for value in range(start, stop, step)]
+    spec = f"config.a={start}:{stop}:{step}"
+    if not values:
+        with pytest.raises(ValueError, match="is empty"):
+            sweep_flag.parse(spec)
+        return
+    assert sweep_flag.parse(spec) == Values("config.a", tuple(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_flag, "MOST", len(values) - 1)
+        with pytest.raises(ValueError, match=f": {len(values)} trials; a sweep has at most"):
+            sweep_flag.parse(spec)
+
+
+def test_a_configs_own_sweep_that_never_ends(tmp_path):
+    file = tmp_path / "endless.py"
+    text = "import itertools\n\ndef sweep():\n"
+    text += "    return ({'config.seed': n} for n in itertools.count())\n"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"endless.py: sweep\(\): 100,001 trials; a sweep has at"):
+        trials.own_sweep(str(file))
+    own = [{"a": str(n)} for n in range(400)]
+    with pytest.raises(ValueError, match="times what --sweep says: 160,000 trials"):
+        list(sweep_flag.times(own, [{"b": str(n)} for n in range(400)]))
+
+
+def test_all_wrong_trials_are_named_and_equal_mistakes_said_once():
+    with pytest.raises(ValueError, match="variant 'lorra': expected one of lora") as caught:
+        names("variant=lora,lorra,dorra", "config.seed=0:2")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(
+        "variant=lorra,config.seed=0; variant=lorra,config.seed=1: variant 'lor"
+    )
+    assert "variant=dorra,config.seed=1: variant 'dorra'" in second
+    with pytest.raises(ValueError, match=r"^every trial: the config has no setting"):
+        names("config.sed=0:2")
+
+
+def test_names_are_unique_safe_and_do_not_depend_on_how_a_number_is_written():
+    assert names(f"{RATE}=1e-4,0.0002,.001") == [
+        "learning_rate=0.0001",
+        "learning_rate=0.0002",
+        "learning_rate=0.001",
+    ]
+    assert names("config.train.target_score=-0.5") == ["target_score=-0.5"]
+    assert names("config.model.dropout=true,false") == ["dropout=true", "dropout=false"]
+    assert names("config.variant.dropout=0.1", "config.model.dropout=true") == [
+        "variant.dropout=0.1,model.dropout=true"
+    ]
+    strange = names("config.data.extra=a/b,a b," + "x" * 300)
+    assert [name[:10] for name in strange] == ["extra=a-b-", "extra=a-b-", "extra=xxxx"]
+    assert len(set(strange)) == 3
+    assert all(len(name) < 130 and not set(name) & set("/ ") for name in strange)
+
+
+def test_a_config_with_a_sweep_of_its_own(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from configs.quickstart import get_config\n\n\ndef sweep():\n"
+        "    for variant in ('lora', 'vera'):\n"
+        "        yield {'variant': variant, 'config.targets': ('up/kernel', 'down/kernel'),\n"
+        "               'config.model.dropout': True}\n"
+    )
+    arguments = [f"--config={file}:size=smoke"]
+    found = made("config.seed=3,4", arguments=arguments, file=str(file))
+    assert [(t.config["variant"]["name"], t.config["seed"]) for t in found] == [
+        ("lora", 3),
+        ("lora", 4),
+        ("vera", 3),
+        ("vera", 4),
+    ]
+    config = quickstart.get_config("size=smoke,variant=vera")
+    changes = {"targets": ("up/kernel", "down/kernel"), "model.dropout": True, "seed": 4}
+    config.update_from_flattened_dict(changes)
+    assert found[-1].config == config.to_dict()
+    assert len(made(arguments=arguments, file=str(file))) == 2
+    with pytest.raises(ValueError, match=r"variant is swept by the config's sweep\(\) and by --"):
+        made("variant=dora", arguments=arguments, file=str(file))
+    file.write_text("def get_config():\n    pass\n\n\ndef sweep():\n    yield {'optimizer.b': 1}\n")
+    with pytest.raises(ValueError, match=r"unknown key 'optimizer.b'; nearest: 'config"):
+        trials.own_sweep(str(file))
+    file.write_text("def sweep():\n    yield 3\n")
+    with pytest.raises(ValueError, match=r"sweep\(\) yields 3: expected a dict"):
+        trials.own_sweep(str(file))

@@ -1,0 +1,427 @@
+"""Trials of one program against the same trials run alone, to rounding and in float64 to 1e-10."""
+
+import dataclasses
+import functools
+import math
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lora_jax as lj
+import variants
+from experiments.sweeps.grouping import union
+from lora_jax.records import metrics_log
+from lora_jax.training import checkpoint, fit_trials, loop, optim, trial_program
+from lora_jax.training.step import TrainState, cross_entropy, make_step, make_train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+EXECUTIONS = ("each", "map", "vmap")
+
+
+@dataclasses.dataclass
+class Trial:
+    """What may differ between the trials of a program."""
+
+    learning_rate: float = 0.05
+    weight_decay: float = 0.0
+    warmup: int = 0
+    clip: float = 10.0
+    seed: int = 0
+    settings: dict = dataclasses.field(default_factory=dict)
+
+
+TRIALS = (
+    Trial(
+        learning_rate=0.2,
+        warmup=3,
+        seed=1,
+        settings={"dropout": 0.3, "learning_rate_ratio": 2.0},
+    ),
+    Trial(
+        weight_decay=0.1,
+        clip=0.05,
+        seed=4,
+        settings={"rank": 3, "alpha": 8.0, "dropout": 0.5, "learning_rate_ratio": 0.5},
+    ),
+    Trial(settings={"rank": 1, "alpha": 3.0, "dropout": 0.1, "learning_rate_ratio": 4.0}),
+)
+"""All that may differ."""
+PAIR = (
+    Trial(learning_rate=0.2, warmup=3, clip=0.05),
+    Trial(weight_decay=0.1, seed=4, settings={"rank": 3, "alpha": 8.0}),
+)
+
+
+def forward(params, x):
+    def layer(x, kernel):
+        return jax.nn.tanh(x @ kernel) + x, None
+
+    x, _ = jax.lax.scan(layer, x, params["layers"])
+    return x @ params["out"] + params["bias"][None]
+
+
+def parameters(seed=0):
+    """The base is that of all trials, a head (`bias`) is of each one's own."""
+    keys = jax.random.split(jax.random.key(7), 2)
+    return {
+        "layers": jax.random.normal(keys[0], (2, 6, 6)) / 2,
+        "out": jax.random.normal(keys[1], (6, 3)),
+        "bias": jax.random.normal(jax.random.key(seed), (3,)),
+    }
+
+
+@dataclasses.dataclass
+class Made:
+    adapted: lj.Adapted
+    trainable: dict
+    frozen: lj.Frozen
+
+
+def make(trial, names="lora"):
+    """The model adapted by one method, or its layers by one and what follows by another."""
+    settings = {"rank": 2, **trial.settings} if names != "full" else {}
+    methods = [variants.make(name, **settings) for name in names.split(",")]
+    targets = dict(zip(("layers", "out"), methods, strict=False))
+    targets = targets if len(methods) > 1 else {"all-linear": methods[0]}
+    adapted = lj.adapt(forward, targets=targets, also_train=["bias"] if names != "full" else ())
+    key = jax.random.key(trial.seed)
+    return Made(adapted, *adapted.init(key, parameters(trial.seed), jnp.zeros((1, 6))))
+
+
+def batches(trial, start=0, size=8):
+    step = start
+    while True:
+        rng = np.random.default_rng([trial.seed, step])
+        x = rng.normal(size=(size, 6))
+        dtype = jnp.result_type(float)
+        weight = np.ones(size, dtype)
+        weight[size - step % 3 :] = 0
+        yield {"x": x.astype(dtype), "label": (x.sum(1) > 0).astype(np.int32), "weight": weight}
+        step += 1
+
+
+def sgd(hyper):
+    rate = optim.traceable_schedule("linear", hyper["learning_rate"], 10, hyper["warmup"])
+    return optax.chain(optax.add_decayed_weights(hyper["weight_decay"]), optax.sgd(rate))
+
+
+def adam(hyper):
+    rate = optim.traceable_schedule("linear", hyper["learning_rate"], 40, hyper["warmup"])
+    return optim.adamw(rate, weight_decay=hyper["weight_decay"], clip=None)
+
+
+def hyper_of(trial):
+    return {n: getattr(trial, n) for n in ("learning_rate", "weight_decay", "warmup", "clip")}
+
+
+def predict_with(adapted):
+    def predict(trainable, frozen, batch, rng):
+        return adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
+
+    return predict
+
+
+def alone(trial, steps, names="lora", optimizer=sgd):
+    """The states after each step of a trial by itself, and the metrics."""
+    made = make(trial, names)
+    tx = optimizer(hyper_of(trial))
+    predict = predict_with(made.adapted)
+    step = make_train_step(made.adapted, tx, predict, cross_entropy, clip=trial.clip)
+    own = jax.tree.map(jnp.copy, made.trainable)
+    rng = jax.random.key(trial.seed + 100)
+    state = TrainState.create(made.adapted, tx, own, made.frozen, rng)
+    found = []
+    source = batches(trial)
+    for _ in range(steps):
+        state, values = step(state, made.frozen, next(source))
+        found.append((jax.tree.map(np.array, state.trainable), dict(values)))
+    return found
+
+
+def build(all_trials, execution, names="lora", optimizer=sgd):
+    """The program of trials, their states, and what each of them is like alone."""
+    made = [make(trial, names) for trial in all_trials]
+    rules = zip(*(each.adapted.rules for each in made), strict=True)
+    rules = tuple((rule[0][0], union([variant for _, variant in rule])) for rule in rules)
+    adapted = dataclasses.replace(made[0].adapted, rules=rules)
+    like = jax.eval_shape(adapted.init, jax.random.key(0), parameters(), jnp.zeros((1, 6)))
+    shared = [trial_program.share(each.frozen, made[0].frozen) for each in made]
+    wide = [
+        trial_program.widen(each.trainable, frozen, like)
+        for each, frozen in zip(made, shared, strict=True)
+    ]
+    step = make_step(adapted, predict_with(adapted), cross_entropy)
+    states = [
+        TrainState.create(adapted, optimizer(hyper_of(t)), w, f, jax.random.key(t.seed + 100))
+        for t, (w, f) in zip(all_trials, wide, strict=True)
+    ]
+
+    def traced(hyper, state, frozen, batch):
+        return step(optimizer(hyper), hyper["clip"], state, frozen, batch)
+
+    hyper = [jax.tree.map(lambda x: jnp.asarray(x, float), hyper_of(t)) for t in all_trials]
+    frozen = [each for _, each in wide]
+    return trial_program.make_program(execution, traced, frozen, hyper), states, made
+
+
+def test_adapters_in_a_wider_program_are_those_of_max_rank():
+    """Those that `init` makes of the same rank where there is room for more."""
+    rest = {"dropout": 0.1, "learning_rate_ratio": 4.0}
+    small, large, wanted = (
+        make(Trial(settings={"rank": rank, "max_rank": most, **rest}))
+        for rank, most in ((2, None), (3, 3), (2, 3))
+    )
+    like = large.trainable, large.frozen
+    trainable, frozen = trial_program.widen(small.trainable, small.frozen, like)
+    chex.assert_trees_all_equal(trainable, wanted.trainable)
+    chex.assert_trees_all_equal(frozen.constants, wanted.frozen.constants)
+
+
+@functools.cache
+def built(execution):
+    """Of TRIALS with Adam: compiled once, with states to copy."""
+    return build(TRIALS, execution, optimizer=adam)
+
+
+def together(all_trials, steps, execution, names):
+    run, states, made = build(all_trials, execution, names)
+    population = run.start(states)
+    sources = [batches(trial) for trial in all_trials]
+    found = [[] for _ in all_trials]
+    for _ in range(steps):
+        population, values = run.step(population, [next(source) for source in sources])
+        for number, mine in enumerate(found):
+            wide = jax.tree.map(np.array, run.pick(population, number).trainable)
+            own = trial_program.narrow(wide, made[number].trainable)
+            mine.append((own, {name: float(value[number]) for name, value in values.items()}))
+    return found
+
+
+def assert_close(ours, theirs, **tolerance):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for mine, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert mine.shape == wanted.shape
+        np.testing.assert_allclose(mine, wanted, **tolerance)
+
+
+def assert_as_alone(chosen, steps, names, executions=("vmap",)):
+    """Step by step, against each trial by itself."""
+    wanted = [alone(trial, steps, names) for trial in chosen]
+    for execution in executions:
+        for ours, theirs in zip(together(chosen, steps, execution, names), wanted, strict=True):
+            for (trainable, values), (expected, others) in zip(ours, theirs, strict=True):
+                assert_close(trainable, expected, rtol=1e-10, atol=1e-12)
+                np.testing.assert_allclose(values["loss"], others["loss"], rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_trajectories_of_sgd_in_float64():
+    """Learning rates, decay, warm-up, clipping, alpha, rank, dropout, ratio and seed differ."""
+    assert_as_alone(TRIALS, 6, "lora", EXECUTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("names", ["dora,lora_fa", "pissa,hira", "vera", "full"])
+def test_trajectories_of_other_methods(names):
+    """Masks, constants and shared arrays of theirs, in stacks and single matrices."""
+    chosen = PAIR
+    if names in ("vera", "full"):  # of one rank, or none
+        chosen = [dataclasses.replace(trial, settings={}) for trial in PAIR]
+    assert_as_alone(chosen, 6, names)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_adalora_with_budgets_and_penalties_of_their_own():
+    settings = {"rank": 3, "target_rank": 2, "total_steps": 12, "t_init": 2, "t_final": 4}
+    other = {"target_rank": 1, "orthogonality": 0.5, "beta1": 0.5, "t_init": 1, "alpha": 4.0}
+    assert_as_alone(
+        (Trial(settings=settings), Trial(seed=2, settings=settings | other)), 10, "adalora"
+    )
+
+
+@pytest.fixture(scope="module")
+def first_values():
+    """The metrics of the first step, with Adam and in float32, of some trials alone."""
+    with jax.numpy_dtype_promotion("standard"):
+        return {number: alone(TRIALS[number], 1, optimizer=adam)[0][1] for number in (1, 2)}
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations, first_values):
+    """The same program takes any learning rate, alpha, rank, ratio and seed."""
+    run, states, _ = built(execution)
+    sources = [batches(trial) for trial in TRIALS]
+    population = run.start(jax.tree.map(jnp.copy, states))
+    population, values = run.step(population, [next(source) for source in sources])
+    for number, expected in first_values.items():
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(values[name][number], expected[name], rtol=1e-5)
+    population, _ = run.step(population, [next(source) for source in sources])
+    with compilations() as counted:
+        for _ in range(3):
+            population, _ = run.step(population, [next(source) for source in sources])
+    assert counted == []
+
+
+def test_the_base_is_neither_stacked_nor_copied():
+    run, states, made = built("vmap")
+    population = run.start(states)
+    assert jax.tree.leaves(population.trainable["adapters"])[0].shape[0] == len(TRIALS)
+    before = [id(leaf) for leaf in made[0].frozen.base.values()]
+    shared = trial_program.share(made[1].frozen, made[0].frozen)
+    assert [id(leaf) for leaf in shared.base.values()] == before
+
+
+@pytest.mark.parametrize(("room", "tried"), [(0, ["each"]), (10**9, ["each", "vmap"])])
+def test_a_step_of_all_that_memory_has_no_room_for_is_not_tried(room, tried):
+    def start():
+        return [jax.tree.map(jnp.copy, state) for state in built("each")[1]]
+
+    given = [next(batches(trial)) for trial in TRIALS]
+    _, seconds = trial_program.fastest(
+        lambda each: built(each)[0], start, given, steps=10**9, shapes=1, room=room
+    )
+    assert list(seconds)[:2] == tried
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def fit(
+    folder,
+    execution="each",
+    chosen=TRIALS,
+    killed_at=None,
+    poison=None,
+    keep_best=False,
+    overflow=None,
+):
+    """20 steps of all trials, as `test_train` has them for one."""
+    if chosen is TRIALS:
+        run, states, made = built(execution)
+        states = jax.tree.map(jnp.copy, states)  # what is started with is donated
+    else:
+        run, states, made = build(chosen, execution, optimizer=adam)
+
+    def source(number):
+        def start(step):
+            for each, batch in enumerate(batches(chosen[number], step), step + 1):
+                if each == killed_at:
+                    raise Killed
+                if (number, each) == poison:
+                    batch["x"] = batch["x"] * np.nan
+                yield batch
+
+        return start
+
+    def evaluate(number, trainable):
+        if (number, outcomes[number].steps) == overflow:
+            return {"accuracy": 0.5, "eval_loss": math.inf}
+        own = trial_program.narrow(trainable, made[number].trainable)
+        merged = made[number].adapted.merge(own, made[number].frozen)
+        return {"accuracy": float(jnp.sin(jnp.abs(merged["out"]).sum() * 3))}
+
+    outcomes = [loop.Outcome() for _ in chosen]
+    folders = [folder / str(number) for number in range(len(chosen))]
+    logs = [metrics_log.Metrics(each) for each in folders]
+    with checkpoint.Checkpoints(folder / "checkpoints") as saved:
+        ended = fit_trials.fit_trials(
+            run,
+            states,
+            loops=[loop.Loop(20, 3, 7, 5)] * len(chosen),
+            batches=[source(number) for number in range(len(chosen))],
+            evaluate=evaluate,
+            checkpoints=saved,
+            metrics=logs,
+            identity={"trials": "these"},
+            outcomes=outcomes,
+            keep_best=keep_best,
+        )
+    own = [trial_program.narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
+    return own, outcomes, [metrics_log.read_metrics(each / "metrics.jsonl") for each in folders]
+
+
+def without_seconds(outcome):
+    rows = [{**row, "seconds": 0} for row in outcome.evaluations]
+    return dataclasses.replace(outcome, seconds=0, evaluations=rows)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Runs that nothing disturbs, with their folder; made once for each execution."""
+
+    @functools.cache
+    def run(execution):
+        folder = tmp_path_factory.mktemp(execution)
+        return folder, fit(folder, execution, keep_best=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "execution, killed_at", [("each", 1), ("vmap", 6), ("each", 8), ("vmap", 20)]
+)
+def test_interrupted_trials_end_with_the_same_bits(tmp_path, execution, killed_at, straight):
+    _, undisturbed = straight(execution)
+    with pytest.raises(Killed):
+        fit(tmp_path, execution, killed_at=killed_at, keep_best=True)
+    again = fit(tmp_path, execution, keep_best=True)
+    assert_close(again[0], undisturbed[0], rtol=0)
+    assert [*map(without_seconds, again[1])] == [*map(without_seconds, undisturbed[1])]
+    assert again[2] == undisturbed[2]
+
+
+@pytest.mark.parametrize("execution", ["each", "vmap"])
+def test_a_trial_that_diverges_ends_and_the_others_go_on(tmp_path, execution, straight):
+    _, outcomes, rows = fit(tmp_path, execution, poison=(1, 11))
+    assert [outcome.diverged for outcome in outcomes] == [False, True, False]
+    assert [outcome.steps for outcome in outcomes] == [20, 12, 20]
+    assert rows[1][-1]["step"] == 12 and math.isnan(rows[1][-1]["loss"])
+    _, (_, _, wanted) = straight(execution)
+    for number in (0, 2):
+        assert rows[number] == wanted[number]
+
+
+def test_a_score_that_is_not_finite_outlives_a_kill(tmp_path):
+    undisturbed = fit(tmp_path / "straight", overflow=(1, 7))
+    assert undisturbed[1][1].diverged and undisturbed[1][1].steps == 7
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", overflow=(1, 7), killed_at=13)
+    again = fit(tmp_path / "killed", overflow=(1, 7))
+    assert [*map(without_seconds, again[1])] == [*map(without_seconds, undisturbed[1])]
+    assert again[1][1].metrics_last == {"accuracy": 0.5, "eval_loss": math.inf}
+
+
+def test_the_best_evaluations_state_is_returned(tmp_path, straight):
+    last, outcomes, rows = fit(tmp_path)
+    _, (best, _, _) = straight("each")
+    for number, outcome in enumerate(outcomes):
+        scores = {row["step"]: row["accuracy"] for row in rows[number] if "accuracy" in row}
+        assert outcome.best_step == max(scores, key=scores.__getitem__)
+        same = all(
+            np.array_equal(ours, theirs)
+            for ours, theirs in zip(
+                jax.tree.leaves(best[number]), jax.tree.leaves(last[number]), strict=True
+            )
+        )
+        assert same == (outcome.best_step == 20)
+    assert len({outcome.best_step for outcome in outcomes}) > 1
+
+
+def test_checkpoints_of_other_trials_are_refused(tmp_path, straight):
+    folder, _ = straight("each")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="leaf"):
+        fit(tmp_path, chosen=(*TRIALS, Trial(seed=9, settings=TRIALS[0].settings)))

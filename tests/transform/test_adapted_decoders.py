@@ -1,0 +1,145 @@
+"""Adapted decoders stay causal, whatever the method, and new words train alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from drawn_model import run
+from small_decoder import random_decoder, random_ids
+from zoo.check import random_like
+
+import lora_jax as lj
+import variants
+from lora_jax.models.parts.kv_cache import cached_step
+from lora_jax.models.parts.vocabulary import extend_vocabulary
+
+RANK = {"rank": 3}
+SETTINGS = {"lora": RANK, "dora": RANK, "hira": RANK, "miss": RANK}
+SETTINGS |= {"adalora": {"rank": 3, "target_rank": 2}}
+CASES = [  # each method and each family once
+    ("llama", "dora"),
+    ("llama", "vera"),
+    ("llama", "ia3"),
+    ("llama", "trainable_tokens"),
+    ("mistral", "hira"),
+    ("qwen2", "adalora"),
+    ("qwen3", "lora"),
+    ("gpt2", "miss"),
+]
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with jax.enable_x64():
+        yield
+
+
+def adapt(model, method):
+    """The adapted model, its parameters and the shapes of what is frozen."""
+    targets = "embedding/embedding" if method == "trainable_tokens" else "all-linear"
+    forward, params = lj.from_nnx(model)
+    adapted = lj.adapt(forward, variants.make(method, **SETTINGS.get(method, {})), targets)
+    _, frozen = jax.eval_shape(adapted.init, jax.random.key(1), params, random_ids())
+    return adapted, params, frozen
+
+
+def moved(adapted, params):
+    """Random factors, and what is frozen."""
+    trainable, frozen = adapted.init(jax.random.key(1), params, random_ids())
+    return random_like(trainable, 2), frozen
+
+
+@pytest.mark.parametrize(("family", "method"), CASES)
+def test_no_token_sees_what_follows_it(family, method):
+    model = random_decoder(family, options={"param_dtype": jnp.float64})
+    adapted, params, frozen = adapt(model, method)
+    if method != "trainable_tokens":  # neither the embedding nor the head
+        assert len(frozen.spec.adapted) == (6 if family == "gpt2" else 7)
+
+    @jax.jit
+    def apply(params, ids, share):
+        factors, frozen = moved(adapted, params)
+        return adapted.apply(jax.tree.map(lambda x: share * x, factors), frozen, ids)
+
+    ids = np.asarray(random_ids(tokens=7, seed=4))
+    other = ids.copy()
+    other[:, 4:] = (ids[:, 4:] + 1) % 23
+    first, second, still = (
+        np.asarray(apply(params, *each)) for each in ((ids, 1.0), (other, 1.0), (ids, 0.0))
+    )
+    np.testing.assert_array_equal(first[:, :4], second[:, :4])
+    assert (first[:, 4:] != second[:, 4:]).any()
+    assert not np.allclose(first, still)
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_new_words_begin_as_the_mean_of_all_and_leave_the_others_alone(tied):
+    options = {"param_dtype": jnp.float64}
+    model = random_decoder("llama", options=options, tie_word_embeddings=tied)
+    larger = extend_vocabulary(model, 2)
+    ids = random_ids()
+    before, after = (np.asarray(run(each, ids)) for each in (model, larger))
+    assert after.shape == (*before.shape[:-1], 25)
+    np.testing.assert_allclose(after[..., :23], before, rtol=1e-12)
+    mean = before.mean(axis=-1)
+    np.testing.assert_allclose(after[..., 23], mean, rtol=1e-5, atol=1e-6)
+    assert model.config.vocab_size == 23 and larger.config.vocab_size == 25
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_rows_of_new_words_train_and_no_other(tied):
+    options = {"param_dtype": jnp.float64}
+    model = extend_vocabulary(random_decoder("llama", options=options, tie_word_embeddings=tied), 2)
+    forward, params = lj.from_nnx(model)
+    adapted = lj.adapt(forward, variants.make("trainable_tokens", last=2), "embedding/embedding")
+    ids = np.array(random_ids(tokens=6))
+    ids[:, 2] = 23
+
+    def gradient(apply, at):
+        def loss(at):
+            logs = jax.nn.log_softmax(apply(at))
+            return -jnp.take_along_axis(logs[:, :-1], ids[:, 1:, None], axis=-1).mean()
+
+        return jax.grad(loss)(at)
+
+    @jax.jit
+    def computed(params):
+        trainable, frozen = adapted.init(jax.random.key(0), params, ids)
+        assert lj.summary(trainable, frozen).trained == 2 * 16
+        grads = gradient(lambda t: adapted.apply(t, frozen, ids), trainable)
+        after = jax.tree.map(lambda x: x + 1.0, trainable)
+        merged = adapted.merge(after, frozen)
+        outputs = adapted.apply(after, frozen, ids), forward(merged, ids)
+        whole = gradient(lambda p: forward(p, ids), params)
+        return grads, whole, (merged["embedding"]["embedding"][...], *outputs)
+
+    grads, whole, computed = computed(params)
+    rows = grads["adapters"]["embedding/embedding"]["rows"]
+    whole_rows = np.asarray(whole["embedding"]["embedding"][...])[23:]
+    np.testing.assert_allclose(rows, whole_rows, rtol=1e-9)
+    merged, found, expected = map(np.asarray, computed)
+    before = np.asarray(params["embedding"]["embedding"][...])
+    np.testing.assert_array_equal(merged[:23], before[:23])
+    np.testing.assert_array_equal(merged[23:], before[23:] + 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ("dora", "trainable_tokens"))
+def test_adapters_write_without_being_merged(method):
+    model = random_decoder("llama", options={"param_dtype": jnp.float64}, tie_word_embeddings=True)
+    adapted, params, _ = adapt(model, method)
+    step, _ = cached_step(model)
+    ids = random_ids(tokens=5)
+
+    @jax.jit
+    def both(params):
+        trainable, frozen = moved(adapted, params)
+        apply = dataclasses.replace(adapted, forward=step).apply
+        first, cache = apply(trainable, frozen, ids[:, :4], None, None, capacity=5)
+        second, _ = apply(trainable, frozen, ids[:, 4:], None, cache)
+        return jnp.stack([first, second], 1), adapted.apply(trainable, frozen, ids)[:, 3:]
+
+    found, expected = both(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)

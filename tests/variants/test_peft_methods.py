@@ -1,0 +1,133 @@
+"""Methods beside LoRA equal to PEFT's, on the fixtures of `make_fixtures/peft_methods.py`.
+
+Where PEFT differs from the papers or from here, a test names the difference and has both.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from make_fixtures.peft_lora import RATE
+from make_fixtures.peft_methods import CASES, DROPOUT_CASES, FIXTURES, statistics, takes_start
+from peft_net import assert_agrees, group, to_factors
+from peft_special import (
+    assert_agrees_in_training,
+    assert_disabling_differs,
+    assert_dora_drops_less,
+    assert_ia3_scales_biases,
+    assert_starts_alike,
+    fast_pissa_errors,
+    lora_plus,
+)
+
+from lora_jax.methods import initialization
+from lora_jax.variant import Base
+
+FACTS = json.loads((FIXTURES / "peft_methods.json").read_text())
+ELSEWHERE = {
+    *(case for case, config in CASES.items() if "optimiser" in config),  # they train alike, below
+    *("dora", "pissa", "vera", "hira"),  # in `..._everywhere`
+    "ia3_bias",
+}
+DRAWN = ["lora_fa", "pissa_fast"]
+"""Starts with something random in all of their numbers."""
+
+
+def load(case):
+    return np.load(FIXTURES / f"peft_{case}.npz")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ELSEWHERE])
+def test_outputs_gradients_merged_weights_and_training(case, x64):
+    """And, where nothing is random, starts."""
+    begun = assert_agrees(load(case), CASES[case])
+    if case not in DRAWN and not takes_start(CASES[case]):
+        assert_starts_alike(load(case), *begun)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_saved_tensors_are_the_parameters(case, x64):
+    arrays = load(case)
+    saved = {n: x for n, x in group(arrays, "ckpt").items() if not n.startswith("base_model.vera")}
+    saved = to_factors(saved)
+    for path, factors in to_factors(group(arrays, "param")).items():
+        for name, factor in factors.items():
+            np.testing.assert_array_equal(saved[path][name], factor)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if takes_start(CASES[case])])
+def test_peft_does_not_give_the_base_back(case, x64):
+    begun = assert_disabling_differs(load(case), CASES[case])
+    if case not in DRAWN:
+        assert_starts_alike(load(case), *begun)
+
+
+def test_peft_scales_ia3s_biases(x64):
+    assert_ia3_scales_biases(load("ia3_bias"), CASES["ia3_bias"])
+
+
+# -- LoRA+ -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["lora_plus_sgd", "lora_plus_adamw"])
+def test_lora_plus_trains_alike(case, x64, standard_promotion):
+    errors = lora_plus(load(case), CASES[case])
+    assert max(jax.tree.leaves(errors)) < 1e-10
+
+
+def test_peft_gives_the_magnitudes_of_dora_bs_rate(x64):
+    """The difference: PEFT, as LoRA+'s authors, counts every vector as a B; here only B is one."""
+    arrays, config = load("lora_plus_dora"), CASES["lora_plus_dora"]
+    ratio = config["optimiser"]["ratio"]
+    rates = {path: {"b": ratio, "m": ratio} for path in to_factors(group(arrays, "param"))}
+    assert max(jax.tree.leaves(lora_plus(arrays, config, rates))) < 1e-10
+    ours = {path: {"b": ratio} for path in rates}
+    assert min(each["m"] for each in lora_plus(arrays, config, ours).values()) > 1e-3
+
+
+def test_peft_hardly_trains_embeddings_with_lora_plus(x64):
+    """The difference: PEFT gives an embedding's A and B the rate 1e-6, whatever the ratio."""
+    arrays, config = load("lora_plus_embedding"), CASES["lora_plus_embedding"]
+    ratio, slow = config["optimiser"]["ratio"], 1e-6 / RATE
+    rates = {"embed.weight": {"a": slow, "b": slow}, "l1.weight": {"b": ratio}}
+    assert max(jax.tree.leaves(lora_plus(arrays, config, rates))) < 1e-10
+    assert min(lora_plus(arrays, config)["embed.weight"].values()) > 1e-3
+
+
+# -- dropout ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case for case in DROPOUT_CASES if case != "dora"])
+def test_dropout_of_the_same_entries(case, x64):
+    assert_agrees_in_training(load(f"{case}_dropout"), DROPOUT_CASES[case])
+
+
+def test_peft_drops_a_part_of_doras_base_term(x64):
+    assert_dora_drops_less(load("dora_dropout"), DROPOUT_CASES["dora"])
+
+
+# -- starts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theirs", FACTS["orthogonal"], ids=lambda each: f"rank{each['rank']}")
+def test_orthogonal_starts_have_pefts_distribution(theirs):
+    """Both halves random of rank r / 2, and no effect at the start."""
+    base, rank = Base(np.zeros((theirs["in"], theirs["out"]), np.float32), "io"), theirs["rank"]
+    start = jax.jit(lambda key: initialization.orthogonal(key, base, rank, 1.0))(jax.random.key(0))
+    ours = statistics(*map(np.asarray, start))
+    for name in ("a", "b"):
+        assert ours[f"rank_{name}"] == theirs[f"rank_{name}"] == theirs["rank"] // 2
+        size = theirs["rank"] / 2 * theirs["in" if name == "a" else "out"]  # degrees of freedom
+        assert abs(ours[f"std_{name}"] / theirs[f"std_{name}"] - 1) < 5 / np.sqrt(size)
+    assert max(ours["product"], theirs["product"]) < 1e-6
+
+
+def test_pefts_fast_pissa_is_further_from_the_best(x64):
+    """The difference: PEFT's randomised SVD follows as many directions as there are ranks.
+
+    Here it follows 8 more, as Halko et al. advise; in a matrix that small, that is all of them.
+    """
+    for best, ours, theirs in fast_pissa_errors(load("pissa_fast"), CASES["pissa_fast"]):
+        assert abs(ours - best) < 1e-10
+        assert theirs > best + 1e-3
