@@ -11,9 +11,9 @@ from rich.console import Console
 from configs import quickstart
 from experiments import cli
 from experiments.runs.audit_flag import wanted
+from experiments.runs.quickstart_table import Trained, show
 from experiments.runs.run import run
 from experiments.setup.experiment import build
-from experiments.showcase import Trained, show
 from lora_jax.adapters.adapter_file import load_adapter
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder for the runs.")

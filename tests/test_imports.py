@@ -1,6 +1,7 @@
-"""Imports run one way: lora_jax <- variants <- experiments, and configs are plain data."""
+"""Imports run one way, between packages and between folders; configs are plain data."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,28 @@ def test_no_import_against_the_direction(package):
     for path in files:
         tops = {name.partition(".")[0] for name in imported(path)}
         assert not tops & FORBIDDEN[package], path
+
+
+def folders(package: str) -> dict[str, set[str]]:
+    """The folders of a package, each with those that its files import; files at the top alone."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    place = {name: name.rpartition(".")[0] if name.count(".") > 1 else name for name in modules}
+    graph: dict[str, set[str]] = {folder: set() for folder in place.values()}
+    for name, folder in place.items():
+        for other in imported(ROOT / f"{name.replace('.', '/')}.py") & modules:
+            graph[folder] |= {place[other]} - {folder}
+    return graph
+
+
+@pytest.mark.parametrize("package", ["lora_jax", "experiments"])
+def test_no_folders_import_each_other_in_a_circle(package):
+    graph = folders(package)
+    assert any(graph.values())
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises, and names the circle
 
 
 def test_no_variant_imports_another():

@@ -11,9 +11,8 @@ import pytest
 import small_model
 from rich.console import Console
 
-from experiments import showcase
 from experiments.analysis import unfinished_runs
-from experiments.runs import run
+from experiments.runs import quickstart_table, run
 from experiments.setup import experiment
 from lora_jax import data
 from lora_jax.records import run_record
@@ -158,15 +157,15 @@ def test_only_adapters_of_the_final_budget_may_be_the_best(smoke):
 
 
 def test_the_quickstarts_table_fits_and_is_the_readmes():
-    labels = (showcase.HEAD, showcase.LORA, showcase.MERGED)
+    labels = (quickstart_table.HEAD, quickstart_table.LORA, quickstart_table.MERGED)
     rows = [(label, "100.0%", "22,713,216", "1234 s", "12.3 s") for label in labels]
     console = Console(width=80, file=io.StringIO())
-    console.print(showcase.table(rows))
+    console.print(quickstart_table.table(rows))
     assert len(console.file.getvalue().splitlines()) == 3 + len(rows) + 1
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("<!-- quickstart -->")[2].partition("<!-- /quickstart -->")[0]
     header, _, *body = [
         line.strip("| ").split(" | ") for line in shown.split("\n\n")[0].split("\n") if line
     ]
-    assert header == list(showcase.COLUMNS)
+    assert header == list(quickstart_table.COLUMNS)
     assert [row[0] for row in body] == list(labels)

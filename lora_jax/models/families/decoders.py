@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lora_jax.models.families.decoder_configs import DECODER_KINDS
 from lora_jax.models.families.gpt2 import GPT2
 from lora_jax.models.families.gpt2_config import GPT2Config
 from lora_jax.models.families.llama import Llama
@@ -19,12 +20,10 @@ class DecoderFamily(NamedTuple):
     architecture: str
 
 
+_DECODERS = {LlamaConfig: Llama, GPT2Config: GPT2}
 DECODERS = {
-    "llama": DecoderFamily(LlamaConfig, Llama, "LlamaForCausalLM"),
-    "mistral": DecoderFamily(LlamaConfig, Llama, "MistralForCausalLM"),
-    "qwen2": DecoderFamily(LlamaConfig, Llama, "Qwen2ForCausalLM"),
-    "qwen3": DecoderFamily(LlamaConfig, Llama, "Qwen3ForCausalLM"),
-    "gpt2": DecoderFamily(GPT2Config, GPT2, "GPT2LMHeadModel"),
+    name: DecoderFamily(kind.config, _DECODERS[kind.config], kind.architecture)
+    for name, kind in DECODER_KINDS.items()
 }
 
 

@@ -1,0 +1,22 @@
+"""The decoders that are here, by the model_type of their config.json; none of them is imported."""
+
+from typing import NamedTuple
+
+from lora_jax.models.families.gpt2_config import GPT2Config
+from lora_jax.models.families.llama_config import LlamaConfig
+
+
+class DecoderKind(NamedTuple):
+    """What reads a config.json, and what the language model is called in transformers."""
+
+    config: type[LlamaConfig] | type[GPT2Config]
+    architecture: str
+
+
+DECODER_KINDS = {
+    "llama": DecoderKind(LlamaConfig, "LlamaForCausalLM"),
+    "mistral": DecoderKind(LlamaConfig, "MistralForCausalLM"),
+    "qwen2": DecoderKind(LlamaConfig, "Qwen2ForCausalLM"),
+    "qwen3": DecoderKind(LlamaConfig, "Qwen3ForCausalLM"),
+    "gpt2": DecoderKind(GPT2Config, "GPT2LMHeadModel"),
+}
