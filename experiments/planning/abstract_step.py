@@ -16,6 +16,7 @@ from experiments.setup.validate import validate
 from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.published import encoders
 from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
+from lora_jax.models.published.location import locate
 from lora_jax.models.published.sharding_rules import DECODER, ENCODER
 from lora_jax.sharding.layout import Layout, lay_out, placed
 from lora_jax.sharding.mesh import ROWS, Rules, parts
@@ -111,13 +112,13 @@ def model_of(
     """
     section = config["model"]
     if not is_text_to_text(config["data"]):
-        shape = encoders.read_config(encoders.locate(section["name"]))
+        shape = encoders.read_config(locate(section["name"]))
         abstract = classification.abstract(shape, section, OUTPUTS)
         tokens = min(config["data"]["max_length"], shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy
     content = ON_THE_HUB.get(section["name"])
     if content is None:
-        shape = read_decoder_config(encoders.locate(section["name"]))
+        shape = read_decoder_config(locate(section["name"]))
     else:
         shape = decoder_family_of(content).config.from_json(content)
     decoder = abstract_decoder(shape, mesh=mesh, **completion.options(section))

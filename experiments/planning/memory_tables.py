@@ -10,7 +10,7 @@ from experiments.setup.experiment import build
 from experiments.setup.read_config import read_config
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoders import read_decoder_config
-from lora_jax.models.published.encoders import locate
+from lora_jax.models.published.location import locate
 
 GIB = 2**30
 CARDS = (16, 24, 40, 48, 80, 141)

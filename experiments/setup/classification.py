@@ -24,7 +24,8 @@ from experiments.setup.workload import Problem
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
-from lora_jax.models.published import encoders, torch_names
+from lora_jax.models.published import encoders, torch_names, weight_files
+from lora_jax.models.published.location import locate
 from lora_jax.models.published.placed import Shardings
 from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
 from lora_jax.models.published.weight_files import Weights
@@ -39,7 +40,7 @@ def read(config: dict[str, Any]) -> Texts:
     """
     check_dtype(config["model"])
     task = from_config.make_task(config["data"])
-    folder = encoders.locate(config["model"]["name"])
+    folder = locate(config["model"]["name"])
     shape = encoders.read_config(folder)
     # What is wrong with the model, first: texts may take a while.
     _check_weights(folder, shape, abstract(shape, config["model"], task.num_outputs))
@@ -65,7 +66,7 @@ def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Ma
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
-    folder = encoders.locate(config["model"]["name"])
+    folder = locate(config["model"]["name"])
     task: Any = texts.task
     loaded = encoders.load_classifier(
         folder,
@@ -80,7 +81,7 @@ def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Ma
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
-    digest = processes.first(lambda: encoders.digest(folder))
+    digest = processes.first(lambda: weight_files.digest(folder))
     return Materials(**vars(texts), problem=_problem(task, model), weights_digest=digest)
 
 
@@ -88,7 +89,7 @@ def gather_abstract(config: dict[str, Any]) -> Materials:
     """The same with shapes in the place of weights, which are not read."""
     texts = read(config)
     task: Any = texts.task
-    shape = encoders.read_config(encoders.locate(config["model"]["name"]))
+    shape = encoders.read_config(locate(config["model"]["name"]))
     outlined = lj.from_nnx(abstract(shape, config["model"], task.num_outputs))
     return Materials(**vars(texts), problem=_problem(task, lambda key: outlined))
 
@@ -129,7 +130,7 @@ def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
     Raises:
       ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
     """
-    folder = encoders.locate(model["name"])
+    folder = locate(model["name"])
     config = encoders.read_config(folder)
     classifier = abstract(config, model, outputs)
     _check_weights(folder, config, classifier)

@@ -27,7 +27,8 @@ from lora_jax.metrics import label_metrics
 from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
 from lora_jax.models.parts.decoder import Decoder
 from lora_jax.models.parts.kv_cache import cached_step, empty_cache
-from lora_jax.models.published import decoders, encoders, weight_files
+from lora_jax.models.published import decoders, weight_files
+from lora_jax.models.published.location import locate
 from lora_jax.models.published.sharding_rules import DECODER, shardings_of
 from lora_jax.sharding import memory
 
@@ -129,7 +130,7 @@ def read(config: dict[str, Any]) -> Prompts:
     section = config["data"]
     task = from_config.make_text_task(section)
     check_written(config["generate"], task)
-    where = encoders.locate(config["model"]["name"])
+    where = locate(config["model"]["name"])
     # First, as what is no decoder has no chat template either.
     shape = decoders.read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
@@ -171,7 +172,7 @@ def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
-    where = encoders.locate(config["model"]["name"])
+    where = locate(config["model"]["name"])
     settings, shardings = options(config["model"]), None
     if mesh is not None:
         abstract = decoders.outline_decoder(where, **settings)
@@ -185,7 +186,7 @@ def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> 
 
 def gather_abstract(config: dict[str, Any]) -> Materials:
     """The same with shapes in the place of weights, which are not read."""
-    texts, where = read(config), encoders.locate(config["model"]["name"])
+    texts, where = read(config), locate(config["model"]["name"])
     decoder = decoders.outline_decoder(where, **options(config["model"]))
     return _materials(config, texts, decoder)
 
@@ -223,7 +224,7 @@ def outline(model: dict[str, Any]) -> tuple[Any, Any]:
     Raises:
       ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
     """
-    where = encoders.locate(model["name"])
+    where = locate(model["name"])
     data.load_tokenizer(where)
     abstract = decoders.outline_decoder(where, **options(model))
     return completion_likelihood(abstract, 1, model["chunk"])

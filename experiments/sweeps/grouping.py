@@ -10,7 +10,7 @@ from experiments.setup import from_config
 from experiments.sweeps.traced_step import Outline
 from lora_jax.files.canonical_json import canonical
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.training.trial_program import same_when_masked
+from lora_jax.training.masking import same_when_masked
 
 NAMES = ("experiment", "seed", "study", "start_from")
 Settings = tuple[tuple[Any, lj.Variant], ...]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import statistics
 import time
@@ -11,115 +10,30 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
-
-import lora_jax as lj
 from experiments.runs import artifacts, step_audit
 from experiments.runs.folder_lock import Place, alone_in
 from experiments.runs.memory_line import announce
 from experiments.runs.progress_bar import bar
-from experiments.setup import from_config
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import gather
 from experiments.setup.out_of_memory import explained
+from experiments.sweeps.group import Together, together
 from experiments.sweeps.group_folder import GroupFolder
-from experiments.sweeps.grouping import union
-from experiments.sweeps.traced_step import traced_step
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, Metrics
 from lora_jax.sharding import memory
 from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.fastest_program import fastest
 from lora_jax.training.fit_trials import fit_trials
 from lora_jax.training.loop import Outcome
-from lora_jax.training.step import Batch, TrainState
-from lora_jax.training.trial_program import (
-    Execution,
-    Program,
-    fastest,
-    make_program,
-    narrow,
-    share,
-    widen,
-)
-from lora_jax.transform.placement import Trainable
+from lora_jax.training.masking import share
+from lora_jax.training.step import TrainState
+from lora_jax.training.trial_program import Execution, Program
 
 Ended = run_record.Record | Exception
 STEPPING = "trials step by"
 """How the line begins that tells what `fastest` found."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Together:
-    """The trials of a group, widened to one structure; the first one's model serves them all."""
-
-    experiments: tuple[Experiment, ...]
-    shared: Experiment
-    """The first one, with the structure that holds them all."""
-    frozen: tuple[lj.Frozen, ...]
-    trainables: tuple[Trainable, ...]
-
-    def start(self) -> list[TrainState]:
-        """The states before the first step; their arrays are their own."""
-        return [
-            TrainState.create(
-                self.shared.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
-            )
-            for each, trainable, frozen in zip(
-                self.experiments, self.trainables, self.frozen, strict=True
-            )
-        ]
-
-    def program(self, execution: Execution) -> Program:
-        """The trials as a program (see `lora_jax.training.trial_program`)."""
-        first = self.shared
-        step = traced_step(first.adapted, first.predict, first.loss, first.config, first.loop.steps)
-        hyper = [
-            {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
-            for each in self.experiments
-        ]
-        return make_program(execution, step, self.frozen, hyper)
-
-    def call(self, number: int, trainable: Any) -> Callable[[Batch], Array]:
-        """The adapted model of a trial, its trainables as wide as the program's."""
-        return lambda batch: self._evaluate(trainable, self.frozen[number], batch)
-
-    def evaluate(self, number: int, trainable: Any) -> dict[str, float]:
-        return self.experiments[number].score(self.call(number, trainable))
-
-    @functools.cached_property
-    def _evaluate(self) -> Callable[..., Array]:
-        predict = self.shared.predict
-        return jax.jit(lambda trainable, frozen, batch: predict(trainable, frozen, batch, None))
-
-    def own(self, number: int, state: TrainState) -> TrainState:
-        """A trial's state as it would be had it run alone."""
-        mine = self.experiments[number]
-        trainable = narrow(state.trainable, mine.trainable)
-        like = mine.adapted.init_state(mine.trainable, mine.frozen)
-        variant_state = narrow(state.variant_state, like)
-        return dataclasses.replace(state, trainable=trainable, variant_state=variant_state)
-
-
-def together(experiments: Sequence[Experiment]) -> Together:
-    """Trials of one group (`experiments.sweeps.grouping`), in one structure."""
-    first = experiments[0]
-    targets = {
-        where: union([dict(each.adapted.rules)[where] for each in experiments])  # type: ignore
-        for where, _ in first.adapted.rules
-    }
-    storage = from_config.make_storage(first.config["quantize"])
-    adapted = lj.adapt(first.adapted.forward, None, targets, first.config["also_train"], storage)
-    example = np.zeros((first.batch_size, first.boundaries[0]), np.int32)
-    params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
-    like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
-    wide = [widen(each.trainable, each.frozen, like) for each in experiments]
-    trainables, frozen = zip(*wide, strict=True)
-    shared = dataclasses.replace(first, adapted=adapted)
-    return Together(tuple(experiments), shared, frozen, trainables)
 
 
 def run_together(

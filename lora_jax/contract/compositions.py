@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from lora_jax.contract import keys, toys
+from lora_jax.contract import keys, toy_matrices, toys
 from lora_jax.contract.clause import (
     clause,
     compiled,
@@ -18,7 +18,8 @@ from lora_jax.contract.clause import (
     require_close,
     require_identical,
 )
-from lora_jax.contract.matrix import inputs_of, require_products
+from lora_jax.contract.products import inputs_of, require_products
+from lora_jax.contract.toy_matrices import factors_of, init, noisy, normal
 from lora_jax.contract.toys import decoder
 from lora_jax.methods import initialization
 from lora_jax.partition import flatten
@@ -42,9 +43,9 @@ def dropout_spares_the_base(variant: Variant) -> None:
     if not _has(variant, "dropout"):
         return
     dropping = dataclasses.replace(variant, dropout=0.5)
-    base = toys.base(variant)
-    x = toys.normal((3, base.shape[0]), 14)
-    random, halves = (toys.normal(base.shape, 19), np.zeros((KEYS, *base.shape)))
+    base = toy_matrices.base(variant)
+    x = normal((3, base.shape[0]), 14)
+    random, halves = (normal(base.shape, 19), np.zeros((KEYS, *base.shape)))
 
     def dropped(halves: np.ndarray) -> Any:
         return _dropped(dropping, base, x, random, halves, 15)
@@ -68,8 +69,8 @@ def _dropped(
 ) -> tuple[Any, ...]:
     """Products with and without dropout, and the gradients of some combination of each."""
     several = jax.random.split(keys.key(seed), KEYS)
-    start = variant.dot(x, base, toys.init(variant, seed, base), dropout_key=several[0])
-    trainable, constants = factors = toys.factors_of(variant, base)
+    start = variant.dot(x, base, init(variant, seed, base), dropout_key=several[0])
+    trainable, constants = factors = factors_of(variant, base)
     weight, through_weight = jax.vjp(
         lambda t: variant.weight(base, Factors(t, constants)), trainable
     )
@@ -89,8 +90,8 @@ def starts_from_any_initialization(variant: Variant) -> None:
     """Every initialisation starts at the base, and its products equal the weight."""
     if not _has(variant, "initialization") or variant.differs_at_init:
         return
-    base = toys.base(variant)
-    x, z = (toys.normal((3, size), 17) for size in base.shape)
+    base = toy_matrices.base(variant)
+    x, z = (normal((3, size), 17) for size in base.shape)
     names = (*initialization.DRAWN, *initialization.TAKEN, "pissa_niter_2")
     others = tuple(dataclasses.replace(variant, initialization=name) for name in names)
     results = jax.device_get(_begun(others, base, x, z, 18))
@@ -107,8 +108,8 @@ def _begun(
     """Of each variant the weight at the start, another weight, and the products with that."""
     results = []
     for each in variants:
-        start = toys.init(each, seed, base)
-        factors = Factors(toys.noisy(start.trainable), start.constants)
+        start = init(each, seed, base)
+        factors = Factors(noisy(start.trainable), start.constants)
         weight, dot = each.weight(base, factors), each.dot(x, base, factors)
         results.append((each.weight(base, start), weight, dot, each.dot_t(z, base, factors)))
     return results
@@ -150,7 +151,7 @@ def _moves(
 @clause
 def acts_on_quantised_weights(variant: Variant) -> None:
     """On quantised weights it computes what it does on those that they stand for, gradients too."""
-    base = compiled(functools.partial(quantized, Int8()))(toys.base(variant).value)
+    base = compiled(functools.partial(quantized, Int8()))(toy_matrices.base(variant).value)
     require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})
     toy = toys.toy(variant, targets=toys.SOME, quantize=NF4())
     stood_for = compiled(toy.adapted.disable)(toy.trainable, toy.frozen)

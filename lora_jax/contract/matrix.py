@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.contract import keys, toys
+from lora_jax.contract import toy_matrices
 from lora_jax.contract.clause import (
     clause,
     compiled,
@@ -20,6 +20,23 @@ from lora_jax.contract.clause import (
     require_close,
     require_identical,
     require_same_form,
+)
+from lora_jax.contract.products import (
+    _calls,
+    _pull_back,
+    gradients_equal_those_through_the_weight,
+    narrow_inputs_give_narrow_outputs,
+    products_accumulate_as_asked,
+    products_equal_the_weight,
+)
+from lora_jax.contract.toy_matrices import (
+    compiled_factors_of,
+    factors_of,
+    noisy,
+    normal,
+    shapes,
+    stack,
+    variations,
 )
 from lora_jax.variant import Base, Factors, Variant, wide
 
@@ -44,9 +61,9 @@ def settings_are_static(variant: Variant) -> None:
     require(twin == variant, "a variant with the same settings is not equal to it")
     require(hash(twin) == hash(variant), "a variant with the same settings has another hash")
     before = repr(variant)
-    base = toys.base(variant)
-    x = toys.normal(base.shape[:1], 5)
-    jax.eval_shape(lambda base: variant.dot(x, base, toys.factors_of(variant, base)), base)
+    base = toy_matrices.base(variant)
+    x = normal(base.shape[:1], 5)
+    jax.eval_shape(lambda base: variant.dot(x, base, factors_of(variant, base)), base)
     require(repr(variant) == before, f"use changed the settings to {variant}")
 
 
@@ -54,14 +71,14 @@ def settings_are_static(variant: Variant) -> None:
 def init_is_a_function_of_its_key(variant: Variant) -> None:
     """The same key gives the same factors, from any instance, in any order, stacked or alone."""
     one, two = map(jax.random.key, (6, 7))
-    base = toys.base(variant)
+    base = toy_matrices.base(variant)
 
     def init(each: Variant) -> Callable[[Array, Base], Factors]:
         return compiled(lambda key, base: each.init(key, base))  # which remembers nothing
 
     once = init(variant)
     first, other = once(one, base), once(two, base)
-    jax.eval_shape(variant.init, two, toys.bases(variant)["oi"])
+    jax.eval_shape(variant.init, two, toy_matrices.bases(variant)["oi"])
     require_identical("init with the same key", init(variant)(one, base), first)
     twin = dataclasses.replace(variant)
     require_identical("init of an equal variant", init(twin)(one, base), first)
@@ -73,7 +90,7 @@ def init_is_a_function_of_its_key(variant: Variant) -> None:
         first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
         return first, second
 
-    both = together(one, two, toys.stack(base, base))
+    both = together(one, two, stack(base, base))
     require_close("init under vmap", both, (first, other))
 
     if draws_random_numbers(variant.init, one, base):
@@ -86,8 +103,8 @@ def init_is_a_function_of_its_key(variant: Variant) -> None:
 def factors_are_wide(variant: Variant) -> None:
     """Trainables have the base's dtype, or float32 where that is narrower."""
     for narrow in (jnp.bfloat16, jnp.float32, jnp.float64):
-        base = toys.base(variant, narrow)
-        factors = jax.eval_shape(functools.partial(toys.init, variant), 0, base)
+        base = toy_matrices.base(variant, narrow)
+        factors = jax.eval_shape(functools.partial(toy_matrices.init, variant), 0, base)
         wanted = wide(narrow)
         for name, factor in factors.trainable.items():
             found = f"trainable '{name}' of a {jnp.dtype(narrow)} matrix is {factor.dtype}"
@@ -101,20 +118,22 @@ def starts_at_the_base(variant: Variant) -> None:
     """The effective weight is the base's at the start, unless the variant says why it is not."""
     if variant.differs_at_init:
         return
-    bases = {r: each for r, each in toys.bases(variant).items() if r in ("io", "oi", "oio")}
+    bases = {r: each for r, each in toy_matrices.bases(variant).items() if r in ("io", "oi", "oio")}
     for roles, weight in _starting_weights(variant, bases, 7).items():
         require_close(f"the weight at the start ({roles})", weight, bases["io"].value, 1e-12)
 
 
 @functools.partial(compiled, static_argnums=0)
 def _starting_weights(variant: Variant, bases: dict[str, Base], seed: Array) -> dict[str, Array]:
-    return {r: variant.weight(each, toys.init(variant, seed, each)) for r, each in bases.items()}
+    return {
+        r: variant.weight(each, toy_matrices.init(variant, seed, each)) for r, each in bases.items()
+    }
 
 
 @clause
 def count_is_exact(variant: Variant) -> None:
     """`count` is how many trainable numbers the weight depends on; none is there for nothing."""
-    bases = {shape: Base(toys.normal(shape, 8), "io") for shape in toys.shapes(variant)}
+    bases = {shape: Base(normal(shape, 8), "io") for shape in shapes(variant)}
     gradients = jax.device_get(_gradients_of_weights(variant, bases, 2))
     for shape in bases:
         grads = gradients[shape]
@@ -133,56 +152,10 @@ def _gradients_of_weights(
     """The gradient of a random projection of each weight."""
 
     def gradient(base: Base) -> dict[str, Array]:
-        pull_back = _pull_back(variant, base, toys.factors_of(variant, base, seed))
-        return pull_back(toys.normal(base.shape, 11))
+        pull_back = _pull_back(variant, base, factors_of(variant, base, seed))
+        return pull_back(normal(base.shape, 11))
 
     return {shape: gradient(base) for shape, base in bases.items()}
-
-
-@clause
-def products_equal_the_weight(variant: Variant) -> None:
-    """`dot`, `dot_t` and `take` are products with, and rows of, `weight`."""
-    outers = {"io": ((), (3,), (2, 3), (0,)), "ioo": ((),), "iio": ((3,),)}
-    uses = {}
-    for roles, base in toys.bases(variant).items():
-        for outer in outers.get(roles, ((2, 3),)):
-            uses[f"for {roles}, {list(outer)}"] = base, inputs_of(base, outer)
-    require_products(variant, uses)
-
-
-@clause
-def gradients_equal_those_through_the_weight(variant: Variant) -> None:
-    """`dot`, `dot_t` and `take` have the gradients of products with `weight`."""
-    base = toys.base(variant)
-    x, z, rows = inputs = jax.device_get(inputs_of(base, (6,)))
-    cotangents = c, c_t, c_rows = [
-        np.asarray(toys.normal((6, base.shape[axis]), [11, number]))
-        for number, axis in enumerate((1, 0, 1))
-    ]
-    taken = np.zeros(base.shape)
-    np.add.at(taken, rows, c_rows)
-    through = [x.T @ c, np.transpose(c_t) @ z, taken]
-    factors = toys.compiled_factors_of(variant, base)
-    results = _gradients_of_uses(variant, base, factors, inputs, cotangents, through)
-    for name, (got, wanted) in results.items():
-        require_close(f"the gradient of {name}", got, wanted)
-
-
-@functools.partial(compiled, static_argnums=0)
-def _gradients_of_uses(
-    variant: Variant, base: Base, factors: Factors, inputs: Any, cotangents: Any, through: Any
-) -> dict[str, tuple[Any, Any]]:
-    """Of each use the gradient, and what it is through the weight, by the weight's cotangents."""
-    by_weight = _pull_back(variant, base, factors)
-    calls = {"dot": variant.dot, "dot_t": variant.dot_t, "take": variant.take}
-    results = {}
-    for (name, call), x, y, w in zip(calls.items(), inputs, cotangents, through, strict=True):
-
-        def use(trainable: Any, call: Any = call, x: Any = x) -> Array:
-            return call(x, base, Factors(trainable, factors.constants))
-
-        results[name] = jax.vjp(use, factors.trainable)[1](y)[0], by_weight(w)
-    return results
 
 
 @clause
@@ -191,9 +164,9 @@ def numbers_are_read_from_constants(variant: Variant) -> None:
 
     So a variant that differs in such a setting, given the same factors, computes the same.
     """
-    others = {name: other for other, name in toys.variations(variant)}
-    base = toys.base(variant)
-    factors = toys.compiled_factors_of(variant, base)
+    others = {name: other for other, name in variations(variant)}
+    base = toy_matrices.base(variant)
+    factors = compiled_factors_of(variant, base)
     wanted, *rest = _computed((variant, *others.values()), base, factors)
     for name, got in zip(others, rest, strict=True):
         for what in wanted:
@@ -211,8 +184,8 @@ def _computed(variants: tuple[Variant, ...], base: Base, factors: Factors) -> li
 @clause
 def calls_are_pure(variant: Variant) -> None:
     """Calling twice gives the same bits, and changes no argument."""
-    base = toys.base(variant)
-    factors = toys.compiled_factors_of(variant, base)
+    base = toy_matrices.base(variant)
+    factors = compiled_factors_of(variant, base)
 
     def everything() -> dict[str, Any]:
         # A function of its own each time, so that nothing is remembered.
@@ -230,8 +203,8 @@ def _everything(variant: Variant, base: Base, factors: Factors) -> dict[str, Any
         results[what] = _without_changing(what, lambda factors, c=call: c(variant), factors)
 
     group = {"w": factors}
-    moved = {"w": Factors(toys.noisy(factors.trainable, 13), factors.constants)}
-    grads, step = {"w": toys.noisy(factors.trainable, 12)}, jnp.asarray(1)
+    moved = {"w": Factors(noisy(factors.trainable, 13), factors.constants)}
+    grads, step = {"w": noisy(factors.trainable, 12)}, jnp.asarray(1)
     state = _without_changing("init_state", variant.init_state, group)
     results["penalty"] = _without_changing("penalty", variant.penalty, group)
     results["init_state"] = state
@@ -252,114 +225,6 @@ def _without_changing(what: str, call: Callable[..., Any], *arguments: Any) -> A
         f"{what} changes its arguments",
     )
     return result
-
-
-@clause
-def narrow_inputs_give_narrow_outputs(variant: Variant) -> None:
-    """A bfloat16 or float32 matrix and input give that dtype, as near to the truth as merging."""
-    for dtype in (jnp.bfloat16, jnp.float32):
-        base = toys.base(variant, dtype)
-        x, z, rows = inputs_of(base, (3,), dtype)
-        ((weight, *products),) = _products(
-            variant, toys.compiled_factors_of(variant, base), [(base, (x, z, rows))]
-        )
-        require(
-            weight.dtype == wide(dtype),
-            f"weight of a {jnp.dtype(dtype)} matrix is {weight.dtype}, expected its factors' dtype",
-        )
-        exact = np.asarray(weight, np.float64)
-        operands = x, z, np.eye(len(exact))[np.asarray(rows)]
-        for what, got, operand, matrix in zip(
-            ("dot", "dot_t", "take"), products, operands, (exact, exact.T, exact), strict=True
-        ):
-            require(got.dtype == dtype, f"{what} of {jnp.dtype(dtype)} gives {got.dtype}")
-            operand = np.asarray(operand, np.float64)
-            units = float(jnp.finfo(dtype).eps) * np.max(np.abs(operand) @ np.abs(matrix))
-            error = np.max(np.abs(np.asarray(got, np.float64) - operand @ matrix)) / units
-            require(
-                error <= 8, f"{what} of {jnp.dtype(dtype)} is {error:.2g} units off (at most 8)"
-            )
-
-
-@clause
-def products_accumulate_as_asked(variant: Variant) -> None:
-    """A product that is to be summed in float32 comes out in float32, also of bfloat16."""
-    narrow, wider = jnp.bfloat16, jnp.dtype(jnp.float32)
-    base = toys.base(variant, narrow)
-    asking = dataclasses.replace(base, accumulate=wider)
-    factors, inputs = toys.compiled_factors_of(variant, base), inputs_of(base, (2, 3), narrow)
-    results = _products(variant, factors, [(asking, inputs), (base, inputs)])
-    for what, got, plain in list(zip(("weight", "dot", "dot_t"), *results, strict=False))[1:]:
-        require(got.dtype == wider, f"{what} accumulated in float32 gives {got.dtype}")
-        got, plain = np.asarray(got), np.asarray(plain, np.float32)
-        size = np.abs(plain).max()
-        require_close(f"{what} accumulated in float32", got / size, plain / size, 0.1)
-
-
-Uses = dict[str, tuple[Base, tuple[Array, Array, Array]]]
-"""Layouts of a matrix, by what is said of them, with inputs of `dot`, of `dot_t` and of `take`."""
-
-
-def require_products(variant: Variant, uses: Uses) -> None:
-    """Compare `dot`, `dot_t` and `take` with `weight`."""
-    bases = [base for base, _ in uses.values()]
-    factors = toys.compiled_factors_of(variant, bases[0])
-    results = _products(variant, factors, list(uses.values()))
-    for (of, (base, (x, z, rows))), (weight, *products) in zip(uses.items(), results, strict=True):
-        wanted = jax.ShapeDtypeStruct(base.shape, base.dtype)
-        require_same_form("weight", weight, wanted)
-        require_close(f"weight {of}", weight, results[0][0])
-        weight = np.asarray(weight)
-        references = np.asarray(x) @ weight, np.asarray(z) @ weight.T, weight[np.asarray(rows)]
-        for what, got, reference in zip(
-            ("dot", "dot_t", "take"), products, references, strict=True
-        ):
-            require_close(f"{what} {of}", got, reference)
-
-
-@functools.partial(compiled, static_argnums=0)
-def _products(variant: Variant, factors: Factors, uses: Any) -> list[tuple[Array, ...]]:
-    """The weight and the products with it, in each layout of one matrix."""
-
-    def products(base: Base, inputs: Any) -> tuple[Array, ...]:
-        x, z, rows = inputs
-        weight, dot = variant.weight(base, factors), variant.dot(x, base, factors)
-        return weight, dot, variant.dot_t(z, base, factors), variant.take(rows, base, factors)
-
-    return [products(*use) for use in uses]
-
-
-def inputs_of(
-    base: Base, outer: tuple[int, ...], dtype: Any = jnp.float64
-) -> tuple[Array, Array, Array]:
-    """Inputs of `dot`, of `dot_t` and of `take`."""
-    x, z = (toys.normal((*outer, size), size, dtype) for size in base.shape)
-    rows = np.random.default_rng(9).integers(0, base.shape[0], outer)
-    return x, z, toys.array(rows, np.int32)
-
-
-def _calls(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Any]]:
-    """Everything that a variant computes with one matrix."""
-    x, z, rows = inputs_of(base, (2, 3))
-    key = keys.key(10)
-    return {
-        "weight": lambda variant: variant.weight(base, factors),
-        "dot": lambda variant: variant.dot(x, base, factors),
-        "dot with dropout": lambda variant: variant.dot(x, base, factors, dropout_key=key),
-        "dot_t": lambda variant: variant.dot_t(z, base, factors),
-        "take": lambda variant: variant.take(rows, base, factors),
-        "learning_rates": lambda variant: variant.learning_rates({"w": factors.constants}),
-    }
-
-
-def _pull_back(variant: Variant, base: Base, factors: Factors) -> Callable[[Array], Any]:
-    """The gradient of the trainables, given the weight's."""
-
-    def weight(trainable: Any) -> Array:
-        return variant.weight(base, Factors(trainable, factors.constants))
-
-    _, pull_back = jax.vjp(weight, factors.trainable)
-    return lambda cotangent: pull_back(cotangent)[0]
 
 
 OF_A_MATRIX = (

@@ -20,6 +20,7 @@ from lora_jax.contract.clause import (
     require_identical,
     require_same_form,
 )
+from lora_jax.contract.toy_matrices import array, base, noisy, stack
 from lora_jax.contract.toys import Toy, score
 from lora_jax.partition import flatten, unflatten
 from lora_jax.transform.placement import Trainable
@@ -57,7 +58,7 @@ def stacked_layers_equal_single_ones(variant: Variant) -> None:
     toy = toys.toy(variant)
     unrolled = _with_forward(toy, toys.unrolled)
     require_close("a scan over layers", toy.output(toy.moved), unrolled.output(toy.moved))
-    if variant.adapts and draws_random_numbers(variant.init, jax.random.key(0), toys.base(variant)):
+    if variant.adapts and draws_random_numbers(variant.init, jax.random.key(0), base(variant)):
         path = "layers/up"
         layers = toy.trainable["adapters"][path], toy.frozen.constants[path]
         leaves = map(np.asarray, jax.tree.leaves(layers))
@@ -135,7 +136,7 @@ def survives_a_file(variant: Variant) -> None:
     file = safetensors.numpy.save({path: np.asarray(leaf) for path, leaf in leaves.items()})
     loaded = safetensors.numpy.load(file)
     _, treedef = flatten((other.trainable, other.frozen.constants, other.frozen.shared))
-    restored = unflatten(treedef, {path: toys.array(loaded[path]) for path in leaves})
+    restored = unflatten(treedef, {path: array(loaded[path]) for path in leaves})
     require_identical("what was loaded", restored, saved)
     trainable, constants, shared = restored
     frozen = dataclasses.replace(other.frozen, constants=constants, shared=shared)
@@ -149,7 +150,7 @@ def narrow_models_stay_narrow(variant: Variant) -> None:
     toy = toys.toy(variant, dtype=jnp.bfloat16, targets=toys.SOME)
     for seed in range(3):
         # Moved by more, attention is all or nothing, and even right roundings turn it over.
-        moved = toys.noisy(toy.trainable, seed, 0.1)
+        moved = noisy(toy.trainable, seed, 0.1)
         merged, wanted = toy.merged(moved)
         require_same_form("merge", merged, toy.params)
         got = toy.output(moved)
@@ -179,7 +180,7 @@ def is_causal_and_batch_invariant(variant: Variant) -> None:
         ids[part] = (ids[part] + 1) % len(toy.params["embed"])
 
     def output(ids: np.ndarray) -> np.ndarray:
-        return np.asarray(toy.output(toy.moved, toys.array(ids)))
+        return np.asarray(toy.output(toy.moved, array(ids)))
 
     logits, last = output(np.asarray(toy.ids)), output(later)
     require(np.any(last[:, -1] != logits[:, -1]), "the last token does not change its own output")
@@ -204,8 +205,8 @@ def _shallow(variant: Variant) -> Toy:
 def _several(variant: Variant) -> tuple[Toy, Trainable, Array]:
     """A toy, three random trainables stacked, and the output of each."""
     toy = _shallow(variant)
-    each = [toys.noisy(toy.trainable, seed) for seed in range(3)]
-    return toy, toys.stack(*each), toys.stack(*map(toy.output, each))
+    each = [noisy(toy.trainable, seed) for seed in range(3)]
+    return toy, stack(*each), stack(*map(toy.output, each))
 
 
 OF_A_MODEL = (

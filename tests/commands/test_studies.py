@@ -23,6 +23,7 @@ from lora_jax.files import tree_file
 from lora_jax.metrics import label_metrics
 from lora_jax.models.families.encoders import FAMILIES, family_of
 from lora_jax.models.published import encoders
+from lora_jax.models.published.location import locate
 from lora_jax.partition import flatten
 from lora_jax.records import run_record
 
@@ -51,7 +52,7 @@ def model(folder, **content):
 def bert(tmp_path_factory):
     folder = model(tmp_path_factory.mktemp("models") / "bert", model_type="bert", **SIZES)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(encoders.locate("minilm") / name, folder)
+        shutil.copy(locate("minilm") / name, folder)
     return str(folder)
 
 

@@ -147,7 +147,7 @@ def _minilm():
     import torch
     import transformers
 
-    from lora_jax.models.published.encoders import locate
+    from lora_jax.models.published.location import locate
 
     folder = locate("minilm")
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -22,7 +22,8 @@ from make_fixtures.bert import CASES, FIXTURES, random_inputs, random_tensors, s
 
 from lora_jax.models.families.bert import BertClassifier, dropout
 from lora_jax.models.families.bert_config import BertConfig
-from lora_jax.models.published.encoders import load_classifier, locate
+from lora_jax.models.published.encoders import load_classifier
+from lora_jax.models.published.location import locate
 from lora_jax.models.published.torch_names import path_of
 
 SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())

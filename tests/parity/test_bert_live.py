@@ -9,7 +9,8 @@ from drawn_model import encode_and_run
 from flax import nnx
 from make_fixtures.bert import random_inputs, random_tensors, save_checkpoint
 
-from lora_jax.models.published.encoders import export_classifier, load_classifier, locate
+from lora_jax.models.published.encoders import export_classifier, load_classifier
+from lora_jax.models.published.location import locate
 from lora_jax.models.published.torch_names import to_torch_names
 
 torch = pytest.importorskip("torch")

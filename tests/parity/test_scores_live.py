@@ -5,7 +5,7 @@ import pytest
 
 from configs import quickstart
 from experiments.setup.experiment import build
-from lora_jax.models.published import encoders
+from lora_jax.models.published.location import locate
 from lora_jax.training import optim
 
 torch = pytest.importorskip("torch")
@@ -47,7 +47,7 @@ class Classifier(torch.nn.Module):
 
 def under_peft(experiment):
     """The same start under PEFT: its base, its factors, its head."""
-    folder = encoders.locate("minilm")
+    folder = locate("minilm")
     config = peft.LoraConfig(
         r=8,
         lora_alpha=16,

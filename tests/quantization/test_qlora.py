@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lora_jax as lj
 import variants
-from lora_jax.contract import toys
+from lora_jax.contract.toy_matrices import noisy, normal
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.training.checkpoint import Checkpoints
 
@@ -41,10 +41,10 @@ def parameters(dtype=jnp.float32, sizes=SIZES):
         "head": (width, 3),
     }
     leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda each: isinstance(each, tuple))
-    return treedef.unflatten([toys.normal(s, i, dtype, width**-0.5) for i, s in enumerate(leaves)])
+    return treedef.unflatten([normal(s, i, dtype, width**-0.5) for i, s in enumerate(leaves)])
 
 
-X = toys.normal((16, WIDTH), 9, jnp.float32)
+X = normal((16, WIDTH), 9, jnp.float32)
 
 
 def adapted_by(quantize, variant=LORA, targets=TARGETS, **options):
@@ -58,7 +58,7 @@ def stored():
     """A model in NF4, moved adapters, the same on the weights that are stored, and their steps."""
     adapted, _, trainable, frozen = adapted_by({"layers/.*(up|down)": lj.NF4()})
     dense = lj.adapt(forward, LORA, TARGETS)
-    moved = toys.noisy(trainable, scale=0.05)
+    moved = noisy(trainable, scale=0.05)
 
     @jax.jit
     def densely(trainable, frozen):
@@ -75,7 +75,7 @@ def assert_close_gradients(got, wanted):
     )
 
 
-LARGE_X = toys.normal((16, LARGE[1]), 9, jnp.float32)
+LARGE_X = normal((16, LARGE[1]), 9, jnp.float32)
 
 
 def large(**options):
@@ -206,7 +206,7 @@ def test_every_method_equals_itself_on_the_weights_that_are_stored(names, storag
     def both(key, params):
         trainable, frozen = adapted.init(key, params, X)
         _, frozen_dense = dense.init(key, adapted.disable(trainable, frozen), X)
-        moved = toys.noisy(trainable, scale=0.05)
+        moved = noisy(trainable, scale=0.05)
         return [
             jax.value_and_grad(lambda t: (each.apply(t, f, X) ** 2).mean())(moved)  # noqa: B023
             for each, f in ((adapted, frozen), (dense, frozen_dense))
@@ -318,7 +318,7 @@ def test_a_bfloat16_model_stays_narrow():
 def test_forward_over_reverse(stored):
     """Reverse mode, and forward mode over it: a product with a Hessian."""
     adapted, moved, frozen, dense, frozen_dense = stored
-    direction = toys.noisy(jax.tree.map(np.zeros_like, moved), seed=3)
+    direction = noisy(jax.tree.map(np.zeros_like, moved), seed=3)
 
     def product(adapted, frozen):
         gradient = jax.grad(lambda t: (adapted.apply(t, frozen, X) ** 2).mean())

