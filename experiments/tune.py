@@ -49,7 +49,7 @@ def tune() -> None:
             made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
             return made.to_dict()
 
-        study(config, module.STUDY, row, Path(str(_WORKDIR.value)))
+        study(config, module.STUDY, row, Path(str(_WORKDIR.value)), wanted())
 
 
 def _check_argument(text: str) -> None:
@@ -65,32 +65,36 @@ def _check_argument(text: str) -> None:
             raise ValueError(f"--argument={text}: the study's STUDY says which seeds are trained")
 
 
-def study(config: Any, plan: Mapping[str, Any], row: str, workdir: Path) -> None:
+def study(
+    config: Any, plan: Mapping[str, Any], row: str, workdir: Path, audit: bool = True
+) -> None:
     """All runs of one row: its learning rates, then the best one's seeds.
 
     Args:
       config: `config(**changes)` is the row's config.
       plan: `rates` by row, `held_out`, `tuning_seed` and `seeds`.
+      audit: whether compiled programs are compared with NumPy's before they train.
     """
     held = {"data__validation": plan["held_out"], "seed": plan["tuning_seed"]}
     rates = plan["rates"][row]
     configs = {f"{rate:g}": config(optimizer__learning_rate=rate, **held) for rate in rates}
-    tried = dict(zip(rates, _train(configs, workdir / "tuning" / row), strict=True))
+    tried = dict(zip(rates, _train(configs, workdir / "tuning" / row, audit), strict=True))
     best = best_rate(tried)
     seeds = plan["seeds"]
     configs = {str(seed): config(optimizer__learning_rate=best, seed=seed) for seed in seeds}
-    _train(configs, workdir / "runs" / row)
+    _train(configs, workdir / "runs" / row, audit)
 
 
-def _train(configs: Mapping[str, dict[str, Any]], folder: Path) -> list[run_record.Record]:
+def _train(
+    configs: Mapping[str, dict[str, Any]], folder: Path, audit: bool
+) -> list[run_record.Record]:
     """Train runs, each in a folder of its name; those that share a program as one."""
     names, console = list(configs), Console()
     ended: dict[str, run_record.Record] = {}
     for numbers in groups(list(configs.values())):
         mine = [names[number] for number in numbers]
         folders = [folder / name for name in mine]
-        how = jobs.How(audit=wanted())
-        results = jobs.train([configs[name] for name in mine], folders, mine, how)
+        results = jobs.train([configs[name] for name in mine], folders, mine, jobs.How(audit=audit))
         for name, result in zip(mine, results, strict=True):
             if isinstance(result, Exception):
                 raise result

@@ -57,7 +57,7 @@ class Shapes:
         hyper = from_config.make_hyper({**config["optimizer"], "warmup_steps": 0}, STEPS)
         schedule = config["optimizer"]["schedule"]
         tx = from_config.make_optimizer(hyper, schedule, STEPS, config["also_train"])
-        example, key = np.zeros((2, 8), np.int32), jax.random.key(0)
+        example, key = np.zeros((2, 2), np.int32), jax.random.key(0)
         trainable, frozen = jax.eval_shape(adapted.init, key, params, example, example, example)
         state = jax.eval_shape(
             lambda new, old: TrainState.create(adapted, tx, new, old, key), trainable, frozen

@@ -118,6 +118,7 @@ def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, 
     assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_a_model_of_few_positions(smoke, tmp_path):
     """Texts are cut to what it takes; where that leaves them no room, its file is named."""
     folder = shutil.copytree(smoke()["model"]["name"], tmp_path / "model")

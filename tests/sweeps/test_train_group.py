@@ -450,7 +450,9 @@ def test_budgets_of_adalora_are_shared_by_the_same_targets(config_of):
 
 
 def test_what_is_traced_is_what_a_run_computes_with(config_of):
-    traced_batches.assert_are_those_of_the_run(config_of(data__buckets=3, train__batch_size=4))
+    traced_batches.assert_are_those_of_the_run(
+        config_of(data__max_length=32, data__buckets=3, train__batch_size=4)
+    )
 
 
 def test_a_union_holds_all():
