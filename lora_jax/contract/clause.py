@@ -95,14 +95,21 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return functools.wraps(function)(lambda *args: program()(*args))
 
 
-def by_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function operation by operation, by NumPy: for references, of which none is compiled."""
+def by_numpy(
+    function: Callable[..., Any], static_argnums: int | tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """The function operation by operation, by NumPy: nothing is compiled, which takes longer."""
+    static = static_argnums if isinstance(static_argnums, tuple) else (static_argnums,)
+    traceable = jax.jit(function, static_argnums=static)  # which remembers what it has traced
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
-        closed, form = jax.make_jaxpr(function, return_shape=True)(*args)
-        results = ByNumpy(wide=False)(closed.jaxpr, closed.consts, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(form), results)
+        traced = traceable.trace(*args)
+        closed, given = traced.jaxpr, [x for n, x in enumerate(args) if n not in static]
+        results = ByNumpy(wide=False)(closed.jaxpr, closed.consts, jax.tree.leaves(given))
+        forms, form = jax.tree.flatten(traced.out_info)
+        typed = [np.array(x, each.dtype, order="C") for x, each in zip(results, forms, strict=True)]
+        return jax.tree.unflatten(form, typed)
 
     return run
 

@@ -12,6 +12,7 @@ from jax import Array
 
 from lora_jax.contract import keys, toy_matrices, toys
 from lora_jax.contract.clause import (
+    by_numpy,
     clause,
     compiled,
     require,
@@ -151,10 +152,10 @@ def _moves(
 @clause
 def acts_on_quantised_weights(variant: Variant) -> None:
     """On quantised weights it computes what it does on those that they stand for, gradients too."""
-    base = compiled(functools.partial(quantized, Int8()))(toy_matrices.base(variant).value)
+    base = by_numpy(functools.partial(quantized, Int8()))(toy_matrices.base(variant).value)
     require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})
     toy = toys.toy(variant, targets=toys.SOME, quantize=NF4())
-    stood_for = compiled(toy.adapted.disable)(toy.trainable, toy.frozen)
+    stood_for = by_numpy(toy.adapted.disable)(toy.trainable, toy.frozen)
     if not variant.differs_at_init:
         wanted = toys.output_of(stood_for, toy.ids)
         require_close("the output at the start", toy.gradient(toy.trainable)[0], wanted)

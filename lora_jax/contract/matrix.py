@@ -13,6 +13,7 @@ from jax import Array
 
 from lora_jax.contract import toy_matrices
 from lora_jax.contract.clause import (
+    by_numpy,
     clause,
     compiled,
     draws_random_numbers,
@@ -174,7 +175,7 @@ def numbers_are_read_from_constants(variant: Variant) -> None:
             require_close(said, got[what], wanted[what])
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _computed(variants: tuple[Variant, ...], base: Base, factors: Factors) -> list[dict[str, Any]]:
     """Everything that each computes with the same factors."""
     calls = _calls(base, factors)
@@ -189,7 +190,7 @@ def calls_are_pure(variant: Variant) -> None:
 
     def everything() -> dict[str, Any]:
         # A function of its own each time, so that nothing is remembered.
-        return compiled(lambda *arguments: _everything(variant, *arguments))(base, factors)
+        return by_numpy(lambda *arguments: _everything(variant, *arguments))(base, factors)
 
     first, again = everything(), everything()
     for what in first:

@@ -12,8 +12,8 @@ from jax import Array
 
 from lora_jax.contract import keys, toy_matrices
 from lora_jax.contract.clause import (
+    by_numpy,
     clause,
-    compiled,
     require,
     require_close,
     require_same_form,
@@ -51,7 +51,7 @@ def gradients_equal_those_through_the_weight(variant: Variant) -> None:
         require_close(f"the gradient of {name}", got, wanted)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _gradients_of_uses(
     variant: Variant, base: Base, factors: Factors, inputs: Any, cotangents: Any, through: Any
 ) -> dict[str, tuple[Any, Any]]:
@@ -131,7 +131,7 @@ def require_products(variant: Variant, uses: Uses) -> None:
             require_close(f"{what} {of}", got, reference)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _products(variant: Variant, factors: Factors, uses: Any) -> list[tuple[Array, ...]]:
     """The weight and the products with it, in each layout of one matrix."""
 

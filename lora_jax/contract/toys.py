@@ -205,7 +205,7 @@ def _gradient(
     return output, gradient
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _merged(
     adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
 ) -> tuple[PyTree, Array]:
