@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from experiments.setup.validate_sections import check_sections
 from experiments.setup.validate_texts import validate_texts
 from lora_jax import data
@@ -14,6 +16,8 @@ _NOT_NEGATIVE += ("data.train", "data.draw", "data.validation", "optimizer.weigh
 _NOT_NEGATIVE += ("optimizer.warmup_steps", "train.max_steps", "train.evaluations")
 _FINITE_AND_POSITIVE = ("optimizer.learning_rate", "optimizer.clip", "optimizer.eps")
 _FINITE_AND_POSITIVE += ("optimizer.head_learning_rate",)
+_MOST_ONE = ("optimizer.eps",)  # beyond that, it is all that an update is divided by
+_DECAYS = ("optimizer.weight_decay",)
 _RATES = ("optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio", "model.head_dropout")
 _FINITE = ("train.target_score",)
 _SEEDS = ("seed",)  # JAX takes larger ones for these
@@ -40,9 +44,16 @@ def validate(config: dict[str, Any]) -> None:
     if texts != (source in data.TEXT_SOURCES):
         other = "text-to-text tasks, as of configs/instruct.py" if not texts else "classifiers"
         raise ValueError(f"config.data.source '{source}' is of {other}, not of this config")
-    require(_POSITIVE + _FINITE_AND_POSITIVE, "positive", lambda value: value > 0)
+    require(_POSITIVE, "positive", lambda value: value > 0)
+    require(
+        _FINITE_AND_POSITIVE,
+        "positive and finite in float32",
+        lambda value: 0 < _single(value) < np.inf,
+    )
+    require(_MOST_ONE, "1 at most", lambda value: value <= 1)
     require(_NOT_NEGATIVE, "at least 0", lambda value: value >= 0)
-    require(_RATES, "in [0, 1)", lambda value: 0 <= value < 1)
+    require(_RATES, "in [0, 1), in float32", lambda value: 0 <= _single(value) < 1)
+    require(_DECAYS, "finite in float32", lambda value: _single(value) < np.inf)
     require(_FINITE, "finite", lambda value: True)
     require(_SEEDS, "below 2**32", lambda value: value < 2**32)
     if texts:
@@ -66,6 +77,12 @@ def validate(config: dict[str, Any]) -> None:
         raise ValueError(
             f"config.train.select '{config['train']['select']}': expected last or best"
         )
+
+
+def _single(value: float) -> Any:
+    """A number as the optimiser computes with it."""
+    with np.errstate(all="ignore"):
+        return np.float32(value)
 
 
 def _setting(config: dict[str, Any], name: str) -> Any:

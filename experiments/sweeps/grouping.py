@@ -90,22 +90,26 @@ def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[int]]:
     wrong = [[n] for n, matrix in enumerate(matrices) if matrix is None]
     right = [n for n, matrix in enumerate(matrices) if matrix is not None]
 
+    places = _places(candidates)
+
     @functools.cache
-    def program(n: int, rows: tuple[int | None, ...]) -> str | None:
-        own = [variant for _, variant in candidates[n]]
+    def program(n: int, rows: tuple[int | None, ...]) -> Any:
+        # Made anew, as a user's code may keep elsewhere what was made last.
+        own = [_anew(variant) for _, variant in candidates[n]]
         wide = [held(variant, most) for variant, most in zip(own, rows, strict=True)]
         good = _kinds(own) == _kinds(wide) and all(
             narrow is each or same_when_masked(narrow, each, matrices[n])
             for narrow, each in zip(own, wide, strict=True)
         )
         where = [pattern for pattern, _ in candidates[n]]
-        return outline.program(dict(zip(where, wide, strict=True))) if good else None
+        found = outline.program(dict(zip(where, wide, strict=True))) if good else None
+        return None if found is None else (found, places[n])
 
     return [*_split(program, candidates, right), *wrong]
 
 
 def _split(
-    program: Callable[[int, tuple[int | None, ...]], str | None],
+    program: Callable[[int, tuple[int | None, ...]], Any],
     candidates: Sequence[Settings],
     numbers: list[int],
 ) -> list[list[int]]:
@@ -125,6 +129,33 @@ def _split(
     if len(parts) == 1:
         return [numbers]
     return [part for own in parts.values() for part in _split(program, candidates, own)]
+
+
+def _places(candidates: Sequence[Settings]) -> list[tuple[int, ...]]:
+    """Numbers that tell apart what is equal to Python and written differently.
+
+    The caches of Python, and of `jax.jit` where it wraps a method, take equal variants for one
+    another: of the second one they give what was traced of the first, where 1 stands for 1.0, or a
+    user's field does not count in `==`.
+    """
+    writings: dict[lj.Variant, list[str]] = {}
+
+    def place(variant: lj.Variant) -> int:
+        fields = [getattr(variant, field.name) for field in dataclasses.fields(variant)]
+        writing = repr([(type(value), value) for value in fields])
+        known = writings.setdefault(variant, [])
+        if writing not in known:
+            known.append(writing)
+        return known.index(writing)
+
+    return [tuple(place(variant) for _, variant in each) for each in candidates]
+
+
+def _anew(variant: lj.Variant) -> lj.Variant:
+    try:
+        return dataclasses.replace(variant)
+    except Exception:  # of a user's code
+        return variant
 
 
 def union(variants: Sequence[lj.Variant]) -> lj.Variant:

@@ -180,20 +180,23 @@ def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None)
     wholes = [to_host(x) for x in arrays]
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
 
-    def evaluated(wide: bool) -> list[np.ndarray]:
-        by_numpy = ByNumpy(wide, None if wide else rounded_operands(jax.default_backend()))
-        return by_numpy(jaxpr, closed.consts, leaves)
+    def by_numpy(of: Any, wide: bool = False) -> list[np.ndarray]:
+        operands = None if wide else rounded_operands(jax.default_backend())
+        return ByNumpy(wide, operands)(of, closed.consts, leaves)
 
     try:
-        own = evaluated(wide=False)
+        own = by_numpy(jaxpr)
         if not all(np.isfinite(each).all() for each in own):
             return "its loss or gradient is not finite, operation by operation either"
         each = (worst(names, copy, own, trials) for copy in copies(arrays, wholes))
         found = dataclasses.replace(max(each, key=lambda one: one.error), tolerance=floor)
-        if math.isfinite(found.error) and (where := _not_finite(outputs)) is not None:
+        if math.isfinite(found.error) and (number := _not_finite(outputs)) is not None:
+            where, truth = _text(outputs[number][0][1:]), by_numpy(closed.jaxpr)[number]
+            if not np.isfinite(truth).all():
+                return f"{where} is not finite, operation by operation either"
             found = Finding(where, math.inf, floor)
         if floor < found.error < math.inf:
-            tolerance = MULTIPLE * worst(names, own, evaluated(wide=True), trials).error
+            tolerance = MULTIPLE * worst(names, own, by_numpy(jaxpr, wide=True), trials).error
             found = dataclasses.replace(found, tolerance=max(floor, min(tolerance, MOST)))
     except Exception as error:  # whatever it is, of an evaluation that no run depends on
         return first_line(error)
@@ -259,11 +262,11 @@ def _text(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _not_finite(outputs: Sequence[tuple[Any, Any]]) -> str | None:
-    """The first of a step's outputs that is not, but for a method's own state."""
-    for path, leaf in outputs:
+def _not_finite(outputs: Sequence[tuple[Any, Any]]) -> int | None:
+    """Which of a step's outputs is not, the first one, but for a method's own state."""
+    for number, (path, leaf) in enumerate(outputs):
         if _is_float(leaf) and GetAttrKey("variant_state") not in path and not _finite(leaf):
-            return _text(path[1:])
+            return number
     return None
 
 

@@ -35,9 +35,11 @@ def cure() -> None:
     is_file = bool(given.strip()) and not given.lstrip().startswith("-")
     if is_file or FLAG in given:
         if not is_cured(_content(given.strip()) if is_file else given):
-            _warn(f"the file {given} leaves it on" if is_file else "XLA_FLAGS has it switched on")
+            why = f"the file {given} leaves it on" if is_file else "XLA_FLAGS has it switched on"
+            _warn(why, f"put {CURE} into it")
     elif _backend_exists():
-        _warn("JAX was used before lora_jax was imported, which would have switched it off")
+        why = "JAX was used before lora_jax was imported, which would have switched it off"
+        _warn(why, f"start Python with XLA_FLAGS={CURE}, or import lora_jax first")
     else:
         os.environ["XLA_FLAGS"] = f"{given} {CURE}".strip()
 
@@ -78,9 +80,9 @@ def _backend_exists() -> bool:
     return xla_bridge.backends_are_initialized() and "cpu" in xla_bridge.backends()
 
 
-def _warn(why: str) -> None:
+def _warn(why: str, advice: str) -> None:
     warnings.warn(
         f"on CPUs, jaxlib {version('jaxlib')} computes some fused reductions wrong, and {why}: "
-        f"start Python with XLA_FLAGS={CURE}, or import lora_jax first (JAX {jax.__version__})",
+        f"{advice} (JAX {jax.__version__})",
         stacklevel=4,
     )

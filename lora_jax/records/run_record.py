@@ -189,9 +189,22 @@ def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
         values, found = seal.opened(content)
         record = validate(values)
         seal.check(values, found)
+        if found is None and _has_checks(Path(folder) / "metrics.jsonl"):
+            raise ValueError(
+                "it has no seal, but metrics.jsonl beside it has checks: it was changed"
+            )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return record, found is not None
+
+
+def _has_checks(metrics: Path) -> bool:
+    """Whether lines of metrics have the checks that came with the seals of records."""
+    try:
+        with metrics.open("rb") as file:
+            return seal.has_check(file.readline())
+    except FileNotFoundError:
+        return False
 
 
 def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:

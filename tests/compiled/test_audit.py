@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def rounding(params, x):
 
 
 @functools.cache
-def made(name, dtype=np.float32, rows=8, function=forward, storage=None, **settings):
+def made(name, dtype=np.float32, rows=8, function=forward, storage=None, rate=1e-2, **settings):
     """A jitted step, and what makes its arguments."""
     random = np.random.default_rng(0)
     drawn = {"up": (12, 16), "down": (16, 10)}
@@ -50,7 +51,7 @@ def made(name, dtype=np.float32, rows=8, function=forward, storage=None, **setti
     x = random.standard_normal((rows, 12)).astype(dtype)
     trainable, frozen = jax.jit(adapted.init)(jax.random.key(1), params, x)
     batch = {"x": x, "label": np.arange(rows) % 10, "weight": np.ones(rows, np.float32)}
-    tx = optax.adam(1e-2)
+    tx = optax.adam(rate)
 
     def predict(trainable, frozen, batch, rng):
         outputs = adapted.apply(trainable, frozen, batch["x"], dropout_key=rng)
@@ -286,6 +287,16 @@ def test_nothing_is_said_where_nothing_can_be():
 
     found = audit.audit(step, [("8 rows", overflowing)])
     assert found.values() is None and "not finite" in found.left_out["8 rows"]
+
+
+def test_weights_that_no_arithmetic_holds_are_not_the_compilers_fault():
+    found = audit.audit(*one_case(*made(*LORA, rate=math.inf)))
+    assert found.values() is None
+    assert re.search("adapters/.* is not finite, operation by operation", found.left_out["8 rows"])
+
+
+def one_case(step, arguments):
+    return step, [("8 rows", arguments)]
 
 
 def test_a_gradient_is_needed():

@@ -121,6 +121,15 @@ def test_a_sealed_run_has_checks_in_its_metrics(tmp_path):
     assert len(scores.draw(tmp_path, "training", tmp_path / "x.png")) == 1
 
 
+def test_a_seal_beside_checks_is_not_dropped_unseen(tmp_path):
+    write(tmp_path, "glue", "", {"matthews": 0.5}, losses=(0.5, 0.25))
+    change(tmp_path / "record.json", lambda values: values.pop("seal"))
+    with pytest.raises(
+        ValueError, match=r"record\.json: it has no seal, but metrics\.jsonl beside"
+    ):
+        run_record.read(tmp_path)
+
+
 def test_a_completed_run_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "build", None)
     run_record.claim(tmp_path, glue.get_config("task=sst2").to_dict())

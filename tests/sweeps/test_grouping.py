@@ -1,6 +1,7 @@
 """Trials of users' variants share a program only where it computes what each computes alone."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -288,9 +289,73 @@ def test_what_equality_does_not_tell_is_traced(where):
     assert not share(Hidden(gain=1, where=where), Hidden(gain=1.0 + (where != "kind"), where=where))
 
 
+@dataclasses.dataclass(frozen=True)
+class Told(Hidden):
+    """Variants of different settings are not equal."""
+
+    gain: Any = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Jitted(LoRA):
+    """What is traced of one is taken for any that is equal to it."""
+
+    rank: int = 2
+    gain: Any = dataclasses.field(default=1.0, compare=False)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def scales(self, factors):
+        return super().scales(factors) * self.gain
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembered(LoRA):
+    rank: int = 2
+    gain: Any = 1.0
+
+    @functools.lru_cache  # noqa: B019
+    def own(self):
+        return 2.0 if isinstance(self.gain, float) else 1.0
+
+    def scales(self, factors):
+        return super().scales(factors) * self.own()
+
+
+NOTED = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Noted(LoRA):
+    """Reads what was noted of the one that was made last."""
+
+    rank: int = 2
+    gain: Any = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        NOTED["gain"] = self.gain
+
+    def scales(self, factors):
+        return super().scales(factors) * NOTED["gain"]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Jitted(gain=1.0), Jitted(gain=5.0)),
+        (Jitted(gain=1), Jitted(gain=1.0)),
+        (Remembered(gain=1), Remembered(gain=1.0)),
+        (Noted(gain=1.0), Noted(gain=5.0)),
+    ],
+)
+def test_what_is_kept_outside_of_a_variant_is_not_taken_for_another_ones(one, other):
+    assert not share(one, other)
+    assert share(one, dataclasses.replace(one, alpha=3.0))
+
+
 @pytest.mark.parametrize("where", ["trained", "scored"])
 def test_all_lengths_of_training_and_of_evaluation_are_traced(where):
-    pair = [Hidden(gain=gain, where=where) for gain in (1.0, 2.0)]
+    pair = [Told(gain=gain, where=where) for gain in (1.0, 2.0)]
     lengths = {"trained": (SHORT,), "scored": (SHORT,)}
     assert share(*pair, **lengths)
     assert not share(*pair, **{**lengths, where: (SHORT, LONG)})
@@ -301,7 +366,7 @@ def test_another_forward_pass_of_evaluation_is_traced():
         return forward(params, jnp.pad(ids, ((0, 0), (0, LONG - SHORT))), mask, types)
 
     other = outline((SHORT,), (SHORT,), evaluated)
-    pair = [(("w", Hidden(gain=gain, where="scored")),) for gain in (1.0, 2.0)]
+    pair = [(("w", Told(gain=gain, where="scored")),) for gain in (1.0, 2.0)]
     assert len(split(other, pair)) == 2
 
 
