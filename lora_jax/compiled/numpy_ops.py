@@ -15,7 +15,8 @@ from threadpoolctl import ThreadpoolController
 from lora_jax.compiled.numpy_indexing import gather
 
 LARGE = 2**29
-"""From this many multiplications, threads share a product: one takes hundredths of a second."""
+"""Products of at least this many multiplications use several threads; one thread would take some
+hundredths of a second."""
 
 Rule = Callable[..., Any]
 """`(params, *operands) -> result`, for arrays that hold floats in 32 or 64 bits."""

@@ -107,7 +107,7 @@ def _begin(adapted: Adapted, trainable: Trainable, frozen: Frozen) -> tuple[Any,
 def _step(
     adapted: Adapted, carry: Any, frozen: Frozen, ids: Array, number: Array
 ) -> tuple[Any, Array]:
-    """One step of training, each with its own dropout."""
+    """One step of training; each step has its own dropout."""
     before, opt_state, state = carry
     key = jax.random.fold_in(keys.key(13), number)
 

@@ -120,7 +120,7 @@ def lay_out(
     such axes, factors are made for matrices of other sizes. Quantised weights are treated alike.
 
     Args:
-      rules: for the model's own weights; if None, `sharding.automatic` chooses.
+      rules: for the model's own weights; if None, `mesh.automatic` chooses.
       params: arrays, or `jax.ShapeDtypeStruct`s: their values are not read.
       *args: an example of the function's inputs.
       **kwargs: further inputs.

@@ -21,7 +21,7 @@ def size(count: float) -> str:
 
 
 def tree_bytes(tree: Any) -> int:
-    """The bytes of a pytree's arrays, or of what has their shapes and dtypes."""
+    """The bytes of a pytree's arrays, or of objects with their shapes and dtypes."""
     return sum(map(_bytes, jax.tree.leaves(tree)))
 
 

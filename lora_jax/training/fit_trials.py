@@ -1,4 +1,4 @@
-"""The loop of `train.fit` for many trials that step together; they stop and continue together."""
+"""The loop of `loop.fit` for many trials that step together; they stop and continue together."""
 
 import dataclasses
 import time
@@ -35,7 +35,7 @@ def fit_trials(
 ) -> list[TrainState]:
     """Train all trials to the end, from the newest checkpoint if there is one.
 
-    Each trial gets what `train.fit` does for one: the same batches, random keys, lines of metrics,
+    Each trial gets what `loop.fit` does for one: the same batches, random keys, lines of metrics,
     evaluations and outcomes. A trial that diverges ends, and the others continue. Seconds are
     divided among the trials that are still training.
 
@@ -45,12 +45,12 @@ def fit_trials(
       evaluate: gives the metrics of a trial's trainables; its first argument is the trial's number.
       checkpoints: those of all trials together.
       outcomes: filled in during training.
-      audit: as in `train.fit`, for the shared program and all states.
+      audit: as in `loop.fit`, for the shared program and all states.
       keep_best: whether the states of the best evaluations are returned, in place of the last.
 
     Raises:
       ValueError: the newest checkpoint is of other trials.
-      LostFolderError: as in `train.fit`.
+      LostFolderError: as in `loop.fit`.
     """
     loop, count = loops[0], len(states)
     best = jax.tree.map(jnp.copy, list(states)) if keep_best else []

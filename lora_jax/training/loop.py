@@ -18,7 +18,7 @@ from lora_jax.transform.placement import Frozen, Trainable
 
 
 class Progress(Protocol):
-    """What the loop calls at every step that it logs, for example a progress bar."""
+    """A function that the loop calls at every step that it logs, for example a progress bar's."""
 
     def __call__(self, step: int, loss: float, examples: int) -> None: ...
 
@@ -80,8 +80,9 @@ class Outcome:
     metrics_best: dict[str, float] = dataclasses.field(default_factory=dict)
     best_step: int | None = None
     target_step: int | None = None
-    """The step of the first evaluation as good as `Loop.target`; next, the seconds until then."""
+    """The step of the first evaluation as good as `Loop.target`."""
     target_seconds: float | None = None
+    """The seconds of training until that evaluation."""
     evaluations: list[dict[str, float]] | None = dataclasses.field(default_factory=list)
     """Step, seconds until then and `Loop.metric` of each evaluation. None if the run continued from
     an old checkpoint, which lacks the first ones."""
@@ -91,7 +92,7 @@ class Outcome:
     interrupted: bool = False
     """Whether this process was asked to end; never set in a checkpoint."""
     audit: dict[str, Any] | None = None
-    """What `lora_jax.compiled.audit` found before the first step; None if it was not called."""
+    """What `lora_jax.compiled.audit` found before the first step; None if it compared nothing."""
 
     def audited(self, found: Audit | None) -> None:
         """Record an audit, and add its seconds of compilation, which training need not repeat."""

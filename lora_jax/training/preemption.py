@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """Give a function that says whether to save and end after a step (`train.fit`'s `interrupted`).
+    """Give a function that says whether to save and end after a step (`loop.fit`'s `interrupted`).
 
     Call the function after every step. Inside this context, SIGTERM does not end the process, nor
     does a second one. A single process is told of it after the step in which it came. It can be

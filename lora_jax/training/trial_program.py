@@ -21,7 +21,7 @@ Execution = Literal["each", "map", "vmap"]
 EXECUTIONS: tuple[Execution, ...] = ("each", "map", "vmap")
 Hyper = Mapping[str, Array]
 TracedStep = Callable[[Hyper, TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
-"""A step to trace, which makes its optimiser from a trial's numbers (see `train.make_step`)."""
+"""A step to trace, which makes its optimiser from a trial's numbers (see `step.make_step`)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,8 +52,7 @@ def make_program(
     """The trials one after the other (`each`), or in one call, mapped or vectorised.
 
     Args:
-      frozen: one for each trial, of equal structure, with the leaves of one base (see `widen` and
-        `share`).
+      frozen: one for each trial, of equal structure, with the leaves of one base (see `masking`).
       hyper: the numbers from which `step` makes the optimiser of each trial.
     """
     if execution == "each":

@@ -128,7 +128,7 @@ class Weight:
                 floating = jnp.issubdtype(leaf.dtype, jnp.floating)
                 return jnp.where(inside, leaf, jnp.nan) if floating else leaf
 
-            row = jax.tree.map(fill, row)  # factors too: their gradient from here is zero
+            row = jax.tree.map(fill, row)  # factors too, so that their gradient from here is zero
         return row if found.kept else dataclasses.replace(row, view=row.view.drop(found.axis))
 
     def _window(self, axis: int, start: Array, size: int) -> "Weight":

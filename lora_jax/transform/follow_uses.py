@@ -129,7 +129,7 @@ class Walk:
     def _same_axes(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
         """Follow a merged weight that meets no activations: scaled, masked, rounded or noisy."""
         pairs = list(zip(eqn.invars, operands, strict=True))
-        if eqn.primitive.name == "select_n":  # whatever is selected is one of the cases
+        if eqn.primitive.name == "select_n":  # the result is one of the cases, not the selector
             pairs = pairs[1:]
         tracked = [each for _, each in pairs if isinstance(each, Tracked)]
         alike = len({(each.path, each.view) for each in tracked}) == 1

@@ -204,5 +204,5 @@ def _drops(value: Value) -> bool:
 
 
 def _dropping_anew(value: Value, iteration: Any) -> Value:
-    """Give a weight that all iterations of a loop share other dropout in each of them."""
+    """Give a weight that all iterations of a loop share different dropout in each iteration."""
     return value.fold_dropout_key(iteration) if _drops(value) else value
