@@ -9,7 +9,7 @@ from flax import nnx
 def from_nnx(model: nnx.Module) -> tuple[Callable[..., Any], nnx.State]:
     """An NNX model as `(forward, params)`, with `forward(params, *args, **kwargs) = model(...)`.
 
-    What a call changes in the model (dropout counters, batch statistics) is not kept.
+    Changes that a call makes to the model (dropout counters, batch statistics) are not kept.
     """
     graph, params = nnx.split(model)
 

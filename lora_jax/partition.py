@@ -1,4 +1,4 @@
-"""Naming the leaves of a parameter tree, and taking it apart and putting it together again."""
+"""Name the leaves of a parameter tree, split the tree, and combine it again."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ Where = str | Sequence[str] | Callable[[str, Any], bool]
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """Stands where a leaf went to the other part; a pytree node without leaves."""
+    """Takes the place of a leaf that is in the other part; a pytree node without leaves."""
 
     def __repr__(self) -> str:
         return "ABSENT"
@@ -75,7 +75,7 @@ def select_paths(
     """The paths that match any pattern, in the order of `paths`.
 
     Args:
-      words: what else a pattern without a path may have been meant to be.
+      words: other words that a pattern may have been meant to be; the error may suggest them.
 
     Raises:
       ValueError: a pattern matches no path; the message lists the nearest ones.
@@ -89,16 +89,16 @@ def select_paths(
 
 
 def partition(tree: PyTree, where: Where) -> tuple[PyTree, PyTree]:
-    """Split a tree in two of the same shape: the leaves that `where` selects, and the rest.
+    """Split a tree into two of its structure: the leaves that `where` selects, and the rest.
 
     Args:
       tree: any pytree: dictionaries, `nnx.State`, Equinox modules.
-      where: a pattern or several (regular expressions for a path or its tail, see `matches`),
+      where: one or more patterns (regular expressions for a path or its tail, see `matches`),
         or a function of path and leaf.
 
     Returns:
-      `(selected, rest)`, each holding `ABSENT` (no leaf) where the other holds the leaf, so that
-      `combine(selected, rest)` is the tree again.
+      `(selected, rest)`. Each holds `ABSENT` (no leaf) where the other holds the leaf, so
+      `combine(selected, rest)` gives the tree back.
 
     Raises:
       ValueError: a pattern matches no leaf.
@@ -137,19 +137,19 @@ def combine(first: PyTree, second: PyTree) -> PyTree:
 
 
 def unflatten(treedef: Any, leaves: Mapping[str, Any]) -> PyTree:
-    """The tree again from its leaves by path, in tree order (see `flatten`)."""
+    """Rebuild a tree from its leaves by path, in tree order (see `flatten`)."""
     return treedef.unflatten(leaves.values())
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array (or stands for one), and not a setting."""
+    """Whether a leaf is an array, or stands for one, and is not a setting."""
     if isinstance(leaf, type):  # `np.float32` itself, whose instances are arrays
         return False
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The arrays of a tree, and a function that puts others in their place."""
+    """The arrays of a tree, and a function that rebuilds the tree with other arrays."""
     leaves, treedef = jax.tree.flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
 

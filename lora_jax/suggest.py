@@ -7,7 +7,7 @@ from collections.abc import Iterable
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names closest to `name`, as a phrase for an error message."""
     known = list(known)
-    # What people misspell is the tail: compare it with tails of the same length.
+    # People mostly misspell the end of a path: compare it with ends of the same length.
     depth = name.count("/") + 1
     tails = {"/".join(path.split("/")[-depth:]).lower(): path for path in reversed(known)}
     close = difflib.get_close_matches(name.lower(), list(tails), n=count, cutoff=0.3)

@@ -1,4 +1,4 @@
-"""How a function uses one parameter: what `discover` finds, and what a variant is given."""
+"""How a function uses one parameter: `discover` finds this, and a variant is given it."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ class Use:
     kind: str
     """`product`, `transposed product`, `lookup`, `convolution`, or the name of an operation."""
     merges: str | None = None
-    """Why an adapted weight is merged here (slower, never wrong); None where it is factored."""
+    """Why this use needs the merged weight (slower, never wrong); None if it uses the factors."""
 
     def __str__(self) -> str:
         return self.kind
@@ -24,24 +24,24 @@ class Use:
 
 @dataclasses.dataclass(frozen=True)
 class WeightUse:
-    """How a function uses one parameter, and the matrix that it is.
+    """How a function uses one parameter, and which of its axes form a matrix.
 
     `stack`, `inputs` and `outputs` are axes of the array as the model stores it. They are empty for
-    a parameter that is never multiplied by.
+    a parameter that is never used as a matrix.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
-    """The array's own: of NumPy, or of a PRNG key."""
+    """The array's dtype: a NumPy dtype, or that of a PRNG key."""
     stack: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     uses: tuple[Use, ...] = ()
     activations: bool = False
-    """Whether it is multiplied with something that is not itself a parameter."""
+    """Whether it is multiplied with something other than a parameter."""
     output_embedding: bool = False
-    """Whether it is tied to a lookup table, or maps features to that table's rows at the end."""
+    """Whether it is a tied lookup table, or an output head that maps features to a table's rows."""
 
     @property
     def is_real(self) -> bool:

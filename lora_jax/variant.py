@@ -1,12 +1,12 @@
-"""The contract of a variant: what a LoRA method must say about one weight matrix, and no more.
+"""The contract of a variant: what a LoRA method must define for one weight matrix.
 
-A variant is its effective weight. A method is a function W' = weight(W, factors) from a frozen
-matrix and its factors to the matrix that the model acts with; everything else here is either the
-creation of those factors or a faster way to compute with W', and is tested against `weight`.
+A variant is defined by its effective weight, a function W' = weight(W, factors). It takes a frozen
+matrix and its factors, and gives the matrix that the model uses. Everything else here creates those
+factors or computes with W' in a faster way, and is tested against `weight`.
 
-Its author sees one matrix of shape `(in, out)`, used as `x @ W`, whatever the model does with it:
-heads kept as an extra axis, transposed or stacked weights are brought into that form, and stacked
-axes are mapped away with `jax.vmap`.
+The author of a variant sees one matrix of shape `(in, out)`, used as `x @ W`. Weights with an extra
+axis for heads, transposed weights and stacked weights are brought into that form first; `jax.vmap`
+maps over stacked axes.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Factors(NamedTuple):
-    """The arrays that a variant adds to one matrix (stacked axes leading, where there are any)."""
+    """The arrays that a variant adds to one matrix; stacked axes, if any, come first."""
 
     trainable: dict[str, Array]
     constants: dict[str, Array]
@@ -32,11 +32,11 @@ class Factors(NamedTuple):
 
 
 class TrainingWarning(UserWarning):
-    """Something seems to have been forgotten in training (see `Variant.doubt`)."""
+    """Training seems to have left something out (see `Variant.doubt`)."""
 
 
 class Pruned(NamedTuple):
-    """What is left of one adapter once what a method gave up is taken out (see `prune`)."""
+    """What is left of one adapter after pruning (see `Variant.prune`)."""
 
     variant: "Variant"
     factors: Factors
@@ -52,14 +52,14 @@ def wide(dtype: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """What is to be multiplied by a weight, and how (see `Base.dots`)."""
+    """An input to multiply by a weight, and how to multiply it (see `Base.dots`)."""
 
     x: Array
     """(..., in)."""
     accumulate: Any = dataclasses.field(default=None, metadata={"static": True})
-    """The dtype of the sums; None for that of x."""
+    """The dtype of the sums; None for the dtype of x."""
     precision: str | None = dataclasses.field(default=None, metadata={"static": True})
-    """As `jax.default_matmul_precision` takes it; None for what is in force."""
+    """A value for `jax.default_matmul_precision`; None keeps the current precision."""
 
     def times(self, base: "Base") -> Array:
         way = self.precision and jax.default_matmul_precision(self.precision)
@@ -70,20 +70,20 @@ class Operand:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A frozen weight matrix that one can multiply by, stored densely.
+    """A frozen weight matrix, stored densely, and products with it.
 
-    Other storage (quantised) subclasses this and overrides `astype` and `dense`. All methods see
-    one `(in, out)` matrix: stacked axes lead every leaf and are mapped away before.
+    Quantised storage subclasses this and overrides `astype` and `dense`. All methods see one
+    `(in, out)` matrix: stacked axes come first on every leaf, and callers map over them.
     """
 
     value: Array
-    """The weight's in and out axes in the order in which the model stores them."""
+    """The weight, with its in and out axes in the order in which the model stores them."""
 
     roles: str = dataclasses.field(metadata={"static": True})
     """One letter for each of those axes: `i` for in, `o` for out."""
 
     accumulate: Any = dataclasses.field(default=None, metadata={"static": True})
-    """The dtype of products; None for that of their operands."""
+    """The dtype of products; None for the dtype of their operands."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,7 +110,7 @@ class Base:
         return _contract(x, matrix, 1 - in_axis, self.accumulate)
 
     def dots(self, *operands: Operand) -> tuple[Array, ...]:
-        """`x @ W` for several x; stored in another way, W is made dense once for all of them."""
+        """`x @ W` for several x; a quantised W is made dense once for all of them."""
         return tuple(each.times(self) for each in operands)
 
     def take(self, rows: Array) -> Array:
@@ -143,28 +143,29 @@ def _contract(x: Array, matrix: Array, axis: int, accumulate: Any) -> Array:
 class Variant:
     """A LoRA method: static, hashable settings, and pure functions of one weight matrix.
 
-    A subclass must give `init`, `weight` and `count`; the rest have right, if slower, defaults.
-    Products come out in the dtype of `base.dot(x)`: that of `x`, or `base.accumulate` where set.
+    A subclass must define `init`, `weight` and `count`; the other methods have correct but slower
+    defaults.
+    Products have the dtype of `base.dot(x)`: that of `x`, or `base.accumulate` if it is set.
     """
 
     adapts: ClassVar[bool] = True
-    """False for methods without factors, that only choose which parameters train (`trains`)."""
+    """False for methods without factors, which only choose the parameters that train (`trains`)."""
 
     differs_at_init: ClassVar[str] = ""
-    """Why the adapted function is not the base's at the start; empty where it is."""
+    """Why the adapted function differs from the base's at the start; empty if it does not."""
 
     @property
     def settled(self) -> int:
-        """The step from which on adapters are as small as in the end; 0 where they never shrink."""
+        """The step from which adapters have their final size; 0 if they never shrink."""
         return 0
 
     # -- of one matrix -----------------------------------------------------------------------------
 
     def validate(self, shape: tuple[int, int]) -> None:
-        """Raise `ValueError` where these settings cannot work for an (in, out) matrix."""
+        """Raise `ValueError` if these settings cannot work for an (in, out) matrix."""
 
     def init(self, key: Array, base: Base) -> Factors:
-        """The factors to begin with; float32 at least, whatever the base's dtype."""
+        """The starting factors; at least float32, whatever the base's dtype."""
         raise NotImplementedError
 
     def weight(self, base: Base, factors: Factors) -> Array:
@@ -203,7 +204,7 @@ class Variant:
         Every other method finds them among a matrix's constants, without stacked axes.
 
         Args:
-          shapes: the (in, out) of every matrix, each one of a stack counted.
+          shapes: the (in, out) shape of every matrix; each matrix of a stack counts.
           dtype: the widest dtype of their factors.
         """
         return {}
@@ -211,7 +212,7 @@ class Variant:
     def learning_rates(
         self, constants: Mapping[str, dict[str, Array]]
     ) -> dict[str, dict[str, Array]]:
-        """What multiplies the learning rate, {path: {name: ratio}}, from {path: constants}."""
+        """Learning-rate multipliers, {path: {name: ratio}}, from {path: constants}."""
         return {}
 
     def penalty(self, factors: Mapping[str, Factors]) -> Array | float:
@@ -219,7 +220,7 @@ class Variant:
         return 0.0
 
     def init_state(self, factors: Mapping[str, Factors]) -> Any:
-        """What `update` carries from step to step; None where there is nothing."""
+        """The state that `update` carries from step to step; None if there is none."""
         return None
 
     def update(
@@ -230,19 +231,19 @@ class Variant:
         grads: Mapping[str, dict[str, Array]],
         step: Array,
     ) -> tuple[Any, dict[str, dict[str, Array]]]:
-        """After an optimiser step: the new state, and the trainables to go on with."""
+        """After an optimiser step, give the new state and the trainables to continue with."""
         return state, {path: each.trainable for path, each in after.items()}
 
     def prune(self, state: Any, factors: Mapping[str, Factors]) -> dict[str, Pruned | None]:
-        """Smaller adapters with the same effect, where a method has given up a part of its own.
+        """Smaller adapters with the same effect, for a method that drops parts of its adapters.
 
-        Not traced: it reads `state` (of `init_state` and `update`) to decide on sizes. None for an
-        adapter of which nothing is left.
+        Not traced: it reads `state` (from `init_state` and `update`) to decide sizes. An adapter
+        with nothing left becomes None.
         """
         return {}
 
     def doubt(self, factors: Mapping[str, Factors]) -> str:
-        """What seems to have been forgotten in training, in one line; empty if nothing does."""
+        """One line that says what training seems to have left out; empty if nothing."""
         return ""
 
     def trains(self, path: str, use: "WeightUse", targeted: bool) -> bool:
@@ -255,7 +256,7 @@ class Variant:
         """Make variants of different layers equal in structure, so that they can be stacked.
 
         Raises:
-          ValueError: they differ in more than may differ between the layers of a stack.
+          ValueError: they differ in something that layers of one stack must share.
         """
         for other in others:
             if other != self:

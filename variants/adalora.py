@@ -30,20 +30,22 @@ MODES = ("paper", "reference")
 class AdaLoRA(LowRank):
     """W' = W + s A^T diag(e) B: the paper's P Lambda Q, with A = Q and B = P^T.
 
-    Differences from plain LoRA: A and B are both drawn, and e starts at zero; `penalty` keeps the
-    rows of each orthonormal; after every optimiser step, `update` scores each triplet (a, e, b) by
-    smoothed sensitivity times uncertainty, and sets e to zero in all but the b(t) best of all the
-    variant's matrices together (of equal scores, the first). What was set to zero may come back
-    until the ranks are fixed; `lora_jax.transform.prune` then takes it out. Mode "paper" scores the
-    weights that the gradient belongs to (algorithm 1) and sums squared norms for the penalty
-    (equation 4). Mode "reference" is the authors' code and PEFT's, step by step: weights after the
-    step, the mean of norms not squared (gamma differs in size), budgets rounded down, s = alpha /
-    (rank + 1e-5); but where scores are equal, theirs drop more than the budget asks for. In both,
-    the cubic budget falls from `t_init` on, as in that code (as printed, it jumps there).
+    Differences from plain LoRA: A and B are both drawn, and e starts at zero. `penalty` keeps the
+    rows of A and of B orthonormal. After every optimiser step, `update` scores each triplet
+    (a, e, b) by smoothed sensitivity times uncertainty. It sets e to zero in all but the b(t) best
+    triplets of all the variant's matrices together (of equal scores, the first). What was set to
+    zero may come back until the ranks are fixed; `lora_jax.transform.prune` then takes it out.
+
+    Mode "paper" scores the weights at which the gradient was taken (algorithm 1) and sums squared
+    norms for the penalty (equation 4). Mode "reference" follows the authors' code and PEFT's, step
+    by step: weights after the step, the mean of norms that are not squared (gamma differs in size),
+    budgets rounded down, s = alpha / (rank + 1e-5). But for equal scores, their code drops more
+    than the budget asks for. In both modes, the cubic budget falls from `t_init` on, as in that
+    code (as printed, it jumps there).
     """
 
     rank: int = 12
-    """Of every matrix at first."""
+    """The rank of every matrix at the start."""
     initialization: str = "normal"
     target_rank: int = 8
     """The mean rank in the end."""
@@ -51,13 +53,13 @@ class AdaLoRA(LowRank):
     t_init: int | None = None
     """How many steps keep all ranks; a tenth of all by default."""
     t_final: int | None = None
-    """For how many steps, the last, ranks are fixed; half of all by default."""
+    """How many steps at the end keep the ranks fixed; half of all by default."""
     delta_t: int = 1
-    """Ranks are chosen every so many steps."""
+    """Ranks are chosen every `delta_t` steps."""
     beta1: float = 0.85
     beta2: float = 0.85
     orthogonality: float = 0.1
-    """gamma, what the penalty is multiplied by."""
+    """gamma, the factor of the penalty."""
     mode: str = "paper"
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class AdaLoRA(LowRank):
         if self.initialization in initialization.DRAWN:  # B by the same rule, for its own side
             turned = Base(jnp.zeros(base.shape[::-1], base.dtype), "io")
             trainable["b"] = super().init(right, turned).trainable["a"]
-        for start in ("a0", "b0"):  # with e, they have no effect to be subtracted
+        for start in ("a0", "b0"):  # e starts at zero, so there is no effect to subtract
             constants.pop(start, None)
         return Factors(trainable | {"e": jnp.zeros(self.rank, trainable["a"].dtype)}, constants)
 

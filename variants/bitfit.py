@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class BitFit(Variant):
     """Every parameter named as a bias trains, those of norms included; targets do not matter.
 
-    A bias is known by the last part of its path, as all frameworks name it. The paper's smaller set
-    (of queries and of the second feed-forward matrix) is
+    A bias is recognised by the last part of its path, as all frameworks name it. The paper's
+    smaller set (of queries and of the second feed-forward matrix) is
     `pattern=r"(.*/)?(query|up)/bias"` for the models of this library.
     """
 

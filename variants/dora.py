@@ -26,9 +26,9 @@ class DoRA(LowRank):
     The authors' code and PEFT compute x W + (g - 1) drop(x) W + g s drop(x) A^T B, which drops
     entries of a part of the base term too, and multiplies by W twice.
 
-    A column of W that is zero starts with a magnitude of next to nothing, where PEFT divides zero
-    by zero. The norm loses digits where the adapter cancels W: its relative error is about that of
-    a rounding, times (||W|| / ||V||)^2.
+    A column of W that is zero starts with a magnitude close to zero; PEFT divides zero by zero
+    there. The norm loses digits where the adapter cancels W: its relative error is about one
+    rounding error times (||W|| / ||V||)^2.
     """
 
     detach_norm: bool = True
@@ -51,7 +51,7 @@ class DoRA(LowRank):
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
         a, b = self.low_rank_factors(factors, x.dtype)
-        # With the norm's own product, so that a quantised W is made dense once for both.
+        # Together with the norm's own product, so that a quantised W is made dense once for both.
         y, parts = base.dots(Operand(x, base.accumulate), self._norm_operand(base, factors))
         y = y + product(dropout(x, factors, dropout_key), a, b, base.accumulate)
         return _scaled(y, factors.trainable["m"] / self._norm_from(factors, parts))
@@ -75,8 +75,9 @@ class DoRA(LowRank):
     def _norm_operand(self, base: Base, factors: Factors) -> Operand:
         """What the norm needs multiplied by W: A (rank, in).
 
-        Where W is narrower, A is split into three terms of W's dtype, one after the other, whose
-        products are exact when summed in A's: W is never cast, and no matrix of its size is made.
+        If W's dtype is narrower, A is split into three terms of W's dtype, one after the other.
+        Their products are exact when summed in A's dtype. So W is never cast, and no matrix of its
+        size is made.
         """
         a, _ = self._factors_of_norm(factors)
         if base.dtype == a.dtype:
@@ -88,7 +89,7 @@ class DoRA(LowRank):
         return Operand(jnp.concatenate(terms), accumulate=a.dtype, precision="highest")
 
     def _norm_from(self, factors: Factors, parts: Array) -> Array:
-        """The norm, from what `_norm_operand` times W is."""
+        """The norm, from the product of `_norm_operand` with W."""
         squares = factors.constants["squares"]
         a, b = self._factors_of_norm(factors)
         cross = parts.reshape(-1, *b.shape).sum(axis=0)
@@ -105,10 +106,10 @@ class DoRA(LowRank):
 
 
 def _root(squares: Array) -> Array:
-    """The root, kept off zero, where it has no derivative and m / ||V|| no value."""
+    """The square root, kept off zero, where it has no derivative and m / ||V|| has no value."""
     return jnp.sqrt(jnp.maximum(squares, jnp.finfo(squares.dtype).tiny))
 
 
 def _scaled(y: Array, gain: Array) -> Array:
-    """(..., out) times (out,)."""
+    """Multiply the last axis of (..., out) by (out,)."""
     return y * gain.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)

@@ -8,6 +8,6 @@ from lora_jax.variant import Variant
 
 @dataclasses.dataclass(frozen=True)
 class HeadOnly(Variant):
-    """Nothing of the targets trains; what `also_train` names (a new head) does."""
+    """No target trains; only what `also_train` names (a new head) does."""
 
     adapts: ClassVar[bool] = False

@@ -17,9 +17,9 @@ from lora_jax.variant import Base, Factors, Variant
 class HiRA(LowRank):
     """W' = W + W * (s A^T B), the product with W taken entry by entry.
 
-    Differences from plain LoRA: the update may have the rank of W times the adapter's, and it
-    vanishes where W does. Its products have no short form: they use the dense W', as PEFT's do, and
-    its gradient. The scale is one, whatever the rank, as in the paper and PEFT.
+    Differences from plain LoRA: the update's rank may be the rank of W times the adapter's, and the
+    update is zero where W is. Its products have no short form: they use the dense W', as PEFT's do,
+    and its gradient. The scale is one, whatever the rank, as in the paper and PEFT.
     """
 
     alpha: float = 1.0

@@ -16,16 +16,16 @@ SIDES = ("outputs", "inputs")
 
 @dataclasses.dataclass(frozen=True)
 class IA3(Variant):
-    """W' = W diag(l), or W' = diag(l) W for `scales="inputs"`, with l trained from one.
+    """W' = W diag(l), or W' = diag(l) W for `scales="inputs"`; l is trained and starts at one.
 
     The paper scales the outputs of keys and values, and the inner activations of feed-forward
     blocks, which are the inputs of their second matrix:
 
         targets={"(key|value)/kernel": IA3(), "down/kernel": IA3(scales="inputs")}
 
-    Differences from plain LoRA: no rank and no scale, one number for each output (input), and it
-    multiplies. Difference from PEFT: only the matrix is rescaled; PEFT multiplies what comes out of
-    a layer, its bias included (the same where there are no biases, as in the paper's T5).
+    Differences from plain LoRA: no rank and no scale; one number for each output (input), which
+    multiplies it. Difference from PEFT: only the matrix is rescaled; PEFT rescales the output of a
+    layer, with its bias (the same where there are no biases, as in the paper's T5).
     """
 
     scales: str = "outputs"

@@ -16,9 +16,9 @@ class LoRAPlus(LowRank):
     Differences from plain LoRA: only that rate, which `adapted.optimizer(tx, frozen)` applies; a
     loop that uses `tx` itself trains plain LoRA. It is a setting of every A/B method (with DoRA the
     magnitude keeps the plain rate; PEFT gives it B's). A sweep replaces `constants["ratio"]`, which
-    compiles nothing anew; another setting does, and a ratio of 1 puts no such constant there.
+    compiles nothing anew. Another setting compiles anew, and a ratio of 1 sets no such constant.
 
-    Which ratio: it belongs to an initialisation. The paper's often quoted 2^4 was best on RoBERTa
+    The best ratio depends on the initialisation. The paper's often quoted 2^4 was best on RoBERTa
     where A starts at zero and B at random (its Init[2]); with A random and B zero, as here and in
     most code (Init[1]), the best were 2^2 to 2^3, and 2^1 to 2^2 for Llama (section 5.3). Tune the
     rate of A at a fixed ratio.

@@ -25,9 +25,9 @@ class MiSS(Variant):
 
     Differences from plain LoRA: one factor instead of two (rank * out numbers, not
     rank * (in + out)); no alpha and no scale; nothing is drawn, since a lone D that starts at zero
-    has a gradient. The same as PEFT's MiSS with `init_weights=True` (its "bat" and "mini" are not
-    here), also where rank does not divide `in`, and `dropout` (its `miss_dropout`) acts on x before
-    that is folded.
+    has a gradient. It equals PEFT's MiSS with `init_weights=True`, also where rank does not divide
+    `in`; PEFT's "bat" and "mini" are not here. `dropout` (PEFT's `miss_dropout`) acts on x before x
+    is folded.
     """
 
     rank: int = 8

@@ -16,12 +16,12 @@ class PiSSA(LowRank):
     With W = U S V^T, A0 = sqrt(S_r / s) U_r^T and B0 = sqrt(S_r / s) V_r^T.
 
     Differences from plain LoRA: both factors start from the weight's largest singular values.
-    Differences from the paper and PEFT, which train on a residual W - s A0^T B0 that takes W's
-    place: W stays, and A0 and B0 are constants. The function and its gradients are the same, but
-    leaving the adapter out gives W back bit by bit, and a bf16 weight is not rounded anew; a
-    product costs rank 2r. On a quantised base it starts from what is stored, so the paper's QPiSSA,
-    which quantises the residual to lose less, is another thing. The initialisation is a setting of
-    every A/B method; "pissa_niter_<n>" takes a randomised SVD of n iterations (the fast SVD).
+    Difference from the paper and PEFT, which replace W by a residual W - s A0^T B0: here W stays,
+    and A0 and B0 are constants. The function and its gradients are the same. But leaving the
+    adapter out gives W back bit by bit, and a bf16 weight is not rounded anew; a product costs rank
+    2r. On a quantised base it starts from what is stored. The paper's QPiSSA, which quantises the
+    residual to lose less, is a different method. The initialisation is a setting of every A/B
+    method; "pissa_niter_<n>" takes a randomised SVD of n iterations (the fast SVD).
 
     The paper sets alpha = rank, so that s = 1.
     """

@@ -14,9 +14,9 @@ from lora_jax.methods.lowrank import LowRank
 class RsLoRA(LowRank):
     """y = x W + (alpha / sqrt(rank)) (x A^T) B.
 
-    Differences from plain LoRA: the scale, alpha / sqrt(rank) instead of alpha / rank; so alpha
-    means another thing, and the same alpha gives sqrt(rank) times the effect. The scale rule is a
-    setting of every A/B method (`scale`); this file is its name.
+    Difference from plain LoRA: the scale is alpha / sqrt(rank) instead of alpha / rank. So alpha
+    has another meaning: the same alpha gives sqrt(rank) times the effect. The scale rule is a
+    setting of every A/B method (`scale`); this file gives it a name.
     """
 
     scale: str = "alpha/sqrt(rank)"

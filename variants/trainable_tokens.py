@@ -1,4 +1,4 @@
-"""Trainable tokens: some rows of an embedding are trained, say those of new words, and no other.
+"""Trainable tokens: only some rows of an embedding are trained, for example those of new words.
 
 As PEFT's `TrainableTokensConfig`. For an embedding W of shape (vocabulary, width) and tokens S,
 
@@ -19,11 +19,11 @@ from lora_jax.variant import Base, Factors, Variant, wide
 
 @dataclasses.dataclass(frozen=True)
 class TrainableTokens(Variant):
-    """The rows of `tokens` are trained in full; without any, the `last` ones.
+    """The rows of `tokens` are trained in full; if no tokens are named, the `last` rows are.
 
     Tokens below zero count from the end of the vocabulary. Differences from plain LoRA: no rank and
     no scale; rows that are not named stay as they are, bit by bit, and so do their logits. It is
-    meant for embeddings (`targets="embedding"`), of which a row is a token.
+    meant for embeddings (`targets="embedding"`), where each row is a token.
     """
 
     tokens: tuple[int, ...] = ()
@@ -79,7 +79,7 @@ class TrainableTokens(Variant):
         return (len(self.tokens) or self.last) * shape[1]
 
     def _change(self, base: Base, factors: Factors) -> tuple[Array, Array]:
-        """What is added to the rows, (tokens, out), and which they are, (tokens, in) of ones."""
+        """What is added to the rows, (tokens, out), and the rows as one-hot rows, (tokens, in)."""
         index = self._rows(base.shape[0])
         own = base.take(jnp.asarray(index)).astype(base.dtype)
         chosen = np.zeros((len(index), base.shape[0]), np.float32)

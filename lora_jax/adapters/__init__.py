@@ -1,4 +1,4 @@
-"""Adapters in files: written, read, and held against the base that they belong to.
+"""Adapter files: write them, read them, and check that they belong to a base.
 
 Import `save_adapter`, `load_adapter` and `start_from` from `adapter_file`.
 """

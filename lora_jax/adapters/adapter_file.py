@@ -16,7 +16,7 @@ from lora_jax.partition import flatten
 from lora_jax.transform.placement import Frozen, Trainable, warn_of_doubts
 
 BASE = "lora_jax.base"
-"""Under which the digests of the base are among a file's JSON values."""
+"""The name of the base's digests among a file's JSON values."""
 
 
 def save_adapter(
@@ -27,10 +27,10 @@ def save_adapter(
 ) -> Path:
     """Write trainables and the adapters' constants (see `save_tree`); the base is not in the file.
 
-    The constants go with it because they may be random (VeRA, LoRA-FA) or depend on a decomposition
-    (PiSSA), which another machine or version need not repeat. Of the base there are digests
-    (`base_digests`), by which another one is told from it.
-    Warns where training seems to have forgotten something (`update`).
+    The constants are saved because they may be random (VeRA, LoRA-FA) or depend on a decomposition
+    (PiSSA), which another machine or version may not reproduce. Digests of the base
+    (`base_digests`) are saved so that another base is recognised.
+    Warns if training seems to have left something out (`update`).
     """
     warn_of_doubts(trainable["adapters"], frozen)
     values = {**(meta or {}), BASE: base_digests(frozen)}
@@ -40,16 +40,16 @@ def save_adapter(
 def load_adapter(
     path: str | os.PathLike, trainable: Trainable, frozen: Frozen, *, any_base: bool = False
 ) -> tuple[Trainable, Frozen, dict[str, Any]]:
-    """The trainables of `save_adapter`, a Frozen with the saved constants, and the JSON values.
+    """Load the trainables of `save_adapter`, a Frozen with its constants, and the JSON values.
 
     Args:
-      trainable: what `init` gave, for the form.
+      trainable: what `init` gave; only its structure and shapes matter.
       frozen: what `init` gave, which holds the base.
-      any_base: whether another base than that which it was trained on will do. Files of earlier
-        versions do not say which one that was, and are loaded onto any.
+      any_base: whether to accept another base than the adapter was trained on. Files of earlier
+        versions do not say which base that was, and load onto any.
 
     Raises:
-      ValueError: the file has other adapters, or of other shapes, than `frozen` describes.
+      ValueError: the file's adapters, or their shapes, are not those that `frozen` describes.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
@@ -71,20 +71,20 @@ def load_adapter(
 def start_from(
     path: str | os.PathLike, trainable: Trainable, frozen: Frozen, *, any_base: bool = False
 ) -> tuple[Trainable, Frozen]:
-    """A run's beginning, from the adapter that another run has saved (MNLI's, say).
+    """Start a run from the adapter that another run has saved (for example on MNLI).
 
-    The adapters take the place of those of `init`, and with them the matrices among their constants
-    (what was drawn, as VeRA's projections); numbers, as the keep probability, stay those of
-    `frozen`. A parameter that trains in full is taken where path and shape agree. A head for other
-    classes, whose shape differs in its last axis alone, begins anew, with a warning. Of one that
-    this run does not train there is a warning, too: its base's is used.
+    The saved adapters replace those of `init`, and so do the matrices among their constants (random
+    ones, such as VeRA's projections). Numbers, such as the keep probability, stay as in `frozen`.
+    A saved parameter that trains in full is used if its path and shape agree. A head for other
+    classes, whose shape differs only in the last axis, starts anew, with a warning. A saved
+    parameter that this run does not train gives a warning, too, and the base's value is used.
 
     Args:
-      any_base: as of `load_adapter`.
+      any_base: as in `load_adapter`.
 
     Raises:
-      ValueError: the file has other adapters, or of other shapes, or with another scale; or a
-        parameter that trains in full differs in more than its last axis.
+      ValueError: the file's adapters, their shapes or a scale differ; or a parameter that trains in
+        full differs in more than its last axis.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
@@ -140,7 +140,7 @@ def _check_base(
 def _with_params(
     path: str | os.PathLike, mine: Mapping[str, Array], theirs: Mapping[str, Array]
 ) -> tuple[dict[str, Array], list[str]]:
-    """What trains in full, as another run has left it; and what begins anew, with both shapes."""
+    """Fully trained parameters from another run; and those that start anew, with both shapes."""
     found, anew = dict(mine), []
     for name in sorted(mine.keys() & theirs.keys()):
         there, here = theirs[name], mine[name]
@@ -158,7 +158,7 @@ def _with_params(
 def _with_matrices(
     path: str | os.PathLike, mine: dict[str, Array], theirs: dict[str, Array], stack: int
 ) -> dict[str, Array]:
-    """Constants whose matrices, below so many stacked axes, are another's, of the same shapes."""
+    """Constants with their matrices, after `stack` stacked axes, taken from `theirs`."""
     found = dict(mine)
     for name, each in mine.items():
         if each.ndim - stack >= 2 and name in theirs:
@@ -171,9 +171,9 @@ def _with_matrices(
 
 
 def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tree of the form that `_tree` gives one, and the JSON values with it.
+    """Load a tree of the form that `_tree` gives, and its JSON values.
 
-    ValueError for another tree: arrays by weight and name are constants, all else is by path.
+    Raises a ValueError for any other tree; in it, constants are by weight and name.
     """
     tree, meta = load_tree(path)
     kept = ("constants", "shared")
@@ -188,7 +188,7 @@ def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_kind(path: str | os.PathLike, name: str, there: Any, here: Any) -> None:
-    """ValueError where one is of floats and the other of something else."""
+    """Raise a ValueError if one array has floats and the other does not."""
     if jnp.issubdtype(there.dtype, jnp.floating) != jnp.issubdtype(here.dtype, jnp.floating):
         raise ValueError(f"{path} has {there.dtype} for '{name}', expected {here.dtype}")
 

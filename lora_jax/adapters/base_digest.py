@@ -1,7 +1,7 @@
 """Which base an adapter was trained on: a digest of every frozen parameter's content.
 
-It does not depend on how devices and processes divide an array, which stays where it is (see
-`checksum`), but on its type: the same weights in bfloat16, or as NF4, are another base.
+A digest does not depend on how devices and processes divide an array, and the array is not moved
+(see `checksum`). It depends on the type: the same weights in bfloat16, or in NF4, are another base.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from lora_jax.files.checksum import checksum, hexadecimal
 from lora_jax.transform.placement import Frozen
 
 SMALL = 2**16
-"""Bytes of an array that is summed up by NumPy, sooner than a program for it is compiled."""
+"""NumPy sums arrays up to this many bytes, so that no program is compiled for them."""
 
 
 class OtherBaseError(ValueError):
-    """An adapter was trained on another base than that which it is to be loaded onto."""
+    """An adapter was trained on another base than the one that it is to be loaded onto."""
 
     def __init__(self, file: str, path: str, how: str):
         self.problem = f"{file} was trained on another base: '{path}' {how}"
@@ -29,9 +29,9 @@ class OtherBaseError(ValueError):
 
 
 def base_digests(frozen: Frozen) -> dict[str, str]:
-    """Of every frozen parameter, by its path, sixteen digits. Of several processes, all call this.
+    """A digest of sixteen digits for every frozen parameter, by its path.
 
-    Nothing of a base that is known by its shapes alone.
+    Every process must call this. Empty if only the shapes of the base are known.
     """
     leaves = jax.tree.leaves(frozen.base)
     if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
@@ -40,7 +40,7 @@ def base_digests(frozen: Frozen) -> dict[str, str]:
         path: value if isinstance(value, Mapping) else {"": value}
         for path, value in frozen.base.items()
     }
-    # All are begun before the first is waited for.
+    # Start all sums before waiting for the first.
     sums = {
         path: {name: _sums(each) for name, each in part.items()} for path, part in parts.items()
     }
@@ -54,10 +54,10 @@ def base_digests(frozen: Frozen) -> dict[str, str]:
 def require_base(
     saved: Mapping[str, str], frozen: Frozen, trained: Collection[str], where: str
 ) -> None:
-    """Raise an OtherBaseError where frozen parameters are not those that an adapter was trained on.
+    """Raise an OtherBaseError if frozen parameters differ from those of an adapter's training.
 
     Args:
-      saved: what `base_digests` gave then.
+      saved: what `base_digests` gave at that training.
       trained: the paths that are trained in full, then or now, and so are in no base.
       where: the file, for the message.
     """

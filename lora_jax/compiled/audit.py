@@ -1,16 +1,16 @@
-"""Is the compiled step right? Its loss and gradients, beside those that no compiler has touched.
+"""Check the loss and gradients of a compiled step against an evaluation without a compiler.
 
-Compilers are wrong now and then: XLA's releases for CPUs of 2026 read memory that nothing wrote, in
-sums of a kind that reverse mode makes. A run whose gradients are garbage trains all the same, to
-scores that look like those of a worse method. So the step that a run is about to take many times
-is taken once where the truth is known.
+Compilers are sometimes wrong: XLA's CPU releases of 2026 read uninitialised memory, in sums of a
+kind that reverse mode makes. A run with wrong gradients still trains, to scores that look like
+those of a worse method. So the step that a run is about to take many times is first taken once
+where the right result is known.
 
-What is compared is the run's own program, compiled for its own batches: nothing is traced or
-compiled for the audit alone. The gradient is what the optimiser's first moment holds after one step
-from zero, times the same factor on both sides, clipped where the run clips. `by_numpy` evaluates
-the very jaxpr that was compiled. Not seen are mistakes that come before it (in JAX's or this
-project's derivatives, which tests are for), what the optimiser makes of its first moment, and
-evaluation.
+The audit compares the run's own program, compiled for its own batches: nothing is traced or
+compiled for the audit alone. It reads the gradient from the optimiser's first moment after one step
+from zero. That is the gradient times the same factor on both sides, clipped if the run clips.
+`by_numpy` evaluates the same jaxpr that was compiled. The audit cannot see mistakes that come
+before the jaxpr (in JAX's or this project's derivatives, which tests check), in what the optimiser
+does with its first moment, or in evaluation.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ from lora_jax.sharding.between_processes import said_by_all
 from lora_jax.transform.placement import Trainable
 
 FLOOR = 32 * float(np.finfo(np.float32).eps)
-"""What is never an error: sums in another order differ by it in float32."""
+"""A difference that is never an error: float32 sums in another order differ by this much."""
 FLOOR_OF_NARROW = 4
-"""The same for gradients of fewer bits, in units of the least difference from one. Sums of them are
-rounded more than once by XLA, and only at the end by NumPy."""
+"""The same for gradients of fewer bits, in units of the dtype's `eps`. XLA rounds sums of them more
+than once, NumPy only at the end."""
 MULTIPLE = 16.0
-"""Of what dtypes explain. A right program differs by one to three times that much, as it fuses
-operations without rounding in between or adds in other orders; the faults that this is for differ
-by the gradient's own size."""
+"""The tolerance as a multiple of the error that dtypes explain. A right program differs by one to
+three times that error, as it fuses operations without rounding in between or adds in other orders.
+The faults to be found differ by the gradient's own size."""
 MOST = 0.3
-"""The largest tolerance, whatever dtypes explain. Rounded to bfloat16, a right gradient of forty
-layers is off by 0.07; one of zeros, or of another batch, by 1 and more."""
+"""The largest tolerance, whatever dtypes explain. In bfloat16, a right gradient of forty layers is
+off by 0.07; a gradient of zeros, or of another batch, is off by 1 and more."""
 NOISE = 0.02
 TINY = 1e-30
 GRADIENT = "the gradient of "
@@ -51,11 +51,11 @@ GRADIENT = "the gradient of "
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The largest error of a compiled step, beside its tolerance, and where it was."""
+    """The largest error of a compiled step, its tolerance, and where it was."""
 
     leaf: str
     error: float
-    """Of a gradient's leaf over the norm of the whole gradient; of a metric over itself."""
+    """A gradient leaf's error over the norm of the whole gradient; a metric's, over the metric."""
     tolerance: float
 
     @property
@@ -73,23 +73,23 @@ class Audit:
     compiling: float
     """Of `seconds`, what the run would have spent in its first steps anyway."""
     left_out: Mapping[str, str]
-    """Cases of which nothing can be said, and why."""
+    """Cases that could not be compared, and why."""
 
     def values(self) -> dict[str, Any] | None:
-        """As the record has it; None where nothing could be compared."""
+        """The values for the record; None if nothing could be compared."""
         found = {**dataclasses.asdict(self.largest), "batches": self.batches}
         return found if self.batches else None
 
     def shared(self, count: int) -> "Audit":
-        """Each of several trials' part of an audit that was for all of them."""
+        """One trial's share of an audit that was for `count` trials."""
         share, compiling = self.seconds / count, self.compiling / count
         return dataclasses.replace(self, seconds=share, compiling=compiling)
 
 
 def perturbed(trainable: Trainable, seed: int = 0) -> Trainable:
-    """Trainables beside a method's start, where all gradients are alive.
+    """Trainables moved away from a method's start, so that no gradient is zero.
 
-    At the start one factor of most methods is zero, and so is the other's gradient.
+    At the start of most methods, one factor is zero, and so is the other's gradient.
     """
     rng = np.random.default_rng([seed, 20260])
 
@@ -115,9 +115,9 @@ def audit(
     Args:
       step: jitted, `(...) -> (state, metrics)`, with an `opt_state` in the state; its optimiser
         keeps a first moment `mu`, as Adam does, and has not stepped yet.
-      cases: what each is called, and what makes its arguments, which the step may take over.
-      trials: how many the step takes at once, where all that it returns has an axis for them.
-      room: bytes of memory; a case that takes more is left out, and nothing compiled for it.
+      cases: the name of each, and a function that makes its arguments, which the step may donate.
+      trials: how many trials the step takes at once, if all that it returns has an axis for them.
+      room: bytes of memory; a case that takes more is left out, and nothing is compiled for it.
       advice: what to do about an error, for its message.
 
     Raises:
@@ -143,14 +143,15 @@ def compare(
 ) -> tuple[Finding | str, float]:
     """The largest error of a jitted step's loss and gradients, and the seconds of the step itself.
 
-    The error is the distance to the same operations one by one, in their own dtypes. The tolerance
-    is the floor of the gradient's dtypes; for an error above it, `MULTIPLE` times what those are
-    off from float64, and `MOST` at most. In place of a finding, why nothing can be said: the jaxpr
-    cannot be evaluated here, or not to finite numbers. Of an array on several devices, all copies
-    count; several processes all have to ask, and have the same answer.
+    The error is the distance to the same operations done one by one, in their own dtypes. The
+    tolerance is the floor of the gradient's dtypes. For an error above it, it is `MULTIPLE` times
+    the distance of those operations from float64, and `MOST` at most. A text in place of a finding
+    says why there is none: the jaxpr cannot be evaluated here, or gives numbers that are not
+    finite. All copies of an array on several devices are compared. Every process must call this,
+    and all get the same answer.
     """
     began = time.perf_counter()
-    traced = step.trace(*arguments)  # which is the step's own, and not done again
+    traced = step.trace(*arguments)  # the step uses this trace, too
     seconds = time.perf_counter() - began
     leaves = jax.tree.leaves(arguments)
     needed, why = peak_bytes(traced.jaxpr.jaxpr) + sum(leaf.nbytes for leaf in leaves), ""
@@ -168,7 +169,7 @@ def compare(
 
 
 def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None) -> Finding | str:
-    """What this process finds of the copies that its devices have of a step's results."""
+    """What this process finds about the copies of a step's results on its devices."""
     outputs = jax.tree_util.tree_leaves_with_path(result)
     observed = [_observed(path) if _is_float(x) else None for path, x in outputs]
     used = [name is not None for name in observed]
@@ -198,13 +199,13 @@ def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None)
         if floor < found.error < math.inf:
             tolerance = MULTIPLE * worst(names, own, by_numpy(jaxpr, wide=True), trials).error
             found = dataclasses.replace(found, tolerance=max(floor, min(tolerance, MOST)))
-    except Exception as error:  # whatever it is, of an evaluation that no run depends on
+    except Exception as error:  # whatever it is: no run depends on this evaluation
         return first_line(error)
     return found
 
 
 def _agreed(mine: Finding | str) -> Finding | str:
-    """What all processes find: the largest error, or why one of them can say nothing."""
+    """What all processes find: the largest error, or why one of them has no finding."""
     said = said_by_all(mine if isinstance(mine, str) else dataclasses.asdict(mine))
     findings = [Finding(**each) for each in said if not isinstance(each, str)]
     wrong = [found for found in findings if not found.passes]
@@ -218,9 +219,9 @@ def worst(
     truth: Sequence[np.ndarray],
     trials: int | None = None,
 ) -> Finding:
-    """The largest error of what was observed: infinite where it is not finite and should be.
+    """The largest error of what was observed; infinite if a value is not finite but should be.
 
-    Of trials, each is compared by itself.
+    With `trials`, each trial is compared by itself.
     """
     if trials is not None:
         each = [
@@ -244,11 +245,11 @@ def _norm(array: np.ndarray) -> float:
 
 
 def _observed(path: tuple[Any, ...]) -> str | None:
-    """What an output of a step is called, if it is compared."""
+    """The name of a step's output, or None if it is not compared."""
     if path[0] == SequenceKey(1):
         return _text(path[1:])
     for place, key in enumerate(path):
-        if key == GetAttrKey("mu"):  # its path goes on as a trainable's, adapters or params first
+        if key == GetAttrKey("mu"):  # the path after it is a trainable's, adapters or params first
             return GRADIENT + _text(path[place + 2 :])
     return None
 
@@ -263,7 +264,7 @@ def _text(path: tuple[Any, ...]) -> str:
 
 
 def _not_finite(outputs: Sequence[tuple[Any, Any]]) -> int | None:
-    """Which of a step's outputs is not, the first one, but for a method's own state."""
+    """The number of a step's first output that is not finite, except a method's own state."""
     for number, (path, leaf) in enumerate(outputs):
         if _is_float(leaf) and GetAttrKey("variant_state") not in path and not _finite(leaf):
             return number
@@ -280,7 +281,7 @@ def _finite(leaf: Any) -> bool:
 
 
 def _own_copy(leaf: Any) -> Any:
-    """A leaf of arguments that a step may take over, whose memory it cannot."""
+    """A copy of an argument's leaf in memory that a step cannot take over by donation."""
     if is_key(leaf):
         data: Any = np.array(to_host(jax.random.key_data(leaf)))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

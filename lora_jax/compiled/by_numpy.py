@@ -1,7 +1,7 @@
-"""A jaxpr evaluated operation by operation, by NumPy: what no compiler has put together.
+"""Evaluate a jaxpr with NumPy, operation by operation, without a compiler.
 
-XLA sees at most one operation at a time, and of most (`lora_jax.compiled.numpy_ops`) none. A pass
-that fuses, reorders or reuses memory wrongly has nothing here that it could be wrong about.
+XLA gets at most one operation at a time, and most operations (`lora_jax.compiled.numpy_ops`) not at
+all. So a compiler pass that fuses, reorders or reuses memory wrongly has no effect here.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ class ByNumpy:
     """Evaluates jaxprs in float64, or each operation in the dtype that it has.
 
     Args:
-      wide: every float is a float64, and the jaxpr's own dtypes count only where bits are made into
-        floats (random numbers): so both ways drop out the same activations.
+      wide: every float is a float64. The jaxpr's own dtypes count only where bits become floats
+        (random numbers), so that both ways drop the same activations.
       operands: what a product does to float32 operands of default precision before it multiplies
         them, on the device that the result is compared with.
     """
@@ -59,13 +59,13 @@ class ByNumpy:
             for var, value in zip(eqn.outvars, self._equation(jaxpr, eqn, operands), strict=True):
                 write(var, value)
             del operands
-            for var in eqn.invars:  # what nothing needs any more is most of the memory
+            for var in eqn.invars:  # free values after their last use: they are most of the memory
                 if not isinstance(var, Literal) and last[var] is eqn and var not in kept:
                     values.pop(var, None)
         return [read(var) for var in jaxpr.outvars]
 
     def held(self, value: Any, dtype: Any) -> Any:
-        """A value of a dtype as it is calculated with: rounded to it, if it is narrow."""
+        """A value in the form for calculation: rounded to its dtype, and at least float32."""
         if isinstance(value, _Rows) or jnp.issubdtype(dtype, jax.dtypes.extended):
             return value
         value = np.asarray(value)
@@ -94,7 +94,7 @@ class ByNumpy:
         return result if eqn.primitive.multiple_results else [result]
 
     def _by_jax(self, around: Jaxpr, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        """The operation as JAX does it, alone; in float64 where it is not about bits."""
+        """Run the operation alone, by JAX; if `wide`, in float64, unless it is about bits."""
         params = dict(eqn.params)
         jaxpr_inside = any(isinstance(each, Jaxpr | ClosedJaxpr) for each in params.values())
         bits = eqn.primitive.name.startswith("random_") or "bitcast" in eqn.primitive.name
@@ -146,9 +146,9 @@ class ByNumpy:
 
 
 def rounded_operands(platform: str) -> Rounded | None:
-    """What a device's products make of float32 operands that no precision is asked for of.
+    """How a device's products of default precision round float32 operands; None if they do not.
 
-    GPUs take them as TF32, of 10 bits, and TPUs as bfloat16, of 7.
+    GPUs round them to TF32, of 10 bits, and TPUs to bfloat16, of 7.
     """
     if platform == "cpu":
         return None
@@ -163,11 +163,11 @@ def rounded_operands(platform: str) -> Rounded | None:
 
 
 def _body(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
-    """What a call of any kind calls: `jit`, rematerialised parts, own derivatives."""
+    """What a call of any kind calls (`jit`, rematerialisation, custom derivatives), or None."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if (closed := eqn.params.get(name)) is not None:
             jaxpr, consts = jaxprs.inner(closed)
-            same = _shapes(jaxpr) == _shapes(eqn)  # else it is of parts, as that of a reduction
+            same = _shapes(jaxpr) == _shapes(eqn)  # otherwise it acts on parts, as in a reduction
             return (jaxpr, consts) if same else None
     return None
 
@@ -199,8 +199,10 @@ def _row(array: Any, number: int) -> Any:
 
 
 class _Rows:
-    """An array by its rows, as loops make and take it: putting them together costs as much as most
-    operations."""
+    """An array as a list of rows, as loops make and take it.
+
+    To stack the rows would cost as much as most operations.
+    """
 
     def __init__(self, rows: list[Any], like: Any) -> None:
         self.rows, self.like = rows, like
@@ -208,7 +210,7 @@ class _Rows:
 
     @classmethod
     def of_keys(cls, keys: Any) -> "_Rows":
-        """Of random keys, where JAX would compile the reading of each."""
+        """Rows of random keys; JAX would compile a program to read each key."""
         kind = jax.random.key_impl(keys)
         return cls([_keys(data, kind) for data in np.asarray(jax.random.key_data(keys))], keys)
 
@@ -216,7 +218,7 @@ class _Rows:
         if self.array is None:
             self.array = self._stacked()
             if not _is_key(self.array):
-                self.rows = list(self.array)  # so that nothing is there twice
+                self.rows = list(self.array)  # so that nothing is held twice
         return self.array
 
     def _stacked(self) -> Any:

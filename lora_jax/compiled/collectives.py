@@ -3,8 +3,8 @@
 moved = collectives(jax.jit(step).lower(*arguments).compile().as_text())
 by_kind(moved)   # {"all-gather": Total(count=160, bytes=...), ...}
 
-Read from the program that XLA made, so it is of one backend: CPUs' programs, for instance, gather
-bfloat16 as float32.
+The numbers are read from the program that XLA made, and hold for its backend only: programs for
+CPUs, for instance, gather bfloat16 as float32.
 """
 
 import dataclasses
@@ -31,18 +31,18 @@ class Collective:
     """One collective of a program.
 
     Attributes:
-      kind: one of `KINDS`; what starts asynchronously, or is fused with other work, is as well.
-      name: of the instruction.
-      operands, results: of one device.
+      kind: one of `KINDS`, also if it starts asynchronously or is fused with other work.
+      name: the name of the instruction.
+      operands, results: their shapes on one device.
       bytes: of one device and execution, the larger side: the results of an all-gather, the
         operands of a reduce-scatter, the arrays of the others, which keep their size. What travels
         over links depends on the algorithm: (n - 1) / n of this among n devices for a ring's
         all-gather or reduce-scatter, twice that for its all-reduce.
-      times: executions in one of the program: the product of the lengths of the loops around it.
-      exact: whether `times` is known. Else it is in a loop of unknown length, counted as one turn,
-        or in a branch, counted as taken.
-      groups: of devices that exchange among themselves, by their places in the program's order
-        (`mesh.devices.flat`); of a permutation, those that it connects.
+      times: executions in one run of the program, the product of the lengths of the loops around.
+      exact: whether `times` is known. Otherwise the collective is in a loop of unknown length,
+        counted as one turn, or in a branch, counted as taken.
+      groups: the groups of devices that exchange data, by their places in the program's order
+        (`mesh.devices.flat`); for a permutation, the devices that it connects.
       op_name: where it comes from in the traced function; "" where the compiler lost it.
     """
 
@@ -64,7 +64,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """Executions, and bytes of one device, in one execution of a program (see `Collective`)."""
+    """How often collectives run in one run of a program, and their bytes (see `Collective`)."""
 
     count: int
     bytes: int
@@ -72,10 +72,10 @@ class Total:
 
 
 def collectives(hlo_text: str) -> list[Collective]:
-    """Every collective of a compiled program, each where it is first come to, calls followed.
+    """Every collective of a compiled program, in the order in which they are met along calls.
 
     Args:
-      hlo_text: of `jax.stages.Compiled.as_text()`.
+      hlo_text: the text from `jax.stages.Compiled.as_text()`.
 
     Raises:
       ValueError: it is not the text of a program.
@@ -86,7 +86,7 @@ def collectives(hlo_text: str) -> list[Collective]:
 
 
 def by_kind(found: Sequence[Collective]) -> dict[str, Total]:
-    """Executions and bytes a step of each kind that there is."""
+    """Executions and bytes, in one run of the program, of each kind that occurs."""
     totals = {}
     for kind in KINDS:
         if own := [each for each in found if each.kind == kind]:
@@ -98,9 +98,9 @@ def by_kind(found: Sequence[Collective]) -> dict[str, Total]:
 
 @dataclasses.dataclass(frozen=True)
 class _Visit:
-    """A computation where it is called: with what is known of its arguments, and how often.
+    """One call of a computation: what is known of its arguments, and how often it runs.
 
-    `fused` and `op_name` are of the fusion around it, where there is one.
+    `fused` and `op_name` come from the fusion around it, if there is one.
     """
 
     module: Module
@@ -122,7 +122,7 @@ def _walk(visit: _Visit) -> Iterator[Collective]:
     for it in visit.computation.instructions.values():
         chain = it.frontend_attributes.get("chain_id", "") if visit.fused else ""
         if chain in visit.chains and it.name not in visit.chains[chain]:
-            continue  # a later link
+            continue  # a later link of the chain
         if it.opcode.removesuffix("-start") in KINDS:
             yield _collective(visit, it)
         for inner in _inner(visit, it, known):
@@ -130,7 +130,7 @@ def _walk(visit: _Visit) -> Iterator[Collective]:
 
 
 def _inner(visit: _Visit, it: Instruction, known: Known) -> Iterator[_Visit]:
-    """The computations that an instruction runs; what combines two numbers is left out."""
+    """The computations that an instruction runs, without those that combine two numbers."""
     match it.opcode.removesuffix("-start"):
         case "while":
             start = known[it.operands[0]]
@@ -139,7 +139,7 @@ def _inner(visit: _Visit, it: Instruction, known: Known) -> Iterator[_Visit]:
             times = visit.times * (1 if turns is None else turns)
             (body,), (condition,) = it.calls("body"), it.calls("condition")
             yield visit.into(body, state, times=times, exact=exact, fused=False)
-            times += visit.times  # one more, to end
+            times += visit.times  # the condition runs once more, to end the loop
             yield visit.into(condition, state, times=times, exact=exact, fused=False)
         case "conditional":
             keys = "branch_computations", "true_computation", "false_computation"
@@ -153,10 +153,10 @@ def _inner(visit: _Visit, it: Instruction, known: Known) -> Iterator[_Visit]:
 
 
 def _chains(module: Module) -> dict[str, set[str]]:
-    """The first links of each chain by its id: the names of instructions.
+    """The names of the first instructions of each chain, by the chain's id.
 
-    TPUs' programs split a collective into a chain of fusions with other work, each of which says it
-    again.
+    Programs for TPUs split a collective into a chain of fusions with other work, each of which
+    repeats it.
     """
     chains: dict[str, set[str]] = {}
     for computation in module.computations.values():
@@ -190,14 +190,14 @@ def _collective(visit: _Visit, it: Instruction) -> Collective:
 
 
 def _results(it: Instruction, kind: str) -> Any:
-    """What starts has a tuple of its operands, its results and more, all but an all-reduce."""
+    """The type of the results; except for all-reduce, a start's tuple has them after operands."""
     return it.type[1] if it.opcode.endswith("-start") and kind != "all-reduce" else it.type
 
 
 def _scattered(computation: Computation, it: Instruction) -> tuple[Shape, ...] | None:
-    """What a computation keeps of an all-reduce, where that is a slice of each of its arrays.
+    """What a computation keeps of an all-reduce, if that is a slice of each of its arrays.
 
-    TPUs' programs have a reduce-scatter in this form, as a fusion.
+    Programs for TPUs have a reduce-scatter in this form, as a fusion.
     """
     inside = computation.instructions
     root = inside[computation.root]

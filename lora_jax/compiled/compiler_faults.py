@@ -1,11 +1,11 @@
-"""What released compilers get wrong, and the flag that cures it.
+"""Faults of released compilers, and the flag that avoids them.
 
-On CPUs, jaxlib 0.10.2 to 0.12.0.1 hand a product that is reduced at once to a library, whose fused
-form reads memory that nothing wrote: `sum((E @ full_like(E, c)) * E, -1)` over a batch, which is
-what reverse mode makes of a sum, differs from the truth by anything up to NaN. 0.10.2 also gets
-`vmap(matvec)` wrong where what is reduced has more than 32,768 rows (jax issue 39103). Without the
-fusion of reductions, both are right. Options of `jax.jit` do not reach that pass; XLA_FLAGS does,
-which XLA reads once, when a process makes its first backend.
+On CPUs, jaxlib 0.10.2 to 0.12.0.1 give a product that is reduced at once to a library, whose fused
+form reads uninitialised memory. So `sum((E @ full_like(E, c)) * E, -1)` over a batch, which reverse
+mode makes of a sum, can be wrong by any amount, up to NaN. 0.10.2 also computes `vmap(matvec)`
+wrong if more than 32,768 rows are reduced (jax issue 39103). Without the fusion of reductions, both
+are right. Options of `jax.jit` do not reach that compiler pass, but XLA_FLAGS does. XLA reads it
+once, when a process makes its first backend.
 """
 
 import os
@@ -17,17 +17,17 @@ from pathlib import Path
 import jax
 
 FAULTY = ("0.10.2", "0.12.0.1")
-"""The first and the last jaxlib with the fault. All in between know the flag; others may not, and
-XLA ends a process that gives it an unknown one."""
+"""The first and the last jaxlib with the fault. All in between know the flag. Others may not, and
+XLA ends a process that sets an unknown flag."""
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 CURE = f"{FLAG}=-reduce"
 
 
 def cure() -> None:
-    """Switch the faulty fusion off, where this jaxlib has it; `import lora_jax` does.
+    """Switch the faulty fusion off if this jaxlib has it; `import lora_jax` calls this.
 
-    What a user has set stays. Where it switches the fusion on, or a backend exists already, whose
-    flags are read, one warning says what to set.
+    A user's own setting is kept. If it leaves the fusion on, or if a backend already exists and so
+    the flags have been read, one warning says what to set.
     """
     if not is_faulty(version("jaxlib")):
         return
@@ -51,9 +51,9 @@ def is_faulty(jaxlib: str) -> bool:
 
 
 def is_cured(flags: str) -> bool:
-    """Whether XLA_FLAGS with this text leave out the fusion of reductions.
+    """Whether XLA_FLAGS with this text switch off the fusion of reductions.
 
-    The flag lists what is fused; names with a sign change the list that XLA has by default.
+    The flag lists what is fused; names with a sign change XLA's default list.
     """
     values = re.findall(rf"{FLAG}=(\S*)", flags)
     if not values:
@@ -63,7 +63,7 @@ def is_cured(flags: str) -> bool:
 
 
 def _content(file: str) -> str:
-    """What XLA reads in the place of flags, where XLA_FLAGS does not begin with one."""
+    """The text of the file that XLA reads if XLA_FLAGS does not begin with a flag."""
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -75,7 +75,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _backend_exists() -> bool:
-    from jax._src import xla_bridge  # what is public makes one
+    from jax._src import xla_bridge  # public functions would make a backend
 
     return xla_bridge.backends_are_initialized() and "cpu" in xla_bridge.backends()
 

@@ -1,4 +1,4 @@
-"""Which devices a collective joins: every form in which a compiled program writes it down."""
+"""Which devices a collective joins, read from every form that compiled programs use."""
 
 import math
 import re
@@ -25,21 +25,21 @@ def groups(it: Instruction, devices: int) -> Groups:
 
 
 def _lists(text: str) -> Groups:
-    """{{0,1},{2,3}}."""
+    """Read {{0,1},{2,3}}."""
     return tuple(_numbers(part) for part in split(text[1:-1]))
 
 
 def _iota(text: str) -> np.ndarray:
-    """[2,4]T(1,0): numbers counted up in that shape, then transposed."""
+    """Read [2,4]T(1,0): numbers counted up in that shape, then transposed."""
     shape, _, order = text.partition("T")
     ids = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
     return ids.transpose(_numbers(order)) if order else ids
 
 
 def _mesh_groups(mesh: str, device_ids: str) -> Groups:
-    """mesh['a'=2,'b'=4] {'a'}, or mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}.
+    """Read mesh['a'=2,'b'=4] {'a'}, or mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}.
 
-    An axis may be part of one: 'b':(2)2 are the two of 'b' below the first two.
+    A part of an axis may be named: 'b':(2)2 is the part of size 2 after a first part of size 2.
     """
     axes, _, wanted = mesh.removeprefix("mesh[").partition("]")
     sizes = {name: int(size) for name, _, size in (a.rpartition("=") for a in split(axes))}

@@ -1,7 +1,7 @@
 """The text of a compiled program (`jax.stages.Compiled.as_text()`): computations and instructions.
 
 The syntax: https://openxla.org/xla/operation_semantics and XLA's hlo_parser.cc. Only what is needed
-to follow who calls whom, and what shapes there are, is taken apart; attributes stay text.
+to follow calls and shapes is parsed; attributes stay text.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Whole bytes; none for a token."""
+        """The size in bytes, rounded up; 0 for a token."""
         return -(-math.prod(self.dims) * _bits(self.dtype) // 8)
 
 
 Type = Shape | tuple["Type", ...]
-"""An array's shape, or a tuple of such."""
+"""An array's shape, or a tuple of types."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Instruction:
 
     @property
     def backend_config(self) -> Mapping[str, Any]:
-        """What the compiler noted, where that is JSON; else nothing."""
+        """What the compiler noted, if that is JSON; otherwise empty."""
         try:
             content = json.loads(self.attributes.get("backend_config", "{}"))
             content = json.loads(content) if isinstance(content, str) else content
@@ -81,7 +81,7 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """All computations by name, which of them the program is, and how many devices run it."""
+    """All computations by name, the name of the program's own, and how many devices run it."""
 
     computations: Mapping[str, Computation]
     entry: str
@@ -89,7 +89,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The module of a compiled program's text; ValueError where it is none."""
+    """The module of a compiled program's text; raises a ValueError for another text."""
     head, computations, entry = "", {}, ""
     name, lines = "", []
     for line in text.splitlines():
@@ -114,7 +114,7 @@ def parse(text: str) -> Module:
 
 
 def split(text: str) -> list[str]:
-    """The parts between commas that are in no bracket and no string, stripped."""
+    """Split text at the commas outside brackets and strings; the parts are stripped."""
     depth, start, parts = 0, 0, []
     for found in _STRUCTURE.finditer(text):
         sign = found[0]
@@ -167,7 +167,7 @@ def _type(text: str) -> Any:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` or after has closed: one past it."""
+    """The position after the bracket that closes the first one opened at `start` or after."""
     depth = 0
     for found in _STRUCTURE.finditer(text, start):
         depth += (found[0] in "({[") - (found[0] in ")}]")

@@ -1,6 +1,8 @@
-"""The memory that evaluating a jaxpr takes, operation by operation, each value held until its last
-use (as `lora_jax.compiled.by_numpy` does, and as a compiler assigns buffers to what it does not
-fuse)."""
+"""The memory that evaluating a jaxpr takes, operation by operation.
+
+Each value is held until its last use, as `lora_jax.compiled.by_numpy` does, and as a compiler
+assigns buffers to what it does not fuse.
+"""
 
 import math
 from collections.abc import Iterable
@@ -11,16 +13,16 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from lora_jax.transform import jaxprs
 
 WIDTH = 8
-"""Bytes of a number: of a float64, which nearly all of them are for NumPy."""
+"""Bytes of a number for NumPy, where nearly all numbers are float64."""
 
 
 def peak_bytes(jaxpr: Jaxpr, compiled: bool = False) -> int:
     """The most bytes that are held at once, arguments included.
 
     Args:
-      compiled: each number in its own dtype, operands of products not copied, and the results of an
-        inner jaxpr made where its caller has them; else all as `lora_jax.compiled.by_numpy` in
-        float64.
+      compiled: count each number in its own dtype, no copies of products' operands, and the results
+        of an inner jaxpr in its caller's memory. Otherwise count as `lora_jax.compiled.by_numpy`
+        evaluates in float64.
     """
     last = {v: eqn for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
     kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
@@ -40,12 +42,12 @@ def peak_bytes(jaxpr: Jaxpr, compiled: bool = False) -> int:
 
 
 def working_bytes(jaxpr: Jaxpr) -> int:
-    """The most bytes that are held at once beside the arguments, compiled."""
+    """The most bytes that a compiled program holds at once besides its arguments."""
     return peak_bytes(jaxpr, True) - _sizes((*jaxpr.constvars, *jaxpr.invars), True)
 
 
 def _working(eqn: JaxprEqn, made: int, compiled: bool) -> int:
-    """What an operation holds beside its operands and the bytes of its results, `made`."""
+    """The bytes that an operation holds besides its operands and its results (`made` bytes)."""
     if eqn.primitive.name == "dot_general":  # copied, so that NumPy can multiply matrices
         return 0 if compiled else _sizes(eqn.invars, compiled)
     bodies = [

@@ -1,7 +1,7 @@
-"""How often the loops of a compiled program turn.
+"""How often the loops of a compiled program run.
 
-CPUs' programs note it; TPUs' do not. There a loop's counter is run: what depends on constants alone
-is computed, turn by turn, until the condition is false.
+Programs for CPUs note it; those for TPUs do not. For these, a loop's counter is computed: all that
+depends on constants alone is computed, turn by turn, until the condition is false.
 """
 
 import operator
@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_jax.compiled.hlo import Instruction, Module, Shape
 
-LIMIT = 10_000  # turns of a counter that are run; a longer loop's length stays unknown
+LIMIT = 10_000  # the most turns that are computed; a longer loop's length stays unknown
 
 _COMPARE = {
     "LT": operator.lt,
@@ -33,9 +33,9 @@ _SAME = ("copy", "bitcast", "reshape", "optimization-barrier")
 
 
 def trips(module: Module, loop: Instruction, start: Any) -> int | None:
-    """How often a `while` runs its body; None where that depends on data.
+    """How often a `while` runs its body; None if that depends on data.
 
-    `start` is the loop's first state: a number, a tuple of such, None for what is not known.
+    `start` is the loop's first state: a number, a tuple of states, or None for what is not known.
     """
     noted = loop.backend_config.get("known_trip_count")
     if isinstance(noted, Mapping) and str(noted.get("n", "")).isdigit():
@@ -53,7 +53,7 @@ def trips(module: Module, loop: Instruction, start: Any) -> int | None:
 
 
 def lasting(module: Module, loop: Instruction, start: Any) -> Any:
-    """What of a loop's first state every turn finds: the rest is None."""
+    """The part of a loop's first state that every turn starts with; the rest is None."""
     (body,) = loop.calls("body")
     state = start
     while (after := _common(state, result(module, body, (state,)))) != state:
@@ -69,7 +69,7 @@ def result(module: Module, computation: str, arguments: tuple[Any, ...]) -> Any:
 class Known:
     """The values of a computation's instructions that follow from its arguments, by name.
 
-    Integers and booleans, tuples of such; None for anything else.
+    Values are integers, booleans and tuples of them; None stands for anything else.
     """
 
     def __init__(self, module: Module, computation: str, arguments: tuple[Any, ...]):
@@ -106,7 +106,7 @@ class Known:
         return self._number(it)
 
     def _number(self, it: Instruction) -> Any:
-        """Of an integer or a boolean alone: how floats round is not known here."""
+        """The value of an integer or boolean; None for floats, whose rounding is not known here."""
         if not isinstance(it.type, Shape) or it.type.dims:
             return None
         if it.type.dtype != "pred" and it.type.dtype[0] not in "su":

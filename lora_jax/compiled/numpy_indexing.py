@@ -1,4 +1,4 @@
-"""Rows, columns and single numbers of arrays by their places, as JAX's `gather` has it."""
+"""JAX's `gather` by NumPy: rows, columns and single numbers of arrays by their places."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> Any:
-    """Windows of an array; what is to be done about places outside of it, JAX knows."""
+    """Windows of an array; NotImplemented if one is not inside it, so that JAX handles that."""
     dims, sizes = params["dimension_numbers"], params["slice_sizes"]
     starts = np.moveaxis(indices, -1, 0)
     room = [x.shape[axis] - sizes[axis] for axis in dims.start_index_map]
@@ -25,5 +25,5 @@ def gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> Any
             after = (1,) * (len(window) - window.index(axis) - 1)
             place = place + np.arange(sizes[axis]).reshape(-1, *after)
         places.append(place)
-    found = x[tuple(places)]  # (*those of the indices, *those of the window)
+    found = x[tuple(places)]  # its axes: (*those of the indices, *those of the window)
     return np.moveaxis(found, range(found.ndim - len(window), found.ndim), dims.offset_dims)

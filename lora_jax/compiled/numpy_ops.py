@@ -1,7 +1,7 @@
-"""JAX's operations, each as NumPy has it: what `lora_jax.compiled.by_numpy` need not ask XLA for.
+"""JAX's operations by NumPy, for which `lora_jax.compiled.by_numpy` does not need XLA.
 
-An operation that is missing here, or whose rule hands back `NotImplemented`, is left to JAX by
-itself. So nothing has to be complete: what is here saves the time of compiling it.
+An operation that is missing here, or whose rule returns `NotImplemented`, is run by JAX, alone. So
+the list need not be complete: each operation here saves the time of compiling it.
 """
 
 import functools
@@ -15,14 +15,15 @@ from threadpoolctl import ThreadpoolController
 from lora_jax.compiled.numpy_indexing import gather
 
 LARGE = 2**29
-"""Multiplications of a product that several threads share: some hundredths of a second of one."""
+"""Products of at least this many multiplications use several threads; one thread would take some
+hundredths of a second."""
 
 Rule = Callable[..., Any]
-"""`(params, *operands) -> result`, of arrays that hold floats in 32 or 64 bits."""
+"""`(params, *operands) -> result`, for arrays that hold floats in 32 or 64 bits."""
 
 
 def rule(name: str) -> Rule | None:
-    """How NumPy does the operation of a primitive, if it is known."""
+    """The rule by which NumPy does the operation of a primitive, or None."""
     return _SHAPES.get(name) or _ELEMENTS.get(name) or _REDUCTIONS.get(name)
 
 
@@ -31,7 +32,7 @@ def _plain(function: Callable[..., Any]) -> Rule:
 
 
 def _of_floats(function: Callable[..., Any]) -> Rule:
-    """Of integers, JAX and NumPy mean different things, or hand back different dtypes."""
+    """A rule for floats only: for integers, JAX and NumPy differ in meaning or in dtypes."""
 
     def one(params: Mapping[str, Any], *operands: np.ndarray) -> Any:
         floats = all(np.issubdtype(x.dtype, np.floating) for x in operands)
@@ -151,7 +152,7 @@ def _slice(params: Mapping[str, Any], x: np.ndarray) -> Any:
 
 
 def _starts(starts: Sequence[Any], sizes: Sequence[int], x: np.ndarray) -> tuple[slice, ...]:
-    """Where a part begins and ends, moved so that all of it is inside, as XLA does."""
+    """The slices of a part, moved so that all of it is inside the array, as XLA does."""
     firsts = (
         min(max(int(start), 0), whole - size)
         for start, size, whole in zip(starts, sizes, x.shape, strict=True)
@@ -207,7 +208,7 @@ def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
 
 
 def _threads(multiplications: int) -> Any:
-    """The threads of BLAS: one for what is done before others would have begun to help."""
+    """Limit the threads of BLAS: one for a product too small for more threads to help."""
     return _blas().limit(limits=1 if multiplications < LARGE else None, user_api="blas")
 
 
@@ -237,7 +238,7 @@ _SHAPES: dict[str, Rule] = {
 
 
 def _convert(dtype: Any, x: np.ndarray) -> Any:
-    """To integers by NumPy; to another kind of float the caller rounds."""
+    """Convert to integers by NumPy; for floats, the caller rounds to the dtype."""
     to = np.dtype(dtype)
     if "c" in (to.kind, x.dtype.kind):
         return NotImplemented

@@ -1,8 +1,8 @@
 """The contract suite: what every variant must do, checked on toys in about 20 seconds.
 
 `check(variant)` runs it on any variant, yours included. Each clause is a function of a variant that
-passes in silence or raises one line; `CLAUSES` lists them, those about one matrix first, because
-what is wrong there is what is wrong everywhere else.
+passes in silence or raises an error of one line. `CLAUSES` lists them; those about one matrix come
+first, because a mistake there causes mistakes everywhere else.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ CLAUSES: tuple[Clause, ...] = (*OF_A_MATRIX, *OF_A_MODEL, *OF_TRAINING, *OF_COMP
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The clauses of a check, each with how it went; printing it gives a table."""
+    """The clauses of a check, each with its result; printing it gives a table."""
 
     variant: Variant
     rows: tuple[tuple[str, str], ...]
@@ -35,12 +35,12 @@ class Report:
 
 
 def clauses(variant: Variant) -> tuple[Clause, ...]:
-    """The clauses that say something about a variant: without factors, not those of a matrix."""
+    """The clauses that apply to a variant; without factors, only those of a model and training."""
     return CLAUSES if variant.adapts else (*OF_A_MODEL, *OF_TRAINING)
 
 
 def check(variant: Variant, *, checks: Sequence[str] | None = None) -> Report:
-    """Check that a variant keeps the contract, in float64 and whatever devices there are.
+    """Check that a variant keeps the contract, in float64 and on the devices that there are.
 
     Args:
       variant: yours, for example `MyVariant(rank=4)`.

@@ -1,4 +1,4 @@
-"""What a clause of the contract is: a function of a variant that passes in silence, or raises."""
+"""Clauses of the contract: functions of a variant that pass in silence, or raise."""
 
 import contextlib
 import functools
@@ -25,17 +25,17 @@ class _BrokenError(Exception):
 
 
 def clause(function: Clause) -> Clause:
-    """Run a function in float64, without implicit promotion, and let its failures name it."""
+    """Make a clause: it runs in float64, without implicit promotion, and its failures name it."""
 
     @functools.wraps(function)
     def run(variant: Variant) -> None:
         try:
-            with contextlib.ExitStack() as settings:  # whatever the caller's are
+            with contextlib.ExitStack() as settings:  # whatever the caller's settings are
                 settings.enter_context(jax.enable_x64(True))
                 settings.enter_context(jax.numpy_rank_promotion("raise"))
                 settings.enter_context(jax.numpy_dtype_promotion("strict"))
                 settings.enter_context(warnings.catch_warnings())
-                # Toys have random trainables, as if much had been forgotten.
+                # Toys have random trainables, as if training had left something out.
                 warnings.simplefilter("ignore", TrainingWarning)
                 function(variant)
         except _BrokenError as error:
@@ -86,7 +86,7 @@ def require_same_form(what: str, got: Any, wanted: Any) -> None:
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` for toys, which take longer to compile than to run: hardly optimised on CPUs."""
+    """`jax.jit` with little optimisation on CPUs: toys take longer to compile than to run."""
 
     @functools.cache
     def program() -> Callable[..., Any]:
@@ -98,9 +98,9 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 def by_numpy(
     function: Callable[..., Any], static_argnums: int | tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """The function operation by operation, by NumPy: nothing is compiled, which takes longer."""
+    """Run the function by NumPy, operation by operation: it would take longer to compile it."""
     static = static_argnums if isinstance(static_argnums, tuple) else (static_argnums,)
-    traceable = jax.jit(function, static_argnums=static)  # which remembers what it has traced
+    traceable = jax.jit(function, static_argnums=static)  # it caches what it has traced
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -116,7 +116,7 @@ def by_numpy(
 
 @functools.cache
 def _cheap() -> dict[str, Any]:
-    """Options that make compiling cheap, of those that this XLA has: versions differ."""
+    """Options that make compiling cheap, as far as this version of XLA has them."""
     if jax.default_backend() != "cpu":
         return {}
     options: dict[str, Any] = {

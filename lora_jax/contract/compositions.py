@@ -31,15 +31,15 @@ from lora_jax.variant import Base, Factors, Variant
 
 RATIO = 8.0
 KEYS = 40
-"""So many that each input is dropped by some and kept by others."""
+"""Enough keys that each input is dropped by some and kept by others."""
 
 
 @clause
 def dropout_spares_the_base(variant: Variant) -> None:
     """Dropout acts with a key only, on the adapter's input only, and leaves the mean as it is.
 
-    Half of the time an input is dropped, else it is doubled: the mean of the two is exact, and so
-    is that of their gradients.
+    An input is dropped half of the time, and doubled otherwise. So the mean of the two is exact,
+    and so is the mean of their gradients.
     """
     if not _has(variant, "dropout"):
         return
@@ -106,7 +106,7 @@ def starts_from_any_initialization(variant: Variant) -> None:
 def _begun(
     variants: tuple[Variant, ...], base: Base, x: Array, z: Array, seed: Array
 ) -> list[tuple[Array, ...]]:
-    """Of each variant the weight at the start, another weight, and the products with that."""
+    """For each variant, the weight at the start, another weight, and the products with that."""
     results = []
     for each in variants:
         start = init(each, seed, base)
@@ -118,7 +118,7 @@ def _begun(
 
 @clause
 def learns_at_its_ratio(variant: Variant) -> None:
-    """With a learning-rate ratio, the factors that it is for move so much further."""
+    """With a learning-rate ratio, the factors that it applies to move that many times as far."""
     if not _has(variant, "learning_rate_ratio"):
         return
     both = (dataclasses.replace(variant, learning_rate_ratio=ratio) for ratio in (1.0, RATIO))
@@ -139,7 +139,7 @@ def learns_at_its_ratio(variant: Variant) -> None:
 def _moves(
     several: tuple[Adapted, ...], params: PyTree, ids: Array, seed: Array
 ) -> list[Trainable]:
-    """What each does with a gradient of ones at rate 1."""
+    """The updates that each makes from a gradient of ones at learning rate 1."""
     moves = []
     for adapted in several:
         trainable, frozen = adapted.init(keys.key(seed), params, ids)
@@ -151,7 +151,7 @@ def _moves(
 
 @clause
 def acts_on_quantised_weights(variant: Variant) -> None:
-    """On quantised weights it computes what it does on those that they stand for, gradients too."""
+    """On quantised weights it computes the same as on the dequantised ones, gradients too."""
     base = by_numpy(functools.partial(quantized, Int8()))(toy_matrices.base(variant).value)
     require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})
     toy = toys.toy(variant, targets=toys.SOME, quantize=NF4())

@@ -1,8 +1,8 @@
-"""Keys of random numbers for toys: what draws from them compiles in half of the time.
+"""Random keys for toys: programs that draw from them compile in half of the time.
 
 Most of an initialisation's program is JAX's own generator, which is good enough for cryptography.
-Here a counter is hashed: numbers that look random, in a few operations. Whatever a variant does
-with a key it does with these as well.
+These keys hash a counter, which gives numbers that look random in a few operations. A variant can
+use them in every way that it uses JAX's own keys.
 """
 
 import functools
@@ -30,7 +30,7 @@ def _hashed(x: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _bits(key: Array, width: int, shape: Sequence[int]) -> Array:
-    """Unsigned integers of so many bits, hashed from the key and the place in the array."""
+    """Unsigned integers of `width` bits, hashed from the key and the place in the array."""
     places = lax.iota(np.uint32, math.prod(shape))
     bits = _hashed(_hashed(places ^ key[0]) ^ key[1])
     if width == 64:
@@ -41,7 +41,7 @@ def _bits(key: Array, width: int, shape: Sequence[int]) -> Array:
 
 @jax.jit
 def _pair(number: Array) -> Array:
-    """What a key is made of, by a number."""
+    """The two words of a key, made from a number."""
     return _hashed(lax.full((2,), number.astype(np.uint32)) ^ np.array([1, 2], np.uint32))
 
 

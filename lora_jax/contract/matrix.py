@@ -44,7 +44,7 @@ from lora_jax.variant import Base, Factors, Variant, wide
 
 @clause
 def signatures_are_those_of_the_contract(variant: Variant) -> None:
-    """Methods take what `Variant`'s take, by the same names in the same order."""
+    """Methods take the parameters of `Variant`'s methods, by the same names in the same order."""
     for name, method in vars(Variant).items():
         if name.startswith("_") or not inspect.isfunction(method):
             continue
@@ -57,7 +57,7 @@ def signatures_are_those_of_the_contract(variant: Variant) -> None:
 
 @clause
 def settings_are_static(variant: Variant) -> None:
-    """A variant is hashable, and one with equal settings is equal: they share compiled programs."""
+    """A variant is hashable; variants of equal settings are equal, and share compiled programs."""
     twin = dataclasses.replace(variant)
     require(twin == variant, "a variant with the same settings is not equal to it")
     require(hash(twin) == hash(variant), "a variant with the same settings has another hash")
@@ -75,7 +75,7 @@ def init_is_a_function_of_its_key(variant: Variant) -> None:
     base = toy_matrices.base(variant)
 
     def init(each: Variant) -> Callable[[Array, Base], Factors]:
-        return compiled(lambda key, base: each.init(key, base))  # which remembers nothing
+        return compiled(lambda key, base: each.init(key, base))  # a new function: nothing is cached
 
     once = init(variant)
     first, other = once(one, base), once(two, base)
@@ -133,7 +133,7 @@ def _starting_weights(variant: Variant, bases: dict[str, Base], seed: Array) -> 
 
 @clause
 def count_is_exact(variant: Variant) -> None:
-    """`count` is how many trainable numbers the weight depends on; none is there for nothing."""
+    """`count` is how many trainable numbers the weight depends on; no trainable is unused."""
     bases = {shape: Base(normal(shape, 8), "io") for shape in shapes(variant)}
     gradients = jax.device_get(_gradients_of_weights(variant, bases, 2))
     for shape in bases:
@@ -161,9 +161,9 @@ def _gradients_of_weights(
 
 @clause
 def numbers_are_read_from_constants(variant: Variant) -> None:
-    """Settings that are real numbers act through the constants of `init` only: a sweep traces them.
+    """Settings that are real numbers act only through `init`'s constants: a sweep traces these.
 
-    So a variant that differs in such a setting, given the same factors, computes the same.
+    So a variant that differs in such a setting computes the same from the same factors.
     """
     others = {name: other for other, name in variations(variant)}
     base = toy_matrices.base(variant)
@@ -189,7 +189,7 @@ def calls_are_pure(variant: Variant) -> None:
     factors = compiled_factors_of(variant, base)
 
     def everything() -> dict[str, Any]:
-        # A function of its own each time, so that nothing is remembered.
+        # A new function each time, so that nothing is cached.
         return by_numpy(lambda *arguments: _everything(variant, *arguments))(base, factors)
 
     first, again = everything(), everything()
@@ -198,7 +198,7 @@ def calls_are_pure(variant: Variant) -> None:
 
 
 def _everything(variant: Variant, base: Base, factors: Factors) -> dict[str, Any]:
-    """What a variant computes with one matrix and, between steps, with all; arguments must stay."""
+    """What a variant computes, with one matrix and between steps; no argument may change."""
     results = {}
     for what, call in _calls(base, factors).items():
         results[what] = _without_changing(what, lambda factors, c=call: c(variant), factors)
@@ -216,7 +216,7 @@ def _everything(variant: Variant, base: Base, factors: Factors) -> dict[str, Any
 
 
 def _without_changing(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a call that puts nothing else into its arguments."""
+    """The result of a call, which must not change its arguments."""
     before, treedef = jax.tree.flatten(arguments)
     result = call(*arguments)
     same_form = jax.tree.structure(arguments) == treedef

@@ -54,7 +54,7 @@ def apply_equals_forward_of_merge(variant: Variant) -> None:
 
 @clause
 def stacked_layers_equal_single_ones(variant: Variant) -> None:
-    """A scan over stacked layers computes what indexing them does; each layer starts on its own."""
+    """A scan over stacked layers equals indexing them; each layer has its own random start."""
     toy = toys.toy(variant)
     unrolled = _with_forward(toy, toys.unrolled)
     require_close("a scan over layers", toy.output(toy.moved), unrolled.output(toy.moved))
@@ -68,21 +68,21 @@ def stacked_layers_equal_single_ones(variant: Variant) -> None:
 
 @clause
 def works_under_jit(variant: Variant) -> None:
-    """Compiled, `apply` computes what it does operation by operation."""
+    """Compiled, `apply` computes the same as operation by operation."""
     toy = _shallow(variant)
     require_close("apply under jit", toy.output(toy.moved), toy.apply(toy.moved))
 
 
 @clause
 def works_under_vmap(variant: Variant) -> None:
-    """Over several trainables beside one base."""
+    """`apply` works under `vmap` over several trainables with one base."""
     toy, many, wanted = _several(variant)
     require_close("apply under vmap", compiled(jax.vmap(toy.apply))(many), wanted)
 
 
 @clause
 def works_under_scan(variant: Variant) -> None:
-    """Over several trainables beside one base."""
+    """`apply` works in a scan over several trainables with one base."""
     toy, many, wanted = _several(variant)
     require_close("apply under scan", compiled(lambda many: lax.map(toy.apply, many))(many), wanted)
 
@@ -98,7 +98,7 @@ def works_under_remat(variant: Variant) -> None:
 
 @clause
 def works_on_a_mesh(variant: Variant) -> None:
-    """Weights, factors and examples sharded over all devices that there are."""
+    """Gradients are the same with weights, factors and examples sharded over all devices."""
     toy = toys.toy(variant, targets=toys.SOME)
     devices = np.array(jax.devices())
     mesh = Mesh(devices.reshape(-1, 2 if len(devices) % 2 == 0 else 1), ("data", "model"))
@@ -120,9 +120,9 @@ def works_on_a_mesh(variant: Variant) -> None:
 
 @clause
 def survives_a_file(variant: Variant) -> None:
-    """What trains and what is constant are plain arrays: through safetensors and back, bit by bit.
+    """Trainables and constants are plain arrays, the same bit by bit after a safetensors file.
 
-    All else is static and the same whatever the key, so that a restored adapter fits.
+    All else is static and the same for every key, so that a restored adapter fits.
     """
     toy, other = toys.toy(variant), toys.toy(variant, seed=12)
     require(other.frozen.spec == toy.frozen.spec, "the static part of `frozen` depends on the key")
@@ -149,7 +149,7 @@ def narrow_models_stay_narrow(variant: Variant) -> None:
     """A bfloat16 model gives bfloat16 and merges to bfloat16, though its factors are float32."""
     toy = toys.toy(variant, dtype=jnp.bfloat16, targets=toys.SOME)
     for seed in range(3):
-        # Moved by more, attention is all or nothing, and even right roundings turn it over.
+        # With larger moves, attention is all or nothing, and even correct rounding can flip it.
         moved = noisy(toy.trainable, seed, 0.1)
         merged, wanted = toy.merged(moved)
         require_same_form("merge", merged, toy.params)
@@ -194,7 +194,7 @@ def _with_forward(toy: Toy, forward: Callable[..., Array]) -> Toy:
 
 
 def _shallow(variant: Variant) -> Toy:
-    """A toy of few operations; of its adapters those of weights that these use."""
+    """A toy of few operations, with only the adapters of weights that these use."""
     toy = _with_forward(toys.toy(variant), toys.shallow)
     spec = toy.frozen.spec
     used = tuple(each for each in spec.placements if not each.use.path.startswith("layers/"))

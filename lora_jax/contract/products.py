@@ -55,7 +55,7 @@ def gradients_equal_those_through_the_weight(variant: Variant) -> None:
 def _gradients_of_uses(
     variant: Variant, base: Base, factors: Factors, inputs: Any, cotangents: Any, through: Any
 ) -> dict[str, tuple[Any, Any]]:
-    """Of each use the gradient, and what it is through the weight, by the weight's cotangents."""
+    """For each use, its gradient and the one through the weight, from the weight's cotangents."""
     by_weight = _pull_back(variant, base, factors)
     calls = {"dot": variant.dot, "dot_t": variant.dot_t, "take": variant.take}
     results = {}
@@ -70,7 +70,7 @@ def _gradients_of_uses(
 
 @clause
 def narrow_inputs_give_narrow_outputs(variant: Variant) -> None:
-    """A bfloat16 or float32 matrix and input give that dtype, as near to the truth as merging."""
+    """A bfloat16 or float32 matrix and input give that dtype, as exact as with merging."""
     for dtype in (jnp.bfloat16, jnp.float32):
         base = toy_matrices.base(variant, dtype)
         x, z, rows = inputs_of(base, (3,), dtype)
@@ -97,7 +97,7 @@ def narrow_inputs_give_narrow_outputs(variant: Variant) -> None:
 
 @clause
 def products_accumulate_as_asked(variant: Variant) -> None:
-    """A product that is to be summed in float32 comes out in float32, also of bfloat16."""
+    """A product that is asked to accumulate in float32 gives float32, also from bfloat16."""
     narrow, wider = jnp.bfloat16, jnp.dtype(jnp.float32)
     base = toy_matrices.base(variant, narrow)
     asking = dataclasses.replace(base, accumulate=wider)
@@ -111,7 +111,7 @@ def products_accumulate_as_asked(variant: Variant) -> None:
 
 
 Uses = dict[str, tuple[Base, tuple[Array, Array, Array]]]
-"""Layouts of a matrix, by what is said of them, with inputs of `dot`, of `dot_t` and of `take`."""
+"""Layouts of a matrix, by their description, with inputs of `dot`, of `dot_t` and of `take`."""
 
 
 def require_products(variant: Variant, uses: Uses) -> None:

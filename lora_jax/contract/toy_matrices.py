@@ -1,4 +1,4 @@
-"""Matrices that a variant is tried on, in several layouts and sizes that it takes; its factors."""
+"""Matrices that a variant is tested on, in several layouts and sizes that it takes; its factors."""
 
 import dataclasses
 import typing
@@ -32,7 +32,7 @@ def unit(variant: Variant) -> int:
 
 
 def shapes(variant: Variant) -> list[tuple[int, int]]:
-    """Some (in, out) shapes, neither order of the two left out, nor a square."""
+    """Some (in, out) shapes: one that widens, one that narrows, and a square."""
     u = unit(variant)
     return [(2 * u, 3 * u), (4 * u, 2 * u), (2 * u, 2 * u)]
 
@@ -57,7 +57,7 @@ def base(variant: Variant, dtype: Any = jnp.float64) -> Base:
 
 
 def array(numbers: Any, dtype: Any = None) -> Array:
-    """NumPy's numbers as an array; with another dtype `jnp.asarray` would compile something."""
+    """NumPy's numbers as an array; NumPy casts them, as `jnp.asarray` would compile the cast."""
     numbers = np.asarray(numbers, dtype)
     return jnp.asarray(numbers, numbers.dtype)
 
@@ -65,7 +65,7 @@ def array(numbers: Any, dtype: Any = None) -> Array:
 def normal(
     shape: tuple[int, ...], seed: Any, dtype: Any = jnp.float64, scale: float = 1.0
 ) -> Array:
-    """Normal numbers, the same in every dtype but for rounding (NumPy's: there is no compiling)."""
+    """Normal random numbers by NumPy (no compiling), the same in every dtype up to rounding."""
     return array(scale * np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
@@ -74,7 +74,7 @@ def noisy(trainable: Any, seed: int = 1, scale: float = 0.3) -> Any:
 
     def moved(number: int, x: Array) -> Array:
         noise = normal(x.shape, [seed, number], x.dtype, scale)
-        # Added by NumPy where it can be: nothing is compiled.
+        # NumPy adds them where it can, so that nothing is compiled.
         return x + noise if isinstance(x, Tracer) else array(np.add(x, noise))
 
     leaves, treedef = jax.tree.flatten(trainable)
@@ -82,12 +82,12 @@ def noisy(trainable: Any, seed: int = 1, scale: float = 0.3) -> Any:
 
 
 def stack(*trees: PyTree) -> PyTree:
-    """Trees of numbers as one, whose leaves have another axis in front; by NumPy, as above."""
+    """Stack trees of numbers along a new leading axis; by NumPy, as above."""
     return jax.tree.map(lambda *leaves: array(np.stack(leaves)), *trees)
 
 
 def init(variant: Variant, seed: Any, base: Base) -> Factors:
-    """The variant's factors for one matrix, and what it would share with others."""
+    """The variant's factors for one matrix, with the arrays that it would share with others."""
     key = keys.key(seed)
     shared = variant.init_shared(key, [base.shape], wide(base.dtype))
     return with_shared(variant.init(key, base), shared)

@@ -1,4 +1,4 @@
-"""A tiny decoder that a variant is tried on: adapted, trained, and merged."""
+"""A tiny decoder that a variant is tested on: adapted, trained, and merged."""
 
 import dataclasses
 import functools
@@ -21,19 +21,13 @@ from lora_jax.variant import Variant
 BATCH, TOKENS, LAYERS = 4, 5, 2
 
 
-# -- one matrix --------------------------------------------------------------------------------
-
-
-# -- a model -----------------------------------------------------------------------------------
-
-
 def decoder(params: PyTree, ids: Array) -> Array:
-    """Logits (batch, tokens, vocabulary) of a causal transformer with stacked layers, tied."""
+    """Logits (batch, tokens, vocabulary) of a causal transformer: stacked layers, tied head."""
     return _around(lambda x, layers: lax.scan(_layer, x, layers)[0], params, ids)
 
 
 def unrolled(params: PyTree, ids: Array) -> Array:
-    """The same decoder, its stacked layers indexed one by one."""
+    """The same decoder, with its stacked layers indexed one by one."""
 
     def of_layers(x: Array, layers: PyTree) -> Array:
         for index in range(LAYERS):
@@ -65,7 +59,7 @@ def _layer(x: Array, layer: Any) -> tuple[Array, None]:
 
 
 def _norm(x: Array) -> Array:
-    """Keeps functions behind it off their flat ends, where gradients vanish."""
+    """Normalise, to keep later functions off their flat ends, where gradients vanish."""
     return x * lax.rsqrt((x * x).mean(-1, keepdims=True) + 1)
 
 
@@ -116,18 +110,18 @@ class Toy:
         return _gradient(self.adapted, trainable, self.frozen, self.ids)
 
     def merged(self, trainable: Trainable) -> tuple[PyTree, Array]:
-        """What `merge` gives, and the decoder's output with it, compiled."""
+        """What `merge` gives, and the decoder's output with it, by NumPy."""
         return _merged(self.adapted, trainable, self.frozen, self.ids)
 
     def merged_gradient(self, trainable: Trainable) -> tuple[PyTree, Array, Trainable]:
-        """Those two, and the gradient of the output's score, by NumPy."""
+        """What `merged` gives, and the gradient of the output's score, by NumPy."""
         merged_gradient = functools.partial(_merged_gradient, self.adapted)
         return by_numpy(merged_gradient)(trainable, self.frozen, self.ids)
 
 
 ALL = ("embed", "mix/kernel", "layers/.*")
 SOME = ("embed", "layers/qkv")
-"""Looked up and tied; stacked, and in heads: enough where all would take long to compile."""
+"""A tied embedding, and a stacked weight with heads: enough where all would compile for long."""
 
 
 @functools.lru_cache(maxsize=8)  # clauses share them
@@ -146,9 +140,9 @@ def toy(
 
 
 def training_toy(variant: Variant) -> Toy:
-    """A toy in which adapters alone train, in arrays of its own, as training donates them.
+    """A toy in which only adapters train, in arrays of its own, as training donates them.
 
-    A method without factors has something to train all the same.
+    For a method without factors, `head_bias` trains, too.
     """
     each = toy(variant, targets=SOME)
     full, base = dict(each.trainable["params"]), dict(each.frozen.base)
@@ -162,7 +156,7 @@ def training_toy(variant: Variant) -> Toy:
 
 
 def small_training_toy(variant: Variant) -> Toy:
-    """The same of one matrix in a small model, initialised without compiling, as users do."""
+    """The same with one matrix in a small model, initialised without compiling, as users do."""
     params, ids = decoder_params(variant), _ids(variant)
     adapted = adapt(shallow, variant, "mix/kernel", _also_trained(variant))
     return Toy(adapted, params, ids, *adapted.init(_key(6), params, ids))

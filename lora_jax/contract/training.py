@@ -1,4 +1,4 @@
-"""Clauses about training: it works, repeats itself, and touches nothing that is not its own."""
+"""Clauses about training: it works, is reproducible, and changes nothing that is not its own."""
 
 import dataclasses
 import functools
@@ -38,16 +38,16 @@ def learns_by_training(variant: Variant) -> None:
 
 @clause
 def the_same_key_gives_the_same_run(variant: Variant) -> None:
-    """Bit by bit, dropout included."""
+    """Two runs with the same key are the same bit by bit, dropout included."""
     first, again = (_train(toys.small_training_toy(variant), 3) for _ in range(2))
     require_identical("a second run", again, first)
 
 
 @clause
 def training_leaves_the_base_alone(variant: Variant) -> None:
-    """Nothing frozen changes by a bit, and donating what trains deletes none of the user's arrays.
+    """No frozen array changes by a bit, and donating trainables deletes none of the user's arrays.
 
-    So the base model is there exactly as it was, whenever the adapters are left out.
+    So without the adapters, the base model is exactly as it was.
     """
     toy = toys.small_training_toy(variant)
     theirs = toy.params, toy.frozen
@@ -60,7 +60,7 @@ def training_leaves_the_base_alone(variant: Variant) -> None:
 
 @clause
 def instances_share_no_state(variant: Variant) -> None:
-    """What one adapted model does to itself in training changes nothing for another."""
+    """Training one adapted model changes nothing for another."""
     alone, _ = _train(toys.small_training_toy(variant), 2)
     twin = dataclasses.replace(variant)
     first, second = (toys.small_training_toy(each) for each in (variant, twin))
@@ -70,7 +70,7 @@ def instances_share_no_state(variant: Variant) -> None:
 
 @clause
 def pruning_changes_nothing(variant: Variant) -> None:
-    """What `prune` leaves has the effect of what it was given."""
+    """After `prune`, adapters have the same effect as before."""
     if type(variant).prune is Variant.prune:
         return
     toy = toys.toy(variant)
@@ -81,7 +81,7 @@ def pruning_changes_nothing(variant: Variant) -> None:
 
 
 def _train(toy: Toy, steps: int) -> tuple[Trainable, list[float]]:
-    """What training ends with, and the loss at each step; the toy's trainables are donated."""
+    """The last trainables, and the loss at each step; the toy's trainables are donated."""
     carry = toy.trainable, *_begin(toy.adapted, toy.trainable, toy.frozen)
     form = jax.eval_shape(lambda: toy.trainable)
     losses = []
@@ -107,7 +107,7 @@ def _begin(adapted: Adapted, trainable: Trainable, frozen: Frozen) -> tuple[Any,
 def _step(
     adapted: Adapted, carry: Any, frozen: Frozen, ids: Array, number: Array
 ) -> tuple[Any, Array]:
-    """One step of training, each with its own dropout."""
+    """One step of training; each step has its own dropout."""
     before, opt_state, state = carry
     key = jax.random.fold_in(keys.key(13), number)
 

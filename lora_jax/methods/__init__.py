@@ -1,5 +1,5 @@
-"""What several methods share, for the one file that each method has in `variants/`.
+"""Code that several methods in `variants/` share.
 
-Low-rank factors, how factors start, and a budget of ranks. A variant imports from here and from
-`lora_jax.variant`; nothing here knows of models, training or files.
+It has low-rank factors, their initialisations, and a budget of ranks. A variant imports from here
+and from `lora_jax.variant`; nothing here knows of models, training or files.
 """

@@ -11,10 +11,10 @@ from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
 
 Start = Callable[[Array, Base, int, float], tuple[Array, Array | None]]
-"""`(key, base, rank, scale) -> (A (rank, in), B (rank, out))`; no B where it starts at zero."""
+"""`(key, base, rank, scale) -> (A (rank, in), B (rank, out))`; B is None if it starts at zero."""
 
 OVERSAMPLING = 8
-"""Directions that a randomised SVD follows beside those asked for (Halko et al. 2011, 4.3)."""
+"""Extra directions that a randomised SVD follows (Halko et al. 2011, 4.3)."""
 
 
 def kaiming_uniform(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
@@ -34,7 +34,7 @@ def normal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None
 
 
 def orthogonal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
-    """A and B both random, in orthogonal halves of the rank, so that A^T B = 0; PEFT's.
+    """A and B are random, in orthogonal halves of the rank, so that A^T B = 0, as in PEFT.
 
     datta0.github.io/posts/rethink-lora-init. The rank must be even.
     """
@@ -49,7 +49,7 @@ def orthogonal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, 
 def pissa(
     key: Array, base: Base, rank: int, scale: float, iterations: int | None = None
 ) -> tuple[Array, Array]:
-    """The leading singular vectors of W, each times the root of its value: s A^T B = W_r.
+    """Leading singular vectors of W, each times the root of its singular value: s A^T B = W_r.
 
     Meng et al. 2024, "PiSSA", arXiv 2404.02948, equations 2 to 4 (with PEFT's division by s).
 
@@ -92,16 +92,16 @@ DRAWN: dict[str, Start] = {
     "normal": normal,
     "orthogonal": orthogonal,
 }
-"""Random starts, of which A^T B is zero."""
+"""Random starts, with A^T B = 0."""
 
 TAKEN: dict[str, Start] = {"pissa": pissa, "olora": olora}
-"""Starts taken from the weight: A^T B is not zero, and has to be subtracted."""
+"""Starts taken from the weight; A^T B is not zero, and has to be subtracted."""
 
 _FAST_PISSA = re.compile(r"pissa_niter_(\d+)")
 
 
 def validate(name: str, rank: int, alpha: float) -> None:
-    """Raise a `ValueError` where an initialisation is unknown or cannot work."""
+    """Raise a `ValueError` if an initialisation is unknown or cannot work."""
     if name not in DRAWN and name not in TAKEN and not _FAST_PISSA.fullmatch(name):
         known = [*DRAWN, *TAKEN, "pissa_niter_4"]
         raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
@@ -112,14 +112,14 @@ def validate(name: str, rank: int, alpha: float) -> None:
 
 
 def moves_the_weight(name: str) -> bool:
-    """Whether the starting factors have an effect, which is to be subtracted."""
+    """Whether the starting factors change the weight, so that the change must be subtracted."""
     return name not in DRAWN
 
 
 def starting_factors(
     name: str, key: Array, base: Base, rank: int, scale: float
 ) -> tuple[Array, Array | None]:
-    """A (rank, in) and B (rank, out) by the name of an initialisation; no B where it is zero.
+    """A (rank, in) and B (rank, out) by the name of an initialisation; B is None if it is zero.
 
     Args:
       name: one of `DRAWN` or `TAKEN`, or `pissa_niter_<n>`: PiSSA by a randomised SVD.

@@ -1,4 +1,4 @@
-"""What the A/B methods share: W' = W + s A^T B, its product, the scale rules, all settings."""
+"""Code that the A/B methods share: W' = W + s A^T B, its product, scale rules and settings."""
 
 import dataclasses
 import math
@@ -25,8 +25,8 @@ def product(
 ) -> Array:
     """`((x @ a.T) * diagonal) @ b` for x (..., in), a (rank, in), diagonal (rank,), b (rank, out).
 
-    The short side comes first, so that reverse mode multiplies `gh @ x` instead of transposing the
-    activations, and tokens are flattened to one axis: together up to 2x of a training step.
+    The rank axis comes first, so that reverse mode multiplies `gh @ x` instead of transposing the
+    activations. Tokens are flattened to one axis. Together this gains up to 2x of a training step.
     """
     flat = x
     if x.ndim != 2 and not _inner_axis_sharded(x):
@@ -46,9 +46,9 @@ def _inner_axis_sharded(x: Array) -> bool:
 
 
 def dropout(x: Array, factors: Factors, key: Array | None) -> Array:
-    """Zero each entry with probability `1 - keep`, of the constants, and scale the rest by 1/keep.
+    """Zero each entry with probability `1 - keep` and scale the rest by `1 / keep`.
 
-    Nothing is dropped without a key, nor where `init` set no `keep`.
+    `keep` is one of the constants. Nothing is dropped without a key, or if `init` set no `keep`.
     """
     if key is None or "keep" not in factors.constants:
         return x
@@ -72,18 +72,18 @@ class LowRank(Variant):
     rank: int = 8
     alpha: float = 16.0
     scale: str = "alpha/rank"
-    """Of `SCALES`."""
+    """A key of `SCALES`."""
     initialization: str = "kaiming_uniform"
-    """Of `initialization.DRAWN` and `TAKEN`, or `pissa_niter_<n>`."""
+    """A key of `initialization.DRAWN` or `TAKEN`, or `pissa_niter_<n>`."""
     dropout: float = 0.0
-    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given.
+    """Probability of dropping an entry of the adapter's input when a `dropout_key` is given.
 
-    A sweep changes `constants["keep"]`; a probability of 0 puts none there.
+    A sweep changes `constants["keep"]`; a probability of 0 sets no such constant.
     """
     learning_rate_ratio: float = 1.0
-    """How many times faster B learns than the rest (LoRA+), `constants["ratio"]` if not 1."""
+    """B's learning rate over that of the rest (LoRA+); it is `constants["ratio"]` if not 1."""
     max_rank: int | None = None
-    """Rows to allocate, where they are more than `rank`; a 0/1 mask hides the others."""
+    """Rows to allocate, at least `rank`; a 0/1 mask hides those beyond the rank."""
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -135,14 +135,14 @@ class LowRank(Variant):
         return Factors(trainable, constants)
 
     def scales(self, factors: Factors) -> Array:
-        """What B is multiplied by, a number or (rank, 1): zero for the rows beyond the rank."""
+        """The factor of B, a number or of shape (rank, 1); zero for rows beyond the rank."""
         scale = factors.constants["scale"]
         if "mask" in factors.constants:
             scale = (scale * factors.constants["mask"])[:, None]
         return scale
 
     def scaled_b(self, factors: Factors) -> Array:
-        """B (rank, out) with everything that multiplies it: where it costs least."""
+        """B (rank, out) times its scales; it costs least to apply them here."""
         return self.scales(factors) * read(factors, "b")
 
     def low_rank_factors(self, factors: Factors, dtype: Any) -> tuple[Array, Array]:
@@ -154,7 +154,7 @@ class LowRank(Variant):
         a, b = read(factors, "a"), self.scaled_b(factors)
         if "a0" in factors.constants:
             a0 = factors.constants["a0"]
-            # Scaled after the difference: else a fused multiply-add would leave rounding errors.
+            # Scale after the difference: otherwise a fused multiply-add leaves rounding errors.
             moved = self.scales(factors) * (read(factors, "b") - factors.constants["b0"])
             a, b = jnp.concatenate([a - a0, a0]), jnp.concatenate([b, moved])
         return a.astype(dtype), b.astype(dtype)

@@ -1,4 +1,4 @@
-"""A budget of ranks: when it falls, which rows keep their place, and the factors of those rows."""
+"""A budget of ranks: its schedule, which rows are kept, and the factors of those rows."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from lora_jax.transform.prune import PyTree
 from lora_jax.variant import Factors, Pruned
 
 MOST_STEPS = 1_000_000
-"""Of a schedule, which has a number for each of them."""
+"""The most steps of a schedule, which stores a number for each step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Schedule:
     target_rank: int
     total_steps: int
     t_init: int | None
-    """How many steps come before it falls; a tenth of all by default."""
+    """How many steps come before the rank falls; a tenth of all by default."""
     t_final: int | None
-    """How many steps come after; half of all by default."""
+    """How many steps come after it has fallen; half of all by default."""
     delta_t: int
-    """Rows are chosen every so many steps."""
+    """Rows are chosen every `delta_t` steps."""
 
     def validate(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -53,7 +53,7 @@ class Schedule:
 
     @property
     def fixed(self) -> int:
-        """The step at which it has fallen."""
+        """The step at which the rank has reached `target_rank`."""
         final = self.total_steps // 2 if self.t_final is None else self.t_final
         return self.total_steps - final
 
@@ -74,10 +74,10 @@ class Schedule:
 
 
 def phase(arrays: Mapping[str, Array], step: Array) -> tuple[Array, Array, Array]:
-    """Where in the schedule a step is, counted from 0.
+    """The phase of the schedule that a step, counted from 0, is in.
 
     Returns:
-      Whether rows still compete, whether they are chosen after this step, and how many.
+      Whether rows still compete, whether rows are chosen after this step, and how many are kept.
     """
     t, budget = jnp.asarray(step + 1, jnp.int32), arrays["budget"]
     competing = t < arrays["fixed"]
@@ -88,13 +88,13 @@ def phase(arrays: Mapping[str, Array], step: Array) -> tuple[Array, Array, Array
 def sensitivity(
     old: dict[str, PyTree], weights: PyTree, grads: PyTree, beta1: Array, beta2: Array
 ) -> dict[str, PyTree]:
-    """How much the loss would feel the loss of each weight, smoothed, and how unsure that is.
+    """How much removing each weight would change the loss, smoothed, and how uncertain that is.
 
     Zhang et al. 2022, "PLATON", arXiv 2206.12562: the running means of |w g|, and of its distance
     from that mean (AdaLoRA's equations 8 to 10); their product is a weight's score.
 
     Args:
-      old: `importance` and `uncertainty`, trees like the weights', zero at first.
+      old: the last `importance` and `uncertainty`, trees like the weights', zero at first.
     """
 
     def smooth(beta: Array, old: PyTree, new: PyTree) -> PyTree:
@@ -112,7 +112,7 @@ def sensitivity(
 
 
 def best(scores: Mapping[str, Array], count: Array) -> dict[str, Array]:
-    """Where the `count` highest of all scores are; of equal scores, the first in order."""
+    """Masks of the `count` highest of all scores; of equal scores, the first in order count."""
     widest = max((each.dtype for each in scores.values()), key=lambda d: jnp.finfo(d).bits)
     flat = jnp.concatenate([each.ravel().astype(widest) for each in scores.values()])
     places = jnp.argsort(jnp.argsort(-flat, stable=True))
@@ -122,16 +122,16 @@ def best(scores: Mapping[str, Array], count: Array) -> dict[str, Array]:
 
 
 def keep_rows(variant: LowRank, factors: Factors, used: np.ndarray) -> Pruned | None:
-    """Plain low-rank factors of the rows that are used, of those of one weight's stack.
+    """Plain low-rank factors of the used rows of one weight, or of its whole stack.
 
     Args:
-      variant: says how to go on: scale, dropout, learning-rate ratio.
+      variant: gives the scale, dropout and learning-rate ratio to continue with.
       factors: `a` and `b`, whose effect is `scale * a^T b`.
       used: (..., rank) booleans.
 
     Returns:
-      Factors of the highest rank in the stack; where others are lower, a constant `mask` hides the
-      rest. None where no row is used.
+      Factors of the highest rank in the stack; for matrices of lower rank, a constant `mask` hides
+      the other rows. None if no row is used.
     """
     counts = used.sum(-1)
     rows = int(counts.max())
@@ -158,7 +158,7 @@ def keep_rows(variant: LowRank, factors: Factors, used: np.ndarray) -> Pruned | 
 
 @jax.jit
 def _rows(factors: dict[str, Array], order: Array, real: Array) -> dict[str, Array]:
-    """Rows of each array in an order, those that are not real as zeros."""
+    """The rows of each array in the given order; rows that are not real become zeros."""
 
     def rows(x: Array) -> Array:
         taken = jnp.take_along_axis(x, order[..., None], axis=-2)

@@ -32,9 +32,9 @@ NF4 = np.array(
 
 @jax.jit
 def encode(x: Array) -> Array:
-    """The code, uint8 below 16, of the value nearest to each number of [-1, 1].
+    """The code (uint8, 0 to 15) of the value nearest to each number in [-1, 1].
 
-    The lower one of two that are equally near, as in bitsandbytes.
+    Of two values that are equally near, the lower one is taken, as in bitsandbytes.
     """
     code = jnp.zeros(x.shape, jnp.uint8)
     for threshold in (NF4[1:] + NF4[:-1]) / 2:
@@ -46,7 +46,7 @@ def encode(x: Array) -> Array:
 def decode(code: Array) -> Array:
     """The float32 value of each code: a tree of selects on its bits, instead of a gather."""
     bits = [(code >> bit) & 1 == 1 for bit in range(4)]
-    # Each value depends on the code, or a scan would hoist it out as a whole array.
+    # Make each value depend on the code: otherwise a scan would hoist it out as a whole array.
     zero = (code & 0).astype(jnp.float32)
 
     def choose(values: np.ndarray, bits: list[Array]) -> Array:
@@ -60,13 +60,13 @@ def decode(code: Array) -> Array:
 
 
 def pack(code: Array) -> Array:
-    """Two rows of codes in one of bytes: (2n, out) to (n, out), the first in the high bits."""
+    """Pack two rows of codes in one row of bytes: (2n, out) to (n, out), the first in high bits."""
     pairs = code.reshape(-1, 2, code.shape[1])
     return pairs[:, 0] << 4 | pairs[:, 1]
 
 
 def unpack(byte: Array) -> Array:
-    """The codes in each row of bytes: (n, out) to (2n, out)."""
+    """Unpack the codes in each row of bytes: (n, out) to (2n, out)."""
     shifts = jnp.array([[[4], [0]]], jnp.uint8)
     return (byte[:, None] >> shifts & 15).reshape(-1, byte.shape[1])
 
@@ -95,7 +95,7 @@ def _dynamic_map() -> np.ndarray:
 
 
 def _dynamic_thresholds(values: np.ndarray) -> np.ndarray:
-    """Where on [0, 2^16 - 1], for [-1, 1], each code but the first begins.
+    """Where each code but the first begins, on a scale 0 to 2^16 - 1 that stands for [-1, 1].
 
     bitsandbytes' CPU kernel rounds to one of these 2^16 steps before it takes the nearest value.
     """
@@ -111,7 +111,7 @@ DYNAMIC_THRESHOLDS = _dynamic_thresholds(DYNAMIC)
 
 @jax.jit
 def encode_dynamic(x: Array) -> Array:
-    """The code, uint8, of the 8-bit dynamic value near to each number of [-1, 1]."""
+    """The uint8 code of the 8-bit dynamic value that stands for each number in [-1, 1]."""
     position = (jnp.clip(x, -1, 1) + 1) * (2**15 - 0.5)
     thresholds = jnp.asarray(DYNAMIC_THRESHOLDS)
 
@@ -124,14 +124,15 @@ def encode_dynamic(x: Array) -> Array:
 @jax.jit
 def decode_dynamic(code: Array, scale: Array, offset: Array) -> Array:
     """`scale * value + offset`, rounded twice, for the 8-bit dynamic value of each code."""
-    # A gather: of 1/64 of the numbers, and XLA does not repeat it for every weight of a block.
+    # A gather is cheap here: it takes 1/64 of the numbers, and XLA does not repeat it for every
+    # weight of a block.
     magnitude = jnp.asarray(np.abs(DYNAMIC)).at[code.astype(jnp.int32)]
     product = scale * magnitude.get(mode="clip", out_sharding=explicit_sharding(code))
-    # The sign comes last: XLA would contract a product and a sum into one rounding.
+    # The sign comes last: otherwise XLA would fuse the product and the sum, and round once.
     return jnp.where(code < 127, -product, product) + offset
 
 
 def explicit_sharding(array: Array) -> NamedSharding | None:
-    """The sharding that is a part of an array's type, if any: some operations have to be told."""
+    """The sharding in an array's type, if there is one; some operations must be given it."""
     sharding = jax.typeof(array).sharding
     return sharding if any(part is not None for part in sharding.spec) else None

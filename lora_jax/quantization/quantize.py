@@ -1,7 +1,7 @@
-"""How frozen weights are stored in fewer bits: NF4 and int8, and the product by such a weight.
+"""How frozen weights are stored in fewer bits (NF4 and int8), and products with such weights.
 
 QLoRA (Dettmers et al. 2023, arXiv 2305.14314) is any variant on a base of this kind: the weight is
-dequantised where it is used, and no gradient reaches it.
+dequantised where it is used, and gets no gradient.
 """
 
 import dataclasses
@@ -31,18 +31,18 @@ class Storage:
     """A way to store an (in, out) matrix in plain arrays; static and hashable."""
 
     def store(self, matrix: Array) -> Stored:
-        """The arrays that stand for a floating-point matrix, (in, out), of numbers up to `MOST`.
+        """The arrays that stand for a floating-point (in, out) matrix of magnitudes up to `MOST`.
 
-        One that is not finite spoils its block or column, doubly quantised the matrix.
+        A non-finite entry corrupts its block or column; with double quantisation, the whole matrix.
         """
         raise NotImplementedError
 
     def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
-        """The matrix again, of shape `size` = (in, out), computed in float32 and then cast."""
+        """Restore the matrix, of shape `size` = (in, out), in float32; then cast it."""
         raise NotImplementedError
 
     def take(self, stored: Stored, rows: Array, size: tuple[int, int], dtype: Any) -> Array:
-        """`load(...)[rows]`, the rest not dequantised, for rows within range: (..., out)."""
+        """`load(...)[rows]`, of shape (..., out), for rows in range; dequantises no other rows."""
         raise NotImplementedError
 
 
@@ -53,15 +53,16 @@ class NF4(Storage):
     Dettmers et al. 2023, section 3, equations 1 to 6; 4.5 bits a weight, 4.127 with
     `double_quant`. A block runs along the input axis, as in bitsandbytes, which flattens torch's
     (out, in); the last one of a column may be shorter. Where `block` divides `in`, the values are
-    those of bitsandbytes to the bit. With `double_quant` they are too but for the scales' mean,
-    which depends on the order of a sum: the scales then differ by units of rounding, and by one
-    step of their 8 bits where that, in 1 of 10^4, crosses a threshold. (These are the thresholds
-    of bitsandbytes' CPU kernel; its CUDA kernel chooses another step for 1 scale in 10^3.)
+    those of bitsandbytes to the bit. With `double_quant` this holds except for the scales' mean,
+    which depends on the order of a sum. The scales may then differ by rounding errors, and by one
+    step of their 8 bits where such an error crosses a threshold (1 in 10^4). (These are the
+    thresholds of bitsandbytes' CPU kernel; its CUDA kernel chooses another step for 1 scale in
+    10^3.)
 
-    Arrays, of which the first two can be sharded like the matrix:
+    Arrays; the first two can be sharded like the matrix:
       codes: uint8 (in / 2, out), rows 2i and 2i + 1 in the high and the low bits.
       absmax: float32 (blocks, out), or uint8 codes of their distances from the mean.
-      nested_absmax: float32, one for 256 of those, in the order of (out, blocks).
+      nested_absmax: float32, one for every 256 of those, in the order of (out, blocks).
       nested_offset: float32, the mean.
     """
 
@@ -99,7 +100,7 @@ class NF4(Storage):
         return -(-inputs // self.block)
 
     def _nest(self, absmax: Array) -> Stored:
-        """The scales themselves quantised, as `absmax` and what that needs."""
+        """Quantise the scales: `absmax` as codes, and the arrays that decode them."""
         if nf4.explicit_sharding(absmax):
             absmax = jax.sharding.reshard(absmax, PartitionSpec())  # it is about to be flattened
         blocks, outputs = absmax.shape
@@ -122,10 +123,10 @@ class NF4(Storage):
 
 @dataclasses.dataclass(frozen=True)
 class Int8(Storage):
-    """8-bit integers with one scale a column: W = absmax / 127 * code, rounded to even.
+    """8-bit integers with one scale for each column: W = absmax / 127 * code, rounded to even.
 
     The weights of LLM.int8 (Dettmers et al. 2022, arXiv 2208.07339, section 2.1, "vector-wise"),
-    as in bitsandbytes to the bit; its 8-bit activations are not a matter of storage.
+    as in bitsandbytes to the bit. Its 8-bit activations are not part of storage.
 
     Arrays, which can be sharded like the matrix:
       codes: int8 (in, out).
@@ -150,15 +151,15 @@ class Int8(Storage):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized(Base):
-    """A frozen weight matrix that one can multiply by, stored in fewer bits (see `quantized`).
+    """A frozen weight matrix, stored in fewer bits, and products with it (see `quantized`).
 
-    It is dequantised for each product, and again for its backward pass, which keeps the stored
-    arrays only: a loop over layers never holds more than one dense matrix. They have no gradient.
-    Products support reverse mode, and forward mode over it.
+    It is dequantised for each product, and again for the backward pass, which keeps only the stored
+    arrays. So a loop over layers never holds more than one dense matrix. The stored arrays have no
+    gradient. Products support reverse mode, and forward mode over it.
     """
 
     value: Stored  # type: ignore[assignment]
-    """What `storage` made of the (in, out) matrix; `roles` is therefore always `io`."""
+    """The arrays that `storage` made from the (in, out) matrix; so `roles` is always `io`."""
 
     storage: Storage = dataclasses.field(kw_only=True, metadata=STATIC)
     size: tuple[int, int] = dataclasses.field(kw_only=True, metadata=STATIC)
@@ -200,7 +201,7 @@ class Quantized(Base):
 
 
 def require_storable(path: str, weight: Array) -> None:
-    """Raise where a weight has numbers that no scale can stand for; traced, they are not known."""
+    """Raise a ValueError if a weight has numbers that no scale can store; skip traced weights."""
     if not isinstance(weight, Tracer) and (count := int(_unstorable(weight))):
         raise ValueError(
             f"'{path}' cannot be quantised: {count} of its numbers are not finite, or beyond "
@@ -210,12 +211,12 @@ def require_storable(path: str, weight: Array) -> None:
 
 @jax.jit
 def _unstorable(weight: Array) -> Array:
-    """How many numbers are; compiled, so that no array of the weight's size is made."""
+    """How many numbers cannot be stored; compiled, so no array of the weight's size is made."""
     return jnp.sum(~(jnp.abs(weight.astype(jnp.float32)) <= MOST))  # written so that NaN counts
 
 
 def quantized(storage: Storage, matrix: Array) -> Quantized:
-    """A frozen (in, out) matrix to multiply by, stored by `storage`."""
+    """A frozen (in, out) matrix, stored by `storage`, to multiply by."""
     inputs, outputs = matrix.shape
     return Quantized(
         storage.store(matrix),
@@ -229,8 +230,8 @@ def quantized(storage: Storage, matrix: Array) -> Quantized:
 def _products(
     operands: tuple[Operand, ...], base: Quantized, turned: bool = False
 ) -> tuple[Array, ...]:
-    """`x @ W` of each x, or `x @ W.T`, whose backward pass keeps W as it is stored."""
-    # The backward pass is traced elsewhere, under another precision.
+    """`x @ W` of each x, or `x @ W.T`; the backward pass keeps W as it is stored."""
+    # The backward pass is traced elsewhere, where another precision may be set.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     like = jax.tree.map(jax.typeof, operands)
 
@@ -258,22 +259,23 @@ def _products(
 
 
 def _dense_with(base: Quantized, operand: Array) -> Array:
-    """The matrix, dequantised for a product with `operand`, no earlier and for no other.
+    """Dequantise the matrix for a product with `operand`, not earlier and for no other product.
 
-    Else XLA would find those of the forward and the backward pass to be the same and keep that.
+    Otherwise XLA would find that the forward and the backward pass use the same dense matrix, and
+    keep it.
     """
     base, _ = lax.optimization_barrier((base, lax.stop_gradient(operand)))
     return base.dense()
 
 
 def _scale(array: Array, axis: int) -> tuple[Array, Array]:
-    """The array divided by its greatest magnitudes along an axis, and those."""
+    """The array divided by its greatest magnitudes along an axis, and these magnitudes."""
     absmax = jnp.max(jnp.abs(array), axis=axis)
     return array * jnp.expand_dims(1 / jnp.maximum(absmax, LEAST), axis), absmax
 
 
 def _pad(array: Array, length: int) -> Array:
-    """Zeros after the first axis, up to a length."""
+    """Pad the first axis with zeros at its end, up to a length."""
     return jnp.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 

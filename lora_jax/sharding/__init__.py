@@ -1,5 +1,5 @@
-"""Devices: meshes, where the arrays of a run lie on them, and the memory that there is.
+"""Devices: meshes, how the arrays of a run are sharded over them, and available memory.
 
-`mesh` makes meshes and places a model's weights; `layout` derives the places of adapters, states
-and batches from them; `memory` says what a device or this machine has left.
+`mesh` makes meshes and shards a model's weights. `layout` derives the shardings of adapters, states
+and batches from these. `memory` says how much a device or this machine has left.
 """

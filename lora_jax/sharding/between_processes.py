@@ -1,4 +1,4 @@
-"""What several processes that train one run tell each other."""
+"""Exchange of values between the processes that train one run."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 def said_by_all(value: Any) -> list[Any]:
-    """The JSON values of all processes, in their order, on each of them; all have to ask."""
+    """Give every process the JSON values of all processes, in order; all must call this."""
     if jax.process_count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -1,4 +1,4 @@
-"""What follows from where the weights of a model lie: adapters, stored bits, states, batches.
+"""Derive the shardings of adapters, quantised weights, states and batches from a model's weights.
 
 layout = lay_out(adapted, mesh, rules, params, ids)    # arrays or shapes
 trainable, frozen = layout.init(jax.random.key(0), params, ids)
@@ -33,23 +33,23 @@ class Layout:
     mesh: Mesh
     uses: Uses
     params: PyTree
-    """Of the user's own tree; None where it has a setting."""
+    """Shardings of the user's own tree; None where it has a setting."""
     trainable: PyTree
     frozen: Frozen
-    """Shardings in the place of arrays, in the structure of what `init` gives."""
+    """Shardings in the place of arrays, in the structure that `init` gives; so is `trainable`."""
 
     @property
     def rows(self) -> NamedSharding:
-        """Of batches, whose rows are spread over `data` and `fsdp`."""
+        """The sharding of batches, whose rows are spread over `data` and `fsdp`."""
         return NamedSharding(self.mesh, PartitionSpec(ROWS))
 
     @property
     def everywhere(self) -> NamedSharding:
-        """Of what every device has whole."""
+        """The sharding of arrays that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def place(self, params: PyTree) -> PyTree:
-        """The parameters on their devices; what lies there already is not copied."""
+        """Put the parameters on their devices; those already there are not copied."""
 
         def put(leaf: Any, sharding: NamedSharding | None) -> Any:
             return leaf if sharding is None else jax.device_put(leaf, sharding)
@@ -59,18 +59,18 @@ class Layout:
     def init(
         self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
     ) -> tuple[PyTree, Frozen]:
-        """`adapted.init`, whose arrays are made on their devices, each its own part.
+        """Run `adapted.init`; each device makes its own part of the arrays.
 
-        Frozen weights that are stored as they come are those of `params`, not copied.
+        Frozen weights that are not quantised are those of `params`, not copied.
 
         Raises:
-          ValueError: a weight that is to be quantised has numbers that cannot be.
+          ValueError: a weight that is to be quantised has numbers that cannot be stored.
         """
         params = self.place(params)
         arrays, rebuild = split_arrays(params)
         leaves, _ = flatten(params)
         made = {each.use.path for each in self.frozen.spec.placements if each.storage is not None}
-        for path in made:  # traced, below, they are not known
+        for path in made:  # they are traced below, and cannot be checked there
             require_storable(path, leaves[path])
 
         def new(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
@@ -83,16 +83,16 @@ class Layout:
         return trainable, dataclasses.replace(frozen, base=base)
 
     def shapes(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
-        """What `init` would give, as shapes that say where they lie."""
+        """What `init` would give, as shapes with their shardings."""
         found = _outline(self.adapted, key, params, *args, **kwargs)
         given = found[0], self.gathering(found[1])
         return jax.tree.map(placed, given, (self.trainable, self.frozen))
 
     def like(self, tree: PyTree) -> PyTree:
-        """Shardings of a tree that has some trainables' shapes in it: an optimiser's state.
+        """Shardings of a tree that contains trainables' shapes, such as an optimiser's state.
 
-        A leaf that ends in the path of a trainable, and has as many axes, lies where it does; any
-        other is whole on every device.
+        A leaf whose path ends in a trainable's path, and which has as many axes, is sharded like
+        that. Every device holds any other leaf whole.
         """
         known = dict(jax.tree_util.tree_leaves_with_path(self.trainable))
         # A variant's own state has `{path: {name: array}}` of its adapters alone.
@@ -107,26 +107,26 @@ class Layout:
         return jax.tree_util.tree_map_with_path(find, tree)
 
     def gathering(self, frozen: Frozen) -> Frozen:
-        """With quantised weights that travel as they are stored, and are dequantised on arrival."""
+        """`frozen` with quantised weights that devices exchange as stored, and dequantise after."""
         return dataclasses.replace(frozen, spec=self.frozen.spec)
 
 
 def lay_out(
     adapted: Adapted, mesh: Mesh, rules: Rules | None, params: PyTree, /, *args: Any, **kwargs: Any
 ) -> Layout:
-    """Where every array of an adapted function lies on a mesh.
+    """The sharding of every array of an adapted function on a mesh.
 
-    A factor's axis that is as long as its matrix's input or output axis is cut as that is; which
-    one it is, is found by making factors for matrices of other sizes. Quantised weights alike.
+    A factor's axis that grows with its matrix's input or output axis is cut like that axis. To find
+    such axes, factors are made for matrices of other sizes. Quantised weights are treated alike.
 
     Args:
-      rules: for the model's own weights; without any, `sharding.automatic` chooses.
-      params: arrays, or `jax.ShapeDtypeStruct`s: nothing is read of them.
+      rules: for the model's own weights; if None, `mesh.automatic` chooses.
+      params: arrays, or `jax.ShapeDtypeStruct`s: their values are not read.
       *args: an example of the function's inputs.
       **kwargs: further inputs.
 
     Raises:
-      ValueError: a parameter that no rule matches, and what `adapted.init` raises.
+      ValueError: no rule matches a parameter, or `adapted.init` raises it.
     """
     uses = discover(adapted.forward, params, *args, **kwargs)
     if rules is None:
@@ -172,16 +172,16 @@ def lay_out(
 
 @dataclasses.dataclass(frozen=True)
 class Gathered(Storage):
-    """A storage whose arrays lose the `fsdp` axis before they are dequantised, never after.
+    """A storage whose arrays are gathered over `fsdp` before they are dequantised, never after.
 
-    Left to itself, a compiler would gather dense weights, which are four times as large.
+    By itself, a compiler would gather dense weights, which are four times as large.
     """
 
     inner: Storage
     shardings: tuple[tuple[str, NamedSharding], ...]
-    """Of one matrix's arrays, when they are used."""
+    """The shardings of one matrix's arrays when they are used."""
     dense: NamedSharding
-    """Of the matrix that they make."""
+    """The sharding of the dequantised matrix."""
 
     def store(self, matrix: Array) -> Stored:
         return self.inner.store(matrix)
@@ -243,10 +243,10 @@ def _stored(placement: Placement, spec: PartitionSpec) -> dict[str, PartitionSpe
 
 
 def _following(make: Callable[[int, int], Any], use: WeightUse, spec: PartitionSpec) -> Any:
-    """Specs of arrays made from a matrix: an axis that grows with one of its axes is cut as it is.
+    """Specs of arrays made from a matrix: an axis that grows with a matrix axis is cut like it.
 
     Args:
-      make: the arrays' shapes for a matrix (in, out); stacked axes lead in the specs.
+      make: gives the arrays' shapes for a matrix (in, out); in the specs, stacked axes come first.
     """
     entries = tuple(spec) + (None,) * (len(use.shape) - len(spec))
     stack = tuple(entries[axis] for axis in use.stack)
@@ -265,7 +265,7 @@ def _following(make: Callable[[int, int], Any], use: WeightUse, spec: PartitionS
 
 
 def _folded(entries: tuple[Any, ...], axes: tuple[int, ...]) -> Any:
-    """How axes that are one in the matrix are cut: as the first, where only that one is."""
+    """How axes that form one matrix axis are cut: like the first, if no other is cut."""
     first, *rest = [entries[axis] for axis in axes] or [None]
     return None if any(entry is not None for entry in rest) else first
 
@@ -273,7 +273,7 @@ def _folded(entries: tuple[Any, ...], axes: tuple[int, ...]) -> Any:
 def _outline(
     adapted: Adapted, key: Array, params: PyTree, *args: Any, **kwargs: Any
 ) -> tuple[PyTree, Frozen]:
-    """The shapes of what `adapted.init` gives; settings in the user's tree stay what they are."""
+    """The shapes of what `adapted.init` gives; settings in the user's tree stay as they are."""
     arrays, rebuild = split_arrays(params)
 
     def init(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
@@ -283,12 +283,12 @@ def _outline(
 
 
 def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    """The shape of an array that says where it lies."""
+    """The shape of an array, with its sharding."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _with_base(frozen: Frozen, paths: set[str]) -> Frozen:
-    """With the base's leaves of some paths alone."""
+    """`frozen` with only the base leaves of some paths."""
     kept = {path: leaf for path, leaf in frozen.base.items() if path in paths}
     return dataclasses.replace(frozen, base=kept)
 

@@ -1,7 +1,7 @@
-"""How much memory there is, and a line for what does not fit into it.
+"""How much memory is available, and an error for arrays that do not fit into it.
 
-On an accelerator it is the device's; on the CPU it is what the machine has left, or the control
-group that a container or a cluster's job is held to.
+On an accelerator this is the device's memory. On the CPU it is what is left of the machine's
+memory, or of the control group that limits a container or a cluster's job.
 """
 
 import math
@@ -16,17 +16,17 @@ from jax.sharding import Sharding
 
 
 def size(count: float) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes as text, in GiB or MiB."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def tree_bytes(tree: Any) -> int:
-    """The bytes of a pytree's arrays, or of what has their shapes and dtypes."""
+    """The bytes of a pytree's arrays, or of objects with their shapes and dtypes."""
     return sum(map(_bytes, jax.tree.leaves(tree)))
 
 
 def available() -> int | None:
-    """Bytes that are left where new arrays go; None where nothing says."""
+    """Bytes available for new arrays; None if unknown."""
     device: Any = jax.local_devices()[0]
     if device.platform == "cpu":
         return host_memory()
@@ -36,10 +36,10 @@ def available() -> int | None:
 
 
 def host_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take of the machine's memory.
+    """Bytes of the machine's memory that this process may still take; None if unknown.
 
     Args:
-      root: of the file system in which Linux says so.
+      root: the root of the file system in which Linux reports them.
     """
     return min((*_of_machine(root), *_of_groups(root)), default=None)
 
@@ -47,11 +47,11 @@ def host_memory(root: Path = Path("/")) -> int | None:
 def check_fits(
     what: str, shapes: Mapping[str, Any], shardings: Mapping[str, Sharding] | None = None
 ) -> None:
-    """Raise a ValueError where arrays would not fit, before any of them is made.
+    """Raise a ValueError if arrays would not fit, before any of them is made.
 
     Args:
-      what: begins the error.
-      shapes: what has the shape and the dtype of each, by its path.
+      what: the beginning of the error message.
+      shapes: objects with the shape and dtype of each array, by its path.
       shardings: where each goes; by default all go to one device.
     """
     needed = sum(
@@ -73,7 +73,7 @@ def _bytes(leaf: Any) -> int:
 
 
 def _here(leaf: Any, sharding: Sharding) -> int:
-    """Bytes of an array in one memory: of a device, or of all devices that the CPU stands for."""
+    """Bytes of an array in one memory: a device's, or the one that all CPU devices share."""
     part = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     devices = sharding.addressable_devices
     shared = all(device.platform == "cpu" for device in devices)
@@ -85,14 +85,14 @@ def _of_machine(root: Path) -> Iterator[int]:
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
             return
-    if root == Path("/") and hasattr(os, "sysconf"):  # not Linux: all of it, whoever has it now
+    if root == Path("/") and hasattr(os, "sysconf"):  # not Linux: all memory, in use or not
         names = os.sysconf_names
         if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
             yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """What is left of each limit that this process is held to; a group's is its subgroups', too."""
+    """What is left of each limit on this process; a group's limit holds for its subgroups, too."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         second = controllers == ""
@@ -100,15 +100,15 @@ def _of_groups(root: Path) -> Iterator[int]:
             continue
         top = root / ("sys/fs/cgroup" if second else "sys/fs/cgroup/memory")
         own = Path(path.lstrip("/"))
-        for folder in (own, *own.parents):  # of a container's own view, only the last is there
+        for folder in (own, *own.parents):  # in a container's own view, only the last exists
             yield from _left(top / folder, second)
 
 
 def _left(folder: Path, second: bool) -> Iterator[int]:
-    """A group's limit less what cannot be given back (the cache of files can)."""
+    """A group's limit minus the memory that cannot be freed (the file cache can be)."""
     name, used = ("memory.max", "anon") if second else ("memory.limit_in_bytes", "total_rss")
     for line in _lines(folder / name):
-        if line.isdecimal():  # "max" is none
+        if line.isdecimal():  # "max" means no limit
             taken = (each.split() for each in _lines(folder / "memory.stat"))
             counts = {each[0]: int(each[1]) for each in taken if len(each) == 2}
             yield max(0, int(line) - counts.get(used, 0))

@@ -1,13 +1,13 @@
-"""Where weights lie on a mesh of devices: its three axes, and patterns to `PartitionSpec`s.
+"""How weights are sharded over a mesh of devices: its three axes, and rules for `PartitionSpec`s.
 
-* `data`: every device has the whole model, and rows of its own.
-* `fsdp`: rows of its own, too, and a part of every weight, which is gathered where it is used
-  (ZeRO, stage 3: Rajbhandari et al. 2020, arXiv 1910.02054).
-* `tensor`: a part of every product, and of the tokens between products (Shoeybi et al. 2019, arXiv
-  1909.08053; Korthikanti et al. 2022, arXiv 2205.05198).
+* `data`: every device has the whole model, and its own rows of the batch.
+* `fsdp`: every device has its own rows, and a part of every weight, which is gathered where it is
+  used (ZeRO, stage 3: Rajbhandari et al. 2020, arXiv 1910.02054).
+* `tensor`: every device has a part of every product, and of the tokens between products (Shoeybi et
+  al. 2019, arXiv 1909.08053; Korthikanti et al. 2022, arXiv 2205.05198).
 
-A table of rules names a model's own weights. What adapters, quantised weights and optimisers have
-follows from it (`lora_jax.sharding.layout`).
+A table of rules gives the specs of a model's own weights. The shardings of adapters, quantised
+weights and optimiser states follow from it (`lora_jax.sharding.layout`).
 """
 
 import math
@@ -28,11 +28,11 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 """The axes that the rows of a batch are spread over."""
 SMALL = 2**14
-"""Numbers of a parameter below which `automatic` leaves it whole on every device."""
+"""`automatic` leaves a parameter with fewer numbers than this whole on every device."""
 
 Rules = Sequence[tuple[str, PartitionSpec]]
-"""Patterns as for targets (see `partition.matches`), the first that matches decides; each axis of
-the array has the name of a mesh axis, several, or None."""
+"""Patterns as for targets (see `partition.matches`); the first that matches decides. A spec names
+one mesh axis, several, or None for each axis of the array."""
 
 
 def make_mesh(
@@ -41,7 +41,7 @@ def make_mesh(
     """A mesh with the axes `data`, `fsdp` and `tensor`, in the order of the devices' links.
 
     Args:
-      data, fsdp, tensor: the sizes; one of them may be -1, for as many as there are.
+      data, fsdp, tensor: the sizes; one of them may be -1, for all remaining devices.
       devices: all of `jax.devices()` by default.
 
     Raises:
@@ -52,13 +52,13 @@ def make_mesh(
     kinds = (AxisType.Auto,) * len(AXES)
     try:
         return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices)
-    except NotImplementedError:  # an axis of TPUs' links is to be shared: 8x8 by 16 and 4
+    except NotImplementedError:  # mesh axes share an axis of TPUs' links: 16 and 4 on 8x8
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return Mesh(grid, AXES, axis_types=kinds)
 
 
 def mesh_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
-    """The sizes of a mesh's axes, -1 replaced.
+    """The sizes of a mesh's axes, with -1 replaced.
 
     Raises:
       ValueError: sizes that do not make up the number of devices.
@@ -80,12 +80,12 @@ def specs_of(
 ) -> dict[str, PartitionSpec]:
     """The spec of every parameter, from a table of rules.
 
-    An axis that the mesh does not divide evenly stays whole, or is cut by the first of several mesh
-    axes (see `fitting`), with a warning that names it.
+    An axis that the mesh does not divide evenly stays whole, or is cut only by the first of several
+    mesh axes (see `fitting`); a warning names it.
 
     Raises:
-      ValueError: a parameter that no rule matches, a spec longer than its array has axes, or one
-        that names an axis the mesh lacks, or one axis twice.
+      ValueError: no rule matches a parameter; or a spec has more entries than its array has axes,
+        names an axis that the mesh lacks, or names one axis twice.
     """
     found, uneven = {}, []
     for path, shape in shapes.items():
@@ -115,9 +115,9 @@ def specs_of(
 def fitting(
     spec: Sequence[Any] | PartitionSpec, shape: tuple[int, ...], mesh: Mesh
 ) -> PartitionSpec:
-    """A spec of one entry an axis, without mesh axes that do not divide theirs evenly.
+    """A spec with one entry for each axis, without mesh axes that do not divide it evenly.
 
-    Of several that cut one axis, the last ones go first.
+    If several mesh axes cut one axis, the last ones are removed first.
     """
     entries = tuple(spec) + (None,) * (len(shape) - len(spec))
     return PartitionSpec(*(_even(*each, mesh) for each in zip(entries, shape, strict=True)))
@@ -140,15 +140,15 @@ def parts(entry: Any, mesh: Mesh) -> int:
 def automatic(uses: Mapping[str, WeightUse], mesh: Mesh) -> dict[str, PartitionSpec]:
     """Specs for a model that has no table, from how it uses its parameters.
 
-    A matrix that widens is cut along its outputs by `tensor`, one that narrows along its inputs,
-    and along its other axis by `fsdp`: between two that follow each other, nothing is exchanged. A
-    square one, which may be either, is cut along its outputs by both; so is anything else that is
-    large, along its longest axis. A table that knows which product follows which does with less
-    communication; what is computed is the same.
+    `tensor` cuts a matrix that widens along its outputs, and one that narrows along its inputs;
+    `fsdp` cuts the other axis. So nothing is exchanged between two such matrices in sequence. Both
+    cut a square matrix, which may be either kind, along its outputs, and any other large parameter
+    along its longest axis. A table that knows which product follows which needs less communication;
+    the results are the same.
 
-    (With inputs by `fsdp` and outputs by `tensor` throughout, jax 0.10.2 and 0.12.0.1 compute wrong
-    gradients of vectors in scanned layers on a mesh of three axes, of plain JAX functions too:
-    `lora_jax.compiled.audit` stops a step of such a table.)
+    (If `fsdp` cuts all inputs and `tensor` all outputs, jax 0.10.2 and 0.12.0.1 compute wrong
+    gradients of vectors in scanned layers on a mesh of three axes, also for plain JAX functions.
+    `lora_jax.compiled.audit` stops a run with such a table.)
     """
     return {path: _automatic(use, mesh) for path, use in uses.items()}
 

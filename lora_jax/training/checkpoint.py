@@ -1,10 +1,10 @@
-"""Training states in Orbax, asynchronously and with checksums of our own.
+"""Save training states with Orbax, asynchronously and with our own checksums.
 
-A state is saved as a flat {path: array}, only its leaves: named tuples, empty optimiser states and
-masked nodes need nothing special, and a mismatch can name a path. Orbax does not notice flipped
-bits and does not skip a step that it cannot read: here every leaf carries its `checksum`, and a
-damaged step gives way to the one before it. What several processes or devices have saved, any other
-number of them restores.
+Only a state's leaves are saved, as a flat {path: array}. So named tuples, empty optimiser states
+and masked nodes need nothing special, and a mismatch can name a path. Orbax does not notice flipped
+bits, and does not skip a step that it cannot read. Here every leaf has a `checksum`, and the step
+before a damaged one is used instead. A state that several processes or devices have saved can be
+restored by any other number of them.
 """
 
 import concurrent.futures
@@ -26,16 +26,17 @@ from lora_jax.files.checksum import DIGITS, checksum, hexadecimal, holds
 from lora_jax.training.state_leaves import bare, compare, copy, flatten, place, template
 
 _OVERHEAD, _LEAF = 2**16, 2**10
-"""Bytes that a step takes beside its numbers, and more of them for each leaf."""
+"""Bytes that a step takes besides its arrays: a fixed number, and a number for each leaf."""
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` of them and, optionally, the best.
 
     `best=("accuracy", "max")` also keeps the step of the highest `meta["accuracy"]` ("min": the
-    lowest; of equals the first). One run at a time may use a folder. Use it as a context manager or
-    call `close`: only then is the last save sure to be on disk. Of a run of several processes, each
-    makes one, of a folder that all of them see, and calls every method with what the others do.
+    lowest; of equals, the first). Only one run at a time may use a folder. Use it as a context
+    manager or call `close`: only then is the last save sure to be on disk. In a run of several
+    processes, each makes one for a folder that all can see, and all call the same methods with the
+    same arguments.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class Checkpoints:
         if best is not None and (len(best) != 2 or best[1] not in ("max", "min")):
             raise ValueError(f"best is {best!r}: expected (metric, 'max') or (metric, 'min')")
         self.folder, self.keep, self.best = Path(folder).absolute(), keep, best
-        # Alone, a process writes from a thread of its own, which blocks training less than Orbax's
-        # asynchronous saving does. Several have to enter Orbax's barriers in the same order.
+        # A single process writes from its own thread, which blocks training less than Orbax's
+        # asynchronous saving does. Several must enter Orbax's barriers in the same order.
         self._alone = jax.process_count() == 1
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True, enable_async_checkpointing=not self._alone
@@ -62,10 +63,10 @@ class Checkpoints:
         self._scores: dict[int, float | None] = {}
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> bool:
-        """Starts to save a state (any pytree) and JSON values; the state may be donated at once.
+        """Start to save a state (any pytree) and JSON values; the state may be donated at once.
 
-        Waits for the save before it, raising its error if it failed (a FullDiskError where it had
-        no room). Returns False, saving nothing, where the step is there already.
+        First waits for the save before, and raises its error if it failed (a FullDiskError if the
+        disk was full). Returns False and saves nothing if the step is already there.
         """
         self.wait()
         if step in self.steps():
@@ -73,8 +74,8 @@ class Checkpoints:
         leaves = flatten(state)
         types = {name: type_name(leaf) for name, leaf in leaves.items()}
         arrays = {name: copy(leaf, self._alone) for name, leaf in leaves.items()}
-        # Begun here and waited for by who writes: programs of several devices must all be started
-        # by one thread, or devices take up two of them in different orders and wait for ever.
+        # Start the sums here; the writer waits for them. One thread must start all programs of
+        # several devices: otherwise devices may take two in different orders and wait for ever.
         sums = {name: checksum(array) for name, array in arrays.items()}
         values = plain(meta or {}, "meta")
         if self._alone:
@@ -91,7 +92,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave({"body": body, "sha256": config_digest(body)}),
         )
         with full_disk.naming(self.folder / str(step)), full_disk.quiet():
-            if self._alone:  # or else all would have to agree
+            if self._alone:  # otherwise all processes would have to agree
                 size = sum(array.nbytes for array in arrays.values()) + _LEAF * len(arrays)
                 full_disk.require(self.folder, size + _OVERHEAD)
             self._manager.save(step, args=items, force=True)
@@ -105,13 +106,13 @@ class Checkpoints:
 
     def _delete(self, step: int) -> None:
         self._manager.delete(step)
-        self._scores.pop(step, None)  # it may be saved again, with another
+        self._scores.pop(step, None)  # the step may be saved again, with another score
 
     def _best(self, steps: list[int]) -> int | None:
         return next(iter(self._ranked(steps)), None)
 
     def _ranked(self, steps: list[int]) -> list[int]:
-        """The steps that have the metric of `best`, the best one first, of equals the earlier."""
+        """The steps that have the metric of `best`, best first; of equals, the earlier first."""
         if self.best is None:
             return []
         for step in sorted(set(steps) - self._scores.keys()):
@@ -125,7 +126,7 @@ class Checkpoints:
         return sorted(scores, key=lambda step: sign * scores[step])
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk; raises the error of a save that failed."""
+        """Wait until all saves are on disk; raise the error of a save that failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -135,7 +136,7 @@ class Checkpoints:
             self._retire()
 
     def close(self) -> None:
-        """Waits for what is being written, and ends the threads."""
+        """Wait for all saves, and end the threads."""
         try:
             self.wait()
         finally:
@@ -153,17 +154,18 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The best step on disk; None without `best`, or where no step has that metric."""
+        """The best step on disk; None without `best`, or if no step has that metric."""
         self.wait()
         return self._best(self.steps())
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
-        """The newest good state, its `meta` and its step, or None where nothing was saved.
+        """The newest good state, its `meta` and its step, or None if nothing was saved.
 
-        `like` gives the structure: arrays or `jax.ShapeDtypeStruct`s, whose shardings the leaves
-        take. A damaged step is skipped with a warning and, once an older one proved good, deleted,
-        so that it can be saved again. ValueError if no step is good, if `step` is not there or is
-        damaged, or if a leaf is missing, unknown or of another shape or type.
+        `like` gives the structure: arrays or `jax.ShapeDtypeStruct`s, whose shardings the restored
+        leaves take. A damaged step is skipped with a warning. Once an older step proves good, the
+        damaged one is deleted, so that it can be saved again. Raises a ValueError if no step is
+        good, if `step` is not there or is damaged, or if a leaf is missing, unknown or of another
+        shape or type.
         """
         self.wait()
         steps = self.steps()
@@ -177,9 +179,9 @@ class Checkpoints:
             raise ValueError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
 
     def restore_best(self, like: Any) -> tuple[Any, dict[str, Any], int] | None:
-        """The best good state (see `best`), its `meta` and its step; None where none has a score.
+        """The best good state (see `best`), its `meta` and its step; None if none has a score.
 
-        A damaged step gives way to the next best, as `restore` has it.
+        The next best step is used in place of a damaged one, as in `restore`.
         """
         self.wait()
         return self._first_good(like, self._ranked(self.steps()), "the next best")
@@ -211,17 +213,17 @@ class Checkpoints:
             body, sha256 = saved["body"], saved["sha256"]
             if sha256 != config_digest(body) or body["step"] != step:
                 problem = "its meta has other bits than were saved"
-        except Exception as error:  # whatever a damaged file makes of Orbax
+        except Exception as error:  # Orbax may raise anything on a damaged file
             problem = f"its meta cannot be read ({first_line(error)})"
         self._agree(problem)
         return body
 
     def _load(self, handler: Any, step: int, item: str, args: Any) -> Any:
-        """Not by Orbax's manager, whose barriers a process that meets damage does not reach."""
+        """Load without Orbax's manager: a process that meets damage does not reach its barriers."""
         return handler.restore(self._manager.directory / str(step) / item, args=args)
 
     def _agree(self, problem: str) -> None:
-        """Raises a _DamagedError where this process, or another one, has found a problem."""
+        """Raise a _DamagedError if this process, or another one, has found a problem."""
         if not self._alone:
             found = multihost_utils.process_allgather(np.array(bool(problem)))
             problem = problem or (f"process {found.argmax()} says so" if found.any() else "")
@@ -255,4 +257,4 @@ class Checkpoints:
 
 
 class _DamagedError(Exception):
-    """What is wrong with a step; never leaves this module."""
+    """Says how a step is damaged; never leaves this module."""

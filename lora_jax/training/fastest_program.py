@@ -1,4 +1,4 @@
-"""Which way of stepping ends a group of trials first, by trying."""
+"""Find, by timing each, which way of stepping ends a group of trials first."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,12 +10,13 @@ from lora_jax.training.step import Batch, TrainState
 from lora_jax.training.trial_program import Execution, Program
 
 GAIN = {"cpu": 0.02}
-"""The part of the time of `each` that stepping at once may be hoped to save: on CPUs, where it
-mostly saves nothing, no more than a try may cost; elsewhere all but one trial's."""
+"""The largest share of `each`'s time that stepping at once could save. On CPUs, where it mostly
+saves nothing, it is only what a try may cost; elsewhere it is all but one trial's share."""
 
 
 CLEAR = 0.97
-"""Of another's time: less of a gain is noise, and stepping at once takes more memory."""
+"""A program must take less than this share of another's time to count as faster: a smaller gain is
+noise, and stepping at once takes more memory."""
 
 
 def fastest(
@@ -26,20 +27,20 @@ def fastest(
     shapes: int,
     room: int | None = None,
 ) -> tuple[Program, dict[str, float]]:
-    """The program that ends first, by a few timed steps; and the seconds of a step of each tried.
+    """The program that ends first, by a few timed steps, and the seconds of a step of each tried.
 
-    On a CPU, stepping at once is faster only for few tokens a trial, so nothing is assumed. What
-    could not save the time of its own compilation is not tried, and what does not fit into memory
-    is not taken.
+    On a CPU, stepping at once is faster only for few tokens a trial, so nothing is assumed. A
+    program that could not save the time of its own compilation is not tried. One that does not fit
+    into memory is not chosen.
 
     Args:
-      make: the program of an execution (`make_program`).
-      start: makes the states before the first step; called for each that is tried.
-      batches: one of each trial, of the shape that is most frequent.
-      steps: still to go.
-      shapes: how many shapes of batches there are, each of which is compiled.
-      room: bytes of memory; a step of all at once that takes more, by an estimate, is not tried: on
-        a CPU, the process would be killed for it.
+      make: makes the program of an execution (`make_program`).
+      start: makes the states before the first step; called for each program that is tried.
+      batches: one batch for each trial, of the most frequent shape.
+      steps: how many steps are still to run.
+      shapes: how many shapes of batches there are; each is compiled.
+      room: bytes of available memory. If a step of all at once takes more, by an estimate, it is
+        not tried: on a CPU, the process would be killed for it.
     """
     possible = GAIN.get(jax.default_backend(), 1 - 1 / len(batches))
     best, compilation = make("each"), 0.0
@@ -50,7 +51,7 @@ def fastest(
             if saved < compilation * shapes:
                 break
             if seconds.get("vmap", 0.0) > CLEAR * seconds["each"]:
-                break  # the machine is full with one trial: mapping saves nothing either
+                break  # one trial uses the whole machine: mapping saves nothing either
         program = best if execution == "each" else make(execution)
         try:
             first, rest = _timed(program, start, batches, None if execution == "each" else room)

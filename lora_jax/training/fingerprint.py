@@ -1,4 +1,4 @@
-"""Functions compared by what JAX traces of them: equal fingerprints are equal programs."""
+"""Compare functions by the programs that JAX traces: equal fingerprints mean equal programs."""
 
 import dataclasses
 import enum
@@ -18,21 +18,21 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 DERIVATIVES = ("custom_jvp", "custom_vjp")
 OUTSIDE = "io_callback"
-"""What may do something else at each call, whatever its arguments are."""
+"""An operation that may do something else at each call, whatever its arguments are."""
 PLAIN = (str, bytes, bool, int, type(None))
 KNOWN = ("jax", "jaxlib")
-"""Whose objects say all of themselves, but for those that say an address."""
+"""Packages whose objects are described in full by their `repr`, unless it has an address."""
 
 
 def fingerprint(function: Callable[..., Any], *args: Any) -> str:
-    """SHA-256 of the program that a function of arrays (or their shapes) is, and of its arguments.
+    """SHA-256 of the program of a function of arrays (or their shapes), and of its argument types.
 
     Operations, their order and settings, numbers written into them and arrays that the function
     closes over all count, by value; names of variables do not. A Python function that the program
-    calls back is what its module has by its name, and is taken to be pure, as `jax.pure_callback`
-    has it; of a bound method or a partial, what it binds counts by value as well. What cannot be
-    compared so (a lambda, a function made within another, any `io_callback`) is equal to nothing,
-    itself included.
+    calls back is identified by its module and name, and is assumed to be pure, as
+    `jax.pure_callback` requires. What a bound method or a partial binds counts by value as well.
+    What cannot be compared in this way (a lambda, a function made within another, any
+    `io_callback`) equals nothing, not even itself.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     digest = hashlib.sha256()
@@ -51,7 +51,7 @@ def _closed(closed: ClosedJaxpr) -> Iterator[bytes]:
 
 
 def _jaxpr(jaxpr: Jaxpr) -> Iterator[bytes]:
-    """Variables are numbered in the order in which they are made."""
+    """The parts of a jaxpr; variables are numbered in the order in which they appear."""
     numbers: dict[Any, int] = {}
 
     def atom(one: Any) -> Iterator[bytes]:
@@ -72,9 +72,9 @@ def _jaxpr(jaxpr: Jaxpr) -> Iterator[bytes]:
             yield from atom(each)
         for key, value in sorted(eqn.params.items()):
             yield f"{key}=".encode()
-            # Of a function with derivatives of its own, they are traced where they are taken.
+            # Custom derivatives do not count here: they are traced where they are taken.
             yield from _value(value, functions_count=not name.startswith(DERIVATIVES))
-        yield from _value(eqn.ctx)  # of what holds for it all around, as how keys are drawn from
+        yield from _value(eqn.ctx)  # the settings that apply to it, such as how keys are drawn from
         yield b")->"
         for each in eqn.outvars:
             yield from atom(each)
@@ -123,14 +123,14 @@ def _value(value: Any, functions_count: bool = True) -> Iterator[bytes]:
         case _:
             text = repr(value)
             known = type(value).__module__.partition(".")[0] in KNOWN and " at 0x" not in text
-            # What has a name is a function, and may be a user's that NumPy or JAX has wrapped.
+            # An object with a name is a function, perhaps a user's that NumPy or JAX has wrapped.
             known = type(value) in PLAIN or (known and not hasattr(value, "__name__"))
             yield text.encode() if known else _nothing()
     yield b","
 
 
 def _is_importable(value: Any) -> bool:
-    """Whether a function or class is what its name says, and not made anew by each call."""
+    """Whether a function or class is in its module by its name, and not made anew by each call."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     try:
         return operator.attrgetter(value.__qualname__)(module) is value
@@ -139,5 +139,5 @@ def _is_importable(value: Any) -> bool:
 
 
 def _nothing() -> bytes:
-    """What is equal to nothing, itself included."""
+    """Random bytes, so that a fingerprint with them equals no other."""
     return uuid.uuid4().bytes

@@ -1,4 +1,4 @@
-"""The loop of `train.fit` for many trials that step together, killed and continued all at once."""
+"""The loop of `loop.fit` for many trials that step together; they stop and continue together."""
 
 import dataclasses
 import time
@@ -33,24 +33,24 @@ def fit_trials(
     progress: Progress | None = None,
     audit: Callable[[Sequence[TrainState]], Audit | None] | None = None,
 ) -> list[TrainState]:
-    """Train all to the end, from the newest checkpoint where there is one.
+    """Train all trials to the end, from the newest checkpoint if there is one.
 
-    Everything is by trial what `train.fit` does for one: the same batches, random keys, lines of
-    metrics, evaluations and outcomes. A trial that diverges ends, and the others go on. Seconds are
-    shared by the trials that are still training.
+    Each trial gets what `loop.fit` does for one: the same batches, random keys, lines of metrics,
+    evaluations and outcomes. A trial that diverges ends, and the others continue. Seconds are
+    divided among the trials that are still training.
 
     Args:
-      states: before the first step; they are donated.
-      loops: of each trial; of as many steps, which evaluate and save at the same ones.
-      evaluate: the metrics of the trainables of a trial, by its number.
-      checkpoints: of all trials together.
-      outcomes: filled in on the way.
-      audit: as `train.fit` has it, of the program that all share and all states.
+      states: the states before the first step; they are donated.
+      loops: one for each trial; all have as many steps, and evaluate and save at the same ones.
+      evaluate: gives the metrics of a trial's trainables; its first argument is the trial's number.
+      checkpoints: those of all trials together.
+      outcomes: filled in during training.
+      audit: as in `loop.fit`, for the shared program and all states.
       keep_best: whether the states of the best evaluations are returned, in place of the last.
 
     Raises:
       ValueError: the newest checkpoint is of other trials.
-      LostFolderError: as of `train.fit`.
+      LostFolderError: as in `loop.fit`.
     """
     loop, count = loops[0], len(states)
     best = jax.tree.map(jnp.copy, list(states)) if keep_best else []
@@ -75,7 +75,7 @@ def fit_trials(
         for each, state in enumerate(states):
             outcomes[each].metrics_first = evaluate(each, state.trainable)
     population = program.start(states)
-    del states  # which the population has taken over: many copies of what is trained would stay
+    del states  # the population has them now: otherwise copies of all trainables would stay
 
     sources = [iter(each(done)) for each in batches]
     clock, examples = time.perf_counter(), 0.0

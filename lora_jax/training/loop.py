@@ -1,4 +1,4 @@
-"""One training step as a pure function, and the loop around it that can be killed at any moment."""
+"""The loop around a training step, which can be killed at any moment and continued."""
 
 import dataclasses
 import math
@@ -18,29 +18,29 @@ from lora_jax.transform.placement import Frozen, Trainable
 
 
 class Progress(Protocol):
-    """What the loop tells whoever watches (a progress bar), at every step that it logs."""
+    """A function that the loop calls at every step that it logs, for example a progress bar's."""
 
     def __call__(self, step: int, loss: float, examples: int) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """How long the loop runs, and how often it does what (0: only at the end)."""
+    """How many steps the loop runs, and how often it logs, evaluates and saves (0: at the end)."""
 
     steps: int
     log_every: int = 10
     evaluate_every: int = 0
-    """A checkpoint goes with every evaluation, so that the best one can be kept."""
+    """Every evaluation also saves a checkpoint, so that the best one can be kept."""
     checkpoint_every: int = 0
     metric: str = "accuracy"
-    """What chooses the best evaluation."""
+    """The metric that chooses the best evaluation."""
     mode: Literal["max", "min"] = "max"
     evaluations: int = 0
-    """So many evaluations, spread evenly: one an epoch, for as many as there are epochs."""
+    """The number of evaluations, spread evenly: with the number of epochs, one for each epoch."""
     target: float | None = None
-    """A score of `metric`, to note when it was reached first."""
+    """A score of `metric`; the outcome notes when it is first reached."""
     best_from: int = 0
-    """The first step whose evaluation may be the best (the last one's always may)."""
+    """The first step whose evaluation may be the best (that of the last step always may)."""
     evaluate_first: bool = False
     """Whether the weights are evaluated before the first step, too."""
 
@@ -71,35 +71,36 @@ class Loop:
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run came to, so far; it goes into every checkpoint and on from there."""
+    """The results of a run so far; saved in every checkpoint and continued from there."""
 
     steps: int = 0
     seconds: float = 0.0
-    """Of training, compilation included, evaluation not; over all the processes that took part."""
+    """Seconds of training, with compilation, without evaluation; a continued run adds to them."""
     metrics_last: dict[str, float] = dataclasses.field(default_factory=dict)
     metrics_best: dict[str, float] = dataclasses.field(default_factory=dict)
     best_step: int | None = None
     target_step: int | None = None
-    """The first evaluation that was as good as `Loop.target`, and the seconds until then."""
+    """The step of the first evaluation as good as `Loop.target`."""
     target_seconds: float | None = None
+    """The seconds of training until that evaluation."""
     evaluations: list[dict[str, float]] | None = dataclasses.field(default_factory=list)
-    """Step, seconds until then and `Loop.metric` of each; None where a checkpoint lacks the first
-    ones, as old ones do."""
+    """Step, seconds until then and `Loop.metric` of each evaluation. None if the run continued from
+    an old checkpoint, which lacks the first ones."""
     diverged: bool = False
     metrics_first: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Before the first step; empty where that is not asked for."""
+    """Metrics before the first step; empty if they were not asked for."""
     interrupted: bool = False
-    """Whether this process was asked to end; no checkpoint says so of the run."""
+    """Whether this process was asked to end; never set in a checkpoint."""
     audit: dict[str, Any] | None = None
-    """What `lora_jax.compiled.audit` found before the first step; None where it was not asked."""
+    """What `lora_jax.compiled.audit` found before the first step; None if it compared nothing."""
 
     def audited(self, found: Audit | None) -> None:
-        """Take in what was found, and the seconds of compilation, which training is spared."""
+        """Record an audit, and add its seconds of compilation, which training need not repeat."""
         if found is not None:
             self.audit, self.seconds = found.values(), self.seconds + found.compiling
 
     def evaluated(self, loop: Loop, values: dict[str, float]) -> None:
-        """Take in what the evaluation of the present step says."""
+        """Record the evaluation of the present step."""
         self.metrics_last = values
         self.diverged = not all_finite(values)
         if self.diverged:
@@ -113,7 +114,7 @@ class Outcome:
             self.target_step, self.target_seconds = self.steps, self.seconds
 
     def improves(self, loop: Loop, values: dict[str, float]) -> bool:
-        """Whether an evaluation of the present step is the best so far, and may be."""
+        """Whether an evaluation of the present step is eligible, and the best so far."""
         return loop.eligible(self.steps) and loop.better(values, self.metrics_best)
 
 
@@ -133,30 +134,31 @@ def fit(
     interrupted: Callable[[int], bool] | None = None,
     audit: Callable[[TrainState], Audit | None] | None = None,
 ) -> tuple[TrainState, Outcome]:
-    """Train to the end of `loop`, from the newest checkpoint where there is one.
+    """Train to the end of `loop`, from the newest checkpoint if there is one.
 
     A process that is killed at any moment and started again ends with the same bits, on the same
     machine: the batch of a step depends on the step alone, random keys are folded from it, and
-    lines of the metrics after the restored step are dropped. Several processes all call this, and
-    agree on what they evaluate; each takes numbers from its own copy of a step's metrics.
+    lines of the metrics after the restored step are dropped. In a run of several processes, all
+    call this and agree on what they evaluate; each reads its own copy of a step's metrics.
 
     Args:
-      batches: the batches from a step on.
-      evaluate: metrics of the trainables.
-      identity: digests of what the run depends on beside its state, kept in every checkpoint.
-      outcome: filled in on the way, so that who catches an error knows how far the run came.
-      interrupted: asked after each step, with its number; where it says so, that step is saved and
-        the loop ends (`Outcome.interrupted`). Several processes must all be told at the same step.
-      audit: asked before the first step, of the state; where the compiled step is wrong, it raises.
+      batches: gives the batches from a step on.
+      evaluate: gives the metrics of the trainables.
+      identity: digests of what the run depends on besides its state, kept in every checkpoint.
+      outcome: filled in during the run, so that a caller that catches an error can see how far the
+        run came.
+      interrupted: called after each step, with its number. If true, that step is saved and the loop
+        ends (`Outcome.interrupted`). It must tell all processes so at the same step.
+      audit: called before the first step, with the state; raises if the compiled step is wrong.
 
     Returns:
-      The last state, and what the run came to. A loss or gradient that is not finite ends it
-      (`diverged`) at the next step that logs or saves, and so do weights or a metric that are not
-      finite before they are saved: the checkpoints hold a good state.
+      The last state, and the outcome. A loss or gradient that is not finite ends the run
+      (`diverged`) at the next step that logs or saves. Weights or metrics that are not finite end
+      it before they are saved, so the checkpoints hold a good state.
 
     Raises:
       ValueError: the newest checkpoint is of a run with another `identity`.
-      LostFolderError: the file of the metrics was removed on the way; nothing is saved any more.
+      LostFolderError: the file of the metrics was removed during the run; nothing more is saved.
     """
     outcome = Outcome() if outcome is None else outcome
     if (restored := checkpoints.restore(state)) is not None:
@@ -181,7 +183,7 @@ def fit(
         batch = next(source)
         state, values = step(state, frozen, batch)
         outcome.steps = number
-        weights.append(batch["weight"].sum())  # of a JAX array, it is waited for below
+        weights.append(batch["weight"].sum())  # if it is a JAX array, it is waited for below
         evaluates = loop.evaluates(number)
         stops = interrupted is not None and interrupted(number)
         saves = stops or evaluates or loop.due(loop.checkpoint_every, number)
@@ -190,7 +192,7 @@ def fit(
             continue  # dispatch the next step while this one runs
         read = {name: float(value) for name, value in values.items()}
         outcome.seconds += time.perf_counter() - clock
-        # The loss of a step is that of the weights before it: those after it are looked at here.
+        # A step's loss is that of the weights before it; the weights after it are checked here.
         finite = all_finite(read) and (not saves or bool(leaves_finite(state.trainable)))
         outcome.diverged = not finite
         if logs or outcome.diverged:

@@ -1,4 +1,4 @@
-"""Trials of several ranks in factors of one shape: widened, masked, and narrowed again."""
+"""Hold trials of several ranks in factors of one shape: widen, mask, and narrow them again."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def widen(
     Rows beyond a trial's rank are zero and masked.
 
     Args:
-      like: of the program, arrays or shapes.
+      like: the program's trainables and frozen part, as arrays or shapes.
     """
     shapes, target = like
     constants = {}
@@ -47,16 +47,16 @@ def widen(
 
 
 def narrow(tree: Any, like: Any) -> Any:
-    """What `widen` padded, without the padding: every leaf in the shape of `like`'s."""
+    """Remove the padding of `widen`: cut every leaf to the shape of `like`'s."""
     return jax.tree.map(lambda leaf, to: leaf[tuple(map(slice, to.shape))], tree, like)
 
 
 def same_when_masked(variant: Variant, wide: Variant, shape: tuple[int, int]) -> bool:
     """Whether a variant computes the same in factors of more rows, those beyond its rank masked.
 
-    Tried with random factors of an (in, out) matrix: all that methods make of them, and gradients,
-    which are zero beyond the rank. What a variant carries from step to step is not tried: with an
-    `update` of its own, no two ranks are the same.
+    Tested with random factors of an (in, out) matrix: all results of the variant's methods, and
+    gradients, which must be zero beyond the rank. State that a variant carries from step to step is
+    not tested: a variant with its own `update` or `init_state` gives False.
     """
     kind = type(variant)
     if kind.update is not Variant.update or kind.init_state is not Variant.init_state:
@@ -74,13 +74,13 @@ def same_when_masked(variant: Variant, wide: Variant, shape: tuple[int, int]) ->
         here, there = (_values(*each, base, keys[3]) for each in ((variant, own), (wide, more)))
         padded = jax.tree.map(_pad, here, there)
         close = jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-4, atol=1e-4), padded, there)
-    except Exception:  # of a user's code, in a structure that it does not know
+    except Exception:  # a user's code may fail in a structure that it does not know
         return False
     return all(map(bool, jax.tree.leaves(close)))
 
 
 def _values(variant: Variant, factors: Factors, base: Base, key: Array) -> Any:
-    """All that a variant computes, and the gradient of a number made of it."""
+    """All that a variant computes, the gradient of a number made of it, and the learning rates."""
     x, y = (jax.random.normal(key, (3, size)) for size in base.shape)
 
     def total(trainable: dict[str, Array]) -> tuple[Array, Any]:

@@ -22,7 +22,7 @@ def schedule(
 
     Args:
       kind: `"linear"` or `"cosine"` decay to zero at `steps`, or `"constant"`.
-      warmup_ratio: the part of `steps` over which the rate rises from zero.
+      warmup_ratio: the fraction of `steps` over which the rate rises from zero.
     """
     if kind not in SCHEDULES:
         raise ValueError(f"schedule '{kind}' is unknown; nearest: {nearest(kind, SCHEDULES)}")
@@ -34,7 +34,7 @@ def schedule(
 def traceable_schedule(
     kind: str, learning_rate: Array | float, steps: int, warmup: Array | int
 ) -> optax.Schedule:
-    """`schedule`, whose learning rate and steps of warm-up may be traced; it checks nothing."""
+    """`schedule` with a learning rate and warm-up steps that may be traced; it checks nothing."""
 
     def rate(count: Any) -> Array:
         count = jnp.asarray(count, jnp.result_type(float))
@@ -58,8 +58,8 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW on clipped gradients, over trainables; biases and norms do not decay.
 
-    Loshchilov and Hutter 2019, arXiv 1711.05101. AdaLoRA's `update` should see clipped gradients
-    too: with it, clip before (`make_train_step(..., clip=)`), and not here.
+    Loshchilov and Hutter 2019, arXiv 1711.05101. AdaLoRA's `update` should get clipped gradients
+    too: for AdaLoRA, clip in `make_train_step(..., clip=)` instead of here.
     """
     adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
     return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)

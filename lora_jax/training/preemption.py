@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce that they will end a process, as a question to ask."""
+"""Ask whether SIGTERM has come, by which schedulers announce that they will end a process."""
 
 import contextlib
 import signal
@@ -11,13 +11,14 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """Whether to save and end after a step, to be asked after each (`train.fit`'s `interrupted`).
+    """Give a function that says whether to save and end after a step (`loop.fit`'s `interrupted`).
 
-    Inside, SIGTERM does not end the process, nor does a second one. Alone, a process is told so
-    after the step that it came in; only in the main thread can it be caught, elsewhere it ends the
-    process as ever. Of several, a SIGTERM to any one is told to all, about a second later and after
-    the same step, by JAX's own service, which has caught the signal since `jax.distributed` began
-    and does so to the end; its handler stays.
+    Call the function after every step. Inside this context, SIGTERM does not end the process, nor
+    does a second one. A single process is told of it after the step in which it came. It can be
+    caught only in the main thread; in another thread, it ends the process as usual. With several
+    processes, a SIGTERM to any one is told to all, about a second later and after the same step.
+    JAX's own service does this: it catches the signal from the start of `jax.distributed` to the
+    end, and its handler stays.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -29,5 +30,5 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
     try:
         yield lambda step: bool(caught)
-    finally:  # of a handler that Python did not install, it knows nothing
+    finally:  # `before` is None if Python did not install the handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -1,4 +1,4 @@
-"""A state's leaves on their way to a checkpoint and back: their names, copies and places."""
+"""Prepare a state's leaves for a checkpoint, and restore them: names, copies and shardings."""
 
 import math
 from functools import partial
@@ -29,16 +29,17 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def bare(leaf: Any) -> Any:
-    """The array of a leaf: of a key its words, of a number one without axes."""
+    """The array of a leaf: the words of a key; for a number, an array without axes."""
     if isinstance(leaf, jax.Array):
         return jax.random.key_data(leaf) if is_key(leaf) else leaf
     return np.asarray(leaf)
 
 
 def copy(leaf: Any, alone: bool = True) -> Any:
-    """A copy that no donation can reach: on the device, so that it waits for no computation.
+    """A copy that donation cannot delete; on the device, so that it waits for no computation.
 
-    Of several processes (not `alone`), Orbax takes what one of them holds whole from host memory.
+    With several processes (not `alone`), Orbax takes an array that one process holds whole from
+    host memory.
     """
     array = bare(leaf)
     if isinstance(array, jax.Array) and (alone or not array.is_fully_addressable):
@@ -47,10 +48,10 @@ def copy(leaf: Any, alone: bool = True) -> Any:
 
 
 def compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Raises a ValueError that names the first leaf of which the types differ, or one is missing.
+    """Raise a ValueError that names the first leaf whose types differ, or that one side lacks.
 
     Args:
-      saved: of each leaf its type, and more.
+      saved: for each leaf, a sequence that begins with its type.
     """
     for name, leaf in wanted.items():
         if name not in saved:
@@ -67,14 +68,14 @@ def compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where a restored leaf belongs; None leaves it to JAX, as for an array that nobody placed."""
+    """The sharding of a restored leaf; None leaves it to JAX, as for an array not placed before."""
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None
     return getattr(leaf, "sharding", None)
 
 
 def template(leaf: Any, alone: bool = True) -> Any:
-    """What Orbax restores a leaf as: an array on a sharding, or one in host memory (see `copy`)."""
+    """The form in which Orbax restores a leaf: sharded, or in host memory (see `copy`)."""
     sharding = _sharding(leaf)
     if sharding is not None and not alone and sharding.is_fully_addressable:
         sharding = None
@@ -86,7 +87,7 @@ def template(leaf: Any, alone: bool = True) -> Any:
 
 
 def place(array: Any, leaf: Any) -> Any:
-    """A restored array as the kind of thing that `leaf` is."""
+    """A restored array, converted to the kind of `leaf`: an array, a key or a number."""
     if isinstance(array, jax.Array) or isinstance(leaf, np.ndarray):
         return array
     sharding = _sharding(leaf)

@@ -73,14 +73,15 @@ def make_train_step(
 ) -> Step:
     """The jitted step `(state, frozen, batch) -> (state, metrics)`; it donates the state.
 
-    The gradient is that of the trainables alone. Rows of `batch["weight"]` zero count nothing, so a
-    batch that is filled up with them, or taken in `accumulate` parts to save memory, gives the same
-    gradient as without.
+    Only trainables have a gradient. Rows whose `batch["weight"]` is zero do not count. So a batch
+    that is padded with such rows, or taken in `accumulate` parts to save memory, gives the same
+    gradient.
 
     Args:
-      clip: the greatest norm of the gradient that `tx` and `adapted.update` see; clipped in `tx`,
-        it would reach `update` (AdaLoRA's scores) as it was. `metrics["grad_norm"]` is before it.
-      shardings: where the state lies on a mesh, before and after (`Layout.like`).
+      clip: the greatest norm of the gradient that `tx` and `adapted.update` get. If `tx` clipped
+        instead, `update` (AdaLoRA's scores) would get the gradient before clipping.
+        `metrics["grad_norm"]` is the norm before clipping.
+      shardings: those of the state on a mesh, before and after (`Layout.like`).
     """
     step = make_step(adapted, predict, loss, accumulate)
 
@@ -95,7 +96,7 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The step as a function to trace, `(tx, clip, state, frozen, batch) -> (state, metrics)`.
 
-    The numbers inside `tx`, and `clip`, may be traced: what differs between trials of one program.
+    The numbers inside `tx`, and `clip`, may be traced: they may differ between trials of a program.
     """
 
     def objective(
@@ -114,7 +115,8 @@ def make_step(
             result = gradient(trainable, frozen, *part_and_rng, total)
             return jax.tree.map(jnp.add, sums, result), None
 
-        # Every so many rows: neighbours are on one device of a mesh, and each part is on all.
+        # A part has every `accumulate`-th row: neighbours are on one device of a mesh, so that each
+        # part is on all devices.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]), batch)
         parts = jax.tree.map(lambda x: x.swapaxes(0, 1), parts)
         start = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trainable))

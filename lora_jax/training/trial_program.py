@@ -1,9 +1,9 @@
 """Many trials as one program over one copy of the frozen base.
 
-Trials that differ in numbers alone (learning rates, alphas, ranks, dropout, seeds) take the same
-step: their trainables, constants and optimisers' numbers are arguments of it, and stacked where
-they step at once. The base is neither stacked nor copied, but for leaves that differ between trials
-(a frozen head that each draws from its seed).
+Trials that differ in numbers alone (learning rates, alphas, ranks, dropout, seeds) share one step.
+Their trainables, constants and optimisers' numbers are its arguments, and are stacked if the trials
+step at once. The base is neither stacked nor copied, except leaves that differ between trials (a
+frozen head that each draws from its seed).
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ Execution = Literal["each", "map", "vmap"]
 EXECUTIONS: tuple[Execution, ...] = ("each", "map", "vmap")
 Hyper = Mapping[str, Array]
 TracedStep = Callable[[Hyper, TrainState, Frozen, Batch], tuple[TrainState, dict[str, Array]]]
-"""A step to trace, which makes its optimiser of a trial's numbers (see `train.make_step`)."""
+"""A step to trace, which makes its optimiser from a trial's numbers (see `step.make_step`)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """N trials that step together, and hold the states of all in a form of their own.
+    """N trials that step together; how their states are held depends on the execution.
 
-    `start` takes N states. `step` takes what `start` or `step` returned, which it donates, and N
-    batches of equal shapes, None for a trial that has ended; it returns metrics of shape (N,).
-    `pick` gives the state of one trial, `stacked` those of all with a leading axis. What is
-    compiled is `jitted`, which `step` calls with `arguments`: of all trials, or of each in turn
-    (here of the first).
+    `start` takes N states. `step` takes the states that `start` or `step` returned, which it
+    donates, and N batches of equal shapes, None for a trial that has ended; its metrics have shape
+    (N,). `pick` gives the state of one trial, `stacked` those of all with a leading axis. `jitted`
+    is the compiled function; `step` calls it with `arguments`, for all trials at once or for each
+    in turn (here for the first).
     """
 
     execution: Execution
@@ -43,7 +43,7 @@ class Program:
     jitted: Any
     arguments: Callable[[Any, Sequence[Batch | None]], tuple[Any, ...]]
     at_once: int | None = None
-    """How many trials `jitted` takes, where it does not take each by itself."""
+    """How many trials `jitted` takes at once; None if it takes each by itself."""
 
 
 def make_program(
@@ -52,8 +52,8 @@ def make_program(
     """The trials one after the other (`each`), or in one call, mapped or vectorised.
 
     Args:
-      frozen: of each trial; of equal structure, with the leaves of one base (see `widen`, `share`).
-      hyper: what `step` makes the optimiser of each trial from.
+      frozen: one for each trial, of equal structure, with the leaves of one base (see `masking`).
+      hyper: the numbers from which `step` makes the optimiser of each trial.
     """
     if execution == "each":
         return _each(step, frozen, hyper)
@@ -124,16 +124,10 @@ def _at_once(
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Pytrees of one structure as one, with a leading axis for which of them."""
+    """Stack pytrees of one structure along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
 
 
 def unstack(tree: Any, number: int) -> Any:
-    """One of the pytrees that were stacked."""
+    """The pytree of this number among those that were stacked."""
     return jax.tree.map(lambda leaf: leaf[number], tree)
-
-
-# -- trials of different ranks in one structure ---------------------------------------------------
-
-
-# -- which execution ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The transform: any JAX function with some of its weights adapted.
+"""Adapt some of the weights of any JAX function.
 
-`adapt` is the way in, `discover` says how a function uses its weights, `prune` and `summary` read
-what training left. `jaxprs` and `views` hold all that depends on JAX's version. The other files
-serve these; `placement` has the types (`Frozen`, `Trainable`) that everything else imports.
+Start with `adapt`. `discover` says how a function uses its weights; `prune` and `summary` read what
+training left. `jaxprs` and `views` hold all that depends on JAX's version. The other files serve
+these; `placement` has the types (`Frozen`, `Trainable`) that everything else imports.
 """

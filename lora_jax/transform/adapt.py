@@ -1,4 +1,4 @@
-"""Any JAX function with some of its weights adapted: `adapt(forward, variant, targets)`."""
+"""Adapt some of the weights of any JAX function: `adapt(forward, variant, targets)`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -52,17 +52,18 @@ class Adapted:
         """Trace the function once to see how it uses each weight, and make the factors.
 
         Args:
-          key: for the random initialisation; each weight's depends on its path alone.
-          params: the parameters; nothing of them is changed, and what will train is copied.
-          *args: an example of the function's inputs, of which only shapes and dtypes matter.
+          key: for the random initialisation; each weight's own key depends only on its path.
+          params: the parameters. They are not changed; those that will train are copied.
+          *args: an example of the function's inputs; only shapes and dtypes matter.
           **kwargs: further inputs.
 
         Returns:
           `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit`.
 
         Raises:
-          ValueError: a pattern matches nothing, a selected weight is never multiplied by, a variant
-            cannot work for a weight's shape, or nothing would train; the message names the path.
+          ValueError: a pattern matches nothing, the function never multiplies by a selected weight,
+            a variant cannot work for a weight's shape, or nothing would train. The message names
+            the path.
         """
         leaves, treedef = flatten(params)
         uses = discover(self.forward, params, *args, **kwargs)
@@ -78,7 +79,7 @@ class Adapted:
         for each in spec.adapted:
             path = each.use.path
             factors = init_factors(fold_path(key, path), each, base[path])
-            # Copied, as a method may use one array as both; donation must not take the constant.
+            # Copied: a method may use one array as both, and donation must not delete the constant.
             adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
             constants[path] = factors.constants
         shared = tuple(
@@ -96,11 +97,11 @@ class Adapted:
         dropout_key: Array | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`forward(merge(trainable, frozen), *args, **kwargs)`, without merging where it can.
+        """`forward(merge(trainable, frozen), *args, **kwargs)`, without merging where possible.
 
         Args:
-          dropout_key: turns adapter dropout on. A weight that has to be merged has none (`discover`
-            lists those), nor has a lookup or a product by the transpose.
+          dropout_key: turns adapter dropout on. It does not act on a weight that must be merged
+            (`discover` lists those), on a lookup, or on a product by the transpose.
         """
         plain = {**frozen.base, **trainable["params"]}
         if not frozen.spec.placements:
@@ -124,9 +125,9 @@ class Adapted:
         return evaluate(flat, arrays, values, inputs, frozen.shared_by())
 
     def merge(self, trainable: Trainable, frozen: Frozen) -> PyTree:
-        """The plain parameters again, every adapter merged: same structure, shapes and dtypes.
+        """Merge every adapter: plain parameters of the same structure, shapes and dtypes.
 
-        Warns where training seems to have forgotten something (`update`).
+        Warns if training seems to have left something out (`update`).
         """
         warn_of_doubts(trainable["adapters"], frozen)
         arrays = {**frozen.base, **trainable["params"]}
@@ -139,7 +140,7 @@ class Adapted:
     def disable(self, trainable: Trainable, frozen: Frozen) -> PyTree:
         """The plain parameters without the adapters: the base, bit by bit, as it is stored.
 
-        What is trained in full has no base any more; it is in there as it is.
+        Parameters trained in full have no base value left; they keep their trained values.
         """
         arrays = {**frozen.base, **trainable["params"]}
         for each in frozen.spec.placements:
@@ -166,7 +167,7 @@ class Adapted:
         return sum((variant.penalty(factors) for variant, factors in groups), start=0.0)
 
     def init_state(self, trainable: Trainable, frozen: Frozen) -> tuple[Any, ...]:
-        """What `update` carries from step to step, one entry a variant."""
+        """The state that `update` carries from step to step, one entry for each variant."""
         groups = grouped(trainable["adapters"], frozen)
         return tuple(variant.init_state(factors) for variant, factors in groups)
 
@@ -179,17 +180,17 @@ class Adapted:
         step: Array | int,
         frozen: Frozen,
     ) -> tuple[tuple[Any, ...], Trainable]:
-        """After EVERY optimiser step: without it AdaLoRA never prunes; nothing for most variants.
+        """Call after EVERY optimiser step: without it AdaLoRA never prunes; most do nothing here.
 
         Args:
           state: from `init_state`, then from the last `update`.
-          before: the trainables that the gradients belong to.
-          after: the trainables that the optimiser made of them.
-          grads: the gradients, clipped where the optimiser sees them clipped.
+          before: the trainables at which the gradients were taken.
+          after: the trainables after the optimiser's step.
+          grads: the gradients; clipped, if the optimiser gets them clipped.
           step: the number of this step, from 0.
 
         Returns:
-          The new state, and the trainables to go on with.
+          The new state, and the trainables to continue with.
         """
         states, adapters = [], dict(after["adapters"])
         old, new = (grouped(tree["adapters"], frozen) for tree in (before, after))
@@ -245,14 +246,14 @@ def adapt(
     Args:
       forward: any JAX function of a parameter pytree, `forward(params, *args, **kwargs)`.
       variant: the method, for example `variants.make("lora", rank=8)`.
-      targets: which weights: a pattern or several (regular expressions that match a whole path or
+      targets: which weights: one or more patterns (regular expressions that match a whole path or
         its tail after a `/`), `lj.layers(pattern, slice)` for some layers, `"all-linear"` for every
         weight that activations are multiplied by except a tied or output embedding, or a mapping
-        of these to variants, of which the first that matches a weight decides (None leaves it).
+        of these to variants. The first key that matches a weight decides; None leaves it as it is.
       also_train: patterns of parameters to train in full, for example a new head.
-      quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), be they targets or
-        not; of several patterns the first that matches decides. `init` refuses numbers that are not
-        finite (or above 1e30); under `jax.jit` it cannot see them, and they spoil what is stored.
+      quantize: how frozen weights are stored, `{pattern: lj.NF4()}` (QLoRA), whether targets or
+        not. The first pattern that matches decides. `init` refuses numbers that are not finite (or
+        above 1e30); under `jax.jit` it cannot check them, and they corrupt what is stored.
 
     Returns:
       A description with pure functions: `init`, `apply`, `merge`, and for training `optimizer`,
@@ -277,7 +278,7 @@ def adapt(
 def _storages(
     rules: Sequence[tuple[Pattern, Storage]], uses: Uses, trained: Sequence[str]
 ) -> dict[str, Storage]:
-    """How each weight that is not stored densely is stored; what trains in full is left out."""
+    """The storage of each quantised weight; parameters trained in full are left out."""
     found: dict[str, Any] = dict(target_patterns.assign(list[Any](rules), uses))
     explicit: list[Any] = [rule for rule in rules if rule[0] != target_patterns.ALL_LINEAR]
     for path in target_patterns.assign(explicit, uses) if explicit else {}:

@@ -1,4 +1,4 @@
-"""An adapted weight on its way through a program: what stands in an array's place while it runs."""
+"""An adapted weight inside a program: it takes the place of an array while the program runs."""
 
 import dataclasses
 import math
@@ -16,16 +16,16 @@ from lora_jax.variant import Base, Factors, Variant
 
 STATIC = {"static": True}
 Shared = Mapping[str, Array]
-"""The arrays that all weights of a variant share; loops must not slice them, so they come apart."""
+"""The arrays that all weights of a variant share; kept apart, as loops must not slice them."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """An adapted weight: base, factors, and how the program sees their axes by now.
+    """An adapted weight: base, factors, and how the program now sees their axes.
 
-    It is a pytree whose leaves have the stacked axes leading, in the order of `stack`, so that
-    loops can scan over it.
+    It is a pytree whose leaves have the stacked axes first, in the order of `stack`, so that loops
+    can scan over it.
     """
 
     base: Base
@@ -42,7 +42,7 @@ class Weight:
     # -- operations that the weight passes through ------------------------------------------------
 
     def follow(self, eqn: JaxprEqn, operands: list[Any]) -> "Weight | None":
-        """The weight after an operation on its layout, or None where that needs the dense array."""
+        """The weight after an operation on its layout, or None if that needs the dense array."""
         if eqn.primitive.name == "convert_element_type":
             new = eqn.params["new_dtype"]
             if not jnp.issubdtype(new, jnp.floating):
@@ -67,11 +67,11 @@ class Weight:
         return None
 
     def is_stacked(self, axis: int) -> bool:
-        """Whether an axis of the view counts matrices; one of size one always may."""
+        """Whether an axis of the view indexes stacked matrices; true for one without atoms."""
         return all(atom in self.stack for atom in self.view.axes[axis])
 
     def lead(self, axis: int) -> "Weight":
-        """The same weight with a stacked axis of its view first on every leaf."""
+        """The same weight with a stacked axis of its view moved to the front of every leaf."""
         atoms = self.view.axes[axis]
         if atoms and self.stack[:1] == atoms:
             return self
@@ -82,7 +82,7 @@ class Weight:
             leaf = jnp.moveaxis(leaf, places, range(len(places)))
             return leaf.reshape(size, *leaf.shape[len(places) :])
 
-        # Its parts need not be neighbours in the original array: it becomes an axis of its own.
+        # Its atoms may not be adjacent in the original array, so it becomes an axis of its own.
         whole = Atom(min(atom.axis for atom in (*self.stack, Atom(0, 1, 1))) - 1, 1, size)
         rest = tuple(atom for atom in self.stack if atom not in atoms)
         moved = jax.tree.map(move, self)
@@ -91,13 +91,13 @@ class Weight:
         )
 
     def without_lead(self, axis: int) -> "Weight":
-        """What a loop or `vmap` over the leading axis sees; `axis` is that axis of the view."""
+        """The weight inside a loop or `vmap` over the leading axis, which is `axis` of the view."""
         return dataclasses.replace(self, stack=self.stack[1:], view=self.view.drop(axis))
 
     def _constrained(self, eqn: JaxprEqn) -> "Weight":
-        """Laid out over devices as the program wants it: the base, the factors being small.
+        """Apply the program's sharding constraint to the base; factors are small, and stay.
 
-        A base that is stored in another way than the program sees it stays where it is.
+        A base that is stored differently from how the program sees it also keeps its sharding.
         """
         stored = (*self.stack, *canonical((*self.in_atoms, *self.out_atoms)))
         plain = type(self.base) is Base and self.base.value.shape == self.view.shape
@@ -128,7 +128,7 @@ class Weight:
                 floating = jnp.issubdtype(leaf.dtype, jnp.floating)
                 return jnp.where(inside, leaf, jnp.nan) if floating else leaf
 
-            row = jax.tree.map(fill, row)  # factors too: their gradient from here is zero
+            row = jax.tree.map(fill, row)  # factors too, so that their gradient from here is zero
         return row if found.kept else dataclasses.replace(row, view=row.view.drop(found.axis))
 
     def _window(self, axis: int, start: Array, size: int) -> "Weight":
@@ -137,13 +137,13 @@ class Weight:
         def cut(leaf: Array) -> Array:
             starts = (start, *[jnp.zeros_like(start)] * (leaf.ndim - 1))
             sizes = (size, *leaf.shape[1:])
-            # The program has counted a start below zero from the end, where it wanted that.
+            # If the program counts negative starts from the end, it has already done so.
             return lax.dynamic_slice(leaf, starts, sizes, allow_negative_indices=False)
 
         return jax.tree.map(cut, led)._resized(axis, size)
 
     def _resized(self, axis: int, size: int) -> "Weight":
-        """After the leading axis of every leaf was cut to `size`; an axis of one is dropped."""
+        """The weight after every leaf's leading axis was cut to `size`; size one is dropped."""
         whole = self.stack[0]
         if size == 1:
             row = jax.tree.map(lambda leaf: leaf[0], self)
@@ -154,7 +154,7 @@ class Weight:
         )
 
     def _split_stack(self, view: View) -> "Weight":
-        """Follow a new view, in which stacked atoms may be split, or (of size one) gone."""
+        """Follow a new view, in which stacked atoms may be split or, at size one, dropped."""
         parts = [
             canonical(tuple(new for new in view.atoms if _within(new, old))) for old in self.stack
         ]
@@ -168,7 +168,7 @@ class Weight:
         return dataclasses.replace(split, stack=stack, view=view)
 
     def fold_dropout_key(self, number: Any) -> "Weight":
-        """The same weight with other dropout; it must have a key."""
+        """The same weight with other dropout: `number` is folded into its key, which must exist."""
         fold: Any = jax.random.fold_in
         for _ in self.stack:
             fold = jax.vmap(fold, in_axes=(0, None))
@@ -177,7 +177,7 @@ class Weight:
     # -- what operations that use it need ---------------------------------------------------------
 
     def dense(self, shared: Shared) -> Array:
-        """The effective weight as the program sees it: the definition that all else must equal."""
+        """The effective weight as the program sees it; every faster computation must equal it."""
 
         def merge(base: Base, factors: Factors) -> Array:
             return self.variant.weight(base, with_shared(factors, shared))
@@ -206,7 +206,7 @@ class Weight:
 
 
 def with_shared(factors: Factors, shared: Shared) -> Factors:
-    """Factors as a variant's functions get them, what is shared among the constants."""
+    """Factors as a variant's functions get them, with shared arrays among the constants."""
     return Factors(factors.trainable, {**factors.constants, **shared}) if shared else factors
 
 
@@ -216,12 +216,12 @@ def _within(part: Atom, whole: Atom) -> bool:
 
 
 def in_range(index: Array, size: int) -> tuple[Array, Array]:
-    """The nearest index in range, and whether it is the index itself."""
+    """The nearest index in range, and whether the given index was in range."""
     index = _counting(index)
     nearest = jnp.clip(index, 0, size - 1)
     return nearest, nearest == index
 
 
 def _counting(index: Array) -> Array:
-    """The same index in a type that can count the rows of a long table."""
+    """The same index in an integer type of at least 32 bits, enough for a long table."""
     return index.astype(jnp.int32) if jnp.iinfo(index.dtype).bits < 32 else index

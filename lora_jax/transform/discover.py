@@ -1,8 +1,8 @@
 """How a function uses each of its parameters: multiplied by, looked up in, or only added.
 
 `discover` traces the function once and follows every parameter through the trace, without computing
-anything. From the products it learns which axes of a weight are in and out axes, and which are
-stacked (one matrix each); from everything else, where an adapted weight would have to be merged.
+anything. Products show which axes of a weight are in and out axes, and which are stacked (one
+matrix each). All other uses show where an adapted weight would have to be merged.
 """
 
 import dataclasses
@@ -50,10 +50,11 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
 
 
 def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
-    """One description from all that was seen: the first use of the whole matrix decides the axes.
+    """Combine all uses of a parameter; the use that ranks first decides its axes.
 
-    Uses of fewer axes may be of a single row, lookups say more than products (a tied table), and
-    where nothing is merged there is more to gain.
+    Mixed uses rank last. Then uses of more axes rank higher, as one of fewer axes may be of one
+    row; then uses that merge nothing, where there is more to gain; then lookups before products, as
+    for a tied table.
     """
     use = WeightUse(path, tuple(leaf.shape), leaf.dtype)
     shaped = [each for each in seen if each.contracted | each.free]
@@ -82,7 +83,7 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
 
 
 def _kind(seen: Seen, use: WeightUse) -> Use:
-    """What a use is for the matrix that the parameter was found to be."""
+    """The kind of a use, given the axes that were chosen for the parameter."""
     if seen.kind not in ("product", "lookup"):
         return Use(str(seen.merges) if seen.kind == "mixed" else seen.kind, seen.merges)
     contracted, free = tuple(sorted(seen.contracted)), tuple(sorted(seen.free))
@@ -94,9 +95,10 @@ def _kind(seen: Seen, use: WeightUse) -> Use:
 
 
 def _mark_output_embeddings(uses: dict[str, WeightUse]) -> dict[str, WeightUse]:
-    """Keep the mark of final products where they lead back to the rows of the token table.
+    """Mark tied tables; keep the mark of final products only for heads onto the token table's rows.
 
-    That is one of the two longest tables: a small vocabulary may be shorter than the positions.
+    The token table is taken to be one of the two longest tables, as a small vocabulary may be
+    shorter than the table of positions.
     """
     tables = [u for u in uses.values() if any(each.kind == "lookup" for each in u.uses)]
     longest = sorted(tables, key=lambda use: -use.matrix[0])[:2]

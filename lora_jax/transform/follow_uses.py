@@ -1,7 +1,7 @@
-"""Following parameters through a jaxpr, computing nothing: every use that is met is written down.
+"""Follow parameters through a jaxpr without computing anything, and record every use.
 
-The counterpart of `evaluate`, over the same rules: what it follows here, a weight passes through
-there; what it writes down as merged, gets the merged weight there.
+This mirrors `evaluate`, with the same rules: an adapted weight passes there through an operation
+that is followed here, and a use that is recorded here as merged gets the merged weight there.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from lora_jax.transform.tracked import (
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One use: its kind, the original axes that were contracted and that were left free."""
+    """One use: its kind, the original axes that were contracted, and those left free."""
 
     kind: str
     contracted: frozenset[int] = frozenset()
@@ -37,12 +37,12 @@ class Seen:
 
 
 class Walk:
-    """Follows parameters through a jaxpr and writes down every use."""
+    """Follows parameters through a jaxpr and records every use."""
 
     def __init__(self, final: set[int]):
         self.seen: dict[str, list[Seen]] = {}
         self._final = final
-        self._opaque: list[str] = []  # operations around, inside which weights arrive merged
+        self._opaque: list[str] = []  # enclosing operations, inside which weights are merged
 
     def run(self, jaxpr: Jaxpr, inputs: Sequence[Operand]) -> list[Operand]:
         env: dict[Any, Operand] = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -61,7 +61,7 @@ class Walk:
         return [read(var) for var in jaxpr.outvars]
 
     def _step(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
-        """What an equation's results are, or None where no parameter is followed to them."""
+        """The results of an equation, or None if no parameter is followed to them."""
         name = eqn.primitive.name
         if body := jaxprs.call(eqn):
             return self.run(body[0], operands)
@@ -98,10 +98,10 @@ class Walk:
         return outputs
 
     def _mixed(self, tracked: Operand, name: str) -> None:
-        """Write down that a parameter becomes part of a value made of parameters alone.
+        """Record that a parameter becomes part of a value made of parameters alone.
 
-        That value may be multiplied by, as after `concatenate`: the last two axes of the parameter
-        are then taken for its matrix.
+        The function may multiply by that value, as after `concatenate`: the last two axes of the
+        parameter are therefore taken as its matrix.
         """
         if not isinstance(tracked, Tracked):
             return
@@ -116,7 +116,7 @@ class Walk:
             self.other(tracked, name)
 
     def _inside(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
-        """Look into an operation that gets merged weights, for the products that it does."""
+        """Look for products inside an operation that gets merged weights."""
         outputs = None
         self._opaque.append(eqn.primitive.name)
         for body, places in jaxprs.bodies(eqn):
@@ -127,9 +127,9 @@ class Walk:
         return outputs and [self._merge(out, eqn.primitive.name) for out in outputs]
 
     def _same_axes(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
-        """Follow the merged weight where no activations meet it: scaled, masked, rounded, noisy."""
+        """Follow a merged weight that meets no activations: scaled, masked, rounded or noisy."""
         pairs = list(zip(eqn.invars, operands, strict=True))
-        if eqn.primitive.name == "select_n":  # whatever is selected is one of the cases
+        if eqn.primitive.name == "select_n":  # the result is one of the cases, not the selector
             pairs = pairs[1:]
         tracked = [each for _, each in pairs if isinstance(each, Tracked)]
         alike = len({(each.path, each.view) for each in tracked}) == 1
@@ -185,7 +185,7 @@ class Walk:
                 )
 
     def _convolution(self, eqn: JaxprEqn, operands: list[Operand]) -> None:
-        """Either side may be the weight; what it shares with the other side is its input."""
+        """Record a convolution: either side may be the weight; its shared axes are its inputs."""
         numbers = eqn.params["dimension_numbers"]
         for tracked, spec in zip(operands, (numbers.lhs_spec, numbers.rhs_spec), strict=True):
             if isinstance(tracked, Tracked):
@@ -233,9 +233,9 @@ class Walk:
     def _carried(
         self, body: Jaxpr, before: list[Operand], rows: list[Operand], consts: int, name: str
     ) -> list[Operand]:
-        """What a loop carries, in all iterations: parameters that change are merged before it.
+        """What a loop carries in all iterations; parameters that change are merged before the loop.
 
-        What becomes data in any iteration counts as data, and as a parameter no more.
+        A value that becomes data in any iteration counts as data, no longer as a parameter.
         """
         fixed, kept = before[:consts], before[consts:]
         same = jaxprs.unchanged(body, consts, len(kept))
@@ -258,12 +258,12 @@ class Walk:
         return dataclasses.replace(operand, merged=operand.merged or name)
 
     def _merge(self, operand: Operand, name: str) -> Operand:
-        """Write down that an operation gets the merged weight, and follow that."""
+        """Record that an operation gets the merged weight, and follow its result."""
         self.other(operand, name)
         return self._as_merged(operand, name)
 
     def _joined(self, ends: list[Operand]) -> Operand:
-        """What the branches of a `cond` return in the same place."""
+        """What a `cond` returns in one place, from what each branch returns there."""
         for end in ends:
             self._mixed(end, "cond")
         first = ends[0]
@@ -275,7 +275,7 @@ class Walk:
         return None
 
     def other(self, tracked: Operand, name: str) -> None:
-        """Write down a use that says nothing about the axes."""
+        """Record a use that says nothing about the axes."""
         if isinstance(tracked, Tracked):
             self._record(tracked, name, (), (), merges=name)
 

@@ -1,8 +1,8 @@
-"""Running a traced function with adapted weights in the place of arrays.
+"""Run a traced function with adapted weights in the place of arrays.
 
-One rule makes it fast: a product with an adapted weight is the variant's own `dot`. One rule makes
-it right: any operation without a rule gets the merged weight. In between, operations on a weight's
-layout are followed, and loops, branches, inner jits and rematerialised blocks are entered.
+For speed, a product with an adapted weight uses the variant's own `dot`. For correctness, any
+operation without a rule gets the merged weight. Operations on a weight's layout are followed, and
+loops, branches, inner jits and rematerialised blocks are entered.
 """
 
 import itertools
@@ -30,10 +30,11 @@ def evaluate(
 ) -> Any:
     """`function(weights, inputs)`, where some of the weights are adapted (`Weight`).
 
-    It is traced with `arrays` in the place of the weights: the same shapes, dtypes and shardings.
+    The function is traced with `arrays` in place of the weights, whose shapes, dtypes and shardings
+    they have.
 
     Args:
-      shared: what all weights of a variant share.
+      shared: the arrays that all weights of a variant share.
     """
     jaxpr, consts, shape = jaxprs.trace(function, list(arrays), list(inputs))
     evaluator = _Evaluator(shared)
@@ -47,7 +48,7 @@ class _Evaluator:
         self._shared = shared
 
     def merged(self, values: Sequence[Value]) -> list[Any]:
-        """The arrays that values stand for."""
+        """The values as arrays: adapted weights are merged."""
         return [
             value.dense(self._shared[value.variant]) if isinstance(value, Weight) else value
             for value in values
@@ -72,7 +73,7 @@ class _Evaluator:
         return [read(var) for var in jaxpr.outvars]
 
     def _step(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
-        """The results of an equation that takes adapted weights, or None where it has no rule."""
+        """The results of an equation that takes adapted weights, or None if it has no rule."""
         if body := jaxprs.call(eqn):
             return self.run(*body, operands)
         if eqn.primitive.name in jaxprs.REMAT:
@@ -175,7 +176,7 @@ class _Evaluator:
 
 
 class _Carried:
-    """What a loop carries: weights that its body hands on unchanged are kept out of the carry."""
+    """What a loop carries; weights that its body returns unchanged are kept out of the carry."""
 
     def __init__(self, run: _Evaluator, body: Jaxpr, operands: list[Value], first: int, count: int):
         self._run = run
@@ -188,12 +189,12 @@ class _Carried:
         self.start = self.varying(values)
 
     def fill(self, varying: Sequence[Any]) -> list[Value]:
-        """All carried values, from those that vary."""
+        """All carried values, given those that vary."""
         rest = iter(varying)
         return [next(rest) if kept is None else kept for kept in self._kept]
 
     def varying(self, values: Sequence[Value]) -> list[Any]:
-        """Of the values that a body returns first, those that vary."""
+        """Those of the carried values, which come first in `values`, that vary; as arrays."""
         pairs = zip(values, self._kept, strict=False)
         return self._run.merged([value for value, kept in pairs if kept is None])
 
@@ -203,5 +204,5 @@ def _drops(value: Value) -> bool:
 
 
 def _dropping_anew(value: Value, iteration: Any) -> Value:
-    """A weight that all iterations of a loop share, with dropout that differs between them."""
+    """Give a weight that all iterations of a loop share different dropout in each iteration."""
     return value.fold_dropout_key(iteration) if _drops(value) else value

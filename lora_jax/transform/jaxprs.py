@@ -1,4 +1,4 @@
-"""Reading jaxprs in a way that holds from jax 0.10 on; all that depends on the version is here."""
+"""Read jaxprs of jax 0.10 and later; all that depends on JAX's version is here."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,7 +16,8 @@ REMAT = ("checkpoint", "remat2", "remat")
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Jaxpr, list[Any], Any]:
     """The jaxpr of a function of arrays, the constants it closes over, and its output's shape.
 
-    What does not reach an output is left out: NNX's transforms return every weight that they take.
+    Equations that do not affect an output are removed: NNX's transforms return every weight that
+    they take.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
     outputs = [True] * len(closed.jaxpr.outvars)
@@ -51,13 +52,13 @@ def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 
 
 def varying(arrays: Any) -> frozenset[Any]:
-    """The axes of a `shard_map` around along which any array of a tree may differ."""
+    """The axes of the enclosing `shard_map` along which any array of a tree may differ."""
     types = map(jax.typeof, jax.tree.leaves(arrays))
     return frozenset().union(*(each.mat.varying for each in types))
 
 
 def vary(arrays: Any, axes: Iterable[Any]) -> Any:
-    """The arrays of a tree as ones that may differ along axes of a `shard_map`, if they do not."""
+    """Mark the arrays of a tree as varying along axes of a `shard_map`, where they are not yet."""
 
     def one(array: Any) -> Any:
         return lax.pcast(array, tuple(a for a in axes if a not in varying(array)), to="varying")
@@ -66,7 +67,7 @@ def vary(arrays: Any, axes: Iterable[Any]) -> Any:
 
 
 def precision(eqn: JaxprEqn) -> str | None:
-    """The name of a product's precision ("" for the default), or None where it has none."""
+    """The name of a product's precision ("" if unset), or None if no single name describes it."""
     wanted = eqn.params["precision"]
     if wanted is None:
         return ""
@@ -80,14 +81,14 @@ def precision(eqn: JaxprEqn) -> str | None:
 
 
 def unusual(eqn: JaxprEqn) -> str | None:
-    """The option of a `dot_general` that an adapter's products cannot have too, or None."""
+    """The option of a `dot_general` that an adapter's products cannot have as well, or None."""
     if eqn.params["out_sharding"] is not None:
         return "out_sharding"
     return "precision" if precision(eqn) is None else None
 
 
 def by_platform(eqn: JaxprEqn) -> bool:
-    """Whether the branches of a `cond` are for different platforms, and only one can be lowered."""
+    """Whether the branches of a `cond` are for different platforms, so only one can be lowered."""
     return eqn.params.get("branches_platforms") is not None
 
 
@@ -101,7 +102,7 @@ def scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
 
 
 def unchanged(jaxpr: Jaxpr, consts: int, carry: int) -> list[bool]:
-    """For each value that a loop carries, whether its body hands it on as it came."""
+    """For each value that a loop carries, whether its body returns it unchanged."""
     carried = jaxpr.invars[consts : consts + carry]
     return [old is new for old, new in zip(carried, jaxpr.outvars[:carry], strict=True)]
 
@@ -109,7 +110,7 @@ def unchanged(jaxpr: Jaxpr, consts: int, carry: int) -> list[bool]:
 def call(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     """The body of an inner `jit` (or plain call) that may be evaluated in place, else None.
 
-    A jit that prescribes shardings is not such a call: its prescriptions must be kept.
+    A `jit` that sets shardings gives None, because these must be kept.
     """
     if eqn.primitive.name not in CALLS:
         return None
@@ -124,7 +125,7 @@ def call(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
 def bodies(eqn: JaxprEqn) -> list[tuple[Jaxpr, Sequence[int]]]:
     """The jaxprs that an equation runs, and which of its operands each takes, in order.
 
-    Those of a kind that is not known are left out where they take other than all of them.
+    For an unknown operation, a jaxpr counts only if it takes as many inputs as there are operands.
     """
     params, everything = eqn.params, range(len(eqn.invars))
     match eqn.primitive.name:
@@ -142,9 +143,9 @@ def bodies(eqn: JaxprEqn) -> list[tuple[Jaxpr, Sequence[int]]]:
 
 
 def final_products(jaxpr: Jaxpr, ends: Iterable[Any]) -> tuple[set[int], set[Any]]:
-    """Products whose result reaches `ends` through no other product, and the inputs that do.
+    """The products and the variables that reach `ends` through no other product.
 
-    What a loop carries from one iteration to the next is not followed further back.
+    Values are not followed back from one iteration of a loop to the iteration before.
     """
     found: set[int] = set()
     live = _variables(ends)

@@ -23,6 +23,6 @@ def scale_updates(rates: Mapping[str, Mapping[str, Any]]) -> optax.GradientTrans
 
 
 def _expand(rate: Any, update: Array) -> Array:
-    """A rate (one for each matrix of a stack) with the shape that multiplies an update."""
+    """Reshape a rate (one for each matrix of a stack) so that it can multiply an update."""
     rate = jnp.asarray(rate, update.dtype)
     return rate.reshape(rate.shape + (1,) * (update.ndim - rate.ndim))

@@ -26,7 +26,7 @@ Trainable = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Unadapted(Variant):
-    """No adapter: what acts on a weight that is only stored in another way."""
+    """No adapter: the variant of a weight that is only quantised."""
 
     adapts: ClassVar[bool] = False
 
@@ -55,11 +55,11 @@ class Placement:
     use: WeightUse
     variant: Variant
     layers: Assigned
-    """What was asked for: the variant, or that of each layer of a stack where they differ."""
+    """The variant that was asked for, or one for each layer of a stack if they differ."""
     storage: Storage | None = None
-    """How the weight is stored; None for densely, as it came."""
+    """How the weight is stored; None if it is stored densely, as it came."""
     ranks: tuple[int, ...] | None = None
-    """The rank of each matrix, where pruning has made them differ."""
+    """The rank of each matrix after pruning; None without pruning."""
 
     @property
     def adapts(self) -> bool:
@@ -75,7 +75,7 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What `init` found out; static, it travels inside `Frozen`."""
+    """What `init` found out; static, and part of `Frozen`."""
 
     treedef: Any
     paths: tuple[str, ...]
@@ -112,19 +112,19 @@ class Frozen:
     A quantised weight is a dict of arrays (see `quantize`).
     """
     constants: dict[str, dict[str, Array]]
-    """The constants of each adapter: scales, masks, and whatever else a study may vary."""
+    """The constants of each adapter: scales, masks, and other numbers that a study may vary."""
     spec: Spec = dataclasses.field(metadata={"static": True})
     shared: tuple[dict[str, Array], ...] = ()
-    """What all adapters of one variant share, in the order of `spec.groups()`."""
+    """The arrays that all adapters of one variant share, in the order of `spec.groups()`."""
 
     def shared_by(self) -> dict[Variant, Shared]:
-        """What the weights of each placed variant share."""
+        """The arrays that the weights of each placed variant share."""
         groups = dict(zip(self.spec.groups(), self.shared, strict=False))
         return {each.variant: groups.get(group_of(each), {}) for each in self.spec.placements}
 
 
 def group_of(placement: Placement) -> Variant:
-    """The variant that an adapter belongs to, whatever layers it acts on."""
+    """The variant that an adapter belongs to, whichever layers it acts on."""
     variant = placement.variant
     return variant.inner if isinstance(variant, SomeLayers) else variant
 
@@ -135,7 +135,7 @@ def variants_of(assigned: Assigned) -> list[Variant]:
 
 
 def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) -> Placement:
-    """Check that the weight can be adapted, and make the variants of its layers one."""
+    """Check that the weight can be adapted, and combine the variants of its layers into one."""
     if not use.is_real:
         raise ValueError(f"'{use.path}' cannot be adapted: its dtype is {use.dtype}")
     if not use.is_matrix:
@@ -167,12 +167,12 @@ def aligned(assigned: tuple[Variant | None, ...]) -> tuple[Variant, ...]:
 
 
 def fold_path(key: Array, path: str) -> Array:
-    """A key of the path's own, the same whatever other paths there are."""
+    """A key for this path, the same whatever other paths there are."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def base_of(placement: Placement, value: Any) -> Base:
-    """The weight as something to multiply by, stacked axes leading."""
+    """The weight as a `Base`, with stacked axes first."""
     use = placement.use
     if placement.storage is not None:
         dtype = jnp.dtype(use.dtype)
@@ -183,7 +183,7 @@ def base_of(placement: Placement, value: Any) -> Base:
 
 
 def stored(placement: Placement, value: Array) -> Any:
-    """A weight in the way that it is to be stored: as it came, or a dict of quantised arrays."""
+    """A weight as it is to be stored: unchanged, or as a dict of quantised arrays."""
     storage = placement.storage
     if storage is None:
         return value
@@ -209,7 +209,7 @@ def init_factors(key: Array, placement: Placement, value: Any) -> Factors:
     keys = jax.random.split(key, use.stack_shape) if use.stack else key
     if not isinstance(placement.layers, tuple):
         return init(placement.variant, keys, base, len(use.stack))
-    # Layers that differ: made one by one, then stacked.
+    # Layers differ: their factors are made one by one, then stacked.
     like = aligned(placement.layers)
     remaining = iter(like)
     each = []
@@ -225,7 +225,7 @@ def init_factors(key: Array, placement: Placement, value: Any) -> Factors:
 
 
 def init_shared(key: Array, variant: Variant, placements: Iterable[Placement]) -> dict[str, Array]:
-    """What a variant's matrices share, made from the shapes of all of them."""
+    """The arrays that a variant's matrices share, made from the shapes of all of them."""
     shapes, dtypes = [], []
     for each in placements:
         layers = each.layers if isinstance(each.layers, tuple) else (each.layers,)
@@ -258,7 +258,7 @@ def weight_of(
         view=view,
         dtypes=(jnp.dtype(base.dtype),),
     )
-    # Inside a `shard_map`, each device may have an adapter of its own, beside one base.
+    # Inside a `shard_map`, each device may have its own adapter, with one base for all.
     shared = frozen.shared_by().get(placement.variant, {})
     return jaxprs.vary(weight, jaxprs.varying((weight, shared)))
 
@@ -266,7 +266,7 @@ def weight_of(
 def grouped(
     adapters: Mapping[str, dict[str, Array]], frozen: Frozen
 ) -> list[tuple[Variant, dict[str, Factors]]]:
-    """The factors of each variant's matrices, what they share among the constants."""
+    """The factors of each variant's matrices, with shared arrays among the constants."""
     groups: dict[Variant, dict[str, Factors]] = {}
     shared = frozen.shared_by()
     for each in frozen.spec.adapted:
@@ -277,7 +277,7 @@ def grouped(
 
 
 def warn_of_doubts(adapters: Mapping[str, dict[str, Array]], frozen: Frozen) -> None:
-    """Warn where training seems to have forgotten something, at the caller's caller."""
+    """Warn if training seems to have left something out; the warning names the caller's caller."""
     for variant, factors in grouped(adapters, frozen):
         if doubt := variant.doubt(factors):
             warnings.warn(doubt, TrainingWarning, stacklevel=3)

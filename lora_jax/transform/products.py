@@ -1,4 +1,4 @@
-"""What is done with an adapted weight at the end of its way: products with it, and rows of it."""
+"""Where an adapted weight is finally used: products with it, and lookups of its rows."""
 
 import contextlib
 from typing import Any
@@ -21,7 +21,7 @@ def dot(
     Args:
       use: a number that differs between the uses of a weight, so that each has its own dropout.
 
-    Returns None where it is not the product of `x` with the whole matrix or its transpose.
+    Returns None if it is not the product of `x` with the whole matrix or its transpose.
     """
     (mine, theirs), (my_batch, their_batch) = (
         (dims[side], dims[1 - side]) for dims in eqn.params["dimension_numbers"]
@@ -63,7 +63,7 @@ def _batched(
     use: int,
     shared: Shared,
 ) -> Array:
-    """The product of each matrix of the stack with its own x, batch axes of x leading."""
+    """The product of each matrix of the stack with its own x, whose batch axes come first."""
     if batch:
         dim, *rest = batch
         later = tuple(d - (d > dim) for d in rest)
@@ -84,7 +84,7 @@ def _batched(
 
 
 def lookup(weight: Weight, eqn: JaxprEqn, operands: list[Any], shared: Shared) -> Array | None:
-    """`gather` of rows, or None where it is of another kind or along another axis."""
+    """The result of a `gather` of rows, or None if it is of another kind or axis."""
     found = views.lookup(eqn, weight.view.shape)
     if not found or weight.stack or canonical(weight.view.axes[found.axis]) != weight.in_atoms:
         return None

@@ -1,4 +1,4 @@
-"""Giving up rows of factors: by what score, when, how many; and taking out those given up."""
+"""Take out the rows of factors that a method has dropped, and tell the rank of each matrix."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,26 +20,20 @@ from lora_jax.variant import Pruned
 PyTree = Any
 
 
-# -- while training ----------------------------------------------------------------------------
-
-
-# -- afterwards --------------------------------------------------------------------------------
-
-
 def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[Trainable, Frozen]:
-    """Take out what a method has given up for good (AdaLoRA's ranks); the effect is the same.
+    """Take out what a method has dropped for good (AdaLoRA's ranks); the effect stays the same.
 
-    Arrays get smaller, so that what is compiled for them compiles once more. An adapter of which
-    nothing is left is gone; those of methods that give up nothing stay as they are. Warns where
-    training seems to have forgotten something (`update`).
+    Arrays get smaller, so programs for them compile again. An adapter with nothing left is removed.
+    Adapters of methods that drop nothing stay as they are. Warns if training seems to have left
+    something out (`update`).
 
     Args:
-      trainable: as training left them; not traced.
-      frozen: what belongs to them.
-      states: of the last `adapted.update`.
+      trainable: the trainables after training; not traced.
+      frozen: the frozen part that belongs to them.
+      states: the result of the last `adapted.update`.
 
     Returns:
-      Trainables and frozen, for the same `adapted`.
+      The new trainables and frozen part, for the same `adapted`.
     """
     warn_of_doubts(trainable["adapters"], frozen)
     smaller: dict[str, Pruned | None] = {}
@@ -77,8 +71,8 @@ def _replaced(placement: Placement, pruned: Pruned | None) -> Placement:
 def ranks(trainable: Trainable, frozen: Frozen) -> dict[str, np.ndarray]:
     """The rank of each matrix by path, integers of the shape of the weight's stack.
 
-    It is what `prune` left, or would leave by the factors alone, or else the variant's. Layers that
-    are left out have none, and adapters without ranks are not listed.
+    It is what `prune` left, or would leave judging by the factors alone, or else the variant's
+    setting. Layers that are left out have rank 0. Adapters without ranks are not listed.
     """
     smaller: dict[str, Pruned | None] = {}
     for variant, factors in grouped(trainable["adapters"], frozen):

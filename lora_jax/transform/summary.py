@@ -35,9 +35,9 @@ class Summary:
 
 
 def summary(trainable: Trainable, frozen: Frozen) -> Summary:
-    """A table of what is trained; layers that differ or are left out are counted as they are.
+    """A table of what is trained; layers that differ or are left out are counted exactly.
 
-    `share` is a row's part of everything that is trained.
+    `share` is a row's percentage of all trained parameters.
     """
     rows = []
     for each in frozen.spec.adapted:

@@ -71,9 +71,9 @@ def as_rules(variant: Variant | None, targets: Targets) -> tuple[Rule, ...]:
 
 
 def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
-    """The variant of every selected weight, or of each of its layers where they differ.
+    """The variant of every selected weight, or of each of its layers if they differ.
 
-    Where several patterns match a weight (or a layer), the first decides.
+    If several patterns match a weight (or a layer), the first decides.
 
     Raises:
       ValueError: a pattern matches nothing, or only what earlier patterns have already taken.
@@ -99,7 +99,7 @@ def assign(rules: Sequence[Rule], uses: Uses) -> dict[str, Assigned]:
 
 
 def adapting(assigned: Assigned) -> Assigned | None:
-    """Without the methods that only choose what trains; None where that leaves nothing."""
+    """`assigned` without methods that only choose what trains; None if nothing remains."""
     if not isinstance(assigned, tuple):
         return assigned if assigned.adapts else None
     kept = tuple(each if each is not None and each.adapts else None for each in assigned)
@@ -111,7 +111,7 @@ def _count(use: WeightUse) -> int:
 
 
 def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
-    """The paths that a pattern selects, and which of each one's layers."""
+    """The paths that a pattern selects, and the selected layers of each."""
     if pattern == ALL_LINEAR:
         linear = [path for path, use in uses.items() if use.is_linear]
         if not linear:

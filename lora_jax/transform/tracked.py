@@ -1,4 +1,4 @@
-"""What stands for a parameter while a trace is walked through: where its axes are by now."""
+"""What represents a value while a trace is followed: a parameter's axes, data, or neither."""
 
 import dataclasses
 import enum
@@ -11,41 +11,41 @@ from lora_jax.transform import jaxprs
 from lora_jax.transform.views import Atom, Axis, View
 
 ADDED = -1
-"""The original axis of what has been repeated: none."""
+"""Marks an axis made by repetition, which has no original axis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tracked:
-    """A parameter on its way through the trace."""
+    """A parameter that is followed through the trace."""
 
     path: str
     view: View
     cut: frozenset[int] = frozenset()
     """Original axes of which only a range is left."""
     merged: str | None = None
-    """The operation that got the merged weight, of which this is the result."""
+    """The operation that got the merged weight, if this comes from its result."""
 
 
 class Data(enum.Enum):
-    """What depends on the inputs of the function, other than random keys: activations."""
+    """Marks activations: values that depend on the function's inputs other than random keys."""
 
     DATA = enum.auto()
 
 
 DATA = Data.DATA
 Operand = Tracked | Data | None
-"""None for numbers: what depends on nothing, on random keys, or on parameters out of sight."""
+"""None for a value that depends on nothing, on random keys, or on parameters not followed."""
 
 
 def untracked(var: Var, data: bool) -> Operand:
-    """What a value is that no parameter is followed to; what is drawn with a key is noise."""
+    """The operand of a value that no parameter is followed to; random keys are not data."""
     dtype = getattr(var.aval, "dtype", None)
     key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     return DATA if data and not key else None
 
 
 def cut(tracked: Tracked, axis: int, size: int) -> Tracked:
-    """The parameter after a slice of one axis, which leaves a matrix whole or cuts it."""
+    """The parameter after a slice of one axis; a range of more than one index counts as a cut."""
     atoms = tracked.view.axes[axis]
     if size == 1 or not atoms:
         return dataclasses.replace(tracked, view=tracked.view.replace(axis, ()))
@@ -55,7 +55,7 @@ def cut(tracked: Tracked, axis: int, size: int) -> Tracked:
 
 
 def resized(tracked: Operand, var: Var) -> Operand:
-    """The parameter as an array of the same axes in other sizes: a shard, padded, gathered."""
+    """The parameter with the same axes in the sizes of `var`: a shard, padded, gathered."""
     sizes = jaxprs.shape(var)
     if not isinstance(tracked, Tracked) or tracked.view.shape == sizes:
         return tracked

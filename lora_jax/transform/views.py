@@ -1,8 +1,8 @@
 """Where the axes of a weight go while a program transposes, reshapes and slices it.
 
 A model stores a weight in one shape and uses it in another: heads apart, transposed, one layer of a
-stack. A `View` follows the original axes through such operations, so that the matrix inside can
-still be multiplied by when the program reaches its product.
+stack. A `View` follows the original axes through such operations, so that the program can still
+multiply by the matrix when it reaches the product.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ Axis = tuple[Atom, ...]  # one axis of a view, row-major over its atoms; empty m
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How the axes of an array are made of the atoms of the weight that it came from."""
+    """How the axes of an array are made of the atoms of the original weight."""
 
     axes: tuple[Axis, ...]
 
@@ -58,10 +58,9 @@ class View:
         return View(tuple(self.axes[dim] for dim in permutation))
 
     def reshape(self, shape: tuple[int, ...]) -> "View | None":
-        """The view in another shape, atoms split where a new axis ends inside one.
+        """The view in another shape; an atom is split if a new axis ends inside it.
 
-        Atoms of size one say nothing, and are gone. Returns None where an axis would end inside an
-        atom that does not divide evenly.
+        Atoms of size one are dropped. Returns None if an atom would not divide evenly.
         """
         if 0 in shape:
             return None
@@ -90,7 +89,7 @@ def canonical(atoms: tuple[Atom, ...]) -> tuple[Atom, ...]:
 
 
 def arrange(array: Array, atoms: tuple[Atom, ...], axes: tuple[Axis, ...], keep: int = 0) -> Array:
-    """Bring an array whose axes are made of `atoms`, after `keep` others, into the given axes."""
+    """Rearrange an array, of `keep` leading axes and then `atoms`, into the given axes."""
     outer = array.shape[:keep]
     wanted = tuple(atom for axis in axes for atom in axis)
     if wanted != atoms:
@@ -102,7 +101,7 @@ def arrange(array: Array, atoms: tuple[Atom, ...], axes: tuple[Axis, ...], keep:
 
 
 def follow(eqn: JaxprEqn, view: View) -> View | None:
-    """The view after an operation that at most rearranges axes, or None where it does more."""
+    """The view after an operation that at most rearranges axes, or None if it does more."""
     params = eqn.params
     match eqn.primitive.name:
         case "copy" | "copy_p" | "name" | "sharding_constraint" | "pvary":
@@ -140,7 +139,7 @@ class Lookup(NamedTuple):
     axis: int
     """The axis along which rows are taken."""
     column: int
-    """Where its index is along the last axis of the indices."""
+    """The position of its index along the last axis of the indices."""
     kept: bool
     """Whether the axis stays, with size one."""
 
@@ -148,8 +147,8 @@ class Lookup(NamedTuple):
 def lookup(eqn: JaxprEqn, shape: tuple[int, ...]) -> Lookup | None:
     """How a `gather` takes whole rows along one axis, or None for another kind of operation.
 
-    Other axes may have an index too: where slices are whole, only their start is in range, and a
-    clipped index is that start.
+    Other axes may have an index too. If their slices are whole, only index 0 is in range, and
+    indices are clipped to it.
     """
     if eqn.primitive.name != "gather":
         return None
@@ -170,7 +169,7 @@ def clips(eqn: JaxprEqn) -> bool:
 
 
 def fill(eqn: JaxprEqn) -> Any:
-    """What a `gather` gives for indices out of range, or None for NaN (or where it clips)."""
+    """What a `gather` gives for indices out of range, or None for NaN (or if it clips)."""
     value = eqn.params["fill_value"]
     nan = value is None or clips(eqn) or value != value
     return None if nan else value
