@@ -1,5 +1,6 @@
-"""Commonsense reasoning as LLM-Adapters (Hu et al., 2023) prepared it and DoRA (Liu et al., 2024)
-trains on it: eight sets of instructions, each of which names the answers to choose from.
+"""Commonsense reasoning: eight sets of instructions, each naming the answers to choose from.
+
+LLM-Adapters (Hu et al., 2023) prepared these sets, and DoRA (Liu et al., 2024) trains on them.
 
 Each set has a folder with `train.json` and `test.json`; `commonsense_170k.json` beside the folders
 holds the joined training parts. The test parts of BoolQ, PIQA, SIQA, HellaSwag and WinoGrande are
