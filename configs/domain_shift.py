@@ -9,9 +9,9 @@
 The second run starts from the first one's adapter and head. Gain is the increase of the target's
 score by training on the target; forgetting is the decrease of the source's score. Both are computed
 seed by seed. A pair has the same labels in the same order: paraphrases of news and of questions
-(MRPC, QQP), entailment of answers and of hypotheses (QNLI, RTE). all-MiniLM-L6-v2 was already
-trained on pairs of questions before. SST-2 and Rotten Tomatoes cannot be a pair: most of SST-2's
-development set is in Rotten Tomatoes.
+(MRPC, QQP), entailment of answers and of hypotheses (QNLI, RTE). all-MiniLM-L6-v2 was pretrained on
+pairs of questions. SST-2 and Rotten Tomatoes cannot be a pair: most of SST-2's development set is
+in Rotten Tomatoes.
 """
 
 from ml_collections import ConfigDict

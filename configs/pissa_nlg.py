@@ -1,4 +1,4 @@
-"""PiSSA, Table 2: language models learn instructions by full, LoRA and PiSSA (2404.02948).
+"""PiSSA, Table 2: language models learn to follow instructions; full, LoRA, PiSSA (2404.02948).
 
     C=configs/pissa_nlg.py:model=llama_2_7b,folder=data
     python -m experiments.train --config=$C,task=metamath,file=metamath.json,method=pissa,seed=0 \

@@ -1,4 +1,4 @@
-"""QLoRA, Table 4: LLaMA learns instructions, by the storage of its weights (2305.14314).
+"""QLoRA, Table 4: LLaMA learns to follow instructions, by storage of its weights (2305.14314).
 
     C=configs/qlora_llama.py:model=llama_7b,folder=alpaca
     python -m experiments.train --config=$C,method=lora_nf4_double,task=alpaca,seed=0 \

@@ -22,8 +22,8 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
     Raises:
       ValueError: not a zip archive; an entry that is encrypted, occurs twice or declares two sizes;
-        entries that are larger than the file in all; or an unpacked size above both `FREE` and
-        `RATIO` times the file's size.
+        entries that together are larger than the file, as overlapping ones are; or an unpacked size
+        above both `FREE` and `RATIO` times the file's size.
     """
     try:
         archive = zipfile.ZipFile(path)

@@ -65,7 +65,7 @@ class Record:
     # Every evaluation, [{"step", "seconds", "score"}]: `seconds` of training until then, `score` is
     # the main metric. `reached` uses it to find when a score was first reached.
     evaluations: list | None = None
-    tokenised_per_second: float | None = None  # training examples; a cache keeps the rate
+    tokenised_per_second: float | None = None  # training examples, when tokenised; a cache keeps it
     metrics_first: dict[str, Any] | None = None  # before the first step, if asked for
     # Texts that a language model wrote, [{"prompt", "expected", "before", "after"}].
     samples: list | None = None

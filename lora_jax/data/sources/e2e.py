@@ -29,7 +29,7 @@ _FILES = {
     "csv": {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"},
 }
 _SLOT = re.compile(r"([^,\[\]]+)\[([^\]]*)\]")
-# What LoRA's files call the slots of the official ones.
+# The names that LoRA's files use for slots of the official files.
 _SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 

@@ -34,7 +34,7 @@ def load_text_task(
         used (`TextTask.hold_out`; `alpaca` keeps its extra part).
 
     Raises:
-      ValueError, FileNotFoundError, ModuleNotFoundError: one line that says what is wrong.
+      ValueError, FileNotFoundError: one line that says what is wrong.
     """
     if source not in TEXT_SOURCES:
         close = nearest(source, TEXT_SOURCES)

@@ -1,4 +1,4 @@
-"""Where a published model is: in a folder, in an installed package, or on the Hub."""
+"""Locate a published model: in a folder, in an installed package, or on the Hub."""
 
 import difflib
 import importlib.util
