@@ -1,16 +1,16 @@
-"""All methods with one budget, on CoLA or on 2,000 sentences of SST-2: minutes a run on two cores.
+"""All methods with one budget, on CoLA or 2,000 sentences of SST-2; a run takes minutes on 2 cores.
 
     python -m experiments.tune --study=all_methods --workdir=runs/all_methods/cola \
         --argument=task=cola,source=tsv,folder=glue_data
     python -m experiments.table --table=all_methods --results=runs/all_methods
 
-Each method tries the same number of learning rates, each trained once and scored on 500 training
-sentences that are held out for it; the best goes on to train with three seeds, and only those runs
-are scored on the development set, once, at the end of their two epochs. Everything else is equal:
-rank 8 and alpha 16 on all six linears (VeRA: rank 256; AdaLoRA: from 12 to a mean of 8), batches of
-32, AdamW, a linear decay after a warm-up of 6%. The 2,000 sentences of SST-2 are the same for all.
+Each method tries the same number of learning rates. Each rate is trained once and scored on 500
+held-out training sentences. The best rate is then trained with three seeds; only these runs are
+scored on the development set, once, at the end of their two epochs. Everything else is equal: rank
+8 and alpha 16 on all six linears (VeRA: rank 256; AdaLoRA: from 12 to a mean of 8), batches of 32,
+AdamW, a linear decay after a warm-up of 6%. The 2,000 sentences of SST-2 are the same for all.
 
-all-MiniLM-L6-v2 is small and made for similarity, so no number here stands beside a paper's.
+all-MiniLM-L6-v2 is small and made for similarity, so no number can be compared with a paper's.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ RATES = dict.fromkeys(ROWS, _USUAL) | {
 }
 STUDY = {"rates": RATES, "held_out": 500, "tuning_seed": 100, "seeds": (0, 1, 2)}
 TRAIN = {"cola": 0, "sst2": 2000}
-"""How many training sentences, 0 for all."""
+"""The number of training sentences; 0 for all."""
 
 ARGUMENTS = common_tasks.arguments(task=tuple(TRAIN), row=tuple(ROWS), model=("minilm",))
 TABLE = common_tasks.table(
@@ -68,6 +68,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         targets=common_tasks.SIX_LINEARS,
         storage=storage,
     )
-    if not smoke:  # short sentences, of much the same length
+    if not smoke:  # sentences are short and of similar length
         config.update({"data": {"train": TRAIN[choice["task"]], "buckets": 3}})
     return config

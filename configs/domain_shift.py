@@ -1,4 +1,4 @@
-"""Domain shift: learn one domain, then another, and look at both each time: gain and forgetting.
+"""Domain shift: train on one domain, then on another; evaluate both each time: gain, forgetting.
 
     C=configs/domain_shift.py:pair=mrpc_qqp,seed=0 FIRST=runs/domain_shift/source/0
     python -m experiments.train --config=$C,stage=source --workdir=$FIRST
@@ -6,12 +6,12 @@
         --workdir=runs/domain_shift/target/0
     python -m experiments.table --table=domain_shift --results=runs/domain_shift
 
-The second run begins from the first one's adapter and head. Gain is what training on the target
-adds to its score there, forgetting what it takes from the score on the source; both are made seed
-by seed. A pair has the same labels in the same order: paraphrases of news and of questions (MRPC,
-QQP), entailment of answers and of hypotheses (QNLI, RTE). all-MiniLM-L6-v2 has met pairs of
-questions before it came here. SST-2 and Rotten Tomatoes are no pair: most of the one's development
-set is in the other.
+The second run starts from the first one's adapter and head. Gain is the increase of the target's
+score by training on the target; forgetting is the decrease of the source's score. Both are computed
+seed by seed. A pair has the same labels in the same order: paraphrases of news and of questions
+(MRPC, QQP), entailment of answers and of hypotheses (QNLI, RTE). all-MiniLM-L6-v2 was pretrained on
+pairs of questions. SST-2 and Rotten Tomatoes cannot be a pair: most of SST-2's development set is
+in Rotten Tomatoes.
 """
 
 from ml_collections import ConfigDict

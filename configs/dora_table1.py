@@ -1,15 +1,15 @@
-"""DoRA, Table 1: eight sets of commonsense questions with LLaMA, DoRA against LoRA (2402.09353).
+"""DoRA, Table 1: DoRA against LoRA with LLaMA on eight sets of commonsense questions (2402.09353).
 
     C=configs/dora_table1.py:model=llama_7b,folder=commonsense
     python -m experiments.train --config=$C,method=dora,seed=0 --workdir=runs/dora_table1/7b/dora/0
     python -m experiments.table --table=dora_table1 --results=runs/dora_table1
 
-One run trains on all sets together and fills a whole row. `folder` holds those of the sets and
-`commonsense_170k.json`, as LLM-Adapters has them; `:task=all` takes what there is of the sets
-instead, and `:task=boolq+piqa` some (the table then says that the data are not the paper's).
-`:model=smollm2`, the default, is a scale for a laptop, whose numbers are its own. LLaMA 2 and 3 are
-given out by Meta on request: get access first, or name a folder (`--config.model.name=`). Expected
-(of how many runs is not said; `dora_half` is the dagger's, of half the rank):
+One run trains on all sets together and fills a whole row. `folder` holds the folders of the sets
+and `commonsense_170k.json`, in LLM-Adapters' layout. `:task=all` uses the sets that exist instead,
+and `:task=boolq+piqa` the named ones (the table then says that the data are not the paper's).
+`:model=smollm2`, the default, runs on a laptop; its numbers cannot be compared with the paper's.
+Access to LLaMA 2 and 3 must be requested from Meta; or name a folder (`--config.model.name=`).
+Expected (the number of runs is not published; `dora_half` is the dagger's row, with half the rank):
 
                         BoolQ  PIQA  SIQA  HellaS  WinoG  ARC-e  ARC-c  OBQA  average
     LLaMA-7B        lora     68.9  80.7  77.4    78.1   78.8   77.8   61.3  74.8     74.7
@@ -25,11 +25,10 @@ given out by Meta on request: get access first, or name a folder (`--config.mode
                dora_half     74.5  88.8  80.3    95.5   84.7   90.1   79.1  87.2     85.0
                     dora     74.6  89.3  79.9    95.5   85.6   90.5   80.4  85.8     85.2
 
-The eight columns are the share of questions whose right answer is the first one that the model
-names in what it writes, as the authors' script counts; their average counts each set once. The
-paper copies LoRA's rows of LLaMA-7B and 13B from LLM-Adapters. The authors' README has a LoRA of
-their own with LLaMA-7B at 76.3, and other seeds and ranks that differ by points: one run says
-little.
+The eight columns are the percentage of questions for which the first answer named in the generated
+text is right, as in the authors' script. The average counts each set once. The paper copies LoRA's
+rows of LLaMA-7B and 13B from LLM-Adapters. The authors' README has their own LoRA run with LLaMA-7B
+at 76.3, and other seeds and ranks that differ by points: a single run says little.
 """
 
 from typing import Any
@@ -38,8 +37,8 @@ from ml_collections import ConfigDict
 
 from configs import common, common_tasks, common_texts
 
-# Rank, alpha, learning rate: the paper's Table 8 for DoRA (its script has 2e-4 for every rank with
-# LLaMA-7B), the README for LoRA.
+# Rank, alpha, learning rate: from the paper's Table 8 for DoRA (its script has 2e-4 for every rank
+# with LLaMA-7B), from the README for LoRA.
 # fmt: off
 SETTINGS = {
     ("llama_7b",   "lora"):      (32, 64.0, 3e-4),
@@ -59,10 +58,10 @@ SETTINGS = {
     ("smollm2",    "dora"):      (32, 64.0, 3e-4),
 }
 # fmt: on
-# The rest of Table 8. Differences from the authors' script: only the answer is learned (there the
-# whole text is, by default), the instruction stands in the template of Alpaca without the spaces
-# that indent theirs, weights are in bfloat16 (there float16), and the adapter after the last epoch
-# is kept (there the one with the least loss on 120 held-out examples, looked at every 80 steps).
+# The rest of Table 8. Differences from the authors' script: only the answer is learned (there, by
+# default, the whole text); Alpaca's template has no indentation (theirs has); weights are in
+# bfloat16 (there float16); and the adapter of the last epoch is kept (there the one with the
+# smallest loss on 120 held-out examples, evaluated every 80 steps).
 PAPER = {
     "batch_size": 16,
     "epochs": 3,
@@ -83,7 +82,7 @@ WRITTEN = {
     "beams": 4,
 }
 COLUMN = "commonsense_170k"
-"""What the place of a run is called, whichever sets it has: they are the paper's or noted."""
+"""The name of a run's place, whichever sets it uses; tables note sets that are not the paper's."""
 
 ARGUMENTS = common_texts.arguments(
     model=("smollm2", "llama_7b", "llama_13b", "llama_2_7b", "llama_3_8b"),

@@ -1,12 +1,12 @@
-"""Few examples: 100 to 1,000, as many of each label as in the whole, in several draws.
+"""Few training examples: 100 to 1,000, labels in proportion, in several draws.
 
     python -m experiments.train --config=configs/few_shot.py:task=rte,examples=100,draw=0 \
         --workdir=runs/few_shot/rte/lora/100/0
     python -m experiments.table --table=few_shot --results=runs/few_shot
 
-The draw says which examples, the seed how training goes; runs that differ in either share a cell,
-whose interval has both in it. Every run makes 300 steps of 16, whatever the number of examples, and
-is evaluated once, at the end: nothing is chosen on the development set.
+`draw` seeds the choice of examples, `seed` the training. Runs that differ in either share a cell,
+whose interval covers both. Every run makes 300 steps of 16 examples, however many examples there
+are, and is evaluated once, at the end: nothing is selected on the development set.
 """
 
 from ml_collections import ConfigDict

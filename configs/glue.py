@@ -4,14 +4,14 @@
         --workdir=runs/glue/cola/dora/0
     python -m experiments.table --table=glue --results=runs/glue
 
-`task=ax` is MNLI with the diagnostic set: its predictions, and where the folder has the labelled
-`diagnostic-full.tsv`, `matthews_ax`. `super_rte` is SuperGLUE's RTE.
+`task=ax` is MNLI with the diagnostic set: it gives predictions for the set, and `matthews_ax` if
+the folder has the labelled `diagnostic-full.tsv`. `super_rte` is SuperGLUE's RTE.
 
-`:source=tsv,folder=FOLDER` reads the official files from a folder in the GLUE layout. Settings are
-the same for all variants but the learning rate (`configs/common.py`), so a comparison needs rates
-of its own: `--config.optimizer.learning_rate=`, chosen on examples held out from training by
-`--config.data.validation=500`, never on the development set. What other models than minilm get is a
-place to begin from, not found by trials.
+`:source=tsv,folder=FOLDER` reads the official files from a folder in the GLUE layout. Except for
+the learning rate (`configs/common.py`), settings are mostly the same for all variants. A fair
+comparison needs tuned rates: set `--config.optimizer.learning_rate=`, chosen on examples held out
+from training by `--config.data.validation=500`, never on the development set. For models other than
+minilm, the rates are untuned starting points.
 """
 
 from ml_collections import ConfigDict

@@ -2,14 +2,15 @@
 
     python -m experiments.train --config=configs/instruct.py:method=qlora --workdir=runs/qlora
 
-SmolLM2-135M-Instruct, as its wheel has it, and questions of CommonsenseQA from another, so that a
-package index is all that is needed. A question is what a user asks; the model learns to answer in
-the words of the right option, and is scored by which option it thinks the likeliest.
+The model is SmolLM2-135M-Instruct from a wheel; the questions are CommonsenseQA's from another
+wheel, so that only a package index is needed. The question is the user's message. The model learns
+to answer with the words of the right option, and is scored by which option has the highest
+likelihood.
 
-`:source=commonsense,folder=DIR` takes the sets of LLM-Adapters and DoRA (`task=boolq+openbookqa`,
-...), `:source=e2e,folder=DIR,task=e2e` E2E, `:source=alpaca` with `--config.data.files.train=FILE`
-instructions of one's own; `train=0` trains on all there are, and `size=smoke` is a run of a few
-steps.
+`:source=commonsense,folder=DIR` uses the sets of LLM-Adapters and DoRA (`task=boolq+openbookqa`,
+...); `:source=e2e,folder=DIR,task=e2e` uses E2E; `:source=alpaca` with
+`--config.data.files.train=FILE` uses your own instructions. `train=0` trains on all examples, and
+`size=smoke` makes a run of a few steps.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -22,7 +23,7 @@ METHODS = {
     "qlora": ("lora", {"rank": 16, "alpha": 32.0}, "nf4", 3e-4),
     "dora": ("dora", {"rank": 16, "alpha": 32.0}, "none", 3e-4),
 }
-"""Variant, settings, storage of frozen weights, and a learning rate that nobody tuned."""
+"""Variant, settings, storage of frozen weights, and an untuned learning rate."""
 ARGUMENTS = {
     "method": ("lora", "full", "qlora", "dora"),
     "task": "commonsense_qa_texts",

@@ -1,19 +1,19 @@
-"""Llama 2 70B follows instructions, on a pod: does it fit, and how is it trained?
+"""Llama 2 70B learns to follow instructions, on a pod: does it fit, and how is it trained?
 
     python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
     python -m experiments.plan --config=configs/llama2_70b.py:method=qlora --topology=v6e:2x4
     C=configs/llama2_70b.py:folder=alpaca
     python -m experiments.train --config=$C --mesh=1,4,4 --workdir=runs/70b
 
-The first two need neither the machine nor the weights. The third, on the machine itself, reads the
-weights shard by shard: Meta gives them out on request (get access first, or name a folder with
-`--config.model.name=`). `:model=llama_2_7b`, or another of `configs.common_texts.MODELS`, is the
-same with other weights; `method` is lora, dora, qlora (NF4, its scales quantised too) or full.
-Instructions are those of `folder`'s alpaca_data.json, or of `file`, in Alpaca's format.
+The first two commands need neither the machine nor the weights. The third runs on the machine and
+reads the weights shard by shard. Access to them must be requested from Meta; or name a folder with
+`--config.model.name=`. `:model=llama_2_7b`, or another of `configs.common_texts.MODELS`, uses other
+weights. `method` is lora, dora, qlora (NF4, its scales quantised too) or full. Instructions come
+from `folder`'s alpaca_data.json, or from `file`, in Alpaca's format.
 
-Nobody has run this to its end, here or elsewhere: what is checked is the program (see the plan).
-The learning rate of adapters is QLoRA's for 65B and 33B (Dettmers et al. 2023, arXiv:2305.14314,
-Table 9); that of full fine-tuning nobody tuned.
+Nobody has run this to the end, here or elsewhere: only the program is checked (see the plan). The
+learning rate of adapters is QLoRA's for 65B and 33B (Dettmers et al. 2023, arXiv:2305.14314, Table
+9); that of full fine-tuning is untuned.
 """
 
 from ml_collections import ConfigDict
@@ -59,5 +59,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         source="alpaca",
         file=choice["file"],
         storage=storage,
-        generate={"samples": 0},  # texts before and after take another copy of what is trained
+        generate={"samples": 0},  # samples would need another copy of the trained parameters
     )

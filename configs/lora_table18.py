@@ -1,15 +1,15 @@
-"""LoRA, Table 18: the rank alone, from 1 up, on an encoder.
+"""LoRA, Table 18: only the rank varies, from 1 up, on an encoder.
 
     python -m experiments.train --config=configs/lora_table18.py:rank=2,task=cola,seed=0 \
         --workdir=runs/lora_table18/2/0
     python -m experiments.table --table=lora_table18 --results=runs/lora_table18
 
-The paper's own table (arXiv 2106.09685v2) is GPT-2 medium's on E2E, with ranks to 1024; its numbers
-are shown as published, never beside an encoder's. The table has every rank for RoBERTa base, with
-"not run" where nothing is: of CoLA, or of the tasks that were run. What the paper found: validation
-loss stops falling at rank 16 (1.16), and BLEU is best at rank 4 (70.38; 68.72 at 1, 69.37 at 1024).
-Settings are those of LoRA's Table 2 for the task, with alpha at 8 whatever the rank; ranks end at
-256, as a matrix of all-MiniLM-L6-v2 has 384.
+The paper's own table (arXiv 2106.09685v2) is for GPT-2 medium on E2E, with ranks to 1024. Its
+numbers are shown as published, never beside an encoder's. The table has every rank for RoBERTa
+base, on the tasks that were run or else on CoLA; "not run" marks missing results. The paper found
+that validation loss stops falling at rank 16 (1.16), and that BLEU is best at rank 4 (70.38; 68.72
+at 1, 69.37 at 1024). Settings are those of LoRA's Table 2 for the task, with alpha 8 for every
+rank. Ranks end at 256, because the hidden size of all-MiniLM-L6-v2 is 384.
 """
 
 from ml_collections import ConfigDict

@@ -4,10 +4,11 @@
     python -m experiments.train --config=$C,task=cola,seed=0 --workdir=runs/lora_table2/base/cola/0
     python -m experiments.table --table=lora_table2 --results=runs/lora_table2
 
-MRPC, RTE and STS-B start from the adapter of the best MNLI run: train that one first and name its
-folder, `:task=rte,start_from=runs/lora_table2/base/mnli/0`; not in the dagger set-up
-(`:model=roberta_large,method=lora_dagger`). `:model=minilm` is a scale for a laptop, whose numbers
-are its own. Expected, the median of five seeds at each one's best epoch on the development set:
+MRPC, RTE and STS-B start from the adapter of the best MNLI run: train MNLI first and name its
+folder, `:task=rte,start_from=runs/lora_table2/base/mnli/0`. The dagger set-up does not do this
+(`:model=roberta_large,method=lora_dagger`). `:model=minilm` runs on a laptop; its numbers cannot be
+compared with the paper's. Expected, the median of five seeds, each at its best epoch on the
+development set:
 
                     MNLI  SST-2  MRPC  CoLA  QNLI   QQP   RTE  STS-B  average
     RoBERTa base    87.5   95.1  89.7  63.4  93.3  90.8  86.6   91.5     87.2
@@ -15,7 +16,7 @@ are its own. Expected, the median of five seeds at each one's best epoch on the 
       dagger        90.6   96.2  90.2  68.2  94.8  91.6  85.2   92.3     88.6
     DeBERTa XXL     91.9   96.9  92.6  72.4  96.0  92.9  94.9   93.0     91.3
 
-MNLI is the matched part, though the caption says overall (the authors' README gives 87.5 and 86.9).
+MNLI is the matched part, although the caption says overall (the authors' README: 87.5 and 86.9).
 """
 
 from typing import Any
@@ -24,9 +25,9 @@ from ml_collections import ConfigDict
 
 from configs import common, common_tasks
 
-# Batch, epochs, learning rate, longest input: the paper's Tables 9 and 10. Its batches are those of
-# one device: the scripts ran on 4 to 8 of them, so what was seen a step may have been 4 to 8 times
-# more (`--config.train.batch_size=`), which the paper leaves open.
+# Batch, epochs, learning rate, longest input: from the paper's Tables 9 and 10. Its batches are per
+# device, and the scripts ran on 4 to 8 devices. A step may thus have used 4 to 8 times as many
+# examples (`--config.train.batch_size=`); the paper does not say.
 # fmt: off
 ROBERTA_BASE = {  # Table 9
     "mnli": (16, 30, 5e-4, 512),
@@ -71,8 +72,8 @@ DEBERTA_V2_XXL = {  # Table 10
     "stsb": (4,  10, 2e-4, 128, 0.1,  0.2),
 }
 # fmt: on
-# Weight decay of RoBERTa: the scripts' 0.1, as the paper has none. Warm-up: the paper's ratios
-# (DeBERTa's scripts have steps instead, MRPC excepted).
+# RoBERTa's weight decay is the scripts' 0.1, as the paper gives none. Warm-up: the paper's ratios
+# (DeBERTa's scripts have steps instead, except for MRPC).
 SHARED = {
     ("roberta_base", "lora"): (ROBERTA_BASE, {"warmup_ratio": 0.06, "weight_decay": 0.1}),
     ("roberta_large", "lora"): (ROBERTA_LARGE, {"warmup_ratio": 0.06, "weight_decay": 0.1}),
@@ -82,9 +83,10 @@ SHARED = {
     ),
     ("deberta_v2_xxl", "lora"): (DEBERTA_V2_XXL, {"warmup_ratio": 0.1}),
 }
-# Rank and alpha. RoBERTa: the paper's (base's scripts have alpha 16, twice the scale). DeBERTa: the
-# scripts' 16 and 32, as 48 layers of two matrices of rank 16 make the table's 4.7 M, and the 8 and
-# 8 of Table 10 only half. A is normal(0, 0.02) in DeBERTa's code, and uniform in RoBERTa's.
+# Rank and alpha. RoBERTa: from the paper (base's scripts have alpha 16, twice the scale). DeBERTa:
+# from the scripts, 16 and 32, because 48 layers of two matrices of rank 16 make the table's 4.7 M;
+# the 8 and 8 of Table 10 make only half. A is normal(0, 0.02) in DeBERTa's code, and uniform in
+# RoBERTa's.
 VARIANTS: dict[str, dict[str, Any]] = {
     "minilm": {"rank": 8, "alpha": 16.0},
     "roberta_base": {"rank": 8, "alpha": 8.0},
@@ -112,7 +114,7 @@ TABLE = common_tasks.table(
 
 
 def recipe(model: str, method: str, task: str) -> dict[str, Any]:
-    """A task's hyperparameters, as the tables above have them."""
+    """A task's hyperparameters, from the tables above."""
     if model == "minilm" and method == "lora":
         return common_tasks.laptop("lora", select="best")
     if (model, method) not in SHARED:

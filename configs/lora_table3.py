@@ -5,8 +5,9 @@
     python -m experiments.table --table=lora_table3 --results=runs/lora_table3
 
 `folder` has the official CSV files or the text files of the authors' repository. `:model=smollm2`,
-the default, is a scale for a laptop, whose numbers are its own. Expected on the test part, the mean
-of three seeds, each at its best epoch; the paper quotes full fine-tuning from prior work:
+the default, runs on a laptop; its numbers cannot be compared with the paper's. Expected on the test
+part, the mean of three seeds, each at its best epoch; the paper quotes full fine-tuning from prior
+work:
 
                           BLEU   NIST   METEOR  ROUGE-L  CIDEr
     GPT-2 medium, LoRA    70.4   8.85   46.8    71.8     2.53
@@ -14,10 +15,10 @@ of three seeds, each at its best epoch; the paper quotes full fine-tuning from p
     GPT-2 large,  LoRA    70.4   8.89   46.8    72.0     2.47
                   full    68.5   8.78   46.0    69.9     2.45
 
-BLEU is that of the script of E2E, which does not regard case. The other four are published only:
-NIST, METEOR and CIDEr are not computed here, and the ROUGE-L of that script is COCO's, for which
-ours (the F1 of rouge-score, in a column of its own) must not be taken. The authors of VeRA (arXiv
-2310.11454) trained the same LoRA on GPT-2 medium again, and got a BLEU of 68.9.
+BLEU is that of E2E's script, which ignores case. The other four are only published: NIST, METEOR
+and CIDEr are not computed here. The script's ROUGE-L is COCO's; ours (the F1 of rouge-score, in its
+own column) is a different number. The authors of VeRA (arXiv 2310.11454) trained the same LoRA on
+GPT-2 medium again and got a BLEU of 68.9.
 """
 
 from typing import Any
@@ -26,11 +27,11 @@ from ml_collections import ConfigDict
 
 from configs import common, common_tasks, common_texts
 
-# The paper's Table 11. What it leaves open is as in the command of the authors' README: lengths of
-# up to 512, no clipping, Adam's beta2 and epsilon. Where they differ, the paper's is taken: a
-# length penalty of 0.9 (README 0.8), and the best epoch (README: the last). Which epoch is best is
-# not said: here the one with the least loss of a token on the validation part. GPT-2's own dropout
-# is off, as the authors' model has none.
+# From the paper's Table 11. Settings that it does not give are from the command in the authors'
+# README: lengths of up to 512, no clipping, Adam's beta2 and epsilon. If they differ, the paper is
+# followed: a length penalty of 0.9 (README: 0.8), and the best epoch (README: the last). The paper
+# does not define the best epoch: here it has the smallest loss per token on the validation part.
+# GPT-2's own dropout is off, as the authors' model has none.
 PAPER = {
     "batch_size": 8,
     "epochs": 5,
@@ -47,7 +48,7 @@ PAPER = {
 }
 LORA = {"rank": 4, "alpha": 32.0, "dropout": 0.1}
 FULL_RATE = 5e-5
-"""Of full fine-tuning, to which the paper gives no settings: a guess to begin from."""
+"""The rate of full fine-tuning, an untuned guess: the paper gives no settings for it."""
 WRITTEN = {
     "part": "extra",  # the test part
     "scored": -1,

@@ -1,15 +1,15 @@
-"""LoRA, Table 6: which attention matrices to adapt, and with what rank, on an encoder.
+"""LoRA, Table 6: which attention matrices to adapt, and with which rank, on an encoder.
 
     python -m experiments.train --config=configs/lora_table6.py:targets=qv,rank=4,task=cola,seed=0 \
         --workdir=runs/lora_table6/qv4/0
     python -m experiments.table --table=lora_table6 --results=runs/lora_table6
 
-The paper's own table (arXiv 2106.09685v2) is GPT-3's on WikiSQL and MNLI; its numbers are shown as
-published, never beside an encoder's. The table has the whole grid for RoBERTa base, with "not run"
-where nothing is: of CoLA, or of the tasks that were run. What the paper found: q and v with rank 4
-(73.7 and 91.3) do no worse than rank 64 (73.5 and 91.4), and better than q alone with any rank
-(70.5 and 91.1 at most). Settings are those of LoRA's Table 2 for the task, with alpha at 8
-whatever the rank (section 4.1: set to the first rank tried, and not tuned).
+The paper's own table (arXiv 2106.09685v2) is for GPT-3 on WikiSQL and MNLI. Its numbers are shown
+as published, never beside an encoder's. The table has the whole grid for RoBERTa base, on the tasks
+that were run or else on CoLA; "not run" marks missing results. The paper found that q and v with
+rank 4 (73.7 and 91.3) do no worse than with rank 64 (73.5 and 91.4), and better than q alone with
+any rank (70.5 and 91.1 at most). Settings are those of LoRA's Table 2 for the task, with alpha 8
+for every rank (section 4.1: alpha is set to the first rank tried, and not tuned).
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ TARGETS = {
     "qkvo": "attention/(query|key|value|output)/kernel",
 }
 WEIGHTS = {"q": "Wq", "qv": "Wq,Wv", "qkvo": "Wq,Wk,Wv,Wo"}
-"""The targets as the paper writes them, in its order."""
+"""The targets in the paper's notation and order."""
 RANKS = (8, 1, 2, 4, 64)
 ARGUMENTS = common_tasks.arguments(
     model=("minilm", "roberta_base"),

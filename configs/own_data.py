@@ -1,17 +1,17 @@
-"""A data set of your own: TSV, CSV or JSONL by its columns; classes or numbers, texts or pairs.
+"""Your own data set: TSV, CSV or JSONL with named columns; classes or numbers, texts or pairs.
 
     python -m experiments.train \\
         --config=configs/own_data.py:train=reviews.csv,held_out=500,text=review,label=stars \\
         --workdir=runs/own_data/lora/0
     python -m experiments.table --table=own_data --results=runs/own_data
 
-`train` is a file, `validation` another one, or `held_out` so many examples of train in its place.
-`second_text` is the column of a pair's other half, `test` a file without labels that gets
-predictions (`predictions.npz`), `examples` and `draw` a few of the training examples. Labels with
-fractions make a regression; `regression=yes` makes one of whole numbers too. `extra` is a file of
-another domain with the same columns and classes, whose metrics end in `_extra`: train on one
-domain, go on from there (`start_from`) with the two the other way round, and see gain and
-forgetting. A path with a comma is given by `--config.data.files.train=`.
+`train` is a file. `validation` is another file; `held_out` instead holds out this many examples of
+train. `second_text` is the column of a pair's second text. `test` is a file without labels that
+gets predictions (`predictions.npz`). `examples` and `draw` choose a few of the training examples.
+Labels with fractions make a regression; `regression=yes` makes one of whole numbers too. `extra` is
+a file of another domain with the same columns and classes; its metrics end in `_extra`. To see gain
+and forgetting, train on one domain, then start from there (`start_from`) with the two files
+swapped. Give a path that contains a comma with `--config.data.files.train=`.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""PiSSA, Table 2: language models that follow instructions; full, LoRA and PiSSA (2404.02948).
+"""PiSSA, Table 2: language models learn to follow instructions; full, LoRA, PiSSA (2404.02948).
 
     C=configs/pissa_nlg.py:model=llama_2_7b,folder=data
     python -m experiments.train --config=$C,task=metamath,file=metamath.json,method=pissa,seed=0 \
@@ -7,15 +7,15 @@
 
 The paper trains on 100,000 examples each of MetaMathQA, of CodeFeedback and of WizardLM's evolved
 instructions, and tests on GSM8K and MATH, HumanEval and MBPP, and MT-Bench. **These five tests are
-no part of this project**: their numbers are published only, and never beside ours. Ours are of
-2,000 examples that are held out from the same file: the loss of a token, and the ROUGE-L of what is
-written to 200 of them (and how many are exactly the expected text, in the record alone).
+not part of this project**: their numbers are only published, and never shown beside ours. Our
+numbers are for 2,000 held-out examples of the same file: the loss per token, and the ROUGE-L of the
+texts generated for 200 of them (the share of exact matches is in the record only).
 
 `file` is JSON or JSONL in Alpaca's format, `[{"instruction": ..., "output": ...}, ...]`: rename the
-data's own fields first (MetaMathQA's are `query` and `response`). An answer that alone is longer
-than 512 tokens is refused, where the authors' script cuts it off: leave such ones out, or set
-`--config.data.max_length=`. `:model=smollm2`, the default, is a scale for a laptop, whose numbers
-are its own. Gemma's rows are published only: there is no Gemma here.
+data's own fields first (MetaMathQA's are `query` and `response`). An answer that has no room within
+512 tokens is refused; the authors' script truncates it. Remove such examples, or set
+`--config.data.max_length=`. `:model=smollm2`, the default, runs on a laptop; its numbers cannot be
+compared with the paper's. Gemma's rows are only published: this project has no Gemma.
 """
 
 from typing import Any
@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from configs import common, common_tasks, common_texts
 
 TASKS = {"metamath": "MetaMathQA", "codefeedback": "CodeFeedback", "wizardlm": "WizardLM"}
-# Rank and alpha as the authors' scripts, the scale is 1; A of LoRA by two rules. PiSSA by the fast
-# singular value decomposition with 16 iterations, as there.
+# Rank and alpha are from the authors' scripts; the scale is 1. LoRA's A has two initialisations.
+# PiSSA uses the fast singular value decomposition with 16 iterations, as in the scripts.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("full", {}),
     "lora_gaussian": ("lora", {"rank": 128, "alpha": 128.0, "initialization": "gaussian"}),
@@ -34,11 +34,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pissa": ("pissa", {"rank": 128, "alpha": 128.0, "initialization": "pissa_niter_16"}),
 }
 SMALL_RANK = 16
-"""For SmolLM2, whose matrices have 576 rows."""
-# One learning rate for all rows, though 2e-5 is one of full fine-tuning: LoRA's rows are likely to
-# gain from a larger one. Base and adapters of LoRA and PiSSA are in float32 as the paper says (the
-# scripts have bfloat16), the weights of full fine-tuning in bfloat16. Batches go through the model
-# in 32 pieces, which changes no result.
+"""The rank for SmolLM2, whose hidden size is 576."""
+# All rows have the same learning rate, although 2e-5 is typical of full fine-tuning: LoRA's rows
+# would probably gain from a larger one. For LoRA and PiSSA, base weights and adapters are in
+# float32 as the paper says (the scripts have bfloat16); for full fine-tuning, weights are in
+# bfloat16. Gradients of a batch are accumulated over 32 pieces, which does not change the result.
 PAPER = {
     "batch_size": 128,
     "accumulate": 32,

@@ -5,9 +5,9 @@
         --workdir=runs/pissa_table3/pissa/cola/0
     python -m experiments.table --table=pissa_table3 --results=runs/pissa_table3
 
-The two rows differ in epochs, batches and learning rates, too. `:model=minilm` is a scale for a
-laptop, whose numbers are its own. Expected, the mean of three seeds (its average is of MNLI matched
-and QQP's accuracy alone, so not that of AdaLoRA's Table 1):
+The two rows also differ in epochs, batches and learning rates. `:model=minilm` runs on a laptop;
+its numbers cannot be compared with the paper's. Expected, the mean of three seeds (the average uses
+only MNLI matched and QQP's accuracy, unlike that of AdaLoRA's Table 1):
 
     pissa  MNLI 90.37  SST-2 96.22  MRPC 91.50  CoLA 73.12  QNLI 94.43  QQP 92.33  RTE 88.69
            STS-B 92.00  average 89.83
@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from configs import common, common_tasks
 
-# Epochs, batch, learning rate, alpha: the paper's Table 10. Rank 8 in all six linears, as the
-# 1.33 M of the table need. Longest inputs are not printed: AdaLoRA's are taken; nor are warm-up and
-# weight decay: none.
+# Epochs, batch, learning rate, alpha: from the paper's Table 10. Rank 8 in all six linears, which
+# gives the table's 1.33 M. Longest inputs are not published: AdaLoRA's are used. Warm-up and weight
+# decay are not published either: none is used.
 # fmt: off
 PISSA = {
     "mnli": (5,  16, 5e-4, 8.0),

@@ -1,19 +1,19 @@
-"""QLoRA, Table 4: LLaMA that follows instructions, by the storage of its weights (2305.14314).
+"""QLoRA, Table 4: LLaMA learns to follow instructions, by storage of its weights (2305.14314).
 
     C=configs/qlora_llama.py:model=llama_7b,folder=alpaca
     python -m experiments.train --config=$C,method=lora_nf4_double,task=alpaca,seed=0 \
         --workdir=runs/qlora_llama/7b/nf4_double/alpaca/0
     python -m experiments.table --table=qlora_llama --results=runs/qlora_llama
 
-The paper tests on MMLU with five examples, after training on Alpaca or on FLAN v2. **MMLU is no
-part of this project**: its numbers are published only. Ours are the loss of a token and the
-perplexity of 2,000 instructions that are held out from the same file.
+The paper tests on MMLU with five examples, after training on Alpaca or on FLAN v2. **MMLU is not
+part of this project**: its numbers are only published. Ours are the loss per token and the
+perplexity of 2,000 held-out instructions of the same file.
 
-`folder` has `alpaca_data.json`, or name a `file` of it in that format (for `task=flan_v2`, one has
-to be made: `[{"instruction": ..., "output": ...}, ...]`). `:model=smollm2`, the default, is a scale
-for a laptop, whose numbers are its own. LLaMA-33B and 65B, and FP4, are published only; LoRA on
-Int8 is ours alone. NF4 alone has no row in the table, but with double quantisation. The mean that
-it prints for NF4 with double quantisation is 53.1, where its cells give 53.0.
+`folder` has `alpaca_data.json`; or name a `file` in it of the same format (for `task=flan_v2`, you
+must make it: `[{"instruction": ..., "output": ...}, ...]`). `:model=smollm2`, the default, runs on
+a laptop; its numbers cannot be compared with the paper's. LLaMA-33B and 65B, and FP4, are only
+published; LoRA on Int8 is only ours. The paper's table has NF4 only with double quantisation. It
+prints a mean of 53.1 for this, but its cells give 53.0.
 """
 
 from typing import Any
@@ -25,14 +25,14 @@ from configs.qlora_table3 import STORAGES
 
 TASKS = {"alpaca": "Alpaca", "flan_v2": "FLAN v2"}
 LORA = {"rank": 64, "alpha": 16.0, "dropout": 0.1}
-# The paper's Table 9 for 7B and 13B, from a second hand: batch, learning rate, steps, and 384
-# tokens of instruction with 128 of answer, here 512 of both together. Constant learning rate,
-# beta2 and clipping at 0.3 as its scripts. (Their dropout for 13B is 0.05.) A batch goes through
-# the model a row at a time, which changes no result.
+# From the paper's Table 9 for 7B and 13B, taken from a secondary source: batch, learning rate,
+# steps, and 384 tokens of instruction with 128 of answer (here 512 for both together). From its
+# scripts: constant learning rate, beta2, and clipping at 0.3. (Their dropout for 13B is 0.05.)
+# Gradients of a batch are accumulated row by row, which does not change the result.
 PAPER = {
     "batch_size": 16,
     "accumulate": 16,
-    "epochs": 4,  # of Alpaca 12,500 steps, of which the first 10,000 are made
+    "epochs": 4,  # 12,500 steps on Alpaca, of which only the first 10,000 are made
     "max_steps": 10_000,
     "learning_rate": 2e-4,
     "schedule": "constant",

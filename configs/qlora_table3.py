@@ -6,9 +6,9 @@
     python -m experiments.table --table=qlora_table3 --results=runs/qlora_table3
 
 arXiv 2305.14314. Its only numbers for an encoder are means over GLUE with RoBERTa large: 88.8 for
-LoRA in BF16, 88.8 in Int8, 88.6 in FP4; NF4 with double quantisation has no number there, and how
-the mean is made is not said, so it has a column of its own. `:model=minilm` is a scale for a
-laptop, whose numbers are its own.
+LoRA in BF16, 88.8 in Int8, 88.6 in FP4. NF4 with double quantisation has no number there. The paper
+does not say how the mean is computed, so it has its own column. `:model=minilm` runs on a laptop;
+its numbers cannot be compared with the paper's.
 """
 
 from ml_collections import ConfigDict
@@ -21,9 +21,9 @@ STORAGES = {
     "lora_nf4": "nf4",
     "lora_nf4_double": "nf4_double",
 }
-# The appendix with the settings for RoBERTa was not to be had: learning rates, batches and epochs
-# are those of LoRA's Table 2 in the set-up without MNLI, adapters in all linear layers as QLoRA's.
-# The paper computes in BF16.
+# The appendix with the settings for RoBERTa was not available. Learning rates, batches and epochs
+# are those of LoRA's Table 2 in the set-up without MNLI; adapters are in all linear layers, as in
+# QLoRA. The paper computes in BF16.
 ARGUMENTS = common_tasks.arguments(
     model=("minilm", "roberta_large"), method=tuple(STORAGES), task=common_tasks.GLUE
 )

@@ -4,8 +4,9 @@
     python -m experiments.train --config=configs/quickstart.py:variant=dora --workdir=runs/dora
 
 all-MiniLM-L6-v2 (22.7 M parameters) learns to tell positive from negative Rotten Tomatoes
-sentences: 7,500 to train on, 1,030 to validate. `:variant=` takes any file of `variants/`,
-`:storage=nf4` stores the frozen matrices quantised (QLoRA), and `:size=smoke` is a run of seconds.
+sentences: 7,500 to train on, 1,030 to validate. `:variant=` takes the name of any file of
+`variants/`, `:storage=nf4` stores the frozen matrices quantised (QLoRA), and `:size=smoke` makes a
+run of seconds.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict, config_dict
 from configs import common
 
 SETTINGS = {"lora": {"rank": 8, "alpha": 16.0}}
-# As in its paper: keys, values, and the inner activations of feed-forward blocks.
+# As in IA3's paper: keys, values, and the inner activations of feed-forward blocks.
 TARGETS = {"ia3": ("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))}
 
 

@@ -5,8 +5,9 @@
     python -m experiments.table --table=targets --results=runs/targets
     python -m experiments.plot --kind=parameters --results=runs/targets --out=targets.png
 
-The rank is the same everywhere, so parameters differ: the plot puts score against them. A target is
-a pattern, or (pattern, settings) of which `layers` is (start, stop, step), as in a slice.
+The rank is the same for all targets, so the numbers of parameters differ: the plot shows the score
+against them. A target is a pattern, or (pattern, settings), where the setting `layers` is (start,
+stop, step), as in a slice.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ TABLE = common_tasks.table("Targets", spread="ci95", seeds=5)
 
 
 def patterns(name: str, layers: int) -> tuple[Any, ...]:
-    """The targets of a name, for a model of so many layers."""
+    """The targets with this name, for a model with `layers` layers."""
     every = common_tasks.SIX_LINEARS
     return {
         "qv": common_tasks.QUERY_VALUE,

@@ -4,9 +4,9 @@
         --workdir=runs/vera_table2/base/rte/0
     python -m experiments.table --table=vera_table2 --results=runs/vera_table2
 
-No task starts from MNLI, while the LoRA row of RoBERTa base that the paper quotes does (MRPC, RTE,
-STS-B); its large rows are all without. `:model=minilm` is a scale for a laptop, whose numbers are
-its own. Expected, the median of five seeds at each one's best epoch on the development set:
+No task starts from MNLI. In the LoRA row of RoBERTa base that the paper quotes, MRPC, RTE and STS-B
+do; in its large rows, none does. `:model=minilm` runs on a laptop; its numbers cannot be compared
+with the paper's. Expected, the median of five seeds, each at its best epoch on the development set:
 
                           SST-2  MRPC  CoLA  QNLI   RTE  STS-B  average
     RoBERTa base, r=1024   94.6  89.5  65.6  91.8  78.7   90.7     85.2
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs import common, common_tasks
 
-# Epochs, learning rate of the head, and of VeRA's two vectors: the paper's Table 8.
+# Epochs, learning rate of the head, learning rate of VeRA's two vectors: from the paper's Table 8.
 # fmt: off
 ROBERTA_BASE = {
     "sst2": (60,  4e-3, 4e-3),
@@ -39,8 +39,8 @@ ROBERTA_LARGE = {
 }
 # fmt: on
 KEYS = ("epochs", "head_learning_rate", "learning_rate")
-# Of all tasks, Table 8 again; large: batches of 32 on each of four devices. The paper gives no
-# weight decay, so none is taken.
+# For all tasks, also from Table 8; large: batches of 32 on each of four devices. The paper gives no
+# weight decay, so none is used.
 SHARED = {
     "roberta_base": (ROBERTA_BASE, {"batch_size": 64, "max_length": 512}),
     "roberta_large": (ROBERTA_LARGE, {"batch_size": 128, "max_length": 128}),
@@ -63,7 +63,7 @@ TABLE = common_tasks.table(
 
 
 def recipe(model: str, task: str) -> dict[str, Any]:
-    """A task's hyperparameters, as the tables above have them."""
+    """A task's hyperparameters, from the tables above."""
     if model == "minilm":
         return common_tasks.laptop("vera", select="best")
     table, shared = SHARED[model]

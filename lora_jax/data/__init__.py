@@ -1,9 +1,9 @@
-"""Tasks, tokenising and batching, in NumPy: no device is touched here.
+"""Tasks, tokenising and batching, in NumPy: nothing here uses a device.
 
-`load_task` reads a `Task` from any source, `encode` (or `encode_cached`) turns its texts into
-ragged token ids once, a `BatchPlan` says which of them make up the batch of a given step, and
-`collate` builds that batch. Decoders' tasks go the same way: `load_text_task` reads a `TextTask`
-of prompts and completions, `encode_prompts` and `encode_options` turn them into ids.
+`load_task` reads a `Task` from any source. `encode` (or `encode_cached`) turns its texts into
+ragged token ids once. A `BatchPlan` says which examples make up the batch of a step, and `collate`
+builds that batch. For decoders, `load_text_task` reads a `TextTask` of prompts and completions, and
+`encode_prompts` and `encode_options` turn them into ids.
 """
 
 from lora_jax.data.batching.batches import (

@@ -1,5 +1,5 @@
-"""Files: reading what somebody else wrote, and writing what must survive.
+"""Files: reading files from untrusted sources, and writing files that survive a crash.
 
-Strict JSON, archives and paths that cannot lead astray, whole-file replacement, full disks,
-checksums, and trees of arrays in one file. Nothing here knows what the files are about.
+Strict JSON, safe archives and paths, whole-file replacement, full disks, checksums, and trees of
+arrays in one file. Nothing here depends on what the files are about.
 """

@@ -1,6 +1,6 @@
-"""Zip archives of others, of which nothing is unpacked before its size is known to be possible.
+"""Zip archives from untrusted sources: sizes are checked before anything is unpacked.
 
-A few kilobytes of zip can hold gigabytes of zeros, and a header can declare any shape at all.
+A few kilobytes of zip can hold gigabytes of zeros, and a header can declare any shape.
 """
 
 import math
@@ -12,16 +12,18 @@ import numpy as np
 from lora_jax.files.arrays import first_line
 
 FREE = 64 << 20
-"""Bytes that any archive may unpack to."""
+"""Bytes that any archive may unpack to, however small it is."""
 RATIO = 20
-"""How many times its own size a larger one may unpack to: texts come to 4, numbers to less."""
+"""A larger archive may unpack to this many times its own size: texts reach 4, numbers less."""
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """A zip archive that can hold what it declares.
+    """Open a zip archive after checking the sizes that it declares.
 
-    ValueError for what is no such archive, for entries that are encrypted, there twice or one in
-    another, and for more than `RATIO` times the file's size once unpacked.
+    Raises:
+      ValueError: not a zip archive; an entry that is encrypted, occurs twice or declares two sizes;
+        entries that together are larger than the file, as overlapping ones are; or an unpacked size
+        above both `FREE` and `RATIO` times the file's size.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -38,15 +40,17 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of numbers in a .npz file by name, each of the shape that its entry has room for.
+    """The numeric arrays of a .npz file, by name.
 
-    ValueError, without the file's name, for anything else.
+    Raises:
+      ValueError: anything else, or an array whose declared shape does not match its bytes. The
+        message does not name the file.
     """
     with open_zip(path) as archive:
         try:
             entries = archive.infolist()
             return {each.filename.removesuffix(".npy"): _array(archive, each) for each in entries}
-        except Exception as error:  # of zlib, of the checksums, of NumPy
+        except Exception as error:  # from zlib, a checksum or NumPy
             if isinstance(error, ValueError):
                 raise
             raise ValueError(first_line(error)) from error
@@ -81,7 +85,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[np.lib.format.read_magic(stream)]
             shape, _, dtype = read_header(stream)
-        except Exception as error:  # it is a Python literal, and fails in any way
+        except Exception as error:  # a header is a Python literal: it can fail in any way
             raise ValueError(f"the header of {entry.filename}: {first_line(error)}") from error
         there = entry.file_size - stream.tell()
         fits = min(shape, default=0) >= 0 and math.prod(shape) * dtype.itemsize == there

@@ -15,17 +15,17 @@ def is_key(leaf: Any) -> bool:
 
 
 def type_name(leaf: Any) -> str:
-    """As `float32[4,8]` or `key<fry>[]`."""
+    """A leaf's dtype and shape as text, for example `float32[4,8]` or `key<fry>[]`."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
 
 
 LARGEST = 2**28
-"""Bytes of an array that every device gets whole on its way to a host; more goes in slices."""
+"""The most bytes of an array that `to_host` gathers at once; larger ones are gathered in slices."""
 
 
 def to_host(array: Any) -> np.ndarray:
-    """The whole array, in this process's memory; of several processes, all have to ask."""
+    """The whole array in this process's memory; of several processes, every one must call this."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     if array.is_fully_replicated:
@@ -36,10 +36,10 @@ def to_host(array: Any) -> np.ndarray:
 
 
 def copies(arrays: Sequence[jax.Array], wholes: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """What this process's devices hold of arrays, in float64: the first copies, then the second.
+    """Yield this process's copies of `arrays` in float64: all first replicas, then all second ones.
 
     Args:
-      wholes: the same arrays by `to_host`, for the parts that are not here.
+      wholes: the same arrays from `to_host`; they fill in the parts that this process lacks.
     """
     shards = [array.addressable_shards for array in arrays]
     for number in sorted({shard.replica_id for each in shards for shard in each}):

@@ -1,4 +1,4 @@
-"""Files replaced whole: a process killed at any moment leaves the old one or the new one."""
+"""Whole-file replacement: a process killed at any moment leaves the old file or the new one."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from lora_jax.files.canonical_json import plain as plain
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file, creating its folder: at every moment there is the old content or the new."""
+    """Replace a file atomically: its content is always the old or the new. Creates its folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with full_disk.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +25,6 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too, outlives a power cut
+        os.fsync(folder)  # so that the new name also survives a power cut
     finally:
         os.close(folder)

@@ -1,4 +1,4 @@
-"""Values as strict JSON holds them, the one text of a value, and its digest."""
+"""Values in strict JSON, the canonical text of a value, and its digest."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def plain(value: Any, where: str = "value") -> Any:
-    """The value as strict JSON holds it: tuples as lists, 0-d arrays as numbers, NaN as "NaN"."""
+    """Convert a value for strict JSON: tuples to lists, 0-d arrays to numbers, NaN to "NaN"."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -31,7 +31,7 @@ def plain(value: Any, where: str = "value") -> Any:
 
 
 def numbers(value: Any) -> Any:
-    """What `plain` made of numbers, with floats again where it put "NaN" and infinities as text."""
+    """Undo `plain` for numbers: turn the texts "NaN", "Infinity" and "-Infinity" into floats."""
     if isinstance(value, dict):
         return {key: numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -40,10 +40,10 @@ def numbers(value: Any) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, floats by repr; 1, 1.0 and True are different."""
+    """The canonical JSON text of a value: sorted keys, floats by repr; 1, 1.0 and True differ."""
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """The sha256 of a configuration's canonical JSON, whatever the order of its keys."""
+    """The sha256 of a configuration's canonical JSON; the order of keys does not matter."""
     return hashlib.sha256(canonical(config).encode()).hexdigest()

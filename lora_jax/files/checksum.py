@@ -1,7 +1,7 @@
 """A checksum of an array that does not depend on how devices and processes divide it.
 
-Every element is mixed with where it stands, and all results are added up, in any order. What a
-device holds is so reduced where it is, and only the sums travel.
+Every element is mixed with its position, and all results are added up, in any order. Each device
+therefore reduces its own part, and only the sums are transferred.
 """
 
 from functools import partial
@@ -18,28 +18,29 @@ SEEDS = np.uint32(0x6A09E667), np.uint32(0xBB67AE85)
 def checksum(array: Any) -> Any:
     """Two unsigned 32-bit sums over all elements, (2,), of a NumPy or a JAX array.
 
-    The sums of a JAX array stay on its devices, replicated, and are waited for by who reads them.
+    The sums of a JAX array stay on its devices, replicated. They are computed asynchronously:
+    reading them waits.
 
-    An element of up to 64 bits is two words, low and high, and its place two keys. A function of
-    these that can be inverted gives two other words: whatever becomes of one element, at least one
-    of them becomes another, and so does its sum, modulo 2^32: a change of any single element is
-    always found. (A complex number is two elements.) Any other change goes unnoticed with a
-    probability of 2^-64. The mixing of words is the finaliser of MurmurHash3 (Appleby, public
-    domain), which can be inverted as well.
+    An element of up to 64 bits gives two words, low and high, and its position gives two keys. An
+    invertible function maps these to two new words. If one element changes, at least one of its new
+    words changes, and so does that word's sum modulo 2^32. A change of a single element is
+    therefore always found. (A complex number is two elements.) Any other change goes unnoticed with
+    a probability of 2^-64. Words are mixed by the finaliser of MurmurHash3 (Appleby, public
+    domain), which is invertible too.
 
     Raises:
-      ValueError: elements of a type that has no such words, as text has not.
+      ValueError: elements that are not numbers of at most 64 bits, such as text.
     """
     return _jitted(array) if isinstance(array, jax.Array) else _sums(np.asarray(array), np)
 
 
 def hexadecimal(sums: Any) -> str:
-    """What `checksum` gives as sixteen digits."""
+    """The sums of `checksum` as sixteen hexadecimal digits."""
     return "".join(f"{int(each):08x}" for each in np.asarray(sums))
 
 
 def holds(sums: Any, digits: str) -> bool:
-    """Whether every copy of the sums that this process has is as `hexadecimal` said."""
+    """Whether every copy of the sums in this process equals `digits`, from `hexadecimal`."""
     copies = [sums]
     if isinstance(sums, jax.Array):
         copies = [shard.data for shard in sums.addressable_shards]
@@ -51,13 +52,13 @@ def _sums(array: Any, xp: Any) -> Any:
         return xp.zeros(2, np.uint32)
     low, high = _words(array, xp)
     first, second = (_keys(low.shape, seed, xp) for seed in SEEDS)
-    # Each line can be inverted in what it changes, given the rest; without `high`, `low` is all.
+    # Given the rest, each line is invertible in the word that it changes. `high` may be None.
     one = _mix(low + first)
     two = _mix(one + second if high is None else one + second + high)
     one = _mix(one ^ two)
     if xp is np:
         return np.stack([each.sum(dtype=np.uint32) for each in (one, two)])
-    # Both sums in one pass: of two, XLA would keep the words of a whole array in memory.
+    # Both sums in one pass: with two passes, XLA would keep all words of the array in memory.
     zeros, axes = (np.uint32(0), np.uint32(0)), range(one.ndim)
     return jnp.stack(jax.lax.reduce((one, two), zeros, _add, axes))
 
@@ -70,7 +71,7 @@ _jitted = jax.jit(partial(_sums, xp=jnp))
 
 
 def _words(array: Any, xp: Any) -> tuple[Any, Any]:
-    """The low and, of elements of 64 bits, the high words; of at least one axis."""
+    """The low words and, for 64-bit elements, the high words (else None); at least one axis."""
     if xp.issubdtype(array.dtype, np.complexfloating):
         array = xp.stack([array.real, array.imag], axis=-1)
     array = array.reshape(array.shape or (1,))
@@ -78,7 +79,7 @@ def _words(array: Any, xp: Any) -> tuple[Any, Any]:
     if bits == 64:
         words = _cast(array, np.dtype(np.uint32), xp)
         return words[..., 0], words[..., 1]
-    if xp is np:  # where an element of fewer bits than eight takes a byte
+    if xp is np:  # in NumPy, an element of fewer than eight bits takes a byte
         mask = np.uint32((1 << bits) - 1)
         return _cast(array, np.dtype(f"u{array.dtype.itemsize}"), np).astype(np.uint32) & mask, None
     if array.dtype == bool:
@@ -97,7 +98,7 @@ def _bits(dtype: Any) -> int:
 
 
 def _cast(array: Any, dtype: Any, xp: Any) -> Any:
-    """The same bits as another type; a smaller one adds an axis, least significant part first."""
+    """The same bits as another dtype; a smaller one adds an axis, least significant part first."""
     if xp is jnp:
         return jax.lax.bitcast_convert_type(array, dtype)
     array = np.ascontiguousarray(array)
@@ -106,7 +107,7 @@ def _cast(array: Any, dtype: Any, xp: Any) -> Any:
 
 
 def _keys(shape: tuple[int, ...], seed: np.uint32, xp: Any) -> Any:
-    """A word for each place: its indices times odd numbers of their axes, so none needs 64 bits."""
+    """A key for each position: its indices times an odd number per axis, all in 32 bits."""
     rank = len(shape)
     factors = _mix(seed + np.arange(1, rank + 1, dtype=np.uint32)) | np.uint32(1)
     keys = xp.full((1,) * rank, seed, np.uint32)

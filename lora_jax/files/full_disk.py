@@ -1,4 +1,4 @@
-"""A full disk, said in one line that names the file, whatever library meets it."""
+"""Report a full disk in one line that names the file, whichever library meets it."""
 
 import contextlib
 import errno
@@ -10,11 +10,11 @@ from pathlib import Path
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT)
 _TEXTS = tuple(os.strerror(number) for number in _ERRORS)
-"""What libraries that are not written in Python quote."""
+"""The system's messages, which libraries that are not written in Python quote in their errors."""
 
 
 class FullDiskError(OSError):
-    """There was no room to write a file; files that were there before are as they were."""
+    """There was no room to write a file; existing files are unchanged."""
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -27,7 +27,7 @@ class FullDiskError(OSError):
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a full disk, or a quota that is used up, is what an error comes from."""
+    """Whether an error was caused by a full disk or a used-up quota."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         if isinstance(error, OSError) and error.errno in _ERRORS:
@@ -41,10 +41,10 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Say which file or folder it is that a full disk has no room for.
+    """Turn errors of a full disk into a FullDiskError that names the file or folder.
 
     Raises:
-      FullDiskError: in the place of any error that comes from a full disk.
+      FullDiskError: instead of any error that a full disk caused.
     """
     try:
         yield
@@ -57,9 +57,9 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def require(folder: Path, size: int) -> None:
-    """Raise a FullDiskError where a folder has no room for so many bytes, before they are written.
+    """Raise a FullDiskError before writing if a folder has no room for `size` bytes.
 
-    What the file system says is not all: a quota, say, it may not know of.
+    This does not find every case: the file system may not report a quota, for example.
     """
     if shutil.disk_usage(folder).free < size:
         raise FullDiskError(folder)
@@ -69,8 +69,8 @@ def require(folder: Path, size: int) -> None:
 def quiet() -> Iterator[None]:
     """Keep Orbax from logging the traceback of every thread that meets a full disk.
 
-    Some of them do so after the first has ended the saving: where one has, they are kept from it to
-    the end.
+    Some threads log after the first one has already ended the save. Once a disk was full, the
+    filter therefore stays for the rest of the process.
     """
 
     def other(record: logging.LogRecord) -> bool:

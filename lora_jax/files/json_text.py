@@ -1,8 +1,7 @@
-"""JSON that somebody else wrote, read as the standard has it or refused in one line.
+"""Read JSON from untrusted sources strictly by the standard, or refuse it with a one-line error.
 
-Python's own reader takes more than is JSON (NaN, 1e999 as infinity, the last of two equal keys),
-and some of what it refuses ends in other errors than a ValueError. Everything of users and of
-published files is read here.
+Python's own reader accepts more than JSON (NaN, 1e999 as infinity, the last of two equal keys), and
+some of its refusals are not ValueErrors. All JSON of users and of published files is read here.
 """
 
 import decimal
@@ -13,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 DEPTH = 100
-"""Lists and objects inside of one another: no file needs more, and what walks them recurses."""
+"""The deepest nesting of lists and objects: no file needs more, and later code recurses."""
 
 
 def loads(content: str | bytes, where: str, exact: bool = False) -> Any:
-    """The value of a JSON text, UTF-8 where it is bytes; a byte order mark before it is left out.
+    """The value of a JSON text; bytes are read as UTF-8, and a leading byte order mark is dropped.
 
     Args:
-      where: what the text is, for errors: a file, a line of one.
-      exact: numbers with a fraction or an exponent are Decimals, every digit as it stands there.
+      where: where the text comes from, for errors: a file, or a line of a file.
+      exact: read numbers with a fraction or an exponent as Decimals, so that no digit is lost.
 
     Raises:
-      ValueError: one line that begins with `where`, for anything that is not JSON, nested deeper
-        than `DEPTH`, a key twice in one object with different values, or a number that is too
-        large.
+      ValueError: the text is not JSON, is nested deeper than `DEPTH`, has one key with two
+        different values in one object, or has a number that is too large. The message is one line
+        that begins with `where`.
     """
     text = _decoded(content, where)
     try:
@@ -41,7 +40,7 @@ def loads(content: str | bytes, where: str, exact: bool = False) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
     except ValueError as error:
-        # Of the hooks below, or of Python, which makes no integer of thousands of digits.
+        # From the hooks below, or from Python, which refuses integers of thousands of digits.
         said = "a number has too many digits" if "integer string" in str(error) else error
         raise ValueError(f"{where} is not JSON: {said}") from None
     if text.count("[") + text.count("{") > DEPTH and _is_deep(value):
@@ -50,12 +49,12 @@ def loads(content: str | bytes, where: str, exact: bool = False) -> Any:
 
 
 def read(path: Path, exact: bool = False) -> Any:
-    """The value in a JSON file; ValueError as of `loads`, OSError where it cannot be read."""
+    """The value in a JSON file; ValueError as in `loads`, OSError if it cannot be read."""
     return loads(path.read_bytes(), str(path), exact)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError for any other value as well."""
+    """The object in a JSON file, as `read`; ValueError for a value of any other type."""
     value = read(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
@@ -73,7 +72,7 @@ def _decoded(content: str | bytes, where: str) -> str:
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) < len(pairs):  # of equal values, none is lost
+    if len(found) < len(pairs):  # equal values are allowed: none is lost
         for key, value in pairs:
             if not _same(found[key], value):
                 raise ValueError(f"an object has the key {key!r} twice, with different values")
@@ -81,7 +80,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two plain values are one: 1, 1.0 and true are three; lists are not compared."""
+    """Whether two plain values are equal: 1, 1.0 and true differ; lists and objects never are."""
     plain = str, int, float, bool, type(None), decimal.Decimal
     return type(one) is type(other) and isinstance(one, plain) and one == other
 
@@ -97,7 +96,7 @@ def _decimal(text: str) -> decimal.Decimal:
     _float(text)
     try:
         return decimal.Decimal(text)
-    except decimal.InvalidOperation:  # an exponent that not even a Decimal has
+    except decimal.InvalidOperation:  # an exponent out of even a Decimal's range
         raise ValueError(f"the number {_short(text)} is too small") from None
 
 
@@ -110,7 +109,7 @@ def _short(text: str) -> str:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether there are more than `DEPTH` levels of lists and objects; nothing recurses."""
+    """Whether there are more than `DEPTH` levels of lists and objects; found without recursion."""
     level = [value]
     for _ in range(DEPTH):
         held: list[Any] = []

@@ -1,7 +1,7 @@
-"""The one reading of a number that is written as text, in a file or on a command line.
+"""Read a number that is written as text, in a file or on a command line, in one strict way.
 
-Python reads more: underscores between digits, digits of any script, names of infinity, and what no
-float holds as an infinity or as zero. Whoever wrote such a text may have meant something else.
+Python accepts more: underscores between digits, digits of any script, names of infinity; and it
+reads a number out of a float's range as infinity or zero. The writer may have meant something else.
 """
 
 import ast
@@ -9,14 +9,14 @@ import math
 import re
 from decimal import Decimal
 
-# Of exponents, four digits are more than a float has, and no more than a Decimal can be written in.
+# An exponent of four digits exceeds a float's range, and is within a Decimal's.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
 
 def read(text: str) -> Decimal | None:
-    """The number that a text is, exactly; None for anything but one that a float holds.
+    """The exact number that a text states; None if it is no number or out of a float's range.
 
-    That is digits of ASCII, a sign before them, a decimal point and an exponent, and nothing else.
+    A number has ASCII digits and may have a sign before them, a decimal point and an exponent.
     """
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         return None
@@ -25,7 +25,7 @@ def read(text: str) -> Decimal | None:
 
 
 def looks_like_one(text: str) -> bool:
-    """Whether a text is a number to Python, which takes more than `read` does."""
+    """Whether Python's `float` reads a text, which accepts more than `read` does."""
     try:
         float(text)
     except ValueError:
@@ -34,9 +34,9 @@ def looks_like_one(text: str) -> bool:
 
 
 def inside(text: str) -> list[str]:
-    """The numbers of a Python literal, such as a tuple, as they are written; none of another text.
+    """The numbers in a Python literal, such as a tuple, as they are written, without their signs.
 
-    Their signs are not among them.
+    The list is empty for any other text.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")

@@ -1,4 +1,4 @@
-"""Names of files that stand in published files: they lead nowhere but into their own folder."""
+"""File names that published files contain: they may only lead into the folder of that file."""
 
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
@@ -6,18 +6,21 @@ from typing import Any
 
 
 def inside(file: Path, entry: Any) -> Path:
-    """The path of what an entry of a published file names, in that file's folder or below it.
+    """The path that an entry of a published file names, in that file's folder or below it.
 
-    ValueError, which names both, for an entry that is no name, is absolute, goes upwards, or is a
-    link to elsewhere. The Hub's cache has links to the blobs beside its snapshots: they are inside.
+    Links from the Hub's cache to the blobs beside its snapshots are allowed.
+
+    Raises:
+      ValueError: the entry is no file name, is absolute, goes upwards, or is a link to elsewhere.
+        The message names the file and the entry.
     """
     try:
         known = isinstance(entry, str) and entry.strip() and b"\0" not in entry.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # half a surrogate pair
         known = False
     if not known:
         raise ValueError(f"{file}: {entry!r} is no name of a file")
-    # What goes upwards for either kind of system: there is no use for a backslash in a name.
+    # Windows rules also cover POSIX paths: no name needs a backslash.
     parts = PureWindowsPath(entry)
     path = file.parent / entry
     if parts.anchor or ".." in parts.parts or not _resolves_inside(path, file.parent):

@@ -1,4 +1,4 @@
-"""A tree of arrays in one safetensors file, whose every bit is verified when it is read."""
+"""A tree of arrays in one safetensors file; every bit is verified when it is read."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,11 +18,11 @@ from lora_jax.files.canonical_json import canonical, config_digest
 
 
 def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:
-    """Writes nested dicts of arrays and JSON values into one safetensors file, atomically.
+    """Write nested dicts of arrays and JSON values into one safetensors file, atomically.
 
-    Tensors are named by their keys, `adapters/<path>/<name>`. A path that does not end
-    in .safetensors is a folder, with the file `adapter.safetensors` in it. Returns the file's path.
-    Of several processes, among which the arrays may be divided, all call this and the first writes.
+    Tensors are named by their keys, `adapters/<path>/<name>`. A path that does not end in
+    .safetensors is a folder; the file is then `adapter.safetensors` in it. Returns the file's path.
+    With several processes, which may share the arrays, every one must call this; the first writes.
     """
     path = _file(path)
     arrays: dict[str, np.ndarray] = {}
@@ -39,8 +39,8 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None
 
     body = {"tree": name(tree, ""), "meta": dict(meta or {})}
     body["leaves"] = {name: [type_name(array), digest(array)] for name, array in arrays.items()}
-    # One entry alone: safetensors writes several in no certain order, and equal trees are to give
-    # equal files.
+    # One entry only: safetensors writes several in no fixed order, and equal trees must give equal
+    # files.
     sealed = {"body": body, "sha256": config_digest(body)}
     data = safetensors.numpy.save(arrays, {"lora_jax": canonical(sealed)})
     if jax.process_index() == 0:
@@ -49,7 +49,7 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None
 
 
 def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
-    """The tree and the JSON values of `save_tree`; ValueError if any bit of them has changed."""
+    """The tree and the JSON values that `save_tree` wrote; ValueError if any bit has changed."""
     path = _file(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter {path}")
@@ -60,7 +60,7 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         sealed = json_text.loads(header["lora_jax"], "its header") if "lora_jax" in header else {}
     except OSError:
         raise
-    except Exception as error:  # of safetensors, of JSON, or for a type that NumPy has not
+    except Exception as error:  # from safetensors, JSON, or a dtype that NumPy lacks
         raise ValueError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(sealed, dict) or not {"body", "sha256"} <= sealed.keys():
         raise ValueError(f"{path} was not written by lora_jax.save_tree")
@@ -74,7 +74,7 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
 
 
 def _describes(body: Any, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether it is what `save_tree` writes of these arrays: types, too, may be anybody's."""
+    """Whether `body` is what `save_tree` writes for these arrays; it may be of any type."""
     if not isinstance(body, dict) or not {"tree", "meta", "leaves"} <= body.keys():
         return False
     leaves = body["leaves"]
@@ -85,7 +85,7 @@ def _describes(body: Any, arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def _names(node: Any, where: str) -> Iterator[Any]:
-    """The names of a tree's leaves, None for one that is not called by its place."""
+    """The names of a tree's leaves; None for a leaf that is not named by its place."""
     if isinstance(node, dict):
         for key, item in node.items():
             yield from _names(item, f"{where}/{key}" if where else key)

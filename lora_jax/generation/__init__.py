@@ -1,1 +1,1 @@
-"""Texts that a decoder writes: token by token (`generate`), by beam search, and from prompts."""
+"""Text generation with a decoder: token by token (`generate`), by beam search, from texts."""

@@ -1,10 +1,10 @@
-"""Beam search: the best of many texts by the mean of their log-probabilities, as one program.
+"""Beam search as one compiled program: the texts with the best length-normalised log-probability.
 
-As transformers 5 has it (`GenerationMixin._beam_search`), so that both find the same texts; but
-padding is no token here, and no part of an n-gram. The code of the LoRA paper for GPT-2 (Hu et al.,
-2021, arXiv:2106.09685, table 11; its gpt2_beam.py) differs from both: n-grams of the prompt do not
-count (`prompt_ngrams=False` here), the probability of banned tokens goes to the others, texts that
-end take the place of ones that could go on, and no search stops early.
+It follows transformers 5 (`GenerationMixin._beam_search`), so that both find the same texts; but
+here padding is not a token and is in no n-gram. The LoRA paper's code for GPT-2 (Hu et al., 2021,
+arXiv:2106.09685, table 11; its gpt2_beam.py) differs from both: n-grams of the prompt do not count
+(`prompt_ngrams=False` here), the probability of banned tokens goes to the other tokens, texts that
+end take the place of texts that could continue, and no search stops early.
 """
 
 import functools
@@ -23,12 +23,12 @@ EarlyStopping = bool | Literal["never"]
 
 
 class Beams(NamedTuple):
-    """The texts that were found of each prompt, best first: `tokens[:, 0]` are the best.
+    """The texts found for each prompt, best first: `tokens[:, 0]` are the best.
 
-    `tokens` (B, beams, max_new_tokens) int32, padding after the end; `lengths` (B, beams) int32,
-    how many count, the token that ends a text included; `scores` (B, beams), the sum of a text's
-    log-probabilities in nats over length ** length_penalty. Where there were fewer texts than
-    beams, the others have length 0 and score -inf.
+    `tokens` is (B, beams, max_new_tokens) int32, padding after the end. `lengths` is (B, beams)
+    int32: the number of tokens of each text, with the token that ends it. `scores` is (B, beams):
+    the sum of a text's log-probabilities in nats, divided by length ** length_penalty. If fewer
+    texts than `beams` were found, the rest have length 0 and score -inf.
     """
 
     tokens: Array
@@ -51,27 +51,27 @@ def beam_search(
     prompt_ngrams: bool = True,
     early_stopping: EarlyStopping = False,
 ) -> Beams:
-    """The likeliest texts after prompts that a search over `beams` of them at a time finds.
+    """Find likely texts after prompts, with a beam search over `beams` texts at a time.
 
-    The defaults are the settings of the LoRA paper for E2E. Prompts are read once, and their keys
-    and values handed out to the beams; the weights are there once, the cache of all beams twice.
-    Compiled as `generate` is, and anew for other `beams`, n-grams and `early_stopping`, not for
-    another `length_penalty`.
+    The defaults are the LoRA paper's settings for E2E. Each prompt is computed once, and its keys
+    and values are copied to all beams. Memory holds the weights once and the cache of all beams
+    twice. The search is compiled as `generate` is. Other `beams`, n-gram settings and
+    `early_stopping` compile a new program; another `length_penalty` does not.
 
     Args:
-        apply: the model, step by step (see `generate`); its cache has a method `rows`.
+        apply: the model, step by step (see `generate`); its cache must have a method `rows`.
         weights: as for `generate`, as are prompts, `max_new_tokens`, `eos_ids` and `pad_id`.
-        beams: how many unfinished texts of each prompt are followed, and finished ones kept.
-        length_penalty: the power of the length that a finished text's sum is divided by: 0 favours
-            short ones, 1 takes the mean.
-        no_repeat_ngram_size: no so many tokens in a row may occur twice; 0 lets them.
-        prompt_ngrams: whether those of the prompt count as having occurred.
-        early_stopping: True ends with `beams` finished texts; False (a heuristic) when the best
-            unfinished one scores below them at its present length; "never" when it would at
-            any length.
+        beams: how many unfinished texts to follow, and how many finished ones to keep, per prompt.
+        length_penalty: a finished text's sum is divided by its length to this power: 0 favours
+            short texts, 1 takes the mean.
+        no_repeat_ngram_size: no sequence of this many tokens may occur twice; 0 allows it.
+        prompt_ngrams: whether the prompt's n-grams count as having occurred.
+        early_stopping: when to stop a prompt that has `beams` finished texts. True: at once. False
+            (a heuristic): when its best unfinished text scores no better than the worst of them at
+            its present length. "never": when it could not do better at any length.
 
     Raises:
-        ValueError: for settings that cannot work, and for a prompt without a token.
+        ValueError: for invalid settings, and for a prompt without tokens.
     """
     eos = check_request(input_ids, attention_mask, max_new_tokens, eos_ids, pad_id)
     check_integer("beams", beams, least=1)
@@ -97,10 +97,11 @@ def beam_search(
 
 
 class _State(NamedTuple):
-    """Unfinished texts of `written` tokens with their sums, and finished ones with their scores.
+    """Unfinished texts of `written` tokens with their sums, and finished texts with their scores.
 
-    `parents` (B, beams): the rows of the cache that the unfinished texts go on from. `open` (B,):
-    whether one may still beat a finished one. `stuck` (): whether none can go on.
+    `parents` (B, beams): the cache rows from which the unfinished texts continue. `open` (B,):
+    whether an unfinished text may still beat a finished one. `stuck` (): whether no text of any
+    prompt can continue.
     """
 
     written: Array
@@ -137,7 +138,7 @@ def _search(
     rows = input_ids.shape[0]
     logits, cache = prefill(apply, weights, input_ids, attention_mask, max_new_tokens)
     dtype, words = logits.dtype, logits.shape[-1]
-    # So many candidates that `beams` of them do not end, whatever the others do.
+    # Enough candidates that at least `beams` of them do not end.
     wide = max(2, 1 + len(eos_ids)) * beams
     if wide > beams * words:
         raise ValueError(f"{len(eos_ids)} eos_ids leave nothing else of a vocabulary of {words}")
@@ -149,7 +150,7 @@ def _search(
         return sums / length.astype(dtype) ** length_penalty
 
     def choose(state: _State, logits: Array) -> _State:
-        """The next token of every text, from logits (B, beams, vocabulary)."""
+        """Choose the next token of every text, from logits (B, beams, vocabulary)."""
         log_p = jax.nn.log_softmax(logits)
         if ngram:
             history = jnp.concatenate([known, state.tokens], axis=-1)
@@ -163,7 +164,7 @@ def _search(
         ends = is_among(token, eos_ids) | (length == max_new_tokens)
 
         running, best = jax.lax.top_k(jnp.where(ends, -jnp.inf, sums), beams)
-        # Only what is among the best may finish; and nothing more once a row is done.
+        # Only the best `beams` candidates may finish, and none once a row is done.
         done = ~state.open | (state.is_finished.all(1) & (early_stopping is True))
         finishes = ends & (jnp.arange(wide) < beams)[None] & ~done[:, None]
         scores = jnp.where(finishes, normalised(sums, length), -jnp.inf)
@@ -210,7 +211,7 @@ def _search(
     start = _State(
         written=jnp.zeros((), jnp.int32),
         tokens=nothing,
-        sums=worst.at[:, 0].set(0),  # all beams are the prompt: one of them counts
+        sums=worst.at[:, 0].set(0),  # all beams are the same prompt: only one counts
         parents=jnp.zeros((rows, beams), jnp.int32),
         finished=Beams(nothing, jnp.zeros((rows, beams), jnp.int32), worst),
         is_finished=jnp.zeros((rows, beams), bool),
@@ -223,12 +224,12 @@ def _search(
 
 
 def repeating(history: Array, length: Array, size: int, vocabulary: int) -> Array:
-    """Which tokens would complete `size` in a row that have been there, (..., vocabulary) booleans.
+    """Which next tokens would repeat an earlier n-gram, (..., vocabulary) booleans.
 
     Args:
-        history: (..., L) integers, of which the first `length` are there; -1 is no token.
+        history: (..., L) integers, of which the first `length` count; -1 is not a token.
         length: () integer.
-        size: how many in a row, 1 or more.
+        size: the n of the n-grams, 1 or more.
     """
     if size > history.shape[-1]:
         return jnp.zeros((*history.shape[:-1], vocabulary), bool)
@@ -247,5 +248,5 @@ def repeating(history: Array, length: Array, size: int, vocabulary: int) -> Arra
 
 
 def _rows(x: Array, index: Array) -> Array:
-    """The entries of each row at its own indices, (B, N, ...) and (B, M) to (B, M, ...)."""
+    """Select entries of each row by its own indices: (B, N, ...) and (B, M) give (B, M, ...)."""
     return jax.vmap(lambda each, chosen: each[chosen])(x, index)

@@ -1,4 +1,4 @@
-"""Text generation: the likeliest token, or one drawn, again and again, as one compiled program.
+"""Text generation, token by token, greedy or sampled, as one compiled program.
 
     step, params = cached_step(decoder)
     out = generate(step, (params,), ids, mask, max_new_tokens=40, eos_ids=2, pad_id=0)
@@ -7,9 +7,9 @@
     apply = dataclasses.replace(adapted, forward=step).apply
     out = generate(apply, (trainable, frozen), ids, mask, max_new_tokens=40, ...)
 
-The base weights are there once, whatever is generated. What a variant makes of its factors alone
-(DoRA's norms, NF4's numbers) it makes at every token again: where there is memory for it,
-`adapted.merge` first is faster.
+The base weights are in memory once. What a variant computes from weights alone (DoRA's norms, NF4's
+dequantised numbers) is computed again for every token: if memory allows, call `adapted.merge`
+first, which is faster.
 """
 
 import functools
@@ -25,16 +25,17 @@ from jax.core import Tracer
 from lora_jax.models.parts.config_checks import check_integer, token_ids
 
 Step = Callable[..., tuple[Array, Any]]
-"""`apply(*weights, input_ids, attention_mask, cache, capacity=)`, see `models.kv_cache.CachedStep`.
+"""`apply(*weights, input_ids, attention_mask, cache, capacity=)`, as `CachedStep` of `kv_cache`.
 
-What it returns as a cache is any pytree; beam search asks for a method `rows` too.
+It returns logits and a cache. The cache may be any pytree; for beam search it needs a method
+`rows`.
 """
 
 
 class Generated(NamedTuple):
-    """`tokens` (B, max_new_tokens) int32, and how many of each row count, `lengths` (B,) int32.
+    """Generated `tokens` (B, max_new_tokens) int32, and `lengths` (B,) int32: tokens of each row.
 
-    The token that ends a text is the last that counts; padding follows it.
+    The token that ends a text is counted; padding follows it.
     """
 
     tokens: Array
@@ -55,30 +56,32 @@ def generate(
     top_p: float | None = None,
     top_k: int | None = None,
 ) -> Generated:
-    """What a model writes after prompts.
+    """Generate text after prompts.
 
-    It is compiled once for every `apply` (keep it: a bound method made anew compiles anew), shape
-    and dtype of prompts and weights, `max_new_tokens`, `eos_ids`, `pad_id`, `top_k`, and for each
-    way to choose (greedy, drawn, drawn with `top_p`): other weights, temperatures, values of
-    `top_p` and keys take the same program. The loop ends as soon as all rows have.
+    A program is compiled once for each `apply`, shape and dtype of prompts and weights,
+    `max_new_tokens`, `eos_ids`, `pad_id`, `top_k`, and way to choose (greedy, sampled, sampled with
+    `top_p`). Keep `apply`: a newly made bound method compiles again. Other weights, temperatures,
+    values of `top_p` and keys use the same program. The loop ends as soon as all rows have ended.
 
     Args:
         apply: the model, step by step (see `Step`).
-        weights: what `apply` takes first: `(params,)`, or `(trainable, frozen)` of an adapted one.
+        weights: the first arguments of `apply`: `(params,)`, or `(trainable, frozen)` of an adapted
+            model.
         input_ids: (B, T) integers.
-        attention_mask: (B, T), nonzero where there is a token; padding may be on either side.
-        max_new_tokens: the longest text.
-        eos_ids: which tokens end a text: one, several or None.
-        pad_id: what rows that have ended are filled with.
-        key: a `jax.random.key`, from which row i takes `fold_in(key, i)`, or (B,) keys, each row's
-            own. A row's draws depend on its key alone, not on the rows beside it.
-        temperature: what logits are divided by before one is drawn; 0 takes the largest.
-        top_p: draws from the fewest tokens whose probabilities add up to this, in (0, 1]
+        attention_mask: (B, T), nonzero for a token; padding may be on either side.
+        max_new_tokens: the most tokens of a text.
+        eos_ids: the tokens that end a text: one, several or None.
+        pad_id: the token that fills rows that have ended.
+        key: a `jax.random.key`, from which row i takes `fold_in(key, i)`, or (B,) keys, one for
+            each row. A row's draws depend on its own key only, not on other rows.
+        temperature: logits are divided by this before sampling; 0 takes the largest logit.
+        top_p: sample from the fewest tokens whose probabilities add up to this, in (0, 1]
             (Holtzman et al., 2020, arXiv:1904.09751, section 3.1).
-        top_k: draws from so many of the likeliest tokens (before `top_p`, as in transformers).
+        top_k: sample from this many of the likeliest tokens (before `top_p`, as in transformers).
 
     Raises:
-        ValueError: for settings that cannot work or do not act, and for a prompt without a token.
+        ValueError: for settings that are invalid or have no effect, and for a prompt without
+            tokens.
     """
     eos = check_request(input_ids, attention_mask, max_new_tokens, eos_ids, pad_id)
     _check_draws(key, temperature, top_p, top_k, input_ids.shape[0])
@@ -101,7 +104,7 @@ def generate(
 
 
 class _State(NamedTuple):
-    """`written` tokens of each row are there; `ended` rows get padding."""
+    """The state of the loop: `written` tokens of each row are set; `ended` rows get padding."""
 
     written: Array
     tokens: Array
@@ -172,9 +175,9 @@ def draw(
     top_p: Array | float | None = None,
     top_k: int | None = None,
 ) -> Array:
-    """One token for each of (B,) keys and rows of logits (B, vocabulary); see `generate`."""
+    """Sample one token (B,) for each of (B,) keys and rows of logits (B, vocabulary)."""
     categorical = jax.vmap(jax.random.categorical)
-    # The largest is subtracted first, so that no temperature makes infinities of both signs.
+    # Subtract the largest logit first: then no temperature gives infinities of both signs.
     scores = (logits - logits.max(-1, keepdims=True)) / temperature
     if top_p is None and top_k is None:
         return categorical(keys, scores)
@@ -194,16 +197,16 @@ def prefill(
     attention_mask: Array | None,
     max_new_tokens: int,
 ) -> tuple[Array, Any]:
-    """The logits (B, vocabulary) after prompts, and a cache with room for what is to follow.
+    """The logits (B, vocabulary) after prompts, and a cache with room for the new tokens.
 
-    The last new token is never read, and needs no slot.
+    The last new token is never fed to the model and needs no slot.
     """
     ids, mask = right_aligned(input_ids, attention_mask)
     return apply(*weights, ids, mask, None, capacity=ids.shape[1] + max_new_tokens - 1)
 
 
 def right_aligned(input_ids: Array, attention_mask: Array | None) -> tuple[Array, Array]:
-    """Tokens (B, T) int32 and mask (B, T) of booleans with all padding on the left."""
+    """Move all padding to the left: tokens (B, T) int32 and mask (B, T) of booleans."""
     if attention_mask is None:
         return input_ids.astype(jnp.int32), jnp.ones(input_ids.shape, bool)
     mask = attention_mask.astype(bool)
@@ -213,7 +216,7 @@ def right_aligned(input_ids: Array, attention_mask: Array | None) -> tuple[Array
 
 
 def is_among(tokens: Array, ids: Sequence[int]) -> Array:
-    """Of each token whether it is one of the ids, booleans of the same shape."""
+    """Whether each token is one of `ids`: booleans of the same shape."""
     known = jnp.asarray(ids, tokens.dtype).reshape((1,) * tokens.ndim + (-1,))
     return (tokens[..., None] == known).any(-1)
 
@@ -225,7 +228,7 @@ def check_request(
     eos_ids: int | Sequence[int] | None,
     pad_id: int,
 ) -> tuple[int, ...]:
-    """The ids that end a text; ValueError for prompts or numbers that cannot work."""
+    """Check prompts and settings, and return the ids that end a text; ValueError if invalid."""
     check_integer("max_new_tokens", max_new_tokens, least=1)
     check_integer("pad_id", pad_id, least=0)
     if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -246,7 +249,7 @@ def check_request(
 
 
 def eos_tuple(eos_ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One id, several or None, checked."""
+    """Check `eos_ids` (one id, several or None) and return them as a tuple."""
     return token_ids("eos_ids", list(eos_ids) if isinstance(eos_ids, Sequence) else eos_ids)
 
 

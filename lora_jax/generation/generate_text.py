@@ -1,4 +1,4 @@
-"""From prompts to what a model writes after them, in batches of a few shapes.
+"""Generate texts after text prompts, in batches of a few shapes.
 
 texts = generate_texts(
     beam_search, step, (params,), tokenizer, prompts, eos_ids=50256, max_new_tokens=64
@@ -37,25 +37,26 @@ def generate_texts(
     key: Array | None = None,
     **settings: Any,
 ) -> list[str]:
-    """What follows each prompt, in their order: without special tokens, end and outer whitespace.
+    """Generate a text after each prompt, in their order.
 
-    Prompts of similar length share a batch of exactly `batch_size` rows, padded to one of at most
-    `max_buckets` lengths, so that no more programs than these are compiled.
+    The texts have no special tokens, no end token and no outer whitespace. Prompts of similar
+    length share a batch of exactly `batch_size` rows, padded to one of at most `max_buckets`
+    lengths, so that at most this many programs are compiled.
 
     Args:
-        search: `generate`, or `beam_search`, of which the best text is taken.
+        search: `generate`, or `beam_search`, whose best text is taken.
         apply: the model, step by step, as for `search`, and so are `weights` and `eos_ids`.
-        tokenizer: what the model was trained with; a prompt has the special tokens that it adds,
-            and is never cut.
-        prompts: texts, or what `lora_jax.data.tokenizing.encode_prompts` makes of prompts alone,
-            which cuts them.
-        limit: no prompt is padded to more tokens: those that the model takes, less
+        tokenizer: the model's tokenizer; it adds its special tokens to text prompts, and never
+            truncates them.
+        prompts: texts, or the result of `lora_jax.data.tokenizing.encode_prompts` for prompts
+            alone, which truncates them.
+        limit: the most tokens that a prompt may have or be padded to: the model's positions less
             `max_new_tokens`.
-        key: for drawing: text i has `fold_in(key, i)`, whatever the batches are.
-        **settings: `max_new_tokens` and whatever else `search` takes.
+        key: for sampling: text i uses `fold_in(key, i)`, however prompts are batched.
+        **settings: `max_new_tokens` and any other arguments of `search`.
 
     Raises:
-        ValueError: for a prompt that is no token, or longer than the model takes.
+        ValueError: for a prompt without tokens, or one of more than `limit` tokens.
     """
     if isinstance(prompts, Encoded):
         encoded = prompts

@@ -1,1 +1,1 @@
-"""Scores on NumPy arrays: of labels (`label_metrics`) and of texts (`text_metrics`)."""
+"""Scores: of outputs against labels (`label_metrics`) and of texts (`text_metrics`)."""

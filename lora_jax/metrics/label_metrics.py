@@ -1,7 +1,7 @@
 """Scores of predictions by name, on NumPy arrays in the order of the data; never NaN.
 
-Where a score is not defined (a correlation of constant outputs), it is 0. An output that is not a
-number makes its example wrong, a correlation 0 and the loss infinite.
+An undefined score (a correlation of constant outputs) is 0. With a non-finite output, its example
+counts as wrong, a correlation is 0 and the loss is infinite.
 """
 
 import warnings
@@ -26,14 +26,16 @@ def score(
     """The metrics of a model's outputs on one labelled part.
 
     Args:
-      task: a task, for its metrics and `eval_loss`, or names of metrics.
-      outputs: logits (n, C) of classes, or values (n, 1) of a regression; of `token_loss` and
-        `perplexity` the log-likelihood of each completion, (n, 1).
-      labels: class numbers or targets (n,); of those two, the tokens of each completion.
-      choices: of names alone: so many examples in a row are one question (`Task.choices`).
+      task: a task, for its metrics and `eval_loss`, or the names of metrics.
+      outputs: logits (n, C) of classes, or values (n, 1) of a regression. For `token_loss` and
+        `perplexity`: the log-likelihood of each completion in nats, (n, 1).
+      labels: class numbers or targets (n,). For those two metrics: the number of tokens of each
+        completion.
+      choices: only with names: this many consecutive examples are one question (`Task.choices`).
 
     Raises:
-      ValueError: a name that is no metric, or one that does not fit the outputs; no labels.
+      ValueError: an unknown metric, one that does not fit the outputs, no labels, or a different
+        number of labels and outputs.
     """
     if isinstance(task, Task):
         names, choices = (*task.metrics, "eval_loss"), task.choices
@@ -57,21 +59,21 @@ def score_parts(
     outputs: Mapping[str, np.ndarray],
     tokens: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """The metrics of the parts of a task: `validation` by their names, `extra` by `<name>_<part>`.
+    """The metrics of the given parts of a task.
 
-    Those of a part in `Task.extra_metrics` are its own, and the loss.
-    MNLI's two development parts also give their mean, `accuracy_m_mm`. `outputs` has those parts
-    that are to be scored.
+    Metrics of `validation` have their plain names, those of extra parts are `<name>_<part>`. A part
+    in `Task.extra_metrics` has the metrics that are named there, and the loss. MNLI's two
+    development parts also give their mean, `accuracy_m_mm`. `outputs` holds the parts to score.
 
-    Of a text-to-text task, parts with options have outputs of `option_outputs`, and give accuracy
-    and the cross-entropy over the options, `eval_loss`. The others have the log-likelihood of each
-    completion, (n, 1), and give `token_loss` and `perplexity`: `tokens` says of these parts how
-    many tokens each completion has, (n,), the labels of `encode_prompts`. Where there are several
-    extra parts, all of them scored and with options, `accuracy_mean` is the mean of their
-    accuracies.
+    In a text-to-text task, a part with options takes the result of `option_outputs` and gives
+    accuracy and `eval_loss`, the cross-entropy over the options. Any other part takes the
+    log-likelihood of each completion, (n, 1), and gives `token_loss` and `perplexity`; for it,
+    `tokens` must hold the number of tokens of each completion, (n,): the labels of
+    `encode_prompts`. If there are several extra parts, and all of them are scored and have options,
+    `accuracy_mean` is the mean of their accuracies.
 
     Raises:
-      ValueError: a part that the task does not have, or as `score`.
+      ValueError: a part that the task does not have, no `tokens` for a part, or as in `score`.
     """
     parts = {"validation": task.validation, **task.extra}
     found: dict[str, float] = {}
@@ -118,13 +120,13 @@ def regression(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 
 def predictions(outputs: np.ndarray, choices: int = 1) -> np.ndarray:
-    """The class of each example, (n,), or with `choices` the right choice of each question.
+    """The predicted class of each example, (n,), or with `choices` the choice of each question.
 
-    A choice's score is by how much its logit of "right" is above that of "wrong".
+    A choice's score is its logit of "right" minus its logit of "wrong".
     """
     if choices == 1:
         return outputs.argmax(1)
-    with np.errstate(invalid="ignore"):  # of infinities, which `_accuracy` sorts out
+    with np.errstate(invalid="ignore"):  # infinities, which `_accuracy` handles
         scores = outputs[:, 1] - outputs[:, 0]
     return scores.reshape(-1, choices).argmax(1)
 
@@ -136,13 +138,13 @@ def _accuracy(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
 
 
 def _predicted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The class of each example; another than the label's where the logits are not finite."""
+    """The predicted class of each example; a wrong class if its logits are not finite."""
     usable = np.isfinite(logits).all(1)
     return np.where(usable, predictions(logits), (labels + 1) % logits.shape[1])
 
 
 def _f1(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
-    """F1 of class 1 where there are two classes, else the mean over classes (macro)."""
+    """F1 of class 1 if there are two classes, else the mean over classes (macro)."""
     average = "binary" if logits.shape[1] == 2 else "macro"
     predicted = _predicted(logits, labels)
     return float(
@@ -158,7 +160,7 @@ def _f1(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
 def _matthews(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
     predicted = _predicted(logits, labels)
     if predicted.min() == predicted.max() or labels.min() == labels.max():
-        return 0.0  # scikit-learn says so too, with a warning
+        return 0.0  # as scikit-learn gives, but without its warning
     return float(sklearn.metrics.matthews_corrcoef(labels, predicted))
 
 
@@ -179,7 +181,7 @@ def _correlation(measure: Callable, values: np.ndarray, targets: np.ndarray) -> 
     if values.min() == values.max() or targets.min() == targets.max():
         return 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that barely differ
+        warnings.simplefilter("ignore")  # about values that barely differ
         found = float(measure(values, targets).statistic)
     return found if np.isfinite(found) else 0.0
 
@@ -216,7 +218,7 @@ def _perplexity(logs: np.ndarray, tokens: np.ndarray) -> float:
 
 
 LOWER_IS_BETTER = ("eval_loss", "token_loss", "perplexity")
-"""Metrics of which the smallest is the best."""
+"""Metrics for which smaller is better."""
 
 CLASSIFICATION: Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
     "accuracy": _accuracy,

@@ -1,15 +1,15 @@
-"""Scores of generated texts against references, by the libraries that papers take them from.
+"""Scores of generated texts against references, by the libraries that papers use.
 
-What the papers on LoRA report of E2E comes from its `measure_scores.py`. Of that, BLEU is here: it
-is mteval-v13a's, which sacreBLEU reproduces, without regard to case (`bleu_lowercase`). The others
-of it are not, and what has a similar name is another number:
+LoRA papers report scores on E2E from its `measure_scores.py`. Of these, only BLEU is here, as
+`bleu_lowercase`: mteval-v13a's BLEU ignoring case, which sacreBLEU reproduces. The other scores
+are not here, and a score with a similar name is a different number:
 
-* ROUGE-L there is COCO's, an F-measure that counts recall 1.44 times, of the best precision and the
-  best recall over the references; `rouge_l` is the mean over texts of the F1 with the best
-  reference, by Google's rouge-score.
-* NIST is left out: nltk's `corpus_nist` takes the best single reference where mteval-v13a matches
-  against all of them at once and has their mean length, so with several references they differ.
-* METEOR 1.5 and CIDEr are left out: those are COCO's too, and need Java and a download.
+* ROUGE-L there is COCO's: an F-measure of the best precision and the best recall over the
+  references, in which recall counts 1.44 times. `rouge_l` is Google's rouge-score: the mean over
+  texts of the F1 with the best reference.
+* NIST is left out. nltk's `corpus_nist` takes the best single reference; mteval-v13a matches
+  against all references at once and uses their mean length. With several references they differ.
+* METEOR 1.5 and CIDEr are left out. They are COCO's too, and need Java and a download.
 """
 
 import importlib
@@ -39,7 +39,7 @@ _MISSING = {
 
 
 class Scored(NamedTuple):
-    """A score, and how it was computed: what to write down beside it."""
+    """A score, and a signature that says how it was computed; report both."""
 
     value: float
     signature: str
@@ -51,17 +51,17 @@ def bleu(
     """Corpus BLEU-4 (Papineni et al., 2002) by sacreBLEU (Post, 2018), 0 to 100.
 
     Args:
-      texts: (n,) generated ones.
-      references: one or more for each, not equally many for all.
-      lowercase: without regard to case, as mteval-v13a is by default and so E2E's and WebNLG's
-        scripts are.
+      texts: (n,) generated texts.
+      references: one or more for each text; their number may differ between texts.
+      lowercase: ignore case, as mteval-v13a does by default and E2E's and WebNLG's scripts do.
 
     Raises:
-      ValueError: numbers of texts that differ, none, or a text without references.
+      ValueError: no texts, a different number of texts and references, or a text without
+        references.
       ModuleNotFoundError: sacreBLEU is not installed.
     """
     _check(texts, references)
-    # Its warning of tokenised texts is for translations, whose references are not.
+    # `force` silences a warning about tokenised texts, which is meant for translations.
     metric = _library("sacrebleu").BLEU(lowercase=lowercase, force=True)
     return _sacre(metric, texts, references)
 
@@ -75,7 +75,7 @@ def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
     """Mean F1 of the longest common subsequence (Lin, 2004) by rouge-score, 0 to 100; as `bleu`.
 
-    Of several references, the one with the largest F1; no stemming.
+    With several references, the largest F1 counts; no stemming.
     """
     _check(texts, references)
     library = _library("rouge_score.rouge_scorer")
@@ -89,7 +89,7 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored
 
 
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
-    """How many texts are one of their references but for outer spaces, 0 to 100."""
+    """The percentage of texts that equal one of their references, ignoring outer whitespace."""
     _check(texts, references)
     found = [
         text.strip() in [reference.strip() for reference in each]
@@ -101,18 +101,18 @@ def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
 def score_texts(
     names: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Scored]:
-    """The scores by name, of `TEXT_METRICS`.
+    """The scores of the given names, which are keys of `TEXT_METRICS`.
 
     Raises:
-      ValueError: an unknown name, one of a score that is left out, with the reason, or as `bleu`.
-      ModuleNotFoundError: as `bleu`.
+      ValueError: an unknown name; a score that is left out (the message says why); or as in `bleu`.
+      ModuleNotFoundError: as in `bleu`.
     """
     check_names(names)
     return {name: TEXT_METRICS[name](texts, references) for name in names}
 
 
 def check_names(names: Sequence[str], *others: str) -> None:
-    """ValueError for a name that is none of `TEXT_METRICS`, nor of `others`."""
+    """Raise a ValueError for a name that is neither in `TEXT_METRICS` nor in `others`."""
     known = (*TEXT_METRICS, *others)
     for name in names:
         if name in _MISSING:
@@ -124,14 +124,14 @@ def check_names(names: Sequence[str], *others: str) -> None:
 
 
 def extract_answer(text: str, kind: str) -> str:
-    """The first answer that a generated text names, empty if none, as LLM-Adapters reads it.
+    """The first answer that a generated text names, by LLM-Adapters' rule; empty if there is none.
 
     Args:
-      kind: an answer of the question's set, with or without its number: `true`, `answer`,
-        `solution2`, ... Case counts.
+      kind: any answer of the question's set, with or without its number: `true`, `answer`,
+        `solution2`, ... Case matters.
 
     Raises:
-      ValueError: another kind.
+      ValueError: an unknown kind.
     """
     known = kind.rstrip("12345")
     if known not in _ANSWERS:
@@ -141,13 +141,14 @@ def extract_answer(text: str, kind: str) -> str:
 
 
 def extracted_answers(texts: Sequence[str], prompts: Prompts) -> np.ndarray:
-    """Which option each generated text names, int64 (n,); -1 for none of them.
+    """The index of the option that each generated text names, int64 (n,); -1 if it names none.
 
     The share that equals `prompts.answers` is the accuracy that LLM-Adapters and DoRA report. An
     option's last word is its answer (`the correct answer is answer1`).
 
     Raises:
-      ValueError: a number of texts that differs, no options, or options that end in other words.
+      ValueError: a different number of texts and prompts, no options, or a question whose first
+        option ends in no known answer.
     """
     if prompts.options is None:
         raise ValueError(f"data set {prompts.name!r} has no options")
@@ -171,7 +172,7 @@ def _check(texts: Sequence[str], references: Sequence[Sequence[str]]):
 
 def _sacre(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
     most = max(len(each) for each in references)
-    # It takes the first references of all texts, then the second ones, ...: None for no more.
+    # sacreBLEU takes the first references of all texts, then the second ones, ...: None if absent.
     streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
     score = metric.corpus_score(list(texts), streams).score
     return Scored(float(score), str(metric.get_signature()))

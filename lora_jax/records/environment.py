@@ -1,4 +1,4 @@
-"""Where a run took place: versions, device, commit, and the memory that it took."""
+"""A run's environment: versions, device, commit and peak memory."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ from lora_jax.files.canonical_json import plain as plain
 
 
 def environment() -> dict[str, Any]:
-    """The record's `versions`, `device` and `git` (None if this file is in no checkout)."""
+    """The record's `versions`, `device` and `git` (None if this file is not in a checkout)."""
     names = ("jax", "jaxlib", "flax", "optax", "lora_jax", "numpy")
     device = jax.devices()[0]
     return {

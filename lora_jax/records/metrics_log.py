@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run reported, line by line, whatever moment it is killed at."""
+"""`metrics.jsonl`: a run's metrics, one line a report; complete lines survive a kill."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -12,23 +12,23 @@ from lora_jax.records import seal
 
 
 class LostFolderError(ValueError):
-    """A run's folder was removed, or another one put in its place, while the run was going."""
+    """A run's folder was removed or replaced while the run was going."""
 
 
 class Metrics:
-    """`metrics.jsonl` of a run: a JSON object with a "step" a line, there once `write` returns.
+    """A run's `metrics.jsonl`: each line is a JSON object with a "step", written by `write`.
 
-    The last key of a line is a check of it and of all before it, "crc32": a file of which a line
-    was changed, dropped, doubled or moved later is not read. That its last lines are gone is not
-    seen, nor is a change of a file that has no checks, being of an earlier version, as long as its
-    record has no seal either (see `read_metrics`).
-    Of the processes of a run, one writes it: that of the others is not `enabled`, and does nothing.
+    A line is in the file once `write` returns. Its last key, "crc32", checks this line and all
+    lines before it: `read_metrics` refuses a file in which a line was changed, dropped, doubled or
+    moved. Missing last lines are not noticed. Nor is a change of a file without checks (from an
+    earlier version) whose record has no seal either (see `read_metrics`).
+    With several processes, one writes: in the others, `enabled` is False and nothing happens.
     """
 
     def __init__(self, workdir: str | os.PathLike, enabled: bool = True):
         self.path = Path(workdir) / "metrics.jsonl"
         self._file: Any = None
-        self._after = 0  # what the next line's check goes on from
+        self._after = 0  # the checksum that the next line's check continues
         if not enabled:
             return
         with full_disk.naming(self.path):
@@ -37,11 +37,11 @@ class Metrics:
         self.truncate(None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends a line; what is not finite becomes the text "NaN", "Infinity" or "-Infinity".
+        """Append a line; non-finite numbers become the texts "NaN", "Infinity" or "-Infinity".
 
         Raises:
-          FullDiskError: there was no room for it; what is there of it is dropped by who goes on.
-          LostFolderError: as of `require`.
+          FullDiskError: there was no room; a resumed run drops the torn line.
+          LostFolderError: as in `require`.
         """
         self.require()
         if self._file is None:
@@ -49,15 +49,15 @@ class Metrics:
         line = seal.checked({"step": int(step)} | plain(values, "metrics"), self._after)
         rest = line + b"\n"
         with full_disk.naming(self.path):
-            while rest:  # a disk that is almost full takes a part without a word
+            while rest:  # an almost full disk writes a part and reports no error
                 rest = rest[self._file.write(rest) :]
         self._after = seal.follow(line, self._after)
 
     def require(self) -> None:
-        """Raise a LostFolderError where the file is no longer the one that is being written.
+        """Raise a LostFolderError if the file at this path is no longer the one being written.
 
-        Whoever removes a run's folder lets another process begin there, beside which this one is
-        to write nothing.
+        After a run's folder is removed, another process may start there; this one must then not
+        write.
         """
         if self._file is None:
             return
@@ -71,13 +71,13 @@ class Metrics:
             )
 
     def truncate(self, step: int | None) -> None:
-        """Drops the lines after a step (None: none of them) and a torn last line, atomically."""
+        """Drop the lines after `step` (None keeps all) and a torn last line, atomically."""
         if self._file is None:
             return
         kept, after = [], 0
         for line, row in _rows(self.path):
             if step is None or row["step"] <= step:
-                if seal.has_check(line):  # another one, where lines before it were dropped
+                if seal.has_check(line):  # it changes if earlier lines were dropped
                     line = seal.checked(row, after)
                 kept.append(line + b"\n")
                 after = seal.follow(line, after)
@@ -99,14 +99,14 @@ class Metrics:
 
 
 def read_metrics(path: str | os.PathLike, sealed: bool = False) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, NaN and infinities floats again, without a torn last line.
+    """The rows of a `metrics.jsonl`, NaN and infinities as floats; a torn last line is dropped.
 
     Args:
-      sealed: whether the record beside it has a seal: who seals records writes checks as well, so
-        that lines without any have lost them.
+      sealed: whether the record beside it has a seal. Versions that seal records also write
+        checks, so lines without checks have lost them.
 
     Raises:
-      ValueError: a line that is none, or that is not as or where it was written.
+      ValueError: a line that is not a JSON object with a step, or that was changed or moved.
     """
     rows = list(_rows(Path(path)))
     if sealed and rows and not seal.has_check(rows[-1][0]):

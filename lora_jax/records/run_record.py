@@ -1,7 +1,7 @@
-"""One run = one validated record: config.json, metrics.jsonl and, last and atomically, record.json.
+"""The record of a run, in three files: config.json, metrics.jsonl and, written last, record.json.
 
 Every file is strict JSON (no NaN). A process killed at any moment leaves the old file or the new
-one, and of `metrics.jsonl` complete lines.
+one; in `metrics.jsonl` it leaves complete lines, and at most one torn last line.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from lora_jax.files.canonical_json import plain as plain
 from lora_jax.records import seal
 
 LOCK = ".lock"
-"""The file in a run's folder that the process which trains there holds locked."""
+"""The file in a run's folder that the training process holds locked."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a run was and what came of it; `record.json` holds exactly these fields, and their seal.
+    """A run's settings and results; `record.json` holds exactly these fields and their seal.
 
-    Wall-clock seconds: `seconds` of training, `seconds_total` of the whole process; of trials that
-    shared a program, each one's share. Metrics are finite numbers; in a run that did not complete
-    they may be None.
+    Times are wall-clock seconds: `seconds` of training, `seconds_total` of the whole process; for
+    trials that shared a program, each one's share. Metrics are finite numbers; in a run that did
+    not complete they may be None.
     """
 
     schema_version: Literal[1] = 1
@@ -46,7 +46,7 @@ class Record:
     data_digest: str
     weights_digest: str | None
     parameters_trained: int
-    parameters_total: int  # of the model, without adapters
+    parameters_total: int  # of the base model, without adapters
     metrics_best: dict[str, float | None]
     metrics_last: dict[str, float | None]
     rule: str  # how the best was chosen, e.g. "max accuracy over evaluations"
@@ -57,35 +57,35 @@ class Record:
     peak_memory_bytes: int
     status: Literal["completed", "diverged", "failed"]
     note: str = ""
-    # Of a method that chooses ranks: each weight's, or a list of those of the matrices of a stack.
+    # For a method that chooses ranks: the rank of each weight, or for a stack a list of its ranks.
     ranks: dict[str, Any] | None = None
     metric: str = ""  # the main one's name, e.g. "matthews"
-    parameters_adapters: int | None = None  # trained, without heads: as the papers count
-    target: dict[str, Any] | None = None  # {"score", "step", "seconds"}; None where not reached
-    # Every evaluation, [{"step", "seconds", "score"}], the seconds of training until then and the
-    # main metric: from it, `reached` tells the way to any score.
+    parameters_adapters: int | None = None  # trained, without heads, as papers count them
+    target: dict[str, Any] | None = None  # {"score", "step", "seconds"}; None if not reached
+    # Every evaluation, [{"step", "seconds", "score"}]: `seconds` of training until then, `score` is
+    # the main metric. `reached` uses it to find when a score was first reached.
     evaluations: list | None = None
-    tokenised_per_second: float | None = None  # training examples, when they were (caches keep it)
-    metrics_first: dict[str, Any] | None = None  # before the first step, where that was asked for
+    tokenised_per_second: float | None = None  # training examples, when tokenised; a cache keeps it
+    metrics_first: dict[str, Any] | None = None  # before the first step, if asked for
     # Texts that a language model wrote, [{"prompt", "expected", "before", "after"}].
     samples: list | None = None
     signatures: dict[str, str] | None = None  # how metrics of such texts were computed
-    # The largest error of the compiled step before training, as `lora_jax.compiled.audit` found it;
-    # None where it did not look. {"leaf", "error", "tolerance", "batches"}
+    # The largest error of the compiled step, which `lora_jax.compiled.audit` measured before
+    # training: {"leaf", "error", "tolerance", "batches"}; None if it did not run.
     audit: dict[str, Any] | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
-        """The first evaluation whose main metric was at least `score`; None where none was."""
-        known = (numbers(each) for each in self.evaluations or ())  # of one that diverged, "NaN"
+        """The first evaluation whose main metric was at least `score`; None if there is none."""
+        known = (numbers(each) for each in self.evaluations or ())  # a diverged run has "NaN"
         found = (each for each in known if each["score"] >= score)
         return next(found, None)
 
 
 def validate(values: Mapping[str, Any]) -> Record:
-    """The record that a dict describes; ValueError names all that is missing, unknown or wrong."""
+    """The record that a dict describes; ValueError lists all missing, unknown and wrong fields."""
     hints = typing.get_type_hints(Record)
     required = {f.name for f in dataclasses.fields(Record) if f.default is dataclasses.MISSING}
-    required.add("schema_version")  # a default for who builds a record, not for who reads one
+    required.add("schema_version")  # its default is for building a record, not for reading one
     problems = [f"{name} is missing" for name in hints if name in required - values.keys()]
     problems += [f"{name} is no field of a record" for name in values if name not in hints]
     for name, hint in hints.items():
@@ -100,7 +100,10 @@ def validate(values: Mapping[str, Any]) -> Record:
 
 
 def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:
-    """Where a value is not of the annotated type: floats are finite, booleans are not integers."""
+    """Yield each place where a value does not match its annotation.
+
+    Floats must be finite; booleans are not integers.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict and isinstance(value, Mapping):
         for key, item in value.items():
@@ -151,9 +154,10 @@ def _named(value: Any) -> bool:
 
 
 def write(folder: str | os.PathLike, record: Record) -> None:
-    """Writes `record.json` atomically, where the run did not complete NaN metrics as null.
+    """Write `record.json` atomically; if the run did not complete, non-finite metrics become null.
 
-    ValueError if the record is not valid or the folder has another one of a completed run.
+    Raises:
+      ValueError: the record is not valid, or the folder has a different one of a completed run.
     """
     values = dataclasses.asdict(record)
     if record.status != "completed":
@@ -170,7 +174,7 @@ def write(folder: str | os.PathLike, record: Record) -> None:
 
 
 def read(folder: str | os.PathLike) -> Record | None:
-    """The validated record in a folder, or None where no run has ended yet.
+    """The validated record in a folder, or None if no run has ended there yet.
 
     Raises:
       ValueError: a record that is not valid, or that was changed after it was written.
@@ -180,7 +184,7 @@ def read(folder: str | os.PathLike) -> Record | None:
 
 
 def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
-    """`read`, and whether the record has a seal: those of earlier versions have none."""
+    """As `read`, with whether the record has a seal; records of earlier versions have none."""
     path = Path(folder) / "record.json"
     if not path.exists():
         return None
@@ -208,15 +212,18 @@ def _has_checks(metrics: Path) -> bool:
 
 
 def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Writes `config.json`, the resolved configuration, atomically; creates the folder."""
+    """Write `config.json`, the resolved configuration, atomically; creates the folder."""
     write_atomically(Path(workdir) / "config.json", _pretty(plain(config, "config")))
 
 
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
-    """Takes a folder for a run: True if this very run was here before (resume it, read its record).
+    """Claim a folder for a run: True if it already holds this configuration (resume or read it).
 
-    A new or empty folder gets `config.json`. ValueError, and nothing touched, if the folder holds
-    another configuration (the differing keys are named) or files of something else.
+    A new or empty folder gets `config.json`.
+
+    Raises:
+      ValueError: the folder holds another configuration (the message names differing keys) or
+        other files. Nothing is changed then.
     """
     folder = Path(workdir)
     path = folder / "config.json"

@@ -1,6 +1,6 @@
-"""Seals: a digest of JSON content beside it, so that a change does not go unseen.
+"""Seals: a digest stored beside JSON content, so that a change is noticed.
 
-They find what was damaged, or changed in passing. Who means to forge can seal anew.
+They find damage and careless edits. They do not stop forgery: anyone can write a new seal.
 """
 
 import json
@@ -11,24 +11,24 @@ from typing import Any
 from lora_jax.files.canonical_json import config_digest
 
 SEAL = "seal"
-"""The key of the digest of all that is beside it."""
+"""The key of the digest of all other entries."""
 CHECK = "crc32"
-"""The key, always the last one, of the check of a line."""
+"""The key of a line's check; it is always the last key."""
 
 _HEAD, _TAIL = f', "{CHECK}": "'.encode(), b'"}'
 _DIGITS = 8
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a file with its seal: `config_digest` of it, whatever the order of keys."""
+    """The content with its seal, `config_digest`, which ignores the order of keys."""
     return {**values, SEAL: config_digest(values)}
 
 
 def opened(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The content, and the seal that it was found with; None where it has none.
+    """Split a file's values into the content and its seal, None if it has none.
 
     Raises:
-      ValueError: a seal of null, which nothing writes.
+      ValueError: the seal is null, which is never written.
     """
     if SEAL in values and values[SEAL] is None:
         raise ValueError("it was changed after it was written: its seal is null")
@@ -36,16 +36,19 @@ def opened(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def check(values: Mapping[str, Any], seal: Any) -> None:
-    """Raise a ValueError where content has changed since it was sealed."""
+    """Raise a ValueError if content has changed since it was sealed; a seal of None passes."""
     if seal is not None and seal != config_digest(values):
         raise ValueError("it was changed after it was written: its seal is of other content")
 
 
 def checked(values: Mapping[str, Any], after: int = 0) -> bytes:
-    """An object, not an empty one, as a line of JSON that ends with a check of all before it.
+    """A non-empty object as a line of JSON; its last key checks this line and all lines before it.
 
     Args:
-      after: what `follow` gave for the line before it.
+      after: the result of `follow` for the line before; 0 for the first line.
+
+    Raises:
+      ValueError: the object already has the key of the check.
     """
     if CHECK in values:
         raise ValueError(f"nothing may be called '{CHECK}', as the check of a line is")
@@ -54,18 +57,18 @@ def checked(values: Mapping[str, Any], after: int = 0) -> bytes:
 
 
 def has_check(line: bytes) -> bool:
-    """Whether a line has a check, be it right or not: those of earlier versions have none."""
+    """Whether a line has a check, right or wrong; lines of earlier versions have none."""
     return f'"{CHECK}"'.encode() in line
 
 
 def follow(line: bytes, after: int = 0) -> int:
-    """What the check of the next line goes on from: a digest of a line and of all before it.
+    """A digest of this line and all lines before it, from which the next line's check continues.
 
     Raises:
-      ValueError: the line's check is not of it, after those.
+      ValueError: the line's check does not match this line and those before it.
     """
     if not has_check(line):
-        return zlib.crc32(line + b"\n", after)  # not as if its check had only been dropped
+        return zlib.crc32(line + b"\n", after)  # differs from a line that only lost its check
     head = len(line) - len(_HEAD) - _DIGITS - len(_TAIL)
     found = zlib.crc32(line[: max(head, 0)] + b"}", after)
     if head < 0 or line[head:] != _HEAD + b"%08x" % found + _TAIL:
@@ -74,7 +77,7 @@ def follow(line: bytes, after: int = 0) -> int:
 
 
 def holds(line: bytes, after: int = 0) -> bool:
-    """Whether a line is as `checked` made it, or has no check, as those of earlier versions."""
+    """Whether a line's check is right; also True if it has none, as in earlier versions."""
     try:
         follow(line, after)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Token ids to batches: padded lengths, plans, packed rows, and options that share a prompt."""
+"""Batches from token ids: padded lengths, plans, packed rows, and options that share a prompt."""

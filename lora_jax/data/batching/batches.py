@@ -1,9 +1,9 @@
-"""Which examples make up which batch: a few padded lengths, and a plan that the step alone locates.
+"""Batch plans: which examples make up the batch of each step, and the length they are padded to.
 
 Sentences of similar length share a batch, padded to one of a few lengths: each length is compiled
-once, and short sentences do not pay for long ones. Every plan here is a pure function of lengths,
-seed and epoch. The padded lengths of an epoch's batches do not even depend on the seed, so runs
-that differ in their seed take the same shapes step by step and can share one program.
+once, and short sentences are not padded to the longest. Every plan is a pure function of lengths,
+batch size, seed and epoch. The padded lengths of an epoch's batches do not depend on the seed, so
+runs with different seeds have the same shapes at every step and can share one program.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from lora_jax.data.tokenizing.tokenize import Encoded
 
 
 class Batch(NamedTuple):
-    """The examples of one batch, int64, at most `batch_size`, and the length they are padded to."""
+    """One batch: its padded length, and the indices (int64) of at most `batch_size` examples."""
 
     padded_length: int
     indices: np.ndarray
@@ -31,10 +31,10 @@ def bucket_boundaries(
 ) -> tuple[int, ...]:
     """The padded lengths, at most `max_buckets`, that waste the fewest tokens on `lengths`.
 
-    Exact, by dynamic programming. Each is a multiple of `multiple`, except that none exceeds
-    `limit` (a model's number of positions). Take the lengths of all splits together, so that
-    evaluation meets no shape that training has not compiled. Raises `ValueError` for no lengths,
-    for one below 1 or above `limit`.
+    The result is exact, by dynamic programming. Each is a multiple of `multiple`, except that none
+    exceeds `limit` (a model's number of positions). Pass the lengths of all splits together, so
+    that evaluation and training have the same shapes. Raises `ValueError` for no lengths, and for a
+    length below 1 or above `limit`.
     """
     lengths = np.asarray(lengths, np.int64)
     if lengths.size == 0 or lengths.min() < 1:
@@ -48,14 +48,14 @@ def bucket_boundaries(
         padded = np.minimum(padded, limit)
     sizes, counts = np.unique(padded, return_counts=True)
 
-    # cost[i, j]: tokens of one bucket that holds sizes i to j, all padded to size j
+    # cost[i, j]: tokens of a bucket that holds sizes i to j, all padded to size j
     below = np.concatenate([[0], np.cumsum(counts)])
     cost = sizes * (below[1:] - below[:-1, None])
     impossible = np.iinfo(np.int64).max // 4
     cost[np.tril_indices_from(cost, -1)] = impossible
 
-    best = cost[0]  # tokens of sizes 0 to j in the buckets so far
-    starts = []  # for each further bucket: where the one that ends at j starts
+    best = cost[0]  # fewest tokens of sizes 0 to j with the buckets so far
+    starts = []  # for each further bucket: where it starts if it ends at j
     for _ in range(min(max_buckets, len(sizes)) - 1):
         split = np.full_like(cost, impossible)
         split[1:] = np.minimum(best[:-1, None] + cost[1:], impossible)
@@ -77,11 +77,11 @@ def plan_epoch(
     seed: int,
     epoch: int,
 ) -> list[Batch]:
-    """The batches of one epoch, `ceil(len(lengths) / batch_size)` of them: every example once.
+    """The `ceil(len(lengths) / batch_size)` batches of one epoch: every example once.
 
-    What does not fill a batch of its bucket goes up into the next longer one, first in line there.
-    So all batches but one are full; `collate` fills up that one with rows of weight 0. The seed
-    and the epoch shuffle the examples; the epoch alone shuffles the order of the padded lengths.
+    Examples that do not fill a batch of their bucket move to the next longer bucket and come first
+    there. All batches but one are therefore full; `collate` fills that one with rows of weight 0.
+    Seed and epoch shuffle the examples; the epoch alone shuffles the order of padded lengths.
     Raises `ValueError` for a length above the last boundary.
     """
     order = permutation(len(lengths), seed, epoch)
@@ -94,16 +94,16 @@ def eval_plan(
 ) -> list[Batch]:
     """The batches of one pass without shuffling, shortest first: every example exactly once.
 
-    Filled as in `plan_epoch`; `in_order` puts what a model returns back into the order of the data.
+    Filled as in `plan_epoch`; `in_order` puts a model's outputs back into the order of the data.
     """
     lengths = np.asarray(lengths, np.int64)
     return _fill(lengths, np.arange(len(lengths)), batch_size, boundaries)
 
 
 def in_order(plan: Sequence[Batch], outputs: Sequence[np.ndarray]) -> np.ndarray:
-    """The outputs (B, ...) of the batches of `plan` as one array (n, ...) in the order of the data.
+    """Join the outputs (B, ...) of a plan's batches into one array (n, ...) in the data's order.
 
-    Rows that only fill a batch are left out.
+    Rows that only fill up a batch are left out.
     """
     indices = np.concatenate([batch.indices for batch in plan])
     values = [
@@ -115,9 +115,9 @@ def in_order(plan: Sequence[Batch], outputs: Sequence[np.ndarray]) -> np.ndarray
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """The training batches of all steps, counted from 0 over all epochs.
+    """The training batches of all steps; steps are counted from 0 over all epochs.
 
-    The step alone is the data position: a run that resumes at step k goes on with `start(k)`.
+    The step alone gives the position in the data: a run resumes at step k with `start(k)`.
     """
 
     lengths: np.ndarray
@@ -134,11 +134,11 @@ class BatchPlan:
         return divmod(step, self.steps_per_epoch)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step. Plans the whole epoch for it: for many steps, iterate `start`."""
+        """The batch of a step. This plans the whole epoch: for many steps, iterate `start`."""
         return next(self.start(step))
 
     def start(self, step: int = 0) -> Iterator[Batch]:
-        """The batches from a step on, without end."""
+        """Yield the batches from a step on, without end."""
         epoch, place = self.locate(step)
         while True:
             plan = plan_epoch(self.lengths, self.batch_size, self.boundaries, self.seed, epoch)
@@ -149,13 +149,12 @@ class BatchPlan:
 def collate(
     encoded: Encoded, indices: np.ndarray, padded_length: int, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of one batch, always of the same shapes for one `padded_length`.
+    """The arrays of one batch; B = `batch_size`, T = `padded_length`.
 
-    `input_ids`, `attention_mask` and `token_type_ids` are (B, T) int32, `label` is (B,) int32 for
-    classes and float32 for a regression, `weight` is (B,) float32: 1 for an example, 0 for a row
-    that only fills the batch. Such a row repeats the first example rather than being empty: mean
-    pooling of no token is 0/0, and NaN times a weight of 0 is still NaN. Examples without labels
-    have no `label`.
+    `input_ids`, `attention_mask` and `token_type_ids` are (B, T) int32. `label` is (B,), int32 for
+    classes and float32 for a regression; examples without labels have none. `weight` is (B,)
+    float32: 1 for an example, 0 for a row that only fills the batch. Such a row repeats the batch's
+    first example. If it were empty, mean pooling would give 0/0, and NaN times 0 is still NaN.
     """
     indices = np.asarray(indices, np.int64)
     if not 0 < len(indices) <= batch_size:
@@ -187,10 +186,10 @@ def collate(
 def _fill(
     lengths: np.ndarray, order: np.ndarray, batch_size: int, boundaries: Sequence[int]
 ) -> list[Batch]:
-    """Full batches bucket by bucket, the rest of each carried into the next; the last may be short.
+    """Make full batches bucket by bucket; leftovers move to the next one. The last may be short.
 
-    Those carried go first and what is left over comes last, so the shapes follow from the number of
-    examples in each bucket, whatever their order.
+    Leftovers come first in the next bucket, so the shapes depend only on the number of examples in
+    each bucket, not on their order.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size} must be at least 1")

@@ -1,4 +1,4 @@
-"""All options of a question in one row, behind its prompt, which is computed once for all."""
+"""All options of a question in one row, after its prompt, which is then computed only once."""
 
 import dataclasses
 import itertools
@@ -9,12 +9,15 @@ from lora_jax.data.tokenizing.tokenize import Encoded
 
 
 def branched(encoded: Encoded, offsets: np.ndarray) -> Encoded:
-    """Rows of `encode_options` by question: its prompt, then one option after the other.
+    """Join the rows of `encode_options` by question: its prompt, then its options one by one.
 
     `type_ids` are 0 in the prompt and k in option k, from 1 on, as
-    `lora_jax.models.parts.completion.option_likelihoods` takes them; `labels` are the tokens of all
-    options of a question, int64. Where prompts were cut, a question has what is left in all of its
-    rows.
+    `lora_jax.models.parts.completion.option_likelihoods` takes them. `labels` are the number of
+    tokens of all options of a question, int64. If truncation left prompts of different lengths in a
+    question's rows, the shortest is used.
+
+    Args:
+      offsets: question i has rows `offsets[i]` to `offsets[i + 1]` of `encoded`.
     """
     rows, types = [], []
     for first, end in itertools.pairwise(offsets):

@@ -1,6 +1,6 @@
-"""Several documents in one row: fewer rows and hardly any padding, the same losses.
+"""Pack several documents into one row: fewer rows, hardly any padding, and the same losses.
 
-A decoder that is given `segments` and `positions` computes of each document what it computes of it
+Given `segments` and `positions`, a decoder computes the same for each document as for the document
 alone (Krell et al., 2021, arXiv:2107.02027).
 """
 
@@ -11,11 +11,11 @@ import numpy as np
 
 
 class Packed(NamedTuple):
-    """Rows of documents, four arrays (rows, length).
+    """Rows of documents: four arrays of shape (rows, length).
 
-    `ids` int32; `segments` int32, the documents of a row counted from 1, and 0 for padding;
-    `positions` int32, from 0 in every document and in the padding; `weights` float32, what the
-    prediction of each token counts in a loss: 0 for padding and for the first token of a document.
+    `ids` is int32. `segments` is int32: the document's number in its row, from 1, and 0 for
+    padding. `positions` is int32, from 0 in every document and in the padding. `weights` is
+    float32, the weight of each token in the loss: 0 for padding and for a document's first token.
     """
 
     ids: np.ndarray
@@ -30,12 +30,13 @@ def pack(
     weights: Sequence[Sequence[float] | np.ndarray] | None = None,
     pad_id: int = 0,
 ) -> Packed:
-    """Puts each sequence whole into the first row that has room for it, in their order.
+    """Put each sequence, in their order, undivided into the first row that has room for it.
 
     Args:
         sequences: token ids; one longer than `length`, or an empty one, is a ValueError.
-        length: tokens of a row.
-        weights: of each token of each sequence in the loss, by default 1; say 0 for a prompt.
+        length: the number of tokens of a row.
+        weights: the weight of each token of each sequence in the loss, by default 1; use 0 for a
+            prompt.
         pad_id: the token that fills up a row.
     """
     given = [np.asarray(each, np.int32) for each in sequences]
@@ -68,17 +69,17 @@ def pack(
             packed.segments[here] = segment
             packed.positions[here] = np.arange(len(given[number]))
             packed.weights[here] = shares[number]
-            packed.weights[row, start] = 0  # predicted from nothing
+            packed.weights[row, start] = 0  # nothing precedes it to predict it from
             start += len(given[number])
         packed.positions[row, start:] = np.arange(length - start)
     return packed
 
 
 def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Which sequences make up which row.
+    """The sequences of each row.
 
-    A tree of maxima over the rows' room finds the first row that fits in the logarithm of their
-    number, so that a million documents take seconds.
+    A tree of maxima over the rows' room finds the first row that fits, in a time logarithmic in the
+    number of sequences. A million documents take seconds.
     """
     leaves = 1 << max(len(lengths) - 1, 1).bit_length()
     room = [capacity] * (2 * leaves)  # room[i] is the larger of room[2i] and room[2i + 1]

@@ -1,1 +1,1 @@
-"""Where tasks come from, one file a source; `load` and `load_text` are the way in."""
+"""Sources of tasks, one file for each source; the entry points are `load` and `load_text`."""

@@ -1,4 +1,4 @@
-"""Instructions to follow, in Alpaca's format: a task of one's own, or Alpaca itself."""
+"""Instruction tasks in Alpaca's format: your own data, or Alpaca itself."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from lora_jax.suggest import nearest
 FILES = ("train", "validation", "extra")
 OFFICIAL = "alpaca_data.json"
 HELD_OUT = 2000
-"""What alpaca-lora holds out of Alpaca's 52,002 examples."""
+"""How many of Alpaca's 52,002 examples alpaca-lora holds out."""
 
 
 def load(
@@ -20,17 +20,17 @@ def load(
     files: Mapping[str, str] | None = None,
     validation: int = 0,
 ) -> TextTask:
-    """Instructions with `output` to learn and perhaps an `input`, from `.json` or `.jsonl` files.
+    """Load instructions, each with an `output` and an optional `input`, from `.json` or `.jsonl`.
 
     Args:
-      files: paths `train` (without any, `alpaca_data.json`), `validation` and `extra` (another
-        domain, to evaluate on as well), relative ones from `folder`. Empty ones count as absent.
-      validation: so many examples of train are the validation part instead of that file; without
-        both, 2,000.
+      files: paths `train` (default: `alpaca_data.json`), `validation` and `extra` (another domain
+        that is evaluated too); relative paths start from `folder`. Empty ones count as absent.
+      validation: hold out this many examples of train as the validation part, instead of the
+        `validation` file. Without either, 2,000 are held out.
 
     Raises:
-      FileNotFoundError: a file is not there.
-      ValueError: one line with the file and the entry at fault.
+      FileNotFoundError: a file does not exist.
+      ValueError: one line that names the file and the wrong entry.
     """
     given = {key: each for key, each in (files or {}).items() if each}
     for key in given:

@@ -1,8 +1,8 @@
-"""From what a source reads to a task: the texts that a model sees, the same from every source.
+"""Make a task from a source's records; the model sees the same texts from every source.
 
-Most tasks are a sentence or a pair as it is. WiC's word stands before the first sentence. COPA is
-one pair for each choice, the premise and what is asked against that choice, with label 1 for the
-right one; its accuracy is the official one, over questions, the choice with the higher score.
+Most tasks are a sentence or a pair, unchanged. In WiC, the word comes before the first sentence. In
+COPA, each choice is one pair: the premise and the question, then the choice. The right choice has
+label 1. COPA's accuracy is the official one, over questions: the choice with the higher score wins.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ from lora_jax.data.tasks.task import Task
 
 
 class Record(NamedTuple):
-    """One row of a task: its texts by their names in tensorflow-datasets, and its label."""
+    """One row of a task: its label, and its texts by their names in tensorflow-datasets."""
 
     values: dict[str, str]
     label: int | float | None
 
 
-# Of a task's name, its spec and a part: the records in the order of the source, or None where a
-# part that a task can do without is not there.
+# From a task's name, its spec and a part: the records in the order of the source, or None if the
+# part is optional and missing.
 Read = Callable[[str, Spec, Part], Sequence[Record] | None]
 
 
 def assemble(name: str, read: Read) -> Task:
-    """The task `name` of the parts that `read` gives.
+    """Make the task `name` from the parts that `read` returns.
 
-    Parts without labels that are not there are left out. The diagnostic set (`glue/ax`) is MNLI
-    with that set as its only part to predict, as the official instructions have it, and, where its
-    labelled file is there, with that as one more part to evaluate on, `ax`.
+    Missing parts (`read` returned None) are left out. The diagnostic set (`glue/ax`) is MNLI with
+    this set as the only part to predict, as the official instructions say. If the set's labelled
+    file exists, it is one more part to evaluate on, `ax`.
     """
     spec = SPECS[name]
     parts = {
@@ -71,7 +71,7 @@ def assemble(name: str, read: Read) -> Task:
 
 
 def examples(spec: Spec, name: str, records: Sequence[Record]) -> Examples:
-    """The examples of one part; their ids are the places of their records."""
+    """The examples of one part; an id is the record's place, then `-` and the choice if several."""
     texts, seconds, labels, ids = [], [], [], []
     for place, record in enumerate(records):
         values = {key: spec.phrases.get(value, value) for key, value in record.values.items()}
@@ -96,8 +96,8 @@ def examples(spec: Spec, name: str, records: Sequence[Record]) -> Examples:
 
 
 def _target(label: float | None) -> float | None:
-    """A regression's target as a float32 is written: 3.8 and not 3.799999952.
+    """A regression's target, rounded to the digits of a float32: 3.8 and not 3.799999952.
 
-    tensorflow-datasets stores float32; of a file's own digits, that many are kept as well.
+    tensorflow-datasets stores float32; a number from a file is rounded in the same way.
     """
     return None if label is None else float(str(np.float32(label)))

@@ -10,14 +10,15 @@ from lora_jax.data.tokenizing.chat_templates import ChatTemplate
 
 
 def as_chat(task: TextTask, template: ChatTemplate, begin: str = "") -> TextTask:
-    """The task with its prompts as a model's chat template has them, up to where it answers.
+    """The task with its prompts in a model's chat template, up to where the assistant answers.
 
-    Alpaca's words around an instruction are left out, and GPT-2's end of text after a prompt of
-    E2E, which may be another model's own special token. Completions, options and references stay:
-    an answer is what the assistant says.
+    Two things are removed from prompts: Alpaca's words around an instruction, and GPT-2's
+    end-of-text token after a prompt of E2E, which may be a special token of another model.
+    Completions, options and references are unchanged: they are what the assistant says.
 
     Args:
-      begin: what the tokenizer puts before every text by itself; a template's own is left out then.
+      begin: the text that the tokenizer itself puts before every text; it is removed from the start
+        of rendered prompts.
 
     Raises:
       ValueError: the template cannot render a prompt.

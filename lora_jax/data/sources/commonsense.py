@@ -1,14 +1,15 @@
-"""Commonsense reasoning as LLM-Adapters (Hu et al., 2023) prepared it and DoRA (Liu et al., 2024)
-trains on it: eight sets of instructions, each of which names the answers to choose from.
+"""Commonsense reasoning: eight sets of instructions, each naming the answers to choose from.
 
-A folder for each set holds `train.json` and `test.json`, and `commonsense_170k.json` beside them is
-the training parts joined. The test parts of BoolQ, PIQA, SIQA, HellaSwag and WinoGrande are the
-development parts of these sets; ARC's and OpenBookQA's are their test parts.
+LLM-Adapters (Hu et al., 2023) prepared these sets, and DoRA (Liu et al., 2024) trains on them.
 
-Only the answer is learned here; their script has the loss on the prompt as well by default
-(`train_on_inputs`), and cuts texts at 256 tokens, from the end.
+Each set has a folder with `train.json` and `test.json`; `commonsense_170k.json` beside the folders
+holds the joined training parts. The test parts of BoolQ, PIQA, SIQA, HellaSwag and WinoGrande are
+the development parts of these sets; those of ARC and OpenBookQA are their test parts.
 
-Questions are answered by the option with the largest log-likelihood here, which needs no sampling;
+Here the loss is on the answer only. The papers' script also has it on the prompt by default
+(`train_on_inputs`), and truncates texts to 256 tokens, at the end.
+
+Here the answer to a question is the option with the largest log-likelihood, without sampling.
 `lora_jax.metrics.text_metrics.extracted_answers` scores generated answers as the papers do.
 """
 
@@ -36,23 +37,23 @@ SETS = (
 JOINT = "commonsense_170k"
 ALL = "all"
 HELD_OUT = 120
-"""What the papers' script holds out of the joint training data, to choose by."""
+"""How many examples the papers' script holds out of the joint training data, to select by."""
 
 _FORMAT = re.compile(r"Answer format:\s*(\S+)\s*$")
 
 
 def load(name: str, folder: str | Path) -> TextTask:
-    """The task `name` from a folder that holds those of the sets.
+    """Load the task `name` from a folder that holds the folders of the sets.
 
-    * One of `SETS`: its train part, with its test part as validation.
-    * Several, joined by `+` (`boolq+piqa`), or `all` that the folder has: trained on all that have
-      a `train.json`, less 120 examples, which are the validation part; every set's test part is
-      an extra part by its name (`accuracy_mean` in `score_parts` is over these).
-    * `commonsense_170k`: the same of all eight, with the joint file for training.
+    * One of `SETS`: trained on its train part, validated on its test part.
+    * Several sets joined by `+` (`boolq+piqa`), or `all` (every set in the folder): trained on the
+      sets with a `train.json`, less 120 examples, which are the validation part. Every set's test
+      part is an extra part with the set's name (`accuracy_mean` in `score_parts` is over these).
+    * `commonsense_170k`: the same for all eight sets, trained on the joint file.
 
     Raises:
-      FileNotFoundError: a file that the task needs is not there.
-      ValueError: an unknown name, or one line with the entry at fault.
+      FileNotFoundError: a needed file does not exist.
+      ValueError: an unknown name, or one line that names the wrong entry.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -74,7 +75,7 @@ def load(name: str, folder: str | Path) -> TextTask:
 
 
 def examples(name: str, path: Path, source: str) -> Prompts:
-    """The examples of one file, their ids `SOURCE/PLACE`."""
+    """The examples of one file; their ids are `SOURCE/PLACE`."""
     entries = instructions.read(path, ("instruction", "output", "answer"))
     options, answers = [], []
     for number, entry in enumerate(entries, 1):
@@ -92,12 +93,12 @@ def examples(name: str, path: Path, source: str) -> Prompts:
 
 
 def said(choice: str) -> str:
-    """The text of an answer, as the training data has it."""
+    """The text of an answer, as in the training data."""
     return f"the correct answer is {choice}"
 
 
 def _choices(where: str, entry: dict[str, str]) -> list[str]:
-    """The answers to choose from, which the instruction ends with."""
+    """The possible answers, which are at the end of the instruction."""
     found = _FORMAT.search(entry["instruction"])
     if found is None:
         raise ValueError(f"{where}: the instruction does not end in 'Answer format: ...'")

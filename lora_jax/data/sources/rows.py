@@ -1,6 +1,6 @@
-"""Rows of a TSV, CSV or JSONL file with the lines that they start on, for errors that name them.
+"""Rows of a TSV, CSV or JSONL file, each with the line that it starts on, for error messages.
 
-What a cell holds is what stands in the file: no number is rounded on the way.
+A cell holds what is written in the file: no number is rounded.
 """
 
 import collections
@@ -19,16 +19,16 @@ from lora_jax.suggest import nearest
 
 SUFFIXES = (".tsv", ".csv", ".jsonl")
 
-# Between letters of Persian or parts of an emoji, what joins or parts them is how they are written.
+# Zero-width joiners and non-joiners are normal between Persian letters and the parts of an emoji.
 _JOINER = re.compile("(?<=[^\0-\x7f])[\u200c\u200d](?=[^\0-\x7f])")
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
-# A field may be a whole document. The limit is one of the process, and lower than some are long.
+# A field may be a whole document, longer than csv's default limit, which is global to the process.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
 class Row(NamedTuple):
-    """The values of one row by column, and its line in the file, counted from 1."""
+    """The values of one row by column, and its line number in the file, from 1."""
 
     line: int
     values: dict[str, Any]
@@ -37,11 +37,12 @@ class Row(NamedTuple):
 def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -> list[Row]:
     """All rows of a UTF-8 file, in order; blank lines are left out.
 
-    TSV is read as GLUE has it, without quoting: a `"` is a character. CSV is quoted as usual. A
-    JSONL file has one object a line; its numbers with a fraction are Decimals. `header` names the
-    columns of a file that does not itself. With `any_width`, a row may be shorter than its header
-    (it then lacks the last columns) or longer, and of columns of one name the last one counts.
-    Raises `FileNotFoundError`, or `ValueError` with the line at fault.
+    TSV is read without quoting, as in GLUE: a `"` is an ordinary character. CSV has the usual
+    quoting. A JSONL file has one object per line; its numbers with a fraction or an exponent are
+    Decimals. `header` names the columns of a file without a header. With `any_width`, a row may be
+    shorter than the header (it then lacks the last columns) or longer, and if two columns have the
+    same name, the last one counts. Raises `FileNotFoundError`, or `ValueError` that names the wrong
+    line.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -66,13 +67,13 @@ def value(path: Path, row: Row, column: str) -> Any:
 
 
 def text(path: Path, row: Row, column: str) -> str:
-    """A row's text; `ValueError` if it has none."""
+    """A row's text; `ValueError` if the column is missing or is not a text."""
     found = value(path, row, column)
     if not isinstance(found, str):
         raise ValueError(f"{path}, line {row.line}: '{column}' is {shown(found)}, not a text")
     try:
         found.encode()
-    except UnicodeEncodeError:  # JSON can escape half of a pair, which no tokenizer can take
+    except UnicodeEncodeError:  # JSON can escape half a pair, which no tokenizer accepts
         raise ValueError(
             f"{path}, line {row.line}: '{column}' has half of a surrogate pair"
         ) from None
@@ -82,9 +83,9 @@ def text(path: Path, row: Row, column: str) -> str:
 def written(path: Path, row: Row, column: str) -> str:
     """A row's number, name, true or false as it is written; empty for null.
 
-    ValueError for a list or an object, and for what another row may lack though both look alike:
-    spaces around it, and characters that nobody sees, such as control characters, spaces of no
-    width and spaces that do not break.
+    ValueError for a list or an object, and for anything that makes equal-looking values differ:
+    surrounding spaces, and invisible characters such as control characters, zero-width spaces and
+    non-breaking spaces.
     """
     found = value(path, row, column)
     if isinstance(found, list | dict):
@@ -109,9 +110,9 @@ def written(path: Path, row: Row, column: str) -> str:
 
 
 def target(text: str) -> float | None:
-    """A regression's target; None for no number, and for one beyond float32, in which models train.
+    """A regression's target; None if it is not a number or not in float32's normal range.
 
-    A float32 would hold that one as an infinity, as zero or with fewer bits than others.
+    Models train in float32, which would hold such a number as infinity, zero or with fewer bits.
     """
     exact = number_text.read(text)
     if exact is None or (exact and not _LEAST <= abs(float(exact)) <= _MOST):
@@ -125,13 +126,13 @@ def whole(number: Decimal) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as errors show it."""
+    """A value as error messages show it."""
     return str(value) if isinstance(value, Decimal) else repr(value)
 
 
 def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[Row]:
     is_tsv = path.suffix.lower() == ".tsv"
-    # Quoted CSV fields may have line ends of their own, which the reader has to see as they are.
+    # Quoted CSV fields may contain line ends, which the reader must see unchanged.
     with path.open(encoding="utf-8-sig", newline=None if is_tsv else "") as file:
         quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
         reader = csv.reader(file, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)

@@ -1,7 +1,7 @@
 """GLUE and SuperGLUE through tensorflow-datasets, without TensorFlow.
 
-The builders, splits and checksums are those of tensorflow-datasets; what it does by TensorFlow is
-avoided: files are ArrayRecords, zips are unpacked beforehand, and a dtype is NumPy's.
+Builders, splits and checksums are those of tensorflow-datasets. Its uses of TensorFlow are avoided:
+files are ArrayRecords, zips are unpacked beforehand, and a dtype is NumPy's.
 """
 
 import importlib
@@ -28,20 +28,20 @@ _CHUNK = 10_000
 
 
 def load(name: str, folder: str | Path | None = None, prepared: str | Path | None = None) -> Task:
-    """The task `name` of `lora_jax.data.tasks.glue.SPECS`.
+    """Load the task `name` of `lora_jax.data.tasks.glue.SPECS`.
 
     Args:
       folder: a data folder of tensorflow-datasets in which the task is prepared as ArrayRecords, or
-        the official downloads (`CoLA.zip`, ...), whose checksums are verified; without it, they are
-        downloaded. GLUE's labelled diagnostic set, which tensorflow-datasets does not have, is
-        read from there as well (`diagnostic-full.tsv`).
-      prepared: where the task is prepared from those, and found the next time; a folder in the
-        user's cache where not given.
+        a folder with the official downloads (`CoLA.zip`, ...), whose checksums are verified.
+        Without it, they are downloaded. GLUE's labelled diagnostic set (`diagnostic-full.tsv`),
+        which tensorflow-datasets lacks, is read from this folder too.
+      prepared: where the task is prepared from the downloads, and found the next time; by default a
+        folder in the user's cache.
 
     Raises:
-      ModuleNotFoundError: tensorflow-datasets is not installed.
-      FileNotFoundError: `folder` has neither.
-      ValueError: what is there, or downloaded, is something else.
+      ModuleNotFoundError: tensorflow-datasets, or a package that it needs, is not installed.
+      FileNotFoundError: `folder` does not exist, or has neither.
+      ValueError: the data cannot be downloaded, prepared or read, or has other classes.
     """
     data_dir = Path(prepared) if prepared is not None else cache_folder() / "tfds"
 
@@ -54,7 +54,7 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
 
 
 def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
-    """The builder of a task, prepared."""
+    """The builder of a task, with its data prepared."""
     tfds = _library(name)
     if folder is not None and (ready := _ready(tfds, name, folder)) is not None:
         return ready
@@ -74,7 +74,7 @@ def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
     try:
         with tempfile.TemporaryDirectory() as unpacked:
             _prepare(tfds, builder, folder, downloads, Path(unpacked))
-    except Exception as error:  # of the network, the disk, a checksum: tfds has no class for them
+    except Exception as error:  # network, disk, checksum: tfds has no class for them
         advice = "" if folder else _advice(spec)
         raise ValueError(
             f"tensorflow-datasets cannot prepare {name}: {first_line(error)}{advice}"
@@ -91,9 +91,9 @@ def _downloaded(downloads: Path, spec: Spec) -> bool:
 
 
 def _check_reachable(name: str, builder: Any, spec: Spec):
-    """Raise at once where there is no network: tensorflow-datasets would try for minutes."""
+    """Raise a ValueError at once without a network: tensorflow-datasets would try for minutes."""
     if urllib.request.getproxies():
-        return  # which find the hosts for us
+        return  # proxies resolve the host names
     urls = [url for url, info in builder.url_infos.items() if info.filename in spec.archives]
     for host in dict.fromkeys(urllib.parse.urlsplit(url).hostname for url in urls):
         try:
@@ -106,7 +106,7 @@ def _check_reachable(name: str, builder: Any, spec: Spec):
 
 
 def read_part(builder: Any, part: Part) -> list[Record]:
-    """The records of one split in the order of the official file: what is stored is shuffled."""
+    """The records of one split in the order of the official file; the stored order is shuffled."""
     try:
         items = _items(builder.as_data_source(part.split))
         return [
@@ -116,13 +116,13 @@ def read_part(builder: Any, part: Part) -> list[Record]:
             )
             for item in sorted(items, key=lambda item: int(item["idx"]))
         ]
-    except Exception as error:  # of damaged records: tensorflow-datasets has no class for them
+    except Exception as error:  # damaged records: tensorflow-datasets has no class for them
         said = first_line(error)
         raise ValueError(f"{builder.data_dir}: {part.split} cannot be read: {said}") from error
 
 
 def _beside(folder: str | Path | None, spec: Spec, part: Part) -> list[Record] | None:
-    """The records of a part that only a file in the folder has, if it is there."""
+    """The records of a part that only a file in the folder has; None if there is no such file."""
     files = [] if folder is None else [Path(folder) / file for file in part.files]
     found = [file for file in files if file.is_file()]
     return tsv.read_part(found[0], spec, part) if found else None
@@ -136,7 +136,7 @@ def _items(source: Any) -> Iterator[dict[str, Any]]:
 def _library(name: str) -> Any:
     try:
         tfds = importlib.import_module("tensorflow_datasets")
-        # Importing a builder's module is what makes it known by its name.
+        # Importing a builder's module registers its name.
         module = importlib.import_module(f"tensorflow_datasets.text.{name.split('/')[0]}")
         for needed in ("array_record", "importlib_resources"):
             importlib.import_module(needed)
@@ -145,14 +145,14 @@ def _library(name: str) -> Any:
             f"source 'tfds' needs {error.name}: pip install 'lora-jax[tfds]'", name=error.name
         ) from None
     if name.startswith("super_glue/"):
-        # All that this module has of TensorFlow is the name of a dtype.
+        # This module uses TensorFlow only for the name of a dtype.
         module.__dict__["tf"] = types.SimpleNamespace(int32=np.int32)
     tfds.disable_progress_bar()
     return tfds
 
 
 def _ready(tfds: Any, name: str, folder: Path) -> Any:
-    """The builder of what is prepared in a folder, the newest version; None if nothing is."""
+    """The builder of the newest version that is prepared in a folder; None if there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     versions = sorted(path.parent for path in folder.glob(f"{name}/*/dataset_info.json"))
@@ -160,7 +160,7 @@ def _ready(tfds: Any, name: str, folder: Path) -> Any:
         return None
     try:
         builder = tfds.builder_from_directory(versions[-1])
-    except Exception as error:  # of its JSON files
+    except Exception as error:  # its JSON files are damaged
         raise ValueError(f"{versions[-1]} cannot be read: {first_line(error)}") from error
     if builder.info.file_format.value != "array_record":
         raise ValueError(
@@ -182,5 +182,5 @@ def _prepare(tfds: Any, builder: Any, folder: Path | None, downloads: Path, unpa
         )
         archive = Path(manager.download(url))
         with open_zip(archive) as file:
-            file.extractall(unpacked / f"ZIP.{archive.name}")  # where tfds looks before it unpacks
+            file.extractall(unpacked / f"ZIP.{archive.name}")  # tfds looks here before it unpacks
     builder.download_and_prepare(download_dir=downloads, download_config=config)

@@ -1,4 +1,4 @@
-"""GLUE and SuperGLUE from a folder in their official layout: one folder a task, TSV or JSONL."""
+"""GLUE and SuperGLUE from a folder in the official layout: one folder per task, TSV or JSONL."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,12 @@ _HOLDERS = ("gluedata", "glue", "superglue", "supergluedata")
 
 
 def load(name: str, folder: str | Path) -> Task:
-    """The task `name` of `lora_jax.data.tasks.glue.SPECS` from `folder`.
+    """Load the task `name` of `lora_jax.data.tasks.glue.SPECS` from `folder`.
 
-    The folder holds the tasks' folders (`CoLA`, `SST-2`, ...), or holds `glue_data` or `super_glue`
-    that does, or is itself the task's folder. Raises `FileNotFoundError` where a labelled part is
-    missing, saying what is there, and `ValueError` for a row that cannot be read.
+    The folder holds the tasks' folders (`CoLA`, `SST-2`, ...), holds a folder such as `glue_data`
+    or `super_glue` with them, or is itself the task's folder. Raises `FileNotFoundError` if a
+    labelled part is missing (the message lists what is there), and `ValueError` for a row that
+    cannot be read.
     """
 
     def read(name: str, spec: Spec, part: Part) -> list[Record] | None:
@@ -40,7 +41,7 @@ def load(name: str, folder: str | Path) -> Task:
 
 
 def find(folder: Path, spec: Spec) -> Path:
-    """The folder of a task, in `folder` or one that it holds."""
+    """The folder of a task: in `folder`, in a folder inside it, or `folder` itself."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     wanted = {_plain(name) for name in spec.folders}
@@ -52,14 +53,14 @@ def find(folder: Path, spec: Spec) -> Path:
         raise FileNotFoundError(
             f"{folder} has no folder {spec.folders[0]}; it has {_listed(folder)}"
         )
-    # RTE is a task of either benchmark: their files tell them apart.
+    # RTE is in both benchmarks: the files tell them apart.
     files = [file for part in spec.parts for file in part.files]
     fitting = [each for each in places if any((each / file).is_file() for file in files)]
     return (fitting or places)[0]
 
 
 def read_part(path: Path, spec: Spec, part: Part) -> list[Record]:
-    """The records of one official file, in the order of their `idx` where they have one."""
+    """The records of one official file, sorted by `idx` if all have one."""
     header = spec.header if part.labelled else ()
     found = rows.read_rows(path, header, any_width=True)
     columns, target = part.columns or spec.columns, part.label or spec.label
@@ -83,7 +84,7 @@ def read_part(path: Path, spec: Spec, part: Part) -> list[Record]:
 
 
 def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None) -> int | float:
-    """A class number, of its name or its number, or a regression's target."""
+    """The class number, from a class's name or number; or a regression's target."""
     value: Any = rows.value(path, row, column)
     if names is None:
         if (target := rows.target(str(value))) is not None:
@@ -99,7 +100,7 @@ def _label(path: Path, row: rows.Row, column: str, names: tuple[str, ...] | None
 
 
 def _plain(name: str) -> str:
-    """A folder's name as people vary it: `SST-2`, `sst2`, `sst_2`."""
+    """A folder's name without case and punctuation: `SST-2` and `sst_2` both give `sst2`."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 

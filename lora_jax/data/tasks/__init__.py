@@ -1,1 +1,1 @@
-"""What a task is: examples or prompts, its parts, its metrics, and GLUE's tasks as plain data."""
+"""Tasks: examples or prompts, parts and metrics; and the tasks of GLUE as plain data."""

@@ -1,4 +1,4 @@
-"""Texts and their labels, checked when they are made: bad data is found before any training."""
+"""Texts and their labels, checked on creation, so that bad data is found before any training."""
 
 import dataclasses
 import hashlib
@@ -14,9 +14,9 @@ class Examples:
     """One split of a data set: texts or pairs of texts, each with a label.
 
     `labels` are class numbers (stored as int64) or real-valued targets (float64), one per text, and
-    are read-only; None is for texts that are only to be predicted. `second_texts` are the other
-    halves of sentence pairs, `ids` name the examples in their source, `name` names the data set in
-    errors. Raises `ValueError` for no examples, for lengths that differ and for labels that are not
+    are read-only; None means that the texts only get predictions. `second_texts` are the second
+    halves of sentence pairs. `ids` name the examples in their source. `name` names the data set in
+    errors. Raises `ValueError` for no examples, different lengths, and labels that are not finite
     numbers.
     """
 
@@ -51,7 +51,7 @@ class Examples:
         if labels.dtype.kind in "iub":
             if (
                 labels.size and labels.max() > np.iinfo(np.int64).max
-            ):  # of uint64, would be negative
+            ):  # a uint64 that would become negative
                 raise ValueError(
                     f"data set {self.name!r}: label {labels.argmax()} is {labels.max()}, too large"
                 )
@@ -89,7 +89,7 @@ class Examples:
         )
 
     def digest(self) -> str:
-        """SHA-256 of what training sees, in order: texts, second texts and labels, not the ids."""
+        """SHA-256 of what training uses, in order: texts, second texts and labels, but not ids."""
         labels = None if self.labels is None else self.labels.tolist()
         return sha256_of([self.texts, self.second_texts, labels])
 
@@ -99,8 +99,8 @@ class Examples:
 
 
 def texts_of(name: str, field: str, values: Sequence[str]) -> tuple[str, ...]:
-    """The texts of a field of a data set; ValueError for what is no sequence of strings."""
-    if isinstance(values, str):  # a Sequence[str] too, of its characters
+    """The texts of a data set's field; ValueError if it is not a sequence of strings."""
+    if isinstance(values, str):  # a string is itself a Sequence[str]
         raise ValueError(f"data set {name!r}: {field} is one string, not a list")
     values = tuple(values)
     for index, value in enumerate(values):
@@ -110,5 +110,5 @@ def texts_of(name: str, field: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def sha256_of(content: Any) -> str:
-    """SHA-256 of a JSON value, equal on every machine."""
+    """SHA-256 of a JSON value; it is the same on every machine."""
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -1,8 +1,8 @@
 """The tasks of GLUE and of SuperGLUE as plain data: files, columns, classes, texts and metrics.
 
-Classes are in the order of their numbers as the official files and tensorflow-datasets have them.
-`metric` is what the papers on LoRA report for a task and select by; GLUE's own score is the mean of
-the two metrics where a task has two. Sources: Wang et al., 2018 (GLUE), 2019 (SuperGLUE).
+Classes are in the order of their numbers in the official files and in tensorflow-datasets. `metric`
+is the metric that LoRA papers report for a task and select by. If a task has two metrics, GLUE's
+own score is their mean. Sources: Wang et al., 2018 (GLUE), 2019 (SuperGLUE).
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ class Part:
     """One part of a task: its file in the official layout, and its split in tensorflow-datasets."""
 
     name: str
-    files: tuple[str, ...]  # whichever of these names is there
-    split: str  # empty where tensorflow-datasets does not have the part
+    files: tuple[str, ...]  # possible names; the first that exists is read
+    split: str  # empty if tensorflow-datasets lacks the part
     labelled: bool = True
-    columns: Mapping[str, str] | None = None  # of its texts, where they are not the task's
-    label: str = ""  # its column, likewise
-    metrics: tuple[str, ...] = ()  # likewise
+    columns: Mapping[str, str] | None = None  # of its texts, if they differ from the task's
+    label: str = ""  # the label's column, if it differs
+    metrics: tuple[str, ...] = ()  # if they differ
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """One task.
 
-    `columns` are the columns of its texts in the official files, by their names in
-    tensorflow-datasets. `text` and `seconds` are templates over the latter names: one second text
-    makes a pair, two make two examples, the choices of one question.
+    `columns` maps each text's name in tensorflow-datasets to its column in the official files.
+    `text` and `seconds` are templates that use these names. One second text makes a pair; two make
+    two examples, the choices of one question.
     """
 
     folders: tuple[str, ...]
@@ -40,8 +40,8 @@ class Spec:
     metrics: tuple[str, ...]
     archives: tuple[str, ...]  # the official downloads, as tensorflow-datasets names them
     label: str = "label"
-    header: tuple[str, ...] = ()  # of labelled files that have none
-    skip_incomplete: bool = False  # rows without a text or a label are known and left out
+    header: tuple[str, ...] = ()  # the columns of labelled files without a header
+    skip_incomplete: bool = False  # leave out rows without a text or a label
     phrases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trained_on: str = ""  # the task whose training and development parts go with this one
 
@@ -191,7 +191,7 @@ SPECS: Mapping[str, Spec] = {
                 metrics=(
                     "matthews",
                     "accuracy",
-                ),  # the first is R3 in the paper, over three classes
+                ),  # the paper calls the first R3, over three classes
             ),
         ),
         columns={"premise": "sentence1", "hypothesis": "sentence2"},

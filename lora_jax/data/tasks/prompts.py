@@ -1,6 +1,6 @@
-"""Prompts and what follows them: what a decoder learns from, and what its answers are held against.
+"""Prompts with completions to learn, and with options or references to score answers by.
 
-The counterpart of `Examples` for text-to-text tasks, checked in the same way when it is made.
+The counterpart of `Examples` for text-to-text tasks, checked on creation in the same way.
 """
 
 import dataclasses
@@ -14,18 +14,19 @@ from lora_jax.data.tasks.examples import sha256_of, texts_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
-    """One part of a text-to-text task: n prompts, and for each one what there is to learn or score.
+    """One part of a text-to-text task: n prompts, and what to learn or score for each of them.
 
     `completions` are learned (the loss is on their tokens, and on the end of text after them).
-    `options` are the alternatives that a question is answered by, two or more, not equally many for
-    every question; `answers` (int64, read-only) says which of them is right. `references` are the
-    texts that a generated one is compared with, one or more a prompt. `ids` name the examples in
-    their source. `groups` name what must not be on both sides of a split although the prompts
-    differ, such as the passage that a question is about. `name` names the data set in errors.
+    `options` are the possible answers to a question: two or more, and their number may differ
+    between questions. `answers` (int64, read-only) are the indices of the right ones. `references`
+    are the texts that a generated text is compared with, one or more per prompt. `ids` name the
+    examples in their source. Examples with equal `groups` must be on the same side of a split even
+    if their prompts differ; a group is for example the passage that a question is about. `name`
+    names the data set in errors.
 
-    Raises `ValueError` for no prompts, for lengths that differ, for values that are no strings, for
-    fewer than two options, an empty one or one twice, for answers that are no numbers of options,
-    and for prompts without references where others have some.
+    Raises `ValueError` for no prompts, different lengths, values that are not strings, fewer than
+    two options, an empty or repeated option, options without answers (or the reverse), answers that
+    are not indices of options, and a prompt with an empty list of references.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Prompts:
 
     @property
     def option_counts(self) -> np.ndarray:
-        """How many options each question has, int64 (n,); zeros where there are none."""
+        """The number of options of each question, int64 (n,); zeros if there are no options."""
         if self.options is None:
             return np.zeros(len(self), np.int64)
         return np.array([len(each) for each in self.options], np.int64)
@@ -120,7 +121,7 @@ class Prompts:
         )
 
     def digest(self) -> str:
-        """SHA-256 of all that training and scores see, in order: not the ids nor the groups."""
+        """SHA-256 of all that training and scores use, in order: neither ids nor groups."""
         answers = None if self.answers is None else self.answers.tolist()
         content = [self.prompts, self.completions, self.options, answers, self.references]
         return sha256_of(content)
@@ -131,9 +132,9 @@ class Prompts:
 
 
 def concatenate(name: str, parts: Sequence[Prompts]) -> Prompts:
-    """The examples of several parts, one after the other, as one named `name`.
+    """Join the examples of several parts, in order, into one part named `name`.
 
-    Raises `ValueError` where only some parts have a field.
+    Raises `ValueError` if only some parts have a field.
     """
     fields = {}
     for field in ("prompts", "completions", "options", "answers", "references", "ids", "groups"):

@@ -18,13 +18,13 @@ def normalise(text: str) -> str:
 def stratified_split(
     examples: Examples, size: int, seed: int, choices: int = 1
 ) -> tuple[Examples, Examples]:
-    """Holds out `size` examples, classes in proportion; returns `(rest, held_out)`.
+    """Hold out `size` examples, classes in proportion; returns `(rest, held_out)`.
 
-    A text (or pair) that occurs more than once after `normalise` stays in the rest, so nothing is
-    in both parts and what is held out is free of duplicates. Both parts keep the order of
-    `examples`, and depend on the examples and the seed alone. With `choices` above 1, so many
-    examples in a row are one question: `size` counts questions, and their class is which of the
-    choices is right. Raises `ValueError` for labels that are no classes and for a size that the
+    A text (or pair) that occurs more than once after `normalise` stays in the rest, so no text is
+    in both parts and the held-out part has no duplicates. Both parts keep the order of `examples`,
+    and depend only on the examples and the seed. With `choices` above 1, this many consecutive
+    examples are one question: `size` counts questions, and a question's class is the index of its
+    right choice. Raises `ValueError` for labels that are not classes, and for a size that the
     classes cannot fill.
     """
     labels = examples.labels
@@ -36,7 +36,7 @@ def stratified_split(
 
 
 def plain_split(examples: Examples, size: int, seed: int) -> tuple[Examples, Examples]:
-    """Holds out `size` examples whatever their labels; else as `stratified_split`."""
+    """Hold out `size` examples regardless of labels; otherwise as `stratified_split`."""
     return _split(examples, np.zeros(len(examples), np.int64), size, seed, 1)
 
 
@@ -69,7 +69,7 @@ def _split(
 
 
 def _keys(examples: Examples, choices: int) -> list[tuple[str, ...]]:
-    """What makes a question the same as another: the words of all its texts."""
+    """The key of each question: the words of all its texts. Equal keys mean duplicates."""
     columns = [[normalise(text) for text in examples.texts]]
     if examples.second_texts is not None:
         columns.append([normalise(text) for text in examples.second_texts])
@@ -78,7 +78,7 @@ def _keys(examples: Examples, choices: int) -> list[tuple[str, ...]]:
 
 
 def quotas(labels: np.ndarray, size: int) -> dict[int, int]:
-    """How many of each class: in proportion, the largest remainders rounded up."""
+    """How many examples to take of each class: in proportion; largest remainders are rounded up."""
     classes, counts = np.unique(labels, return_counts=True)
     quotas, remainders = np.divmod(counts * size, len(labels))
     missing = size - quotas.sum()

@@ -1,4 +1,4 @@
-"""A task: what to train on, what to measure on and by which metrics."""
+"""A task: the data to train on, the data to evaluate on, and the metrics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from lora_jax.data.tasks.split import plain_split, stratified_split
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What to learn and what to measure it on.
+    """The data to train and evaluate on, and the metrics.
 
     `label_names` are the classes, in the order of their numbers; None makes the task a regression.
-    `extra` are further labelled sets to evaluate on (MNLI's mismatched part, another domain),
-    `unlabelled` are sets that only get predictions (test parts). `metrics` are names that
-    `lora_jax.metrics.label_metrics.score` knows and `metric` is the main one of them, accuracy or
-    Pearson's correlation unless they are given; `extra_metrics` are those of extra parts that have
-    metrics of their own. With `choices` above 1, so many examples in a row are the alternatives of
-    one question, of which exactly one has label 1, and every part is cut between questions alone.
+    `extra` are further labelled sets to evaluate on (MNLI's mismatched part, another domain).
+    `unlabelled` are sets that only get predictions (test parts). `metrics` are names of metrics of
+    `lora_jax.metrics.label_metrics.score`, by default accuracy or Pearson's correlation. `metric`
+    is the main one, by default the first. `extra_metrics` are the metrics of extra parts that have
+    their own. With `choices` above 1, this many consecutive examples are the choices of one
+    question; exactly one of them has label 1, and a part is only ever split between questions.
 
-    Raises `ValueError` for a train or validation part that shows one class (or one target value)
-    only, for labels that do not fit `label_names`, and for parts of which only some are pairs.
+    Raises `ValueError` for a train or validation part with only one class (or one target value),
+    for labels that do not fit `label_names`, and if only some parts are pairs.
     """
 
     name: str
@@ -105,14 +105,14 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """How many numbers a model predicts per example: one per class, or one."""
+        """How many numbers a model outputs per example: one per class, or one for a regression."""
         return 1 if self.label_names is None else len(self.label_names)
 
     def digest(self) -> str:
-        """SHA-256 of all that changes a result, for records; equal on every machine.
+        """SHA-256 of everything that affects a result, for records; the same on every machine.
 
-        That is every labelled part, the label names, the metrics and the choices; not the names,
-        nor the parts that only get predictions.
+        It covers every labelled part, the label names, the metrics and the choices, but not the
+        task's name, the data sets' names and the parts that only get predictions.
         """
         content = [self.label_names, self.train.digest(), self.validation.digest()]
         more: dict[str, Any] = {
@@ -124,16 +124,16 @@ class Task:
             more["extra_metrics"] = {k: list(v) for k, v in sorted(self.extra_metrics.items())}
         default = ("accuracy",) if self.label_names else ("pearson",)
         plain = {"extra": {}, "metrics": [default, default[0]], "choices": 1}
-        # A plain task has the digest that it had before tasks had more than two parts.
+        # A plain task keeps the digest from before tasks had more than two parts.
         return sha256_of(content if more == plain else [*content, more])
 
     def hold_out(self, size: int, seed: int = 0) -> "Task":
-        """The task with `size` examples of train as its validation part.
+        """The task with `size` examples of train held out as its validation part.
 
-        The development parts, `validation` and `extra`, are dropped: nothing that is chosen on the
-        new validation part has seen them. Classes are in proportion, targets of a regression are
-        drawn plainly; no text is in both parts. The size counts questions where examples are
-        choices.
+        The development parts, `validation` and `extra`, are dropped, so that a selection on the new
+        validation part has not seen them. Classes are in proportion; examples of a regression are
+        drawn regardless of targets. No text is in both parts. If examples are choices, `size`
+        counts questions.
         """
         rest, held_out = self._split(size, seed)
         validation = dataclasses.replace(held_out, name=f"{self.train.name} (held out)")
@@ -141,9 +141,10 @@ class Task:
         return dataclasses.replace(self, **new)
 
     def few(self, size: int, draw: int = 0) -> "Task":
-        """The task with `size` training examples (or questions): the draw-th draw of them.
+        """The task with `size` training examples (or questions); `draw` seeds their choice.
 
-        Classes are in proportion, and no text occurs twice. All other parts stay.
+        Classes are in proportion, and no text occurs twice. All other parts stay. A `size` of the
+        whole train part changes nothing.
         """
         count = len(self.train) // self.choices
         if not 0 < size <= count:
@@ -159,15 +160,15 @@ class Task:
     ) -> "Task":
         """The task with a further labelled set to evaluate on; its metrics end in `_<name>`.
 
-        `label_names` are those that its labels number. Where they are this task's in another order,
-        labels are numbered anew; where they are others, a class is the one with its number.
+        `label_names` are the class names of the set's labels. If they are this task's names in
+        another order, the labels are renumbered. If they are other names, numbers are kept.
         """
         if name in self.extra or name in ("train", "validation"):
             raise ValueError(f"task {self.name!r} already has a part {name!r}")
         own, labels = self.label_names, examples.labels
         if own and label_names and labels is not None and set(own) == set(label_names):
             numbers = np.array([own.index(each) for each in label_names])
-            self._check_labels(examples)  # a negative one would count from the end
+            self._check_labels(examples)  # a negative label would index from the end
             examples = dataclasses.replace(examples, labels=numbers[labels])
         return dataclasses.replace(self, extra={**self.extra, name: examples})
 

@@ -1,4 +1,4 @@
-"""A text-to-text task: what a decoder learns from, what it is measured on and by which metrics."""
+"""A text-to-text task: the data a decoder trains on, the data to evaluate on, and the metrics."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from lora_jax.data.tasks.split import normalise, quotas
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextTask:
-    """What to learn and what to measure it on, as `Task` is for classes and numbers.
+    """The data to train and evaluate on, and the metrics; the counterpart of `Task` for texts.
 
-    `extra` are further parts to evaluate on (a test part, each set of a joint task), `unlabelled`
+    `extra` are further parts to evaluate on (a test part, each set of a joint task). `unlabelled`
     are parts that only get predictions. `metrics` are names that
-    `lora_jax.metrics.label_metrics.score_parts` gives for the validation part, and `metric` is the
-    main one of them; unless they are given, accuracy and the loss over options where the validation
-    part has options, else the loss of a token and perplexity.
+    `lora_jax.metrics.label_metrics.score_parts` gives for the validation part; by default accuracy
+    and the loss over options if the validation part has options, else the loss per token and
+    perplexity. `metric` is the main one, by default the first.
 
-    Raises `ValueError` for a main metric that is none of the metrics, for a train part without
-    completions, and for parts to evaluate on that have neither options nor completions.
+    Raises `ValueError` for a main metric that is not in `metrics`, for a train part without
+    completions, and for a part to evaluate on that has neither options nor completions.
     """
 
     name: str
@@ -58,9 +58,9 @@ class TextTask:
                 )
 
     def digest(self) -> str:
-        """SHA-256 of all that changes a result, for records; equal on every machine.
+        """SHA-256 of everything that affects a result, for records; the same on every machine.
 
-        That is every part but those that only get predictions, and the metrics; not the names.
+        It covers the metrics and every part except those that only get predictions, but no names.
         """
         return sha256_of(
             {
@@ -72,7 +72,7 @@ class TextTask:
         )
 
     def scored(self, size: int) -> "TextTask":
-        """The task with at most `size` examples of each part but train, spread evenly over it."""
+        """The task with at most `size` examples in each validation or extra part, evenly spaced."""
 
         def some(part: Prompts) -> Prompts:
             count = len(part)
@@ -82,13 +82,13 @@ class TextTask:
         return dataclasses.replace(self, validation=some(self.validation), extra=parts)
 
     def hold_out(self, size: int, seed: int = 0) -> "TextTask":
-        """The task with `size` examples of train as its validation part.
+        """The task with `size` examples of train held out as its validation part.
 
-        The development parts, `validation` and `extra`, are dropped: nothing that is chosen on the
-        new validation part has seen them. What is held out has no prompt twice, and shares no
-        prompt and no group with train: all other examples that would are left out. Answers are in
-        proportion. Where the validation part that is dropped has references, the held-out prompts
-        have them as well: all completions that train had for them.
+        The development parts, `validation` and `extra`, are dropped, so that a selection on the new
+        validation part has not seen them. The held-out part has no prompt twice. Other examples
+        that share a prompt or a group with it, directly or through others, are dropped from train.
+        Answers are in proportion. If the dropped validation part has references, the held-out
+        prompts get references too: all completions that train had for them.
         """
         if self.validation.options is not None and self.train.options is None:
             raise ValueError(
@@ -113,10 +113,10 @@ class TextTask:
         return dataclasses.replace(self, train=train, validation=validation, extra={})
 
     def few(self, size: int, draw: int = 0) -> "TextTask":
-        """The task with `size` training examples: the draw-th draw of them.
+        """The task with `size` training examples; `draw` seeds their choice.
 
         Answers are in proportion, and no two examples share a prompt or a group. All other parts
-        stay.
+        stay. A `size` of the whole train part changes nothing.
         """
         if size == len(self.train):
             return self
@@ -124,7 +124,7 @@ class TextTask:
 
 
 def _draw(task: TextTask, size: int, seed: int) -> np.ndarray:
-    """`size` examples of train in their order, one of each prompt and group."""
+    """The indices of `size` examples of train, ascending; at most one per prompt and group."""
     part = task.train
     first = np.unique(_together(part), return_index=True)[1]
     if not 0 < size <= len(first):
@@ -143,7 +143,7 @@ def _draw(task: TextTask, size: int, seed: int) -> np.ndarray:
 
 
 def _together(part: Prompts) -> np.ndarray:
-    """A number for each example, equal where they share a prompt or a group, directly or not."""
+    """A number for each example; equal for examples linked by shared prompts or groups."""
     keys = [[("prompt", normalise(prompt)) for prompt in part.prompts]]
     if part.groups is not None:
         keys.append([("group", group) for group in part.groups])
@@ -160,7 +160,7 @@ def _together(part: Prompts) -> np.ndarray:
 
 
 def _completions(part: Prompts) -> dict[str, list[str]]:
-    """The distinct completions of each prompt, by its words, stripped, in their order."""
+    """The distinct stripped completions of each prompt in order; keys are normalised prompts."""
     found: dict[str, dict[str, None]] = {}
     for prompt, completion in zip(part.prompts, part.completions or (), strict=True):
         found.setdefault(normalise(prompt), {})[completion.strip()] = None

@@ -1,1 +1,1 @@
-"""Texts to token ids: tokenizers from published files, chat templates, prompts, and the cache."""
+"""Token ids from texts: tokenizers from published files, chat templates, prompts, and a cache."""

@@ -1,7 +1,7 @@
 """Byte-level byte-pair tokenizers of decoders: how GPT-2, Llama 3, Qwen 2 and SmolLM split a text.
 
-What differs between them is where a text is cut before pairs are merged. llama.cpp has a name for
-each way, which a GGUF file holds; the tokenizer.json of the published model has the same as rules.
+They differ in where a text is split before pairs are merged. llama.cpp has a name for each way,
+which a GGUF file stores; the tokenizer.json of the published model states the same as rules.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from lora_jax.suggest import nearest
 
-# GPT-4's, but for how many digits stay together (the tokenizer.json of Llama 3 and of Qwen 2).
+# GPT-4's pattern, except for how many digits stay together (from the tokenizer.json of Llama 3 and
+# of Qwen 2).
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -19,12 +20,12 @@ _WORDS = (
 
 
 class Way(NamedTuple):
-    """A way to tokenise: what cuts a text, and what else goes with it.
+    """A way to tokenise: how a text is split, and related settings.
 
-    `pattern` cuts before bytes are taken, GPT-2's own does where it is empty; `digits` cuts every
-    digit off first; `composes` brings letters and their accents together (NFC); `whole` takes a
-    word that is in the vocabulary as it is; `begins` texts with the token for that, unless a file
-    says otherwise.
+    `pattern` splits a text before it becomes bytes; if empty, GPT-2's pattern does. `digits`
+    splits off every digit first. `composes` joins letters and their accents (NFC). `whole` keeps a
+    word that is in the vocabulary as one token. `begins` puts the begin token before texts, unless
+    a file says otherwise.
     """
 
     pattern: str = ""
@@ -45,7 +46,7 @@ WAYS = {
 
 
 def way_of(name: str) -> Way:
-    """The way that llama.cpp calls so; ValueError for one that is not here."""
+    """The way with this llama.cpp name; ValueError for one that is not supported."""
     if name not in WAYS:
         raise ValueError(
             f"texts are split by {name!r}, which is not supported; nearest: {nearest(name, WAYS)}; "
@@ -60,11 +61,11 @@ def byte_pairs(
     way: Way,
     add_prefix_space: bool = False,
 ) -> tokenizers.Tokenizer:
-    """A tokenizer without special tokens; `vocabulary` and `merges` spell bytes as GPT-2 does.
+    """A tokenizer without special tokens; `vocabulary` and `merges` write bytes as GPT-2 does.
 
-    ValueError of one line for merges that are not of the vocabulary.
+    Raises a one-line ValueError for merges that use or make tokens outside the vocabulary.
     """
-    for first, second in merges:  # with some such, tokenizers ends in a panic
+    for first, second in merges:  # otherwise tokenizers may panic
         for token in (first, second, first + second):
             if token not in vocabulary:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Token ids kept from run to run: the same texts are tokenised once."""
+"""A cache of token ids between runs: the same texts are tokenised only once."""
 
 import dataclasses
 import hashlib
@@ -17,11 +17,11 @@ from lora_jax.data.tasks.examples import Examples, sha256_of
 from lora_jax.data.tokenizing.tokenize import Encoded, Tokenizer, encode
 from lora_jax.files.atomic import write_atomically
 
-_FORMAT = 1  # counts up when what is stored changes its meaning
+_FORMAT = 1  # raise it when the meaning of stored files changes
 
 
 class Tokenised(NamedTuple):
-    """The token ids, how fast they were made (examples/s, then or now) and whether from a file."""
+    """Token ids, the speed at which they were made (examples/s), and whether a file held them."""
 
     encoded: Encoded
     examples_per_second: float
@@ -36,11 +36,11 @@ def cache_folder() -> Path:
 def encode_cached(
     tokenizer: Tokenizer, examples: Examples, max_length: int, folder: str | Path | None = ""
 ) -> Tokenised:
-    """`encode`, or what it gave before for the same texts, tokenizer and `max_length`.
+    """`encode`, or its cached result for the same texts, tokenizer and `max_length`.
 
-    Files are found by a digest of those, and a damaged one is made anew. Labels are not stored.
-    `folder` is `tokens` in `cache_folder()` if left empty; None keeps nothing. A folder that cannot
-    be written is a warning.
+    A digest of these three finds the file; a damaged file is made again. Labels are not stored. An
+    empty `folder` means `tokens` in `cache_folder()`; with None, nothing is cached. A folder that
+    cannot be written gives a warning.
     """
     key = key_of(tokenizer, max_length, examples.text_digest())
     made = cached(key, lambda: encode(tokenizer, examples, max_length), tokenizer.pad_id, folder)
@@ -51,9 +51,9 @@ def encode_cached(
 def cached(
     key: str, make: Callable[[], Encoded], pad_id: int, folder: str | Path | None = ""
 ) -> Tokenised:
-    """What `make` gives, or gave before under this `key`, in each case without its labels.
+    """The result of `make`, or the one cached under `key`; in both cases without labels.
 
-    `folder` as for `encode_cached`.
+    `folder` as in `encode_cached`.
     """
     if folder is None:
         return _tokenised(make)
@@ -69,8 +69,8 @@ def cached(
 
 
 def key_of(tokenizer: Tokenizer, max_length: int, *content: Any) -> str:
-    """The digest of a tokenizer, the length that it is used with, and JSON values."""
-    # What the tokenizer does follows from its own JSON and from the library's version.
+    """The digest of a tokenizer, its `max_length`, and further JSON values."""
+    # A tokenizer's results depend only on its own JSON and on the library's version.
     own = hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()
     return sha256_of([_FORMAT, tokenizers.__version__, own, tokenizer.pad_id, max_length, *content])
 
@@ -97,7 +97,7 @@ def _read(path: Path, pad_id: int) -> Tokenised | None:
     try:
         arrays = safetensors.numpy.load(path.read_bytes())
         intact = (arrays.pop("sha256") == _digest(arrays)).all()
-    except Exception:  # none, or damaged in whatever way: it is made anew
+    except Exception:  # no file, or a damaged one: it is made again
         return None
     if not intact:
         return None
@@ -115,7 +115,7 @@ def _read(path: Path, pad_id: int) -> Tokenised | None:
 
 
 def _is_ragged(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether these are what `Encoded` says: the digest in a file is of whatever is in it."""
+    """Whether the arrays fit `Encoded`; the file's digest does not ensure that."""
     try:
         ids, types, offsets = (arrays[name] for name in ("ids", "type_ids", "offsets"))
         rows = arrays["truncated"].shape == arrays["examples_per_second"].shape == (1,)

@@ -1,14 +1,14 @@
-"""Chat templates as they are published with decoders, rendered as transformers renders them.
+"""Chat templates that are published with decoders, rendered as in transformers.
 
-A template is a Jinja program from messages to the text that the model was trained on. It runs in
-Jinja's sandbox, with the functions that transformers gives it (`raise_exception`, `strftime_now`,
-`tojson` that leaves letters as they are, `break` and `continue`, blocks marked `generation`).
+A template is a Jinja program that turns messages into the text format of the model's training. It
+runs in Jinja's sandbox, with the additions of transformers (`raise_exception`, `strftime_now`, a
+`tojson` that does not escape letters, `break` and `continue`, blocks marked `generation`).
 
     template = load_chat_template(locate("smollm2"))
     prompt, completion = prompt_and_completion(template, messages)
     ids = tokenizer.backend.encode(prompt, add_special_tokens=False).ids
 
-The text begins with whatever the template begins it with, <s> too; so no special tokens are added.
+The template itself writes a begin token such as <s>, so the tokenizer must add no special tokens.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ _GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A template's source, and the special tokens that it may name, as `bos_token: "<s>"`.
+    """A template's source, and the special tokens that it may use, such as `bos_token: "<s>"`.
 
-    ValueError of one line if it is not a Jinja program; `origin` says where it comes from.
+    Raises a one-line ValueError if it is not a Jinja program; `origin` names its source there.
     """
 
     source: str
@@ -50,22 +50,22 @@ class ChatTemplate:
         """The text of a conversation.
 
         Args:
-            messages: dicts with a `role` and, as a rule, a `content`. As in transformers, what is
-                None counts as not there, and reasoning may be called `reasoning_content`,
-                `thinking` or `reasoning`.
-            add_generation_prompt: ends with what an assistant's answer begins with, where the
-                template knows how.
-            variables: what else the template asks for: `tools`, `enable_thinking`. A template
-                that says today's date takes another from `date_string`.
+            messages: dicts with a `role` and usually a `content`. As in transformers, a value of
+                None counts as missing, and reasoning may be called `reasoning_content`, `thinking`
+                or `reasoning`.
+            add_generation_prompt: end the text with the start of an assistant's answer, if the
+                template supports it.
+            variables: other variables of the template, such as `tools` and `enable_thinking`. Some
+                templates write today's date unless `date_string` gives another.
 
         Raises:
-            ValueError: one line, where the template refuses the messages or cannot render them.
+            ValueError: the template refuses the messages or cannot render them (one line).
         """
         _check(messages)
         given = {"tools": None, "documents": None, **self.tokens, **variables}
         given |= {"messages": [_named_reasoning(message) for message in messages]}
         try:
-            # A template comes from elsewhere: it gets data, never objects with methods.
+            # A template is untrusted: it gets data only, never objects with methods.
             plain = json.loads(json.dumps(given))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
@@ -73,17 +73,17 @@ class ChatTemplate:
             ) from None
         try:
             return self._compiled.render(add_generation_prompt=add_generation_prompt, **plain)
-        except Exception as error:  # the template's own, or of what it does with the messages
+        except Exception as error:  # raised by the template, or by its use of the messages
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{self.origin}: cannot render these messages: {reason}") from None
 
 
 def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
-    """The template of a folder or a GGUF file, with its special tokens.
+    """Load the template of a folder or a GGUF file, with its special tokens.
 
-    From `chat_template.jinja`, else `chat_template` in tokenizer_config.json, else the metadata of
-    the GGUF file; where several are published, `name` says which. FileNotFoundError if there is
-    none, ValueError if it is not a template or not of this name.
+    It is read from `chat_template.jinja`, else from `chat_template` in tokenizer_config.json, else
+    from the metadata of the GGUF file. If several are published, `name` chooses one.
+    FileNotFoundError if there is none; ValueError if none has this name, or it is not a template.
     """
     folder = Path(path)
     settings = read_settings(folder / "tokenizer_config.json")
@@ -113,13 +113,13 @@ def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
 def prompt_and_completion(
     template: ChatTemplate, messages: Sequence[Message], **variables: Any
 ) -> tuple[str, str]:
-    """A conversation's text, divided where the answer that ends it begins.
+    """A conversation's text, split where the final answer begins.
 
-    The prompt is what a model is given to answer, and the completion what it should say, with what
-    ends its turn: the two together are `template.render(messages)`.
+    The prompt is what the model is given. The completion is what it should say, with the end of its
+    turn. Joined, they are `template.render(messages)`.
 
-    ValueError where the last message is not the assistant's, and for a template that renders what
-    comes before an answer otherwise once the answer is there.
+    ValueError if the last message is not the assistant's, or if the template renders the earlier
+    messages differently when the answer follows.
     """
     _check(messages)
     if messages[-1]["role"] != "assistant":
@@ -144,7 +144,7 @@ def _check(messages: Sequence[Message]) -> None:
 
 
 def _named_reasoning(message: Message) -> dict[str, Any]:
-    """A message without what is None, its reasoning under the names that templates look for."""
+    """A message without None values, its reasoning under the names that templates look for."""
     present = {key: value for key, value in message.items() if value is not None}
     for name in ("reasoning_content", "thinking", "reasoning"):
         if name in present:
@@ -153,7 +153,7 @@ def _named_reasoning(message: Message) -> dict[str, Any]:
 
 
 def _named(published: Any, file: Path) -> dict[str, str]:
-    """Templates by name: one alone is the default."""
+    """Templates by name; a single one is called `default`."""
     if isinstance(published, str):
         return {"default": published}
     if isinstance(published, list):
@@ -198,9 +198,9 @@ def _compile(source: str, origin: str) -> Any:
         ) from None
 
     class Generation(Extension):
-        """`{% generation %}`, with which some templates mark what the assistant says."""
+        """`{% generation %}`, by which some templates mark the assistant's words."""
 
-        tags = {"generation"}  # noqa: RUF012  so Jinja has it
+        tags = {"generation"}  # noqa: RUF012  Jinja's interface
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -223,5 +223,5 @@ def _compile(source: str, origin: str) -> Any:
         return environment.from_string(source)
     except TemplateSyntaxError as error:
         raise ValueError(f"{origin}: not a chat template: line {error.lineno}: {error}") from None
-    except Exception as error:  # of what Jinja makes of it in Python: too deep, too long a number
+    except Exception as error:  # from the Python code that Jinja makes: too deep, too long a number
         raise ValueError(f"{origin}: not a chat template: {first_line(error)}") from None

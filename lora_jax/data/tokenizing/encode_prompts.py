@@ -1,20 +1,20 @@
-"""Prompts and their completions to token ids, so that both sides of their boundary stay whole.
+"""Token ids from prompts and completions, such that no token crosses their boundary.
 
-How the boundary is found, which changes what is learned:
+The boundary affects what is learned. It is found as follows:
 
-* Spaces at the end of a prompt go to the completion first, as in lm-evaluation-harness
-  (`_encode_pair`): vocabularies keep a space with the word after it, and hardly any text has a
-  token for one space before a word. Line ends stay with the prompt (the harness moves them too):
+* First, spaces at the end of a prompt move to the completion, as in lm-evaluation-harness
+  (`_encode_pair`): vocabularies join a space to the word after it, and a separate token for one
+  space before a word is rare in texts. Line ends stay with the prompt (the harness moves them too):
   Llama 3 and Qwen 2 have one token for `:` and a line end.
-* Then the ids of the whole text are taken, and cut where those of the prompt alone end, if they
-  begin with exactly those. That is the text as the tokenizer has it, and at generation a model is
-  given the prompt's ids alone: it goes on from the very ids that it was trained behind.
-* Otherwise a token reaches over the boundary, and prompt and completion are tokenised by
-  themselves. The harness and LLM-Adapters (`finetune.py`) cut the whole text at the number of the
-  prompt's tokens there as well, so that a piece of the completion counts as prompt, or the other
-  way round. A SentencePiece tokenizer marks the beginning of a word at the boundary in this case.
+* Then the whole text is tokenised. If its ids begin with exactly the ids of the prompt alone, they
+  are split there. The text is then tokenised as the tokenizer would do it; and at generation, which
+  starts from the prompt's ids alone, the model continues from the ids that it was trained on.
+* Otherwise a token crosses the boundary, and prompt and completion are tokenised separately. The
+  harness and LLM-Adapters (`finetune.py`) split the whole text at the number of the prompt's tokens
+  in this case too, so that a piece of the completion counts as prompt, or the reverse. A
+  SentencePiece tokenizer marks a word beginning at the boundary in this case.
 
-Special tokens are added by id alone, so that a tokenizer's own template neither ends a prompt nor
+Special tokens are added only by id, so that a tokenizer's own template neither ends a prompt nor
 begins a completion.
 """
 
@@ -36,21 +36,21 @@ def encode_prompts(
     eos_id: int,
     bos_id: int | None = None,
 ) -> Encoded:
-    """Token ids of prompt, completion and end of text, for training and for the loss of a token.
+    """Token ids of prompt, completion and end of text, for training and for the loss per token.
 
-    `type_ids` are 1 on the completion and the end of text after it, 0 before. Of what is longer
-    than `max_length`, tokens are taken from the start of the prompt (after `bos_id`), and
-    `truncated` counts it. `labels` count the tokens that are learned, int64. Without completions,
-    the prompts alone, all of type 0, as generation continues them.
+    `type_ids` are 1 on the completion and the end of text after it, and 0 before. From an example
+    longer than `max_length`, tokens are removed at the start of the prompt (after `bos_id`);
+    `truncated` counts these examples. `labels` are the number of learned tokens, int64. If
+    `prompts` has no completions, the result is the prompts alone, all of type 0, for generation.
 
     Args:
-      max_length: tokens at most, all included.
+      max_length: the most tokens of an example, all included.
       eos_id: the token that ends a completion.
-      bos_id: the token that every text begins with, or None for a model without one.
+      bos_id: the token that begins every text, or None for a model without one.
 
     Raises:
-      NoRoomError: one line with the example, where `max_length` has no room for its completion and
-        one token before it, or there is nothing before it.
+      NoRoomError: `max_length` has no room for an example's completion and one token before it.
+      ValueError: an empty prompt and no `bos_id`. Both messages are one line and name the example.
     """
     counts = np.ones(len(prompts), np.int64)
     if prompts.completions is None:
@@ -64,14 +64,14 @@ def encode_prompts(
 def encode_options(
     tokenizer: Tokenizer, prompts: Prompts, max_length: int, bos_id: int | None = None
 ) -> tuple[Encoded, np.ndarray]:
-    """Token ids of every prompt with each of its options, and where each question's rows are.
+    """Token ids of every prompt with each of its options, and `offsets` of each question's rows.
 
-    Question q has the rows `offsets[q]` to `offsets[q + 1]`, in the order of its options; no end of
-    text follows an option. Else as `encode_prompts`; `truncated` counts rows, and `labels` are the
-    tokens of each option, int64.
+    Question q has rows `offsets[q]` to `offsets[q + 1]`, in the order of its options. No end of
+    text follows an option. Otherwise as `encode_prompts`; `truncated` counts rows, and `labels` are
+    the number of tokens of each option, int64.
 
     Raises:
-      ValueError: no options, or one line with the example as for `encode_prompts`.
+      ValueError: no options, or as in `encode_prompts`.
     """
     options, offsets = _options(prompts)
     counts = np.diff(offsets)
@@ -87,7 +87,7 @@ def encode_prompts_cached(
     bos_id: int | None = None,
     folder: str | Path | None = "",
 ) -> Tokenised:
-    """`encode_prompts`, or what it gave before for the same; `folder` as for `encode_cached`."""
+    """`encode_prompts`, or its cached result; `folder` as in `encode_cached`."""
     key = key_of(tokenizer, max_length, "completions", prompts.text_digest(), eos_id, bos_id)
 
     def make() -> Encoded:
@@ -103,7 +103,7 @@ def encode_options_cached(
     bos_id: int | None = None,
     folder: str | Path | None = "",
 ) -> tuple[Tokenised, np.ndarray]:
-    """`encode_options`, or what it gave before for the same; `folder` as for `encode_cached`."""
+    """`encode_options`, or its cached result; `folder` as in `encode_cached`."""
     key = key_of(tokenizer, max_length, "options", prompts.text_digest(), bos_id)
 
     def make() -> Encoded:
@@ -118,17 +118,17 @@ def option_outputs(
 ) -> np.ndarray:
     """The log-likelihoods of options by question, (questions, most options) float32.
 
-    The largest of a row is the model's answer. Where a question has fewer options than another, the
-    row ends in -1e30, which no softmax sees.
+    The largest number of a row is the model's answer. If a question has fewer options than others,
+    its row is filled with -1e30, which has no weight in a softmax.
 
     Args:
-      loglik: (rows,) of `encode_options`, each the sum over the tokens of its option.
-      offsets: where the rows of each question are, (questions + 1,).
-      lengths: (rows,) what each sum is divided by: the characters of an option
-        (lm-evaluation-harness's `acc_norm`) or its tokens; by default nothing.
+      loglik: (rows,) for the rows of `encode_options`: the sum over the tokens of each option.
+      offsets: (questions + 1,), from `encode_options`.
+      lengths: (rows,) a divisor for each sum: the option's number of characters
+        (lm-evaluation-harness's `acc_norm`) or of tokens; by default none.
 
     Raises:
-      ValueError: numbers of rows that differ, or a length below 1.
+      ValueError: different numbers of rows, or a length below 1.
     """
     loglik = np.asarray(loglik, np.float64)
     counts = np.diff(offsets)
@@ -145,7 +145,7 @@ def option_outputs(
 
 
 def option_characters(prompts: Prompts) -> np.ndarray:
-    """The number of characters of every option, int64 (rows,) as `encode_options` has them."""
+    """The number of characters of every option, int64 (rows,), in the order of `encode_options`."""
     return np.array([len(each) for each in _options(prompts)[0]], np.int64)
 
 
@@ -159,7 +159,7 @@ def _options(prompts: Prompts) -> tuple[list[str], np.ndarray]:
 def _boundaries(
     tokenizer: Tokenizer, prompts: Sequence[str], follows: Sequence[str], counts: np.ndarray
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """The ids of the prompts, and of what follows them: `counts[i]` texts in a row for prompt i."""
+    """The ids of prompts and of the texts that follow them; `counts[i]` texts follow prompt i."""
 
     def ids(texts: Sequence[str]) -> list[list[int]]:
         found = tokenizer.backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -226,7 +226,7 @@ def _rows(
 
 
 def _with_counts(made: Tokenised) -> Tokenised:
-    """With the labels that `encode_prompts` gives, which are not stored."""
+    """Add the labels of `encode_prompts`, which are not stored."""
     encoded = made.encoded
     counts = np.add.reduceat(encoded.type_ids, encoded.offsets[:-1], dtype=np.int64)
     return made._replace(encoded=dataclasses.replace(encoded, labels=counts))

@@ -1,7 +1,7 @@
-"""The tokenizer that a GGUF file's metadata describes: byte-level pairs, or SentencePiece's pairs.
+"""The tokenizer in a GGUF file's metadata: byte-level pairs, or SentencePiece's pairs.
 
-The ids are those of the published tokenizer that the file was made from. transformers, where it
-reads the same files, leaves some of its rules out: see tests/parity/test_gguf_live.py.
+The ids are those of the published tokenizer that the file was made from. transformers reads the
+same files but omits some of the tokenizer's rules: see tests/parity/test_gguf_live.py.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from lora_jax.models.parts.config_checks import shown
 from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.suggest import nearest
 
-# Kinds of tokens (LLAMA_TOKEN_TYPE in llama.cpp); the rest are unused ones, and bytes.
+# Kinds of tokens (LLAMA_TOKEN_TYPE in llama.cpp); the other kinds are unused tokens and bytes.
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
-_LONGEST = 10_000  # characters of a token, which is taken apart at each of them
+_LONGEST = 10_000  # characters of a token; it is split after each of them
 
 
 def from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
     """The tokenizer of a file.
 
-    Control tokens, and those that a user defined, are found in a text before it is split, as in
-    the published tokenizers. ValueError, naming the file, for a kind of tokenizer or a way to split
-    texts that is not here, and for metadata that do not go together.
+    Control tokens and user-defined tokens are found in a text before it is split, as in the
+    published tokenizers. Raises a ValueError that names the file for an unsupported kind of
+    tokenizer or way to split texts, and for inconsistent metadata.
     """
     try:
         return _from_gguf(file)
@@ -34,7 +34,7 @@ def from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
 
 
 def gguf_token_id(file: GgufFile, name: str) -> int | None:
-    """The id of "bos", "eos", "unknown" or "padding"; None where there is none."""
+    """The id of "bos", "eos", "unknown" or "padding"; None if the file has none."""
     given = file.value(f"tokenizer.ggml.{name}_token_id", None)
     count = len(file.value("tokenizer.ggml.tokens"))
     if given is not None and not 0 <= given < count:
@@ -77,10 +77,10 @@ def _from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
-    """Llama 2's: characters merged into the piece of the highest score, bytes where there is none.
+    """Llama 2's tokenizer: merge characters into the piece of the highest score, else use bytes.
 
-    As transformers' LlamaConverter makes the published tokenizer.json of tokenizer.model: a space
-    before every stretch of text, those after special tokens too.
+    It follows transformers' LlamaConverter, which makes the published tokenizer.json from
+    tokenizer.model: a space comes before every stretch of text, also after special tokens.
     """
     if file.value("tokenizer.ggml.remove_extra_whitespaces", False):
         raise ValueError("remove_extra_whitespaces is not supported")
@@ -114,7 +114,7 @@ def _sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> token
 
 
 def _merges_of(scores: dict[str, float], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """All pairs that make a piece, that of the highest score first; ties as in transformers."""
+    """All pairs that make a piece, highest score first; ties are ordered as in transformers."""
     found = []
     for piece, score in scores.items():
         if len(piece) > _LONGEST:
@@ -142,7 +142,7 @@ def _numbered(tokens: list[str]) -> dict[str, int]:
 
 
 def _surrounded(tokens: list[str], bos: int | None, eos: int | None) -> Any:
-    """What puts a token before and after every text."""
+    """A post-processor that puts the given tokens before and after every text."""
     names = {"bos": bos, "eos": eos}
     ids = {name: i for name, i in names.items() if i is not None}
 

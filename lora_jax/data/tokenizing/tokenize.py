@@ -1,4 +1,4 @@
-"""Texts to token ids, once per data set, with the tokenizer that a checkpoint holds."""
+"""Tokenise texts, once per data set, with the tokenizer of a published checkpoint."""
 
 import dataclasses
 from pathlib import Path
@@ -21,17 +21,17 @@ from lora_jax.models.families.decoder_configs import DECODER_KINDS
 from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.models.published.weight_files import find_gguf, read_json
 
-# Which file a folder's tokenizer is built from, where it has no tokenizer.json.
+# The file that a folder's tokenizer is built from if it has no tokenizer.json, and its builder.
 _BUILDERS = {"vocab.txt": from_vocab_txt, "vocab.json": from_merges, "spm.model": from_spm}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer that neither pads nor truncates, and the id it pads with.
+    """A tokenizer that neither pads nor truncates, and the id to pad with.
 
-    `bos_id` and `eos_id` begin and end a text, None where the checkpoint names no such token.
-    `starts_with_bos` says whether `backend.encode` begins every text with `bos_id` by itself
-    (with `add_special_tokens=False` it never does); a decoder's ends none.
+    `bos_id` and `eos_id` begin and end a text; None if the checkpoint names no such token.
+    `starts_with_bos` says whether `backend.encode` itself begins every text with `bos_id` (with
+    `add_special_tokens=False` it never does).
     """
 
     backend: tokenizers.Tokenizer
@@ -45,10 +45,10 @@ class Tokenizer:
 class Encoded:
     """Token ids of a data set, ragged: example i is `ids[offsets[i]:offsets[i + 1]]`.
 
-    `ids` and `type_ids` (0 in the first text, 1 in the second, where the tokenizer tells them
-    apart) are int32, `offsets` is int64 with one entry more than there are examples. `labels` are
-    those of the examples, empty where these have none. `truncated` counts the examples that did not
-    fit in `max_length`.
+    `ids` and `type_ids` are int32; types are 0 in the first text and 1 in the second if the
+    tokenizer distinguishes them. `offsets` is int64, with one entry more than there are examples.
+    `labels` are those of the examples, or empty. `truncated` counts the examples that did not fit
+    in `max_length`.
     """
 
     ids: np.ndarray
@@ -63,19 +63,19 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per example, special tokens included, int64."""
+        """The number of tokens of each example, with special tokens, int64."""
         return np.diff(self.offsets)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads the tokenizer of a published checkpoint from its folder, or from its GGUF file.
+    """Load the tokenizer of a published checkpoint from its folder, or from its GGUF file.
 
-    Takes `tokenizer.json` if there is one, else BERT's `vocab.txt`, RoBERTa's or GPT-2's
-    `vocab.json` with its `merges.txt`, or DeBERTa's `spm.model`, with the settings of
-    `tokenizer_config.json`; else the folder's only GGUF file (see `find_gguf`). A decoder without
-    a padding token pads with the one that ends a text. Padding and truncation stored in the file
-    are switched off: some checkpoints pad every sentence to 128 tokens. Raises `FileNotFoundError`
-    if there is no such file and `ValueError` if it cannot be used.
+    It is read from `tokenizer.json` if that exists, else from a GGUF file (see `find_gguf`), else
+    from BERT's `vocab.txt`, RoBERTa's or GPT-2's `vocab.json` with `merges.txt`, or DeBERTa's
+    `spm.model`, with the settings of `tokenizer_config.json`. A decoder without a padding token
+    pads with the token that ends a text. Padding and truncation settings in the file are switched
+    off: some checkpoints pad every sentence to 128 tokens. Raises `FileNotFoundError` if there is
+    no such file and `ValueError` if it cannot be used.
     """
     folder = Path(path)
     whole = folder / "tokenizer.json"
@@ -120,9 +120,9 @@ def _plain(backend: tokenizers.Tokenizer, pad: int, bos: int | None, eos: int | 
 
 
 def _kind(folder: Path, settings: dict[str, Any]) -> str | None:
-    """What a folder's tokenizer was made for: a model_type, None where nothing says.
+    """The model_type that a folder's tokenizer was made for; None if it is not known.
 
-    Of a tokenizer the class says it before the model does: SmolLM2 is a Llama with GPT-2's.
+    The tokenizer's class counts before the model's type: SmolLM2 is a Llama with GPT-2's tokenizer.
     """
     named = str(settings.get("tokenizer_class", "")).removesuffix("Fast").removesuffix("Tokenizer")
     if named.lower() in DECODER_KINDS:
@@ -135,14 +135,14 @@ def _kind(folder: Path, settings: dict[str, Any]) -> str | None:
 
 
 class NoRoomError(ValueError):
-    """So few tokens are asked for that a text would have none left."""
+    """The length limit is so small that a text would have no tokens left."""
 
 
 def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded:
-    """Token ids of all examples, special tokens included, at most `max_length` for each.
+    """Token ids of all examples, each of at most `max_length` tokens with special tokens.
 
-    Of a pair that is too long, tokens are taken from the end of its longer text. Raises
-    `NoRoomError` if `max_length` leaves no room for a token of each text.
+    From a pair that is too long, tokens are removed at the end of the longer text. Raises
+    `NoRoomError` if `max_length` has no room for one token of each text.
     """
     backend = tokenizer.backend
     if examples.second_texts is None:

@@ -12,13 +12,13 @@ from lora_jax.data.tokenizing.tokenizer_settings import TOKEN_FLAGS
 from lora_jax.files.arrays import first_line
 
 GPT2_END = "<|endoftext|>"
-"""GPT-2's only special token: it begins a text, ends it, and is what is unknown."""
+"""GPT-2's only special token: it begins a text, ends it, and stands for unknown text."""
 
 _BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's: word pieces, lower-cased unless tokenizer_config.json says otherwise."""
+    """BERT's tokenizer: word pieces, lower-cased unless tokenizer_config.json says otherwise."""
     try:
         vocabulary = models.WordPiece.read_file(str(path))
     except Exception as error:  # tokenizers raises nothing more specific
@@ -40,7 +40,7 @@ def from_vocab_txt(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer
 
 
 def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
-    """RoBERTa's: pairs of bytes merged, from vocab.json and the merges.txt beside it."""
+    """RoBERTa's tokenizer: byte pairs, from vocab.json and the merges.txt beside it."""
     vocabulary, merges = _read_merges(path)
     try:
         model = models.BPE(
@@ -65,7 +65,7 @@ def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def from_gpt2(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
-    """GPT-2's, from the same two files: no token around a text, but where settings ask for one."""
+    """GPT-2's tokenizer, from the same two files; `add_bos_token` puts a token before texts."""
     vocabulary, merges = _read_merges(path)
     special = {k: _added(settings.get(f"{k}_token") or GPT2_END) for k in ("unk", "bos", "eos")}
     _require(
@@ -90,19 +90,19 @@ def from_gpt2(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
-    """DeBERTa v2's and v3's: a SentencePiece unigram model, with its own table of characters.
+    """DeBERTa v2's and v3's tokenizer: a SentencePiece unigram model with its character table.
 
-    As transformers' DebertaV2Converter, whose ids are SentencePiece's but where several characters
-    in a row combine with one, or a text ends in U+2581. (The DebertaV2Tokenizer of
-    transformers 5 leaves the model's table of characters out, so that ligatures, full-width letters
-    and the like become unknown: ids differ there.)
+    It follows transformers' DebertaV2Converter. The ids are SentencePiece's, except where several
+    consecutive characters combine with one, or a text ends in U+2581. (The DebertaV2Tokenizer of
+    transformers 5 omits the model's character table: ligatures, full-width letters and the like
+    become unknown, and ids differ.)
     """
     model = _read_spm(path)
     if model.trainer_spec.model_type != 1:
         raise ValueError(f"{path}: not a unigram model, which DeBERTa's is")
     try:
         return _unigram(path, model, settings)
-    except Exception as error:  # pieces that are no text, a table or an id that cannot be
+    except Exception as error:  # a piece that is not text, a bad table or id
         if isinstance(error, ValueError):
             raise
         raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
@@ -142,12 +142,12 @@ def _unigram(path: Path, model: Any, settings: dict[str, Any]) -> tokenizers.Tok
             if piece.type in (control, user_defined)
         ]
     )
-    backend.add_special_tokens(_BERT_SPECIAL)  # [MASK] is often none of the model's pieces
+    backend.add_special_tokens(_BERT_SPECIAL)  # [MASK] is often not in the model's pieces
     return backend
 
 
 def _read_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """What vocab.json and the merges.txt beside it hold."""
+    """The vocabulary of vocab.json, and the merges of the merges.txt beside it."""
     try:
         return models.BPE.read_file(str(path), str(path.with_name("merges.txt")))
     except Exception as error:  # tokenizers raises nothing more specific
@@ -162,17 +162,17 @@ def _read_spm(path: Path) -> Any:
             f"{path}: reading it needs a package that is not installed; "
             "run: pip install sentencepiece protobuf"
         ) from None
-    protobuf: Any = sentencepiece_model_pb2  # its classes come into being on import
+    protobuf: Any = sentencepiece_model_pb2  # its classes are created on import
     model = protobuf.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's DecodeError, which has no stable place
+    except Exception as error:  # protobuf's DecodeError, whose module is not stable
         raise ValueError(f"{path} is not a SentencePiece model: {error}") from None
     return model
 
 
 def _added(token: str | dict[str, Any]) -> AddedToken:
-    """A special token, as tokenizer_config.json has it: its text, or an AddedToken written out."""
+    """A special token from tokenizer_config.json: its text, or an AddedToken as an object."""
     if isinstance(token, str):
         return AddedToken(token, normalized=False, special=True)
     options = {name: token[name] for name in TOKEN_FLAGS if name in token}

@@ -1,4 +1,4 @@
-"""What a tokenizer_config.json says, as far as a tokenizer is built from it, checked."""
+"""The settings of a tokenizer_config.json that tokenizers are built from, checked."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ _FLAGS += ("add_prefix_space", "trim_offsets", "split_by_punct")  # RoBERTa's, D
 _FLAGS += ("add_bos_token",)  # GPT-2's
 _TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "sep", "cls", "unk", "pad", "mask"))
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-"""What an added token that is written out says beside its content."""
+"""The settings of an added token that is written as an object, beside its content."""
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a file, without those that are null; none where there is no file.
+    """The settings in a file, without those that are null; empty if there is no file.
 
-    ValueError, of one line that names the file and the setting, for what no tokenizer can have.
+    Raises a one-line ValueError that names the file and the setting for a value of a wrong type.
     """
     if not path.is_file():
         return {}
@@ -32,17 +32,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def special_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """The special tokens that checked settings name, as `eos_token: "</s>"`."""
+    """The special tokens that checked settings name, for example `eos_token: "</s>"`."""
     return {name: token_text(settings[name]) for name in _TOKENS if name in settings}
 
 
 def token_text(token: str | dict[str, Any]) -> str:
-    """A token's text, which may stand in an added token that is written out."""
+    """A token's text; the token is a text, or an added token written as an object."""
     return token if isinstance(token, str) else token["content"]
 
 
 def _is_token(value: Any) -> bool:
-    """Text, or an added token written out: its content, and how it is matched."""
+    """Whether a value is a text, or an added token as an object: its content and its flags."""
     if isinstance(value, dict):
         flags = (value.get(name, False) for name in TOKEN_FLAGS)
         return isinstance(value.get("content"), str) and all(isinstance(f, bool) for f in flags)

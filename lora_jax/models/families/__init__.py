@@ -1,4 +1,4 @@
 """The families of base models, each with its config: BERT, DeBERTa, GPT-2 and Llama.
 
-`encoders` and `decoders` say which family a published `model_type` belongs to.
+`encoders` and `decoders` map a published `model_type` to its family.
 """

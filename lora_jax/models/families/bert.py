@@ -1,8 +1,8 @@
 """BERT and RoBERTa encoders with a sequence classifier, in Flax NNX.
 
-The layers are stacked along a leading axis and scanned, so the program, and the time to compile
-it, is the same for 6 layers and for 24. Every kernel is a plain (in, out) matrix, (layers, in, out)
-when stacked; heads appear only after the product. The parameters' paths:
+The layers are stacked along a leading axis and scanned, so the program and its compile time are the
+same for 6 layers and for 24. Every kernel is a plain (in, out) matrix, (layers, in, out) when
+stacked; outputs are split into heads only after the product. The parameters' paths:
 
     embeddings/{word,position,token_type}/embedding    embeddings/norm/{scale,bias}
     layers/attention/{query,key,value,output}/{kernel,bias}    layers/attention/norm/{scale,bias}
@@ -57,7 +57,7 @@ class Embeddings(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, its residual and its norm: (B, T, hidden) to the same."""
+    """Multi-head self-attention with its residual and norm: (B, T, hidden) to (B, T, hidden)."""
 
     def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -72,8 +72,8 @@ class Attention(nnx.Module):
         c = self.config
         probabilities_rng, output_rng = split_keys(rng, 2)
 
-        # Heads before tokens: both products are then plain batched matrices, which XLA:CPU runs
-        # 1.7 times as fast in the backward pass as (B, T, heads, head).
+        # Heads come before tokens: both products are then plain batched matrix products. On
+        # XLA:CPU, their backward pass is 1.7 times as fast as with (B, T, heads, head).
         def heads(y: Array) -> Array:
             return y.reshape(*y.shape[:-1], c.num_attention_heads, -1).swapaxes(-3, -2)
 
@@ -86,7 +86,7 @@ class Attention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One transformer layer, normalised after each residual: (B, T, hidden) to the same."""
+    """One transformer layer, normalised after each residual: (B, T, hidden) to (B, T, hidden)."""
 
     def __init__(self, config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         width, inner = config.hidden_size, config.intermediate_size
@@ -106,8 +106,8 @@ class Layer(nnx.Module):
 class BertClassifier(EncoderClassifier):
     """BERT or RoBERTa with a classifier over the pooled sequence.
 
-    `pool="cls"` is dense and tanh over the first token, for RoBERTa with one more dropout before
-    the dense layer.
+    `pool="cls"` applies a dense layer and tanh to the first token; RoBERTa has one more dropout
+    before the dense layer.
     """
 
     embeddings_type = Embeddings

@@ -1,4 +1,4 @@
-"""What a published BERT or RoBERTa config.json says, checked."""
+"""The settings of a published BERT or RoBERTa config.json, checked."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from lora_jax.models.parts.config_checks import (
     shown,
 )
 
-# model_type -> where its defaults differ from BERT's.
+# model_type -> the defaults that differ from BERT's.
 _FAMILIES: dict[str, dict[str, int]] = {
     "bert": {},
     "roberta": {"vocab_size": 50265, "pad_token_id": 1},
@@ -27,7 +27,7 @@ _FAMILIES: dict[str, dict[str, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Sizes and rates of an encoder, under the names and with the defaults of transformers."""
+    """Sizes and rates of an encoder, with the names and defaults of transformers."""
 
     model_type: str = "bert"
     vocab_size: int = 30522
@@ -58,7 +58,7 @@ class BertConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "BertConfig":
-        """Reads the content of a published config.json.
+        """Read the content of a published config.json.
 
         ValueError for another architecture, and for a feature that this encoder lacks: relative
         positions, a decoder, cross attention, pruned heads, quantised weights.
@@ -77,12 +77,12 @@ class BertConfig:
         return own
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a config.json holds it."""
+        """This config as the content of a config.json."""
         return dataclasses.asdict(self)
 
     @property
     def head_dropout(self) -> float:
-        """Dropout before the classifier: its own rate where the config has one."""
+        """The dropout rate before the classifier: its own if the config has one, else hidden's."""
         own = self.classifier_dropout
         return self.hidden_dropout_prob if own is None else own
 
@@ -105,7 +105,7 @@ def _family_defaults(model_type: Any) -> dict[str, int]:
 
 
 def _check(name: str, value: Any) -> None:
-    """Sizes are positive integers, rates are in [0, 1)."""
+    """Check one setting: most sizes are positive integers, rates are in [0, 1)."""
     if name == "model_type" or (name == "classifier_dropout" and value is None):
         return
     if name == "hidden_act":

@@ -1,10 +1,10 @@
 """DeBERTa v2 and v3 encoders with a sequence classifier, in Flax NNX.
 
-Attention is disentangled: to a query's product with a key come its product with the embedding of
-their distance (c2p), and the key's (p2c). The layers are stacked and scanned as in bert.py, and the
-parameters have the same paths, with what is new:
+Attention is disentangled: the score of a query and a key adds two products with the embedding of
+their distance, the query's (c2p) and the key's (p2c). The layers are stacked and scanned as in
+bert.py. The parameters have the same paths, and these more:
 
-    embeddings/projection/kernel            where the tables are narrower than the hidden states
+    embeddings/projection/kernel            if the tables differ in width from the hidden states
     embeddings/relative/embedding           (2 * span, hidden), one for each (bucket of a) distance
     embeddings/relative_norm/{scale,bias}                       with norm_rel_ebd="layer_norm"
     layers/attention/{position_key,position_query}/{kernel,bias}    unless share_att_key: then `key`
@@ -42,7 +42,10 @@ from lora_jax.models.parts.relative import relative_indices
 
 
 class Embeddings(nnx.Module):
-    """Word, position and token-type embeddings as configured, normalised: to (B, T, hidden)."""
+    """The sum of word, position and token-type embeddings, normalised: (B, T) to (B, T, hidden).
+
+    The config may leave out positions and token types.
+    """
 
     def __init__(self, config: DebertaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         width, std = config.hidden_size, config.initializer_range
@@ -73,7 +76,7 @@ class Embeddings(nnx.Module):
         return self.norm(x) * mask.astype(dtype)[:, :, None]
 
     def distances(self, tokens: int, dtype: DTypeLike) -> Relative | None:
-        """The relative embeddings for sequences of so many tokens."""
+        """The relative embeddings for sequences of `tokens` tokens; None if the model has none."""
         c = self.config
         if not (c.relative_attention and c.pos_att_type):
             return None
@@ -86,7 +89,7 @@ class Embeddings(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One transformer layer, normalised after each residual: (B, T, hidden) to the same."""
+    """One transformer layer, normalised after each residual: (B, T, hidden) to (B, T, hidden)."""
 
     def __init__(self, config: DebertaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         width, inner = config.hidden_size, config.intermediate_size
@@ -106,7 +109,7 @@ class Layer(nnx.Module):
 
 
 class Convolution(nnx.Module):
-    """What v2's largest models add to the first layer's output: neighbours in the embeddings.
+    """A convolution over the embeddings, which v2's largest models add to the first layer's output.
 
     The kernel is (conv_kernel_size, hidden / conv_groups, hidden).
     """
@@ -121,7 +124,7 @@ class Convolution(nnx.Module):
         self.config = config
 
     def branch(self, embedded: Array, mask: Array, rng: Array | None) -> Array:
-        """What is added, from the embeddings, (B, T, hidden)."""
+        """The term to add, computed from the embeddings: (B, T, hidden) to (B, T, hidden)."""
         c = self.config
         y = jax.lax.conv_general_dilated(
             embedded,
@@ -138,7 +141,7 @@ class Convolution(nnx.Module):
 class DebertaClassifier(EncoderClassifier):
     """DeBERTa v2 or v3 with a classifier over the pooled sequence.
 
-    `pool="cls"` is dropout, dense and the config's activation over the first token.
+    `pool="cls"` applies dropout, a dense layer and the config's activation to the first token.
     """
 
     embeddings_type = Embeddings
@@ -185,7 +188,7 @@ class DebertaClassifier(EncoderClassifier):
         bias = attention_bias(mask, wide(dtype))
         graph, weights = nnx.split(self.layers)
 
-        # What the convolution adds depends on the embeddings alone: only its sum is in the loop.
+        # The convolution depends only on the embeddings: the loop only adds its result.
         after_first = _unchanged
         if c.conv_kernel_size:
             branch = self.convolution.branch(x, mask, convolution_rng)

@@ -1,8 +1,8 @@
 """DeBERTa's disentangled attention: by content, and by the distance between two tokens.
 
-To the product of a query and a key come the query's with the embedding of their distance (c2p), and
-the key's (p2c); with share_att_key the query and key kernels project those embeddings as well.
-He et al., 2021 (arXiv:2006.03654), section 3.1.
+The score of a query and a key adds two products with the embedding of their distance, the query's
+(c2p) and the key's (p2c). With share_att_key, the query and key kernels also project these
+embeddings. He et al., 2021 (arXiv:2006.03654), section 3.1.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Relative(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Disentangled self-attention, its residual and its norm: (B, T, hidden) to the same."""
+    """Disentangled self-attention with its residual and norm: (B, T, hidden) to (B, T, hidden)."""
 
     def __init__(self, config: DebertaConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -74,10 +74,11 @@ class Attention(nnx.Module):
         return y.reshape(*y.shape[:-1], self.config.num_attention_heads, -1).swapaxes(-3, -2)
 
     def _by_distance(self, x: Array, positions: Array, order: Array) -> Array:
-        """The product of each token's x with the projected embedding of each token's distance.
+        """The product of each token's x with the projected embedding of its distance to each token.
 
-        With a column for each distance in order, skewing aligns it with the tokens: no element is
-        gathered, nor scattered one by one in the backward pass, which is slow on a CPU.
+        With one column per distance, in order, skewing aligns the columns with the tokens. This
+        avoids gathering single elements, and scattering them in the backward pass, which is slow on
+        a CPU.
         """
         rows = jnp.take(self._heads(positions), order, axis=-2)
         return skew(x @ rows.swapaxes(-2, -1)[None])

@@ -1,4 +1,4 @@
-"""What a published DeBERTa v2 or v3 config.json says, checked."""
+"""The settings of a published DeBERTa v2 or v3 config.json, checked."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -36,11 +36,11 @@ _KINDS = ("c2p", "p2c")
 
 @dataclasses.dataclass(frozen=True)
 class DebertaConfig:
-    """Sizes and rates of an encoder, under the names and with the defaults of transformers.
+    """Sizes and rates of an encoder, with the names and defaults of transformers.
 
-    An `embedding_size` of 0 is that of the hidden states, a `conv_kernel_size` of 0 no convolution,
-    a `type_vocab_size` of 0 no token types. Of -1, `max_relative_positions` is the number of
-    positions, and `position_buckets` means a relative embedding for every distance.
+    A value of 0 means: the hidden size for `embedding_size`, no convolution for `conv_kernel_size`,
+    no token types for `type_vocab_size`. A value of -1 means: the number of positions for
+    `max_relative_positions`, one relative embedding per distance for `position_buckets`.
     """
 
     model_type: str = "deberta-v2"
@@ -105,7 +105,7 @@ class DebertaConfig:
                 f"norm_rel_ebd {shown(self.norm_rel_ebd)} is not supported; "
                 "supported: none, layer_norm"
             )
-        # Half of the buckets are for single positions, and the last of the others is the farthest.
+        # Half of the buckets are for single distances; the other half must reach the farthest one.
         middle = self.position_buckets // 2
         if self.position_buckets > 0 and not 1 <= middle < self.relative_positions - 1:
             raise ValueError(
@@ -124,10 +124,11 @@ class DebertaConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "DebertaConfig":
-        """Reads the content of a published config.json.
+        """Read the content of a published config.json.
 
         ValueError for another architecture, and for a feature that this encoder lacks: heads or a
-        pooler of another width than the hidden states', a decoder, pruned heads, quantised weights.
+        pooler whose width does not follow from the hidden size, a decoder, pruned heads, quantised
+        weights.
         """
         _check_family(config.get("model_type"))
         check_plain(config)
@@ -149,12 +150,12 @@ class DebertaConfig:
         return own
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a config.json holds it."""
+        """This config as the content of a config.json."""
         return {**dataclasses.asdict(self), "pos_att_type": list(self.pos_att_type)}
 
     @property
     def head_dropout(self) -> float:
-        """Dropout before the classifier: its own rate where the config has one."""
+        """The dropout rate before the classifier: its own if the config has one, else hidden's."""
         return self.hidden_dropout_prob if self.cls_dropout is None else self.cls_dropout
 
     def with_head_dropout(self, rate: float) -> "DebertaConfig":
@@ -162,7 +163,7 @@ class DebertaConfig:
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence: no end to it without absolute positions, relative ones saturate."""
+        """The longest sequence; unlimited without absolute positions, as relative ones saturate."""
         return self.max_position_embeddings if self.position_biased_input else 2**31 - 1
 
     @property
@@ -173,7 +174,7 @@ class DebertaConfig:
 
     @property
     def span(self) -> int:
-        """Half the number of relative embeddings: one side's."""
+        """Half the number of relative embeddings: those for one direction."""
         return self.position_buckets if self.position_buckets > 0 else self.relative_positions
 
 
@@ -183,7 +184,7 @@ def _check_family(model_type: str | None) -> None:
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
-    """A list of words, or one string with bars between them, in lower case."""
+    """The words of a list, or of one string with bars between them, in lower case."""
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple):
         raise ValueError(f"{name} must be words, got {shown(value)}")

@@ -1,4 +1,4 @@
-"""The decoders that are here, by the model_type of their config.json; none of them is imported."""
+"""Supported decoders by the model_type of their config.json, without importing their modules."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from lora_jax.models.families.llama_config import LlamaConfig
 
 
 class DecoderKind(NamedTuple):
-    """What reads a config.json, and what the language model is called in transformers."""
+    """The class that reads a config.json, and the language model's name in transformers."""
 
     config: type[LlamaConfig] | type[GPT2Config]
     architecture: str

@@ -1,4 +1,4 @@
-"""The families of decoders: for each model_type of a config.json, what reads and runs it."""
+"""The families of decoders: the config and model classes for each model_type of a config.json."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from lora_jax.suggest import nearest
 
 
 class DecoderFamily(NamedTuple):
-    """The classes of a family, and what its language model is called in transformers."""
+    """The classes of a family, and the name of its language model in transformers."""
 
     config: type[LlamaConfig] | type[GPT2Config]
     decoder: type[Llama] | type[GPT2]
@@ -28,7 +28,7 @@ DECODERS = {
 
 
 def decoder_family_of(config: Mapping[str, Any]) -> DecoderFamily:
-    """The family of a config.json's content; ValueError for one that is not here."""
+    """The family of a config.json's content; ValueError for one that is not supported."""
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in DECODERS:
         return DECODERS[model_type]

@@ -1,4 +1,4 @@
-"""The families of base models: for each model_type of a config.json, what reads and runs it."""
+"""The families of encoders: the config and model classes for each model_type of a config.json."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ Classifier = BertClassifier | DebertaClassifier
 
 
 class Family(NamedTuple):
-    """The classes of a family, and what its classes are called in transformers (before `Model`)."""
+    """The classes of a family, and the start of their names in transformers (before `Model`)."""
 
     config: type[BertConfig] | type[DebertaConfig]
     classifier: type[BertClassifier] | type[DebertaClassifier]
@@ -29,7 +29,7 @@ FAMILIES = {
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json's content; ValueError for one that is not here."""
+    """The family of a config.json's content; ValueError for one that is not supported."""
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]

@@ -1,14 +1,14 @@
-"""GPT-2 in Flax NNX, its layers stacked along a leading axis and scanned (see llama.py).
+"""GPT-2 in Flax NNX, with its layers stacked along a leading axis and scanned (see llama.py).
 
-The published weights keep the projections of queries, keys and values as one matrix of three times
-the width. Here they are three, split when read and joined when written: the LoRA paper adapts those
-of queries and values alone (Hu et al., 2021, arXiv:2106.09685, section 4.2), and a low-rank update
-of the joined matrix is another method. The parameters' paths:
+The published weights join the projections of queries, keys and values in one matrix of three times
+the width. Here they are three matrices, split when read and joined when written. The reason: the
+LoRA paper adapts only queries and values (Hu et al., 2021, arXiv:2106.09685, section 4.2), and a
+low-rank update of the joined matrix is a different method. The parameters' paths:
 
     embedding/embedding    position/embedding
     layers/attention_norm/{scale,bias}    layers/attention/{query,key,value,output}/{kernel,bias}
     layers/mlp_norm/{scale,bias}          layers/{up,down}/{kernel,bias}
-    norm/{scale,bias}                     head/kernel  (not where it is tied to the embedding)
+    norm/{scale,bias}                     head/kernel  (unless tied to the embedding)
 
 Radford et al., 2019, "Language Models are Unsupervised Multitask Learners".
 """
@@ -93,5 +93,5 @@ class GPT2(Decoder):
 
 
 def _residual_std(config: GPT2Config) -> float:
-    """What is added to the residual starts smaller, by the root of how many add to it."""
+    """The initial std of layers that add to the residual, divided by the root of their number."""
     return config.initializer_range / (2 * config.n_layer) ** 0.5

@@ -1,4 +1,4 @@
-"""What a published GPT-2 config.json says, checked."""
+"""The settings of a published GPT-2 config.json, checked."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ from lora_jax.models.parts.config_checks import (
     token_ids,
 )
 
-# What null means in a config.json: for all else, nothing.
+# The meaning of null in a config.json; for any other setting, null is an error.
 _NULLS = {"n_inner": 0, "bos_token_id": None, "eos_token_id": (), "pad_token_id": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """Sizes and rates of a decoder, under the names and with the defaults of transformers.
+    """Sizes and rates of a decoder, with the names and defaults of transformers.
 
-    An `n_inner` of 0 is four times `n_embd`. `eos_token_id` holds as many ids as end a text.
+    An `n_inner` of 0 means four times `n_embd`. `eos_token_id` holds all ids that end a text.
     """
 
     model_type: str = "gpt2"
@@ -72,10 +72,10 @@ class GPT2Config:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "GPT2Config":
-        """Reads the content of a published config.json.
+        """Read the content of a published config.json.
 
-        ValueError for another architecture, and for a feature that this decoder lacks: scores that
-        are scaled otherwise, cross attention, pruned heads, quantised weights.
+        ValueError for another architecture, and for a feature that this decoder lacks: another
+        scaling of scores, cross attention, pruned heads, quantised weights.
         """
         _check_family(config.get("model_type"))
         check_plain(config, "decoders")
@@ -96,14 +96,14 @@ class GPT2Config:
         return own
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a config.json holds it."""
+        """This config as the content of a config.json."""
         eos = list(self.eos_token_id)
         return {
             **dataclasses.asdict(self),
             "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         }
 
-    # What every decoder's config is asked for.
+    # The properties that every decoder's config must have.
 
     @property
     def hidden_size(self) -> int:
@@ -127,12 +127,12 @@ class GPT2Config:
 
     @property
     def slides(self) -> tuple[bool, ...]:
-        """Of each layer, whether it sees a window only: none does."""
+        """Whether each layer sees only a window: none does."""
         return (False,) * self.n_layer
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence: as many positions as there are embeddings of them."""
+        """The longest sequence: the number of position embeddings."""
         return self.n_positions
 
 

@@ -1,13 +1,13 @@
 """The Llama family of decoders in Flax NNX: Llama 2 and 3, TinyLlama, SmolLM2, Mistral, Qwen 2, 3.
 
-The layers are stacked along a leading axis and scanned, so the program, and the time to compile
-it, is the same for 16 layers and for 80. Every kernel is a plain (in, out) matrix, (layers, in,
-out) when stacked; heads appear only after the product. The parameters' paths:
+The layers are stacked along a leading axis and scanned, so the program and its compile time are the
+same for 16 layers and for 80. Every kernel is a plain (in, out) matrix, (layers, in, out) when
+stacked; outputs are split into heads only after the product. The parameters' paths:
 
     embedding/embedding
     layers/attention_norm/scale    layers/attention/{query,key,value,output}/kernel
     layers/mlp_norm/scale          layers/{gate,up,down}/kernel
-    norm/scale                     head/kernel  (not where it is tied to the embedding)
+    norm/scale                     head/kernel  (unless tied to the embedding)
     layers/attention/{query,key,value}/bias  (Qwen 2)
     layers/attention/{query,key}_norm/scale  (Qwen 3)
 
@@ -45,7 +45,10 @@ class Attention(nnx.Module):
         self.config = config
 
     def project(self, x: Array, rotation: Rotation) -> tuple[Array, Array, Array]:
-        """Queries (B, T, heads, head_dim), keys and values (B, T, groups, head_dim), turned."""
+        """Queries (B, T, heads, head_dim), and keys and values (B, T, groups, head_dim).
+
+        Queries and keys are rotated by their positions.
+        """
 
         def heads(y: Array) -> Array:
             return y.reshape(*y.shape[:-1], -1, self.config.head_dim)

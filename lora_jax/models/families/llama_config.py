@@ -1,4 +1,4 @@
-"""What a published config.json of the Llama family says, checked: Llama, Mistral, Qwen 2 and 3."""
+"""The checked settings of a Llama family's published config.json: Llama, Mistral, Qwen 2 and 3."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _QWEN: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": (),
 }
-# model_type -> where its defaults differ from Llama's.
+# model_type -> the defaults that differ from Llama's.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {
@@ -45,7 +45,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
 }
-# What null means in a config.json: for all else, nothing.
+# The meaning of null in a config.json; for any other setting, null is an error.
 _NULLS = {
     "num_key_value_heads": 0,
     "head_dim": 0,
@@ -59,13 +59,13 @@ _NULLS = {
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes and settings of a decoder, under the names and with the defaults of transformers.
+    """Sizes and settings of a decoder, with the names and defaults of transformers.
 
-    A `num_key_value_heads` of 0 is as many as of the queries, a `head_dim` of 0 is
-    hidden_size / num_attention_heads. `layer_types` says of each layer whether it attends to all
-    earlier tokens or to the last `sliding_window` ones, itself included; left out, it is what
-    the model type makes of `sliding_window` and, in Qwen, of `max_window_layers`. `eos_token_id`
-    holds as many ids as end a text.
+    A `num_key_value_heads` of 0 means as many as query heads; a `head_dim` of 0 means hidden_size /
+    num_attention_heads. `layer_types` says for each layer whether a token attends to all earlier
+    tokens or to the last `sliding_window` tokens, itself included. If empty, it follows from the
+    model type, `sliding_window` and, for Qwen, `max_window_layers`. `eos_token_id` holds all ids
+    that end a text.
     """
 
     model_type: str = "llama"
@@ -151,7 +151,7 @@ class LlamaConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "LlamaConfig":
-        """Reads the content of a published config.json.
+        """Read the content of a published config.json.
 
         ValueError for another architecture, and for a feature that this decoder lacks: another
         rotary scaling, cross attention, pruned heads, quantised weights.
@@ -169,7 +169,7 @@ class LlamaConfig:
         return dataclasses.replace(own, rope=Rope.from_json(config, own.max_position_embeddings))
 
     def to_json(self) -> dict[str, Any]:
-        """The same as a config.json holds it."""
+        """This config as the content of a config.json."""
         content = dataclasses.asdict(self)
         del content["rope"]
         eos = list(self.eos_token_id)
@@ -182,12 +182,12 @@ class LlamaConfig:
 
     @property
     def slides(self) -> tuple[bool, ...]:
-        """Of each layer, whether it sees the last `sliding_window` tokens only."""
+        """Whether each layer sees only the last `sliding_window` tokens."""
         return tuple(each == SLIDING for each in self.layer_types)
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence: no end to it but with `dynamic` scaling (see `Rope`)."""
+        """The longest sequence; unlimited except with `dynamic` scaling (see `Rope`)."""
         dynamic = self.rope.rope_type == "dynamic"
         return self.max_position_embeddings if dynamic else 2**31 - 1
 
@@ -207,7 +207,7 @@ class LlamaConfig:
 
     @property
     def norms_heads(self) -> bool:
-        """Whether queries and keys are normalised, head by head, before they turn."""
+        """Whether queries and keys are normalised, head by head, before they are rotated."""
         return self.model_type == "qwen3"
 
 

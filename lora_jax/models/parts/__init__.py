@@ -1,1 +1,1 @@
-"""What models are built of: modules, attention, positions, the decoder's layers, cache and loss."""
+"""The parts of models: modules, attention, positions, the decoder's layers, cache and loss."""

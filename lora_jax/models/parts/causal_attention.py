@@ -10,14 +10,14 @@ from jax import Array
 from lora_jax.models.parts.modules import dropout, wide
 
 Implementation = Literal["xla", "cudnn"]
-"""What `jax.nn.dot_product_attention` calls its backends; None leaves the choice to it."""
+"""The backends of `jax.nn.dot_product_attention`, by its names; None lets it choose."""
 
 
 class Sight(NamedTuple):
-    """What queries see: `mask` (B or 1, 1, T, S) where it is given, booleans, and nothing else.
+    """Which keys the queries see: if `mask` is given, (B or 1, 1, T, S) booleans, it alone decides.
 
-    Without a mask, T == S and each token sees itself and what is before it, or of that the last
-    `window` tokens only, itself included: a backend with a flash kernel then skips the rest.
+    Without a mask, T == S, and each token sees itself and all earlier tokens, or with `window` only
+    the last `window` of these. A backend with a flash kernel then skips the others.
     """
 
     mask: Array | None = None
@@ -26,9 +26,9 @@ class Sight(NamedTuple):
 
 
 def reach(queries: Array, keys: Array, window: int | None = None) -> Array:
-    """Which keys each query may see by its place, (T,) and (S,) to (1, 1, T, S) booleans.
+    """Which keys each query may see by position: (T,) and (S,) to (1, 1, T, S) booleans.
 
-    A query sees itself and what is before it; with a window, the last `window` of those.
+    A query sees itself and all earlier positions; with a window, only the last `window` of these.
     """
     distance = queries[:, None] - keys[None, :]
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
@@ -46,12 +46,12 @@ def visible(
     """The mask of a whole sequence, (B or 1, 1, T, T) booleans.
 
     Args:
-        attention_mask: (B, T), nonzero where there is a token.
-        segments: (B, T) integers; a token sees those of its own number only.
-        window: how far back a token sees, itself included.
-        branches: (B, T) integers, 0 for what all others go on from; a token sees that and its own
-            number.
-        positions: (B, T), by which a window counts where there are branches.
+        attention_mask: (B, T), nonzero for a token.
+        segments: (B, T) integers; a token sees only tokens with its own number.
+        window: how many tokens back a token sees, itself included.
+        branches: (B, T) integers, 0 for the shared beginning; a token sees that beginning and
+            tokens with its own number.
+        positions: (B, T); with branches, the window is counted in these positions.
     """
     index = jnp.arange(tokens)
     if branches is None:
@@ -69,7 +69,7 @@ def visible(
 
 
 def restarting(segments: Array) -> Array:
-    """Positions that count from 0 in every run of equal numbers, (B, T) to (B, T) int32."""
+    """Positions that restart at 0 in every run of equal numbers: (B, T) to (B, T) int32."""
     index = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
     first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
@@ -83,19 +83,20 @@ def attend(
     dropout_rate: float = 0.0,
     rng: Array | None = None,
 ) -> Array:
-    """Attention of queries (B, T, heads, d) to keys and values (B, S, groups, d), as the queries.
+    """Attention of queries (B, T, heads, d) to keys and values (B, S, groups, d).
 
-    Each group of keys serves heads / groups heads in a row (Ainslie et al., 2023,
-    arXiv:2305.13245). Softmax is in float32 at least. A query that sees nothing gets some finite
-    mean. With `rng`, a share `dropout_rate` of the probabilities is dropped.
+    The result has the shape of the queries. Each group of keys serves heads / groups consecutive
+    heads (Ainslie et al., 2023, arXiv:2305.13245). Softmax is in float32 at least. A query that
+    sees no key gets a finite but meaningless result. With `rng`, a share `dropout_rate` of the
+    probabilities is dropped.
     """
     drops = rng is not None and dropout_rate > 0
-    # jax.nn's has no dropout, and a softmax in float32 even for float64.
+    # jax.nn's function has no dropout, and computes softmax in float32 even for float64.
     if drops or query.dtype == jnp.float64:
         return _attend(query, key, value, sight, dropout_rate, rng)
     window = None if sight.window is None else (sight.window - 1, 0)
     own = sight.mask is None
-    with jax.numpy_dtype_promotion("standard"):  # it mixes bfloat16 with float32 within
+    with jax.numpy_dtype_promotion("standard"):  # it mixes bfloat16 and float32 internally
         return jax.nn.dot_product_attention(
             query,
             key,
@@ -110,7 +111,7 @@ def attend(
 def _attend(
     query: Array, key: Array, value: Array, sight: Sight, rate: float, rng: Array | None
 ) -> Array:
-    """The same, written out."""
+    """The same as `attend`, written out."""
     batch, tokens, heads, width = query.shape
     groups, exact = key.shape[2], wide(query.dtype)
     mask = visible(tokens, window=sight.window) if sight.mask is None else sight.mask

@@ -1,8 +1,8 @@
-"""Next-token cross-entropy whose logits are never whole: a chunk of positions at a time.
+"""Next-token cross-entropy, one chunk of positions at a time: all logits never exist at once.
 
 The logits of 8 texts of 2048 tokens over 128,256 words are 8.4 GB in float32, more than a model
-that fits beside them. Here a chunk's logits are made, reduced and forgotten, and made again in the
-backward pass: one more product with the head, of the three that a step does with it.
+that fits beside them. Here a chunk's logits are computed, reduced and dropped, and computed again
+in the backward pass. This costs one more product with the head, beside the three of a step.
 """
 
 import functools
@@ -25,13 +25,13 @@ def token_losses(
     """The cross-entropy of every position's target, (B, T), in nats; in float32 at least.
 
     Args:
-        logits: a decoder's `logits`, or any other function of hidden states that takes each
-            position by itself; what it closes over gets its gradients, adapted or not.
+        logits: a decoder's `logits`, or any other function of hidden states that treats each
+            position by itself; gradients reach the arrays that it closes over.
         hidden: (B, T, width).
-        targets: (B, T) integers, the token that each position predicts; of the vocabulary, even
-            where a loss is not used.
-        chunk: for how many positions of every row logits exist at once: B x chunk x vocabulary
-            numbers, a few times over. Rows are never cut apart, so a batch that is spread over
+        targets: (B, T) integers, the token that each position predicts. Each must be in the
+            vocabulary, even where the loss is not used.
+        chunk: the number of positions per row whose logits exist at once: a few times
+            B x chunk x vocabulary numbers. Rows are not split, so a batch that is sharded over
             devices stays so.
         smoothing: the share of a target that is spread evenly over all words (label smoothing:
             Szegedy et al., 2016, arXiv:1512.00567, section 7).
@@ -75,16 +75,16 @@ def next_token_loss(
     weights: Array | None = None,
     chunk: int = 128,
 ) -> Array:
-    """The mean cross-entropy of each token given what is before it, a scalar in nats.
+    """The weighted mean cross-entropy of each token given the tokens before it, a scalar in nats.
 
     Args:
         logits: as for `token_losses`.
         hidden: (B, T, width), the states after each token.
-        input_ids: (B, T), the tokens themselves.
-        weights: (B, T) of each token as one that is predicted, 0 for padding, prompts and the first
-            token of every document (`lora_jax.data.batching.packing` gives such); by default all
-            are 1. The first token of a row is predicted from nothing, and counts in no case.
-            Without any weight the loss is 0.
+        input_ids: (B, T), the tokens.
+        weights: (B, T), the weight of each token as a target: 0 for padding, prompts and the first
+            token of every document (`lora_jax.data.batching.packing` makes such weights); by
+            default all are 1. A row's first token never counts, as nothing precedes it. If all
+            weights are 0, the loss is 0.
         chunk: as for `token_losses`.
     """
     losses = token_losses(logits, hidden, jnp.roll(input_ids, -1, axis=1), chunk)

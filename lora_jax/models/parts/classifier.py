@@ -1,4 +1,4 @@
-"""What every encoder's classifier shares: its parts, and the head over the pooled sequence."""
+"""The common part of all encoders' classifiers: the modules, and the head over pooled states."""
 
 import functools
 from typing import Any, ClassVar
@@ -23,16 +23,16 @@ from lora_jax.models.parts.modules import (
 class EncoderClassifier(nnx.Module):
     """A stacked encoder with a classifier over the pooled sequence.
 
-    `pool="mean"` averages the last hidden states of the unmasked tokens, as sentence encoders do;
-    `pool="cls"` is the published classifier of the family, over the first token. Regression is
+    `pool="mean"` averages the last hidden states of the unmasked tokens, as sentence encoders do.
+    `pool="cls"` is the published classifier of the family, over the first token. A regression has
     num_labels=1.
 
-    `dtype` is what the encoder computes in, by default the dtype of its parameters; norms and
-    softmax stay in float32 at least, the head in the dtype of its parameters. `remat` recomputes
-    each layer in the backward pass instead of keeping its activations. The model holds no random
-    state: pass `rng` to a call for dropout.
+    The encoder computes in `dtype`, by default the dtype of its parameters; norms and softmax are
+    in float32 at least, the head in the dtype of its parameters. `remat` recomputes each layer in
+    the backward pass instead of keeping its activations. The model holds no random state: pass
+    `rng` to a call for dropout.
 
-    A family sets its two types, `pool_first` and `encode`.
+    A family defines `embeddings_type`, `layer_type`, `pool_first` and `encode`.
     """
 
     embeddings_type: ClassVar[Any]
@@ -71,10 +71,10 @@ class EncoderClassifier(nnx.Module):
 
         Args:
             input_ids: (B, T) integers.
-            attention_mask: (B, T), nonzero where there is a token. Padding changes no logit, and a
-                wholly masked row gives finite ones.
-            token_type_ids: (B, T) segment of each token, by default 0; not looked at by a model
-                without token types.
+            attention_mask: (B, T), nonzero for a token. Padding changes no logit; a fully masked
+                row gives finite logits.
+            token_type_ids: (B, T), the segment of each token, by default 0; a model without token
+                types ignores it.
             rng: dropout at the config's rates with this key; no dropout without one.
         """
         encoder_rng, pooler_rng, head_rng = split_keys(rng, 3)
@@ -88,7 +88,7 @@ class EncoderClassifier(nnx.Module):
         return logits.astype(wide(logits.dtype))
 
     def pool_first(self, x: Array, rng: Array | None) -> Array:
-        """What the head sees of the first token's hidden states, (B, hidden) to the same."""
+        """The head's input from the first token's hidden states, (B, hidden) to (B, hidden)."""
         raise NotImplementedError
 
     def encode(

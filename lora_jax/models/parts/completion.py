@@ -1,4 +1,4 @@
-"""A decoder as a function of prompts with completions: how likely it thinks each completion."""
+"""A decoder as a function that gives the log-likelihood of completions after prompts."""
 
 from collections.abc import Callable
 
@@ -14,19 +14,19 @@ from lora_jax.models.parts.decoder import Decoder
 def completion_likelihood(
     decoder: Decoder, longest: int, chunk: int = 128, smoothing: float = 0.0
 ) -> tuple[Callable[..., Array], nnx.State]:
-    """A decoder as `(forward, params)`, whose outputs are log-likelihoods of completions.
+    """A decoder as `(forward, params)`, where `forward` gives log-likelihoods of completions.
 
-    `forward(params, input_ids, attention_mask, token_type_ids, rng=None)` gives (B, 1), the
-    log-likelihood of the tokens of type 1, in nats, given all that is before them. They stand in a
-    row; the first token of all is predicted from nothing, and counts nothing. There are logits only
-    where a token of a completion is predicted, `chunk` positions of every row at a time: for short
-    answers to long questions, that saves most of the head's work. Padding must be at the end of a
-    row, where no token sees it: the mask itself is not used, so that backends may use their kernels
-    for plain causal attention.
+    `forward(params, input_ids, attention_mask, token_type_ids, rng=None)` gives (B, 1): the
+    log-likelihood, in nats, of the tokens of type 1 given all tokens before them. These tokens must
+    be contiguous. A row's first token never counts, as nothing precedes it. Logits are computed
+    only for tokens of completions, `chunk` positions of every row at a time: for short answers to
+    long questions, this saves most of the head's work. Padding must be at the end of a row, where
+    no token sees it. The mask is not used, so that backends can use their kernels for plain causal
+    attention.
 
     Args:
-        longest: tokens of the longest completion there is; of a longer one, the rest is left out.
-        smoothing: of labels, as `token_losses` has it, for training.
+        longest: the number of tokens of the longest completion; further tokens are left out.
+        smoothing: label smoothing for training, as in `token_losses`.
     """
     return _likelihoods(decoder, longest, 1, chunk, smoothing, branched=False)
 
@@ -34,14 +34,14 @@ def completion_likelihood(
 def option_likelihoods(
     decoder: Decoder, options: int, longest: int, chunk: int = 128
 ) -> tuple[Callable[..., Array], nnx.State]:
-    """The same for several completions of one prompt in a row, (B, options).
+    """As `completion_likelihood`, for several completions of one prompt in a row: (B, options).
 
-    The tokens of completion k have type k, from 1 on, and one completion follows the other. Each is
-    predicted from the prompt and itself alone: the prompt's states are computed once for all.
+    The tokens of completion k have type k, from 1 on, and completions follow each other. Each is
+    predicted from the prompt and itself only; the prompt's states are computed once for all.
 
     Args:
-        options: the most completions that a row has; without tokens, one has a likelihood of 0.
-        longest: tokens of all completions of a row together, at most.
+        options: the most completions of a row; a missing one has a log-likelihood of 0.
+        longest: the most tokens of all completions of a row together.
     """
     return _likelihoods(decoder, longest, options, chunk, 0.0, branched=True)
 
@@ -76,7 +76,7 @@ def _likelihoods(
 
 
 def _completions(types: Array, longest: int) -> tuple[Array, Array]:
-    """Where the tokens of completions are, (B, longest or T), and their types, 0 for none.
+    """The places of completions' tokens, (B, min(longest, T)), and their types, 0 for no token.
 
     Places are at least 1 and within the row.
     """

@@ -1,4 +1,4 @@
-"""What the config.json of every family is held to: sizes, rates, activations, plain models."""
+"""Checks of every family's config.json: sizes, rates, activations, and unsupported features."""
 
 import functools
 import reprlib
@@ -11,7 +11,7 @@ from jax import Array
 
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 
-# transformers' names. "gelu" is exact (erf), the others of that name are its tanh approximation.
+# By transformers' names. "gelu" is exact (erf); the other gelus are its tanh approximation.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": _tanh_gelu,
@@ -25,10 +25,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 MOST_LAYERS = 10_000
-"""More than any model has by far; lists of layers are made before the weights are looked at."""
+"""Far more than any model has. It limits lists of layers, which are made before weights load."""
 MOST = 2**31 - 1
-"""Of any other size: no axis of an array, nor a token's id, is larger."""
-_LEAST_EPSILON, _MOST_EPSILON = 1e-30, 0.1  # float32 holds the first; the other is no rounding
+"""The limit of any other size: no axis of an array and no token id is larger."""
+_LEAST_EPSILON, _MOST_EPSILON = 1e-30, 0.1  # float32 holds the least; more than 0.1 is a mistake
 
 _NEVER = ("add_cross_attention", "pruned_heads", "quantization_config")
 _NOT_OF = {"encoders": ("is_decoder", *_NEVER), "decoders": ("is_encoder_decoder", *_NEVER)}
@@ -37,7 +37,7 @@ _NOT_OF = {"encoders": ("is_decoder", *_NEVER), "decoders": ("is_encoder_decoder
 def check_plain(
     config: Mapping[str, Any], kind: Literal["encoders", "decoders"] = "encoders"
 ) -> None:
-    """ValueError for what no model here has: the other half, pruned heads, quantised weights."""
+    """Raise a ValueError for unsupported features, such as pruned heads or quantised weights."""
     for feature in _NOT_OF[kind]:
         if config.get(feature):
             raise ValueError(
@@ -48,13 +48,13 @@ def check_plain(
 def settings(
     config: Mapping[str, Any], names: Collection[str], nulls: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Those of the settings that a config.json has.
+    """The settings in `names` that a config.json has.
 
     Args:
-      nulls: what null means, of the settings for which it means something.
+      nulls: the meaning of null, for the settings that may be null.
 
     Raises:
-      ValueError: a null of another one.
+      ValueError: another setting is null.
     """
     found = {name: each for name, each in config.items() if name in names}
     for name, each in found.items():
@@ -79,13 +79,13 @@ def check_activation(name: str, value: Any) -> None:
 
 
 def check_rate(name: str, value: Any) -> None:
-    """A share of what dropout zeroes."""
+    """Check a dropout rate."""
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{name} must be a number in [0, 1), got {shown(value)}")
 
 
 def check_positive(name: str, value: Any) -> None:
-    """A number that float32 holds, and not as zero or infinity."""
+    """Check a positive number that float32 holds as neither zero nor infinity."""
     if not _is_number(value) or not value > 0:
         raise ValueError(f"{name} must be a positive number, got {shown(value)}")
     if not 1e-37 < value < 1e38:
@@ -93,7 +93,7 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def check_epsilon(name: str, value: Any) -> None:
-    """What is added to a variance before it divides."""
+    """Check the number that a norm adds to a variance before dividing by its root."""
     check_positive(name, value)
     if not _LEAST_EPSILON <= value <= _MOST_EPSILON:
         raise ValueError(
@@ -113,7 +113,7 @@ def check_layers(name: str, value: Any) -> None:
 
 
 def check_known_tokens(config: Mapping[str, Any], vocab_size: int) -> None:
-    """ValueError for a token that a model is said to have, and that its vocabulary does not."""
+    """Raise a ValueError for a special token's id that is outside the vocabulary."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if beyond := [each for each in token_ids(name, config.get(name)) if each >= vocab_size]:
             raise ValueError(
@@ -127,13 +127,13 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_token(name: str, value: Any) -> None:
-    """One token id, or none (null)."""
+    """Check one token id, or None (null)."""
     if value is not None:
         check_integer(name, value, least=0)
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
-    """One token id, several or none (null), as a tuple."""
+    """Check one token id, several or None (null), and return them as a tuple."""
     ids = tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
     for each in ids:
         check_integer(name, each, least=0)
@@ -141,7 +141,7 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def shown(value: Any) -> str:
-    """A value in an error: cut where it is long, as a file may hold any."""
+    """A value for an error message, shortened: a file may hold a value of any length."""
     return reprlib.repr(value)
 
 

@@ -1,4 +1,4 @@
-"""What every decoder shares: stacked pre-norm layers, scanned, between an embedding and a head."""
+"""The common part of all decoders: stacked, scanned pre-norm layers, an embedding and a head."""
 
 import functools
 from typing import Any, ClassVar, get_args
@@ -30,10 +30,10 @@ POLICIES = (
 
 
 class DecoderLayer(nnx.Module):
-    """One layer, normalised before each residual: (B, T, hidden) to the same.
+    """One layer, normalised before attention and feed-forward: (B, T, hidden) to (B, T, hidden).
 
-    A family sets the parts below. A call is `project`, `attend` and `finish`; what generates text
-    puts the keys and values of earlier tokens between them.
+    A family defines the parts below. A call runs `project`, `attend` and `finish`; generation uses
+    these separately, to add the keys and values of earlier tokens.
     """
 
     activations: Activations
@@ -56,7 +56,7 @@ class DecoderLayer(nnx.Module):
         return self.attention.project(self.activations.whole(self.attention_norm(x)), rotation)
 
     def finish(self, x: Array, attended: Array, rng: Array | None = None) -> Array:
-        """The layer's output, from its input and what its heads made of the values."""
+        """The layer's output, from its input and the result of attention."""
         first_rng, second_rng = split_keys(rng, 2)
         lay = self.activations
         y = self.attention.output(lay.within(attended.reshape(*x.shape[:-1], -1)))
@@ -65,21 +65,21 @@ class DecoderLayer(nnx.Module):
         return lay.between(x + dropout(y, self.residual_dropout, second_rng))
 
     def feed_forward(self, x: Array) -> Array:
-        """What is computed of each token by itself, (B, T, hidden) to the same."""
+        """The part that treats each token by itself: (B, T, hidden) to (B, T, hidden)."""
         raise NotImplementedError
 
 
 class Decoder(nnx.Module):
-    """A causal language model: `logits(hidden(input_ids))`, which a call does.
+    """A causal language model; a call is `logits(hidden(input_ids))`.
 
-    `dtype` is what is computed in, by default the dtype of the parameters; norms, rotations,
-    softmax and logits are in float32 at least. `remat` recomputes each layer in the backward pass
-    instead of keeping its activations; the name of a policy of `jax.checkpoint_policies` (see
-    `POLICIES`) keeps some. `implementation` is that of `jax.nn.dot_product_attention`. `mesh` is
-    what its activations are cut over (see `Activations`). The model holds no random state: pass
-    `rng` to a call for dropout.
+    It computes in `dtype`, by default the dtype of its parameters; norms, rotations, softmax and
+    logits are in float32 at least. `remat` recomputes each layer in the backward pass instead of
+    keeping its activations; the name of a policy of `jax.checkpoint_policies` (see `POLICIES`)
+    keeps some. `implementation` is that of `jax.nn.dot_product_attention`. Activations are sharded
+    over `mesh` (see `Activations`). The model holds no random state: pass `rng` to a call for
+    dropout.
 
-    A family sets its layer's type, `make_norm` and, where it needs more, `embed` and `rotation`.
+    A family defines `layer_type`, `make_norm` and, if needed, `embed` and `rotation`.
     """
 
     layer_type: ClassVar[Any]
@@ -118,7 +118,7 @@ class Decoder(nnx.Module):
         segments: Array | None = None,
         rng: Array | None = None,
     ) -> Array:
-        """Logits of each token's successor, (B, T, vocabulary); arguments as for `hidden`."""
+        """Logits of the token after each token, (B, T, vocabulary); arguments as for `hidden`."""
         x = self.hidden(input_ids, attention_mask, positions=positions, segments=segments, rng=rng)
         return self.logits(x)
 
@@ -136,17 +136,17 @@ class Decoder(nnx.Module):
 
         Args:
             input_ids: (B, T) integers.
-            attention_mask: (B, T), nonzero where there is a token. Padding on either side changes
-                no other token's result, and gets finite ones.
-            positions: (B or 1, T) integers; by default tokens are counted from 0, padding left
-                out, in every segment anew.
+            attention_mask: (B, T), nonzero for a token. Padding on either side does not change the
+                results of tokens; its own results are finite.
+            positions: (B or 1, T) integers; by default tokens are counted from 0 without padding,
+                and restart in every segment.
             segments: (B, T) integers, the number of each token's document in a packed row (see
-                `lora_jax.data.batching.packing`); a token sees its own document only.
-            branches: (B, T) integers: texts that begin alike, in one row. First what they share,
-                of number 0, then what each goes on with, of a number of its own from 1 on: each
-                gets the states that it has as a row of its own. The row may be longer than the
-                model takes, where none of its texts is. Needs no `attention_mask` for padding at
-                the end, and takes no `segments`.
+                `lora_jax.data.batching.packing`); a token sees only its own document.
+            branches: (B, T) integers, for several texts with a shared beginning in one row. The
+                shared beginning comes first and has number 0; each continuation has its own number,
+                from 1 on. Each text gets the same states as in a row of its own. The row may be
+                longer than the model's limit if none of its texts is. Padding at the end needs no
+                `attention_mask`; `segments` cannot be given too.
             rng: dropout at the config's rates with this key; no dropout without one.
         """
         self._check(input_ids, attention_mask, positions, segments, branches)
@@ -156,7 +156,7 @@ class Decoder(nnx.Module):
             stem = shared.sum(axis=1, keepdims=True, dtype=jnp.int32)
             index = jnp.arange(tokens, dtype=jnp.int32)[None]
             positions = jnp.where(index < stem, index, stem + restarting(branches))
-            positions = jnp.minimum(positions, self.config.max_tokens - 1)  # of padding at the end
+            positions = jnp.minimum(positions, self.config.max_tokens - 1)  # for padding at the end
         elif positions is None and segments is not None:
             positions = restarting(segments)
         elif positions is None and attention_mask is not None:
@@ -186,7 +186,7 @@ class Decoder(nnx.Module):
         return self.layers.activations.whole(self.norm(x))
 
     def logits(self, hidden: Array) -> Array:
-        """The head over hidden states, (..., hidden) to (..., vocabulary), float32 at least."""
+        """Apply the head: (..., hidden) to logits (..., vocabulary), float32 at least."""
         if self.config.tie_word_embeddings:
             kernel = self.embedding.embedding[...].T
         else:
@@ -201,15 +201,15 @@ class Decoder(nnx.Module):
     def embed(
         self, input_ids: Array, positions: Array, dtype: DTypeLike, rng: Array | None
     ) -> Array:
-        """What the first layer sees, (B, T, hidden)."""
+        """The input of the first layer, (B, T, hidden)."""
         return self.look_up(self.embedding, input_ids, dtype)
 
     def look_up(self, table: Embedding, ids: Array, dtype: DTypeLike) -> Array:
-        """The rows of a table, (B, T, hidden)."""
+        """Look up rows of a table, (B, T, hidden)."""
         return self.layers.activations.look_up(table.embedding[...], ids).astype(dtype)
 
     def rotation(self, positions: Array, dtype: DTypeLike) -> Rotation | None:
-        """How heads turn with their positions, None where they do not."""
+        """The rotation of heads by their positions; None for a model without one."""
         return None
 
     def _sights(
@@ -220,7 +220,7 @@ class Decoder(nnx.Module):
         branches: Array | None,
         positions: Array,
     ) -> list[Sight]:
-        """What the layers see: of one kind or, where there are full and sliding ones, of both."""
+        """What the layers see: one entry, or two if there are both full and sliding layers."""
         window, kinds = self.config.sliding_window, sorted(set(self.config.slides))
         windows = [window if slides else None for slides in kinds]
         masked = attention_mask is not None or segments is not None or branches is not None
@@ -250,7 +250,7 @@ class Decoder(nnx.Module):
 
 
 def _choose(sights: list[Sight], slides: Array | None) -> Sight:
-    """What one layer sees; where layers differ, `slides` says of which of two kinds it is."""
+    """What one layer sees; if layers differ, `slides` says whether this one is a sliding layer."""
     if slides is None:
         return sights[0]
     full, sliding = sights
@@ -258,7 +258,7 @@ def _choose(sights: list[Sight], slides: Array | None) -> Sight:
 
 
 def check_remat(remat: Any) -> None:
-    """ValueError unless it is true, false or a policy's name."""
+    """Raise a ValueError unless `remat` is true, false or a policy's name."""
     if not isinstance(remat, bool) and remat not in POLICIES:
         raise ValueError(f"remat must be True, False or one of {', '.join(POLICIES)}: {remat!r}")
 

@@ -1,9 +1,9 @@
-"""Decoders that go on from where they were: the keys and values of earlier tokens, kept.
+"""Decoding with a cache of the keys and values of earlier tokens.
 
 The cache has a fixed number of slots, so that every step of a text has the same shapes and is
-compiled once. A chunk of tokens takes the next slots, in all rows the same; which of them hold a
-token, and the token's place in its text, is written down for each row. What a token sees goes by
-these places alone, so padding between a prompt and what follows it changes nothing.
+compiled once. A chunk of tokens takes the next slots, the same in all rows. For each row, the cache
+records which slots hold a token, and the token's position in its text. Attention uses only these
+positions, so padding between a prompt and its continuation changes nothing.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from lora_jax.models.parts.decoder import Decoder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """What a decoder keeps of the tokens it has seen, in S slots.
+    """The keys and values of the tokens that a decoder has seen, in S slots.
 
-    `keys` and `values` are (layers, B, S, groups, head_dim), keys already turned by their
-    positions; `positions` (B, S) int32, each token's place in its text, counted from 0 without
-    padding; `valid` (B, S) booleans, whether a slot holds a token; `filled` () int32, how many
-    slots are taken, by tokens or padding.
+    `keys` and `values` are (layers, B, S, groups, head_dim); keys are already rotated by their
+    positions. `positions` is (B, S) int32: each token's position in its text, from 0, without
+    padding. `valid` is (B, S) booleans: whether a slot holds a token. `filled` is () int32: the
+    number of slots in use, by tokens or padding.
     """
 
     keys: Array
@@ -39,11 +39,11 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """S, how many slots there are."""
+        """S, the number of slots."""
         return self.positions.shape[1]
 
     def rows(self, index: Array) -> "KVCache":
-        """The rows of the batch at an index, (N,) integers; a row may come several times."""
+        """Select rows of the batch by an index, (N,) integers; a row may occur several times."""
         return KVCache(
             keys=self.keys[:, index],
             values=self.values[:, index],
@@ -54,9 +54,9 @@ class KVCache:
 
 
 def empty_cache(decoder: Decoder, batch: int, capacity: int) -> KVCache:
-    """A cache of a decoder's sizes, in the dtype that it computes in.
+    """An empty cache with a decoder's sizes, in the dtype that it computes in.
 
-    ValueError for more slots than the decoder takes tokens.
+    ValueError for no row or slot, or for more slots than the decoder's longest sequence.
     """
     config = decoder.config
     if batch < 1 or capacity < 1:
@@ -79,21 +79,21 @@ def empty_cache(decoder: Decoder, batch: int, capacity: int) -> KVCache:
 def extend(
     decoder: Decoder, cache: KVCache, input_ids: Array, attention_mask: Array | None = None
 ) -> tuple[Array, KVCache]:
-    """Hidden states of the next tokens, (B, T, hidden) as of `Decoder.hidden`, and the new cache.
+    """Hidden states of the next tokens, (B, T, hidden) as from `Decoder.hidden`, and the new cache.
 
-    A text in any number of chunks has the states that it has as one. There is no dropout, and
-    `remat` does not act, as nothing is kept for a backward pass.
+    A text in several chunks gets the same states as in one. There is no dropout, and `remat` has no
+    effect, as nothing is kept for a backward pass.
 
     Args:
-        decoder: whose cache it is.
-        cache: of the tokens before; it is not changed.
+        decoder: the decoder that the cache belongs to.
+        cache: the cache of the tokens before; it is not changed.
         input_ids: (B, T) integers: a whole prompt, one token, or anything between.
-        attention_mask: (B, T), nonzero where there is a token; padding may be anywhere, takes a
-            slot, and is seen by no token.
+        attention_mask: (B, T), nonzero for a token. Padding may be anywhere; it takes a slot, and
+            no token sees it.
 
     Raises:
-        ValueError: for other shapes, and where the cache has no room. Under `jax.jit` it is not
-            known how many slots are taken: states are NaN there instead.
+        ValueError: for other shapes, and if the cache has no room. Under `jax.jit`, the number of
+            filled slots is not known: states are NaN then instead.
     """
     _check(cache, input_ids, attention_mask)
     tokens, dtype = input_ids.shape[1], cache.keys.dtype
@@ -120,8 +120,8 @@ def extend(
         y = attend(query, keys, values, Sight(masks[kind], None, decoder.implementation))
         return layer.finish(x, y), (key, value)
 
-    # The scan gives back the new tokens' keys alone, and they are written after it: a cache that a
-    # loop carries is changed in place then, instead of being copied layer by layer at every step.
+    # The scan returns only the new tokens' keys and values, which are written after it. A cache
+    # that a loop carries is then changed in place, not copied layer by layer at every step.
     xs = (weights, index, cache.keys, cache.values)
     x, (keys, values) = jax.lax.scan(layer, x, xs)
     fits = cache.filled + tokens <= cache.capacity
@@ -137,7 +137,7 @@ def extend(
 
 @dataclasses.dataclass(frozen=True)
 class CachedStep:
-    """A decoder as a function of its parameters, step by step; hashable, it holds no array."""
+    """A decoder as a function of its parameters, step by step; hashable, as it holds no array."""
 
     graph: Any
 
@@ -149,10 +149,10 @@ class CachedStep:
         cache: KVCache | None = None,
         capacity: int | None = None,
     ) -> tuple[Array, KVCache]:
-        """Logits (B, vocabulary) of what follows the last of T tokens, and the cache.
+        """Logits (B, vocabulary) of the token after the last of T tokens, and the cache.
 
-        Arguments are those of `extend`. Without a cache one is begun, of `capacity` slots or as
-        many as there are tokens. A row whose last token is padding gets logits that mean nothing.
+        Arguments are those of `extend`. Without a cache, a new one is made with `capacity` slots,
+        by default T. A row that ends in padding gets meaningless logits.
         """
         decoder = nnx.merge(self.graph, params)
         if cache is None:
@@ -163,7 +163,7 @@ class CachedStep:
 
 
 def cached_step(decoder: Decoder) -> tuple[CachedStep, nnx.State]:
-    """A decoder as `(step, params)`, as `lora_jax.from_nnx` gives `(forward, params)`.
+    """A decoder as `(step, params)`, like the `(forward, params)` of `lora_jax.from_nnx`.
 
     `dataclasses.replace(adapted, forward=step).apply` is the step of an adapted decoder.
     """
@@ -176,14 +176,14 @@ def _written(whole: Array, part: Array, start: Array, axis: int) -> Array:
 
 
 def _windows(config: Any) -> tuple[list[int | None], Array]:
-    """The kinds of windows there are, and of each layer the index of its own."""
+    """The kinds of windows of a model, and the index of each layer's kind."""
     kinds = sorted(set(config.slides))
     windows = [config.sliding_window if slides else None for slides in kinds]
     return windows, jnp.asarray([kinds.index(slides) for slides in config.slides], jnp.int32)
 
 
 def _seen(positions: Array, places: Array, valid: Array, window: int | None) -> Array:
-    """The mask of a chunk, (B, 1, T, S) booleans, from places (B, T) and (B, S) in the texts."""
+    """The mask of a chunk, (B, 1, T, S) booleans, from positions (B, T) and places (B, S)."""
     within = jax.vmap(functools.partial(reach, window=window))(positions, places)
     return within[:, 0] & valid[:, None, None, :]
 

@@ -1,4 +1,4 @@
-"""What every model here is made of: linear layers, norms, tables, dropout, stacking, pooling."""
+"""The building blocks of all models: linear layers, norms, tables, dropout, stacking, pooling."""
 
 from collections.abc import Callable
 from typing import Literal, TypeVar, get_args
@@ -14,7 +14,7 @@ Layer = TypeVar("Layer")
 
 
 def check_head(num_labels: int, pool: str) -> None:
-    """ValueError unless a classifier can have these."""
+    """Raise a ValueError for an unknown `pool` or too few labels."""
     if pool not in get_args(Pool):
         raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {pool!r}")
     if num_labels < 1:
@@ -22,7 +22,7 @@ def check_head(num_labels: int, pool: str) -> None:
 
 
 def check_inputs(input_ids: Array, attention_mask: Array, max_tokens: int) -> None:
-    """ValueError unless both are (batch, tokens), and no longer than the model takes."""
+    """Raise a ValueError unless both are (batch, tokens) with at most `max_tokens` tokens."""
     if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape:
         raise ValueError(
             "input_ids and attention_mask must both be (batch, tokens), "
@@ -43,7 +43,7 @@ def like(vector: Array, x: Array) -> Array:
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """x with a share `rate` of it zeroed and the rest scaled up; x itself without a key."""
+    """Set a share `rate` of x to zero and scale the rest up; without a key, return x itself."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -51,7 +51,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 
 
 def split_keys(key: Array | None, count: int) -> tuple[Array | None, ...]:
-    """`count` keys, or as many times None without one."""
+    """Split a key into `count` keys; without a key, return `count` times None."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))
 
 
@@ -78,7 +78,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis, in float32 at least; the result has the dtype of x."""
+    """Normalise the last axis, in float32 at least; the result has the dtype of x."""
 
     def __init__(self, width: int, epsilon: float, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.ones(width, dtype))
@@ -93,7 +93,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Scales the last axis to a mean square of one, in float32 at least; the dtype of x stays.
+    """Scale the last axis to a mean square of one, in float32 at least; x's dtype is kept.
 
     Zhang and Sennrich, 2019 (arXiv:1910.07467).
     """
@@ -119,7 +119,7 @@ class Embedding(nnx.Module):
 
 
 def stack(make: Callable[[nnx.Rngs], Layer], copies: int, rngs: nnx.Rngs) -> Layer:
-    """All layers as one, with a leading axis on every parameter and a key of its own for each."""
+    """Stack layers: every parameter gets a leading axis, and every layer its own random key."""
 
     @nnx.split_rngs(splits=copies)
     @nnx.vmap
@@ -130,16 +130,16 @@ def stack(make: Callable[[nnx.Rngs], Layer], copies: int, rngs: nnx.Rngs) -> Lay
 
 
 def attention_bias(mask: Array, dtype: DTypeLike) -> Array:
-    """What is added to scores (B, heads, queries, keys): nothing, or -1e30 at masked keys, (B, T).
+    """A term (B, 1, 1, T) to add to attention scores: 0 for tokens, -1e30 for masked keys.
 
-    Finite, so that a wholly masked row has a softmax too.
+    It is finite, so that the softmax of a fully masked row is finite too.
     """
     here, masked = jnp.array(0, dtype), jnp.array(-1e30, dtype)
     return jnp.where(mask.astype(bool), here, masked)[:, None, None, :]
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
-    """Mean over the unmasked tokens, (B, T, hidden) to (B, hidden), or 0; in float32 at least."""
+    """Mean over unmasked tokens, 0 if none: (B, T, hidden) to (B, hidden), float32 at least."""
     x = x.astype(wide(x.dtype))
     weights = mask.astype(bool).astype(x.dtype)[:, :, None]
     return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)

@@ -1,4 +1,4 @@
-"""Relative positions: which embedding a distance has, and scores by distance as scores by token."""
+"""Relative positions: the embedding of each distance, and aligning scores by distance to tokens."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,11 +6,12 @@ from jax import Array
 
 
 def relative_indices(tokens: int, span: int, buckets: int, positions: int) -> np.ndarray:
-    """The row, of `2 * span`, of every distance from 1 - tokens to tokens - 1, int32.
+    """The row, of `2 * span` rows, of every distance from 1 - tokens to tokens - 1, int32.
 
-    With `buckets`, distances up to half of them have rows of their own; from there to `positions`
-    more and more share one, by their logarithm. It is taken in float32 as transformers takes it,
-    since rounding up decides. Farther distances get the last row of their side.
+    With `buckets`, distances up to half of the buckets have their own rows. From there to
+    `positions`, distances share rows by their logarithm, more and more. The logarithm is computed
+    in float32 as in transformers, because it is rounded up. Farther distances get the last row of
+    their side.
     """
     distances = np.arange(1 - tokens, tokens, dtype=np.int32)
     if buckets > 0:
@@ -26,9 +27,10 @@ def _log_buckets(distances: np.ndarray, middle: int, positions: int) -> np.ndarr
 
 
 def skew(x: Array) -> Array:
-    """(..., T, 2 T - 1) to (..., T, T): element [i, j] is x[i, j - i + T - 1].
+    """Align columns by distance with tokens: (..., T, 2 T - 1) to (..., T, T).
 
-    Two reshapes and two slices: one more column makes each row start one element later.
+    Element [i, j] is x[i, j - i + T - 1]. This takes two reshapes and two slices: with one more
+    column, each row starts one element later.
     """
     *batch, tokens, columns = x.shape
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)]).reshape(*batch, -1)

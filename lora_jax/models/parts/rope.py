@@ -1,8 +1,8 @@
 """Rotary position embeddings: frequencies, their scalings for long contexts, and the rotation.
 
 Su et al., 2021 (arXiv:2104.09864), in the half-rotation convention of transformers: feature i of a
-head turns with feature i + head_dim / 2, not with its neighbour as in the paper. The query and key
-projections of published checkpoints are ordered for it.
+head is rotated together with feature i + head_dim / 2, not with its neighbour as in the paper. The
+query and key projections of published checkpoints are ordered for this convention.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from lora_jax.models.parts.config_checks import check_flag, check_integer, check_positive, shown
 from lora_jax.models.parts.modules import wide
 
-# type -> the fields that it takes; those without a default below have to be there.
+# type -> the fields that it takes; those in `_NEEDED` are required.
 _FIELDS = {
     "default": (),
     "linear": ("factor",),
@@ -45,13 +45,13 @@ _NEEDED = ("factor", "low_freq_factor", "high_freq_factor")
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """The base of the rotary frequencies and how they are scaled, under transformers' names.
+    """The base of the rotary frequencies and their scaling, by transformers' names.
 
-    Types: `default` (plain), `linear` (positions divided by `factor`), `dynamic` (plain up to
-    max_position_embeddings, and refused beyond it: there its frequencies change with every token
-    that a text grows by, so neither a packed document nor a cached key would keep its own),
-    `llama3` (Llama 3.1: long wavelengths divided by `factor`, short ones kept, the middle
-    interpolated) and `yarn` (Peng et al., 2023, arXiv:2309.00071).
+    Types: `default` (plain); `linear` (positions divided by `factor`); `dynamic` (plain up to
+    max_position_embeddings, and refused beyond it: there the frequencies would change with the
+    length of the text, so packed documents and cached keys would become wrong); `llama3` (Llama
+    3.1: low frequencies divided by `factor`, high ones kept, those between interpolated); `yarn`
+    (Peng et al., 2023, arXiv:2309.00071).
     """
 
     rope_theta: float = 10000.0
@@ -69,7 +69,7 @@ class Rope:
 
     def __post_init__(self):
         check_positive("rope_theta", self.rope_theta)
-        if self.rope_theta <= 1:  # all pairs would turn alike, or faster and faster
+        if self.rope_theta <= 1:  # frequencies would be equal, or increase
             raise ValueError(f"rope_theta must be above 1, got {shown(self.rope_theta)}")
         if not isinstance(self.rope_type, str) or self.rope_type not in _FIELDS:
             raise ValueError(
@@ -95,10 +95,10 @@ class Rope:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], max_position_embeddings: int) -> "Rope":
-        """From a config.json: `rope_theta` and `rope_scaling`, or `rope_parameters` of version 5.
+        """Read a config.json: `rope_theta` and `rope_scaling`, or version 5's `rope_parameters`.
 
-        What a type has no use for is left out. ValueError for a type that is not here, for one that
-        lacks a number, and for parts of heads that do not turn.
+        Fields that a type does not use are ignored. ValueError for an unsupported type, a missing
+        number, and partly rotated or interleaved heads.
         """
         given: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(given, Mapping):
@@ -126,9 +126,9 @@ class Rope:
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
-    """Radians a position of each pair of features, (head_dim / 2,) float64, and a factor.
+    """Radians per position of each pair of features, (head_dim / 2,) float64, and a factor.
 
-    The factor multiplies sines and cosines, thus queries and keys; it is 1 but for `yarn`.
+    The factor multiplies sines and cosines, and so queries and keys; it is 1 except for `yarn`.
     """
     plain = float(rope.rope_theta) ** -(np.arange(0, head_dim, 2) / head_dim)
     match rope.rope_type:
@@ -143,7 +143,7 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
     low, high = _number(rope.low_freq_factor), _number(rope.high_freq_factor)
-    # How often a pair turns within the original context: below `low`, its position is scaled.
+    # The number of turns of a pair within the original context: up to `low`, it is fully scaled.
     turns = _number(rope.original_max_position_embeddings) * plain / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return (1 - kept) * plain / _number(rope.factor) + kept * plain
@@ -153,7 +153,7 @@ def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
     factor, dims = _number(rope.factor), 2 * len(plain)
 
     def dimension(turns: float) -> float:
-        """The feature that turns so often within the original context (section 3.2)."""
+        """The feature that makes `turns` turns within the original context (section 3.2)."""
         length = _number(rope.original_max_position_embeddings)
         return dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
 
@@ -176,7 +176,7 @@ def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _number(value: float | None) -> float:
-    """What `__post_init__` has found to be there."""
+    """The number; `__post_init__` has already checked that it is not None."""
     if value is None:
         raise ValueError("the scaling lacks a number")
     return value
@@ -199,7 +199,7 @@ def rotation(rope: Rope, head_dim: int, positions: Array, dtype: DTypeLike) -> R
 
 
 def rotate(x: Array, by: Rotation) -> Array:
-    """Heads turned by their positions, (B, T, heads, head_dim) to the same, in the dtype of x."""
+    """Rotate heads by their positions; x is (B, T, heads, head_dim), its shape and dtype stay."""
     first, second = jnp.split(x.astype(by.cos.dtype), 2, axis=-1)
     turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

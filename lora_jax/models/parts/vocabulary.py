@@ -1,4 +1,4 @@
-"""A decoder with more words: rows for new tokens in its embedding and head."""
+"""Extend a decoder's vocabulary: add new tokens to its embedding and head."""
 
 import dataclasses
 
@@ -10,14 +10,14 @@ from lora_jax.models.parts.decoder import Decoder
 
 
 def extend_vocabulary(decoder: Decoder, count: int) -> Decoder:
-    """The same decoder with `count` new tokens after those it has; the old one stays as it is.
+    """A copy of the decoder with `count` new tokens after the existing ones.
 
-    New rows are the mean of all others, in the embedding and, where it is not tied, in the head:
-    their logits begin where those of a token of no meaning would, and disturb the others least
-    (Hewitt, 2021, "Initializing New Word Embeddings for Pretrained Language Models"; transformers'
-    `mean_resizing` without its noise). Train them by `variants.make("trainable_tokens",
-    last=count)`, or adapt the whole embedding by any method; both act on a tied head as well. A
-    head of its own has a column for each token, not a row: adapt it by low rank, or train it whole.
+    A new token's row is the mean of all existing rows, in the embedding and in an untied head. Its
+    logits then start at an average level and disturb the other tokens least (Hewitt, 2021,
+    "Initializing New Word Embeddings for Pretrained Language Models"; transformers'
+    `mean_resizing` without its noise). Train the new rows with `variants.make("trainable_tokens",
+    last=count)`, or adapt the whole embedding by any method; both also affect a tied head. An
+    untied head has a column per token, not a row: adapt it with low rank, or train all of it.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

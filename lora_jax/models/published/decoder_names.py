@@ -1,7 +1,7 @@
-"""Where each parameter of a decoder is found in a published checkpoint: one table, both ways.
+"""The place of each decoder parameter in a published checkpoint: one table to read and to write.
 
-As in torch_names.py; here a tensor may hold several parameters side by side (GPT-2 joins queries,
-keys and values), and may be stored as (in, out), which GPT-2 does.
+As torch_names.py; but here a tensor may hold several parameters side by side (GPT-2 joins queries,
+keys and values), and may be stored as (in, out), as in GPT-2.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,44 +47,47 @@ _GPT2 = {
     "head": "lm_head",
 }
 _LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-# What older checkpoints hold in a layer beside its weights: masks and frequencies.
+# Masks and frequencies, which older checkpoints store in a layer beside its weights.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
 
 class Place(NamedTuple):
-    """Where one layer of a parameter is: a tensor, maybe transposed, and which third of it."""
+    """The place of one layer of a parameter: a tensor, whether transposed, and which third of it.
+
+    `part` is 0, 1 or 2 for a third, None for the whole tensor.
+    """
 
     name: str
     transposed: bool
     part: int | None
 
     def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The whole tensor's shape, from that of the parameter's one layer."""
+        """The whole tensor's shape, from the shape of one layer of the parameter."""
         if self.transposed:
             return shape[::-1]
         return shape if self.part is None else (*shape[:-1], 3 * shape[-1])
 
     def inside(self, index: Index, shape: tuple[int, ...]) -> Index:
-        """Which part of the tensor is a part of the parameter's one layer, of that shape."""
+        """The index into the tensor, from an index into one layer of the parameter, of `shape`."""
         if self.transposed or self.part is None:
             return index[::-1] if self.transposed else index
         first = self.part * shape[-1]
         return (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))
 
     def cut(self, tensor: np.ndarray) -> np.ndarray:
-        """The parameter's one layer, a view of the tensor."""
+        """One layer of the parameter, as a view of the tensor."""
         if self.transposed:
             return tensor.T
         return tensor if self.part is None else np.split(tensor, 3, axis=-1)[self.part]
 
 
 def decoder_prefix(config: DecoderConfig) -> str:
-    """What stands before all names but the head's; a checkpoint may leave it out."""
+    """The prefix of all tensor names but the head's; a checkpoint may omit it."""
     return "transformer." if config.model_type == "gpt2" else "model."
 
 
 def places(path: str, config: DecoderConfig) -> list[Place]:
-    """Where a parameter is: one place a layer if it is stacked, else a single one."""
+    """The places of a parameter: one for each layer if it is stacked, else a single one."""
     module, _, leaf = path.rpartition("/")
     gpt2 = config.model_type == "gpt2"
     names = _GPT2 if gpt2 else _LLAMA
@@ -104,9 +107,10 @@ def places(path: str, config: DecoderConfig) -> list[Place]:
 def check_no_others(
     stored: Sequence[str], known: Sequence[str], config: DecoderConfig, folder: object
 ) -> None:
-    """ValueError for a tensor in a layer that the model has no use for: it would compute wrongly.
+    """Raise a ValueError for a tensor in a layer that the model would not use.
 
-    A bias or a norm that config.json says nothing of, or layers beyond those that it names.
+    Without it, the model would compute wrongly. Such a tensor is a bias or a norm that config.json
+    does not mention, or belongs to a layer beyond the number there.
     """
     prefix = decoder_prefix(config)
     layers = prefix + ("h." if config.model_type == "gpt2" else "layers.")
@@ -125,7 +129,7 @@ def check_no_others(
 def tensors_of(
     paths: Sequence[str], config: DecoderConfig
 ) -> Iterator[tuple[str, list[tuple[str, int, Place]]]]:
-    """Every tensor's name, in the order of layers, and what makes it up: path, layer and place."""
+    """Yield every tensor's name, ordered by layer, and its parts: path, layer and place."""
     made: dict[str, list[tuple[str, int, Place]]] = {}
     for path in paths:
         for layer, place in enumerate(places(path, config)):

@@ -1,4 +1,4 @@
-"""Published decoders: loading them into our models, writing them back.
+"""Published decoders: load them into our models, and export models in the same format.
 
 model = load_decoder(locate("HuggingFaceTB/SmolLM2-135M"), dtype=jnp.bfloat16)
 model = load_decoder(locate("smollm2"))    # or any .gguf file
@@ -42,9 +42,9 @@ from lora_jax.sharding.memory import check_fits
 
 
 class Source(Protocol):
-    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or anything else.
+    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or any other source.
 
-    `part` is asked for instead of `read`, where parameters are made on their shards.
+    `part` is called instead of `read` if parameters are made on their shards.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Source(Protocol):
 
 
 def read_decoder_config(folder: str | Path) -> DecoderConfig:
-    """The checked config.json of a folder, or what a GGUF file says in its place."""
+    """The checked config of a folder's config.json, or of a GGUF file."""
     if (gguf := find_gguf(folder)) is not None:
         return gguf_config(GgufFile(gguf))
     path = Path(folder) / "config.json"
@@ -77,18 +77,22 @@ def load_decoder(
     mesh: Mesh | None = None,
     shardings: Shardings | None = None,
 ) -> Decoder:
-    """A published decoder, from one file of weights or from several with an index.
+    """Load a published decoder, from one file of weights or from several with an index.
 
     `folder` may also be a GGUF file, or a folder with one and no config.json; its tensors are
-    dequantised one by one. With `shardings`, one for each parameter by its path (those of
-    `outline_decoder`'s state), a process reads the parts that its devices hold, one at a time; of
-    safetensors and GGUF no more than these. Other arguments are those of `Decoder`.
+    dequantised one by one. With `shardings`, one for each parameter by its path (the paths of
+    `outline_decoder`'s state), a process reads the parts that its devices hold, one at a time; from
+    safetensors and GGUF it reads only these. Other arguments are those of `Decoder`.
 
-    All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
-    ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, a tensor
-    that the model would leave out, each naming the file and the tensor, for `shardings` that do
-    not fit, or for more weights than the memory available (`lora_jax.sharding.memory`); and, while
-    its tensors are read, for one that holds a value that is not finite.
+    Everything is checked before weights are read or put on a device. Only non-finite values are
+    found while tensors are read.
+
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: another architecture; a corrupt file, a missing tensor, a wrong shape, a tensor
+            that the model would not use (the message names the file and the tensor); `shardings`
+            that do not fit; more weights than the available memory holds
+            (`lora_jax.sharding.memory`); or a tensor with a non-finite value.
     """
     check_remat(remat)
     check_implementation(implementation)
@@ -101,7 +105,7 @@ def load_decoder(
 def outline_decoder(
     folder: str | Path, *, param_dtype: DTypeLike = jnp.float32, **options: Any
 ) -> Decoder:
-    """`load_decoder` up to where weights are read: the decoder with shapes in their place."""
+    """As `load_decoder` but without reading weights: the decoder has shapes in their place."""
     source, config = _source(folder)
     abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
     _check(source, abstract, config)
@@ -111,7 +115,7 @@ def outline_decoder(
 def abstract_decoder(
     config: DecoderConfig, *, param_dtype: DTypeLike = jnp.float32, **options: Any
 ) -> Decoder:
-    """The decoder of a config with shapes in the place of weights."""
+    """The decoder of a config, with shapes in place of weights."""
     check_remat(options.get("remat", False))
     check_implementation(options.get("implementation"))
     decoder: Any = DECODERS[config.model_type].decoder
@@ -135,11 +139,11 @@ def decoder_from(
     shardings: Shardings | None = None,
     **options: Any,
 ) -> Decoder:
-    """The decoder of a config whose tensors come from anywhere.
+    """The decoder of a config, with tensors from any source.
 
-    Tensors are read one by one, cast and put into their place in the stack: beside the model there
-    is never more than one stacked parameter and one tensor; with `shardings` (see `load_decoder`),
-    than one shard of a parameter and the part of one layer's tensor that goes into it.
+    Tensors are read one by one, cast and put into their place in the stack. Beside the model,
+    memory never holds more than one stacked parameter and one tensor; with `shardings` (see
+    `load_decoder`), never more than one shard of a parameter and its part of one layer's tensor.
     """
     abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
     found = _check(source, abstract, config)
@@ -178,7 +182,7 @@ def _on_shards(
 
 
 def _check(source: Source, abstract: Decoder, config: DecoderConfig) -> dict[str, list[Place]]:
-    """Where each parameter is found, once all tensors are seen to be there in their shapes."""
+    """Check that all tensors exist with the right shapes; return the places of each parameter."""
     found: dict[str, list[Place]] = {}
     for key_path, leaf in _leaves(nnx.state(abstract)):
         path = path_of(key_path)
@@ -193,11 +197,11 @@ def _check(source: Source, abstract: Decoder, config: DecoderConfig) -> dict[str
 def export_decoder(
     params: Any, config: DecoderConfig, folder: str | Path, shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Writes config.json and safetensors, which transformers and `load_decoder` read.
+    """Write config.json and safetensors, which transformers and `load_decoder` read.
 
-    `params` are a decoder's, an nnx.State or nested dicts, adapters already merged. Weights of more
-    than `shard_bytes` are written as several files with an index, of which one at a time is held in
-    memory. Files of weights that are in `folder` already are replaced.
+    `params` are a decoder's, an nnx.State or nested dicts, with adapters already merged. Weights of
+    more than `shard_bytes` are written as several files with an index; only one of these is held in
+    memory at a time. Existing weight files in `folder` are replaced.
     """
     leaves = {path_of(key_path): leaf for key_path, leaf in _leaves(params)}
     if "embedding/embedding" not in leaves:
@@ -229,7 +233,7 @@ Parts = list[tuple[str, int, Any]]
 def _shards(
     leaves: Mapping[str, Any], config: DecoderConfig, shard_bytes: int
 ) -> list[dict[str, Parts]]:
-    """Which tensors make up which file: as many as fit, in the order of the layers."""
+    """The tensors of each file: as many as fit, in the order of the layers."""
     shards: list[dict[str, Parts]] = [{}]
     filled = 0
     for name, parts in tensors_of(list(leaves), config):
@@ -256,7 +260,7 @@ def _bytes(path: str, leaf: Any) -> int:
 
 
 def _own(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one layer of a stacked parameter, or of one that is not."""
+    """The shape of one layer of a stacked parameter, or of an unstacked parameter."""
     return shape[1:] if path.startswith("layers/") else shape
 
 

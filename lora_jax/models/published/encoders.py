@@ -1,6 +1,6 @@
-"""Published encoders: finding them, loading them into our classifiers, writing them back.
+"""Published encoders: find them, load them into our classifiers, and export classifiers.
 
-The three together:
+All three steps:
 
     folder = locate("minilm")                               # or a folder, or "org/name" on the Hub
     model, fresh = load_classifier(folder, num_labels=2, pool="mean", key=jax.random.key(0))
@@ -45,13 +45,13 @@ from lora_jax.sharding.memory import check_fits
 
 
 class Loaded(NamedTuple):
-    """A model, and the paths of the parameters that its checkpoint does not hold (fresh ones)."""
+    """A model, and the paths of its fresh parameters: those that its checkpoint does not hold."""
 
     model: Classifier
     fresh: tuple[str, ...]
 
     def redrawn(self, key: Array) -> Classifier:
-        """The model with fresh parameters as `load_classifier` draws them from another key."""
+        """The model with fresh parameters drawn from another key, as `load_classifier` does."""
         graph, params = nnx.split(self.model)
 
         def value(key_path: Any, leaf: Any) -> Any:
@@ -89,19 +89,23 @@ def load_classifier(
     head_dropout: float | None = None,
     shardings: Shardings | None = None,
 ) -> Loaded:
-    """A classifier with the encoder of a published checkpoint.
+    """Load a classifier with the encoder of a published checkpoint.
 
-    The head (pooler and classifier) is the checkpoint's where it has one of this shape for this way
-    of pooling; otherwise it is initialised from `key` and listed in `fresh`. `head_dropout` takes
-    the place of the config's rate before the classifier. With `shardings`, one for each parameter
-    by its path, fresh ones too, a process reads the parts that its devices hold, one at a time.
-    Other arguments are those of the family's classifier.
+    The head (pooler and classifier) comes from the checkpoint if it has one of this shape for this
+    `pool`; otherwise it is initialised from `key` and listed in `fresh`. `head_dropout` replaces
+    the config's rate before the classifier. With `shardings`, one for each parameter by its path,
+    fresh ones too, a process reads the parts that its devices hold, one at a time. Other arguments
+    are those of the family's classifier.
 
-    All is checked before anything is read or put on a device: FileNotFoundError for a missing file;
-    ValueError for another architecture, a corrupt file, a missing tensor, a wrong shape, each
-    naming the file and the tensor, for `shardings` that do not fit, or for more weights than the
-    memory available (`lora_jax.sharding.memory`); and, while its tensors are read, for one that
-    holds a value that is not finite.
+    Everything is checked before weights are read or put on a device. Only non-finite values are
+    found while tensors are read.
+
+    Raises:
+        FileNotFoundError: a missing file.
+        ValueError: another architecture; a corrupt file, a missing tensor, a wrong shape (the
+            message names the file and the tensor); `shardings` that do not fit; more weights than
+            the available memory holds (`lora_jax.sharding.memory`); or a tensor with a non-finite
+            value.
     """
     config = read_config(folder)
     if head_dropout is not None:
@@ -119,7 +123,7 @@ def load_classifier(
     if shardings is not None:
         check_shardings(shardings, shapes)
 
-    # A classifier trained on the first token says nothing about a mean, and the reverse.
+    # A classifier trained on the first token does not fit a mean, nor the reverse.
     same_pool = read_json(Path(folder) / "config.json").get("pool", "cls") == pool
 
     def stored(module: str) -> bool:
@@ -164,13 +168,13 @@ def load_classifier(
 
 
 def _spread(array: Array, sharding: Sharding) -> Array:
-    """A small array that every process has whole, put where a sharding says."""
+    """Place a small array, which every process has whole, by a sharding."""
     whole = np.asarray(array)
     return placed(whole.shape, whole.dtype, sharding, lambda index: whole[index])
 
 
 def _draw(key: Array, fresh: Sequence[str], path: str, like: Any, deviation: float) -> Array:
-    """A fresh parameter: normal, and zero for a bias."""
+    """A fresh parameter: zero for a bias, else drawn from a normal distribution."""
     if path.endswith("/bias"):
         return jnp.zeros(like.shape, like.dtype)
     own = jax.random.fold_in(key, fresh.index(path))
@@ -183,13 +187,13 @@ def _fits(weights: Weights, path: str, shape: tuple[int, ...], config: Config) -
 
 
 def export_classifier(params: Any, config: Config, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, which transformers and `load_classifier` read.
+    """Write config.json and model.safetensors, which transformers and `load_classifier` read.
 
-    `params` are a classifier's, an nnx.State or nested dicts, adapters already merged. Files of
-    these names in `folder` are replaced. With pool="cls" it is a complete
-    BertForSequenceClassification (or Roberta's, DebertaV2's). With pool="mean" transformers has no
-    class for the head: its BertModel reads the encoder, and the classifier's two tensors stand
-    beside it.
+    `params` are a classifier's, an nnx.State or nested dicts, with adapters already merged. Files
+    of these names in `folder` are replaced. With pool="cls", the result is a complete
+    BertForSequenceClassification (or Roberta's, DebertaV2's). With pool="mean", transformers has no
+    class for the head: its BertModel reads the encoder, and the file also holds the classifier's
+    two tensors.
     """
     tensors = to_torch_names(params, config)
     (head,) = torch_names("classifier/bias", config)

@@ -1,7 +1,7 @@
-"""What a GGUF file's metadata says of a decoder, as the config that its config.json would give.
+"""A decoder's config from a GGUF file's metadata, equal to the one from its config.json.
 
-llama.cpp knows Llama, Mistral and whatever else computes as they do as "llama". Keys:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; what stands under them:
+llama.cpp uses "llama" for Llama, Mistral and other models that compute in the same way. Keys are
+documented in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; for their values, see the
 conversion in https://github.com/ggml-org/llama.cpp (convert_hf_to_gguf.py).
 """
 
@@ -20,7 +20,7 @@ from lora_jax.suggest import nearest
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 
-# Llama 3.1 and all after it have these; the file holds what they make of each frequency.
+# The numbers of Llama 3.1 and its successors; the file holds only their effect on each frequency.
 _LLAMA3: dict[str, Any] = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -31,9 +31,9 @@ _LLAMA3: dict[str, Any] = {
 def gguf_config(file: GgufFile) -> DecoderConfig:
     """The checked config of a file.
 
-    Numbers that were stored as float32 are given as the shortest decimals that are stored so.
-    ValueError, naming the file, for another architecture, for a feature that the decoders here
-    lack, and for a number that is missing or out of range.
+    Numbers stored as float32 become the shortest decimals with the same float32 value. Raises a
+    ValueError that names the file for another architecture, an unsupported feature, and a number
+    that is missing or out of range.
     """
     kind = file.value("general.architecture")
     if kind not in ARCHITECTURES:
@@ -102,7 +102,7 @@ def _gpt2(file: GgufFile) -> GPT2Config:
 
 
 def _shared(file: GgufFile, kind: str) -> dict[str, Any]:
-    """What every family has: the vocabulary, and which of it begins, ends and fills texts."""
+    """Settings of all families: the vocabulary, and the tokens that begin, end and pad texts."""
     words = file.value(f"{kind}.vocab_size", 0)
     if not words and "token_embd.weight" in file:
         words = file.shape("token_embd.weight")[0]
@@ -143,9 +143,9 @@ def _rope(file: GgufFile, kind: str, config: LlamaConfig) -> Rope:
 
 
 def _llama3(divisors: np.ndarray, theta: float, head_dim: int) -> Rope:
-    """The scaling that divides each frequency by what the file has for it."""
+    """The scaling of Llama 3.1, from the number by which the file divides each frequency."""
     wrong = ValueError("tensor 'rope_freqs.weight' is not the scaling of Llama 3.1")
-    if divisors.shape != (head_dim // 2,):  # first, as frequencies are made for any head_dim
+    if divisors.shape != (head_dim // 2,):  # check first: frequencies can be made for any head_dim
         raise wrong
     rope = Rope(theta, "llama3", factor=_decimal(float(divisors.max())), **_LLAMA3)
     plain, _ = frequencies(Rope(theta), head_dim)

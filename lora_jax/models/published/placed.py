@@ -1,4 +1,4 @@
-"""Parameters made on their shards: read part by part, never whole on one host."""
+"""Parameters made on their shards: read part by part, so that no host holds a whole one."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from jax.typing import DTypeLike
 from lora_jax.suggest import nearest
 
 Shardings = Mapping[str, Sharding]
-"""Where each parameter goes, by its path: `layers/attention/query/kernel`."""
+"""The sharding of each parameter by its path, such as `layers/attention/query/kernel`."""
 Index = tuple[slice, ...]
-"""A part of an array: on each axis from a start to a stop, both given."""
+"""A part of an array: a slice for each axis, with both start and stop given."""
 
 
 def check_shardings(shardings: Shardings, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """ValueError unless there is a sharding for each parameter, one that its shape allows."""
+    """Raise a ValueError unless each parameter has a sharding that its shape allows."""
     for path in shardings:
         if path not in shapes:
             near = nearest(path, shapes)
@@ -40,11 +40,11 @@ def placed(
     sharding: Sharding,
     read: Callable[[Index], np.ndarray],
 ) -> Array:
-    """The array whose parts `read` gives, put where a sharding says.
+    """The array whose parts `read` returns, placed by a sharding.
 
-    Only the parts that devices of this process hold are read: each once, however many devices hold
-    it, and put onto them before the next is read. (`jax.make_array_from_callback` would ask for it
-    once a device, and keep all until the last is read.)
+    Only the parts on devices of this process are read. Each is read once, even if several devices
+    hold it, and put onto them before the next is read. (`jax.make_array_from_callback` would read
+    it once per device, and keep all parts until the last is read.)
     """
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -62,11 +62,11 @@ def placed(
 def from_layers(
     path: str, like: Any, sharding: Sharding, read: Callable[[int, Index], np.ndarray]
 ) -> Array:
-    """A parameter put where a sharding says, from parts of its layers' tensors.
+    """A parameter placed by a sharding, from parts of its layers' tensors.
 
     Args:
-      like: what has its shape, layers first if it is stacked, and its dtype, cast to.
-      read: gives a part of one layer; of layer 0 where the parameter is not stacked.
+      like: an object with its shape, layers first if it is stacked, and the dtype to cast to.
+      read: returns a part of one layer; of layer 0 if the parameter is not stacked.
     """
 
     def part(index: Index) -> np.ndarray:

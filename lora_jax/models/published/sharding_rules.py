@@ -1,8 +1,8 @@
-"""How each family's own weights are cut over a mesh: by `fsdp` along one axis, `tensor` the other.
+"""How base weights are sharded over a mesh: one axis over `fsdp`, the other over `tensor`.
 
-What goes into the middle of a block (queries, keys, values; up and gate) is cut by `tensor` along
-its outputs, what comes out of it along its inputs: between the two, nothing is exchanged (Shoeybi
-et al. 2019, arXiv 1909.08053, section 3).
+The first matrices of a block (queries, keys, values; up and gate) are sharded over `tensor` by
+outputs, its last matrix by inputs. Between the two, devices exchange nothing (Shoeybi et al. 2019,
+arXiv 1909.08053, section 3).
 """
 
 import jax
@@ -43,7 +43,7 @@ ENCODER: Rules = (
 
 
 def shardings_of(model: nnx.Module, rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where the parameters of a model, or of its outline, lie: what its weights are read with."""
+    """The sharding of each parameter of a model or its outline, for loading its weights."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
     shapes = {path_of(keys): leaf.shape for keys, leaf in leaves}
     specs = specs_of(rules, shapes, mesh)

@@ -1,7 +1,7 @@
-"""pytorch_model.bin without torch: the tensors of a file that torch.save wrote, read safely.
+"""Read pytorch_model.bin safely and without torch: the tensors of a file that torch.save wrote.
 
 The file is a zip archive of a pickle and one entry for each storage. A pickle can call any
-function; this reading of it knows the three that named tensors need, and refuses all others.
+function; this reader knows the three that named tensors need, and refuses all others.
 """
 
 import collections
@@ -20,7 +20,7 @@ import numpy as np
 from lora_jax.files.archives import open_zip
 from lora_jax.files.arrays import first_line
 
-# torch's storage classes: numpy's type, and safetensors' name for it
+# torch's storage classes: NumPy's type, and its name in safetensors
 _STORAGES = {
     "DoubleStorage": (np.float64, "F64"),
     "FloatStorage": (np.float32, "F32"),
@@ -41,7 +41,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """Where a tensor lies in its storage; offset and strides in elements."""
+    """A tensor's place in its storage; offset and strides are in elements."""
 
     storage: _Storage
     offset: int
@@ -50,10 +50,10 @@ class _Tensor(NamedTuple):
 
 
 class TorchFile:
-    """The tensors of one file, by name: shapes and types at once, contents when read.
+    """The tensors of one file by name: shapes and types are known at once, contents on `read`.
 
-    ValueError, of one line that names the file, for anything but a dictionary of tensors that
-    torch.save has written since its version 1.6.
+    Raises a one-line ValueError that names the file for anything but a dictionary of tensors
+    written by torch.save of version 1.6 or later.
     """
 
     def __init__(self, path: Path):
@@ -80,14 +80,14 @@ class TorchFile:
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """The type of the tensor's elements, under the name that safetensors has for it."""
+        """The dtype of the tensor, by its name in safetensors."""
         return _STORAGES[self._tensors[name].storage.kind][1]
 
     def read(self, name: str) -> np.ndarray:
         return self._view(name).copy()
 
     def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of a tensor; its whole storage is read all the same."""
+        """A part of a tensor; its whole storage is still read."""
         return self._view(name)[index].copy()
 
     def _view(self, name: str) -> np.ndarray:
@@ -102,14 +102,14 @@ class TorchFile:
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         if math.prod(shape) and last >= storage.numel:
             raise ValueError(f"{self.path}: tensor {name!r} reaches beyond its storage")
-        if math.prod(shape) > storage.numel:  # strides of 0 make any size of one element
+        if math.prod(shape) > storage.numel:  # strides of 0 could make any size from one element
             raise ValueError(f"{self.path}: tensor {name!r} has more elements than its storage")
         flat = np.frombuffer(content, dtype)[offset:]
         steps = [s * dtype.itemsize for s in strides]
         return np.lib.stride_tricks.as_strided(flat, shape, steps)
 
     def _entry(self, name: str) -> bytes:
-        """The content of one entry; a compressed one is refused: it could unpack to any size."""
+        """The content of one entry; compressed ones are refused, as they could be of any size."""
         try:
             info = self._zip.getinfo(self._root + name)
             if info.file_size > self.path.stat().st_size:
@@ -129,7 +129,7 @@ class TorchFile:
             content = _Unpickler(io.BytesIO(pickled)).load()
         except pickle.UnpicklingError as error:
             raise ValueError(f"{self.path}: {error}") from None
-        except Exception as error:  # a pickle that is no pickle fails in any way
+        except Exception as error:  # an invalid pickle can fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{self.path}: the pickle in it is corrupt ({reason})") from None
         if not isinstance(content, dict):
@@ -152,7 +152,7 @@ class TorchFile:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes dictionaries, and descriptions of tensors; UnpicklingError for any other class."""
+    """Load only dictionaries and descriptions of tensors; UnpicklingError for any other class."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -176,11 +176,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_memo(pickled: bytes) -> None:
-    """ValueError for what would make the reader allocate more than a pickle's own length.
+    """Raise a ValueError for a pickle whose memo would take more entries than it has bytes.
 
-    Objects are kept in a list that grows to the largest number that one of them is given.
+    The unpickler keeps objects in a list that grows to the largest number given to one of them.
     """
-    for opcode, argument, _ in pickletools.genops(pickled):  # sees truncated texts, too
+    for opcode, argument, _ in pickletools.genops(pickled):  # also fails for truncated texts
         if "PUT" in opcode.name and not 0 <= int(argument or 0) < len(pickled):
             raise ValueError(f"an object is numbered {argument}")
 

@@ -1,6 +1,6 @@
-"""Our parameters' paths and transformers' tensor names: one table, used to read and to write.
+"""Our parameters' paths and transformers' tensor names: one table to read and to write.
 
-Torch keeps a linear layer's weight as (out, in) and each transformer layer by itself; ours are
+Torch stores a linear layer's weight as (out, in) and each transformer layer separately; ours are
 (in, out) and stacked. Names are those of transformers' sequence classifiers.
 """
 
@@ -39,7 +39,7 @@ _DEBERTA = {
     "convolution": "encoder.conv.conv",
     "convolution/norm": "encoder.conv.LayerNorm",
 }
-# model_type -> what stands before the encoder's names, the encoder's names, the head's whole names
+# model_type -> the prefix of the encoder's names, the encoder's names, the head's full names
 _NAMES = {
     "bert": ("bert.", _ENCODER, {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
     "roberta": (
@@ -53,23 +53,23 @@ _LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
-    """JAX's key path as a/b/c, without the inner `value` of NNX."""
+    """JAX's key path as a/b/c, without NNX's final `value`."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
 
 
 def prefix(config: Config) -> str:
-    """What stands before the encoder's names where a checkpoint has a head, say `bert.`."""
+    """The prefix of the encoder's names in a checkpoint with a head, such as `bert.`."""
     return _NAMES[config.model_type][0]
 
 
 def torch_names(path: str, config: Config) -> list[str]:
-    """The tensors that make up one parameter: one a layer if it is stacked, else a single one."""
+    """The tensors of one parameter: one for each layer if it is stacked, else a single one."""
     copies = config.num_hidden_layers if path.startswith("layers/") else 1
     return [torch_name(path, config, i) for i in range(copies)]
 
 
 def torch_name(path: str, config: Config, layer: int = 0) -> str:
-    """The tensor of one parameter, of one layer if it is stacked."""
+    """The tensor of one parameter; if it is stacked, of one layer."""
     module, _, leaf = path.rpartition("/")
     before, encoder, head = _NAMES[config.model_type]
     if leaf not in _LEAF or (module not in encoder and module not in head):
@@ -85,7 +85,7 @@ def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def torch_index(path: str, index: Index) -> Index:
-    """Which part of a tensor is a part of one layer of a parameter."""
+    """The index into a tensor, from an index into one layer of its parameter."""
     return index[::-1] if path.endswith("/kernel") else index
 
 

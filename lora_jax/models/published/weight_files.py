@@ -1,14 +1,14 @@
-"""A folder's weights, one file or several with an index, by tensor name.
+"""A folder's weights by tensor name, from one file or several with an index.
 
-Safetensors are read, and what torch.save wrote (torch_bin.py) where there are none. A GGUF file
-stands for a folder: it holds all that a folder does, and gguf_file.py reads it.
+Safetensors are read; if there are none, files of torch.save are (torch_bin.py). A GGUF file can
+take the place of a folder: it holds all that a folder does, and gguf_file.py reads it.
 """
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it, which safetensors asks for
+import ml_dtypes  # noqa: F401  it adds bfloat16 to NumPy, which safetensors needs
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -20,7 +20,7 @@ from lora_jax.suggest import nearest
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_MOST_JSON = 100_000_000  # bytes; the index of the largest models has a few millions
+_MOST_JSON = 100_000_000  # bytes; the index of the largest models has a few million
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -34,10 +34,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_gguf(path: str | Path) -> Path | None:
-    """The GGUF file that a path means, None where it means a folder of other files.
+    """The GGUF file that a path stands for; None if it is a folder of other files.
 
-    That is a path that ends in .gguf, or a folder's only such file where there is no config.json.
-    FileNotFoundError where there is no such file, ValueError where a folder has several.
+    The path ends in .gguf, or is a folder with one such file and no config.json.
+    FileNotFoundError if the named file does not exist; ValueError if a folder has several.
     """
     path = Path(path)
     if path.suffix == ".gguf" and not path.is_dir():
@@ -54,7 +54,7 @@ def find_gguf(path: str | Path) -> Path | None:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The files that hold the weights, sorted; FileNotFoundError if none is there or one is not."""
+    """The files with the weights, sorted; FileNotFoundError if there are none or one is missing."""
     if (gguf := find_gguf(folder)) is not None:
         return [gguf]
     folder = Path(folder)
@@ -89,7 +89,7 @@ def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
 
 
 def digest(folder: str | Path) -> str:
-    """The sha256 of the weight file, in hexadecimal; of several files, one after the other."""
+    """The sha256 of the weight file in hexadecimal; several files are hashed as one, in order."""
     total = hashlib.sha256()
     for file in weight_files(folder):
         with file.open("rb") as stream:
@@ -99,7 +99,7 @@ def digest(folder: str | Path) -> str:
 
 
 class SafetensorsFile:
-    """The tensors of one file, by name: shapes and types at once, contents when read."""
+    """The tensors of one file by name: shapes and types are known at once, contents on `read`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -126,10 +126,10 @@ class SafetensorsFile:
 
 
 class Weights:
-    """The tensors of a folder: names and shapes at once, contents when read.
+    """The tensors of a folder: names and shapes are known at once, contents on `read`.
 
-    `prefix` is what stands before the model's names in a checkpoint that has a head, say `bert.`;
-    it is left out in one that is a model alone, so names are looked up with and without it.
+    `prefix` is the prefix of the model's names in a checkpoint with a head, such as `bert.`. A
+    checkpoint of the model alone omits it, so names are looked up without it there.
     """
 
     def __init__(self, folder: str | Path, prefix: str):
@@ -138,7 +138,7 @@ class Weights:
         for path in weight_files(folder):
             file = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
             for name in file.names():
-                # Checkpoints that come from TensorFlow, bert-base-uncased too, say gamma, beta.
+                # Checkpoints from TensorFlow, such as bert-base-uncased, use gamma and beta.
                 key = name.replace("LayerNorm.gamma", "LayerNorm.weight")
                 key = key.replace("LayerNorm.beta", "LayerNorm.bias")
                 if key in self._source:
@@ -163,7 +163,7 @@ class Weights:
         return file.shape(stored)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """ValueError unless there is a floating-point tensor of this name and shape."""
+        """Raise a ValueError unless a floating-point tensor has this name and shape."""
         key = self._key(name)
         if key not in self._source:
             near = nearest(key, self._source)
@@ -179,14 +179,15 @@ class Weights:
             raise ValueError(f"{self.folder}: tensor {key!r} is {dtype}, expected one of {_FLOATS}")
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor; ValueError if a value of it is not finite."""
+        """The tensor; ValueError if any value is not finite."""
         file, stored = self._source[self._key(name)]
         return _finite(file.read(stored), file.path, stored)
 
     def part(self, name: str, index: Index) -> np.ndarray:
-        """A part of the tensor, and no more is read of safetensors; ValueError as for `read`.
+        """A part of the tensor; ValueError as in `read`.
 
-        Of what torch.save wrote, the whole tensor is read each time.
+        From safetensors, only this part is read; from a file of torch.save, the whole tensor's
+        storage each time.
         """
         file, stored = self._source[self._key(name)]
         return _finite(file.part(stored, index), file.path, stored)
