@@ -1,5 +1,5 @@
-"""The commands (`python -m experiments.train` and the others), and the rooms that they use.
+"""The commands (`python -m experiments.train` and the others), and the packages that they use.
 
-Imports run `setup <- planning <- runs <- sweeps <- analysis <- tables <- reports`; `cli` and
-`distributed` may be used by all.
+A package may import only those to its left: `setup <- planning <- runs <- sweeps <- analysis <-
+tables <- reports`. All may import `cli` and `distributed`.
 """

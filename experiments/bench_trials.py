@@ -1,13 +1,14 @@
-"""A sweep against a process for each of its trials: seconds, start-up and compilation included.
+"""Time a sweep against one process for each trial, with start-up and compilation.
 
     python -m experiments.bench_trials --sizes=8x16 --trials=8 --steps=200
 
-For each size, BATCHxLENGTH in examples and tokens of a step, the same trials (learning rates and
-seeds differ) are trained twice: by `experiments.train`, one process after the other, and by
-`experiments.sweep`, as one program. Each line gives the seconds of both and their ratio, how the
-trials stepped, and by how much the losses of the first logged step differ. Both are whole
-commands, with evaluation and saving; what all of them read from disk is read once before.
-`--executions` times each way to step, in place of the one that the sweep would choose.
+A size is BATCHxLENGTH: the examples of a step, and the tokens of each. For each size, the same
+trials, which differ in learning rate and seed, are trained twice: by `experiments.train`, one
+process after the other, and by `experiments.sweep`, as one program. Each line gives the seconds of
+both and their ratio, how the trials stepped, and the largest difference between the losses of the
+first logged step. Both times are of whole commands, with evaluation and saving. The files that all
+of them need are read once before. `--executions` times the given ways to step; `chosen` is the way
+that the sweep chooses.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ _WAYS = ("chosen", "each", "map", "vmap")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Examples of a step, and the tokens that each is padded or cut to."""
+    """The number of examples in a step, and the length in tokens of each."""
 
     batch: int
     length: int
@@ -47,7 +48,7 @@ class Size:
         return f"{self.batch}x{self.length}"
 
     def settings(self, steps: int) -> list[str]:
-        """Flags that make a config's runs of this size."""
+        """The flags that give a config's runs this size and number of steps."""
         return [
             f"--config={_CONFIG.value}",
             f"--config.train.batch_size={self.batch}",
@@ -59,10 +60,10 @@ class Size:
 
 
 def parse_sizes(texts: Sequence[str]) -> list[Size]:
-    """Sizes such as `8x16`.
+    """Parse sizes such as `8x16`.
 
     Raises:
-      ValueError: another text.
+      ValueError: a text of another form.
     """
     found = []
     for text in texts:
@@ -73,7 +74,7 @@ def parse_sizes(texts: Sequence[str]) -> list[Size]:
 
 
 def rates(count: int) -> list[str]:
-    """So many learning rates from 1e-4 to 1e-3, evenly spread over their logarithm."""
+    """`count` learning rates from 1e-4 to 1e-3, evenly spaced in their logarithm."""
     return [f"{1e-4 * 10 ** (number / (count - 1)):.3g}" for number in range(count)]
 
 
@@ -89,7 +90,7 @@ def bench() -> None:
 
 
 def _compare(size: Size, folder: Path) -> None:
-    _alone(size, folder / "first", rates(2)[:1], steps=1)  # files are read, tokens are kept
+    _alone(size, folder / "first", rates(2)[:1], steps=1)  # reads files and caches tokens
     alone = _alone(size, folder / "alone", rates(_TRIALS.value), _STEPS.value)
     for way in _EXECUTIONS.value:
         together = _together(size, folder / way, way)
@@ -137,19 +138,19 @@ def _run(module: str, *arguments: str) -> None:
 
 
 def _stepping(workdir: Path) -> str:
-    """What the worker's log says of how the trials step."""
+    """The line of the worker's log on how the trials step."""
     logs = "".join(log.read_text(encoding="utf-8") for log in workdir.glob("logs/*.log"))
     return next(line for line in logs.splitlines() if line.startswith(STEPPING))
 
 
 def _difference(alone: Path, together: Path) -> float:
-    """The largest between the first logged losses of the same trial."""
+    """The largest difference between the first logged losses of the same trial."""
     first, second = _first_losses(alone), _first_losses(together)
     return max(abs(first[seed] - second[seed]) for seed in first)
 
 
 def _first_losses(folder: Path) -> dict[int, float]:
-    """By seed."""
+    """The first logged loss of each run, by seed."""
     return {
         run.record.seed: next(
             row["loss"] for row in read_metrics(run.folder / "metrics.jsonl") if "loss" in row

@@ -1,4 +1,4 @@
-"""What the commands share: one clear line for a mistake on the command line."""
+"""Helpers of all commands: run one, and report a mistake in one clear line."""
 
 import re
 import sys
@@ -12,9 +12,9 @@ from experiments.setup.read_config import read
 
 
 def main(command: Callable[[], None]) -> None:
-    """Parse the flags and run a command; what a user can mend ends with one line.
+    """Parse the flags and run a command.
 
-    A warning is one line on standard error.
+    A ValueError or OSError ends the program with one line. A warning is one line on standard error.
     """
 
     def run(argv: Sequence[str]) -> None:
@@ -33,18 +33,18 @@ def main(command: Callable[[], None]) -> None:
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as one line: where in the code it comes from helps nobody who gave a command."""
+    """Print a warning as one line, without its place in the code."""
     warn(" ".join(str(message).split()))
 
 
 def warn(said: str) -> None:
-    """A line on standard error, if there is something to say."""
+    """Print `said` as a warning line on standard error; print nothing if it is empty."""
     if said:
         print(f"warning: {said}", file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Read the flags; one line ends the program where a flag, or the config's file, is wrong."""
+    """Read the flags; exit with one line if a flag or the config file is wrong."""
     try:
         return read(argv, flags.FLAGS)
     except ValueError as error:
@@ -52,10 +52,10 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def integers(name: str, values: Sequence[str] | None) -> list[int]:
-    """The whole numbers of a flag that lists them.
+    """The values of a list flag as whole numbers.
 
     Raises:
-      ValueError: one that is none.
+      ValueError: a value is not a whole number.
     """
     if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in values or ()):
         raise ValueError(f"--{name}={','.join(values or ())}: expected whole numbers")

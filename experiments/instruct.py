@@ -1,10 +1,10 @@
-r"""Teach a small language model to answer questions: full fine-tuning, LoRA and QLoRA side by side.
+r"""Teach a small language model to answer questions, with full fine-tuning, LoRA and QLoRA.
 
     python -m experiments.instruct --workdir=runs/instruct
 
-Runs `configs/instruct.py` once for each of --methods, each in a folder of its own below WORKDIR,
-and prints what they came to: scores before and after, what was trained, and what the model writes
-to three questions. The same command goes on where it was stopped.
+Runs `configs/instruct.py` once for each of --methods, each in its own folder below --workdir. Then
+prints the scores before and after training, the number of trained parameters, and the model's
+answers to three questions. Give the same command again to continue a stopped run.
 """
 
 from pathlib import Path
@@ -43,13 +43,16 @@ def teach() -> None:
 
 
 def _folder(method: str) -> Path:
-    """The folder of a run; one of a few steps has its own."""
+    """The folder of a run; a smoke run has a folder of its own."""
     name = method if _SIZE.value == "full" else f"{method}-{_SIZE.value}"
     return Path(str(_WORKDIR.value)) / name
 
 
 def table(found: dict[str, run_record.Record]) -> Table:
-    """A row for each method: scores on held-out questions before and after, and what it took."""
+    """A table with a row for each method: scores before and after, trained parameters, seconds.
+
+    Scores are on held-out questions.
+    """
     made = Table("method", "accuracy", "loss", "trained", "seconds")
     for method, record in found.items():
         before, after = record.metrics_first or {}, record.metrics_last
@@ -64,7 +67,7 @@ def table(found: dict[str, run_record.Record]) -> Table:
 
 
 def samples(found: dict[str, run_record.Record]) -> list[Text]:
-    """What the model answers to some questions, before training and after each method's."""
+    """Lines with the model's answers to some questions, before training and after each method."""
     lines = []
     rows = zip(*(record.samples or [] for record in found.values()), strict=True)
     for row in rows:

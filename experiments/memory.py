@@ -1,13 +1,15 @@
-r"""What full fine-tuning, LoRA and QLoRA hold in memory, side by side.
+r"""Compare the memory of full fine-tuning, LoRA and QLoRA, side by side.
 
     python -m experiments.memory --config=configs/instruct.py --methods=full,lora,qlora
     python -m experiments.memory
 
-The first is of a config's own model and batch: by formula (`experiments.planning.memory_formula`),
-and with the temporaries that the compiled training step asks for. The second, without --config, is
-of published sizes that this machine could not hold, by formula alone: one row of --tokens tokens,
-each layer recomputed in the backward pass; full fine-tuning in float32 with float32 moments, LoRA
-and QLoRA with r=16 on all linear layers, weights in bfloat16 or NF4 with quantised scales.
+The first form uses a config's own model and batch. It shows the memory by formula
+(`experiments.planning.memory_formula`), and that of the arrays and the compiled training step.
+
+The second form, without --config, shows published model sizes, by formula alone. The batch is one
+row of --tokens tokens, and each layer is recomputed in the backward pass. Full fine-tuning is in
+float32 with float32 moments. LoRA and QLoRA have r=16 on all linear layers, and weights in bfloat16
+or in NF4 with quantised scales.
 """
 
 from absl import flags

@@ -1,15 +1,16 @@
-r"""Will it fit? A config's training step, compiled for devices that are not there.
+r"""Find out whether a config's training step fits in memory, by compiling it for other devices.
 
     python -m experiments.plan --config=configs/llama2_70b.py --topology=v5e:4x4 --mesh=1,4,4
     python -m experiments.plan --config=configs/instruct.py:method=qlora --topology=h100:1
 
-Neither data nor weights are read: a config.json is enough, or a name of
-`experiments.planning.model_sizes`. TPUs' programs are compiled by libtpu (`pip install
-"lora-jax[tpu]"`); without it, and for GPUs, simulated devices of the CPU stand in. After the
-topology that is asked for, the smallest listed one of its kind is looked for, and the largest
-batch; each takes some compilations (`--nosearch` for none). One takes libtpu one to two minutes for
-a Llama of any depth, and the CPU's compiler some ten seconds. Exits with 2 where the topology does
-not fit.
+The devices need not exist here. The command reads no data and no weights: a config.json is enough,
+or a name in `experiments.planning.model_sizes`. libtpu compiles programs for TPUs (`pip install
+"lora-jax[tpu]"`). Without libtpu, and for GPUs, the program is compiled for simulated CPU devices.
+
+After the given topology, the command searches for the smallest listed topology of its kind that
+fits, and for the largest batch. Each search takes several compilations; `--nosearch` skips both.
+For a Llama of any depth, one compilation takes libtpu one to two minutes and the CPU's compiler
+about ten seconds. The exit code is 2 if the step does not fit the given topology.
 """
 
 import sys
@@ -71,7 +72,7 @@ def _search(config: dict, found: Fit, console: Console, say: topology_search.Say
 
 
 def _simulated(chosen: Topology) -> int:
-    """How many devices the CPU is to be."""
+    """How many devices the CPU must simulate."""
     if chosen.ahead:
         return 1
     others = [each.devices for each in listed(chosen.kind)] if _SEARCH.value else []

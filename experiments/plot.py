@@ -1,9 +1,9 @@
-"""A picture of what was run.
+"""Draw a picture of finished runs as a PNG.
 
     python -m experiments.plot --results=runs/glue --kind=parameters --out=parameters.png
 
 Kinds: `parameters`, score against trained parameters; `training`, loss and score by step;
-`learning_rate`, score by learning rate; `ranks`, the ranks that AdaLoRA chose, of one run.
+`learning_rate`, score by learning rate; `ranks`, the ranks that AdaLoRA chose in one run.
 """
 
 from pathlib import Path

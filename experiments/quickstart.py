@@ -1,4 +1,4 @@
-"""The quickstart: a head alone, then LoRA, on real text, and what it made of three sentences.
+"""The quickstart: train a head alone, then LoRA, and classify three sentences with both.
 
 python -m experiments.quickstart --workdir=runs/quickstart
 """
@@ -44,7 +44,7 @@ def _train(name: str) -> Trained:
 
 
 def _folder(name: str) -> Path:
-    """The folder of a run; another model or size has one of its own, so that all may stay."""
+    """The folder of a run; other models and sizes have their own, so no run replaces another."""
     other = [flag.value for flag in (_MODEL, _SIZE) if flag.value != flag.default]
     return Path(_WORKDIR.value) / "-".join([name, *other]).replace("/", "-")
 

@@ -1,14 +1,15 @@
-"""Which methods are better, by how much, and how sure that is: of everything below a folder.
+"""Report which methods are better, by how much, and how certain that is, for all runs of a folder.
 
     python -m experiments.report --results=runs/all_methods --format=html --out=report.html
 
-Takes the runs of `experiments.tune`, where settings are chosen on held-out examples, and any grid
-of settings and seeds. Of each method the best setting is taken, and at what budget is said; methods
-are then compared by their common seeds and by the predictions that their runs have stored
-(`experiments.analysis.significance` says what each test is good for). `--varies=train.batch_size`
-names what a study varies besides variant, optimiser, storage and targets; runs that differ in
-anything else are refused. Runs that left no record, since they were killed, are counted with their
-methods.
+The runs may come from `experiments.tune`, which chooses settings on held-out examples, or from any
+grid of settings and seeds. The report takes the best setting of each method and states how many
+settings and runs were tried. It compares methods by their common seeds and by the stored
+predictions of their runs; `experiments.analysis.significance` describes each test.
+
+`--varies=train.batch_size` names a setting that the study varies, besides the sections `variant`,
+`optimizer`, `quantize`, `targets` and `also_train`. Runs that differ in anything else are an error.
+Runs without a record, such as killed ones, are counted with their methods.
 """
 
 from collections.abc import Sequence
@@ -77,10 +78,10 @@ def compared(
     varies: Sequence[str],
     lost: Sequence[Unfinished],
 ) -> tuple[list[Contest], list[str]]:
-    """What the runs of a table and a size make of contests, and what is to be known about them.
+    """The contests between the runs of a table and a size, and notes on these runs.
 
     Raises:
-      ValueError: none of them has completed; runs of another size that have are named.
+      ValueError: no such run has completed; the message counts completed runs of other sizes.
     """
     own, notes = select(found, table, size)
     notes += [f"Warning: {said}"] if (said := collect_runs.unsealed(own)) else []
@@ -94,13 +95,13 @@ def compared(
 
 
 def _wanted(run: Unfinished) -> bool:
-    """Whether a run without a record may be of the table and the size that were asked for."""
+    """Whether a run without a record can belong to the table and size that the flags ask for."""
     table = run.study.get("table", _TABLE.value)
     return table in (None, _TABLE.value or table) and run.study.get("size", "full") == _SIZE.value
 
 
 def apart(lost: Sequence[Unfinished]) -> list[str]:
-    """What is said of runs without a record that no table has."""
+    """A note on the runs without a record that belong to no contest; nothing if there are none."""
     if not lost:
         return []
     runs = f"{len(lost)} {'run' if len(lost) == 1 else 'runs'}"
@@ -111,10 +112,13 @@ def apart(lost: Sequence[Unfinished]) -> list[str]:
 def select(
     runs: list[collect_runs.Run], table: str | None, size: str
 ) -> tuple[list[collect_runs.Run], list[str]]:
-    """The runs of a table (of all) and of a size, and how many were left out.
+    """The runs of a table and a size, and a note on how many of another size were left out.
+
+    Args:
+      table: None for the runs of all tables.
 
     Raises:
-      ValueError: a table of which there are no runs.
+      ValueError: there are no runs of the table.
     """
 
     def name(run: collect_runs.Run) -> str:
@@ -139,11 +143,11 @@ def render(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> str:
-    """The report in one of `FORMATS`.
+    """The report as text in one of `FORMATS`.
 
     Raises:
-      ValueError: a reference that is no method of any contest, or predictions that are not of the
-        same examples.
+      ValueError: no contest has the reference method, or the predictions of two runs are of
+        different examples.
     """
     references = refer(made, reference)
     family = [
@@ -175,10 +179,12 @@ def render(
 
 
 def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:
-    """By the id of a contest, the method that the others are compared with.
+    """The reference method of each contest, by the contest's `id`.
+
+    A contest without the reference is left out. By default it is lora, or else the first method.
 
     Raises:
-      ValueError: no contest has it.
+      ValueError: no contest has the reference.
     """
     known = {method.key for contest in made for method in contest.methods}
     if reference is not None and reference not in known:

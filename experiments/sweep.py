@@ -1,24 +1,30 @@
-r"""A sweep: many trials from one command, which goes on where it, or any part of it, was stopped.
+r"""Run a sweep: train many trials from one command.
 
     python -m experiments.sweep --config=configs/glue.py:task=cola,source=tsv,folder=glue_data \
         --sweep=variant=lora,dora --sweep=config.optimizer.learning_rate=1e-4,3e-4,1e-3 \
         --sweep=config.seed=0:5 --workdir=runs/cola --dry_run
 
-Every trial is a run of `experiments.train` in a folder below WORKDIR/trials. All are checked before
-the first one starts. Then trials with a completed record are left as they are, those that diverged
-too (they would again) unless --retry, and all others are trained: new ones, failed ones, and those
-that were interrupted, from their newest checkpoint. Exit code 0 means that all are completed.
-A trial whose process was killed, as when memory runs out, is noted and left for the next time.
+Every trial is a run of `experiments.train` in a folder below WORKDIR/trials. All trials are checked
+before the first one starts. Give the same command again to continue a stopped sweep:
 
---sweep=KEY=VALUES may be given several times: every combination is a trial, or with --zip the first
-values of all, the second ones and so on, or with --trials=N so many drawn at random. KEY is
-`config.` and a setting, or an argument of the config's file; for VALUES see `sweep_specs`. A config
-whose file has a function `sweep()`, yielding dicts of keys and values, is swept by that, times what
---sweep says; no key may be in both.
+* completed trials are left as they are, and so are diverged ones, unless --retry;
+* new and failed trials are trained, and interrupted ones go on from their newest checkpoint;
+* a trial whose process was killed, for example when memory ran out, is noted and left for the next
+  command.
 
-A job is a process's: trials that share a program, as many as --per_job says, or as leave a job for
-every process and shard. Give all shards, and the command again, the same --processes or --per_job:
-checkpoints belong to a job's trials.
+Exit code 0 means that all trials have completed.
+
+--sweep=KEY=VALUES may be given several times. Every combination of values is a trial. With --zip,
+the first values of all keys make a trial, then the second ones, and so on. With --trials=N, N
+combinations are drawn at random. KEY is `config.` and a setting, or an argument of the config file;
+`experiments.sweeps.sweep_flag` describes VALUES. If the config file has a function `sweep()` that
+yields dicts of keys and values, each dict is combined with each combination from --sweep. No key
+may be in both.
+
+Each job runs in one process and holds trials that share a program. --per_job limits their number;
+by default, a program's trials are divided until every process and shard has a job. Checkpoints
+belong to all trials of a job, so give every shard, and a repeated command, the same --processes or
+--per_job.
 """
 
 import contextlib
@@ -119,8 +125,10 @@ def _sweep() -> None:
 
 
 def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int:
-    """For how many processes there are to be jobs. All shards are to say the same here: what
-    devices the machine of one of them has does not count."""
+    """How many processes, in all shards, need a job.
+
+    All shards must get the same number, so the devices of one shard's machine do not count.
+    """
     own = _PROCESSES.value or (len(machine) if part is None else 1)
     return max(own, 1) * (1 if part is None else part[1])
 
@@ -146,7 +154,7 @@ def _console() -> Console:
 
 
 def _todo(mine: list[jobs.Job], folder: SweepFolder) -> list[jobs.Job]:
-    """The jobs with trials that are to be trained, whole: a program's checkpoints are of all."""
+    """The jobs with a trial to train, with all their trials, as these share checkpoints."""
     return [job for job in mine if any(_wanted(folder.outcome(trial)) for trial in job)]
 
 
@@ -192,7 +200,7 @@ def _launch(
 
 
 def _list(view: View, todo: list[jobs.Job]) -> None:
-    """Every trial with its digest and status, and the time that those to be trained will take."""
+    """Print every trial with its digest and status, and an estimate of the time to train."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:
         print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.outcome.status}")
@@ -210,19 +218,19 @@ def _list(view: View, todo: list[jobs.Job]) -> None:
 
 
 def _leave_devices_to_the_workers() -> None:
-    """Only shapes are traced here, for which JAX is not to take an accelerator's memory."""
+    """Keep this process on the CPU: it traces shapes only, and needs no accelerator memory."""
     jax.config.update("jax_platforms", "cpu")
 
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left."""
+    """Make SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     for each in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(each) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(each, stop)
     try:
         yield

@@ -1,10 +1,10 @@
-"""A table of what was run, the papers' numbers beside it.
+"""Print a table of finished runs, with the papers' numbers beside ours.
 
     python -m experiments.table --table=lora_table2 --results=runs/lora_table2 --format=markdown
-    python -m experiments.table --readme  # makes the tables between README's markers anew
+    python -m experiments.table --readme  # rewrites the tables between README's markers
 
-Records are found anywhere below the folder; cells are `ours / published`, with how many runs ours
-comes from.
+Records may lie anywhere below the folder. A cell is `ours / published`; the number in parentheses
+is the number of runs behind ours.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def show() -> None:
 
 
 def _warn(results: Path, table: str | None = None) -> None:
-    """Say on standard error, apart from the table, what nothing in it can say: of records alone."""
+    """Warn on standard error if records of the table have no seal."""
     runs = [run for run in collect_runs.find(results) if table in (None, run.study.get("table"))]
     cli.warn(collect_runs.unsealed(runs))
 

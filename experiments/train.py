@@ -1,31 +1,30 @@
-r"""Train what a config describes.
+r"""Train the model that a config describes.
 
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora \
         --config.variant.rank=16
 
-The same command goes on where a killed run stopped. At a SIGTERM, by which schedulers announce that
-they will end a process, the run saves the step that it is at, says so in one line and ends with
-code 75, without a record: start it again. The notice has to be longer than a step, an evaluation
-and a save take.
+Give the same command again to continue a killed run. Schedulers send SIGTERM before they end a
+process. On SIGTERM the run saves its current step, prints one line, and exits with code 75 and no
+record; start it again. The scheduler must allow enough time for a step, an evaluation and a save.
 
     Slurm          sbatch --requeue --signal=TERM@120, and `scontrol requeue $SLURM_JOB_ID` where
                    srun ended with code 75 (or RequeueExit=75 in slurm.conf)
     Kubernetes     terminationGracePeriodSeconds: 120, and of a Job restartPolicy: OnFailure
 
-One run on several machines is this command on each of them, of which all see --workdir:
+To train one run on several machines, give this command on each of them. All must see --workdir:
 
-    --distributed                                   what Slurm, a TPU pod, Open MPI or Kubernetes
-                                                    say of the processes
-    --coordinator=HOST:PORT --processes=4 --process=0      the same by hand, 0 to 3
+    --distributed                                   take the processes from Slurm, a TPU pod,
+                                                    Open MPI or Kubernetes
+    --coordinator=HOST:PORT --processes=4 --process=0      give them by hand, --process from 0 to 3
 
-A signal to one of the processes stops all of them after the same step. All devices train together:
-each on rows of its own and, as `--mesh=DATA,FSDP,TENSOR` says, on parts of the weights (`fsdp`,
-which gathers them where they are used) and of the products (`tensor`). What a run comes to does not
-depend on it, but for rounding: it may go on with another mesh, or on other machines.
+A signal to one process stops all of them after the same step. All devices train together. Each has
+its own rows of the batch. `--mesh=DATA,FSDP,TENSOR` can also divide the weights (`fsdp`, which
+gathers them where they are used) and the matrix products (`tensor`). The mesh does not change the
+results, except for rounding: a run can continue with another mesh, or on other machines.
 
-Before the first step, the compiled one is compared with what NumPy makes of the same operations one
-by one (`lora_jax.compiled.audit`): compilers are wrong now and then, and a run with wrong gradients
-looks like one of a worse method. `--noaudit` trains without.
+Before the first step, the compiled step is compared with NumPy's result of the same operations, one
+by one (`lora_jax.compiled.audit`). Compilers sometimes make mistakes, and a run with wrong
+gradients looks like a run of a worse method. `--noaudit` skips this check.
 """
 
 import sys

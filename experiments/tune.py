@@ -1,12 +1,13 @@
-r"""A study with one budget for all: learning rates on held-out examples, then seeds on the rest.
+r"""Run a study: tune learning rates on held-out examples, then train the best with every seed.
 
     python -m experiments.tune --study=all_methods --workdir=runs/all_methods/cola \
         --argument=task=cola,source=tsv,folder=glue_data
 
-Of each row, every learning rate is trained once and scored on training examples that are held out
-for it; the best then trains with every seed, and only these runs see the development set. Runs that
-differ in numbers alone are one program, as in `experiments.sweep`. The same command goes on where
-it was stopped; `--rows` takes a part, so that several can work side by side.
+For each row of the study, every learning rate is trained once and scored on held-out training
+examples. The best rate is then trained with every seed; only these runs see the development set.
+Runs that differ only in numbers share one program, as in `experiments.sweep`. Give the same command
+again to continue a stopped study. `--rows` runs some rows only, so that several commands can run
+side by side.
 """
 
 import importlib
@@ -53,9 +54,9 @@ def tune() -> None:
 
 
 def _check_argument(text: str) -> None:
-    """Raise a ValueError where an argument says what the study says of every run.
+    """Raise a ValueError if an argument sets `row` or `seed`.
 
-    It would be as if nothing had been said.
+    The study sets both for every run, so the argument would be ignored.
     """
     for item in text.split(","):
         key, _, value = item.partition("=")
@@ -68,12 +69,12 @@ def _check_argument(text: str) -> None:
 def study(
     config: Any, plan: Mapping[str, Any], row: str, workdir: Path, audit: bool = True
 ) -> None:
-    """All runs of one row: its learning rates, then the best one's seeds.
+    """Train all runs of one row: its learning rates, then every seed with the best rate.
 
     Args:
-      config: `config(**changes)` is the row's config.
-      plan: `rates` by row, `held_out`, `tuning_seed` and `seeds`.
-      audit: whether compiled programs are compared with NumPy's before they train.
+      config: `config(**changes)` returns the row's config with these changes.
+      plan: the study's `rates` by row, `held_out`, `tuning_seed` and `seeds`.
+      audit: whether to compare compiled programs with NumPy's before they train.
     """
     held = {"data__validation": plan["held_out"], "seed": plan["tuning_seed"]}
     rates = plan["rates"][row]
@@ -88,7 +89,7 @@ def study(
 def _train(
     configs: Mapping[str, dict[str, Any]], folder: Path, audit: bool
 ) -> list[run_record.Record]:
-    """Train runs, each in a folder of its name; those that share a program as one."""
+    """Train runs, each in a folder of its name; runs that share a program train together."""
     names, console = list(configs), Console()
     ended: dict[str, run_record.Record] = {}
     for numbers in groups(list(configs.values())):
@@ -104,10 +105,10 @@ def _train(
 
 
 def best_rate(tried: Mapping[float, run_record.Record]) -> float:
-    """The learning rate of the best score, the smaller one of equal ones.
+    """The learning rate with the best score; if several are equal, the smallest.
 
     Raises:
-      ValueError: no run was completed.
+      ValueError: no run has completed with a score.
     """
     scores = {
         rate: score

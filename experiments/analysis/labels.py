@@ -1,4 +1,4 @@
-"""Names as a reader expects them: headings of columns, and rows in natural order."""
+"""Readable names: the headings of columns, and names in natural order."""
 
 import re
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from configs.common_tasks import TITLES
 
 
 def heading(name: str) -> str:
-    """What a column is called, by its key: `rte_100` is RTE 100."""
+    """The heading of a column from its key: `rte_100` gives RTE 100."""
     return TITLES.get(name) or " ".join(TITLES.get(part, part) for part in name.split("_"))
 
 
 def natural(names: Iterable[str]) -> list[str]:
-    """Names in order, numbers in them by size: r2 before r16."""
+    """Distinct names in natural order, where numbers are sorted by size: r2 before r16."""
 
     def key(name: str) -> list[tuple[int, float, str]]:
         parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", name)

@@ -1,4 +1,4 @@
-"""The methods of a contest two by two: every test that their records and predictions allow."""
+"""Test all pairs of methods of a contest, by every test that records and predictions allow."""
 
 import dataclasses
 import itertools
@@ -20,34 +20,35 @@ KINDS = {
 """The tests of a pair, and what each generalises to."""
 
 MARKS = {"examples": "†", "seeds": "‡"}
-"""Of verdicts by a test that claims less than that of both."""
+"""Marks of verdicts by a test that claims less than the test over both."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two methods of a contest; a test that could not be made is None, and `why` says so."""
+    """Two methods of a contest and their tests; a test that is impossible is None, see `why`."""
 
     contest: Contest
     first: Method
     second: Method
     common: int
-    """How many seeds (and draws) both have."""
+    """How many seeds (with their draws) both methods have."""
     tests: Mapping[str, Difference | None]
     why: str
 
     @property
     def decided_by(self) -> str:
-        """The kind of test that a verdict is by: the one of both, else what has a p value."""
+        """The kind of the test that decides: the first of both, seeds, examples with a p value."""
         known = {kind for kind, test in self.tests.items() if test and test.p is not None}
         return next((kind for kind in ("both", "seeds", "examples") if kind in known), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What is known of one run: its score, and where it has predictions, of how many examples.
+    """What is known about one run: its score and, if it has predictions, how it scores on examples.
 
-    `replicates` are its score on bootstrap resamples, in the unit of the score, and `right`, if the
-    metric is accuracy, which examples (or questions) were.
+    `n` is the number of examples (or questions), 0 without predictions. `replicates` are the scores
+    on bootstrap resamples, in the unit of `score`. For accuracy, `right` says which examples (or
+    questions) are right.
     """
 
     score: float
@@ -57,11 +58,11 @@ class Seen:
 
 
 def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
-    """All pairs of the methods of a contest, the first ones first.
+    """Test all pairs of the methods of a contest, in the order of the methods.
 
     Raises:
-      ValueError: predictions of other examples than another run's, or that do not give the score of
-        their record.
+      ValueError: the predictions of two runs are of different examples, or predictions do not give
+        the score in their record.
     """
     seen = _seen(contest, resamples, seed)
     return [
@@ -71,21 +72,21 @@ def pairs(contest: Contest, resamples: int, seed: int) -> list[Pair]:
 
 
 def swapped(pair: Pair) -> Pair:
-    """The same tests with the methods the other way round."""
+    """The pair and its tests with the two methods exchanged."""
     tests = {kind: None if test is None else _negative(test) for kind, test in pair.tests.items()}
     return dataclasses.replace(pair, first=pair.second, second=pair.first, tests=tests)
 
 
 def adjusted(family: Sequence[Pair]) -> list[float | None]:
-    """Holm's p values of the deciding tests of all pairs of a report, the one family there is."""
+    """Holm's p values of the deciding tests of all pairs of a report, which are one family."""
     tests = [pair.tests.get(pair.decided_by) for pair in family]
     return significance.holm([None if test is None else test.p for test in tests])
 
 
 def verdicts(family: Sequence[Pair]) -> list[str]:
-    """`win`, `tie` or `loss` of the first of each pair, or nothing where no test has a p value.
+    """`win`, `tie` or `loss` for the first method of each pair, or empty if no test has a p value.
 
-    A tie is a difference that was not told from none, which does not make the two equal.
+    A tie is a difference that is not significant; that does not mean that the methods are equal.
     """
     found = []
     for pair, p in zip(family, adjusted(family), strict=True):
@@ -138,7 +139,7 @@ def _pair(
 
 
 def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[int, int], Seen]]:
-    """By method, then by seed and draw, what is known of each completed run."""
+    """What is known about each completed run, by method, then by seed and draw."""
     done = [
         (method.key, run, score)
         for method in contest.methods

@@ -1,15 +1,15 @@
-"""What the papers call the average over GLUE: each takes other tasks or other metrics.
+"""The averages over GLUE of different papers, which take different tasks or metrics.
 
-Numbers of different averages must not be compared: PiSSA's Table 3 prints the rows of AdaLoRA's
-Table 1 again, with means that are up to 0.2 higher.
+Numbers of different averages must not be compared. For example, PiSSA's Table 3 repeats the rows of
+AdaLoRA's Table 1, with means that are up to 0.2 higher.
 """
 
 from collections.abc import Mapping
 
-# Of each average: its tasks, and the metrics whose mean is the task's number.
+# The tasks of each average, and the metrics whose mean is the number of the task.
 AVERAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    # Eight tasks. The caption says overall accuracy on MNLI; the authors' own README shows that the
-    # numbers are of the matched part.
+    # Eight tasks. The caption says overall accuracy on MNLI, but the authors' own README shows that
+    # the numbers are of the matched part.
     "lora_table2": {
         "glue/mnli": ("accuracy",),
         "glue/sst2": ("accuracy",),
@@ -42,7 +42,7 @@ AVERAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "glue/rte": ("accuracy",),
         "glue/stsb": ("pearson_spearman",),
     },
-    # LoRA's without MNLI and QQP.
+    # LoRA's tasks without MNLI and QQP.
     "vera_table2": {
         "glue/sst2": ("accuracy",),
         "glue/mrpc": ("accuracy",),
@@ -57,10 +57,10 @@ AVERAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 def average(
     tasks: Mapping[str, tuple[str, ...]], scores: Mapping[str, Mapping[str, float]]
 ) -> float | None:
-    """The mean over `tasks` (one of `AVERAGES`) of the mean of each one's metrics.
+    """The mean over `tasks` (one of `AVERAGES`) of the mean of each task's metrics.
 
-    `scores` are `{task: {metric: value}}`. None if any of them is missing: a mean over fewer tasks
-    is another number.
+    `scores` is `{task: {metric: value}}`. The result is None if any score is missing, since a mean
+    over fewer tasks is not comparable.
     """
     means = []
     for task, metrics in tasks.items():

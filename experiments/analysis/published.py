@@ -1,7 +1,7 @@
-"""The papers' own numbers: `published.csv`, read and checked.
+"""Read and check `published.csv`, the papers' own numbers.
 
-A line is one printed cell. `row` is the key of the config that runs it where `runnable` is yes;
-`value` is as printed, percentages as percentages; `seeds` is a number or "unknown".
+Each line is one printed cell. If `runnable` is yes, `row` is the key of the config that runs it.
+`value` is as printed, with percentages as percentages. `seeds` is a number or "unknown".
 """
 
 import csv
@@ -30,9 +30,9 @@ PERCENT = (
     *(f"accuracy_written_{name}" for name in COMMONSENSE),
     "accuracy_written_mean",
 )
-"""Metrics that tables print in percent; `mean` is that of an average's tasks."""
+"""Metrics that tables print in percent; `mean` is the mean over the tasks of an average."""
 POINTS = ("bleu_lowercase_test", "rouge_l_test", "rouge_l", "exact_match", "score")
-"""Scores of texts, which tables print as they are: from 0 to 100, of a judge from 1 to 10."""
+"""Text scores, which tables print as they are: from 0 to 100, or from 1 to 10 for a judge's."""
 MODELS = {
     "minilm": "MiniLM (all-MiniLM-L6-v2)",
     "roberta_base": "RoBERTa base",
@@ -54,7 +54,7 @@ MODELS = {
     "gemma_7b": "Gemma-7B",
     "smollm2": "SmolLM2-135M (instruct)",
 }
-"""What tables call the models; others by their keys."""
+"""The names of models in tables; other models are named by their keys."""
 SIZES = {
     "roberta_base": 124.6e6,
     "roberta_large": 355.4e6,
@@ -68,7 +68,7 @@ SIZES = {
     "llama_3_8b": 8030.3e6,
     "mistral_7b": 7241.7e6,
 }
-"""The parameters of the models that have published rows, as a record counts them: with the head."""
+"""The parameters of models with published rows, counted as in a record: with the head."""
 OTHER = ("eval_loss", "bleu", "nist", "meteor", "cider", "gain_points", "steps_speedup")
 OTHER += ("rouge_l_coco",)
 
@@ -95,15 +95,15 @@ class Published:
 
     @property
     def line(self) -> tuple[str, str, str, str]:
-        """The row of the printed table that this is a cell of."""
+        """The row of the printed table that this cell belongs to."""
         return self.paper, self.table, self.model, self.row
 
 
 def load(path: Path = PATH) -> tuple[Published, ...]:
-    """Every printed cell.
+    """Read all printed cells.
 
     Raises:
-      ValueError: one line on the first cell that cannot be, with its place in the file.
+      ValueError: one line on the first invalid cell, with its place in the file.
     """
     names = [field.name for field in dataclasses.fields(Published)]
     with path.open(encoding="utf-8", newline="") as file:
@@ -163,10 +163,10 @@ def _distinct(cells: Iterable[Published], where: str) -> None:
 def averages(
     cells: Iterable[Published],
 ) -> Iterator[tuple[tuple[str, str, str, str], float, float]]:
-    """Each row with a printed average of its own cells: the row, what is printed, what they give.
+    """For each row with a printed average: the row, the printed average, and that of its cells.
 
-    A task with two metrics (MNLI matched and mismatched, QQP's accuracy and F1) counts once, by
-    their mean.
+    A task with two metrics (MNLI matched and mismatched, QQP's accuracy and F1) counts once, with
+    the mean of both.
     """
     printed: dict[tuple[str, str, str, str], float] = {}
     tasks: dict[tuple[str, str, str, str], dict[str, list[float]]] = {}

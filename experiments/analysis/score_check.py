@@ -1,4 +1,4 @@
-"""Whether the scores of a record are those of the predictions that its run has stored."""
+"""Check that the scores of a record agree with the stored predictions of its run."""
 
 from collections.abc import Mapping
 
@@ -12,15 +12,16 @@ from lora_jax.metrics import label_metrics
 
 
 def check(run: Run, parts: Mapping[str, Predictions] | None = None) -> None:
-    """Compare every metric of the adapter that a run saved with what its predictions give.
+    """Compare every metric of a run's saved adapter with the value from its predictions.
 
-    What they cannot give, as scores of written texts, is not compared, nor is a run without any.
+    Metrics that predictions cannot give, such as scores of generated texts, are not compared. A run
+    that is not completed or has no predictions is not checked.
 
     Args:
-      parts: the predictions, where they have been read.
+      parts: the predictions, if they have been read already.
 
     Raises:
-      ValueError: a metric that they contradict, or a file of predictions that is damaged.
+      ValueError: a metric disagrees with the predictions, or their file is damaged.
     """
     if not run.completed:
         return
@@ -40,21 +41,21 @@ def check(run: Run, parts: Mapping[str, Predictions] | None = None) -> None:
 
 
 def choices(run: Run) -> int:
-    """How many examples in a row are one question of a run's task."""
+    """How many successive examples make one question in a run's task."""
     spec = SPECS.get(run.record.config["data"]["name"])
     return spec.choices if spec else 1
 
 
 def _counted(name: str, labels: np.ndarray, choices: int) -> int:
-    """How many answers a score is of: F1 and Matthews turn with each one of the rarer class."""
+    """How many answers a score depends on; for F1 and Matthews, the size of the rarest class."""
     if name in ("f1", "matthews"):
         return int(np.unique(labels, return_counts=True)[1].min())
     return len(labels) // choices
 
 
 def _compare(run: Run, name: str, given: float, recorded: float, n: int) -> None:
-    # Predictions are of the very outputs that were scored: the records of this repository agree to
-    # the last digit. A rounding on another machine may turn one answer, not two.
+    # Predictions are the very outputs that were scored: the records of this repository agree to the
+    # last digit. Rounding on another machine may change one answer, but not two.
     most = max(1e-3, 1.5 / n)
     if abs(given - recorded) > most * max(1.0, abs(given)):
         unit = scale(name)

@@ -1,16 +1,16 @@
-"""Whether one method is better than another: tests on arrays, each by what it generalises to.
+"""Tests of whether one method is better than another, on arrays of scores.
 
-A difference that was measured once may be luck of three kinds: of the examples that it was scored
-on, of the seed (initialisation, order of the data), of the training set. The tests here answer for
+A measured difference may be due to chance in three ways: the examples it was scored on, the seed
+(initialisation, order of the data), or the training set. The tests here generalise to
 
-* new examples, with the trained models as they are: `mcnemar`, `over_examples`;
+* new examples, with the same trained models: `mcnemar`, `over_examples`;
 * new seeds, scored on the same examples: `over_seeds`;
-* both at once: `over_both`, the one to decide by where there are several seeds.
+* both at once: `over_both`, which should decide if there are several seeds.
 
-None of them answers for another training set (Dietterich, 1998): all seeds share theirs, so what
-they say is of this training set. All are two-sided and paired, which needs the same examples in the
-same order, and the same seeds. Which test fits which metric: Dror et al., 2018 (ACL, P18-1128).
-`holm` keeps the chance of any false claim of a family of tests below the level of one.
+No test generalises to another training set (Dietterich, 1998), since all seeds share one. All are
+two-sided and paired, so they need the same examples in the same order, and the same seeds. Dror et
+al., 2018 (ACL, P18-1128) say which test fits which metric. `holm` keeps the probability of any
+false claim in a family of tests below the level of a single test.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ import numpy as np
 from scipy import signal, stats
 
 LEVEL = 0.05
-"""Of every test, once adjusted; intervals are of 1 - LEVEL."""
+"""The significance level of adjusted p values; intervals have confidence 1 - LEVEL."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """By how much the first is above the second, in the unit of the scores.
+    """The first method's score minus the second's, in the unit of the scores.
 
-    `low` and `high` are the ends of the 95% interval, `p` that of no difference; None where they
-    are not defined. `n` counts what was sampled: seeds or examples, of `over_both` seeds.
+    `low` and `high` are the ends of the 95% interval, and `p` is the p value of no difference. They
+    are None if undefined. `n` is the number of sampled seeds or examples; for `over_both`, seeds.
     """
 
     difference: float
@@ -40,16 +40,17 @@ class Difference:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """The exact p value of McNemar's test: are there as many examples that only one gets right?
+    """The exact p value of McNemar's test, on examples that only one of two methods gets right.
 
-    Under the null, which of the two is right where they differ is a fair coin's fall, independent
-    between examples. With one seed that is the binomial test of the discordant examples (McNemar,
-    1947; Dietterich, 1998). The seeds of one example are not independent of each other, so with
-    several an example's coin is tossed once for all of them: the exact sign-flip test of each
-    example's difference summed over seeds (Fisher, 1935), which is McNemar's with one seed.
+    Under the null hypothesis, a fair coin decides which method is right on an example where they
+    differ, independently for each example. With one seed this is the binomial test of the
+    discordant examples (McNemar, 1947; Dietterich, 1998). With several seeds, the results of an
+    example are not independent, so one coin decides for all its seeds. This is the exact sign-flip
+    test of each example's difference summed over seeds (Fisher, 1935), which equals McNemar's test
+    with one seed.
 
     Args:
-      first, second: whether each example was right, (n,) or (seeds, n).
+      first, second: whether each example is right, (n,) or (seeds, n).
 
     Raises:
       ValueError: arrays of different shapes.
@@ -63,7 +64,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
         return 1.0
     if len(sizes) == 1:
         return float(stats.binomtest(int((totals > 0).sum()), int(sizes[0])).pvalue)
-    # The first ones' total is a sum of independent binomials, each times its size.
+    # The first method's total is a sum of independent binomials, each multiplied by its size.
     chances = np.ones(1)
     for size, count in enumerate(sizes, 1):
         own = np.zeros(size * count + 1)
@@ -75,18 +76,18 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def over_seeds(first: np.ndarray, second: np.ndarray) -> Difference:
-    """The paired t-test of scores by seed: would other seeds, on these examples, say the same?
+    """The paired t-test of scores by seed, which generalises to new seeds on the same examples.
 
-    Assumes differences of a normal distribution, which three seeds cannot show; and that the seeds
-    share no randomness but the data, which is why this is not the t-test over resampled training
-    sets that Dietterich (1998) warns of. Where no difference varies there is no variance to
-    estimate, and no p value, unless all are zero.
+    It assumes normally distributed differences, which three seeds cannot verify. It also assumes
+    that the seeds share no randomness except the data; so this is not the t-test over resampled
+    training sets that Dietterich (1998) warns of. If all differences are equal, no variance can be
+    estimated, and there is no p value, unless all are zero, which gives p = 1.
 
     Args:
-      first, second: scores of the same seeds, (seeds,), two at least.
+      first, second: scores of the same seeds, (seeds,), at least two.
 
     Raises:
-      ValueError: fewer than two seeds, or not equally many.
+      ValueError: fewer than two seeds, or different numbers of seeds.
     """
     if first.shape != second.shape or len(first) < 2:
         raise ValueError(f"over_seeds needs two common seeds: got {len(first)} and {len(second)}")
@@ -100,17 +101,18 @@ def over_seeds(first: np.ndarray, second: np.ndarray) -> Difference:
 
 
 def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Difference:
-    """The paired bootstrap over examples: would these models say the same of other examples?
+    """The paired bootstrap over examples, which generalises to new examples for the same models.
 
     Every resample draws examples with replacement, the same for both methods and all seeds (Efron
-    and Tibshirani, 1993; Koehn, 2004). The interval is that of the percentiles, and p is where it
-    would begin to have 0 in it. Where no resample says anything else there is no interval. Assumes
-    independent examples, and enough of them (100, say).
+    and Tibshirani, 1993; Koehn, 2004). The interval is the percentile interval, and p is the level
+    at which it begins to contain 0. If all resamples agree, there is no interval. The test assumes
+    independent examples, and enough of them (about 100).
 
     Args:
-      observed: the differences of the metric, (seeds,); one seed will do.
-      replicated: the same on every resample, (seeds, resamples) (`experiments.analysis.bootstrap`).
-      n: how many examples there are.
+      observed: the differences of the metric, (seeds,); one seed is enough.
+      replicated: the differences on every resample, (seeds, resamples), see
+        `experiments.analysis.bootstrap`.
+      n: the number of examples.
     """
     means = replicated.mean(0)
     beyond = min((means <= 0).sum(), (means >= 0).sum())
@@ -123,24 +125,24 @@ def over_examples(observed: np.ndarray, replicated: np.ndarray, n: int) -> Diffe
 
 
 def over_both(observed: np.ndarray, replicated: np.ndarray) -> Difference:
-    """Would other seeds and other examples say the same?
+    """The test over seeds and examples, which generalises to new seeds and new examples.
 
-    Seeds and examples are crossed, so the variance of the mean difference is at most the sum of
-    its variance over seeds (of the t-test) and over examples (of the paired bootstrap): their
-    interaction is counted twice, which errs to the safe side (Owen, 2007, on two-way bootstraps). A
-    few seeds are not resampled, whose spread a bootstrap would have too small by (seeds - 1)/seeds
-    with the tails of a normal distribution.
+    Seeds and examples are crossed. So the variance of the mean difference is at most the sum of its
+    variance over seeds (from the t-test) and over examples (from the paired bootstrap). The sum
+    counts their interaction twice, which is conservative (Owen, 2007, on two-way bootstraps). Seeds
+    are not resampled: for a few seeds, a bootstrap's variance would be too small by the factor
+    (seeds - 1)/seeds, and its tails would be those of a normal distribution.
 
-    The test is conservative: it is Student's with seeds - 1 degrees of freedom, the smaller of the
-    two parts' as Welch's test may have it, which keeps the level whatever share of the variance is
-    of seeds (Mickey and Brown, 1966). Satterthwaite's (1946), which are estimated, do not: where a
-    few seeds are close to each other by luck, the variance is too small and they are too many, just
-    when it matters. So the wider claim never has a smaller p value than `over_seeds` of the same
-    scores; and three seeds, with two degrees of freedom, show large differences alone. Assumes what
-    `over_seeds` and `over_examples` do.
+    The test is conservative. It is Student's t-test with seeds - 1 degrees of freedom, the smaller
+    number of the two parts, as allowed in Welch's test. This keeps the level for any share of the
+    variance that is due to seeds (Mickey and Brown, 1966). Satterthwaite's (1946) estimated degrees
+    of freedom do not: if a few seeds are close by chance, the variance is too small and the degrees
+    of freedom too many, both at once. So the p value is never smaller than that of `over_seeds` for
+    the same scores. Three seeds, with two degrees of freedom, can only show large differences. The
+    assumptions are those of `over_seeds` and `over_examples`.
 
     Args:
-      observed, replicated: as for `over_examples`; two seeds at least.
+      observed, replicated: as for `over_examples`; at least two seeds.
 
     Raises:
       ValueError: fewer than two seeds.
@@ -160,10 +162,10 @@ def over_both(observed: np.ndarray, replicated: np.ndarray) -> Difference:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) adjusted p values: below a level, one is significant among all of them.
+    """Holm's (1979) adjusted p values; a value below the level is significant in the family.
 
-    The chance of any false rejection in the family is at most the level, whatever depends on what.
-    What was not tested (None) stays so and is not of the family.
+    The probability of any false rejection in the family is at most the level, for any dependence
+    between the tests. A None, for no test, stays None and does not belong to the family.
     """
     tested = sorted((p, index) for index, p in enumerate(values) if p is not None)
     adjusted: list[float | None] = [None] * len(values)
@@ -175,5 +177,5 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def constant(values: np.ndarray, largest: float) -> bool:
-    """Whether values differ by no more than roundings of numbers as large as `largest`."""
+    """Whether values are equal up to the rounding of numbers as large as `largest`."""
     return bool(np.ptp(values) <= 1e-9 * largest)

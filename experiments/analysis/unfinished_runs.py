@@ -1,8 +1,8 @@
-"""Runs that began and left no record: killed, interrupted, still running, or nobody knows.
+"""Find runs that began and left no record: killed, interrupted, still running, or unknown.
 
-Every run begins with its `config.json` and ends with its `record.json`. A folder with the first
-alone is of a run that did not end; below a sweep's folder, `outcomes/` says more about it, and of
-trials that failed before they had a folder.
+Every run writes its `config.json` first and its `record.json` last. A folder with only the first
+belongs to a run that has not ended. In a sweep's folder, `outcomes/` says more about such a run,
+and about trials that failed before they had a folder.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from experiments.sweeps.trials import Trial
 from lora_jax.files import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
-"""What the config of a run has, and that of a model of somebody else's has not."""
+"""Sections of a run's config; a `config.json` without them is another file, such as a model's."""
 OF_ANY = {each: kind for each, kind in collect_runs.NEEDED.items() if not each.startswith("study.")}
-"""What is asked of the config of a run that belongs to no study."""
+"""The settings that the config of a run without a study must have, with their types."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Unfinished:
-    """A run without a record: its folder, its config, and what is known of how it stands.
+    """A run without a record: its folder, its config and its status.
 
-    `status` is `unfinished` where nobody noted it, or a sweep's word for it: `killed`, `failed`,
-    `interrupted`, `running`.
+    `status` is the sweep's status: `killed`, `failed`, `diverged`, `interrupted` or `running`. It
+    is `unfinished` if no sweep has noted one.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Unfinished:
 
     @property
     def number(self) -> tuple[int, int]:
-        """The seed, and the draw of the examples, as of a `collect.Run`."""
+        """The seed and the draw of the examples, as for a `collect_runs.Run`."""
         return self.config["seed"], self.config["data"]["draw"]
 
     @property
@@ -48,10 +48,10 @@ class Unfinished:
 
 
 def find(results: Path) -> list[Unfinished]:
-    """Every run below a folder that has no record, in the order of their paths.
+    """All runs below a folder without a record: those with a folder in order, then other trials.
 
     Raises:
-      ValueError: a `config.json` or a sweep's list of trials that cannot be read.
+      ValueError: a `config.json` or a sweep's list of trials cannot be read.
     """
     found = []
     for path in sorted(results.rglob("config.json")):
@@ -66,7 +66,7 @@ def find(results: Path) -> list[Unfinished]:
 
 
 def _status(folder: Path) -> str:
-    """What the sweep that a run's folder belongs to has noted, if it belongs to one."""
+    """The status of a run in its sweep; `unfinished` without a sweep or without a noted status."""
     sweep = SweepFolder(folder.parent.parent)
     if folder != sweep.run(folder.name) or not (sweep.path / "trials.json").exists():
         return "unfinished"
@@ -75,7 +75,7 @@ def _status(folder: Path) -> str:
 
 
 def _without_folder(results: Path) -> Iterator[Unfinished]:
-    """The trials of sweeps that ended before they had a folder of their own."""
+    """The trials of sweeps that began and have no folder of their own."""
     for path in sorted(results.rglob("outcomes")):
         sweep = SweepFolder(path.parent)
         if not (sweep.path / "trials.json").exists():
@@ -90,7 +90,7 @@ def _without_folder(results: Path) -> Iterator[Unfinished]:
 
 
 def _config(sweep: SweepFolder, name: str) -> Mapping[str, Any]:
-    """The config of a trial, made anew; an empty one where its file makes another by now."""
+    """The config of a trial, built again; empty if that fails or gives another config by now."""
     try:
         return sweep.trials([name])[0].config
     except (ValueError, OSError):

@@ -1,1 +1,1 @@
-"""Several processes and devices: how processes meet, who writes, and meshes from flags."""
+"""Several processes and devices: joining processes, choosing who writes, meshes from flags."""

@@ -1,4 +1,4 @@
-"""The flags of a command that several processes may run as one."""
+"""The flags of a command that several processes can run together."""
 
 from absl import flags
 
@@ -15,7 +15,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 
 def initialize() -> None:
-    """Join the other processes, before anything uses a device (`hosts.initialize`)."""
+    """Join the other processes, before anything uses a device (`processes.initialize`)."""
     processes.initialize(
         _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, bool(_DISTRIBUTED.value)
     )

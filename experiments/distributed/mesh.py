@@ -1,4 +1,4 @@
-"""From the sizes on a command line to a mesh of this machine's devices, or of all machines'."""
+"""Make a mesh of the devices of all processes from the sizes on a command line."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from lora_jax.sharding.mesh import make_mesh, mesh_sizes
 
 
 def mesh_of(sizes: Sequence[int] | None) -> Mesh | None:
-    """The mesh of some sizes; of all devices, as `data`, where there are none.
+    """The mesh with these sizes of data, fsdp and tensor; by default all devices are `data`.
 
-    None where one device trains alone. A process by itself may leave devices out.
+    The result is None if one device trains alone. A single process may use only some devices.
 
     Raises:
-      ValueError: sizes that these devices cannot make up.
+      ValueError: the sizes do not fit the number of devices.
     """
     devices = jax.devices()
     sizes = (len(devices), 1, 1) if sizes is None else tuple(sizes)

@@ -1,4 +1,4 @@
-"""Several processes that train one run: how they meet, which of them writes, who goes first."""
+"""Let several processes train one run: join them, choose the one that writes, keep them in step."""
 
 import os
 import re
@@ -20,14 +20,18 @@ def initialize(
     process: int | None = None,
     found: bool = False,
 ) -> None:
-    """Join the other processes; to be called before anything uses a device. Alone, do nothing.
+    """Join the other processes, or do nothing if there are none.
+
+    Call this before anything uses a device.
 
     Args:
-      coordinator: host:port at which process 0 is found by the others.
-      found: all of it is what JAX finds: of Slurm, TPU pods, Open MPI or Kubernetes.
+      coordinator: host:port at which the others reach process 0.
+      processes: how many processes there are.
+      process: which one this is, from 0 on.
+      found: let JAX find all of these, from Slurm, TPU pods, Open MPI or Kubernetes.
 
     Raises:
-      ValueError: one line on a combination that cannot work, or on why there is nothing to find.
+      ValueError: one line on arguments that cannot work, or on why JAX finds nothing.
     """
     check(coordinator, processes, process, found)
     if found:
@@ -40,14 +44,14 @@ def initialize(
                 "give --coordinator, --processes and --process"
             ) from error
     elif coordinator is not None:
-        # Else JAX would ask Slurm and others for the rest, such as which devices are whose.
+        # Without this, JAX would ask Slurm and others for the rest, such as each process's devices.
         jax.distributed.initialize(
             coordinator, processes, process, cluster_detection_method="deactivate"
         )
 
 
 def check(coordinator: str | None, processes: int | None, process: int | None, found: bool) -> None:
-    """Raise a ValueError on arguments of `initialize` that cannot work."""
+    """Raise a ValueError if the arguments of `initialize` cannot work."""
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     there = [name for name, value in given.items() if value is not None]
     if found and there:
@@ -69,15 +73,16 @@ def check(coordinator: str | None, processes: int | None, process: int | None, f
 
 
 def writes() -> bool:
-    """Whether this process is the one that writes the files of a run, and shows how far it is."""
+    """Whether this process, the first, writes the files of a run and shows its progress."""
     return jax.process_index() == 0
 
 
 def first(call: Callable[[], Any]) -> Any:
-    """What `call`, made by the process that writes, returns there: JSON. All have to ask.
+    """Broadcast the writing process's JSON result of `call`; every process must call this.
 
     Raises:
-      ValueError: everywhere, where it raises one, or an OSError, there.
+      ValueError: in every other process, if `call` raises a ValueError or OSError. The writing
+        process raises that error itself.
     """
     if jax.process_count() == 1:
         return call()
@@ -97,20 +102,21 @@ def first(call: Callable[[], Any]) -> Any:
 
 
 def together(where: str) -> None:
-    """Return when every process has come here."""
+    """Wait until every process has reached this call; `where` names it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 def whole(tree: Any) -> Any:
-    """A tree whose arrays this process has whole, in its own memory; alone, it is as it was."""
+    """Copy whole arrays of a tree into this process's memory; a lone process copies nothing."""
     return tree if jax.process_count() == 1 else jax.tree.map(to_host, tree)
 
 
 def leave(error: BaseException) -> None:
-    """End this process at once if there are others, so that these do not wait for it for ever.
+    """Print an error and end this process at once, if there are others; else do nothing.
 
-    They are ended when JAX finds that it is gone, in about a minute and a half.
+    The others would wait for it for ever otherwise. JAX ends them when it finds that this process
+    is gone, after about a minute and a half.
     """
     if jax.process_count() == 1:
         return

@@ -1,1 +1,1 @@
-"""Pictures of many runs."""
+"""Figures of many runs."""

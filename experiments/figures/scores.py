@@ -1,4 +1,4 @@
-"""Pictures of many runs: score against parameters, training curves, learning rates."""
+"""Draw many runs: scores by parameters, training curves, and scores by learning rate."""
 
 import dataclasses
 import re
@@ -25,15 +25,15 @@ MARKERS = "osD^vP*Xp<>h"
 COLOURS = [f"C{index}" for index in range(10)]
 LINES = ("-", "--", ":", "-.")
 LEGEND = 14
-"""As many names as a legend has below each other."""
+"""The most names in a column of a legend."""
 SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What one pair of axes shows: runs of one model and task, all scored on the same examples.
+    """The content of one pair of axes: runs of one model and task, scored on the same examples.
 
-    `table` is how their table shows them (`configs.common_tasks.table`).
+    `table` is the `TABLE` of their config (`configs.common_tasks.table`).
     """
 
     title: str
@@ -45,35 +45,35 @@ class Panel:
         return metric_label(self.metric)
 
     def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
-        """The completed runs by name, names in the table's order, others in the natural one."""
+        """The completed runs by name: names of table rows in the table's order, then all others."""
         done = [run for run in self.runs if run.completed]
         found = natural(name(run) for run in done)
         keys = [*(key for key in self.table["rows"] if key in found), *found]
         return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
 
     def name(self, row: str) -> str:
-        """What the table calls a row."""
+        """The label of a row in the table."""
         return self.table["rows"].get(row, row.replace("_", " "))
 
     def score(self, runs: Sequence[Run]) -> Summary | None:
-        """What the table says of the runs of a row."""
+        """The summary of some runs, computed as in the table; None without scores."""
         scores = [run.score(self.metric, self.table["choose"]) for run in runs]
         found = [score for score in scores if score is not None]
         return summarise(found, self.table["report"], self.table["spread"]) if found else None
 
     def protocol(self) -> str:
-        """What `score` is, in words."""
+        """A description of `score` in words."""
         report, choose = self.table["report"], self.table["choose"]
         return f"{report} of runs at their {choose} evaluation ± {SPREADS[self.table['spread']]}"
 
 
 def metric_label(metric: str) -> str:
-    """What an axis of a metric is called."""
+    """The label of an axis with a metric."""
     return metric.replace("_", " ").capitalize() + (" (%)" if scale(metric) != 1 else "")
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
-    """The runs by table, model, task and what they were scored on.
+    """Group runs into panels by table, model, task and the examples they were scored on.
 
     Raises:
       ValueError: no run has completed.
@@ -97,9 +97,9 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def parameters(runs: Sequence[Run]) -> Figure:
-    """Scores as the tables have them against trained parameters, heads not counted.
+    """Draw scores, as in the tables, against trained parameters without heads.
 
-    Methods without adapters (a trained head alone) are a dashed line.
+    A method without adapters (a trained head alone) is a dashed line.
     """
 
     def draw(axes: Axes, panel: Panel) -> None:
@@ -131,9 +131,9 @@ def parameters(runs: Sequence[Run]) -> Figure:
 
 
 def training(runs: Sequence[Run]) -> Figure:
-    """Losses, and of scores below, by step: means of a row's runs, and their range.
+    """Draw losses by step, and scores by step below: the mean over a row's runs, and their range.
 
-    Steps are those that all runs of a row reported.
+    The steps are those that all runs of a row have reported.
     """
 
     def loss(axes: Axes, panel: Panel) -> None:
@@ -162,9 +162,9 @@ def _curves(axes: Axes, panel: Panel, name: str, times: float) -> None:
 
 
 def learning_rate(runs: Sequence[Run]) -> Figure:
-    """Scores as the tables have them by learning rate, a line a method.
+    """Draw scores, as in the tables, by learning rate, with a line for each method.
 
-    A row that has the rate in its name (`rate_1e-4_ratio_4`) belongs to the line of the rest.
+    If a row's name begins with the rate (`rate_1e-4_ratio_4`), the rest of the name is the method.
     """
 
     def rate(run: Run) -> float:
@@ -203,11 +203,11 @@ KINDS: Mapping[str, Callable[..., Figure]] = {
 def draw(
     results: Path, kind: str, out: Path, table: str | None = None, size: str = "full"
 ) -> list[Run]:
-    """Draw the runs below a folder; gives those that it has drawn.
+    """Draw the runs below a folder into a PNG, and return the runs that are drawn.
 
     Raises:
-      ValueError, FileNotFoundError: no such folder, nothing to draw, records that do not go
-        together, or one that the stored predictions contradict.
+      ValueError, FileNotFoundError: no such folder, nothing to draw, records that cannot share a
+        table, or a record that its stored predictions contradict.
     """
     found = collect_runs.find(results)
     if kind == "ranks":
@@ -217,7 +217,7 @@ def draw(
     if table is not None and table not in tables:
         raise ValueError(f"no runs of '{table}' in {results}; nearest: {nearest(table, tables)}")
     own = [run for run in runs if table in (None, run.study["table"])]
-    if kind == "learning_rate":  # whose runs differ, and may be scored on held-out examples
+    if kind == "learning_rate":  # its runs differ in settings, and may be on held-out examples
         chosen = [run for run in own if run.size == size]
     else:
         chosen = [run for each in tables for run in collect_runs.collect(own, each, size).runs]
@@ -245,31 +245,31 @@ def _ranks(found: list[collect_runs.Run], out: Path) -> Run:
 
 
 def _curve(run: Run, name: str) -> dict[int, float]:
-    """What a run reported of something, by step; nothing where its log was not kept."""
+    """The values that a run logged under a name, by step; empty if there is no log."""
     path = run.folder / "metrics.jsonl"
     rows = read_metrics(path, run.sealed) if path.exists() else []
     return {row["step"]: row[name] for row in rows if name in row}
 
 
 def styles() -> Any:
-    """Markers, colours and lines: any two of them come again together after sixty methods."""
+    """Endless triples of marker, colour and line; no pair of these repeats in the first 40."""
     lines = [line for line in LINES for _ in COLOURS]
     return zip(cycle(MARKERS), cycle(COLOURS), cycle(lines), strict=False)
 
 
 def _scored(made: Sequence[Panel], draw: Callable[[Axes, Panel], None]) -> Figure:
-    """A figure of scores, with what they are: of tables of one protocol, as a rule."""
+    """A figure of scores, with the protocol of its tables below."""
     return _figure(made, [draw], "; ".join(dict.fromkeys(panel.protocol() for panel in made)))
 
 
 def _figure(
     made: Sequence[Panel], drawings: Sequence[Callable[[Axes, Panel], None]], said: str
 ) -> Figure:
-    """Axes for every panel and drawing, one legend for each panel beside it, and a line below."""
+    """A figure with axes for each panel and drawing, a legend beside each panel, `said` below."""
     columns = min(2, len(made))
     lines = -(-len(made) // columns) * len(drawings)
     names = max(len({run.place[1] for run in panel.runs}) for panel in made)
-    width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # a legend of several columns needs its room
+    width = 6.6 + 1.5 * ((names - 1) // LEGEND)  # room for a legend of several columns
     figure = Figure(figsize=(width * columns, 3.6 * lines + 0.2), layout="constrained")
     figure.supxlabel(said, fontsize="small")
     grid = figure.subplots(lines, columns, squeeze=False)
@@ -280,7 +280,7 @@ def _figure(
         for offset, draw in enumerate(drawings):
             axes = grid[line * len(drawings) + offset, column]
             axes.set_visible(True)
-            if offset:  # drawings of one panel are by the same steps
+            if offset:  # drawings of one panel have the same steps
                 axes.sharex(grid[line * len(drawings), column])
             draw(axes, panel)
             axes.grid(alpha=0.3)

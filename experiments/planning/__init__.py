@@ -1,1 +1,1 @@
-"""What a training step will take: memory by formula, and by compiling for any devices."""
+"""Estimate the memory of a training step: by formula, and by compiling it for any devices."""

@@ -1,4 +1,4 @@
-"""A config's training step without its data and weights: shapes, and where they lie on a mesh."""
+"""Make a config's training step from shapes and shardings, without its data and weights."""
 
 import dataclasses
 from typing import Any
@@ -23,14 +23,14 @@ from lora_jax.sharding.mesh import ROWS, Rules, parts
 from lora_jax.training.step import Loss, Step, TrainState, cross_entropy, make_train_step
 
 STEPS = 1000
-"""Of a run that says how many only once its data are read; no size depends on it."""
+"""Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
 OUTPUTS = 2
-"""Of a classifier, whose task says how many only then."""
+"""Placeholder for a classifier's outputs, whose number is known only once its task is read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outline:
-    """A training step, and shapes of what it takes that say where each array lies."""
+    """A training step, and its arguments as shapes with shardings."""
 
     config: dict[str, Any]
     layout: Layout
@@ -40,18 +40,18 @@ class Outline:
     batch: dict[str, jax.ShapeDtypeStruct]
 
     def lower(self, platform: str) -> jax.stages.Lowered:
-        """The step as a program for a platform."""
+        """Lower the step to a program for a platform."""
         traced: Any = self.step
         traced = traced.trace(self.state, self.frozen, self.batch)
         return traced.lower(lowering_platforms=(platform,))
 
 
 def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outline:
-    """The training step of a config on a mesh, at the longest rows that its data may have.
+    """The training step of a config on a mesh, with the longest rows that the config allows.
 
     Args:
-      rows: of each of the parts that a batch is cut into by `data` and `fsdp`, at a time; by
-        default as the config has it, at least one.
+      rows: rows of each shard of a batch at a time, where `data` and `fsdp` cut a batch into
+        shards. By default the number in the config, and at least one.
 
     Raises:
       ValueError, FileNotFoundError: one line on a config that cannot work.
@@ -94,7 +94,7 @@ _OF_ROWS = {"label": jnp.int32, "weight": jnp.float32}
 
 
 def batch_of(rows: int, tokens: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch."""
+    """The shapes and dtypes of a batch."""
     tokenwise = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), jnp.int32)
     batch = {n: jax.ShapeDtypeStruct((rows, tokens), dtype) for n, dtype in tokenwise.items()}
     return batch | {n: jax.ShapeDtypeStruct((rows,), dtype) for n, dtype in _OF_ROWS.items()}
@@ -105,10 +105,14 @@ def model_of(
     mesh: Mesh | None = None,
     predicted: int | None = None,
 ) -> tuple[Any, Any, Rules, int, Loss]:
-    """Forward pass, parameters' shapes, their rules, the most tokens of a row, and the loss.
+    """The model of a config, from shapes alone.
 
     Args:
-      predicted: tokens of a completion, at most; by default as many as of a row.
+      predicted: the most tokens of a completion; by default the most tokens of a row.
+
+    Returns:
+      The forward pass, the shapes of the parameters, their sharding rules, the most tokens of a
+      row, and the loss.
     """
     section = config["model"]
     if not is_text_to_text(config["data"]):

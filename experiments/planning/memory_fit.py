@@ -1,4 +1,4 @@
-"""Whether a training step fits into the memory of the devices of a topology, by compiling it."""
+"""Compile a training step to find out whether it fits in the memory of a topology's devices."""
 
 import dataclasses
 import math
@@ -15,23 +15,23 @@ from lora_jax.partition import flatten
 from lora_jax.sharding.mesh import ROWS, make_mesh, parts
 from lora_jax.uses import WeightUse
 
-# CPUs have no products of bfloat16: their compiler converts weights to float32, and would do so
-# with all layers' at once, before the loop over them. A TPU or GPU does nothing of the kind.
+# CPUs have no matrix products in bfloat16, so their compiler converts weights to float32. It would
+# convert those of all layers at once, before the loop over layers. TPUs and GPUs do not do this.
 SIMULATED: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-"""Options of the CPU's compiler, for temporaries that are more like those of other devices."""
+"""Options of the CPU's compiler that make its temporaries more like those of other devices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Bytes of one device, of what lies there from step to step."""
+    """Bytes of the arrays that stay on one device between steps."""
 
     weights: int
-    """Frozen, adapted or not."""
+    """Frozen weights, adapted or not."""
     adapters: int
-    """All that is trained: factors, and weights that are trained in full."""
+    """All trained arrays: factors of adapters, and weights that are trained in full."""
     optimizer: int
     other: int
-    """Constants of adapters, what a variant remembers, the batch."""
+    """Constants and shared arrays of adapters, the variants' state, the step, the batch."""
 
     @property
     def total(self) -> int:
@@ -40,12 +40,13 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Of one token, by analysis: a product's forward pass is 2 for each weight it multiplies by.
+    """FLOPs of a training step for one token, by analysis.
 
-    Its backward pass is as much by the weight's transpose, and as much again where the weight is
-    trained: 4N for N frozen weights, 6n for n trained ones (Kaplan et al. 2020, arXiv 2001.08361,
-    section 2.1). Attention scores, norms and the loss are left out. (XLA's own count is of no use
-    here: it takes the body of a loop over layers once.)
+    The forward pass of a matrix product takes 2 FLOPs for each weight. The backward pass takes 2
+    for the product with the transpose, and 2 more if the weight is trained. That makes 4N for N
+    frozen weights and 6n for n trained ones (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+    Attention scores, norms and the loss are left out. XLA's own count is not used, as it counts the
+    body of a loop over layers only once.
     """
 
     frozen: float
@@ -53,63 +54,66 @@ class Flops:
     trained: float
     """6n."""
     recomputed: float
-    """2N + 2n where layers are computed again in the backward pass: at most, as a layer's last
-    product is of no use there."""
+    """2N + 2n if layers are recomputed in the backward pass, else 0.
+
+    It is an upper bound, as a layer's last product is not needed there.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a training step asks of one device of a topology, in bytes, and whether it has that."""
+    """The memory that a training step needs on one device, in bytes, and whether it fits."""
 
     topology: Topology
     mesh: tuple[int, ...]
     rows: int
-    """Of a batch, on each part that `data` and `fsdp` make of it, at a time."""
+    """Rows of each shard of a batch at a time; `data` and `fsdp` cut a batch into shards."""
     tokens: int
-    """Of a row, at most."""
+    """The most tokens of a row."""
     arrays: Arrays
     flops: Flops
     accumulate: int = 1
-    """How many times a step takes so many rows."""
+    """How many parts of this many rows a step takes, one after another."""
     asked: int = 0
-    """The batch that the config has; 0 where that is not known."""
+    """The batch size in the config; 0 if it is not known."""
     loading: int = 0
-    """Bytes of one device before the first step: weights as they are read, what is quantised of
-    them, and adapters; without what quantising takes for itself."""
+    """Bytes of one device before the first step: weights as read, quantised copies, adapters.
+
+    The temporaries of the quantisation itself are not included.
+    """
     saving: int = 0
-    """Bytes of the copy of what is trained, and of the optimiser's, that a checkpoint is written
-    from while training goes on."""
+    """Bytes of the copy of the training state from which a checkpoint is written meanwhile."""
     temporaries: int | None = None
-    """Gradients, activations and whatever else the program sets aside; None if it has none."""
+    """Gradients, activations and other buffers of the program; None if it was not compiled."""
     code: int = 0
     collectives: tuple[Collective, ...] = ()
     seconds: float = 0.0
-    """To compile."""
+    """The seconds that compilation took."""
     refused: str = ""
-    """What the compiler says of a program that does not fit."""
+    """The compiler's message about a program that does not fit."""
 
     @property
     def total(self) -> int | None:
-        """With the program; None if there is none."""
+        """Bytes of the arrays, the temporaries and the program; None if it was not compiled."""
         if self.temporaries is None:
             return None
         return self.arrays.total + self.temporaries + self.code
 
     @property
     def fits(self) -> bool:
-        """Whether loading, every step and saving beside it do."""
+        """Whether loading fits in memory, and a step together with the copy for a checkpoint."""
         whole = None if self.total is None else max(self.total + self.saving, self.loading)
         return whole is not None and whole <= self.topology.capacity
 
     @property
     def hopeless(self) -> bool:
-        """Whether it cannot fit, whatever the program is."""
+        """Whether the arrays alone do not fit, whatever the program needs."""
         least = max(self.arrays.total + self.saving, self.loading)
         return least > self.topology.capacity
 
     @property
     def why_not(self) -> str:
-        """One sentence on what does not fit; empty where all does."""
+        """One sentence on what does not fit; empty if everything fits."""
         if self.fits:
             return ""
         gib = f"{self.topology.capacity / GIB:.2f} GiB that a device of {self.topology} has"
@@ -136,17 +140,19 @@ def fit(
 ) -> Fit:
     """Compile the training step of a config for a topology.
 
+    If the arrays alone do not fit, nothing is compiled.
+
     Args:
       mesh: the sizes of data, fsdp and tensor.
       rows: as for `outline`.
 
     Raises:
-      ValueError, FileNotFoundError: a config or a mesh that cannot be.
+      ValueError, FileNotFoundError: a config or a mesh that cannot work.
     """
     found = outline(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
     empty = _uncompiled(found, chosen)
     if empty.hopeless:
-        return empty  # before minutes go by
+        return empty  # saves minutes of compilation
     lowered = found.lower("tpu" if chosen.ahead else "cpu")
     began = time.perf_counter()
     try:
@@ -158,7 +164,7 @@ def fit(
         return dataclasses.replace(empty, seconds=took, refused=refusal(str(error)))
     took = time.perf_counter() - began
     memory: Any = compiled.memory_analysis()
-    # What is donated is counted among the arguments; what is not, once more as an output.
+    # Donated arguments hold their outputs; only the other outputs need memory of their own.
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return dataclasses.replace(
         empty,
@@ -170,7 +176,7 @@ def fit(
 
 
 def arrays_of(found: Outline) -> Arrays:
-    """What lies on one device from step to step."""
+    """Bytes of the arrays that stay on one device between steps."""
     state, frozen = found.state, found.frozen
     rest = frozen.constants, frozen.shared, state.variant_state, state.step, found.batch
     return Arrays(
@@ -182,7 +188,7 @@ def arrays_of(found: Outline) -> Arrays:
 
 
 def loading_of(found: Outline) -> int:
-    """What lies on one device before the first step: weights are quantised once all are read."""
+    """Bytes on one device before the first step; weights are quantised once all are read."""
     where, _ = flatten(found.layout.params)
     dense = [
         jax.ShapeDtypeStruct(use.shape, use.dtype, sharding=where[path])
@@ -193,7 +199,7 @@ def loading_of(found: Outline) -> int:
 
 
 def on_one_device(tree: Any) -> int:
-    """Bytes of a tree of shapes with shardings, of its part on one device."""
+    """Bytes of the part of a tree of shapes with shardings that is on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -201,7 +207,7 @@ def on_one_device(tree: Any) -> int:
 
 
 def flops_of(found: Outline) -> Flops:
-    """Of one token of a row, in a training step."""
+    """The FLOPs of a training step for one token of a row."""
     trainable = found.state.trainable
     products = {path: _multiplied(use) for path, use in found.layout.uses.items()}
     full = sum(products[path] for path in trainable["params"])
@@ -213,7 +219,7 @@ def flops_of(found: Outline) -> Flops:
 
 
 def _multiplied(use: WeightUse) -> int:
-    """How many weights of a parameter each token is multiplied by."""
+    """How many weights of a parameter each token is multiplied with."""
     products = [each for each in use.uses if each.kind in ("product", "transposed product")]
     return math.prod(use.shape) if products and use.is_matrix else 0
 
@@ -236,9 +242,9 @@ def _uncompiled(found: Outline, chosen: Topology) -> Fit:
 
 
 def refusal(text: str) -> str:
-    """What an error of libtpu's says a program would need, in a few words.
+    """The memory that a program needs according to an error of libtpu, in a few words.
 
-    Its "HLO temporaries" have what lies there anyway among them.
+    The "HLO temporaries" in the error include the arrays that stay there between steps.
     """
     sizes = re.search(
         r"HLO temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", text

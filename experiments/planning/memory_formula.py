@@ -1,15 +1,18 @@
-"""What a training step of a decoder holds in memory: by formula, and as it is compiled.
+"""Compute the memory of a decoder's training step: by formula, and as compiled.
 
-Everything is in bytes, on one device, without sharding or offloading. By formula, with N weights,
-of which n in linear layers of shapes (in, out):
+All sizes are in bytes, on one device, without sharding or offloading. The formula takes a model
+with N weights, of which n are in linear layers of shapes (in, out):
 
-* weights: N times the bytes of their type; in NF4, n (4 + 32 / 64) bits, or 4.127 with the scales
-  quantised too, and the others as they are (Dettmers et al. 2023, arXiv:2305.14314, section 3);
-* trained: all N in their type, or r (in + out) of each linear layer of a block, in float32 (not of
-  a head, which "all-linear" adapts and quantises too, where it is not tied); gradients as many, and
-  AdamW's two moments twice as many (Kingma and Ba 2015, arXiv:1412.6980);
-* temporaries: what the backward pass keeps of every layer, what one layer holds while it is worked
-  on, and the logits that exist at a time. It is an estimate: a compiler may need more or less.
+* weights: N times the bytes of their dtype. In NF4, each of the n weights takes 4 + 32 / 64 bits,
+  or 4.127 bits if the scales are quantised too; the other weights stay as they are (Dettmers et
+  al. 2023, arXiv:2305.14314, section 3);
+* trained: all N weights in their dtype, or r (in + out) parameters in float32 for each linear layer
+  of a block. An untied head, which "all-linear" also adapts and quantises, is not counted. The
+  gradients are as large, and AdamW's two moments twice as large (Kingma and Ba 2015,
+  arXiv:1412.6980);
+* temporaries: what the backward pass keeps of every layer, what one layer holds while it is
+  computed, and the logits that exist at one time. This is an estimate: a compiler may need more or
+  less.
 """
 
 import dataclasses
@@ -29,20 +32,20 @@ BITS: dict[str, float] = {
     "nf4_double": 4 + 8 / 64 + 32 / (64 * 256),
     "int8": 8,
 }
-"""Of a weight that is not stored densely; Int8's scales, one a column, are left out."""
+"""Bits of a quantised weight; the scales of int8, one for each column, are left out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step."""
+    """The memory of a training step, in bytes."""
 
     weights: float
-    """That are not trained."""
+    """Weights that are not trained."""
     trained: float
     gradients: float
     optimizer: float
     temporaries: float
-    """Beside the gradients."""
+    """Temporaries other than the gradients."""
 
     @property
     def total(self) -> float:
@@ -53,9 +56,9 @@ class Memory:
 class Setting:
     """How a decoder is trained.
 
-    Without a `rank`, all of its weights are. `width` is of the numbers that are stored and computed
-    with, in bytes. `remat` recomputes each layer in the backward pass. Logits are of `predicted`
-    tokens of a row, `chunk` at a time.
+    If `rank` is None, all weights are trained. `width` is the number of bytes of a stored or
+    computed number. `remat` recomputes each layer in the backward pass. Logits are computed for
+    `predicted` tokens of a row, `chunk` tokens at a time.
     """
 
     rank: int | None = 16
@@ -69,7 +72,7 @@ class Setting:
 
 
 def linears(config: LlamaConfig) -> list[tuple[int, int]]:
-    """The shapes (in, out) of the linear layers of one block of a Llama or its like."""
+    """The shapes (in, out) of the linear layers in one block of a Llama-like decoder."""
     width, inner = config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads * config.head_dim
     groups = config.num_key_value_heads * config.head_dim
@@ -85,7 +88,7 @@ def linears(config: LlamaConfig) -> list[tuple[int, int]]:
 
 
 def weights(config: LlamaConfig) -> tuple[int, int]:
-    """How many weights there are in linear layers of blocks, and how many others."""
+    """The number of weights in the linear layers of all blocks, and the number of all others."""
     in_blocks = config.num_hidden_layers * sum(a * b for a, b in linears(config))
     tables = 1 if config.tie_word_embeddings else 2
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
@@ -93,10 +96,10 @@ def weights(config: LlamaConfig) -> tuple[int, int]:
 
 
 def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
-    """The memory of a step, from sizes alone.
+    """The memory of a training step by formula, from sizes alone.
 
     Raises:
-      ValueError: a decoder of another family than Llama's, or one with biases.
+      ValueError: the decoder is not of the Llama family, or has biases.
     """
     if not isinstance(config, LlamaConfig) or config.input_bias or config.mlp_bias:
         raise ValueError("the formula is for decoders of Llama's family without biases")
@@ -124,14 +127,14 @@ def _temporaries(config: LlamaConfig, setting: Setting) -> float:
     width, inner = config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads * config.head_dim
     groups = config.num_key_value_heads * config.head_dim
-    # The inputs of both parts, plain and normalised; queries, keys, values and what attention
-    # gives; the gate, its sigmoid and its activation, the other half, and their product. And of
-    # attention, scores and probabilities.
+    # A layer keeps: the inputs of attention and MLP, each plain and normalised; queries, keys,
+    # values and the output of attention; the MLP's gate, its sigmoid and its activation, the other
+    # half, and their product. The next line adds attention scores and probabilities.
     inside = rows * (4 * width + 2 * heads + 2 * groups + 5 * inner) * setting.width
     inside += 2 * setting.batch * config.num_attention_heads * setting.tokens**2 * 4
     kept = rows * width * setting.width if setting.remat else inside
     of_layers = config.num_hidden_layers * kept
-    # The layer that is worked on has as many gradients, and where it is kept only in part, itself.
+    # The current layer also holds gradients of the same size, and with remat its own values.
     worked_on = 2 * inside if setting.remat else inside
     matrix = max(a * b for a, b in linears(config)) * setting.width
     dequantised = 0 if setting.storage == "none" or setting.rank is None else matrix
@@ -141,7 +144,7 @@ def _temporaries(config: LlamaConfig, setting: Setting) -> float:
 
 
 def setting_of(experiment: Experiment) -> Setting:
-    """How the decoder of an experiment is trained, at the longest of its batches."""
+    """How the decoder of an experiment is trained, with its longest batch."""
     config = experiment.config
     variant = from_config.make_variant(config["variant"])
     lengths = experiment.encoded["train"].lengths
@@ -159,9 +162,10 @@ def setting_of(experiment: Experiment) -> Setting:
 
 
 def as_compiled(experiment: Experiment) -> Memory:
-    """The memory of an experiment's step: its arrays, and what the compiler sets aside for it.
+    """The memory of an experiment's step: its arrays, and the temporaries of the compiled step.
 
-    Gradients are among what the compiler sets aside; here they are as many as what is trained.
+    The compiler counts gradients among the temporaries. Here they are listed apart, with the size
+    of the trained parameters.
     """
     state = jax.eval_shape(experiment.start)
     setting = setting_of(experiment)

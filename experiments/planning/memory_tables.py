@@ -1,4 +1,4 @@
-"""Tables of what training holds in memory, from `experiments.planning.memory_formula`."""
+"""Tables of the memory that training takes, from `experiments.planning.memory_formula`."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ from lora_jax.models.published.location import locate
 
 GIB = 2**30
 CARDS = (16, 24, 40, 48, 80, 141)
-"""GiB of accelerators that are sold, roughly: what a table looks for the smallest of."""
+"""Rough memory sizes in GiB of common accelerators; a table names the smallest that suffices."""
 PARTS = ("weights", "trained", "gradients", "AdamW", "temporaries", "total")
 
 
 def published_sizes(tokens: int) -> Table:
-    """The table of sizes that are published, and the smallest card that holds each."""
+    """A table of published model sizes, with the smallest card that each method fits on."""
     made = Table("model", "method", *PARTS, "smallest card")
     settings = {
         "full": Setting(None, width=4, tokens=tokens, predicted=tokens, remat=True),
@@ -35,7 +35,7 @@ def published_sizes(tokens: int) -> Table:
 
 
 def smallest_card(found: Memory) -> str:
-    """The smallest of CARDS that a step fits into, with a twentieth of it to spare."""
+    """The smallest of CARDS that a step fits on, with 5% of its memory to spare."""
     for size in CARDS:
         if found.total <= 0.95 * size * GIB:
             return f"{size} GiB"
@@ -43,7 +43,7 @@ def smallest_card(found: Memory) -> str:
 
 
 def side_by_side(config: str, methods: Sequence[str]) -> Table:
-    """The table of a config's methods, by formula and as compiled."""
+    """A table of the memory of a config's methods, by formula and as compiled."""
     made = Table("method", "", *PARTS)
     for method in methods:
         separator = "," if ":" in config else ":"

@@ -1,4 +1,4 @@
-"""Published sizes of decoders, as their config.json has them: for what needs no weights."""
+"""Published sizes of decoders, in the form of their config.json; no weights are needed."""
 
 SIZES = {
     "Llama 2 7B": {
@@ -89,4 +89,4 @@ ON_THE_HUB = {
         "n_head": 20,
     },
 }
-"""By their names there: some are given out on request only, but their sizes are known."""
+"""Sizes by name on the Hugging Face Hub; access to some of the models must be requested."""

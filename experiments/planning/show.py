@@ -1,4 +1,4 @@
-"""A fit as tables and sentences."""
+"""Show a `Fit` as tables and sentences."""
 
 from rich.console import Group
 from rich.table import Table
@@ -15,7 +15,7 @@ SIMULATED = (
 
 
 def show(found: Fit) -> Group:
-    """Memory, FLOPs and collectives of a fit, and whether it is one."""
+    """Show the memory, FLOPs and collectives of a step, and whether it fits."""
     parts = [heading(found), memory(found), flops(found)]
     if found.collectives:
         parts.append(moved(found))
@@ -24,7 +24,7 @@ def show(found: Fit) -> Group:
 
 
 def heading(found: Fit) -> str:
-    """Devices, mesh and batch, a line each."""
+    """The devices, the mesh and the batch, a line for each."""
     chosen, sizes = found.topology, dict(zip(AXES, found.mesh, strict=True))
     mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
     compiled = "ahead of time" if chosen.ahead else "on simulated devices of the CPU"
@@ -39,7 +39,7 @@ def heading(found: Fit) -> str:
 
 
 def rows(found: Fit) -> str:
-    """How the rows of a batch come about."""
+    """The rows of a batch, and how shards and accumulation make them up."""
     shards = found.mesh[0] * found.mesh[1]
     batch = found.rows * shards * found.accumulate
     times = f"; {found.accumulate} times" if found.accumulate > 1 else ""
@@ -52,7 +52,7 @@ def rows(found: Fit) -> str:
 
 
 def memory(found: Fit) -> Table:
-    """What one device holds, a part a row."""
+    """A table of the memory of one device, with a row for each part."""
     made = Table("", title_justify="left")
     made.add_column("GiB a device", justify="right")
     parts = {
@@ -78,7 +78,7 @@ def _gib(size: int | None) -> str:
 
 
 def flops(found: Fit) -> str:
-    """Of a token: what is computed, and what is computed again."""
+    """The FLOPs for one token: of the step, and of recomputed layers."""
     each = found.flops
     kinds = {"4N of frozen weights": each.frozen, "6n of trained": each.trained}
     said = " + ".join(f"{value:.3g} ({name})" for name, value in kinds.items() if value)
@@ -97,7 +97,7 @@ def moved(found: Fit) -> Table:
 
 
 def verdict(found: Fit) -> str:
-    """One sentence, and another where the program is not a device's own."""
+    """One sentence on whether the step fits, and a caution if devices were simulated."""
     took = f"compiled in {found.seconds:.0f} s" if found.seconds else "not compiled"
     simulated = "" if found.topology.ahead or found.total is None else f"\n{SIMULATED}"
     if not found.fits or found.total is None:
@@ -107,7 +107,7 @@ def verdict(found: Fit) -> str:
 
 
 def short(found: Fit) -> str:
-    """A fit in a few words."""
+    """A fit in one short line."""
     mesh = ",".join(map(str, found.mesh))
     total = (found.total or 0) / GIB
     return (

@@ -1,8 +1,8 @@
-"""What a run's batches take in memory while they are worked on, from shapes alone.
+"""Estimate the memory that a run's batches take while they are computed, from shapes alone.
 
-It is an estimate: the operations are taken in the order in which they were traced, and each value
-is held from then to its last use. Compiled for CPUs, steps of BERT and of Llamas took 0.7 to 1.3
-times as much, those of a few MiB aside.
+The estimate takes operations in the order in which they were traced, and holds each value until its
+last use. Compiled for CPUs, steps of BERT and Llamas took 0.7 to 1.3 times the estimate, except for
+steps of a few MiB.
 """
 
 import dataclasses
@@ -25,14 +25,16 @@ from lora_jax.sharding import memory
 from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_train_step
 
 LEAST = {"cpu": 0.5}
-"""The part of an estimate that a step surely takes. Other platforms' compilers recompute what does
-not fit, and tell it where that is not enough."""
+"""The share of an estimate that a step surely takes, by platform; `OF_OTHERS` for all others.
+
+The compilers of other platforms recompute what does not fit, and report it if that is not enough.
+"""
 OF_OTHERS = 0.25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shapes:
-    """A run's adapted model and optimiser, and the shapes of its arrays."""
+    """The adapted model and optimiser of a run, and the shapes of its arrays."""
 
     config: dict[str, Any]
     adapted: lj.Adapted
@@ -44,7 +46,7 @@ class Shapes:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Shapes":
-        """Those of a config's run.
+        """The shapes of a config's run.
 
         Raises:
           ValueError, FileNotFoundError: one line on a config that cannot work.
@@ -65,17 +67,17 @@ class Shapes:
         return cls(config, adapted, tx, loss, params, state, frozen)
 
     def of_completions(self, predicted: int) -> "Shapes":
-        """The same of a language model whose completions have so many tokens, at most."""
+        """The same for a language model with completions of at most `predicted` tokens."""
         forward = model_of(self.config, predicted=predicted)[0]
         return dataclasses.replace(self, adapted=dataclasses.replace(self.adapted, forward=forward))
 
     @property
     def stays(self) -> int:
-        """Bytes of what lies there from step to step."""
+        """Bytes of the arrays that stay in memory between steps."""
         return memory.tree_bytes((self.state, self.frozen))
 
     def training(self, rows: int, tokens: int) -> int:
-        """Bytes of a step beside that: gradients, a batch of rows of tokens and what it becomes."""
+        """Bytes that a step takes besides `stays`: gradients, the batch, and values made of it."""
         section = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
         step: Any = make_train_step(self.adapted, self.tx, self._predict, self.loss, *section)
         batch = batch_of(rows, tokens)
@@ -83,7 +85,7 @@ class Shapes:
         return working_bytes(traced.jaxpr.jaxpr) + memory.tree_bytes(batch)
 
     def evaluation(self, rows: int, tokens: int) -> int:
-        """Bytes of a batch that is only predicted: all of it at once, in however many it trains."""
+        """Bytes of a batch in evaluation, which takes it whole, even if training accumulates."""
 
         def call(trainable: Any, frozen: lj.Frozen, batch: Batch) -> Any:
             return self._predict(trainable, frozen, batch, None)
@@ -99,22 +101,22 @@ class Shapes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """The largest batches of a run; bytes, with gradients and all that is made of a batch."""
+    """The largest batches of a run, and the bytes they take, with gradients and temporaries."""
 
     shapes: Shapes
     rows: int
     parts: int
-    """In which a batch trains; it is evaluated as a whole."""
+    """How many parts a batch is trained in; it is evaluated as a whole."""
     trained: int
-    """Tokens of a row."""
+    """Tokens of a row in training."""
     evaluated: int
-    """Tokens of a row, as many or more."""
+    """Tokens of a row in evaluation, at least as many."""
     trials: int = 1
-    """How many train at once."""
+    """How many trials train at once."""
 
     @classmethod
     def of(cls, shapes: Shapes, texts: Texts, trials: int = 1) -> "Batches":
-        """Those of a run, whose texts are known."""
+        """The largest batches of a run with these texts."""
         section = shapes.config["train"]
         if is_text_to_text(shapes.config["data"]):
             shapes = shapes.of_completions(int(texts.encoded["train"].labels.max()))
@@ -131,7 +133,10 @@ class Batches:
 
     @property
     def most(self) -> int:
-        """Of the one that takes more; an evaluation is not traced where that cannot be it."""
+        """Bytes of training or evaluation, whichever is more.
+
+        Evaluation is traced only if it may be the larger.
+        """
         may_be = self.parts > 1 or self.evaluated > self.trained
         return max(self.training, self.evaluation) if may_be else self.training
 
@@ -144,5 +149,5 @@ class Batches:
 
 
 def least(count: int) -> int:
-    """What a step surely takes, of an estimate in bytes, on the devices that there are."""
+    """The bytes that a step surely takes on the current devices, from an estimate in bytes."""
     return int(count * LEAST.get(jax.default_backend(), OF_OTHERS))

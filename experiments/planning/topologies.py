@@ -1,10 +1,11 @@
-"""Machines that one may rent: how many devices, with how much memory, and how to compile for them.
+"""Topologies of accelerators: their devices and memory, and how to compile programs for them.
 
-TPUs' programs are compiled ahead of time, by libtpu, where it is installed (`pip install
-"lora-jax[tpu]"`): no TPU is needed. Elsewhere, and for GPUs, simulated devices of the CPU stand in:
-what lies where is the same then, and temporaries are those of a program for the CPU, in which some
-numbers are float32 that are bfloat16 elsewhere. In GiB a device, for Llama 2 and `configs/
-llama2_70b.py` at one row of 2048 tokens a shard (jax 0.10.2, libtpu 0.0.42.1):
+If libtpu is installed (`pip install "lora-jax[tpu]"`), it compiles programs for TPUs ahead of time;
+no TPU is needed. Otherwise, and for GPUs, programs are compiled for simulated CPU devices. Arrays
+then have the same shardings, but temporaries are those of a program for the CPU, in which some
+numbers are float32 that are bfloat16 on other devices. The table compares both, in GiB for each
+device, for Llama 2 and `configs/llama2_70b.py` with one row of 2048 tokens a shard (jax 0.10.2,
+libtpu 0.0.42.1):
 
                                  libtpu   simulated
     70B, LoRA, v5e:4x4 by 1,4,4    2.70        2.66
@@ -27,26 +28,26 @@ from lora_jax.suggest import nearest
 
 GIB = 2**30
 MOST = 512
-"""Devices that the CPU simulates; that many take it seconds to make."""
+"""The most devices that the CPU simulates; creating that many takes seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Devices of one kind."""
+    """A kind of devices."""
 
     gib: float
     """Memory of one device that a program may use, in GiB."""
     listed: tuple[str, ...]
-    """Sizes that are offered, the smaller ones first."""
+    """The sizes that are offered, smallest first."""
     per_chip: int = 1
-    """How many devices a chip is."""
+    """How many devices a chip has."""
     tpu: bool = True
     megacore: bool = False
-    """Whether libtpu has to be told that a chip's two cores are one device."""
+    """Whether libtpu must be told that a chip's two cores are one device."""
 
 
-# TPUs' memory is what libtpu 0.0.42.1 says a program exceeds that asks for 2 TB. GPUs' is their
-# nominal size in units of 10^9 bytes, as a little of it is never free.
+# The memory of TPUs is the limit that libtpu 0.0.42.1 reports for a program that asks for 2 TB.
+# That of GPUs is their nominal size in units of 10^9 bytes, as some of the memory is never free.
 KINDS = {
     "v3": Kind(15.48, ("2x2", "4x4", "8x8", "16x16"), 2),
     "v4": Kind(30.75, ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8"), megacore=True),
@@ -64,7 +65,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices of one kind, in the shape of their links: `v5e:4x4`, `h100:8`."""
+    """Devices of one kind and the shape in which they are connected: `v5e:4x4`, `h100:8`."""
 
     kind: str
     bounds: tuple[int, ...]
@@ -83,15 +84,15 @@ class Topology:
 
     @property
     def ahead(self) -> bool:
-        """Whether its own programs can be compiled here."""
+        """Whether programs for these devices themselves can be compiled here, ahead of time."""
         return KINDS[self.kind].tpu and has_libtpu()
 
 
 def topology(name: str) -> Topology:
-    """The topology of a name, of the listed ones or of any other size.
+    """The topology with a name, of a listed size or any other.
 
     Raises:
-      ValueError: no such kind, or sizes that it cannot have.
+      ValueError: an unknown kind, or a size of the wrong form.
     """
     kind, _, size = name.partition(":")
     if kind not in KINDS:
@@ -104,12 +105,12 @@ def topology(name: str) -> Topology:
 
 
 def listed(kind: str) -> list[Topology]:
-    """The topologies of a kind that are offered, the smaller ones first."""
+    """The topologies of a kind that are offered, smallest first."""
     return [topology(f"{kind}:{size}") for size in KINDS[kind].listed]
 
 
 def check(chosen: Topology) -> None:
-    """ValueError where there are too many devices to simulate."""
+    """Raise a ValueError if there are too many devices to simulate."""
     if not chosen.ahead and chosen.devices > MOST:
         raise ValueError(f"{chosen} has {chosen.devices} devices; at most {MOST} are simulated")
 
@@ -119,10 +120,10 @@ def has_libtpu() -> bool:
 
 
 def prepare(devices: int) -> None:
-    """Before anything is computed: this process runs on the CPU, and simulates so many devices."""
+    """Run this process on the CPU with `devices` simulated devices; call it before any JAX work."""
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
     quiet |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
-    # Several processes may compile at once: none of them uses a TPU.
+    # Several processes may compile at once, as none of them uses a TPU.
     for name, value in {**quiet, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
@@ -130,10 +131,10 @@ def prepare(devices: int) -> None:
 
 
 def devices_of(chosen: Topology) -> Sequence[Any]:
-    """The devices to compile for: TPUs that are not there, or as many of the CPU.
+    """The devices to compile for: descriptions of absent TPUs, or as many simulated CPU devices.
 
     Raises:
-      ValueError: libtpu knows no such topology.
+      ValueError: libtpu does not know the topology.
     """
     if not chosen.ahead:
         return jax.devices("cpu")[: chosen.devices]

@@ -1,4 +1,4 @@
-"""The smallest topology that a training step fits into, and the largest batch that fits."""
+"""Search for the smallest topology that a training step fits on, and the largest batch."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,20 +11,21 @@ SIMULATED = 64
 """The most devices that a search simulates."""
 MOST_ROWS = 4096
 TRIES = 8
-"""Programs that are compiled in search of a batch, at most."""
+"""The most programs that the search for a batch compiles."""
 
 Say = Callable[[str], None]
 
 
 def smallest(config: dict[str, Any], known: Fit, say: Say) -> Fit | None:
-    """The smallest listed topology of a kind that fits with as many rows a shard; None if none.
+    """The smallest listed topology of the same kind that fits the same rows a shard, or None.
 
-    Its mesh is that of `known`, or has the tensor axis of that, as far as there are devices, and
-    fsdp for the rest. Where devices are simulated, larger ones than SIMULATED are not tried.
+    Its mesh is that of `known` for the same topology, else that of `mesh_like`. Simulated
+    topologies with more than SIMULATED devices are not tried. If no listed one fits, but `known`
+    does, `known` is returned.
 
     Args:
-      known: what has been found out already.
-      say: is told what is being compiled, as that takes its time.
+      known: the fit that has been found already.
+      say: called with a text before each compilation, which takes time.
     """
     for chosen in listed(known.topology.kind):
         if chosen == known.topology:
@@ -40,19 +41,24 @@ def smallest(config: dict[str, Any], known: Fit, say: Say) -> Fit | None:
 
 
 def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
-    """Sizes of data, fsdp and tensor for another number of devices."""
+    """Sizes of data, fsdp and tensor for another number of devices.
+
+    data is 1. tensor is the greatest common divisor of the old size and the number of devices. fsdp
+    takes the rest.
+    """
     tensor = math.gcd(mesh[2], chosen.devices)
     return 1, chosen.devices // tensor, tensor
 
 
 def largest_batch(config: dict[str, Any], known: Fit, say: Say) -> tuple[Fit | None, bool]:
-    """The fit with the most rows a shard, and whether one row more is known not to fit.
+    """The fit with the most rows a shard, and whether one more row is known not to fit.
 
-    Memory grows by about as much with every row: where two programs that fit say how much, a line
-    through them says what to try next. Where the line says too much, less and less is tried.
+    Memory grows by about the same amount with every row. Once two programs fit, a line through
+    them gives the next number of rows to try. If these do not fit, the search tries fewer and
+    fewer.
     """
     fits = {known.rows: known} if known.fits else {}
-    least = MOST_ROWS + 1 if known.fits else known.rows  # that is known not to fit, or not tried
+    least = MOST_ROWS + 1 if known.fits else known.rows  # this many do not fit
     misses = 0
     for _ in range(TRIES):
         best = max(fits, default=0)
@@ -70,14 +76,14 @@ def largest_batch(config: dict[str, Any], known: Fit, say: Say) -> tuple[Fit | N
 
 
 def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
-    """How many rows to try: more than fit, fewer than do not."""
+    """The number of rows to try next: more than `best`, which fits, and fewer than `least`."""
     if len(fits) < 2:
         wanted = 2 * best if least > MOST_ROWS else (best + least) // 2
     else:
         one, two = sorted(fits)[-2:]
         (low, high), capacity = _totals(fits[one], fits[two]), fits[two].topology.capacity
         slope = max((high - low) / (two - one), 1.0)
-        # Between few rows memory may not grow at all.
+        # With few rows, memory may not grow at all.
         wanted = min(int(two + (capacity - high) / slope), 16 * best)
         if misses:
             halfway = math.isqrt(best * least) if misses > 1 and least > 2 * best else least

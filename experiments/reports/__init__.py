@@ -1,1 +1,1 @@
-"""The report of a study: its tables, warnings, figures and the page."""
+"""The report of a study: its tables, warnings, figures and HTML page."""

@@ -1,4 +1,4 @@
-"""A report as numbers, for other programs: a line a method, and a line a test of two methods."""
+"""Write a report as CSV for other programs: a line for each method and each test of two methods."""
 
 import csv
 import io
@@ -16,16 +16,19 @@ HEADS += ("label", "settings_tried", "runs_tried", "chosen", "learning_rate", "e
 HEADS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "unfinished")
 HEADS += ("parameters_trained", "seconds", "machine", "peak_memory_bytes", "other", "common")
 HEADS += ("test", "generalises_to", "difference", "p", "decides", "p_holm", "verdict", "note")
-"""`line` is `method` or `test`; what a line has not stays empty. `low` and `high` are those of the
-95% interval of the mean, or of the difference `method` less `other`. The test that `decides` has
-Holm's p value, in the family of all that do, and the verdict."""
+"""The columns.
+
+`line` is `method` or `test`; columns that a line does not use are empty. `low` and `high` are the
+ends of the 95% interval of the mean, or of the difference `method` minus `other`. The test that
+`decides` has the verdict, and Holm's p value in the family of all deciding tests.
+"""
 
 
 def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
-    """All of it.
+    """The whole CSV text.
 
     Args:
-      family: all pairs, those with a reference with it as their second.
+      family: all pairs; in pairs with a reference, it is the second method.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, HEADS, lineterminator="\n")
@@ -81,7 +84,7 @@ def _method(contest: Contest, method: Method) -> dict[str, Any]:
 
 
 def _tests(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[str, Any]]:
-    """A line for each kind of test, be it measured or not."""
+    """A line for each kind of test, measured or not."""
     for kind, wide in KINDS.items():
         test = pair.tests[kind]
         decides = kind == pair.decided_by

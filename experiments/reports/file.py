@@ -1,4 +1,4 @@
-"""The file of a report: replaced whole, and only where it was a report before."""
+"""Write the file of a report; an existing file is replaced only if it is a report."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ HEADS = {
     "markdown": f"# {TITLE}\n\n",
     "latex": f"% {TITLE}\n",
 }
-"""What reports begin with in the formats of text."""
+"""The beginnings of reports in text formats."""
 _SIGNS = HEADS | {"html": f"<title>{TITLE}</title>", "csv": ",".join(COLUMNS[:4])}
-"""What a report in each format has near its beginning, and hardly any other file."""
+"""A text near the beginning of a report in each format, which other files hardly have."""
 
 
 def check(path: Path, form: str) -> None:
-    """Raise where a report is not to be written to a file.
+    """Check that a report may be written to a path.
 
     Raises:
-      ValueError: a folder, or a file that is not empty and no earlier report in this format.
+      ValueError: it is a folder, or a file that is neither empty nor a report in this format.
     """
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder: name a file")
@@ -37,7 +37,7 @@ def check(path: Path, form: str) -> None:
 
 
 def write(path: Path, form: str, text: str) -> None:
-    """Write a report atomically, in a folder that is made where it is not there.
+    """Write a report atomically, and create its folder if needed.
 
     Raises:
       ValueError: as `check`.

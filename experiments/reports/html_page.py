@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: tables that scroll, pictures within."""
+"""Write a report as one HTML page without other files: scrolling tables and embedded pictures."""
 
 import dataclasses
 import html
@@ -38,7 +38,7 @@ figcaption { font-size: .875rem; font-weight: 600; }
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A heading and what is under it."""
+    """A section of the page: its heading, warnings and tables."""
 
     title: str
     warnings: Sequence[str]
@@ -51,10 +51,10 @@ def page(
     figures: Sequence[Mapping[str, Figure]],
     notes: Sequence[str],
 ) -> str:
-    """The whole page.
+    """The whole HTML page.
 
     Args:
-      figures: of the first parts, their pictures by caption.
+      figures: the pictures of the first parts, by caption.
     """
     lines = ["<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8">']
     lines.append('<meta name="viewport" content="width=device-width, initial-scale=1">')
@@ -81,7 +81,7 @@ def page(
 def _table(sheet: Sheet) -> str:
     name = html.escape(sheet.title)
     heads = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in sheet.heads)
-    lines = [f"<h3>{name}</h3>"]  # no caption, which would scroll away with the table
+    lines = [f"<h3>{name}</h3>"]  # not a caption, which would scroll with the table
     lines.append(f'<div class="scroll" tabindex="0"><table aria-label="{name}">')
     lines.append(f"<thead><tr>{heads}</tr></thead><tbody>")
     for first, *rest in sheet.rows:
@@ -91,10 +91,11 @@ def _table(sheet: Sheet) -> str:
 
 
 def svg(figure: Figure, salt: str, label: str) -> str:
-    """A picture as an SVG element, the same bytes each time; letters are paths and need no font.
+    """A picture as an SVG element, with the same bytes each time, and letters as paths.
 
     Args:
-      salt: of its own on a page, where two elements may not share an id.
+      salt: a text that is different for each picture of a page, to make element ids distinct.
+      label: a description for screen readers.
     """
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):

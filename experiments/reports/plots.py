@@ -1,4 +1,4 @@
-"""Pictures of a report: scores by learning rate, and against what a method takes."""
+"""Draw the pictures of a report: scores by learning rate, and scores against costs."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +20,15 @@ AXES: Mapping[str, Callable[[Costs], float]] = {
     ),
 }
 MACHINES = tuple(AXES)[1:]
-"""What no two machines have in common."""
+"""The costs that depend on the machine."""
 WIDE = 20
-"""How many times the smallest cost the largest is where an axis is logarithmic."""
+"""If the largest cost is more than this many times the smallest, the axis is logarithmic."""
 SIZE = (4.8, 4.2)
-"""In inches: to be read on a telephone, and two or three beside each other on a screen."""
+"""Width and height in inches: readable on a phone, and two or three side by side on a screen."""
 
 
 def figures(contest: Contest) -> dict[str, Figure]:
-    """The pictures of a contest by what they show; those of which there is nothing are left out."""
+    """The pictures of a contest by caption; pictures without data are left out."""
     made = {"Scores by learning rate": rates(contest)}
     for name, of in AXES.items():
         made[f"Scores against {name.partition(',')[0].partition(' (')[0]}"] = against(
@@ -38,9 +38,10 @@ def figures(contest: Contest) -> dict[str, Figure]:
 
 
 def rates(contest: Contest) -> Figure | None:
-    """Mean scores by learning rate on the examples that settings were chosen on, best ringed.
+    """Draw mean scores by learning rate, on the examples that settings were chosen on.
 
-    Where several settings share a rate, the best of them; bars are 95% intervals over seeds.
+    The chosen rate is ringed. If several settings share a rate, the best is drawn. Bars are 95%
+    intervals over seeds. The result is None without data.
     """
     figure, axes = _axes(contest)
     for method, (marker, colour, dashes) in zip(contest.methods, styles(), strict=False):
@@ -65,7 +66,7 @@ def rates(contest: Contest) -> Figure | None:
 
 
 def by_rate(method: Method) -> list[tuple[float, float, float]]:
-    """Learning rates, the best mean score at each, and half of its 95% interval, NaN for none."""
+    """Each learning rate, its best mean score, and half of the 95% interval (NaN if undefined)."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
         runs = setting.held_out or setting.development
@@ -78,9 +79,13 @@ def by_rate(method: Method) -> list[tuple[float, float, float]]:
 
 
 def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure | None:
-    """Mean scores and their 95% intervals against a cost, and the line of what nothing beats.
+    """Draw mean scores and their 95% intervals against a cost, with the Pareto front.
 
-    There is no such line through times or memory of machines that are not alike.
+    Time or memory from different machines has no front. The result is None without data.
+
+    Args:
+      name: the label of the axis, in AXES.
+      of: gives the cost.
     """
     alike = name not in MACHINES or len(machines(contest)) < 2
     figure, axes = _axes(contest)
@@ -117,9 +122,9 @@ def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure
 
 
 def pareto(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray) -> list[int]:
-    """Which points no other beats in one of cost and score without losing in the other, by cost.
+    """The indices of the points on the Pareto front of low cost and high score, sorted by cost.
 
-    Of equal points the first.
+    Of equal points only the first is on it.
     """
     front: list[int] = []
     for index in np.lexsort((-np.asarray(scores), np.asarray(costs))):
@@ -136,7 +141,7 @@ def _axes(contest: Contest) -> tuple[Figure, Axes]:
 
 
 def _plain(text: str) -> str:
-    """Text that is not taken for a formula, nor (from `_`) left out of legends."""
+    """Escape a text so that matplotlib takes no `$` for a formula and hides no label after `_`."""
     return text.replace("$", r"\$").lstrip("_")
 
 

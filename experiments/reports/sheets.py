@@ -21,7 +21,7 @@ VERDICTS = {"win": "better", "tie": "not told apart", "loss": "worse", "": "not 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the scored runs of a method took: parameters with the head, seconds, bytes."""
+    """The costs of a method's scored runs: trained parameters with the head, seconds, bytes."""
 
     trained: int
     seconds: float
@@ -29,7 +29,7 @@ class Costs:
 
 
 def costs(method: Method) -> Costs | None:
-    """Of the completed runs: the most parameters, the mean time, the largest memory."""
+    """The most parameters, the mean time and the largest memory of the completed runs, or None."""
     done = [run.record for run in method.runs if run.completed]
     if not done:
         return None
@@ -41,7 +41,10 @@ def costs(method: Method) -> Costs | None:
 
 
 def interval(method: Method) -> tuple[float, float] | None:
-    """The 95% interval of the mean over seeds (Student's t); None where all scores are equal."""
+    """The 95% interval of the mean over seeds (Student's t), or None.
+
+    It is None if there are fewer than two scores, or all are equal.
+    """
     scores = list(method.scores().values())
     if equal(scores):
         return None
@@ -52,13 +55,13 @@ def interval(method: Method) -> tuple[float, float] | None:
 
 
 def equal(scores: Sequence[float]) -> bool:
-    """Whether several scores are the same but for roundings, which leaves no spread to estimate."""
+    """Whether there are several scores and all are equal up to rounding, so no spread is known."""
     values = np.array(scores)
     return len(values) > 1 and significance.constant(values, np.abs(values).max())
 
 
 def machines(contest: Contest) -> dict[str, list[str]]:
-    """What the scored runs were trained on, and with which JAX, and the methods that were there."""
+    """The labels of the methods by the devices and JAX versions of their completed, scored runs."""
     found: dict[str, list[str]] = {}
     for method in contest.methods:
         for run in method.runs:
@@ -74,7 +77,7 @@ def machines(contest: Contest) -> dict[str, list[str]]:
 
 
 def title(contest: Contest) -> str:
-    """The contest and what its scores are of."""
+    """The title of a contest, with its metric and the examples that it is scored on."""
     where = "held-out training examples" if contest.held_out else "development set"
     return f"{contest.title}, {contest.metric.replace('_', ' ')} on the {where}"
 
@@ -112,7 +115,7 @@ def _method(method: Method, metric: str) -> list[str]:
 
 
 def not_completed(settings: Iterable[Setting]) -> str:
-    """How many runs ended otherwise than completed, and how many left no record, by how."""
+    """The number of runs that did not complete or left no record, by status, as text."""
     own = list(settings)
     counts = Counter(collect_runs.statuses(run for setting in own for run in setting.runs))
     counts.update(each.status for setting in own for each in setting.unfinished)
@@ -124,10 +127,10 @@ def _ends(low: float, high: float, metric: str) -> str:
 
 
 def against(contest: Contest, reference: Method, family: Sequence[Pair]) -> Sheet:
-    """The methods of a contest less the reference.
+    """A table of the differences between the methods of a contest and the reference.
 
     Args:
-      family: all pairs of the report, those with the reference with it as their second.
+      family: all pairs of the report; in pairs with the reference, it is the second method.
     """
     heads = ["method", "common seeds"]
     for kind in KINDS:
@@ -167,9 +170,9 @@ def p_text(p: float | None) -> str:
 
 
 def wins(family: Sequence[Pair]) -> list[Sheet]:
-    """How often the method of a row is above that of a column, not told from it, below it.
+    """Tables of how often the method of a row wins, ties and loses against that of a column.
 
-    A table for each study, since rows of two studies may be other things by one name.
+    There is a table for each study, since rows of two studies may share a name by chance.
     """
     verdicts = list(zip(family, pairwise.verdicts(family), strict=True))
     tables = dict.fromkeys(pair.contest.table for pair in family)

@@ -1,4 +1,4 @@
-"""What a report says beside its tables: warnings, and what its numbers are."""
+"""Write the warnings of a report, and the notes that explain its numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from experiments.reports.sheets import equal, machines
 
 
 def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
-    """What a reader must know before believing a table, the worst first."""
+    """Warnings that a reader needs before trusting a table, the most serious first."""
     said = []
     same = [method.label for method in contest.methods if method.chosen_on == "scored"]
     if same:
@@ -60,7 +60,7 @@ def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
 
 
 def _lost(method: Method) -> str:
-    """How many runs of a method left no record, setting by setting."""
+    """How many runs of a method left no record, by setting, as text; empty if none did."""
     texts = []
     for setting in method.settings:
         if setting.unfinished:
@@ -71,7 +71,10 @@ def _lost(method: Method) -> str:
 
 
 def _other_settings_seen(contest: Contest) -> list[str]:
-    """Whether the development set was seen with settings that held-out examples did not choose."""
+    """A warning if runs with settings other than the chosen one saw the development set.
+
+    It is for methods whose setting is chosen on held-out examples.
+    """
     seen = []
     for method in contest.methods:
         if method.phase == "held_out" and not contest.held_out and method.chosen is not None:
@@ -93,7 +96,7 @@ def _other_settings_seen(contest: Contest) -> list[str]:
 
 
 def _unlike(contest: Contest) -> list[str]:
-    """Whether times and memory are of machines that are not alike."""
+    """A warning if times and memory are from different machines or JAX versions."""
     if len(where := machines(contest)) < 2:
         return []
     texts = [f"{_list(labels)} on {machine}" for machine, labels in where.items()]
@@ -134,7 +137,7 @@ def _list(names: Sequence[str], most: int = 4) -> str:
 def explain(
     contests: Sequence[Contest], beside: Sequence[Pair], family: Sequence[Pair], resamples: int
 ) -> list[str]:
-    """What the numbers are, and what each test generalises to."""
+    """Notes on what the numbers are, and what each test generalises to."""
     notes = [
         "Settings are chosen by their mean score over runs on held-out training examples, where "
         "there are any (the smaller learning rate of equal ones; what diverged with any seed comes "
@@ -191,10 +194,10 @@ def explain(
 
 
 def least_win(family: Sequence[Pair]) -> float:
-    """How many standard errors the smallest difference is that could be the only win of a family.
+    """The smallest difference, in standard errors, that could be the only win of a family.
 
-    By Student's distribution of the most seeds that any deciding test has; 0 where a test without
-    seeds decides.
+    It comes from Student's t distribution, for the most seeds that any deciding test has. It is 0
+    if a test over examples decides any pair, or no pair is decided.
     """
     tests = [(pair.decided_by, pair.tests[pair.decided_by]) for pair in family if pair.decided_by]
     seeds = [test.n for kind, test in tests if test is not None and kind != "examples"]

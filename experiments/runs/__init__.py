@@ -1,1 +1,1 @@
-"""One run in one folder: training, what it writes, and what is checked before it starts."""
+"""One run in one folder: training, the files that it writes, and the checks before it starts."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind when it ends: adapter, predictions and, last, its record."""
+"""Write the results of a run when it ends: the adapter, the predictions and, last, the record."""
 
 import dataclasses
 import time
@@ -26,18 +26,18 @@ NOT_FINITE = "loss, gradient, weights or score not finite at step {}"
 
 
 class Left(NamedTuple):
-    """What a run has beside its outcome when it ends."""
+    """Results at the end of a run, other than its `Outcome`."""
 
     ranks: dict[str, Any] | None = None
-    """Those that a method has chosen; None for one that chooses none."""
+    """The ranks that a method has chosen; None if it chooses none."""
     kept: Summary | None = None
-    """What is trained of the adapter of those ranks."""
+    """The parameter counts of the adapter with those ranks."""
     samples: list[dict[str, Any]] | None = None
-    """Texts of a language model, before and after training."""
+    """Texts that a language model generated before and after training."""
     written: Mapping[str, float] = MappingProxyType({})
-    """Metrics of a language model's texts."""
+    """Metrics of a language model's generated texts."""
     signatures: Mapping[str, str] = MappingProxyType({})
-    """How those were computed."""
+    """How those metrics were computed."""
 
 
 NOTHING = Left()
@@ -49,12 +49,13 @@ def save(
     workdir: Path,
     call: Callable[[Batch], Array],
 ) -> Left:
-    """Write the adapter; where a method has chosen ranks, also the smaller one, and a picture.
+    """Write the adapter and the predictions of a run, and return its other results.
 
-    Of several processes all call this, and one writes.
+    If a method has chosen ranks, also write the pruned adapter, and a picture of the ranks. With
+    several processes, all call this, and one writes.
 
     Args:
-      call: the adapted model, for the predictions that are kept.
+      call: the adapted model, for the predictions.
     """
     meta = {"config": experiment.config}
     trainable, variant_state = processes.whole((state.trainable, state.variant_state))
@@ -83,19 +84,19 @@ def save(
 
 
 def _draw(ranks: Mapping[str, Any], path: Path) -> None:
-    """Write the picture of ranks, where what draws is installed.
+    """Draw the ranks, if matplotlib is installed.
 
-    The record has them: `experiments.plot --kind=ranks` draws the same later.
+    The record also has them, so `experiments.plot --kind=ranks` can draw the picture later.
     """
     try:
-        from experiments.runs.rank_map import rank_map  # matplotlib is an extra, and slow to import
+        from experiments.runs.rank_map import rank_map  # matplotlib is optional, and slow to import
     except ModuleNotFoundError:
         return
     rank_map(ranks, path)
 
 
 def _written(experiment: Experiment, trainable: Any) -> Left:
-    """What a language model writes, where the config asks for it."""
+    """Generate and score texts of a language model, if the config asks for them."""
     if not experiment.config.get("generate"):
         return NOTHING
     values, signatures = generated_texts.scores(experiment, trainable)
@@ -111,7 +112,11 @@ def record(
     note: str,
     left: Left = NOTHING,
 ) -> run_record.Record:
-    """The record of a run, from what it was and what it came to."""
+    """Make the record of a run from its experiment and its results.
+
+    Args:
+      started: when the run started, by `time.perf_counter`.
+    """
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""
     counted = summary(experiment.trainable, experiment.frozen)
@@ -151,7 +156,7 @@ def record(
 
 
 def _head_size(experiment: Experiment) -> int:
-    """The parameters that `also_train` names: papers leave the head out of their counts."""
+    """The number of parameters that `also_train` names, as papers do not count the head."""
     params = experiment.trainable["params"]
     if not (patterns := experiment.config["also_train"]):
         return 0

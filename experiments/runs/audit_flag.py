@@ -1,4 +1,4 @@
-"""The flag of all commands that train."""
+"""The --audit flag of all commands that train."""
 
 from absl import flags
 

@@ -1,4 +1,7 @@
-"""One process at a time trains in a folder: two would write every line of its metrics twice."""
+"""Lock a run's folder, so that only one process at a time trains there.
+
+Two processes would write every line of the metrics twice.
+"""
 
 import contextlib
 import fcntl
@@ -12,20 +15,22 @@ from typing import TextIO
 from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.records.run_record import LOCK
 
-GRACE = 0.5  # seconds that the system may take to let go of what a killed process held
+GRACE = 0.5  # seconds to wait for the system to free the lock of a killed process
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep a folder, made if need be, for this process. What a killed one leaves is no lock.
+    """Lock a folder for this process; create it if needed.
 
-    A folder that is still empty in the end is not left behind. Where the file system has no locks,
-    this goes on without. The folder itself is locked, too: who removes the file of the lock lets no
-    second process in; who removes the folder does, and then the first one stops by itself, before
-    its next line, checkpoint or record (`lora_jax.records.metrics_log.Metrics`, `Place`).
+    The system frees the lock when the process dies. A new folder that is still empty in the end is
+    removed. If the file system has no locks, this continues without one.
+
+    Both the lock file and the folder are locked. So removing the lock file does not let a second
+    process in. Removing the folder does; the first process then stops before its next line,
+    checkpoint or record (`lora_jax.records.metrics_log.Metrics`, `Place`).
 
     Raises:
-      ValueError: another process has the folder, or it is a file; nothing in it has been touched.
+      ValueError: another process has the folder, or it is a file; nothing in it has been changed.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir {folder} is a file: name a folder")
@@ -34,22 +39,22 @@ def alone(folder: Path) -> Iterator[None]:
         with _locked(folder):
             yield
     finally:
-        with contextlib.suppress(OSError):  # the first that is not empty
+        with contextlib.suppress(OSError):  # stops at the first that is not empty
             for each in made:
                 each.rmdir()
 
 
 class Place:
-    """A folder that this process has `alone`, to tell whether the path still is that folder's.
+    """A folder that this process holds with `alone`, to check that its path is still that folder.
 
-    As long as it is held, no other folder has its number in the file system.
+    While the folder is held, no other folder gets its inode number.
     """
 
     def __init__(self, folder: Path):
         self.folder, self._was = folder, folder.stat()
 
     def require(self) -> None:
-        """Raise a LostFolderError where the folder was removed, or has another in its place."""
+        """Raise a LostFolderError if the folder was removed or replaced."""
         try:
             same = os.path.samestat(self._was, self.folder.stat())
         except FileNotFoundError:
@@ -63,7 +68,7 @@ class Place:
 
 @contextlib.contextmanager
 def alone_in(folders: Sequence[Path]) -> Iterator[dict[int, Exception]]:
-    """Keep those of the folders that can be had; why others cannot, by their numbers."""
+    """Lock those folders that can be locked; give the errors of the others, by number."""
     with contextlib.ExitStack() as stack:
         busy: dict[int, Exception] = {}
         for number, folder in enumerate(folders):
@@ -84,7 +89,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 file = stack.enter_context(path.open("a+", encoding="utf-8"))
                 itself = stack.enter_context(_opened(folder))
             except FileNotFoundError:
-                continue  # the folder went with a run that left nothing
+                continue  # another run has just removed its empty folder
             if not (_taken(file.fileno()) and _taken(itself)):
                 if time.monotonic() >= until:
                     file.seek(0)
@@ -96,12 +101,12 @@ def _locked(folder: Path) -> Iterator[None]:
                 time.sleep(0.05)
                 continue
             if not (_named(file.fileno(), path) and _named(itself, folder)):
-                continue  # another process had it, and has removed it since it was opened here
+                continue  # another process has removed it since it was opened here
             _sign(file)
             try:
                 yield
             finally:
-                if _named(file.fileno(), path):  # else what is there by now is another process's
+                if _named(file.fileno(), path):  # else it is another process's file by now
                     path.unlink(missing_ok=True)
             return
 
@@ -116,7 +121,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _taken(file: int) -> bool:
-    """Whether a file's lock is this process's now, or there are no locks to be had."""
+    """Try to lock a file; True if this process has the lock now, or there are no locks here."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -127,14 +132,14 @@ def _taken(file: int) -> bool:
 
 
 def _sign(file: TextIO) -> None:
-    """Say in a file who has it, for the message of others; a full disk takes no such words."""
+    """Write the holder into the lock file, for the messages of others; ignore a full disk."""
     with contextlib.suppress(OSError):
         os.truncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _named(file: int, path: Path) -> bool:
-    """Whether a name still is that of an open file."""
+    """Whether a path still names this open file."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:

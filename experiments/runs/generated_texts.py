@@ -1,4 +1,4 @@
-"""What the language model of a run writes: samples for its record, and scores of its texts."""
+"""Generate texts with the language model of a run: samples for its record, and scores."""
 
 import dataclasses
 import functools
@@ -19,10 +19,9 @@ from lora_jax.metrics import text_metrics
 
 
 def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> list[str]:
-    """What the model writes after each prompt, by the settings of the config's `generate`.
+    """Generate a text after each prompt, with the settings of the config's `generate`.
 
-    Prompts are the tokens that they are in training, cut where those are, and where the model has
-    no room for an answer.
+    Prompts are tokenised and cut as in training, and cut further to leave room for an answer.
     """
     section, step = experiment.config["generate"], experiment.problem.step
     tokenizer, limit = experiment.tokenizer, experiment.problem.longest
@@ -38,7 +37,7 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
     search = generate if section["beams"] == 1 else functools.partial(beam_search, **beams)
     apply: Any = step
     weights: tuple[Any, ...] = (trainable, experiment.frozen)
-    if experiment.layout is None:  # merged, a step is faster; on a mesh there may be no room
+    if experiment.layout is None:  # merged weights are faster, but may not fit on a mesh
         weights = (experiment.adapted.merge(*weights),)
     else:
         apply = dataclasses.replace(experiment.adapted, forward=step).apply
@@ -56,14 +55,14 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
 
 
 def writes_samples(config: dict[str, Any]) -> bool:
-    """Whether texts before and after training go into a run's record."""
+    """Whether generated texts from before and after training go into a run's record."""
     return bool((config.get("generate") or {}).get("samples"))
 
 
 def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
-    """Some validation prompts, and what the model writes before and after training.
+    """Some validation prompts, with the texts that the model generates before and after training.
 
-    They are spread evenly over the part, whatever the model makes of them.
+    The prompts are spread evenly over the part; the model's answers do not affect the choice.
     """
     task, count = experiment.task, experiment.config["generate"]["samples"]
     if not isinstance(task, data.TextTask) or not writes_samples(experiment.config):
@@ -81,10 +80,11 @@ def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
 
 
 def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], dict[str, str]]:
-    """The metrics of what the model writes, and how each was computed.
+    """The metrics of the generated texts, and how each was computed.
 
-    Of the validation part by their names, or of the extra parts by `<name>_<part>`, with
-    `accuracy_written_mean` as the mean over them. Nothing where the config asks for none.
+    The keys are metric names for the validation part, or `<name>_<part>` for the extra parts, with
+    `accuracy_written_mean` as the mean over the extra parts. Both dicts are empty if the config
+    asks for no scores.
     """
     task, section = experiment.task, experiment.config["generate"]
     if not isinstance(task, data.TextTask) or section["scored"] == 0:
@@ -120,7 +120,7 @@ def _scores(
 
 
 def _expected(part: data.Prompts) -> Sequence[Sequence[str]]:
-    """The texts that each prompt may be answered by."""
+    """The accepted answers of each prompt."""
     if part.references is not None:
         return part.references
     if part.options is not None and part.answers is not None:

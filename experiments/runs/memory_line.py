@@ -1,4 +1,4 @@
-"""What a run will hold in memory, said in a line before it takes any."""
+"""Report the memory that a run will take in one line, before it takes any."""
 
 import dataclasses
 import math
@@ -18,16 +18,19 @@ from lora_jax.sharding import memory
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """Bytes of a run's arrays, but for gradients and what a batch takes while it is worked on."""
+    """Bytes of a run's arrays, without gradients and the temporaries of a batch."""
 
     weights: int
-    """As they are loaded, in the type of the config's `model`; and those in fewer bits beside."""
+    """The loaded weights, in the dtype of the config's `model`, and their quantised copies."""
     trained: int
-    """Of adapters twice, as training steps on a copy, with their constants; of weights that train
-    in full once, as the copy takes the place of what was loaded."""
+    """The trained parameters, with the constants of adapters.
+
+    Adapters count twice, as training works on a copy. Weights that train in full count once, as the
+    copy replaces the loaded ones.
+    """
     optimizer: int
     merged: int = 0
-    """The weights with the adapters in them, by which a language model writes in the end."""
+    """The weights with merged adapters, with which a language model generates at the end."""
 
     @property
     def total(self) -> int:
@@ -35,7 +38,7 @@ class Held:
 
     @classmethod
     def of(cls, shapes: Shapes) -> "Held":
-        """What a config's run holds."""
+        """The arrays of a config's run."""
         state, frozen = shapes.state, shapes.frozen
         quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
         own = state.trainable, state.trainable["adapters"], frozen.constants, frozen.shared
@@ -56,19 +59,22 @@ def announce(
     trials: int = 1,
     at_once: int = 1,
 ) -> Texts:
-    """Say what a config's run will hold, once its texts are read, on whose lengths it depends.
+    """Report the memory that a config's run will take.
+
+    This reads the texts, since the memory depends on their lengths.
 
     Args:
-      mesh: whose devices share the arrays; whether each has room is seen when they are loaded.
-      trials: how many like it train together, on one copy of the weights.
-      at_once: of how many of them there is a batch at a time.
+      say: called with the line.
+      mesh: the devices that share the arrays; each device's own memory is checked only on loading.
+      trials: how many trials train together, on one copy of the weights.
+      at_once: how many of the trials have a batch in memory at a time.
 
     Returns:
       The texts, for `gather` or `build`.
 
     Raises:
-      ValueError, FileNotFoundError: a config that cannot work; arrays of more than the memory that
-        there is, or batches that surely take more than they leave.
+      ValueError, FileNotFoundError: the config cannot work, the arrays need more memory than is
+        available, or the batches surely take more than the arrays leave.
     """
     shapes = Shapes.of(config)
     one, room = Held.of(shapes), memory.available()
@@ -90,7 +96,7 @@ def announce(
     if room is None:
         say(f"memory: {said}")
         return texts
-    # Devices that the CPU stands for share its memory, and those of other processes are elsewhere.
+    # Simulated devices of a CPU share its memory; each process is taken to have memory of its own.
     shares = jax.process_count() if jax.default_backend() == "cpu" else devices
     left = shares * room - shapes.stays - (held.total - one.total)
     said += f"; {memory.size(room)} are available"

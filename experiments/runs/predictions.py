@@ -1,7 +1,7 @@
-"""What the saved adapter of a run says of every example, beside the labels: `predictions.npz`.
+"""Store the outputs of a run's saved adapter for every example, with labels: `predictions.npz`.
 
-The outputs of each part are under its name (`validation`, `test`, ...) and its labels under
-`<name>/label`, in the order of the data, so that any two runs can be compared pair by pair later.
+The outputs of each part are under its name (`validation`, `test`, ...), and its labels under
+`<name>/label`. Both are in the order of the data, so that two runs can be compared by example.
 """
 
 import io
@@ -18,14 +18,14 @@ NAME = "predictions.npz"
 
 
 class Predictions(NamedTuple):
-    """Of one part: outputs (n, classes or 1), and labels (n,) where it has them."""
+    """The outputs of one part, (n, classes or 1), and its labels, (n,), or None."""
 
     outputs: np.ndarray
     labels: np.ndarray | None
 
 
 def write(folder: Path, predictions: Mapping[str, Predictions]) -> None:
-    """Write the file atomically."""
+    """Write the predictions of all parts into a folder, atomically."""
     arrays: dict[str, Any] = {}
     for name, each in predictions.items():
         arrays[name] = each.outputs
@@ -37,10 +37,10 @@ def write(folder: Path, predictions: Mapping[str, Predictions]) -> None:
 
 
 def read(folder: Path) -> dict[str, Predictions]:
-    """All parts that a run's folder has; none where it has no such file.
+    """The predictions in a run's folder by part; empty if it has no such file.
 
     Raises:
-      ValueError: a file that is damaged, or that is no file of predictions.
+      ValueError: the file is damaged, or is no file of predictions.
     """
     path = folder / NAME
     if not path.exists():

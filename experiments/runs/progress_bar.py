@@ -1,4 +1,4 @@
-"""A progress bar with loss, examples a second and time left."""
+"""A progress bar with the loss, the examples per second and the remaining time."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ from lora_jax.training import loop
 
 @contextlib.contextmanager
 def bar(label: str, steps: int) -> Iterator[loop.Progress]:
-    """A bar of `steps` steps, as a function to call with step, loss and examples so far."""
+    """Show a bar of `steps` steps; give a function to call with step, loss and examples so far."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""What the quickstart shows of its two runs: a table, and what each made of three sentences."""
+"""Show the quickstart's two runs: a table, and how each classifies three sentences."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ HEAD, LORA, MERGED = "base, trained head only", "LoRA", "LoRA, merged"
 
 
 class Trained(NamedTuple):
-    """A run that is completed, and the trainables that it saved."""
+    """A completed run, and the trained parameters that it saved."""
 
     record: run_record.Record
     experiment: Experiment
@@ -30,7 +30,7 @@ class Trained(NamedTuple):
 
 
 def show(head: Trained, lora: Trained, console: Console) -> None:
-    """Print how accurate a head alone, LoRA and merged LoRA are, and what they say."""
+    """Print the accuracy of a head alone, LoRA and merged LoRA, and predictions for sentences."""
     rows = [_row(HEAD, head), _row(LORA, lora), _row(MERGED, lora, merged=True)]
     console.print(table(rows))
     for sentence, before, after in zip(SENTENCES, _classify(head), _classify(lora), strict=True):
@@ -39,7 +39,7 @@ def show(head: Trained, lora: Trained, console: Console) -> None:
 
 
 def table(rows: Iterable[Sequence[str]]) -> Table:
-    """Rows of COLUMNS, of which `parameters` are those trained; it fits into 80 characters."""
+    """A table of rows with COLUMNS, within 80 characters; `parameters` counts the trained ones."""
     made = Table(*COLUMNS)
     for row in rows:
         made.add_row(*row)
@@ -53,7 +53,7 @@ def _row(label: str, trained: Trained, merged: bool = False) -> tuple[str, ...]:
     start = time.perf_counter()
     accuracy = experiment.score(call)["accuracy"]
     validated = time.perf_counter() - start
-    took = "" if merged else f"{record.seconds:.0f} s"  # merged, it is the same training
+    took = "" if merged else f"{record.seconds:.0f} s"  # merging needs no training
     return label, f"{accuracy:.1%}", f"{record.parameters_trained:,}", took, f"{validated:.1f} s"
 
 

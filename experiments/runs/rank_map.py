@@ -1,4 +1,4 @@
-"""Pictures of what a run came to."""
+"""Draw the ranks that a run chose."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,12 +27,12 @@ def rank_map(ranks: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def rank_grid(ranks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
-    """Ranks as a table (layers, columns), NaN where there is no matrix, and the columns' names.
+    """The ranks as an array (layers, columns), NaN where there is no matrix, and the column names.
 
     Args:
-      ranks: those of each weight's matrices, by path, in the shape of its stack. The first axis of
-        a stack counts layers, others make columns of their own; weights that are not stacked share
-        a column where their paths differ in the layer's number only.
+      ranks: the ranks of each weight's matrices by path, in the shape of its stack. The first axis
+        of a stack is the layer; each index of the other axes gets a column of its own. Weights that
+        are not stacked share a column if their paths differ only in the layer number.
     """
     columns: dict[str, dict[int, int]] = {}
     for name, numbers in ranks.items():
@@ -61,7 +61,7 @@ def _place(path: str, index: tuple[int, ...]) -> tuple[int, str]:
 
 
 def _short(names: list[str]) -> list[str]:
-    """The names without what all of them begin or end with."""
+    """The names without the first and last path parts that all of them share."""
     parts = [name.split("/") for name in names]
     while len(parts[0]) > 1 and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
         parts = [p[1:] for p in parts]

@@ -1,4 +1,4 @@
-"""One run in one folder: config, metrics, checkpoints, the adapter and, last, the record."""
+"""Train one run in one folder; write metrics, checkpoints, the adapter and, last, the record."""
 
 import contextlib
 import time
@@ -23,15 +23,15 @@ from lora_jax.training.preemption import preemption
 from lora_jax.training.step import TrainState
 
 TEMPORARY_FAILURE = 75
-"""What a program ends with that is to be started again (EX_TEMPFAIL of sysexits.h)."""
+"""The exit code of a program that should be started again (EX_TEMPFAIL of sysexits.h)."""
 
 
 UNSEALED = "record.json has no seal (of an earlier version): a changed number would not be seen"
-"""What is said of a completed run that cannot show that its record is as it was written."""
+"""The message for a completed run whose record cannot be checked for changes."""
 
 
 class Interrupted(SystemExit):
-    """A run was asked to end (SIGTERM) and has saved where it was; ends the program so, too."""
+    """A run got a SIGTERM and has saved its state; the program exits with TEMPORARY_FAILURE."""
 
     def __init__(self) -> None:
         super().__init__(TEMPORARY_FAILURE)
@@ -45,37 +45,42 @@ def run(
     say: Callable[[str], None] | None = None,
     audit: bool = True,
 ) -> run_record.Record:
-    """Train what a config describes, or go on where an earlier process stopped.
+    """Train the run that a config describes, or continue where an earlier process stopped.
 
-    A folder with the record of this very config, completed, is left as it is, and its record is
-    returned. Several processes (`experiments.distributed.processes`) all call this, and one writes.
+    If the folder has a completed record of the same config, nothing is changed, and that record is
+    returned. With several processes (`experiments.distributed.processes`), all call this, and one
+    writes.
 
     Args:
-      say: is told what the run will hold in memory, before it takes any, or that the record that
-        was there has no seal; None tells nobody.
-      audit: whether the compiled step is compared with NumPy's before it trains.
+      say: called with a line on the memory that the run will take, before it takes any, or with a
+        line that the existing record has no seal.
+      audit: whether to compare the compiled step with NumPy's before it trains.
 
     Raises:
-      ValueError, FileNotFoundError: a config that cannot work, or a folder that holds another run,
-        or in which another process trains; nothing has been trained or overwritten then.
-      LostFolderError: the folder was removed or replaced on the way (a ValueError, too).
-      Interrupted: a SIGTERM came before it had trained to the end; there is no record yet.
+      ValueError, FileNotFoundError: the config cannot work, the folder holds another run, or
+        another process trains there; nothing has been trained or overwritten.
+      LostFolderError: the folder was removed or replaced during the run (also a ValueError).
+      Interrupted: a SIGTERM came before the end of training; there is no record yet.
     """
     started = time.perf_counter()
     with preemption() as interrupted, contextlib.ExitStack() as stack:
-        if (record := _done(workdir, config)) is not None:  # as it is, even where nobody may write
+        if (record := _done(workdir, config)) is not None:  # works in a read-only folder, too
             if say is not None and processes.writes() and not _sealed(workdir):
                 say(UNSEALED)
             return record
         processes.first(lambda: stack.enter_context(alone(workdir)))
-        # Another process may have ended it in between.
+        # Another process may have completed the run in between.
         if (record := _done(workdir, config)) is not None:
             return record
         return _run(config, workdir, label, mesh, interrupted, say, audit, started)
 
 
 def _done(workdir: Path, config: dict[str, Any]) -> run_record.Record | None:
-    """The record of this very config, completed, which all processes must see if one does."""
+    """The completed record of this config, or None; if the first process sees it, all must.
+
+    Raises:
+      ValueError: this process does not see the record that the first process sees.
+    """
     if not processes.first(lambda: _ended(workdir, config) is not None):
         return None
     if (record := _ended(workdir, config)) is not None:
@@ -119,7 +124,7 @@ def _run(
         note = f"{type(error).__name__}: {error}".splitlines()[0]
         if processes.writes():
             failed = artifacts.record(experiment, outcome, started, "failed", note)
-            with contextlib.suppress(OSError):  # as on a full disk, of which the first error tells
+            with contextlib.suppress(OSError):  # on a full disk, the first error reports it
                 run_record.write(workdir, failed)
         raise
     record = artifacts.record(experiment, outcome, started, status, note, left)
@@ -131,7 +136,7 @@ def _run(
 
 
 def _ended(workdir: Path, config: dict[str, Any]) -> run_record.Record | None:
-    """The record of this very config, completed, if the folder has it."""
+    """The completed record of this config, if the folder has one."""
     if not (workdir / "config.json").exists():
         return None
     run_record.claim(workdir, config)
@@ -145,7 +150,7 @@ def _sealed(workdir: Path) -> bool:
 
 
 def summarise(record: run_record.Record) -> list[str]:
-    """What a run came to, with the scores of the adapter that it saved."""
+    """Lines on the result of a run, with the scores of the saved adapter."""
     lines = [f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained"]
     if record.tokenised_per_second is not None:
         lines.append(f"texts tokenised at {record.tokenised_per_second:,.0f} examples/s")
@@ -169,7 +174,7 @@ def _fit(
     audit: bool,
     interrupted: Callable[[int], bool],
 ) -> tuple[TrainState, str]:
-    """The state to save, and what a reader of the record should know of it; fills in `outcome`."""
+    """Train, and return the state to save and a note for the record; fills in `outcome`."""
     loop, step = experiment.loop, experiment.make_step()
     shown = bar(label, loop.steps) if processes.writes() else contextlib.nullcontext()
     with (
@@ -205,7 +210,10 @@ def _fit(
 
 
 def best(checkpoints: Checkpoints, state: TrainState, outcome: Outcome) -> tuple[TrainState, str]:
-    """The state of the best evaluation whose checkpoint is good; `outcome` names that one."""
+    """The state of the best evaluation with an undamaged checkpoint, and a note for the record.
+
+    If the best checkpoint is damaged, `outcome` is changed to name the one taken instead.
+    """
     wanted = outcome.best_step
     if wanted == outcome.steps or (restored := checkpoints.restore_best(state)) is None:
         return state, ""

@@ -1,4 +1,4 @@
-"""A run's own step, audited (`lora_jax.compiled.audit`) before it trains, for all batch shapes."""
+"""Audit a run's own step (`lora_jax.compiled.audit`) before it trains, for all batch shapes."""
 
 import dataclasses
 import itertools
@@ -20,22 +20,22 @@ from lora_jax.training.trial_program import Program
 from lora_jax.transform.summary import summary
 
 LARGEST = 1_000_000_000
-"""Parameters of a model whose step takes NumPy too long."""
+"""From this many parameters on, a model's step is not audited, as it takes NumPy too long."""
 LONG = 5.0
-"""Seconds of which a line says what they were for."""
+"""An audit of more seconds than this is reported in a line."""
 ADVICE = (
     f"set XLA_FLAGS={CURE}, take another release of jaxlib, or train nevertheless with --noaudit"
 )
 
 
 def alone(experiment: Experiment, step: Step, state: TrainState) -> audit.Audit | None:
-    """The audit of a run's step, or None and a line that says why not.
+    """Audit a run's step; if it cannot be audited, print why and return None.
 
     Args:
-      state: before the first step; it stays as it is.
+      state: the state before the first step; it is not changed.
 
     Raises:
-      ValueError: the compiled step is wrong; one line that names the parameter.
+      ValueError: the compiled step is wrong; one line names the parameter.
     """
 
     def arguments(number: int) -> tuple[Any, ...]:
@@ -49,7 +49,7 @@ def of_program(
     program: Program,
     states: Sequence[TrainState],
 ) -> audit.Audit | None:
-    """As `alone`, of trials that share a program: of the first, or all if they step at once."""
+    """As `alone`, for trials that share a program: the first, or all if they step at once."""
 
     def arguments(number: int) -> tuple[Any, ...]:
         population = program.start([_beside(state) for state in states])
@@ -85,13 +85,13 @@ def _why_not(experiment: Experiment) -> str | None:
 
 
 def _room() -> int | None:
-    """Bytes that each of the processes on this machine may take, all of which evaluate."""
+    """Bytes of memory for this process: an equal share for each process on this machine."""
     free, machines = memory.host_memory(), said_by_all(platform.node())
     return None if free is None else free // machines.count(platform.node())
 
 
 def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
-    """Of every padded length in the first epoch the first step's number, the shortest one first."""
+    """For each padded length of the first epoch, shortest first: its first step, and the length."""
     plan = experiment.plan()
     steps = min(plan.steps_per_epoch, experiment.loop.steps)
     lengths = [batch.padded_length for batch in itertools.islice(plan.start(), steps)]
@@ -100,7 +100,7 @@ def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
 
 
 def _beside(state: TrainState) -> TrainState:
-    """A state of its own, where all gradients are alive."""
+    """A copy of a state, with perturbed parameters so that all gradients are non-zero."""
     rest = jax.tree.map(jnp.copy, dataclasses.replace(state, trainable=None))
     return dataclasses.replace(rest, trainable=audit.perturbed(state.trainable))
 

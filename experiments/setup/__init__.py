@@ -1,4 +1,4 @@
-"""From a config to an experiment: reading and checking it, the task, the model, the step.
+"""Make an experiment from a config: read and check it, load the task and model, make the step.
 
-`load` reads the task and the model; `experiment.build` makes everything that a run needs.
+`load` reads the task and the model. `experiment.build` makes everything that a run needs.
 """

@@ -1,4 +1,4 @@
-"""Tasks of labels: an encoder with a head learns them."""
+"""Load classification and regression tasks, which an encoder with a head learns."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ from lora_jax.training.step import cross_entropy, squared_error
 
 
 def read(config: dict[str, Any]) -> Texts:
-    """The examples that a config names, as its model's tokens; no weight is read.
+    """Read the examples of a config as tokens of its model, without reading weights.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -42,14 +42,14 @@ def read(config: dict[str, Any]) -> Texts:
     task = from_config.make_task(config["data"])
     folder = locate(config["model"]["name"])
     shape = encoders.read_config(folder)
-    # What is wrong with the model, first: texts may take a while.
+    # Check the model first, as reading the texts may take a while.
     _check_weights(folder, shape, abstract(shape, config["model"], task.num_outputs))
     tokenizer = data.load_tokenizer(folder)
     parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
     with text_limit(config["data"], shape.max_tokens, folder) as limit:
         tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
     encoded = {name: each.encoded for name, each in tokenised.items()}
-    # DeBERTa without token types takes any, and looks at none.
+    # DeBERTa without token types accepts and ignores any token type.
     check_vocabulary(encoded, shape.vocab_size, folder, shape.type_vocab_size or None)
     return Texts(
         task=task,
@@ -61,7 +61,7 @@ def read(config: dict[str, Any]) -> Texts:
 
 
 def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+    """Load the materials of a config, with weights on the devices of the mesh, if there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -86,7 +86,7 @@ def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Ma
 
 
 def gather_abstract(config: dict[str, Any]) -> Materials:
-    """The same with shapes in the place of weights, which are not read."""
+    """Like `gather`, but with shapes in place of weights, which are not read."""
     texts = read(config)
     task: Any = texts.task
     shape = encoders.read_config(locate(config["model"]["name"]))
@@ -95,7 +95,7 @@ def gather_abstract(config: dict[str, Any]) -> Materials:
 
 
 def _problem(task: data.Task, model: Callable[[Array], Any]) -> Problem:
-    """Each row is an example, whose label an encoder with a head predicts."""
+    """The problem of a task: each row is an example, whose label the classifier predicts."""
     parts = {"validation": task.validation, **task.extra, **task.unlabelled}
     return Problem(
         model=model,
@@ -118,17 +118,19 @@ def _shardings(
 
 
 def abstract(config: Config, model: dict[str, Any], outputs: int) -> Classifier:
-    """The classifier of a config's `model` with shapes in the place of weights."""
+    """The classifier of a config's `model`, with shapes in place of weights."""
     classifier: Any = FAMILIES[config.model_type].classifier
     given = config, outputs, model["pool"]
     return nnx.eval_shape(lambda: classifier(*given, dtype=model["dtype"], rngs=nnx.Rngs(0)))
 
 
 def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
-    """The forward pass, and the shapes of the parameters; no weight is read.
+    """The forward pass of a config's `model` and the shapes of its parameters.
+
+    Weights are not read, but their shapes are checked, and the tokenizer is loaded.
 
     Raises:
-      ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
+      ValueError, FileNotFoundError: no such model, or one of its files cannot work.
     """
     folder = locate(model["name"])
     config = encoders.read_config(folder)
@@ -139,7 +141,7 @@ def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
 
 
 def _check_weights(folder: Path, config: Config, classifier: nnx.Module) -> None:
-    """That every tensor of the encoder is there in its shape; the head's may be drawn instead."""
+    """Check that every tensor of the encoder exists with its shape; the head may be initialised."""
     weights = Weights(folder, torch_names.prefix(config))
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(classifier)):
         path = torch_names.path_of(key_path)

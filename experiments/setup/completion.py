@@ -1,4 +1,4 @@
-"""Text-to-text tasks: a decoder learns completions, and is scored by how likely it thinks them."""
+"""Load text-to-text tasks: a decoder learns completions, and is scored by their likelihood."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,13 +35,16 @@ from lora_jax.sharding import memory
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """The rows of a set of prompts: each with its completion, or with all its options."""
+    """One part of a text-to-text task: each row is a prompt with its completion or all options."""
 
     encoded: data.Encoded
     answers: np.ndarray | None = None
-    """Which option is right, (questions,); None where rows are completions."""
+    """The index of the right option, (questions,); None if rows are completions."""
     offsets: np.ndarray | None = None
-    """Of options, those of all questions counted on: where those of each are."""
+    """Where the options of each question begin and end in the list of all options, or None.
+
+    Question i has the options from offsets[i] to offsets[i + 1] - 1.
+    """
 
     @property
     def options(self) -> int:
@@ -49,7 +52,11 @@ class Part:
         return 1 if self.offsets is None else int(np.diff(self.offsets).max())
 
     def examples(self, rows: np.ndarray) -> np.ndarray:
-        """Of log-likelihoods (rows, options of any part), those of this part's options."""
+        """Select the log-likelihoods of this part's options.
+
+        Args:
+          rows: log-likelihoods, (rows, options), with the most options of any part.
+        """
         if self.offsets is None:
             return rows[:, :1]
         counts = np.diff(self.offsets)
@@ -58,7 +65,7 @@ class Part:
 
     @property
     def labels(self) -> np.ndarray:
-        """The right options, or the numbers of tokens."""
+        """The indices of the right options, or the numbers of tokens of the completions."""
         if self.answers is None:
             return self.encoded.labels.astype(np.float64)
         return self.answers
@@ -72,10 +79,12 @@ def completion(
     smoothing: float = 0.0,
     prompt: int = 0,
 ) -> Problem:
-    """A decoder's log-likelihoods of completions; its loss is their tokens' mean cross-entropy.
+    """The problem of a text-to-text task: the outputs are log-likelihoods of completions.
+
+    The loss is the mean cross-entropy over the tokens of the completions.
 
     Args:
-      prompt: tokens of a prompt that the decoder is to write after, at most.
+      prompt: the most tokens of a prompt from which the decoder generates.
     """
     longest = {name: int(part.encoded.labels.max()) for name, part in parts.items()}
     forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
@@ -98,14 +107,17 @@ def completion(
 
 
 def cross_entropy_per_token(outputs: Array, batch: Mapping[str, Any]) -> Array:
-    """The loss of each row, (B,): with its tokens as weight, rows make the mean over all tokens."""
+    """The loss of each row for each token of its completion, (B,).
+
+    `batch["weight"]` is the number of tokens, so the weighted mean of rows is the mean over tokens.
+    """
     return -outputs[:, 0] / jnp.maximum(batch["weight"], 1)
 
 
 def collate(
     encoded: data.Encoded, indices: np.ndarray, padded_length: int, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """`data.collate`, with the number of a completion's tokens as the weight of its row."""
+    """Collate a batch as `data.collate`, and weight each row by the tokens of its completion."""
     batch = data.collate(encoded, indices, padded_length, batch_size)
     tokens = (batch["token_type_ids"] > 0).sum(axis=1).astype(np.float32)
     return {**batch, "weight": batch["weight"] * tokens}
@@ -117,11 +129,11 @@ class Prompts(Texts):
 
     parts: Mapping[str, Part]
     prompt: int
-    """Tokens of a prompt that the decoder is to write after, at most."""
+    """The most tokens of a prompt from which the decoder generates."""
 
 
 def read(config: dict[str, Any]) -> Prompts:
-    """The examples that a config names, as its model's tokens; no weight is read.
+    """Read the examples of a config as tokens of its model, without reading weights.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -131,7 +143,7 @@ def read(config: dict[str, Any]) -> Prompts:
     task = from_config.make_text_task(section)
     check_written(config["generate"], task)
     where = locate(config["model"]["name"])
-    # First, as what is no decoder has no chat template either.
+    # Check this first: a model that is no decoder has no chat template either.
     shape = decoders.read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
     if section["template"] == "chat":
@@ -152,7 +164,7 @@ def read(config: dict[str, Any]) -> Prompts:
     parts["train"] = Part(train.encoded)
     encoded = {name: each.encoded for name, each in parts.items()}
     check_vocabulary(encoded, shape.vocab_size, where)
-    # A row of all options of a question may be longer than its prompt with any one of them.
+    # A row with all options of a question may be longer than its prompt with any single option.
     longest = max(int(each.lengths.max()) for each in encoded.values())
     room = limit if longest <= limit else shape.max_tokens
     return Prompts(
@@ -167,7 +179,7 @@ def read(config: dict[str, Any]) -> Prompts:
 
 
 def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+    """Load the materials of a config, with weights on the devices of the mesh, if there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -185,7 +197,7 @@ def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> 
 
 
 def gather_abstract(config: dict[str, Any]) -> Materials:
-    """The same with shapes in the place of weights, which are not read."""
+    """Like `gather`, but with shapes in place of weights, which are not read."""
     texts, where = read(config), locate(config["model"]["name"])
     decoder = decoders.outline_decoder(where, **options(config["model"]))
     return _materials(config, texts, decoder)
@@ -201,9 +213,10 @@ def _materials(config: dict[str, Any], texts: Prompts, decoder: Decoder) -> Mate
 
 
 def _check_cache(decoder: Decoder, section: dict[str, Any]) -> None:
-    """ValueError where what a model keeps of the texts that it writes would not fit.
+    """Raise a ValueError if the key-value cache of the generated tokens does not fit in memory.
 
-    It writes after training; and the prompts, which it keeps as well, come on top.
+    The model generates only after training, so this is checked early. The cache of the prompts,
+    which also takes memory, is not counted.
     """
     if not (section["samples"] or section["scored"]):
         return
@@ -219,10 +232,12 @@ def _check_cache(decoder: Decoder, section: dict[str, Any]) -> None:
 
 
 def outline(model: dict[str, Any]) -> tuple[Any, Any]:
-    """The forward pass, and the shapes of the parameters; no weight is read.
+    """The forward pass of a config's `model` and the shapes of its parameters.
+
+    Weights are not read; the tokenizer is loaded.
 
     Raises:
-      ValueError, FileNotFoundError: no such model, or a file of it that cannot work.
+      ValueError, FileNotFoundError: no such model, or one of its files cannot work.
     """
     where = locate(model["name"])
     data.load_tokenizer(where)
@@ -231,7 +246,7 @@ def outline(model: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def options(model: dict[str, Any]) -> dict[str, Any]:
-    """How a config's decoder is made."""
+    """The arguments for making the decoder of a config's `model`."""
     return {
         "dtype": model["compute_dtype"],
         "param_dtype": model["dtype"],
@@ -240,7 +255,7 @@ def options(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -> Part:
-    """A part that is scored: by its options, where it has any."""
+    """Make a scored part: with all options of each prompt, or with completions if it has none."""
     if prompts.options is None:
         return Part(_completions(tokenizer, prompts, limit).encoded)
     made, offsets = data.encode_options_cached(tokenizer, prompts, limit, begin(tokenizer))
@@ -255,5 +270,5 @@ def _completions(tokenizer: data.Tokenizer, prompts: data.Prompts, limit: int) -
 
 
 def begin(tokenizer: data.Tokenizer) -> int | None:
-    """The token that every text begins with, where there is one."""
+    """The id of the token that begins every text; None if there is none."""
     return tokenizer.bos_id if tokenizer.starts_with_bos else None

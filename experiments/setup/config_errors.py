@@ -1,4 +1,4 @@
-"""One line on what a config's own code raises: the file, the line in it, and the error."""
+"""Report an error in a config's own code in one line: the file, the line number and the error."""
 
 import contextlib
 import linecache
@@ -13,10 +13,10 @@ from lora_jax.files.arrays import first_line
 
 @contextlib.contextmanager
 def in_one_line(files: Sequence[str]) -> Iterator[None]:
-    """Raise a ValueError in place of what the code of these configs raises; all else is as it is.
+    """Turn an error from the code of these config files into a ValueError of one line.
 
-    A ValueError that a config, a file beside it or one of this project's configs raises by a
-    statement of its own says what is wrong with the arguments, and stays the whole message.
+    Other errors pass unchanged. If a config, a file in its folder or one of this project's configs
+    raises a ValueError with its own `raise` statement, the message is kept without file and line.
     """
     try:
         yield
@@ -27,18 +27,22 @@ def in_one_line(files: Sequence[str]) -> Iterator[None]:
 
 
 def compiled(name: str) -> tuple[str, ...]:
-    """The names that a config's file uses; ValueError, with the line, where it is not Python."""
+    """Compile a config file and return the names that its code uses.
+
+    Raises:
+      ValueError: the file is not Python; the message has the line.
+    """
     try:
         return compile(Path(name).read_bytes(), name, "exec").co_names
     except SyntaxError as error:
         raise ValueError(f"'{name}' is not a config, not even Python: {error}") from error
-    except (ValueError, RecursionError, MemoryError) as error:  # of null bytes, of deep nesting
+    except (ValueError, RecursionError, MemoryError) as error:  # null bytes, deep nesting
         said = first_line(error)
         raise ValueError(f"'{name}' is not a config, not even Python: {said}") from error
 
 
 def _said(error: BaseException, files: Sequence[str]) -> str:
-    """The line, if an error or one that it comes from was raised in one of these files."""
+    """The line to report if the error, or one of its causes, was raised in one of these files."""
     for cause in _causes(error):
         frames = traceback.extract_tb(cause.__traceback__)
         inside = [frame for frame in frames if _is_one_of(frame.filename, files)]
@@ -53,7 +57,7 @@ def _said(error: BaseException, files: Sequence[str]) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it was raised from, or while; libraries wrap what a config raises."""
+    """An error and its chain of causes and contexts, as libraries wrap what a config raises."""
     found = [error]
     while (cause := found[-1].__cause__ or found[-1].__context__) and cause not in found:
         found.append(cause)
@@ -71,5 +75,5 @@ def _is_one_of(path: str, files: Sequence[str]) -> bool:
 
 
 def _named(path: str, files: Sequence[str]) -> str:
-    """The file as it was given."""
+    """The path of a file as the user gave it."""
     return next(file for file in files if os.path.abspath(path) == os.path.abspath(file))

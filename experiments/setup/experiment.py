@@ -1,4 +1,4 @@
-"""A whole experiment from a config: data, model, adapters, optimiser, made and checked."""
+"""Make and check a whole experiment from a config: data, model, adapters and optimiser."""
 
 import dataclasses
 import math
@@ -38,70 +38,70 @@ class Experiment:
     task: data.Task | data.TextTask
     tokenizer: data.Tokenizer
     encoded: dict[str, data.Encoded]
-    """`train` and `validation`, and the task's other parts by their names."""
+    """The tokens of `train`, `validation` and the task's other parts, by name."""
     examples_per_second: float
-    """How fast the training texts were tokenised (when that was done, if they were cached)."""
+    """The speed at which the training texts were tokenised; for cached texts, when they were."""
     boundaries: tuple[int, ...]
     weights_digest: str
     adapted: lj.Adapted
     trainable: Any
     frozen: lj.Frozen
     hyper: dict[str, float]
-    """The optimiser's numbers (`make.make_hyper`)."""
+    """The optimiser's numbers (`from_config.make_hyper`)."""
     tx: optax.GradientTransformation
     loop: Loop
     layout: Layout | None = None
-    """Where everything lies, on a mesh of devices."""
+    """The shardings of all arrays on a mesh of devices; None without a mesh."""
 
     @property
     def batch_size(self) -> int:
         return self.config["train"]["batch_size"]
 
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
-        """The training batches from a step on."""
+        """The training batches, starting with that of a step."""
         for batch in self.plan().start(step):
             yield self._batch(self.encoded["train"], batch)
 
     def plan(self) -> data.BatchPlan:
-        """Which training examples make up the batch of a step."""
+        """The plan of which training examples are in the batch of each step."""
         lengths, seed = self.encoded["train"].lengths, self.config["seed"]
         return data.BatchPlan(lengths, self.batch_size, self.boundaries, seed)
 
     def predict(self, trainable: Any, frozen: lj.Frozen, batch: Batch, rng: Array | None) -> Array:
-        """The outputs of a batch; training has `rng`, for dropout of adapters and model."""
+        """The outputs of a batch; `rng` is for dropout in training, and None in evaluation."""
         dropout, evaluated = self.config["model"]["dropout"], self.problem.evaluated
         return predictor(self.adapted, dropout, evaluated)(trainable, frozen, batch, rng)
 
     def outputs(self, call: Callable[[Batch], Array], encoded: data.Encoded) -> np.ndarray:
-        """What a jitted `call` says of every row, (rows, outputs), in the order of the data."""
+        """The outputs of a jitted `call` for every row, (rows, outputs), in the data's order."""
         plan = data.eval_plan(encoded.lengths, self.batch_size, self.boundaries)
         found = [np.asarray(call(self._batch(encoded, batch))) for batch in plan]
         return data.in_order(plan, found)
 
     def _batch(self, encoded: data.Encoded, batch: data.Batch) -> dict[str, Any]:
-        """The arrays of a batch; on a mesh, each process makes the rows of its own devices."""
+        """Make the arrays of a batch; on a mesh, each process makes the rows of its own devices."""
         rows = batch.indices, batch.padded_length, self.batch_size
         if self.layout is None:
             return self.problem.collate(encoded, *rows)
         return spread(self.layout.rows, self.problem.collate, encoded, *rows)
 
     def score(self, call: Callable[[Batch], Array]) -> dict[str, float]:
-        """The metrics of a jitted `call` on the validation part and the task's extra ones."""
+        """The metrics of a jitted `call` on the validation part and the task's extra parts."""
         return self.problem.score(self.predictions(call, *self.task.extra))
 
     def predictions(self, call: Callable[[Batch], Array], *parts: str) -> dict[str, np.ndarray]:
-        """What a jitted `call` says of the examples of the validation part and of others."""
+        """The outputs of a jitted `call` for the examples of the validation part and of `parts`."""
         return {
             name: self.problem.examples(name, self.outputs(call, self.encoded[name]))
             for name in ("validation", *parts)
         }
 
     def adapted_call(self, trainable: Any) -> Callable[[Batch], Array]:
-        """The adapted model without dropout."""
+        """The adapted model without dropout, as a function of a batch."""
         return lambda batch: self._adapted(trainable, self.frozen, batch)
 
     def merged_call(self, trainable: Any) -> Callable[[Batch], Array]:
-        """The base model's own function of the merged parameters."""
+        """The base model with merged parameters, as a function of a batch."""
         params = self.adapted.merge(trainable, self.frozen)
         evaluated = self.problem.evaluated or self.adapted.forward
         forward = jax.jit(evaluated, out_shardings=self._everywhere)
@@ -119,7 +119,7 @@ class Experiment:
 
     @property
     def _everywhere(self) -> Any:
-        """Where outputs go that every process reads."""
+        """The sharding of outputs that every process reads; None without a mesh."""
         return self.layout and self.layout.everywhere
 
     @property
@@ -128,7 +128,7 @@ class Experiment:
 
     @property
     def rng(self) -> Array:
-        """What dropout draws from."""
+        """The random key for dropout."""
         return jax.random.fold_in(jax.random.key(self.config["seed"]), 2)
 
     def make_step(self) -> Step:
@@ -137,10 +137,10 @@ class Experiment:
         return make_train_step(*given, accumulate, clip, self._state_shardings)
 
     def start(self, keep: bool = True) -> TrainState:
-        """The state before the first step; its arrays are its own.
+        """The training state before the first step, in arrays of its own.
 
         Args:
-          keep: whether `trainable` is needed again; on a mesh it is given away otherwise.
+          keep: whether `trainable` is still needed; if not, it is donated on a mesh.
         """
         if self.layout is None:
             own = jax.tree.map(lambda x: x.copy(), self.trainable)
@@ -151,7 +151,7 @@ class Experiment:
 
     @cached_property
     def _state_shardings(self) -> Any:
-        """Where the training state lies, on a mesh."""
+        """The shardings of the training state; None without a mesh."""
         if self.layout is None:
             return None
         return self.layout.like(jax.eval_shape(self._start, self.trainable, self.frozen))
@@ -166,12 +166,12 @@ def build(
     mesh: Mesh | None = None,
     texts: Texts | None = None,
 ) -> Experiment:
-    """Everything that a config describes.
+    """Make the experiment that a config describes.
 
     Args:
-      shared: the materials of a config with the same data and model, where there are some.
-      mesh: of devices to train on together; by default one trains alone.
-      texts: what `gather.read` gave for this config, where it has been asked.
+      shared: the materials of a config with the same data and model, if loaded already.
+      mesh: the devices that train together; by default one device trains alone.
+      texts: the result of `load.read` for this config, if there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
@@ -179,7 +179,7 @@ def build(
     validate(config)
     if mesh is not None:
         _check_rows(config["train"], mesh)
-    from_config.make_targets(config["variant"], config["targets"])  # what is wrong with them, first
+    from_config.make_targets(config["variant"], config["targets"])  # reports errors before loading
     storage = from_config.make_storage(config["quantize"])
     materials = shared or gather(config, mesh, texts)
     task, encoded = materials.task, materials.encoded
@@ -189,7 +189,7 @@ def build(
     schedule, also_train = config["optimizer"]["schedule"], config["also_train"]
     tx = from_config.make_optimizer(hyper, schedule, loop.steps, also_train)
     targets = from_config.make_run_targets(config, loop.steps)
-    # An adapter that is still to shrink is not what its method makes of the budget.
+    # An adapter that is still shrinking is larger than its final budget, so it cannot be the best.
     settled = max((each.settled for each in targets.values()), default=0)
     loop = dataclasses.replace(loop, best_from=settled)
     key = jax.random.key(config["seed"])
@@ -207,7 +207,7 @@ def build(
             where = layout.trainable, layout.frozen
             trainable, frozen = jax.device_put((trainable, frozen), where)
     problem = materials.problem
-    if shared is None:  # else weights that are trained, or stored in fewer bits, would stay as well
+    if shared is None:  # frees the loaded weights that are trained or quantised now
         problem = dataclasses.replace(problem, model=_taken)
     return Experiment(
         config=config,
@@ -229,10 +229,10 @@ def build(
 
 
 def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.Frozen]:
-    """What another run's adapter makes of a beginning.
+    """Start from another run's adapter: return the trainable and frozen parts with it loaded.
 
     Raises:
-      ValueError: one that does not fit, or of another base where the config does not allow that.
+      ValueError: the adapter does not fit, or has another base model and the config forbids that.
     """
     path, any_base = from_config.make_start(start_from)
     try:
@@ -243,7 +243,7 @@ def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.
 
 
 def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
-    """ValueError where a batch cannot be spread over a mesh."""
+    """Raise a ValueError if a batch cannot be divided evenly over a mesh."""
     multiple = section["accumulate"] * parts(ROWS, mesh)
     if section["batch_size"] % multiple:
         sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -255,9 +255,9 @@ def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
 
 
 def check_ids(config: dict[str, Any], tokens: int) -> None:
-    """ValueError where a batch's ids, masks and types would not fit, let alone what is made of it.
+    """Raise a ValueError if the ids, masks and types of a batch alone do not fit in memory.
 
-    An array of zeros is there before its memory is, and the system may find that out by killing.
+    The system gives memory to an array of zeros only on use, and may then kill the process.
     """
     needed, room = 3 * 4 * config["train"]["batch_size"] * tokens, memory.host_memory()
     if room is not None and needed > room:
@@ -274,11 +274,11 @@ def _taken(key: Array) -> Any:
 def predictor(
     adapted: lj.Adapted, dropout: bool, evaluated: Callable[..., Any] | None = None
 ) -> Predict:
-    """An adapted model as training calls it: with `rng` for dropout of adapters and of the model.
+    """Make the function from a batch to an adapted model's outputs, with dropout if it gets `rng`.
 
     Args:
-      dropout: whether the model has its own.
-      evaluated: the forward pass without `rng`, where it is another one.
+      dropout: whether the model has dropout, too, besides that of adapters.
+      evaluated: the forward pass for calls without `rng`, if it is a different one.
     """
     scored = dataclasses.replace(adapted, forward=evaluated) if evaluated else adapted
 

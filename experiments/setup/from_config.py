@@ -1,4 +1,4 @@
-"""From a section of a config to an object: the only place where a name in a config becomes one."""
+"""Make objects from the sections of a config; only this module turns names into objects."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from lora_jax.suggest import nearest
 from lora_jax.training import loop, optim
 
 ANY_BASE = "any_base:"
-"""Before the folder in a config's `start_from`: an adapter of another base is taken, too."""
+"""A prefix of the folder in a config's `start_from`, which allows an adapter of another base."""
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 
 
@@ -25,10 +25,11 @@ def make_variant(section: Mapping[str, Any]) -> lj.Variant:
 
 
 def make_targets(section: Mapping[str, Any], targets: Sequence[Any]) -> dict[Any, lj.Variant]:
-    """The variant of each pattern: the config's, or with settings of its own.
+    """The variant of each target.
 
-    A target is a pattern, or (pattern, settings), of which `layers` is (start, stop, step), and
-    `name` another variant, to which the config's settings say nothing.
+    A target is a pattern, or (pattern, settings). Its settings change those of the config's
+    variant. `layers` is (start, stop, step). `name` names another variant, which takes no settings
+    from the config.
     """
     made: dict[Any, lj.Variant] = {}
     for each in targets:
@@ -56,20 +57,20 @@ def _slice(layers: Any) -> slice:
 
 
 def make_start(start_from: str) -> tuple[str, bool]:
-    """Where the adapter is that a run begins from, and whether any base will do for it."""
+    """The path of the adapter that a run starts from, and whether any base model is allowed."""
     path = start_from.removeprefix(ANY_BASE)
     return path, path != start_from
 
 
 def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
-    """The variant, told how long training takes, where it asks."""
+    """The variant with `total_steps` set to `steps`, if it has that field."""
     if hasattr(variant, "total_steps"):
         return dataclasses.replace(variant, total_steps=steps)  # type: ignore[call-arg]
     return variant
 
 
 def make_run_targets(config: Mapping[str, Any], steps: int) -> dict[Any, lj.Variant]:
-    """The variant of each pattern in a run of so many steps, unless the config says how many."""
+    """The variant of each target, with the run's `steps`, unless the config sets `total_steps`."""
     made = make_targets(config["variant"], config["targets"])
     if not takes_steps_of_run(config["variant"]):
         return made
@@ -77,12 +78,12 @@ def make_run_targets(config: Mapping[str, Any], steps: int) -> dict[Any, lj.Vari
 
 
 def takes_steps_of_run(section: Mapping[str, Any]) -> bool:
-    """Whether a config's `variant` leaves it to the run how long training takes."""
+    """Whether a config's `variant` takes `total_steps` from the run."""
     return section.get("total_steps") is None
 
 
 def make_storage(section: Mapping[str, Any]) -> dict[str, Any]:
-    """How the frozen weights that a config names are stored; nothing where densely."""
+    """The storage of each pattern of frozen weights; empty if all weights are stored densely."""
     name = section["storage"]
     if name == "none":
         return {}
@@ -93,7 +94,10 @@ def make_storage(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_task(section: Mapping[str, Any]) -> data.Task:
-    """The task that a config names, with few examples or another task's set where it says so."""
+    """The task that a config names.
+
+    The config may limit the training examples, and add another task's validation part as `extra`.
+    """
 
     def load(name: str, validation: int) -> data.Task:
         where = section["folder"] or None, section["files"]
@@ -105,7 +109,7 @@ def make_task(section: Mapping[str, Any]) -> data.Task:
             raise ValueError("data.extra: of source 'files' it is a file, data.files.extra")
         other = load(section["extra"], 0)
         both = {each.name: each.label_names and len(each.label_names) for each in (task, other)}
-        if len(set(both.values())) > 1:  # names may differ: an equivalent is a duplicate
+        if len(set(both.values())) > 1:  # names may differ, as equivalent and duplicate do
             said = " and ".join(f"'{name}' {count or 'no'} classes" for name, count in both.items())
             raise ValueError(f"data.extra must have as many classes: {said}")
         task = task.with_extra("extra", other.validation, other.label_names)
@@ -113,7 +117,7 @@ def make_task(section: Mapping[str, Any]) -> data.Task:
 
 
 def make_text_task(section: Mapping[str, Any]) -> data.TextTask:
-    """The text-to-text task that a config names, with few examples where it says so."""
+    """The text-to-text task that a config names, with fewer examples if the config says so."""
     where = section["folder"] or None, section["files"]
     task = data.load_text_task(
         section["name"], section["source"], *where, validation=section["validation"]
@@ -124,7 +128,7 @@ def make_text_task(section: Mapping[str, Any]) -> data.TextTask:
 
 
 def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> loop.Loop:
-    """How long training takes, and how often it does what."""
+    """The training loop: its steps, and how often to log, evaluate and save."""
     steps = max(1, round(-(-examples // section["batch_size"]) * section["epochs"]))
     if section["max_steps"]:
         steps = min(steps, section["max_steps"])
@@ -142,10 +146,10 @@ def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> loop.Lo
 
 
 def make_hyper(section: Mapping[str, Any], steps: int) -> dict[str, float]:
-    """The numbers of an optimiser, any of which may differ between the trials of one program.
+    """The numbers of an optimiser; each may differ between the trials of one program.
 
     Raises:
-      ValueError: a warm-up that leaves no steps.
+      ValueError: the warm-up takes all steps.
     """
     if section["warmup_steps"] >= steps and section["warmup_steps"]:
         raise ValueError(
@@ -163,12 +167,12 @@ def make_hyper(section: Mapping[str, Any], steps: int) -> dict[str, float]:
 def make_optimizer(
     hyper: Mapping[str, Any], schedule: str, steps: int, also_train: Sequence[str]
 ) -> optax.GradientTransformation:
-    """AdamW by a schedule; what `also_train` names has a learning rate of its own where set.
+    """Make AdamW with a schedule, and a learning rate of its own for `also_train`, if it is set.
 
-    The training step clips gradients, before AdaLoRA scores them.
+    It does not clip gradients: the training step does, before AdaLoRA computes scores from them.
 
     Args:
-      hyper: of `make_hyper`; its numbers may be traced.
+      hyper: the result of `make_hyper`; its numbers may be traced.
     """
     if schedule not in optim.SCHEDULES:
         near = nearest(schedule, optim.SCHEDULES)

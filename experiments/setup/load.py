@@ -1,4 +1,4 @@
-"""A config's data and model, be it a classifier's or a language model's."""
+"""Load the data and model of a config, for a classifier or a language model."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from lora_jax import data
 
 
 def is_text_to_text(section: dict[str, Any]) -> bool:
-    """Whether a config's `data` is of prompts and completions."""
+    """Whether a config's `data` has prompts and completions."""
     return section["source"] in data.TEXT_SOURCES
 
 
 def read(config: dict[str, Any]) -> Texts:
-    """The examples that a config names, as its model's tokens; no weight is read.
+    """Read the examples of a config as tokens of its model, without reading weights.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -28,10 +28,10 @@ def read(config: dict[str, Any]) -> Texts:
 def gather(
     config: dict[str, Any], mesh: Mesh | None = None, texts: Texts | None = None
 ) -> Materials:
-    """The materials that a config names, weights on the devices of a mesh where there is one.
+    """Load the materials of a config, with weights on the devices of the mesh, if there is one.
 
     Args:
-      texts: what `read` gave for this config, where it has been asked.
+      texts: the result of `read` for this config, if there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
@@ -43,7 +43,7 @@ def gather(
 
 
 def gather_abstract(config: dict[str, Any]) -> Materials:
-    """The same with shapes in the place of the model's weights, which are not read."""
+    """Like `gather`, but with shapes in place of the model's weights, which are not read."""
     if is_text_to_text(config["data"]):
         return completion.gather_abstract(config)
     return classification.gather_abstract(config)
@@ -57,13 +57,14 @@ def load_task(section: dict[str, Any]) -> data.Task | data.TextTask:
 
 
 def outline(section: dict[str, Any], model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
-    """The forward pass of a config's `model`, and the shapes of its parameters.
+    """The forward pass of a config's `model` and the shapes of its parameters.
 
-    No weight is read, but that they are there in their shapes is checked.
+    Weights are not read, but their shapes are checked.
 
     Args:
-      section: of `data`.
-      outputs: of a classifier.
+      section: the config's `data`.
+      model: the config's `model`.
+      outputs: the number of outputs of a classifier.
     """
     if is_text_to_text(section):
         return completion.outline(model)

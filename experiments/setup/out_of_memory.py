@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory: one line on what to lower, in place of a traceback."""
+"""Explain an out-of-memory error in one line that says what to lower."""
 
 import contextlib
 import math
@@ -8,15 +8,12 @@ from typing import Any
 import jax
 
 _SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
-"""How the errors of XLA and its devices begin, or have it somewhere; they have no class of it."""
+"""Texts in XLA's and its devices' out-of-memory errors, which have no class of their own."""
 
 
 @contextlib.contextmanager
 def explained(config: Mapping[str, Any]) -> Iterator[None]:
-    """Raise a ValueError, of one line, in the place of an error for want of memory.
-
-    Other errors go through.
-    """
+    """Turn an out-of-memory error into a ValueError of one line; other errors pass unchanged."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -31,17 +28,17 @@ def _line(config: Mapping[str, Any], error: Exception) -> str:
 
 
 def asked(config: Mapping[str, Any]) -> str:
-    """The batch that a config asks for."""
+    """The batch size of a config, in words."""
     section = config["train"]
     size, rows = section["batch_size"], section["batch_size"] // section["accumulate"]
     return f"config.train.batch_size {size} in parts of {rows} rows"
 
 
 def advice(config: Mapping[str, Any], times: float = 2.0) -> str:
-    """What makes a step take less memory.
+    """Advice on which settings to change so that a step takes less memory.
 
     Args:
-      times: how much less it must be; infinite where smaller parts of a batch are of no use.
+      times: by what factor it must be less; infinite if smaller parts of a batch do not help.
     """
     section, longest = config["train"], config["data"]["max_length"]
     parts = section["accumulate"]

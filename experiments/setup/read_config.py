@@ -1,4 +1,4 @@
-"""A config from a command line: the file, its arguments, and the settings that flags override."""
+"""Read a config from a command line: the file, its arguments, and settings from flags."""
 
 import itertools
 import re
@@ -15,10 +15,10 @@ from lora_jax.suggest import nearest
 
 
 def read_config(arguments: Sequence[str]) -> ConfigDict:
-    """The config that `experiments.train` trains with these flags.
+    """The config that `experiments.train` would train with these flags.
 
     Raises:
-      ValueError: one line on what is wrong with a flag or the config's file.
+      ValueError: one line on what is wrong with a flag or the config file.
     """
     return _read(arguments).value
 
@@ -32,14 +32,14 @@ def _read(arguments: Sequence[str]) -> Any:
 
 
 _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
-"""How the flags' library quotes what a value's parser raised."""
+"""How absl quotes the error of a value's parser."""
 
 
 def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """Read flags into `values`.
 
     Raises:
-      ValueError: one line on the flag, or the config's file, that is wrong.
+      ValueError: one line on the flag or config file that is wrong.
     """
     files = list(_config_files(argv))
     for name in files:
@@ -55,7 +55,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
 def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
         return values(argv)
-    except (AttributeError, KeyError, TypeError) as error:  # what a locked config does not have
+    except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
         if isinstance(error, TypeError) or "does not support indexing" in str(error):
             raise ValueError("a flag names a setting inside of one that is no section") from error
         text = " ".join(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'").split())
@@ -67,7 +67,7 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
 
 
 def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
-    """Raise a ValueError where a flag has been read as a number that is not plainly one."""
+    """Raise a ValueError if a flag was read as a number, but is not plainly written as one."""
     for argument, following in itertools.pairwise([*argv, ""]):
         found = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)
         if not found or found[1] not in values:
@@ -78,7 +78,7 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
                 numbers = []
             case int() | float():
                 numbers = [text.strip()]
-            case _:  # of a config's settings, tuples and sections are Python's literals
+            case _:  # tuples and sections of a config are Python literals
                 numbers = number_text.inside(text) if name.startswith("config.") else []
         for number in numbers:
             if number_text.read(number) is None:
@@ -89,7 +89,7 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
-    """What `--config=FILE:arguments` or `--config FILE:arguments` names."""
+    """The files that `--config=FILE:arguments` or `--config FILE:arguments` name."""
     for argument, following in itertools.pairwise([*argv, ""]):
         if found := re.fullmatch(r"--?config(?:=(.*))?", argument):
             value = following if found[1] is None else found[1]
@@ -97,7 +97,7 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _check_config_file(name: str) -> None:
-    """Raises a ValueError where a file is no config, before anything in it is executed."""
+    """Raise a ValueError if a file is not a config, without executing it."""
     if not Path(name).is_file():
         raise ValueError(f"no config file '{name}'; nearest: {nearest(name, _configs())}")
     if "get_config" not in config_errors.compiled(name):
@@ -106,11 +106,11 @@ def _check_config_file(name: str) -> None:
 
 
 def _check_config(name: str, config: Any) -> None:
-    """Raise a ValueError where a file has given no config."""
+    """Raise a ValueError if `get_config` of a file has not returned a config."""
     if isinstance(config, ConfigDict):
         return
     try:
-        getattr(config, "lock", None)  # in a config's place, an OSError waits for its first use
+        getattr(config, "lock", None)  # a failed load raises OSError on first use
     except OSError as error:
         said = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"'{name}' gives no config: {said}") from error

@@ -1,4 +1,4 @@
-"""Batches on a mesh of devices: each process makes the rows that its own devices hold."""
+"""Make batches on a mesh of devices; each process makes the rows of its own devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,14 @@ def spread(
     padded_length: int,
     batch_size: int,
 ) -> dict[str, Array]:
-    """The arrays of one batch, cut along its rows; other arguments are those of `data.collate`.
+    """Make the arrays of one batch, sharded along its rows.
 
-    A row that only fills the batch repeats the first example of its part, with no weight.
+    A padding row repeats the first example of its shard, or of the batch if the shard has none,
+    with weight 0.
+
+    Args:
+      rows: the sharding of the rows.
+      collate: makes the arrays of some rows; the other arguments are those of `data.collate`.
     """
 
     def span(index: Any) -> Span:

@@ -1,4 +1,4 @@
-"""What all runs of one task with one model share: examples, tokens, and the model's weights."""
+"""The materials that all runs of a task and model share: examples, tokens and weights."""
 
 import contextlib
 import dataclasses
@@ -19,34 +19,34 @@ _OF_MODEL = ("dtype", "compute_dtype")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Texts:
-    """Examples as tokens, as the section `data` of a config says: all that needs no weights."""
+    """Examples as tokens, from the section `data` of a config; no weights are needed."""
 
     task: data.Task | data.TextTask
     tokenizer: data.Tokenizer
     encoded: dict[str, data.Encoded]
-    """`train` and `validation`, and the task's other parts by their names."""
+    """The tokens of `train`, `validation` and the task's other parts, by name."""
     examples_per_second: float
-    """How fast the training texts were tokenised (when that was done, if they were cached)."""
+    """The speed at which the training texts were tokenised; for cached texts, when they were."""
     boundaries: tuple[int, ...]
 
     @property
     def longest(self) -> int:
-        """The tokens of the longest batch that trains."""
+        """The padded length of the longest training batch, in tokens."""
         longest = int(self.encoded["train"].lengths.max())
         return next(each for each in self.boundaries if each >= longest)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Materials(Texts):
-    """Examples as tokens, and a model, as the sections `data` and `model` of a config say."""
+    """Examples as tokens, and a model, from the sections `data` and `model` of a config."""
 
     problem: Problem
     weights_digest: str = ""
-    """Empty where the model has shapes in the place of weights."""
+    """The digest of the weights; empty if the model has shapes in place of weights."""
 
 
 def check_dtype(section: dict[str, Any]) -> None:
-    """ValueError unless a config's model has dtypes that there are."""
+    """Raise a ValueError if a config's `model` names an unknown dtype."""
     for name in _OF_MODEL:
         dtype = section.get(name)
         if dtype not in DTYPES and not (dtype is None and name != "dtype"):
@@ -58,10 +58,12 @@ def check_dtype(section: dict[str, Any]) -> None:
 def check_vocabulary(
     encoded: dict[str, data.Encoded], size: int, model: Any, types: int | None = None
 ) -> None:
-    """ValueError for token ids, that of padding too, or token types that a model does not know.
+    """Raise a ValueError for token ids, padding ids or token types that a model does not know.
 
     Args:
-      types: how many there are in the model's table; None of a model that has no such table.
+      size: the number of ids in the model's vocabulary.
+      model: where the model is, for the message.
+      types: the number of token types in the model's table; None if it has no such table.
     """
     for each in encoded.values():
         for name, ids, rows in (("id", each.ids, size), ("type", each.type_ids, types)):
@@ -81,10 +83,13 @@ def check_vocabulary(
 
 @contextlib.contextmanager
 def text_limit(section: dict[str, Any], most: int, model: Path) -> Iterator[int]:
-    """How many tokens of a text are taken: as the config's `data` says, or all that a model takes.
+    """Give the most tokens of a text: `max_length` of the config's `data`, or the model's limit.
+
+    Args:
+      most: the model's limit.
 
     Raises:
-      ValueError: in the place of what says that a text has no room; it names both.
+      ValueError: the code inside has raised `data.NoRoomError`; the message names both limits.
     """
     limit = min(section["max_length"], most)
     try:
@@ -100,9 +105,9 @@ def text_limit(section: dict[str, Any], most: int, model: Path) -> Iterator[int]
 def boundaries(
     encoded: dict[str, data.Encoded], section: dict[str, Any], limit: int
 ) -> tuple[int, ...]:
-    """The lengths that batches of any part are padded to.
+    """The lengths that the batches of all parts are padded to.
 
-    Rows that hold several texts may be longer than `limit`, which is of a text: they get further
+    `limit` is for one text. Rows that hold several texts may be longer; they get additional
     lengths, which no other row is padded to.
     """
     lengths = np.concatenate([each.lengths for each in encoded.values()])

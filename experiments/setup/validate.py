@@ -1,4 +1,4 @@
-"""What a config's numbers and patterns must be, checked before anything is loaded."""
+"""Check the numbers and patterns of a config before anything is loaded."""
 
 import math
 from typing import Any
@@ -20,13 +20,13 @@ _MOST_ONE = ("optimizer.eps",)  # beyond that, it is all that an update is divid
 _DECAYS = ("optimizer.weight_decay",)
 _RATES = ("optimizer.b1", "optimizer.b2", "optimizer.warmup_ratio", "model.head_dropout")
 _FINITE = ("train.target_score",)
-_SEEDS = ("seed",)  # JAX takes larger ones for these
+_SEEDS = ("seed",)  # JAX takes a larger seed as one of these
 _PATTERNS = ("also_train", "quantize.patterns")
 _MAY_BE_UNSET = ("model.head_dropout", "optimizer.head_learning_rate", "train.target_score")
 
 
 def validate(config: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names the first setting that cannot be."""
+    """Raise a `ValueError` that names the first invalid setting."""
 
     def require(names: tuple[str, ...], wanted: str, test: Any) -> None:
         for name in names:

@@ -1,4 +1,4 @@
-"""Whether a config has the sections and settings that a run asks for."""
+"""Check that a config has the sections and settings that a run needs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ _PLAIN = ("experiment", "seed", "targets", "also_train", "start_from")
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` that names the first section with settings missing, and these.
+    """Raise a `ValueError` that names the first missing or incomplete section.
 
-    A variant has defaults of its own (`variants/`), and needs a name alone; what the settings of
-    other sections are by default, `configs.common` says.
+    The message also names the missing settings. A `variant` needs only a name, as variants have
+    their own defaults (`variants/`). `configs.common` has the defaults of other sections.
     """
     texts = "generate" in config
     sections = _of_texts() if texts else _of_classifiers()
@@ -37,7 +37,7 @@ def check_sections(config: Mapping[str, Any]) -> None:
 
 
 Sections = dict[str, tuple[str, ConfigDict]]
-"""By name: what makes a section in `configs.common`, and the section with all of its settings."""
+"""By section: the function in `configs.common` that makes it, and the section it makes."""
 
 
 def _of_classifiers() -> Sections:

@@ -1,4 +1,4 @@
-"""What a language model's config must be beside what every config must, checked before loading."""
+"""Check the settings that only a language model's config has, before anything is loaded."""
 
 import math
 from typing import Any
@@ -9,9 +9,9 @@ from lora_jax.models.parts.decoder import POLICIES
 from lora_jax.suggest import nearest
 
 FROM_OPTIONS = "accuracy_written"
-"""How often the answer that a text names is the right one, as LLM-Adapters and DoRA count it."""
+"""The metric of how often a text names the right answer, as LLM-Adapters and DoRA count it."""
 LAYERS = "layers"
-"""What `model.remat` calls recomputing each layer; the names of policies are others."""
+"""The value of `model.remat` that recomputes each layer; other values name policies."""
 
 _CHOICES = {"data.template": ("plain", "chat"), "generate.part": ("validation", "extra")}
 _LEAST = {
@@ -27,7 +27,7 @@ _LEAST = {
 
 
 def validate_texts(config: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names the first setting that cannot be."""
+    """Raise a `ValueError` that names the first invalid setting."""
     for name, choices in _CHOICES.items():
         if (value := _setting(config, name)) not in choices:
             raise ValueError(f"config.{name} '{value}': expected {' or '.join(choices)}")
@@ -50,9 +50,9 @@ def validate_texts(config: dict[str, Any]) -> None:
 
 
 def check_written(section: dict[str, Any], task: data.TextTask) -> None:
-    """ValueError where what a model writes could not be scored as a config's `generate` says.
+    """Raise a ValueError if generated texts could not be scored as a config's `generate` says.
 
-    It writes after training, when it would be too late to find out.
+    The model generates only after training, so this is checked early.
     """
     if section["scored"] == 0:
         return
@@ -71,7 +71,7 @@ def check_written(section: dict[str, Any], task: data.TextTask) -> None:
 
 
 def remat_of(model: dict[str, Any]) -> bool | str:
-    """What a decoder is told of `model.remat`."""
+    """The decoder's `remat` argument for a config's `model.remat`."""
     return True if model["remat"] == LAYERS else model["remat"] or False
 
 

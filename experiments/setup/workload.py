@@ -1,4 +1,4 @@
-"""How a task is put to a model, and what is made of what the model says."""
+"""How a model gets the examples of a task, and how its outputs are scored."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,28 +15,28 @@ from lora_jax.training.step import Loss
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """What differs between a classifier's tasks and a language model's.
+    """Everything that differs between a classifier's tasks and a language model's.
 
     A model's forward pass takes `input_ids`, `attention_mask` and `token_type_ids` of a batch, and
-    gives (B, outputs) numbers of its rows.
+    returns an array (B, outputs).
     """
 
     model: Callable[[Array], tuple[Callable[..., Any], Any]]
-    """The forward pass and the parameters, of which a key draws those that are new."""
+    """From a random key, for new parameters, to the forward pass and the parameters."""
     evaluated: Callable[..., Any] | None
-    """The forward pass of the same parameters without training, where it is another one."""
+    """The forward pass in evaluation, with the same parameters; None if it is the same."""
     loss: Loss
     collate: Callable[[data.Encoded, np.ndarray, int, int], dict[str, np.ndarray]]
-    """The batch of some rows of a part (`data.collate`)."""
+    """Makes a batch of some rows of a part (`data.collate`)."""
     examples: Callable[[str, np.ndarray], np.ndarray]
-    """Of a part's name and (rows, outputs): what they say of its examples, (n, outputs)."""
+    """From a part's name and the outputs of its rows, (rows, outputs), to those of its examples."""
     labels: Callable[[str], np.ndarray | None]
-    """What a part's outputs are scored against, (n,)."""
+    """From a part's name to the labels that its outputs are scored against, (n,)."""
     score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
-    """The metrics of the outputs of parts."""
+    """From the outputs of each part, by name, to the metrics."""
     rules: Rules
-    """How the model's own weights are cut over a mesh."""
+    """The sharding rules of the model's own weights on a mesh."""
     step: CachedStep | None = None
-    """The same model token by token, where it can write."""
+    """The same model, one token at a time, for generation; None if it cannot generate."""
     longest: int = 0
-    """Tokens of a prompt that it writes after, at most; a longer one loses its beginning."""
+    """The most tokens of a prompt for generation; a longer prompt loses its beginning."""

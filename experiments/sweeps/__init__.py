@@ -1,1 +1,1 @@
-"""Many runs from one command: trials, jobs, launchers, and trials that train as one program."""
+"""Many runs from one command: trials, jobs, launchers, and training trials as one program."""

@@ -1,4 +1,4 @@
-"""What a process that another one starts does first; nothing here takes long to import."""
+"""The first steps of a process that another one starts; this module is quick to import."""
 
 import contextlib
 import os
@@ -7,19 +7,23 @@ from collections.abc import Sequence
 
 
 def end_with(descriptor: int) -> None:
-    """End this process, whatever it does, when a file ends: a pipe does with who holds its end."""
+    """Exit at end of file, that is, when the process at the pipe's other end dies.
+
+    Args:
+      descriptor: the file descriptor of the pipe to read.
+    """
 
     def watch() -> None:
         with contextlib.suppress(OSError):
-            # Not by a Python file, whose lock an interpreter that ends normally would wait for.
+            # A Python file object has a lock, which would block a normal exit of the interpreter.
             while os.read(descriptor, 1):
                 pass
-        os._exit(1)  # nothing to tidy up: a run goes on from what is on disk
+        os._exit(1)  # no clean-up needed: a run continues from its files
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def confine(cores: Sequence[int]) -> None:
-    """Keep this process, and the threads that it will start, to these cores."""
+    """Limit this process and its future threads to these cores; do nothing if the list is empty."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

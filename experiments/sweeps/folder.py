@@ -1,10 +1,10 @@
-"""The folder of a sweep: its list of trials, who works on which, and what came of each.
+"""The folder of a sweep: its list of trials, the processes that train them, and their outcomes.
 
-trials.json             every trial that was ever asked for: flags, overrides, digest
-trials/NAME/            what `experiments.train` leaves of a run: config, metrics, record
+trials.json             every trial so far: flags, overrides, digest
+trials/NAME/            the run's folder, as from `experiments.train`: config, metrics, record
 outcomes/NAME.json      the newest attempt: running, or how it ended
-logs/NAME.log           what the processes printed, named after the first of their trials
-locks/                  held while somebody works; the system frees them when a process dies
+logs/NAME.log           what a process printed, named after its first trial
+locks/                  locks of working processes; the system frees them when a process dies
 """
 
 import contextlib
@@ -31,21 +31,22 @@ VERSION = 1
 
 
 class LockedError(OSError):
-    """Somebody else works there."""
+    """Another process holds the lock."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Where a trial stands.
+    """The state of a trial.
 
-    `waiting` has never begun; `running` is held by a process, `interrupted` was held by one that is
-    gone; `killed` ended with its process, and `failed` and `diverged` as their `note` says.
+    A `waiting` trial has never begun. A `running` one is locked by a process. An `interrupted` one
+    was running in a process that is gone. A `killed` one ended with its process. For `failed` and
+    `diverged`, `note` gives the reason.
     """
 
     status: str
     note: str = ""
     process: int = 0
-    """Of the newest attempt."""
+    """The process id of the newest attempt."""
 
     @property
     def ended(self) -> bool:
@@ -54,7 +55,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class SweepFolder:
-    """The paths below a sweep's --workdir, and what its files say."""
+    """The paths below a sweep's --workdir, and the contents of its files."""
 
     path: Path
 
@@ -69,15 +70,15 @@ class SweepFolder:
         return self.path / "outcomes" / f"{name}.json"
 
     def lock(self, name: str) -> Path:
-        """Of a trial: held by the process that trains it."""
+        """The lock file of a trial, which the process that trains it holds."""
         return self.path / "locks" / f"{name}.lock"
 
     def begin(self, name: str) -> None:
-        """Note that this process begins with a trial."""
+        """Note that this process has begun a trial."""
         self._write(name, Outcome("running", process=os.getpid()))
 
     def end(self, name: str, status: str, note: str = "", process: int | None = None) -> None:
-        """Note how an attempt ended."""
+        """Note how an attempt ended, by default one of this process."""
         self._write(name, Outcome(status, note, os.getpid() if process is None else process))
 
     def _write(self, name: str, outcome: Outcome) -> None:
@@ -85,7 +86,7 @@ class SweepFolder:
         write_atomically(self._outcome(name), f"{text}\n".encode())
 
     def outcome(self, trial: Trial) -> Outcome:
-        """Where a trial stands; a completed record decides, whatever else is there."""
+        """The outcome of a trial; a completed record takes precedence over all other files."""
         record, problem = None, ""
         if (self.run(trial.name) / "record.json").exists():
             try:
@@ -116,10 +117,10 @@ class SweepFolder:
         raise ValueError(f"{path} is no outcome of a trial; without it, its folder says it")
 
     def trials(self, names: Sequence[str]) -> list[Trial]:
-        """Trials of the list, their configs made anew.
+        """Trials of the list, with their configs built again from their flags.
 
         Raises:
-          ValueError: no such trial, or a config that is another one since the list was written.
+          ValueError: no such trial, or its config has changed since the list was written.
         """
         listed = self.require(names)
         found = []
@@ -137,7 +138,7 @@ class SweepFolder:
         return found
 
     def require(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The entries of the list by their names, which have these; ValueError otherwise."""
+        """All entries of the list by name; raise a ValueError if one of `names` is not there."""
         listed = {each["name"]: each for each in self._listed()}
         for name in names:
             if name not in listed:
@@ -163,10 +164,10 @@ class SweepFolder:
         return entries
 
     def known(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials by the names that they have in the list already, if there.
+        """The trials, with the names that the list already has for their configs.
 
         Raises:
-          ValueError: a new trial would take the folder of a run of another config.
+          ValueError: a new trial's name is that of another trial, or of another config's folder.
         """
         names = {each["digest"]: each["name"] for each in self._listed()}
         renamed = []
@@ -184,7 +185,7 @@ class SweepFolder:
         return renamed
 
     def write_list(self, trials: Sequence[Trial]) -> None:
-        """Add trials to `trials.json`; those that nobody began give way to others of their name."""
+        """Add trials to `trials.json`; a trial replaces an unbegun one of the same name."""
         with lock(self.path / "locks" / "list", wait=60):
             entries = {
                 trial.name: {
@@ -203,7 +204,7 @@ class SweepFolder:
                 write_atomically(path, f"{text}\n".encode())
 
     def check(self) -> None:
-        """Raise a ValueError where the folder is a file, or that of something else."""
+        """Raise a ValueError if the path is a file, or a folder with other content than a sweep."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--workdir {self.path} is a file: name a folder")
         names = {each.name for each in self.path.iterdir()} if self.path.exists() else set()
@@ -215,10 +216,10 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def held(self, shard: tuple[int, int] | None) -> Iterator[None]:
-        """The whole sweep, or a shard of it, is this process's.
+        """Hold the lock of a shard, or of the whole sweep if `shard` is None.
 
         Raises:
-          LockedError: another process has it, or all of it where a shard is wanted.
+          LockedError: another process holds it, or a lock that conflicts with it.
         """
         locks = self.path / "locks"
         with lock(locks / "sweep", shared=shard is not None):
@@ -230,7 +231,7 @@ class SweepFolder:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether it describes a trial, of which the name is that of a folder among the trials'."""
+    """Whether a value is an entry for a trial, with a name that can be a folder's."""
     if not isinstance(entry, dict) or not isinstance(entry.get("overrides"), dict):
         return False
     texts = [entry.get("name"), entry.get("digest")]
@@ -244,11 +245,11 @@ def _is_entry(entry: Any) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[None]:
-    """Hold a file's lock, which dies with its process: what a killed one leaves is no lock.
+    """Hold the lock of a file; the system frees it when the process dies.
 
     Args:
-      shared: with others that share it.
-      wait: seconds to wait for it.
+      shared: take a shared lock, which other shared locks allow.
+      wait: the seconds to wait for the lock.
 
     Raises:
       LockedError: another process holds it; the message names the process.
@@ -274,7 +275,7 @@ def lock(path: Path, *, shared: bool = False, wait: float = 0.0) -> Iterator[Non
 
 
 def locked(path: Path) -> bool:
-    """Whether a process holds a file's lock, without taking it for longer than the question."""
+    """Whether a process holds the exclusive lock of a file; this holds the lock only to test it."""
     try:
         with path.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The trials of a group, widened to one structure over one copy of the frozen base."""
+"""Put the trials of a group into arrays of one structure, with one copy of the frozen base."""
 
 import dataclasses
 import functools
@@ -23,16 +23,16 @@ from lora_jax.transform.placement import Trainable
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Together:
-    """The trials of a group, widened to one structure; the first one's model serves them all."""
+    """The trials of a group, in arrays of one structure; all use the first trial's model."""
 
     experiments: tuple[Experiment, ...]
     shared: Experiment
-    """The first one, with the structure that holds them all."""
+    """The first experiment, with the adapted model of the common structure."""
     frozen: tuple[lj.Frozen, ...]
     trainables: tuple[Trainable, ...]
 
     def start(self) -> list[TrainState]:
-        """The states before the first step; their arrays are their own."""
+        """The trials' states before the first step, in arrays of their own."""
         return [
             TrainState.create(
                 self.shared.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
@@ -43,7 +43,7 @@ class Together:
         ]
 
     def program(self, execution: Execution) -> Program:
-        """The trials as a program (see `lora_jax.training.trial_program`)."""
+        """The program of the trials (see `lora_jax.training.trial_program`)."""
         first = self.shared
         step = traced_step(first.adapted, first.predict, first.loss, first.config, first.loop.steps)
         hyper = [
@@ -53,7 +53,11 @@ class Together:
         return make_program(execution, step, self.frozen, hyper)
 
     def call(self, number: int, trainable: Any) -> Callable[[Batch], Array]:
-        """The adapted model of a trial, its trainables as wide as the program's."""
+        """The adapted model of a trial, as a function of a batch.
+
+        Args:
+          trainable: in the program's structure.
+        """
         return lambda batch: self._evaluate(trainable, self.frozen[number], batch)
 
     def evaluate(self, number: int, trainable: Any) -> dict[str, float]:
@@ -65,7 +69,7 @@ class Together:
         return jax.jit(lambda trainable, frozen, batch: predict(trainable, frozen, batch, None))
 
     def own(self, number: int, state: TrainState) -> TrainState:
-        """A trial's state as it would be had it run alone."""
+        """A trial's state in the shapes that it would have alone."""
         mine = self.experiments[number]
         trainable = narrow(state.trainable, mine.trainable)
         like = mine.adapted.init_state(mine.trainable, mine.frozen)
@@ -74,7 +78,7 @@ class Together:
 
 
 def together(experiments: Sequence[Experiment]) -> Together:
-    """Trials of one group (`experiments.sweeps.grouping`), in one structure."""
+    """Put the trials of a group (`experiments.sweeps.grouping`) into one structure."""
     first = experiments[0]
     targets = {
         where: union([dict(each.adapted.rules)[where] for each in experiments])  # type: ignore

@@ -1,4 +1,4 @@
-"""Where the trials of one program keep their common checkpoints until all of them have ended."""
+"""The folder with the common checkpoints of the trials of a program, until all have ended."""
 
 import dataclasses
 import json
@@ -15,37 +15,37 @@ from lora_jax.training.trial_program import Execution
 
 @dataclasses.dataclass(frozen=True)
 class GroupFolder:
-    """A folder beside those of the trials, named after all of their configs."""
+    """A folder beside those of the trials, named by a digest of all their configs."""
 
     path: Path
 
     @classmethod
     def of(cls, configs: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> "GroupFolder":
-        """The folder of these trials, made by `begin`."""
+        """The folder for these trials; `begin` creates it."""
         digests = [config_digest(config) for config in configs]
         name = config_digest({"trials": digests})[:16]
         return cls(folders[0].parent / ".programs" / name)
 
     @property
     def trials(self) -> list[int]:
-        """Which trials the checkpoints are of, if there are some: all of them are in each."""
+        """The numbers of the trials in each checkpoint; empty before `begin`."""
         return self._read().get("trials") or []
 
     def begin(self, numbers: Sequence[int]) -> None:
-        """Checkpoints will be of these trials."""
+        """Note the numbers of the trials that each checkpoint will hold."""
         self._write({**self._read(), "trials": list(numbers)})
 
     @property
     def execution(self) -> Execution | None:
-        """How an earlier process let the trials step, so that they end with the same bits."""
+        """How the trials stepped in an earlier process; the same way gives the same bits."""
         return self._read().get("execution")
 
     def settle(self, execution: Execution, seconds: Mapping[str, float]) -> None:
-        """Keep how the trials step, and the seconds of a step that were found."""
+        """Note how the trials step, and the measured seconds of a step."""
         self._write({**self._read(), "execution": execution, "seconds": dict(seconds)})
 
     def remove(self) -> None:
-        """Forget the checkpoints: every trial has its record."""
+        """Delete the checkpoints, once every trial has its record."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which trials can share one program, and the variants that such a program is made with."""
+"""Find the trials that can share one program, and the variants of that program."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ Settings = tuple[tuple[Any, lj.Variant], ...]
 
 
 def groups(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The trials, by their numbers, in groups for each of which one program is right.
+    """Divide the trials into groups that can share a program, and return their numbers.
 
-    Trials of one model, data and kinds of variants are traced, wherever settings of their variants
-    differ: they share a program if what is traced is equal, whatever the settings are called. So
-    they may differ in what is in their factors and constants when these are made (a scale, an
-    initialisation), not in what a variant reads while it computes.
+    If trials have the same model, data and kinds of variants, but other settings of the variants,
+    they are traced. They share a program if their traces are equal. So they may differ in the
+    values of factors and constants (a scale, an initialisation), but not in what a variant reads
+    while it computes.
     """
     found: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
@@ -32,7 +32,7 @@ def groups(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 
 def program_key(config: Mapping[str, Any]) -> str:
-    """What all trials of a program have in common but for the settings of variants, as a text.
+    """All that trials of a program have in common, except the settings of variants, as a text.
 
     Raises:
       ValueError: an unknown variant, or a setting that it cannot have.
@@ -42,7 +42,7 @@ def program_key(config: Mapping[str, Any]) -> str:
     own = {
         "targets": [[repr(where), repr(type(variant))] for where, variant in targets.items()],
         "kinds": _kinds(list(targets.values())),
-        # Of the optimiser, its numbers are inputs of the program (`make.make_optimizer`).
+        # The optimiser's numbers are inputs of the program (`from_config.make_optimizer`).
         "schedule": config["optimizer"]["schedule"],
         "numbers": sorted(from_config.make_hyper(config["optimizer"], _ANY)),
         "train": {k: v for k, v in config["train"].items() if k != "target_score"},
@@ -51,17 +51,17 @@ def program_key(config: Mapping[str, Any]) -> str:
 
 
 _ANY = 2**62
-"""Steps, of which only the names of the optimiser's numbers are wanted."""
+"""Placeholder for the number of steps, where only the names of the optimiser's numbers matter."""
 
 
 def _kinds(variants: Sequence[lj.Variant]) -> list[int]:
-    """Which targets have equal settings: they share arrays, and AdaLoRA's budget."""
+    """For each target, the first with equal settings; they share arrays and AdaLoRA's budget."""
     return [variants.index(each) for each in variants]
 
 
 def _parts(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Trials with one key in parts, by what is traced of them."""
-    alike: dict[str, list[int]] = {}  # by text: to Python, 1 is 1.0 and True
+    """Divide the trials of one key by their traces."""
+    alike: dict[str, list[int]] = {}  # keyed by text, as in Python 1 == 1.0 == True
     for number in numbers:
         written = [configs[number][section] for section in ("variant", "targets")]
         alike.setdefault(canonical(written), []).append(number)
@@ -72,7 +72,7 @@ def _parts(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[lis
         outline = Outline.of(dict(configs[numbers[0]]))
         candidates = [_settings(configs[each[0]], outline) for each in same]
         parts = split(outline, candidates)
-    except Exception:  # of a model, or of texts, that no trial can have: its own run will say it
+    except Exception:  # the model or texts cannot be loaded; each trial's run reports it
         return same
     return sorted(sorted(n for place in part for n in same[place]) for part in parts)
 
@@ -82,9 +82,10 @@ def _settings(config: Mapping[str, Any], outline: Outline) -> Settings:
 
 
 def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[int]]:
-    """Settings, by their numbers, in parts whose programs are equal once there is room for all.
+    """Divide settings into parts with equal programs, and return their numbers.
 
-    What cannot be traced is a part by itself, and its own run will say why.
+    The factors in a part's program have enough rows for the largest rank. Settings that cannot be
+    traced are a part of their own; their run reports the error.
     """
     matrices: list[Any] = [outline.smallest_matrix(dict(each)) for each in candidates]
     wrong = [[n] for n, matrix in enumerate(matrices) if matrix is None]
@@ -113,10 +114,11 @@ def _split(
     candidates: Sequence[Settings],
     numbers: list[int],
 ) -> list[list[int]]:
-    """Candidates, by their `numbers`, in parts.
+    """Divide the candidates with these `numbers` into parts with equal programs.
 
     Args:
-      program: what is traced of one whose factors have so many rows, None where they are its own.
+      program: from a candidate's number, and the rows of each target's factors (None for its own),
+        to its trace; None if it cannot share a program.
     """
     if len(numbers) < 2:
         return [numbers] if numbers else []
@@ -159,21 +161,24 @@ def _anew(variant: lj.Variant) -> lj.Variant:
 
 
 def union(variants: Sequence[lj.Variant]) -> lj.Variant:
-    """The variant of a program whose factors have room for those of all of these."""
+    """The variant of a program, with factors large enough for all these variants."""
     return held(variants[0], _rows(variants))
 
 
 def held(variant: lj.Variant, rows: int | None) -> lj.Variant:
-    """A variant of a rank in factors of so many rows, the rest of them masked, where it can."""
+    """The variant with factors of `rows` rows, where those beyond its rank are masked.
+
+    If `rows` is None or the variant cannot have them, it is returned as it is.
+    """
     if rows is None or not isinstance(variant, LowRank):
         return variant
     try:
         return dataclasses.replace(variant, max_rank=rows)
-    except Exception:  # of a user's code
+    except Exception:  # from a user's code
         return variant
 
 
 def _rows(variants: Sequence[lj.Variant]) -> int | None:
-    """The most rows of factors, where ranks differ."""
+    """The most rows of factors if ranks differ; None if they do not."""
     ranks = {(v.rank, v.max_rank or v.rank) for v in variants if isinstance(v, LowRank)}
     return max(most for _, most in ranks) if len(ranks) > 1 else None

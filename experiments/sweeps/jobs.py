@@ -1,4 +1,4 @@
-"""What a launcher gives to one process: trials of one program, and the training of them."""
+"""Divide trials into jobs for launchers, and train the trials of a job in its process."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from lora_jax.training.trial_program import Execution
 
 Job = list[Trial]
 
-GRACE = 10.0  # seconds that a dying process of a killed sweep may still hold its trial
+GRACE = 10.0  # seconds to wait for a lock that a dying process of a killed sweep still holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,29 +26,31 @@ class How:
     """How the trials of a job are trained."""
 
     execution: Execution | None = None
-    """Of trials that share a program; None for the one that ends first."""
+    """How trials that share a program step; None for the way that ends first."""
     retry: bool = False
-    """Whether those that diverged are trained again."""
+    """Whether to train diverged trials again."""
     audit: bool = True
-    """Whether the compiled step is compared with NumPy's before it trains."""
+    """Whether to compare the compiled step with NumPy's before it trains."""
 
     @property
     def left(self) -> Collection[str]:
-        """How trials have ended that are left as they are."""
+        """The statuses of trials that are not trained again."""
         return ("completed",) if self.retry else ("completed", "diverged")
 
 
 USUAL = How()
 Train = Callable[[Sequence[dict[str, Any]], Sequence[Path], Sequence[str], How], Sequence[Ended]]
-"""`(configs, folders, names, how)` of trials of one program; returns what became of each."""
+"""Trains trials of one program, given `(configs, folders, names, how)`; returns their outcomes."""
 
 
 def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> list[Job]:
-    """Jobs of trials that share a program. Equal arguments make equal jobs, as checkpoints need.
+    """Divide trials into jobs, each with trials that share a program.
+
+    Equal arguments give equal jobs, since checkpoints belong to all trials of a job.
 
     Args:
-      size: at most so many trials in each; 0 for all of a program.
-      workers: without a size, a program's trials are divided until there is a job for each worker.
+      size: the most trials in a job; 0 for all of a program.
+      workers: without `size`, trials of a program are divided until each worker has a job.
     """
     if size is not None and size < 0:
         raise ValueError(f"--per_job must be at least 0, got {size}")
@@ -67,7 +69,7 @@ def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> 
 
 
 def no_job(jobs: Sequence[Job], part: tuple[int, int]) -> str:
-    """What is said where a shard of these jobs has none."""
+    """The message for a shard that has no job."""
     trials = sum(map(len, jobs))
     one = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
     hint = "; see --per_job" if trials > len(jobs) else ""
@@ -75,15 +77,15 @@ def no_job(jobs: Sequence[Job], part: tuple[int, int]) -> str:
 
 
 def shard(jobs: Sequence[Job], part: tuple[int, int] | None) -> list[Job]:
-    """Every n-th job from the i-th on, for a part (i, n); all of them without."""
+    """Every n-th job from the i-th on, for a part (i, n); all jobs if `part` is None."""
     return list(jobs) if part is None else list(jobs[part[0] :: part[1]])
 
 
 def parse_shard(text: str) -> tuple[int, int] | None:
-    """`0/4` to `3/4`, as (i, n); None of nothing.
+    """Parse `i/n`, such as `0/4` to `3/4`, to (i, n); an empty text gives None.
 
     Raises:
-      ValueError: another text, or a part that is not there.
+      ValueError: a text of another form, or i is not below n.
     """
     if not text:
         return None
@@ -95,7 +97,7 @@ def parse_shard(text: str) -> tuple[int, int] | None:
 
 
 def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
-    """The command that trains a job's trials, those that have not ended."""
+    """The command that trains the trials of a job that have not ended."""
     line = [sys.executable, "-m", "experiments.worker", f"--workdir={folder.path.resolve()}"]
     line += [f"--trial={trial.name}" for trial in job]
     line += [f"--execution={how.execution}"] if how.execution else []
@@ -106,7 +108,7 @@ def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
 def train(
     configs: Sequence[dict[str, Any]], folders: Sequence[Path], names: Sequence[str], how: How
 ) -> Sequence[Ended]:
-    """Train trials of one program: together, or the only one as `experiments.train` does."""
+    """Train trials of one program together; a single trial trains as in `experiments.train`."""
     if len(configs) == 1:
         return [run(configs[0], folders[0], names[0], say=print, audit=how.audit)]
     label = f"{len(configs)} trials"
@@ -116,10 +118,10 @@ def train(
 
 
 def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Train = train) -> bool:
-    """Train trials of a sweep's list; whether all of them are completed.
+    """Train trials of a sweep's list, and return whether all of them are completed.
 
-    What ends one of them, others do not notice, unless it ends their common program. A trial that
-    another process works on is left to it, and one that has ended as it is.
+    An error in one trial does not affect the others, unless it ends their common program. Trials
+    that another process is training, and trials that have ended, are left alone.
     """
     with contextlib.ExitStack() as stack:
         mine: list[Trial] = []
@@ -140,7 +142,7 @@ def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Tra
 
 
 def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
-    """Train trials of one program, and note how each of them ended."""
+    """Train trials of one program, and note how each ended."""
     left = {each.name for each in trials if folder.outcome(each).status in how.left}
     if len(left) == len(trials):
         return

@@ -1,4 +1,4 @@
-"""All that can be found wrong with trials before any of them starts, weights and data unmoved."""
+"""Check all trials before any of them starts, without loading weights."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,17 +21,20 @@ from lora_jax.files.canonical_json import canonical
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """What a trial will do: steps of training, and the name of its main metric."""
+    """The training steps of a trial, and the name of its main metric."""
 
     steps: int
     metric: str
 
 
 def check(trials: Sequence[Trial]) -> list[Outlook]:
-    """The outlook of each trial. Data is read, and shapes are traced, once for all that share them.
+    """Check trials, and return the outlook of each.
+
+    Trials with the same data or shapes share the reading and tracing.
 
     Raises:
-      ValueError: every trial that cannot work, with the reason, a line for each kind of mistake.
+      ValueError: some trials cannot work; the message has a line for each kind of mistake, with the
+        trials that have it.
     """
     once = _Once()
     outlooks, wrong = [], []
@@ -45,7 +48,7 @@ def check(trials: Sequence[Trial]) -> list[Outlook]:
 
 
 class _Once:
-    """Results, or errors, of calls with equal values."""
+    """A cache of the results and errors of function calls, by function name and arguments."""
 
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
@@ -74,7 +77,7 @@ def _check(config: dict[str, Any], once: _Once) -> Outlook:
     from_config.make_optimizer(hyper, schedule, loop.steps, config["also_train"])
     adapters = {name: config[name] for name in ("variant", "targets", "also_train", "quantize")}
     where = {"source": config["data"]["source"]}
-    outputs = 0  # of a language model, which has none but its vocabulary
+    outputs = 0  # for a language model, whose only outputs are its vocabulary
     if isinstance(task, data.Task):
         outputs = task.num_outputs
     else:
@@ -92,7 +95,7 @@ def _trace(
     outputs: int,
     steps: int,
 ) -> None:
-    """Adapt a model of shapes alone: patterns that match nothing, ranks that do not fit."""
+    """Adapt a model from shapes alone; patterns without a match and wrong ranks raise."""
     forward, params = outline(section, model, outputs)
     targets = from_config.make_run_targets(adapters, steps)
     storage = from_config.make_storage(adapters["quantize"])

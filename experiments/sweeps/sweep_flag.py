@@ -1,11 +1,12 @@
-"""What a sweep varies: from `--sweep=KEY=VALUES` to the overrides of each trial, as text.
+"""Read `--sweep=KEY=VALUES` flags, and make the overrides of each trial, as text.
 
-KEY is `config.` and the path of a setting (`config.optimizer.learning_rate`), or else an argument
-of the config's file (`variant`). VALUES are separated by commas, of which those inside brackets or
-quotes separate nothing: `config.also_train=(),("classifier/.*","pooler/.*")` are two tuples. Two or
-three integers with colons are a range without its end, as in Python: `0:5` is 0 to 4, `0:10:2` the
-even ones of 0 to 8; the text `"0:5"` stands in quotes. With `--trials`, `log:1e-5:1e-2` and
-`uniform:0:0.3` are ranges to draw from, and values a list to choose from.
+KEY is `config.` and the path of a setting (`config.optimizer.learning_rate`), or an argument of the
+config file (`variant`). VALUES are separated by commas. Commas inside brackets or quotes do not
+separate: `config.also_train=(),("classifier/.*","pooler/.*")` are two tuples.
+
+Two or three integers with colons are a range without its end, as in Python: `0:5` is 0 to 4, and
+`0:10:2` the even numbers from 0 to 8. Write `"0:5"` for the text itself. With `--trials`,
+`log:1e-5:1e-2` and `uniform:0:0.3` are ranges to draw from, and other values a list to choose from.
 """
 
 import dataclasses
@@ -23,22 +24,22 @@ from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
 Overrides = dict[str, str]
-"""Of one trial: the text of each key, in the order of the flags."""
+"""The text of each key for one trial, in the order of the flags."""
 
 _KINDS = ("log", "uniform")
 _CLOSING = {")": "(", "]": "[", "}": "{"}
 _INTEGERS = re.compile(r"(-?\d+):(-?\d+)(?::(-?\d+))?", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_DIGITS = 4  # significant ones of a number that is drawn: more are in nobody's interest
-_ATTEMPTS = 100  # for each trial, to draw one that was not drawn before
+_DIGITS = 4  # significant digits of a drawn number; more are not useful
+_ATTEMPTS = 100  # draws for each trial, to find one that was not drawn before
 
 MOST = 100_000
-"""Trials of a sweep: a folder, a line in its list and a config in memory for each."""
+"""The most trials of a sweep, as each takes a folder, a list entry and a config in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """A key and the texts that it takes in turn."""
+    """A key and the list of its values, as texts."""
 
     key: str
     texts: tuple[str, ...]
@@ -46,7 +47,7 @@ class Values:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A key whose numbers are drawn, ends included: evenly, or their logarithms evenly (`log`)."""
+    """A key and a range, ends included, to draw from uniformly, or in the logarithm for `log`."""
 
     key: str
     kind: str
@@ -58,7 +59,7 @@ Axis = Values | Range
 
 
 def parse(spec: str) -> Axis:
-    """What a `--sweep` flag says.
+    """Parse the value of a `--sweep` flag.
 
     Raises:
       ValueError: one line that names the flag and what is wrong with it.
@@ -88,13 +89,13 @@ def parse(spec: str) -> Axis:
 
 
 def check_count(trials: int, where: str) -> None:
-    """Raise a ValueError for more trials than a sweep may have, before any of them is made."""
+    """Raise a ValueError if there would be more trials than a sweep may have."""
     if trials > MOST:
         raise ValueError(f"{where}: {trials:,} trials; a sweep has at most {MOST:,}")
 
 
 def check_key(key: str, where: str) -> None:
-    """Raise a ValueError where a key is neither a setting's path nor an argument's name."""
+    """Raise a ValueError if a key is neither the path of a setting nor the name of an argument."""
     if not _KEY.fullmatch(key):
         raise ValueError(f"{where}: '{key}' is no name of a setting or an argument")
     if "." in key and not key.startswith("config."):
@@ -104,7 +105,7 @@ def check_key(key: str, where: str) -> None:
 
 
 def _split(text: str, where: str) -> list[str]:
-    """The parts of a text between the commas that are not inside brackets or quotes."""
+    """Split a text at commas outside brackets and quotes."""
     items, opened, quote = [""], [], ""
     for character in text:
         if character == "," and not (opened or quote):
@@ -125,14 +126,14 @@ def _split(text: str, where: str) -> list[str]:
 
 
 def _length(run: Sequence[Any]) -> int:
-    """How many values there are; `len` takes no range of more than a machine's word."""
+    """The number of values; `len` fails for a range longer than a machine word can count."""
     if isinstance(run, range):
         return max(0, -((run.start - run.stop) // run.step))
     return len(run)
 
 
 def _run(item: str, where: str) -> Sequence[Any]:
-    """An item's values: a range of integers that nobody has counted yet, or one text."""
+    """The values of an item: a range of integers of any length, or one text."""
     if found := _INTEGERS.fullmatch(item):
         start, stop, step = int(found[1]), int(found[2]), int(found[3] or 1)
         if not (step and range(start, stop, step)):
@@ -158,7 +159,7 @@ def _range(key: str, kind: str, low: float, high: float, where: str) -> Range:
 
 
 def text_of(value: Any) -> str:
-    """A value as a flag takes it, so that reading the flag gives the value again."""
+    """A value as the text of a flag; reading the flag gives the same value."""
     match value:
         case ConfigDict():
             return repr(value.to_dict())
@@ -172,11 +173,14 @@ def text_of(value: Any) -> str:
 
 
 def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
-    """Every combination of the axes' values, the last axis quickest; `paired`, one by one.
+    """Every combination of the axes' values, where the last axis changes fastest.
+
+    With `paired`, the first values of all axes make a combination, then the second ones, and so on.
 
     Raises:
-      ValueError: a key twice, a range to draw from, lists to pair of different lengths, a value
-        twice where they are not paired, or too many combinations.
+      ValueError: a key occurs twice, an axis is a range to draw from, paired lists have different
+        lengths, a value occurs twice in a list that is not paired, or there are too many
+        combinations.
     """
     _once(axes)
     lists: dict[str, tuple[str, ...]] = {}
@@ -200,15 +204,17 @@ def combine(axes: Sequence[Axis], paired: bool = False) -> list[Overrides]:
 def draw(
     axes: Sequence[Axis], trials: int, seed: int, integer: Callable[[str], bool]
 ) -> list[Overrides]:
-    """So many different combinations, drawn; more of them begin with the same ones.
+    """Draw `trials` different combinations.
 
-    A trial's numbers depend on `seed`, its place and the key alone.
+    The values of a draw depend only on `seed`, its place and the key. So a larger `trials` begins
+    with the same combinations.
 
     Args:
-      integer: whether a key takes integers, so that numbers drawn for it are rounded to one.
+      integer: whether a key takes integers; numbers drawn for it are rounded.
 
     Raises:
-      ValueError: a key twice, too many, or not so many different combinations.
+      ValueError: a key occurs twice, `trials` is not positive or too large, or there are not enough
+        different combinations.
     """
     _once(axes)
     if trials < 1:
@@ -224,7 +230,7 @@ def draw(
 
 
 def _drawn(axis: Axis, seed: str, integer: Callable[[str], bool]) -> str:
-    source = random.Random(seed)  # of a text, the same numbers in every Python
+    source = random.Random(seed)  # a text seed gives the same numbers in every Python
     if isinstance(axis, Values):
         return axis.texts[int(source.random() * len(axis.texts))]
     low, high = axis.low, axis.high
@@ -244,10 +250,10 @@ def _once(axes: Sequence[Axis]) -> None:
 
 
 def times(own: Sequence[Mapping[str, str]], flags: Sequence[Overrides]) -> Iterator[Overrides]:
-    """A config's own trials, each with every one of those that flags ask for.
+    """Every combination of a trial of the config's `sweep()` and one from the flags.
 
     Raises:
-      ValueError: a key of both, or too many trials.
+      ValueError: a key is in both, or there are too many trials.
     """
     check_count(len(own) * len(flags), "the config's sweep() times what --sweep says")
     for first, second in itertools.product(own, flags):

@@ -1,4 +1,4 @@
-"""How long jobs will take, from a few real steps of one trial of each program."""
+"""Estimate the time that jobs take, from a few real steps of one trial of each program."""
 
 import dataclasses
 import itertools
@@ -22,9 +22,9 @@ _REPEATS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds of a call: to compile it for one length of its batches, and at the longest of them.
+    """The seconds to compile a call for one batch length, and to make it with the longest batch.
 
-    Shorter batches are taken to cost less in proportion, which is a little too little for them.
+    The cost of shorter batches is taken as proportional to their length, which is a little too low.
     """
 
     compile: float
@@ -35,34 +35,34 @@ class Cost:
         return self.compile * len(lengths)
 
     def called(self, lengths: Mapping[int, int]) -> float:
-        """So many calls of each length."""
+        """The seconds of the calls, given the number of calls of each length."""
         tokens = sum(length * count for length, count in lengths.items())
         return self.call * tokens / self.longest
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The seconds of what the trials of a program share, and those of each of its trials."""
+    """The seconds that all trials of a program share, and the seconds of each trial."""
 
     program: float
     trial: float
 
     def of(self, trials: int) -> float:
-        """Of so many trials, one after another in one program."""
+        """The seconds of `trials` trials, one after another in one program."""
         return self.program + trials * self.trial
 
 
 def start_up() -> float:
-    """The seconds until a process of this program could begin with a trial."""
+    """The seconds until a new process is ready to begin a trial."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import experiments.runs.run"], check=True)
     return time.perf_counter() - began
 
 
 def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[float]:
-    """The seconds of each job, compilation included, if nobody disturbs it.
+    """The seconds of each job, with compilation, if nothing else uses the machine.
 
-    Nothing is written, but token ids that are kept for all runs.
+    Nothing is written, except the cache of token ids that all runs use.
     """
     measured: dict[str, Estimate] = {}
     found = []
@@ -76,7 +76,7 @@ def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[fl
 
 
 def measure(config: dict[str, Any]) -> Estimate:
-    """Build a trial and time some of its steps."""
+    """Build a trial, time some of its steps, and estimate its whole time."""
     began = time.perf_counter()
     materials = gather(config)
     gathered = time.perf_counter()
@@ -103,10 +103,10 @@ def measure(config: dict[str, Any]) -> Estimate:
 
 
 def predictions(experiment: Experiment) -> Counter[int]:
-    """How often a run calls its model without training it, by the length of the batch."""
+    """How many batches a run predicts without training, by padded length."""
     loop, task = experiment.loop, experiment.task
     times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
-    parts = dict.fromkeys(("validation", *task.extra), times + 1)  # and once more, to be kept
+    parts = dict.fromkeys(("validation", *task.extra), times + 1)  # and once to store them
     found = Counter[int]()
     for part, count in {**parts, **dict.fromkeys(task.unlabelled, 1)}.items():
         lengths = experiment.encoded[part].lengths
@@ -116,7 +116,7 @@ def predictions(experiment: Experiment) -> Counter[int]:
 
 
 def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
-    """A step of training as a function of its batch."""
+    """A training step as a function of its batch."""
     step, state = experiment.make_step(), experiment.start()
 
     def call(batch: Any) -> Any:
@@ -134,7 +134,7 @@ def _cost(
     plan: Sequence[data.Batch],
     size: int,
 ) -> Cost:
-    """Time a call on a longest batch of a plan."""
+    """Time a call on the longest batch of a plan."""
     longest = max(plan, key=lambda batch: batch.padded_length)
     arrays = collate(split, longest.indices, longest.padded_length, size)
     first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]

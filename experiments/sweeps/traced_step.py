@@ -1,4 +1,4 @@
-"""What a step of training is with some variants, traced without weights: which trials are alike."""
+"""Trace training steps with given variants, without weights, to find trials with equal steps."""
 
 import dataclasses
 import math
@@ -23,28 +23,28 @@ Batch = dict[str, jax.ShapeDtypeStruct]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outline:
-    """All of a config but its variants, with shapes in the place of weights and examples."""
+    """All of a config except its variants, with shapes in place of weights and examples."""
 
     config: Mapping[str, Any]
     forward: Any
     evaluated: Any
-    """The forward pass without training; None where it is the same."""
+    """The forward pass in evaluation; None if it is the same."""
     params: Any
     loss: Loss
     steps: int
     trained: tuple[Batch, ...]
-    """The batches of training, one of each length that rows are padded to."""
+    """The shapes of training batches, one for each padded length."""
     scored: tuple[Batch, ...]
-    """Those of evaluation."""
+    """The shapes of evaluation batches, one for each padded length."""
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Outline":
-        """The outline that all configs share that differ in the settings of variants alone.
+        """The outline of a config, and of all configs with other settings of the variants only.
 
-        Texts are tokenised for it, as every run of these does, and from the same cache.
+        This tokenises the texts, as every run does, with the same cache.
 
         Raises:
-          ValueError, OSError, ImportError: a model or data that no run can have.
+          ValueError, OSError, ImportError: the model or data cannot be loaded.
         """
         materials = gather_abstract(config)
         problem, size = materials.problem, config["train"]["batch_size"]
@@ -62,24 +62,24 @@ class Outline:
         )
 
     def smallest_matrix(self, targets: Targets) -> tuple[int, int] | None:
-        """The (in, out) of the smallest adapted matrix; None where these variants cannot be."""
+        """The (in, out) of the smallest adapted matrix; None if these variants cannot work."""
         try:
             _, _, frozen = self._init(targets)
-        except Exception:  # whatever a user's code raises, the trial's own run will say it
+        except Exception:  # a user's code may raise anything; the trial's own run reports it
             return None
         shapes = [each.use.matrix for each in frozen.spec.adapted]
         return min(shapes, key=math.prod, default=(1, 1))
 
     def program(self, targets: Targets) -> str | None:
-        """The fingerprint of steps of training, and of predictions, with these variants.
+        """The fingerprint of the training steps and predictions with these variants.
 
-        Their factors, constants and shared arrays, and the optimiser's numbers, are its inputs. All
-        is traced for each shape of a batch that a run compiles it for: a variant may look at it.
-        None where a variant cannot be traced.
+        The factors, constants and shared arrays, and the optimiser's numbers, are inputs of the
+        program. Everything is traced for each batch shape of a run, since a variant may depend on
+        the shape. The result is None if a variant cannot be traced.
         """
         try:
             return self._program(targets)
-        except Exception:  # whatever a user's code raises, the trial's own run will say it
+        except Exception:  # a user's code may raise anything; the trial's own run reports it
             return None
 
     def _program(self, targets: Targets) -> str:
@@ -103,13 +103,13 @@ class Outline:
             same = lj.Frozen(arrays[0], arrays[1], frozen.spec, arrays[2])
             return predict(trainable, same, batch, None)
 
-        with jax.numpy_dtype_promotion("standard"):  # which Optax's Adam needs
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs this
             steps = [fingerprint(trained, hyper, trainable, arrays, each) for each in self.trained]
             scores = [fingerprint(scored, trainable, arrays, each) for each in self.scored]
         return " ".join([*steps, *scores])
 
     def _init(self, targets: Targets) -> tuple[lj.Adapted, Any, lj.Frozen]:
-        """The adapted model, and the shapes of its trainables and of what is frozen."""
+        """The adapted model, and the shapes of its trainable and frozen arrays."""
         storage = from_config.make_storage(self.config["quantize"])
         adapted = lj.adapt(self.forward, None, targets, self.config["also_train"], storage)
         key, ids = jax.random.key(0), self.trained[0]["input_ids"]
@@ -117,7 +117,7 @@ class Outline:
 
 
 def _batches(materials: Materials, parts: Sequence[str], size: int) -> tuple[Batch, ...]:
-    """One batch of each shape that parts are cut into, which no shuffling changes."""
+    """The shapes of a batch for each padded length of the parts; shuffling does not change them."""
     found: dict[int, Batch] = {}
     for encoded in map(materials.encoded.__getitem__, parts):
         for plan in data.eval_plan(encoded.lengths, size, materials.boundaries):
@@ -136,7 +136,7 @@ def traced_step(
     config: Mapping[str, Any],
     steps: int,
 ) -> Any:
-    """A step of training that takes the optimiser's numbers (`lora_jax.training.trial_program`)."""
+    """A training step that takes the optimiser's numbers (`lora_jax.training.trial_program`)."""
     step = make_step(adapted, predict, loss, config["train"]["accumulate"])
 
     def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:

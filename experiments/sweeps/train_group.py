@@ -1,4 +1,4 @@
-"""Trials of one group as one program: one model and one copy of its weights, compiled once."""
+"""Train the trials of a group as one program, with one copy of the weights, compiled once."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ from lora_jax.training.trial_program import Execution, Program
 
 Ended = run_record.Record | Exception
 STEPPING = "trials step by"
-"""How the line begins that tells what `fastest` found."""
+"""The beginning of the line that reports the result of `fastest`."""
 
 
 def run_together(
@@ -45,20 +45,20 @@ def run_together(
     say: Callable[[str], None] | None = None,
     audit: bool = True,
 ) -> list[Ended]:
-    """Train all that the configs of a group describe, or go on where an earlier process stopped.
+    """Train the trials of a group, or continue where an earlier process stopped.
 
-    Every folder gets what `experiments.runs.run` would leave there but for checkpoints, which are
-    of all trials together and lie beside the folders. A trial in whose folder another process
-    trains is left to that one, as one that cannot be made.
+    Every folder gets the files that `experiments.runs.run` would write, except checkpoints: these
+    are of all trials together, in a folder beside the others. If another process trains in a
+    trial's folder, that trial is left to it, and its result here is an error.
 
     Args:
-      execution: how the trials step; by default, whatever ends first.
-      left: with which status a trial that has its record is left as it is.
-      say: is told what they will hold in memory, before they take any; None tells nobody.
-      audit: whether the compiled program is compared with NumPy's before it trains.
+      execution: how the trials step; by default, the way that ends first.
+      left: the statuses of records whose trials are not trained again.
+      say: called with a line on the memory that the trials will take, before they take any.
+      audit: whether to compare the compiled program with NumPy's before it trains.
 
     Returns:
-      Of each trial its record, or why it could not be trained.
+      For each trial, its record, or the error that kept it from being trained.
     """
     with alone_in(folders) as busy:
         return _run_together(configs, folders, label, execution, left, say, audit, busy)
@@ -74,7 +74,7 @@ def _run_together(
     audit: bool,
     busy: Mapping[int, Exception],
 ) -> list[Ended]:
-    """`run_together`, where some folders are another process's."""
+    """As `run_together`, where the folders with the numbers in `busy` belong to other processes."""
     home = GroupFolder.of(configs, folders)
     ended: dict[int, Ended] = {}
     for number, (folder, config) in enumerate(zip(folders, configs, strict=True)):
@@ -85,7 +85,7 @@ def _run_together(
             ended[number] = error
     home.path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in([home.path]) as common:
-        if common:  # the checkpoints are another process's, whatever folders it has not got
+        if common:  # another process holds the checkpoints
             return [ended.get(number, common[0]) for number in range(len(configs))]
         wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
         at_once = len(wanted) if (execution or home.execution) == "vmap" else 1
@@ -105,7 +105,7 @@ def _run_together(
             ended |= _train(experiments, ended.keys(), folders, home, label, execution, audit)
         home.remove()
     if rest := [number for number in range(len(configs)) if number not in ended]:
-        # An earlier process could not make them, and began without.
+        # An earlier process could not make these trials, and began without them.
         mine = [configs[number] for number in rest], [folders[number] for number in rest]
         others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
         made = _run_together(*mine, label, execution, left, say, audit, others)
@@ -121,7 +121,11 @@ def _build(
     busy: Mapping[int, Exception] = MappingProxyType({}),
     at_once: int = 1,
 ) -> tuple[dict[int, Experiment], dict[int, Exception]]:
-    """Trials over one copy of their model, by their numbers; and why others cannot be made."""
+    """Make trials with one copy of their model.
+
+    Returns:
+      The experiments by number, and the errors of those that cannot be made by number.
+    """
     experiments: dict[int, Experiment] = {}
     wrong: dict[int, Exception] = {}
     materials, first = None, None
@@ -137,7 +141,7 @@ def _build(
             materials = materials or gather(configs[number], texts=texts)
             with explained(configs[number]):
                 made = build(configs[number], materials)
-        except Exception as error:  # whatever it is, the others do without this trial
+        except Exception as error:  # any error: the others train without this trial
             wrong[number] = error
             continue
         first = first or made.frozen
@@ -146,10 +150,10 @@ def _build(
 
 
 def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> run_record.Record | None:
-    """The record of a trial that is left as it is.
+    """The record of a trial that is not trained again; None if the trial is to be trained.
 
     Raises:
-      ValueError: the folder is another run's.
+      ValueError: the folder holds another run.
     """
     if not (folder / "config.json").exists():
         return None
@@ -167,7 +171,7 @@ def _train(
     execution: Execution | None,
     audit: bool,
 ) -> dict[int, Ended]:
-    """Train, and write what those trials leave behind that were not `done`; by their numbers."""
+    """Train, and write the files of the trials that were not `done`; return records by number."""
     started = time.perf_counter()
     outcomes = {number: Outcome() for number in experiments}
     places = {number: Place(folders[number]) for number in experiments}
@@ -200,7 +204,7 @@ def _train(
             ended[number] = end(number, "completed", "", left)
     except Exception as error:
         for number in experiments.keys() - ended.keys() - set(done):
-            # As on a full disk, or of a folder that is gone, of which the first error tells.
+            # Writing fails on a full disk or in a removed folder; the first error reports that.
             with contextlib.suppress(OSError, LostFolderError):
                 end(number, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
         raise
@@ -216,7 +220,7 @@ def _fit(
     execution: Execution | None,
     audit: bool,
 ) -> list[TrainState]:
-    """The states to save."""
+    """Train the program, and return the states to save."""
     loop, config = group.shared.loop, group.shared.config
     digests = [config_digest(each.config) for each in group.experiments]
     task = group.shared.task.digest()
@@ -246,7 +250,7 @@ def _fit(
 
 
 def _program(group: Together, home: GroupFolder, execution: Execution | None) -> Program:
-    """The program as an earlier process chose it, or the fastest."""
+    """The program that the caller or an earlier process chose, or else the fastest."""
     if (chosen := execution or home.execution) is not None:
         print(f"{STEPPING} {chosen}, as chosen before")
         return group.program(chosen)

@@ -1,4 +1,4 @@
-"""The trials of a sweep: each is what `experiments.train` makes of the flags that name it."""
+"""The trials of a sweep; each is a run of `experiments.train` with its own flags."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ from lora_jax.files.canonical_json import config_digest
 from lora_jax.suggest import nearest
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=-]+")
-_LONGEST = 120  # of a folder's name; file systems take 255 bytes, of which others are appended
+_LONGEST = 120  # characters of a folder name; file systems allow 255 bytes with suffixes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Trial:
     """One run of a sweep."""
 
     name: str
-    """Its folder's, unique in its sweep: `variant=lora,learning_rate=0.0003,seed=0`."""
+    """The folder name, unique in the sweep, such as `variant=lora,learning_rate=0.0003,seed=0`."""
     arguments: tuple[str, ...]
-    """The flags with which `experiments.train` trains it, but for --workdir."""
+    """The flags of `experiments.train` for this trial, without --workdir."""
     overrides: Overrides
-    """What the sweep varied, as text."""
+    """The keys and values that the sweep varied, as text."""
     config: dict[str, Any]
 
     @property
@@ -38,10 +38,11 @@ class Trial:
 
 
 def own_sweep(file: str) -> list[Overrides]:
-    """What the `sweep()` of a config's file yields, as text; one empty trial where it has none.
+    """The trials that the `sweep()` of a config file yields, as text; one empty trial without it.
 
     Raises:
-      ValueError: what it yields is no dict, has a key that nothing can be, or is too much.
+      ValueError: it yields something else than a dict, an invalid key or value, no trials, or too
+        many.
     """
     found = []
     with config_errors.in_one_line([file]):
@@ -54,7 +55,7 @@ def own_sweep(file: str) -> list[Overrides]:
             for key in each:
                 sweep_flag.check_key(str(key), where)
             found.append({key: sweep_flag.text_of(value) for key, value in each.items()})
-            sweep_flag.check_count(len(found), f"{file}: sweep()")  # it may never end by itself
+            sweep_flag.check_count(len(found), f"{file}: sweep()")  # sweep() may be endless
     if not found:
         raise ValueError(f"{file}: sweep() yields nothing")
     return found
@@ -69,15 +70,15 @@ def overrides_of(
     seed: int = 0,
     arguments: Sequence[str] = (),
 ) -> list[Overrides]:
-    """What each trial varies: the file's own `sweep()` times what the flags ask for.
+    """The overrides of each trial: the file's own `sweep()`, combined with the flags.
 
     Args:
-      file: the config's file.
-      specs: what `--sweep` says, see `sweep_specs`.
-      paired: `--zip`.
-      trials: how many are drawn, of each that the file's own sweep has; None for a grid.
-      seed: of the drawing.
-      arguments: the flags of all trials, whose config says which settings are integers.
+      file: the config file.
+      specs: the values of `--sweep` flags, see `sweep_flag`.
+      paired: whether `--zip` is given.
+      trials: how many combinations to draw for each trial of the file's own sweep; None for a grid.
+      seed: the seed of the draws.
+      arguments: the flags of all trials; their config says which settings are integers.
 
     Raises:
       ValueError: one line on what is wrong.
@@ -98,7 +99,7 @@ def overrides_of(
 
 
 def _integers(arguments: Sequence[str]) -> set[str]:
-    """The keys whose settings are integers, be they set or not."""
+    """The keys of settings whose type is integer, set or not."""
 
     def visit(section: ConfigDict, where: str) -> Iterator[str]:
         for key, value in section.items():
@@ -111,15 +112,15 @@ def _integers(arguments: Sequence[str]) -> set[str]:
 
 
 def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial]:
-    """The trials with these flags, each with its own overrides.
+    """Make the trials with these flags and overrides.
 
     Args:
-      arguments: `--config=FILE:...` and settings of all trials.
-      overrides: of each trial.
+      arguments: `--config=FILE:...`, and the settings of all trials.
+      overrides: the overrides of each trial.
 
     Raises:
-      ValueError: all trials whose flags are wrong, a line for each kind of mistake; or two trials
-        of one config.
+      ValueError: the flags of some trials are wrong, with a line for each kind of mistake; or two
+        trials have the same config.
     """
     rows = list(overrides)
     made, wrong = [], []
@@ -138,7 +139,11 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
 
 
 def refuse(wrong: Sequence[tuple[str, str]], of: int) -> None:
-    """Raise a ValueError that has every (trial, what is wrong with it), equal mistakes together."""
+    """Raise a ValueError if there are mistakes, given as (trial, mistake), equal ones together.
+
+    Args:
+      of: the number of all trials.
+    """
     by_mistake: dict[str, list[str]] = {}
     for name, mistake in wrong:
         by_mistake.setdefault(mistake, []).append(name)
@@ -155,7 +160,7 @@ def _written(row: Mapping[str, str]) -> str:
 
 
 def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, ...]:
-    """The flags with a trial's overrides."""
+    """The flags of a trial: those of all trials, with its overrides added."""
     first, *rest = arguments
     file, _, text = first.removeprefix("--config=").partition(":")
     items = [item for item in text.split(",") if item]
@@ -174,7 +179,7 @@ def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, .
 
 
 def _with_hint(mistake: str, arguments: Sequence[str], row: Mapping[str, str]) -> str:
-    """What is wrong and, where a setting's name stands for an argument's, the setting's path."""
+    """Add a hint to a mistake if one is known, such as the path of a setting or the right range."""
     for key, text in row.items():
         if mistake.startswith(f"config argument '{key}="):
             known = mistake.partition(": expected one of ")[2].removesuffix("=...").split(", ")
@@ -193,7 +198,7 @@ def _with_hint(mistake: str, arguments: Sequence[str], row: Mapping[str, str]) -
 
 
 def _no_setting(arguments: Sequence[str], key: str) -> str:
-    """That a key is a section, and which settings or argument may be meant."""
+    """A message that a key is a section, and which setting or argument may be meant."""
     section: Any = read_config(arguments)
     for part in key.split(".")[1:]:
         section = section[part]
@@ -215,7 +220,7 @@ def _paths(config: ConfigDict) -> Iterator[str]:
 
 
 def _labels(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest end of each key that no other one has."""
+    """The shortest ending of each key that no other key has."""
     labels = {}
     for key in keys:
         parts = key.split(".")
@@ -228,7 +233,7 @@ def _labels(keys: Sequence[str]) -> dict[str, str]:
 
 
 def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDict) -> str:
-    """A trial's name: what it varies, settings by their values however they were written."""
+    """A trial's name: its overrides, with settings in normal form, however they were written."""
     items = []
     for key, text in row.items():
         value: Any = text
@@ -243,10 +248,10 @@ def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDic
 
 
 def _named_apart(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials, whose names are cut where too long, and have a digest where two are alike.
+    """Make the names of trials distinct: a too long or repeated name is cut and gets a digest.
 
     Raises:
-      ValueError: two trials of one config.
+      ValueError: two trials have the same config.
     """
     seen: dict[str, Trial] = {}
     for trial in trials:

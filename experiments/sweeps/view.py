@@ -1,4 +1,4 @@
-"""How far the trials of a sweep are: a live table, or a line for each event, from their files."""
+"""Show the progress of a sweep's trials from their files: a live table, or a line an event."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ _EVERY = 0.5  # seconds between looks at the files
 
 @dataclasses.dataclass
 class Row:
-    """A trial, and what was last seen of it."""
+    """A trial, and its state when its files were last read."""
 
     trial: Trial
     outlook: Outlook
@@ -36,13 +36,13 @@ class Row:
     _read: tuple[int, int] | None = None
 
     def look(self, folder: SweepFolder) -> bool:
-        """Read the trial's files, where they are new; whether its status is another one."""
+        """Read the trial's files if they are new, and return whether its status has changed."""
         before = self.outcome.status
         if before != "completed":
             self.outcome = folder.outcome(self.trial)
         if before != self.outcome.status:
-            self._first = None  # the pace of another process
-        with contextlib.suppress(OSError, ValueError):  # in the middle of being replaced
+            self._first = None  # a new process may have another pace
+        with contextlib.suppress(OSError, ValueError):  # a file is just being replaced
             self._look_at_metrics(folder)
         return before != self.outcome.status
 
@@ -66,7 +66,7 @@ class Row:
 
 
 class View:
-    """What is shown while trials run; `update` is cheap to call often."""
+    """The progress display of running trials; `update` is cheap to call often."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class View:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator["View"]:
-        """On a terminal a table that changes in place; else lines."""
+        """Show a table that changes in place on a terminal; elsewhere `update` prints lines."""
         if not self._console.is_terminal:
             yield self
             return
@@ -92,7 +92,7 @@ class View:
             yield self
 
     def update(self, now: bool = False) -> None:
-        """Look at the trials' files, at most twice a second, and show what is new."""
+        """Read the trials' files, at most twice a second unless `now`, and show what is new."""
         if not now and time.monotonic() - self._seen < _EVERY:
             return
         self._seen = time.monotonic()
@@ -114,7 +114,11 @@ class View:
         return line + (f" ({count} of {len(self.rows)})" if row.outcome.ended else "")
 
     def table(self, height: int = 0) -> Table:
-        """The trials, those that run first; of many, as many as `height` lines hold."""
+        """A table of the trials.
+
+        If `height` lines do not hold all of them, running trials are preferred, then those that did
+        not complete.
+        """
         order = {"running": 0, "interrupted": 1, "killed": 1, "failed": 1, "diverged": 1}
         rows = sorted(self.rows, key=lambda row: order.get(row.outcome.status, 2))
         room = max(height - 6, 1) if height else len(rows)
@@ -124,7 +128,7 @@ class View:
         caption = ", ".join(f"{count} {status}" for status, count in counts.items())
         hidden = f"; {len(rows) - len(shown)} not shown" if len(rows) > len(shown) else ""
         table = Table(caption=caption + hidden, box=None, caption_justify="left")
-        table.add_column("trial")  # the only one that gives way: the others are no_wrap
+        table.add_column("trial")  # the only column that shrinks
         for heading in ("status", "step", "loss", "metric", "time left"):
             justify = "left" if heading == "status" else "right"
             table.add_column(heading, justify=justify, no_wrap=True)
@@ -144,7 +148,7 @@ class View:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 20 s`, `5 h 10 min`."""
+    """Seconds as a readable text: `42 s`, `3 min 20 s`, `5 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -154,7 +158,7 @@ def clock(seconds: float) -> str:
 
 
 def summary(rows: Sequence[Row], folder: SweepFolder) -> list[str]:
-    """How many trials ended how, and a line for each that is not completed."""
+    """Lines with the number of trials by status, and on each begun trial that is not completed."""
     counts = Counter(row.outcome.status for row in rows)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [f"{len(rows)} trials: {said}"]

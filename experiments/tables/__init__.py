@@ -1,1 +1,1 @@
-"""Tables of our scores beside the papers', as text in every format."""
+"""Tables of our scores and the papers', as text in every format."""

@@ -1,4 +1,4 @@
-"""A table in numbers: blocks of one model each, rows of methods, cells of ours and the paper's."""
+"""A table as numbers: a block for each model, a row for each method, cells with both numbers."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ NONE = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A heading, and the task and metric whose scores are under it."""
+    """A column: its heading, and the task and metric of its scores."""
 
     heading: str
     task: str
@@ -22,7 +22,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Our number and the paper's, of one model, one method and one metric."""
+    """Our number and the paper's for one model, one method and one metric."""
 
     ours: Summary | None = None
     published: Published | None = None
@@ -35,14 +35,14 @@ class Row:
     key: str
     label: str
     parameters: tuple[int, ...]
-    """What our runs trained, as the papers count: without the head."""
+    """The numbers of parameters that our runs trained, without the head, as the papers count."""
     published_parameters: int | None
     cells: tuple[Cell, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """All about one model."""
+    """The part of a table about one model."""
 
     model: str
     columns: tuple[Column, ...]
@@ -54,7 +54,7 @@ class Block:
 
     @property
     def ours(self) -> bool:
-        """Whether the project can fill the block, or has."""
+        """Whether the block has a cell that the project can run, or has run."""
         return any(cell.runnable or cell.ours for row in self.rows for cell in row.cells)
 
     @property
@@ -65,10 +65,10 @@ class Block:
 def blocks(
     table: Mapping[str, Any], runs: Sequence[Run], published: Iterable[Published]
 ) -> list[Block]:
-    """The blocks of a table, the paper's models first, then those that the table is to have.
+    """The blocks of a table: first the paper's models, then the table's own, then those of runs.
 
-    A published number stands in the block of its own model, and beside ours only where model, row,
-    task and metric are the same.
+    A published number is in the block of its own model. It shares a cell with ours only if model,
+    row, task and metric are the same.
     """
     cells = [cell for cell in published if (cell.paper, cell.table) == table["published"]]
     models = dict.fromkeys(
@@ -96,14 +96,14 @@ def _block(
     named += [("average", "average", "mean")] * table["average"]
     headings = {(task, metric): text for text, task, metric in named}
     for task, metric in dict.fromkeys((cell.task, cell.metric) for cell in published):
-        if (task, metric) not in known:  # printed, but nothing of ours is comparable
+        if (task, metric) not in known:  # in the paper, but not among our columns
             text = headings.get((task, metric), f"{heading(task)} ({metric})".replace("_", " "))
             columns.append(Column(text, task, metric))
     columns += average
     present = natural(run.place[1] for run in runs)
-    if published or table["columns"] or table["unrun"]:  # a table of fixed rows
+    if published or table["columns"] or table["unrun"]:  # a table with fixed rows
         keys = [cell.row for cell in published] + fillable * list(table["rows"]) + present
-    else:  # a study of whatever was run
+    else:  # a study with a row for each method that was run
         keys = [key for key in table["rows"] if key in present] + present
     rows = [
         _row(
@@ -120,7 +120,11 @@ def _block(
 
 
 def _columns(table: Mapping[str, Any], runs: Sequence[Run]) -> list[Column]:
-    """The table's columns; where it has none, those of the runs, by their main metrics."""
+    """The table's columns; if it names none, a column for each task of the runs, by main metric.
+
+    Raises:
+      ValueError: completed runs of one column have different main metrics.
+    """
     if fixed := table["columns"] or (not runs and table["unrun"]):
         return [Column(*each) for each in fixed]
     metrics: dict[str, str] = {}
@@ -150,7 +154,7 @@ def _row(
         paper = printed.get((column.task, column.metric))
         wanted = {(task, metric) for _, task, metric in table["columns"]}
         asked = (column.task, column.metric) in wanted or not wanted
-        if not asked:  # of what no run is asked for, none can be missing
+        if not asked:  # no run is expected here, so none can be missing
             failed = {}
         elif len(found) < len(scores):
             failed["not measured"] = len(scores) - len(found)
@@ -171,7 +175,7 @@ def _row(
 
 
 def _average(columns: Sequence[Column], cells: Sequence[Cell]) -> Summary | None:
-    """The mean over tasks, each by the mean of its columns; None until all of them are run."""
+    """The mean over tasks of the mean of a task's columns; None if a runnable one has no score."""
     tasks: dict[str, list[float]] = {}
     for column, cell in zip(columns, cells, strict=True):
         if column.task != "average" and cell.runnable:
@@ -189,7 +193,7 @@ def _difference(
     minus: tuple[str, str],
     table: Mapping[str, Any],
 ) -> Summary | None:
-    """One metric less another, of the runs with the same seed and draw."""
+    """One metric minus another, over runs with the same seed and draw; None if there are none."""
     scores: list[dict[tuple[int, int], float]] = []
     for column, metric in (plus, minus):
         own = [run for run in runs if run.completed and run.place[2] == column]
@@ -200,7 +204,7 @@ def _difference(
 
 
 def number(value: float, metric: str, decimals: int) -> str:
-    """A score as tables print it; differences (no metric) have a sign."""
+    """A score as tables print it; a difference (empty `metric`) has a sign."""
     if not metric:
         return f"{value:+.{decimals}f}"
     if metric.removesuffix("_extra") in PERCENT or metric in POINTS:
@@ -209,7 +213,10 @@ def number(value: float, metric: str, decimals: int) -> str:
 
 
 def ours_text(cell: Cell, metric: str, decimals: int) -> str:
-    """`87.4 ± 0.3 (5)`: with how many runs, and how many more failed; or `not run`."""
+    """Our number as text, such as `87.4 ± 0.3 (5)`, or `not run`.
+
+    The parentheses hold the number of runs, and how many more did not complete.
+    """
     failed = ", ".join(f"{count} {status}" for status, count in cell.failures.items())
     if cell.ours is None:
         return failed or ("not run" if cell.runnable else NONE)
@@ -221,7 +228,7 @@ def ours_text(cell: Cell, metric: str, decimals: int) -> str:
 
 
 def state(cell: Cell) -> str:
-    """What there is in a cell, in a word or two; nothing where there can be nothing."""
+    """What a cell contains, in a word or two; empty if it can contain nothing."""
     if cell.ours is not None:
         return "run"
     if cell.failures:
@@ -240,7 +247,7 @@ def published_text(cell: Cell, metric: str, decimals: int) -> str:
 
 
 def parameters_text(row: Row) -> tuple[str, str]:
-    """Our trained parameters and the paper's, in millions."""
+    """Our number of trained parameters and the paper's, in millions, as text."""
     ends = dict.fromkeys((min(row.parameters), max(row.parameters)) if row.parameters else ())
     ours = " to ".join(f"{count / 1e6:.3g}M" if count else "0" for count in ends)
     paper = row.published_parameters

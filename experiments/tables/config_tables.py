@@ -1,4 +1,4 @@
-"""A table of a config's runs as text, and the tables between the markers of a document."""
+"""Write a table of a config's runs as text, and fill in the tables of a document."""
 
 import importlib
 import itertools
@@ -17,17 +17,17 @@ from lora_jax.suggest import nearest
 ROOT = Path(__file__).parents[2]
 MODELS = {**common_tasks.MODELS, **common_texts.MODELS}
 GIVEN = {"model.name", "data.source", "data.files.train"}
-"""Where a run's model and data are: no settings of its config."""
+"""Settings that say where a run's model and data are; they are not compared with the config."""
 RESULTS = Path("experiments/results")
 
 
 def names() -> list[str]:
-    """The configs that make a table."""
+    """The names of the configs that have a table."""
     return list(tables())
 
 
 def tables() -> dict[str, Mapping[str, Any]]:
-    """How each config's runs are shown (`configs.common_tasks.table`)."""
+    """The `TABLE` of each config by name: how to show its runs (`configs.common_tasks.table`)."""
     files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
     modules = {name: importlib.import_module(f"configs.{name}") for name in files}
     return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
@@ -36,11 +36,11 @@ def tables() -> dict[str, Mapping[str, Any]]:
 def render_table(
     name: str, results: Path, form: str, model: str | None = None, size: str = "full"
 ) -> str:
-    """A table of a config's runs below a folder, in one of `render.FORMATS`.
+    """The table of a config's runs below a folder, as text in one of `formats.FORMATS`.
 
     Raises:
-      ValueError, FileNotFoundError: an unknown table or model, no such folder, records that do not
-        go together, or one that the stored predictions contradict.
+      ValueError, FileNotFoundError: an unknown table or model, no such folder, records that cannot
+        share a table, or a record that its stored predictions contradict.
     """
     if name not in (known := tables()):
         raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
@@ -49,7 +49,7 @@ def render_table(
     collected = collect_runs.collect(found, name, size)
     for run in collected.runs:
         score_check.check(run)
-    # Of a few steps, a smoke run is not what a published number is of.
+    # A smoke run has only a few steps, so it is not compared with published numbers.
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
         models = [block.model for block in made]
@@ -60,7 +60,7 @@ def render_table(
             )
         made = [block for block in made if block.model == model]
         own = [run for run in found if run.study and run.model == model]
-        collected = collect_runs.collect(own, name, size)  # the notes, too, are of this model alone
+        collected = collect_runs.collect(own, name, size)  # notes on this model only
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _names(collected.runs)
     if table["published"]:
@@ -71,7 +71,7 @@ def render_table(
 
 
 def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
-    """What the numbers are, in a sentence for ours and one for the paper's."""
+    """Notes on how the numbers were obtained: a sentence for ours, and one for the paper's."""
     spread = {"sd": "standard deviation", "ci95": "half of a 95% interval of the mean"}
     notes = []
     if any(cell.ours for block in made for row in block.rows for cell in row.cells):
@@ -93,7 +93,7 @@ def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
 
 
 def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> list[str]:
-    """Which cells have runs that did not begin from another run's adapter, as the paper's did."""
+    """Notes on the cells whose runs did not start from another adapter, as the paper's did."""
     lacking: dict[tuple[str, str, str], int] = {}
     for run in runs:
         _, row, column = run.place
@@ -107,7 +107,7 @@ def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> lis
 
 
 def _names(runs: tuple[collect_runs.Run, ...]) -> list[str]:
-    """Which models were given by another name than the config's: folders of one's own, say."""
+    """Notes on the models that runs were given by another name than the config's, as a folder."""
     given = {
         (run.model, run.record.config["model"]["name"])
         for run in runs
@@ -117,8 +117,8 @@ def _names(runs: tuple[collect_runs.Run, ...]) -> list[str]:
 
 
 def _changes(module: ModuleType, runs: tuple[collect_runs.Run, ...]) -> list[str]:
-    """Which cells were run with other settings than their config has, the paper's."""
-    cells = {run.place: run for run in runs}  # the runs of a cell have the same settings
+    """Notes on the cells that were run with other settings than the config's (the paper's)."""
+    cells = {run.place: run for run in runs}  # all runs of a cell have the same settings
     notes = []
     for place, run in cells.items():
         if (config := _config_of(module, run)) is None:
@@ -137,20 +137,20 @@ def _changes(module: ModuleType, runs: tuple[collect_runs.Run, ...]) -> list[str
 
 
 def _config_of(module: ModuleType, run: collect_runs.Run) -> dict[str, Any] | None:
-    """The config whose place in the table a run has; None where there is none."""
+    """The config with the same `study` section as a run; None if there is none."""
     known = {"model": run.study["model"], "task": run.study["column"], "size": run.study["size"]}
     lists = {
         key: (known[key],) if key in known else values
         for key, values in module.ARGUMENTS.items()
         if isinstance(values, tuple)
     }
-    if "source" in lists:  # which is not compared
+    if "source" in lists:  # not compared: one value is enough
         lists["source"] = lists["source"][-1:]
     for values in itertools.product(*lists.values()):
         arg = ",".join(f"{key}={value}" for key, value in zip(lists, values, strict=True))
         try:
             config = module.get_config(arg)
-        except ValueError:  # no such model or task, or not together
+        except ValueError:  # no such model or task, or not in this combination
             continue
         if config.study.to_dict() == run.study:
             return plain(config.to_dict())
@@ -158,7 +158,7 @@ def _config_of(module: ModuleType, run: collect_runs.Run) -> dict[str, Any] | No
 
 
 def rewrite(path: Path, results: Path) -> bool:
-    """Make the tables in a file anew from the records below a folder; whether any has changed."""
+    """Rewrite the tables in a file from the records below a folder; return whether any changed."""
     old = path.read_text(encoding="utf-8")
     new = fill(old, lambda name: render_table(name, results, "markdown"))
     if new != old:
@@ -167,10 +167,13 @@ def rewrite(path: Path, results: Path) -> bool:
 
 
 def fill(text: str, make: Callable[[str], str]) -> str:
-    """The text with every table between `<!-- table: NAME -->` and `<!-- /table -->` made anew.
+    """Replace every table between `<!-- table: NAME -->` and `<!-- /table -->` in a text.
+
+    Args:
+      make: returns the table of a name.
 
     Raises:
-      ValueError: a marker without its other half.
+      ValueError: a start or end marker without its partner.
     """
     opened = re.findall(r"<!-- table: (\w+) -->", text)
     pattern = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""A table as text: on the console, in Markdown, LaTeX, CSV and HTML."""
+"""Write a table as text: for the console, and in Markdown, LaTeX, CSV and HTML."""
 
 import csv
 import html
@@ -14,7 +14,7 @@ from experiments.tables.text_formats import Sheet
 def grid(block: Block, decimals: int) -> tuple[str, list[str], list[list[str]]]:
     """A block as text: its title, its headings and its rows.
 
-    Where a block has numbers of both kinds, a cell is `ours / published`.
+    If a block has our numbers and published ones, a cell is `ours / published`.
     """
     ours, paper = block.ours, block.published
     kind = "ours / published" if ours and paper else "ours" if ours else "published only"
@@ -64,7 +64,7 @@ def _sheets(blocks: Sequence[Block], title: str, decimals: int) -> list[Sheet]:
 
 
 def page(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
-    """A whole HTML page that needs nothing else."""
+    """The tables as a complete HTML page without other files."""
     style = "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
     style += "caption{text-align:left;font-weight:bold}th,td{padding:.3em .8em;text-align:left}"
     style += "thead,table{border-bottom:1px solid}thead{border-top:1px solid}"
@@ -87,7 +87,7 @@ def page(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: in
 def comma_separated(
     blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int
 ) -> str:
-    """A line a cell, with numbers as they are: for other programs."""
+    """The tables as CSV for other programs: a line for each cell, with unrounded numbers."""
     heads = ["table", "model", "row", "method", "parameters", "published_parameters", "task"]
     heads += ["metric", "ours", "spread", "n", "failed", "published", "published_sd"]
     heads += ["published_seeds", "state"]

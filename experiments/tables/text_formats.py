@@ -1,4 +1,4 @@
-"""Tables of text: on the console, in Markdown and in LaTeX."""
+"""Write tables of text for the console, and in Markdown and LaTeX."""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ from rich.text import Text
 from experiments.tables.cells import NONE
 
 LABEL = 32
-"""How wide a name, the first column, may be on the console."""
+"""The largest width of the first column, the names, on the console."""
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -22,14 +22,14 @@ LATEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
 LATEX |= {"±": r"$\pm$", NONE: "--", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 PACKAGES = "% \\usepackage{booktabs, graphicx}"
-"""What a document needs that takes in our LaTeX: rules of tables, and `\\resizebox`."""
+"""The packages that a document needs to include our LaTeX: table rules, and `\\resizebox`."""
 FITTING = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
-"""Of a box: its own width, or that of the text where it is wider."""
+"""The width of a box: its own, but at most the width of a line of text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """One table: its title, its headings, and rows of as many texts, of which a name is first."""
+    """One table: its title, its headings, and rows with a text for each heading, a name first."""
 
     title: str
     heads: Sequence[str]
@@ -37,11 +37,11 @@ class Sheet:
 
 
 def rich(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    """For a console, as wide as it is: columns that do not fit follow below."""
+    """The tables for a console of the current width; columns that do not fit follow below."""
     width = shutil.get_terminal_size((240, 24)).columns
     console = Console(file=io.StringIO(), width=width)
     for sheet in sheets:
-        console.print(Text(sheet.title, style="bold"))  # no markup: [r=8] is text
+        console.print(Text(sheet.title, style="bold"))  # Text, as a string's [r=8] would be markup
         columns = [
             (head, [text.replace(" / ", " /\n") for text in texts])
             for head, *texts in zip(sheet.heads, *sheet.rows, strict=True)
@@ -62,7 +62,7 @@ def rich(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
 def _parts(
     columns: Sequence[tuple[str, list[str]]], width: int
 ) -> list[list[tuple[str, list[str]]]]:
-    """Columns in groups that fit a width, one at least."""
+    """Divide columns into groups that fit a width, each with at least one column."""
     parts, used = [[]], 0
     for head, texts in columns:
         need = 3 + max(len(line) for text in (head, *texts) for line in text.splitlines())
@@ -90,7 +90,7 @@ def _markdown(text: str) -> str:
 
 
 def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    """A `tabular` a table, with booktabs' rules; those wider than the text are made smaller."""
+    """A `tabular` for each table, with booktabs rules; one wider than the text is scaled down."""
     lines = [PACKAGES]
     for sheet in sheets:
         lines += [f"\\paragraph{{{_latex(sheet.title)}}}", ""]

@@ -1,4 +1,4 @@
-"""`--launcher=print`: a shell command for each job, to be run by any scheduler."""
+"""`--launcher=print`: print a shell command for each job, for any scheduler to run."""
 
 import os
 import shlex
@@ -10,6 +10,6 @@ from experiments.sweeps.jobs import How, Job
 
 
 def lines(todo: Sequence[Job], folder: SweepFolder, how: How = jobs.USUAL) -> list[str]:
-    """The commands, quoted, each whole: it can be run from any folder of this machine."""
+    """The quoted shell commands; each can be run from any folder of this machine."""
     where = shlex.quote(os.getcwd())
     return [f"cd {where} && {shlex.join(jobs.command(folder, job, how))}" for job in todo]

@@ -1,4 +1,4 @@
-"""`--launcher=local`: processes on this machine, none of which outlives this one."""
+"""`--launcher=local`: run jobs in processes on this machine, which end with this process."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,14 @@ from experiments.sweeps.jobs import Job
 from experiments.sweeps.trials import Trial
 
 SHARE = 4
-"""How many trials of a CPU's core are worth a start-up and a compilation of their own."""
+"""The fewest trials for a CPU core that are worth a start-up and a compilation of their own."""
 MOST = 10_000
-"""Processes, of each of which a part of the machine is noted."""
+"""The most processes, as there is a `Slot` for each."""
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
 }
-"""XLA gives large buffers back to the system after every step; with these, glibc keeps them."""
+"""Settings for glibc to keep the large buffers that XLA would free to the system at every step."""
 
 _TICK = 0.2  # seconds between looks at the processes
 _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"
@@ -33,7 +33,7 @@ _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What a process gets of the machine: environment variables and processor cores."""
+    """The part of the machine for one process: environment variables and processor cores."""
 
     environment: Mapping[str, str]
     cores: tuple[int, ...]
@@ -47,14 +47,16 @@ class _Running:
 
 
 def slots(processes: int | None, trials: int = 1) -> list[Slot]:
-    """So many parts of the machine; by default one for each accelerator.
+    """Divide the machine into a slot for each process.
 
-    Without one, by default, a part for each core, as far as there are `SHARE` trials for it: cores
-    that each step through their own trials do not wait for one another. The cores are divided
-    among the parts; more processes than cores share theirs.
+    By default there is a slot for each accelerator. Without accelerators there is one for each
+    core, but only as many as get `SHARE` trials each: cores with trials of their own do not wait
+    for one another. The cores are divided among the slots; if there are more slots than cores, some
+    slots share a core.
 
     Args:
-      trials: how many there are to train.
+      processes: the number of slots, or None for the default.
+      trials: the number of trials to train.
 
     Raises:
       ValueError: fewer than one process, or JAX finds no device.
@@ -81,9 +83,10 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
 
 
 def _devices() -> tuple[str, int]:
-    """JAX's platform and its devices; one of CPUs, and of TPUs, which one process drives.
+    """JAX's platform and the number of devices to start processes for.
 
-    Asked in a process of its own: here, JAX would take the memory of the first device.
+    The number is 1 for CPUs, and for TPUs, as one process uses all of them. A separate process asks
+    JAX, which would take the memory of the first device in this one.
     """
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return "cpu", 1
@@ -102,7 +105,10 @@ def _cores() -> list[int]:
 
 
 def _divide(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """The cores in `count` parts as equal as can be; where too few, parts of one that are alike."""
+    """Divide the cores into `count` parts of nearly equal size.
+
+    If there are fewer cores than parts, each part is one core, and parts share cores.
+    """
     if not cores:
         return [()] * count
     if count >= len(cores):
@@ -118,14 +124,14 @@ def launch(
     watch: Callable[[], None],
     command: Callable[[SweepFolder, Job], list[str]] = jobs.command,
 ) -> None:
-    """Run all jobs, as many at a time as there are slots; returns when all have ended.
+    """Run all jobs, one at a time in each slot, and return when all have ended.
 
-    A process that dies takes the trial with it that it was training, which is noted; the others of
-    its job go to a process of their own. Whatever ends this function ends the processes too.
+    If a process dies, the trials that it was training are noted as killed. The other trials of its
+    job get a new process. When this function ends, even with an error, it ends the processes too.
 
     Args:
-      watch: called often, to show how far the trials are.
-      command: what trains a job.
+      watch: called often, to show the progress of the trials.
+      command: gives the command line that trains a job.
     """
     waiting, free, running = deque(todo), list(machine), list[_Running]()
     try:
@@ -160,11 +166,11 @@ def _start(
     with log.open("ab") as output:
         process = subprocess.Popen(
             line,
-            stdin=subprocess.PIPE,  # whose end tells the process that this one has died
+            stdin=subprocess.PIPE,  # end of file tells it that this process has died
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **slot.environment},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the others
         )
     return _Running(job, slot, process)
 
@@ -176,7 +182,7 @@ def _close(each: _Running) -> None:
 
 
 def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
-    """Note what became of a job whose process has ended; returns the trials that it left undone."""
+    """Note the killed trials of a job whose process has ended, and return its remaining trials."""
     outcomes = [(trial, folder.outcome(trial)) for trial in job]
     begun = [trial for trial, outcome in outcomes if outcome.process == process]
     victims = [
@@ -189,10 +195,10 @@ def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
         for trial, outcome in outcomes
         if trial not in begun
         and outcome.status not in ("completed", "diverged")
-        and not locked(folder.lock(trial.name))  # somebody else's
+        and not locked(folder.lock(trial.name))  # another process trains it
     ]
     if not victims and left:
-        victims = [left.pop(0)]  # or a process that cannot even begin would be started for ever
+        victims = [left.pop(0)]  # else a process that cannot begin would restart for ever
     note = f"{_cause(code, len(victims) - 1)}; {_last_line(folder, job[0])}"
     for trial in victims:
         folder.end(trial.name, "killed", note, process)
@@ -211,7 +217,7 @@ def _cause(code: int, others: int) -> str:
 
 
 def _last_line(folder: SweepFolder, first: Trial) -> str:
-    """Where its log is and, if it said anything, its last words."""
+    """The path of a job's log, after the last line of the log if that is an error."""
     log = folder.log(first.name)
     with contextlib.suppress(OSError):
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

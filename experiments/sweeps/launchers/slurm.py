@@ -1,4 +1,4 @@
-"""`--launcher=slurm`: a Slurm job for each job of a sweep, by submitit."""
+"""`--launcher=slurm`: submit a Slurm job for each job of a sweep, with submitit."""
 
 import dataclasses
 import importlib
@@ -14,7 +14,7 @@ _TICK = 1.0  # seconds between looks at the jobs
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A job's command; where Slurm takes its time or its node, it is queued again and goes on."""
+    """The command of a job; if Slurm ends it by time limit or preemption, it is queued again."""
 
     line: tuple[str, ...]
 
@@ -33,16 +33,16 @@ def submit(
     options: Mapping[str, Any],
     cluster: str | None = None,
 ) -> list[Any]:
-    """Submit commands as one array; returns submitit's jobs, which go on without this process.
+    """Submit commands as one array, and return submitit's jobs, which do not need this process.
 
     Args:
-      commands: of the jobs of a sweep, to be run in this folder.
-      logs: the folder for what submitit keeps of each job, and what it printed.
+      commands: the commands of a sweep's jobs, to be run in the current folder.
+      logs: the folder for submitit's files and the output of each job.
       options: submitit's parameters, such as `timeout_min` or `slurm_partition`; None is left out.
-      cluster: `local` for processes of this machine; else Slurm, which must be there.
+      cluster: `local` for processes on this machine; otherwise Slurm, which must be installed.
 
     Raises:
-      ValueError: submitit is not installed, there is no Slurm here, or an option is unknown.
+      ValueError: submitit or Slurm is not installed, or an option is unknown.
     """
     submitit = require(cluster)
     try:
@@ -56,9 +56,9 @@ def submit(
 
 
 def require(cluster: str | None = None) -> Any:
-    """The module of submitit; a ValueError where it, or Slurm, is not there.
+    """Import submitit; raise a ValueError if it or Slurm is not installed.
 
-    Without Slurm submitit would take processes of this machine, which is to be asked for.
+    Without Slurm, submitit would run processes on this machine; that needs `cluster="local"`.
     """
     try:
         submitit = importlib.import_module("submitit")
@@ -75,7 +75,7 @@ def require(cluster: str | None = None) -> Any:
 
 
 def watch(submitted: Sequence[Any], update: Callable[[], None]) -> None:
-    """Wait until Slurm is done with all jobs, calling `update` meanwhile."""
+    """Wait until all submitted jobs are done, calling `update` meanwhile."""
     while not all(job.done() for job in submitted):
         update()
         time.sleep(_TICK)
