@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.transform.prune import PyTree
 from lora_jax.variant import Factors, Pruned
 
+PyTree = Any
 MOST_STEPS = 1_000_000
 """The most steps of a schedule, which stores a number for each step."""
 

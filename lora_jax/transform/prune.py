@@ -17,8 +17,6 @@ from lora_jax.transform.placement import (
 from lora_jax.transform.target_patterns import SomeLayers
 from lora_jax.variant import Pruned
 
-PyTree = Any
-
 
 def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[Trainable, Frozen]:
     """Take out what a method has dropped for good (AdaLoRA's ranks); the effect stays the same.
