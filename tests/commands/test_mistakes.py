@@ -153,6 +153,13 @@ def test_a_model_of_few_positions(smoke, tmp_path):
             build(config)
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_texts_are_pooled_as_the_config_says(smoke, pool):
+    built = experiment.build(smoke(model__pool=pool))
+    weights = {*built.frozen.base, *built.trainable["params"]}
+    assert any(path.startswith("pooler/") for path in weights) == (pool == "cls")
+
+
 def test_own_data_does_not_stand_under_a_task(tmp_path):
     config = glue.get_config("task=cola,size=smoke")
     config.update({"data": {"source": "files"}})

@@ -292,6 +292,18 @@ class WrongUnderVmap(Mutant):
         return same(a), b
 
 
+class StartsDoubledUnderVmap(Mutant):
+    def init(self, key, base):
+        @jax.custom_batching.custom_vmap
+        def same(a):
+            return a
+
+        same.def_vmap(lambda size, batched, a: (2 * a, True))
+        factors = super().init(key, base)
+        trainable = {**factors.trainable, "a": same(factors.trainable["a"])}
+        return Factors(trainable, factors.constants)
+
+
 class NegatesEachShard(Mutant):
     def dot(self, x, base, factors, *, dropout_key=None):
         @custom_partitioning
@@ -392,6 +404,7 @@ MUTANTS = [
     (KeyIsIgnored, "init_is_a_function_of_its_key"),
     (GlobalRandomNumbers, "init_is_a_function_of_its_key"),
     (FactorsAsNarrowAsTheBase, "factors_are_wide"),
+    (StartsDoubledUnderVmap, "init_is_a_function_of_its_key"),
     (StartsElsewhere, "starts_at_the_base"),
     (StartsElsewhere, "begins_as_the_base"),
     (CountsOneMore, "count_is_exact"),
