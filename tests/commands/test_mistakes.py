@@ -155,7 +155,7 @@ def test_a_model_of_few_positions(smoke, tmp_path):
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_texts_are_pooled_as_the_config_says(smoke, pool):
-    built = experiment.build(smoke(model__pool=pool))
+    built = build(smoke(model__pool=pool))
     weights = {*built.frozen.base, *built.trainable["params"]}
     assert any(path.startswith("pooler/") for path in weights) == (pool == "cls")
 

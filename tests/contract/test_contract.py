@@ -301,7 +301,7 @@ class StartsDoubledUnderVmap(Mutant):
         same.def_vmap(lambda size, batched, a: (2 * a, True))
         factors = super().init(key, base)
         trainable = {**factors.trainable, "a": same(factors.trainable["a"])}
-        return Factors(trainable, factors.constants)
+        return factors._replace(trainable=trainable)
 
 
 class NegatesEachShard(Mutant):
