@@ -23,12 +23,12 @@ from lora_jax.contract.clause import (
     require_same_form,
 )
 from lora_jax.contract.products import (
-    _calls,
-    _pull_back,
+    calls_of,
     gradients_equal_those_through_the_weight,
     narrow_inputs_give_narrow_outputs,
     products_accumulate_as_asked,
     products_equal_the_weight,
+    pull_back,
 )
 from lora_jax.contract.toy_matrices import (
     compiled_factors_of,
@@ -153,8 +153,8 @@ def _gradients_of_weights(
     """The gradient of a random projection of each weight."""
 
     def gradient(base: Base) -> dict[str, Array]:
-        pull_back = _pull_back(variant, base, factors_of(variant, base, seed))
-        return pull_back(normal(base.shape, 11))
+        transpose = pull_back(variant, base, factors_of(variant, base, seed))
+        return transpose(normal(base.shape, 11))
 
     return {shape: gradient(base) for shape, base in bases.items()}
 
@@ -178,7 +178,7 @@ def numbers_are_read_from_constants(variant: Variant) -> None:
 @functools.partial(by_numpy, static_argnums=0)
 def _computed(variants: tuple[Variant, ...], base: Base, factors: Factors) -> list[dict[str, Any]]:
     """Everything that each computes with the same factors."""
-    calls = _calls(base, factors)
+    calls = calls_of(base, factors)
     return [{what: call(each) for what, call in calls.items()} for each in variants]
 
 
@@ -200,7 +200,7 @@ def calls_are_pure(variant: Variant) -> None:
 def _everything(variant: Variant, base: Base, factors: Factors) -> dict[str, Any]:
     """What a variant computes, with one matrix and between steps; no argument may change."""
     results = {}
-    for what, call in _calls(base, factors).items():
+    for what, call in calls_of(base, factors).items():
         results[what] = _without_changing(what, lambda factors, c=call: c(variant), factors)
 
     group = {"w": factors}

@@ -56,7 +56,7 @@ def _gradients_of_uses(
     variant: Variant, base: Base, factors: Factors, inputs: Any, cotangents: Any, through: Any
 ) -> dict[str, tuple[Any, Any]]:
     """For each use, its gradient and the one through the weight, from the weight's cotangents."""
-    by_weight = _pull_back(variant, base, factors)
+    by_weight = pull_back(variant, base, factors)
     calls = {"dot": variant.dot, "dot_t": variant.dot_t, "take": variant.take}
     results = {}
     for (name, call), x, y, w in zip(calls.items(), inputs, cotangents, through, strict=True):
@@ -152,7 +152,7 @@ def inputs_of(
     return x, z, array(rows, np.int32)
 
 
-def _calls(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Any]]:
+def calls_of(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Any]]:
     """Everything that a variant computes with one matrix."""
     x, z, rows = inputs_of(base, (2, 3))
     key = keys.key(10)
@@ -166,7 +166,7 @@ def _calls(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Any]]:
     }
 
 
-def _pull_back(variant: Variant, base: Base, factors: Factors) -> Callable[[Array], Any]:
+def pull_back(variant: Variant, base: Base, factors: Factors) -> Callable[[Array], Any]:
     """The gradient of the trainables, given the weight's."""
 
     def weight(trainable: Any) -> Array:

@@ -12,8 +12,6 @@ from lora_jax.training.trial_program import Execution, Program
 GAIN = {"cpu": 0.02}
 """The largest share of `each`'s time that stepping at once could save. On CPUs, where it mostly
 saves nothing, it is only what a try may cost; elsewhere it is all but one trial's share."""
-
-
 CLEAR = 0.97
 """A program must take less than this share of another's time to count as faster: a smaller gain is
 noise, and stepping at once takes more memory."""

@@ -113,6 +113,14 @@ def test_what_only_looks_like_a_number_is_a_name(tmp_path):
     assert (task.label_names, task.train.labels.tolist()) == (("-1", "1"), [1, 0, 1, 0])
 
 
+def test_names_that_look_alike_are_not_two_classes(tmp_path):
+    """An accent of its own (U+0301) is no other letter; names that all have one are names."""
+    with pytest.raises(ValueError, match=r"train\.tsv, line 3: label 'cafe\\u0301' looks like 'ca"):
+        task_of(tmp_path, ["caf\u00e9", "cafe\u0301", "tea"])
+    names = ("cafe\u0301", "tea")
+    assert task_of(tmp_path, names * 2, held=names).label_names == names
+
+
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
 @pytest.mark.parametrize(
     "label",
