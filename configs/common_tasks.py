@@ -174,12 +174,12 @@ def experiment(
                 pool="mean" if small else "cls",
                 dtype=recipe["dtype"],
                 dropout=not small,
-                head_dropout=placeholder(recipe["head_dropout"], float),
+                head_dropout=recipe["head_dropout"],
             ),
             "data": common.data(
                 data_name(task),
                 source=choice["source"],
-                folder=placeholder(choice["folder"] or None, str),
+                folder=choice["folder"] or None,
                 train=64 if smoke else LAPTOP_EXAMPLES.get(task, 0) if small else 0,
                 max_length=min(32, recipe["max_length"]) if smoke else recipe["max_length"],
                 buckets=2 if smoke else 6,
@@ -194,7 +194,7 @@ def experiment(
             "optimizer": common.optimizer(
                 recipe["learning_rate"],
                 **{key: recipe[key] for key in optimizer},
-                head_learning_rate=placeholder(recipe["head_learning_rate"], float),
+                head_learning_rate=recipe["head_learning_rate"],
             ),
             "train": common.train(
                 batch_size=8 if smoke else recipe["batch_size"],

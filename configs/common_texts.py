@@ -136,7 +136,7 @@ def experiment(
             "data": common.texts(
                 task,
                 source=source,
-                folder=placeholder(choice["folder"] or None, str),
+                folder=choice["folder"] or None,
                 files={"train": file, "validation": ""},
                 validation=recipe["validation"],
                 train=recipe["train"],

@@ -18,6 +18,7 @@ from configs import instruct
 from experiments import cli
 from experiments.runs.audit_flag import wanted
 from experiments.runs.run import run
+from experiments.setup.config import parse
 from lora_jax.records import run_record
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/instruct", "A folder for each method goes here.")
@@ -27,12 +28,12 @@ _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke: a few steps
 
 def teach() -> None:
     configs = {
-        method: instruct.get_config(f"method={method},size={_SIZE.value}")
+        method: parse(instruct.get_config(f"method={method},size={_SIZE.value}").to_dict())
         for method in _METHODS.value
     }
     found = {}
     for method, config in configs.items():
-        found[method] = run(config.to_dict(), _folder(method), method, say=print, audit=wanted())
+        found[method] = run(config, _folder(method), method, say=print, audit=wanted())
         if found[method].status != "completed":
             raise ValueError(f"{method}: {found[method].status}, {found[method].note}")
     console = Console()

@@ -19,10 +19,12 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
+from configs.settings import RunConfig
 from experiments import cli
 from experiments.planning import show, topology_search
 from experiments.planning.memory_fit import Fit, fit
 from experiments.planning.topologies import Topology, check, listed, prepare, topology
+from experiments.setup.config import parse
 from lora_jax.sharding.mesh import mesh_sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
@@ -40,7 +42,7 @@ def plan() -> None:
     check(chosen)
     prepare(_simulated(chosen))
     console = Console(soft_wrap=True)
-    config = _CONFIG.value.to_dict()
+    config = parse(_CONFIG.value.to_dict())
     with console.status(f"compiling for {chosen}, which may take minutes"):
         found = fit(config, chosen, mesh, _ROWS.value)
     console.print(show.show(found))
@@ -51,7 +53,7 @@ def plan() -> None:
         sys.exit(2)
 
 
-def _search(config: dict, found: Fit, console: Console, say: topology_search.Say) -> None:
+def _search(config: RunConfig, found: Fit, console: Console, say: topology_search.Say) -> None:
     kind, rows = found.topology.kind, f"{found.rows} row{'s' * (found.rows > 1)} a shard"
     console.print()
     least = topology_search.smallest(config, found, say)

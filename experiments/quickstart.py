@@ -13,6 +13,7 @@ from experiments import cli
 from experiments.runs.audit_flag import wanted
 from experiments.runs.quickstart_table import Trained, show
 from experiments.runs.run import run
+from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from lora_jax.adapters.adapter_file import load_adapter
 
@@ -34,7 +35,7 @@ def compare() -> None:
 def _train(name: str) -> Trained:
     chosen = quickstart.get_config(f"variant={name},size={_SIZE.value}")
     chosen.update_from_flattened_dict({"model.name": _MODEL.value})
-    config = chosen.to_dict()
+    config = parse(chosen.to_dict())
     record = run(config, _folder(name), label=name, say=print, audit=wanted())
     if record.status != "completed":
         raise ValueError(f"{name}: {record.status}, {record.note}")

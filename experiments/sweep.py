@@ -44,7 +44,7 @@ from experiments.runs import audit_flag
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import Outcome, SweepFolder
 from experiments.sweeps.launchers import commands, local, slurm
-from experiments.sweeps.preflight import check
+from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.training.trial_program import EXECUTIONS
 
@@ -107,7 +107,7 @@ def _sweep() -> None:
         if _LAUNCHER.value == "slurm":
             slurm.require(_CLUSTER.value)
     machine = local.slots(_PROCESSES.value, len(found)) if _LAUNCHER.value == "local" else []
-    outlooks = check(found)
+    outlooks = check_trials(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
     mine = jobs.shard(whole, part)
     if part is not None and not mine:

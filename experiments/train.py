@@ -39,6 +39,7 @@ from experiments.distributed.flags import initialize
 from experiments.distributed.mesh import mesh_of
 from experiments.runs.audit_flag import wanted
 from experiments.runs.run import run, summarise
+from experiments.setup.config import parse
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
@@ -51,7 +52,7 @@ def train() -> None:
     initialize()
     try:
         mesh = mesh_of(None if _MESH.value is None else cli.integers("mesh", _MESH.value))
-        config, workdir = _CONFIG.value.to_dict(), Path(str(_WORKDIR.value))
+        config, workdir = parse(_CONFIG.value.to_dict()), Path(str(_WORKDIR.value))
         record = run(config, workdir, mesh=mesh, say=print, audit=wanted())
     except Exception as error:
         processes.leave(error)

@@ -18,8 +18,10 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
+from configs.settings import RunConfig
 from experiments import cli
 from experiments.runs.audit_flag import wanted
+from experiments.setup.config import parse
 from experiments.sweeps import jobs
 from experiments.sweeps.grouping import groups
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
@@ -44,11 +46,11 @@ def tune() -> None:
             raise ValueError(f"unknown row '{row}'; nearest: {nearest(row, rates)}")
     for row in _ROWS.value or rates:
 
-        def config(row: str = row, **changes: Any) -> dict[str, Any]:
+        def config(row: str = row, **changes: Any) -> RunConfig:
             argument = ",".join(filter(None, (_ARGUMENT.value, f"row={row}")))
             made = module.get_config(argument)
             made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-            return made.to_dict()
+            return parse(made.to_dict())
 
         study(config, module.STUDY, row, Path(str(_WORKDIR.value)), wanted())
 
@@ -72,7 +74,7 @@ def study(
     """Train all runs of one row: its learning rates, then every seed with the best rate.
 
     Args:
-      config: `config(**changes)` returns the row's config with these changes.
+      config: `config(**changes)` returns the row's settings with these changes.
       plan: the study's `rates` by row, `held_out`, `tuning_seed` and `seeds`.
       audit: whether to compare compiled programs with NumPy's before they train.
     """
@@ -86,9 +88,7 @@ def study(
     _train(configs, workdir / "runs" / row, audit)
 
 
-def _train(
-    configs: Mapping[str, dict[str, Any]], folder: Path, audit: bool
-) -> list[run_record.Record]:
+def _train(configs: Mapping[str, RunConfig], folder: Path, audit: bool) -> list[run_record.Record]:
     """Train runs, each in a folder of its name; runs that share a program train together."""
     names, console = list(configs), Console()
     ended: dict[str, run_record.Record] = {}

@@ -12,7 +12,6 @@ from typing import Any
 
 from experiments.analysis import collect_runs
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.trials import Trial
 from lora_jax.files import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
@@ -70,8 +69,8 @@ def _status(folder: Path) -> str:
     sweep = SweepFolder(folder.parent.parent)
     if folder != sweep.run(folder.name) or not (sweep.path / "trials.json").exists():
         return "unfinished"
-    status = sweep.outcome(Trial(folder.name, (), {}, {})).status
-    return "unfinished" if status in ("waiting", "completed") else status
+    attempt = sweep.attempt(folder.name)
+    return "unfinished" if attempt is None or attempt.status == "completed" else attempt.status
 
 
 def _without_folder(results: Path) -> Iterator[Unfinished]:
@@ -84,14 +83,14 @@ def _without_folder(results: Path) -> Iterator[Unfinished]:
             folder = sweep.run(name)
             if (folder / "record.json").exists() or (folder / "config.json").exists():
                 continue
-            status = sweep.outcome(Trial(name, (), {}, {})).status
-            if status not in ("waiting", "completed"):
-                yield Unfinished(folder, _config(sweep, name), status)
+            attempt = sweep.attempt(name)
+            if attempt is not None and attempt.status != "completed":
+                yield Unfinished(folder, _config(sweep, name), attempt.status)
 
 
 def _config(sweep: SweepFolder, name: str) -> Mapping[str, Any]:
     """The config of a trial, built again; empty if that fails or gives another config by now."""
     try:
-        return sweep.trials([name])[0].config
+        return sweep.trials([name])[0].config.plain
     except (ValueError, OSError):
         return {}

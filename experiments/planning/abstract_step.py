@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import lora_jax as lj
+from configs.settings import ClassifierConfig, RunConfig, TextConfig
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.experiment import predictor
-from experiments.setup.load import is_text_to_text
-from experiments.setup.validate import validate
 from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.published import encoders
 from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
@@ -29,10 +28,10 @@ OUTPUTS = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Outline:
+class AbstractStep:
     """A training step, and its arguments as shapes with shardings."""
 
-    config: dict[str, Any]
+    config: RunConfig
     layout: Layout
     step: Step
     state: TrainState
@@ -46,7 +45,7 @@ class Outline:
         return traced.lower(lowering_platforms=(platform,))
 
 
-def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outline:
+def abstract_step(config: RunConfig, mesh: Mesh, rows: int | None = None) -> AbstractStep:
     """The training step of a config on a mesh, with the longest rows that the config allows.
 
     Args:
@@ -56,17 +55,12 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
     Raises:
       ValueError, FileNotFoundError: one line on a config that cannot work.
     """
-    validate(config)
-    accumulate, shards = config["train"]["accumulate"], parts(ROWS, mesh)
-    rows = rows or max(1, config["train"]["batch_size"] // (accumulate * shards))
+    accumulate, shards = config.train.accumulate, parts(ROWS, mesh)
+    rows = rows or max(1, config.train.batch_size // (accumulate * shards))
     forward, params, rules, tokens, loss = model_of(config, mesh)
-    targets = from_config.make_run_targets(config, STEPS)
-    storage = from_config.make_storage(config["quantize"])
-    adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
-    hyper = from_config.make_hyper(config["optimizer"], STEPS)
-    tx = from_config.make_optimizer(
-        hyper, config["optimizer"]["schedule"], STEPS, config["also_train"]
-    )
+    adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, STEPS))
+    hyper = from_config.make_hyper(config.optimizer, STEPS)
+    tx = from_config.make_optimizer(config, hyper, STEPS)
 
     ids = jax.ShapeDtypeStruct((rows * shards, tokens), jnp.int32)
     layout = lay_out(adapted, mesh, rules, params, ids, ids, ids)
@@ -76,11 +70,11 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
         lambda new, old: TrainState.create(adapted, tx, new, old, key), trainable, frozen
     )
     shardings = layout.like(state)
-    clip = config["optimizer"]["clip"]
-    predict = predictor(adapted, config["model"]["dropout"])
+    clip = config.optimizer.clip
+    predict = predictor(adapted, config.model.dropout)
     step = make_train_step(adapted, tx, predict, loss, accumulate, clip, shardings)
     batch = batch_of(rows * shards * accumulate, tokens)
-    return Outline(
+    return AbstractStep(
         config=config,
         layout=layout,
         step=step,
@@ -101,7 +95,7 @@ def batch_of(rows: int, tokens: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def model_of(
-    config: dict[str, Any],
+    config: RunConfig,
     mesh: Mesh | None = None,
     predicted: int | None = None,
 ) -> tuple[Any, Any, Rules, int, Loss]:
@@ -114,20 +108,21 @@ def model_of(
       The forward pass, the shapes of the parameters, their sharding rules, the most tokens of a
       row, and the loss.
     """
-    section = config["model"]
-    if not is_text_to_text(config["data"]):
-        shape = encoders.read_config(locate(section["name"]))
-        abstract = classification.abstract(shape, section, OUTPUTS)
-        tokens = min(config["data"]["max_length"], shape.max_tokens)
+    if isinstance(config, ClassifierConfig):
+        shape = encoders.read_config(locate(config.model.name))
+        abstract = classification.abstract(shape, config.model, OUTPUTS)
+        tokens = min(config.data.max_length, shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy
-    content = ON_THE_HUB.get(section["name"])
+    if not isinstance(config, TextConfig):
+        raise TypeError(f"no kind of task: {type(config)}")
+    content = ON_THE_HUB.get(config.model.name)
     if content is None:
-        shape = read_decoder_config(locate(section["name"]))
+        shape = read_decoder_config(locate(config.model.name))
     else:
         shape = decoder_family_of(content).config.from_json(content)
-    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(section))
-    tokens = min(config["data"]["max_length"], shape.max_tokens)
-    smoothing = config["train"]["label_smoothing"]
+    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(config.model))
+    tokens = min(config.data.max_length, shape.max_tokens)
+    smoothing, longest = config.train.label_smoothing, predicted or tokens
     likelihood = completion.completion_likelihood
-    forward, params = likelihood(decoder, predicted or tokens, section["chunk"], smoothing)
+    forward, params = likelihood(decoder, longest, config.model.chunk, smoothing)
     return forward, params, DECODER, tokens, completion.cross_entropy_per_token

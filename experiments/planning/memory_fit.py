@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from experiments.planning.abstract_step import Outline, outline
+from configs.settings import RunConfig, TextConfig
+from experiments.planning.abstract_step import AbstractStep, abstract_step
 from experiments.planning.topologies import GIB, Topology, devices_of
 from lora_jax.compiled.collectives import Collective, collectives
 from lora_jax.partition import flatten
@@ -135,9 +136,7 @@ class Fit:
         return f"Does not fit: {self.refused}, more than the {gib}."
 
 
-def fit(
-    config: dict[str, Any], chosen: Topology, mesh: tuple[int, ...], rows: int | None = None
-) -> Fit:
+def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | None = None) -> Fit:
     """Compile the training step of a config for a topology.
 
     If the arrays alone do not fit, nothing is compiled.
@@ -149,7 +148,7 @@ def fit(
     Raises:
       ValueError, FileNotFoundError: a config or a mesh that cannot work.
     """
-    found = outline(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
+    found = abstract_step(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
     empty = _uncompiled(found, chosen)
     if empty.hopeless:
         return empty  # saves minutes of compilation
@@ -175,7 +174,7 @@ def fit(
     )
 
 
-def arrays_of(found: Outline) -> Arrays:
+def arrays_of(found: AbstractStep) -> Arrays:
     """Bytes of the arrays that stay on one device between steps."""
     state, frozen = found.state, found.frozen
     rest = frozen.constants, frozen.shared, state.variant_state, state.step, found.batch
@@ -187,7 +186,7 @@ def arrays_of(found: Outline) -> Arrays:
     )
 
 
-def loading_of(found: Outline) -> int:
+def loading_of(found: AbstractStep) -> int:
     """Bytes on one device before the first step; weights are quantised once all are read."""
     where, _ = flatten(found.layout.params)
     dense = [
@@ -206,7 +205,7 @@ def on_one_device(tree: Any) -> int:
     )
 
 
-def flops_of(found: Outline) -> Flops:
+def flops_of(found: AbstractStep) -> Flops:
     """The FLOPs of a training step for one token of a row."""
     trainable = found.state.trainable
     products = {path: _multiplied(use) for path, use in found.layout.uses.items()}
@@ -214,7 +213,8 @@ def flops_of(found: Outline) -> Flops:
     adapters = sum(leaf.size for each in trainable["adapters"].values() for leaf in each.values())
     frozen = sum(products.values()) - full
     trained = full + adapters
-    again = 2 * (frozen + trained) if found.config["model"].get("remat") else 0
+    remat = isinstance(found.config, TextConfig) and found.config.model.remat
+    again = 2 * (frozen + trained) if remat else 0
     return Flops(frozen=4.0 * frozen, trained=6.0 * trained, recomputed=float(again))
 
 
@@ -224,8 +224,8 @@ def _multiplied(use: WeightUse) -> int:
     return math.prod(use.shape) if products and use.is_matrix else 0
 
 
-def _uncompiled(found: Outline, chosen: Topology) -> Fit:
-    mesh, accumulate = found.layout.mesh, found.config["train"]["accumulate"]
+def _uncompiled(found: AbstractStep, chosen: Topology) -> Fit:
+    mesh, accumulate = found.layout.mesh, found.config.train.accumulate
     rows, tokens = found.batch["input_ids"].shape
     return Fit(
         topology=chosen,
@@ -235,7 +235,7 @@ def _uncompiled(found: Outline, chosen: Topology) -> Fit:
         arrays=arrays_of(found),
         flops=flops_of(found),
         accumulate=accumulate,
-        asked=found.config["train"]["batch_size"],
+        asked=found.config.train.batch_size,
         loading=loading_of(found),
         saving=on_one_device(found.state),
     )

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from configs.settings import TextConfig
 from experiments.setup import from_config
 from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
@@ -62,7 +63,7 @@ class Setting:
     """
 
     rank: int | None = 16
-    storage: Storage = "none"
+    storage: str = "none"
     width: int = 4
     batch: int = 1
     tokens: int = 512
@@ -146,18 +147,20 @@ def _temporaries(config: LlamaConfig, setting: Setting) -> float:
 def setting_of(experiment: Experiment) -> Setting:
     """How the decoder of an experiment is trained, with its longest batch."""
     config = experiment.config
-    variant = from_config.make_variant(config["variant"])
+    if not isinstance(config, TextConfig):
+        raise ValueError(f"the formula is for language models, not for {config.model.name}")
+    variant = from_config.make_variant(config.variant)
     lengths = experiment.encoded["train"].lengths
     longest = next(each for each in experiment.boundaries if each >= int(lengths.max()))
     return Setting(
         rank=getattr(variant, "rank", None),
-        storage=config["quantize"]["storage"],
-        width=np.dtype(config["model"]["dtype"]).itemsize,
-        batch=experiment.batch_size // config["train"]["accumulate"],
+        storage=config.quantize.storage,
+        width=np.dtype(config.model.dtype).itemsize,
+        batch=experiment.batch_size // config.train.accumulate,
         tokens=longest,
         predicted=int(experiment.encoded["train"].labels.max()),
-        chunk=config["model"]["chunk"],
-        remat=bool(config["model"]["remat"]),
+        chunk=config.model.chunk,
+        remat=bool(config.model.remat),
     )
 
 

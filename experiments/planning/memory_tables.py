@@ -6,11 +6,10 @@ from rich.table import Table
 
 from experiments.planning.memory_formula import Memory, Setting, as_compiled, by_formula, setting_of
 from experiments.planning.model_sizes import SIZES
+from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.read_config import read_config
 from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.published.decoders import read_decoder_config
-from lora_jax.models.published.location import locate
 
 GIB = 2**30
 CARDS = (16, 24, 40, 48, 80, 141)
@@ -48,9 +47,8 @@ def side_by_side(config: str, methods: Sequence[str]) -> Table:
     for method in methods:
         separator = "," if ":" in config else ":"
         found = read_config([f"--config={config}{separator}method={method}"])
-        experiment = build(found.to_dict())
-        shape = read_decoder_config(locate(experiment.config["model"]["name"]))
-        formula = by_formula(shape, setting_of(experiment))
+        experiment = build(parse(found.to_dict()))
+        formula = by_formula(experiment.shape, setting_of(experiment))
         made.add_row(method, "formula", *_numbers(formula, 2**20))
         made.add_row("", "compiled", *_numbers(as_compiled(experiment), 2**20))
         made.add_section()

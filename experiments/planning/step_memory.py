@@ -14,12 +14,11 @@ import numpy as np
 import optax
 
 import lora_jax as lj
+from configs.settings import RunConfig, TextConfig
 from experiments.planning.abstract_step import STEPS, batch_of, model_of
 from experiments.setup import from_config
 from experiments.setup.experiment import predictor
-from experiments.setup.load import is_text_to_text
 from experiments.setup.task_and_model import Texts
-from experiments.setup.validate import validate
 from lora_jax.compiled.jaxpr_memory import working_bytes
 from lora_jax.sharding import memory
 from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_train_step
@@ -36,7 +35,7 @@ OF_OTHERS = 0.25
 class Shapes:
     """The adapted model and optimiser of a run, and the shapes of its arrays."""
 
-    config: dict[str, Any]
+    config: RunConfig
     adapted: lj.Adapted
     tx: optax.GradientTransformation
     loss: Loss
@@ -45,20 +44,16 @@ class Shapes:
     frozen: lj.Frozen
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> "Shapes":
+    def of(cls, config: RunConfig) -> "Shapes":
         """The shapes of a config's run.
 
         Raises:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
-        validate(config)
         forward, params, _, _, loss = model_of(config)
-        targets = from_config.make_run_targets(config, STEPS)
-        storage = from_config.make_storage(config["quantize"])
-        adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
-        hyper = from_config.make_hyper({**config["optimizer"], "warmup_steps": 0}, STEPS)
-        schedule = config["optimizer"]["schedule"]
-        tx = from_config.make_optimizer(hyper, schedule, STEPS, config["also_train"])
+        adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, STEPS))
+        own = dataclasses.replace(config.optimizer, warmup_steps=0)  # they may be more than STEPS
+        tx = from_config.make_optimizer(config, from_config.make_hyper(own, STEPS), STEPS)
         example, key = np.zeros((2, 2), np.int32), jax.random.key(0)
         trainable, frozen = jax.eval_shape(adapted.init, key, params, example, example, example)
         state = jax.eval_shape(
@@ -78,8 +73,8 @@ class Shapes:
 
     def training(self, rows: int, tokens: int) -> int:
         """Bytes that a step takes besides `stays`: gradients, the batch, and values made of it."""
-        section = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
-        step: Any = make_train_step(self.adapted, self.tx, self._predict, self.loss, *section)
+        given = self.config.train.accumulate, self.config.optimizer.clip
+        step: Any = make_train_step(self.adapted, self.tx, self._predict, self.loss, *given)
         batch = batch_of(rows, tokens)
         traced = step.trace(self.state, self.frozen, batch)
         return working_bytes(traced.jaxpr.jaxpr) + memory.tree_bytes(batch)
@@ -96,7 +91,7 @@ class Shapes:
 
     @property
     def _predict(self) -> Predict:
-        return predictor(self.adapted, self.config["model"]["dropout"])
+        return predictor(self.adapted, self.config.model.dropout)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,10 +112,9 @@ class Batches:
     @classmethod
     def of(cls, shapes: Shapes, texts: Texts, trials: int = 1) -> "Batches":
         """The largest batches of a run with these texts."""
-        section = shapes.config["train"]
-        if is_text_to_text(shapes.config["data"]):
+        if isinstance(shapes.config, TextConfig):
             shapes = shapes.of_completions(int(texts.encoded["train"].labels.max()))
-        rows, parts = section["batch_size"], section["accumulate"]
+        rows, parts = shapes.config.train.batch_size, shapes.config.train.accumulate
         return cls(shapes, rows, parts, texts.longest, texts.boundaries[-1], trials)
 
     @cached_property

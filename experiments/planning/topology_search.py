@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
+from configs.settings import RunConfig
 from experiments.planning.memory_fit import Fit, fit
 from experiments.planning.topologies import Topology, listed
 
@@ -16,7 +16,7 @@ TRIES = 8
 Say = Callable[[str], None]
 
 
-def smallest(config: dict[str, Any], known: Fit, say: Say) -> Fit | None:
+def smallest(config: RunConfig, known: Fit, say: Say) -> Fit | None:
     """The smallest listed topology of the same kind that fits the same rows a shard, or None.
 
     Its mesh is that of `known` for the same topology, else that of `mesh_like`. Simulated
@@ -50,7 +50,7 @@ def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
     return 1, chosen.devices // tensor, tensor
 
 
-def largest_batch(config: dict[str, Any], known: Fit, say: Say) -> tuple[Fit | None, bool]:
+def largest_batch(config: RunConfig, known: Fit, say: Say) -> tuple[Fit | None, bool]:
     """The fit with the most rows a shard, and whether one more row is known not to fit.
 
     Memory grows by about the same amount with every row. Once two programs fit, a line through

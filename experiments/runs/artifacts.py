@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jax import Array
 
 import lora_jax as lj
+from configs.settings import TextConfig
 from experiments.distributed import processes
 from experiments.runs import generated_texts, predictions
 from experiments.runs.predictions import Predictions
@@ -57,7 +58,7 @@ def save(
     Args:
       call: the adapted model, for the predictions.
     """
-    meta = {"config": experiment.config}
+    meta = {"config": experiment.config.plain}
     trainable, variant_state = processes.whole((state.trainable, state.variant_state))
     frozen = dataclasses.replace(
         experiment.frozen,
@@ -68,7 +69,7 @@ def save(
     parts = (*experiment.task.extra, *experiment.task.unlabelled)
     outputs = experiment.predictions(call, *parts)
     if processes.writes():
-        labels = experiment.problem.labels
+        labels = experiment.workload.labels
         kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
         predictions.write(workdir, kept)
     left = _written(experiment, state.trainable)
@@ -97,7 +98,7 @@ def _draw(ranks: Mapping[str, Any], path: Path) -> None:
 
 def _written(experiment: Experiment, trainable: Any) -> Left:
     """Generate and score texts of a language model, if the config asks for them."""
-    if not experiment.config.get("generate"):
+    if not isinstance(experiment.config, TextConfig):
         return NOTHING
     values, signatures = generated_texts.scores(experiment, trainable)
     found = generated_texts.samples(experiment, trainable)
@@ -120,14 +121,14 @@ def record(
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""
     counted = summary(experiment.trainable, experiment.frozen)
-    config = plain(config)
-    best = config["train"]["select"] == "best"
+    settings = plain(config.plain)
+    best = config.train.select == "best"
     return run_record.Record(
-        experiment=config["experiment"],
-        config=config,
-        config_digest=config_digest(config),
+        experiment=config.experiment,
+        config=settings,
+        config_digest=config_digest(settings),
         **environment(),
-        seed=config["seed"],
+        seed=config.seed,
         data_digest=experiment.task.digest(),
         weights_digest=experiment.weights_digest,
         parameters_trained=counted.trained,
@@ -158,7 +159,7 @@ def record(
 def _head_size(experiment: Experiment) -> int:
     """The number of parameters that `also_train` names, as papers do not count the head."""
     params = experiment.trainable["params"]
-    if not (patterns := experiment.config["also_train"]):
+    if not (patterns := experiment.config.also_train):
         return 0
     return sum(params[path].size for path in select_paths(patterns, params))
 

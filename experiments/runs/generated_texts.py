@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.settings import Generate, RunConfig, TextConfig
 from experiments.setup.completion import begin
 from experiments.setup.experiment import Experiment
 from experiments.setup.validate_texts import FROM_OPTIONS
@@ -23,18 +24,18 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
 
     Prompts are tokenised and cut as in training, and cut further to leave room for an answer.
     """
-    section, step = experiment.config["generate"], experiment.problem.step
-    tokenizer, limit = experiment.tokenizer, experiment.problem.longest
+    tokenizer, step = experiment.tokenizer, experiment.workload.step
     if step is None or tokenizer.eos_id is None:
         raise ValueError(f"task '{experiment.task.name}' is not text-to-text: nothing is written")
+    section, limit = _settings(experiment), experiment.workload.longest
     beams = {
-        "beams": section["beams"],
-        "length_penalty": section["length_penalty"],
-        "no_repeat_ngram_size": section["no_repeat_ngram"],
-        "prompt_ngrams": section["prompt_ngrams"],
+        "beams": section.beams,
+        "length_penalty": section.length_penalty,
+        "no_repeat_ngram_size": section.no_repeat_ngram,
+        "prompt_ngrams": section.prompt_ngrams,
     }
     given = data.Prompts("prompts", prompts, None)
-    search = generate if section["beams"] == 1 else functools.partial(beam_search, **beams)
+    search = generate if section.beams == 1 else functools.partial(beam_search, **beams)
     apply: Any = step
     weights: tuple[Any, ...] = (trainable, experiment.frozen)
     if experiment.layout is None:  # merged weights are faster, but may not fit on a mesh
@@ -49,14 +50,19 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
         encode_prompts(tokenizer, given, limit, tokenizer.eos_id, begin(tokenizer)),
         eos_ids=tokenizer.eos_id,
         limit=limit,
-        batch_size=section["batch_size"],
-        max_new_tokens=section["max_new_tokens"],
+        batch_size=section.batch_size,
+        max_new_tokens=section.max_new_tokens,
     )
 
 
-def writes_samples(config: dict[str, Any]) -> bool:
+def writes_samples(config: RunConfig) -> bool:
     """Whether generated texts from before and after training go into a run's record."""
-    return bool((config.get("generate") or {}).get("samples"))
+    return isinstance(config, TextConfig) and config.generate.samples > 0
+
+
+def _settings(experiment: Experiment) -> Generate:
+    assert isinstance(experiment.config, TextConfig)
+    return experiment.config.generate
 
 
 def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
@@ -64,10 +70,10 @@ def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
 
     The prompts are spread evenly over the part; the model's answers do not affect the choice.
     """
-    task, count = experiment.task, experiment.config["generate"]["samples"]
+    task = experiment.task
     if not isinstance(task, data.TextTask) or not writes_samples(experiment.config):
         return []
-    some = task.scored(count).validation
+    some = task.scored(_settings(experiment).samples).validation
     before, after = (
         write(experiment, each, some.prompts) for each in (experiment.trainable, trainable)
     )
@@ -86,12 +92,12 @@ def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], di
     `accuracy_written_mean` as the mean over the extra parts. Both dicts are empty if the config
     asks for no scores.
     """
-    task, section = experiment.task, experiment.config["generate"]
-    if not isinstance(task, data.TextTask) or section["scored"] == 0:
+    task, section = experiment.task, _settings(experiment)
+    if not isinstance(task, data.TextTask) or section.scored == 0:
         return {}, {}
-    some = task if section["scored"] < 0 else task.scored(section["scored"])
+    some = task if section.scored < 0 else task.scored(section.scored)
     parts: dict[str, data.Prompts] = {"": some.validation}
-    if section["part"] == "extra":
+    if section.part == "extra":
         parts = {f"_{name}": part for name, part in some.extra.items()}
     values: dict[str, float] = {}
     signatures: dict[str, str] = {}
@@ -99,7 +105,7 @@ def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], di
         found, said = _scores(experiment, trainable, part)
         values |= {f"{name}{end}": value for name, value in found.items()}
         signatures |= said
-    if section["part"] == "extra" and FROM_OPTIONS in section["metrics"]:
+    if section.part == "extra" and FROM_OPTIONS in section.metrics:
         means = [values[f"{FROM_OPTIONS}{end}"] for end in parts]
         values[f"{FROM_OPTIONS}_mean"] = float(np.mean(means))
     return values, signatures
@@ -108,7 +114,7 @@ def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], di
 def _scores(
     experiment: Experiment, trainable: Any, part: data.Prompts
 ) -> tuple[dict[str, float], dict[str, str]]:
-    wanted = experiment.config["generate"]["metrics"]
+    wanted = _settings(experiment).metrics
     texts = write(experiment, trainable, part.prompts)
     plain = [name for name in wanted if name != FROM_OPTIONS]
     scored = text_metrics.score_texts(plain, texts, _expected(part)) if plain else {}

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from configs.settings import RunConfig, TextConfig
 from experiments.planning.step_memory import Batches, Shapes, least
 from experiments.setup.experiment import check_ids
-from experiments.setup.load import read
+from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked
 from experiments.setup.task_and_model import Texts
 from lora_jax.sharding import memory
@@ -42,8 +42,7 @@ class Held:
         state, frozen = shapes.state, shapes.frozen
         quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
         own = state.trainable, state.trainable["adapters"], frozen.constants, frozen.shared
-        section = shapes.config.get("generate") or {"samples": 0, "scored": 0}
-        writes = section["samples"] or section["scored"]
+        writes = isinstance(shapes.config, TextConfig) and shapes.config.generate.writes
         return cls(
             weights=memory.tree_bytes((shapes.params, quantised)),
             trained=memory.tree_bytes(own),
@@ -53,7 +52,7 @@ class Held:
 
 
 def announce(
-    config: dict[str, Any],
+    config: RunConfig,
     say: Callable[[str], None],
     mesh: Mesh | None = None,
     trials: int = 1,
@@ -70,7 +69,7 @@ def announce(
       at_once: how many of the trials have a batch in memory at a time.
 
     Returns:
-      The texts, for `gather` or `build`.
+      The texts, for `load` or `build`.
 
     Raises:
       ValueError, FileNotFoundError: the config cannot work, the arrays need more memory than is
@@ -83,12 +82,12 @@ def announce(
     said = _said(held, trials)
     if room is not None and devices == 1 and held.total > room:
         raise ValueError(
-            f"config.model '{config['model']['name']}' takes {said}: {memory.size(held.total)}, "
+            f"config.model '{config.model.name}' takes {said}: {memory.size(held.total)}, "
             f"and {memory.size(room)} of memory are available; take a smaller model, model.dtype "
             "bfloat16, a method that trains less, or "
             + ("more devices (--mesh)" if trials == 1 else "fewer trials in a job (--per_job)")
         )
-    texts = read(config)
+    texts = read_texts(config)
     check_ids(config, texts.boundaries[-1])
     batches = Batches.of(shapes, texts, at_once)
     said += f", about {memory.size(batches.most)} for gradients and {batches}"

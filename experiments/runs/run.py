@@ -4,10 +4,10 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
+from configs.settings import RunConfig
 from experiments.distributed import processes
 from experiments.runs import artifacts, generated_texts, step_audit
 from experiments.runs.folder_lock import Place, alone
@@ -38,7 +38,7 @@ class Interrupted(SystemExit):
 
 
 def run(
-    config: dict[str, Any],
+    config: RunConfig,
     workdir: Path,
     label: str = "train",
     mesh: Mesh | None = None,
@@ -75,7 +75,7 @@ def run(
         return _run(config, workdir, label, mesh, interrupted, say, audit, started)
 
 
-def _done(workdir: Path, config: dict[str, Any]) -> run_record.Record | None:
+def _done(workdir: Path, config: RunConfig) -> run_record.Record | None:
     """The completed record of this config, or None; if the first process sees it, all must.
 
     Raises:
@@ -89,7 +89,7 @@ def _done(workdir: Path, config: dict[str, Any]) -> run_record.Record | None:
 
 
 def _run(
-    config: dict[str, Any],
+    config: RunConfig,
     workdir: Path,
     label: str,
     mesh: Mesh | None,
@@ -101,7 +101,7 @@ def _run(
     texts = announce(config, say, mesh) if say is not None and processes.writes() else None
     with explained(config):
         experiment = build(config, mesh=mesh, texts=texts)
-    processes.first(lambda: run_record.claim(workdir, config))
+    processes.first(lambda: run_record.claim(workdir, config.plain))
     if not (workdir / "config.json").exists():
         raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")
     outcome, status, left = Outcome(), "completed", artifacts.NOTHING
@@ -135,11 +135,11 @@ def _run(
     return record
 
 
-def _ended(workdir: Path, config: dict[str, Any]) -> run_record.Record | None:
+def _ended(workdir: Path, config: RunConfig) -> run_record.Record | None:
     """The completed record of this config, if the folder has one."""
     if not (workdir / "config.json").exists():
         return None
-    run_record.claim(workdir, config)
+    run_record.claim(workdir, config.plain)
     record = run_record.read(workdir)
     return record if record is not None and record.status == "completed" else None
 
@@ -204,7 +204,7 @@ def _fit(
             return state, ""
         if outcome.diverged:
             return state, artifacts.NOT_FINITE.format(outcome.steps)
-        if experiment.config["train"]["select"] == "best":
+        if experiment.config.train.select == "best":
             return best(checkpoints, state, outcome)
     return state, ""
 

@@ -1,6 +1,5 @@
 """Load classification and regression tasks, which an encoder with a head learns."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,17 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
+from configs.settings import ClassifierConfig, Encoder
 from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.task_and_model import (
-    Materials,
+    Loaded,
     Texts,
     boundaries,
-    check_dtype,
     check_vocabulary,
     text_limit,
 )
-from experiments.setup.workload import Problem
+from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
@@ -32,21 +31,20 @@ from lora_jax.models.published.weight_files import Weights
 from lora_jax.training.step import cross_entropy, squared_error
 
 
-def read(config: dict[str, Any]) -> Texts:
-    """Read the examples of a config as tokens of its model, without reading weights.
+def load_task(config: ClassifierConfig) -> data.Task:
+    return from_config.make_task(config.data)
 
-    Raises:
-      ValueError, FileNotFoundError: one line on what is wrong.
-    """
-    check_dtype(config["model"])
-    task = from_config.make_task(config["data"])
-    folder = locate(config["model"]["name"])
+
+def read_texts(config: ClassifierConfig) -> Texts:
+    """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
+    task = load_task(config)
+    folder = locate(config.model.name)
     shape = encoders.read_config(folder)
     # Check the model first, as reading the texts may take a while.
-    _check_weights(folder, shape, abstract(shape, config["model"], task.num_outputs))
+    _check_weights(folder, shape, abstract(shape, config.model, task.num_outputs))
     tokenizer = data.load_tokenizer(folder)
     parts = {"train": task.train, "validation": task.validation, **task.extra, **task.unlabelled}
-    with text_limit(config["data"], shape.max_tokens, folder) as limit:
+    with text_limit(config.data, shape.max_tokens, folder) as limit:
         tokenised = {n: data.encode_cached(tokenizer, each, limit) for n, each in parts.items()}
     encoded = {name: each.encoded for name, each in tokenised.items()}
     # DeBERTa without token types accepts and ignores any token type.
@@ -56,49 +54,45 @@ def read(config: dict[str, Any]) -> Texts:
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=tokenised["train"].examples_per_second,
-        boundaries=boundaries(encoded, config["data"], limit),
+        boundaries=boundaries(encoded, config.data, limit),
     )
 
 
-def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Materials:
-    """Load the materials of a config, with weights on the devices of the mesh, if there is one.
-
-    Raises:
-      ValueError, FileNotFoundError: one line on what is wrong.
-    """
-    folder = locate(config["model"]["name"])
+def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> Loaded:
+    """Load a config's task and model (see `load.load`)."""
+    folder = locate(config.model.name)
     task: Any = texts.task
+    pool: Any = config.model.pool
     loaded = encoders.load_classifier(
         folder,
         num_labels=task.num_outputs,
-        pool=config["model"]["pool"],
+        pool=pool,
         key=jax.random.key(0),
-        dtype=config["model"]["dtype"],
-        head_dropout=config["model"]["head_dropout"],
-        shardings=_shardings(folder, config["model"], task.num_outputs, mesh),
+        dtype=config.model.dtype,
+        head_dropout=config.model.head_dropout,
+        shardings=_shardings(folder, config.model, task.num_outputs, mesh),
     )
 
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
     digest = processes.first(lambda: weight_files.digest(folder))
-    return Materials(**vars(texts), problem=_problem(task, model), weights_digest=digest)
+    return Loaded(texts, _workload(task), encoders.read_config(folder), model, digest)
 
 
-def gather_abstract(config: dict[str, Any]) -> Materials:
-    """Like `gather`, but with shapes in place of weights, which are not read."""
-    texts = read(config)
+def load_abstract(config: ClassifierConfig) -> Loaded:
+    """As `load`, with shapes in place of weights."""
+    texts = read_texts(config)
     task: Any = texts.task
-    shape = encoders.read_config(locate(config["model"]["name"]))
-    outlined = lj.from_nnx(abstract(shape, config["model"], task.num_outputs))
-    return Materials(**vars(texts), problem=_problem(task, lambda key: outlined))
+    shape = encoders.read_config(locate(config.model.name))
+    abstracted = lj.from_nnx(abstract(shape, config.model, task.num_outputs))
+    return Loaded(texts, _workload(task), shape, lambda key: abstracted)
 
 
-def _problem(task: data.Task, model: Callable[[Array], Any]) -> Problem:
-    """The problem of a task: each row is an example, whose label the classifier predicts."""
+def _workload(task: data.Task) -> Workload:
+    """The workload of a task: each row is an example, whose label the classifier predicts."""
     parts = {"validation": task.validation, **task.extra, **task.unlabelled}
-    return Problem(
-        model=model,
+    return Workload(
         evaluated=None,
         loss=cross_entropy if task.label_names else squared_error,
         collate=data.collate,
@@ -109,33 +103,25 @@ def _problem(task: data.Task, model: Callable[[Array], Any]) -> Problem:
     )
 
 
-def _shardings(
-    folder: Path, model: dict[str, Any], outputs: int, mesh: Mesh | None
-) -> Shardings | None:
+def _shardings(folder: Path, model: Encoder, outputs: int, mesh: Mesh | None) -> Shardings | None:
     if mesh is None:
         return None
     return shardings_of(abstract(encoders.read_config(folder), model, outputs), ENCODER, mesh)
 
 
-def abstract(config: Config, model: dict[str, Any], outputs: int) -> Classifier:
+def abstract(shape: Config, model: Encoder, outputs: int) -> Classifier:
     """The classifier of a config's `model`, with shapes in place of weights."""
-    classifier: Any = FAMILIES[config.model_type].classifier
-    given = config, outputs, model["pool"]
-    return nnx.eval_shape(lambda: classifier(*given, dtype=model["dtype"], rngs=nnx.Rngs(0)))
+    classifier: Any = FAMILIES[shape.model_type].classifier
+    given = shape, outputs, model.pool
+    return nnx.eval_shape(lambda: classifier(*given, dtype=model.dtype, rngs=nnx.Rngs(0)))
 
 
-def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
-    """The forward pass of a config's `model` and the shapes of its parameters.
-
-    Weights are not read, but their shapes are checked, and the tokenizer is loaded.
-
-    Raises:
-      ValueError, FileNotFoundError: no such model, or one of its files cannot work.
-    """
-    folder = locate(model["name"])
-    config = encoders.read_config(folder)
-    classifier = abstract(config, model, outputs)
-    _check_weights(folder, config, classifier)
+def abstract_model(config: ClassifierConfig, outputs: int) -> tuple[Any, Any]:
+    """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
+    folder = locate(config.model.name)
+    shape = encoders.read_config(folder)
+    classifier = abstract(shape, config.model, outputs)
+    _check_weights(folder, shape, classifier)
     data.load_tokenizer(folder)
     return lj.from_nnx(classifier)
 

@@ -10,18 +10,19 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from configs import settings
+from configs.settings import Generate, TextConfig
 from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.task_and_model import (
-    Materials,
+    Loaded,
     Texts,
     boundaries,
-    check_dtype,
     check_vocabulary,
     text_limit,
 )
 from experiments.setup.validate_texts import check_written, remat_of
-from experiments.setup.workload import Problem
+from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
@@ -71,27 +72,24 @@ class Part:
         return self.answers
 
 
-def completion(
+def workload(
     task: data.TextTask,
     decoder: Decoder,
     parts: Mapping[str, Part],
     chunk: int,
-    smoothing: float = 0.0,
     prompt: int = 0,
-) -> Problem:
-    """The problem of a text-to-text task: the outputs are log-likelihoods of completions.
+) -> Workload:
+    """The workload of a text-to-text task: the outputs are log-likelihoods of completions.
 
     The loss is the mean cross-entropy over the tokens of the completions.
 
     Args:
       prompt: the most tokens of a prompt from which the decoder generates.
     """
-    longest = {name: int(part.encoded.labels.max()) for name, part in parts.items()}
-    forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
+    longest = max(int(part.encoded.labels.max()) for part in parts.values())
     options = max(part.options for part in parts.values())
-    evaluated, _ = option_likelihoods(decoder, options, max(longest.values()), chunk)
-    return Problem(
-        model=lambda key: (forward, params),
+    evaluated, _ = option_likelihoods(decoder, options, longest, chunk)
+    return Workload(
         evaluated=evaluated,
         loss=cross_entropy_per_token,
         collate=collate,
@@ -132,32 +130,30 @@ class Prompts(Texts):
     """The most tokens of a prompt from which the decoder generates."""
 
 
-def read(config: dict[str, Any]) -> Prompts:
-    """Read the examples of a config as tokens of its model, without reading weights.
+def load_task(config: TextConfig) -> data.TextTask:
+    return from_config.make_text_task(config.data)
 
-    Raises:
-      ValueError, FileNotFoundError: one line on what is wrong.
-    """
-    check_dtype(config["model"])
-    section = config["data"]
-    task = from_config.make_text_task(section)
-    check_written(config["generate"], task)
-    where = locate(config["model"]["name"])
+
+def read_texts(config: TextConfig) -> Prompts:
+    """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
+    task = load_task(config)
+    check_written(config.generate, task)
+    where = locate(config.model.name)
     # Check this first: a model that is no decoder has no chat template either.
     shape = decoders.read_decoder_config(where)
     tokenizer = data.load_tokenizer(where)
-    if section["template"] == "chat":
+    if config.data.template == "chat":
         first = begin(tokenizer)
         start = None if first is None else tokenizer.backend.id_to_token(first)
         task = data.as_chat(task, data.load_chat_template(where), start or "")
-    most, new = shape.max_tokens, config["generate"]["max_new_tokens"]
+    most, new = shape.max_tokens, config.generate.max_new_tokens
     if most - new < 2:
         raise ValueError(
             f"config.generate.max_new_tokens {new} leaves no room for a prompt; the model in "
             f"{where} takes {most} tokens"
         )
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
-    with text_limit(section, most, where) as limit:
+    with text_limit(config.data, most, where) as limit:
         prompt = min(limit, most - new)
         train = _completions(tokenizer, task.train, limit)
         parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
@@ -172,55 +168,49 @@ def read(config: dict[str, Any]) -> Prompts:
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,
-        boundaries=boundaries(encoded, section, room),
+        boundaries=boundaries(encoded, config.data, room),
         parts=parts,
         prompt=prompt,
     )
 
 
-def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> Materials:
-    """Load the materials of a config, with weights on the devices of the mesh, if there is one.
-
-    Raises:
-      ValueError, FileNotFoundError: one line on what is wrong.
-    """
-    where = locate(config["model"]["name"])
-    settings, shardings = options(config["model"]), None
+def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> Loaded:
+    """Load a config's task and model (see `load.load`)."""
+    where = locate(config.model.name)
+    given, shardings = options(config.model), None
     if mesh is not None:
-        abstract = decoders.outline_decoder(where, **settings)
+        abstract = decoders.outline_decoder(where, **given)
         shardings = shardings_of(abstract, DECODER, mesh)
-    decoder = decoders.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
-    _check_cache(decoder, config["generate"])
-    made = _materials(config, texts, decoder)
+    decoder = decoders.load_decoder(where, **given, mesh=mesh, shardings=shardings)
+    _check_cache(decoder, config.generate)
     digest = processes.first(lambda: weight_files.digest(where))
-    return dataclasses.replace(made, weights_digest=digest)
+    return _loaded(config, texts, decoder, digest)
 
 
-def gather_abstract(config: dict[str, Any]) -> Materials:
-    """Like `gather`, but with shapes in place of weights, which are not read."""
-    texts, where = read(config), locate(config["model"]["name"])
-    decoder = decoders.outline_decoder(where, **options(config["model"]))
-    return _materials(config, texts, decoder)
+def load_abstract(config: TextConfig) -> Loaded:
+    """As `load`, with shapes in place of weights."""
+    texts, where = read_texts(config), locate(config.model.name)
+    return _loaded(config, texts, decoders.outline_decoder(where, **options(config.model)))
 
 
-def _materials(config: dict[str, Any], texts: Prompts, decoder: Decoder) -> Materials:
-    given = config["model"]["chunk"], config["train"]["label_smoothing"], texts.prompt
+def _loaded(config: TextConfig, texts: Prompts, decoder: Decoder, digest: str = "") -> Loaded:
+    longest, chunk = int(texts.encoded["train"].labels.max()), config.model.chunk
+    smoothing = config.train.label_smoothing
+    forward, params = completion_likelihood(decoder, longest, chunk, smoothing)
     task: Any = texts.task
-    return Materials(
-        **{field.name: getattr(texts, field.name) for field in dataclasses.fields(Texts)},
-        problem=completion(task, decoder, texts.parts, *given),
-    )
+    work = workload(task, decoder, texts.parts, chunk, texts.prompt)
+    return Loaded(texts, work, decoder.config, lambda key: (forward, params), digest)
 
 
-def _check_cache(decoder: Decoder, section: dict[str, Any]) -> None:
+def _check_cache(decoder: Decoder, generate: Generate) -> None:
     """Raise a ValueError if the key-value cache of the generated tokens does not fit in memory.
 
     The model generates only after training, so this is checked early. The cache of the prompts,
     which also takes memory, is not counted.
     """
-    if not (section["samples"] or section["scored"]):
+    if not generate.writes:
         return
-    rows, tokens = section["batch_size"] * section["beams"], section["max_new_tokens"]
+    rows, tokens = generate.batch_size * generate.beams, generate.max_new_tokens
     kept = memory.tree_bytes(jax.eval_shape(lambda: empty_cache(decoder, rows, tokens)))
     room = memory.available()
     if room is not None and kept > room:
@@ -231,25 +221,19 @@ def _check_cache(decoder: Decoder, section: dict[str, Any]) -> None:
         )
 
 
-def outline(model: dict[str, Any]) -> tuple[Any, Any]:
-    """The forward pass of a config's `model` and the shapes of its parameters.
-
-    Weights are not read; the tokenizer is loaded.
-
-    Raises:
-      ValueError, FileNotFoundError: no such model, or one of its files cannot work.
-    """
-    where = locate(model["name"])
+def abstract_model(config: TextConfig, outputs: int) -> tuple[Any, Any]:
+    """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
+    where = locate(config.model.name)
     data.load_tokenizer(where)
-    abstract = decoders.outline_decoder(where, **options(model))
-    return completion_likelihood(abstract, 1, model["chunk"])
+    decoder = decoders.outline_decoder(where, **options(config.model))
+    return completion_likelihood(decoder, 1, config.model.chunk)
 
 
-def options(model: dict[str, Any]) -> dict[str, Any]:
+def options(model: settings.Decoder) -> dict[str, Any]:
     """The arguments for making the decoder of a config's `model`."""
     return {
-        "dtype": model["compute_dtype"],
-        "param_dtype": model["dtype"],
+        "dtype": model.compute_dtype,
+        "param_dtype": model.dtype,
         "remat": remat_of(model),
     }
 

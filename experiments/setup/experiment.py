@@ -13,13 +13,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
+from configs.settings import RunConfig, Training
 from experiments.setup import from_config
-from experiments.setup.load import gather
+from experiments.setup.load import load
 from experiments.setup.out_of_memory import advice, asked
 from experiments.setup.sharded_batches import spread
-from experiments.setup.task_and_model import Materials, Texts
-from experiments.setup.validate import validate
-from experiments.setup.workload import Problem
+from experiments.setup.task_and_model import Loaded, Texts
+from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.sharding import memory
@@ -33,8 +33,10 @@ from lora_jax.training.step import Batch, Loss, Predict, Step, TrainState, make_
 class Experiment:
     """Everything that a run needs, made and checked before anything trains."""
 
-    config: dict[str, Any]
-    problem: Problem
+    config: RunConfig
+    workload: Workload
+    shape: Any
+    """The model's own config, such as a `BertConfig`."""
     task: data.Task | data.TextTask
     tokenizer: data.Tokenizer
     encoded: dict[str, data.Encoded]
@@ -55,7 +57,7 @@ class Experiment:
 
     @property
     def batch_size(self) -> int:
-        return self.config["train"]["batch_size"]
+        return self.config.train.batch_size
 
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """The training batches, starting with that of a step."""
@@ -64,12 +66,12 @@ class Experiment:
 
     def plan(self) -> data.BatchPlan:
         """The plan of which training examples are in the batch of each step."""
-        lengths, seed = self.encoded["train"].lengths, self.config["seed"]
+        lengths, seed = self.encoded["train"].lengths, self.config.seed
         return data.BatchPlan(lengths, self.batch_size, self.boundaries, seed)
 
     def predict(self, trainable: Any, frozen: lj.Frozen, batch: Batch, rng: Array | None) -> Array:
         """The outputs of a batch; `rng` is for dropout in training, and None in evaluation."""
-        dropout, evaluated = self.config["model"]["dropout"], self.problem.evaluated
+        dropout, evaluated = self.config.model.dropout, self.workload.evaluated
         return predictor(self.adapted, dropout, evaluated)(trainable, frozen, batch, rng)
 
     def outputs(self, call: Callable[[Batch], Array], encoded: data.Encoded) -> np.ndarray:
@@ -82,17 +84,17 @@ class Experiment:
         """Make the arrays of a batch; on a mesh, each process makes the rows of its own devices."""
         rows = batch.indices, batch.padded_length, self.batch_size
         if self.layout is None:
-            return self.problem.collate(encoded, *rows)
-        return spread(self.layout.rows, self.problem.collate, encoded, *rows)
+            return self.workload.collate(encoded, *rows)
+        return spread(self.layout.rows, self.workload.collate, encoded, *rows)
 
     def score(self, call: Callable[[Batch], Array]) -> dict[str, float]:
         """The metrics of a jitted `call` on the validation part and the task's extra parts."""
-        return self.problem.score(self.predictions(call, *self.task.extra))
+        return self.workload.score(self.predictions(call, *self.task.extra))
 
     def predictions(self, call: Callable[[Batch], Array], *parts: str) -> dict[str, np.ndarray]:
         """The outputs of a jitted `call` for the examples of the validation part and of `parts`."""
         return {
-            name: self.problem.examples(name, self.outputs(call, self.encoded[name]))
+            name: self.workload.examples(name, self.outputs(call, self.encoded[name]))
             for name in ("validation", *parts)
         }
 
@@ -103,7 +105,7 @@ class Experiment:
     def merged_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The base model with merged parameters, as a function of a batch."""
         params = self.adapted.merge(trainable, self.frozen)
-        evaluated = self.problem.evaluated or self.adapted.forward
+        evaluated = self.workload.evaluated or self.adapted.forward
         forward = jax.jit(evaluated, out_shardings=self._everywhere)
         return lambda batch: forward(params, *_inputs(batch))
 
@@ -124,15 +126,15 @@ class Experiment:
 
     @property
     def loss(self) -> Loss:
-        return self.problem.loss
+        return self.workload.loss
 
     @property
     def rng(self) -> Array:
         """The random key for dropout."""
-        return jax.random.fold_in(jax.random.key(self.config["seed"]), 2)
+        return jax.random.fold_in(jax.random.key(self.config.seed), 2)
 
     def make_step(self) -> Step:
-        accumulate, clip = self.config["train"]["accumulate"], self.config["optimizer"]["clip"]
+        accumulate, clip = self.config.train.accumulate, self.config.optimizer.clip
         given = self.adapted, self.tx, self.predict, self.loss
         return make_train_step(*given, accumulate, clip, self._state_shardings)
 
@@ -161,69 +163,64 @@ class Experiment:
 
 
 def build(
-    config: dict[str, Any],
-    shared: Materials | None = None,
+    config: RunConfig,
+    shared: Loaded | None = None,
     mesh: Mesh | None = None,
     texts: Texts | None = None,
 ) -> Experiment:
     """Make the experiment that a config describes.
 
     Args:
-      shared: the materials of a config with the same data and model, if loaded already.
+      shared: the loaded task and model of a config with the same data and model, if there is one.
       mesh: the devices that train together; by default one device trains alone.
-      texts: the result of `load.read` for this config, if there is one.
+      texts: the result of `load.read_texts` for this config, if there is one.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
-    validate(config)
     if mesh is not None:
-        _check_rows(config["train"], mesh)
-    from_config.make_targets(config["variant"], config["targets"])  # reports errors before loading
-    storage = from_config.make_storage(config["quantize"])
-    materials = shared or gather(config, mesh, texts)
-    task, encoded = materials.task, materials.encoded
+        _check_rows(config.train, mesh)
+    from_config.make_targets(config)  # reports errors before loading
+    from_config.make_storage(config.quantize)
+    loaded = shared or load(config, mesh, texts)
+    texts, work = loaded.texts, loaded.workload
 
-    loop = from_config.make_loop(config["train"], len(encoded["train"]), task.metric)
-    hyper = from_config.make_hyper(config["optimizer"], loop.steps)
-    schedule, also_train = config["optimizer"]["schedule"], config["also_train"]
-    tx = from_config.make_optimizer(hyper, schedule, loop.steps, also_train)
+    loop = from_config.make_loop(config.train, len(texts.encoded["train"]), texts.task.metric)
+    hyper = from_config.make_hyper(config.optimizer, loop.steps)
+    tx = from_config.make_optimizer(config, hyper, loop.steps)
     targets = from_config.make_run_targets(config, loop.steps)
     # An adapter that is still shrinking is larger than its final budget, so it cannot be the best.
     settled = max((each.settled for each in targets.values()), default=0)
-    loop = dataclasses.replace(loop, best_from=settled)
-    key = jax.random.key(config["seed"])
-    forward, params = materials.problem.model(key)
-    adapted = lj.adapt(forward, None, targets, also_train, storage)
-    check_ids(config, materials.boundaries[-1])
-    example = np.zeros((config["train"]["batch_size"], materials.boundaries[0]), np.int32)
+    key = jax.random.key(config.seed)
+    forward, params = loaded.model(key)
+    adapted = from_config.adapt(config, forward, targets)
+    check_ids(config, texts.boundaries[-1])
+    example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
-    layout = None if mesh is None else lay_out(adapted, mesh, materials.problem.rules, *inputs)
+    layout = None if mesh is None else lay_out(adapted, mesh, work.rules, *inputs)
     trainable, frozen = (layout or adapted).init(adapter_key, *inputs)
-    if config["start_from"]:
-        trainable, frozen = _begin(config["start_from"], trainable, frozen)
+    if config.start_from:
+        trainable, frozen = _begin(config.start_from, trainable, frozen)
         if layout is not None:
             where = layout.trainable, layout.frozen
             trainable, frozen = jax.device_put((trainable, frozen), where)
-    problem = materials.problem
-    if shared is None:  # frees the loaded weights that are trained or quantised now
-        problem = dataclasses.replace(problem, model=_taken)
     return Experiment(
         config=config,
-        problem=problem,
-        task=task,
-        tokenizer=materials.tokenizer,
-        encoded=encoded,
-        examples_per_second=materials.examples_per_second,
-        boundaries=materials.boundaries,
-        weights_digest=materials.weights_digest,
+        workload=work,
+        shape=loaded.shape,
+        task=texts.task,
+        tokenizer=texts.tokenizer,
+        encoded=texts.encoded,
+        examples_per_second=texts.examples_per_second,
+        boundaries=texts.boundaries,
+        weights_digest=loaded.weights_digest,
         adapted=adapted,
         trainable=trainable,
         frozen=frozen,
         hyper=hyper,
         tx=tx,
-        loop=loop,
+        loop=dataclasses.replace(loop, best_from=settled),
         layout=layout,
     )
 
@@ -242,33 +239,29 @@ def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.
         raise ValueError(f"{error.problem}; {way_out}") from None
 
 
-def _check_rows(section: dict[str, Any], mesh: Mesh) -> None:
+def _check_rows(section: Training, mesh: Mesh) -> None:
     """Raise a ValueError if a batch cannot be divided evenly over a mesh."""
-    multiple = section["accumulate"] * parts(ROWS, mesh)
-    if section["batch_size"] % multiple:
+    multiple = section.accumulate * parts(ROWS, mesh)
+    if section.batch_size % multiple:
         sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
         raise ValueError(
-            f"config.train.batch_size {section['batch_size']} must be a multiple of {multiple}: "
-            f"train.accumulate {section['accumulate']} on a mesh of {sizes} (--mesh=1,1,1 is one "
+            f"config.train.batch_size {section.batch_size} must be a multiple of {multiple}: "
+            f"train.accumulate {section.accumulate} on a mesh of {sizes} (--mesh=1,1,1 is one "
             "device)"
         )
 
 
-def check_ids(config: dict[str, Any], tokens: int) -> None:
+def check_ids(config: RunConfig, tokens: int) -> None:
     """Raise a ValueError if the ids, masks and types of a batch alone do not fit in memory.
 
     The system gives memory to an array of zeros only on use, and may then kill the process.
     """
-    needed, room = 3 * 4 * config["train"]["batch_size"] * tokens, memory.host_memory()
+    needed, room = 3 * 4 * config.train.batch_size * tokens, memory.host_memory()
     if room is not None and needed > room:
         raise ValueError(
             f"{asked(config)} does not fit into memory: its ids take {memory.size(needed)}, and "
             f"{memory.size(room)} are available; {advice(config, math.inf)}"
         )
-
-
-def _taken(key: Array) -> Any:
-    raise ValueError("an experiment has taken the parameters of its model")
 
 
 def predictor(

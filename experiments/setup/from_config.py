@@ -1,13 +1,15 @@
-"""Make objects from the sections of a config; only this module turns names into objects."""
+"""Make objects from the settings of a config; only this module turns names into objects."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optax
 
 import lora_jax as lj
 import variants
+from configs import settings
+from configs.settings import RunConfig
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.suggest import nearest
@@ -18,25 +20,26 @@ ANY_BASE = "any_base:"
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 
 
-def make_variant(section: Mapping[str, Any]) -> lj.Variant:
+def make_variant(chosen: settings.Variant) -> lj.Variant:
     """The variant that a config names, with the settings that it sets."""
-    settings = {k: v for k, v in section.items() if k != "name" and v is not None}
-    return variants.make(section["name"], **settings)
+    return variants.make(chosen.name, **chosen.settings)
 
 
-def make_targets(section: Mapping[str, Any], targets: Sequence[Any]) -> dict[Any, lj.Variant]:
-    """The variant of each target.
+def make_targets(config: RunConfig) -> dict[Any, lj.Variant]:
+    """The variant of each target, as the config has it (`make_run_targets` adds a run's steps).
 
     A target is a pattern, or (pattern, settings). Its settings change those of the config's
     variant. `layers` is (start, stop, step). `name` names another variant, which takes no settings
     from the config.
     """
     made: dict[Any, lj.Variant] = {}
-    for each in targets:
+    for each in config.targets:
         pattern, own = _with_settings(each)
-        settings = {name: value for name, value in own.items() if name != "layers"}
         where = lj.layers(pattern, _slice(own["layers"])) if "layers" in own else pattern
-        made[where] = make_variant(settings if "name" in settings else {**section, **settings})
+        inherited = {} if "name" in own else config.variant.settings
+        changed = {**inherited, **{k: v for k, v in own.items() if k not in ("layers", "name")}}
+        given = {k: v for k, v in changed.items() if v is not None}
+        made[where] = variants.make(own.get("name", config.variant.name), **given)
     return made
 
 
@@ -69,103 +72,100 @@ def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
     return variant
 
 
-def make_run_targets(config: Mapping[str, Any], steps: int) -> dict[Any, lj.Variant]:
+def make_run_targets(config: RunConfig, steps: int) -> dict[Any, lj.Variant]:
     """The variant of each target, with the run's `steps`, unless the config sets `total_steps`."""
-    made = make_targets(config["variant"], config["targets"])
-    if not takes_steps_of_run(config["variant"]):
+    made = make_targets(config)
+    if config.variant.settings.get("total_steps") is not None:
         return made
     return {where: for_steps(each, steps) for where, each in made.items()}
 
 
-def takes_steps_of_run(section: Mapping[str, Any]) -> bool:
-    """Whether a config's `variant` takes `total_steps` from the run."""
-    return section.get("total_steps") is None
-
-
-def make_storage(section: Mapping[str, Any]) -> dict[str, Any]:
+def make_storage(section: settings.Quantize) -> dict[str, Any]:
     """The storage of each pattern of frozen weights; empty if all weights are stored densely."""
-    name = section["storage"]
+    name = section.storage
     if name == "none":
         return {}
     if name not in STORAGES:
         known = ["none", *STORAGES]
         raise ValueError(f"unknown quantize.storage '{name}'; nearest: {nearest(name, known)}")
-    return dict.fromkeys(section["patterns"], STORAGES[name])
+    return dict.fromkeys(section.patterns, STORAGES[name])
 
 
-def make_task(section: Mapping[str, Any]) -> data.Task:
+def adapt(config: RunConfig, forward: Any, targets: Mapping[Any, lj.Variant]) -> lj.Adapted:
+    """The model of a config with these variants, over frozen weights as the config stores them."""
+    return lj.adapt(forward, None, targets, config.also_train, make_storage(config.quantize))
+
+
+def make_task(section: settings.Data) -> data.Task:
     """The task that a config names.
 
     The config may limit the training examples, and add another task's validation part as `extra`.
     """
 
     def load(name: str, validation: int) -> data.Task:
-        where = section["folder"] or None, section["files"]
-        return data.load_task(name, section["source"], *where, validation=validation)
+        where = section.folder or None, section.files
+        return data.load_task(name, section.source, *where, validation=validation)
 
-    task = load(section["name"], section["validation"])
-    if section["extra"]:
-        if section["source"] == "files":
+    task = load(section.name, section.validation)
+    if section.extra:
+        if section.source == "files":
             raise ValueError("data.extra: of source 'files' it is a file, data.files.extra")
-        other = load(section["extra"], 0)
+        other = load(section.extra, 0)
         both = {each.name: each.label_names and len(each.label_names) for each in (task, other)}
         if len(set(both.values())) > 1:  # names may differ, as equivalent and duplicate do
             said = " and ".join(f"'{name}' {count or 'no'} classes" for name, count in both.items())
             raise ValueError(f"data.extra must have as many classes: {said}")
         task = task.with_extra("extra", other.validation, other.label_names)
-    return task.few(section["train"], section["draw"]) if section["train"] else task
+    return task.few(section.train, section.draw) if section.train else task
 
 
-def make_text_task(section: Mapping[str, Any]) -> data.TextTask:
+def make_text_task(section: settings.Texts) -> data.TextTask:
     """The text-to-text task that a config names, with fewer examples if the config says so."""
-    where = section["folder"] or None, section["files"]
-    task = data.load_text_task(
-        section["name"], section["source"], *where, validation=section["validation"]
-    )
-    if section["scored"]:
-        task = task.scored(section["scored"])
-    return task.few(section["train"], section["draw"]) if section["train"] else task
+    where = section.folder or None, section.files
+    task = data.load_text_task(section.name, section.source, *where, validation=section.validation)
+    if section.scored:
+        task = task.scored(section.scored)
+    return task.few(section.train, section.draw) if section.train else task
 
 
-def make_loop(section: Mapping[str, Any], examples: int, metric: str) -> loop.Loop:
+def make_loop(section: settings.Training, examples: int, metric: str) -> loop.Loop:
     """The training loop: its steps, and how often to log, evaluate and save."""
-    steps = max(1, round(-(-examples // section["batch_size"]) * section["epochs"]))
-    if section["max_steps"]:
-        steps = min(steps, section["max_steps"])
+    steps = max(1, round(-(-examples // section.batch_size) * section.epochs))
+    if section.max_steps:
+        steps = min(steps, section.max_steps)
     return loop.Loop(
         steps=steps,
         mode="min" if metric in label_metrics.LOWER_IS_BETTER else "max",
-        log_every=section["log_every"],
-        evaluate_every=section["evaluate_every"],
-        evaluations=min(section["evaluations"], steps),
-        checkpoint_every=section["checkpoint_every"],
+        log_every=section.log_every,
+        evaluate_every=section.evaluate_every,
+        evaluations=min(section.evaluations, steps),
+        checkpoint_every=section.checkpoint_every,
         metric=metric,
-        target=section["target_score"],
-        evaluate_first=section.get("evaluate_first", False),
+        target=section.target_score,
+        evaluate_first=section.evaluate_first,
     )
 
 
-def make_hyper(section: Mapping[str, Any], steps: int) -> dict[str, float]:
+def make_hyper(section: settings.Optimizer, steps: int) -> dict[str, float]:
     """The numbers of an optimiser; each may differ between the trials of one program.
 
     Raises:
       ValueError: the warm-up takes all steps.
     """
-    if section["warmup_steps"] >= steps and section["warmup_steps"]:
+    if section.warmup_steps >= steps and section.warmup_steps:
         raise ValueError(
-            f"config.optimizer.warmup_steps {section['warmup_steps']} leaves nothing of "
-            f"{steps} steps"
+            f"config.optimizer.warmup_steps {section.warmup_steps} leaves nothing of {steps} steps"
         )
     names = ("learning_rate", "weight_decay", "b1", "b2", "eps", "clip")
-    hyper = {name: section[name] for name in names}
-    hyper["warmup"] = section["warmup_steps"] or round(section["warmup_ratio"] * steps)
-    if section["head_learning_rate"] is not None:
-        hyper["head_ratio"] = section["head_learning_rate"] / section["learning_rate"]
+    hyper = {name: getattr(section, name) for name in names}
+    hyper["warmup"] = section.warmup_steps or round(section.warmup_ratio * steps)
+    if section.head_learning_rate is not None:
+        hyper["head_ratio"] = section.head_learning_rate / section.learning_rate
     return hyper
 
 
 def make_optimizer(
-    hyper: Mapping[str, Any], schedule: str, steps: int, also_train: Sequence[str]
+    config: RunConfig, hyper: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:
     """Make AdamW with a schedule, and a learning rate of its own for `also_train`, if it is set.
 
@@ -174,6 +174,7 @@ def make_optimizer(
     Args:
       hyper: the result of `make_hyper`; its numbers may be traced.
     """
+    schedule = config.optimizer.schedule
     if schedule not in optim.SCHEDULES:
         near = nearest(schedule, optim.SCHEDULES)
         raise ValueError(f"schedule '{schedule}' is unknown; nearest: {near}")
@@ -182,4 +183,4 @@ def make_optimizer(
     tx = optim.adamw(rate, clip=None, **{name: hyper[name] for name in names})
     if "head_ratio" not in hyper:
         return tx
-    return optax.chain(tx, optim.scale_params(also_train, hyper["head_ratio"]))
+    return optax.chain(tx, optim.scale_params(config.also_train, hyper["head_ratio"]))

@@ -2,17 +2,18 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
+
+from configs.settings import RunConfig
 
 _SAID = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 """Texts in XLA's and its devices' out-of-memory errors, which have no class of their own."""
 
 
 @contextlib.contextmanager
-def explained(config: Mapping[str, Any]) -> Iterator[None]:
+def explained(config: RunConfig) -> Iterator[None]:
     """Turn an out-of-memory error into a ValueError of one line; other errors pass unchanged."""
     try:
         yield
@@ -22,27 +23,25 @@ def explained(config: Mapping[str, Any]) -> Iterator[None]:
         raise ValueError(_line(config, error)) from error
 
 
-def _line(config: Mapping[str, Any], error: Exception) -> str:
+def _line(config: RunConfig, error: Exception) -> str:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return f"out of memory: {asked(config)}; {advice(config)} ({said})"
 
 
-def asked(config: Mapping[str, Any]) -> str:
+def asked(config: RunConfig) -> str:
     """The batch size of a config, in words."""
-    section = config["train"]
-    size, rows = section["batch_size"], section["batch_size"] // section["accumulate"]
+    size, rows = config.train.batch_size, config.train.batch_size // config.train.accumulate
     return f"config.train.batch_size {size} in parts of {rows} rows"
 
 
-def advice(config: Mapping[str, Any], times: float = 2.0) -> str:
+def advice(config: RunConfig, times: float = 2.0) -> str:
     """Advice on which settings to change so that a step takes less memory.
 
     Args:
       times: by what factor it must be less; infinite if smaller parts of a batch do not help.
     """
-    section, longest = config["train"], config["data"]["max_length"]
-    parts = section["accumulate"]
-    rows = section["batch_size"] // parts
+    parts, longest = config.train.accumulate, config.data.max_length
+    rows = config.train.batch_size // parts
     first = math.ceil(min(times, rows + 1))
     more = next((parts * each for each in range(first, first + 1000) if rows % each == 0), None)
     lower = "lower config.train.batch_size"

@@ -1,20 +1,18 @@
-"""The materials that all runs of a task and model share: examples, tokens and weights."""
+"""What all runs of a task and a model share: examples as tokens, the model, and its weights."""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax import Array
 
-from experiments.setup.workload import Problem
+from configs import settings
+from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.models.published.weight_files import find_gguf
-from lora_jax.suggest import nearest
-
-DTYPES = ("float32", "bfloat16")
-_OF_MODEL = ("dtype", "compute_dtype")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,26 +35,21 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Materials(Texts):
-    """Examples as tokens, and a model, from the sections `data` and `model` of a config."""
+class Loaded:
+    """A task's examples as tokens, and a model."""
 
-    problem: Problem
+    texts: Texts
+    workload: Workload
+    shape: Any
+    """The model's own config, such as a `BertConfig`."""
+    model: Callable[[Array], tuple[Callable[..., Any], Any]]
+    """From a random key, for new parameters, to the forward pass and the parameters."""
     weights_digest: str = ""
     """The digest of the weights; empty if the model has shapes in place of weights."""
 
 
-def check_dtype(section: dict[str, Any]) -> None:
-    """Raise a ValueError if a config's `model` names an unknown dtype."""
-    for name in _OF_MODEL:
-        dtype = section.get(name)
-        if dtype not in DTYPES and not (dtype is None and name != "dtype"):
-            raise ValueError(
-                f"unknown model.{name} '{dtype}'; nearest: {nearest(str(dtype), DTYPES)}"
-            )
-
-
 def check_vocabulary(
-    encoded: dict[str, data.Encoded], size: int, model: Any, types: int | None = None
+    encoded: Mapping[str, data.Encoded], size: int, model: Any, types: int | None = None
 ) -> None:
     """Raise a ValueError for token ids, padding ids or token types that a model does not know.
 
@@ -82,7 +75,7 @@ def check_vocabulary(
 
 
 @contextlib.contextmanager
-def text_limit(section: dict[str, Any], most: int, model: Path) -> Iterator[int]:
+def text_limit(section: settings.Examples, most: int, model: Path) -> Iterator[int]:
     """Give the most tokens of a text: `max_length` of the config's `data`, or the model's limit.
 
     Args:
@@ -91,19 +84,19 @@ def text_limit(section: dict[str, Any], most: int, model: Path) -> Iterator[int]
     Raises:
       ValueError: the code inside has raised `data.NoRoomError`; the message names both limits.
     """
-    limit = min(section["max_length"], most)
+    limit = min(section.max_length, most)
     try:
         yield limit
     except data.NoRoomError as error:
         file = find_gguf(model) or model / "config.json"
         raise ValueError(
-            f"{error}; config.data.max_length is {section['max_length']}, and {file} takes at most "
+            f"{error}; config.data.max_length is {section.max_length}, and {file} takes at most "
             f"{most:,} tokens"
         ) from None
 
 
 def boundaries(
-    encoded: dict[str, data.Encoded], section: dict[str, Any], limit: int
+    encoded: Mapping[str, data.Encoded], section: settings.Examples, limit: int
 ) -> tuple[int, ...]:
     """The lengths that the batches of all parts are padded to.
 
@@ -112,5 +105,5 @@ def boundaries(
     """
     lengths = np.concatenate([each.lengths for each in encoded.values()])
     within, beyond = lengths[lengths <= limit], lengths[lengths > limit]
-    made = data.bucket_boundaries(within, section["buckets"], limit=limit)
-    return made + (data.bucket_boundaries(beyond, section["buckets"]) if beyond.size else ())
+    made = data.bucket_boundaries(within, section.buckets, limit=limit)
+    return made + (data.bucket_boundaries(beyond, section.buckets) if beyond.size else ())

@@ -1,8 +1,6 @@
 """Check the settings that only a language model's config has, before anything is loaded."""
 
-import math
-from typing import Any
-
+from configs.settings import Decoder, Generate, TextConfig
 from lora_jax import data
 from lora_jax.metrics import text_metrics
 from lora_jax.models.parts.decoder import POLICIES
@@ -13,53 +11,28 @@ FROM_OPTIONS = "accuracy_written"
 LAYERS = "layers"
 """The value of `model.remat` that recomputes each layer; other values name policies."""
 
-_CHOICES = {"data.template": ("plain", "chat"), "generate.part": ("validation", "extra")}
-_LEAST = {
-    "data.scored": 0,
-    "model.chunk": 1,
-    "generate.samples": 0,
-    "generate.scored": -1,
-    "generate.max_new_tokens": 1,
-    "generate.beams": 1,
-    "generate.no_repeat_ngram": 0,
-    "generate.batch_size": 1,
-}
 
-
-def validate_texts(config: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names the first invalid setting."""
-    for name, choices in _CHOICES.items():
-        if (value := _setting(config, name)) not in choices:
-            raise ValueError(f"config.{name} '{value}': expected {' or '.join(choices)}")
-    for name, least in _LEAST.items():
-        if (value := _setting(config, name)) < least:
-            raise ValueError(f"config.{name} must be at least {least}, got {value}")
-    section = config["generate"]
-    if not math.isfinite(section["length_penalty"]):
-        raise ValueError(
-            f"config.generate.length_penalty must be finite, got {section['length_penalty']}"
-        )
-    if section["no_repeat_ngram"] and section["beams"] == 1:
+def validate_texts(config: TextConfig) -> None:
+    """Raise a `ValueError` that names the first invalid setting of a language model's config."""
+    if config.generate.no_repeat_ngram and config.generate.beams == 1:
         raise ValueError("config.generate.no_repeat_ngram acts in a search of 2 beams or more")
-    if not 0 <= (share := _setting(config, "train.label_smoothing")) < 1:
-        raise ValueError(f"config.train.label_smoothing must be in [0, 1), got {share}")
-    text_metrics.check_names(section["metrics"], FROM_OPTIONS)
-    remat = config["model"]["remat"]
+    text_metrics.check_names(config.generate.metrics, FROM_OPTIONS)
+    remat = config.model.remat
     if remat not in (known := ("", LAYERS, *POLICIES)):
         raise ValueError(f"unknown model.remat '{remat}'; nearest: {nearest(remat, known[1:])}")
 
 
-def check_written(section: dict[str, Any], task: data.TextTask) -> None:
+def check_written(generate: Generate, task: data.TextTask) -> None:
     """Raise a ValueError if generated texts could not be scored as a config's `generate` says.
 
     The model generates only after training, so this is checked early.
     """
-    if section["scored"] == 0:
+    if generate.scored == 0:
         return
-    parts = task.extra if section["part"] == "extra" else {"": task.validation}
+    parts = task.extra if generate.part == "extra" else {"": task.validation}
     if not parts:
         raise ValueError(f"config.generate.part extra: task '{task.name}' has no further parts")
-    for name in section["metrics"]:
+    for name in generate.metrics:
         try:
             if name != FROM_OPTIONS:
                 text_metrics.score_texts([name], ["text"], [["text"]])
@@ -70,11 +43,6 @@ def check_written(section: dict[str, Any], task: data.TextTask) -> None:
             raise ValueError(f"config.generate.metrics '{name}': {error}") from None
 
 
-def remat_of(model: dict[str, Any]) -> bool | str:
+def remat_of(model: Decoder) -> bool | str:
     """The decoder's `remat` argument for a config's `model.remat`."""
-    return True if model["remat"] == LAYERS else model["remat"] or False
-
-
-def _setting(config: dict[str, Any], name: str) -> Any:
-    section, _, key = name.partition(".")
-    return config[section][key]
+    return True if model.remat == LAYERS else model.remat or False

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jax import Array
 
 from lora_jax import data
 from lora_jax.models.parts.kv_cache import CachedStep
@@ -14,15 +13,13 @@ from lora_jax.training.step import Loss
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
+class Workload:
     """Everything that differs between a classifier's tasks and a language model's.
 
     A model's forward pass takes `input_ids`, `attention_mask` and `token_type_ids` of a batch, and
     returns an array (B, outputs).
     """
 
-    model: Callable[[Array], tuple[Callable[..., Any], Any]]
-    """From a random key, for new parameters, to the forward pass and the parameters."""
     evaluated: Callable[..., Any] | None
     """The forward pass in evaluation, with the same parameters; None if it is the same."""
     loss: Loss

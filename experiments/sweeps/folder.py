@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.setup.config import parse
 from experiments.setup.read_config import read_config
 from experiments.sweeps.trials import Trial
 from lora_jax.files import json_text
@@ -97,15 +98,14 @@ class SweepFolder:
             record, problem = None, f"{self.run(trial.name)} holds a run of another configuration"
         if record is not None and record.status == "completed":
             return Outcome("completed", record.note)
-        if (attempt := self._attempt(trial.name)) is not None:
-            if attempt.status != "running" or locked(self.lock(trial.name)):
-                return attempt
-            return dataclasses.replace(attempt, status="interrupted")
+        if (attempt := self.attempt(trial.name)) is not None:
+            return attempt
         if problem:
             return Outcome("failed", problem)
         return Outcome("waiting") if record is None else Outcome(record.status, record.note)
 
-    def _attempt(self, name: str) -> Outcome | None:
+    def attempt(self, name: str) -> Outcome | None:
+        """The newest attempt at a trial that left no completed record; None if it never began."""
         path = self._outcome(name)
         try:
             found = json_text.read_object(path)
@@ -113,7 +113,10 @@ class SweepFolder:
             return None
         hints = typing.get_type_hints(Outcome)
         if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
-            return Outcome(**found)
+            attempt = Outcome(**found)
+            if attempt.status != "running" or locked(self.lock(name)):
+                return attempt
+            return dataclasses.replace(attempt, status="interrupted")
         raise ValueError(f"{path} is no outcome of a trial; without it, its folder says it")
 
     def trials(self, names: Sequence[str]) -> list[Trial]:
@@ -127,7 +130,7 @@ class SweepFolder:
         for name in names:
             entry = listed[name]
             arguments = tuple(entry["arguments"])
-            config = read_config(arguments).to_dict()
+            config = parse(read_config(arguments).to_dict())
             trial = Trial(name, arguments, entry["overrides"], config)
             if trial.digest != entry["digest"]:
                 raise ValueError(
@@ -175,7 +178,7 @@ class SweepFolder:
             if name := names.get(trial.digest):
                 trial = dataclasses.replace(trial, name=name)
             elif (self.run(trial.name) / "config.json").exists():
-                run_record.claim(self.run(trial.name), trial.config)
+                run_record.claim(self.run(trial.name), trial.config.plain)
             renamed.append(trial)
         taken = [trial.name for trial in renamed]
         if twice := [name for name in dict.fromkeys(taken) if taken.count(name) > 1]:

@@ -84,8 +84,7 @@ def together(experiments: Sequence[Experiment]) -> Together:
         where: union([dict(each.adapted.rules)[where] for each in experiments])  # type: ignore
         for where, _ in first.adapted.rules
     }
-    storage = from_config.make_storage(first.config["quantize"])
-    adapted = lj.adapt(first.adapted.forward, None, targets, first.config["also_train"], storage)
+    adapted = from_config.adapt(first.config, first.adapted.forward, targets)
     example = np.zeros((first.batch_size, first.boundaries[0]), np.int32)
     params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
     like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.settings import RunConfig
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import config_digest, plain
@@ -20,9 +21,9 @@ class GroupFolder:
     path: Path
 
     @classmethod
-    def of(cls, configs: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> "GroupFolder":
+    def of(cls, configs: Sequence[RunConfig], folders: Sequence[Path]) -> "GroupFolder":
         """The folder for these trials; `begin` creates it."""
-        digests = [config_digest(config) for config in configs]
+        digests = [config_digest(config.plain) for config in configs]
         name = config_digest({"trials": digests})[:16]
         return cls(folders[0].parent / ".programs" / name)
 

@@ -2,22 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lora_jax as lj
+from configs.settings import RunConfig, TextConfig
 from experiments.setup import from_config
-from experiments.sweeps.traced_step import Outline
-from lora_jax.files.canonical_json import canonical
+from experiments.sweeps.traced_step import AbstractRun
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.training.masking import same_when_masked
 
-NAMES = ("experiment", "seed", "study", "start_from")
 Settings = tuple[tuple[Any, lj.Variant], ...]
 """The variant of each target."""
 
 
-def groups(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+def groups(configs: Sequence[RunConfig]) -> list[list[int]]:
     """Divide the trials into groups that can share a program, and return their numbers.
 
     If trials have the same model, data and kinds of variants, but other settings of the variants,
@@ -31,23 +30,28 @@ def groups(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return [part for numbers in found.values() for part in _parts(numbers, configs)]
 
 
-def program_key(config: Mapping[str, Any]) -> str:
+def program_key(config: RunConfig) -> str:
     """All that trials of a program have in common, except the settings of variants, as a text.
 
     Raises:
       ValueError: an unknown variant, or a setting that it cannot have.
     """
-    targets = from_config.make_targets(config["variant"], config["targets"])
-    rest = {k: v for k, v in config.items() if k not in (*NAMES, "variant", "targets", "optimizer")}
-    own = {
-        "targets": [[repr(where), repr(type(variant))] for where, variant in targets.items()],
-        "kinds": _kinds(list(targets.values())),
+    targets = from_config.make_targets(config)
+    variants = list(targets.values())
+    same = (
+        config.model,
+        config.data,
+        config.quantize,
+        config.also_train,
+        dataclasses.replace(config.train, target_score=None),
+        config.generate if isinstance(config, TextConfig) else None,
         # The optimiser's numbers are inputs of the program (`from_config.make_optimizer`).
-        "schedule": config["optimizer"]["schedule"],
-        "numbers": sorted(from_config.make_hyper(config["optimizer"], _ANY)),
-        "train": {k: v for k, v in config["train"].items() if k != "target_score"},
-    }
-    return canonical({**rest, **own})
+        config.optimizer.schedule,
+        sorted(from_config.make_hyper(config.optimizer, _ANY)),
+        [(where, type(variant)) for where, variant in targets.items()],
+        _kinds(variants),
+    )
+    return repr(same)  # in Python 1 == 1.0 == True
 
 
 _ANY = 2**62
@@ -59,35 +63,35 @@ def _kinds(variants: Sequence[lj.Variant]) -> list[int]:
     return [variants.index(each) for each in variants]
 
 
-def _parts(numbers: list[int], configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+def _parts(numbers: list[int], configs: Sequence[RunConfig]) -> list[list[int]]:
     """Divide the trials of one key by their traces."""
     alike: dict[str, list[int]] = {}  # keyed by text, as in Python 1 == 1.0 == True
     for number in numbers:
-        written = [configs[number][section] for section in ("variant", "targets")]
-        alike.setdefault(canonical(written), []).append(number)
+        written = repr((configs[number].variant, configs[number].targets))
+        alike.setdefault(written, []).append(number)
     if len(alike) == 1:
         return [numbers]
     same = list(alike.values())
     try:
-        outline = Outline.of(dict(configs[numbers[0]]))
-        candidates = [_settings(configs[each[0]], outline) for each in same]
-        parts = split(outline, candidates)
+        abstract = AbstractRun.of(configs[numbers[0]])
+        candidates = [_settings(configs[each[0]], abstract) for each in same]
+        parts = split(abstract, candidates)
     except Exception:  # the model or texts cannot be loaded; each trial's run reports it
         return same
     return sorted(sorted(n for place in part for n in same[place]) for part in parts)
 
 
-def _settings(config: Mapping[str, Any], outline: Outline) -> Settings:
-    return tuple(from_config.make_run_targets(dict(config), outline.steps).items())
+def _settings(config: RunConfig, abstract: AbstractRun) -> Settings:
+    return tuple(from_config.make_run_targets(config, abstract.steps).items())
 
 
-def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[int]]:
+def split(abstract: AbstractRun, candidates: Sequence[Settings]) -> list[list[int]]:
     """Divide settings into parts with equal programs, and return their numbers.
 
     The factors in a part's program have enough rows for the largest rank. Settings that cannot be
     traced are a part of their own; their run reports the error.
     """
-    matrices: list[Any] = [outline.smallest_matrix(dict(each)) for each in candidates]
+    matrices: list[Any] = [abstract.smallest_matrix(dict(each)) for each in candidates]
     wrong = [[n] for n, matrix in enumerate(matrices) if matrix is None]
     right = [n for n, matrix in enumerate(matrices) if matrix is not None]
 
@@ -103,7 +107,7 @@ def split(outline: Outline, candidates: Sequence[Settings]) -> list[list[int]]:
             for narrow, each in zip(own, wide, strict=True)
         )
         where = [pattern for pattern, _ in candidates[n]]
-        found = outline.program(dict(zip(where, wide, strict=True))) if good else None
+        found = abstract.program(dict(zip(where, wide, strict=True))) if good else None
         return None if found is None else (found, places[n])
 
     return [*_split(program, candidates, right), *wrong]

@@ -7,8 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
+from configs.settings import RunConfig
 from experiments.runs.run import run
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
@@ -39,7 +39,7 @@ class How:
 
 
 USUAL = How()
-Train = Callable[[Sequence[dict[str, Any]], Sequence[Path], Sequence[str], How], Sequence[Ended]]
+Train = Callable[[Sequence[RunConfig], Sequence[Path], Sequence[str], How], Sequence[Ended]]
 """Trains trials of one program, given `(configs, folders, names, how)`; returns their outcomes."""
 
 
@@ -106,7 +106,7 @@ def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
 
 
 def train(
-    configs: Sequence[dict[str, Any]], folders: Sequence[Path], names: Sequence[str], how: How
+    configs: Sequence[RunConfig], folders: Sequence[Path], names: Sequence[str], how: How
 ) -> Sequence[Ended]:
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
     if len(configs) == 1:

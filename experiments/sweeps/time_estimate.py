@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
+from configs.settings import RunConfig
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.load import gather
+from experiments.setup.load import load
 from experiments.sweeps.grouping import program_key
 from experiments.sweeps.jobs import Job
 from lora_jax import data
@@ -75,17 +76,16 @@ def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[fl
     return found
 
 
-def measure(config: dict[str, Any]) -> Estimate:
+def measure(config: RunConfig) -> Estimate:
     """Build a trial, time some of its steps, and estimate its whole time."""
     began = time.perf_counter()
-    materials = gather(config)
-    gathered = time.perf_counter()
-    experiment = build(config, materials)
-    built = time.perf_counter() - gathered
+    loaded, read = load(config), time.perf_counter()
+    experiment = build(config, loaded)
+    built = time.perf_counter() - read
     split, size = experiment.encoded["train"], experiment.batch_size
-    plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config["seed"])
+    plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config.seed)
     epoch = list(itertools.islice(plan.start(0), plan.steps_per_epoch))
-    collate = experiment.problem.collate
+    collate = experiment.workload.collate
     step = _cost(_trainer(experiment), collate, split, epoch, size)
 
     validation = experiment.encoded["validation"]
@@ -97,7 +97,7 @@ def measure(config: dict[str, Any]) -> Estimate:
     trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), steps))
     predicted = predictions(experiment)
     return Estimate(
-        gathered - began + step.compiled(trained) + forward.compiled(predicted),
+        read - began + step.compiled(trained) + forward.compiled(predicted),
         built + step.called(trained) + forward.called(predicted),
     )
 

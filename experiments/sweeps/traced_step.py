@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 import lora_jax as lj
+from configs.settings import RunConfig
 from experiments.setup import from_config
 from experiments.setup.experiment import predictor
-from experiments.setup.load import gather_abstract
-from experiments.setup.task_and_model import Materials
+from experiments.setup.load import load_abstract
+from experiments.setup.task_and_model import Loaded
 from lora_jax import data
 from lora_jax.training.fingerprint import fingerprint
 from lora_jax.training.step import Loss, Predict, TrainState, make_step
@@ -22,10 +23,10 @@ Batch = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Outline:
+class AbstractRun:
     """All of a config except its variants, with shapes in place of weights and examples."""
 
-    config: Mapping[str, Any]
+    config: RunConfig
     forward: Any
     evaluated: Any
     """The forward pass in evaluation; None if it is the same."""
@@ -38,27 +39,27 @@ class Outline:
     """The shapes of evaluation batches, one for each padded length."""
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> "Outline":
-        """The outline of a config, and of all configs with other settings of the variants only.
+    def of(cls, config: RunConfig) -> "AbstractRun":
+        """The abstract run of a config, and of all configs that differ in settings of variants only.
 
         This tokenises the texts, as every run does, with the same cache.
 
         Raises:
           ValueError, OSError, ImportError: the model or data cannot be loaded.
         """
-        materials = gather_abstract(config)
-        problem, size = materials.problem, config["train"]["batch_size"]
-        forward, params = problem.model(jax.random.key(0))
-        examples = len(materials.encoded["train"])
+        loaded, size = load_abstract(config), config.train.batch_size
+        work, texts = loaded.workload, loaded.texts
+        forward, params = loaded.model(jax.random.key(0))
+        examples = len(texts.encoded["train"])
         return cls(
             config=config,
             forward=forward,
-            evaluated=problem.evaluated,
+            evaluated=work.evaluated,
             params=params,
-            loss=problem.loss,
-            steps=from_config.make_loop(config["train"], examples, materials.task.metric).steps,
-            trained=_batches(materials, ["train"], size),
-            scored=_batches(materials, sorted(materials.encoded.keys() - {"train"}), size),
+            loss=work.loss,
+            steps=from_config.make_loop(config.train, examples, texts.task.metric).steps,
+            trained=_batches(loaded, ["train"], size),
+            scored=_batches(loaded, sorted(texts.encoded.keys() - {"train"}), size),
         )
 
     def smallest_matrix(self, targets: Targets) -> tuple[int, int] | None:
@@ -85,17 +86,15 @@ class Outline:
     def _program(self, targets: Targets) -> str:
         config = self.config
         adapted, trainable, frozen = self._init(targets)
-        predict = predictor(adapted, config["model"]["dropout"], self.evaluated)
+        predict = predictor(adapted, config.model.dropout, self.evaluated)
         step = traced_step(adapted, predict, self.loss, config, self.steps)
-        numbers, key = from_config.make_hyper(config["optimizer"], self.steps), jax.random.key(0)
+        numbers, key = from_config.make_hyper(config.optimizer, self.steps), jax.random.key(0)
         hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in numbers}
         arrays = frozen.base, frozen.constants, frozen.shared
 
         def trained(hyper: Any, trainable: Any, arrays: Any, batch: Any) -> Any:
             same = lj.Frozen(arrays[0], arrays[1], frozen.spec, arrays[2])
-            tx = from_config.make_optimizer(
-                hyper, config["optimizer"]["schedule"], self.steps, config["also_train"]
-            )
+            tx = from_config.make_optimizer(config, hyper, self.steps)
             state = TrainState.create(adapted, tx, trainable, same, key)
             return step(hyper, state, same, batch)
 
@@ -110,19 +109,18 @@ class Outline:
 
     def _init(self, targets: Targets) -> tuple[lj.Adapted, Any, lj.Frozen]:
         """The adapted model, and the shapes of its trainable and frozen arrays."""
-        storage = from_config.make_storage(self.config["quantize"])
-        adapted = lj.adapt(self.forward, None, targets, self.config["also_train"], storage)
+        adapted = from_config.adapt(self.config, self.forward, targets)
         key, ids = jax.random.key(0), self.trained[0]["input_ids"]
         return adapted, *jax.eval_shape(adapted.init, key, self.params, ids, ids, ids)
 
 
-def _batches(materials: Materials, parts: Sequence[str], size: int) -> tuple[Batch, ...]:
+def _batches(loaded: Loaded, parts: Sequence[str], size: int) -> tuple[Batch, ...]:
     """The shapes of a batch for each padded length of the parts; shuffling does not change them."""
     found: dict[int, Batch] = {}
-    for encoded in map(materials.encoded.__getitem__, parts):
-        for plan in data.eval_plan(encoded.lengths, size, materials.boundaries):
+    for encoded in map(loaded.texts.encoded.__getitem__, parts):
+        for plan in data.eval_plan(encoded.lengths, size, loaded.texts.boundaries):
             if (length := plan.padded_length) not in found:
-                batch = materials.problem.collate(encoded, plan.indices, length, size)
+                batch = loaded.workload.collate(encoded, plan.indices, length, size)
                 found[length] = {
                     n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()
                 }
@@ -133,15 +131,14 @@ def traced_step(
     adapted: lj.Adapted,
     predict: Predict,
     loss: Loss,
-    config: Mapping[str, Any],
+    config: RunConfig,
     steps: int,
 ) -> Any:
     """A training step that takes the optimiser's numbers (`lora_jax.training.trial_program`)."""
-    step = make_step(adapted, predict, loss, config["train"]["accumulate"])
+    step = make_step(adapted, predict, loss, config.train.accumulate)
 
     def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:
-        schedule = config["optimizer"]["schedule"]
-        tx = from_config.make_optimizer(hyper, schedule, steps, config["also_train"])
+        tx = from_config.make_optimizer(config, hyper, steps)
         return step(tx, hyper["clip"], state, frozen, batch)
 
     return traced

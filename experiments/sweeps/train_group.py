@@ -10,12 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from configs.settings import RunConfig
 from experiments.runs import artifacts, step_audit
 from experiments.runs.folder_lock import Place, alone_in
 from experiments.runs.memory_line import announce
 from experiments.runs.progress_bar import bar
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.load import gather
+from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained
 from experiments.sweeps.group import Together, together
 from experiments.sweeps.group_folder import GroupFolder
@@ -37,7 +38,7 @@ STEPPING = "trials step by"
 
 
 def run_together(
-    configs: Sequence[dict[str, Any]],
+    configs: Sequence[RunConfig],
     folders: Sequence[Path],
     label: str = "trials",
     execution: Execution | None = None,
@@ -65,7 +66,7 @@ def run_together(
 
 
 def _run_together(
-    configs: Sequence[dict[str, Any]],
+    configs: Sequence[RunConfig],
     folders: Sequence[Path],
     label: str,
     execution: Execution | None,
@@ -115,7 +116,7 @@ def _run_together(
 
 def _build(
     numbers: Sequence[int],
-    configs: Sequence[dict[str, Any]],
+    configs: Sequence[RunConfig],
     folders: Sequence[Path],
     say: Callable[[str], None] | None = None,
     busy: Mapping[int, Exception] = MappingProxyType({}),
@@ -128,19 +129,19 @@ def _build(
     """
     experiments: dict[int, Experiment] = {}
     wrong: dict[int, Exception] = {}
-    materials, first = None, None
+    loaded, first = None, None
     for number in numbers:
         if number in busy:
             wrong[number] = busy[number]
             continue
         try:
             texts = None
-            if materials is None and say is not None:
+            if loaded is None and say is not None:
                 texts = announce(configs[number], say, trials=len(numbers), at_once=at_once)
-            run_record.claim(folders[number], configs[number])
-            materials = materials or gather(configs[number], texts=texts)
+            run_record.claim(folders[number], configs[number].plain)
+            loaded = loaded or load(configs[number], texts=texts)
             with explained(configs[number]):
-                made = build(configs[number], materials)
+                made = build(configs[number], loaded)
         except Exception as error:  # any error: the others train without this trial
             wrong[number] = error
             continue
@@ -149,7 +150,7 @@ def _build(
     return experiments, wrong
 
 
-def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> run_record.Record | None:
+def _ended(folder: Path, config: RunConfig, left: Collection[str]) -> run_record.Record | None:
     """The record of a trial that is not trained again; None if the trial is to be trained.
 
     Raises:
@@ -157,7 +158,7 @@ def _ended(folder: Path, config: dict[str, Any], left: Collection[str]) -> run_r
     """
     if not (folder / "config.json").exists():
         return None
-    run_record.claim(folder, config)
+    run_record.claim(folder, config.plain)
     record = run_record.read(folder)
     return record if record is not None and record.status in left else None
 
@@ -222,7 +223,7 @@ def _fit(
 ) -> list[TrainState]:
     """Train the program, and return the states to save."""
     loop, config = group.shared.loop, group.shared.config
-    digests = [config_digest(each.config) for each in group.experiments]
+    digests = [config_digest(each.config.plain) for each in group.experiments]
     task = group.shared.task.digest()
     identity = {"trials": config_digest({"trials": digests}), "data": task}
     identity["weights"] = group.shared.weights_digest
@@ -241,7 +242,7 @@ def _fit(
             metrics=metrics,
             identity=identity,
             outcomes=outcomes,
-            keep_best=config["train"]["select"] == "best",
+            keep_best=config.train.select == "best",
             progress=progress,
             audit=(lambda states: step_audit.of_program(group.experiments, program, states))
             if audit

@@ -9,7 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.settings import RunConfig
 from experiments.setup import config_errors
+from experiments.setup.config import parse
 from experiments.setup.read_config import read_config
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.sweep_flag import Overrides
@@ -30,11 +32,11 @@ class Trial:
     """The flags of `experiments.train` for this trial, without --workdir."""
     overrides: Overrides
     """The keys and values that the sweep varied, as text."""
-    config: dict[str, Any]
+    config: RunConfig
 
     @property
     def digest(self) -> str:
-        return config_digest(self.config)
+        return config_digest(self.config.plain)
 
 
 def own_sweep(file: str) -> list[Overrides]:
@@ -129,11 +131,11 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
         try:
             own = _arguments(arguments, row)
             config = read_config(own)
-            name = name_of(row, labels, config)
+            name, settings = name_of(row, labels, config), parse(config.to_dict())
         except ValueError as error:
             wrong.append((_written(row), _with_hint(str(error), arguments, row)))
             continue
-        made.append(Trial(name, own, row, config.to_dict()))
+        made.append(Trial(name, own, row, settings))
     refuse(wrong, len(rows))
     return _named_apart(made)
 

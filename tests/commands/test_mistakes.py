@@ -18,6 +18,7 @@ import variants
 from configs import glue
 from experiments.runs import memory_line, run
 from experiments.setup import from_config
+from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build, predictor
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
@@ -105,7 +106,7 @@ def trained(flags, tmp_path_factory):
 )
 def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
-        run.run(smoke(**changes), tmp_path / "run")
+        run.run(parse(smoke(**changes)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -122,7 +123,7 @@ def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, 
 
     monkeypatch.setattr(Experiment, "evaluate", evaluate)
     with pytest.raises(LostFolderError, match="was removed or replaced while its run was going"):
-        run.run(smoke(train__checkpoint_every=8), folder, audit=False)
+        run.run(parse(smoke(train__checkpoint_every=8)), folder, audit=False)
     assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
 
 
@@ -139,23 +140,23 @@ def test_a_model_of_few_positions(smoke, tmp_path):
         content["max_position_embeddings"] = positions
         (folder / "config.json").write_text(json.dumps(content))
         config = smoke(model__name=str(folder))
-        preflight.check([Trial("one", (), {}, config)])
+        preflight.check_trials([Trial("one", (), {}, parse(config))])
         if positions == 4:
             said = []
-            texts = memory_line.announce(config, said.append)
+            texts = memory_line.announce(parse(config), said.append)
             assert said
-            assert texts.boundaries == build(config).boundaries == (4,)
+            assert texts.boundaries == build(parse(config)).boundaries == (4,)
             continue
         said = (
             r"max_length 2 leaves no .*; config\.data\.max_length is 24, and .*model/config\.json t"
         )
         with pytest.raises(ValueError, match=said):
-            build(config)
+            build(parse(config))
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_texts_are_pooled_as_the_config_says(smoke, pool):
-    built = build(smoke(model__pool=pool))
+    built = build(parse(smoke(model__pool=pool)))
     weights = {*built.frozen.base, *built.trainable["params"]}
     assert any(path.startswith("pooler/") for path in weights) == (pool == "cls")
 
@@ -164,7 +165,7 @@ def test_own_data_does_not_stand_under_a_task(tmp_path):
     config = glue.get_config("task=cola,size=smoke")
     config.update({"data": {"source": "files"}})
     with pytest.raises(ValueError, match=r"cannot stand under cola of glue; use configs/own_data"):
-        run.run(config.to_dict(), tmp_path / "run")
+        run.run(parse(config.to_dict()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -180,7 +181,7 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(trained):
     assert record.steps == 8
     assert 0 <= record.metrics_last["accuracy"] <= 1
 
-    experiment = build(config)
+    experiment = build(parse(config))
     trainable, _, meta = lj.load_adapter(trained, experiment.trainable, experiment.frozen)
     assert meta == {"config": config}
     scores = experiment.evaluate(trainable)
@@ -190,16 +191,16 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(trained):
     np.testing.assert_allclose(merged["eval_loss"], scores["eval_loss"], rtol=1e-4)
 
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    assert run.run(config, trained) == record
+    assert run.run(parse(config), trained) == record
     config["variant"]["rank"] = 8
     with pytest.raises(ValueError, match=r"config\.variant\.rank is 4 there and 8 here"):
-        run.run(config, trained)
+        run.run(parse(config), trained)
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
 def test_outputs_are_in_the_order_of_the_data(smoke):
     """Batches are of rows of like lengths."""
-    experiment = build(smoke(data__buckets=2))
+    experiment = build(parse(smoke(data__buckets=2)))
     assert len(experiment.boundaries) == 2
     for encoded in experiment.encoded.values():
         found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], encoded)
@@ -228,7 +229,7 @@ def test_a_model_without_dropout_of_its_own_gets_no_key_for_it():
 
 def test_settings_by_pattern(smoke):
     targets = (("layers/up/kernel", {"rank": 2, "alpha": 4.0}), "layers/down/kernel")
-    experiment = build(smoke(targets=targets, quantize__storage="nf4"))
+    experiment = build(parse(smoke(targets=targets, quantize__storage="nf4")))
     adapters = experiment.trainable["adapters"]
     assert {path: each["a"].shape[1] for path, each in adapters.items()} == {
         "layers/up/kernel": 2,
@@ -248,7 +249,7 @@ def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
 def test_adalora_scores_clipped_gradients(smoke):
     """Its first scores are |w g|, so twice as high where the norm may be twice as large."""
     config = smoke("variant=adalora", targets=("layers/attention/query/kernel",))
-    experiment, scores = build(config), []
+    experiment, scores = build(parse(config)), []
     for clip in (1e-4, 2e-4):
         changed = config | {"optimizer": config["optimizer"] | {"clip": clip}}
         one = dataclasses.replace(experiment, config=changed)
@@ -263,7 +264,7 @@ def test_a_record_counts_the_ranks_that_adalora_kept(smoke, tmp_path):
     """As papers do: 2 matrices of 16 x 16, with a mean rank of 3; the head is left out."""
     changes = {"variant__rank": 5, "variant__target_rank": 3, "train__max_steps": 4}
     config = smoke("variant=adalora", targets=("layers/attention/query/kernel",), **changes)
-    record = run.run(config, tmp_path / "run")
+    record = run.run(parse(config), tmp_path / "run")
     assert record.parameters_adapters == 2 * 3 * (16 + 16)
     assert record.parameters_trained == 2 * 5 * (16 + 16 + 1) + 2 * 16 + 2
 
@@ -278,10 +279,10 @@ def test_every_variant_trains_by_its_name(name, storage, smoke, tmp_path):
     if config["targets"] == ("all-linear",):  # of which the smoke run has all
         config["targets"] = ("query/kernel",)
     with jax.numpy_dtype_promotion("standard"):
-        record = run.run(config, tmp_path / "run")
+        record = run.run(parse(config), tmp_path / "run")
     assert record.status == "completed"
     assert np.isfinite(record.metrics_last["eval_loss"])
-    experiment = build(config)
+    experiment = build(parse(config))
     trainable, frozen, _ = lj.load_adapter(
         tmp_path / "run", experiment.trainable, experiment.frozen
     )
@@ -306,7 +307,7 @@ def test_a_tokenizer_with_more_words_than_the_model(smoke, tmp_path):
     vocabulary["the"], vocabulary["unheard-of"] = 30522, vocabulary["the"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(ValueError, match="gives id 30522, the model's vocabulary has 30522"):
-        build(smoke(model__name=str(folder)))
+        build(parse(smoke(model__name=str(folder))))
 
 
 def test_every_config_is_plain_data_and_takes_its_arguments():

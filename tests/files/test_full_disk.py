@@ -12,6 +12,7 @@ import pytest
 
 from experiments.runs import artifacts, run
 from experiments.runs.folder_lock import alone
+from experiments.setup.config import parse
 from lora_jax.files import full_disk
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.full_disk import FullDiskError
@@ -196,7 +197,7 @@ def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_pa
     monkeypatch.setattr(artifacts, "record", lambda *_: None)
     monkeypatch.setattr(run_record, "write", no_space)
     with pytest.raises(FullDiskError) as error:
-        run.run({"seed": 0}, tmp_path / "run")
+        run.run(CONFIG, tmp_path / "run")
     assert error.value is first
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from lora_jax.models.published.location import locate
 from lora_jax.training import optim
@@ -106,7 +107,7 @@ def test_scores_on_real_data():
     config.update({"train": {"max_steps": STEPS, "batch_size": 8}})
     config.update({"variant": {"rank": 8, "alpha": 16.0}})
     config.update({"data": {"train": 256, "validation": 64, "buckets": 1, "max_length": 24}})
-    experiment = build(config.to_dict())
+    experiment = build(parse(config.to_dict()))
     model = under_peft(experiment)
     step, state, losses = experiment.make_step(), experiment.start(), []
     for batch, _ in zip(experiment.batches(0), range(STEPS), strict=False):

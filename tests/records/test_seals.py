@@ -16,6 +16,7 @@ from experiments import report
 from experiments.analysis import collect_runs
 from experiments.figures import scores
 from experiments.runs import predictions, run
+from experiments.setup.config import parse
 from experiments.tables import config_tables
 from lora_jax.records import run_record, seal
 from lora_jax.records.metrics_log import Metrics, read_metrics
@@ -136,7 +137,7 @@ def test_a_completed_run_says_so_once(tmp_path, monkeypatch):
     record = write(tmp_path, "glue", "task=sst2", {"accuracy": 0.5})
     said: list[str] = []
     for sealed in (True, False):
-        assert run.run(record.config, tmp_path, say=said.append) == record
+        assert run.run(parse(record.config), tmp_path, say=said.append) == record
         assert said == ([] if sealed else [run.UNSEALED])
         change(tmp_path / "record.json", lambda values: values.pop("seal", None))
 

@@ -14,6 +14,7 @@ import pytest
 from configs import glue
 from experiments.runs import run
 from experiments.runs.folder_lock import Place, alone, alone_in
+from experiments.setup.config import parse
 from experiments.sweeps import train_group
 from experiments.sweeps.group_folder import GroupFolder
 from lora_jax.records import run_record
@@ -147,10 +148,10 @@ def test_a_run_leaves_the_folder_of_another_alone_but_reads_a_completed_one(hold
     run_record.claim(folder, config)  # what a killed process left of its lock is no run's file
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match=r"--workdir .*taken: process \d+ on here is training"):
-        run.run(config, folder)
+        run.run(parse(config), folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     record = fake_records.write(folder, "glue", "task=sst2", {"accuracy": 0.5})
-    assert run.run(config, folder) == record
+    assert run.run(parse(config), folder) == record
 
 
 def test_a_busy_trial_is_left_out_of_its_group(holder, monkeypatch):
@@ -165,7 +166,7 @@ def test_a_busy_trial_is_left_out_of_its_group(holder, monkeypatch):
 
     monkeypatch.setattr(train_group, "gather", lambda *_, **__: "materials")
     monkeypatch.setattr(train_group, "build", build)
-    found = [str(each) for each in train_group.run_together(configs, folders)]
+    found = [str(each) for each in train_group.run_together([*map(parse, configs)], folders)]
     assert "is training there" in found[1] and found[::2] == ["built"] * 2
     assert built == [0, 2]
     assert names(folder) == [".lock"]
@@ -177,7 +178,7 @@ def test_checkpoints_of_a_group_that_another_process_trains_are_left_to_it(tmp_p
     home = GroupFolder.of(configs, folders)
     home.begin([0, 1])
     with alone(home.path):
-        found = train_group.run_together(configs, folders)
+        found = train_group.run_together([*map(parse, configs)], folders)
     assert ["is training there" in str(each) for each in found] == [True] * 2
     assert home.trials == [0, 1]
 

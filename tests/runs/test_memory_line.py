@@ -17,6 +17,7 @@ from experiments.planning.step_memory import Shapes
 from experiments.runs import run
 from experiments.runs.memory_line import Held
 from experiments.setup import completion
+from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.out_of_memory import _line, explained
 from lora_jax.models.published.decoders import export_decoder, load_decoder, outline_decoder
@@ -165,7 +166,7 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(folders, room):
 )
 def test_what_is_said_is_what_is_held(smoke, arg, changes):
     config = smoke(arg, **changes)
-    said, experiment = Held.of(Shapes.of(config)), build(config)
+    said, experiment = Held.of(Shapes.of(parse(config))), build(parse(config))
     state, frozen = experiment.start(), experiment.frozen
     twice = experiment.trainable, state.trainable["adapters"]
     assert said.trained == bytes_of((twice, frozen.constants, frozen.shared))
@@ -219,7 +220,7 @@ def test_a_step_that_does_not_fit_ends_a_run_in_a_line(smoke, tmp_path, monkeypa
     with pytest.raises(
         ValueError, match=r"^out of memory: config\.train\.batch_size 8 in parts of 8"
     ):
-        run.run(smoke(), tmp_path / "run")
+        run.run(parse(smoke()), tmp_path / "run")
     record = run_record.read(tmp_path / "run")
     assert record is not None
     assert record.status == "failed"
@@ -228,7 +229,7 @@ def test_a_step_that_does_not_fit_ends_a_run_in_a_line(smoke, tmp_path, monkeypa
 
 def test_a_batch_of_more_rows_than_memory_is_refused_before_it_is_made(smoke, tmp_path):
     with pytest.raises(ValueError, match=r"config\.train\.batch_size 1099511627776 .*its ids take"):
-        run.run(smoke(train__batch_size=2**40), tmp_path / "run")
+        run.run(parse(smoke(train__batch_size=2**40)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -9,8 +9,8 @@ import small_model
 
 from configs import instruct, quickstart
 from experiments.setup import from_config
+from experiments.setup.config import parse
 from experiments.setup.experiment import build
-from experiments.setup.validate import validate
 from experiments.sweeps import grouping, preflight
 from experiments.sweeps.trials import Trial
 
@@ -39,24 +39,24 @@ def without(config, *path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_whatever_a_config_lacks_is_named(name):
     config, count = CONFIGS[name], 0
-    validate(config)
+    parse(config)
     sections = [key for key, value in config.items() if isinstance(value, dict)]
     assert len(sections) > 5
     for key in [key for key in config if key != "generate"]:
         with pytest.raises(
             ValueError, match=f"^the config has no {key}; configs/{name}.py has all"
         ):
-            validate(without(config, key))
+            parse(without(config, key))
     for section in sections:
         for key in config[section]:
             changed = without(config, section, key)
             if (section == "variant" and key != "name") or f"{section}/{key}" in FREE.get(name, ()):
-                validate(changed)
+                parse(changed)
                 continue
             with pytest.raises(
                 ValueError, match=rf"^config\.{section} has no .*\b{key}\b"
             ) as caught:
-                validate(changed)
+                parse(changed)
             assert "\n" not in str(caught.value)
             count += 1
     assert count > 30
@@ -65,7 +65,7 @@ def test_whatever_a_config_lacks_is_named(name):
 @pytest.mark.parametrize("key", ["model", "optimizer", "variant"])
 def test_what_is_no_section(key):
     with pytest.raises(ValueError, match=rf"^config\.{key} is no section of settings, but 'x'$"):
-        validate({**CONFIGS["quickstart"], key: "x"})
+        parse({**CONFIGS["quickstart"], key: "x"})
 
 
 def test_a_plain_variant_is_that_with_its_defaults(smoke):
@@ -73,9 +73,9 @@ def test_a_plain_variant_is_that_with_its_defaults(smoke):
     full = smoke("variant=adalora", variant__rank=None)
     plain = {**full, "variant": {"name": "adalora"}}
     assert full["variant"].keys() > {"name", "rank", "total_steps"}
-    assert grouping.groups([full, plain]) == [[0, 1]]
-    assert [each.steps for each in preflight.check([_trial(full), _trial(plain)])] == [8, 8]
-    one, other = build(full), build(plain)
+    assert grouping.groups([*map(parse, [full, plain])]) == [[0, 1]]
+    assert [each.steps for each in preflight.check_trials([_trial(full), _trial(plain)])] == [8, 8]
+    one, other = build(parse(full)), build(parse(plain))
     assert one.adapted.rules == other.adapted.rules
     assert [variant.total_steps for _, variant in other.adapted.rules] == [8] * len(
         one.adapted.rules
@@ -84,17 +84,19 @@ def test_a_plain_variant_is_that_with_its_defaults(smoke):
 
 
 def _trial(config):
-    return Trial("a", (), {}, config)
+    return Trial("a", (), {}, parse(config))
 
 
 def test_a_variant_may_say_its_steps():
     config = {"variant": {"name": "adalora", "total_steps": 40}, "targets": ["a"]}
-    assert from_config.make_run_targets(config, 8)["a"].total_steps == 40
+    assert from_config.make_run_targets(parse(config), 8)["a"].total_steps == 40
     assert (
-        from_config.make_run_targets({**config, "variant": {"name": "adalora"}}, 8)["a"].total_steps
+        from_config.make_run_targets(parse({**config, "variant": {"name": "adalora"}}), 8)[
+            "a"
+        ].total_steps
         == 8
     )
     with pytest.raises(
         ValueError, match="total_steps must be at most 1,000,000, got 1,000,000,000"
     ):
-        from_config.make_run_targets({**config, "variant": {"name": "adalora"}}, 10**9)
+        from_config.make_run_targets(parse({**config, "variant": {"name": "adalora"}}), 10**9)

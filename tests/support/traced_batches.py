@@ -5,14 +5,15 @@ import itertools
 import jax
 import numpy as np
 
+from experiments.setup.config import parse
 from experiments.setup.experiment import build
-from experiments.sweeps.traced_step import Outline
+from experiments.sweeps.traced_step import AbstractRun
 from lora_jax.training.fingerprint import fingerprint
 
 
 def assert_are_those_of_the_run(config):
     """The forward passes, parameters' shapes, and batches, which are of more than one length."""
-    run, outline = build(config), Outline.of(config)
+    run, outline = build(parse(config)), AbstractRun.of(parse(config))
     trained = set(map(shapes, itertools.islice(run.batches(0), 3 * run.plan().steps_per_epoch)))
     assert set(map(shapes, outline.trained)) == trained
     scored = set()
@@ -32,7 +33,7 @@ def assert_are_those_of_the_run(config):
     assert shapes(params) == shapes(outline.params)
     for mine, traced in (
         (run.adapted.forward, outline.forward),
-        (run.problem.evaluated, outline.evaluated),
+        (run.workload.evaluated, outline.evaluated),
     ):
         assert (mine is None) == (traced is None)
         if mine is not None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import lora_jax as lj
 from experiments.sweeps.grouping import split, union
-from experiments.sweeps.traced_step import Outline
+from experiments.sweeps.traced_step import AbstractRun
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.training.step import cross_entropy
 from variants.adalora import AdaLoRA
@@ -154,7 +154,7 @@ def batch(tokens):
 def outline(trained, scored, evaluated=None):
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
     batches = [tuple(map(batch, lengths)) for lengths in (trained, scored)]
-    return Outline(CONFIG, forward, evaluated, params, cross_entropy, 5, *batches)
+    return AbstractRun(CONFIG, forward, evaluated, params, cross_entropy, 5, *batches)
 
 
 def share(*variants, trained=(SHORT,), scored=(SHORT,)):

@@ -423,7 +423,7 @@ def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
 def test_all_that_is_wrong_is_said_before_anything_starts():
     def said(*specs):
         with pytest.raises(ValueError, match=": ") as caught:
-            preflight.check(made(*specs))
+            preflight.check_trials(made(*specs))
         return [line.strip() for line in str(caught.value).splitlines()]
 
     first, second = said("variant=lora,lorra", "config.variant.rank=8,999")
@@ -440,7 +440,7 @@ def test_all_that_is_wrong_is_said_before_anything_starts():
     (only,) = said("config.optimizer.warmup_steps=8,2")
     assert "warmup_steps=8: config.optimizer.warmup_steps 8 leaves nothing of 8 steps" in only
     found = made("config.train.max_steps=0,3")
-    assert preflight.check(found) == [Outlook(8, "accuracy"), Outlook(3, "accuracy")]
+    assert preflight.check_trials(found) == [Outlook(8, "accuracy"), Outlook(3, "accuracy")]
 
 
 def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
@@ -449,10 +449,10 @@ def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
 
     def said():
         with pytest.raises(ValueError, match=r"^every trial: ") as caught:
-            preflight.check(made("config.seed=0:2", arguments=arguments))
+            preflight.check_trials(made("config.seed=0:2", arguments=arguments))
         return str(caught.value)
 
-    assert len(preflight.check(made("config.seed=0:2", arguments=arguments))) == 2
+    assert len(preflight.check_trials(made("config.seed=0:2", arguments=arguments))) == 2
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
     assert "has shape (16, 32), config.json asks for (16, 48)" in said()

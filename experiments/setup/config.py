@@ -1,0 +1,158 @@
+"""Turn a config, which is plain data, into a `RunConfig`: from there on, settings are typed."""
+
+import dataclasses
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from configs import settings
+from configs.settings import RunConfig
+from experiments.setup.validate import validate
+from lora_jax.suggest import nearest
+
+
+def parse(config: Mapping[str, Any]) -> RunConfig:
+    """The settings of a config, checked before anything is loaded.
+
+    Raises:
+      ValueError: one line that names the first setting that is missing or invalid.
+    """
+    _require_sections(config)
+    parsed = _make(config, _complete)
+    validate(parsed)
+    return parsed
+
+
+def of_record(config: Mapping[str, Any]) -> RunConfig:
+    """The settings of a recorded run, perhaps of an earlier version: nothing is checked.
+
+    Settings that the record lacks have their defaults.
+    """
+    return _make(config, _known)
+
+
+def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
+    kind = _kind(config)
+    variant, study = config["variant"], config.get("study") or None
+    chosen = {k: v for k, v in variant.items() if k != "name" and v is not None}
+    return kind(
+        plain=config,
+        experiment=config.get("experiment", ""),
+        seed=config["seed"],
+        variant=settings.Variant(name=variant["name"], settings=chosen),
+        targets=tuple(config.get("targets", ())),
+        also_train=tuple(config.get("also_train", ())),
+        start_from=config.get("start_from"),
+        study=None if study is None else _known(settings.Study, "study", study),
+        **{name: section(each, name, config[name]) for name, each in _sections(kind).items()},
+    )
+
+
+def _kind(config: Mapping[str, Any]) -> type[RunConfig]:
+    return settings.TextConfig if "generate" in config else settings.ClassifierConfig
+
+
+def _sections(kind: type[RunConfig]) -> dict[str, type]:
+    """The class of each section that a config must have, but that of the variant, which is open."""
+    hints = typing.get_type_hints(kind)
+    return {
+        name: hint
+        for name, hint in hints.items()
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint != settings.Variant
+    }
+
+
+MAKERS = {
+    settings.Encoder: "model",
+    settings.Decoder: "decoder",
+    settings.Data: "data",
+    settings.Texts: "texts",
+    settings.Training: "train",
+    settings.TextTraining: "train",
+}
+"""The functions of `configs.common` that make a section, where another name than the section's."""
+
+
+def _require_sections(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the first section that is missing or no section."""
+    plain = ("experiment", "seed", "targets", "also_train", "start_from")
+    for name in (*plain, "variant", *_sections(_kind(config))):
+        if name not in config:
+            like = "instruct" if "generate" in config else "quickstart"
+            raise ValueError(
+                f"the config has no {name}; configs/{like}.py has all that a run needs"
+            )
+        if name not in plain and not isinstance(config[name], Mapping):
+            raise ValueError(f"config.{name} is no section of settings, but {config[name]!r}")
+    if "name" not in config["variant"]:
+        raise ValueError("config.variant has no name, such as lora")
+    hints = typing.get_type_hints(RunConfig)
+    for name in plain:
+        _require_type(name, config[name], hints[name])
+
+
+def _complete(kind: type, name: str, values: Mapping[str, Any]) -> Any:
+    """A section with all its settings.
+
+    Raises:
+      ValueError: a setting is missing, unknown or of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if missing := [
+        key for key, field in fields.items() if key not in values and not _optional(field)
+    ]:
+        raise ValueError(
+            f"config.{name} has no {', '.join(missing)}; "
+            f"configs.common.{MAKERS.get(kind, name)}(...) makes the section with defaults for "
+            "what it is not told"
+        )
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in fields:
+            raise ValueError(
+                f"config.{name} has no setting '{key}'; nearest: {nearest(key, fields)}"
+            )
+        _require_type(f"{name}.{key}", value, hints[key])
+    return _known(kind, name, values)
+
+
+def _known(kind: type, name: str, values: Mapping[str, Any]) -> Any:
+    """A section of the settings that its class knows, unchecked."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{key: _fixed(value) for key, value in values.items() if key in names})
+
+
+def _fixed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _optional(field: dataclasses.Field) -> bool:
+    return bool(field.metadata.get("optional"))
+
+
+_WORDS = {
+    str: "a text",
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    tuple: "a list",
+    Mapping: "a section",
+}
+
+
+def _require_type(name: str, value: Any, hint: Any) -> None:
+    """Raise a ValueError unless a setting has the type of its field."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [typing.get_origin(kind) or kind for kind in kinds]
+    if not any(_is_a(value, kind) for kind in kinds):
+        wanted = _WORDS.get(kinds[0]) or _WORDS[Mapping]
+        raise ValueError(f"config.{name} must be {wanted}, got {value!r}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind in (int, float):
+        real = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, real) and not isinstance(value, bool)
+    return isinstance(value, (list, tuple) if kind is tuple else kind)
