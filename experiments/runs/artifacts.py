@@ -19,7 +19,8 @@ from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.partition import select_paths
 from lora_jax.records import run_record
 from lora_jax.records.environment import environment, peak_memory_bytes
-from lora_jax.training.loop import Loop, Outcome
+from lora_jax.training.loop_settings import Loop
+from lora_jax.training.outcome import Outcome
 from lora_jax.training.step import Batch, TrainState
 from lora_jax.transform.summary import Summary, summary
 

@@ -17,9 +17,12 @@ from experiments.setup.experiment import Experiment, build
 from experiments.setup.out_of_memory import explained
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics
+from lora_jax.training import trial_program
 from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.loop import Outcome, fit
+from lora_jax.training.loop import fit
+from lora_jax.training.outcome import Outcome
 from lora_jax.training.preemption import preemption
+from lora_jax.training.saved_trials import OneTrial
 from lora_jax.training.step import TrainState
 
 TEMPORARY_FAILURE = 75
@@ -175,50 +178,35 @@ def _fit(
     interrupted: Callable[[int], bool],
 ) -> tuple[TrainState, str]:
     """Train, and return the state to save and a note for the record; fills in `outcome`."""
-    loop, step = experiment.loop, experiment.make_step()
+    loop, program = experiment.loop, trial_program.alone(experiment.make_step(), experiment.frozen)
+    identity = {"weights": experiment.weights_digest, "data": experiment.task.digest()}
     shown = bar(label, loop.steps) if processes.writes() else contextlib.nullcontext()
     with (
         Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
         Metrics(workdir, enabled=processes.writes()) as metrics,
         shown as progress,
     ):
-        state, _ = fit(
-            experiment.start(keep=generated_texts.writes_samples(experiment.config)),
-            experiment.frozen,
-            loop=loop,
-            step=step,
-            batches=experiment.batches,
-            evaluate=experiment.evaluate,
-            checkpoints=checkpoints,
-            metrics=metrics,
-            identity={
-                "weights": experiment.weights_digest,
-                "data": experiment.task.digest(),
-            },
+        saved = OneTrial(checkpoints, identity)
+        (state,) = fit(
+            program,
+            [experiment.start(keep=generated_texts.writes_samples(experiment.config))],
+            loops=[loop],
+            batches=[experiment.batches],
+            evaluate=lambda _, trainable: experiment.evaluate(trainable),
+            saved=saved,
+            metrics=[metrics],
+            outcomes=[outcome],
             progress=progress,
-            outcome=outcome,
             interrupted=interrupted,
-            audit=(lambda state: step_audit.alone(experiment, step, state)) if audit else None,
+            audit=(lambda states: step_audit.of_program([experiment], program, states))
+            if audit
+            else None,
         )
         if outcome.interrupted:
             return state, ""
         if outcome.diverged:
             return state, artifacts.NOT_FINITE.format(outcome.steps)
         if experiment.config.train.select == "best":
-            return best(checkpoints, state, outcome)
+            (state,), (note,) = saved.best([state], [outcome])
+            return state, note
     return state, ""
-
-
-def best(checkpoints: Checkpoints, state: TrainState, outcome: Outcome) -> tuple[TrainState, str]:
-    """The state of the best evaluation with an undamaged checkpoint, and a note for the record.
-
-    If the best checkpoint is damaged, `outcome` is changed to name the one taken instead.
-    """
-    wanted = outcome.best_step
-    if wanted == outcome.steps or (restored := checkpoints.restore_best(state)) is None:
-        return state, ""
-    state, meta, step = restored
-    if step == wanted:
-        return state, ""
-    outcome.best_step, outcome.metrics_best = step, meta["outcome"]["metrics_last"]
-    return state, f"the best checkpoint, of step {wanted}, is damaged: of step {step} instead"

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from lora_jax.compiled import audit
 from lora_jax.compiled.compiler_faults import CURE
 from lora_jax.sharding import memory
 from lora_jax.sharding.between_processes import said_by_all
-from lora_jax.training.step import Step, TrainState
+from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Program
 from lora_jax.transform.summary import summary
 
@@ -28,50 +28,33 @@ ADVICE = (
 )
 
 
-def alone(experiment: Experiment, step: Step, state: TrainState) -> audit.Audit | None:
-    """Audit a run's step; if it cannot be audited, print why and return None.
+def of_program(
+    experiments: Sequence[Experiment], program: Program, states: Sequence[TrainState]
+) -> audit.Audit | None:
+    """Audit a program's step: of its first trial, or of all trials if they step at once.
+
+    If it cannot be audited, this prints why and returns None.
 
     Args:
-      state: the state before the first step; it is not changed.
+      states: the trials' states before the first step; they are not changed.
 
     Raises:
       ValueError: the compiled step is wrong; one line names the parameter.
     """
-
-    def arguments(number: int) -> tuple[Any, ...]:
-        return _beside(state), experiment.frozen, next(experiment.batches(number))
-
-    return _audit(experiment, step, arguments)
-
-
-def of_program(
-    experiments: Sequence[Experiment],
-    program: Program,
-    states: Sequence[TrainState],
-) -> audit.Audit | None:
-    """As `alone`, for trials that share a program: the first, or all if they step at once."""
+    first = experiments[0]
+    if why := _why_not(first):
+        _say(f"the compiled step is not audited: {why}")
+        return None
 
     def arguments(number: int) -> tuple[Any, ...]:
         population = program.start([_beside(state) for state in states])
         return program.arguments(population, [next(each.batches(number)) for each in experiments])
 
-    return _audit(experiments[0], program.jitted, arguments, program.at_once)
-
-
-def _audit(
-    experiment: Experiment,
-    step: Any,
-    arguments: Callable[[int], tuple[Any, ...]],
-    trials: int | None = None,
-) -> audit.Audit | None:
-    if why := _why_not(experiment):
-        _say(f"the compiled step is not audited: {why}")
-        return None
     cases = (
-        (f"batches of {experiment.batch_size} x {length}", lambda n=number: arguments(n))
-        for number, length in _shapes(experiment)
+        (f"batches of {first.batch_size} x {length}", lambda n=number: arguments(n))
+        for number, length in _shapes(first)
     )
-    found = audit.audit(step, cases, trials=trials, room=_room(), advice=ADVICE)
+    found = audit.audit(program.jitted, cases, program.at_once, room=_room(), advice=ADVICE)
     for name, why in found.left_out.items():
         _say(f"the compiled step is not audited for {name}: {why}")
     if (spent := found.seconds - found.compiling) > LONG:

@@ -25,7 +25,7 @@ from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.sharding.mesh import ROWS, parts
-from lora_jax.training.loop import Loop
+from lora_jax.training.loop_settings import Loop
 from lora_jax.training.step import Batch, Loss, Predict, Step, TrainState, make_train_step
 
 

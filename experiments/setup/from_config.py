@@ -13,7 +13,8 @@ from configs.settings import RunConfig
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.suggest import nearest
-from lora_jax.training import loop, optim
+from lora_jax.training import optim
+from lora_jax.training.loop_settings import Loop
 
 ANY_BASE = "any_base:"
 """A prefix of the folder in a config's `start_from`, which allows an adapter of another base."""
@@ -128,12 +129,12 @@ def make_text_task(section: settings.Texts) -> data.TextTask:
     return task.few(section.train, section.draw) if section.train else task
 
 
-def make_loop(section: settings.Training, examples: int, metric: str) -> loop.Loop:
+def make_loop(section: settings.Training, examples: int, metric: str) -> Loop:
     """The training loop: its steps, and how often to log, evaluate and save."""
     steps = max(1, round(-(-examples // section.batch_size) * section.epochs))
     if section.max_steps:
         steps = min(steps, section.max_steps)
-    return loop.Loop(
+    return Loop(
         steps=steps,
         mode="min" if metric in label_metrics.LOWER_IS_BETTER else "max",
         log_every=section.log_every,

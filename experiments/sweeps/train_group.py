@@ -26,9 +26,10 @@ from lora_jax.records.metrics_log import LostFolderError, Metrics
 from lora_jax.sharding import memory
 from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.fastest_program import fastest
-from lora_jax.training.fit_trials import fit_trials
-from lora_jax.training.loop import Outcome
+from lora_jax.training.loop import fit
 from lora_jax.training.masking import share
+from lora_jax.training.outcome import Outcome
+from lora_jax.training.saved_trials import ManyTrials
 from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Execution, Program
 
@@ -232,22 +233,24 @@ def _fit(
         checkpoints = stack.enter_context(Checkpoints(home.path / "checkpoints"))
         metrics = [stack.enter_context(Metrics(folder)) for folder in folders]
         progress = stack.enter_context(bar(label, loop.steps))
-        return fit_trials(
+        keep_best = config["train"]["select"] == "best"
+        saved = ManyTrials(checkpoints, identity, keep_best)
+        states = fit(
             program,
             group.start(),
             loops=[each.loop for each in group.experiments],
             batches=[each.batches for each in group.experiments],
             evaluate=group.evaluate,
-            checkpoints=checkpoints,
+            saved=saved,
             metrics=metrics,
-            identity=identity,
             outcomes=outcomes,
-            keep_best=config.train.select == "best",
             progress=progress,
+            interrupted=None,
             audit=(lambda states: step_audit.of_program(group.experiments, program, states))
             if audit
             else None,
         )
+        return saved.best(states, outcomes)[0]
 
 
 def _program(group: Together, home: GroupFolder, execution: Execution | None) -> Program:

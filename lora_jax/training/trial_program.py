@@ -3,7 +3,7 @@
 Trials that differ in numbers alone (learning rates, alphas, ranks, dropout, seeds) share one step.
 Their trainables, constants and optimisers' numbers are its arguments, and are stacked if the trials
 step at once. The base is neither stacked nor copied, except leaves that differ between trials (a
-frozen head that each draws from its seed).
+frozen head that each draws from its seed). A run is a program of one trial (`alone`).
 """
 
 import dataclasses
@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from lora_jax.training.step import Batch, TrainState
+from lora_jax.training.step import Batch, Step, TrainState
 from lora_jax.transform.placement import Frozen
 
 Execution = Literal["each", "map", "vmap"]
@@ -29,21 +30,28 @@ class Program:
     """N trials that step together; how their states are held depends on the execution.
 
     `start` takes N states. `step` takes the states that `start` or `step` returned, which it
-    donates, and N batches of equal shapes, None for a trial that has ended; its metrics have shape
-    (N,). `pick` gives the state of one trial, `stacked` those of all with a leading axis. `jitted`
-    is the compiled function; `step` calls it with `arguments`, for all trials at once or for each
-    in turn (here for the first).
+    donates, and N batches of equal shapes, None for a trial that has ended; it waits for nothing.
+    `read` waits, and makes of what `step` returned beside the states the metrics of each trial;
+    those of a trial that has ended mean nothing. `pick` gives the state of one trial, `stacked`
+    those of all with a leading axis. `jitted` is the compiled function; `step` calls it with
+    `arguments`, for all trials at once or for each in turn (here for the first).
     """
 
     execution: Execution
     start: Callable[[Sequence[TrainState]], Any]
-    step: Callable[[Any, Sequence[Batch | None]], tuple[Any, dict[str, Array]]]
+    step: Callable[[Any, Sequence[Batch | None]], tuple[Any, Any]]
+    read: Callable[[Any], list[dict[str, float]]]
     pick: Callable[[Any, int], TrainState]
     stacked: Callable[[Any], TrainState]
     jitted: Any
     arguments: Callable[[Any, Sequence[Batch | None]], tuple[Any, ...]]
     at_once: int | None = None
     """How many trials `jitted` takes at once; None if it takes each by itself."""
+
+
+def alone(step: Step, frozen: Frozen) -> Program:
+    """A trial by itself: the numbers of its optimiser are constants of `step`."""
+    return _in_turn(step, lambda number, state, batch: (state, frozen, batch))
 
 
 def make_program(
@@ -62,26 +70,31 @@ def make_program(
 
 def _each(step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]) -> Program:
     jitted = jax.jit(step, donate_argnums=1)
+    return _in_turn(
+        jitted, lambda number, state, batch: (hyper[number], state, frozen[number], batch)
+    )
 
-    def arguments(states: Any, batches: Sequence[Batch | None], number: int = 0) -> Any:
-        return hyper[number], states[number], frozen[number], batches[number]
+
+def _in_turn(jitted: Any, given: Callable[[int, TrainState, Any], tuple[Any, ...]]) -> Program:
+    """One call for each trial, with the arguments that `given` makes of its state and batch."""
+
+    def arguments(states: list[TrainState], batches: Sequence[Batch | None]) -> tuple[Any, ...]:
+        return given(0, states[0], batches[0])
 
     def advance(states: list[TrainState], batches: Sequence[Batch | None]) -> Any:
-        states, values = list(states), []
+        states, values = list(states), [{} for _ in states]
         for number, batch in enumerate(batches):
-            value: dict[str, Any] = {}
             if batch is not None:
-                states[number], value = jitted(*arguments(states, batches, number))
-            values.append(value)
-        names = {name for value in values for name in value}
-        return states, {
-            n: jnp.stack([v.get(n, jnp.float32(jnp.nan)) for v in values]) for n in names
-        }
+                states[number], values[number] = jitted(*given(number, states[number], batch))
+        return states, values
+
+    def read(values: list[dict[str, Array]]) -> list[dict[str, float]]:
+        return [{name: float(value) for name, value in each.items()} for each in values]
 
     def pick(states: list[TrainState], number: int) -> TrainState:
         return states[number]
 
-    return Program("each", list, advance, pick, stack, jitted, arguments)
+    return Program("each", list, advance, read, pick, stack, jitted, arguments)
 
 
 def _at_once(
@@ -116,11 +129,15 @@ def _at_once(
     def advance(states: TrainState, batches: Sequence[Batch | None]) -> Any:
         return jitted(*arguments(states, batches))
 
+    def read(values: dict[str, Array]) -> list[dict[str, float]]:
+        arrays = {name: np.asarray(value) for name, value in values.items()}
+        return [{n: float(array[number]) for n, array in arrays.items()} for number in range(count)]
+
     def stacked(states: TrainState) -> TrainState:
         return states
 
     count = len(frozen)
-    return Program(execution, stack, advance, unstack, stacked, jitted, arguments, count)
+    return Program(execution, stack, advance, read, unstack, stacked, jitted, arguments, count)
 
 
 def stack(trees: Sequence[Any]) -> Any:

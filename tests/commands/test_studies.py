@@ -236,7 +236,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     """Three rates on held-out sentences, then the best one's seeds on the development set."""
     plan = {"rates": {"lora": (1e-4, 1e-3, 1e-2)}, "held_out": 2, "tuning_seed": 9, "seeds": (0, 1)}
     seen, trained = [], []
-    true_train, true_fit = jobs.train, train_group.fit_trials
+    true_train, true_fit = jobs.train, train_group.fit
 
     def watched(configs, *more):
         seen.extend((build(parse(config)).task, config) for config in configs)
@@ -247,7 +247,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
         return true_fit(program, states, **more)
 
     monkeypatch.setattr(jobs, "train", watched)
-    monkeypatch.setattr(train_group, "fit_trials", counted)
+    monkeypatch.setattr(train_group, "fit", counted)
 
     def config(**changes):
         return config_of(all_methods, "row=lora", glue, bert, targets=("query/kernel",), **changes)

@@ -16,6 +16,7 @@ from experiments.sweeps.jobs import How, command
 from lora_jax.compiled import audit
 from lora_jax.records import run_record
 from lora_jax.sharding import memory
+from lora_jax.training import trial_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -101,21 +102,24 @@ def test_all_shapes_of_a_run_are_looked_at(smoke):
 def test_what_it_compiles_is_what_the_run_takes(smoke, compilations):
     experiment = build(parse(smoke()))
     step, state = experiment.make_step(), experiment.start()
-    assert step_audit.alone(experiment, step, state).batches == 1
+    program = trial_program.alone(step, experiment.frozen)
+    assert step_audit.of_program([experiment], program, [state]).batches == 1
     with compilations() as counted:
-        step(state, experiment.frozen, next(experiment.batches(0)))
+        program.step(program.start([state]), [next(experiment.batches(0))])
     assert not counted and step._cache_size() == 1
 
 
 def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
     experiment = build(parse(smoke()))
-    step, state = Wrong(experiment.make_step()), experiment.start()  # whoever looked would raise
+    # Whoever looked would raise.
+    program = trial_program.alone(Wrong(experiment.make_step()), experiment.frozen)
+    given = [experiment], program, [experiment.start()]
     monkeypatch.setattr(step_audit, "LARGEST", 1000)
-    assert step_audit.alone(experiment, step, state) is None
+    assert step_audit.of_program(*given) is None
     assert "not audited: the model has " in capsys.readouterr().out
     monkeypatch.setattr(step_audit, "LARGEST", 10**9)
     monkeypatch.setattr(memory, "host_memory", lambda: 1000)
-    assert step_audit.alone(experiment, step, state).values() is None
+    assert step_audit.of_program(*given).values() is None
     said = capsys.readouterr().out
     assert "not audited for batches of 8 x 24: evaluated by NumPy it takes " in said
     monkeypatch.setattr(step_audit, "said_by_all", lambda machine: ["another", machine, machine])

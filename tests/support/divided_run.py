@@ -27,9 +27,12 @@ import variants
 from lora_jax.compiled import audit
 from lora_jax.files.checksum import checksum, hexadecimal
 from lora_jax.records.metrics_log import Metrics
-from lora_jax.training import loop
+from lora_jax.training import loop, trial_program
 from lora_jax.training.checkpoint import Checkpoints
+from lora_jax.training.loop_settings import Loop
+from lora_jax.training.outcome import Outcome
 from lora_jax.training.preemption import preemption
+from lora_jax.training.saved_trials import OneTrial
 from lora_jax.training.state_leaves import bare
 from lora_jax.training.step import TrainState, cross_entropy, make_step
 
@@ -205,7 +208,7 @@ if given.read:
     for folder in given.read:
         with warnings_of_users() as warned, Checkpoints(folder) as saved:
             restored, meta, number = saved.restore(state)
-        found.append(said(restored, loop.Outcome(steps=number), warned))
+        found.append(said(restored, Outcome(steps=number), warned))
     print(json.dumps(found), flush=True)
     raise SystemExit
 
@@ -223,18 +226,19 @@ with (
     Checkpoints(given.folder / "checkpoints", best=("score", "max")) as saved,
     Metrics(given.folder, enabled=given.process == 0) as log,
 ):
-    state, outcome = loop.fit(
-        state,
-        frozen,
-        loop=loop.Loop(given.steps, 1, 20, 10, metric="score", mode="max"),
-        step=step,
-        batches=batches,
-        evaluate=lambda trainable: {"score": float(size(trainable))},
-        checkpoints=saved,
-        metrics=log,
+    outcome = Outcome()
+    (state,) = loop.fit(
+        trial_program.alone(step, frozen),
+        [state],
+        loops=[Loop(given.steps, 1, 20, 10, metric="score", mode="max")],
+        batches=[batches],
+        evaluate=lambda _, trainable: {"score": float(size(trainable))},
+        saved=OneTrial(saved, {}),
+        metrics=[log],
+        outcomes=[outcome],
         progress=lambda number, loss, _: losses.update({number: loss}),
         interrupted=interrupted,
-        audit=audited,
+        audit=lambda states: audited(*states),
     )
 print(json.dumps(said(state, outcome, warned)), flush=True)
 raise SystemExit(75 if outcome.interrupted else 0)

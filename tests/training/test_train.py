@@ -20,8 +20,11 @@ import variants
 from lora_jax.compiled.audit import Audit, Finding
 from lora_jax.files import full_disk
 from lora_jax.records import metrics_log
-from lora_jax.training import checkpoint, preemption
+from lora_jax.training import checkpoint, preemption, trial_program
 from lora_jax.training import loop as training_loop
+from lora_jax.training.loop_settings import Loop
+from lora_jax.training.outcome import Outcome
+from lora_jax.training.saved_trials import OneTrial
 from lora_jax.training.step import TrainState, cross_entropy, make_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -181,6 +184,7 @@ def fit(
 ):
     """A run of 20 steps; `scores(accuracy)` stands in for what an evaluation says."""
     adapted, trainable, frozen = problem(dropout=0.2)
+    outcome = outcome or Outcome()
 
     def source(start):
         for number, batch in enumerate(batches(start), start + 1):
@@ -201,19 +205,19 @@ def fit(
         checkpoint.Checkpoints(folder / "checkpoints", best=("accuracy", "max")) as saved,
         metrics_log.Metrics(folder) as log,
     ):
-        return training_loop.fit(
-            TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1)),
-            frozen,
-            loop=training_loop.Loop(20, 3, evaluate_every, checkpoint_every, **loop),
-            step=make(adapted, tx),
-            batches=source,
-            evaluate=evaluate,
-            checkpoints=saved,
-            metrics=log,
-            outcome=outcome,
+        (state,) = training_loop.fit(
+            trial_program.alone(make(adapted, tx), frozen),
+            [TrainState.create(adapted, tx, own(trainable), frozen, jax.random.key(1))],
+            loops=[Loop(20, 3, evaluate_every, checkpoint_every, **loop)],
+            batches=[source],
+            evaluate=lambda _, trainable: evaluate(trainable),
+            saved=OneTrial(saved, {}),
+            metrics=[log],
+            outcomes=[outcome],
             interrupted=interrupted,
-            audit=audit,
+            audit=None if audit is None else lambda states: audit(*states),
         )
+    return state, outcome
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +436,7 @@ def test_a_score_that_is_not_finite_ends_the_run(tmp_path, score):
 
 
 def test_who_catches_an_error_knows_how_far_the_run_came(tmp_path):
-    outcome = training_loop.Outcome()
+    outcome = Outcome()
     with pytest.raises(Killed):
         fit(tmp_path, killed_at=13, outcome=outcome)
     assert (outcome.steps, outcome.best_step) == (12, 7)
@@ -442,7 +446,7 @@ def test_who_catches_an_error_knows_how_far_the_run_came(tmp_path):
 
 @pytest.mark.parametrize("steps, evaluations", [(20, 4), (20, 20), (17, 5), (7, 7), (100, 1)])
 def test_evaluations_are_spread_evenly(steps, evaluations):
-    loop = training_loop.Loop(steps, evaluations=evaluations)
+    loop = Loop(steps, evaluations=evaluations)
     found = [step for step in range(1, steps + 1) if loop.evaluates(step)]
     assert len(found) == evaluations and found[-1] == steps
     gaps = np.diff([0, *found])
@@ -450,7 +454,7 @@ def test_evaluations_are_spread_evenly(steps, evaluations):
 
 
 def test_an_evaluation_at_the_end_of_every_epoch():
-    loop = training_loop.Loop(steps=3 * 11, evaluations=3)
+    loop = Loop(steps=3 * 11, evaluations=3)
     assert [step for step in range(1, 34) if loop.evaluates(step)] == [11, 22, 33]
 
 
@@ -492,5 +496,5 @@ def test_every_evaluation_with_the_seconds_until_then(tmp_path, evaluated_often)
 
 
 def test_a_target_that_is_to_be_undercut():
-    loop = training_loop.Loop(10, metric="eval_loss", mode="min", target=0.3)
+    loop = Loop(10, metric="eval_loss", mode="min", target=0.3)
     assert [loop.reached({"eval_loss": x}) for x in (0.4, 0.3, 0.2)] == [False, True, True]

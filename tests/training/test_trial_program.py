@@ -16,9 +16,12 @@ import lora_jax as lj
 import variants
 from experiments.sweeps.grouping import union
 from lora_jax.records import metrics_log
-from lora_jax.training import checkpoint, fit_trials, loop, optim, trial_program
+from lora_jax.training import checkpoint, loop, optim, trial_program
 from lora_jax.training.fastest_program import fastest
+from lora_jax.training.loop_settings import Loop
 from lora_jax.training.masking import narrow, share, widen
+from lora_jax.training.outcome import Outcome
+from lora_jax.training.saved_trials import ManyTrials
 from lora_jax.training.step import TrainState, cross_entropy, make_step, make_train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -198,7 +201,7 @@ def together(all_trials, steps, execution, names):
         for number, mine in enumerate(found):
             wide = jax.tree.map(np.array, run.pick(population, number).trainable)
             own = narrow(wide, made[number].trainable)
-            mine.append((own, {name: float(value[number]) for name, value in values.items()}))
+            mine.append((own, run.read(values)[number]))
     return found
 
 
@@ -262,7 +265,7 @@ def test_nothing_is_compiled_anew_for_other_numbers(execution, compilations, fir
     population, values = run.step(population, [next(source) for source in sources])
     for number, expected in first_values.items():
         for name in ("loss", "grad_norm"):
-            np.testing.assert_allclose(values[name][number], expected[name], rtol=1e-5)
+            np.testing.assert_allclose(run.read(values)[number][name], expected[name], rtol=1e-5)
     population, _ = run.step(population, [next(source) for source in sources])
     with compilations() as counted:
         for _ in range(3):
@@ -306,6 +309,9 @@ def fit(
     poison=None,
     keep_best=False,
     overflow=None,
+    interrupted=None,
+    progress=None,
+    identity="these",
 ):
     """20 steps of all trials, as `test_train` has them for one."""
     if chosen is TRIALS:
@@ -332,22 +338,24 @@ def fit(
         merged = made[number].adapted.merge(own, made[number].frozen)
         return {"accuracy": float(jnp.sin(jnp.abs(merged["out"]).sum() * 3))}
 
-    outcomes = [loop.Outcome() for _ in chosen]
+    outcomes = [Outcome() for _ in chosen]
     folders = [folder / str(number) for number in range(len(chosen))]
     logs = [metrics_log.Metrics(each) for each in folders]
-    with checkpoint.Checkpoints(folder / "checkpoints") as saved:
-        ended = fit_trials.fit_trials(
+    with checkpoint.Checkpoints(folder / "checkpoints") as checkpoints:
+        saved = ManyTrials(checkpoints, {"trials": identity}, keep_best)
+        states = loop.fit(
             run,
             states,
-            loops=[loop.Loop(20, 3, 7, 5)] * len(chosen),
+            loops=[Loop(20, 3, 7, 5)] * len(chosen),
             batches=[source(number) for number in range(len(chosen))],
             evaluate=evaluate,
-            checkpoints=saved,
+            saved=saved,
             metrics=logs,
-            identity={"trials": "these"},
             outcomes=outcomes,
-            keep_best=keep_best,
+            progress=progress,
+            interrupted=interrupted,
         )
+        ended, _ = saved.best(states, outcomes)
     own = [narrow(e.trainable, m.trainable) for e, m in zip(ended, made, strict=True)]
     return own, outcomes, [metrics_log.read_metrics(each / "metrics.jsonl") for each in folders]
 
