@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import collect_runs
-from experiments.sweeps.train_group import STEPPING
+from experiments.runs.train_trials import STEPPING
 from lora_jax.records.metrics_log import read_metrics
 
 _SIZES = flags.DEFINE_list("sizes", ["8x16"], "BATCHxLENGTH, several with commas.")

@@ -1,7 +1,6 @@
 """Write the results of a run when it ends: the adapter, the predictions and, last, the record."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -109,7 +108,7 @@ def _written(experiment: Experiment, trainable: Any) -> Left:
 def record(
     experiment: Experiment,
     outcome: Outcome,
-    started: float,
+    seconds: float,
     status: Any,
     note: str,
     left: Left = NOTHING,
@@ -117,7 +116,7 @@ def record(
     """Make the record of a run from its experiment and its results.
 
     Args:
-      started: when the run started, by `time.perf_counter`.
+      seconds: how long the run took in all.
     """
     config, loop = experiment.config, experiment.loop
     since = f" from step {loop.best_from} on" if loop.best_from else ""
@@ -142,7 +141,7 @@ def record(
         steps=outcome.steps,
         best_step=outcome.best_step,
         seconds=outcome.seconds,
-        seconds_total=time.perf_counter() - started,
+        seconds_total=seconds,
         peak_memory_bytes=peak_memory_bytes(),
         status=status,
         note=note,

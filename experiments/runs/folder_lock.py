@@ -5,6 +5,7 @@ Two processes would write every line of the metrics twice.
 
 import contextlib
 import fcntl
+import functools
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from experiments.distributed import processes
 from lora_jax.records.metrics_log import LostFolderError
 from lora_jax.records.run_record import LOCK
 
@@ -68,12 +70,15 @@ class Place:
 
 @contextlib.contextmanager
 def alone_in(folders: Sequence[Path]) -> Iterator[dict[int, Exception]]:
-    """Lock those folders that can be locked; give the errors of the others, by number."""
+    """Lock those folders that can be locked; give the errors of the others, by number.
+
+    Of several processes, the writing one locks; all must call this.
+    """
     with contextlib.ExitStack() as stack:
         busy: dict[int, Exception] = {}
         for number, folder in enumerate(folders):
             try:
-                stack.enter_context(alone(folder))
+                processes.first(functools.partial(stack.enter_context, alone(folder)))
             except (ValueError, OSError) as error:
                 busy[number] = error
         yield busy

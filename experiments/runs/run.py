@@ -1,43 +1,35 @@
-"""Train one run in one folder; write metrics, checkpoints, the adapter and, last, the record."""
+"""Train one run, or several trials as one program; each leaves its files in its own folder.
 
-import contextlib
+A run's folder gets metrics, checkpoints, the adapter and, last, the record.
+"""
+
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from jax.sharding import Mesh
 
 from configs.settings import RunConfig
 from experiments.distributed import processes
-from experiments.runs import artifacts, generated_texts, step_audit
-from experiments.runs.folder_lock import Place, alone
+from experiments.runs.folder_lock import alone_in
+from experiments.runs.group_folder import GroupFolder
 from experiments.runs.memory_line import announce
-from experiments.runs.progress_bar import bar
+from experiments.runs.train_trials import Order, train
+from experiments.setup.config import of_record
 from experiments.setup.experiment import Experiment, build
+from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained
 from lora_jax.records import run_record
-from lora_jax.records.metrics_log import Metrics
-from lora_jax.training import trial_program
-from lora_jax.training.checkpoint import Checkpoints
-from lora_jax.training.loop import fit
-from lora_jax.training.outcome import Outcome
+from lora_jax.training.masking import share
 from lora_jax.training.preemption import preemption
-from lora_jax.training.saved_trials import OneTrial
-from lora_jax.training.step import TrainState
+from lora_jax.training.trial_program import Execution
 
-TEMPORARY_FAILURE = 75
-"""The exit code of a program that should be started again (EX_TEMPFAIL of sysexits.h)."""
-
-
+Ended = run_record.Record | Exception
+Say = Callable[[str], None]
 UNSEALED = "record.json has no seal (of an earlier version): a changed number would not be seen"
 """The message for a completed run whose record cannot be checked for changes."""
-
-
-class Interrupted(SystemExit):
-    """A run got a SIGTERM and has saved its state; the program exits with TEMPORARY_FAILURE."""
-
-    def __init__(self) -> None:
-        super().__init__(TEMPORARY_FAILURE)
 
 
 def run(
@@ -45,7 +37,7 @@ def run(
     workdir: Path,
     label: str = "train",
     mesh: Mesh | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     audit: bool = True,
 ) -> run_record.Record:
     """Train the run that a config describes, or continue where an earlier process stopped.
@@ -65,90 +57,183 @@ def run(
       LostFolderError: the folder was removed or replaced during the run (also a ValueError).
       Interrupted: a SIGTERM came before the end of training; there is no record yet.
     """
-    started = time.perf_counter()
-    with preemption() as interrupted, contextlib.ExitStack() as stack:
-        if (record := _done(workdir, config)) is not None:  # works in a read-only folder, too
-            if say is not None and processes.writes() and not _sealed(workdir):
-                say(UNSEALED)
-            return record
-        processes.first(lambda: stack.enter_context(alone(workdir)))
-        # Another process may have completed the run in between.
-        if (record := _done(workdir, config)) is not None:
-            return record
-        return _run(config, workdir, label, mesh, interrupted, say, audit, started)
+    (ended,) = run_together([config], [workdir], label, mesh=mesh, say=say, audit=audit)
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
 
 
-def _done(workdir: Path, config: RunConfig) -> run_record.Record | None:
-    """The completed record of this config, or None; if the first process sees it, all must.
+def run_together(
+    configs: Sequence[RunConfig],
+    folders: Sequence[Path],
+    label: str = "trials",
+    execution: Execution | None = None,
+    left: Collection[str] = ("completed",),
+    say: Say | None = None,
+    audit: bool = True,
+    mesh: Mesh | None = None,
+) -> list[Ended]:
+    """Train the trials of a program, or continue where an earlier process stopped.
+
+    Every folder gets the same files as that of a single run, except checkpoints: those of several
+    trials are in a folder beside the others. If another process trains in a trial's folder, that
+    trial is left to it, and its result here is an error.
+
+    Args:
+      execution: how several trials step; by default, the way that ends first.
+      left: the statuses of records whose trials are not trained again.
+      say, audit: as for `run`.
+      mesh: the devices that train together; only for a single trial.
+
+    Returns:
+      For each trial, its record, or the error that kept it from being trained.
 
     Raises:
-      ValueError: this process does not see the record that the first process sees.
+      Interrupted: a SIGTERM came before the end of training.
     """
-    if not processes.first(lambda: _ended(workdir, config) is not None):
+    started = time.perf_counter()
+    ended = _ended(configs, folders, left)  # works in read-only folders, too
+    if len(ended) == len(configs):
+        if say is not None and processes.writes() and not all(map(_sealed, folders)):
+            say(UNSEALED)
+        return [ended[number] for number in range(len(configs))]
+    with preemption() as interrupted, alone_in(folders) as busy:
+        order = Order(label, execution, audit, interrupted, started)
+        if len(configs) > 1:
+            return _run_group(configs, folders, left, say, order, busy)
+        # Another process may have completed the run in between.
+        ended = dict(busy) or _ended(configs, folders, left)
+        if not ended:
+            experiments, ended = _build([0], configs, folders, say, mesh=mesh)
+            if experiments:
+                ended = train(experiments, (), folders, None, order)
+        return [ended[0]]
+
+
+def _run_group(
+    configs: Sequence[RunConfig],
+    folders: Sequence[Path],
+    left: Collection[str],
+    say: Say | None,
+    order: Order,
+    busy: Mapping[int, Exception],
+) -> list[Ended]:
+    """As `run_together`, where the folders with the numbers in `busy` belong to other processes."""
+    home, ended = GroupFolder.of(configs, folders), _ended(configs, folders, left)
+    home.path.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in([home.path]) as common:
+        if common:  # another process holds the checkpoints
+            return [ended.get(number, common[0]) for number in range(len(configs))]
+        wanted = home.trials or [number for number in range(len(configs)) if number not in ended]
+        at_once = len(wanted) if (order.execution or home.execution) == "vmap" else 1
+        experiments, wrong = _build(wanted, configs, folders, say, busy, at_once)
+        if home.trials and wrong:
+            number, error = next(iter(wrong.items()))
+            why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
+            why += (
+                f"cannot be made now: {error}; mend that, or delete them to start over without it"
+            )
+            wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended
+            return [wrong[number] for number in range(len(configs))]  # the checkpoints stay
+        if not home.trials:
+            home.begin(list(experiments))
+        ended = wrong | ended
+        if experiments.keys() - ended.keys():
+            ended |= train(experiments, ended.keys(), folders, home, order)
+        home.remove()
+    if rest := [number for number in range(len(configs)) if number not in ended]:
+        # An earlier process could not make these trials, and began without them.
+        mine = [configs[number] for number in rest], [folders[number] for number in rest]
+        others = {place: busy[number] for place, number in enumerate(rest) if number in busy}
+        ended |= dict(zip(rest, _run_group(*mine, left, say, order, others), strict=True))
+    return [ended[number] for number in range(len(configs))]
+
+
+def _build(
+    numbers: Sequence[int],
+    configs: Sequence[RunConfig],
+    folders: Sequence[Path],
+    say: Say | None = None,
+    busy: Mapping[int, Exception] = MappingProxyType({}),
+    at_once: int = 1,
+    mesh: Mesh | None = None,
+) -> tuple[dict[int, Experiment], dict[int, Ended]]:
+    """Make trials with one copy of their model, and claim their folders.
+
+    Returns:
+      The experiments by number, and the errors of those that cannot be made by number.
+    """
+    experiments: dict[int, Experiment] = {}
+    wrong: dict[int, Ended] = {}
+    loaded, first = None, None
+    for number in numbers:
+        if number in busy:
+            wrong[number] = busy[number]
+            continue
+        config, texts = configs[number], None
+        try:
+            if loaded is None and say is not None and processes.writes():
+                texts = announce(config, say, mesh, trials=len(numbers), at_once=at_once)
+            with explained(config):
+                loaded = loaded or load(config, mesh, texts)
+                made = build(config, loaded, mesh)
+            _claim(folders[number], config)
+        except Exception as error:  # any error: the others train without this trial
+            wrong[number] = error
+            continue
+        first = first or made.frozen
+        experiments[number] = dataclasses.replace(made, frozen=share(made.frozen, first))
+    return experiments, wrong
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Write a run's config into its folder, which all processes must see."""
+    processes.first(lambda: run_record.claim(folder, config.plain))
+    if not (folder / "config.json").exists():
+        raise ValueError(f"--workdir {folder} is not a folder that the first process sees, too")
+
+
+def _ended(
+    configs: Sequence[RunConfig], folders: Sequence[Path], left: Collection[str]
+) -> dict[int, Ended]:
+    """The records of trials that are not trained again, and errors of folders of other runs."""
+    ended: dict[int, Ended] = {}
+    for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+        try:
+            if (record := _agreed(config, folder, left)) is not None:
+                ended[number] = record
+        except (ValueError, OSError) as error:
+            ended[number] = error
+    return ended
+
+
+def _agreed(config: RunConfig, folder: Path, left: Collection[str]) -> run_record.Record | None:
+    """The record of a trial that is not trained again; if the first process sees it, all must.
+
+    Raises:
+      ValueError: the folder holds another run, or this process does not see that record.
+    """
+    if not processes.first(lambda: _record(config, folder, left) is not None):
         return None
-    if (record := _ended(workdir, config)) is not None:
+    if (record := _record(config, folder, left)) is not None:
         return record
-    raise ValueError(f"--workdir {workdir} is not what the first process has there")
+    raise ValueError(f"--workdir {folder} is not what the first process has there")
 
 
-def _run(
-    config: RunConfig,
-    workdir: Path,
-    label: str,
-    mesh: Mesh | None,
-    interrupted: Callable[[int], bool],
-    say: Callable[[str], None] | None,
-    audit: bool,
-    started: float,
-) -> run_record.Record:
-    texts = announce(config, say, mesh) if say is not None and processes.writes() else None
-    with explained(config):
-        experiment = build(config, mesh=mesh, texts=texts)
-    processes.first(lambda: run_record.claim(workdir, config.plain))
-    if not (workdir / "config.json").exists():
-        raise ValueError(f"--workdir {workdir} is not a folder that the first process sees, too")
-    outcome, status, left = Outcome(), "completed", artifacts.NOTHING
-    place = Place(workdir)
-    try:
-        with explained(config):
-            state, note = _fit(experiment, workdir, label, outcome, audit, interrupted)
-            if outcome.interrupted:
-                if processes.writes():
-                    print(f"interrupted: step {outcome.steps} is saved; the same command goes on")
-                raise Interrupted
-            if outcome.diverged:
-                status = "diverged"
-            else:
-                call = experiment.adapted_call(state.trainable)
-                place.require()
-                left = artifacts.save(experiment, state, workdir, call)
-    except Exception as error:
-        place.require()
-        note = f"{type(error).__name__}: {error}".splitlines()[0]
-        if processes.writes():
-            failed = artifacts.record(experiment, outcome, started, "failed", note)
-            with contextlib.suppress(OSError):  # on a full disk, the first error reports it
-                run_record.write(workdir, failed)
-        raise
-    record = artifacts.record(experiment, outcome, started, status, note, left)
-    place.require()
-    if processes.writes():
-        run_record.write(workdir, record)
-    processes.together("the record is written")
-    return record
-
-
-def _ended(workdir: Path, config: RunConfig) -> run_record.Record | None:
-    """The completed record of this config, if the folder has one."""
-    if not (workdir / "config.json").exists():
+def _record(config: RunConfig, folder: Path, left: Collection[str]) -> run_record.Record | None:
+    if not (folder / "config.json").exists():
         return None
-    run_record.claim(workdir, config.plain)
-    record = run_record.read(workdir)
-    return record if record is not None and record.status == "completed" else None
+    run_record.claim(folder, config.plain)
+    record = run_record.read(folder)
+    return record if record is not None and record.status in left else None
 
 
-def _sealed(workdir: Path) -> bool:
-    found = run_record.read_sealed(workdir)
+def _sealed(folder: Path) -> bool:
+    """Whether a folder's record has a seal; a damaged record is another error than that."""
+    try:
+        found = run_record.read_sealed(folder)
+    except ValueError:
+        return True
     return found is not None and found[1]
 
 
@@ -163,50 +248,7 @@ def summarise(record: run_record.Record) -> list[str]:
     if record.status != "completed":
         return [ended, *lines]
     scores, saved = record.metrics_last, ""
-    if record.config["train"]["select"] == "best":
+    if of_record(record.config).train.select == "best":
         scores, saved = record.metrics_best, f", saved as of step {record.best_step}, the best"
     named = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
     return [f"{ended}{saved}: {named}", *lines]
-
-
-def _fit(
-    experiment: Experiment,
-    workdir: Path,
-    label: str,
-    outcome: Outcome,
-    audit: bool,
-    interrupted: Callable[[int], bool],
-) -> tuple[TrainState, str]:
-    """Train, and return the state to save and a note for the record; fills in `outcome`."""
-    loop, program = experiment.loop, trial_program.alone(experiment.make_step(), experiment.frozen)
-    identity = {"weights": experiment.weights_digest, "data": experiment.task.digest()}
-    shown = bar(label, loop.steps) if processes.writes() else contextlib.nullcontext()
-    with (
-        Checkpoints(workdir / "checkpoints", best=(loop.metric, loop.mode)) as checkpoints,
-        Metrics(workdir, enabled=processes.writes()) as metrics,
-        shown as progress,
-    ):
-        saved = OneTrial(checkpoints, identity)
-        (state,) = fit(
-            program,
-            [experiment.start(keep=generated_texts.writes_samples(experiment.config))],
-            loops=[loop],
-            batches=[experiment.batches],
-            evaluate=lambda _, trainable: experiment.evaluate(trainable),
-            saved=saved,
-            metrics=[metrics],
-            outcomes=[outcome],
-            progress=progress,
-            interrupted=interrupted,
-            audit=(lambda states: step_audit.of_program([experiment], program, states))
-            if audit
-            else None,
-        )
-        if outcome.interrupted:
-            return state, ""
-        if outcome.diverged:
-            return state, artifacts.NOT_FINITE.format(outcome.steps)
-        if experiment.config.train.select == "best":
-            (state,), (note,) = saved.best([state], [outcome])
-            return state, note
-    return state, ""

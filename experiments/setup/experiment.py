@@ -180,8 +180,6 @@ def build(
     """
     if mesh is not None:
         _check_rows(config.train, mesh)
-    from_config.make_targets(config)  # reports errors before loading
-    from_config.make_storage(config.quantize)
     loaded = shared or load(config, mesh, texts)
     texts, work = loaded.texts, loaded.workload
 

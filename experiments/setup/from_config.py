@@ -165,6 +165,13 @@ def make_hyper(section: settings.Optimizer, steps: int) -> dict[str, float]:
     return hyper
 
 
+def require_schedule(section: settings.Optimizer) -> None:
+    """Raise a ValueError for an unknown schedule."""
+    if section.schedule not in optim.SCHEDULES:
+        near = nearest(section.schedule, optim.SCHEDULES)
+        raise ValueError(f"schedule '{section.schedule}' is unknown; nearest: {near}")
+
+
 def make_optimizer(
     config: RunConfig, hyper: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:
@@ -176,9 +183,6 @@ def make_optimizer(
       hyper: the result of `make_hyper`; its numbers may be traced.
     """
     schedule = config.optimizer.schedule
-    if schedule not in optim.SCHEDULES:
-        near = nearest(schedule, optim.SCHEDULES)
-        raise ValueError(f"schedule '{schedule}' is unknown; nearest: {near}")
     rate = optim.traceable_schedule(schedule, hyper["learning_rate"], steps, hyper["warmup"])
     names = ("weight_decay", "b1", "b2", "eps")
     tx = optim.adamw(rate, clip=None, **{name: hyper[name] for name in names})

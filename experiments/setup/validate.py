@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from configs.settings import Decoder, Model, RunConfig, TextConfig
+from experiments.setup import from_config
 from experiments.setup.validate_texts import validate_texts
 from lora_jax import data
 from lora_jax.suggest import nearest
@@ -22,6 +23,9 @@ def validate(config: RunConfig) -> None:
     if isinstance(config, TextConfig):
         validate_texts(config)
     _require_dtypes(config.model)
+    from_config.make_targets(config)
+    from_config.make_storage(config.quantize)
+    from_config.require_schedule(config.optimizer)
     for name, patterns in (
         ("also_train", config.also_train),
         ("quantize.patterns", config.quantize.patterns),

@@ -9,8 +9,7 @@ import lora_jax as lj
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import from_config
 from experiments.sweeps.traced_step import AbstractRun
-from lora_jax.methods.lowrank import LowRank
-from lora_jax.training.masking import same_when_masked
+from lora_jax.training.masking import held, rows_of, same_when_masked
 
 Settings = tuple[tuple[Any, lj.Variant], ...]
 """The variant of each target."""
@@ -127,7 +126,7 @@ def _split(
     if len(numbers) < 2:
         return [numbers] if numbers else []
     columns = zip(*(candidates[n] for n in numbers), strict=True)
-    rows = tuple(_rows([variant for _, variant in column]) for column in columns)
+    rows = tuple(rows_of([variant for _, variant in column]) for column in columns)
     parts: dict[Any, list[int]] = {}
     for n in numbers:
         found = program(n, rows)
@@ -162,27 +161,3 @@ def _anew(variant: lj.Variant) -> lj.Variant:
         return dataclasses.replace(variant)
     except Exception:  # of a user's code
         return variant
-
-
-def union(variants: Sequence[lj.Variant]) -> lj.Variant:
-    """The variant of a program, with factors large enough for all these variants."""
-    return held(variants[0], _rows(variants))
-
-
-def held(variant: lj.Variant, rows: int | None) -> lj.Variant:
-    """The variant with factors of `rows` rows, where those beyond its rank are masked.
-
-    If `rows` is None or the variant cannot have them, it is returned as it is.
-    """
-    if rows is None or not isinstance(variant, LowRank):
-        return variant
-    try:
-        return dataclasses.replace(variant, max_rank=rows)
-    except Exception:  # from a user's code
-        return variant
-
-
-def _rows(variants: Sequence[lj.Variant]) -> int | None:
-    """The most rows of factors if ranks differ; None if they do not."""
-    ranks = {(v.rank, v.max_rank or v.rank) for v in variants if isinstance(v, LowRank)}
-    return max(most for _, most in ranks) if len(ranks) > 1 else None

@@ -9,10 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from configs.settings import RunConfig
-from experiments.runs.run import run
+from experiments.runs.run import Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
-from experiments.sweeps.train_group import Ended, run_together
 from experiments.sweeps.trials import Trial
 from lora_jax.training.trial_program import Execution
 
@@ -109,9 +108,7 @@ def train(
     configs: Sequence[RunConfig], folders: Sequence[Path], names: Sequence[str], how: How
 ) -> Sequence[Ended]:
     """Train trials of one program together; a single trial trains as in `experiments.train`."""
-    if len(configs) == 1:
-        return [run(configs[0], folders[0], names[0], say=print, audit=how.audit)]
-    label = f"{len(configs)} trials"
+    label = names[0] if len(names) == 1 else f"{len(names)} trials"
     return run_together(
         configs, folders, label, how.execution, how.left, say=print, audit=how.audit
     )

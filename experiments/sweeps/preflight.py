@@ -63,13 +63,9 @@ class _Once:
 
 
 def _check(config: RunConfig, once: _Once) -> Outlook:
-    from_config.make_targets(config)
-    from_config.make_storage(config.quantize)
     task = once(config.data, load_task, config)
     loop = from_config.make_loop(config.train, len(task.train), task.metric)
-    from_config.make_optimizer(
-        config, from_config.make_hyper(config.optimizer, loop.steps), loop.steps
-    )
+    from_config.make_hyper(config.optimizer, loop.steps)
     outputs = 0  # for a language model, whose only outputs are its vocabulary
     if isinstance(task, data.Task):
         outputs = task.num_outputs

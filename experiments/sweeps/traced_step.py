@@ -10,13 +10,14 @@ import jax.numpy as jnp
 
 import lora_jax as lj
 from configs.settings import RunConfig
+from experiments.runs.group import traced_step
 from experiments.setup import from_config
 from experiments.setup.experiment import predictor
 from experiments.setup.load import load_abstract
 from experiments.setup.task_and_model import Loaded
 from lora_jax import data
 from lora_jax.training.fingerprint import fingerprint
-from lora_jax.training.step import Loss, Predict, TrainState, make_step
+from lora_jax.training.step import Loss, TrainState
 
 Targets = Mapping[Any, lj.Variant]
 Batch = dict[str, jax.ShapeDtypeStruct]
@@ -40,7 +41,7 @@ class AbstractRun:
 
     @classmethod
     def of(cls, config: RunConfig) -> "AbstractRun":
-        """The abstract run of a config, and of all configs that differ in settings of variants only.
+        """The abstract run of a config, and of all that differ in settings of variants only.
 
         This tokenises the texts, as every run does, with the same cache.
 
@@ -125,20 +126,3 @@ def _batches(loaded: Loaded, parts: Sequence[str], size: int) -> tuple[Batch, ..
                     n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()
                 }
     return tuple(found[length] for length in sorted(found))
-
-
-def traced_step(
-    adapted: lj.Adapted,
-    predict: Predict,
-    loss: Loss,
-    config: RunConfig,
-    steps: int,
-) -> Any:
-    """A training step that takes the optimiser's numbers (`lora_jax.training.trial_program`)."""
-    step = make_step(adapted, predict, loss, config.train.accumulate)
-
-    def traced(hyper: Any, state: Any, frozen: Any, batch: Any) -> Any:
-        tx = from_config.make_optimizer(config, hyper, steps)
-        return step(tx, hyper["clip"], state, frozen, batch)
-
-    return traced

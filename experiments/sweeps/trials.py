@@ -132,7 +132,7 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
             own = _arguments(arguments, row)
             config = read_config(own)
             name, settings = name_of(row, labels, config), parse(config.to_dict())
-        except ValueError as error:
+        except (ValueError, OSError, ImportError) as error:
             wrong.append((_written(row), _with_hint(str(error), arguments, row)))
             continue
         made.append(Trial(name, own, row, settings))

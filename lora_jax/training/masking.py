@@ -1,13 +1,14 @@
 """Hold trials of several ranks in factors of one shape: widen, mask, and narrow them again."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.lowrank import LowRank
 from lora_jax.transform.placement import Frozen, Trainable, group_of
 from lora_jax.variant import Base, Factors, Variant
 
@@ -20,6 +21,30 @@ def share(frozen: Frozen, first: Frozen) -> Frozen:
         return other if alike else own
 
     return dataclasses.replace(frozen, base=jax.tree.map(either, frozen.base, first.base))
+
+
+def union(variants: Sequence[Variant]) -> Variant:
+    """The variant of a program, with factors large enough for all these variants."""
+    return held(variants[0], rows_of(variants))
+
+
+def held(variant: Variant, rows: int | None) -> Variant:
+    """The variant with factors of `rows` rows, where those beyond its rank are masked.
+
+    If `rows` is None or the variant cannot have them, it is returned as it is.
+    """
+    if rows is None or not isinstance(variant, LowRank):
+        return variant
+    try:
+        return dataclasses.replace(variant, max_rank=rows)
+    except Exception:  # from a user's code
+        return variant
+
+
+def rows_of(variants: Sequence[Variant]) -> int | None:
+    """The most rows of factors if ranks differ; None if they do not."""
+    ranks = {(v.rank, v.max_rank or v.rank) for v in variants if isinstance(v, LowRank)}
+    return max(most for _, most in ranks) if len(ranks) > 1 else None
 
 
 def widen(

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.runs.run import TEMPORARY_FAILURE
+from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import jobs
 from experiments.sweeps.folder import SweepFolder, locked
 from experiments.sweeps.jobs import Job
