@@ -41,6 +41,7 @@ from rich.console import Console
 
 from experiments import cli
 from experiments.runs import audit_flag
+from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import Outcome, SweepFolder
 from experiments.sweeps.launchers import commands, local, slurm
@@ -224,16 +225,22 @@ def _leave_devices_to_the_workers() -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left."""
+    """Make SIGTERM and SIGHUP end the program as Ctrl-C does: with a line, and no process left.
+
+    After SIGTERM, by which schedulers announce that they will end a process, workers save first.
+    """
 
     def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise local.Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for each in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(each) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(each, stop)
     try:
         yield
+    except local.Terminated:
+        print("stopped, and saved; the same command goes on from here")
+        sys.exit(TEMPORARY_FAILURE)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here")
         sys.exit(130)

@@ -13,7 +13,7 @@ from experiments.runs import run
 from experiments.runs.memory_line import Held, announce
 from experiments.setup.config import parse
 from experiments.setup.load import read
-from experiments.sweeps.train_group import run_together
+from experiments.runs.run import run_together
 from lora_jax.models.published.weight_files import Weights
 from lora_jax.sharding import memory
 

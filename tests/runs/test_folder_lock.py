@@ -15,8 +15,8 @@ from configs import glue
 from experiments.runs import run
 from experiments.runs.folder_lock import Place, alone, alone_in
 from experiments.setup.config import parse
-from experiments.sweeps import train_group
-from experiments.sweeps.group_folder import GroupFolder
+from experiments.runs import run
+from experiments.runs.group_folder import GroupFolder
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError
 

@@ -9,9 +9,9 @@ import small_model
 from experiments.runs import run, step_audit
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
-from experiments.sweeps import train_group
+from experiments.runs import run
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.group import Together
+from experiments.runs.group import Together
 from experiments.sweeps.jobs import How, command
 from lora_jax.compiled import audit
 from lora_jax.records import run_record

@@ -13,7 +13,7 @@ import lora_jax as lj
 from experiments.runs import generated_texts, predictions, run
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
-from experiments.sweeps import train_group
+from experiments.runs import run
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.records import run_record
 

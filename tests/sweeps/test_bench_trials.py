@@ -5,7 +5,7 @@ import pytest
 from fake_records import write
 
 from experiments import bench_trials
-from experiments.sweeps.train_group import STEPPING
+from experiments.runs.run import STEPPING
 
 
 def test_sizes():

@@ -14,10 +14,10 @@ from experiments.runs import predictions
 from experiments.runs.run import run
 from experiments.setup import from_config
 from experiments.setup.config import parse
-from experiments.sweeps import train_group
-from experiments.sweeps.group import Together
+from experiments.runs import run
+from experiments.runs.group import Together
 from experiments.sweeps.grouping import groups, program_key, union
-from experiments.sweeps.train_group import run_together
+from experiments.runs.run import run_together
 from lora_jax.records import metrics_log, run_record
 from variants import make as make_variant
 

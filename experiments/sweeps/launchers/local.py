@@ -117,6 +117,10 @@ def _divide(cores: Sequence[int], count: int) -> list[tuple[int, ...]]:
     return [tuple(cores[start:end]) for start, end in itertools.pairwise(ends)]
 
 
+class Terminated(KeyboardInterrupt):
+    """This process got SIGTERM; its workers save their steps before they end."""
+
+
 def launch(
     todo: Sequence[Job],
     folder: SweepFolder,
@@ -127,7 +131,8 @@ def launch(
     """Run all jobs, one at a time in each slot, and return when all have ended.
 
     If a process dies, the trials that it was training are noted as killed. The other trials of its
-    job get a new process. When this function ends, even with an error, it ends the processes too.
+    job get a new process. When this function ends, even with an error, it ends the processes too:
+    with `Terminated`, by SIGTERM, which lets them save; otherwise at once.
 
     Args:
       watch: called often, to show the progress of the trials.
@@ -147,6 +152,12 @@ def launch(
                 if rest := settle(each.job, folder, each.process.pid, each.process.returncode):
                     waiting.appendleft(rest)
         watch()
+    except Terminated:
+        for each in running:
+            each.process.terminate()
+        for each in running:
+            settle(each.job, folder, each.process.pid, each.process.wait())
+        raise
     finally:
         for each in running:
             each.process.kill()
