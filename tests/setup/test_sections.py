@@ -62,7 +62,7 @@ def test_whatever_a_config_lacks_is_named(name):
     assert count > 30
 
 
-@pytest.mark.parametrize("key", ["model", "optimizer", "variant"])
+@pytest.mark.parametrize("key", ["model", "optimizer", "variant", "study"])
 def test_what_is_no_section(key):
     with pytest.raises(ValueError, match=rf"^config\.{key} is no section of settings, but 'x'$"):
         parse({**CONFIGS["quickstart"], key: "x"})
