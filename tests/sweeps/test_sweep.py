@@ -534,7 +534,7 @@ def test_what_a_damaged_record_is(tmp_path):
     outcome = folder.outcome(found[0])
     assert outcome.status == "failed"
     assert "record.json is not JSON" in outcome.note
-    _trained({"seed": 3}, folder.run("seed=1"))
+    _trained(made("config.seed=3")[0].config, folder.run("seed=1"))
     said = f"{folder.run('seed=1')} holds a run of another configuration"
     assert folder.outcome(found[1]) == Outcome("failed", said)
 
