@@ -239,11 +239,11 @@ class Generate:
 class Study:
     """The place of a run in a table."""
 
-    table: str = ""
-    row: str = ""
-    column: str = ""
-    model: str = ""
-    size: str = "full"
+    table: str = setting("", optional=True)
+    row: str = setting("", optional=True)
+    column: str = setting("", optional=True)
+    model: str = setting("", optional=True)
+    size: str = setting("full", optional=True)
     """`full` or `smoke`."""
 
 

@@ -45,7 +45,7 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
         targets=tuple(config.get("targets", ())),
         also_train=tuple(config.get("also_train", ())),
         start_from=config.get("start_from"),
-        study=None if study is None else _known(settings.Study, "study", study),
+        study=None if study is None else section(settings.Study, "study", study),
         **{name: section(each, name, config[name]) for name, each in _sections(kind).items()},
     )
 
@@ -78,7 +78,8 @@ MAKERS = {
 def _require_sections(config: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first section that is missing or no section."""
     plain = ("experiment", "seed", "targets", "also_train", "start_from")
-    for name in (*plain, "variant", *_sections(_kind(config))):
+    given = ("study",) if config.get("study") else ()
+    for name in (*plain, "variant", *_sections(_kind(config)), *given):
         if name not in config:
             like = "instruct" if "generate" in config else "quickstart"
             raise ValueError(

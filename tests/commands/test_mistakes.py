@@ -38,7 +38,7 @@ def done(*arguments):
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    return small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+    return small_model.smoke_runs(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def trained(flags, tmp_path_factory):
 )
 def test_a_config_that_cannot_work(smoke, tmp_path, changes, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
-        run.run(parse(smoke(**changes)), tmp_path / "run")
+        run.run(smoke(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -123,14 +123,14 @@ def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, 
 
     monkeypatch.setattr(Experiment, "evaluate", evaluate)
     with pytest.raises(LostFolderError, match="was removed or replaced while its run was going"):
-        run.run(parse(smoke(train__checkpoint_every=8)), folder, audit=False)
+        run.run(smoke(train__checkpoint_every=8), folder, audit=False)
     assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
 
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_model_of_few_positions(smoke, tmp_path):
     """Texts are cut to what it takes; where that leaves them no room, its file is named."""
-    folder = shutil.copytree(smoke()["model"]["name"], tmp_path / "model")
+    folder = shutil.copytree(smoke().model.name, tmp_path / "model")
     content = json.loads((folder / "config.json").read_text())
     weights = safetensors.numpy.load_file(folder / "model.safetensors")
     (name,) = [each for each in weights if "position_embeddings" in each]
@@ -140,23 +140,23 @@ def test_a_model_of_few_positions(smoke, tmp_path):
         content["max_position_embeddings"] = positions
         (folder / "config.json").write_text(json.dumps(content))
         config = smoke(model__name=str(folder))
-        preflight.check_trials([Trial("one", (), {}, parse(config))])
+        preflight.check_trials([Trial("one", (), {}, config)])
         if positions == 4:
             said = []
-            texts = memory_line.announce(parse(config), said.append)
+            texts = memory_line.announce(config, said.append)
             assert said
-            assert texts.boundaries == build(parse(config)).boundaries == (4,)
+            assert texts.boundaries == build(config).boundaries == (4,)
             continue
         said = (
             r"max_length 2 leaves no .*; config\.data\.max_length is 24, and .*model/config\.json t"
         )
         with pytest.raises(ValueError, match=said):
-            build(parse(config))
+            build(config)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_texts_are_pooled_as_the_config_says(smoke, pool):
-    built = build(parse(smoke(model__pool=pool)))
+    built = build(smoke(model__pool=pool))
     weights = {*built.frozen.base, *built.trainable["params"]}
     assert any(path.startswith("pooler/") for path in weights) == (pool == "cls")
 
@@ -200,7 +200,7 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(trained):
 
 def test_outputs_are_in_the_order_of_the_data(smoke):
     """Batches are of rows of like lengths."""
-    experiment = build(parse(smoke(data__buckets=2)))
+    experiment = build(smoke(data__buckets=2))
     assert len(experiment.boundaries) == 2
     for encoded in experiment.encoded.values():
         found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], encoded)
@@ -211,8 +211,9 @@ def test_outputs_are_in_the_order_of_the_data(smoke):
 
 
 def test_fewer_examples_are_drawn_as_asked(smoke):
-    section = {**smoke()["data"], "train": 8}
-    first, again, other = (from_config.make_task({**section, "draw": draw}) for draw in (0, 0, 1))
+    first, again, other = (
+        from_config.make_task(smoke(data__train=8, data__draw=draw).data) for draw in (0, 0, 1)
+    )
     assert first.digest() == again.digest() != other.digest()
     assert len(first.train) == len(other.train) == 8
 
@@ -229,7 +230,7 @@ def test_a_model_without_dropout_of_its_own_gets_no_key_for_it():
 
 def test_settings_by_pattern(smoke):
     targets = (("layers/up/kernel", {"rank": 2, "alpha": 4.0}), "layers/down/kernel")
-    experiment = build(parse(smoke(targets=targets, quantize__storage="nf4")))
+    experiment = build(smoke(targets=targets, quantize__storage="nf4"))
     adapters = experiment.trainable["adapters"]
     assert {path: each["a"].shape[1] for path, each in adapters.items()} == {
         "layers/up/kernel": 2,
@@ -240,8 +241,8 @@ def test_settings_by_pattern(smoke):
 
 
 def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
-    section = {**smoke()["optimizer"], "learning_rate": 2e-3, "head_learning_rate": 1e-2}
-    assert from_config.make_hyper(section, 10)["head_ratio"] == pytest.approx(5)
+    config = smoke(optimizer__learning_rate=2e-3, optimizer__head_learning_rate=1e-2)
+    assert from_config.make_hyper(config.optimizer, 10)["head_ratio"] == pytest.approx(5)
 
 
 @pytest.mark.slow
@@ -249,9 +250,10 @@ def test_a_learning_rate_of_the_head_is_kept_as_a_ratio(smoke):
 def test_adalora_scores_clipped_gradients(smoke):
     """Its first scores are |w g|, so twice as high where the norm may be twice as large."""
     config = smoke("variant=adalora", targets=("layers/attention/query/kernel",))
-    experiment, scores = build(parse(config)), []
+    experiment, scores = build(config), []
     for clip in (1e-4, 2e-4):
-        changed = config | {"optimizer": config["optimizer"] | {"clip": clip}}
+        clipped = dataclasses.replace(config.optimizer, clip=clip)
+        changed = dataclasses.replace(config, optimizer=clipped)
         one = dataclasses.replace(experiment, config=changed)
         state, _ = one.make_step()(one.start(), one.frozen, next(one.batches(0)))
         scores.append(state.variant_state[0]["importance"]["layers/attention/query/kernel"]["a"])
@@ -264,7 +266,7 @@ def test_a_record_counts_the_ranks_that_adalora_kept(smoke, tmp_path):
     """As papers do: 2 matrices of 16 x 16, with a mean rank of 3; the head is left out."""
     changes = {"variant__rank": 5, "variant__target_rank": 3, "train__max_steps": 4}
     config = smoke("variant=adalora", targets=("layers/attention/query/kernel",), **changes)
-    record = run.run(parse(config), tmp_path / "run")
+    record = run.run(config, tmp_path / "run")
     assert record.parameters_adapters == 2 * 3 * (16 + 16)
     assert record.parameters_trained == 2 * 5 * (16 + 16 + 1) + 2 * 16 + 2
 
@@ -275,14 +277,15 @@ def test_a_record_counts_the_ranks_that_adalora_kept(smoke, tmp_path):
     [*((name, "none") for name in variants.names()), ("lora", "int8"), ("dora", "nf4_double")],
 )
 def test_every_variant_trains_by_its_name(name, storage, smoke, tmp_path):
-    config = smoke(f"variant={name},storage={storage}")
-    if config["targets"] == ("all-linear",):  # of which the smoke run has all
-        config["targets"] = ("query/kernel",)
+    arg = f"variant={name},storage={storage}"
+    config = smoke(arg)
+    if config.targets == ("all-linear",):  # of which the smoke run has all
+        config = smoke(arg, targets=("query/kernel",))
     with jax.numpy_dtype_promotion("standard"):
-        record = run.run(parse(config), tmp_path / "run")
+        record = run.run(config, tmp_path / "run")
     assert record.status == "completed"
     assert np.isfinite(record.metrics_last["eval_loss"])
-    experiment = build(parse(config))
+    experiment = build(config)
     trainable, frozen, _ = lj.load_adapter(
         tmp_path / "run", experiment.trainable, experiment.frozen
     )
@@ -300,19 +303,19 @@ def test_every_variant_trains_by_its_name(name, storage, smoke, tmp_path):
 
 def test_a_tokenizer_with_more_words_than_the_model(smoke, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(smoke()["model"]["name"], folder)
+    shutil.copytree(smoke().model.name, folder)
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     tokenizer = json.loads(text)
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["the"], vocabulary["unheard-of"] = 30522, vocabulary["the"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(ValueError, match="gives id 30522, the model's vocabulary has 30522"):
-        build(parse(smoke(model__name=str(folder))))
+        build(smoke(model__name=str(folder)))
 
 
 def test_every_config_is_plain_data_and_takes_its_arguments():
     for path in sorted((ROOT / "configs").glob("*.py")):
-        if path.stem in ("__init__", "common", "common_tasks", "common_texts"):
+        if path.stem in ("__init__", "settings", "common", "common_tasks", "common_texts"):
             continue
         module = __import__(f"configs.{path.stem}", fromlist=["get_config"])
         assert "python -m experiments." in module.__doc__

@@ -70,7 +70,7 @@ def config_of(module, arg, glue, name, **changes):
     config = module.get_config(f"{arg},size=smoke,source=tsv,folder={glue}")
     changes = {"model__name": name, "data__train": 0, "data__buckets": 1, **changes}
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return config.to_dict()
+    return parse(config.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def mnli(bert, glue, tmp_path_factory):
     config = config_of(lora_table2, "model=minilm,task=mnli", glue, bert)
     folder = tmp_path_factory.mktemp("runs") / "mnli"
     with jax.numpy_dtype_promotion("standard"):
-        run.run(parse(config), folder)
+        run.run(config, folder)
     return folder
 
 
@@ -93,13 +93,13 @@ def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, mnli):
     arg = "model=minilm,task=mrpc"
     config = config_of(lora_table2, arg, glue, bert, start_from=str(mnli))
     with pytest.warns(UserWarning, match=r"\[8, 3\] for 'classifier/kernel', here \[8, 2\]"):
-        second = build(parse(config))
+        second = build(config)
     first, _ = tree_file.load_tree(mnli)
     chex.assert_trees_all_equal(second.trainable["adapters"], first["adapters"])
     assert second.trainable["params"]["classifier/kernel"].shape == (8, 2)
     assert first["params"]["classifier/kernel"].shape == (8, 3)
     with pytest.warns(UserWarning, match="a head for other classes, which begins anew"):
-        record = run.run(parse(second.config), mnli.parent / "mrpc")
+        record = run.run(second.config, mnli.parent / "mrpc")
     head = second.trainable["params"]["classifier/kernel"].size + 2
     assert record.parameters_adapters == record.parameters_trained - head
 
@@ -131,7 +131,7 @@ def test_adalora_on_deberta(glue, tmp_path):
         shutil.copy(path, folder)
     arg = "model=deberta_v3_base,task=stsb,method=adalora_b144"
     config = config_of(adalora_table1, arg, glue, str(folder), train__batch_size=1)
-    record = run.run(parse(config), tmp_path / "run")
+    record = run.run(config, tmp_path / "run")
     assert record.metric == "pearson" and "pearson_spearman" in record.metrics_last
     assert record.ranks is not None
     shapes = {"query": (8, 8), "key": (8, 8), "value": (8, 8), "output": (8, 8)}
@@ -149,7 +149,7 @@ def test_adalora_on_deberta(glue, tmp_path):
 def test_targets_of_some_layers(name, layers, bert, glue, monkeypatch):
     monkeypatch.setitem(targets.common_tasks.LAYERS, "minilm", SIZES["num_hidden_layers"])
     config = config_of(targets, f"targets={name},task=cola,rank=1", glue, bert)
-    experiment = build(parse(config))
+    experiment = build(config)
     moved = jax.tree.map(lambda x: np.asarray(x) + 1, experiment.trainable)
     merged, _ = flatten(jax.jit(experiment.adapted.merge)(moved, experiment.frozen))
     assert len(moved["adapters"]) == 6
@@ -159,17 +159,16 @@ def test_targets_of_some_layers(name, layers, bert, glue, monkeypatch):
 
 
 def test_a_second_domain_has_as_many_classes(bert, glue):
-    config = config_of(domain_shift, "pair=mrpc_qqp", glue, bert)
-    config["data"]["extra"] = "glue/mnli"
+    config = config_of(domain_shift, "pair=mrpc_qqp", glue, bert, data__extra="glue/mnli")
     with pytest.raises(ValueError, match="'glue/mrpc' 2 classes and 'glue/mnli' 3 classes"):
-        build(parse(config))
+        build(config)
 
 
 def test_a_second_domain_is_evaluated_as_well(bert, glue, tmp_path):
     """RTE and an equal copy of it as the other domain: equal scores."""
-    config = config_of(domain_shift, "pair=rte_qnli,stage=source", glue, bert)
-    config["data"]["extra"] = "glue/rte"
-    scores = run.run(parse(config), tmp_path).metrics_last
+    arg = "pair=rte_qnli,stage=source"
+    config = config_of(domain_shift, arg, glue, bert, data__extra="glue/rte")
+    scores = run.run(config, tmp_path).metrics_last
     assert scores["accuracy_extra"] == scores["accuracy"]
     assert scores["eval_loss_extra"] == scores["eval_loss"]
 
@@ -190,11 +189,9 @@ def test_every_study_runs_in_its_smoke_size(name, bert, glue, tmp_path, monkeypa
     module = importlib.import_module(f"configs.{name}")
     small: dict = {"train__batch_size": 1, "data__train": 4 if name == "few_shot" else 0}
     made = config_of(module, "model=minilm", glue, bert, **small)
-    if made["variant"]["rank"] is not None:
-        made["variant"]["rank"] = 2
-    if made["variant"]["target_rank"] is not None:
-        made["variant"]["target_rank"] = 1
-    record = run.run(parse(made), tmp_path)
+    ranks = {"rank": 2, "target_rank": 1}
+    small |= {f"variant__{k}": v for k, v in ranks.items() if k in made.variant.settings}
+    record = run.run(config_of(module, "model=minilm", glue, bert, **small), tmp_path)
     assert record.status == "completed" and record.steps == 4
     shown = render_table(name, tmp_path, "csv", model="minilm", size="smoke")
     values = {f"{100 * value}" for value in record.metrics_last.values()}
@@ -213,11 +210,11 @@ def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
         made = own_data.get_config(f"{arg},test={extra}.jsonl,folder={tmp_path},size=smoke")
         made.update({"model": {"name": bert}, "data": {"buckets": 1}, **changes})
         made.update({"train": {"batch_size": 2}})
-        return made.to_dict()
+        return parse(made.to_dict())
 
-    first = run.run(parse(config("news", "films")), tmp_path / "runs" / "first")
+    first = run.run(config("news", "films"), tmp_path / "runs" / "first")
     changes = {"start_from": str(tmp_path / "runs" / "first"), "seed": 1}
-    second = run.run(parse(config("films", "news", **changes)), tmp_path / "second")
+    second = run.run(config("films", "news", **changes), tmp_path / "second")
     assert first.metrics_last.keys() == second.metrics_last.keys()
     assert {"accuracy", "f1", "accuracy_extra", "f1_extra"} < first.metrics_last.keys()
     found = predictions.read(tmp_path / "second")
@@ -226,10 +223,9 @@ def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
     assert predictions.read(tmp_path) == {}
     shown = render_table("own_data", tmp_path / "runs", "csv", size="smoke")
     assert f"{100 * first.metrics_last['accuracy']}" in shown
-    again = config("news", "films")
-    again["data"]["extra"] = "films"
+    again = config("news", "films", data={"extra": "films"})
     with pytest.raises(ValueError, match=r"it is a file, data\.files\.extra"):
-        build(parse(again))
+        build(again)
 
 
 def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch):
@@ -239,7 +235,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     true_train, true_fit = jobs.train, train_group.fit
 
     def watched(configs, *more):
-        seen.extend((build(parse(config)).task, config) for config in configs)
+        seen.extend((build(config).task, config) for config in configs)
         return true_train(configs, *more)
 
     def counted(program, states, **more):
@@ -256,14 +252,14 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     development = set(data.load_task("glue/cola", "tsv", glue).validation.texts)
     tuning, final = seen[:3], seen[3:]
     for task, each in tuning:
-        assert each["seed"] == 9 and len(task.validation) == 2
+        assert each.seed == 9 and len(task.validation) == 2
         assert not development & {*task.validation.texts, *task.train.texts}
     scores = {}
     for rate in plan["rates"]["lora"]:
         record = json.loads((tmp_path / f"tuning/lora/{rate:g}/record.json").read_text())
         scores[rate] = record["metrics_last"]["matthews"]
     best = max(sorted(scores), key=scores.__getitem__)
-    assert [(c["seed"], c["optimizer"]["learning_rate"]) for _, c in final] == [
+    assert [(c.seed, c.optimizer.learning_rate) for _, c in final] == [
         (0, best),
         (1, best),
     ]

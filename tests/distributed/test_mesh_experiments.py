@@ -16,7 +16,6 @@ import lora_jax as lj
 from experiments import cli
 from experiments.distributed.mesh import mesh_of
 from experiments.runs import generated_texts, run
-from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.sharded_batches import spread
 from lora_jax import data
@@ -121,18 +120,18 @@ def test_a_batch_that_a_mesh_does_not_divide_is_an_error_before_anything_is_writ
     with pytest.raises(
         ValueError, match=r"batch_size 6 must be a multiple of 4: .* fsdp 4, tensor"
     ):
-        run.run(parse(made), tmp_path / "run", mesh=lj.make_mesh(1, 4, 2))
+        run.run(made, tmp_path / "run", mesh=lj.make_mesh(1, 4, 2))
     assert not (tmp_path / "run").exists()
     made = config(places, train__batch_size=8, train__accumulate=4)
     with pytest.raises(ValueError, match=r"multiple of 16: train\.accumulate 4 on a mesh"):
-        build(parse(made), mesh=lj.make_mesh(2, 2, 2))
+        build(made, mesh=lj.make_mesh(2, 2, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:left whole")
 def test_a_run_comes_to_the_same_on_a_mesh_and_goes_on_on_others(places, tmp_path):
     """Stopped before its last steps, it goes on where there is one device, or other ones."""
-    whole = run.run(parse(config(places)), tmp_path / "alone")
+    whole = run.run(config(places), tmp_path / "alone")
     stopped, settings = tmp_path / "stopped", config(places)
     four = jax.devices()[:4]
     interrupt_after(2, settings, stopped, lj.make_mesh(1, 2, 2, four))
@@ -140,7 +139,7 @@ def test_a_run_comes_to_the_same_on_a_mesh_and_goes_on_on_others(places, tmp_pat
     assert run_record.read(stopped) is None
     interrupt_after(3, settings, stopped, None)
     assert set(losses(stopped)) == {1, 2, 3}
-    record = run.run(parse(settings), stopped, mesh=lj.make_mesh(2, 1, 2, four))
+    record = run.run(settings, stopped, mesh=lj.make_mesh(2, 1, 2, four))
     assert record.status == "completed" and record.steps == whole.steps
     assert record.audit["batches"] == whole.audit["batches"] == 1
     assert record.config == whole.config
@@ -162,7 +161,7 @@ def interrupt_after(step, settings, folder, mesh):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(run.Interrupted):
         patch.setattr("experiments.runs.run.preemption", Preempted)
-        run.run(parse(settings), folder, mesh=mesh)
+        run.run(settings, folder, mesh=mesh)
 
 
 @pytest.mark.slow
@@ -173,7 +172,7 @@ def test_texts_on_a_mesh_are_written_without_a_merged_model(places):
     settings = config(places, "qlora", **changes)
     written = []
     for mesh in (None, lj.make_mesh(1, 2, 2, jax.devices()[:4])):
-        experiment = build(parse(settings), mesh=mesh)
+        experiment = build(settings, mesh=mesh)
         prompts = list(experiment.task.validation.prompts)[:3]
         changed = jax.tree.map(lambda leaf: leaf + 0.05, experiment.trainable)
         with pytest.MonkeyPatch.context() as patch:
@@ -189,7 +188,7 @@ def test_an_experiment_keeps_no_weights_beside_those_that_it_trains_with(places)
     mesh = lj.make_mesh(1, 2, 2, jax.devices()[:4])
     for method in ("qlora", "full"):
         before = {id(each) for each in jax.live_arrays()}
-        experiment = build(parse(config(places, method)), mesh=mesh)
+        experiment = build(config(places, method), mesh=mesh)
         state = experiment.start(keep=False)
         gc.collect()
         new = [each for each in jax.live_arrays() if id(each) not in before]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from configs import quickstart
 from experiments.runs import artifacts, run
 from experiments.runs.folder_lock import alone
 from experiments.setup.config import parse
@@ -197,7 +198,7 @@ def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_pa
     monkeypatch.setattr(artifacts, "record", lambda *_: None)
     monkeypatch.setattr(run_record, "write", no_space)
     with pytest.raises(FullDiskError) as error:
-        run.run(CONFIG, tmp_path / "run")
+        run.run(parse(quickstart.get_config().to_dict()), tmp_path / "run")
     assert error.value is first
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 

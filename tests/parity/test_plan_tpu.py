@@ -9,6 +9,7 @@ from configs import llama2_70b
 from experiments.planning import show, topology_search
 from experiments.planning.memory_fit import fit
 from experiments.planning.topologies import GIB, devices_of, listed, topology
+from experiments.setup.config import parse
 from lora_jax.sharding.mesh import make_mesh
 
 pytest.importorskip("libtpu")
@@ -24,8 +25,10 @@ def several_processes(monkeypatch):
         monkeypatch.setenv(name, "1")
 
 
-def config_of(argument):
-    return llama2_70b.get_config(argument).to_dict()
+def config_of(argument, **model):
+    made = llama2_70b.get_config(argument)
+    made.model.update(model)
+    return parse(made.to_dict())
 
 
 def test_7b_does_not_fit_four_small_devices_with_many_rows():
@@ -63,8 +66,7 @@ SMALL = {
 def test_a_small_llama_in_nf4_fits_and_gathers_bits(tmp_path):
     """70B's config with small sizes: its own program takes minutes to compile."""
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
-    config = config_of("method=qlora,tokens=128")
-    config["model"]["name"] = str(tmp_path)
+    config = config_of("method=qlora,tokens=128", name=str(tmp_path))
     found = fit(config, topology("v5e:2x2"), (1, 2, 2), 1)
     assert (found.tokens, found.rows) == (128, 1)
     assert found.fits and found.arrays.total < found.total < 32 * 2**20

@@ -77,13 +77,13 @@ def tensor(array):
 
 def train_in_torch(model, experiment):
     """AdamW on clipped gradients by the same schedule; biases do not decay."""
-    section = experiment.config["optimizer"]
+    section = experiment.config.optimizer
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for n, p in trained if not n.endswith("bias")], "weight_decay": 0.01},
         {"params": [p for n, p in trained if n.endswith("bias")], "weight_decay": 0.0},
     ]
-    rate = optim.schedule("linear", section["learning_rate"], STEPS, section["warmup_ratio"])
+    rate = optim.schedule("linear", section.learning_rate, STEPS, section.warmup_ratio)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
     losses = []
     for step, batch in zip(range(STEPS), experiment.batches(0), strict=False):

@@ -13,11 +13,12 @@ from flax import nnx
 
 from configs import llama2_70b, quickstart
 from experiments.planning import memory_fit as fits
-from experiments.planning.abstract_step import outline
+from experiments.planning.abstract_step import abstract_step
 from experiments.planning.memory_fit import arrays_of, fit, flops_of, loading_of, on_one_device
 from experiments.planning.memory_formula import linears, weights
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.planning.topologies import topology
+from experiments.setup.config import parse
 from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoders import abstract_decoder
@@ -75,9 +76,9 @@ def config_of(tmp_path):
     return make
 
 
-def outlined(config, mesh=(1, 1, 1), rows=None):
+def step_of(config, mesh=(1, 1, 1), rows=None):
     devices = jax.devices("cpu")[: math.prod(mesh)]
-    return outline(config.to_dict(), make_mesh(*mesh, devices=devices), rows)
+    return abstract_step(parse(config.to_dict()), make_mesh(*mesh, devices=devices), rows)
 
 
 @pytest.mark.parametrize("name", sorted(ON_THE_HUB))
@@ -117,8 +118,8 @@ def magnitudes(sizes, mesh):
     ids=lambda each: ("wide", "tied")[each == NARROW] if isinstance(each, dict) else str(each),
 )
 def test_arrays_of_llamas_are_those_of_closed_forms(config_of, method, sizes, mesh):
-    outline = outlined(config_of(sizes, method), mesh)
-    found = arrays_of(outline)
+    step = step_of(config_of(sizes, method), mesh)
+    found = arrays_of(step)
     shape, (_, fsdp, tensor) = LlamaConfig.from_json(sizes), mesh
     in_blocks, others = weights(shape)
     norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
@@ -144,8 +145,8 @@ def test_arrays_of_llamas_are_those_of_closed_forms(config_of, method, sizes, me
     assert found.other == batch + constants + 4
     # Before the first step all weights are there as they are read, and what is made of them.
     quantised = found.weights - dense if method == "qlora" else 0
-    assert loading_of(outline) == dense + 2 * own + quantised + found.adapters
-    copied = on_one_device(outline.state)  # by a checkpoint: all but what is frozen
+    assert loading_of(step) == dense + 2 * own + quantised + found.adapters
+    copied = on_one_device(step.state)  # by a checkpoint: all but what is frozen
     assert 0 < copied - found.adapters - found.optimizer < 64
 
 
@@ -155,7 +156,7 @@ def test_arrays_of_gpt2(config_of, mesh, cut):
     config.model.name = "openai-community/gpt2-medium"
     warned = pytest.warns(UserWarning, match="left whole") if mesh[2] > 1 else nullcontext()
     with warned:
-        found = arrays_of(outlined(config, mesh))
+        found = arrays_of(step_of(config, mesh))
     (fsdp, tensor), width, depth = cut, 1024, 24
     matrices = depth * 12 * width**2 // (fsdp * tensor)
     tables = 50257 * width // fsdp + 1024 * width // (fsdp * tensor)  # 50257 is odd
@@ -169,7 +170,7 @@ def test_arrays_of_gpt2(config_of, mesh, cut):
 
 def test_arrays_of_a_classifier():
     """all-MiniLM-L6-v2 has 22,713,216 parameters, 147,840 of them in a pooler that is not used."""
-    found = arrays_of(outlined(quickstart.get_config()))
+    found = arrays_of(step_of(quickstart.get_config()))
     width, inner = 384, 1536
     factors = 6 * 8 * (4 * (width + width) + 2 * (width + inner))
     assert found.weights == 4 * (22_713_216 - 147_840)
@@ -209,7 +210,7 @@ def is_jaxpr(value):
 def test_flops_are_those_of_the_products_in_the_trace(config_of, sizes, method, remat):
     config = config_of(sizes, method, tokens=128)
     config.model.remat, config.model.dtype = remat, "float32"
-    found = outlined(config, rows=2)
+    found = step_of(config, rows=2)
     traced = found.step.trace(found.state, found.frozen, found.batch)
     counted = products(traced.jaxpr.jaxpr) / (2 * 128)
     each, shape = flops_of(found), LlamaConfig.from_json(sizes)
@@ -236,12 +237,12 @@ def test_flops_are_those_of_the_products_in_the_trace(config_of, sizes, method, 
 def test_flops_of_published_models(config_of, name, in_blocks, head):
     config = config_of(WIDE, "full")
     config.model.name = name
-    each = flops_of(outlined(config))
+    each = flops_of(step_of(config))
     assert (each.frozen, each.trained) == (0, 6 * (in_blocks + head))
     if "llama" in name:
         config = config_of(WIDE, "lora")
         config.model.name = name
-        each = flops_of(outlined(config))
+        each = flops_of(step_of(config))
         factors = 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
         assert each.frozen == 4 * (in_blocks + head)
         assert each.trained == 6 * factors
@@ -253,7 +254,7 @@ def test_a_step_needs_no_more_than_one_written_by_hand(config_of):
     """Ours needs 2 to 4 % less (jax 0.10.2)."""
     mesh = (2, 2, 2)
     sizes, rows, tokens = {**WIDE, "num_hidden_layers": 6}, 2, 512
-    ours = fit(config_of(sizes, tokens=tokens).to_dict(), topology("h100:8"), mesh, rows)
+    ours = fit(parse(config_of(sizes, tokens=tokens).to_dict()), topology("h100:8"), mesh, rows)
     tx = optax.chain(optax.clip_by_global_norm(0.3), optax.adamw(1e-4))
     devices, batch = make_mesh(*mesh), rows * mesh[0] * mesh[1]
     by_hand = plain_step.compiled(sizes, devices, 16, batch, tokens, tx, options=fits.SIMULATED)
@@ -269,7 +270,7 @@ def test_a_step_needs_no_more_than_one_written_by_hand(config_of):
 def test_simulated_programs_keep_weights_in_bfloat16(config_of):
     """A CPU's compiler would convert the weights of all layers to float32, before the loop."""
     sizes = {**WIDE, "num_hidden_layers": 24}
-    found = fit(config_of(sizes).to_dict(), topology("h100:1"), (1, 1, 1), 1)
+    found = fit(parse(config_of(sizes).to_dict()), topology("h100:1"), (1, 1, 1), 1)
     assert found.temporaries < found.arrays.weights
 
 
@@ -277,14 +278,14 @@ def test_rows_at_a_time_are_counted_once_where_gradients_are_accumulated():
     """Of a model that is too large to be compiled."""
     config = llama2_70b.get_config()
     config.train.accumulate = 2
-    found = fit(config.to_dict(), topology("h100:1"), (1, 1, 1))
+    found = fit(parse(config.to_dict()), topology("h100:1"), (1, 1, 1))
     assert (found.rows, found.accumulate) == (2, 2)  # of a batch of 4
-    again = outlined(config, rows=found.rows)
+    again = step_of(config, rows=found.rows)
     assert again.batch["input_ids"].shape[0] == 4
 
 
 def test_what_does_not_fit_by_its_arrays_is_not_compiled(config_of, monkeypatch):
-    config = llama2_70b.get_config().to_dict()
+    config = parse(llama2_70b.get_config().to_dict())
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_: pytest.fail("compiled"))
     found = fit(config, topology("h100:1"), (1, 1, 1), 1)
     assert not found.fits and found.total is None

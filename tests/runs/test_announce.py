@@ -11,9 +11,9 @@ from experiments.distributed.mesh import mesh_of
 from experiments.planning.step_memory import Batches, Shapes
 from experiments.runs import run
 from experiments.runs.memory_line import Held, announce
-from experiments.setup.config import parse
-from experiments.setup.load import read
 from experiments.runs.run import run_together
+from experiments.setup.config import parse
+from experiments.setup.load import read_texts
 from lora_jax.models.published.weight_files import Weights
 from lora_jax.sharding import memory
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    return small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+    return small_model.smoke_runs(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def simple(monkeypatch):
     """Batches take what is easily calculated; nothing is traced."""
 
     def training(self, rows, tokens):
-        return EACH * rows * tokens // self.config["train"]["accumulate"]
+        return EACH * rows * tokens // self.config.train.accumulate
 
     monkeypatch.setattr(Shapes, "training", training)
     monkeypatch.setattr(Shapes, "evaluation", lambda self, rows, tokens: EACH * rows * tokens // 10)
@@ -57,20 +57,20 @@ def simple(monkeypatch):
 
 def held_by(config):
     """What a run holds while it is loaded, and what of it stays there."""
-    shapes = Shapes.of(parse(config))
+    shapes = Shapes.of(config)
     return Held.of(shapes), shapes.stays
 
 
 def line(config, *args, **kwargs):
     said = []
-    announce(parse(config), said.append, *args, **kwargs)
+    announce(config, said.append, *args, **kwargs)
     assert len(said) == 1 and "\n" not in said[0]
     return said[0]
 
 
 def refusal(config, *args, **kwargs):
     with pytest.raises(ValueError, match=r".") as caught:
-        announce(parse(config), pytest.fail, *args, **kwargs)
+        announce(config, pytest.fail, *args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -79,7 +79,7 @@ def test_a_run_says_it_before_it_begins(smoke, tmp_path, room):
     (held, _), said = held_by(smoke()), []
     room(2**40)
     with pytest.raises(AssertionError, match="weights were read"):
-        run.run(parse(smoke()), tmp_path / "run", say=said.append)
+        run.run(smoke(), tmp_path / "run", say=said.append)
     (begins,) = said
     assert begins.startswith(f"memory: {memory.size(held.weights)} of weights, ")
     assert re.search(r"about \d\.\d MiB for gradients and a batch of 8 x 24 tokens; ", begins)
@@ -90,13 +90,13 @@ def test_weights_that_do_not_fit_are_refused_before_texts_are_read(
     smoke, tmp_path, room, monkeypatch
 ):
     monkeypatch.setattr(
-        "experiments.runs.memory_line.read", lambda config: pytest.fail("texts were read")
+        "experiments.runs.memory_line.read_texts", lambda config: pytest.fail("texts were read")
     )
     total = held_by(smoke())[0].total
     room(total - 1)
     both = f"{memory.size(total)}, and {memory.size(total - 1)} of memory are available"
     with pytest.raises(ValueError, match=rf"config\.model '.*bert' takes .*: {both}"):
-        run.run(parse(smoke()), tmp_path / "run", say=pytest.fail)
+        run.run(smoke(), tmp_path / "run", say=pytest.fail)
     assert not (tmp_path / "run").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_batch_that_surely_does_not_fit_is_refused(smoke, tmp_path, room, simp
         assert f"{doubt}to 2 (" in line(smoke(**LARGE))
     room(stays + TAKES // 2 - 1)
     with pytest.raises(ValueError, match="does not fit into memory: 1") as caught:
-        run.run(parse(smoke(**LARGE)), tmp_path / "run", say=pytest.fail)
+        run.run(smoke(**LARGE), tmp_path / "run", say=pytest.fail)
     said = str(caught.value)
     assert said.startswith(f"config.train.batch_size {ROWS} in parts of {ROWS} rows does not fit")
     assert "are available; raise config.train.accumulate from 1 to 4 (the same batch" in said
@@ -166,13 +166,13 @@ def test_trials_of_one_program_say_what_they_hold_together(smoke, tmp_path, room
     folders = [tmp_path / str(seed) for seed in range(3)]
     total = one.weights + 3 * (one.trained + one.optimizer)
     room(total + EACH * 8 * 24)
-    ended = run_together([*map(parse, configs)], folders, say=said.append)
+    ended = run_together(configs, folders, say=said.append)
     assert [str(each) for each in ended] == ["weights were read"] * 3
     assert said == [line(configs[0], trials=3)] * 3  # each begins anew
     assert f", {memory.size(3 * one.trained)} for what is trained" in said[0]
     assert "gradients and a batch of 8 x 24 tokens; " in said[0]
     room(total - 1)
-    ended = run_together([*map(parse, configs)], folders, say=pytest.fail)
+    ended = run_together(configs, folders, say=pytest.fail)
     assert all("are available; take a smaller model" in str(each) for each in ended)
 
 
@@ -180,7 +180,7 @@ def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, si
     configs = [smoke(seed=seed, **LARGE) for seed in range(3)]
     folders = [tmp_path / str(seed) for seed in range(3)]
     room(held_by(configs[0])[0].total + TAKES)
-    ended = run_together([*map(parse, configs)], folders, say=pytest.fail, execution="vmap")
+    ended = run_together(configs, folders, say=pytest.fail, execution="vmap")
     assert f"about {memory.size(3 * TAKES)} for gradients and 3 batches of" in str(ended[0])
     assert not any(folder.exists() for folder in folders)
 
@@ -188,7 +188,7 @@ def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, si
 def test_batches_grow_with_their_rows_and_fall_with_parts(smoke):
     def of(rows, parts=1):
         config = smoke(train__batch_size=rows, train__accumulate=parts)
-        return Batches.of(Shapes.of(parse(config)), read(parse(config)))
+        return Batches.of(Shapes.of(config), read_texts(config))
 
     one, two, halved = of(512), of(1024), of(1024, parts=2)
     assert two.training == pytest.approx(2 * one.training, rel=0.02)
@@ -202,10 +202,10 @@ def test_a_language_models_batches_are_of_its_own_texts(tmp_path):
     arg = f"method=lora,source=commonsense,folder={places / 'sets'},task=openbookqa,train=0"
     made = instruct.get_config(arg)
     made.update_from_flattened_dict({"model.name": str(places / "model"), "variant.rank": 4})
-    config = made.to_dict()
-    shapes, texts = Shapes.of(parse(config)), read(parse(config))
+    config = parse(made.to_dict())
+    shapes, texts = Shapes.of(config), read_texts(config)
     batches = Batches.of(shapes, texts)
-    assert batches.trained == texts.longest < 256 == config["data"]["max_length"]
+    assert batches.trained == texts.longest < 256 == config.data.max_length
     logits = 8 * 4 * texts.tokenizer.backend.get_vocab_size()
-    more = min(config["model"]["chunk"], texts.longest) - int(texts.encoded["train"].labels.max())
+    more = min(config.model.chunk, texts.longest) - int(texts.encoded["train"].labels.max())
     assert shapes.training(8, texts.longest) - batches.training > more * logits / 2

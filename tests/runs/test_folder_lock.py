@@ -14,9 +14,8 @@ import pytest
 from configs import glue
 from experiments.runs import run
 from experiments.runs.folder_lock import Place, alone, alone_in
-from experiments.setup.config import parse
-from experiments.runs import run
 from experiments.runs.group_folder import GroupFolder
+from experiments.setup.config import parse
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError
 
@@ -141,44 +140,50 @@ def test_a_file_system_without_locks_is_trained_on(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def config_of(arg):
+    return parse(glue.get_config(arg).to_dict())
+
+
 def test_a_run_leaves_the_folder_of_another_alone_but_reads_a_completed_one(holder, monkeypatch):
     folder, _ = holder
     monkeypatch.setattr(run, "build", None)  # at once, before anything is made
-    config = glue.get_config("task=sst2").to_dict()
-    run_record.claim(folder, config)  # what a killed process left of its lock is no run's file
+    config = config_of("task=sst2")
+    run_record.claim(
+        folder, config.plain
+    )  # what a killed process left of its lock is no run's file
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match=r"--workdir .*taken: process \d+ on here is training"):
-        run.run(parse(config), folder)
+        run.run(config, folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     record = fake_records.write(folder, "glue", "task=sst2", {"accuracy": 0.5})
-    assert run.run(parse(config), folder) == record
+    assert run.run(config, folder) == record
 
 
 def test_a_busy_trial_is_left_out_of_its_group(holder, monkeypatch):
     folder, _ = holder
     folders = [folder.parent / name for name in ("one", "taken", "two")]
-    configs = [glue.get_config(f"task=sst2,seed={seed}").to_dict() for seed in range(3)]
+    configs = [config_of(f"task=sst2,seed={seed}") for seed in range(3)]
     built = []
 
-    def build(config, materials):
-        built.append(config["seed"])
+    def build(config, loaded):
+        built.append(config.seed)
         raise RuntimeError("built")
 
-    monkeypatch.setattr(train_group, "gather", lambda *_, **__: "materials")
-    monkeypatch.setattr(train_group, "build", build)
-    found = [str(each) for each in train_group.run_together([*map(parse, configs)], folders)]
+    monkeypatch.setattr(train_group, "load", lambda *_, **__: "loaded")
+    monkeypatch.setattr(run, "build", build)
+    found = [str(each) for each in run.run_together(configs, folders)]
     assert "is training there" in found[1] and found[::2] == ["built"] * 2
     assert built == [0, 2]
     assert names(folder) == [".lock"]
 
 
 def test_checkpoints_of_a_group_that_another_process_trains_are_left_to_it(tmp_path):
-    configs = [glue.get_config(f"task=sst2,seed={seed}").to_dict() for seed in range(2)]
+    configs = [config_of(f"task=sst2,seed={seed}") for seed in range(2)]
     folders = [tmp_path / "one", tmp_path / "two"]
     home = GroupFolder.of(configs, folders)
     home.begin([0, 1])
     with alone(home.path):
-        found = train_group.run_together([*map(parse, configs)], folders)
+        found = run.run_together(configs, folders)
     assert ["is training there" in str(each) for each in found] == [True] * 2
     assert home.trials == [0, 1]
 

@@ -1,5 +1,6 @@
 """What is to be held in memory: said before it is taken, and refused where it does not fit."""
 
+import dataclasses
 import re
 
 import jax
@@ -12,6 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import safe_open
 from small_decoder import random_decoder
 
+from configs import quickstart
+from configs.settings import Generate
 from experiments.distributed.mesh import mesh_of
 from experiments.planning.step_memory import Shapes
 from experiments.runs import run
@@ -32,7 +35,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    return small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+    return small_model.smoke_runs(tmp_path_factory.mktemp("small"))
 
 
 def bytes_of(tree):
@@ -115,7 +118,7 @@ def folders(smoke, tmp_path_factory):
     decoder = random_decoder()
     path = tmp_path_factory.mktemp("decoder")
     export_decoder(nnx.state(decoder), decoder.config, path)
-    return {load_encoder: smoke()["model"]["name"], load_decoder: path}
+    return {load_encoder: smoke().model.name, load_decoder: path}
 
 
 @pytest.mark.parametrize("load", [load_encoder, load_decoder])
@@ -166,12 +169,12 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(folders, room):
 )
 def test_what_is_said_is_what_is_held(smoke, arg, changes):
     config = smoke(arg, **changes)
-    said, experiment = Held.of(Shapes.of(parse(config))), build(parse(config))
+    said, experiment = Held.of(Shapes.of(config)), build(config)
     state, frozen = experiment.start(), experiment.frozen
     twice = experiment.trainable, state.trainable["adapters"]
     assert said.trained == bytes_of((twice, frozen.constants, frozen.shared))
     assert said.optimizer == bytes_of((state.opt_state, state.variant_state))
-    loaded = load_encoder(config["model"]["name"]).model
+    loaded = load_encoder(config.model.name).model
     quantised = [each for each in frozen.base.values() if isinstance(each, dict)]
     assert len(quantised) == (6 if "int8" in arg else 0)
     assert said.weights == bytes_of((nnx.state(loaded), quantised))
@@ -182,14 +185,18 @@ def xla_out_of_memory():
     return jax.block_until_ready(jax.jit(lambda: jnp.zeros(2**50, jnp.int8) + 1)())
 
 
-PRIME = {"batch_size": 2**61 - 1, "accumulate": 1}
-SECTIONS = {"train": {"batch_size": 12, "accumulate": 2}, "data": {"max_length": 64}}
+def in_parts(batch_size, accumulate):
+    """The quickstart's settings with such batches, of texts of 64 tokens."""
+    made = quickstart.get_config()
+    made.train.batch_size, made.train.accumulate = batch_size, accumulate
+    made.data.max_length = 64
+    return parse(made.to_dict())
 
 
 def test_xla_has_no_memory_left_in_a_line():
     with pytest.raises(jax.errors.JaxRuntimeError):
         xla_out_of_memory()
-    with pytest.raises(ValueError, match=r"^out of memory") as caught, explained(SECTIONS):
+    with pytest.raises(ValueError, match=r"^out of memory") as caught, explained(in_parts(12, 2)):
         xla_out_of_memory()
     said = str(caught.value)
     assert said.startswith("out of memory: config.train.batch_size 12 in parts of 6 rows; raise")
@@ -199,10 +206,10 @@ def test_xla_has_no_memory_left_in_a_line():
 
 
 def test_a_row_at_a_time_cannot_be_cut():
-    one = {**SECTIONS, "train": {"batch_size": 4, "accumulate": 4}}
+    one = in_parts(4, 4)
     assert "accumulate" not in _line(one, MemoryError())
     # a prime number of rows, too many to look for what divides it
-    assert "accumulate" not in _line({**SECTIONS, "train": PRIME}, MemoryError())
+    assert "accumulate" not in _line(in_parts(2**61 - 1, 1), MemoryError())
     lower = r"of 1 rows; lower config\.train\.batch_size"
     with pytest.raises(ValueError, match=lower), explained(one):
         raise MemoryError
@@ -210,7 +217,7 @@ def test_a_row_at_a_time_cannot_be_cut():
 
 @pytest.mark.parametrize("error", [ValueError("x"), jax.errors.JaxRuntimeError("INTERNAL: x")])
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as caught, explained(SECTIONS):
+    with pytest.raises(type(error)) as caught, explained(in_parts(12, 2)):
         raise error
     assert caught.value is error
 
@@ -220,7 +227,7 @@ def test_a_step_that_does_not_fit_ends_a_run_in_a_line(smoke, tmp_path, monkeypa
     with pytest.raises(
         ValueError, match=r"^out of memory: config\.train\.batch_size 8 in parts of 8"
     ):
-        run.run(parse(smoke()), tmp_path / "run")
+        run.run(smoke(), tmp_path / "run")
     record = run_record.read(tmp_path / "run")
     assert record is not None
     assert record.status == "failed"
@@ -229,14 +236,14 @@ def test_a_step_that_does_not_fit_ends_a_run_in_a_line(smoke, tmp_path, monkeypa
 
 def test_a_batch_of_more_rows_than_memory_is_refused_before_it_is_made(smoke, tmp_path):
     with pytest.raises(ValueError, match=r"config\.train\.batch_size 1099511627776 .*its ids take"):
-        run.run(parse(smoke(train__batch_size=2**40)), tmp_path / "run")
+        run.run(smoke(train__batch_size=2**40), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_texts_whose_cache_does_not_fit(monkeypatch):
     decoder = random_decoder()
     config = decoder.config
-    numbers = {"batch_size": 3, "beams": 2, "max_new_tokens": 7, "samples": 1, "scored": 0}
+    numbers = Generate(batch_size=3, beams=2, max_new_tokens=7, samples=1, scored=0)
     slots = 3 * 2 * 7
     # keys and values in float32; a position, whether there is a token, and how many there are
     each = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -246,4 +253,4 @@ def test_texts_whose_cache_does_not_fit(monkeypatch):
     monkeypatch.setattr(memory, "host_memory", lambda: needed - 1)
     with pytest.raises(ValueError, match=r"^config\.generate: 7 tokens .* of 6 texts .*lower one"):
         completion._check_cache(decoder, numbers)
-    completion._check_cache(decoder, {**numbers, "samples": 0})
+    completion._check_cache(decoder, dataclasses.replace(numbers, samples=0))

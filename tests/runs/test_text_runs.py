@@ -11,9 +11,7 @@ from text_runs import config, followed, own_scores
 
 import lora_jax as lj
 from experiments.runs import generated_texts, predictions, run
-from experiments.setup.config import parse
 from experiments.setup.experiment import build
-from experiments.runs import run
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.records import run_record
 
@@ -33,7 +31,7 @@ def whole(places, tmp_path_factory):
     """A finished run: its record and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     with jax.numpy_dtype_promotion("standard"):
-        return run.run(parse(config(places, **WRITTEN)), folder), folder
+        return run.run(config(places, **WRITTEN), folder), folder
 
 
 def assert_kept_outputs_are_those_of_the_saved_adapter(record, folder, experiment):
@@ -63,9 +61,9 @@ def test_what_is_traced_before_a_sweep_is_what_a_run_computes_with(places):
 @pytest.mark.slow
 def test_a_run_on_quantised_weights_records_scores_before_and_after(places, tmp_path):
     settings = config(places, "qlora", generate__samples=0)
-    record = run.run(parse(settings), tmp_path)
+    record = run.run(settings, tmp_path)
     assert_learned(record, tmp_path)
-    assert_kept_outputs_are_those_of_the_saved_adapter(record, tmp_path, build(parse(settings)))
+    assert_kept_outputs_are_those_of_the_saved_adapter(record, tmp_path, build(settings))
 
 
 def test_a_run_records_samples_and_scores_what_is_written_as_asked(places, whole):
@@ -75,7 +73,7 @@ def test_a_run_records_samples_and_scores_what_is_written_as_asked(places, whole
     assert all(each["prompt"].endswith("<assistant>") for each in record.samples)
     assert all("Below is an instruction" not in each["prompt"] for each in record.samples)
 
-    experiment = build(parse(config(places, **WRITTEN)))
+    experiment = build(config(places, **WRITTEN))
     trainable = assert_kept_outputs_are_those_of_the_saved_adapter(record, folder, experiment)
     some = experiment.task.scored(5).validation
     texts = generated_texts.write(experiment, trainable, some.prompts)
@@ -93,7 +91,7 @@ def test_the_loss_of_a_step_is_the_mean_over_the_tokens_of_completions_in_parts_
     forward, params = lj.from_nnx(load_decoder(str(places / "model")))
     found = []
     for accumulate in (1, 4):
-        experiment = build(parse(config(places, train__accumulate=accumulate)))
+        experiment = build(config(places, train__accumulate=accumulate))
         batch = next(experiment.batches(0))
         step = experiment.make_step()
         state, values = step(experiment.start(), experiment.frozen, batch)
@@ -114,7 +112,7 @@ def test_a_trial_of_one_program_is_the_one_alone(places, whole, tmp_path):
     other = config(places, **WRITTEN, optimizer__learning_rate=3e-3, seed=1)
     folders = [tmp_path / str(number) for number in range(2)]
     configs = [other, config(places, **WRITTEN)]
-    first, record = train_group.run_together([*map(parse, configs)], folders, execution="each")
+    first, record = run.run_together(configs, folders, execution="each")
     assert record.metrics_first == pytest.approx(alone.metrics_first, rel=1e-5)
     assert record.metrics_last == pytest.approx(alone.metrics_last, rel=1e-3)
     losses = [
@@ -140,16 +138,16 @@ def test_a_run_that_goes_on_keeps_the_scores_before_it_began(places, whole, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.runs.artifacts.save", stop)
         with pytest.raises(KeyboardInterrupt):
-            run.run(parse(settings), tmp_path)
-    record = run.run(parse(settings), tmp_path)
+            run.run(settings, tmp_path)
+    record = run.run(settings, tmp_path)
     assert record.metrics_first == whole[0].metrics_first
     assert record.metrics_last == whole[0].metrics_last
 
 
 def test_a_misspelt_metric_of_texts_ends_before_training(places):
     with pytest.raises(ValueError, match="unknown metric 'blue' of texts; nearest: 'bleu'"):
-        build(parse(config(places, generate__scored=2, generate__metrics=("blue",))))
+        build(config(places, generate__scored=2, generate__metrics=("blue",)))
     with pytest.raises(ValueError, match=r"config.data.template 'caht': expected plain or chat"):
-        build(parse(config(places, data__template="caht")))
+        build(config(places, data__template="caht"))
     with pytest.raises(ValueError, match=r"unknown model.remat 'layer'; nearest: 'layers'"):
-        build(parse(config(places, model__remat="layer")))
+        build(config(places, model__remat="layer"))

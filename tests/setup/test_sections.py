@@ -62,7 +62,7 @@ def test_whatever_a_config_lacks_is_named(name):
     assert count > 30
 
 
-@pytest.mark.parametrize("key", ["model", "optimizer", "variant"])
+@pytest.mark.parametrize("key", ["model", "optimizer", "variant", "study"])
 def test_what_is_no_section(key):
     with pytest.raises(ValueError, match=rf"^config\.{key} is no section of settings, but 'x'$"):
         parse({**CONFIGS["quickstart"], key: "x"})
@@ -73,9 +73,11 @@ def test_a_plain_variant_is_that_with_its_defaults(smoke):
     full = smoke("variant=adalora", variant__rank=None)
     plain = {**full, "variant": {"name": "adalora"}}
     assert full["variant"].keys() > {"name", "rank", "total_steps"}
-    assert grouping.groups([*map(parse, [full, plain])]) == [[0, 1]]
-    assert [each.steps for each in preflight.check_trials([_trial(full), _trial(plain)])] == [8, 8]
-    one, other = build(parse(full)), build(parse(plain))
+    configs = [parse(full), parse(plain)]
+    assert grouping.groups(configs) == [[0, 1]]
+    trials = [Trial("a", (), {}, config) for config in configs]
+    assert [each.steps for each in preflight.check_trials(trials)] == [8, 8]
+    one, other = map(build, configs)
     assert one.adapted.rules == other.adapted.rules
     assert [variant.total_steps for _, variant in other.adapted.rules] == [8] * len(
         one.adapted.rules
@@ -83,20 +85,15 @@ def test_a_plain_variant_is_that_with_its_defaults(smoke):
     jax.tree.map(np.testing.assert_array_equal, one.trainable, other.trainable)
 
 
-def _trial(config):
-    return Trial("a", (), {}, parse(config))
-
-
 def test_a_variant_may_say_its_steps():
-    config = {"variant": {"name": "adalora", "total_steps": 40}, "targets": ["a"]}
-    assert from_config.make_run_targets(parse(config), 8)["a"].total_steps == 40
-    assert (
-        from_config.make_run_targets(parse({**config, "variant": {"name": "adalora"}}), 8)[
-            "a"
-        ].total_steps
-        == 8
-    )
+    def targets(steps, **given):
+        variant = {"name": "adalora", **given}
+        config = CONFIGS["quickstart"] | {"variant": variant, "targets": ("a",)}
+        return from_config.make_run_targets(parse(config), steps)
+
+    assert targets(8, total_steps=40)["a"].total_steps == 40
+    assert targets(8)["a"].total_steps == 8
     with pytest.raises(
         ValueError, match="total_steps must be at most 1,000,000, got 1,000,000,000"
     ):
-        from_config.make_run_targets(parse({**config, "variant": {"name": "adalora"}}), 10**9)
+        targets(10**9)

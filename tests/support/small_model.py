@@ -11,6 +11,8 @@ import numpy as np
 from flax import nnx
 
 from configs import quickstart
+from configs.settings import RunConfig
+from experiments.setup.config import parse
 from lora_jax import data
 from lora_jax.models.families.encoders import FAMILIES
 from lora_jax.models.published import encoders
@@ -80,6 +82,12 @@ def smoke_configs(folder: Path) -> Callable[..., dict[str, Any]]:
         return config.to_dict()
 
     return smoke
+
+
+def smoke_runs(folder: Path) -> Callable[..., RunConfig]:
+    """Makes the same configs, as a run takes them."""
+    smoke = smoke_configs(folder)
+    return lambda arg="", **changes: parse(smoke(arg, **changes))
 
 
 def flags(folder: Path) -> list[str]:

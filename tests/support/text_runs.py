@@ -6,13 +6,14 @@ import numpy as np
 
 import lora_jax as lj
 from configs import instruct
+from experiments.setup.config import parse
 from lora_jax import data
 from lora_jax.data import encode_options
 from lora_jax.models.published.decoders import load_decoder
 
 
 def config(places, method="lora", **changes):
-    """An instruct config of the small model; `a__b` stands for the setting a.b."""
+    """The settings of an instruct run of the small model; `a__b` stands for the setting a.b."""
     arg = f"method={method},source=commonsense,folder={places / 'sets'},task=openbookqa,train=0"
     made = instruct.get_config(arg)
     small = {"variant.rank": 4}  # heads share keys of 8 numbers
@@ -32,13 +33,13 @@ def config(places, method="lora", **changes):
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
     )
-    return made.to_dict()
+    return parse(made.to_dict())
 
 
 def own_scores(experiment, trainable, name, limit=256):
     """The log-likelihoods of a part's options, each from the whole logits of a row of its own."""
     params = experiment.adapted.merge(trainable, experiment.frozen)
-    forward, _ = lj.from_nnx(load_decoder(experiment.config["model"]["name"]))
+    forward, _ = lj.from_nnx(load_decoder(experiment.config.model.name))
     parts = {"validation": experiment.task.validation, **experiment.task.extra}
     rows, offsets = encode_options(experiment.tokenizer, parts[name], limit)
     longest = int(rows.lengths.max())

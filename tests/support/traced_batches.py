@@ -5,7 +5,6 @@ import itertools
 import jax
 import numpy as np
 
-from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.sweeps.traced_step import AbstractRun
 from lora_jax.training.fingerprint import fingerprint
@@ -13,9 +12,9 @@ from lora_jax.training.fingerprint import fingerprint
 
 def assert_are_those_of_the_run(config):
     """The forward passes, parameters' shapes, and batches, which are of more than one length."""
-    run, outline = build(parse(config)), AbstractRun.of(parse(config))
+    run, traced = build(config), AbstractRun.of(config)
     trained = set(map(shapes, itertools.islice(run.batches(0), 3 * run.plan().steps_per_epoch)))
-    assert set(map(shapes, outline.trained)) == trained
+    assert set(map(shapes, traced.trained)) == trained
     scored = set()
 
     def call(batch):
@@ -25,20 +24,20 @@ def assert_are_those_of_the_run(config):
 
     run.predictions(call, *run.task.extra, *run.task.unlabelled)
     lengths = [
-        {batch["input_ids"].shape for batch in part} for part in (outline.trained, outline.scored)
+        {batch["input_ids"].shape for batch in part} for part in (traced.trained, traced.scored)
     ]
     assert lengths[1] == scored and len(set.union(*lengths)) > 1
 
-    params, ids = run.adapted.disable(run.trainable, run.frozen), outline.scored[0]["input_ids"]
-    assert shapes(params) == shapes(outline.params)
-    for mine, traced in (
-        (run.adapted.forward, outline.forward),
-        (run.workload.evaluated, outline.evaluated),
+    params, ids = run.adapted.disable(run.trainable, run.frozen), traced.scored[0]["input_ids"]
+    assert shapes(params) == shapes(traced.params)
+    for mine, theirs in (
+        (run.adapted.forward, traced.forward),
+        (run.workload.evaluated, traced.evaluated),
     ):
-        assert (mine is None) == (traced is None)
+        assert (mine is None) == (theirs is None)
         if mine is not None:
             given = params, ids, ids, ids
-            assert fingerprint(mine, *given) == fingerprint(traced, *given)
+            assert fingerprint(mine, *given) == fingerprint(theirs, *given)
 
 
 def shapes(tree):

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lora_jax as lj
+from configs import common, quickstart
+from experiments.setup.config import parse
 from experiments.sweeps.grouping import split, union
 from experiments.sweeps.traced_step import AbstractRun
 from lora_jax.methods.lowrank import LowRank
@@ -132,14 +134,11 @@ PARAMS = {
     "head": jax.random.normal(jax.random.key(2), (5, 2)),
 }
 IDS = jnp.arange(12, dtype=jnp.int32).reshape(4, LONG) % 7
-OPTIMIZER = {"learning_rate": 0.1, "weight_decay": 0.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8}
-OPTIMIZER |= {"clip": 1.0, "warmup_steps": 0, "warmup_ratio": 0.0, "head_learning_rate": None}
-CONFIG = {
-    "optimizer": {**OPTIMIZER, "schedule": "constant"},
+OPTIMIZER = {"learning_rate": 0.1, "weight_decay": 0.0, "b2": 0.99, "warmup_ratio": 0.0}
+CONFIG = quickstart.get_config().to_dict() | {
+    "optimizer": common.optimizer(**OPTIMIZER, schedule="constant").to_dict(),
     "also_train": (),
-    "quantize": {"storage": "none", "patterns": ()},
-    "model": {"dropout": False},
-    "train": {"accumulate": 1},
+    "model": common.model("none", dropout=False).to_dict(),
 }
 
 
@@ -151,14 +150,14 @@ def batch(tokens):
     }
 
 
-def outline(trained, scored, evaluated=None):
+def abstract_run(trained, scored, evaluated=None):
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
     batches = [tuple(map(batch, lengths)) for lengths in (trained, scored)]
-    return AbstractRun(CONFIG, forward, evaluated, params, cross_entropy, 5, *batches)
+    return AbstractRun(parse(CONFIG), forward, evaluated, params, cross_entropy, 5, *batches)
 
 
 def share(*variants, trained=(SHORT,), scored=(SHORT,)):
-    return len(split(outline(trained, scored), [(("w", each),) for each in variants])) == 1
+    return len(split(abstract_run(trained, scored), [(("w", each),) for each in variants])) == 1
 
 
 def step(variant, trainable, frozen):
@@ -365,7 +364,7 @@ def test_another_forward_pass_of_evaluation_is_traced():
     def evaluated(params, ids, mask, types):
         return forward(params, jnp.pad(ids, ((0, 0), (0, LONG - SHORT))), mask, types)
 
-    other = outline((SHORT,), (SHORT,), evaluated)
+    other = abstract_run((SHORT,), (SHORT,), evaluated)
     pair = [(("w", Told(gain=gain, where="scored")),) for gain in (1.0, 2.0)]
     assert len(split(other, pair)) == 2
 
@@ -384,7 +383,7 @@ class Broken(LoRA):
 
 def test_what_cannot_be_traced_stays_alone():
     chosen = [Broken(alpha=1.0), Broken(alpha=9.0), Broken(alpha=2.0), Broken(rank=99)]
-    parts = split(outline((SHORT,), ()), [(("w", each),) for each in chosen])
+    parts = split(abstract_run((SHORT,), ()), [(("w", each),) for each in chosen])
     assert sorted(parts) == [[0, 2], [1], [3]]
 
 
@@ -404,5 +403,5 @@ def test_what_only_init_reads_shares(setting):
 
 def test_parts_are_as_large_as_they_can_be():
     chosen = [RankRead(rank=rank, alpha=alpha) for rank in (2, 3) for alpha in (1.0, 2.0, 3.0)]
-    parts = split(outline((SHORT,), ()), [(("w", each),) for each in chosen])
+    parts = split(abstract_run((SHORT,), ()), [(("w", each),) for each in chosen])
     assert parts == [[0, 1, 2], [3, 4, 5]]

@@ -58,15 +58,15 @@ def trained(configs, folders, names, how):
 
 
 def _trained(config, folder):
-    if config["seed"] == 1:
+    if config.seed == 1:
         return RuntimeError("the disk\nis full")
-    status = "diverged" if config["seed"] == 2 else "completed"
+    status = "diverged" if config.seed == 2 else "completed"
     return fake_records.write(
         folder,
         "quickstart",
         "size=smoke",
         {"accuracy": 0.5},
-        changes={"seed": config["seed"]},
+        changes={"seed": config.seed},
         status=status,
         note="not finite at step 3" if status == "diverged" else "",
     )
@@ -173,7 +173,7 @@ def test_every_worker_has_a_job_where_there_are_trials_enough():
         whole = jobs.make(found, *arguments)
         assert [trial for job in whole for trial in job] == found
         assert whole == jobs.make(found, *arguments)
-        assert all(len({trial.config["variant"]["name"] for trial in job}) == 1 for job in whole)
+        assert all(len({trial.config.variant.name for trial in job}) == 1 for job in whole)
         return [len(job) for job in whole]
 
     assert sizes() == sizes(None, 2) == [7, 2]
@@ -207,7 +207,7 @@ def test_another_sweep_adds_its_trials(tmp_path):
 
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     folder, _ = sweep(tmp_path, "config.seed=0:2")
-    run_record.claim(folder.run("seed=0"), made("config.seed=0")[0].config)
+    run_record.claim(folder.run("seed=0"), made("config.seed=0")[0].config.plain)
     other = made("config.seed=0:2", arguments=[*SMOKE, "--config.train.max_steps=3"])
     said = "config.train.max_steps is 0 there and 3 here"
     with pytest.raises(ValueError, match=said):
@@ -534,7 +534,7 @@ def test_what_a_damaged_record_is(tmp_path):
     outcome = folder.outcome(found[0])
     assert outcome.status == "failed"
     assert "record.json is not JSON" in outcome.note
-    _trained({"seed": 3}, folder.run("seed=1"))
+    _trained(made("config.seed=3")[0].config, folder.run("seed=1"))
     said = f"{folder.run('seed=1')} holds a run of another configuration"
     assert folder.outcome(found[1]) == Outcome("failed", said)
 
@@ -609,7 +609,7 @@ def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch):
 
         monkeypatch.setattr(time_estimate, name, late)
 
-    slow("gather", 1e6)
+    slow("load", 1e6)
     slow("build", 1e3)
     monkeypatch.setattr(time_estimate, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(time_estimate, "_cost", lambda *_: time_estimate.Cost(1e4, 1.0, 16))

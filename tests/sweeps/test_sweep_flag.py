@@ -106,9 +106,9 @@ def test_a_trials_config_is_the_one_that_its_flags_make():
     config = glue.get_config("task=cola,source=tsv,folder=F,variant=adalora")
     changes = {"train.max_steps": 20, "optimizer.learning_rate": 3e-4}
     config.update_from_flattened_dict(changes | {"also_train": ("classifier/.*",)})
-    assert trial.config == config.to_dict()
+    assert trial.config.plain == config.to_dict()
     assert trial.digest == config_digest(config.to_dict())
-    assert read_config(trial.arguments).to_dict() == trial.config
+    assert read_config(trial.arguments).to_dict() == trial.config.plain
 
 
 def test_zip_pairs():
@@ -134,7 +134,7 @@ def test_drawing_is_the_same_again_and_more_trials_begin_with_the_same_ones():
     assert made(*specs, trials=10, seed=1)[0].digest != ten[0].digest
     turned = made(*specs[::-1], trials=10)
     assert [trial.digest for trial in turned] == [trial.digest for trial in ten]
-    assert {type(trial.config["variant"]["rank"]) for trial in twenty} == {int}
+    assert {type(trial.config.variant.settings["rank"]) for trial in twenty} == {int}
     many = sweep_flag.draw([sweep_flag.parse(specs[0])], 2000, 0, lambda key: False)
     logs = [math.log10(float(each[RATE])) for each in many]
     assert -5 <= min(logs) < -4.98
@@ -275,7 +275,7 @@ def test_a_config_with_a_sweep_of_its_own(tmp_path):
     )
     arguments = [f"--config={file}:size=smoke"]
     found = made("config.seed=3,4", arguments=arguments, file=str(file))
-    assert [(t.config["variant"]["name"], t.config["seed"]) for t in found] == [
+    assert [(t.config.variant.name, t.config.seed) for t in found] == [
         ("lora", 3),
         ("lora", 4),
         ("vera", 3),
@@ -284,7 +284,7 @@ def test_a_config_with_a_sweep_of_its_own(tmp_path):
     config = quickstart.get_config("size=smoke,variant=vera")
     changes = {"targets": ("up/kernel", "down/kernel"), "model.dropout": True, "seed": 4}
     config.update_from_flattened_dict(changes)
-    assert found[-1].config == config.to_dict()
+    assert found[-1].config.plain == config.to_dict()
     assert len(made(arguments=arguments, file=str(file))) == 2
     with pytest.raises(ValueError, match=r"variant is swept by the config's sweep\(\) and by --"):
         made("variant=dora", arguments=arguments, file=str(file))

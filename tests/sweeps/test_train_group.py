@@ -10,14 +10,12 @@ import small_model
 import traced_batches
 
 from configs import quickstart
-from experiments.runs import predictions
-from experiments.runs.run import run
+from experiments.runs import predictions, run
+from experiments.runs.group import Together
+from experiments.runs.run import run, run_together
 from experiments.setup import from_config
 from experiments.setup.config import parse
-from experiments.runs import run
-from experiments.runs.group import Together
 from experiments.sweeps.grouping import groups, program_key, union
-from experiments.runs.run import run_together
 from lora_jax.records import metrics_log, run_record
 from variants import make as make_variant
 
@@ -76,7 +74,7 @@ def config(model="minilm", variant="lora", **changes):
     }
     made.update_from_flattened_dict(settings)
     made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return made.to_dict()
+    return parse(made.to_dict())
 
 
 def folders(root, number):
@@ -164,9 +162,7 @@ def one_by_one(chosen, tmp_path_factory):
     """The folders of those trials as one group, which step one after the other."""
     where = folders(tmp_path_factory.mktemp("each"), 3)
     with jax.numpy_dtype_promotion("standard"):
-        assert run_together([*map(parse, chosen)], where, execution="each") == [
-            *map(run_record.read, where)
-        ]
+        assert run_together(chosen, where, execution="each") == [*map(run_record.read, where)]
     return where
 
 
@@ -181,9 +177,7 @@ def test_what_trials_leave_is_what_they_leave_alone(one_by_one, alone):
 @pytest.mark.parametrize("execution", ["vmap", "map"])
 def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
     where = folders(tmp_path, 3)
-    assert run_together([*map(parse, chosen)], where, execution=execution) == [
-        *map(run_record.read, where)
-    ]
+    assert run_together(chosen, where, execution=execution) == [*map(run_record.read, where)]
     for number in (1, 2):
         assert_alike(where[number], alone[number])
     assert_scored(where[0])
@@ -209,9 +203,7 @@ def test_every_kind_of_variant(config_of, tmp_path):
         config_of(targets=KINDS, variant__rank=2, seed=3, **other),
     ]
     where = folders(tmp_path, 2)
-    assert run_together([*map(parse, chosen)], where, execution="vmap") == [
-        *map(run_record.read, where)
-    ]
+    assert run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
     run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
@@ -221,20 +213,16 @@ def test_a_frozen_head_that_each_trial_draws_is_its_own(config_of, tmp_path):
     """Over quantised weights; the checkpoint has no head for this pooling: nothing trains it."""
     changes = {"model__pool": "cls", "also_train": (), "targets": ("query/kernel",)}
     chosen = [config_of(quantize__storage="nf4", seed=seed, **changes) for seed in range(2)]
-    assert groups([*map(parse, chosen)]) == [[0, 1]]
+    assert groups(chosen) == [[0, 1]]
     where = folders(tmp_path, 2)
-    assert run_together([*map(parse, chosen)], where, execution="vmap") == [
-        *map(run_record.read, where)
-    ]
+    assert run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
     run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
 
 @pytest.mark.parametrize("storage", ["none", "nf4"])
 def test_there_is_one_copy_of_the_base(tiny, tmp_path, storage):
-    made, wrong = train_group._build(
-        range(3), tiny(quantize__storage=storage), folders(tmp_path, 3)
-    )
+    made, wrong = run._build(range(3), tiny(quantize__storage=storage), folders(tmp_path, 3))
     assert not wrong
     first, *others = (jax.tree.leaves(made[number].frozen.base) for number in range(3))
     assert len(first) > 10
@@ -264,7 +252,7 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
         with monkeypatch.context() as patch:
             patch.setattr(place, name, dies)
             with pytest.raises(Killed):
-                run_together([*map(parse, chosen)], where, execution="each")
+                run_together(chosen, where, execution="each")
         return [run_record.read(folder) for folder in where]
 
     assert killed(Together, "evaluate", 2) == [None] * 3
@@ -273,7 +261,7 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
     assert [record is not None for record in before] == [True, False, False]
     with monkeypatch.context() as patch:
         patch.setattr(Together, "evaluate", None)  # nothing is trained again
-        after = run_together([*map(parse, chosen)], where, execution="each")
+        after = run_together(chosen, where, execution="each")
     assert after[0] == before[0]
     assert after == [run_record.read(folder) for folder in where]
     for one, other in zip(where, one_by_one, strict=True):
@@ -285,10 +273,10 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
 def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
     """One of a rank that cannot be, one whose record is damaged."""
     chosen, where = tiny(4), folders(tmp_path, 4)
-    chosen[1]["variant"]["rank"] = 999
-    run_record.claim(where[2], chosen[2])
+    chosen[1] = tiny(4, variant__rank=999)[1]
+    run_record.claim(where[2], chosen[2].plain)
     (where[2] / "record.json").write_text("{", encoding="utf-8")
-    found = run_together([*map(parse, chosen)], where, execution="each")
+    found = run_together(chosen, where, execution="each")
     assert "rank 999 exceeds" in str(found[1])
     assert "trial_2" in str(found[2]) and isinstance(found[2], ValueError)
     for number in (0, 3):
@@ -300,13 +288,13 @@ def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
 def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, monkeypatch):
     """The first process trains without it, and is killed; the second one trains all."""
     chosen, where = tiny(), folders(tmp_path, 3)
-    build, evaluate = train_group.build, Together.evaluate
+    build, evaluate = run.build, Together.evaluate
     calls = iter(range(1, 1000))
 
-    def failing(settings, materials):
-        if settings == chosen[1]:
+    def failing(config, loaded):
+        if config == chosen[1]:
             raise RuntimeError("no such device")
-        return build(parse(settings), materials)
+        return build(config, loaded)
 
     def killed(self, number, trainable):
         if next(calls) == 3:
@@ -314,11 +302,11 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
         return evaluate(self, number, trainable)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_group, "build", failing)
+        patch.setattr(run, "build", failing)
         patch.setattr(Together, "evaluate", killed)
         with pytest.raises(Killed):
-            run_together([*map(parse, chosen)], where, execution="each")
-    found = run_together([*map(parse, chosen)], where, execution="each")
+            run_together(chosen, where, execution="each")
+    found = run_together(chosen, where, execution="each")
     assert [record.status for record in found] == ["completed"] * 3
     assert [record.config["seed"] for record in found] == [0, 1, 2]
     assert not list((tmp_path / ".programs").iterdir())
@@ -328,7 +316,7 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
 def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path, monkeypatch):
     """They are of all trials: nothing goes on without one, and nothing of them is lost."""
     chosen, where = tiny(), folders(tmp_path, 3)
-    build, evaluate, calls = train_group.build, Together.evaluate, []
+    build, evaluate, calls = run.build, Together.evaluate, []
 
     def killed(self, number, trainable):
         calls.append(number)
@@ -336,21 +324,21 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
             raise Killed
         return evaluate(self, number, trainable)
 
-    def failing(settings, materials):
-        if settings == chosen[1]:
+    def failing(config, loaded):
+        if config == chosen[1]:
             raise OSError("the disk is away")
-        return build(parse(settings), materials)
+        return build(config, loaded)
 
     monkeypatch.setattr(Together, "evaluate", killed)
     with pytest.raises(Killed):
-        run_together([*map(parse, chosen)], where, execution="each")
+        run_together(chosen, where, execution="each")
     with monkeypatch.context() as patch:
-        patch.setattr(train_group, "build", failing)
-        found = run_together([*map(parse, chosen)], where, execution="each")
+        patch.setattr(run, "build", failing)
+        found = run_together(chosen, where, execution="each")
     assert str(found[1]) == "the disk is away"
     for number in (0, 2):
         assert "trial_1 cannot be made now: the disk is away" in str(found[number])
-    found = run_together([*map(parse, chosen)], where, execution="each")
+    found = run_together(chosen, where, execution="each")
     assert [record.status for record in found] == ["completed"] * 3
     assert len(calls) == 4 + 3  # the first of two evaluations was not made again
 
@@ -358,18 +346,19 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
 @pytest.mark.slow
 def test_a_trial_that_diverges_is_recorded(tiny, tmp_path):
     """Of three that step at once, with batches of two lengths."""
-    chosen = tiny(data__max_length=48, data__buckets=2)
-    chosen[1]["optimizer"] |= {"learning_rate": 1e30, "clip": 1e30}
-    found = run_together([*map(parse, chosen)], folders(tmp_path, 3), execution="vmap")
+    lengths = {"data__max_length": 48, "data__buckets": 2}
+    chosen = tiny(**lengths)
+    chosen[1] = tiny(**lengths, optimizer__learning_rate=1e30, optimizer__clip=1e30)[1]
+    found = run_together(chosen, folders(tmp_path, 3), execution="vmap")
     assert [record.status for record in found] == ["completed", "diverged", "completed"]
     assert "not finite" in found[1].note
     assert not (tmp_path / "trial_1" / "adapter.safetensors").exists()
 
 
 def test_the_chosen_execution_is_kept(tiny, tmp_path):
-    found = run_together([*map(parse, tiny(2))], folders(tmp_path, 2))
+    found = run_together(tiny(2), folders(tmp_path, 2))
     assert [record.status for record in found] == ["completed"] * 2
-    again = run_together([*map(parse, tiny(2))], folders(tmp_path, 2))
+    again = run_together(tiny(2), folders(tmp_path, 2))
     assert again == found
 
 
@@ -400,28 +389,23 @@ OTHER = (
 
 
 def test_numbers_share_a_program(two_kinds):
-    assert groups([*map(parse, [two_kinds(**each) for each in NUMBERS])]) == [
-        [*range(len(NUMBERS))]
-    ]
+    assert groups([two_kinds(**each) for each in NUMBERS]) == [[*range(len(NUMBERS))]]
 
 
 def test_ranks_do_too(chosen):
-    assert groups([*map(parse, chosen)]) == [[0, 1, 2]]
+    assert groups(chosen) == [[0, 1, 2]]
 
 
 def test_shapes_and_structure_do_not(two_kinds):
-    found = groups([*map(parse, [two_kinds(**each) for each in OTHER])])
+    found = groups([two_kinds(**each) for each in OTHER])
     assert sorted(found) == [[number] for number in range(len(OTHER))]
 
 
 def test_classes_of_variants_do_not(config_of):
-    keys = {
-        program_key(parse(config_of(variant=name)))
-        for name in ("lora", "dora", "lora_plus", "vera")
-    }
+    keys = {program_key(config_of(variant=name)) for name in ("lora", "dora", "lora_plus", "vera")}
     assert len(keys) == 4
     ranks = [config_of(variant="adalora", variant__rank=rank) for rank in (10, 12)]
-    assert len(groups([*map(parse, ranks)])) == 2  # its penalty is of a matrix as large as the rank
+    assert len(groups(ranks)) == 2  # its penalty is of a matrix as large as the rank
 
 
 @pytest.mark.parametrize(
@@ -432,7 +416,7 @@ def test_targets_with_settings_of_their_own_stay_apart(config_of, ranks, one):
     chosen = [
         config_of(variant__rank=rank, seed=seed, targets=QUERY) for seed, rank in enumerate(ranks)
     ]
-    assert (len(groups([*map(parse, chosen)])) == 1) == one
+    assert (len(groups(chosen)) == 1) == one
 
 
 def test_kinds_of_targets_stay_two(config_of):
@@ -443,11 +427,9 @@ def test_kinds_of_targets_stay_two(config_of):
         )
 
     chosen = [config_of(targets=targets(*ranks)) for ranks in ((4, 8), (8, 4), (4, 8), (2, 4))]
-    assert groups([*map(parse, chosen)]) == [[0, 1, 2, 3]]
+    assert groups(chosen) == [[0, 1, 2, 3]]
     for subset in (chosen, chosen[::3]):  # two kinds, however many ranks there is room for
-        made = [
-            from_config.make_targets(each["variant"], each["targets"]).values() for each in subset
-        ]
+        made = [from_config.make_targets(each).values() for each in subset]
         assert len({union(column) for column in zip(*made, strict=True)}) == 2
 
 
@@ -458,9 +440,9 @@ def test_budgets_of_adalora_are_shared_by_the_same_targets(config_of):
         return tuple((f"{name}/kernel", {"alpha": float(alpha)}) for name, alpha in pairs)
 
     chosen = [config_of(variant="adalora", targets=targets(*a)) for a in ((8, 16, 16), (8, 8, 16))]
-    assert len(groups([*map(parse, chosen)])) == 2
+    assert len(groups(chosen)) == 2
     lengths = [config_of(variant="adalora", variant__total_steps=n) for n in (None, 1000)]
-    assert len(groups([*map(parse, lengths)])) == 2
+    assert len(groups(lengths)) == 2
 
 
 def test_what_is_traced_is_what_a_run_computes_with(config_of):

@@ -32,13 +32,14 @@ def models(tmp_path_factory):
     return {name: write_model(folder / name, name) for name in ("gpt2", "llama")}
 
 
-def tiny(module, arg, data, model):
-    """The config of a smoke run, on a tiny decoder, whose matrices have few rows."""
-    config = module.get_config(f"{arg},size=smoke,folder={data}").to_dict()
-    config["model"]["name"] = str(model)
-    config["variant"]["rank"] = config["variant"]["rank"] and 2
-    config["generate"]["samples"], config["data"]["buckets"] = 0, 1
-    return config
+def tiny(module, arg, data, model, **changes):
+    """The settings of a smoke run, on a tiny decoder, whose matrices have few rows."""
+    config = module.get_config(f"{arg},size=smoke,folder={data}")
+    config.model.name = str(model)
+    config.variant.rank = config.variant.rank and 2
+    config.generate.samples, config.data.buckets = 0, 1
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return parse(config.to_dict())
 
 
 def shown(name, folder, **choice):
@@ -49,7 +50,7 @@ def shown(name, folder, **choice):
 
 @pytest.mark.slow
 def test_lora_table3_in_its_smoke_size(data, models, tmp_path):
-    record = run.run(parse(tiny(lora_table3, "", data, models["gpt2"])), tmp_path)
+    record = run.run(tiny(lora_table3, "", data, models["gpt2"]), tmp_path)
     assert (record.status, record.steps) == ("completed", 4)
     # queries and values of two layers of width 16, A and B of rank 2
     assert record.parameters_adapters == 2 * 2 * 2 * (16 + 16)
@@ -68,9 +69,9 @@ def test_lora_table3_in_its_smoke_size(data, models, tmp_path):
 
 @pytest.mark.slow
 def test_dora_table1_fills_several_columns_with_one_run(data, models, tmp_path):
-    config = tiny(dora_table1, "method=dora,task=ARC-Easy+openbookqa", data, models["llama"])
-    config["generate"]["beams"] = 1
-    record = run.run(parse(config), tmp_path)
+    arg = "method=dora,task=ARC-Easy+openbookqa"
+    config = tiny(dora_table1, arg, data, models["llama"], generate__beams=1)
+    record = run.run(config, tmp_path)
     assert (record.status, record.steps) == ("completed", 4)
     # of (in, out), four layers' matrices: A, B of rank 2, and a magnitude for each output
     matrices = 2 * [(16, 16), (16, 8), (16, 8), (16, 20), (20, 16)]
@@ -87,52 +88,64 @@ def test_dora_table1_fills_several_columns_with_one_run(data, models, tmp_path):
 
 def test_all_options_of_a_question_may_need_more_than_a_text_may_have(data, models):
     config = tiny(dora_table1, "", data, models["llama"])
-    made = experiment.build(parse(config))
+    made = experiment.build(config)
     assert (len(made.encoded["train"]), len(made.task.extra)) == (16, 8)  # of the joint file
-    limit = config["data"]["max_length"]
+    limit = config.data.max_length
     assert made.encoded["train"].lengths.max() <= limit < made.boundaries[-1]
     lengths = made.encoded["ARC-Challenge"].lengths
     assert limit < lengths.max() <= made.boundaries[-1]
-    config["data"]["max_length"] = 512  # all that the model takes
-    assert experiment.build(parse(config)).boundaries == made.boundaries
+    # all that the model takes
+    config = tiny(dora_table1, "", data, models["llama"], data__max_length=512)
+    assert experiment.build(config).boundaries == made.boundaries
 
 
 @pytest.mark.parametrize(
     ("arg", "changes", "said"),
     [
         ("task=openbookqa", {}, "task 'openbookqa' has no further parts"),
-        ("", {"part": "test"}, "config.generate.part 'test': expected validation or extra"),
-        ("", {"metrics": ("bleu", "roug_l")}, "unknown metric 'roug_l' of texts; nearest: 'rouge"),
-        ("", {"metrics": ("cider",)}, "there is no metric 'cider': COCO's CIDEr needs Java"),
+        (
+            "",
+            {"generate__part": "test"},
+            "config.generate.part 'test': expected validation or extra",
+        ),
+        (
+            "",
+            {"generate__metrics": ("bleu", "roug_l")},
+            "unknown metric 'roug_l' of texts; nearest: 'rouge",
+        ),
+        (
+            "",
+            {"generate__metrics": ("cider",)},
+            "there is no metric 'cider': COCO's CIDEr needs Java",
+        ),
     ],
 )
 def test_texts_that_cannot_be_scored_are_refused_before_training(arg, changes, said, data, models):
-    config = tiny(dora_table1, arg, data, models["llama"])
-    config["generate"] |= changes
     with pytest.raises(ValueError, match=said):
-        experiment.build(parse(config))
+        experiment.build(tiny(dora_table1, arg, data, models["llama"], **changes))
 
 
 def test_only_questions_with_options_have_a_written_accuracy(data, models):
-    config = tiny(lora_table3, "", data, models["gpt2"])
-    config["generate"]["metrics"] = ("accuracy_written",)
+    def config(**changes):
+        written = {"generate__metrics": ("accuracy_written",), **changes}
+        return tiny(lora_table3, "", data, models["gpt2"], **written)
+
     with pytest.raises(ValueError, match="'accuracy_written': data set 'e2e/test' has no options"):
-        experiment.build(parse(config))
-    config["generate"]["scored"] = 0  # which asks for nothing
-    experiment.build(parse(config))
+        experiment.build(config())
+    experiment.build(config(generate__scored=0))  # which asks for nothing
 
 
 def test_trials_of_language_models_are_checked_before_a_sweep(data, models):
     good = tiny(dora_table1, "method=dora,task=all", data, models["llama"])
-    unfit = tiny(dora_table1, "task=all", data, models["llama"])
-    unfit["variant"]["rank"] = 32  # the tiny decoder's matrices have 8 rows at least
+    # the tiny decoder's matrices have 8 rows at least
+    unfit = tiny(dora_table1, "task=all", data, models["llama"], variant__rank=32)
     unscored = tiny(dora_table1, "task=openbookqa", data, models["llama"])
-    trials = [Trial(name, (), {}, parse(config)) for name, config in (("a", good), ("b", unfit))]
+    trials = [Trial(name, (), {}, config) for name, config in (("a", good), ("b", unfit))]
     assert preflight.check_trials(trials[:1]) == [preflight.Outlook(4, "accuracy")]
     with pytest.raises(ValueError, match=r"^b: .*rank 32 exceeds min\(in, out\)"):
         preflight.check_trials(trials)
     with pytest.raises(ValueError, match=r"every trial: config\.generate\.part extra: task 'openb"):
-        preflight.check_trials([Trial("c", (), {}, parse(unscored))])
+        preflight.check_trials([Trial("c", (), {}, unscored)])
 
 
 SEVEN = 2 * [(16, 16), (16, 8), (16, 8), (16, 16), (16, 20), (16, 20), (20, 16)]
@@ -142,7 +155,7 @@ SEVEN = 2 * [(16, 16), (16, 8), (16, 8), (16, 16), (16, 20), (16, 20), (20, 16)]
 @pytest.mark.slow
 def test_pissa_nlg_in_its_smoke_size(data, models, tmp_path):
     arg = "method=pissa,task=metamath,file=alpaca_data.json"
-    record = run.run(parse(tiny(pissa_nlg, arg, data, models["llama"])), tmp_path)
+    record = run.run(tiny(pissa_nlg, arg, data, models["llama"]), tmp_path)
     assert (record.status, record.steps) == ("completed", 4)
     assert record.parameters_adapters == sum(2 * (a + b) for a, b in SEVEN)
     assert "exact_match" in record.metrics_last
@@ -158,7 +171,7 @@ def test_pissa_nlg_in_its_smoke_size(data, models, tmp_path):
 
 def test_qlora_llama_stores_all_linear_layers_but_the_head(data, models):
     config = tiny(qlora_llama, "method=lora_nf4_double", data, models["llama"])
-    made = experiment.build(parse(config))
+    made = experiment.build(config)
     stored = {each.use.path: each.storage for each in made.frozen.spec.placements if each.storage}
     attention = {f"layers/attention/{name}/kernel" for name in ("query", "key", "value", "output")}
     assert stored.keys() == attention | {f"layers/{name}/kernel" for name in ("gate", "up", "down")}
@@ -166,7 +179,7 @@ def test_qlora_llama_stores_all_linear_layers_but_the_head(data, models):
     counted = lj.summary(made.trainable, made.frozen)
     assert counted.trained == sum(2 * (a + b) for a, b in SEVEN)
     assert (len(made.task.train), len(made.task.validation)) == (16, 8)
-    assert config["generate"]["scored"] == 0  # losses alone
+    assert config.generate.scored == 0  # losses alone
 
 
 BLEU = (0.5, 69.0, 70.4)
