@@ -229,13 +229,17 @@ def straight(tmp_path_factory):
     return state, outcome, metrics_log.read_metrics(folder / "metrics.jsonl")
 
 
-def assert_same_end(folder, ours, straight):
-    """Bits, outcome and lines of the metrics are those of the run that was never stopped."""
-    (again, resumed), (state, outcome, rows) = ours, straight
-    for mine, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+def assert_same_bits(ours, others):
+    for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(others), strict=True):
         if jnp.issubdtype(mine.dtype, jax.dtypes.prng_key):
             mine, theirs = jax.random.key_data(mine), jax.random.key_data(theirs)
         np.testing.assert_array_equal(mine, theirs)
+
+
+def assert_same_end(folder, ours, straight):
+    """Bits, outcome and lines of the metrics are those of the run that was never stopped."""
+    (again, resumed), (state, outcome, rows) = ours, straight
+    assert_same_bits(again, state)
     resumed, outcome = copy.deepcopy((resumed, outcome))
     for each in (resumed, outcome):
         assert each.evaluations[-1]["seconds"] == each.seconds > 0
@@ -332,6 +336,33 @@ def test_checkpoints_from_before_runs_could_be_interrupted(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.Checkpoints, "restore", restore)
         assert fit(tmp_path)[1].steps == 20
+
+
+def test_a_run_continues_from_the_layout_of_checkpoints(tmp_path, straight):
+    """As all versions write it, here by hand; the evaluation of step 4 stays the best."""
+    adapted, trainable, frozen = problem(dropout=0.2)
+    state = TrainState.create(adapted, ADAM, own(trainable), frozen, jax.random.key(1))
+    source = batches(0)
+    outcome = {"seconds": 1.5, "metrics_last": {"accuracy": 2.0}, "metrics_best": {"accuracy": 2.0}}
+    outcome |= {"best_step": 4, "target_step": None, "target_seconds": None, "diverged": False}
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+        for step in range(1, 6):
+            state, _ = make(adapted, ADAM)(state, frozen, next(source))
+            if step >= 4:
+                meta = {"outcome": outcome | {"steps": step}, "identity": {}}
+                saved.save(step, state, meta | ({"accuracy": 2.0} if step == 4 else {}))
+        best, _, _ = saved.restore(state, 4)
+    again, resumed = fit(tmp_path)
+    wanted, _, rows = straight
+    assert_same_bits(again, wanted)
+    assert (resumed.steps, resumed.best_step, resumed.evaluations) == (20, 4, None)
+    assert resumed.seconds > 1.5
+    found = metrics_log.read_metrics(tmp_path / "metrics.jsonl")
+    assert found == [row for row in rows if row["step"] > 5]
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", best=("accuracy", "max")) as saved:
+        (state,), notes = OneTrial(saved, {}).best([again], [resumed])
+    assert_same_bits(state, best)
+    assert notes == [""]
 
 
 @pytest.mark.parametrize("signals", [1, 2])

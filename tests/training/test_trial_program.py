@@ -306,7 +306,7 @@ def fit(
     execution="each",
     chosen=TRIALS,
     killed_at=None,
-    poison=None,
+    poison=(),
     keep_best=False,
     overflow=None,
     interrupted=None,
@@ -325,7 +325,7 @@ def fit(
             for each, batch in enumerate(batches(chosen[number], step), step + 1):
                 if each == killed_at:
                     raise Killed
-                if (number, each) == poison:
+                if (number, each) in poison:
                     batch["x"] = batch["x"] * np.nan
                 yield batch
 
@@ -365,6 +365,13 @@ def without_seconds(outcome):
     return dataclasses.replace(outcome, seconds=0, evaluations=rows)
 
 
+def assert_same_end(ours, undisturbed):
+    """Bits, outcomes and lines of the metrics are those of trials that nothing disturbed."""
+    assert_close(ours[0], undisturbed[0], rtol=0)
+    assert [*map(without_seconds, ours[1])] == [*map(without_seconds, undisturbed[1])]
+    assert ours[2] == undisturbed[2]
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """Runs that nothing disturbs, with their folder; made once for each execution."""
@@ -384,21 +391,85 @@ def test_interrupted_trials_end_with_the_same_bits(tmp_path, execution, killed_a
     _, undisturbed = straight(execution)
     with pytest.raises(Killed):
         fit(tmp_path, execution, killed_at=killed_at, keep_best=True)
-    again = fit(tmp_path, execution, keep_best=True)
-    assert_close(again[0], undisturbed[0], rtol=0)
-    assert [*map(without_seconds, again[1])] == [*map(without_seconds, undisturbed[1])]
-    assert again[2] == undisturbed[2]
+    assert_same_end(fit(tmp_path, execution, keep_best=True), undisturbed)
+
+
+@pytest.mark.parametrize("execution", ["each", "vmap"])
+def test_trials_that_are_asked_to_end_save_that_step(tmp_path, execution, straight):
+    """And end with the same bits when they continue."""
+    for stop in (1, 7, 20):
+        _, outcomes, rows = fit(
+            tmp_path, execution, keep_best=True, interrupted=lambda step, stop=stop: step == stop
+        )
+        assert [(each.interrupted, each.steps) for each in outcomes] == [(True, stop)] * 3
+        with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+            assert saved.steps()[-1] == stop
+        due = {step for step in range(1, stop + 1) if step % 3 == 0 or step % 7 == 0}
+        assert [{row["step"] for row in each} for each in rows] == [due | {20} & {stop}] * 3
+    assert_same_end(fit(tmp_path, execution, keep_best=True), straight(execution)[1])
+
+
+def test_trials_continue_from_the_layout_of_checkpoints(tmp_path, straight):
+    """As all versions write it, here by hand; one trial's evaluation of step 3 stays the best."""
+    run, states, made = built("each")
+    population = run.start(jax.tree.map(jnp.copy, states))
+    sources = [batches(trial) for trial in TRIALS]
+    best = population
+    for step in range(1, 6):
+        population, _ = run.step(population, [next(source) for source in sources])
+        best = jax.tree.map(jnp.copy, population) if step == 3 else best
+    began = {"steps": 5, "seconds": 1.5, "metrics_last": {}, "metrics_best": {}, "best_step": None}
+    began |= {"target_step": None, "target_seconds": None, "diverged": False, "metrics_first": {}}
+    old = began | {"metrics_best": {"accuracy": 2.0}, "best_step": 3}
+    new = began | {"interrupted": False, "audit": None, "evaluations": []}
+    now, then = (jax.tree.map(lambda *x: jnp.stack(x), *each) for each in (population, best))
+    wanted = narrow(jax.tree.map(np.array, best[0].trainable), made[0].trainable)
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+        meta = {"identity": {"trials": "these"}, "outcomes": [old, new, new]}
+        saved.save(5, {"now": now, "best": then}, meta)
+    ended, outcomes, rows = fit(tmp_path, keep_best=True)
+    _, (trainables, others, all_rows) = straight("each")
+    assert_close(ended[0], wanted, rtol=0)
+    assert (outcomes[0].best_step, outcomes[0].evaluations) == (3, None)
+    assert_close(ended[1:], trainables[1:], rtol=0)
+    assert [*map(without_seconds, outcomes[1:])] == [*map(without_seconds, others[1:])]
+    assert all(each.seconds > 1.5 for each in outcomes)
+    assert rows == [[row for row in each if row["step"] > 5] for each in all_rows]
 
 
 @pytest.mark.parametrize("execution", ["each", "vmap"])
 def test_a_trial_that_diverges_ends_and_the_others_go_on(tmp_path, execution, straight):
-    _, outcomes, rows = fit(tmp_path, execution, poison=(1, 11))
+    said = []
+    _, outcomes, rows = fit(
+        tmp_path, execution, poison={(1, 11)}, progress=lambda *news: said.append(news)
+    )
     assert [outcome.diverged for outcome in outcomes] == [False, True, False]
     assert [outcome.steps for outcome in outcomes] == [20, 12, 20]
     assert rows[1][-1]["step"] == 12 and math.isnan(rows[1][-1]["loss"])
     _, (_, _, wanted) = straight(execution)
     for number in (0, 2):
         assert rows[number] == wanted[number]
+    losses = [{row["step"]: row.get("loss") for row in each} for each in rows]
+    assert [step for step, _, _ in said] == [3, 5, 6, 7, 9, 10, 12, 14, 15, 18, 20]
+    for step, loss, examples in said:
+        going = (0, 2) if step >= 12 else (0, 1, 2)
+        if step % 3 == 0:
+            np.testing.assert_allclose(loss, np.mean([losses[n][step] for n in going]))
+        rows_of = [8 - each % 3 for each in range(step)]
+        assert examples == 3 * sum(rows_of[:12]) + 2 * sum(rows_of[12:])
+
+
+def test_when_all_trials_have_diverged_nothing_more_is_saved(tmp_path):
+    for _ in range(2):  # again, from the checkpoints, to the same end
+        _, outcomes, rows = fit(tmp_path, poison={(0, 11), (1, 4), (2, 11)})
+        assert [(each.diverged, each.steps) for each in outcomes] == [
+            (True, 12),
+            (True, 5),
+            (True, 12),
+        ]
+        assert [each[-1]["step"] for each in rows] == [12, 5, 12]
+        with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+            assert saved.steps() == [7, 10]
 
 
 def test_a_score_that_is_not_finite_outlives_a_kill(tmp_path):
@@ -430,5 +501,7 @@ def test_the_best_evaluations_state_is_returned(tmp_path, straight):
 def test_checkpoints_of_other_trials_are_refused(tmp_path, straight):
     folder, _ = straight("each")
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="is of a run with other trials; name another folder"):
+        fit(tmp_path, keep_best=True, identity="those")
     with pytest.raises(ValueError, match="leaf"):
         fit(tmp_path, chosen=(*TRIALS, Trial(seed=9, settings=TRIALS[0].settings)))
