@@ -18,7 +18,7 @@ from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import gather
 from experiments.setup.out_of_memory import explained
 from experiments.sweeps.group import Together, together
-from experiments.sweeps.group_folder import GroupFolder
+from experiments.sweeps.group_folder import GroupFolder, stepping
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import LostFolderError, Metrics
@@ -32,8 +32,6 @@ from lora_jax.training.step import TrainState
 from lora_jax.training.trial_program import Execution, Program
 
 Ended = run_record.Record | Exception
-STEPPING = "trials step by"
-"""The beginning of the line that reports the result of `fastest`."""
 
 
 def run_together(
@@ -252,7 +250,7 @@ def _fit(
 def _program(group: Together, home: GroupFolder, execution: Execution | None) -> Program:
     """The program that the caller or an earlier process chose, or else the fastest."""
     if (chosen := execution or home.execution) is not None:
-        print(f"{STEPPING} {chosen}, as chosen before")
+        print(stepping(chosen, {}))
         return group.program(chosen)
     plan = group.shared.plan()
     epoch = itertools.islice(plan.start(), plan.steps_per_epoch)
@@ -263,6 +261,5 @@ def _program(group: Together, home: GroupFolder, execution: Execution | None) ->
     shapes, room = len(set(padded)), memory.available()
     program, seconds = fastest(group.program, group.start, batches, steps, shapes, room)
     home.settle(program.execution, seconds)
-    found = ", ".join(f"{name} {1000 * each:.1f}" for name, each in seconds.items())
-    print(f"{STEPPING} {program.execution} (ms for a step of all: {found})")
+    print(stepping(program.execution, seconds))
     return program
