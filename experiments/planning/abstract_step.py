@@ -18,11 +18,11 @@ from lora_jax.models.published import encoders
 from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.sharding_rules import DECODER, ENCODER
-from lora_jax.sharding.layout import Layout, lay_out, placed
-from lora_jax.sharding.mesh import ROWS, Rules, parts
+from lora_jax.sharding.layout import Layout, lay_out, sharded_shape
+from lora_jax.sharding.mesh import ROWS, Rules, part_count
 from lora_jax.training.step import Loss, Step, TrainState, cross_entropy, make_train_step
 
-STEPS = 1000
+PLACEHOLDER_STEPS = 1000
 """Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""
@@ -57,15 +57,15 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
       ValueError, FileNotFoundError: one line on a config that cannot work.
     """
     validate(config)
-    accumulate, shards = config["train"]["accumulate"], parts(ROWS, mesh)
+    accumulate, shards = config["train"]["accumulate"], part_count(ROWS, mesh)
     rows = rows or max(1, config["train"]["batch_size"] // (accumulate * shards))
     forward, params, rules, tokens, loss = model_of(config, mesh)
-    targets = from_config.make_run_targets(config, STEPS)
+    targets = from_config.make_run_targets(config, PLACEHOLDER_STEPS)
     storage = from_config.make_storage(config["quantize"])
     adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
-    hyper = from_config.make_hyper(config["optimizer"], STEPS)
+    hyper = from_config.make_hyper(config["optimizer"], PLACEHOLDER_STEPS)
     tx = from_config.make_optimizer(
-        hyper, config["optimizer"]["schedule"], STEPS, config["also_train"]
+        hyper, config["optimizer"]["schedule"], PLACEHOLDER_STEPS, config["also_train"]
     )
 
     ids = jax.ShapeDtypeStruct((rows * shards, tokens), jnp.int32)
@@ -84,9 +84,9 @@ def outline(config: dict[str, Any], mesh: Mesh, rows: int | None = None) -> Outl
         config=config,
         layout=layout,
         step=step,
-        state=jax.tree.map(placed, state, shardings),
+        state=jax.tree.map(sharded_shape, state, shardings),
         frozen=frozen,
-        batch={name: placed(leaf, layout.rows) for name, leaf in batch.items()},
+        batch={name: sharded_shape(leaf, layout.rows) for name, leaf in batch.items()},
     )
 
 
@@ -116,7 +116,7 @@ def model_of(
     """
     section = config["model"]
     if not is_text_to_text(config["data"]):
-        shape = encoders.read_config(locate(section["name"]))
+        shape = encoders.read_encoder_config(locate(section["name"]))
         abstract = classification.abstract(shape, section, OUTPUTS)
         tokens = min(config["data"]["max_length"], shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import lora_jax as lj
-from experiments.planning.abstract_step import STEPS, batch_of, model_of
+from experiments.planning.abstract_step import PLACEHOLDER_STEPS, batch_of, model_of
 from experiments.setup import from_config
 from experiments.setup.experiment import predictor
 from experiments.setup.load import is_text_to_text
@@ -53,12 +53,14 @@ class Shapes:
         """
         validate(config)
         forward, params, _, _, loss = model_of(config)
-        targets = from_config.make_run_targets(config, STEPS)
+        targets = from_config.make_run_targets(config, PLACEHOLDER_STEPS)
         storage = from_config.make_storage(config["quantize"])
         adapted = lj.adapt(forward, None, targets, config["also_train"], storage)
-        hyper = from_config.make_hyper({**config["optimizer"], "warmup_steps": 0}, STEPS)
+        hyper = from_config.make_hyper(
+            {**config["optimizer"], "warmup_steps": 0}, PLACEHOLDER_STEPS
+        )
         schedule = config["optimizer"]["schedule"]
-        tx = from_config.make_optimizer(hyper, schedule, STEPS, config["also_train"])
+        tx = from_config.make_optimizer(hyper, schedule, PLACEHOLDER_STEPS, config["also_train"])
         example, key = np.zeros((2, 2), np.int32), jax.random.key(0)
         trainable, frozen = jax.eval_shape(adapted.init, key, params, example, example, example)
         state = jax.eval_shape(

@@ -41,7 +41,7 @@ def read(config: dict[str, Any]) -> Texts:
     check_dtype(config["model"])
     task = from_config.make_task(config["data"])
     folder = locate(config["model"]["name"])
-    shape = encoders.read_config(folder)
+    shape = encoders.read_encoder_config(folder)
     # Check the model first, as reading the texts may take a while.
     _check_weights(folder, shape, abstract(shape, config["model"], task.num_outputs))
     tokenizer = data.load_tokenizer(folder)
@@ -81,7 +81,7 @@ def gather(config: dict[str, Any], texts: Texts, mesh: Mesh | None = None) -> Ma
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
-    digest = processes.first(lambda: weight_files.digest(folder))
+    digest = processes.first(lambda: weight_files.weights_digest(folder))
     return Materials(**vars(texts), problem=_problem(task, model), weights_digest=digest)
 
 
@@ -89,7 +89,7 @@ def gather_abstract(config: dict[str, Any]) -> Materials:
     """Like `gather`, but with shapes in place of weights, which are not read."""
     texts = read(config)
     task: Any = texts.task
-    shape = encoders.read_config(locate(config["model"]["name"]))
+    shape = encoders.read_encoder_config(locate(config["model"]["name"]))
     outlined = lj.from_nnx(abstract(shape, config["model"], task.num_outputs))
     return Materials(**vars(texts), problem=_problem(task, lambda key: outlined))
 
@@ -114,7 +114,9 @@ def _shardings(
 ) -> Shardings | None:
     if mesh is None:
         return None
-    return shardings_of(abstract(encoders.read_config(folder), model, outputs), ENCODER, mesh)
+    return shardings_of(
+        abstract(encoders.read_encoder_config(folder), model, outputs), ENCODER, mesh
+    )
 
 
 def abstract(config: Config, model: dict[str, Any], outputs: int) -> Classifier:
@@ -133,7 +135,7 @@ def outline(model: dict[str, Any], outputs: int) -> tuple[Any, Any]:
       ValueError, FileNotFoundError: no such model, or one of its files cannot work.
     """
     folder = locate(model["name"])
-    config = encoders.read_config(folder)
+    config = encoders.read_encoder_config(folder)
     classifier = abstract(config, model, outputs)
     _check_weights(folder, config, classifier)
     data.load_tokenizer(folder)

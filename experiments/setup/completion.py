@@ -192,7 +192,7 @@ def gather(config: dict[str, Any], texts: Prompts, mesh: Mesh | None = None) -> 
     decoder = decoders.load_decoder(where, **settings, mesh=mesh, shardings=shardings)
     _check_cache(decoder, config["generate"])
     made = _materials(config, texts, decoder)
-    digest = processes.first(lambda: weight_files.digest(where))
+    digest = processes.first(lambda: weight_files.weights_digest(where))
     return dataclasses.replace(made, weights_digest=digest)
 
 

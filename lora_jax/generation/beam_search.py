@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.generation.generate import Step, check_request, is_among, prefill, right_aligned
+from lora_jax.generation.generate import (
+    CachedApply,
+    check_request,
+    is_among,
+    prefill,
+    right_aligned,
+)
 from lora_jax.models.parts.config_checks import check_integer
 
 EarlyStopping = bool | Literal["never"]
@@ -37,7 +43,7 @@ class Beams(NamedTuple):
 
 
 def beam_search(
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     input_ids: Array,
     attention_mask: Array | None = None,
@@ -121,7 +127,7 @@ _STATIC += ("ngram", "prompt_ngrams", "early_stopping")
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _search(
-    apply: Step,
+    apply: CachedApply,
     weights: tuple[Any, ...],
     input_ids: Array,
     attention_mask: Array | None,

@@ -24,7 +24,7 @@ from jax.core import Tracer
 
 from lora_jax.models.parts.config_checks import check_integer, token_ids
 
-Step = Callable[..., tuple[Array, Any]]
+CachedApply = Callable[..., tuple[Array, Any]]
 """`apply(*weights, input_ids, attention_mask, cache, capacity=)`, as `CachedStep` of `kv_cache`.
 
 It returns logits and a cache. The cache may be any pytree; for beam search it needs a method
@@ -43,7 +43,7 @@ class Generated(NamedTuple):
 
 
 def generate(
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     input_ids: Array,
     attention_mask: Array | None = None,
@@ -64,7 +64,7 @@ def generate(
     values of `top_p` and keys use the same program. The loop ends as soon as all rows have ended.
 
     Args:
-        apply: the model, step by step (see `Step`).
+        apply: the model, step by step (see `CachedApply`).
         weights: the first arguments of `apply`: `(params,)`, or `(trainable, frozen)` of an adapted
             model.
         input_ids: (B, T) integers.
@@ -117,7 +117,7 @@ class _State(NamedTuple):
     jax.jit, static_argnames=("apply", "top_k", "max_new_tokens", "eos_ids", "pad_id")
 )
 def _generate(
-    apply: Step,
+    apply: CachedApply,
     weights: tuple[Any, ...],
     input_ids: Array,
     attention_mask: Array | None,
@@ -191,7 +191,7 @@ def draw(
 
 
 def prefill(
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     input_ids: Array,
     attention_mask: Array | None,

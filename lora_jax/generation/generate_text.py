@@ -18,14 +18,14 @@ from lora_jax.data.tasks.examples import Examples
 from lora_jax.data.tokenizing.tokenize import Encoded, Tokenizer, encode
 from lora_jax.files.arrays import to_host
 from lora_jax.generation.beam_search import Beams
-from lora_jax.generation.generate import Step, eos_tuple
+from lora_jax.generation.generate import CachedApply, eos_tuple
 
 _NO_LIMIT = 2**31 - 1
 
 
 def generate_texts(
     search: Callable[..., Any],
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     tokenizer: Tokenizer,
     prompts: Sequence[str] | Encoded,

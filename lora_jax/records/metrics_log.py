@@ -51,7 +51,7 @@ class Metrics:
         with full_disk.naming(self.path):
             while rest:  # an almost full disk writes a part and reports no error
                 rest = rest[self._file.write(rest) :]
-        self._after = seal.follow(line, self._after)
+        self._after = seal.line_digest(line, self._after)
 
     def require(self) -> None:
         """Raise a LostFolderError if the file at this path is no longer the one being written.
@@ -80,7 +80,7 @@ class Metrics:
                 if seal.has_check(line):  # it changes if earlier lines were dropped
                     line = seal.checked(row, after)
                 kept.append(line + b"\n")
-                after = seal.follow(line, after)
+                after = seal.line_digest(line, after)
         self._after, data = after, b"".join(kept)
         if data != self.path.read_bytes():
             self._file.close()
@@ -133,7 +133,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         if has_checks and not seal.has_check(line):
             raise ValueError(f"{where} has no check ({seal.CHECK}), as those before it have")
         try:
-            after = seal.follow(line, after)
+            after = seal.line_digest(line, after)
         except ValueError as error:
             raise ValueError(
                 f"{where} was changed after it was written, or one before it was"

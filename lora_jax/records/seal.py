@@ -45,7 +45,7 @@ def checked(values: Mapping[str, Any], after: int = 0) -> bytes:
     """A non-empty object as a line of JSON; its last key checks this line and all lines before it.
 
     Args:
-      after: the result of `follow` for the line before; 0 for the first line.
+      after: the result of `line_digest` for the line before; 0 for the first line.
 
     Raises:
       ValueError: the object already has the key of the check.
@@ -61,7 +61,7 @@ def has_check(line: bytes) -> bool:
     return f'"{CHECK}"'.encode() in line
 
 
-def follow(line: bytes, after: int = 0) -> int:
+def line_digest(line: bytes, after: int = 0) -> int:
     """A digest of this line and all lines before it, from which the next line's check continues.
 
     Raises:
@@ -79,7 +79,7 @@ def follow(line: bytes, after: int = 0) -> int:
 def holds(line: bytes, after: int = 0) -> bool:
     """Whether a line's check is right; also True if it has none, as in earlier versions."""
     try:
-        follow(line, after)
+        line_digest(line, after)
     except ValueError:
         return False
     return True

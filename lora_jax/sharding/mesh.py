@@ -125,14 +125,14 @@ def fitting(
 
 def _even(entry: Any, size: int, mesh: Mesh) -> Any:
     names = axes_of(entry)
-    while size % parts(names, mesh):
+    while size % part_count(names, mesh):
         names = names[:-1]
     if names == axes_of(entry):
         return entry
     return names if len(names) > 1 else names[0] if names else None
 
 
-def parts(entry: Any, mesh: Mesh) -> int:
+def part_count(entry: Any, mesh: Mesh) -> int:
     """How many parts an entry of a spec cuts an axis into."""
     return math.prod(mesh.shape[name] for name in axes_of(entry))
 
@@ -171,7 +171,7 @@ def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
     for names, axes in wanted:
         for axis in axes:
             free = entries[axis] is None and not set(names) & set(_names(entries))
-            if free and use.shape[axis] % parts(names, mesh) == 0:
+            if free and use.shape[axis] % part_count(names, mesh) == 0:
                 entries[axis] = names if len(names) > 1 else names[0]
     return PartitionSpec(*entries)
 

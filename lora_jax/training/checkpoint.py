@@ -23,7 +23,14 @@ from lora_jax.files import full_disk
 from lora_jax.files.arrays import first_line, type_name
 from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.files.checksum import DIGITS, checksum, hexadecimal, holds
-from lora_jax.training.state_leaves import bare, compare, copy, flatten, place, template
+from lora_jax.training.state_leaves import (
+    bare,
+    copy,
+    leaves_by_path,
+    require_same_leaves,
+    restored_like,
+    template,
+)
 
 _OVERHEAD, _LEAF = 2**16, 2**10
 """Bytes that a step takes besides its arrays: a fixed number, and a number for each leaf."""
@@ -71,7 +78,7 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return False
-        leaves = flatten(state)
+        leaves = leaves_by_path(state)
         types = {name: type_name(leaf) for name, leaf in leaves.items()}
         arrays = {name: copy(leaf, self._alone) for name, leaf in leaves.items()}
         # Start the sums here; the writer waits for them. One thread must start all programs of
@@ -232,8 +239,8 @@ class Checkpoints:
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         body, where = self._body(step), f"checkpoint {self.folder / str(step)}"
-        wanted = flatten(like)
-        compare(body["leaves"], wanted, where)
+        wanted = leaves_by_path(like)
+        require_same_leaves(body["leaves"], wanted, where)
         digests = {name: saved[1] for name, saved in body["leaves"].items()}
         if any(len(each) != DIGITS for each in digests.values()):
             raise ValueError(
@@ -249,11 +256,13 @@ class Checkpoints:
         except Exception as error:
             problem = first_line(error)
         self._agree(problem)
-        placed = {name: place((templates | arrays)[name], leaf) for name, leaf in wanted.items()}
-        sums = {name: checksum(bare(leaf)) for name, leaf in placed.items()}
+        restored = {
+            name: restored_like((templates | arrays)[name], leaf) for name, leaf in wanted.items()
+        }
+        sums = {name: checksum(bare(leaf)) for name, leaf in restored.items()}
         bad = [name for name, each in sums.items() if not holds(each, digests[name])]
         self._agree(f"leaf {bad[0]} has other bits than were saved" if bad else "")
-        return jax.tree.unflatten(jax.tree.structure(like), placed.values()), body["meta"]
+        return jax.tree.unflatten(jax.tree.structure(like), restored.values()), body["meta"]
 
 
 class _DamagedError(Exception):

@@ -11,7 +11,7 @@ import numpy as np
 from lora_jax.files.arrays import is_key, type_name
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any) -> dict[str, Any]:
     """The leaves by their paths, in the order of `jax.tree.leaves`."""
     leaves: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -47,7 +47,7 @@ def copy(leaf: Any, alone: bool = True) -> Any:
     return np.array(array)
 
 
-def compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+def require_same_leaves(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Raise a ValueError that names the first leaf whose types differ, or that one side lacks.
 
     Args:
@@ -86,7 +86,7 @@ def template(leaf: Any, alone: bool = True) -> Any:
     return np.zeros(data.shape, data.dtype)
 
 
-def place(array: Any, leaf: Any) -> Any:
+def restored_like(array: Any, leaf: Any) -> Any:
     """A restored array, converted to the kind of `leaf`: an array, a key or a number."""
     if isinstance(array, jax.Array) or isinstance(leaf, np.ndarray):
         return array

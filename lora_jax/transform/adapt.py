@@ -16,10 +16,10 @@ from lora_jax.transform.discover import discover
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.learning_rates import scale_updates
 from lora_jax.transform.placement import (
+    AdaptedSpec,
     Frozen,
     Placement,
     PyTree,
-    Spec,
     Trainable,
     Unadapted,
     fold_path,
@@ -72,7 +72,7 @@ class Adapted:
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
         settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
-        spec = Spec(treedef, tuple(leaves), settings, tuple(placements))
+        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements))
 
         adapters: dict[str, dict[str, Array]] = {}
         constants: dict[str, dict[str, Array]] = {}

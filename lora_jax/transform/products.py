@@ -97,7 +97,7 @@ def _product(
 
 def lookup(weight: Weight, eqn: JaxprEqn, operands: list[Any], shared: Shared) -> Array | None:
     """The result of a `gather` of rows, or None if it is of another kind or axis."""
-    found = views.lookup(eqn, weight.view.shape)
+    found = views.as_lookup(eqn, weight.view.shape)
     if not found or weight.stack or canonical(weight.view.axes[found.axis]) != weight.in_atoms:
         return None
     index = operands[0][..., found.column]
@@ -107,7 +107,7 @@ def lookup(weight: Weight, eqn: JaxprEqn, operands: list[Any], shared: Shared) -
     rest = weight.view.replace(found.axis, ()) if found.kept else weight.view.drop(found.axis)
     y = arrange(y, weight.out_atoms, rest.axes, keep=rows.ndim)
     if not views.clips(eqn):
-        fill = jnp.nan if (value := views.fill(eqn)) is None else value
+        fill = jnp.nan if (value := views.fill_value(eqn)) is None else value
         inside = inside.reshape(rows.shape + (1,) * len(rest.axes))
         y = jnp.where(inside, y, jnp.asarray(fill, y.dtype))
     offsets = eqn.params["dimension_numbers"].offset_dims

@@ -321,7 +321,7 @@ def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, name):
     for setting, wrong in itertools.product(sorted(settings), WRONG):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": name, setting: wrong}))
         try:
-            encoders.read_config(tmp_path)  # some of these are right for some settings
+            encoders.read_encoder_config(tmp_path)  # some of these are right for some settings
         except ValueError as error:
             assert re.fullmatch(rf".*config\.json: .*{setting}.*", str(error))
 
@@ -333,10 +333,10 @@ def test_a_null_is_refused_but_where_it_means_something(tmp_path, name):
         content = {"model_type": name, field.name: None}
         (tmp_path / "config.json").write_text(json.dumps(content))
         if field.name in allowed:
-            encoders.read_config(tmp_path)
+            encoders.read_encoder_config(tmp_path)
             continue
         with pytest.raises(ValueError, match=rf"config\.json: {field.name}\b.*(null|None)"):
-            encoders.read_config(tmp_path)
+            encoders.read_encoder_config(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, 5000, -1])

@@ -19,7 +19,7 @@ from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.families.encoders import family_of
 from lora_jax.models.published.sharding_rules import DECODER, ENCODER, shardings_of
 from lora_jax.models.published.torch_names import path_of
-from lora_jax.sharding.mesh import SMALL, automatic, fitting, mesh_sizes, parts, specs_of
+from lora_jax.sharding.mesh import SMALL, automatic, fitting, mesh_sizes, part_count, specs_of
 from lora_jax.uses import WeightUse
 
 # ---- meshes --------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_what_fits_is_as_much_of_every_entry_as_divides_its_axis(axes, mesh, dat
         names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
         begun = [names[:count] for count in range(len(names) + 1)]
         fits = [some for some in begun if size % math.prod(mesh.shape[n] for n in some) == 0]
-        assert parts(each, mesh) == parts(fits[-1], mesh)
+        assert part_count(each, mesh) == part_count(fits[-1], mesh)
         assert (each if isinstance(each, tuple) else (each,) if each else ()) == fits[-1]
 
 
@@ -183,7 +183,7 @@ def test_large_matrices_are_cut_by_all_that_fits(inputs, outputs, mesh, stacked)
     if math.prod(shape) < SMALL:
         assert (into, out) == (None, None)
     elif inputs == outputs:
-        assert into is None and parts(out, mesh) == (
+        assert into is None and part_count(out, mesh) == (
             fsdp * tensor if outputs % (fsdp * tensor) == 0 else fsdp if outputs % fsdp == 0 else 1
         )
     else:

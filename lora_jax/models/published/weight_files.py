@@ -88,7 +88,7 @@ def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
     return set(names.values())
 
 
-def digest(folder: str | Path) -> str:
+def weights_digest(folder: str | Path) -> str:
     """The sha256 of the weight file in hexadecimal; several files are hashed as one, in order."""
     total = hashlib.sha256()
     for file in weight_files(folder):
