@@ -39,7 +39,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
             values[key] = kind(text)
         except ValueError as error:
             raise ValueError(
-                f"config argument '{item}': {key} is of type {kind.__name__}, got '{text}'"
+                f"config argument '{item}': {key} must be of type {kind.__name__}, got '{text}'"
             ) from error
     return values
 

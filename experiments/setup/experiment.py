@@ -238,7 +238,7 @@ def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.
     try:
         return lj.start_from(path, trainable, frozen, any_base=any_base)
     except OtherBaseError as error:
-        way_out = f"--config.start_from={from_config.ANY_BASE}{path} begins from it all the same"
+        way_out = f"--config.start_from={from_config.ANY_BASE}{path} begins from it anyway"
         raise ValueError(f"{error.problem}; {way_out}") from None
 
 

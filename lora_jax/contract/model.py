@@ -134,7 +134,7 @@ def survives_a_file(variant: Variant) -> None:
     leaves, _ = flatten(saved)
     for path, leaf in leaves.items():
         plain = not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-        require(plain, f"'{path}' is no plain array, but {leaf.dtype}")
+        require(plain, f"'{path}' is not a plain array, but {leaf.dtype}")
     file = safetensors.numpy.save({path: np.asarray(leaf) for path, leaf in leaves.items()})
     loaded = safetensors.numpy.load(file)
     _, treedef = flatten((other.trainable, other.frozen.constants, other.frozen.shared))

@@ -68,10 +68,10 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"{path} was not written by lora_jax.save_tree")
     body = sealed["body"]
     if config_digest(body) != sealed["sha256"] or not _describes(body, arrays):
-        raise ValueError(f"{path} is damaged: its header has other bits than were saved")
+        raise ValueError(f"{path} is damaged: its header differs from what was saved")
     for name, saved in body["leaves"].items():
         if [type_name(arrays[name]), array_digest(arrays[name])] != saved:
-            raise ValueError(f"{path} is damaged: {name} has other bits than were saved")
+            raise ValueError(f"{path} is damaged: {name} differs from what was saved")
     return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
 
 

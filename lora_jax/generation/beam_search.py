@@ -147,7 +147,7 @@ def _search(
     # Enough candidates that at least `beams` of them do not end.
     wide = max(2, 1 + len(eos_ids)) * beams
     if wide > beams * words:
-        raise ValueError(f"{len(eos_ids)} eos_ids leave nothing else of a vocabulary of {words}")
+        raise ValueError(f"{len(eos_ids)} eos_ids leave no other token in a vocabulary of {words}")
     ids, mask = right_aligned(input_ids, attention_mask)
     known = jnp.where(mask & prompt_ngrams, ids, -1)
     known = jnp.broadcast_to(known[:, None], (rows, beams, ids.shape[1]))

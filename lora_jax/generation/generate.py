@@ -242,9 +242,7 @@ def check_request(
         if not isinstance(attention_mask, Tracer):
             empty = np.flatnonzero(~np.asarray(attention_mask).astype(bool).any(1))
             if empty.size:
-                raise ValueError(
-                    f"prompt {empty[0]} has no token: a text goes on from one at least"
-                )
+                raise ValueError(f"prompt {empty[0]} has no token; at least one is needed")
     return eos_tuple(eos_ids)
 
 
@@ -261,11 +259,11 @@ def _check_draws(
     if temperature == 0:
         if top_p is not None or top_k is not None or key is not None:
             raise ValueError(
-                "key, top_p and top_k do not act at a temperature of 0: nothing is drawn"
+                "key, top_p and top_k have no effect at a temperature of 0: nothing is drawn"
             )
         return
     if key is None:
-        raise ValueError("to draw at a temperature above 0 takes a key: jax.random.key(0)")
+        raise ValueError("a temperature above 0 needs a key, such as jax.random.key(0)")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape not in ((), (rows,)):
         raise ValueError(
             f"key must be a jax.random.key, or {rows} of them, got {key.dtype} of {key.shape}"

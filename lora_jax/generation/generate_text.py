@@ -66,8 +66,8 @@ def generate_texts(
     if (empty := np.flatnonzero(lengths == 0)).size:
         text = "" if isinstance(prompts, Encoded) else f" {prompts[empty[0]]!r}"
         raise ValueError(
-            f"prompt {empty[0]}{text} is no token; "
-            "begin it with one, such as that which begins a text"
+            f"prompt {empty[0]}{text} has no token; "
+            "begin it with one, such as the one that begins a text"
         )
     ends = np.asarray(eos_tuple(eos_ids), np.int64)
     rows: list[list[int]] = [[] for _ in lengths]

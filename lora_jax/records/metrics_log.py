@@ -67,7 +67,7 @@ class Metrics:
             same = False
         if not same:
             raise LostFolderError(
-                f"{self.path} was removed or replaced while its run was going, which has stopped"
+                f"{self.path} was removed or replaced during its run, which has stopped"
             )
 
     def truncate(self, step: int | None) -> None:
@@ -112,7 +112,7 @@ def read_metrics(path: str | os.PathLike, sealed: bool = False) -> list[dict[str
     if sealed and rows and not seal.has_check(rows[-1][0]):
         raise ValueError(
             f"{path} has no checks ({seal.CHECK}), but its record has a seal: it was changed after "
-            "it was written; delete the file, and no curves are drawn of this run"
+            "it was written; if you delete the file, no curves of this run are drawn"
         )
     return [numbers(row) for _, row in rows]
 
@@ -136,7 +136,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             after = seal.line_digest(line, after)
         except ValueError as error:
             raise ValueError(
-                f"{where} was changed after it was written, or one before it was"
+                f"{where} or a line before it was changed after it was written"
             ) from error
         has_checks = row.pop(seal.CHECK, None) is not None
         yield line, row

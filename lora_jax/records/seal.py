@@ -51,7 +51,7 @@ def checked(values: Mapping[str, Any], after: int = 0) -> bytes:
       ValueError: the object already has the key of the check.
     """
     if CHECK in values:
-        raise ValueError(f"nothing may be called '{CHECK}', as the check of a line is")
+        raise ValueError(f"the key '{CHECK}' is taken: it holds the check of a line")
     line = json.dumps(values, allow_nan=False).encode()
     return line[:-1] + _HEAD + b"%08x" % zlib.crc32(line, after) + _TAIL
 

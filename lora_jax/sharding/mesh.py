@@ -65,7 +65,7 @@ def mesh_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
     """
     said = ",".join(map(str, sizes))
     if len(sizes) != len(AXES) or sum(size == -1 for size in sizes) > 1:
-        raise ValueError(f"mesh {said}: expected the sizes of {', '.join(AXES)}, one of them or -1")
+        raise ValueError(f"mesh {said}: expected the sizes of {', '.join(AXES)}, at most one -1")
     if any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"mesh {said}: sizes must be at least 1, or -1 for what is left")
     known = math.prod(size for size in sizes if size != -1)
@@ -94,7 +94,7 @@ def specs_of(
             near = nearest(path, [pattern for pattern, _ in rules])
             raise ValueError(f"no rule says how '{path}' is sharded; nearest: {near}")
         if len(spec) > len(shape):
-            raise ValueError(f"'{path}' has {len(shape)} axes, its rule {spec} more")
+            raise ValueError(f"'{path}' has {len(shape)} axes, but its rule {spec} has more")
         if unknown := [name for name in _names(spec) if name not in mesh.axis_names]:
             raise ValueError(
                 f"'{path}': the mesh has no axis '{unknown[0]}', only {', '.join(mesh.axis_names)}"
@@ -107,7 +107,8 @@ def specs_of(
     if uneven:
         sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
         warnings.warn(
-            f"left whole, or cut less, as {sizes} does not divide them: {uneven}", stacklevel=2
+            f"left whole, or cut into fewer parts, as {sizes} does not divide them: {uneven}",
+            stacklevel=2,
         )
     return found
 

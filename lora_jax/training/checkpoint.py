@@ -54,7 +54,7 @@ class Checkpoints:
         best: tuple[str, Literal["max", "min"]] | None = None,
     ):
         if keep < 1:
-            raise ValueError(f"keep is {keep}: at least the newest checkpoint is kept")
+            raise ValueError(f"keep must be at least 1, got {keep}")
         if best is not None and (len(best) != 2 or best[1] not in ("max", "min")):
             raise ValueError(f"best is {best!r}: expected (metric, 'max') or (metric, 'min')")
         self.folder, self.keep, self.best = Path(folder).absolute(), keep, best
@@ -219,7 +219,7 @@ class Checkpoints:
             saved = self._load(ocp.JsonCheckpointHandler(), step, "meta", ocp.args.JsonRestore())
             body, sha256 = saved["body"], saved["sha256"]
             if sha256 != config_digest(body) or body["step"] != step:
-                problem = "its meta has other bits than were saved"
+                problem = "its meta differs from what was saved"
         except Exception as error:  # Orbax may raise anything on a damaged file
             problem = f"its meta cannot be read ({first_line(error)})"
         self._agree(problem)
@@ -233,7 +233,7 @@ class Checkpoints:
         """Raise a _DamagedError if this process, or another one, has found a problem."""
         if not self._alone:
             found = multihost_utils.process_allgather(np.array(bool(problem)))
-            problem = problem or (f"process {found.argmax()} says so" if found.any() else "")
+            problem = problem or (f"found by process {found.argmax()}" if found.any() else "")
         if problem:
             raise _DamagedError(problem)
 
@@ -244,7 +244,7 @@ class Checkpoints:
         digests = {name: saved[1] for name, saved in body["leaves"].items()}
         if any(len(each) != DIGITS for each in digests.values()):
             raise ValueError(
-                f"{where} is of an earlier version, with digests of another kind: go on with that "
+                f"{where} has digests of another kind, of an earlier version: go on with that "
                 f"version, or delete {self.folder} to start over"
             )
         templates = {name: template(leaf, self._alone) for name, leaf in wanted.items()}
@@ -261,7 +261,7 @@ class Checkpoints:
         }
         sums = {name: checksum(bare(leaf)) for name, leaf in restored.items()}
         bad = [name for name, each in sums.items() if not holds(each, digests[name])]
-        self._agree(f"leaf {bad[0]} has other bits than were saved" if bad else "")
+        self._agree(f"leaf {bad[0]} differs from what was saved" if bad else "")
         return jax.tree.unflatten(jax.tree.structure(like), restored.values()), body["meta"]
 
 

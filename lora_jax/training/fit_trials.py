@@ -60,7 +60,7 @@ def fit_trials(
     if (restored := checkpoints.restore(like)) is not None:
         saved, meta, done = restored
         if meta["identity"] != dict(identity):
-            raise ValueError(f"{checkpoints.folder} is of other trials; name another folder")
+            raise ValueError(f"{checkpoints.folder} belongs to other trials; name another folder")
         states = [unstack(saved["now"], number) for number in range(count)]
         best = [unstack(saved["best"], number) for number in range(len(best))]
         for outcome, values in zip(outcomes, meta["outcomes"], strict=True):

@@ -166,7 +166,7 @@ def fit(
         for name, digest in meta["identity"].items():
             if (identity or {}).get(name) != digest:
                 raise ValueError(
-                    f"{checkpoints.folder} is of a run with other {name}; name another folder"
+                    f"{checkpoints.folder} belongs to a run with other {name}; name another folder"
                 )
         vars(outcome).update({"evaluations": None} | meta["outcome"])
     metrics.truncate(outcome.steps)

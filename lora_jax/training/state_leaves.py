@@ -17,7 +17,7 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(keys, simple=True, separator="/") or "value"
         if name in leaves:
-            raise ValueError(f"two leaves are called {name}: checkpoints need names of their own")
+            raise ValueError(f"two leaves are called {name}: each needs a name of its own")
         if not isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype"):
             raise ValueError(
                 f"leaf {name} is a {type(leaf).__name__}: expected an array or a number"
@@ -60,7 +60,7 @@ def require_same_leaves(saved: dict[str, Any], wanted: dict[str, Any], where: st
             )
         if saved[name][0] != type_name(leaf):
             raise ValueError(
-                f"{where} has leaf {name} as {saved[name][0]}, this state {type_name(leaf)}"
+                f"{where} has leaf {name} as {saved[name][0]}, this state as {type_name(leaf)}"
             )
     for name in saved:
         if name not in wanted:

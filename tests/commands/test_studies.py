@@ -97,7 +97,9 @@ def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, mnli):
     chex.assert_trees_all_equal(second.trainable["adapters"], first["adapters"])
     assert second.trainable["params"]["classifier/kernel"].shape == (8, 2)
     assert first["params"]["classifier/kernel"].shape == (8, 3)
-    with pytest.warns(UserWarning, match="a head for other classes, which begins anew"):
+    with pytest.warns(
+        UserWarning, match="a head for other classes; this run begins with a new one"
+    ):
         record = run.run(second.config, mnli.parent / "mrpc")
     head = second.trainable["params"]["classifier/kernel"].size + 2
     assert record.parameters_adapters == record.parameters_trained - head

@@ -121,9 +121,7 @@ def test_who_removes_the_folder_ends_the_run_that_was_there(tmp_path):
         place.require()
         shutil.rmtree(folder)
         for _ in range(2):
-            with pytest.raises(
-                LostFolderError, match="run was removed or replaced while its run was"
-            ):
+            with pytest.raises(LostFolderError, match="run was removed or replaced during its run"):
                 place.require()
             folder.mkdir(exist_ok=True)
         with alone(folder):

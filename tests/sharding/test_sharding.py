@@ -55,7 +55,7 @@ def test_sizes_make_up_the_devices_or_are_an_error():
     "sizes, message",
     [
         ((2, 2), "mesh 2,2: expected the sizes of data, fsdp, tensor"),
-        ((-1, -1, 1), "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, one of them or -1"),
+        ((-1, -1, 1), "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, at most one -1"),
         ((0, 8, 1), "mesh 0,8,1: sizes must be at least 1, or -1"),
         ((-2, 8, 1), "mesh -2,8,1: sizes must be at least 1, or -1"),
         ((16, -1, 1), "mesh 16,-1,1 does not make up 8 devices"),
@@ -112,7 +112,7 @@ def test_an_axis_of_one_device_divides_everything():
     [
         ([("layers/up/kernel", P())], "no rule says how 'layers/down/kernel' is sharded; nearest: "
          "'layers/up/kernel'"),
-        ([(".*", P(None, None, "tensor"))], r"'layers/down/kernel' has 2 axes, its rule .* more"),
+        ([(".*", P(None, None, "tensor"))], r"'layers/down/kernel' has 2 axes, but .* has more"),
         ([(".*", P("model"))], "'layers/down/kernel': the mesh has no axis 'model', only data, f"),
         ([(".*", P(("fsdp", "x")))], "'layers/down/kernel': the mesh has no axis 'x', only data"),
         ([(".*", P("fsdp", "fsdp"))], "'layers/down/kernel': its rule .* names 'fsdp' twice"),

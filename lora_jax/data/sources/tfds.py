@@ -61,7 +61,7 @@ def find(name: str, spec: TaskSpec, folder: Path | None, data_dir: Path) -> Any:
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     classes = getattr(builder.info.features["label"], "names", None)
     if classes != (None if spec.label_names is None else list(spec.label_names)):
-        raise ValueError(f"this tensorflow-datasets has {name} with other classes, {classes}")
+        raise ValueError(f"{name} has other classes in this tensorflow-datasets: {classes}")
     if builder.is_prepared():
         return builder
     if folder is not None and (missing := [a for a in spec.archives if not (folder / a).is_file()]):
@@ -83,7 +83,7 @@ def find(name: str, spec: TaskSpec, folder: Path | None, data_dir: Path) -> Any:
 
 
 def _advice(spec: TaskSpec) -> str:
-    return f"; it can be taken from data.folder with {', '.join(spec.archives)}"
+    return f"; to read it from a folder, set data.folder to one with {', '.join(spec.archives)}"
 
 
 def _downloaded(downloads: Path, spec: TaskSpec) -> bool:

@@ -126,6 +126,6 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # from the Hub, its HTTP client or the disk: there is no model
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise FileNotFoundError(
-            f"{name!r}: not a local folder, and not to be had from the Hugging Face Hub "
+            f"{name!r}: not a local folder, and not available from the Hugging Face Hub "
             f"({type(error).__name__}: {reason})"
         ) from error

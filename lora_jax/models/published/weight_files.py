@@ -84,7 +84,7 @@ def _shards(index: Path) -> list[Path]:
 def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
     for tensor, name in names.items():
         if not isinstance(name, str):
-            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is no name of a file")
+            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is not the name of a file")
     return set(names.values())
 
 
@@ -143,7 +143,9 @@ class Weights:
                 key = key.replace("LayerNorm.beta", "LayerNorm.bias")
                 if key in self._source:
                     other = self._source[key][0].path
-                    raise ValueError(f"{path}: tensor {key!r} is there twice, in {other} too")
+                    raise ValueError(
+                        f"{path}: tensor {key!r} is there twice: it is also in {other}"
+                    )
                 self._source[key] = (file, name)
         self._prefix = prefix
         self._prefixed = any(name.startswith(prefix) for name in self._source)
