@@ -10,18 +10,41 @@ from ml_collections import ConfigDict, config_dict
 from configs import settings
 
 
+class UnknownArgumentError(ValueError):
+    """A config does not take an argument of this name.
+
+    Args:
+      text: the message.
+      key: the name of the argument.
+      known: the names of the arguments that the config takes.
+    """
+
+    def __init__(self, text: str, key: str = "", known: tuple[str, ...] = ()):
+        # The defaults are for ml_collections, which wraps an error in one of its class and a text.
+        super().__init__(text)
+        self.key, self.known = key, known
+
+
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     """Parse the part after the colon of `--config=FILE:key=value,...`, by the defaults' types.
 
     Raises:
-      ValueError: an unknown key (the message lists the known ones) or a value of another type.
+      UnknownArgumentError: an unknown key; the message lists the known ones.
+      ValueError: a value of another type.
     """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         key, equals, text = item.partition("=")
         if key not in defaults or not equals:
-            raise ValueError(f"config argument '{item}': expected one of {', '.join(defaults)}=...")
-        values[key] = type(defaults[key])(text)
+            said = f"config argument '{item}': expected one of {', '.join(defaults)}=..."
+            raise UnknownArgumentError(said, key, tuple(defaults))
+        kind = type(defaults[key])
+        try:
+            values[key] = kind(text)
+        except ValueError as error:
+            raise ValueError(
+                f"config argument '{item}': {key} must be of type {kind.__name__}, got '{text}'"
+            ) from error
     return values
 
 

@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import collect_runs
-from experiments.runs.train_trials import STEPPING
+from experiments.runs.group_folder import found_by_timing, stepping
 from lora_jax.records.metrics_log import read_metrics
 
 _SIZES = flags.DEFINE_list("sizes", ["8x16"], "BATCHxLENGTH, several with commas.")
@@ -97,7 +97,7 @@ def _compare(size: Size, folder: Path) -> None:
         print(
             f"{size} ({size.batch * size.length} tokens a step): {_TRIALS.value} processes "
             f"{alone:.1f} s, one program {together:.1f} s, {alone / together:.2f} times as fast; "
-            f"{_stepping(folder / way)}; first losses differ by at most "
+            f"{_stepping(folder / way, way)}; first losses differ by at most "
             f"{_difference(folder / 'alone', folder / way):.1e}",
             flush=True,
         )
@@ -137,10 +137,11 @@ def _run(module: str, *arguments: str) -> None:
         raise ValueError(f"{' '.join(line[1:])}: {(done.stderr or done.stdout).strip()}")
 
 
-def _stepping(workdir: Path) -> str:
-    """The line of the worker's log on how the trials step."""
-    logs = "".join(log.read_text(encoding="utf-8") for log in workdir.glob("logs/*.log"))
-    return next(line for line in logs.splitlines() if line.startswith(STEPPING))
+def _stepping(workdir: Path, way: str) -> str:
+    """How the trials of a sweep stepped, as its worker says it."""
+    if way != "chosen":
+        return stepping(way, {})
+    return stepping(*next(found_by_timing(workdir / "trials")))
 
 
 def _difference(alone: Path, together: Path) -> float:

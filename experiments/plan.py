@@ -58,7 +58,9 @@ def _search(config: RunConfig, found: Fit, console: Console, say: topology_searc
     console.print()
     least = topology_search.smallest(config, found, say)
     if least is None:
-        tried = "" if found.topology.ahead else f" of up to {topology_search.SIMULATED} devices"
+        tried = (
+            "" if found.topology.ahead else f" of up to {topology_search.MOST_SIMULATED} devices"
+        )
         console.print(f"No listed topology of {kind}{tried} fits {rows}.")
     else:
         console.print(f"Smallest listed topology that fits {rows}:\n  {show.short(least)}")
@@ -78,7 +80,7 @@ def _simulated(chosen: Topology) -> int:
     if chosen.ahead:
         return 1
     others = [each.devices for each in listed(chosen.kind)] if _SEARCH.value else []
-    return max([chosen.devices, *(n for n in others if n <= topology_search.SIMULATED)])
+    return max([chosen.devices, *(n for n in others if n <= topology_search.MOST_SIMULATED)])
 
 
 if __name__ == "__main__":

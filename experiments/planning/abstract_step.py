@@ -17,11 +17,11 @@ from lora_jax.models.published import encoders
 from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.sharding_rules import DECODER, ENCODER
-from lora_jax.sharding.layout import Layout, lay_out, placed
-from lora_jax.sharding.mesh import ROWS, Rules, parts
+from lora_jax.sharding.layout import Layout, lay_out, sharded_shape
+from lora_jax.sharding.mesh import ROWS, Rules, part_count
 from lora_jax.training.step import Loss, Step, TrainState, cross_entropy, make_train_step
 
-STEPS = 1000
+PLACEHOLDER_STEPS = 1000
 """Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""
@@ -55,12 +55,14 @@ def abstract_step(config: RunConfig, mesh: Mesh, rows: int | None = None) -> Abs
     Raises:
       ValueError, FileNotFoundError: one line on a config that cannot work.
     """
-    accumulate, shards = config.train.accumulate, parts(ROWS, mesh)
+    accumulate, shards = config.train.accumulate, part_count(ROWS, mesh)
     rows = rows or max(1, config.train.batch_size // (accumulate * shards))
     forward, params, rules, tokens, loss = model_of(config, mesh)
-    adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, STEPS))
-    hyper = from_config.make_hyper(config.optimizer, STEPS)
-    tx = from_config.make_optimizer(config, hyper, STEPS)
+    adapted = from_config.adapt(
+        config, forward, from_config.make_run_targets(config, PLACEHOLDER_STEPS)
+    )
+    hyper = from_config.make_hyper(config.optimizer, PLACEHOLDER_STEPS)
+    tx = from_config.make_optimizer(config, hyper, PLACEHOLDER_STEPS)
 
     ids = jax.ShapeDtypeStruct((rows * shards, tokens), jnp.int32)
     layout = lay_out(adapted, mesh, rules, params, ids, ids, ids)
@@ -78,9 +80,9 @@ def abstract_step(config: RunConfig, mesh: Mesh, rows: int | None = None) -> Abs
         config=config,
         layout=layout,
         step=step,
-        state=jax.tree.map(placed, state, shardings),
+        state=jax.tree.map(sharded_shape, state, shardings),
         frozen=frozen,
-        batch={name: placed(leaf, layout.rows) for name, leaf in batch.items()},
+        batch={name: sharded_shape(leaf, layout.rows) for name, leaf in batch.items()},
     )
 
 
@@ -109,7 +111,7 @@ def model_of(
       row, and the loss.
     """
     if isinstance(config, ClassifierConfig):
-        shape = encoders.read_config(locate(config.model.name))
+        shape = encoders.read_encoder_config(locate(config.model.name))
         abstract = classification.abstract(shape, config.model, OUTPUTS)
         tokens = min(config.data.max_length, shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy

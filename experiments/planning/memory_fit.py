@@ -13,12 +13,14 @@ from experiments.planning.abstract_step import AbstractStep, abstract_step
 from experiments.planning.topologies import GIB, Topology, devices_of
 from lora_jax.compiled.collectives import Collective, collectives
 from lora_jax.partition import flatten
-from lora_jax.sharding.mesh import ROWS, make_mesh, parts
+from lora_jax.sharding.mesh import ROWS, make_mesh, part_count
 from lora_jax.uses import WeightUse
 
 # CPUs have no matrix products in bfloat16, so their compiler converts weights to float32. It would
 # convert those of all layers at once, before the loop over layers. TPUs and GPUs do not do this.
-SIMULATED: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+SIMULATION_OPTIONS: dict[str, str | bool] = {
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion"
+}
 """Options of the CPU's compiler that make its temporaries more like those of other devices."""
 
 
@@ -155,7 +157,7 @@ def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | 
     lowered = found.lower("tpu" if chosen.ahead else "cpu")
     began = time.perf_counter()
     try:
-        compiled = lowered.compile(None if chosen.ahead else SIMULATED)
+        compiled = lowered.compile(None if chosen.ahead else SIMULATION_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -230,7 +232,7 @@ def _uncompiled(found: AbstractStep, chosen: Topology) -> Fit:
     return Fit(
         topology=chosen,
         mesh=tuple(mesh.devices.shape),
-        rows=rows // (accumulate * parts(ROWS, mesh)),
+        rows=rows // (accumulate * part_count(ROWS, mesh)),
         tokens=tokens,
         arrays=arrays_of(found),
         flops=flops_of(found),

@@ -27,7 +27,7 @@ from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 
-Storage = Literal["none", "nf4", "nf4_double", "int8"]
+StorageName = Literal["none", "nf4", "nf4_double", "int8"]
 BITS: dict[str, float] = {
     "nf4": 4 + 32 / 64,
     "nf4_double": 4 + 8 / 64 + 32 / (64 * 256),

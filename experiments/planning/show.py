@@ -8,7 +8,7 @@ from experiments.planning.topologies import GIB
 from lora_jax.compiled.collectives import by_kind
 from lora_jax.sharding.mesh import AXES
 
-SIMULATED = (
+SIMULATION_NOTE = (
     "Temporaries and collectives are those of a program for the CPU, which keeps\n"
     "float32 where a TPU's or GPU's has bfloat16: take them as a rough guide."
 )
@@ -99,7 +99,7 @@ def moved(found: Fit) -> Table:
 def verdict(found: Fit) -> str:
     """One sentence on whether the step fits, and a caution if devices were simulated."""
     took = f"compiled in {found.seconds:.0f} s" if found.seconds else "not compiled"
-    simulated = "" if found.topology.ahead or found.total is None else f"\n{SIMULATED}"
+    simulated = "" if found.topology.ahead or found.total is None else f"\n{SIMULATION_NOTE}"
     if not found.fits or found.total is None:
         return f"{found.why_not} ({took}){simulated}"
     share = found.total / found.topology.capacity

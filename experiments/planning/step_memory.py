@@ -15,7 +15,7 @@ import optax
 
 import lora_jax as lj
 from configs.settings import RunConfig, TextConfig
-from experiments.planning.abstract_step import STEPS, batch_of, model_of
+from experiments.planning.abstract_step import PLACEHOLDER_STEPS, batch_of, model_of
 from experiments.setup import from_config
 from experiments.setup.experiment import predictor
 from experiments.setup.task_and_model import Texts
@@ -51,9 +51,15 @@ class Shapes:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
         forward, params, _, _, loss = model_of(config)
-        adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, STEPS))
-        own = dataclasses.replace(config.optimizer, warmup_steps=0)  # they may be more than STEPS
-        tx = from_config.make_optimizer(config, from_config.make_hyper(own, STEPS), STEPS)
+        adapted = from_config.adapt(
+            config, forward, from_config.make_run_targets(config, PLACEHOLDER_STEPS)
+        )
+        own = dataclasses.replace(
+            config.optimizer, warmup_steps=0
+        )  # they may be more than PLACEHOLDER_STEPS
+        tx = from_config.make_optimizer(
+            config, from_config.make_hyper(own, PLACEHOLDER_STEPS), PLACEHOLDER_STEPS
+        )
         example, key = np.zeros((2, 2), np.int32), jax.random.key(0)
         trainable, frozen = jax.eval_shape(adapted.init, key, params, example, example, example)
         state = jax.eval_shape(

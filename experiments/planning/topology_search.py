@@ -7,7 +7,7 @@ from configs.settings import RunConfig
 from experiments.planning.memory_fit import Fit, fit
 from experiments.planning.topologies import Topology, listed
 
-SIMULATED = 64
+MOST_SIMULATED = 64
 """The most devices that a search simulates."""
 MOST_ROWS = 4096
 TRIES = 8
@@ -20,8 +20,8 @@ def smallest(config: RunConfig, known: Fit, say: Say) -> Fit | None:
     """The smallest listed topology of the same kind that fits the same rows a shard, or None.
 
     Its mesh is that of `known` for the same topology, else that of `mesh_like`. Simulated
-    topologies with more than SIMULATED devices are not tried. If no listed one fits, but `known`
-    does, `known` is returned.
+    topologies with more than MOST_SIMULATED devices are not tried. If no listed one fits, but
+    `known` does, `known` is returned.
 
     Args:
       known: the fit that has been found already.
@@ -30,7 +30,7 @@ def smallest(config: RunConfig, known: Fit, say: Say) -> Fit | None:
     for chosen in listed(known.topology.kind):
         if chosen == known.topology:
             found = known
-        elif chosen.ahead or chosen.devices <= SIMULATED:
+        elif chosen.ahead or chosen.devices <= MOST_SIMULATED:
             say(f"compiling for {chosen}")
             found = fit(config, chosen, mesh_like(known.mesh, chosen), known.rows)
         else:

@@ -63,8 +63,7 @@ class Place:
             same = False
         if not same:
             raise LostFolderError(
-                f"--workdir {self.folder} was removed or replaced while its run was going, which "
-                "has stopped"
+                f"--workdir {self.folder} was removed or replaced during its run, which has stopped"
             )
 
 

@@ -1,9 +1,13 @@
-"""The folder with the common checkpoints of the trials of a program, until all have ended."""
+"""The folder with the common checkpoints of the trials of a program, until all have ended.
+
+Its `trials.json` says which trials they are of. If the way to step was found by timing, it also
+says this way, with the measured seconds; it then stays, as FOLDER.json, when the folder is deleted.
+"""
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,23 @@ from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.training.trial_program import Execution
+
+_PROGRAMS = ".programs"
+
+
+def stepping(execution: str, seconds: Mapping[str, float]) -> str:
+    """The line on how trials step; `seconds` are those of a step of all, empty if not timed."""
+    if not seconds:
+        return f"trials step by {execution}, as chosen before"
+    found = ", ".join(f"{name} {1000 * each:.1f}" for name, each in seconds.items())
+    return f"trials step by {execution} (ms for a step of all: {found})"
+
+
+def found_by_timing(trials: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """How each ended group of a folder of trials stepped, if timed, as arguments of `stepping`."""
+    for file in sorted(trials.glob(f"{_PROGRAMS}/*.json")):
+        found = json_text.read_object(file)
+        yield found["execution"], found["seconds"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +46,7 @@ class GroupFolder:
         """The folder for these trials; `begin` creates it."""
         digests = [config_digest(config.plain) for config in configs]
         name = config_digest({"trials": digests})[:16]
-        return cls(folders[0].parent / ".programs" / name)
+        return cls(folders[0].parent / _PROGRAMS / name)
 
     @property
     def trials(self) -> list[int]:
@@ -47,12 +68,17 @@ class GroupFolder:
 
     def remove(self) -> None:
         """Delete the checkpoints, once every trial has its record."""
+        if self.execution is not None:
+            self._file.replace(self.path.with_suffix(".json"))
         shutil.rmtree(self.path, ignore_errors=True)
 
+    @property
+    def _file(self) -> Path:
+        return self.path / "trials.json"
+
     def _read(self) -> dict[str, Any]:
-        file = self.path / "trials.json"
-        return json_text.read_object(file) if file.exists() else {}
+        return json_text.read_object(self._file) if self._file.exists() else {}
 
     def _write(self, values: Mapping[str, Any]) -> None:
         content = json.dumps(plain(values), indent=2) + "\n"
-        write_atomically(self.path / "trials.json", content.encode())
+        write_atomically(self._file, content.encode())

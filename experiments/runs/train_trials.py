@@ -14,7 +14,7 @@ from experiments.distributed import processes
 from experiments.runs import artifacts, step_audit
 from experiments.runs.folder_lock import Place
 from experiments.runs.group import Alone, Group, evaluate, together
-from experiments.runs.group_folder import GroupFolder
+from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.progress_bar import bar
 from experiments.setup.experiment import Experiment
 from experiments.setup.out_of_memory import explained
@@ -29,8 +29,6 @@ from lora_jax.training.trial_program import Execution, Program
 
 TEMPORARY_FAILURE = 75
 """The exit code of a program that should be started again (EX_TEMPFAIL of sysexits.h)."""
-STEPPING = "trials step by"
-"""The beginning of the line that reports the result of `fastest`."""
 
 
 class Interrupted(SystemExit):
@@ -160,7 +158,7 @@ def _program(group: Group, home: GroupFolder | None, execution: Execution | None
     if home is None:
         return group.program("each")
     if (chosen := execution or home.execution) is not None:
-        print(f"{STEPPING} {chosen}, as chosen before")
+        print(stepping(chosen, {}))
         return group.program(chosen)
     first = group.experiments[0]
     plan = first.plan()
@@ -171,6 +169,5 @@ def _program(group: Group, home: GroupFolder | None, execution: Execution | None
     shapes, room = len(set(padded)), memory.available()
     program, seconds = fastest(group.program, group.start, batches, first.loop.steps, shapes, room)
     home.settle(program.execution, seconds)
-    found = ", ".join(f"{name} {1000 * each:.1f}" for name, each in seconds.items())
-    print(f"{STEPPING} {program.execution} (ms for a step of all: {found})")
+    print(stepping(program.execution, seconds))
     return program

@@ -39,7 +39,7 @@ def read_texts(config: ClassifierConfig) -> Texts:
     """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
     task = load_task(config)
     folder = locate(config.model.name)
-    shape = encoders.read_config(folder)
+    shape = encoders.read_encoder_config(folder)
     # Check the model first, as reading the texts may take a while.
     _check_weights(folder, shape, abstract(shape, config.model, task.num_outputs))
     tokenizer = data.load_tokenizer(folder)
@@ -76,15 +76,15 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> Loaded:
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
-    digest = processes.first(lambda: weight_files.digest(folder))
-    return Loaded(texts, _workload(task), encoders.read_config(folder), model, digest)
+    digest = processes.first(lambda: weight_files.weights_digest(folder))
+    return Loaded(texts, _workload(task), encoders.read_encoder_config(folder), model, digest)
 
 
 def load_abstract(config: ClassifierConfig) -> Loaded:
     """As `load`, with shapes in place of weights."""
     texts = read_texts(config)
     task: Any = texts.task
-    shape = encoders.read_config(locate(config.model.name))
+    shape = encoders.read_encoder_config(locate(config.model.name))
     abstracted = lj.from_nnx(abstract(shape, config.model, task.num_outputs))
     return Loaded(texts, _workload(task), shape, lambda key: abstracted)
 
@@ -106,7 +106,9 @@ def _workload(task: data.Task) -> Workload:
 def _shardings(folder: Path, model: Encoder, outputs: int, mesh: Mesh | None) -> Shardings | None:
     if mesh is None:
         return None
-    return shardings_of(abstract(encoders.read_config(folder), model, outputs), ENCODER, mesh)
+    return shardings_of(
+        abstract(encoders.read_encoder_config(folder), model, outputs), ENCODER, mesh
+    )
 
 
 def abstract(shape: Config, model: Encoder, outputs: int) -> Classifier:
@@ -119,7 +121,7 @@ def abstract(shape: Config, model: Encoder, outputs: int) -> Classifier:
 def abstract_model(config: ClassifierConfig, outputs: int) -> tuple[Any, Any]:
     """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
     folder = locate(config.model.name)
-    shape = encoders.read_config(folder)
+    shape = encoders.read_encoder_config(folder)
     classifier = abstract(shape, config.model, outputs)
     _check_weights(folder, shape, classifier)
     data.load_tokenizer(folder)

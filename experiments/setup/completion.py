@@ -183,7 +183,7 @@ def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> Loaded:
         shardings = shardings_of(abstract, DECODER, mesh)
     decoder = decoders.load_decoder(where, **given, mesh=mesh, shardings=shardings)
     _check_cache(decoder, config.generate)
-    digest = processes.first(lambda: weight_files.digest(where))
+    digest = processes.first(lambda: weight_files.weights_digest(where))
     return _loaded(config, texts, decoder, digest)
 
 

@@ -43,7 +43,7 @@ def compiled(name: str) -> tuple[str, ...]:
 
 def _said(error: BaseException, files: Sequence[str]) -> str:
     """The line to report if the error, or one of its causes, was raised in one of these files."""
-    for cause in _causes(error):
+    for cause in causes(error):
         frames = traceback.extract_tb(cause.__traceback__)
         inside = [frame for frame in frames if _is_one_of(frame.filename, files)]
         if not inside:
@@ -56,7 +56,7 @@ def _said(error: BaseException, files: Sequence[str]) -> str:
     return ""
 
 
-def _causes(error: BaseException) -> list[BaseException]:
+def causes(error: BaseException) -> list[BaseException]:
     """An error and its chain of causes and contexts, as libraries wrap what a config raises."""
     found = [error]
     while (cause := found[-1].__cause__ or found[-1].__context__) and cause not in found:

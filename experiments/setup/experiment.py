@@ -24,7 +24,7 @@ from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
-from lora_jax.sharding.mesh import ROWS, parts
+from lora_jax.sharding.mesh import ROWS, part_count
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.step import Batch, Loss, Predict, Step, TrainState, make_train_step
 
@@ -80,7 +80,7 @@ class Experiment:
         found = [np.asarray(call(self._batch(encoded, batch))) for batch in plan]
         return data.in_order(plan, found)
 
-    def _batch(self, encoded: data.Encoded, batch: data.Batch) -> dict[str, Any]:
+    def _batch(self, encoded: data.Encoded, batch: data.PlannedBatch) -> dict[str, Any]:
         """Make the arrays of a batch; on a mesh, each process makes the rows of its own devices."""
         rows = batch.indices, batch.padded_length, self.batch_size
         if self.layout is None:
@@ -233,13 +233,13 @@ def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.
     try:
         return lj.start_from(path, trainable, frozen, any_base=any_base)
     except OtherBaseError as error:
-        way_out = f"--config.start_from={from_config.ANY_BASE}{path} begins from it all the same"
+        way_out = f"--config.start_from={from_config.ANY_BASE}{path} begins from it anyway"
         raise ValueError(f"{error.problem}; {way_out}") from None
 
 
 def _check_rows(section: Training, mesh: Mesh) -> None:
     """Raise a ValueError if a batch cannot be divided evenly over a mesh."""
-    multiple = section.accumulate * parts(ROWS, mesh)
+    multiple = section.accumulate * part_count(ROWS, mesh)
     if section.batch_size % multiple:
         sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
         raise ValueError(

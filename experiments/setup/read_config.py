@@ -8,10 +8,26 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 
 from experiments.setup import config_errors
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
+
+
+class FlagValueError(ValueError):
+    """The text of a flag cannot be read as its value.
+
+    Args:
+      said: the message.
+      name: the name of the flag, without dashes.
+      text: its text.
+      is_section: whether it sets a section of the config as a whole.
+    """
+
+    def __init__(self, said: str, name: str, text: str, is_section: bool):
+        super().__init__(said)
+        self.name, self.text, self.is_section = name, text, is_section
 
 
 def read_config(arguments: Sequence[str]) -> ConfigDict:
@@ -39,7 +55,8 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """Read flags into `values`.
 
     Raises:
-      ValueError: one line on the flag or config file that is wrong.
+      FlagValueError: one line on a flag whose text is not a value of its type.
+      ValueError: one line on what else is wrong with a flag or the config file.
     """
     files = list(_config_files(argv))
     for name in files:
@@ -63,16 +80,27 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     except flags.Error as error:
         lines = str(error).strip().splitlines()
         causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
-        raise ValueError(causes[-1] if causes else lines[0]) from error
+        said = causes[-1] if causes else lines[0]
+        for name, text in _flag_texts(argv):  # absl's error names the flag in its text only
+            if str(error).startswith(f"flag --{name}={text}: "):
+                section, dot, path = name.partition(".")
+                kind = config_path.get_type(path, values[section].value) if dot else None
+                raise FlagValueError(said, name, text, kind is ConfigDict) from error
+        raise ValueError(said) from error
+
+
+def _flag_texts(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The name and text of each flag, written as `--name=text` or `--name text`."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        if found := re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL):
+            yield found[1], following if found[2] is None else found[2]
 
 
 def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
     """Raise a ValueError if a flag was read as a number, but is not plainly written as one."""
-    for argument, following in itertools.pairwise([*argv, ""]):
-        found = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)
-        if not found or found[1] not in values:
+    for name, text in _flag_texts(argv):
+        if name not in values:
             continue
-        name, text = found[1], following if found[2] is None else found[2]
         match values[name].value:
             case bool() | str() | None:
                 numbers = []
@@ -82,18 +110,18 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
                 numbers = number_text.inside(text) if name.startswith("config.") else []
         for number in numbers:
             if number_text.read(number) is None:
-                raise ValueError(
+                said = (
                     f"flag --{name}={text}: '{number}' is not a number that a float holds, plainly "
                     "written, such as 10 or 3e-4"
                 )
+                raise FlagValueError(said, name, text, is_section=False)
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
     """The files that `--config=FILE:arguments` or `--config FILE:arguments` name."""
-    for argument, following in itertools.pairwise([*argv, ""]):
-        if found := re.fullmatch(r"--?config(?:=(.*))?", argument):
-            value = following if found[1] is None else found[1]
-            yield value.partition(":")[0]
+    for name, text in _flag_texts(argv):
+        if name == "config":
+            yield text.partition(":")[0]
 
 
 def _check_config_file(name: str) -> None:

@@ -131,7 +131,7 @@ def _cost(
     call: Callable[[Any], Any],
     collate: Callable[..., Any],
     split: data.Encoded,
-    plan: Sequence[data.Batch],
+    plan: Sequence[data.PlannedBatch],
     size: int,
 ) -> Cost:
     """Time a call on the longest batch of a plan."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
 from experiments.setup import config_errors
 from experiments.setup.config import parse
-from experiments.setup.read_config import read_config
+from experiments.setup.read_config import FlagValueError, read_config
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.sweep_flag import Overrides
 from lora_jax.files.canonical_json import config_digest
@@ -133,7 +134,7 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
             config = read_config(own)
             name, settings = name_of(row, labels, config), parse(config.to_dict())
         except (ValueError, OSError, ImportError) as error:
-            wrong.append((_written(row), _with_hint(str(error), arguments, row)))
+            wrong.append((_written(row), _with_hint(error, arguments, row)))
             continue
         made.append(Trial(name, own, row, settings))
     refuse(wrong, len(rows))
@@ -180,39 +181,55 @@ def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, .
     return (f"--config={file}" + (f":{','.join(items)}" if items else ""), *rest)
 
 
-def _with_hint(mistake: str, arguments: Sequence[str], row: Mapping[str, str]) -> str:
-    """Add a hint to a mistake if one is known, such as the path of a setting or the right range."""
-    for key, text in row.items():
-        if mistake.startswith(f"config argument '{key}="):
-            known = mistake.partition(": expected one of ")[2].removesuffix("=...").split(", ")
-            paths = [f"config.{path}" for path in _paths(read_config(arguments))]
-            ending = [path for path in paths if path.rpartition(".")[2] == key]
-            near = f"the setting is {' or '.join(ending)}" if ending else ""
-            near = near or f"nearest: {nearest(key, known)}"
-            return f"the config has no argument '{key}', but {', '.join(known)}; {near}"
-        if mistake.startswith(f"flag --{key}="):
-            if "as a ConfigDict" in mistake:
-                return _no_setting(arguments, key)
-            if found := re.fullmatch(r"(\d+)-(\d+)", text):
-                first, last = found.groups()
-                return f"{mistake}; a range is {first}:{last}, which ends before {last}"
-    return mistake
+def _with_hint(mistake: Exception, arguments: Sequence[str], row: Mapping[str, str]) -> str:
+    """The text of a mistake, with a hint if one is known, such as the path of a setting."""
+    unknown = _unknown_argument(mistake)
+    if unknown is not None and unknown.key in row:
+        return _no_argument(unknown, arguments)
+    if isinstance(mistake, FlagValueError) and mistake.name in row:
+        if mistake.is_section:
+            return _no_setting(arguments, mistake.name)
+        if written := re.fullmatch(r"(\d+)-(\d+)", mistake.text):
+            first, last = written.groups()
+            return f"{mistake}; a range is {first}:{last}, which ends before {last}"
+    return str(mistake)
+
+
+def _unknown_argument(error: Exception) -> UnknownArgumentError | None:
+    """The error of an unknown argument in an error's chain of causes."""
+    found = [e for e in config_errors.causes(error) if isinstance(e, UnknownArgumentError)]
+    return found[-1] if found else None  # the last is the config's own
+
+
+def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str:
+    """A message that a config has no such argument, and which setting or argument may be meant."""
+    key, known = unknown.key, unknown.known
+    paths = [f"config.{path}" for path in _paths(read_config(arguments))]
+    ending = [path for path in paths if path.rpartition(".")[2] == key]
+    near = f"the setting is {' or '.join(ending)}" if ending else f"nearest: {nearest(key, known)}"
+    return f"the config has no argument '{key}', but {', '.join(known)}; {near}"
 
 
 def _no_setting(arguments: Sequence[str], key: str) -> str:
     """A message that a key is a section, and which setting or argument may be meant."""
-    section: Any = read_config(arguments)
-    for part in key.split(".")[1:]:
-        section = section[part]
+    section = _value(read_config(arguments), key)
     near = f"{key}.{'name' if 'name' in section else next(iter(section))}"
     argument = key.rpartition(".")[2]
     try:
         read_config(_arguments(arguments, {argument: ""}))
     except ValueError as error:
-        known = "config argument" not in str(error)
+        known = _unknown_argument(error) is None
     else:
         known = True
     return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+    """The value of a setting, or a section, by its key, such as `config.data.name`."""
+    found: Any = config
+    for part in key.split(".")[1:]:
+        found = found[part]
+    return found
 
 
 def _paths(config: ConfigDict) -> Iterator[str]:
@@ -240,9 +257,7 @@ def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDic
     for key, text in row.items():
         value: Any = text
         if key.startswith("config."):
-            value = config
-            for part in key.split(".")[1:]:
-                value = value[part]
+            value = _value(config, key)
         written = str(value) if isinstance(value, ConfigDict) else sweep_flag.text_of(value)
         safe = _UNSAFE.sub("-", written)
         items.append(f"{labels[key]}={safe if safe == written else safe.strip('-')}")

@@ -111,13 +111,14 @@ def start_from(
     params, anew = _with_params(path, trainable["params"], tree["params"])
     if anew:
         warnings.warn(
-            f"{path} has a head for other classes, which begins anew: {'; '.join(anew)}",
+            f"{path} has a head for other classes; this run begins with a new one: "
+            f"{'; '.join(anew)}",
             stacklevel=2,
         )
     if dropped := [name for name in tree["params"] if name not in params]:
         warnings.warn(
-            f"{path} was trained with its own '{dropped[0]}', which this run does not train, "
-            "and so begins without; name it in also_train",
+            f"{path} was trained with its own '{dropped[0]}', which this run neither trains nor "
+            "loads; name it in also_train",
             stacklevel=2,
         )
     begun = {"adapters": tree["adapters"], "params": params}

@@ -25,7 +25,7 @@ class OtherBaseError(ValueError):
 
     def __init__(self, file: str, path: str, how: str):
         self.problem = f"{file} was trained on another base: '{path}' {how}"
-        super().__init__(f"{self.problem}; any_base=True loads it all the same")
+        super().__init__(f"{self.problem}; any_base=True loads it anyway")
 
 
 def base_digests(frozen: Frozen) -> dict[str, str]:
@@ -68,7 +68,7 @@ def require_base(
         if saved.get(path) == here.get(path):
             continue
         if path in saved and path in here:
-            how = "has other numbers here, or is stored otherwise"
+            how = "has other numbers here, or is stored in another form"
         elif path in trained:
             continue
         else:

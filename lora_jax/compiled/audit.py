@@ -156,8 +156,8 @@ def compare(
     leaves = jax.tree.leaves(arguments)
     needed, why = peak_bytes(traced.jaxpr.jaxpr) + sum(leaf.nbytes for leaf in leaves), ""
     if room is not None and needed > room:
-        sizes = f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} are free"
-        why = f"evaluated by NumPy it takes {sizes}"
+        sizes = f"{needed / 2**30:.1f} GiB, and {room / 2**30:.1f} GiB are free"
+        why = f"its evaluation by NumPy takes {sizes}"
     if why := next(filter(None, said_by_all(why)), ""):
         return why, seconds
     leaves = jax.tree.map(_own_copy, leaves)
@@ -188,13 +188,13 @@ def _judged(closed: Any, leaves: Sequence[Any], result: Any, trials: int | None)
     try:
         own = by_numpy(jaxpr)
         if not all(np.isfinite(each).all() for each in own):
-            return "its loss or gradient is not finite, operation by operation either"
+            return "its loss or gradient is not finite in NumPy's evaluation either"
         each = (worst(names, copy, own, trials) for copy in copies(arrays, wholes))
         found = dataclasses.replace(max(each, key=lambda one: one.error), tolerance=floor)
         if math.isfinite(found.error) and (number := _not_finite(outputs)) is not None:
             where, truth = _text(outputs[number][0][1:]), by_numpy(closed.jaxpr)[number]
             if not np.isfinite(truth).all():
-                return f"{where} is not finite, operation by operation either"
+                return f"{where} is not finite in NumPy's evaluation either"
             found = Finding(where, math.inf, floor)
         if floor < found.error < math.inf:
             tolerance = MULTIPLE * worst(names, own, by_numpy(jaxpr, wide=True), trials).error
@@ -289,7 +289,7 @@ def _own_copy(leaf: Any) -> Any:
 
 
 def _complaint(found: Finding, name: str, advice: str) -> str:
-    off = f"off by {found.error:.2g}, where dtypes explain {found.tolerance:.2g}"
+    off = f"off by {found.error:.2g}, and dtypes explain only {found.tolerance:.2g}"
     wrong = off if math.isfinite(found.error) else "not finite"
     where = f"jaxlib {jaxlib.version.__version__} on {jax.default_backend()}"
     return f"the compiled step is wrong for {name}: {found.leaf} is {wrong} ({where}); {advice}"

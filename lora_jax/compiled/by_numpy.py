@@ -137,7 +137,7 @@ class ByNumpy:
         return carry
 
     def _shard_map(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        raise NotImplementedError("shard_map: what devices exchange in it is not evaluated")
+        raise NotImplementedError("shard_map: exchanges between devices are not evaluated")
 
     def _cond(self, eqn: JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         branches = eqn.params["branches"]

@@ -35,10 +35,10 @@ def cure() -> None:
     is_file = bool(given.strip()) and not given.lstrip().startswith("-")
     if is_file or FLAG in given:
         if not is_cured(_content(given.strip()) if is_file else given):
-            why = f"the file {given} leaves it on" if is_file else "XLA_FLAGS has it switched on"
+            why = f"the file {given} leaves them on" if is_file else "XLA_FLAGS switches them on"
             _warn(why, f"put {CURE} into it")
     elif _backend_exists():
-        why = "JAX was used before lora_jax was imported, which would have switched it off"
+        why = "JAX was used before lora_jax could switch them off"
         _warn(why, f"start Python with XLA_FLAGS={CURE}, or import lora_jax first")
     else:
         os.environ["XLA_FLAGS"] = f"{given} {CURE}".strip()

@@ -85,7 +85,7 @@ def require_same_form(what: str, got: Any, wanted: Any) -> None:
         require(forms[0] == forms[1], f"{what} is {forms[0]}, expected {forms[1]}")
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`jax.jit` with little optimisation on CPUs: toys take longer to compile than to run."""
 
     @functools.cache

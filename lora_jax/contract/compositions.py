@@ -14,7 +14,7 @@ from lora_jax.contract import keys, toy_matrices, toys
 from lora_jax.contract.clause import (
     by_numpy,
     clause,
-    compiled,
+    quick_jit,
     require,
     require_close,
     require_identical,
@@ -64,7 +64,7 @@ def dropout_spares_the_base(variant: Variant) -> None:
     require_close("the gradient's mean over dropout", dropped(halves)[-1], through_weight)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _dropped(
     variant: Variant, base: Base, x: Array, random: Array, halves: Array, seed: Array
 ) -> tuple[Any, ...]:
@@ -102,7 +102,7 @@ def starts_from_any_initialization(variant: Variant) -> None:
         require_close(f"dot_t, begun from '{name}'", dot_t, np.asarray(z) @ np.transpose(weight))
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _begun(
     variants: tuple[Variant, ...], base: Base, x: Array, z: Array, seed: Array
 ) -> list[tuple[Array, ...]]:
@@ -135,7 +135,7 @@ def learns_at_its_ratio(variant: Variant) -> None:
     require_identical("what trains in full, at a ratio", fast["params"], plain["params"])
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _moves(
     several: tuple[Adapted, ...], params: PyTree, ids: Array, seed: Array
 ) -> list[Trainable]:

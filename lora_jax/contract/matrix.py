@@ -15,8 +15,8 @@ from lora_jax.contract import toy_matrices
 from lora_jax.contract.clause import (
     by_numpy,
     clause,
-    compiled,
     draws_random_numbers,
+    quick_jit,
     require,
     require_close,
     require_identical,
@@ -75,7 +75,9 @@ def init_is_a_function_of_its_key(variant: Variant) -> None:
     base = toy_matrices.base(variant)
 
     def init(each: Variant) -> Callable[[Array, Base], Factors]:
-        return compiled(lambda key, base: each.init(key, base))  # a new function: nothing is cached
+        return quick_jit(
+            lambda key, base: each.init(key, base)
+        )  # a new function: nothing is cached
 
     once = init(variant)
     first, other = once(one, base), once(two, base)
@@ -85,7 +87,7 @@ def init_is_a_function_of_its_key(variant: Variant) -> None:
     require_identical("init of an equal variant", init(twin)(one, base), first)
     require_same_form("init under eval_shape", jax.eval_shape(variant.init, one, base), first)
 
-    @compiled
+    @quick_jit
     def together(one: Array, two: Array, bases: Base) -> tuple[Factors, Factors]:
         both = jax.vmap(variant.init)(jnp.stack([one, two]), bases)
         first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
@@ -124,7 +126,7 @@ def starts_at_the_base(variant: Variant) -> None:
         require_close(f"the weight at the start ({roles})", weight, bases["io"].value, 1e-12)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _starting_weights(variant: Variant, bases: dict[str, Base], seed: Array) -> dict[str, Array]:
     return {
         r: variant.weight(each, toy_matrices.init(variant, seed, each)) for r, each in bases.items()
@@ -146,7 +148,7 @@ def count_is_exact(variant: Variant) -> None:
         require(variant.count(shape) == used, f"{said}, the weight depends on {used} of {sizes}")
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _gradients_of_weights(
     variant: Variant, bases: dict[tuple[int, int], Base], seed: Array
 ) -> dict[tuple[int, int], dict[str, Array]]:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lora_jax.contract import toys
 from lora_jax.contract.clause import (
     clause,
-    compiled,
     draws_random_numbers,
+    quick_jit,
     require,
     require_close,
     require_identical,
@@ -77,14 +77,16 @@ def works_under_jit(variant: Variant) -> None:
 def works_under_vmap(variant: Variant) -> None:
     """`apply` works under `vmap` over several trainables with one base."""
     toy, many, wanted = _several(variant)
-    require_close("apply under vmap", compiled(jax.vmap(toy.apply))(many), wanted)
+    require_close("apply under vmap", quick_jit(jax.vmap(toy.apply))(many), wanted)
 
 
 @clause
 def works_under_scan(variant: Variant) -> None:
     """`apply` works in a scan over several trainables with one base."""
     toy, many, wanted = _several(variant)
-    require_close("apply under scan", compiled(lambda many: lax.map(toy.apply, many))(many), wanted)
+    require_close(
+        "apply under scan", quick_jit(lambda many: lax.map(toy.apply, many))(many), wanted
+    )
 
 
 @clause
@@ -92,7 +94,7 @@ def works_under_remat(variant: Variant) -> None:
     """Rematerialised, `apply` has the same gradient."""
     toy = _shallow(variant)
     again = jax.checkpoint(lambda trainable: score(toy.apply(trainable)))
-    got = compiled(jax.grad(again))(toy.moved)
+    got = quick_jit(jax.grad(again))(toy.moved)
     require_close("the gradient under remat", got, toy.gradient(toy.moved)[1])
 
 
@@ -132,7 +134,7 @@ def survives_a_file(variant: Variant) -> None:
     leaves, _ = flatten(saved)
     for path, leaf in leaves.items():
         plain = not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-        require(plain, f"'{path}' is no plain array, but {leaf.dtype}")
+        require(plain, f"'{path}' is not a plain array, but {leaf.dtype}")
     file = safetensors.numpy.save({path: np.asarray(leaf) for path, leaf in leaves.items()})
     loaded = safetensors.numpy.load(file)
     _, treedef = flatten((other.trainable, other.frozen.constants, other.frozen.shared))

@@ -110,16 +110,18 @@ def products_accumulate_as_asked(variant: Variant) -> None:
         require_close(f"{what} accumulated in float32", got / size, plain / size, 0.1)
 
 
-Uses = dict[str, tuple[Base, tuple[Array, Array, Array]]]
+Layouts = dict[str, tuple[Base, tuple[Array, Array, Array]]]
 """Layouts of a matrix, by their description, with inputs of `dot`, of `dot_t` and of `take`."""
 
 
-def require_products(variant: Variant, uses: Uses) -> None:
+def require_products(variant: Variant, layouts: Layouts) -> None:
     """Compare `dot`, `dot_t` and `take` with `weight`."""
-    bases = [base for base, _ in uses.values()]
+    bases = [base for base, _ in layouts.values()]
     factors = compiled_factors_of(variant, bases[0])
-    results = _products(variant, factors, list(uses.values()))
-    for (of, (base, (x, z, rows))), (weight, *products) in zip(uses.items(), results, strict=True):
+    results = _products(variant, factors, list(layouts.values()))
+    for (of, (base, (x, z, rows))), (weight, *products) in zip(
+        layouts.items(), results, strict=True
+    ):
         wanted = jax.ShapeDtypeStruct(base.shape, base.dtype)
         require_same_form("weight", weight, wanted)
         require_close(f"weight {of}", weight, results[0][0])

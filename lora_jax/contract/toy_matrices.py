@@ -11,7 +11,7 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.contract import keys
-from lora_jax.contract.clause import compiled
+from lora_jax.contract.clause import quick_jit
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import PyTree
 from lora_jax.variant import Base, Factors, Variant, wide
@@ -99,7 +99,7 @@ def factors_of(variant: Variant, base: Base, seed: Any = 2) -> Factors:
     return Factors(noisy(factors.trainable), factors.constants)
 
 
-compiled_factors_of = compiled(factors_of, static_argnums=0)
+compiled_factors_of = quick_jit(factors_of, static_argnums=0)
 
 
 def variations(variant: Variant) -> list[tuple[Variant, str]]:

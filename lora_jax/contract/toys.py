@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from lora_jax.contract import keys
-from lora_jax.contract.clause import by_numpy, compiled
+from lora_jax.contract.clause import by_numpy, quick_jit
 from lora_jax.contract.toy_matrices import array, noisy, normal, unit
 from lora_jax.quantization.quantize import Storage
 from lora_jax.transform.adapt import Adapted, adapt
@@ -178,16 +178,16 @@ def score(output: Array) -> Array:
 
 # Compiled once for all toys of a variant, which share its `Adapted`.
 output_of = by_numpy(decoder)
-_key = compiled(keys.key)
-_apply = compiled(Adapted.apply, static_argnums=0)
+_key = quick_jit(keys.key)
+_apply = quick_jit(Adapted.apply, static_argnums=0)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _init(adapted: Adapted, seed: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
     return adapted.init(keys.key(seed), params, ids)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _gradient(
     adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
 ) -> tuple[Array, Trainable]:

@@ -12,7 +12,7 @@ from jax import Array
 from lora_jax.contract import keys, toys
 from lora_jax.contract.clause import (
     clause,
-    compiled,
+    quick_jit,
     require,
     require_close,
     require_identical,
@@ -96,14 +96,14 @@ def _optimizer(adapted: Adapted, frozen: Frozen) -> optax.GradientTransformation
     return adapted.optimizer(optax.adam(0.02), frozen)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(quick_jit, static_argnums=0)
 def _begin(adapted: Adapted, trainable: Trainable, frozen: Frozen) -> tuple[Any, Any]:
     """The optimiser's state, and the variant's own."""
     state = adapted.init_state(trainable, frozen)
     return _optimizer(adapted, frozen).init(trainable), state
 
 
-@functools.partial(compiled, static_argnums=0, donate_argnums=1)
+@functools.partial(quick_jit, static_argnums=0, donate_argnums=1)
 def _step(
     adapted: Adapted, carry: Any, frozen: Frozen, ids: Array, number: Array
 ) -> tuple[Any, Array]:

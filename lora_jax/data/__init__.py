@@ -7,8 +7,8 @@ builds that batch. For decoders, `load_text_task` reads a `TextTask` of prompts 
 """
 
 from lora_jax.data.batching.batches import (
-    Batch,
     BatchPlan,
+    PlannedBatch,
     bucket_boundaries,
     collate,
     eval_plan,
@@ -48,12 +48,12 @@ __all__ = [
     "SOURCES",
     "SPECS",
     "TEXT_SOURCES",
-    "Batch",
     "BatchPlan",
     "ChatTemplate",
     "Encoded",
     "Examples",
     "NoRoomError",
+    "PlannedBatch",
     "Prompts",
     "Task",
     "TextTask",

@@ -60,7 +60,7 @@ def _check(archive: zipfile.ZipFile, size: int) -> None:
     entries = archive.infolist()
     names = [each.filename for each in entries]
     if len(set(names)) < len(names):
-        raise ValueError("an entry of the archive is there twice")
+        raise ValueError("the archive has the same entry twice")
     for each in entries:
         if each.flag_bits & 1:
             raise ValueError(f"entry {each.filename} is encrypted")
@@ -70,7 +70,7 @@ def _check(archive: zipfile.ZipFile, size: int) -> None:
     if packed > size:
         raise ValueError(f"its entries are {packed:,} bytes, the file has {size:,}")
     if whole > max(FREE, RATIO * size):
-        raise ValueError(f"it would unpack to {whole:,} bytes, from {size:,}: refused")
+        raise ValueError(f"it is refused, as its {size:,} bytes would unpack to {whole:,}")
 
 
 def _sizes(entry: zipfile.ZipInfo) -> tuple[int, int]:

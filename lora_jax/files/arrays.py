@@ -51,7 +51,7 @@ def copies(arrays: Sequence[jax.Array], wholes: Sequence[np.ndarray]) -> Iterato
         yield found
 
 
-def digest(array: Any) -> str:
+def array_digest(array: Any) -> str:
     return hashlib.sha256(to_host(array).tobytes()).hexdigest()
 
 

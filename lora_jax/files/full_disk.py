@@ -21,8 +21,8 @@ class FullDiskError(OSError):
 
     def __str__(self) -> str:
         return (
-            f"{self.filename}: the disk is full, or a quota is; what was saved before is good: "
-            "make room, and the same command goes on from there"
+            f"{self.filename}: the disk or a quota is full; what was saved before is good: "
+            "make room and give the same command again, which goes on from there"
         )
 
 

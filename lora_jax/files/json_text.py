@@ -101,7 +101,7 @@ def _decimal(text: str) -> decimal.Decimal:
 
 
 def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _short(text: str) -> str:

@@ -19,7 +19,7 @@ def inside(file: Path, entry: Any) -> Path:
     except UnicodeEncodeError:  # half a surrogate pair
         known = False
     if not known:
-        raise ValueError(f"{file}: {entry!r} is no name of a file")
+        raise ValueError(f"{file}: {entry!r} is not the name of a file")
     # Windows rules also cover POSIX paths: no name needs a backslash.
     parts = PureWindowsPath(entry)
     path = file.parent / entry

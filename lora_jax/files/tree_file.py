@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from lora_jax.files import json_text
-from lora_jax.files.arrays import digest, first_line, is_key, to_host, type_name
+from lora_jax.files.arrays import array_digest, first_line, is_key, to_host, type_name
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import canonical, config_digest
 
@@ -38,7 +38,9 @@ def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None
         return where
 
     body = {"tree": name(tree, ""), "meta": dict(meta or {})}
-    body["leaves"] = {name: [type_name(array), digest(array)] for name, array in arrays.items()}
+    body["leaves"] = {
+        name: [type_name(array), array_digest(array)] for name, array in arrays.items()
+    }
     # One entry only: safetensors writes several in no fixed order, and equal trees must give equal
     # files.
     sealed = {"body": body, "sha256": config_digest(body)}
@@ -66,10 +68,10 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"{path} was not written by lora_jax.save_tree")
     body = sealed["body"]
     if config_digest(body) != sealed["sha256"] or not _describes(body, arrays):
-        raise ValueError(f"{path} is damaged: its header has other bits than were saved")
+        raise ValueError(f"{path} is damaged: its header differs from what was saved")
     for name, saved in body["leaves"].items():
-        if [type_name(arrays[name]), digest(arrays[name])] != saved:
-            raise ValueError(f"{path} is damaged: {name} has other bits than were saved")
+        if [type_name(arrays[name]), array_digest(arrays[name])] != saved:
+            raise ValueError(f"{path} is damaged: {name} differs from what was saved")
     return jax.tree.map(lambda name: jnp.array(arrays[name]), body["tree"]), body["meta"]
 
 

@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.generation.generate import Step, check_request, is_among, prefill, right_aligned
+from lora_jax.generation.generate import (
+    CachedApply,
+    check_request,
+    is_among,
+    prefill,
+    right_aligned,
+)
 from lora_jax.models.parts.config_checks import check_integer
 
 EarlyStopping = bool | Literal["never"]
@@ -37,7 +43,7 @@ class Beams(NamedTuple):
 
 
 def beam_search(
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     input_ids: Array,
     attention_mask: Array | None = None,
@@ -121,7 +127,7 @@ _STATIC += ("ngram", "prompt_ngrams", "early_stopping")
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _search(
-    apply: Step,
+    apply: CachedApply,
     weights: tuple[Any, ...],
     input_ids: Array,
     attention_mask: Array | None,
@@ -141,7 +147,7 @@ def _search(
     # Enough candidates that at least `beams` of them do not end.
     wide = max(2, 1 + len(eos_ids)) * beams
     if wide > beams * words:
-        raise ValueError(f"{len(eos_ids)} eos_ids leave nothing else of a vocabulary of {words}")
+        raise ValueError(f"{len(eos_ids)} eos_ids leave no other token in a vocabulary of {words}")
     ids, mask = right_aligned(input_ids, attention_mask)
     known = jnp.where(mask & prompt_ngrams, ids, -1)
     known = jnp.broadcast_to(known[:, None], (rows, beams, ids.shape[1]))

@@ -24,7 +24,7 @@ from jax.core import Tracer
 
 from lora_jax.models.parts.config_checks import check_integer, token_ids
 
-Step = Callable[..., tuple[Array, Any]]
+CachedApply = Callable[..., tuple[Array, Any]]
 """`apply(*weights, input_ids, attention_mask, cache, capacity=)`, as `CachedStep` of `kv_cache`.
 
 It returns logits and a cache. The cache may be any pytree; for beam search it needs a method
@@ -43,7 +43,7 @@ class Generated(NamedTuple):
 
 
 def generate(
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     input_ids: Array,
     attention_mask: Array | None = None,
@@ -64,7 +64,7 @@ def generate(
     values of `top_p` and keys use the same program. The loop ends as soon as all rows have ended.
 
     Args:
-        apply: the model, step by step (see `Step`).
+        apply: the model, step by step (see `CachedApply`).
         weights: the first arguments of `apply`: `(params,)`, or `(trainable, frozen)` of an adapted
             model.
         input_ids: (B, T) integers.
@@ -117,7 +117,7 @@ class _State(NamedTuple):
     jax.jit, static_argnames=("apply", "top_k", "max_new_tokens", "eos_ids", "pad_id")
 )
 def _generate(
-    apply: Step,
+    apply: CachedApply,
     weights: tuple[Any, ...],
     input_ids: Array,
     attention_mask: Array | None,
@@ -191,7 +191,7 @@ def draw(
 
 
 def prefill(
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     input_ids: Array,
     attention_mask: Array | None,
@@ -242,9 +242,7 @@ def check_request(
         if not isinstance(attention_mask, Tracer):
             empty = np.flatnonzero(~np.asarray(attention_mask).astype(bool).any(1))
             if empty.size:
-                raise ValueError(
-                    f"prompt {empty[0]} has no token: a text goes on from one at least"
-                )
+                raise ValueError(f"prompt {empty[0]} has no token; at least one is needed")
     return eos_tuple(eos_ids)
 
 
@@ -261,11 +259,11 @@ def _check_draws(
     if temperature == 0:
         if top_p is not None or top_k is not None or key is not None:
             raise ValueError(
-                "key, top_p and top_k do not act at a temperature of 0: nothing is drawn"
+                "key, top_p and top_k have no effect at a temperature of 0: nothing is drawn"
             )
         return
     if key is None:
-        raise ValueError("to draw at a temperature above 0 takes a key: jax.random.key(0)")
+        raise ValueError("a temperature above 0 needs a key, such as jax.random.key(0)")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape not in ((), (rows,)):
         raise ValueError(
             f"key must be a jax.random.key, or {rows} of them, got {key.dtype} of {key.shape}"

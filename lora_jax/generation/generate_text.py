@@ -18,14 +18,14 @@ from lora_jax.data.tasks.examples import Examples
 from lora_jax.data.tokenizing.tokenize import Encoded, Tokenizer, encode
 from lora_jax.files.arrays import to_host
 from lora_jax.generation.beam_search import Beams
-from lora_jax.generation.generate import Step, eos_tuple
+from lora_jax.generation.generate import CachedApply, eos_tuple
 
 _NO_LIMIT = 2**31 - 1
 
 
 def generate_texts(
     search: Callable[..., Any],
-    apply: Step,
+    apply: CachedApply,
     weights: Sequence[Any],
     tokenizer: Tokenizer,
     prompts: Sequence[str] | Encoded,
@@ -66,8 +66,8 @@ def generate_texts(
     if (empty := np.flatnonzero(lengths == 0)).size:
         text = "" if isinstance(prompts, Encoded) else f" {prompts[empty[0]]!r}"
         raise ValueError(
-            f"prompt {empty[0]}{text} is no token; "
-            "begin it with one, such as that which begins a text"
+            f"prompt {empty[0]}{text} has no token; "
+            "begin it with one, such as the one that begins a text"
         )
     ends = np.asarray(eos_tuple(eos_ids), np.int64)
     rows: list[list[int]] = [[] for _ in lengths]

@@ -105,7 +105,7 @@ def _score_texts(
     if prompts.options is not None:
         return score(("accuracy", "eval_loss"), outputs, prompts.answers)
     if part not in tokens:
-        raise ValueError(f"task '{task.name}': no numbers of tokens of part '{part}'")
+        raise ValueError(f"task '{task.name}': the numbers of tokens of part '{part}' are missing")
     return score(("token_loss", "perplexity"), outputs, tokens[part])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
-NF4 = np.array(
+VALUES = np.array(
     [
         -1.0,
         -0.6961928009986877,
@@ -37,7 +37,7 @@ def encode(x: Array) -> Array:
     Of two values that are equally near, the lower one is taken, as in bitsandbytes.
     """
     code = jnp.zeros(x.shape, jnp.uint8)
-    for threshold in (NF4[1:] + NF4[:-1]) / 2:
+    for threshold in (VALUES[1:] + VALUES[:-1]) / 2:
         code += (x > threshold).astype(jnp.uint8)
     return code
 
@@ -56,7 +56,7 @@ def decode(code: Array) -> Array:
         *lower, highest = bits
         return jnp.where(highest, choose(values[half:], lower), choose(values[:half], lower))
 
-    return choose(NF4, bits)
+    return choose(VALUES, bits)
 
 
 def pack(code: Array) -> Array:

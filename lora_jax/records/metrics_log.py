@@ -51,7 +51,7 @@ class Metrics:
         with full_disk.naming(self.path):
             while rest:  # an almost full disk writes a part and reports no error
                 rest = rest[self._file.write(rest) :]
-        self._after = seal.follow(line, self._after)
+        self._after = seal.line_digest(line, self._after)
 
     def require(self) -> None:
         """Raise a LostFolderError if the file at this path is no longer the one being written.
@@ -67,7 +67,7 @@ class Metrics:
             same = False
         if not same:
             raise LostFolderError(
-                f"{self.path} was removed or replaced while its run was going, which has stopped"
+                f"{self.path} was removed or replaced during its run, which has stopped"
             )
 
     def truncate(self, step: int | None) -> None:
@@ -80,7 +80,7 @@ class Metrics:
                 if seal.has_check(line):  # it changes if earlier lines were dropped
                     line = seal.checked(row, after)
                 kept.append(line + b"\n")
-                after = seal.follow(line, after)
+                after = seal.line_digest(line, after)
         self._after, data = after, b"".join(kept)
         if data != self.path.read_bytes():
             self._file.close()
@@ -112,7 +112,7 @@ def read_metrics(path: str | os.PathLike, sealed: bool = False) -> list[dict[str
     if sealed and rows and not seal.has_check(rows[-1][0]):
         raise ValueError(
             f"{path} has no checks ({seal.CHECK}), but its record has a seal: it was changed after "
-            "it was written; delete the file, and no curves are drawn of this run"
+            "it was written; if you delete the file, no curves of this run are drawn"
         )
     return [numbers(row) for _, row in rows]
 
@@ -133,10 +133,10 @@ def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         if has_checks and not seal.has_check(line):
             raise ValueError(f"{where} has no check ({seal.CHECK}), as those before it have")
         try:
-            after = seal.follow(line, after)
+            after = seal.line_digest(line, after)
         except ValueError as error:
             raise ValueError(
-                f"{where} was changed after it was written, or one before it was"
+                f"{where} or a line before it was changed after it was written"
             ) from error
         has_checks = row.pop(seal.CHECK, None) is not None
         yield line, row

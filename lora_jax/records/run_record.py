@@ -87,7 +87,7 @@ def validate(values: Mapping[str, Any]) -> Record:
     required = {f.name for f in dataclasses.fields(Record) if f.default is dataclasses.MISSING}
     required.add("schema_version")  # its default is for building a record, not for reading one
     problems = [f"{name} is missing" for name in hints if name in required - values.keys()]
-    problems += [f"{name} is no field of a record" for name in values if name not in hints]
+    problems += [f"{name} is not a field of a record" for name in values if name not in hints]
     for name, hint in hints.items():
         if name in values:
             problems += _problems(values[name], hint, name)

@@ -45,13 +45,13 @@ def checked(values: Mapping[str, Any], after: int = 0) -> bytes:
     """A non-empty object as a line of JSON; its last key checks this line and all lines before it.
 
     Args:
-      after: the result of `follow` for the line before; 0 for the first line.
+      after: the result of `line_digest` for the line before; 0 for the first line.
 
     Raises:
       ValueError: the object already has the key of the check.
     """
     if CHECK in values:
-        raise ValueError(f"nothing may be called '{CHECK}', as the check of a line is")
+        raise ValueError(f"the key '{CHECK}' is taken: it holds the check of a line")
     line = json.dumps(values, allow_nan=False).encode()
     return line[:-1] + _HEAD + b"%08x" % zlib.crc32(line, after) + _TAIL
 
@@ -61,7 +61,7 @@ def has_check(line: bytes) -> bool:
     return f'"{CHECK}"'.encode() in line
 
 
-def follow(line: bytes, after: int = 0) -> int:
+def line_digest(line: bytes, after: int = 0) -> int:
     """A digest of this line and all lines before it, from which the next line's check continues.
 
     Raises:
@@ -79,7 +79,7 @@ def follow(line: bytes, after: int = 0) -> int:
 def holds(line: bytes, after: int = 0) -> bool:
     """Whether a line's check is right; also True if it has none, as in earlier versions."""
     try:
-        follow(line, after)
+        line_digest(line, after)
     except ValueError:
         return False
     return True

@@ -17,7 +17,7 @@ from lora_jax.quantization.quantize import Storage, Stored, require_storable
 from lora_jax.sharding.mesh import ROWS, Rules, automatic, axes_of, fitting, specs_of
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.discover import discover
-from lora_jax.transform.placement import Frozen, Placement, Spec, group_of
+from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, group_of
 from lora_jax.transform.target_patterns import SomeLayers
 from lora_jax.uses import Uses, WeightUse
 from lora_jax.variant import Base
@@ -86,7 +86,7 @@ class Layout:
         """What `init` would give, as shapes with their shardings."""
         found = _outline(self.adapted, key, params, *args, **kwargs)
         given = found[0], self.gathering(found[1])
-        return jax.tree.map(placed, given, (self.trainable, self.frozen))
+        return jax.tree.map(sharded_shape, given, (self.trainable, self.frozen))
 
     def like(self, tree: PyTree) -> PyTree:
         """Shardings of a tree that contains trainables' shapes, such as an optimiser's state.
@@ -282,7 +282,7 @@ def _outline(
     return jax.eval_shape(init, key, arrays)
 
 
-def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def sharded_shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     """The shape of an array, with its sharding."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -293,7 +293,7 @@ def _with_base(frozen: Frozen, paths: set[str]) -> Frozen:
     return dataclasses.replace(frozen, base=kept)
 
 
-def _tree(spec: Spec, arrays: Mapping[str, Any]) -> PyTree:
+def _tree(spec: AdaptedSpec, arrays: Mapping[str, Any]) -> PyTree:
     """The user's tree with shardings for arrays, and None for settings."""
     leaves = [arrays.get(path) for path in spec.paths]
     return spec.treedef.unflatten(leaves)

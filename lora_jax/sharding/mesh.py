@@ -65,7 +65,7 @@ def mesh_sizes(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
     """
     said = ",".join(map(str, sizes))
     if len(sizes) != len(AXES) or sum(size == -1 for size in sizes) > 1:
-        raise ValueError(f"mesh {said}: expected the sizes of {', '.join(AXES)}, one of them or -1")
+        raise ValueError(f"mesh {said}: expected the sizes of {', '.join(AXES)}, at most one -1")
     if any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"mesh {said}: sizes must be at least 1, or -1 for what is left")
     known = math.prod(size for size in sizes if size != -1)
@@ -94,7 +94,7 @@ def specs_of(
             near = nearest(path, [pattern for pattern, _ in rules])
             raise ValueError(f"no rule says how '{path}' is sharded; nearest: {near}")
         if len(spec) > len(shape):
-            raise ValueError(f"'{path}' has {len(shape)} axes, its rule {spec} more")
+            raise ValueError(f"'{path}' has {len(shape)} axes, but its rule {spec} has more")
         if unknown := [name for name in _names(spec) if name not in mesh.axis_names]:
             raise ValueError(
                 f"'{path}': the mesh has no axis '{unknown[0]}', only {', '.join(mesh.axis_names)}"
@@ -107,7 +107,8 @@ def specs_of(
     if uneven:
         sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
         warnings.warn(
-            f"left whole, or cut less, as {sizes} does not divide them: {uneven}", stacklevel=2
+            f"left whole, or cut into fewer parts, as {sizes} does not divide them: {uneven}",
+            stacklevel=2,
         )
     return found
 
@@ -125,14 +126,14 @@ def fitting(
 
 def _even(entry: Any, size: int, mesh: Mesh) -> Any:
     names = axes_of(entry)
-    while size % parts(names, mesh):
+    while size % part_count(names, mesh):
         names = names[:-1]
     if names == axes_of(entry):
         return entry
     return names if len(names) > 1 else names[0] if names else None
 
 
-def parts(entry: Any, mesh: Mesh) -> int:
+def part_count(entry: Any, mesh: Mesh) -> int:
     """How many parts an entry of a spec cuts an axis into."""
     return math.prod(mesh.shape[name] for name in axes_of(entry))
 
@@ -171,7 +172,7 @@ def _automatic(use: WeightUse, mesh: Mesh) -> PartitionSpec:
     for names, axes in wanted:
         for axis in axes:
             free = entries[axis] is None and not set(names) & set(_names(entries))
-            if free and use.shape[axis] % parts(names, mesh) == 0:
+            if free and use.shape[axis] % part_count(names, mesh) == 0:
                 entries[axis] = names if len(names) > 1 else names[0]
     return PartitionSpec(*entries)
 

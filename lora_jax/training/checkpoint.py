@@ -23,7 +23,14 @@ from lora_jax.files import full_disk
 from lora_jax.files.arrays import first_line, type_name
 from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.files.checksum import DIGITS, checksum, hexadecimal, holds
-from lora_jax.training.state_leaves import bare, compare, copy, flatten, place, template
+from lora_jax.training.state_leaves import (
+    bare,
+    copy,
+    leaves_by_path,
+    require_same_leaves,
+    restored_like,
+    template,
+)
 
 _OVERHEAD, _LEAF = 2**16, 2**10
 """Bytes that a step takes besides its arrays: a fixed number, and a number for each leaf."""
@@ -47,7 +54,7 @@ class Checkpoints:
         best: tuple[str, Literal["max", "min"]] | None = None,
     ):
         if keep < 1:
-            raise ValueError(f"keep is {keep}: at least the newest checkpoint is kept")
+            raise ValueError(f"keep must be at least 1, got {keep}")
         if best is not None and (len(best) != 2 or best[1] not in ("max", "min")):
             raise ValueError(f"best is {best!r}: expected (metric, 'max') or (metric, 'min')")
         self.folder, self.keep, self.best = Path(folder).absolute(), keep, best
@@ -71,7 +78,7 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return False
-        leaves = flatten(state)
+        leaves = leaves_by_path(state)
         types = {name: type_name(leaf) for name, leaf in leaves.items()}
         arrays = {name: copy(leaf, self._alone) for name, leaf in leaves.items()}
         # Start the sums here; the writer waits for them. One thread must start all programs of
@@ -212,7 +219,7 @@ class Checkpoints:
             saved = self._load(ocp.JsonCheckpointHandler(), step, "meta", ocp.args.JsonRestore())
             body, sha256 = saved["body"], saved["sha256"]
             if sha256 != config_digest(body) or body["step"] != step:
-                problem = "its meta has other bits than were saved"
+                problem = "its meta differs from what was saved"
         except Exception as error:  # Orbax may raise anything on a damaged file
             problem = f"its meta cannot be read ({first_line(error)})"
         self._agree(problem)
@@ -226,18 +233,18 @@ class Checkpoints:
         """Raise a _DamagedError if this process, or another one, has found a problem."""
         if not self._alone:
             found = multihost_utils.process_allgather(np.array(bool(problem)))
-            problem = problem or (f"process {found.argmax()} says so" if found.any() else "")
+            problem = problem or (f"found by process {found.argmax()}" if found.any() else "")
         if problem:
             raise _DamagedError(problem)
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         body, where = self._body(step), f"checkpoint {self.folder / str(step)}"
-        wanted = flatten(like)
-        compare(body["leaves"], wanted, where)
+        wanted = leaves_by_path(like)
+        require_same_leaves(body["leaves"], wanted, where)
         digests = {name: saved[1] for name, saved in body["leaves"].items()}
         if any(len(each) != DIGITS for each in digests.values()):
             raise ValueError(
-                f"{where} is of an earlier version, with digests of another kind: go on with that "
+                f"{where} has digests of another kind, of an earlier version: go on with that "
                 f"version, or delete {self.folder} to start over"
             )
         templates = {name: template(leaf, self._alone) for name, leaf in wanted.items()}
@@ -249,11 +256,13 @@ class Checkpoints:
         except Exception as error:
             problem = first_line(error)
         self._agree(problem)
-        placed = {name: place((templates | arrays)[name], leaf) for name, leaf in wanted.items()}
-        sums = {name: checksum(bare(leaf)) for name, leaf in placed.items()}
+        restored = {
+            name: restored_like((templates | arrays)[name], leaf) for name, leaf in wanted.items()
+        }
+        sums = {name: checksum(bare(leaf)) for name, leaf in restored.items()}
         bad = [name for name, each in sums.items() if not holds(each, digests[name])]
-        self._agree(f"leaf {bad[0]} has other bits than were saved" if bad else "")
-        return jax.tree.unflatten(jax.tree.structure(like), placed.values()), body["meta"]
+        self._agree(f"leaf {bad[0]} differs from what was saved" if bad else "")
+        return jax.tree.unflatten(jax.tree.structure(like), restored.values()), body["meta"]
 
 
 class _DamagedError(Exception):

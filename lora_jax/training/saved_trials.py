@@ -172,7 +172,7 @@ def _check(checkpoints: Checkpoints, identity: Mapping[str, str], saved: Mapping
     for name, digest in saved.items():
         if identity.get(name) != digest:
             raise ValueError(
-                f"{checkpoints.folder} is of a run with other {name}; name another folder"
+                f"{checkpoints.folder} belongs to a run with other {name}; name another folder"
             )
 
 

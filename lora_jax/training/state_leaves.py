@@ -11,13 +11,13 @@ import numpy as np
 from lora_jax.files.arrays import is_key, type_name
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any) -> dict[str, Any]:
     """The leaves by their paths, in the order of `jax.tree.leaves`."""
     leaves: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(keys, simple=True, separator="/") or "value"
         if name in leaves:
-            raise ValueError(f"two leaves are called {name}: checkpoints need names of their own")
+            raise ValueError(f"two leaves are called {name}: each needs a name of its own")
         if not isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype"):
             raise ValueError(
                 f"leaf {name} is a {type(leaf).__name__}: expected an array or a number"
@@ -47,7 +47,7 @@ def copy(leaf: Any, alone: bool = True) -> Any:
     return np.array(array)
 
 
-def compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+def require_same_leaves(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Raise a ValueError that names the first leaf whose types differ, or that one side lacks.
 
     Args:
@@ -60,7 +60,7 @@ def compare(saved: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
             )
         if saved[name][0] != type_name(leaf):
             raise ValueError(
-                f"{where} has leaf {name} as {saved[name][0]}, this state {type_name(leaf)}"
+                f"{where} has leaf {name} as {saved[name][0]}, this state as {type_name(leaf)}"
             )
     for name in saved:
         if name not in wanted:
@@ -86,7 +86,7 @@ def template(leaf: Any, alone: bool = True) -> Any:
     return np.zeros(data.shape, data.dtype)
 
 
-def place(array: Any, leaf: Any) -> Any:
+def restored_like(array: Any, leaf: Any) -> Any:
     """A restored array, converted to the kind of `leaf`: an array, a key or a number."""
     if isinstance(array, jax.Array) or isinstance(leaf, np.ndarray):
         return array

@@ -16,10 +16,10 @@ from lora_jax.transform.discover import discover
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.learning_rates import scale_updates
 from lora_jax.transform.placement import (
+    AdaptedSpec,
     Frozen,
     Placement,
     PyTree,
-    Spec,
     Trainable,
     Unadapted,
     fold_path,
@@ -72,7 +72,7 @@ class Adapted:
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
         settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
-        spec = Spec(treedef, tuple(leaves), settings, tuple(placements))
+        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements))
 
         adapters: dict[str, dict[str, Array]] = {}
         constants: dict[str, dict[str, Array]] = {}
@@ -230,7 +230,7 @@ class Adapted:
         if not adapted and not trained:
             names = ", ".join(dict.fromkeys(type(v).__name__ for _, v in self.rules if v))
             why = f"{names} adapts nothing" if names else "all targets map to None"
-            raise ValueError(f"nothing would train: {why}; name it in also_train")
+            raise ValueError(f"nothing would train: {why}; name parameters in also_train")
         return placements, trained
 
 
@@ -286,7 +286,9 @@ def _storages(
             raise ValueError(f"'{path}' is trained in full, and cannot be quantised")
     for path, storage in found.items():
         if isinstance(storage, tuple):
-            raise ValueError(f"'{path}': layers of one stacked weight are stored alike")
+            raise ValueError(
+                f"'{path}': the layers of a stacked weight must be stored in the same way"
+            )
         if not uses[path].is_real:
             raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
     return {path: storage for path, storage in found.items() if path not in trained}

@@ -61,7 +61,7 @@ class Weight:
             for axis in axes:
                 weight = weight._sliced(eqn, operands, axis)
             return weight
-        found = views.lookup(eqn, self.view.shape)
+        found = views.as_lookup(eqn, self.view.shape)
         if found and self.is_stacked(found.axis) and operands[1].ndim == 1:
             return self._row(eqn, found, operands[1][found.column])
         return None
@@ -118,7 +118,7 @@ class Weight:
 
     def _row(self, eqn: JaxprEqn, found: views.Lookup, index: Array) -> "Weight | None":
         """One matrix of a stack, by an index that may be out of range."""
-        if views.fill(eqn) is not None:
+        if views.fill_value(eqn) is not None:
             return None
         nearest, inside = in_range(index, self.view.shape[found.axis])
         row = self._window(found.axis, nearest, 1)

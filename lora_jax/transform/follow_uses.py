@@ -15,7 +15,7 @@ from lora_jax.transform import jaxprs, views
 from lora_jax.transform.tracked import (
     ADDED,
     DATA,
-    Operand,
+    TraceValue,
     Tracked,
     cut,
     repeated,
@@ -44,15 +44,15 @@ class Walk:
         self._final = final
         self._opaque: list[str] = []  # enclosing operations, inside which weights are merged
 
-    def run(self, jaxpr: Jaxpr, inputs: Sequence[Operand]) -> list[Operand]:
-        env: dict[Any, Operand] = dict(zip(jaxpr.invars, inputs, strict=True))
+    def run(self, jaxpr: Jaxpr, inputs: Sequence[TraceValue]) -> list[TraceValue]:
+        env: dict[Any, TraceValue] = dict(zip(jaxpr.invars, inputs, strict=True))
 
-        def read(var: Any) -> Operand:
+        def read(var: Any) -> TraceValue:
             return None if isinstance(var, Literal) else env.get(var)
 
         for eqn in jaxpr.eqns:
             operands = [read(var) for var in eqn.invars]
-            outputs: list[Operand] = [None] * len(eqn.outvars)
+            outputs: list[TraceValue] = [None] * len(eqn.outvars)
             if any(isinstance(each, Tracked) for each in operands):
                 outputs = self._step(eqn, operands) or outputs
             data = DATA in operands
@@ -60,7 +60,7 @@ class Walk:
                 env[var] = out if isinstance(out, Tracked) else untracked(var, data)
         return [read(var) for var in jaxpr.outvars]
 
-    def _step(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
+    def _step(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         """The results of an equation, or None if no parameter is followed to them."""
         name = eqn.primitive.name
         if body := jaxprs.call(eqn):
@@ -97,7 +97,7 @@ class Walk:
             self.other(operand, name) if DATA in operands else self._mixed(operand, name)
         return outputs
 
-    def _mixed(self, tracked: Operand, name: str) -> None:
+    def _mixed(self, tracked: TraceValue, name: str) -> None:
         """Record that a parameter becomes part of a value made of parameters alone.
 
         The function may multiply by that value, as after `concatenate`: the last two axes of the
@@ -115,7 +115,7 @@ class Walk:
         else:
             self.other(tracked, name)
 
-    def _inside(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
+    def _inside(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         """Look for products inside an operation that gets merged weights."""
         outputs = None
         self._opaque.append(eqn.primitive.name)
@@ -126,7 +126,7 @@ class Walk:
         self._opaque.pop()
         return outputs and [self._merge(out, eqn.primitive.name) for out in outputs]
 
-    def _same_axes(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand] | None:
+    def _same_axes(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue] | None:
         """Follow a merged weight that meets no activations: scaled, masked, rounded or noisy."""
         pairs = list(zip(eqn.invars, operands, strict=True))
         if eqn.primitive.name == "select_n":  # the result is one of the cases, not the selector
@@ -153,21 +153,21 @@ class Walk:
             for axis in axes:
                 tracked = cut(tracked, axis, jaxprs.shape(eqn.outvars[0])[axis])
             return tracked
-        found = views.lookup(eqn, view.shape)
-        if found and len(jaxprs.shape(eqn.invars[1])) == 1 and views.fill(eqn) is None:
+        found = views.as_lookup(eqn, view.shape)
+        if found and len(jaxprs.shape(eqn.invars[1])) == 1 and views.fill_value(eqn) is None:
             row = view.replace(found.axis, ()) if found.kept else view.drop(found.axis)
             return dataclasses.replace(tracked, view=row)
         return None
 
     def _lookup(self, eqn: JaxprEqn, tracked: Tracked) -> bool:
-        found = views.lookup(eqn, tracked.view.shape)
+        found = views.as_lookup(eqn, tracked.view.shape)
         if found is None:
             return False
         rest = tuple(dim for dim in range(len(tracked.view.axes)) if dim != found.axis)
         self._record(tracked, "lookup", (found.axis,), rest)
         return True
 
-    def _dot(self, eqn: JaxprEqn, operands: list[Operand]) -> None:
+    def _dot(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
         contract, batch = eqn.params["dimension_numbers"]
         for side, tracked in enumerate(operands):
             if isinstance(tracked, Tracked):
@@ -184,14 +184,14 @@ class Walk:
                     final=id(eqn) in self._final,
                 )
 
-    def _convolution(self, eqn: JaxprEqn, operands: list[Operand]) -> None:
+    def _convolution(self, eqn: JaxprEqn, operands: list[TraceValue]) -> None:
         """Record a convolution: either side may be the weight; its shared axes are its inputs."""
         numbers = eqn.params["dimension_numbers"]
         for tracked, spec in zip(operands, (numbers.lhs_spec, numbers.rhs_spec), strict=True):
             if isinstance(tracked, Tracked):
                 self._record(tracked, "convolution", spec[1:], spec[:1], merges="convolution")
 
-    def _ragged_dot(self, eqn: JaxprEqn, left: Operand, tracked: Tracked) -> None:
+    def _ragged_dot(self, eqn: JaxprEqn, left: TraceValue, tracked: Tracked) -> None:
         numbers = eqn.params["ragged_dot_dimension_numbers"]
         (_, contract), (_, batch) = numbers.dot_dimension_numbers
         used = (*contract, *batch, *numbers.rhs_group_dimensions)
@@ -200,17 +200,17 @@ class Walk:
         self._record(tracked, "product", contract, free, merges=name, activations=alone)
         self.other(left, name)
 
-    def _cond(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand]:
+    def _cond(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         merging = ["cond"] if jaxprs.by_platform(eqn) else []
         self._opaque += merging
         outputs = [self.run(branch, operands[1:]) for branch, _ in jaxprs.bodies(eqn)]
         del self._opaque[len(self._opaque) - len(merging) :]
         return [self._joined(list(each)) for each in zip(*outputs, strict=True)]
 
-    def _scan(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand]:
+    def _scan(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         consts, carry = jaxprs.scan_sizes(eqn)
         body, _ = jaxprs.inner(eqn.params["jaxpr"])
-        rows: list[Operand] = [
+        rows: list[TraceValue] = [
             dataclasses.replace(each, view=each.view.drop(0)) if isinstance(each, Tracked) else each
             for each in operands[consts + carry :]
         ]
@@ -220,7 +220,7 @@ class Walk:
             self.other(out, "scan output")
         return [*kept, *[None] * (len(eqn.outvars) - carry)]
 
-    def _while(self, eqn: JaxprEqn, operands: list[Operand]) -> list[Operand]:
+    def _while(self, eqn: JaxprEqn, operands: list[TraceValue]) -> list[TraceValue]:
         test, _ = jaxprs.inner(eqn.params["cond_jaxpr"])
         body, _ = jaxprs.inner(eqn.params["body_jaxpr"])
         first, second = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
@@ -231,8 +231,8 @@ class Walk:
         return kept
 
     def _carried(
-        self, body: Jaxpr, before: list[Operand], rows: list[Operand], consts: int, name: str
-    ) -> list[Operand]:
+        self, body: Jaxpr, before: list[TraceValue], rows: list[TraceValue], consts: int, name: str
+    ) -> list[TraceValue]:
         """What a loop carries in all iterations; parameters that change are merged before the loop.
 
         A value that becomes data in any iteration counts as data, no longer as a parameter.
@@ -252,17 +252,17 @@ class Walk:
                 kept[i] = DATA
         return kept
 
-    def _as_merged(self, operand: Operand, name: str) -> Operand:
+    def _as_merged(self, operand: TraceValue, name: str) -> TraceValue:
         if not isinstance(operand, Tracked):
             return operand
         return dataclasses.replace(operand, merged=operand.merged or name)
 
-    def _merge(self, operand: Operand, name: str) -> Operand:
+    def _merge(self, operand: TraceValue, name: str) -> TraceValue:
         """Record that an operation gets the merged weight, and follow its result."""
         self.other(operand, name)
         return self._as_merged(operand, name)
 
-    def _joined(self, ends: list[Operand]) -> Operand:
+    def _joined(self, ends: list[TraceValue]) -> TraceValue:
         """What a `cond` returns in one place, from what each branch returns there."""
         for end in ends:
             self._mixed(end, "cond")
@@ -274,7 +274,7 @@ class Walk:
             return self._merge(first, "cond")
         return None
 
-    def other(self, tracked: Operand, name: str) -> None:
+    def other(self, tracked: TraceValue, name: str) -> None:
         """Record a use that says nothing about the axes."""
         if isinstance(tracked, Tracked):
             self._record(tracked, name, (), (), merges=name)

@@ -74,7 +74,7 @@ class Placement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class AdaptedSpec:
     """What `init` found out; static, and part of `Frozen`."""
 
     treedef: Any
@@ -113,7 +113,7 @@ class Frozen:
     """
     constants: dict[str, dict[str, Array]]
     """The constants of each adapter: scales, masks, and other numbers that a study may vary."""
-    spec: Spec = dataclasses.field(metadata={"static": True})
+    spec: AdaptedSpec = dataclasses.field(metadata={"static": True})
     shared: tuple[dict[str, Array], ...] = ()
     """The arrays that all adapters of one variant share, in the order of `spec.groups()`."""
 

@@ -1,6 +1,8 @@
 """Where an adapted weight is finally used: products with it, and lookups of its rows."""
 
 import contextlib
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,7 +48,10 @@ def dot(
     accumulate = eqn.params["preferred_element_type"]
     precision = jaxprs.precision(eqn)
     with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-        y = _batched(weight, x, my_batch, turned, accumulate, use, shared)
+        product = functools.partial(
+            _product, turned=turned, accumulate=accumulate, use=use, shared=shared
+        )
+        y = _over_stack(product, weight, x, my_batch)
     y = arrange(y, canonical(kept), tuple(weight.view.axes[d] for d in free), keep=outer)
     if side == 0:  # the weight's free axes come before the tokens'
         batch, inner = range(len(my_batch)), range(len(my_batch), outer)
@@ -54,25 +59,32 @@ def dot(
     return y.astype(eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
 
 
-def _batched(
-    weight: Weight,
-    x: Array,
-    batch: tuple[int, ...],
-    turned: bool,
-    accumulate: Any,
-    use: int,
-    shared: Shared,
+def _over_stack(
+    product: Callable[[Weight, Array], Array], weight: Weight, x: Array, batch: tuple[int, ...]
 ) -> Array:
-    """The product of each matrix of the stack with its own x, whose batch axes come first."""
-    if batch:
-        dim, *rest = batch
-        later = tuple(d - (d > dim) for d in rest)
-        led = weight.lead(dim)
-        return jax.vmap(
-            lambda one, z: _batched(
-                one.without_lead(dim), z, later, turned, accumulate, use, shared
-            )
-        )(led, x)
+    """The product of each matrix of the stack with its own x, whose batch axes come first.
+
+    Args:
+      batch: the axes of the weight's view that index the stack, in the order of x's batch axes.
+    """
+    if not batch:
+        return product(weight, x)
+    dim, *rest = batch
+    later = tuple(d - (d > dim) for d in rest)
+    return jax.vmap(lambda one, z: _over_stack(product, one.without_lead(dim), z, later))(
+        weight.lead(dim), x
+    )
+
+
+def _product(
+    weight: Weight, x: Array, *, turned: bool, accumulate: Any, use: int, shared: Shared
+) -> Array:
+    """The product of x, of shape (..., in), with one matrix, or with its transpose if `turned`.
+
+    Args:
+      accumulate: the dtype that the program asks of the product, or None.
+      use: see `dot`.
+    """
     dtype = jnp.promote_types(x.dtype, weight.dtypes[-1])
     base = weight.base_as(dtype, accumulate if accumulate != dtype else None)
     x = x.astype(dtype)
@@ -85,7 +97,7 @@ def _batched(
 
 def lookup(weight: Weight, eqn: JaxprEqn, operands: list[Any], shared: Shared) -> Array | None:
     """The result of a `gather` of rows, or None if it is of another kind or axis."""
-    found = views.lookup(eqn, weight.view.shape)
+    found = views.as_lookup(eqn, weight.view.shape)
     if not found or weight.stack or canonical(weight.view.axes[found.axis]) != weight.in_atoms:
         return None
     index = operands[0][..., found.column]
@@ -95,7 +107,7 @@ def lookup(weight: Weight, eqn: JaxprEqn, operands: list[Any], shared: Shared) -
     rest = weight.view.replace(found.axis, ()) if found.kept else weight.view.drop(found.axis)
     y = arrange(y, weight.out_atoms, rest.axes, keep=rows.ndim)
     if not views.clips(eqn):
-        fill = jnp.nan if (value := views.fill(eqn)) is None else value
+        fill = jnp.nan if (value := views.fill_value(eqn)) is None else value
         inside = inside.reshape(rows.shape + (1,) * len(rest.axes))
         y = jnp.where(inside, y, jnp.asarray(fill, y.dtype))
     offsets = eqn.params["dimension_numbers"].offset_dims

@@ -33,12 +33,12 @@ class Data(enum.Enum):
 
 
 DATA = Data.DATA
-Operand = Tracked | Data | None
+TraceValue = Tracked | Data | None
 """None for a value that depends on nothing, on random keys, or on parameters not followed."""
 
 
-def untracked(var: Var, data: bool) -> Operand:
-    """The operand of a value that no parameter is followed to; random keys are not data."""
+def untracked(var: Var, data: bool) -> TraceValue:
+    """What represents a value that no parameter is followed to; random keys are not data."""
     dtype = getattr(var.aval, "dtype", None)
     key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     return DATA if data and not key else None
@@ -54,7 +54,7 @@ def cut(tracked: Tracked, axis: int, size: int) -> Tracked:
     return dataclasses.replace(tracked, view=view, cut=cut)
 
 
-def resized(tracked: Operand, var: Var) -> Operand:
+def resized(tracked: TraceValue, var: Var) -> TraceValue:
     """The parameter with the same axes in the sizes of `var`: a shard, padded, gathered."""
     sizes = jaxprs.shape(var)
     if not isinstance(tracked, Tracked) or tracked.view.shape == sizes:

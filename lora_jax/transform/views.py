@@ -144,7 +144,7 @@ class Lookup(NamedTuple):
     """Whether the axis stays, with size one."""
 
 
-def lookup(eqn: JaxprEqn, shape: tuple[int, ...]) -> Lookup | None:
+def as_lookup(eqn: JaxprEqn, shape: tuple[int, ...]) -> Lookup | None:
     """How a `gather` takes whole rows along one axis, or None for another kind of operation.
 
     Other axes may have an index too. If their slices are whole, only index 0 is in range, and
@@ -168,7 +168,7 @@ def clips(eqn: JaxprEqn) -> bool:
     return "FILL" not in str(eqn.params["mode"])
 
 
-def fill(eqn: JaxprEqn) -> Any:
+def fill_value(eqn: JaxprEqn) -> Any:
     """What a `gather` gives for indices out of range, or None for NaN (or if it clips)."""
     value = eqn.params["fill_value"]
     nan = value is None or clips(eqn) or value != value

@@ -100,7 +100,9 @@ def test_a_head_for_other_classes_begins_anew(tmp_path):
     trained = jax.tree.map(lambda x: np.asarray(x) + 1, trained)
     path = lj.save_adapter(tmp_path, trained, frozen)
     new, _ = heads(variant, 2)
-    with pytest.warns(UserWarning, match="head for other classes, which begins anew") as told:
+    with pytest.warns(
+        UserWarning, match="head for other classes; this run begins with a new one"
+    ) as told:
         begun, _ = lj.start_from(path, *heads(variant, 2))
     (said,) = [str(each.message) for each in told]
     assert said.endswith(": [5, 3] for 'head', here [5, 2]") and "\n" not in said
@@ -130,7 +132,7 @@ def test_a_head_that_the_run_drops_is_told_of(tmp_path):
     variant = variants.make("lora", rank=2)
     trained, frozen = heads(variant, 3)
     path = lj.save_adapter(tmp_path, jax.tree.map(lambda x: np.asarray(x) + 1, trained), frozen)
-    with pytest.warns(UserWarning, match="'head', which this run does not train") as told:
+    with pytest.warns(UserWarning, match="'head', which this run neither trains nor loads") as told:
         begun, own = lj.start_from(path, *heads(variant, 3, ["bias"]))
     (said,) = [str(each.message) for each in told]
     assert said.endswith("; name it in also_train") and "\n" not in said
@@ -246,8 +248,8 @@ def test_a_sealed_header_of_other_types_is_one_line(saved, tmp_path, part, place
     [
         ("[" * 9999, "is damaged: ValueError: its header is nested deeper"),
         ("9" * 5000, "is damaged: ValueError: its header is not JSON"),
-        ("NaN", "is damaged: ValueError: its header is not JSON: NaN is no number"),
-        ('{"body": {}, "sha256": []}', "is damaged: its header has other bits"),
+        ("NaN", "is damaged: ValueError: its header is not JSON: NaN is not a number"),
+        ('{"body": {}, "sha256": []}', "is damaged: its header differs from what was saved"),
         ("3", "was not written by lora_jax.save_tree"),
         ('{"body": {}}', "was not written by lora_jax.save_tree"),
     ],

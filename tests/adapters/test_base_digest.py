@@ -72,7 +72,7 @@ def saved(tmp_path):
     return lj.save_adapter(tmp_path / "a", moved, frozen, {"note": "x"}), moved
 
 
-SAID = "'v' has other numbers here, or is stored otherwise"
+SAID = "'v' has other numbers here, or is stored in another form"
 NF4 = {"v": lj.NF4()}
 
 
@@ -84,7 +84,7 @@ def test_another_base_is_refused_unless_any_will_do(saved, other):
         with pytest.raises(OtherBaseError) as error:
             load(path, trainable, frozen)
         assert str(error.value) == (
-            f"{path} was trained on another base: {SAID}; any_base=True loads it all the same"
+            f"{path} was trained on another base: {SAID}; any_base=True loads it anyway"
         )
         loaded, onto, *_ = load(path, trainable, frozen, any_base=True)
         chex.assert_trees_all_equal(loaded["adapters"], moved["adapters"])
@@ -147,7 +147,7 @@ def test_a_config_says_that_any_base_will_do(saved):
     assert from_config.make_start("any_base:runs/mnli") == ("runs/mnli", True)
     with pytest.raises(ValueError, match="another base") as error:
         experiment._begin(str(path), *made(seed=1))
-    way_out = f"; --config.start_from=any_base:{path} begins from it all the same"
-    assert str(error.value).endswith(f"stored otherwise{way_out}")
+    way_out = f"; --config.start_from=any_base:{path} begins from it anyway"
+    assert str(error.value).endswith(f"stored in another form{way_out}")
     begun, _ = experiment._begin(f"any_base:{path}", *made(seed=1))
     chex.assert_trees_all_equal(begun["adapters"], moved["adapters"])

@@ -129,6 +129,10 @@ GOOD = f"{HEAD}def get_config(arg=None):\n    return ConfigDict({{'seed': 0}})\n
             "def get_config():\n    common.parse_arg('b=1', a='2')\n",
             "config argument 'b=1': expected one of a=...",
         ),
+        (
+            "def get_config():\n    common.parse_arg('a=x', a=1)\n",
+            "config argument 'a=x': a must be of type int, got 'x'",
+        ),
         ("def get_config():\n    return ConfigDict(3)\n", "{}, line 8: .*"),
         (
             "def get_config():\n    pass\n",

@@ -122,7 +122,7 @@ def test_a_run_whose_folder_is_anothers_by_now_leaves_it_alone(smoke, tmp_path, 
         return score(experiment, trainable)
 
     monkeypatch.setattr(Experiment, "evaluate", evaluate)
-    with pytest.raises(LostFolderError, match="was removed or replaced while its run was going"):
+    with pytest.raises(LostFolderError, match="was removed or replaced during its run"):
         run.run(smoke(train__checkpoint_every=8), folder, audit=False)
     assert [path.read_text() for path in folder.rglob("*")] == ["another's"]
 

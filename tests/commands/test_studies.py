@@ -14,10 +14,10 @@ from flax import nnx
 
 from configs import adalora_table1, all_methods, domain_shift, lora_table2, own_data, targets
 from experiments import tune
-from experiments.runs import predictions, run
+from experiments.runs import predictions, run, train_trials
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
-from experiments.sweeps import jobs, train_group
+from experiments.sweeps import jobs
 from experiments.tables.config_tables import render_table
 from lora_jax import data
 from lora_jax.files import tree_file
@@ -98,7 +98,9 @@ def test_mrpc_begins_from_the_adapter_of_mnli(bert, glue, mnli):
     chex.assert_trees_all_equal(second.trainable["adapters"], first["adapters"])
     assert second.trainable["params"]["classifier/kernel"].shape == (8, 2)
     assert first["params"]["classifier/kernel"].shape == (8, 3)
-    with pytest.warns(UserWarning, match="a head for other classes, which begins anew"):
+    with pytest.warns(
+        UserWarning, match="a head for other classes; this run begins with a new one"
+    ):
         record = run.run(second.config, mnli.parent / "mrpc")
     head = second.trainable["params"]["classifier/kernel"].size + 2
     assert record.parameters_adapters == record.parameters_trained - head
@@ -232,7 +234,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     """Three rates on held-out sentences, then the best one's seeds on the development set."""
     plan = {"rates": {"lora": (1e-4, 1e-3, 1e-2)}, "held_out": 2, "tuning_seed": 9, "seeds": (0, 1)}
     seen, trained = [], []
-    true_train, true_fit = jobs.train, train_group.fit
+    true_train, true_fit = jobs.train, train_trials.fit
 
     def watched(configs, *more):
         seen.extend((build(config).task, config) for config in configs)
@@ -243,7 +245,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
         return true_fit(program, states, **more)
 
     monkeypatch.setattr(jobs, "train", watched)
-    monkeypatch.setattr(train_group, "fit", counted)
+    monkeypatch.setattr(train_trials, "fit", counted)
 
     def config(**changes):
         return config_of(all_methods, "row=lora", glue, bert, targets=("query/kernel",), **changes)

@@ -93,7 +93,7 @@ def test_a_user_who_switches_the_fault_on_is_told(cured, value):
     flags = f"{CURE} {compiler_faults.FLAG}={value}"
     kept, (said,) = cured(flags)
     assert kept == flags
-    assert "XLA_FLAGS has it switched on" in said and CURE in said
+    assert "XLA_FLAGS switches them on" in said and CURE in said
 
 
 def test_a_process_that_began_without_is_told(cured):
@@ -109,6 +109,6 @@ def test_a_file_of_flags_is_left_alone(cured, tmp_path):
     path.write_text("--xla_cpu_enable_fast_math=false")
     flags, (said,) = cured(str(path))
     assert flags == str(path)
-    assert f"the file {path} leaves it on" in said
+    assert f"the file {path} leaves them on" in said
     path.write_text(CURE)
     assert cured(str(path)) == (str(path), [])

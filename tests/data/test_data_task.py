@@ -128,7 +128,9 @@ def test_choices_stay_together():
 def test_every_question_has_one_right_choice(labels):
     examples = Examples("bad", [f"t{i}" for i in range(len(labels))], np.array(labels))
     good = Examples("good", list("abcd"), np.array([0, 1, 1, 0]))
-    with pytest.raises(ValueError, match="'bad': not every 2 examples in a row have one right"):
+    with pytest.raises(
+        ValueError, match="'bad': each 2 examples in a row must have exactly one right"
+    ):
         Task("toy", good, examples, ("wrong", "right"), choices=2)
 
 
@@ -167,7 +169,7 @@ def test_metrics_of_an_extra_part_are_of_one_that_is_there():
     own = dataclasses.replace(task, extra_metrics={"far": ("matthews",)})
     assert own.digest() != task.digest()
     assert own.hold_out(2).extra_metrics == {}
-    with pytest.raises(ValueError, match="extra_metrics of no extra part 'fra'"):
+    with pytest.raises(ValueError, match="extra_metrics has 'fra', which is no extra part"):
         dataclasses.replace(task, extra_metrics={"fra": ("matthews",)})
 
 

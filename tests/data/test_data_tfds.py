@@ -87,7 +87,7 @@ def test_without_a_network_the_way_out_is_told_at_once(monkeypatch):
         tfds._check_reachable("glue/rte", builder, SPECS["glue/rte"])
     assert str(error.value) == (
         "tensorflow-datasets cannot download glue/rte: no connection to one.example (Name or "
-        "service not known); it can be taken from data.folder with RTE.zip"
+        "service not known); to read it from a folder, set data.folder to one with RTE.zip"
     )
     monkeypatch.setattr(tfds.urllib.request, "getproxies", lambda: {"https": "proxy"})
     tfds._check_reachable("glue/rte", builder, SPECS["glue/rte"])

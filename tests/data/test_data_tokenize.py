@@ -86,7 +86,9 @@ def test_encode_leaves_the_tokenizer_as_it_was(tokenizer):
 def test_max_length_leaves_room_for_text(tokenizer, kind, least):
     examples = {"singles": singles(["a b", "c d"]), "pairs": pairs([("a b", "c"), ("d", "e f")])}
     assert encode(tokenizer, examples[kind], least).lengths.tolist() == [least, least]
-    with pytest.raises(ValueError, match=f"'toy': max_length {least - 1} .* the least is {least}"):
+    with pytest.raises(
+        ValueError, match=f"'toy': max_length {least - 1} .* it must be at least {least}"
+    ):
         encode(tokenizer, examples[kind], least - 1)
 
 

@@ -143,7 +143,7 @@ def test_what_pads(tmp_path):
     tokenizer = load_tokenizer(write_bytes(tmp_path / "a.gguf", "gpt-2", **ids))
     assert (tokenizer.pad_id, tokenizer.eos_id) == (0, None)
     write_bytes(tmp_path / "a.gguf", "gpt-2", eos_token_id=None)
-    with pytest.raises(ValueError, match=r"a\.gguf has no padding token, nor one that ends a text"):
+    with pytest.raises(ValueError, match=r"a\.gguf has neither a padding token nor one that ends"):
         load_tokenizer(tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_what_pads(tmp_path):
         ("gpt-2", {"model": "t5"}, "tokenizer 't5' is not supported; nearest: 'gpt2'"),
         ("gpt-2", {"model": None}, "no 'tokenizer.ggml.model'; nearest: "),
         ("gpt-2", {"merges": None}, "no 'tokenizer.ggml.merges'"),
-        ("gpt-2", {"merges": ["a b", "ab"]}, "'ab' is not a merge, two tokens with a space"),
+        ("gpt-2", {"merges": ["a b", "ab"]}, "'ab' is not a merge: two tokens and a space"),
         ("gpt-2", {"merges": ["zz qq"]}, "not a byte-pair vocabulary: "),
         ("gpt-2", {"token_type": [1, 1]}, "2 token types for "),
         ("gpt-2", {"eos_token_id": 5000}, "eos_token_id 5000 is none of the "),

@@ -232,7 +232,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
     said = refused(tmp_path, ["a", "b"], suffix=suffix, label="clas")
     assert "no column 'clas'; nearest: 'class'" in said
     said = refused(tmp_path, ["a", " b"], suffix=suffix)
-    assert said.endswith(f"train{suffix}, line {first + 1}: 'class' is ' b', with spaces around")
+    assert said.endswith(f"train{suffix}, line {first + 1}: 'class' is ' b', with spaces around it")
     for empty in ["", "nan", " "]:
         said = refused(tmp_path, ["a", "b", empty], suffix=suffix)
         assert said.endswith(f"train{suffix}, line {first + 2}: no label in 'class'")
@@ -259,7 +259,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, suffix):
             "line 1: 'sentence' has half of a sur",
         ),
         ("t.jsonl", '{"sentence": "x", "class": "\\ud83d"}\n', "line 1: 'class' has half of a sur"),
-        ("t.jsonl", '{"sentence": "x", "class": NaN}\n', "line 1 is not JSON: NaN is no number"),
+        ("t.jsonl", '{"sentence": "x", "class": NaN}\n', "line 1 is not JSON: NaN is not a number"),
         ("t.jsonl", '{"sentence": "x", "class": 1e400}\n', "line 1 is not JSON: the number 1e400"),
         ("t.jsonl", '{"sentence": 0.10, "class": 1}\n', r"line 1: 'sentence' is 0\.10, not a text"),
         ("t.jsonl", "[" * 9999 + "\n", "line 1 is nested deeper than 100 levels"),
@@ -329,7 +329,7 @@ def test_lines_are_counted_over_quoted_line_ends(tmp_path):
         ({"train": "x", "text": "t", "label": "y"}, "data.files needs 'validation', or"),
         (
             {"train": "x", "text": "t", "label": "t"},
-            r"data\.files\.text and data\.files\.label are one column, 't'",
+            r"data\.files\.text and data\.files\.label are the same column, 't'",
         ),
         ({"trian": "x"}, "data.files has no 'trian'; nearest: 'train'"),
         (

@@ -49,8 +49,8 @@ def test_values_are_kept_as_tuples_and_answers_are_read_only():
         ({"completions": ["c"]}, "has 2 prompts but 1 completions"),
         ({"ids": ["1"]}, "has 2 prompts but 1 ids"),
         ({"groups": ["1"]}, "has 2 prompts but 1 groups"),
-        ({"answers": np.array([0, 0])}, "options and answers come together"),
-        ({"options": [["x", "y"]] * 2}, "options and answers come together"),
+        ({"answers": np.array([0, 0])}, "options and answers must be given together"),
+        ({"options": [["x", "y"]] * 2}, "options and answers must be given together"),
         ({"options": [["x", "y"], "xy"], "answers": [0, 0]}, r"options\[1\] is one string"),
         ({"options": [["x", "y"], ["x"]], "answers": [0, 0]}, r"options\[1\] .* two or more"),
         ({"options": [["x", "x"]] * 2, "answers": [0, 0]}, r"options\[0\] .* distinct"),
@@ -190,7 +190,9 @@ def test_answers_are_held_out_in_proportion():
 
 
 def test_what_has_no_options_cannot_take_the_place_of_what_has():
-    with pytest.raises(ValueError, match="'t': 'train' has no options to validate on, as 'dev' "):
+    with pytest.raises(
+        ValueError, match="'t': 'dev' has options, but 'train' has none to hold out"
+    ):
         TextTask("t", plain(), part("dev", 6)).hold_out(2)
 
 

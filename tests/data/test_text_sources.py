@@ -57,7 +57,7 @@ def test_the_joint_file(tmp_path):
     [
         ("bolq", "unknown commonsense set 'bolq'; nearest: 'boolq'"),
         ("boolq+pica", "unknown commonsense set 'pica'; nearest: 'piqa'"),
-        ("piqa", "has no piqa/train.json; it can be evaluated on beside others"),
+        ("piqa", "has no piqa/train.json; to evaluate on it, train on others"),
         ("winogrande", "has no winogrande/train.json"),
         ("boolq+winogrande", "has no winogrande/test.json"),
         ("piqa+hellaswag", "has no train.json for piqa, hellaswag"),
@@ -142,8 +142,8 @@ def test_e2e_without_its_train_part(tmp_path):
     ("file", "content", "message"),
     [
         ("trainset.csv", "mr,ref\nname[A]\n", "line 2: 1 columns, the header has 2"),
-        ("trainset.csv", "mr,ref\nname A,x\n", "line 2: 'name A' is no meaning representation"),
-        ("trainset.csv", 'mr,ref\n"name[A], b",x\n', "line 2: .* is no meaning representation"),
+        ("trainset.csv", "mr,ref\nname A,x\n", "line 2: 'name A' is not a meaning representation"),
+        ("trainset.csv", 'mr,ref\n"name[A], b",x\n', "line 2: .* is not a meaning representation"),
         ("trainset.csv", "mrs,ref\nname[A],x\n", "line 2: no column 'mr'; nearest: 'mrs'"),
         ("train.txt", "name : A||x\n\nname : A|x\n", "line 3 is not 'representation.+sentence'"),
         ("train.txt", b"name : \xff||x", "train.txt is not UTF-8"),
@@ -188,7 +188,7 @@ def test_alpaca_has_two_prompts(tmp_path):
         "own", "alpaca", tmp_path, {"train": "a.json", "extra": "a.jsonl"}, validation=1
     )
     assert (len(held.train), len(held.validation), list(held.extra)) == (2, 1, ["extra"])
-    with pytest.raises(ValueError, match=r"a\.json has 3 examples, .* data\.validation for"):
+    with pytest.raises(ValueError, match=r"a\.json has 3 examples, .* a smaller data\.validation"):
         load_text_task("own", "alpaca", tmp_path, {"train": "a.json"})
     with pytest.raises(FileNotFoundError, match=r"there is no file .*alpaca_data\.json"):
         load_text_task("own", "alpaca", tmp_path)

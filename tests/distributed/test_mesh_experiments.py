@@ -66,8 +66,8 @@ def test_a_process_takes_all_devices_or_as_many_as_are_asked_for():
     "value, message",
     [
         ("1,x,1", "--mesh=1,x,1: expected whole numbers"),
-        ("2,2", "mesh 2,2: expected the sizes of data, fsdp, tensor, one of them or -1"),
-        ("-1,-1,1", "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, one of them or -1"),
+        ("2,2", "mesh 2,2: expected the sizes of data, fsdp, tensor, at most one -1"),
+        ("-1,-1,1", "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, at most one -1"),
         ("0,1,1", "mesh 0,1,1: sizes must be at least 1, or -1 for what is left"),
         ("16,1,1", "mesh 16,1,1 does not make up 8 devices"),
         ("3,-1,1", "mesh 3,-1,1 does not make up 8 devices"),

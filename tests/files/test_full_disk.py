@@ -33,7 +33,7 @@ def said(error):
     text = str(error.value)
     assert "\n" not in text and error.value.errno == errno.ENOSPC
     name, _, rest = text.partition(
-        ": the disk is full, or a quota is; what was saved before is good: make room"
+        ": the disk or a quota is full; what was saved before is good: make room"
     )
     assert rest
     return name

@@ -75,8 +75,8 @@ def test_no_depth_is_a_recursion(depth, closed):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[NaN]", "NaN is no number of JSON"),
-        ('{"a": -Infinity}', "-Infinity is no number"),
+        ("[NaN]", "NaN is not a number in JSON"),
+        ('{"a": -Infinity}', "-Infinity is not a number"),
         ("1e999", "the number 1e999 is too large"),
         ("9" * 5000, "too many digits"),
         ('{"a": 1, "a": 2}', "the key 'a' twice, with different values"),

@@ -229,9 +229,9 @@ def test_adapters_write_what_merged_weights_write(x64):
         ({"eos_ids": "end"}, "eos_ids must be an integer >= 0, got 'e'"),
         ({"eos_ids": (2, -1)}, "eos_ids must be an integer >= 0, got -1"),
         ({"temperature": -1.0}, "temperature must be 0 .* or above, got -1.0"),
-        ({"temperature": 1.0}, "to draw at a temperature above 0 takes a key"),
-        ({"top_p": 0.9}, "key, top_p and top_k do not act at a temperature of 0"),
-        ({"key": jax.random.key(0)}, "key, top_p and top_k do not act at a temperature of 0"),
+        ({"temperature": 1.0}, "a temperature above 0 needs a key"),
+        ({"top_p": 0.9}, "key, top_p and top_k have no effect at a temperature of 0"),
+        ({"key": jax.random.key(0)}, "key, top_p and top_k have no effect at a temperature of 0"),
         ({"temperature": 1.0, "key": jax.random.PRNGKey(0)}, "key must be a jax.random.key, or 3"),
         (
             {"temperature": 1.0, "key": jax.random.key(0), "top_p": 0.0},

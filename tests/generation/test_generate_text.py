@@ -93,7 +93,7 @@ def test_what_is_refused(tokenizer):
         settings = {**SETTINGS, **changes}
         return generate_texts(generate, toy_writer.step, given, tokenizer, prompts, **settings)
 
-    with pytest.raises(ValueError, match="prompt 1 '' is no token; begin it with one"):
+    with pytest.raises(ValueError, match="prompt 1 '' has no token; begin it with one"):
         run(["one", ""])
     with pytest.raises(ValueError, match="data set 'prompts' is empty"):
         run([])

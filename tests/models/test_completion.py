@@ -137,5 +137,5 @@ def test_prompts_that_were_cut_are_cut_alike_for_all_options():
 
 
 def test_no_completion_at_all_is_refused():
-    with pytest.raises(ValueError, match="must be a completion of a token, got 1 of 0"):
+    with pytest.raises(ValueError, match="expected completions of one token or more, got 1 of 0"):
         completion_likelihood(random_decoder("llama"), 0)

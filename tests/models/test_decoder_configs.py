@@ -36,7 +36,7 @@ def config(**changes):
         ({"quantization_config": {"bits": 4}}, "quantization_config=.* plain decoders only"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder=True is not supported"),
         ({"hidden_size": 18}, "hidden_size 18 is not a multiple of num_attention_heads 4"),
-        ({"head_dim": 5}, "head_dim must be even for its halves to turn, got 5"),
+        ({"head_dim": 5}, "head_dim must be even, as rope turns its halves, got 5"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_he"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be an integer >= 1, got 0"),
         ({"vocab_size": "23"}, "vocab_size must be an integer >= 1, got '23'"),

@@ -16,7 +16,7 @@ from lora_jax.models.published.decoders import load_decoder, read_decoder_config
 from lora_jax.models.published.encoders import load_classifier
 from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.models.published.torch_names import path_of
-from lora_jax.models.published.weight_files import digest, find_gguf
+from lora_jax.models.published.weight_files import find_gguf, weights_digest
 
 gguf = pytest.importorskip("gguf")
 from gguf_files import (  # noqa: E402
@@ -149,7 +149,7 @@ def test_where_a_file_is_found(tmp_path):
     for given in (path, str(path), tmp_path):
         same(load_decoder(given), model)
         assert find_gguf(given) == path
-        assert digest(given) == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert weights_digest(given) == hashlib.sha256(path.read_bytes()).hexdigest()
     shutil.copy(path, tmp_path / "other.gguf")
     with pytest.raises(ValueError, match=r"several GGUF files; .* one: model\.gguf, other\.gguf"):
         load_decoder(tmp_path)
@@ -302,15 +302,15 @@ def test_what_no_decoder_here_has(metadata, message, tmp_path):
         ),
         (
             {"blk__0__attn_q__bias": np.ones(16, np.float32)},
-            r"has no use for tensor 'model\.layers\.0\.self_attn\.q_proj\.bias'",
+            r"does not use tensor 'model\.layers\.0\.self_attn\.q_proj\.bias'",
         ),
         (
             {"blk__0__attn_sub_norm__weight": np.ones(16, np.float32)},
-            r"has no use for tensor 'model\.layers\.0\.attn_sub_norm\.weight'",
+            r"does not use tensor 'model\.layers\.0\.attn_sub_norm\.weight'",
         ),
         (
             {"blk__2__ffn_up__weight": np.ones((20, 16), np.float32)},
-            r"has no use for tensor 'model\.layers\.2\.mlp\.up_proj\.weight'",
+            r"does not use tensor 'model\.layers\.2\.mlp\.up_proj\.weight'",
         ),
         ({"metadata": {"llama.block_count": 3}}, r"no tensor 'model\.layers\.2\."),
         ({"metadata": {"llama.vocab_size": 24}}, r"shape \(23, 16\), the metadata asks for \(24, "),

@@ -160,7 +160,9 @@ def test_what_is_refused():
         empty_cache(decoder, 1, 33)
     with pytest.raises(ValueError, match="65 tokens; the model takes at most 64"):
         empty_cache(random_decoder("llama_dynamic"), 1, 65)
-    with pytest.raises(ValueError, match="a cache needs a row and a slot, got 0 rows of 4 slots"):
+    with pytest.raises(
+        ValueError, match="a cache needs at least one row and one slot, got 0 rows of 4 slots"
+    ):
         empty_cache(decoder, 0, 4)
     cache = empty_cache(decoder, 2, 6)
     with pytest.raises(ValueError, match=r"input_ids must be \(2, tokens\) as the cache has 2"):

@@ -95,7 +95,7 @@ def test_any_number_of_a_gguf_file_may_be_wrong(whole, tmp_path):
         ({"llama.block_count": 10**9}, "num_hidden_layers must be an integer <= 10,000"),
         (
             {"tokenizer.ggml.eos_token_id": 23},
-            "eos_token_id 23 is beyond the vocabulary, of vo",
+            "eos_token_id 23 is not in the vocabulary, whose vo",
         ),
         ({"llama.attention.key_length": 2**31 - 2}, "'rope_freqs.weight' is not the scaling of Ll"),
     ],

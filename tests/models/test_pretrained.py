@@ -27,7 +27,7 @@ from lora_jax.models.published.decoders import read_decoder_config
 from lora_jax.models.published.encoders import export_classifier, load_classifier
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.torch_names import path_of, to_torch_names
-from lora_jax.models.published.weight_files import digest, weight_files
+from lora_jax.models.published.weight_files import weight_files, weights_digest
 
 SHAPES = json.loads((FIXTURES / "bert_shapes.json").read_text())
 BERT = CASES["bert"][0]
@@ -113,8 +113,10 @@ def test_several_files_with_an_index_equal_one(tmp_path):
     (several / "model.safetensors.index.json").write_text(json.dumps(index))
     assert_same(load(several).model, load(one).model)
     content = b"".join((several / file).read_bytes() for file in sorted(shards))
-    assert digest(several) == hashlib.sha256(content).hexdigest()
-    assert digest(one) == hashlib.sha256((one / "model.safetensors").read_bytes()).hexdigest()
+    assert weights_digest(several) == hashlib.sha256(content).hexdigest()
+    assert (
+        weights_digest(one) == hashlib.sha256((one / "model.safetensors").read_bytes()).hexdigest()
+    )
 
     (several / "b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.safetensors: no such file, but .*index"):
@@ -134,7 +136,7 @@ def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
     names = {**dict.fromkeys(tensors, "a.safetensors"), one: "b.safetensors"}
     index.write_text(json.dumps({"weight_map": names}))
     with pytest.raises(
-        ValueError, match=rf"b\.safetensors: tensor '{one}' is there twice, in .*a\."
+        ValueError, match=rf"b\.safetensors: tensor '{one}' is there twice: it is also in .*a\."
     ):
         load(folder)
 
@@ -153,7 +155,7 @@ def test_torch_files_equal_safetensors(tmp_path):
     torch_files(checkpoint(tmp_path / "bin"), "pytorch_model.bin")
     assert_same(load(tmp_path / "bin").model, one)
     content = (tmp_path / "bin/pytorch_model.bin").read_bytes()
-    assert digest(tmp_path / "bin") == hashlib.sha256(content).hexdigest()
+    assert weights_digest(tmp_path / "bin") == hashlib.sha256(content).hexdigest()
 
     shards = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
     tensors = torch_files(checkpoint(tmp_path / "several"), *shards)
@@ -321,7 +323,7 @@ def test_a_setting_of_a_wrong_type_is_one_line(tmp_path, name):
     for setting, wrong in itertools.product(sorted(settings), WRONG):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": name, setting: wrong}))
         try:
-            encoders.read_config(tmp_path)  # some of these are right for some settings
+            encoders.read_encoder_config(tmp_path)  # some of these are right for some settings
         except ValueError as error:
             assert re.fullmatch(rf".*config\.json: .*{setting}.*", str(error))
 
@@ -333,10 +335,10 @@ def test_a_null_is_refused_but_where_it_means_something(tmp_path, name):
         content = {"model_type": name, field.name: None}
         (tmp_path / "config.json").write_text(json.dumps(content))
         if field.name in allowed:
-            encoders.read_config(tmp_path)
+            encoders.read_encoder_config(tmp_path)
             continue
         with pytest.raises(ValueError, match=rf"config\.json: {field.name}\b.*(null|None)"):
-            encoders.read_config(tmp_path)
+            encoders.read_encoder_config(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, 5000, -1])
@@ -363,7 +365,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.config\.json: no such file"):
         load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        digest(tmp_path / "nowhere")
+        weights_digest(tmp_path / "nowhere")
     folder = checkpoint(tmp_path / "model")
     (folder / "model.safetensors").unlink()
     with pytest.raises(
@@ -546,7 +548,7 @@ def test_hub_names_are_downloaded_and_their_errors_are_one_line(tmp_path, monkey
     with pytest.raises(FileNotFoundError) as caught:
         locate("org/name")
     assert str(caught.value) == (
-        "'org/name': not a local folder, and not to be had from the Hugging Face Hub "
+        "'org/name': not a local folder, and not available from the Hugging Face Hub "
         "(OSError: 404 not found)"
     )
 
@@ -574,4 +576,4 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     last = done.stderr.decode().strip().splitlines()[-1]
     assert done.returncode == 1
-    assert last.startswith("FileNotFoundError: 'org/name': not a local folder, and not to be had")
+    assert last.startswith("FileNotFoundError: 'org/name': not a local folder, and not available")

@@ -118,11 +118,11 @@ def test_options_reach_the_model(tmp_path):
         ({QUERY: np.full((16, 16), np.nan)}, f"'{QUERY}' holds NaN or an infinity"),
         (
             {"model.layers.0.self_attn.q_proj.bias": np.ones(16)},
-            "has no use for tensor 'model.layers.0.self_attn.q_proj.bias'; nearest that it has",
+            "does not use tensor 'model.layers.0.self_attn.q_proj.bias'; nearest that it uses",
         ),
         (
             {"model.layers.2.mlp.up_proj.weight": np.ones((20, 16))},
-            "a llama with the 2 layers of config.json has no use for tensor 'model.layers.2.mlp.up",
+            "a llama with the 2 layers of config.json does not use tensor 'model.layers.2.mlp.up",
         ),
         ({"config": {**CASES["llama"], "num_hidden_layers": 3}}, "no tensor 'model.layers.2"),
         ({"config": {**CASES["llama"], "model_type": "qwen2"}}, "no tensor .*_proj.bias'; nearest"),

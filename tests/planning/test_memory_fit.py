@@ -257,7 +257,9 @@ def test_a_step_needs_no_more_than_one_written_by_hand(config_of):
     ours = fit(parse(config_of(sizes, tokens=tokens).to_dict()), topology("h100:8"), mesh, rows)
     tx = optax.chain(optax.clip_by_global_norm(0.3), optax.adamw(1e-4))
     devices, batch = make_mesh(*mesh), rows * mesh[0] * mesh[1]
-    by_hand = plain_step.compiled(sizes, devices, 16, batch, tokens, tx, options=fits.SIMULATED)
+    by_hand = plain_step.compiled(
+        sizes, devices, 16, batch, tokens, tx, options=fits.SIMULATION_OPTIONS
+    )
     memory = by_hand.memory_analysis()
     masks = rows * (2 * 4 * tokens + 2 * 4)  # that a step by hand does without
     assert abs(ours.arrays.total - masks - memory.argument_size_in_bytes) < 256

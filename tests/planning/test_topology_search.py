@@ -61,7 +61,7 @@ def said(_):
     [(10, "v5e:1x1"), (50, "v5e:2x2"), (100, "v5e:2x4"), (250, "v5e:4x4"), (3000, "v5e:16x16")],
 )
 def test_the_smallest_topology(search, monkeypatch, whole, smallest, refuses):
-    monkeypatch.setattr(topology_search, "SIMULATED", 256)
+    monkeypatch.setattr(topology_search, "MOST_SIMULATED", 256)
     compiler = Compiler(lambda devices, rows: whole / devices, refuses)
     found = topology_search.smallest({}, search(compiler, "v5e:4x4", 1), said)
     assert str(found.topology) == smallest

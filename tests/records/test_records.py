@@ -128,7 +128,7 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
         ({"evaluations": [{"step": 1, "seconds": "x", "score": 1.0}]}, "evaluations has "),
         ({"evaluations": [{"step": 1, "seconds": 1.0}]}, "evaluations has "),
         ({"samples": ["x"]}, "samples has 'x', expected texts by name"),
-        ({"extra": 1, "seed": "x"}, r"extra is no field of a record; seed is 'x'"),
+        ({"extra": 1, "seed": "x"}, r"extra is not a field of a record; seed is 'x'"),
     ],
 )
 def test_an_invalid_record_says_which_field_and_why(change, message):

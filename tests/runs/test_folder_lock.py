@@ -121,9 +121,7 @@ def test_who_removes_the_folder_ends_the_run_that_was_there(tmp_path):
         place.require()
         shutil.rmtree(folder)
         for _ in range(2):
-            with pytest.raises(
-                LostFolderError, match="run was removed or replaced while its run was"
-            ):
+            with pytest.raises(LostFolderError, match="run was removed or replaced during its run"):
                 place.require()
             folder.mkdir(exist_ok=True)
         with alone(folder):
@@ -169,7 +167,7 @@ def test_a_busy_trial_is_left_out_of_its_group(holder, monkeypatch):
         built.append(config.seed)
         raise RuntimeError("built")
 
-    monkeypatch.setattr(train_group, "load", lambda *_, **__: "loaded")
+    monkeypatch.setattr(run, "load", lambda *_, **__: "loaded")
     monkeypatch.setattr(run, "build", build)
     found = [str(each) for each in run.run_together(configs, folders)]
     assert "is training there" in found[1] and found[::2] == ["built"] * 2

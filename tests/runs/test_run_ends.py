@@ -54,7 +54,7 @@ def test_a_run_that_fails_says_so_in_its_record(failed):
 def test_a_run_does_not_go_on_with_other_data(failed, smoke, monkeypatch):
     monkeypatch.setattr(data.Task, "digest", lambda self: "of other data")
     with (
-        pytest.raises(ValueError, match="is of a run with other data"),
+        pytest.raises(ValueError, match="belongs to a run with other data"),
         jax.numpy_dtype_promotion("standard"),
     ):
         run.run(smoke(), failed)

@@ -46,7 +46,7 @@ def test_a_wrong_step_does_not_train(smoke, tmp_path, monkeypatch):
     made = Experiment.make_step
     config, folder = smoke(), tmp_path / "run"
     monkeypatch.setattr(Experiment, "make_step", lambda self: Wrong(made(self)))
-    said = r"gradient of layers/attention/query/kernel/[ab] is off by \S+, where dtypes explain"
+    said = r"gradient of layers/attention/query/kernel/[ab] is off by \S+, and dtypes explain only"
     with pytest.raises(ValueError, match=said) as caught:
         run.run(config, folder)
     message = str(caught.value)
@@ -119,7 +119,7 @@ def test_what_is_not_audited_says_so(smoke, monkeypatch, capsys):
     monkeypatch.setattr(memory, "host_memory", lambda: 1000)
     assert step_audit.of_program(*given).values() is None
     said = capsys.readouterr().out
-    assert "not audited for batches of 8 x 24: evaluated by NumPy it takes " in said
+    assert "not audited for batches of 8 x 24: its evaluation by NumPy takes " in said
     monkeypatch.setattr(step_audit, "said_by_all", lambda machine: ["another", machine, machine])
     assert step_audit._room() == 500
 

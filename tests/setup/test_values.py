@@ -116,12 +116,14 @@ def test_ids_beyond_the_vocabulary(kind):
     room = {} if kind == "gpt2" else {"max_position_embeddings": 64}
     content = {**PUBLISHED[kind], **room, "vocab_size": 40}
     assert read(kind, {**content, "pad_token_id": 39}).pad_token_id == 39
-    with pytest.raises(ValueError, match="pad_token_id 40 is beyond the vocabulary, of vocab_size"):
+    with pytest.raises(
+        ValueError, match="pad_token_id 40 is not in the vocabulary, whose vocab_size is"
+    ):
         read(kind, {**content, "pad_token_id": 40})
     if kind in DECODERS:
         with pytest.raises(ValueError, match=r"pad_token_id must be an integer >= 0, got \[3\]"):
             read(kind, {**content, "pad_token_id": [3]})
-        with pytest.raises(ValueError, match="eos_token_id 41 is beyond the vocabulary"):
+        with pytest.raises(ValueError, match="eos_token_id 41 is not in the vocabulary"):
             read(kind, {**content, "eos_token_id": [3, 41]})
 
 

@@ -19,7 +19,7 @@ from lora_jax.models.families.decoders import decoder_family_of
 from lora_jax.models.families.encoders import family_of
 from lora_jax.models.published.sharding_rules import DECODER, ENCODER, shardings_of
 from lora_jax.models.published.torch_names import path_of
-from lora_jax.sharding.mesh import SMALL, automatic, fitting, mesh_sizes, parts, specs_of
+from lora_jax.sharding.mesh import SMALL, automatic, fitting, mesh_sizes, part_count, specs_of
 from lora_jax.uses import WeightUse
 
 # ---- meshes --------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_sizes_make_up_the_devices_or_are_an_error():
     "sizes, message",
     [
         ((2, 2), "mesh 2,2: expected the sizes of data, fsdp, tensor"),
-        ((-1, -1, 1), "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, one of them or -1"),
+        ((-1, -1, 1), "mesh -1,-1,1: expected the sizes of data, fsdp, tensor, at most one -1"),
         ((0, 8, 1), "mesh 0,8,1: sizes must be at least 1, or -1"),
         ((-2, 8, 1), "mesh -2,8,1: sizes must be at least 1, or -1"),
         ((16, -1, 1), "mesh 16,-1,1 does not make up 8 devices"),
@@ -112,7 +112,7 @@ def test_an_axis_of_one_device_divides_everything():
     [
         ([("layers/up/kernel", P())], "no rule says how 'layers/down/kernel' is sharded; nearest: "
          "'layers/up/kernel'"),
-        ([(".*", P(None, None, "tensor"))], r"'layers/down/kernel' has 2 axes, its rule .* more"),
+        ([(".*", P(None, None, "tensor"))], r"'layers/down/kernel' has 2 axes, but .* has more"),
         ([(".*", P("model"))], "'layers/down/kernel': the mesh has no axis 'model', only data, f"),
         ([(".*", P(("fsdp", "x")))], "'layers/down/kernel': the mesh has no axis 'x', only data"),
         ([(".*", P("fsdp", "fsdp"))], "'layers/down/kernel': its rule .* names 'fsdp' twice"),
@@ -140,7 +140,7 @@ def test_what_fits_is_as_much_of_every_entry_as_divides_its_axis(axes, mesh, dat
         names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
         begun = [names[:count] for count in range(len(names) + 1)]
         fits = [some for some in begun if size % math.prod(mesh.shape[n] for n in some) == 0]
-        assert parts(each, mesh) == parts(fits[-1], mesh)
+        assert part_count(each, mesh) == part_count(fits[-1], mesh)
         assert (each if isinstance(each, tuple) else (each,) if each else ()) == fits[-1]
 
 
@@ -183,7 +183,7 @@ def test_large_matrices_are_cut_by_all_that_fits(inputs, outputs, mesh, stacked)
     if math.prod(shape) < SMALL:
         assert (into, out) == (None, None)
     elif inputs == outputs:
-        assert into is None and parts(out, mesh) == (
+        assert into is None and part_count(out, mesh) == (
             fsdp * tensor if outputs % (fsdp * tensor) == 0 else fsdp if outputs % fsdp == 0 else 1
         )
     else:

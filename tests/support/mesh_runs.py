@@ -14,7 +14,7 @@ from small_decoder import random_decoder, random_ids
 import lora_jax as lj
 import variants
 from lora_jax.models.published.sharding_rules import DECODER
-from lora_jax.sharding.layout import lay_out, placed
+from lora_jax.sharding.layout import lay_out, sharded_shape
 from lora_jax.training.step import TrainState, make_train_step
 
 SIZES = {"vocab_size": 24, "intermediate_size": 32, "attention_bias": True, "mlp_bias": True}
@@ -115,8 +115,8 @@ def program(problem, mesh):
     layout = lay_out(problem.adapted, mesh, problem.rules, *problem.inputs)
     trainable, frozen = layout.shapes(jax.random.key(0), *problem.inputs)
     start, shardings, step = _step(problem, layout, trainable, frozen)
-    state = jax.tree.map(placed, jax.eval_shape(start, trainable, frozen), shardings)
-    batch = {name: placed(array, layout.rows) for name, array in problem.batch.items()}
+    state = jax.tree.map(sharded_shape, jax.eval_shape(start, trainable, frozen), shardings)
+    batch = {name: sharded_shape(array, layout.rows) for name, array in problem.batch.items()}
     return step.lower(state, frozen, batch).compile()
 
 

@@ -37,7 +37,7 @@ def write(folder: Path) -> Path:
             shutil.copy(path, folder)
     content = json.loads((source / "config.json").read_text(encoding="utf-8")) | SIZES
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    config = encoders.read_config(folder)
+    config = encoders.read_encoder_config(folder)
     build = FAMILIES[config.model_type].classifier
     model = nnx.eval_shape(lambda: build(config, 2, "mean", rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(1)

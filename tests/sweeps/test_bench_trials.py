@@ -1,11 +1,11 @@
-"""The benchmark's own parts: sizes, learning rates, and what it reads from runs and logs."""
+"""The benchmark's own parts: sizes, learning rates, and what it reads from runs and groups."""
 
 import numpy as np
 import pytest
 from fake_records import write
 
 from experiments import bench_trials
-from experiments.runs.run import STEPPING
+from experiments.runs.group_folder import GroupFolder
 
 
 def test_sizes():
@@ -35,8 +35,13 @@ def test_losses_are_compared_by_seed(tmp_path):
     assert bench_trials._difference(tmp_path / "alone", tmp_path / "both") == 0.25
 
 
-def test_how_trials_stepped_is_read_from_the_log(tmp_path):
-    (tmp_path / "logs").mkdir()
-    said = f"{STEPPING} vmap (ms for a step of all: each 2.0, vmap 1.0)"
-    (tmp_path / "logs" / "a.log").write_text(f"before\n{said}\nafter\n", encoding="utf-8")
-    assert bench_trials._stepping(tmp_path) == said
+def test_how_trials_stepped_is_known_after_they_have_ended(tmp_path):
+    group = GroupFolder.of([{"seed": 0}], [tmp_path / "trials" / "0"])
+    group.begin([0])
+    group.settle("vmap", {"each": 0.002, "vmap": 0.001})
+    (group.path / "checkpoints").mkdir()
+    group.remove()
+    assert not group.path.exists()
+    said = "trials step by vmap (ms for a step of all: each 2.0, vmap 1.0)"
+    assert bench_trials._stepping(tmp_path, "chosen") == said
+    assert bench_trials._stepping(tmp_path, "map") == "trials step by map, as chosen before"

@@ -497,7 +497,7 @@ def test_mistakes_are_named(base):
         config_tables.render_table("lora_table2", results / "nowhere", "rich")
     path = results / "sst2" / "0" / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": -1, "extra": 1}))
-    with pytest.raises(ValueError, match=r"sst2/0/record.json: .*extra is no field"):
+    with pytest.raises(ValueError, match=r"sst2/0/record.json: .*extra is not a field"):
         config_tables.render_table("lora_table2", results, "rich")
 
 

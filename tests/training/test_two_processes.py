@@ -124,7 +124,7 @@ def test_two_processes_restore_what_one_saved(read, alone):
 def test_both_do_without_a_step_that_one_of_them_cannot_read(read):
     first, second = read[1]
     assert first["leaves"] == second["leaves"] and first["steps"] == second["steps"] == 30
-    assert "40 is damaged: process 1 says so" in first["warnings"][0]
+    assert "40 is damaged: found by process 1" in first["warnings"][0]
     assert "40 is damaged: OSError: the network is down" in second["warnings"][0]
 
 

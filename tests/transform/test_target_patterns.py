@@ -233,7 +233,11 @@ def test_the_summary_is_readable():
         ("all_linear", {}, r"'all_linear' matches no weight; nearest: 'all-linear'"),
         ([], {}, r"targets is empty; name weights, or leave it out for 'all-linear'"),
         ({}, {}, r"targets is empty"),
-        ({"up": None}, {}, r"nothing would train: all targets map to None; name it in also_train"),
+        (
+            {"up": None},
+            {},
+            r"nothing would train: all targets map to None; name parameters in also_train",
+        ),
         (None, {}, r"targets must be patterns, or map patterns to variants, not None"),
         (len, {}, r"targets must be patterns.*, not <built-in function len>"),
         (["up", 3], {}, r"targets: 3 is not a pattern"),

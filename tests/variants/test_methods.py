@@ -460,8 +460,12 @@ def test_head_only_trains_what_it_is_told(bert):
 @pytest.mark.parametrize(
     "variant, options, message",
     [
-        (HeadOnly(), {}, "nothing would train: HeadOnly adapts nothing; name it in also_train"),
-        (BitFit("nothing"), {}, "nothing would train: BitFit adapts nothing; name it in"),
+        (
+            HeadOnly(),
+            {},
+            "nothing would train: HeadOnly adapts nothing; name parameters in also_train",
+        ),
+        (BitFit("nothing"), {}, "nothing would train: BitFit adapts nothing; name param"),
         (HeadOnly(), {"also_train": "clasifier/.*"}, "pattern 'clasifier/.*' matches no parameter"),
         (Full(), {"targets": "qery/kernel"}, "pattern 'qery/kernel' matches no weight; nearest:"),
         (HeadOnly(), {"also_train": "steps"}, "'steps' cannot be trained: its dtype is int32"),

@@ -16,7 +16,7 @@ from lora_jax.data.tasks.shuffle import permutation
 from lora_jax.data.tokenizing.tokenize import Encoded
 
 
-class Batch(NamedTuple):
+class PlannedBatch(NamedTuple):
     """One batch: its padded length, and the indices (int64) of at most `batch_size` examples."""
 
     padded_length: int
@@ -76,7 +76,7 @@ def plan_epoch(
     boundaries: Sequence[int],
     seed: int,
     epoch: int,
-) -> list[Batch]:
+) -> list[PlannedBatch]:
     """The `ceil(len(lengths) / batch_size)` batches of one epoch: every example once.
 
     Examples that do not fill a batch of their bucket move to the next longer bucket and come first
@@ -91,7 +91,7 @@ def plan_epoch(
 
 def eval_plan(
     lengths: Sequence[int] | np.ndarray, batch_size: int, boundaries: Sequence[int]
-) -> list[Batch]:
+) -> list[PlannedBatch]:
     """The batches of one pass without shuffling, shortest first: every example exactly once.
 
     Filled as in `plan_epoch`; `in_order` puts a model's outputs back into the order of the data.
@@ -100,7 +100,7 @@ def eval_plan(
     return _fill(lengths, np.arange(len(lengths)), batch_size, boundaries)
 
 
-def in_order(plan: Sequence[Batch], outputs: Sequence[np.ndarray]) -> np.ndarray:
+def in_order(plan: Sequence[PlannedBatch], outputs: Sequence[np.ndarray]) -> np.ndarray:
     """Join the outputs (B, ...) of a plan's batches into one array (n, ...) in the data's order.
 
     Rows that only fill up a batch are left out.
@@ -133,11 +133,11 @@ class BatchPlan:
         """The epoch of a step and its place in that epoch."""
         return divmod(step, self.steps_per_epoch)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> PlannedBatch:
         """The batch of a step. This plans the whole epoch: for many steps, iterate `start`."""
         return next(self.start(step))
 
-    def start(self, step: int = 0) -> Iterator[Batch]:
+    def start(self, step: int = 0) -> Iterator[PlannedBatch]:
         """Yield the batches from a step on, without end."""
         epoch, place = self.locate(step)
         while True:
@@ -185,7 +185,7 @@ def collate(
 
 def _fill(
     lengths: np.ndarray, order: np.ndarray, batch_size: int, boundaries: Sequence[int]
-) -> list[Batch]:
+) -> list[PlannedBatch]:
     """Make full batches bucket by bucket; leftovers move to the next one. The last may be short.
 
     Leftovers come first in the next bucket, so the shapes depend only on the number of examples in
@@ -209,8 +209,8 @@ def _fill(
         waiting = np.concatenate([waiting, order[buckets == bucket]])
         full = len(waiting) // batch_size * batch_size
         for start in range(0, full, batch_size):
-            batches.append(Batch(padded_length, waiting[start : start + batch_size]))
+            batches.append(PlannedBatch(padded_length, waiting[start : start + batch_size]))
         waiting = waiting[full:]
     if len(waiting):
-        batches.append(Batch(boundaries[-1], waiting))
+        batches.append(PlannedBatch(boundaries[-1], waiting))
     return batches

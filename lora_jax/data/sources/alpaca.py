@@ -45,8 +45,8 @@ def load(
         return TextTask(name, parts["train"], parts["validation"], extra)
     if not validation and len(parts["train"]) <= HELD_OUT:
         raise ValueError(
-            f"{paths['train']} has {len(parts['train'])} examples, of which {HELD_OUT} would be "
-            "held out to validate on: give data.files.validation, or data.validation for fewer"
+            f"{paths['train']} has {len(parts['train'])} examples, and {HELD_OUT} are to be held "
+            "out for validation: give data.files.validation, or a smaller data.validation"
         )
     whole = TextTask(name, parts["train"], parts["train"])
     held = whole.hold_out(validation or HELD_OUT)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_jax.data.tasks.examples import Examples
-from lora_jax.data.tasks.glue import SPECS, Part, Spec
+from lora_jax.data.tasks.glue import SPECS, TaskPart, TaskSpec
 from lora_jax.data.tasks.task import Task
 
 
@@ -24,7 +24,7 @@ class Record(NamedTuple):
 
 # From a task's name, its spec and a part: the records in the order of the source, or None if the
 # part is optional and missing.
-Read = Callable[[str, Spec, Part], Sequence[Record] | None]
+Read = Callable[[str, TaskSpec, TaskPart], Sequence[Record] | None]
 
 
 def assemble(name: str, read: Read) -> Task:
@@ -70,7 +70,7 @@ def assemble(name: str, read: Read) -> Task:
     )
 
 
-def examples(spec: Spec, name: str, records: Sequence[Record]) -> Examples:
+def examples(spec: TaskSpec, name: str, records: Sequence[Record]) -> Examples:
     """The examples of one part; an id is the record's place, then `-` and the choice if several."""
     texts, seconds, labels, ids = [], [], [], []
     for place, record in enumerate(records):

@@ -112,7 +112,7 @@ def _choices(where: str, entry: dict[str, str]) -> list[str]:
 def _part(name: str, folder: Path, part: str) -> Prompts:
     path = folder / name / f"{part}.json"
     if not path.is_file():
-        end = f"; it can be evaluated on beside others: '{name}+...'" if part == "train" else ""
+        end = f"; to evaluate on it, train on others: '{name}+...'" if part == "train" else ""
         raise FileNotFoundError(f"{folder} has no {name}/{part}.json{end}")
     return examples(f"{name}/{part}", path, name)
 

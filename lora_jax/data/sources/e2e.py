@@ -79,7 +79,9 @@ def linear(representation: str) -> str:
     if not slots or ", ".join(f"{name.strip()}[{value}]" for name, value in slots) != (
         representation.strip()
     ):
-        raise ValueError(f"'{representation}' is no meaning representation: name[...], area[...]")
+        raise ValueError(
+            f"'{representation}' is not a meaning representation, such as name[...], area[...]"
+        )
     return " | ".join(
         f"{_SLOTS.get(name.strip(), name.strip())} : {value}" for name, value in slots
     )

@@ -72,7 +72,7 @@ def _list(path: Path) -> list[Any]:
     try:
         found = json_text.read(path)
     except ValueError as error:
-        raise ValueError(f"{error} (of lines, name it .jsonl)") from None
+        raise ValueError(f"{error} (if each line is an entry, name it .jsonl)") from None
     if not isinstance(found, list):
         raise ValueError(f"{path} is not a list of entries")
     return found

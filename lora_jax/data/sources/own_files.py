@@ -55,10 +55,12 @@ def load(
             raise ValueError(f"data.files needs '{key}'")
     for key in ("label", "second_text"):
         if given["text"] == given.get(key):
-            raise ValueError(f"data.files.text and data.files.{key} are one column, {given[key]!r}")
+            raise ValueError(
+                f"data.files.text and data.files.{key} are the same column, {given[key]!r}"
+            )
     if "validation" not in given and not validation:
         raise ValueError(
-            "data.files needs 'validation', or data.validation examples to hold out of train"
+            "data.files needs 'validation', or data.validation the number of examples to hold out"
         )
     paths = {
         part: Path(folder or "") / given[part]
@@ -153,7 +155,7 @@ def _check_look_alikes(path: Path, read: Sequence[rows.Row], labels: Sequence[st
         if known != label:
             raise ValueError(
                 f"{path}, line {row.line}: label {label!a} looks like {known!a} before it; write "
-                "both in one way"
+                "both in the same way"
             )
 
 

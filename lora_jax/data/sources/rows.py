@@ -96,12 +96,11 @@ def written(path: Path, row: Row, column: str) -> str:
         found = text(path, row, column)
         if found != found.strip() and found.strip():
             raise ValueError(
-                f"{path}, line {row.line}: '{column}' is {found!r}, with spaces around"
+                f"{path}, line {row.line}: '{column}' is {found!r}, with spaces around it"
             )
         if found.strip() and not _JOINER.sub("", found).isprintable():
             raise ValueError(
-                f"{path}, line {row.line}: '{column}' is {found!a}, with a character that is "
-                "not seen"
+                f"{path}, line {row.line}: '{column}' is {found!a}, with an invisible character"
             )
         return found.strip()
     if isinstance(found, bool):

@@ -18,7 +18,7 @@ import numpy as np
 
 from lora_jax.data.sources import tsv
 from lora_jax.data.sources.assemble import Record, assemble
-from lora_jax.data.tasks.glue import Part, Spec
+from lora_jax.data.tasks.glue import TaskPart, TaskSpec
 from lora_jax.data.tasks.task import Task
 from lora_jax.data.tokenizing.cache import cache_folder
 from lora_jax.files.archives import open_zip
@@ -45,7 +45,7 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
     """
     data_dir = Path(prepared) if prepared is not None else cache_folder() / "tfds"
 
-    def read(name: str, spec: Spec, part: Part) -> list[Record] | None:
+    def read(name: str, spec: TaskSpec, part: TaskPart) -> list[Record] | None:
         if not part.split:
             return _beside(folder, spec, part)
         return read_part(find(name, spec, None if folder is None else Path(folder), data_dir), part)
@@ -53,7 +53,7 @@ def load(name: str, folder: str | Path | None = None, prepared: str | Path | Non
     return assemble(name, read)
 
 
-def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
+def find(name: str, spec: TaskSpec, folder: Path | None, data_dir: Path) -> Any:
     """The builder of a task, with its data prepared."""
     tfds = _library(name)
     if folder is not None and (ready := _ready(tfds, name, folder)) is not None:
@@ -61,7 +61,7 @@ def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     classes = getattr(builder.info.features["label"], "names", None)
     if classes != (None if spec.label_names is None else list(spec.label_names)):
-        raise ValueError(f"this tensorflow-datasets has {name} with other classes, {classes}")
+        raise ValueError(f"{name} has other classes in this tensorflow-datasets: {classes}")
     if builder.is_prepared():
         return builder
     if folder is not None and (missing := [a for a in spec.archives if not (folder / a).is_file()]):
@@ -82,15 +82,15 @@ def find(name: str, spec: Spec, folder: Path | None, data_dir: Path) -> Any:
     return builder
 
 
-def _advice(spec: Spec) -> str:
-    return f"; it can be taken from data.folder with {', '.join(spec.archives)}"
+def _advice(spec: TaskSpec) -> str:
+    return f"; to read it from a folder, set data.folder to one with {', '.join(spec.archives)}"
 
 
-def _downloaded(downloads: Path, spec: Spec) -> bool:
+def _downloaded(downloads: Path, spec: TaskSpec) -> bool:
     return all(any(downloads.rglob(f"*{archive}*")) for archive in spec.archives)
 
 
-def _check_reachable(name: str, builder: Any, spec: Spec):
+def _check_reachable(name: str, builder: Any, spec: TaskSpec):
     """Raise a ValueError at once without a network: tensorflow-datasets would try for minutes."""
     if urllib.request.getproxies():
         return  # proxies resolve the host names
@@ -105,7 +105,7 @@ def _check_reachable(name: str, builder: Any, spec: Spec):
             ) from error
 
 
-def read_part(builder: Any, part: Part) -> list[Record]:
+def read_part(builder: Any, part: TaskPart) -> list[Record]:
     """The records of one split in the order of the official file; the stored order is shuffled."""
     try:
         items = _items(builder.as_data_source(part.split))
@@ -121,7 +121,7 @@ def read_part(builder: Any, part: Part) -> list[Record]:
         raise ValueError(f"{builder.data_dir}: {part.split} cannot be read: {said}") from error
 
 
-def _beside(folder: str | Path | None, spec: Spec, part: Part) -> list[Record] | None:
+def _beside(folder: str | Path | None, spec: TaskSpec, part: TaskPart) -> list[Record] | None:
     """The records of a part that only a file in the folder has; None if there is no such file."""
     files = [] if folder is None else [Path(folder) / file for file in part.files]
     found = [file for file in files if file.is_file()]

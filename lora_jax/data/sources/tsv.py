@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_jax.data.sources import rows
 from lora_jax.data.sources.assemble import Record, assemble
-from lora_jax.data.tasks.glue import Part, Spec
+from lora_jax.data.tasks.glue import TaskPart, TaskSpec
 from lora_jax.data.tasks.task import Task
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
@@ -23,7 +23,7 @@ def load(name: str, folder: str | Path) -> Task:
     cannot be read.
     """
 
-    def read(name: str, spec: Spec, part: Part) -> list[Record] | None:
+    def read(name: str, spec: TaskSpec, part: TaskPart) -> list[Record] | None:
         place = find(Path(folder), spec)
         for file in part.files:
             if (place / file).is_file():
@@ -40,7 +40,7 @@ def load(name: str, folder: str | Path) -> Task:
     return assemble(name, read)
 
 
-def find(folder: Path, spec: Spec) -> Path:
+def find(folder: Path, spec: TaskSpec) -> Path:
     """The folder of a task: in `folder`, in a folder inside it, or `folder` itself."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -59,7 +59,7 @@ def find(folder: Path, spec: Spec) -> Path:
     return (fitting or places)[0]
 
 
-def read_part(path: Path, spec: Spec, part: Part) -> list[Record]:
+def read_part(path: Path, spec: TaskSpec, part: TaskPart) -> list[Record]:
     """The records of one official file, sorted by `idx` if all have one."""
     header = spec.header if part.labelled else ()
     found = rows.read_rows(path, header, any_width=True)

@@ -46,7 +46,8 @@ class Examples:
     def _checked(self, labels: np.ndarray) -> np.ndarray:
         if labels.ndim != 1:
             raise ValueError(
-                f"data set {self.name!r}: labels have shape {labels.shape}, not one number a text"
+                f"data set {self.name!r}: labels have shape {labels.shape}, "
+                "not one number for each text"
             )
         if labels.dtype.kind in "iub":
             if (

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TaskPart:
     """One part of a task: its file in the official layout, and its split in tensorflow-datasets."""
 
     name: str
@@ -23,7 +23,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class TaskSpec:
     """One task.
 
     `columns` maps each text's name in tensorflow-datasets to its column in the official files.
@@ -32,7 +32,7 @@ class Spec:
     """
 
     folders: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[TaskPart, ...]
     columns: Mapping[str, str]
     text: str
     seconds: tuple[str, ...]
@@ -56,28 +56,28 @@ class Spec:
 
 
 _GLUE = (
-    Part("train", ("train.tsv",), "train"),
-    Part("validation", ("dev.tsv",), "validation"),
-    Part("test", ("test.tsv",), "test", labelled=False),
+    TaskPart("train", ("train.tsv",), "train"),
+    TaskPart("validation", ("dev.tsv",), "validation"),
+    TaskPart("test", ("test.tsv",), "test", labelled=False),
 )
 _MNLI = (
-    Part("train", ("train.tsv",), "train"),
-    Part("validation", ("dev_matched.tsv",), "validation_matched"),
-    Part("mismatched", ("dev_mismatched.tsv",), "validation_mismatched"),
-    Part("test_matched", ("test_matched.tsv",), "test_matched", labelled=False),
-    Part("test_mismatched", ("test_mismatched.tsv",), "test_mismatched", labelled=False),
+    TaskPart("train", ("train.tsv",), "train"),
+    TaskPart("validation", ("dev_matched.tsv",), "validation_matched"),
+    TaskPart("mismatched", ("dev_mismatched.tsv",), "validation_mismatched"),
+    TaskPart("test_matched", ("test_matched.tsv",), "test_matched", labelled=False),
+    TaskPart("test_mismatched", ("test_mismatched.tsv",), "test_mismatched", labelled=False),
 )
 _SUPER_GLUE = (
-    Part("train", ("train.jsonl",), "train"),
-    Part("validation", ("val.jsonl",), "validation"),
-    Part("test", ("test.jsonl",), "test", labelled=False),
+    TaskPart("train", ("train.jsonl",), "train"),
+    TaskPart("validation", ("val.jsonl",), "validation"),
+    TaskPart("test", ("test.jsonl",), "test", labelled=False),
 )
 _SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
 _NLI = {"premise": "premise", "hypothesis": "hypothesis"}
 _ACCURACY_F1 = ("accuracy", "f1", "accuracy_f1")
 
-SPECS: Mapping[str, Spec] = {
-    "glue/cola": Spec(
+SPECS: Mapping[str, TaskSpec] = {
+    "glue/cola": TaskSpec(
         folders=("CoLA",),
         parts=_GLUE,
         columns={"sentence": "sentence"},
@@ -89,7 +89,7 @@ SPECS: Mapping[str, Spec] = {
         label="is_acceptable",
         header=("source", "is_acceptable", "author_mark", "sentence"),
     ),
-    "glue/sst2": Spec(
+    "glue/sst2": TaskSpec(
         folders=("SST-2",),
         parts=_GLUE,
         columns={"sentence": "sentence"},
@@ -99,7 +99,7 @@ SPECS: Mapping[str, Spec] = {
         metrics=("accuracy",),
         archives=("SST-2.zip",),
     ),
-    "glue/mrpc": Spec(
+    "glue/mrpc": TaskSpec(
         folders=("MRPC",),
         parts=_GLUE,
         columns={"sentence1": "#1 String", "sentence2": "#2 String"},
@@ -114,7 +114,7 @@ SPECS: Mapping[str, Spec] = {
         ),
         label="Quality",
     ),
-    "glue/qqp": Spec(
+    "glue/qqp": TaskSpec(
         folders=("QQP",),
         parts=_GLUE,
         columns={"question1": "question1", "question2": "question2"},
@@ -126,7 +126,7 @@ SPECS: Mapping[str, Spec] = {
         label="is_duplicate",
         skip_incomplete=True,
     ),
-    "glue/stsb": Spec(
+    "glue/stsb": TaskSpec(
         folders=("STS-B",),
         parts=_GLUE,
         columns=_SENTENCES,
@@ -137,7 +137,7 @@ SPECS: Mapping[str, Spec] = {
         archives=("STS-B.zip",),
         label="score",
     ),
-    "glue/mnli": Spec(
+    "glue/mnli": TaskSpec(
         folders=("MNLI",),
         parts=_MNLI,
         columns={"premise": "sentence1", "hypothesis": "sentence2"},
@@ -148,7 +148,7 @@ SPECS: Mapping[str, Spec] = {
         archives=("MNLI.zip",),
         label="gold_label",
     ),
-    "glue/qnli": Spec(
+    "glue/qnli": TaskSpec(
         folders=("QNLI",),
         parts=_GLUE,
         columns={"question": "question", "sentence": "sentence"},
@@ -158,7 +158,7 @@ SPECS: Mapping[str, Spec] = {
         metrics=("accuracy",),
         archives=("QNLIv2.zip",),
     ),
-    "glue/rte": Spec(
+    "glue/rte": TaskSpec(
         folders=("RTE",),
         parts=_GLUE,
         columns=_SENTENCES,
@@ -168,7 +168,7 @@ SPECS: Mapping[str, Spec] = {
         metrics=("accuracy",),
         archives=("RTE.zip",),
     ),
-    "glue/wnli": Spec(
+    "glue/wnli": TaskSpec(
         folders=("WNLI",),
         parts=_GLUE,
         columns=_SENTENCES,
@@ -178,11 +178,11 @@ SPECS: Mapping[str, Spec] = {
         metrics=("accuracy",),
         archives=("WNLI.zip",),
     ),
-    "glue/ax": Spec(
+    "glue/ax": TaskSpec(
         folders=("diagnostic", "AX"),
         parts=(
-            Part("diagnostic", ("diagnostic.tsv", "AX.tsv"), "test", labelled=False),
-            Part(
+            TaskPart("diagnostic", ("diagnostic.tsv", "AX.tsv"), "test", labelled=False),
+            TaskPart(
                 "ax",
                 ("diagnostic-full.tsv",),
                 "",
@@ -202,7 +202,7 @@ SPECS: Mapping[str, Spec] = {
         archives=("tsvsWithoutLabels_AX.tsv",),
         trained_on="glue/mnli",
     ),
-    "super_glue/boolq": Spec(
+    "super_glue/boolq": TaskSpec(
         folders=("BoolQ",),
         parts=_SUPER_GLUE,
         columns={"question": "question", "passage": "passage"},
@@ -212,7 +212,7 @@ SPECS: Mapping[str, Spec] = {
         metrics=("accuracy",),
         archives=("BoolQ.zip",),
     ),
-    "super_glue/cb": Spec(
+    "super_glue/cb": TaskSpec(
         folders=("CB",),
         parts=_SUPER_GLUE,
         columns=_NLI,
@@ -222,7 +222,7 @@ SPECS: Mapping[str, Spec] = {
         metrics=_ACCURACY_F1,
         archives=("CB.zip",),
     ),
-    "super_glue/copa": Spec(
+    "super_glue/copa": TaskSpec(
         folders=("COPA",),
         parts=_SUPER_GLUE,
         columns={name: name for name in ("premise", "choice1", "choice2", "question")},
@@ -233,7 +233,7 @@ SPECS: Mapping[str, Spec] = {
         archives=("COPA.zip",),
         phrases={"cause": "What was the cause?", "effect": "What happened as a result?"},
     ),
-    "super_glue/wic": Spec(
+    "super_glue/wic": TaskSpec(
         folders=("WiC",),
         parts=_SUPER_GLUE,
         columns={name: name for name in ("word", "sentence1", "sentence2")},
@@ -243,7 +243,7 @@ SPECS: Mapping[str, Spec] = {
         metrics=("accuracy",),
         archives=("WiC.zip",),
     ),
-    "super_glue/rte": Spec(
+    "super_glue/rte": TaskSpec(
         folders=("RTE",),
         parts=_SUPER_GLUE,
         columns=_NLI,

@@ -59,7 +59,7 @@ class Prompts:
                     f"but {len(values)} {field}"
                 )
         if (self.options is None) != (self.answers is None):
-            raise ValueError(f"data set {self.name!r}: options and answers come together")
+            raise ValueError(f"data set {self.name!r}: options and answers must be given together")
         if self.options is not None:
             self._check_options(self.options)
             object.__setattr__(self, "answers", self._checked(np.asarray(self.answers)))
@@ -79,7 +79,7 @@ class Prompts:
         if answers.ndim != 1 or answers.dtype.kind not in "iu":
             raise ValueError(
                 f"data set {self.name!r}: answers are {answers.dtype} of shape {answers.shape}, "
-                "not one integer a prompt"
+                "not one integer for each prompt"
             )
         answers = answers.astype(np.int64)
         outside = np.flatnonzero((answers < 0) | (answers >= self.option_counts))

@@ -58,7 +58,7 @@ def _split(
         if len(chosen) < quota:
             raise ValueError(
                 f"data set {examples.name!r}: class {stratum} has {len(chosen)} examples "
-                f"without a duplicate, {quota} are to be held out"
+                f"without a duplicate, but {quota} are to be held out"
             )
         held_out[chosen] = True
     held_out = np.repeat(held_out, choices)

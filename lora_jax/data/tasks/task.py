@@ -52,7 +52,9 @@ class Task:
                 f"task {self.name!r}: the main metric {self.metric!r} is not among {self.metrics}"
             )
         if unknown := self.extra_metrics.keys() - self.extra.keys():
-            raise ValueError(f"task {self.name!r}: extra_metrics of no extra part {min(unknown)!r}")
+            raise ValueError(
+                f"task {self.name!r}: extra_metrics has {min(unknown)!r}, which is no extra part"
+            )
         for part in (self.train, self.validation):
             self._check_differ(part, self._check_labels(part))
         for part in self.extra.values():
@@ -90,8 +92,8 @@ class Task:
             len(labels) % self.choices or (labels.reshape(-1, self.choices).sum(1) != 1).any()
         ):
             raise ValueError(
-                f"data set {part.name!r}: not every {self.choices} examples in a row "
-                "have one right choice"
+                f"data set {part.name!r}: each {self.choices} examples in a row must have "
+                "exactly one right choice"
             )
         return labels
 

@@ -92,8 +92,8 @@ class TextTask:
         """
         if self.validation.options is not None and self.train.options is None:
             raise ValueError(
-                f"task {self.name!r}: {self.train.name!r} has no options to validate on, "
-                f"as {self.validation.name!r} has"
+                f"task {self.name!r}: {self.validation.name!r} has options, but "
+                f"{self.train.name!r} has none to hold out for validation"
             )
         held = _draw(self, size, seed)
         together = _together(self.train)

@@ -163,7 +163,7 @@ def _named(published: Any, file: Path) -> dict[str, str]:
         isinstance(each, str) for item in published.items() for each in item
     ):
         return published
-    raise ValueError(f"{file}: chat_template must be text, or a list of a name and a template each")
+    raise ValueError(f"{file}: chat_template must be text, or a list of names with templates")
 
 
 def _text(file: Path) -> str:

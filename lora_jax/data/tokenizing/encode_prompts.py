@@ -204,12 +204,12 @@ def _rows(
         if room < 0 or (room == 0 and not start):
             raise NoRoomError(
                 f"data set {prompts.name!r}, example {owner}: max_length {max_length} leaves "
-                f"no room for its completion of {len(follow)} tokens and one before it"
+                f"no room for its completion of {len(follow)} tokens and a token before it"
             )
         if not start and not before:
             raise ValueError(
                 f"data set {prompts.name!r}, example {owner}: an empty prompt needs a model "
-                "whose texts begin with a token of their own"
+                "with a token that begins every text"
             )
         truncated += len(before) > room
         context = [*start, *before[max(len(before) - room, 0) :]]

@@ -132,7 +132,7 @@ def _pairs(merges: list[str]) -> list[tuple[str, str]]:
     for merge in merges:
         first, _, second = merge.partition(" ")
         if not first or not second or " " in second:
-            raise ValueError(f"{shown(merge)} is not a merge, two tokens with a space between")
+            raise ValueError(f"{shown(merge)} is not a merge: two tokens and a space between them")
         pairs.append((first, second))
     return pairs
 

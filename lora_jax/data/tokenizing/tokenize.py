@@ -108,7 +108,7 @@ def _load_gguf(file: GgufFile) -> Tokenizer:
     bos, eos, pad = (gguf_token_id(file, name) for name in ("bos", "eos", "padding"))
     pad = eos if pad is None else pad
     if pad is None:
-        raise ValueError(f"{file.path} has no padding token, nor one that ends a text")
+        raise ValueError(f"{file.path} has neither a padding token nor one that ends a text")
     return _plain(backend, pad, bos, eos)
 
 
@@ -154,7 +154,7 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     if max_length < least:
         raise NoRoomError(
             f"data set {examples.name!r}: max_length {max_length} leaves no room for text, "
-            f"the least is {least}"
+            f"it must be at least {least}"
         )
     backend.enable_truncation(max_length, strategy="longest_first")
     try:

@@ -99,7 +99,7 @@ def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """
     model = _read_spm(path)
     if model.trainer_spec.model_type != 1:
-        raise ValueError(f"{path}: not a unigram model, which DeBERTa's is")
+        raise ValueError(f"{path}: not a unigram model, as DeBERTa needs")
     try:
         return _unigram(path, model, settings)
     except Exception as error:  # a piece that is not text, a bad table or id
@@ -110,7 +110,7 @@ def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
 
 def _unigram(path: Path, model: Any, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     if not all(math.isfinite(piece.score) for piece in model.pieces):
-        raise ValueError(f"{path}: a piece has a score that is no finite number")
+        raise ValueError(f"{path}: a piece has a score that is not a finite number")
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
     _require(["[PAD]", "[UNK]", "[CLS]", "[SEP]"], ids, f"{path} is not a DeBERTa vocabulary")

@@ -118,7 +118,9 @@ class LlamaConfig:
             check_heads(self.hidden_size, self.num_attention_heads)
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for its halves to turn, got {self.head_dim}")
+            raise ValueError(
+                f"head_dim must be even, as rope turns its halves, got {self.head_dim}"
+            )
         if self.num_key_value_heads == 0:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:

@@ -15,7 +15,7 @@ from lora_jax.models.parts.modules import (
     dropout,
     masked_mean,
     split_keys,
-    stack,
+    stack_layers,
     wide,
 )
 
@@ -54,7 +54,7 @@ class EncoderClassifier(nnx.Module):
         width, std = config.hidden_size, config.initializer_range
         self.embeddings = self.embeddings_type(config, param_dtype, rngs)
         make = functools.partial(self.layer_type, config, param_dtype)
-        self.layers = stack(make, config.num_hidden_layers, rngs)
+        self.layers = stack_layers(make, config.num_hidden_layers, rngs)
         if pool == "cls":
             self.pooler = Linear(width, width, std, param_dtype, rngs)
         self.classifier = Linear(width, num_labels, std, param_dtype, rngs)

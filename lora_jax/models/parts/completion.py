@@ -50,7 +50,7 @@ def _likelihoods(
     decoder: Decoder, longest: int, options: int, chunk: int, smoothing: float, branched: bool
 ) -> tuple[Callable[..., Array], nnx.State]:
     if longest < 1 or options < 1:
-        raise ValueError(f"there must be a completion of a token, got {options} of {longest}")
+        raise ValueError(f"expected completions of one token or more, got {options} of {longest}")
     graph, params = nnx.split(decoder)
 
     def forward(

@@ -117,7 +117,7 @@ def check_known_tokens(config: Mapping[str, Any], vocab_size: int) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if beyond := [each for each in token_ids(name, config.get(name)) if each >= vocab_size]:
             raise ValueError(
-                f"{name} {beyond[0]} is beyond the vocabulary, of vocab_size {vocab_size}"
+                f"{name} {beyond[0]} is not in the vocabulary, whose vocab_size is {vocab_size}"
             )
 
 

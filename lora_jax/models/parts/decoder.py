@@ -18,7 +18,7 @@ from lora_jax.models.parts.causal_attention import (
     restarting,
     visible,
 )
-from lora_jax.models.parts.modules import Embedding, Linear, dropout, split_keys, stack, wide
+from lora_jax.models.parts.modules import Embedding, Linear, dropout, split_keys, stack_layers, wide
 from lora_jax.models.parts.rope import Rotation
 
 POLICIES = (
@@ -102,7 +102,7 @@ class Decoder(nnx.Module):
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
         self.embedding = Embedding(*sizes, param_dtype, rngs)
         make = functools.partial(self.layer_type, config, param_dtype)
-        self.layers = stack(make, config.num_hidden_layers, rngs)
+        self.layers = stack_layers(make, config.num_hidden_layers, rngs)
         self.layers.activations = Activations(mesh)
         self.norm = self.make_norm(config, param_dtype)
         if not config.tie_word_embeddings:

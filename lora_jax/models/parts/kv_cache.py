@@ -60,7 +60,9 @@ def empty_cache(decoder: Decoder, batch: int, capacity: int) -> KVCache:
     """
     config = decoder.config
     if batch < 1 or capacity < 1:
-        raise ValueError(f"a cache needs a row and a slot, got {batch} rows of {capacity} slots")
+        raise ValueError(
+            f"a cache needs at least one row and one slot, got {batch} rows of {capacity} slots"
+        )
     if capacity > config.max_tokens:
         raise ValueError(
             f"a cache of {capacity} tokens; the model takes at most {config.max_tokens}"

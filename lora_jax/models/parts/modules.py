@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 Pool = Literal["cls", "mean"]
-Layer = TypeVar("Layer")
+LayerT = TypeVar("LayerT")
 
 
 def check_head(num_labels: int, pool: str) -> None:
@@ -118,12 +118,12 @@ class Embedding(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
 
 
-def stack(make: Callable[[nnx.Rngs], Layer], copies: int, rngs: nnx.Rngs) -> Layer:
+def stack_layers(make: Callable[[nnx.Rngs], LayerT], copies: int, rngs: nnx.Rngs) -> LayerT:
     """Stack layers: every parameter gets a leading axis, and every layer its own random key."""
 
     @nnx.split_rngs(splits=copies)
     @nnx.vmap
-    def layers(rngs: nnx.Rngs) -> Layer:
+    def layers(rngs: nnx.Rngs) -> LayerT:
         return make(rngs)
 
     return layers(rngs)

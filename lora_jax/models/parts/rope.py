@@ -178,7 +178,7 @@ def _yarn(rope: Rope, plain: np.ndarray) -> tuple[np.ndarray, float]:
 def _number(value: float | None) -> float:
     """The number; `__post_init__` has already checked that it is not None."""
     if value is None:
-        raise ValueError("the scaling lacks a number")
+        raise ValueError("a number of the scaling is missing")
     return value
 
 

@@ -122,7 +122,7 @@ def check_no_others(
             near = nearest(name, known)
             raise ValueError(
                 f"{folder}: a {config.model_type} with the {config.num_hidden_layers} layers of "
-                f"config.json has no use for tensor {name!r}; nearest that it has: {near}"
+                f"config.json does not use tensor {name!r}; nearest that it uses: {near}"
             )
 
 

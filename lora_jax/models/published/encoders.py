@@ -63,7 +63,7 @@ class Loaded(NamedTuple):
         return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, params))
 
 
-def read_config(folder: str | Path) -> Config:
+def read_encoder_config(folder: str | Path) -> Config:
     """The checked config.json of a folder."""
     if (gguf := find_gguf(folder)) is not None:
         raise ValueError(
@@ -107,7 +107,7 @@ def load_classifier(
             the available memory holds (`lora_jax.sharding.memory`); or a tensor with a non-finite
             value.
     """
-    config = read_config(folder)
+    config = read_encoder_config(folder)
     if head_dropout is not None:
         config = config.with_head_dropout(head_dropout)
     weights = Weights(folder, prefix(config))

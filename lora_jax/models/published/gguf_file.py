@@ -118,7 +118,7 @@ def _bounded(reader: Any) -> Any:
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             end = int(offset) + np.dtype(dtype).itemsize * int(count)
             if end > len(self.data):
-                raise ValueError(f"it ends at byte {len(self.data):,}, and says {end:,}")
+                raise ValueError(f"it ends at byte {len(self.data):,}, and a value at byte {end:,}")
             return super()._get(offset, dtype, count, override_order)
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:

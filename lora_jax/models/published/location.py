@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_jax.models.published.weight_files import (
     INDEX,
     SINGLE,
-    digest,
+    weights_digest,
 )
 
 # all-MiniLM-L6-v2: the digest of its weights, and the packages with it (module, folder inside).
@@ -94,7 +94,7 @@ def _installed_minilm() -> Path:
         for root in (spec and spec.submodule_search_locations) or ():
             folder = Path(root) / inside
             if (folder / SINGLE).is_file():
-                if digest(folder) == MINILM_SHA256:
+                if weights_digest(folder) == MINILM_SHA256:
                     return folder
                 wrong.append(str(folder / SINGLE))
     found = f"{', '.join(wrong)} is another file (sha256 differs)" if wrong else "not installed"
@@ -108,7 +108,7 @@ def _installed_smollm2() -> Path:
     for root in (spec and spec.submodule_search_locations) or ():
         path = Path(root) / inside
         if path.is_file():
-            if digest(path) == SMOLLM2_SHA256:
+            if weights_digest(path) == SMOLLM2_SHA256:
                 return path
             found = f"{path} is another file (sha256 differs)"
     raise FileNotFoundError(f"smollm2 (SmolLM2-135M-Instruct): {found}; run: {_SMOLLM2_INSTALL}")
@@ -126,6 +126,6 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # from the Hub, its HTTP client or the disk: there is no model
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise FileNotFoundError(
-            f"{name!r}: not a local folder, and not to be had from the Hugging Face Hub "
+            f"{name!r}: not a local folder, and not available from the Hugging Face Hub "
             f"({type(error).__name__}: {reason})"
         ) from error

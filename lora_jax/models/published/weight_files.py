@@ -84,11 +84,11 @@ def _shards(index: Path) -> list[Path]:
 def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
     for tensor, name in names.items():
         if not isinstance(name, str):
-            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is no name of a file")
+            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is not the name of a file")
     return set(names.values())
 
 
-def digest(folder: str | Path) -> str:
+def weights_digest(folder: str | Path) -> str:
     """The sha256 of the weight file in hexadecimal; several files are hashed as one, in order."""
     total = hashlib.sha256()
     for file in weight_files(folder):
@@ -143,7 +143,9 @@ class Weights:
                 key = key.replace("LayerNorm.beta", "LayerNorm.bias")
                 if key in self._source:
                     other = self._source[key][0].path
-                    raise ValueError(f"{path}: tensor {key!r} is there twice, in {other} too")
+                    raise ValueError(
+                        f"{path}: tensor {key!r} is there twice: it is also in {other}"
+                    )
                 self._source[key] = (file, name)
         self._prefix = prefix
         self._prefixed = any(name.startswith(prefix) for name in self._source)

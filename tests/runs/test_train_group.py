@@ -12,7 +12,6 @@ import traced_batches
 from configs import quickstart
 from experiments.runs import predictions, run
 from experiments.runs.group import Together
-from experiments.runs.run import run, run_together
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.sweeps.grouping import groups, program_key, union
@@ -153,7 +152,7 @@ def alone(chosen, tmp_path_factory):
     where = folders(tmp_path_factory.mktemp("alone"), 3)
     with jax.numpy_dtype_promotion("standard"):
         for settings, folder in zip(chosen[1:], where[1:], strict=True):
-            run(settings, folder)
+            run.run(settings, folder)
     return where
 
 
@@ -162,7 +161,7 @@ def one_by_one(chosen, tmp_path_factory):
     """The folders of those trials as one group, which step one after the other."""
     where = folders(tmp_path_factory.mktemp("each"), 3)
     with jax.numpy_dtype_promotion("standard"):
-        assert run_together(chosen, where, execution="each") == [*map(run_record.read, where)]
+        assert run.run_together(chosen, where, execution="each") == [*map(run_record.read, where)]
     return where
 
 
@@ -177,7 +176,7 @@ def test_what_trials_leave_is_what_they_leave_alone(one_by_one, alone):
 @pytest.mark.parametrize("execution", ["vmap", "map"])
 def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
     where = folders(tmp_path, 3)
-    assert run_together(chosen, where, execution=execution) == [*map(run_record.read, where)]
+    assert run.run_together(chosen, where, execution=execution) == [*map(run_record.read, where)]
     for number in (1, 2):
         assert_alike(where[number], alone[number])
     assert_scored(where[0])
@@ -203,8 +202,8 @@ def test_every_kind_of_variant(config_of, tmp_path):
         config_of(targets=KINDS, variant__rank=2, seed=3, **other),
     ]
     where = folders(tmp_path, 2)
-    assert run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
-    run(chosen[1], tmp_path / "alone")
+    assert run.run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
+    run.run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
 
@@ -215,8 +214,8 @@ def test_a_frozen_head_that_each_trial_draws_is_its_own(config_of, tmp_path):
     chosen = [config_of(quantize__storage="nf4", seed=seed, **changes) for seed in range(2)]
     assert groups(chosen) == [[0, 1]]
     where = folders(tmp_path, 2)
-    assert run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
-    run(chosen[1], tmp_path / "alone")
+    assert run.run_together(chosen, where, execution="vmap") == [*map(run_record.read, where)]
+    run.run(chosen[1], tmp_path / "alone")
     assert_alike(where[1], tmp_path / "alone")
 
 
@@ -252,7 +251,7 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
         with monkeypatch.context() as patch:
             patch.setattr(place, name, dies)
             with pytest.raises(Killed):
-                run_together(chosen, where, execution="each")
+                run.run_together(chosen, where, execution="each")
         return [run_record.read(folder) for folder in where]
 
     assert killed(Together, "evaluate", 2) == [None] * 3
@@ -261,7 +260,7 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
     assert [record is not None for record in before] == [True, False, False]
     with monkeypatch.context() as patch:
         patch.setattr(Together, "evaluate", None)  # nothing is trained again
-        after = run_together(chosen, where, execution="each")
+        after = run.run_together(chosen, where, execution="each")
     assert after[0] == before[0]
     assert after == [run_record.read(folder) for folder in where]
     for one, other in zip(where, one_by_one, strict=True):
@@ -276,7 +275,7 @@ def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
     chosen[1] = tiny(4, variant__rank=999)[1]
     run_record.claim(where[2], chosen[2].plain)
     (where[2] / "record.json").write_text("{", encoding="utf-8")
-    found = run_together(chosen, where, execution="each")
+    found = run.run_together(chosen, where, execution="each")
     assert "rank 999 exceeds" in str(found[1])
     assert "trial_2" in str(found[2]) and isinstance(found[2], ValueError)
     for number in (0, 3):
@@ -305,8 +304,8 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
         patch.setattr(run, "build", failing)
         patch.setattr(Together, "evaluate", killed)
         with pytest.raises(Killed):
-            run_together(chosen, where, execution="each")
-    found = run_together(chosen, where, execution="each")
+            run.run_together(chosen, where, execution="each")
+    found = run.run_together(chosen, where, execution="each")
     assert [record.status for record in found] == ["completed"] * 3
     assert [record.config["seed"] for record in found] == [0, 1, 2]
     assert not list((tmp_path / ".programs").iterdir())
@@ -331,14 +330,14 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
 
     monkeypatch.setattr(Together, "evaluate", killed)
     with pytest.raises(Killed):
-        run_together(chosen, where, execution="each")
+        run.run_together(chosen, where, execution="each")
     with monkeypatch.context() as patch:
         patch.setattr(run, "build", failing)
-        found = run_together(chosen, where, execution="each")
+        found = run.run_together(chosen, where, execution="each")
     assert str(found[1]) == "the disk is away"
     for number in (0, 2):
         assert "trial_1 cannot be made now: the disk is away" in str(found[number])
-    found = run_together(chosen, where, execution="each")
+    found = run.run_together(chosen, where, execution="each")
     assert [record.status for record in found] == ["completed"] * 3
     assert len(calls) == 4 + 3  # the first of two evaluations was not made again
 
@@ -349,16 +348,16 @@ def test_a_trial_that_diverges_is_recorded(tiny, tmp_path):
     lengths = {"data__max_length": 48, "data__buckets": 2}
     chosen = tiny(**lengths)
     chosen[1] = tiny(**lengths, optimizer__learning_rate=1e30, optimizer__clip=1e30)[1]
-    found = run_together(chosen, folders(tmp_path, 3), execution="vmap")
+    found = run.run_together(chosen, folders(tmp_path, 3), execution="vmap")
     assert [record.status for record in found] == ["completed", "diverged", "completed"]
     assert "not finite" in found[1].note
     assert not (tmp_path / "trial_1" / "adapter.safetensors").exists()
 
 
 def test_the_chosen_execution_is_kept(tiny, tmp_path):
-    found = run_together(tiny(2), folders(tmp_path, 2))
+    found = run.run_together(tiny(2), folders(tmp_path, 2))
     assert [record.status for record in found] == ["completed"] * 2
-    again = run_together(tiny(2), folders(tmp_path, 2))
+    again = run.run_together(tiny(2), folders(tmp_path, 2))
     assert again == found
 
 
