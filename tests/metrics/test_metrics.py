@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from experiments.analysis import paper_averages
 from lora_jax.data import Examples, Task
@@ -49,6 +50,21 @@ def test_classification_by_the_formulas(seed, classes):
     assert label_metrics.classification(logits, labels) == {
         name: found[name] for name in ("accuracy", "eval_loss")
     }
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")  # of scikit-learn
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 5, 300])  # of few examples, some classes are absent
+def test_f1_and_matthews_are_those_of_scikit_learn_to_the_last_digit(count, classes):
+    average = "binary" if classes == 2 else "macro"
+    for seed in range(20):
+        logits, labels = draw(seed, count, classes)
+        predicted = logits.argmax(1)
+        expected = {
+            "f1": sklearn.metrics.f1_score(labels, predicted, average=average, zero_division=0.0),
+            "matthews": sklearn.metrics.matthews_corrcoef(labels, predicted),
+        }
+        assert label_metrics.score(("f1", "matthews"), logits, labels) == expected
 
 
 def ranks(values):
