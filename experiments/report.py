@@ -151,15 +151,15 @@ def render(
     """
     references = refer(made, reference)
     family = [
-        swapped(pair) if pair.first is references.get(id(contest)) else pair
-        for contest in made
+        swapped(pair) if pair.first is own else pair
+        for contest, own in zip(made, references, strict=True)
         for pair in pairs(contest, resamples, seed)
     ]
     if form == "csv":
         return csv_lines.lines(made, family)
     parts = []
-    for contest in made:
-        own, shown = references.get(id(contest)), [methods(contest)]
+    for contest, own in zip(made, references, strict=True):
+        shown = [methods(contest)]
         said = warnings.warnings(contest, family)
         if own is None:
             said.append(f"The reference, {reference}, was not run here.")
@@ -168,8 +168,8 @@ def render(
         parts.append(Part(contest.title, said, shown))
     if family:
         parts.append(Part("All pairs", (), wins(family)))
-    beside = [pair for pair in family if pair.second is references.get(id(pair.contest))]
-    explained = warnings.explain(made, beside, family, resamples) + (notes or [])
+    referred = any(pair.second is own for pair in family for own in references)
+    explained = warnings.explain(made, family, resamples, referred) + (notes or [])
     if form == "html":
         figures = [plots.figures(contest) for contest in made]
         return html_page.page(TITLE, parts, figures, explained)
@@ -178,10 +178,10 @@ def render(
     return file.HEADS[form] + getattr(text_formats, form)(shown, explained + said)
 
 
-def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:
-    """The reference method of each contest, by the contest's `id`.
+def refer(made: list[Contest], reference: str | None) -> list[Method | None]:
+    """The reference method of each contest, None for a contest without it.
 
-    A contest without the reference is left out. By default it is lora, or else the first method.
+    By default it is lora, or else the contest's first method.
 
     Raises:
       ValueError: no contest has the reference.
@@ -189,14 +189,11 @@ def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:
     known = {method.key for contest in made for method in contest.methods}
     if reference is not None and reference not in known:
         raise ValueError(f"--reference '{reference}'; nearest: {nearest(reference, known)}")
-    found = {}
+    found = []
     for contest in made:
         by_key = {method.key: method for method in contest.methods}
-        own = by_key.get(reference or "lora")
-        if own is None and reference is None:
-            own = contest.methods[0]
-        if own is not None:
-            found[id(contest)] = own
+        default = None if reference else contest.methods[0]
+        found.append(by_key.get(reference or "lora", default))
     return found
 
 

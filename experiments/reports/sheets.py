@@ -181,7 +181,7 @@ def wins(family: Sequence[Pair]) -> list[Sheet]:
 
 def _wins(table: str, verdicts: Sequence[tuple[Pair, str]]) -> Sheet:
     counts: dict[str, dict[str, Counter[str]]] = {}
-    contests = {id(pair.contest): pair.contest for pair, _ in verdicts}
+    contests = {(pair.contest.model, pair.contest.task): pair.contest for pair, _ in verdicts}
     labels = {m.key: m.label for contest in contests.values() for m in contest.methods}
     turned = {"win": "loss", "loss": "win"}
     for pair, verdict in verdicts:

@@ -135,9 +135,14 @@ def _list(names: Sequence[str], most: int = 4) -> str:
 
 
 def explain(
-    contests: Sequence[Contest], beside: Sequence[Pair], family: Sequence[Pair], resamples: int
+    contests: Sequence[Contest], family: Sequence[Pair], resamples: int, referred: bool
 ) -> list[str]:
-    """Notes on what the numbers are, and what each test generalises to."""
+    """Notes on what the numbers are, and what each test generalises to.
+
+    Args:
+      family: all pairs of the report.
+      referred: whether the report compares methods with a reference.
+    """
     notes = [
         "Settings are chosen by their mean score over runs on held-out training examples, where "
         "there are any (the smaller learning rate of equal ones; what diverged with any seed comes "
@@ -157,7 +162,7 @@ def explain(
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
         f"conservative ({KINDS['both']}). None covers another training set."
         + " Intervals, and the p beside each, are of one comparison."
-        * bool(beside)
+        * referred
     )
     least = 2 / (resamples + 1)
     if least * len(family) >= significance.LEVEL:

@@ -56,11 +56,12 @@ def measure(name: str, outputs: np.ndarray, labels: np.ndarray, sample: Sample) 
     Raises:
       ValueError: an unknown metric, or one that does not fit the outputs.
     """
-    regression = outputs.shape[1] == 1
-    known = REGRESSION if regression else CLASSIFICATION
+    known, own = CLASSIFICATION, outputs
+    if outputs.shape[1] == 1:
+        known, own = REGRESSION, outputs[:, 0]
     if name not in known:
         raise ValueError(f"unknown metric '{name}' here; nearest: {nearest(name, known)}")
-    return known[name](outputs[:, 0] if regression else outputs, labels, sample)
+    return known[name](own, labels, sample)
 
 
 def score_parts(
