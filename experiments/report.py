@@ -25,8 +25,8 @@ from experiments.analysis.pairwise import pairs, swapped
 from experiments.analysis.unfinished_runs import Unfinished
 from experiments.reports import csv_lines, file, html_page, plots, warnings
 from experiments.reports.file import FORMATS, TITLE
-from experiments.reports.html_page import Part
-from experiments.reports.sheets import against, methods, wins
+from experiments.reports.html_page import Section
+from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.tables import config_tables, text_formats
 from lora_jax.suggest import nearest
 
@@ -51,7 +51,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
 
 def report() -> None:
     if _OUT.value is not None:
-        file.check(Path(_OUT.value), _FORMAT.value)
+        file.require_replaceable(Path(_OUT.value), _FORMAT.value)
     folder = Path(str(_RESULTS.value))
     lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
     found = collect_runs.find(folder)
@@ -62,7 +62,7 @@ def report() -> None:
         made, _FORMAT.value, _REFERENCE.value, notes, resamples=_RESAMPLES.value, seed=_SEED.value
     )
     if _FIGURES.value is not None:
-        draw(made, Path(_FIGURES.value))
+        write_pictures(made, Path(_FIGURES.value))
     if _OUT.value is None:
         print(text, end="")
         return
@@ -157,25 +157,27 @@ def render(
     ]
     if form == "csv":
         return csv_lines.lines(made, family)
-    parts = []
+    sections = []
     for contest, own in zip(made, references, strict=True):
-        shown = [methods(contest)]
-        said = warnings.warnings(contest, family)
+        shown = [methods_sheet(contest)]
+        said = warnings.contest_warnings(contest, family)
         if own is None:
             said.append(f"The reference, {reference}, was not run here.")
         elif len(contest.methods) > 1:
-            shown.append(against(contest, own, family))
-        parts.append(Part(contest.title, said, shown))
+            shown.append(reference_sheet(contest, own, family))
+        sections.append(Section(contest.title, said, shown))
     if family:
-        parts.append(Part("All pairs", (), wins(family)))
+        sections.append(Section("All pairs", (), wins_sheets(family)))
     referred = any(pair.second is own for pair in family for own in references)
     explained = warnings.explain(made, family, resamples, referred) + (notes or [])
     if form == "html":
         figures = [plots.figures(contest) for contest in made]
-        return html_page.page(TITLE, parts, figures, explained)
-    said = [f"Warning, {part.title}: {text}" for part in parts for text in part.warnings]
-    shown = [each for part in parts for each in part.sheets]
-    return file.HEADS[form] + getattr(text_formats, form)(shown, explained + said)
+        return html_page.page(TITLE, sections, figures, explained)
+    said = [
+        f"Warning, {section.title}: {text}" for section in sections for text in section.warnings
+    ]
+    shown = [each for section in sections for each in section.sheets]
+    return file.BEGINNINGS[form] + getattr(text_formats, form)(shown, explained + said)
 
 
 def refer(made: list[Contest], reference: str | None) -> list[Method | None]:
@@ -197,7 +199,7 @@ def refer(made: list[Contest], reference: str | None) -> list[Method | None]:
     return found
 
 
-def draw(made: list[Contest], folder: Path) -> None:
+def write_pictures(made: list[Contest], folder: Path) -> None:
     """Write the pictures of every contest as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, contest in enumerate(made, 1):

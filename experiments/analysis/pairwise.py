@@ -165,7 +165,7 @@ def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[i
                 "differ"
             )
     for _, run, _, _, parts in stored:
-        score_check.check(run, parts)
+        score_check.require_agreement(run, parts)
     metric, unit, choices = contest.metric, scale(contest.metric), score_check.choices(first)
     every = [outputs for _, _, outputs, _, _ in stored]
     drawn = unit * bootstrap.replicates(

@@ -12,7 +12,7 @@ from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.reports.sheets import equal, machines
 
 
-def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
+def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     """Warnings that a reader needs before trusting a table, the most serious first."""
     said = []
     same = [method.label for method in contest.methods if method.chosen_on == "scored"]
@@ -27,7 +27,7 @@ def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     if len(budgets) > 1:
         texts = [f"{_count(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
         said.append(f"budgets differ: {'; '.join(texts)}")
-    lost = [text for method in contest.methods if (text := _lost(method))]
+    lost = [text for method in contest.methods if (text := _lost_text(method))]
     if lost:
         said.append(
             "runs began and left no record, of which nothing is known, and the count of settings "
@@ -59,7 +59,7 @@ def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     return [f"{text[0].upper()}{text[1:]}." for text in said]
 
 
-def _lost(method: Method) -> str:
+def _lost_text(method: Method) -> str:
     """How many runs of a method left no record, by setting, as text; empty if none did."""
     texts = []
     for setting in method.settings:

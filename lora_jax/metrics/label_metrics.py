@@ -94,7 +94,7 @@ def score_parts(
             )
         end = "" if part == "validation" else f"_{part}"
         if isinstance(task, TextTask):
-            scores = _score_texts(task, part, values, tokens or {})
+            scores = _score_prompts(task, part, values, tokens or {})
         else:
             own = task.extra_metrics.get(part)
             labels = (task.validation if part == "validation" else task.extra[part]).labels
@@ -108,7 +108,7 @@ def score_parts(
     return found
 
 
-def _score_texts(
+def _score_prompts(
     task: TextTask, part: str, outputs: np.ndarray, tokens: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     prompts = task.validation if part == "validation" else task.extra[part]

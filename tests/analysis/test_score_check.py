@@ -25,7 +25,7 @@ def checked(folder):
     """Whether the record in a folder agrees, or what is said of it."""
     (run,) = collect_runs.find(folder)
     try:
-        score_check.check(run)
+        score_check.require_agreement(run)
     except ValueError as error:
         assert "\n" not in str(error)
         return str(error).removeprefix(str(folder))

@@ -104,7 +104,7 @@ def test_a_picture_is_of_what_a_table_takes(unsealed):
     planted(second.parent.parent / "other", "lora", 1, LABELS, np.arange(20) < 12)
     (first.parent.parent / "other" / predictions.NAME).replace(second)
     shutil.rmtree(first.parent.parent / "other")
-    for kind in scores.KINDS:
+    for kind in scores.FIGURES:
         with pytest.raises(ValueError, match=r"lora/1: its predictions give accuracy 40, its reco"):
             scores.draw(unsealed, kind, unsealed / "y.png")
     assert not (unsealed / "y.png").exists()

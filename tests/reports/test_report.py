@@ -159,7 +159,7 @@ def test_wins_ties_and_losses_over_tasks(tmp_path):
     contests = made(tmp_path)
     family = [pair for contest in contests for pair in pairwise.pairs(contest, 500, 0)]
     assert len(family) == 9
-    (sheet,) = sheets.wins(family)
+    (sheet,) = sheets.wins_sheets(family)
     assert sheet.title.endswith("3 contests")
     assert [list(row) for row in sheet.rows] == [
         ["LoRA", "3-3-0", "–", "0-3-0", "3-0-0"],
@@ -215,7 +215,7 @@ def test_verdicts_of_one_seed_are_marked_and_explained(study):
             shutil.rmtree(study / method / str(seed))
     contests = made(study)
     family = [pair for contest in contests for pair in pairwise.pairs(contest, 200, 0)]
-    (sheet,) = sheets.wins(family)
+    (sheet,) = sheets.wins_sheets(family)
     assert [row[1] for row in sheet.rows] == ["1-0-1 (2†)", "2-0-0 (2†)", "0-0-2 (2†)"]
     text = report.render(contests, "markdown", resamples=200)
     assert "| worse † |" in text and "| better † |" in text
@@ -232,7 +232,7 @@ def test_verdicts_are_of_one_family_in_both_tables(study):
         largest = max([by_hand[i] for i in np.argsort(own)[:rank]], default=0.0)
         by_hand[index] = min(1.0, max(largest, own[index] * (3 - rank)))
     assert pairwise.adjusted(family) == pytest.approx(by_hand)
-    beside = sheets.against(
+    beside = sheets.reference_sheet(
         contests[0], contests[0].methods[0], [pairwise.swapped(pair) for pair in family]
     )
     assert [row[-2] for row in beside.rows] == [sheets.p_text(p) for p in by_hand[:2]]
@@ -249,7 +249,7 @@ def test_equal_scores_have_no_interval(study):
         shutil.rmtree(study / "vera" / str(seed))
         planted(study / "vera" / str(seed), "vera", seed, LABELS, wrong(0.4, 7), rate=1e-3)
     assert sheets.interval(methods(study)["vera"]) is None
-    (row,) = (r for r in sheets.methods(made(study)[0]).rows if r[0] == "VeRA")
+    (row,) = (r for r in sheets.methods_sheet(made(study)[0]).rows if r[0] == "VeRA")
     assert row[5:7] == ["60.00 ± 0.00", "–"]
     assert "All 3 scores of VeRA are equal: they have no interval" in said(study)
 
@@ -262,7 +262,7 @@ def test_rows_of_two_studies_are_counted_apart(tmp_path):
                 changes = {"study.table": table}
                 planted(folder, method, seed, LABELS, wrong(own, (seed, 1)), changes=changes)
     family = [pair for contest in made(tmp_path) for pair in pairwise.pairs(contest, 200, 0)]
-    one, two = sheets.wins(family)
+    one, two = sheets.wins_sheets(family)
     assert one.title.startswith("glue, ") and two.title.startswith("other, ")
     assert one.title.endswith("1 contest") and two.title.endswith("1 contest")
     assert [row[1] for row in one.rows] == ["1-0-0", "0-0-1"]

@@ -220,10 +220,10 @@ def test_unlike_machines_are_warned_of_and_have_no_front(study):
     assert "VeRA on 1 gpu (H100)" in text
     (contest,) = made(study)
     for name, of in plots.AXES.items():
-        (axes,) = plots.against(contest, name, of).axes
+        (axes,) = plots.by_cost(contest, name, of).axes
         drawn = [line.get_label() for line in axes.lines]
-        assert ("Pareto front" in drawn) == (name not in plots.MACHINES)
-        assert ("UNLIKE MACHINES" in axes.get_xlabel()) == (name in plots.MACHINES)
+        assert ("Pareto front" in drawn) == (name not in plots.MACHINE_AXES)
+        assert ("UNLIKE MACHINES" in axes.get_xlabel()) == (name in plots.MACHINE_AXES)
 
 
 def test_memory_is_said_to_be_that_of_all_trials_of_a_program(study):
@@ -281,4 +281,4 @@ def test_only_a_report_in_the_same_format_is_replaced(study, tmp_path_factory, f
         file.write(path, form, text)
     assert path.read_text() == "\\section{My paper}"
     with pytest.raises(ValueError, match="is a folder: name a file"):
-        file.check(path.parent, form)
+        file.require_replaceable(path.parent, form)
