@@ -45,8 +45,10 @@ _REFERENCE = flags.DEFINE_string(
 )
 _VARIES = flags.DEFINE_list("varies", [], "Other settings that a study varies.")
 _FIGURES = flags.DEFINE_string("figures", None, "A folder for the pictures, as PNG.")
-_RESAMPLES = flags.DEFINE_integer("resamples", RESAMPLES, "Of a bootstrap.", lower_bound=100)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
+_RESAMPLES = flags.DEFINE_integer(
+    "resamples", RESAMPLES, "Number of bootstrap resamples.", lower_bound=100
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap resamples.")
 
 
 def report() -> None:
@@ -106,7 +108,7 @@ def apart(lost: Sequence[Unfinished]) -> list[str]:
         return []
     runs = f"{len(lost)} {'run' if len(lost) == 1 else 'runs'}"
     folders = ", ".join(str(each.folder) for each in lost[:3]) + ", ..." * (len(lost) > 3)
-    return [f"{runs} without a record, with settings of no run that has one: {folders}"]
+    return [f"{runs} without a record, and no run with the same settings has one: {folders}"]
 
 
 def select(
@@ -126,7 +128,7 @@ def select(
 
     known = sorted({name(run) for run in runs})
     if table is not None and table not in known:
-        raise ValueError(f"no runs of '{table}' there; nearest: {nearest(table, known)}")
+        raise ValueError(f"no runs of --table={table}; nearest: {nearest(table, known)}")
     own = [run for run in runs if table in (None, name(run))]
     sized = [run for run in own if run.size == size]
     left = len(own) - len(sized)
@@ -190,7 +192,7 @@ def refer(made: list[Contest], reference: str | None) -> list[Method | None]:
     """
     known = {method.key for contest in made for method in contest.methods}
     if reference is not None and reference not in known:
-        raise ValueError(f"--reference '{reference}'; nearest: {nearest(reference, known)}")
+        raise ValueError(f"no method --reference={reference}; nearest: {nearest(reference, known)}")
     found = []
     for contest in made:
         by_key = {method.key: method for method in contest.methods}

@@ -163,11 +163,13 @@ def contests(
         comparable.require_comparable(same, varies)
         if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
-                raise ValueError(f"{task}: runs have the metrics {' and '.join(sorted(metrics))}")
+                raise ValueError(
+                    f"{task}: runs have different main metrics: {' and '.join(sorted(metrics))}"
+                )
             if low := metrics & set(LOWER_IS_BETTER):
                 raise ValueError(
-                    f"{task}: a report compares scores of which more is better, not {min(low)}; "
-                    "compare tasks with options by accuracy, others by what their records say"
+                    f"{task}: a report compares scores where higher is better, not {min(low)}; "
+                    "compare tasks with options by accuracy, and others by their records"
                 )
             fixed = comparable.varied_and_fixed(same[0].record.config, varies)[1]
             mine = [

@@ -137,8 +137,8 @@ def unsealed(runs: Sequence[Run]) -> str:
     if not (count := sum(not run.sealed for run in runs)):
         return ""
     return (
-        f"{count} of {len(runs)} records have no seal, being of an earlier version: if a number in "
-        "them was changed, nobody would see it"
+        f"{count} of {len(runs)} records have no seal, because an earlier version wrote them: "
+        "changed numbers in them would not be noticed"
     )
 
 
@@ -154,8 +154,8 @@ def require_settings(path: Path, config: Mapping[str, Any], needed: Mapping[str,
         for key in where.split("."):
             if not isinstance(value, Mapping) or key not in value:
                 raise ValueError(
-                    f"{path}: its config has no {where}: a record of another version of the "
-                    "program, which no table can hold"
+                    f"{path}: its config has no {where}: another version of the program wrote it, "
+                    "and its run cannot be in a table"
                 )
             value = value[key]
         if not isinstance(value, kind) or isinstance(value, bool):

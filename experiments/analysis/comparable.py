@@ -74,9 +74,9 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
         keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
         if keys:
             raise ValueError(
-                f"{first.folder} and {run.folder} are not to be compared: {keys[0]} is "
+                f"{first.folder} and {run.folder} cannot be compared: {keys[0]} is "
                 f"{settings.get(keys[0], 'absent')} in one and {own.get(keys[0], 'absent')} in the "
-                f"other (where a study varies it: --varies={keys[0]})"
+                f"other (if the study varies it, add --varies={keys[0]})"
             )
         same = firsts.setdefault((run.held_out, run.number[1]), run)
         if run.record.weights_digest != first.record.weights_digest:

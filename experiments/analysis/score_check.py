@@ -60,6 +60,6 @@ def _compare(run: Run, name: str, given: float, recorded: float, n: int) -> None
     if abs(given - recorded) > most * max(1.0, abs(given)):
         unit = scale(name)
         raise ValueError(
-            f"{run.folder}: its predictions give {name} {unit * given:.4g}, its record "
+            f"{run.folder}: its predictions give {name} {unit * given:.4g}, but its record says "
             f"{unit * recorded:.4g}"
         )

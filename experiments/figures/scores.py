@@ -236,7 +236,7 @@ def _ranks(found: list[collect_runs.Run], out: Path) -> Run:
     if len(chosen) != 1:
         folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"
         raise ValueError(
-            f"--kind=ranks draws one run: name the folder of one that chose ranks ({folders})"
+            f"--kind=ranks draws one run: name the folder of a run that chose ranks ({folders})"
         )
     ranks = chosen[0].record.ranks or {}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,8 @@ def require_replaceable(path: Path, form: str) -> None:
         begins = file.read(4096)
     if begins and _SIGNS[form].strip().encode() not in begins:
         raise ValueError(
-            f"--out {path} is there already and no report with --format={form}: name another file, "
-            "or remove it"
+            f"--out {path} exists and is not a report with --format={form}: name another file, or "
+            "remove this one"
         )
 
 

@@ -40,7 +40,7 @@ def figures(contest: Contest) -> dict[str, Figure]:
 def by_rate(contest: Contest) -> Figure | None:
     """Draw mean scores by learning rate, on the examples that settings were chosen on.
 
-    The chosen rate is ringed. If several settings share a rate, the best is drawn. Bars are 95%
+    The chosen rate is circled. If several settings share a rate, the best is drawn. Bars are 95%
     intervals over seeds. The result is None without data.
     """
     figure, axes = _axes(contest)
@@ -59,7 +59,7 @@ def by_rate(contest: Contest) -> Figure | None:
     axes.set_xscale("log")
     axes.set_xticks(tried, [f"{rate:g}" for rate in tried], rotation=40, ha="right")
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("learning rate (ringed: chosen)")
+    axes.set_xlabel("learning rate (circled: chosen)")
     where = "held-out examples" if held else "development set"
     axes.set_ylabel(f"{metric_label(contest.metric)}, {where}")
     return _finished(figure, axes)
@@ -116,7 +116,7 @@ def by_cost(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure
         )
     if values[:, 0].max() > WIDE * values[:, 0].min() > 0:
         axes.set_xscale("log")
-    axes.set_xlabel(name if alike else f"{name}\nof UNLIKE MACHINES")
+    axes.set_xlabel(name if alike else f"{name}\nof DIFFERENT MACHINES")
     axes.set_ylabel(metric_label(contest.metric))
     return _finished(figure, axes)
 

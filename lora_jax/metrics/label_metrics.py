@@ -60,7 +60,9 @@ def measure(name: str, outputs: np.ndarray, labels: np.ndarray, sample: Sample) 
     if outputs.shape[1] == 1:
         known, own = REGRESSION, outputs[:, 0]
     if name not in known:
-        raise ValueError(f"unknown metric '{name}' here; nearest: {nearest(name, known)}")
+        raise ValueError(
+            f"unknown metric '{name}' of these outputs; nearest: {nearest(name, known)}"
+        )
     return known[name](own, labels, sample)
 
 
@@ -115,7 +117,7 @@ def _score_prompts(
     if prompts.options is not None:
         return score(("accuracy", "eval_loss"), outputs, prompts.answers)
     if part not in tokens:
-        raise ValueError(f"task '{task.name}': no numbers of tokens of part '{part}'")
+        raise ValueError(f"task '{task.name}': `tokens` has no part '{part}'")
     return score(("token_loss", "perplexity"), outputs, tokens[part])
 
 

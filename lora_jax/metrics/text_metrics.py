@@ -164,10 +164,12 @@ def extracted_answers(texts: Sequence[str], prompts: Prompts) -> np.ndarray:
 
 def _require_references(texts: Sequence[str], references: Sequence[Sequence[str]]):
     if not texts or len(texts) != len(references):
-        raise ValueError(f"{len(texts)} texts cannot be scored against {len(references)} others")
+        raise ValueError(
+            f"{len(texts)} texts cannot be scored against references of {len(references)} texts"
+        )
     for index, each in enumerate(references):
         if isinstance(each, str) or not each:
-            raise ValueError(f"references[{index}] is {each!r}, not one or more texts")
+            raise ValueError(f"references[{index}] is {each!r}: expected one or more texts")
 
 
 def _sacre(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:

@@ -74,5 +74,7 @@ def test_resamples_are_drawn_in_pieces_alike(monkeypatch):
 
 
 def test_an_unknown_metric_is_named():
-    with pytest.raises(ValueError, match="unknown metric 'mathews' here; nearest: 'matthews'"):
+    with pytest.raises(
+        ValueError, match="unknown metric 'mathews' of these outputs; nearest: 'matthews'"
+    ):
         bootstrap.replicates("mathews", [np.zeros((3, 2))], np.zeros(3, int))

@@ -171,9 +171,11 @@ def test_parts_of_a_task():
 
 def test_what_cannot_be_scored_is_named():
     logits, labels = draw(0)
-    with pytest.raises(ValueError, match="unknown metric 'acuracy' here; nearest: 'accuracy'"):
+    with pytest.raises(
+        ValueError, match="unknown metric 'acuracy' of these outputs; nearest: 'accuracy'"
+    ):
         label_metrics.score(("acuracy",), logits, labels)
-    with pytest.raises(ValueError, match="unknown metric 'pearson' here"):
+    with pytest.raises(ValueError, match="unknown metric 'pearson' of these outputs"):
         label_metrics.score(("pearson",), logits, labels)
     with pytest.raises(ValueError, match="60 outputs cannot be scored against 0 labels"):
         label_metrics.score(("accuracy",), logits, None)

@@ -131,7 +131,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     )
     assert text["latex"].count(fit) == text["latex"].count("\\end{tabular}}") == 5
     for form in ("rich", "markdown", "latex"):
-        assert "Warning, MiniLM" in text[form] and "very examples" in text[form]
+        assert "Warning, MiniLM" in text[form] and "same examples" in text[form]
 
 
 def test_the_page_refers_to_nothing_outside_and_repeats_no_id(page):
