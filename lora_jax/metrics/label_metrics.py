@@ -117,7 +117,7 @@ def _score_prompts(
     if prompts.options is not None:
         return score(("accuracy", "eval_loss"), outputs, prompts.answers)
     if part not in tokens:
-        raise ValueError(f"task '{task.name}': `tokens` has no part '{part}'")
+        raise ValueError(f"task '{task.name}': the numbers of tokens of part '{part}' are missing")
     return score(("token_loss", "perplexity"), outputs, tokens[part])
 
 

@@ -69,7 +69,9 @@ def test_a_part_without_options_needs_its_tokens():
         "perplexity_more": pytest.approx(math.exp(2)),
     }
     assert set(task.metrics) <= found.keys()
-    with pytest.raises(ValueError, match="task 't': `tokens` has no part 'more'"):
+    with pytest.raises(
+        ValueError, match="task 't': the numbers of tokens of part 'more' are missing"
+    ):
         label_metrics.score_parts(task, outputs, {"validation": tokens["validation"]})
     with pytest.raises(ValueError, match="3 outputs cannot be scored against 2 labels"):
         label_metrics.score_parts(task, outputs, {"validation": tokens["more"]})
