@@ -12,10 +12,10 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import collect_runs
-from experiments.figures.scores import KINDS, draw
+from experiments.figures.scores import FIGURES, draw
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
-_KIND = flags.DEFINE_enum("kind", "parameters", [*KINDS, "ranks"], "What is drawn.")
+_KIND = flags.DEFINE_enum("kind", "parameters", [*FIGURES, "ranks"], "What is drawn.")
 _OUT = flags.DEFINE_string("out", None, "The PNG to write.")
 _TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")

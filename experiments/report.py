@@ -25,8 +25,8 @@ from experiments.analysis.pairwise import pairs, swapped
 from experiments.analysis.unfinished_runs import Unfinished
 from experiments.reports import csv_lines, file, html_page, plots, warnings
 from experiments.reports.file import FORMATS, TITLE
-from experiments.reports.html_page import Part
-from experiments.reports.sheets import against, methods, wins
+from experiments.reports.html_page import Section
+from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.tables import config_tables, text_formats
 from lora_jax.suggest import nearest
 
@@ -45,13 +45,15 @@ _REFERENCE = flags.DEFINE_string(
 )
 _VARIES = flags.DEFINE_list("varies", [], "Other settings that a study varies.")
 _FIGURES = flags.DEFINE_string("figures", None, "A folder for the pictures, as PNG.")
-_RESAMPLES = flags.DEFINE_integer("resamples", RESAMPLES, "Of a bootstrap.", lower_bound=100)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
+_RESAMPLES = flags.DEFINE_integer(
+    "resamples", RESAMPLES, "Number of bootstrap resamples.", lower_bound=100
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap resamples.")
 
 
 def report() -> None:
     if _OUT.value is not None:
-        file.check(Path(_OUT.value), _FORMAT.value)
+        file.require_replaceable(Path(_OUT.value), _FORMAT.value)
     folder = Path(str(_RESULTS.value))
     lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
     found = collect_runs.find(folder)
@@ -62,7 +64,7 @@ def report() -> None:
         made, _FORMAT.value, _REFERENCE.value, notes, resamples=_RESAMPLES.value, seed=_SEED.value
     )
     if _FIGURES.value is not None:
-        draw(made, Path(_FIGURES.value))
+        write_pictures(made, Path(_FIGURES.value))
     if _OUT.value is None:
         print(text, end="")
         return
@@ -106,7 +108,7 @@ def apart(lost: Sequence[Unfinished]) -> list[str]:
         return []
     runs = f"{len(lost)} {'run' if len(lost) == 1 else 'runs'}"
     folders = ", ".join(str(each.folder) for each in lost[:3]) + ", ..." * (len(lost) > 3)
-    return [f"{runs} without a record, with settings of no run that has one: {folders}"]
+    return [f"{runs} without a record, and no run with the same settings has one: {folders}"]
 
 
 def select(
@@ -126,7 +128,7 @@ def select(
 
     known = sorted({name(run) for run in runs})
     if table is not None and table not in known:
-        raise ValueError(f"no runs of '{table}' there; nearest: {nearest(table, known)}")
+        raise ValueError(f"no runs of --table={table}; nearest: {nearest(table, known)}")
     own = [run for run in runs if table in (None, name(run))]
     sized = [run for run in own if run.size == size]
     left = len(own) - len(sized)
@@ -151,56 +153,55 @@ def render(
     """
     references = refer(made, reference)
     family = [
-        swapped(pair) if pair.first is references.get(id(contest)) else pair
-        for contest in made
+        swapped(pair) if pair.first is own else pair
+        for contest, own in zip(made, references, strict=True)
         for pair in pairs(contest, resamples, seed)
     ]
     if form == "csv":
         return csv_lines.lines(made, family)
-    parts = []
-    for contest in made:
-        own, shown = references.get(id(contest)), [methods(contest)]
-        said = warnings.warnings(contest, family)
+    sections = []
+    for contest, own in zip(made, references, strict=True):
+        shown = [methods_sheet(contest)]
+        said = warnings.contest_warnings(contest, family)
         if own is None:
             said.append(f"The reference, {reference}, was not run here.")
         elif len(contest.methods) > 1:
-            shown.append(against(contest, own, family))
-        parts.append(Part(contest.title, said, shown))
+            shown.append(reference_sheet(contest, own, family))
+        sections.append(Section(contest.title, said, shown))
     if family:
-        parts.append(Part("All pairs", (), wins(family)))
-    beside = [pair for pair in family if pair.second is references.get(id(pair.contest))]
-    explained = warnings.explain(made, beside, family, resamples) + (notes or [])
+        sections.append(Section("All pairs", (), wins_sheets(family)))
+    referred = any(pair.second is own for pair in family for own in references)
+    explained = warnings.explain(made, family, resamples, referred) + (notes or [])
     if form == "html":
         figures = [plots.figures(contest) for contest in made]
-        return html_page.page(TITLE, parts, figures, explained)
-    said = [f"Warning, {part.title}: {text}" for part in parts for text in part.warnings]
-    shown = [each for part in parts for each in part.sheets]
-    return file.HEADS[form] + getattr(text_formats, form)(shown, explained + said)
+        return html_page.page(TITLE, sections, figures, explained)
+    said = [
+        f"Warning, {section.title}: {text}" for section in sections for text in section.warnings
+    ]
+    shown = [each for section in sections for each in section.sheets]
+    return file.BEGINNINGS[form] + getattr(text_formats, form)(shown, explained + said)
 
 
-def refer(made: list[Contest], reference: str | None) -> dict[int, Method]:
-    """The reference method of each contest, by the contest's `id`.
+def refer(made: list[Contest], reference: str | None) -> list[Method | None]:
+    """The reference method of each contest, None for a contest without it.
 
-    A contest without the reference is left out. By default it is lora, or else the first method.
+    By default it is lora, or else the contest's first method.
 
     Raises:
       ValueError: no contest has the reference.
     """
     known = {method.key for contest in made for method in contest.methods}
     if reference is not None and reference not in known:
-        raise ValueError(f"--reference '{reference}'; nearest: {nearest(reference, known)}")
-    found = {}
+        raise ValueError(f"no method --reference={reference}; nearest: {nearest(reference, known)}")
+    found = []
     for contest in made:
         by_key = {method.key: method for method in contest.methods}
-        own = by_key.get(reference or "lora")
-        if own is None and reference is None:
-            own = contest.methods[0]
-        if own is not None:
-            found[id(contest)] = own
+        default = None if reference else contest.methods[0]
+        found.append(by_key.get(reference or "lora", default))
     return found
 
 
-def draw(made: list[Contest], folder: Path) -> None:
+def write_pictures(made: list[Contest], folder: Path) -> None:
     """Write the pictures of every contest as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, contest in enumerate(made, 1):

@@ -21,7 +21,7 @@ _RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' r
 _FORMAT = flags.DEFINE_enum("format", "rich", list(formats.FORMATS), "How it is written.")
 _MODEL = flags.DEFINE_string("model", None, "One of the table's models; all of them by default.")
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
-_README = flags.DEFINE_bool("readme", False, "Make the tables in README.md anew.")
+_README = flags.DEFINE_bool("readme", False, "Rewrite the tables in README.md.")
 
 
 def show() -> None:
@@ -30,7 +30,7 @@ def show() -> None:
         path = ROOT / "README.md"
         changed = rewrite(path, results)
         _warn(results)
-        print(f"{path.name}: {'tables made anew' if changed else 'tables are as they should be'}")
+        print(f"{path.name}: {'tables rewritten' if changed else 'tables are up to date'}")
         return
     if _TABLE.value is None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")

@@ -16,7 +16,7 @@ from configs.common_tasks import METHODS
 from experiments.analysis import collect_runs, comparable
 from experiments.analysis.collect_runs import Run
 from experiments.analysis.labels import heading, natural
-from experiments.analysis.published import MODELS
+from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.unfinished_runs import OF_ANY, Unfinished
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 
@@ -125,7 +125,7 @@ class Contest:
 
     @property
     def title(self) -> str:
-        return f"{MODELS.get(self.model, self.model)}, {heading(self.task)} ({self.table})"
+        return f"{MODEL_TITLES.get(self.model, self.model)}, {heading(self.task)} ({self.table})"
 
 
 def saved_score(run: Run) -> float | None:
@@ -155,22 +155,28 @@ def contests(
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         if not run.study:
-            collect_runs.check(run.folder / "record.json", run.record.config, OF_ANY)
-        groups.setdefault(comparable.place(run), []).append(run)
+            collect_runs.require_settings(run.folder / "record.json", run.record.config, OF_ANY)
+        groups.setdefault(comparable.contest_key(run), []).append(run)
     made, lost = [], list(unfinished)
     for (table, model, task), own in sorted(groups.items()):
         same = comparable.without_strays(own, varies)
-        comparable.check(same, varies)
+        comparable.require_comparable(same, varies)
         if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
-                raise ValueError(f"{task}: runs have the metrics {' and '.join(sorted(metrics))}")
+                raise ValueError(
+                    f"{task}: runs have different main metrics: {' and '.join(sorted(metrics))}"
+                )
             if low := metrics & set(LOWER_IS_BETTER):
                 raise ValueError(
-                    f"{task}: a report compares scores of which more is better, not {min(low)}; "
-                    "compare tasks with options by accuracy, others by what their records say"
+                    f"{task}: a report compares scores where higher is better, not {min(low)}; "
+                    "compare tasks with options by accuracy, and others by their records"
                 )
-            fixed = comparable.split(same[0].record.config, varies)[1]
-            mine = [each for each in lost if comparable.split(each.config, varies)[1] == fixed]
+            fixed = comparable.varied_and_fixed(same[0].record.config, varies)[1]
+            mine = [
+                each
+                for each in lost
+                if comparable.varied_and_fixed(each.config, varies)[1] == fixed
+            ]
             lost = [each for each in lost if each not in mine]
             known = names.get(table, {})
             held_out = all(run.held_out for run in same)
@@ -181,8 +187,8 @@ def contests(
 
 def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:
     if run.study:
-        return names.get(comparable.key(run), comparable.key(run).replace("_", " "))
-    name, storage = comparable.parts(run)
+        return names.get(comparable.method_key(run), comparable.method_key(run).replace("_", " "))
+    name, storage = comparable.variant_and_storage(run)
     label = METHODS.get(name, name)
     return label if storage == "none" else f"{label} on {storage}"
 
@@ -195,16 +201,16 @@ def _methods(
     held_out: bool,
 ) -> tuple[Method, ...]:
     found: dict[str, list[Run]] = {}
-    labels = {comparable.key(each): _label(each, names) for each in (*runs, *lost)}
+    labels = {comparable.method_key(each): _label(each, names) for each in (*runs, *lost)}
     for run in runs:
-        found.setdefault(comparable.key(run), []).append(run)
+        found.setdefault(comparable.method_key(run), []).append(run)
     order = [key for key in (*names, *METHODS) if key in labels] + natural(labels)
     return tuple(
         _method(
             key,
             labels[key],
             found.get(key, []),
-            [each for each in lost if comparable.key(each) == key],
+            [each for each in lost if comparable.method_key(each) == key],
             varies,
             held_out,
         )
@@ -223,7 +229,7 @@ def _method(
     groups: dict[str, tuple[list[Run], list[Unfinished]]] = {}
 
     def group(config: Mapping[str, Any]) -> tuple[list[Run], list[Unfinished]]:
-        values = json.dumps(comparable.split(config, varies)[0], sort_keys=True)
+        values = json.dumps(comparable.varied_and_fixed(config, varies)[0], sort_keys=True)
         return groups.setdefault(values, ([], []))
 
     for run in runs:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def find(results: Path) -> list[Run]:
         if (read := run_record.read_sealed(path.parent)) is not None:
             record, sealed = read
             if record.config.get("study"):
-                check(path, record.config, NEEDED)
+                require_settings(path, record.config, NEEDED)
             found.append(Run(path.parent, record, sealed))
     return found
 
@@ -137,12 +137,12 @@ def unsealed(runs: Sequence[Run]) -> str:
     if not (count := sum(not run.sealed for run in runs)):
         return ""
     return (
-        f"{count} of {len(runs)} records have no seal, being of an earlier version: if a number in "
-        "them was changed, nobody would see it"
+        f"{count} of {len(runs)} records have no seal, because an earlier version wrote them: "
+        "changed numbers in them would not be noticed"
     )
 
 
-def check(path: Path, config: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+def require_settings(path: Path, config: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
     """Raise a ValueError if a config lacks a needed setting, or has one of another type.
 
     Args:
@@ -154,8 +154,8 @@ def check(path: Path, config: Mapping[str, Any], needed: Mapping[str, Any]) -> N
         for key in where.split("."):
             if not isinstance(value, Mapping) or key not in value:
                 raise ValueError(
-                    f"{path}: its config has no {where}: a record of another version of the "
-                    "program, which no table can hold"
+                    f"{path}: its config has no {where}: another version of the program wrote it, "
+                    "and its run cannot be in a table"
                 )
             value = value[key]
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -184,7 +184,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     single: list[Run] = []
     strays = 0
     for each in cells.values():
-        alike = _without_strays(each)
+        alike = without_strays(each, _settings)
         _alike(alike)
         single += one_of_each(alike)
         strays += len(each) - len(alike)
@@ -213,21 +213,17 @@ def _left_out(count: int, why: str) -> str:
     return f"{count} {'run' if count == 1 else 'runs'} left out: {why}" if count else ""
 
 
-def _without_strays(runs: Sequence[Run]) -> list[Run]:
-    """The runs of a cell without incomplete ones whose settings no completed run has."""
-    done = [dict(settings_of(run.record.config)) for run in runs if run.completed]
-    return [
-        run
-        for run in runs
-        if run.completed or not done or dict(settings_of(run.record.config)) in done
-    ]
+def without_strays(runs: Sequence[Run], settings: Callable[[Run], Mapping[str, str]]) -> list[Run]:
+    """The runs without incomplete ones whose settings no completed run has."""
+    done = [settings(run) for run in runs if run.completed]
+    return [run for run in runs if run.completed or not done or settings(run) in done]
 
 
 def _alike(runs: Sequence[Run]) -> None:
     """Raise a ValueError if runs of a cell differ in settings, weights or data."""
-    first, settings = runs[0], dict(settings_of(runs[0].record.config))
+    first, settings = runs[0], _settings(runs[0])
     for run in runs[1:]:
-        own = dict(settings_of(run.record.config))
+        own = _settings(run)
         keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
         if keys:
             there, here = settings.get(keys[0], "absent"), own.get(keys[0], "absent")
@@ -240,6 +236,10 @@ def _alike(runs: Sequence[Run]) -> None:
         same_draw = run.number[1] == first.number[1]
         if same_draw and run.record.data_digest != first.record.data_digest:
             raise ValueError(f"{first.folder} and {run.folder} were trained on different data")
+
+
+def _settings(run: Run) -> dict[str, str]:
+    return dict(settings_of(run.record.config))
 
 
 def settings_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

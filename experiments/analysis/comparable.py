@@ -10,11 +10,11 @@ from experiments.analysis.unfinished_runs import Unfinished
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
 """The sections of a config that methods and their settings may vary."""
 BESIDE = ("study.row", "data.validation")
-KEY = (("variant", "name"), ("quantize", "storage"))
+OF_A_METHOD = (("variant", "name"), ("quantize", "storage"))
 """The settings that are the same in all runs of a method."""
 
 
-def place(run: Run) -> tuple[str, str, str]:
+def contest_key(run: Run) -> tuple[str, str, str]:
     """The study, the model and the task of a run."""
     config = run.record.config
     if run.study:
@@ -22,22 +22,22 @@ def place(run: Run) -> tuple[str, str, str]:
     return run.record.experiment, config["model"]["name"], config["data"]["name"]
 
 
-def key(run: Run | Unfinished) -> str:
+def method_key(run: Run | Unfinished) -> str:
     """The key of a run's method: its row, or without a study its variant and storage."""
     if run.study:
         return run.study["row"]
-    name, storage = parts(run)
+    name, storage = variant_and_storage(run)
     return name if storage == "none" else f"{name}_{storage}"
 
 
-def parts(run: Run | Unfinished) -> tuple[str, str]:
+def variant_and_storage(run: Run | Unfinished) -> tuple[str, str]:
     """The names of a run's variant and of its storage."""
     config = run.record.config if isinstance(run, Run) else run.config
-    name, storage = (str(config[section][key]) for section, key in KEY)
+    name, storage = (str(config[section][key]) for section, key in OF_A_METHOD)
     return name, storage
 
 
-def split(
+def varied_and_fixed(
     config: Mapping[str, Any], varies: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Split the settings of a config into those that a study varies, and the fixed ones.
@@ -56,41 +56,38 @@ def split(
 
 def without_strays(runs: Sequence[Run], varies: Sequence[str]) -> list[Run]:
     """The runs without incomplete ones whose fixed settings no completed run has."""
-    done = [split(run.record.config, varies)[1] for run in runs if run.completed]
-    return [
-        run
-        for run in runs
-        if run.completed or not done or split(run.record.config, varies)[1] in done
-    ]
+    return collect_runs.without_strays(
+        runs, lambda run: varied_and_fixed(run.record.config, varies)[1]
+    )
 
 
-def check(runs: Sequence[Run], varies: Sequence[str]) -> None:
+def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
     """Raise a ValueError if runs differ in fixed settings, weights or examples.
 
     Also raise it if two runs of one method differ in variant or storage.
     """
-    first, settings = runs[0], split(runs[0].record.config, varies)[1]
+    first, settings = runs[0], varied_and_fixed(runs[0].record.config, varies)[1]
     firsts: dict[tuple[bool, int], Run] = {}
     methods: dict[str, Run] = {}
     for run in runs:
-        own = split(run.record.config, varies)[1]
+        own = varied_and_fixed(run.record.config, varies)[1]
         keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
         if keys:
             raise ValueError(
-                f"{first.folder} and {run.folder} are not to be compared: {keys[0]} is "
+                f"{first.folder} and {run.folder} cannot be compared: {keys[0]} is "
                 f"{settings.get(keys[0], 'absent')} in one and {own.get(keys[0], 'absent')} in the "
-                f"other (where a study varies it: --varies={keys[0]})"
+                f"other (if the study varies it, add --varies={keys[0]})"
             )
         same = firsts.setdefault((run.held_out, run.number[1]), run)
         if run.record.weights_digest != first.record.weights_digest:
             raise ValueError(f"{first.folder} and {run.folder} began from different weights")
         if run.record.data_digest != same.record.data_digest:
             raise ValueError(f"{same.folder} and {run.folder} had different examples")
-        other = methods.setdefault(key(run), run)
-        for section, name in KEY:
+        other = methods.setdefault(method_key(run), run)
+        for section, name in OF_A_METHOD:
             one, two = (each.record.config[section][name] for each in (other, run))
             if one != two:
                 raise ValueError(
-                    f"{other.folder} and {run.folder} are of one method, '{key(run)}', but "
+                    f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
                     f"{section}.{name} is {one} in one and {two} in the other"
                 )

@@ -11,6 +11,7 @@ from experiments.analysis.choose_methods import Contest, Method, saved_score
 from experiments.analysis.collect_runs import scale
 from experiments.analysis.significance import Difference
 from experiments.runs import predictions
+from lora_jax.metrics import label_metrics
 
 KINDS = {
     "seeds": "new seeds, the same examples",
@@ -164,7 +165,7 @@ def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[i
                 "differ"
             )
     for _, run, _, _, parts in stored:
-        score_check.check(run, parts)
+        score_check.require_agreement(run, parts)
     metric, unit, choices = contest.metric, scale(contest.metric), score_check.choices(first)
     every = [outputs for _, _, outputs, _, _ in stored]
     drawn = unit * bootstrap.replicates(
@@ -172,6 +173,6 @@ def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[i
     )
     for (key, run, outputs, _, _), replicated in zip(stored, drawn, strict=True):
         score = found[key][run.number].score
-        right = bootstrap.correct(outputs, labels, choices) if metric == "accuracy" else None
+        right = label_metrics.correct(outputs, labels, choices) if metric == "accuracy" else None
         found[key][run.number] = Seen(score, len(labels) // choices, replicated, right)
     return found

@@ -33,7 +33,7 @@ PERCENT = (
 """Metrics that tables print in percent; `mean` is the mean over the tasks of an average."""
 POINTS = ("bleu_lowercase_test", "rouge_l_test", "rouge_l", "exact_match", "score")
 """Text scores, which tables print as they are: from 0 to 100, or from 1 to 10 for a judge's."""
-MODELS = {
+MODEL_TITLES = {
     "minilm": "MiniLM (all-MiniLM-L6-v2)",
     "roberta_base": "RoBERTa base",
     "roberta_large": "RoBERTa large",

@@ -11,7 +11,7 @@ from lora_jax.data import SPECS
 from lora_jax.metrics import label_metrics
 
 
-def check(run: Run, parts: Mapping[str, Predictions] | None = None) -> None:
+def require_agreement(run: Run, parts: Mapping[str, Predictions] | None = None) -> None:
     """Compare every metric of a run's saved adapter with the value from its predictions.
 
     Metrics that predictions cannot give, such as scores of generated texts, are not compared. A run
@@ -60,6 +60,6 @@ def _compare(run: Run, name: str, given: float, recorded: float, n: int) -> None
     if abs(given - recorded) > most * max(1.0, abs(given)):
         unit = scale(name)
         raise ValueError(
-            f"{run.folder}: its predictions give {name} {unit * given:.4g}, its record "
+            f"{run.folder}: its predictions give {name} {unit * given:.4g}, but its record says "
             f"{unit * recorded:.4g}"
         )

@@ -59,7 +59,9 @@ def find(results: Path) -> list[Unfinished]:
         config = json_text.read(path)
         sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]
         if all(isinstance(each, dict) for each in sections):
-            collect_runs.check(path, config, collect_runs.NEEDED if config.get("study") else OF_ANY)
+            collect_runs.require_settings(
+                path, config, collect_runs.NEEDED if config.get("study") else OF_ANY
+            )
             found.append(Unfinished(path.parent, config, _status(path.parent)))
     return [*found, *_without_folder(results)]
 

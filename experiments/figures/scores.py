@@ -15,7 +15,7 @@ from configs import common_tasks
 from experiments.analysis import collect_runs, score_check
 from experiments.analysis.collect_runs import Run, Summary, scale, summarise
 from experiments.analysis.labels import heading, natural
-from experiments.analysis.published import MODELS
+from experiments.analysis.published import MODEL_TITLES
 from experiments.runs.rank_map import rank_map
 from experiments.tables import config_tables
 from lora_jax.records.metrics_log import read_metrics
@@ -87,7 +87,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
         if metrics:
-            title = f"{MODELS.get(model, model)}, {heading(column)}"
+            title = f"{MODEL_TITLES.get(model, model)}, {heading(column)}"
             title += f", {held} training examples" if held else ""
             shown = known.get(table) or common_tasks.table(table)
             made.append(Panel(title, natural(metrics)[0], tuple(own), shown))
@@ -193,7 +193,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
     return _scored(panels(runs), draw)
 
 
-KINDS: Mapping[str, Callable[..., Figure]] = {
+FIGURES: Mapping[str, Callable[..., Figure]] = {
     "parameters": parameters,
     "training": training,
     "learning_rate": learning_rate,
@@ -224,8 +224,8 @@ def draw(
     if others := collect_runs.elsewhere(own, size) * (not any(run.completed for run in chosen)):
         raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
     for run in chosen:
-        score_check.check(run)
-    figure = KINDS[kind](chosen)
+        score_check.require_agreement(run)
+    figure = FIGURES[kind](chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return chosen
@@ -236,7 +236,7 @@ def _ranks(found: list[collect_runs.Run], out: Path) -> Run:
     if len(chosen) != 1:
         folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"
         raise ValueError(
-            f"--kind=ranks draws one run: name the folder of one that chose ranks ({folders})"
+            f"--kind=ranks draws one run: name the folder of a run that chose ranks ({folders})"
         )
     ranks = chosen[0].record.ranks or {}
     out.parent.mkdir(parents=True, exist_ok=True)

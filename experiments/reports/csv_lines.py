@@ -11,11 +11,11 @@ from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import KINDS, Pair
 from experiments.reports import sheets
 
-HEADS: tuple[str, ...] = ("line", "table", "model", "task", "metric", "scored_on", "method")
-HEADS += ("label", "settings_tried", "runs_tried", "chosen", "learning_rate", "edge", "chosen_on")
-HEADS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "unfinished")
-HEADS += ("parameters_trained", "seconds", "machine", "peak_memory_bytes", "other", "common")
-HEADS += ("test", "generalises_to", "difference", "p", "decides", "p_holm", "verdict", "note")
+COLUMNS: tuple[str, ...] = ("line", "table", "model", "task", "metric", "scored_on", "method")
+COLUMNS += ("label", "settings_tried", "runs_tried", "chosen", "learning_rate", "edge", "chosen_on")
+COLUMNS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "unfinished")
+COLUMNS += ("parameters_trained", "seconds", "machine", "peak_memory_bytes", "other", "common")
+COLUMNS += ("test", "generalises_to", "difference", "p", "decides", "p_holm", "verdict", "note")
 """The columns.
 
 `line` is `method` or `test`; columns that a line does not use are empty. `low` and `high` are the
@@ -31,17 +31,17 @@ def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
       family: all pairs; in pairs with a reference, it is the second method.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, HEADS, lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for contest in made:
-        writer.writerows(_method(contest, method) for method in contest.methods)
+        writer.writerows(_method_line(contest, method) for method in contest.methods)
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
-        writer.writerows(_tests(pair, holm, verdict))
+        writer.writerows(_test_lines(pair, holm, verdict))
     return text.getvalue()
 
 
-def _place(contest: Contest, method: Method) -> dict[str, Any]:
+def _identity(contest: Contest, method: Method) -> dict[str, Any]:
     return {
         "table": contest.table,
         "model": contest.model,
@@ -53,7 +53,7 @@ def _place(contest: Contest, method: Method) -> dict[str, Any]:
     }
 
 
-def _method(contest: Contest, method: Method) -> dict[str, Any]:
+def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
     scores = list(method.scores().values())
     spent, ends = sheets.costs(method), sheets.interval(method)
     ended = collect_runs.statuses(run for each in method.settings for run in each.runs)
@@ -61,7 +61,7 @@ def _method(contest: Contest, method: Method) -> dict[str, Any]:
     machines = sheets.machines(contest)
     return {
         "line": "method",
-        **_place(contest, method),
+        **_identity(contest, method),
         "settings_tried": settings,
         "runs_tried": runs,
         "chosen": method.chosen and method.describe(method.chosen),
@@ -83,14 +83,14 @@ def _method(contest: Contest, method: Method) -> dict[str, Any]:
     }
 
 
-def _tests(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[str, Any]]:
+def _test_lines(pair: Pair, holm: float | None, verdict: str) -> Iterator[dict[str, Any]]:
     """A line for each kind of test, measured or not."""
     for kind, wide in KINDS.items():
         test = pair.tests[kind]
         decides = kind == pair.decided_by
         yield {
             "line": "test",
-            **_place(pair.contest, pair.first),
+            **_identity(pair.contest, pair.first),
             "other": pair.second.key,
             "common": pair.common,
             "test": kind,

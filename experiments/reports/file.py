@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-from experiments.reports.csv_lines import HEADS as COLUMNS
+from experiments.reports.csv_lines import COLUMNS
 from lora_jax.files.atomic import write_atomically
 
 FORMATS = ("rich", "markdown", "latex", "html", "csv")
 TITLE = "Comparison of methods"
-HEADS = {
+BEGINNINGS = {
     "rich": f"{TITLE}\n\n",
     "markdown": f"# {TITLE}\n\n",
     "latex": f"% {TITLE}\n",
 }
 """The beginnings of reports in text formats."""
-_SIGNS = HEADS | {"html": f"<title>{TITLE}</title>", "csv": ",".join(COLUMNS[:4])}
+_SIGNS = BEGINNINGS | {"html": f"<title>{TITLE}</title>", "csv": ",".join(COLUMNS[:4])}
 """A text near the beginning of a report in each format, which other files hardly have."""
 
 
-def check(path: Path, form: str) -> None:
+def require_replaceable(path: Path, form: str) -> None:
     """Check that a report may be written to a path.
 
     Raises:
@@ -31,8 +31,8 @@ def check(path: Path, form: str) -> None:
         begins = file.read(4096)
     if begins and _SIGNS[form].strip().encode() not in begins:
         raise ValueError(
-            f"--out {path} is there already and no report with --format={form}: name another file, "
-            "or remove it"
+            f"--out {path} exists and is not a report with --format={form}: name another file, or "
+            "remove this one"
         )
 
 
@@ -40,7 +40,7 @@ def write(path: Path, form: str, text: str) -> None:
     """Write a report atomically, and create its folder if needed.
 
     Raises:
-      ValueError: as `check`.
+      ValueError: as `require_replaceable`.
     """
-    check(path, form)
+    require_replaceable(path, form)
     write_atomically(path, text.encode())

@@ -37,7 +37,7 @@ figcaption { font-size: .875rem; font-weight: 600; }
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Section:
     """A section of the page: its heading, warnings and tables."""
 
     title: str
@@ -47,25 +47,25 @@ class Part:
 
 def page(
     title: str,
-    parts: Sequence[Part],
+    sections: Sequence[Section],
     figures: Sequence[Mapping[str, Figure]],
     notes: Sequence[str],
 ) -> str:
     """The whole HTML page.
 
     Args:
-      figures: the pictures of the first parts, by caption.
+      figures: the pictures of the first sections, by caption.
     """
     lines = ["<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8">']
     lines.append('<meta name="viewport" content="width=device-width, initial-scale=1">')
     lines.append(f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>")
     lines.append(f"<h1>{html.escape(title)}</h1>")
-    for number, part in enumerate(parts):
-        lines.append(f"<section><h2>{html.escape(part.title)}</h2>")
-        if part.warnings:
-            items = "".join(f"<li>{html.escape(text)}</li>" for text in part.warnings)
+    for number, section in enumerate(sections):
+        lines.append(f"<section><h2>{html.escape(section.title)}</h2>")
+        if section.warnings:
+            items = "".join(f"<li>{html.escape(text)}</li>" for text in section.warnings)
             lines.append(f'<ul class="warnings">{items}</ul>')
-        lines += [_table(sheet) for sheet in part.sheets]
+        lines += [_table(sheet) for sheet in section.sheets]
         if number < len(figures):
             lines.append('<div class="figures">')
             for index, (caption, figure) in enumerate(figures[number].items()):

@@ -19,7 +19,7 @@ AXES: Mapping[str, Callable[[Costs], float]] = {
         spent.memory / 2**30
     ),
 }
-MACHINES = tuple(AXES)[1:]
+MACHINE_AXES = tuple(AXES)[1:]
 """The costs that depend on the machine."""
 WIDE = 20
 """If the largest cost is more than this many times the smallest, the axis is logarithmic."""
@@ -29,23 +29,23 @@ SIZE = (4.8, 4.2)
 
 def figures(contest: Contest) -> dict[str, Figure]:
     """The pictures of a contest by caption; pictures without data are left out."""
-    made = {"Scores by learning rate": rates(contest)}
+    made = {"Scores by learning rate": by_rate(contest)}
     for name, of in AXES.items():
-        made[f"Scores against {name.partition(',')[0].partition(' (')[0]}"] = against(
+        made[f"Scores against {name.partition(',')[0].partition(' (')[0]}"] = by_cost(
             contest, name, of
         )
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def rates(contest: Contest) -> Figure | None:
+def by_rate(contest: Contest) -> Figure | None:
     """Draw mean scores by learning rate, on the examples that settings were chosen on.
 
-    The chosen rate is ringed. If several settings share a rate, the best is drawn. Bars are 95%
+    The chosen rate is circled. If several settings share a rate, the best is drawn. Bars are 95%
     intervals over seeds. The result is None without data.
     """
     figure, axes = _axes(contest)
     for method, (marker, colour, dashes) in zip(contest.methods, styles(), strict=False):
-        if points := by_rate(method):
+        if points := best_by_rate(method):
             x, y, bars = zip(*points, strict=True)
             line = f"{marker}{dashes}"
             axes.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=_plain(method.label))
@@ -59,13 +59,13 @@ def rates(contest: Contest) -> Figure | None:
     axes.set_xscale("log")
     axes.set_xticks(tried, [f"{rate:g}" for rate in tried], rotation=40, ha="right")
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("learning rate (ringed: chosen)")
+    axes.set_xlabel("learning rate (circled: chosen)")
     where = "held-out examples" if held else "development set"
     axes.set_ylabel(f"{metric_label(contest.metric)}, {where}")
     return _finished(figure, axes)
 
 
-def by_rate(method: Method) -> list[tuple[float, float, float]]:
+def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     """Each learning rate, its best mean score, and half of the 95% interval (NaN if undefined)."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
@@ -78,7 +78,7 @@ def by_rate(method: Method) -> list[tuple[float, float, float]]:
     return [(rate, *best[rate]) for rate in sorted(best)]
 
 
-def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure | None:
+def by_cost(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure | None:
     """Draw mean scores and their 95% intervals against a cost, with the Pareto front.
 
     Time or memory from different machines has no front. The result is None without data.
@@ -87,7 +87,7 @@ def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure
       name: the label of the axis, in AXES.
       of: gives the cost.
     """
-    alike = name not in MACHINES or len(machines(contest)) < 2
+    alike = name not in MACHINE_AXES or len(machines(contest)) < 2
     figure, axes = _axes(contest)
     points = []
     for method, (marker, colour, _) in zip(contest.methods, styles(), strict=False):
@@ -116,7 +116,7 @@ def against(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure
         )
     if values[:, 0].max() > WIDE * values[:, 0].min() > 0:
         axes.set_xscale("log")
-    axes.set_xlabel(name if alike else f"{name}\nof UNLIKE MACHINES")
+    axes.set_xlabel(name if alike else f"{name}\nof DIFFERENT MACHINES")
     axes.set_ylabel(metric_label(contest.metric))
     return _finished(figure, axes)
 

@@ -11,7 +11,7 @@ from experiments.analysis import collect_runs, pairwise, significance
 from experiments.analysis.choose_methods import Contest, Method, Setting
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.analysis.significance import Difference
-from experiments.tables.cells import NONE, number
+from experiments.tables.cells import NONE, score_text
 from experiments.tables.text_formats import Sheet
 
 DECIMALS = 2
@@ -76,26 +76,26 @@ def machines(contest: Contest) -> dict[str, list[str]]:
     return {where: labels for where, labels in found.items() if labels}
 
 
-def title(contest: Contest) -> str:
+def full_title(contest: Contest) -> str:
     """The title of a contest, with its metric and the examples that it is scored on."""
     where = "held-out training examples" if contest.held_out else "development set"
     return f"{contest.title}, {contest.metric.replace('_', ' ')} on the {where}"
 
 
-def methods(contest: Contest) -> Sheet:
+def methods_sheet(contest: Contest) -> Sheet:
     heads = ["method", "settings tried", "learning rate", "chosen on", "runs", "mean ± sd"]
     heads += ["95% interval", "not completed", "trained", "seconds", "peak memory"]
-    rows = [_method(method, contest.metric) for method in contest.methods]
-    return Sheet(title(contest), heads, rows)
+    rows = [_method_row(method, contest.metric) for method in contest.methods]
+    return Sheet(full_title(contest), heads, rows)
 
 
-def _method(method: Method, metric: str) -> list[str]:
+def _method_row(method: Method, metric: str) -> list[str]:
     settings, runs = method.budget
     chosen = "none" if method.chosen is None else method.describe(method.chosen)
     chosen += f" ({method.edge})" if method.edge else ""
     scores = list(method.scores().values())
     found = collect_runs.summarise(scores, "mean", "sd") if scores else None
-    score = "not run" if found is None else number(found.centre, metric, DECIMALS)
+    score = "not run" if found is None else score_text(found.centre, metric, DECIMALS)
     if found is not None and found.spread is not None:
         score += f" ± {found.spread:.{DECIMALS}f}"
     spent, ends = costs(method), interval(method)
@@ -123,10 +123,10 @@ def not_completed(settings: Iterable[Setting]) -> str:
 
 
 def _ends(low: float, high: float, metric: str) -> str:
-    return f"[{number(low, metric, DECIMALS)}, {number(high, metric, DECIMALS)}]"
+    return f"[{score_text(low, metric, DECIMALS)}, {score_text(high, metric, DECIMALS)}]"
 
 
-def against(contest: Contest, reference: Method, family: Sequence[Pair]) -> Sheet:
+def reference_sheet(contest: Contest, reference: Method, family: Sequence[Pair]) -> Sheet:
     """A table of the differences between the methods of a contest and the reference.
 
     Args:
@@ -169,19 +169,21 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def wins(family: Sequence[Pair]) -> list[Sheet]:
+def wins_sheets(family: Sequence[Pair]) -> list[Sheet]:
     """Tables of how often the method of a row wins, ties and loses against that of a column.
 
     There is a table for each study, since rows of two studies may share a name by chance.
     """
     verdicts = list(zip(family, pairwise.verdicts(family), strict=True))
     tables = dict.fromkeys(pair.contest.table for pair in family)
-    return [_wins(table, [e for e in verdicts if e[0].contest.table == table]) for table in tables]
+    return [
+        _wins_sheet(table, [e for e in verdicts if e[0].contest.table == table]) for table in tables
+    ]
 
 
-def _wins(table: str, verdicts: Sequence[tuple[Pair, str]]) -> Sheet:
+def _wins_sheet(table: str, verdicts: Sequence[tuple[Pair, str]]) -> Sheet:
     counts: dict[str, dict[str, Counter[str]]] = {}
-    contests = {id(pair.contest): pair.contest for pair, _ in verdicts}
+    contests = {(pair.contest.model, pair.contest.task): pair.contest for pair, _ in verdicts}
     labels = {m.key: m.label for contest in contests.values() for m in contest.methods}
     turned = {"win": "loss", "loss": "win"}
     for pair, verdict in verdicts:

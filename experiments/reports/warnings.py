@@ -12,14 +12,14 @@ from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.reports.sheets import equal, machines
 
 
-def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
+def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     """Warnings that a reader needs before trusting a table, the most serious first."""
     said = []
     same = [method.label for method in contest.methods if method.chosen_on == "scored"]
     if same:
         said.append(
-            f"settings of {_list(same)} were chosen on the very examples that they are scored on: "
-            "scores are too high, the more so the more settings were tried, and p values too small"
+            f"settings of {_list(same)} were chosen on the same examples that they are scored on: "
+            "scores are too high, and p values too small; more settings make this worse"
         )
     budgets: dict[tuple[int, int], list[str]] = {}
     for method in contest.methods:
@@ -27,15 +27,15 @@ def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     if len(budgets) > 1:
         texts = [f"{_count(*budget)} for {_list(who)}" for budget, who in sorted(budgets.items())]
         said.append(f"budgets differ: {'; '.join(texts)}")
-    lost = [text for method in contest.methods if (text := _lost(method))]
+    lost = [text for method in contest.methods if (text := _lost_text(method))]
     if lost:
         said.append(
-            "runs began and left no record, of which nothing is known, and the count of settings "
-            f"and runs tried has them in it: {'; '.join(lost)}"
+            "some runs began and left no record; their scores are unknown, and the numbers of "
+            f"settings and runs tried include them: {'; '.join(lost)}"
         )
     ways = {method.chosen_on for method in contest.methods if method.chosen_on != "nothing"}
     if len(ways) > 1:
-        said.append("settings were chosen on held-out examples for some methods, not for others")
+        said.append("settings were chosen on held-out examples for some methods but not for others")
     edges = [
         f"{method.label} {method.chosen.rate:g} ({method.edge} tried)"
         for method in contest.methods
@@ -50,16 +50,16 @@ def warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     if any(
         run.record.config["train"]["select"] == "best" for m in contest.methods for run in m.runs
     ):
-        said.append("each run kept its best evaluation by the examples that it is scored on")
+        said.append("each run kept the evaluation that was best on the examples it is scored on")
     reasons: dict[str, list[str]] = {}
     for pair in family:
         if pair.contest is contest and pair.why:
             reasons.setdefault(pair.why, []).append(f"{pair.first.label} and {pair.second.label}")
-    said += [f"not everything could be tested, {why}: {_list(who)}" for why, who in reasons.items()]
+    said += [f"some tests were not possible ({why}): {_list(who)}" for why, who in reasons.items()]
     return [f"{text[0].upper()}{text[1:]}." for text in said]
 
 
-def _lost(method: Method) -> str:
+def _lost_text(method: Method) -> str:
     """How many runs of a method left no record, by setting, as text; empty if none did."""
     texts = []
     for setting in method.settings:
@@ -90,8 +90,8 @@ def _other_settings_seen(contest: Contest) -> list[str]:
     if not seen:
         return []
     return [
-        "the development set was seen with other settings than the chosen one, which held-out "
-        f"examples alone are to choose: {'; '.join(seen)}"
+        "runs with other settings than the chosen one were scored on the development set, but only "
+        f"held-out examples should choose a setting: {'; '.join(seen)}"
     ]
 
 
@@ -101,7 +101,7 @@ def _unlike(contest: Contest) -> list[str]:
         return []
     texts = [f"{_list(labels)} on {machine}" for machine, labels in where.items()]
     return [
-        "seconds and memory are of unlike machines or versions of JAX, and are not to be compared: "
+        "seconds and memory are of different machines or versions of JAX and cannot be compared: "
         + "; ".join(texts)
     ]
 
@@ -109,17 +109,17 @@ def _unlike(contest: Contest) -> list[str]:
 def _of_method(method: Method) -> list[str]:
     said = []
     if method.chosen is None:
-        said.append(f"no setting of {method.label} has a completed run to choose it by")
+        said.append(f"no setting of {method.label} has a completed run, so none is chosen")
     elif not method.runs:
         others = sum(bool(each.development) for each in method.settings)
-        more = f"; other settings, {others}, have some" if others else ""
-        said.append(f"the chosen setting of {method.label} has no run that is scored{more}")
+        more = f" ({others} of its other settings have some)" if others else ""
+        said.append(f"the chosen setting of {method.label} has no scored runs{more}")
     if how := ", ".join(f"{count} {status}" for status, count in statuses(method.runs).items()):
         said.append(f"{method.label}'s mean leaves out scored runs that did not complete: {how}")
     if equal(scores := list(method.scores().values())):
         said.append(
-            f"all {len(scores)} scores of {method.label} are equal: they have no interval, since "
-            "nothing is known of how they would vary"
+            f"all {len(scores)} scores of {method.label} are equal: they have no interval, because "
+            "equal scores do not show how much scores vary"
         )
     return said
 
@@ -135,17 +135,23 @@ def _list(names: Sequence[str], most: int = 4) -> str:
 
 
 def explain(
-    contests: Sequence[Contest], beside: Sequence[Pair], family: Sequence[Pair], resamples: int
+    contests: Sequence[Contest], family: Sequence[Pair], resamples: int, referred: bool
 ) -> list[str]:
-    """Notes on what the numbers are, and what each test generalises to."""
+    """Notes on what the numbers are, and what each test generalises to.
+
+    Args:
+      family: all pairs of the report.
+      referred: whether the report compares methods with a reference.
+    """
     notes = [
-        "Settings are chosen by their mean score over runs on held-out training examples, where "
-        "there are any (the smaller learning rate of equal ones; what diverged with any seed comes "
-        "after all others). Means, standard deviations and 95% intervals (Student's t) are over "
-        "the completed runs of the chosen setting, one a seed. Trained parameters are with the "
-        "head; seconds are those of training, a run's mean, of trials that shared a program each "
-        "one's share; memory is the process's peak, of all runs that it had done by then, and of "
-        "trials that shared a program the peak of all of them together."
+        "The setting of a method is the one with the best mean score on held-out training "
+        "examples, or else on the development set. Of equal settings, the one with the smaller "
+        "rate is chosen; a setting that diverged with any seed comes last. Means, standard "
+        "deviations and 95% intervals (Student's t) are over the completed runs of the chosen "
+        "setting, one for each seed. Trained parameters include the head. Seconds are the mean "
+        "training time of a run; a trial that shares a program has its share of the time. Memory "
+        "is the peak of the process, including all runs that it did before; trials that share a "
+        "program have the peak of all of them together."
     ]
     if not family:
         return notes
@@ -155,40 +161,40 @@ def explain(
         + ("exact McNemar test for accuracy, else " if exact else "")
         + f"paired bootstrap, {resamples} resamples ({KINDS['examples']}). Over both: t-test with "
         f"the variances of seeds and of examples added and seeds - 1 degrees of freedom, which is "
-        f"conservative ({KINDS['both']}). None covers another training set."
-        + " Intervals, and the p beside each, are of one comparison."
-        * bool(beside)
+        f"conservative ({KINDS['both']}). No test covers another training set."
+        + " Each interval, and the p beside it, is of one comparison alone."
+        * referred
     )
     least = 2 / (resamples + 1)
     if least * len(family) >= significance.LEVEL:
         notes.append(
-            f"With {resamples} resamples no bootstrap's p is below {least:.2g}, which in a family "
-            f"of {len(family)} is no win: take more (--resamples)."
+            f"With {resamples} resamples, the p of a bootstrap is at least {least:.2g}, which "
+            f"cannot be a win in a family of {len(family)}: use more resamples (--resamples)."
         )
     decided = [pair.decided_by for pair in family if pair.decided_by]
     how = ", ".join(f"{decided.count(kind)} over {kind}" for kind in KINDS if kind in decided)
     notes.append(
-        "Verdicts, beside the reference and in the count of wins alike, have Holm's p below 0.05 "
-        "in the one family of all pairs of methods in all contests, each by the widest test that "
-        f"it has ({len(decided)} tests: {how or 'none'}). A tie is a pair that was not told apart, "
-        "which does not say that the two are equal. A contest is a model and a task of a study; a "
-        "task of two studies, or of two models, is two contests."
+        "A win or a loss has Holm's p below 0.05, in the table of differences and in the count of "
+        "wins. All pairs of methods in all contests are one family of tests. Each pair is decided "
+        f"by the widest test that it has ({len(decided)} tests: {how or 'none'}). A tie is a pair "
+        "that was not told apart, which does not say that the two are equal. A contest is a model "
+        "and a task of a study: a task with two models, or in two studies, is two contests."
     )
     if (errors := least_win(family)) > 10:
         notes.append(
-            f"With so few seeds the first win among {len(decided)} tests needs a difference of "
-            f"{errors:.0f} standard errors: where there is none, that is what more seeds, or fewer "
-            "methods, may change."
+            f"With so few seeds, the first win among {len(decided)} tests needs a difference of "
+            f"{errors:.0f} standard errors. If there is no win, more seeds or fewer methods may "
+            "change that."
         )
     if "examples" in decided:
         notes.append(
-            f"{MARKS['examples']}: decided over examples alone, as where one seed is common. "
-            "It holds for these trained models, not for their methods."
+            f"{MARKS['examples']}: decided over examples alone, for example because only one seed "
+            "is common. It holds for these trained models, not for their methods."
         )
     if "seeds" in decided:
         notes.append(
-            f"{MARKS['seeds']}: decided over seeds alone, for want of predictions. It holds for "
-            "these examples, not for others."
+            f"{MARKS['seeds']}: decided over seeds alone, because predictions are missing. It "
+            "holds for these examples, not for others."
         )
     return notes
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.analysis.collect_runs import Run, Summary, statuses, summarise
 from experiments.analysis.labels import heading, natural
-from experiments.analysis.published import MODELS, PERCENT, POINTS, Published
+from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Published
 
 NONE = "–"
 
@@ -50,7 +50,7 @@ class Block:
 
     @property
     def title(self) -> str:
-        return MODELS.get(self.model, self.model)
+        return MODEL_TITLES.get(self.model, self.model)
 
     @property
     def ours(self) -> bool:
@@ -203,7 +203,7 @@ def _difference(
     return summarise(both, table["report"], table["spread"]) if both else None
 
 
-def number(value: float, metric: str, decimals: int) -> str:
+def score_text(value: float, metric: str, decimals: int) -> str:
     """A score as tables print it; a difference (empty `metric`) has a sign."""
     if not metric:
         return f"{value:+.{decimals}f}"
@@ -220,7 +220,7 @@ def ours_text(cell: Cell, metric: str, decimals: int) -> str:
     failed = ", ".join(f"{count} {status}" for status, count in cell.failures.items())
     if cell.ours is None:
         return failed or ("not run" if cell.runnable else NONE)
-    text = number(cell.ours.centre, metric, decimals)
+    text = score_text(cell.ours.centre, metric, decimals)
     if cell.ours.spread is not None:
         text += f" ± {cell.ours.spread:.{decimals}f}"
     inside = ", ".join(filter(None, [str(cell.ours.n or ""), failed]))
@@ -243,7 +243,7 @@ def published_text(cell: Cell, metric: str, decimals: int) -> str:
         return NONE
     sd = cell.published.sd
     spread = "" if sd is None else f" ± {sd:.{decimals}f}"
-    return number(cell.published.value, metric, decimals) + spread
+    return score_text(cell.published.value, metric, decimals) + spread
 
 
 def parameters_text(row: Row) -> tuple[str, str]:

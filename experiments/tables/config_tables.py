@@ -48,7 +48,7 @@ def render_table(
     found = collect_runs.find(results)
     collected = collect_runs.collect(found, name, size)
     for run in collected.runs:
-        score_check.check(run)
+        score_check.require_agreement(run)
     # A smoke run has only a few steps, so it is not compared with published numbers.
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
@@ -62,7 +62,7 @@ def render_table(
         own = [run for run in found if run.study and run.model == model]
         collected = collect_runs.collect(own, name, size)  # notes on this model only
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
-    notes += _names(collected.runs)
+    notes += _given_models(collected.runs)
     if table["published"]:
         notes += _changes(importlib.import_module(f"configs.{name}"), collected.runs)
     notes += collected.notes if made else ("Nothing has been run.",)
@@ -106,7 +106,7 @@ def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> lis
     ]
 
 
-def _names(runs: tuple[collect_runs.Run, ...]) -> list[str]:
+def _given_models(runs: tuple[collect_runs.Run, ...]) -> list[str]:
     """Notes on the models that runs were given by another name than the config's, as a folder."""
     given = {
         (run.model, run.record.config["model"]["name"])

@@ -46,7 +46,7 @@ def rich(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
             (head, [text.replace(" / ", " /\n") for text in texts])
             for head, *texts in zip(sheet.heads, *sheet.rows, strict=True)
         ]
-        for part in _parts(columns[1:], width - LABEL - 4):
+        for part in _column_groups(columns[1:], width - LABEL - 4):
             table = Table(box=box.SIMPLE_HEAD)
             table.add_column(Text(columns[0][0]), max_width=LABEL)
             for head, _ in part:
@@ -59,7 +59,7 @@ def rich(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def _parts(
+def _column_groups(
     columns: Sequence[tuple[str, list[str]]], width: int
 ) -> list[list[tuple[str, list[str]]]]:
     """Divide columns into groups that fit a width, each with at least one column."""

@@ -4,16 +4,14 @@ An undefined score (a correlation of constant outputs) is 0. With a non-finite o
 counts as wrong, a correlation is 0 and the loss is infinite.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import scipy.special
-import scipy.stats
-import sklearn.metrics
 
 from lora_jax.data.tasks.task import Task
 from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.metrics.samples import EachOnce, Sample, ratio
 from lora_jax.suggest import nearest
 
 
@@ -45,13 +43,27 @@ def score(
         count = 0 if labels is None else len(labels)
         raise ValueError(f"{len(outputs)} outputs cannot be scored against {count} labels")
     outputs = np.asarray(outputs, np.float64)
-    known = REGRESSION if outputs.shape[1] == 1 else CLASSIFICATION
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown metric '{name}' here; nearest: {nearest(name, known)}")
-    if known is CLASSIFICATION:
-        return {name: CLASSIFICATION[name](outputs, labels, choices) for name in names}
-    return {name: REGRESSION[name](outputs[:, 0], labels) for name in names}
+    sample = EachOnce(choices)
+    return {name: float(measure(name, outputs, labels, sample)) for name in names}
+
+
+def measure(name: str, outputs: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
+    """One metric of outputs on a sample of the examples: (), or (resamples,) for many at once.
+
+    Args:
+      name, outputs, labels: as for `score`; the outputs are float64.
+
+    Raises:
+      ValueError: an unknown metric, or one that does not fit the outputs.
+    """
+    known, own = CLASSIFICATION, outputs
+    if outputs.shape[1] == 1:
+        known, own = REGRESSION, outputs[:, 0]
+    if name not in known:
+        raise ValueError(
+            f"unknown metric '{name}' of these outputs; nearest: {nearest(name, known)}"
+        )
+    return known[name](own, labels, sample)
 
 
 def score_parts(
@@ -84,7 +96,7 @@ def score_parts(
             )
         end = "" if part == "validation" else f"_{part}"
         if isinstance(task, TextTask):
-            scores = _score_texts(task, part, values, tokens or {})
+            scores = _score_prompts(task, part, values, tokens or {})
         else:
             own = task.extra_metrics.get(part)
             labels = (task.validation if part == "validation" else task.extra[part]).labels
@@ -98,7 +110,7 @@ def score_parts(
     return found
 
 
-def _score_texts(
+def _score_prompts(
     task: TextTask, part: str, outputs: np.ndarray, tokens: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
     prompts = task.validation if part == "validation" else task.extra[part]
@@ -126,108 +138,126 @@ def predictions(outputs: np.ndarray, choices: int = 1) -> np.ndarray:
     """
     if choices == 1:
         return outputs.argmax(1)
-    with np.errstate(invalid="ignore"):  # infinities, which `_accuracy` handles
+    with np.errstate(invalid="ignore"):  # infinities, which `correct` handles
         scores = outputs[:, 1] - outputs[:, 0]
     return scores.reshape(-1, choices).argmax(1)
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
+def correct(logits: np.ndarray, labels: np.ndarray, choices: int = 1) -> np.ndarray:
+    """Whether the answer to each example, or with `choices` to each question, is right."""
+    usable = _usable(logits).reshape(-1, choices).all(1)
     expected = labels if choices == 1 else labels.reshape(-1, choices).argmax(1)
-    usable = np.isfinite(logits).all(1).reshape(-1, choices).all(1)
-    return float(((predictions(logits, choices) == expected) & usable).mean())
+    return (predictions(logits, choices) == expected) & usable
 
 
-def _predicted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The predicted class of each example; a wrong class if its logits are not finite."""
-    usable = np.isfinite(logits).all(1)
-    return np.where(usable, predictions(logits), (labels + 1) % logits.shape[1])
+def _usable(logits: np.ndarray) -> np.ndarray:
+    """Whether all logits of each example are finite, (n,)."""
+    return np.isfinite(logits).min(1)
 
 
-def _f1(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
-    """F1 of class 1 if there are two classes, else the mean over classes (macro)."""
-    average = "binary" if logits.shape[1] == 2 else "macro"
-    predicted = _predicted(logits, labels)
-    return float(
-        sklearn.metrics.f1_score(
-            labels,
-            predicted,
-            average=average,
-            zero_division=0.0,  # type: ignore[arg-type]
-        )
-    )
+def _accuracy(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
+    right = correct(logits, labels, sample.choices)
+    return sample.total(right) / len(right)
 
 
-def _matthews(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
-    predicted = _predicted(logits, labels)
-    if predicted.min() == predicted.max() or labels.min() == labels.max():
-        return 0.0  # as scikit-learn gives, but without its warning
-    return float(sklearn.metrics.matthews_corrcoef(labels, predicted))
+def _confusion(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
+    """How many examples have each label and prediction, (..., C, C).
+
+    The prediction of logits that are not finite is a wrong class.
+    """
+    classes = logits.shape[1]
+    usable = _usable(logits)
+    predicted = np.where(usable, predictions(logits), (labels + 1) % classes)
+    cells = np.ravel_multi_index((labels, predicted), (classes, classes))
+    counts = sample.counts(cells, classes**2)
+    return counts.reshape(*counts.shape[:-1], classes, classes)
 
 
-def _accuracy_f1(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
-    return (_accuracy(logits, labels, choices) + _f1(logits, labels, choices)) / 2
+def _f1(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
+    """F1 of class 1 if there are two classes, else the mean over classes (macro).
+
+    The mean leaves out classes that are neither labels nor predictions.
+    """
+    table = _confusion(logits, labels, sample)
+    both = table.sum(-2) + table.sum(-1)  # of each class, as prediction and as label
+    each = ratio(2 * np.diagonal(table, axis1=-2, axis2=-1), both)
+    return each[..., 1] if logits.shape[1] == 2 else each.sum(-1) / (both > 0).sum(-1)
 
 
-def _cross_entropy(logits: np.ndarray, labels: np.ndarray, choices: int) -> float:
-    if not np.isfinite(logits).all():
-        return float("inf")
-    logs = scipy.special.log_softmax(logits, axis=1)
-    return float(-logs[np.arange(len(labels)), labels].mean())
+def _matthews(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
+    """Matthews' correlation for any number of classes (Gorodkin, 2004)."""
+    table = _confusion(logits, labels, sample)
+    true, predicted, n = table.sum(-1), table.sum(-2), table.sum((-2, -1))
+    shared = n * np.trace(table, axis1=-2, axis2=-1) - (true * predicted).sum(-1)
+    spread = (n**2 - (true**2).sum(-1)) * (n**2 - (predicted**2).sum(-1))
+    return ratio(shared, np.sqrt(spread))
 
 
-def _correlation(measure: Callable, values: np.ndarray, targets: np.ndarray) -> float:
-    if len(values) < 2 or not np.isfinite(values).all():
-        return 0.0
-    if values.min() == values.max() or targets.min() == targets.max():
-        return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about values that barely differ
-        found = float(measure(values, targets).statistic)
-    return found if np.isfinite(found) else 0.0
+def _accuracy_f1(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
+    return (_accuracy(logits, labels, sample) + _f1(logits, labels, sample)) / 2
 
 
-def _pearson(values: np.ndarray, targets: np.ndarray) -> float:
-    return _correlation(scipy.stats.pearsonr, values, targets)
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
+    usable = _usable(logits)
+    logs = scipy.special.log_softmax(np.where(usable[:, None], logits, 0.0), axis=1)
+    loss = -sample.total(logs[np.arange(len(labels)), labels]) / len(labels)
+    return _if_all(usable, loss, np.inf, sample)
 
 
-def _spearman(values: np.ndarray, targets: np.ndarray) -> float:
-    return _correlation(scipy.stats.spearmanr, values, targets)
-
-
-def _pearson_spearman(values: np.ndarray, targets: np.ndarray) -> float:
-    return (_pearson(values, targets) + _spearman(values, targets)) / 2
-
-
-def _squared_error(values: np.ndarray, targets: np.ndarray) -> float:
-    if not np.isfinite(values).all():
-        return float("inf")
+def _squared_error(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
+    usable = np.isfinite(values)
     with np.errstate(over="ignore"):
-        return float(np.square(values - targets).mean())
+        errors = np.square(np.where(usable, values, 0.0) - targets)
+        return _if_all(usable, sample.total(errors) / len(targets), np.inf, sample)
 
 
-def _token_loss(logs: np.ndarray, tokens: np.ndarray) -> float:
+def _if_all(usable: np.ndarray, found: np.ndarray, other: float, sample: Sample) -> np.ndarray:
+    """A score if all examples of the sample are usable, else the other number."""
+    return np.where(sample.total(~usable) > 0, other, found)
+
+
+def _pearson(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
+    usable = np.isfinite(values)
+    found = sample.pearson(np.where(usable, values, 0.0), targets)
+    return _if_all(usable, found, 0.0, sample)
+
+
+def _spearman(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
+    usable = np.isfinite(values)
+    found = sample.spearman(np.where(usable, values, 0.0), targets)
+    return _if_all(usable, found, 0.0, sample)
+
+
+def _pearson_spearman(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
+    return (_pearson(values, targets, sample) + _spearman(values, targets, sample)) / 2
+
+
+def _token_loss(logs: np.ndarray, tokens: np.ndarray, sample: Sample) -> np.ndarray:
     """Minus the mean log-likelihood of a token, in nats."""
-    if not np.isfinite(logs).all():
-        return float("inf")
-    return float(-logs.sum() / tokens.sum())
+    usable = np.isfinite(logs)
+    loss = -sample.total(np.where(usable, logs, 0.0)) / sample.total(tokens)
+    return _if_all(usable, loss, np.inf, sample)
 
 
-def _perplexity(logs: np.ndarray, tokens: np.ndarray) -> float:
+def _perplexity(logs: np.ndarray, tokens: np.ndarray, sample: Sample) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return float(np.exp(_token_loss(logs, tokens)))
+        return np.exp(_token_loss(logs, tokens, sample))
 
+
+Metric = Callable[[np.ndarray, np.ndarray, Sample], np.ndarray]
+"""A function of outputs, labels and the sample of the examples to score."""
 
 LOWER_IS_BETTER = ("eval_loss", "token_loss", "perplexity")
 """Metrics for which smaller is better."""
 
-CLASSIFICATION: Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
+CLASSIFICATION: Mapping[str, Metric] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
     "accuracy_f1": _accuracy_f1,
     "eval_loss": _cross_entropy,
 }
-REGRESSION: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+REGRESSION: Mapping[str, Metric] = {
     "pearson": _pearson,
     "spearman": _spearman,
     "pearson_spearman": _pearson_spearman,

@@ -60,7 +60,7 @@ def bleu(
         references.
       ModuleNotFoundError: sacreBLEU is not installed.
     """
-    _check(texts, references)
+    _require_references(texts, references)
     # `force` silences a warning about tokenised texts, which is meant for translations.
     metric = _library("sacrebleu").BLEU(lowercase=lowercase, force=True)
     return _sacre(metric, texts, references)
@@ -68,7 +68,7 @@ def bleu(
 
 def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
     """Corpus chrF2 (Popović, 2015) by sacreBLEU, 0 to 100; as `bleu`."""
-    _check(texts, references)
+    _require_references(texts, references)
     return _sacre(_library("sacrebleu").CHRF(), texts, references)
 
 
@@ -77,7 +77,7 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored
 
     With several references, the largest F1 counts; no stemming.
     """
-    _check(texts, references)
+    _require_references(texts, references)
     library = _library("rouge_score.rouge_scorer")
     scorer = library.RougeScorer(["rougeL"], use_stemmer=False)
     found = [
@@ -90,7 +90,7 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored
 
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
     """The percentage of texts that equal one of their references, ignoring outer whitespace."""
-    _check(texts, references)
+    _require_references(texts, references)
     found = [
         text.strip() in [reference.strip() for reference in each]
         for text, each in zip(texts, references, strict=True)
@@ -162,12 +162,14 @@ def extracted_answers(texts: Sequence[str], prompts: Prompts) -> np.ndarray:
     return np.array(found, np.int64)
 
 
-def _check(texts: Sequence[str], references: Sequence[Sequence[str]]):
+def _require_references(texts: Sequence[str], references: Sequence[Sequence[str]]):
     if not texts or len(texts) != len(references):
-        raise ValueError(f"{len(texts)} texts cannot be scored against {len(references)} others")
+        raise ValueError(
+            f"{len(texts)} texts cannot be scored against references of {len(references)} texts"
+        )
     for index, each in enumerate(references):
         if isinstance(each, str) or not each:
-            raise ValueError(f"references[{index}] is {each!r}, not one or more texts")
+            raise ValueError(f"references[{index}] is {each!r}: expected one or more texts")
 
 
 def _sacre(metric: Any, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:

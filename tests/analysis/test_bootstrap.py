@@ -21,7 +21,7 @@ def expected(metric, outputs, labels, seed, choices=1):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("metric", bootstrap.CLASSIFICATION)
+@pytest.mark.parametrize("metric", label_metrics.CLASSIFICATION)
 @pytest.mark.parametrize("n", [5, 80])  # of five, some resamples have one class only
 def test_metrics_of_classes(metric, classes, n):
     rng = np.random.default_rng(n)
@@ -32,12 +32,12 @@ def test_metrics_of_classes(metric, classes, n):
     np.testing.assert_allclose(got[1], expected(metric, -outputs, labels, 3), atol=1e-12)
 
 
-@pytest.mark.parametrize("metric", bootstrap.REGRESSION)
+@pytest.mark.parametrize("metric", label_metrics.REGRESSION)
 @pytest.mark.parametrize("n", [4, 80])
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_metrics_of_numbers(metric, n, offset):
     rng = np.random.default_rng(n)
-    labels = rng.integers(5, size=n).astype(float)  # with ties
+    labels = rng.integers(1, 6, size=n).astype(float)  # with ties
     outputs = (labels + rng.normal(size=n)).round()[:, None] + offset
     got = bootstrap.replicates(metric, [outputs], labels, resamples=COUNT, seed=1)[0]
     np.testing.assert_allclose(got, expected(metric, outputs, labels, 1), atol=1e-9)
@@ -56,10 +56,10 @@ def test_questions_of_two_choices_are_drawn_whole(metric):
 @pytest.mark.parametrize(("classes", "known"), [(2, "CLASSIFICATION"), (1, "REGRESSION")])
 def test_outputs_that_are_no_numbers(classes, known):
     rng = np.random.default_rng(0)
-    labels = rng.integers(2, size=30) if classes > 1 else rng.normal(size=30)
+    labels = rng.integers(2, size=30) if classes > 1 else rng.uniform(1, 5, size=30)
     outputs = rng.normal(size=(30, classes))
     outputs[3] = np.nan
-    for metric in getattr(bootstrap, known):
+    for metric in getattr(label_metrics, known):
         got = bootstrap.replicates(metric, [outputs], labels, resamples=COUNT)[0]
         np.testing.assert_allclose(got, expected(metric, outputs, labels, 0), atol=1e-12)
 
@@ -74,5 +74,7 @@ def test_resamples_are_drawn_in_pieces_alike(monkeypatch):
 
 
 def test_an_unknown_metric_is_named():
-    with pytest.raises(ValueError, match="no bootstrap of metric 'mathews' here; nearest: 'matth"):
+    with pytest.raises(
+        ValueError, match="unknown metric 'mathews' of these outputs; nearest: 'matthews'"
+    ):
         bootstrap.replicates("mathews", [np.zeros((3, 2))], np.zeros(3, int))

@@ -25,7 +25,7 @@ def checked(folder):
     """Whether the record in a folder agrees, or what is said of it."""
     (run,) = collect_runs.find(folder)
     try:
-        score_check.check(run)
+        score_check.require_agreement(run)
     except ValueError as error:
         assert "\n" not in str(error)
         return str(error).removeprefix(str(folder))
@@ -40,7 +40,9 @@ def test_a_table_refuses_what_a_report_does(tmp_path):
     planted(tmp_path / "other", "lora", 2, LABELS, np.arange(100) < 60)
     shutil.copy(tmp_path / "other" / predictions.NAME, tmp_path / "1")
     shutil.rmtree(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"1: its predictions give accuracy 40, its record 79$"):
+    with pytest.raises(
+        ValueError, match=r"1: its predictions give accuracy 40, but its record says 79$"
+    ):
         config_tables.render_table("glue", tmp_path, "markdown")
     (tmp_path / "1" / predictions.NAME).unlink()  # then nothing is known of it
     assert "| 79.5 ± " in config_tables.render_table("glue", tmp_path, "markdown")
@@ -51,13 +53,13 @@ def test_a_table_refuses_what_a_report_does(tmp_path):
     [
         ({"accuracy": 0.8}, ""),
         ({"accuracy": 0.81}, ""),  # an example at the edge, which another machine rounds over it
-        ({"accuracy": 0.82}, ": its predictions give accuracy 80, its record 82"),
-        ({"accuracy": 0.78}, ": its predictions give accuracy 80, its record 78"),
-        ({"accuracy": 0.86}, ": its predictions give accuracy 80, its record 86"),
+        ({"accuracy": 0.82}, ": its predictions give accuracy 80, but its record says 82"),
+        ({"accuracy": 0.78}, ": its predictions give accuracy 80, but its record says 78"),
+        ({"accuracy": 0.86}, ": its predictions give accuracy 80, but its record says 86"),
         ({"accuracy": 0.8, "f1": 0.8}, ""),
-        ({"accuracy": 0.8, "f1": 0.9}, ": its predictions give f1 80, its record 90"),
+        ({"accuracy": 0.8, "f1": 0.9}, ": its predictions give f1 80, but its record says 90"),
         ({"accuracy": 0.8, "eval_loss": 0.5133}, ""),
-        ({"accuracy": 0.8, "eval_loss": 0.4}, ": its predictions give eval_loss 0.5133, its r"),
+        ({"accuracy": 0.8, "eval_loss": 0.4}, ": its predictions give eval_loss 0.5133, but its r"),
         ({"accuracy": 0.8, "bleu": 3.0}, ""),  # of texts, which are not among the predictions
         ({"accuracy": 0.8, "accuracy_mismatched": 0.9}, ": its predictions give accuracy_mism"),
         ({"accuracy": 0.8, "accuracy_unlabelled": 0.9}, ""),

@@ -148,7 +148,7 @@ def test_over_examples_on_planted_nulls_and_effects(metric):
     n = 150
 
     def test(effect):
-        if metric in bootstrap.REGRESSION:
+        if metric in label_metrics.REGRESSION:
             labels = rng.normal(size=n)
             sizes = np.array([1.0 - effect / 2, 1.0])[:, None, None]
             outputs = (labels + sizes * rng.normal(size=(2, 1, n)))[..., None][:, 0]

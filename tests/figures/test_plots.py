@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
 from experiments.analysis import collect_runs
-from experiments.figures.scores import KINDS, draw, learning_rate, parameters, training
+from experiments.figures.scores import FIGURES, draw, learning_rate, parameters, training
 from experiments.runs.rank_map import rank_grid, rank_map
 
 STACKED = {
@@ -192,7 +192,7 @@ def test_labels_do_not_overlap(tmp_path):
             write(folder, "glue", arg, {metric: 0.5}, parameters=10**number, losses=(1.0, 0.5))
     found = collect_runs.find(tmp_path)
     for kind in ("parameters", "training", "learning_rate"):
-        figure = KINDS[kind](found)
+        figure = FIGURES[kind](found)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         renderer = canvas.get_renderer()

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from experiments.analysis import paper_averages
 from lora_jax.data import Examples, Task
@@ -49,6 +50,21 @@ def test_classification_by_the_formulas(seed, classes):
     assert label_metrics.classification(logits, labels) == {
         name: found[name] for name in ("accuracy", "eval_loss")
     }
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")  # of scikit-learn
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 5, 300])  # of few examples, some classes are absent
+def test_f1_and_matthews_are_those_of_scikit_learn_to_the_last_digit(count, classes):
+    average = "binary" if classes == 2 else "macro"
+    for seed in range(20):
+        logits, labels = draw(seed, count, classes)
+        predicted = logits.argmax(1)
+        expected = {
+            "f1": sklearn.metrics.f1_score(labels, predicted, average=average, zero_division=0.0),
+            "matthews": sklearn.metrics.matthews_corrcoef(labels, predicted),
+        }
+        assert label_metrics.score(("f1", "matthews"), logits, labels) == expected
 
 
 def ranks(values):
@@ -155,9 +171,11 @@ def test_parts_of_a_task():
 
 def test_what_cannot_be_scored_is_named():
     logits, labels = draw(0)
-    with pytest.raises(ValueError, match="unknown metric 'acuracy' here; nearest: 'accuracy'"):
+    with pytest.raises(
+        ValueError, match="unknown metric 'acuracy' of these outputs; nearest: 'accuracy'"
+    ):
         label_metrics.score(("acuracy",), logits, labels)
-    with pytest.raises(ValueError, match="unknown metric 'pearson' here"):
+    with pytest.raises(ValueError, match="unknown metric 'pearson' of these outputs"):
         label_metrics.score(("pearson",), logits, labels)
     with pytest.raises(ValueError, match="60 outputs cannot be scored against 0 labels"):
         label_metrics.score(("accuracy",), logits, None)

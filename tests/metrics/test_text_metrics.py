@@ -125,13 +125,13 @@ def test_scores_that_are_not_there():
 
 @pytest.mark.parametrize("measure", [bleu, chrf, rouge_l, exact_match])
 def test_texts_and_references_have_to_fit(measure):
-    with pytest.raises(ValueError, match="2 texts cannot be scored against 1 others"):
+    with pytest.raises(ValueError, match="2 texts cannot be scored against references of 1 texts"):
         measure(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="0 texts cannot be scored"):
         measure([], [])
-    with pytest.raises(ValueError, match=r"references\[1\] is \[\], not one or more texts"):
+    with pytest.raises(ValueError, match=r"references\[1\] is \[\]: expected one or more texts"):
         measure(["a", "b"], [["a"], []])
-    with pytest.raises(ValueError, match=r"references\[0\] is 'a', not one or more texts"):
+    with pytest.raises(ValueError, match=r"references\[0\] is 'a': expected one or more texts"):
         measure(["a"], ["a"])
 
 

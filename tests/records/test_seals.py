@@ -85,7 +85,7 @@ def unsealed(results):
 
 def test_records_without_a_seal_are_counted(unsealed):
     said = collect_runs.unsealed(collect_runs.find(unsealed))
-    assert said.startswith("1 of 4 records have no seal, being of an earlier version: ")
+    assert said.startswith("1 of 4 records have no seal, because an earlier version wrote them: ")
     assert "\n" not in said
     assert collect_runs.unsealed(collect_runs.find(unsealed / "lora")) == ""
 
@@ -105,8 +105,10 @@ def test_a_picture_is_of_what_a_table_takes(unsealed):
     planted(second.parent.parent / "other", "lora", 1, LABELS, np.arange(20) < 12)
     (first.parent.parent / "other" / predictions.NAME).replace(second)
     shutil.rmtree(first.parent.parent / "other")
-    for kind in scores.KINDS:
-        with pytest.raises(ValueError, match=r"lora/1: its predictions give accuracy 40, its reco"):
+    for kind in scores.FIGURES:
+        with pytest.raises(
+            ValueError, match=r"lora/1: its predictions give accuracy 40, but its reco"
+        ):
             scores.draw(unsealed, kind, unsealed / "y.png")
     assert not (unsealed / "y.png").exists()
 

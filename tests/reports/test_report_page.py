@@ -131,7 +131,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     )
     assert text["latex"].count(fit) == text["latex"].count("\\end{tabular}}") == 5
     for form in ("rich", "markdown", "latex"):
-        assert "Warning, MiniLM" in text[form] and "very examples" in text[form]
+        assert "Warning, MiniLM" in text[form] and "same examples" in text[form]
 
 
 def test_the_page_refers_to_nothing_outside_and_repeats_no_id(page):
@@ -182,14 +182,14 @@ def test_the_page_in_a_browser(page, tmp_path, width):
 
 
 def test_the_chosen_learning_rate_is_ringed(contests):
-    figure = plots.rates(contests[1])
+    figure = plots.by_rate(contests[1])
     (axes,) = figure.axes
     rings = [line for line in axes.lines if line.get_markersize() == 13]
     by_key = {method.key: method for method in contests[1].methods}
     assert sorted(ring.get_xdata()[0] for ring in rings) == sorted(
         method.chosen.rate for method in by_key.values()
     )
-    rates, means, _ = zip(*plots.by_rate(by_key["lora"]), strict=True)
+    rates, means, _ = zip(*plots.best_by_rate(by_key["lora"]), strict=True)
     assert rates == (1e-3, 2e-3)
     scores = by_key["lora"].scores().values()
     assert max(means) == pytest.approx(np.mean(list(scores)))
@@ -211,7 +211,7 @@ def test_pictures_keep_their_words_apart(contests):
 
 
 def test_the_pareto_front_is_drawn_through_the_best(contests):
-    figure = plots.against(contests[0], "x", lambda spent: spent.trained)
+    figure = plots.by_cost(contests[0], "x", lambda spent: spent.trained)
     (axes,) = figure.axes
     (front,) = (line for line in axes.lines if line.get_label() == "Pareto front")
     assert list(front.get_xdata()) == sorted(front.get_xdata())

@@ -43,7 +43,7 @@ def test_a_grid_that_was_scored_on_one_set_alone_is_said_to_be_optimistic(tmp_pa
     assert found["dora"].chosen_on == "scored" and found["dora"].budget == (3, 6)
     assert found["dora"].scores() == pytest.approx({(0, 0): 80.0, (1, 0): 78.0})
     text = said(tmp_path)
-    assert "Settings of LoRA, DoRA were chosen on the very examples that they are scored on" in text
+    assert "Settings of LoRA, DoRA were chosen on the same examples that they are scored on" in text
     for method in ("lora", "dora"):
         shutil.rmtree(tmp_path / method)
     for rate in RATES:
@@ -78,7 +78,7 @@ def test_a_chosen_setting_without_scored_runs_is_not_run(study):
     tuning(study / "better", "lora", 1e-4, 0.1)
     found = methods(study)
     assert found["lora"].chosen.rate == 1e-4 and not found["lora"].runs
-    assert "chosen setting of LoRA has no run that is scored; other settings, 1, have some" in said(
+    assert "chosen setting of LoRA has no scored runs (1 of its other settings have some)" in said(
         study
     )
     text = report.render(made(study), "markdown")
@@ -206,29 +206,31 @@ def test_the_development_set_seen_with_other_settings_is_warned_of(study):
     assert "other settings than the chosen" not in said(study)
     for seed in (0, 1):
         planted(study / f"more{seed}", "vera", seed, LABELS, wrong(0.3, seed), rate=3e-3)
-    assert "seen with other settings than the chosen one" in said(study)
-    assert "to choose: VeRA 2 runs (0.003)." in said(study)
+    assert "with other settings than the chosen one were scored on the development set" in said(
+        study
+    )
+    assert "should choose a setting: VeRA 2 runs (0.003)." in said(study)
 
 
 def test_unlike_machines_are_warned_of_and_have_no_front(study):
-    assert "unlike machines" not in said(study)
+    assert "different machines" not in said(study)
     shutil.rmtree(study / "vera" / "0")
     how = {"device": {"platform": "gpu", "kind": "H100", "count": 1}, "rate": 1e-3}
     planted(study / "vera" / "0", "vera", 0, LABELS, wrong(0.45, 0), **how)
     text = said(study)
-    assert "Seconds and memory are of unlike machines or versions of JAX" in text
+    assert "Seconds and memory are of different machines or versions of JAX" in text
     assert "VeRA on 1 gpu (H100)" in text
     (contest,) = made(study)
     for name, of in plots.AXES.items():
-        (axes,) = plots.against(contest, name, of).axes
+        (axes,) = plots.by_cost(contest, name, of).axes
         drawn = [line.get_label() for line in axes.lines]
-        assert ("Pareto front" in drawn) == (name not in plots.MACHINES)
-        assert ("UNLIKE MACHINES" in axes.get_xlabel()) == (name in plots.MACHINES)
+        assert ("Pareto front" in drawn) == (name not in plots.MACHINE_AXES)
+        assert ("DIFFERENT MACHINES" in axes.get_xlabel()) == (name in plots.MACHINE_AXES)
 
 
 def test_memory_is_said_to_be_that_of_all_trials_of_a_program(study):
     text = report.render(made(study), "markdown", resamples=100)
-    assert "shared a program the peak of all of them together" in text
+    assert "share a program have the peak of all of them together" in text
     assert any("memory" in name and "trials of one program share" in name for name in plots.AXES)
 
 
@@ -274,11 +276,11 @@ def test_only_a_report_in_the_same_format_is_replaced(study, tmp_path_factory, f
     assert path.read_text(encoding="utf-8") == text
     assert [each.name for each in path.parent.iterdir()] == ["report"]
     other = "csv" if form != "csv" else "html"
-    with pytest.raises(ValueError, match=f"is there already and no report with --format={other}"):
+    with pytest.raises(ValueError, match=f"exists and is not a report with --format={other}"):
         file.write(path, other, "text")
     path.write_text("\\section{My paper}")
-    with pytest.raises(ValueError, match="name another file, or remove it"):
+    with pytest.raises(ValueError, match="name another file, or remove this one"):
         file.write(path, form, text)
     assert path.read_text() == "\\section{My paper}"
     with pytest.raises(ValueError, match="is a folder: name a file"):
-        file.check(path.parent, form)
+        file.require_replaceable(path.parent, form)

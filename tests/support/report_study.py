@@ -52,7 +52,7 @@ def methods(root, **how):
 def said(root):
     contests = made(root)
     family = [pair for contest in contests for pair in pairwise.pairs(contest, 200, 0)]
-    return " ".join(t for contest in contests for t in warnings.warnings(contest, family))
+    return " ".join(t for contest in contests for t in warnings.contest_warnings(contest, family))
 
 
 def lines(root, **choice):

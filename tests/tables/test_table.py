@@ -538,7 +538,9 @@ def test_a_record_of_another_version_is_named(tmp_path, change, missing):
     change(values["config"])
     values["config_digest"] = config_digest(values["config"])
     path.write_text(json.dumps(seal.sealed(seal.opened(values)[0])))
-    with pytest.raises(ValueError, match=f"a/record.json: its config has no {missing}: a record"):
+    with pytest.raises(
+        ValueError, match=f"a/record.json: its config has no {missing}: another ver"
+    ):
         config_tables.render_table("glue", tmp_path, "rich")
 
 
