@@ -51,15 +51,12 @@ class Shapes:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
         forward, params, _, _, loss = model_of(config)
-        adapted = from_config.adapt(
-            config, forward, from_config.make_run_targets(config, PLACEHOLDER_STEPS)
-        )
-        own = dataclasses.replace(
-            config.optimizer, warmup_steps=0
-        )  # they may be more than PLACEHOLDER_STEPS
-        tx = from_config.make_optimizer(
-            config, from_config.make_hyper(own, PLACEHOLDER_STEPS), PLACEHOLDER_STEPS
-        )
+        targets = from_config.make_run_targets(config, PLACEHOLDER_STEPS)
+        adapted = from_config.adapt(config, forward, targets)
+        # The warm-up may take more steps than that.
+        own = dataclasses.replace(config.optimizer, warmup_steps=0)
+        hyper = from_config.make_hyper(own, PLACEHOLDER_STEPS)
+        tx = from_config.make_optimizer(config, hyper, PLACEHOLDER_STEPS)
         example, key = np.zeros((2, 2), np.int32), jax.random.key(0)
         trainable, frozen = jax.eval_shape(adapted.init, key, params, example, example, example)
         state = jax.eval_shape(

@@ -46,6 +46,10 @@ class Group(Protocol):
         """The adapted model of a trial without dropout, as a function of a batch."""
         ...
 
+    def evaluate(self, number: int, trainable: Trainable) -> dict[str, float]:
+        """The metrics of a trial's trainables."""
+        ...
+
     def own(self, number: int, state: TrainState) -> TrainState:
         """A trial's state in the shapes that it has alone."""
         ...
@@ -53,11 +57,6 @@ class Group(Protocol):
     def saved(self, folder: Path) -> AbstractContextManager[SavedTrials]:
         """The checkpoints of the trials in a folder."""
         ...
-
-
-def evaluate(group: Group, number: int, trainable: Trainable) -> dict[str, float]:
-    """The metrics of a trial's trainables."""
-    return group.experiments[number].score(group.call(number, trainable))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +77,9 @@ class Alone:
 
     def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
         return self.experiment.adapted_call(trainable)
+
+    def evaluate(self, number: int, trainable: Trainable) -> dict[str, float]:
+        return self.experiment.evaluate(trainable)
 
     def own(self, number: int, state: TrainState) -> TrainState:
         return state
@@ -121,6 +123,9 @@ class Together:
     def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
         """As in `Group`; `trainable` is in the program's structure."""
         return lambda batch: self._evaluate(trainable, self.frozen[number], batch)
+
+    def evaluate(self, number: int, trainable: Trainable) -> dict[str, float]:
+        return self.experiments[number].score(self.call(number, trainable))
 
     @functools.cached_property
     def _evaluate(self) -> Callable[..., Array]:

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.distributed import processes
 from experiments.runs import artifacts, step_audit
 from experiments.runs.folder_lock import Place
-from experiments.runs.group import Alone, Group, evaluate, together
+from experiments.runs.group import Alone, Group, together
 from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.progress_bar import bar
 from experiments.setup.experiment import Experiment
@@ -135,7 +135,7 @@ def _fit(
             group.start(),
             loops=loops,
             batches=[each.batches for each in group.experiments],
-            evaluate=functools.partial(evaluate, group),
+            evaluate=group.evaluate,
             saved=saved,
             metrics=metrics,
             outcomes=outcomes,

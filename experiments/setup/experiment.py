@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import RunConfig, Training
+from configs.settings import RunConfig
 from experiments.setup import from_config
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import advice, asked
@@ -24,7 +24,6 @@ from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
-from lora_jax.sharding.mesh import ROWS, part_count
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.step import Batch, Loss, Predict, Step, TrainState, make_train_step
 
@@ -178,8 +177,6 @@ def build(
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
-    if mesh is not None:
-        _check_rows(config.train, mesh)
     loaded = shared or load(config, mesh, texts)
     texts, work = loaded.texts, loaded.workload
 
@@ -235,18 +232,6 @@ def _begin(start_from: str, trainable: Any, frozen: lj.Frozen) -> tuple[Any, lj.
     except OtherBaseError as error:
         way_out = f"--config.start_from={from_config.ANY_BASE}{path} begins from it anyway"
         raise ValueError(f"{error.problem}; {way_out}") from None
-
-
-def _check_rows(section: Training, mesh: Mesh) -> None:
-    """Raise a ValueError if a batch cannot be divided evenly over a mesh."""
-    multiple = section.accumulate * part_count(ROWS, mesh)
-    if section.batch_size % multiple:
-        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        raise ValueError(
-            f"config.train.batch_size {section.batch_size} must be a multiple of {multiple}: "
-            f"train.accumulate {section.accumulate} on a mesh of {sizes} (--mesh=1,1,1 is one "
-            "device)"
-        )
 
 
 def check_ids(config: RunConfig, tokens: int) -> None:

@@ -4,10 +4,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from configs.settings import RunConfig, TextConfig
+from configs.settings import RunConfig, TextConfig, Training
 from experiments.setup import classification, completion
 from experiments.setup.task_and_model import Loaded, Texts
 from lora_jax import data
+from lora_jax.sharding.mesh import ROWS, part_count
 
 
 def load_task(config: RunConfig) -> data.Task | data.TextTask:
@@ -33,6 +34,8 @@ def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
+    if mesh is not None:
+        _require_even_rows(config.train, mesh)
     return _kind(config).load(config, texts or read_texts(config), mesh)
 
 
@@ -58,3 +61,15 @@ def abstract_model(config: RunConfig, outputs: int) -> tuple[Any, Any]:
 def _kind(config: RunConfig) -> Any:
     """The module with these functions for one kind of task."""
     return completion if isinstance(config, TextConfig) else classification
+
+
+def _require_even_rows(section: Training, mesh: Mesh) -> None:
+    """Raise a ValueError if a batch cannot be divided evenly over a mesh."""
+    multiple = section.accumulate * part_count(ROWS, mesh)
+    if section.batch_size % multiple:
+        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        raise ValueError(
+            f"config.train.batch_size {section.batch_size} must be a multiple of {multiple}: "
+            f"train.accumulate {section.accumulate} on a mesh of {sizes} (--mesh=1,1,1 is one "
+            "device)"
+        )

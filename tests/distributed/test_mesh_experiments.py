@@ -16,6 +16,7 @@ import lora_jax as lj
 from experiments import cli
 from experiments.distributed.mesh import mesh_of
 from experiments.runs import generated_texts, run
+from experiments.runs.train_trials import Interrupted
 from experiments.setup.experiment import build
 from experiments.setup.sharded_batches import spread
 from lora_jax import data
@@ -159,7 +160,7 @@ def interrupt_after(step, settings, folder, mesh):
         def __exit__(self, *error):
             pass
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(run.Interrupted):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr("experiments.runs.run.preemption", Preempted)
         run.run(settings, folder, mesh=mesh)
 

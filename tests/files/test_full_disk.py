@@ -5,13 +5,14 @@ import io
 import logging
 import os
 import shutil
+import types
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from configs import quickstart
-from experiments.runs import artifacts, run
+from experiments.runs import artifacts, run, train_trials
 from experiments.runs.folder_lock import alone
 from experiments.setup.config import parse
 from lora_jax.files import full_disk
@@ -193,14 +194,20 @@ def test_the_first_error_is_told_where_a_failed_run_gets_no_record_either(tmp_pa
     def fit(*_):
         raise first
 
-    monkeypatch.setattr(run, "build", lambda config, **_: None)
-    monkeypatch.setattr(run, "_fit", fit)
+    config, folder = parse(quickstart.get_config().to_dict()), tmp_path / "run"
+
+    def build(*_, **__):
+        run_record.claim(folder, config.plain)
+        return {0: types.SimpleNamespace(config=config)}, {}
+
+    monkeypatch.setattr(run, "_build", build)
+    monkeypatch.setattr(train_trials, "_fit", fit)
     monkeypatch.setattr(artifacts, "record", lambda *_: None)
     monkeypatch.setattr(run_record, "write", no_space)
     with pytest.raises(FullDiskError) as error:
-        run.run(parse(quickstart.get_config().to_dict()), tmp_path / "run")
+        run.run(config, folder)
     assert error.value is first
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
 def test_a_lock_needs_no_room(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from configs import quickstart
 from configs.settings import Generate
 from experiments.distributed.mesh import mesh_of
 from experiments.planning.step_memory import Shapes
-from experiments.runs import run
+from experiments.runs import run, train_trials
 from experiments.runs.memory_line import Held
 from experiments.setup import completion
 from experiments.setup.config import parse
@@ -223,7 +223,7 @@ def test_other_errors_stay_what_they_are(error):
 
 
 def test_a_step_that_does_not_fit_ends_a_run_in_a_line(smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_fit", lambda *_: xla_out_of_memory())
+    monkeypatch.setattr(train_trials, "_fit", lambda *_: xla_out_of_memory())
     with pytest.raises(
         ValueError, match=r"^out of memory: config\.train\.batch_size 8 in parts of 8"
     ):

@@ -14,8 +14,9 @@ from experiments.runs import predictions, run
 from experiments.runs.group import Together
 from experiments.setup import from_config
 from experiments.setup.config import parse
-from experiments.sweeps.grouping import groups, program_key, union
+from experiments.sweeps.grouping import groups, program_key
 from lora_jax.records import metrics_log, run_record
+from lora_jax.training.masking import union
 from variants import make as make_variant
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from fake_records import write
 
+from configs import quickstart
 from experiments import bench_trials
 from experiments.runs.group_folder import GroupFolder
+from experiments.setup.config import parse
 
 
 def test_sizes():
@@ -36,7 +38,7 @@ def test_losses_are_compared_by_seed(tmp_path):
 
 
 def test_how_trials_stepped_is_known_after_they_have_ended(tmp_path):
-    group = GroupFolder.of([{"seed": 0}], [tmp_path / "trials" / "0"])
+    group = GroupFolder.of([parse(quickstart.get_config().to_dict())], [tmp_path / "trials" / "0"])
     group.begin([0])
     group.settle("vmap", {"each": 0.002, "vmap": 0.001})
     (group.path / "checkpoints").mkdir()

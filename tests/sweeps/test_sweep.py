@@ -16,7 +16,7 @@ import pytest
 import small_model
 from rich.console import Console
 
-from experiments.runs.run import TEMPORARY_FAILURE, Interrupted
+from experiments.runs.train_trials import TEMPORARY_FAILURE, Interrupted
 from experiments.sweeps import jobs, preflight, time_estimate, trials
 from experiments.sweeps.folder import LockedError, Outcome, SweepFolder, lock, locked
 from experiments.sweeps.launchers import commands, local, slurm

@@ -14,12 +14,11 @@ import pytest
 
 import lora_jax as lj
 import variants
-from experiments.sweeps.grouping import union
 from lora_jax.records import metrics_log
 from lora_jax.training import checkpoint, loop, optim, trial_program
 from lora_jax.training.fastest_program import fastest
 from lora_jax.training.loop_settings import Loop
-from lora_jax.training.masking import narrow, share, widen
+from lora_jax.training.masking import narrow, share, union, widen
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.saved_trials import ManyTrials
 from lora_jax.training.step import TrainState, cross_entropy, make_step, make_train_step
