@@ -30,7 +30,7 @@ class SavedTrials(Protocol):
         ...
 
     def improved(self, number: int, state: TrainState) -> None:
-        """Keep the state of a trial, whose evaluation is its best so far."""
+        """Keep the state of a trial: its evaluation is the best so far."""
         ...
 
     def save(
@@ -123,7 +123,7 @@ class ManyTrials:
     keep_best: bool = False
     """Whether the best states are kept; if not, `best` gives the last."""
     kept: list[TrainState] = dataclasses.field(default_factory=list, init=False)
-    """The best states so far, of trials without one those that `restore` was given."""
+    """The best states so far; a trial without a best evaluation has its first state here."""
 
     def restore(
         self, states: Sequence[TrainState], outcomes: Sequence[Outcome]

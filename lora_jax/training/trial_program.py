@@ -50,7 +50,10 @@ class Program:
 
 
 def alone(step: Step, frozen: Frozen) -> Program:
-    """A trial by itself: the numbers of its optimiser are constants of `step`."""
+    """The program of one trial, `each` by itself: its optimiser's numbers are constants of `step`.
+
+    The states are lists of the one state, whose arrays get no further axis.
+    """
     return _in_turn(step, lambda number, state, batch: (state, frozen, batch))
 
 
