@@ -19,10 +19,19 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
     Raises:
       ValueError: one line that names the first setting that is missing or invalid.
     """
-    _require_sections(config)
-    parsed = _make(config, _complete)
+    parsed = typed(config)
     validate(parsed)
     return parsed
+
+
+def typed(config: Mapping[str, Any]) -> RunConfig:
+    """The settings of a config, of which only names and types are checked.
+
+    Raises:
+      ValueError: one line that names the first setting that is missing, unknown or of another type.
+    """
+    _require_sections(config)
+    return _make(config, _complete)
 
 
 def of_record(config: Mapping[str, Any]) -> RunConfig:

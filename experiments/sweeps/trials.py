@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
 from experiments.setup import config_errors
-from experiments.setup.config import parse
+from experiments.setup.config import typed
 from experiments.setup.read_config import FlagValueError, read_config
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.sweep_flag import Overrides
@@ -132,8 +132,8 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
         try:
             own = _arguments(arguments, row)
             config = read_config(own)
-            name, settings = name_of(row, labels, config), parse(config.to_dict())
-        except (ValueError, OSError, ImportError) as error:
+            name, settings = name_of(row, labels, config), typed(config.to_dict())
+        except ValueError as error:
             wrong.append((_written(row), _with_hint(error, arguments, row)))
             continue
         made.append(Trial(name, own, row, settings))
@@ -181,7 +181,7 @@ def _arguments(arguments: Sequence[str], row: Mapping[str, str]) -> tuple[str, .
     return (f"--config={file}" + (f":{','.join(items)}" if items else ""), *rest)
 
 
-def _with_hint(mistake: Exception, arguments: Sequence[str], row: Mapping[str, str]) -> str:
+def _with_hint(mistake: ValueError, arguments: Sequence[str], row: Mapping[str, str]) -> str:
     """The text of a mistake, with a hint if one is known, such as the path of a setting."""
     unknown = _unknown_argument(mistake)
     if unknown is not None and unknown.key in row:
@@ -195,7 +195,7 @@ def _with_hint(mistake: Exception, arguments: Sequence[str], row: Mapping[str, s
     return str(mistake)
 
 
-def _unknown_argument(error: Exception) -> UnknownArgumentError | None:
+def _unknown_argument(error: ValueError) -> UnknownArgumentError | None:
     """The error of an unknown argument in an error's chain of causes."""
     found = [e for e in config_errors.causes(error) if isinstance(e, UnknownArgumentError)]
     return found[-1] if found else None  # the last is the config's own

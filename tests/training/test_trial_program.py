@@ -500,7 +500,7 @@ def test_the_best_evaluations_state_is_returned(tmp_path, straight):
 def test_checkpoints_of_other_trials_are_refused(tmp_path, straight):
     folder, _ = straight("each")
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="is of a run with other trials; name another folder"):
+    with pytest.raises(ValueError, match="belongs to a run with other trials; name another folder"):
         fit(tmp_path, keep_best=True, identity="those")
     with pytest.raises(ValueError, match="leaf"):
         fit(tmp_path, chosen=(*TRIALS, Trial(seed=9, settings=TRIALS[0].settings)))
