@@ -6,6 +6,7 @@ turns a config, which is plain data, into a `RunConfig`. A setting without a def
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,15 +51,40 @@ SINGLE_SHARE = within("in [0, 1), in float32", lambda value: 0 <= _single(value)
 SEED = within("below 2**32", lambda value: value < 2**32)
 
 
-def setting(default: Any = dataclasses.MISSING, *checks: Check, optional: bool = False) -> Any:
+def setting(
+    default: Any = dataclasses.MISSING, *checks: Check, optional: bool = False, free: bool = False
+) -> Any:
     """A field of a section.
 
     Args:
       default: what `configs.common` gives the setting, or nothing.
       checks: what a value must pass, unless it is None and the type allows None.
       optional: whether a config may lack the setting; it then has the default.
+      free: whether runs that differ in it may be averaged: it numbers draws, or affects no result.
     """
-    return dataclasses.field(default=default, metadata={"checks": checks, "optional": optional})
+    metadata = {"checks": checks, "optional": optional, "free": free}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """The settings of a config's class, and their types, by name, such as `data.draw`."""
+    found, hints = {}, typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        sections = [
+            each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)
+        ]
+        for section in sections:
+            found |= {f"{field.name}.{name}": each for name, each in fields_of(section).items()}
+        if not sections:
+            found[field.name] = field, hint
+    return found
+
+
+def free_names(kind: type) -> frozenset[str]:
+    """The names of the free settings of a config's class."""
+    fields = fields_of(kind).items()
+    return frozenset(name for name, (field, _) in fields if field.metadata.get("free"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,13 +125,13 @@ class Examples:
 
     name: str
     source: str
-    folder: str | None = None
+    folder: str | None = setting(None, free=True)
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validation: int = setting(0, NOT_NEGATIVE)
     """0: the task's own part; else this many training examples are held out."""
     train: int = setting(0, NOT_NEGATIVE)
     """How many examples to train on; 0 for all."""
-    draw: int = setting(0, NOT_NEGATIVE)
+    draw: int = setting(0, NOT_NEGATIVE, free=True)
     """The seed of the choice of these."""
     max_length: int
     """The most tokens of a text; the model may allow fewer."""
@@ -189,12 +215,12 @@ class Training:
     epochs: float = setting(3, POSITIVE)
     max_steps: int = setting(0, NOT_NEGATIVE)
     """0: no limit beside epochs."""
-    log_every: int = setting(10, NOT_NEGATIVE)
+    log_every: int = setting(10, NOT_NEGATIVE, free=True)
     evaluate_every: int = setting(0, NOT_NEGATIVE)
     """Steps; 0 for once at the end."""
     evaluations: int = setting(0, NOT_NEGATIVE)
     """This many, evenly spread; as many as epochs gives one for each epoch."""
-    checkpoint_every: int = setting(50, NOT_NEGATIVE)
+    checkpoint_every: int = setting(50, NOT_NEGATIVE, free=True)
     select: str = setting("last", one_of("last", "best"))
     """Which evaluation's adapter is saved; for AdaLoRA, of those with its final budget."""
     target_score: float | None = setting(None, FINITE)
@@ -265,7 +291,7 @@ class RunConfig:
     plain: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
     """The config as plain data, from which records and digests are made."""
     experiment: str
-    seed: int = setting(dataclasses.MISSING, NOT_NEGATIVE, SEED)
+    seed: int = setting(dataclasses.MISSING, NOT_NEGATIVE, SEED, free=True)
     model: Model
     data: Examples
     variant: Variant

@@ -98,8 +98,9 @@ def compared(
 
 def _wanted(run: Unfinished) -> bool:
     """Whether a run without a record can belong to the table and size that the flags ask for."""
-    table = run.study.get("table", _TABLE.value)
-    return table in (None, _TABLE.value or table) and run.study.get("size", "full") == _SIZE.value
+    table = run.study.table if run.study else _TABLE.value
+    size = run.study.size if run.study else "full"
+    return table in (None, _TABLE.value or table) and size == _SIZE.value
 
 
 def apart(lost: Sequence[Unfinished]) -> list[str]:
@@ -124,7 +125,7 @@ def select(
     """
 
     def name(run: collect_runs.Run) -> str:
-        return run.study["table"] if run.study else run.record.experiment
+        return run.study.table if run.study else run.record.experiment
 
     known = sorted({name(run) for run in runs})
     if table is not None and table not in known:

@@ -40,7 +40,7 @@ def show() -> None:
 
 def _warn(results: Path, table: str | None = None) -> None:
     """Warn on standard error if records of the table have no seal."""
-    runs = [run for run in collect_runs.find(results) if table in (None, run.study.get("table"))]
+    runs = [run for run in collect_runs.find(results) if table in (None, run.table)]
     cli.warn(collect_runs.unsealed(runs))
 
 

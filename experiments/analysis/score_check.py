@@ -26,7 +26,7 @@ def require_agreement(run: Run, parts: Mapping[str, Predictions] | None = None) 
     if not run.completed:
         return
     record, kept = run.record, predictions.read(run.folder) if parts is None else parts
-    best = record.config["train"]["select"] == "best"
+    best = run.config.train.select == "best"
     recorded = record.metrics_best if best else record.metrics_last
     for part, (outputs, labels) in kept.items():
         if labels is None:
@@ -42,7 +42,7 @@ def require_agreement(run: Run, parts: Mapping[str, Predictions] | None = None) 
 
 def choices(run: Run) -> int:
     """How many successive examples make one question in a run's task."""
-    spec = SPECS.get(run.record.config["data"]["name"])
+    spec = SPECS.get(run.config.data.name)
     return spec.choices if spec else 1
 
 

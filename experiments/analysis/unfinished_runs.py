@@ -6,18 +6,19 @@ and about trials that failed before they had a folder.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from configs.settings import RunConfig, Study
 from experiments.analysis import collect_runs
+from experiments.setup.config import of_record
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 """Sections of a run's config; a `config.json` without them is another file, such as a model's."""
-OF_ANY = {each: kind for each, kind in collect_runs.NEEDED.items() if not each.startswith("study.")}
-"""The settings that the config of a run without a study must have, with their types."""
+OF_ANY = tuple(name for name in collect_runs.NEEDED if not name.startswith("study."))
+"""The settings that the config of a run without a study must have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +30,22 @@ class Unfinished:
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    config: RunConfig | None
     status: str
 
     @property
-    def study(self) -> Mapping[str, str]:
-        return self.config.get("study") or {}
+    def study(self) -> Study | None:
+        return self.config and self.config.study
 
     @property
     def number(self) -> tuple[int, int]:
         """The seed and the draw of the examples, as for a `collect_runs.Run`."""
-        return self.config["seed"], self.config["data"]["draw"]
+        assert self.config is not None
+        return self.config.seed, self.config.data.draw
 
     @property
     def held_out(self) -> bool:
-        return collect_runs.held_out(self.config)
+        return self.config is not None and collect_runs.held_out(self.config)
 
 
 def find(results: Path) -> list[Unfinished]:
@@ -62,7 +64,7 @@ def find(results: Path) -> list[Unfinished]:
             collect_runs.require_settings(
                 path, config, collect_runs.NEEDED if config.get("study") else OF_ANY
             )
-            found.append(Unfinished(path.parent, config, _status(path.parent)))
+            found.append(Unfinished(path.parent, of_record(config), _status(path.parent)))
     return [*found, *_without_folder(results)]
 
 
@@ -90,9 +92,9 @@ def _without_folder(results: Path) -> Iterator[Unfinished]:
                 yield Unfinished(folder, _config(sweep, name), attempt.status)
 
 
-def _config(sweep: SweepFolder, name: str) -> Mapping[str, Any]:
-    """The config of a trial, built again; empty if that fails or gives another config by now."""
+def _config(sweep: SweepFolder, name: str) -> RunConfig | None:
+    """The config of a trial, built again; None if that fails or gives another config by now."""
     try:
-        return sweep.trials([name])[0].config.plain
+        return sweep.trials([name])[0].config
     except (ValueError, OSError):
-        return {}
+        return None

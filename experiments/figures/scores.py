@@ -82,7 +82,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     for run in runs:
         model, _, column = run.place
         held = "held-out" * run.held_out
-        groups.setdefault((run.study["table"], model, column, held), []).append(run)
+        groups.setdefault((run.in_study.table, model, column, held), []).append(run)
     made, known = [], config_tables.tables()
     for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
@@ -168,7 +168,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
     """
 
     def rate(run: Run) -> float:
-        return run.record.config["optimizer"]["learning_rate"]
+        return run.config.optimizer.learning_rate
 
     def draw(axes: Axes, panel: Panel) -> None:
         def name(run: Run) -> str:
@@ -213,10 +213,10 @@ def draw(
     if kind == "ranks":
         return [_ranks(found, out)]
     runs = [run for run in found if run.study]
-    tables = sorted({run.study["table"] for run in runs})
+    tables = sorted({run.in_study.table for run in runs})
     if table is not None and table not in tables:
         raise ValueError(f"no runs of '{table}' in {results}; nearest: {nearest(table, tables)}")
-    own = [run for run in runs if table in (None, run.study["table"])]
+    own = [run for run in runs if table in (None, run.in_study.table)]
     if kind == "learning_rate":  # its runs differ in settings, and may be on held-out examples
         chosen = [run for run in own if run.size == size]
     else:

@@ -47,9 +47,7 @@ def contest_warnings(contest: Contest, family: Sequence[Pair]) -> list[str]:
     for method in contest.methods:
         said += _of_method(method)
     said += _unlike(contest)
-    if any(
-        run.record.config["train"]["select"] == "best" for m in contest.methods for run in m.runs
-    ):
+    if any(run.config.train.select == "best" for m in contest.methods for run in m.runs):
         said.append("each run kept the evaluation that was best on the examples it is scored on")
     reasons: dict[str, list[str]] = {}
     for pair in family:

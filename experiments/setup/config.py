@@ -39,7 +39,7 @@ def of_record(config: Mapping[str, Any]) -> RunConfig:
 
     Settings that the record lacks have their defaults.
     """
-    return _make(config, _known)
+    return _make(config, _recorded)
 
 
 def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
@@ -55,7 +55,10 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
         also_train=tuple(config.get("also_train", ())),
         start_from=config.get("start_from"),
         study=None if study is None else section(settings.Study, "study", study),
-        **{name: section(each, name, config[name]) for name, each in _sections(kind).items()},
+        **{
+            name: section(each, name, config.get(name, {}))
+            for name, each in _sections(kind).items()
+        },
     )
 
 
@@ -98,6 +101,7 @@ def _require_sections(config: Mapping[str, Any]) -> None:
             raise ValueError(f"config.{name} is no section of settings, but {config[name]!r}")
     if "name" not in config["variant"]:
         raise ValueError("config.variant has no name, such as lora")
+    _require_type("variant.name", config["variant"]["name"], str)
     hints = typing.get_type_hints(RunConfig)
     for name in plain:
         _require_type(name, config[name], hints[name])
@@ -128,6 +132,13 @@ def _complete(kind: type, name: str, values: Mapping[str, Any]) -> Any:
     return _known(kind, name, values)
 
 
+def _recorded(kind: type, name: str, values: Mapping[str, Any]) -> Any:
+    """A section of a recorded config; a setting that is lacking and has no default is None."""
+    fields = dataclasses.fields(kind)
+    none = {f.name: None for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    return _known(kind, name, none | dict(values))
+
+
 def _known(kind: type, name: str, values: Mapping[str, Any]) -> Any:
     """A section of the settings that its class knows, unchecked."""
     names = {field.name for field in dataclasses.fields(kind)}
@@ -154,14 +165,17 @@ _WORDS = {
 
 def _require_type(name: str, value: Any, hint: Any) -> None:
     """Raise a ValueError unless a setting has the type of its field."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = [typing.get_origin(kind) or kind for kind in kinds]
-    if not any(_is_a(value, kind) for kind in kinds):
-        wanted = _WORDS.get(kinds[0]) or _WORDS[Mapping]
+    if not is_a(value, hint):
+        kind = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+        wanted = _WORDS.get(typing.get_origin(kind) or kind, _WORDS[Mapping])
         raise ValueError(f"config.{name} must be {wanted}, got {value!r}")
 
 
-def _is_a(value: Any, kind: Any) -> bool:
+def is_a(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a setting; an integer is a number, too, and True is none."""
+    if isinstance(hint, types.UnionType):
+        return any(is_a(value, each) for each in typing.get_args(hint))
+    kind = typing.get_origin(hint) or hint
     if kind in (int, float):
         real = numbers.Integral if kind is int else numbers.Real
         return isinstance(value, real) and not isinstance(value, bool)

@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import Any
 
 from configs import common_tasks, common_texts
+from configs.settings import RunConfig, Study
 from experiments.analysis import collect_runs, published, score_check
+from experiments.setup.config import of_record
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain
 from lora_jax.suggest import nearest
@@ -97,7 +99,7 @@ def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> lis
     lacking: dict[tuple[str, str, str], int] = {}
     for run in runs:
         _, row, column = run.place
-        if column in table["start_from"].get(row, ()) and not run.record.config["start_from"]:
+        if column in table["start_from"].get(row, ()) and not run.config.start_from:
             lacking[run.place] = lacking.get(run.place, 0) + 1
     return [
         f"{model}, {row}, {column}: {count} of our runs did not start from an MNLI adapter, as the "
@@ -109,9 +111,9 @@ def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> lis
 def _given_models(runs: tuple[collect_runs.Run, ...]) -> list[str]:
     """Notes on the models that runs were given by another name than the config's, as a folder."""
     given = {
-        (run.model, run.record.config["model"]["name"])
+        (run.model, run.config.model.name)
         for run in runs
-        if run.record.config["model"]["name"] != MODELS.get(run.study["model"])
+        if run.config.model.name != MODELS.get(run.in_study.model)
     }
     return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
 
@@ -123,7 +125,7 @@ def _changes(module: ModuleType, runs: tuple[collect_runs.Run, ...]) -> list[str
     for place, run in cells.items():
         if (config := _config_of(module, run)) is None:
             continue
-        own, ours = (dict(collect_runs.settings_of(each)) for each in (config, run.record.config))
+        own, ours = (dict(collect_runs.settings_of(each)) for each in (config, run.config))
         changed = [
             f"{key} is {ours[key]} in place of {own[key]}"
             for key in sorted(own.keys() & ours.keys() - GIVEN)
@@ -136,9 +138,10 @@ def _changes(module: ModuleType, runs: tuple[collect_runs.Run, ...]) -> list[str
     return notes
 
 
-def _config_of(module: ModuleType, run: collect_runs.Run) -> dict[str, Any] | None:
+def _config_of(module: ModuleType, run: collect_runs.Run) -> RunConfig | None:
     """The config with the same `study` section as a run; None if there is none."""
-    known = {"model": run.study["model"], "task": run.study["column"], "size": run.study["size"]}
+    study = run.in_study
+    known = {"model": study.model, "task": study.column, "size": study.size}
     lists = {
         key: (known[key],) if key in known else values
         for key, values in module.ARGUMENTS.items()
@@ -152,8 +155,8 @@ def _config_of(module: ModuleType, run: collect_runs.Run) -> dict[str, Any] | No
             config = module.get_config(arg)
         except ValueError:  # no such model or task, or not in this combination
             continue
-        if config.study.to_dict() == run.study:
-            return plain(config.to_dict())
+        if Study(**config.study) == study:
+            return of_record(plain(config.to_dict()))
     return None
 
 

@@ -148,8 +148,8 @@ def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
         outcome = {"status": status, "note": "no data", "process": 1}
         (tmp_path / "outcomes" / f"{name}.json").write_text(json.dumps(outcome))
     one, two = sorted(unfinished_runs.find(tmp_path), key=lambda each: each.status)
-    assert (one.status, one.number, one.config["variant"]["name"]) == ("failed", (3, 0), "lora")
-    assert (two.status, two.config) == ("interrupted", {})
+    assert (one.status, one.number, one.config.variant.name) == ("failed", (3, 0), "lora")
+    assert (two.status, two.config) == ("interrupted", None)
     assert "2 runs without a record" in report.apart([one, two])[0]
 
 
