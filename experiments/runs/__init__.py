@@ -1,1 +1,1 @@
-"""One run in one folder: training, the files that it writes, and the checks before it starts."""
+"""Training, of one run or of several trials as one program: the files they write, and checks."""

@@ -1,4 +1,5 @@
-"""Make an experiment from a config: read and check it, load the task and model, make the step.
+"""Make an experiment from a config, in three steps.
 
-`load` reads the task and the model. `experiment.build` makes everything that a run needs.
+`config.parse` gives typed settings (`configs.settings`), `load.load` reads the task and the model,
+and `experiment.build` makes everything that a run needs.
 """

@@ -1,1 +1,1 @@
-"""Many runs from one command: trials, jobs, launchers, and training trials as one program."""
+"""Many runs from one command: trials, which of them can share a program, jobs, and launchers."""

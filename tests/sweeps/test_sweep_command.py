@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -120,7 +121,8 @@ def test_a_sweep_that_is_killed_three_times_is_the_same_sweep(tiny, environment,
 
     arguments = (*tiny, f"--workdir={killed}", "--processes=1")
     rng = np.random.default_rng()
-    for reached, most in ((1, 4), (1, 4), (5, 1)):  # the fifth is of the other, last job
+    for reached, most in ((1, 4), (5, 1)):  # the fifth is of the other, last job
+        terminate(arguments, environment, killed)
         kill(arguments, environment, killed, reached, rng.uniform(0, most))
     code, out, said = run(*arguments, **environment)
     assert code == 0, said + out
@@ -171,6 +173,21 @@ def kill(arguments, environment, workdir, reached, seconds):
     while workers(workdir):
         assert time.monotonic() < until, "a worker outlived the sweep"
         time.sleep(0.1)
+
+
+def terminate(arguments, environment, workdir):
+    """Start a sweep, and ask it to end once a worker trains: it lets that save its step."""
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("outcomes/*.json")}
+    started = commands.Started("experiments.sweep", *arguments, **environment)
+    while started.running and before == {
+        path: path.stat().st_mtime_ns for path in workdir.glob("outcomes/*.json")
+    }:
+        pass
+    started.send(signal.SIGTERM)
+    done = started.end()
+    assert done.returncode == 75, done.stderr
+    assert "stopped, and saved; the same command goes on from here" in done.stdout
+    assert not workers(workdir)
 
 
 def workers(workdir):
