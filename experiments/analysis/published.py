@@ -7,7 +7,7 @@ Each line is one printed cell. If `runnable` is yes, `row` is the key of the con
 import csv
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from configs.common_texts import COMMONSENSE
@@ -158,24 +158,3 @@ def _distinct(cells: Iterable[Published], where: str) -> None:
         own = (cell.method, cell.runnable, cell.trained_parameters)
         if described.setdefault(cell.line, own) != own:
             raise ValueError(f"{where}: {', '.join(cell.line)} is described in two ways")
-
-
-def averages(
-    cells: Iterable[Published],
-) -> Iterator[tuple[tuple[str, str, str, str], float, float]]:
-    """For each row with a printed average: the row, the printed average, and that of its cells.
-
-    A task with two metrics (MNLI matched and mismatched, QQP's accuracy and F1) counts once, with
-    the mean of both.
-    """
-    printed: dict[tuple[str, str, str, str], float] = {}
-    tasks: dict[tuple[str, str, str, str], dict[str, list[float]]] = {}
-    for cell in cells:
-        if cell.task == "average":
-            printed[cell.line] = cell.value
-        else:
-            tasks.setdefault(cell.line, {}).setdefault(cell.task, []).append(cell.value)
-    for line, value in printed.items():
-        if line in tasks:
-            means = [sum(values) / len(values) for values in tasks[line].values()]
-            yield line, value, sum(means) / len(means)

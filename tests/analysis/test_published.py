@@ -2,6 +2,7 @@
 
 import collections
 import csv
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -18,10 +19,31 @@ TRUNCATED = {
 }
 
 
+def averages(
+    cells: Iterable[published.Published],
+) -> Iterator[tuple[tuple[str, str, str, str], float, float]]:
+    """For each row with a printed average: the row, the printed average, and that of its cells.
+
+    A task with two metrics (MNLI matched and mismatched, QQP's accuracy and F1) counts once, with
+    the mean of both.
+    """
+    printed: dict[tuple[str, str, str, str], float] = {}
+    tasks: dict[tuple[str, str, str, str], dict[str, list[float]]] = {}
+    for cell in cells:
+        if cell.task == "average":
+            printed[cell.line] = cell.value
+        else:
+            tasks.setdefault(cell.line, {}).setdefault(cell.task, []).append(cell.value)
+    for line, value in printed.items():
+        if line in tasks:
+            means = [sum(values) / len(values) for values in tasks[line].values()]
+            yield line, value, sum(means) / len(means)
+
+
 def test_every_printed_average_is_that_of_its_cells():
     decimals = {"LoRA": 1, "VeRA": 1, "AdaLoRA": 2, "PiSSA": 2, "DoRA": 1}
     counted = collections.Counter()
-    for line, printed, found in published.averages(CELLS):
+    for line, printed, found in averages(CELLS):
         counted[line[0]] += 1
         if line in TRUNCATED:
             assert found == pytest.approx(TRUNCATED[line], abs=1e-9)

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import paper_averages
 import pytest
 from ml_collections import ConfigDict
 
@@ -23,7 +24,7 @@ from configs import (
     settings,
     vera_table2,
 )
-from experiments.analysis import paper_averages, published
+from experiments.analysis import published
 from experiments.setup.config import typed
 from lora_jax.data import SPECS
 

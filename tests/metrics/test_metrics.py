@@ -3,10 +3,10 @@
 import math
 
 import numpy as np
+import paper_averages
 import pytest
 import sklearn.metrics
 
-from experiments.analysis import paper_averages
 from lora_jax.data import Examples, Task
 from lora_jax.metrics import label_metrics
 
