@@ -5,50 +5,26 @@ turns a config, which is plain data, into a `RunConfig`. A setting without a def
 """
 
 import dataclasses
+import functools
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-Check = Callable[[Any], str]
-"""From a value to what is wrong with it, as the end of a message; empty if nothing is."""
-
-
-def within(wanted: str, test: Callable[[Any], bool]) -> Check:
-    """A check that a number is finite and passes a test; `wanted` says which numbers do."""
-
-    def check(value: Any) -> str:
-        good = value is not None and math.isfinite(value) and test(value)
-        return "" if good else f" must be {wanted}, got {value}"
-
-    return check
-
-
-def one_of(*choices: str) -> Check:
-    """A check that a text is one of a few."""
-    return lambda value: "" if value in choices else f" '{value}': expected {' or '.join(choices)}"
-
-
-def at_least(least: int) -> Check:
-    return within(f"at least {least}", lambda value: value >= least)
-
-
-def _single(value: float) -> float:
-    """A number as the optimiser computes with it, rounded to float32."""
-    with np.errstate(all="ignore"):
-        return float(np.float32(value))
-
-
-POSITIVE = within("positive", lambda value: value > 0)
-NOT_NEGATIVE = at_least(0)
-FINITE = within("finite", lambda value: True)
-SHARE = within("in [0, 1)", lambda value: 0 <= value < 1)
-SINGLE = within("positive and finite in float32", lambda value: 0 < _single(value) < math.inf)
-SINGLE_SHARE = within("in [0, 1), in float32", lambda value: 0 <= _single(value) < 1)
-# JAX takes a larger seed as one of these.
-SEED = within("below 2**32", lambda value: value < 2**32)
+from configs.setting_checks import (
+    FINITE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    SINGLE,
+    SINGLE_SHARE,
+    Check,
+    at_least,
+    one_of,
+    single,
+    within,
+)
 
 
 def setting(
@@ -60,7 +36,7 @@ def setting(
       default: what `configs.common` gives the setting, or nothing.
       checks: what a value must pass, unless it is None and the type allows None.
       optional: whether a config may lack the setting; it then has the default.
-      free: whether runs that differ in it may be averaged: it numbers draws, or affects no result.
+      free: whether runs that differ in it may be averaged, as seeds may.
     """
     metadata = {"checks": checks, "optional": optional, "free": free}
     return dataclasses.field(default=default, metadata=metadata)
@@ -79,6 +55,7 @@ def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     return found
 
 
+@functools.cache
 def free_names(kind: type) -> frozenset[str]:
     """The names of the free settings of a config's class."""
     fields = fields_of(kind).items()
@@ -192,12 +169,12 @@ class Optimizer:
     warmup_steps: int = setting(0, NOT_NEGATIVE)
     """If above 0, replaces the ratio."""
     weight_decay: float = setting(
-        0.01, NOT_NEGATIVE, within("finite in float32", lambda value: _single(value) < math.inf)
+        0.01, NOT_NEGATIVE, within("finite in float32", lambda value: single(value) < math.inf)
     )
     clip: float = setting(1.0, SINGLE)
     b1: float = setting(0.9, SINGLE_SHARE)
     b2: float = setting(0.999, SINGLE_SHARE)
-    # Beyond 1, it is all that an update is divided by.
+    # An epsilon above 1 would outweigh the gradients that an update is divided by.
     eps: float = setting(1e-8, SINGLE, within("1 at most", lambda value: value <= 1))
     head_learning_rate: float | None = setting(None, SINGLE)
     """The learning rate of `also_train`; None if it is that of the rest."""

@@ -239,7 +239,7 @@ def _stopped_by_signals() -> Iterator[None]:
     try:
         yield
     except local.Terminated:
-        print("stopped, and saved; the same command goes on from here")
+        print("stopped; the same command goes on from here")
         sys.exit(TEMPORARY_FAILURE)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here")

@@ -14,7 +14,7 @@ from scipy import stats
 from configs import settings
 from configs.settings import RunConfig, Study
 from experiments.analysis.published import PERCENT, SIZES
-from experiments.setup.config import is_a, of_record
+from experiments.setup.config import is_a, of_record, study_of
 from lora_jax.files.canonical_json import canonical
 from lora_jax.records import run_record
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def study(self) -> Study | None:
-        return self.config.study
+        return study_of(self.record.config)
 
     @property
     def in_study(self) -> Study:

@@ -58,8 +58,7 @@ def abstract_step(config: RunConfig, mesh: Mesh, rows: int | None = None) -> Abs
     accumulate, shards = config.train.accumulate, part_count(ROWS, mesh)
     rows = rows or max(1, config.train.batch_size // (accumulate * shards))
     forward, params, rules, tokens, loss = model_of(config, mesh)
-    targets = from_config.make_run_targets(config, PLACEHOLDER_STEPS)
-    adapted = from_config.adapt(config, forward, targets)
+    adapted = from_config.adapt_for(config, forward, PLACEHOLDER_STEPS)
     hyper = from_config.make_hyper(config.optimizer, PLACEHOLDER_STEPS)
     tx = from_config.make_optimizer(config, hyper, PLACEHOLDER_STEPS)
 

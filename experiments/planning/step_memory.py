@@ -51,8 +51,7 @@ class Shapes:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
         forward, params, _, _, loss = model_of(config)
-        targets = from_config.make_run_targets(config, PLACEHOLDER_STEPS)
-        adapted = from_config.adapt(config, forward, targets)
+        adapted = from_config.adapt_for(config, forward, PLACEHOLDER_STEPS)
         # The warm-up may take more steps than that.
         own = dataclasses.replace(config.optimizer, warmup_steps=0)
         hyper = from_config.make_hyper(own, PLACEHOLDER_STEPS)

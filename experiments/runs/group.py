@@ -17,7 +17,7 @@ import lora_jax as lj
 from configs.settings import RunConfig
 from experiments.runs.generated_texts import writes_samples
 from experiments.setup import from_config
-from experiments.setup.experiment import Experiment
+from experiments.setup.experiment import Experiment, predictor
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.training import trial_program
 from lora_jax.training.checkpoint import Checkpoints
@@ -72,7 +72,7 @@ class Alone:
     def start(self) -> list[TrainState]:
         return [self.experiment.start(keep=writes_samples(self.experiment.config))]
 
-    def program(self, execution: Execution = "each") -> Program:
+    def program(self, execution: Execution) -> Program:
         return trial_program.alone(self.experiment.make_step(), self.experiment.frozen)
 
     def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
@@ -96,15 +96,15 @@ class Together:
     """Several trials, in arrays of one structure; all use the first trial's model."""
 
     experiments: tuple[Experiment, ...]
-    shared: Experiment
-    """The first experiment, with the adapted model of the common structure."""
+    adapted: lj.Adapted
+    """The first trial's model, adapted in the common structure."""
     frozen: tuple[lj.Frozen, ...]
     trainables: tuple[Trainable, ...]
 
     def start(self) -> list[TrainState]:
         return [
             TrainState.create(
-                self.shared.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
+                self.adapted, each.tx, jax.tree.map(jnp.copy, trainable), frozen, each.rng
             )
             for each, trainable, frozen in zip(
                 self.experiments, self.trainables, self.frozen, strict=True
@@ -112,8 +112,8 @@ class Together:
         ]
 
     def program(self, execution: Execution) -> Program:
-        first = self.shared
-        step = traced_step(first.adapted, first.predict, first.loss, first.config, first.loop.steps)
+        first = self.experiments[0]
+        step = traced_step(self.adapted, self._predict, first.loss, first.config, first.loop.steps)
         hyper = [
             {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
             for each in self.experiments
@@ -129,8 +129,13 @@ class Together:
 
     @functools.cached_property
     def _evaluate(self) -> Callable[..., Array]:
-        predict = self.shared.predict
+        predict = self._predict
         return jax.jit(lambda trainable, frozen, batch: predict(trainable, frozen, batch, None))
+
+    @property
+    def _predict(self) -> Predict:
+        first = self.experiments[0]
+        return predictor(self.adapted, first.config.model.dropout, first.workload.evaluated)
 
     def own(self, number: int, state: TrainState) -> TrainState:
         mine = self.experiments[number]
@@ -142,8 +147,8 @@ class Together:
     @contextlib.contextmanager
     def saved(self, folder: Path) -> Iterator[ManyTrials]:
         digests = [config_digest(each.config.plain) for each in self.experiments]
-        identity = {"trials": config_digest({"trials": digests}), **_identity(self.shared)}
-        keep_best = self.shared.config.train.select == "best"
+        identity = {"trials": config_digest({"trials": digests}), **_identity(self.experiments[0])}
+        keep_best = self.experiments[0].config.train.select == "best"
         with Checkpoints(folder / "checkpoints") as checkpoints:
             yield ManyTrials(checkpoints, identity, keep_best)
 
@@ -166,8 +171,7 @@ def together(experiments: Sequence[Experiment]) -> Together:
     like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
     wide = [widen(each.trainable, each.frozen, like) for each in experiments]
     trainables, frozen = zip(*wide, strict=True)
-    shared = dataclasses.replace(first, adapted=adapted)
-    return Together(tuple(experiments), shared, frozen, trainables)
+    return Together(tuple(experiments), adapted, frozen, trainables)
 
 
 def traced_step(

@@ -68,6 +68,8 @@ class GroupFolder:
 
     def remove(self) -> None:
         """Delete the checkpoints, once every trial has its record."""
+        if not self.path.exists():
+            return
         if self.execution is not None:
             self._file.replace(self.path.with_suffix(".json"))
         shutil.rmtree(self.path, ignore_errors=True)

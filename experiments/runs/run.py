@@ -92,10 +92,15 @@ def run_together(
       Interrupted: a SIGTERM came before the end of training.
     """
     started = time.perf_counter()
+    if mesh is not None and len(configs) > 1:
+        raise ValueError("only a single trial trains on a mesh")
     ended = _ended(configs, folders, left)  # works in read-only folders, too
     if len(ended) == len(configs):
-        if say is not None and processes.writes() and not all(map(_sealed, folders)):
+        recorded = [folders[n] for n, each in ended.items() if isinstance(each, run_record.Record)]
+        if say is not None and processes.writes() and not all(map(_sealed, recorded)):
             say(UNSEALED)
+        if len(configs) > 1:  # an earlier process may have died after the last record
+            GroupFolder.of(configs, folders).remove()
         return [ended[number] for number in range(len(configs))]
     with preemption() as interrupted, alone_in(folders) as busy:
         order = Order(label, execution, audit, interrupted, started)
@@ -119,6 +124,7 @@ def _run_group(
     busy: Mapping[int, Exception],
 ) -> list[Ended]:
     """As `run_together`, where the folders with the numbers in `busy` belong to other processes."""
+    order = dataclasses.replace(order, started=time.perf_counter())
     home, ended = GroupFolder.of(configs, folders), _ended(configs, folders, left)
     home.path.parent.mkdir(parents=True, exist_ok=True)
     with alone_in([home.path]) as common:
@@ -229,11 +235,7 @@ def _record(config: RunConfig, folder: Path, left: Collection[str]) -> run_recor
 
 
 def _sealed(folder: Path) -> bool:
-    """Whether a folder's record has a seal; a damaged record is another error than that."""
-    try:
-        found = run_record.read_sealed(folder)
-    except ValueError:
-        return True
+    found = run_record.read_sealed(folder)
     return found is not None and found[1]
 
 

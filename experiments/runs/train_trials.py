@@ -75,7 +75,7 @@ def train(
       LostFolderError: a folder was removed or replaced during the run (also a ValueError).
     """
     outcomes = {number: Outcome() for number in experiments}
-    places = {number: Place(folders[number]) for number in experiments}
+    places = {number: Place(folders[number]) for number in experiments if number not in done}
     ended: dict[int, run_record.Record] = {}
 
     def end(number: int, status: str, note: str, *left: Any) -> None:
@@ -88,7 +88,8 @@ def train(
         ended[number] = record
 
     try:
-        group = together(list(experiments.values())) if home else Alone(*experiments.values())
+        all_of_them = list(experiments.values())
+        group = together(all_of_them) if home else Alone(all_of_them[0])
         with explained(group.experiments[0].config):
             where = [folders[number] for number in experiments]
             states, notes = _fit(group, where, home, list(outcomes.values()), order)

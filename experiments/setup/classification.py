@@ -55,6 +55,7 @@ def read_texts(config: ClassifierConfig) -> Texts:
         encoded=encoded,
         examples_per_second=tokenised["train"].examples_per_second,
         boundaries=boundaries(encoded, config.data, limit),
+        shape=shape,
     )
 
 
@@ -70,23 +71,22 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> Loaded:
         key=jax.random.key(0),
         dtype=config.model.dtype,
         head_dropout=config.model.head_dropout,
-        shardings=_shardings(folder, config.model, task.num_outputs, mesh),
+        shardings=_shardings(texts.shape, config.model, task.num_outputs, mesh),
     )
 
     def model(key: Array) -> Any:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
     digest = processes.first(lambda: weight_files.weights_digest(folder))
-    return Loaded(texts, _workload(task), encoders.read_encoder_config(folder), model, digest)
+    return Loaded(texts, _workload(task), model, digest)
 
 
 def load_abstract(config: ClassifierConfig) -> Loaded:
     """As `load`, with shapes in place of weights."""
     texts = read_texts(config)
     task: Any = texts.task
-    shape = encoders.read_encoder_config(locate(config.model.name))
-    abstracted = lj.from_nnx(abstract(shape, config.model, task.num_outputs))
-    return Loaded(texts, _workload(task), shape, lambda key: abstracted)
+    abstracted = lj.from_nnx(abstract(texts.shape, config.model, task.num_outputs))
+    return Loaded(texts, _workload(task), lambda key: abstracted)
 
 
 def _workload(task: data.Task) -> Workload:
@@ -103,12 +103,10 @@ def _workload(task: data.Task) -> Workload:
     )
 
 
-def _shardings(folder: Path, model: Encoder, outputs: int, mesh: Mesh | None) -> Shardings | None:
+def _shardings(shape: Config, model: Encoder, outputs: int, mesh: Mesh | None) -> Shardings | None:
     if mesh is None:
         return None
-    return shardings_of(
-        abstract(encoders.read_encoder_config(folder), model, outputs), ENCODER, mesh
-    )
+    return shardings_of(abstract(shape, model, outputs), ENCODER, mesh)
 
 
 def abstract(shape: Config, model: Encoder, outputs: int) -> Classifier:

@@ -169,6 +169,7 @@ def read_texts(config: TextConfig) -> Prompts:
         encoded=encoded,
         examples_per_second=train.examples_per_second,
         boundaries=boundaries(encoded, config.data, room),
+        shape=shape,
         parts=parts,
         prompt=prompt,
     )
@@ -199,7 +200,7 @@ def _loaded(config: TextConfig, texts: Prompts, decoder: Decoder, digest: str = 
     forward, params = completion_likelihood(decoder, longest, chunk, smoothing)
     task: Any = texts.task
     work = workload(task, decoder, texts.parts, chunk, texts.prompt)
-    return Loaded(texts, work, decoder.config, lambda key: (forward, params), digest)
+    return Loaded(texts, work, lambda key: (forward, params), digest)
 
 
 def _check_cache(decoder: Decoder, generate: Generate) -> None:

@@ -34,6 +34,12 @@ def typed(config: Mapping[str, Any]) -> RunConfig:
     return _make(config, _complete)
 
 
+def study_of(config: Mapping[str, Any]) -> settings.Study | None:
+    """The place of a recorded run in a table, if it has one; nothing else of the config is read."""
+    study = config.get("study")
+    return _known(settings.Study, "study", study) if study and isinstance(study, Mapping) else None
+
+
 def of_record(config: Mapping[str, Any]) -> RunConfig:
     """The settings of a recorded run, perhaps of an earlier version: nothing is checked.
 
@@ -45,6 +51,8 @@ def of_record(config: Mapping[str, Any]) -> RunConfig:
 def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
     kind = _kind(config)
     variant, study = config["variant"], config.get("study") or None
+    # A study may note more about its runs than tables read.
+    known = {field.name for field in dataclasses.fields(settings.Study)}
     chosen = {k: v for k, v in variant.items() if k != "name" and v is not None}
     return kind(
         plain=config,
@@ -54,7 +62,8 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
         targets=tuple(config.get("targets", ())),
         also_train=tuple(config.get("also_train", ())),
         start_from=config.get("start_from"),
-        study=None if study is None else section(settings.Study, "study", study),
+        study=study
+        and section(settings.Study, "study", {k: v for k, v in study.items() if k in known}),
         **{
             name: section(each, name, config.get(name, {}))
             for name, each in _sections(kind).items()
@@ -67,7 +76,7 @@ def _kind(config: Mapping[str, Any]) -> type[RunConfig]:
 
 
 def _sections(kind: type[RunConfig]) -> dict[str, type]:
-    """The class of each section that a config must have, but that of the variant, which is open."""
+    """The class of each section that a config must have. The variant's section has no class."""
     hints = typing.get_type_hints(kind)
     return {
         name: hint
@@ -84,7 +93,7 @@ MAKERS = {
     settings.Training: "train",
     settings.TextTraining: "train",
 }
-"""The functions of `configs.common` that make a section, where another name than the section's."""
+"""The functions of `configs.common` that make sections and have other names than these."""
 
 
 def _require_sections(config: Mapping[str, Any]) -> None:
@@ -172,7 +181,7 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
 
 
 def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a setting; an integer is a number, too, and True is none."""
+    """Whether a value has the type of a setting. An integer is also a number; a bool is not."""
     if isinstance(hint, types.UnionType):
         return any(is_a(value, each) for each in typing.get_args(hint))
     kind = typing.get_origin(hint) or hint

@@ -183,12 +183,11 @@ def build(
     loop = from_config.make_loop(config.train, len(texts.encoded["train"]), texts.task.metric)
     hyper = from_config.make_hyper(config.optimizer, loop.steps)
     tx = from_config.make_optimizer(config, hyper, loop.steps)
-    targets = from_config.make_run_targets(config, loop.steps)
-    # An adapter that is still shrinking is larger than its final budget, so it cannot be the best.
-    settled = max((each.settled for each in targets.values()), default=0)
     key = jax.random.key(config.seed)
     forward, params = loaded.model(key)
-    adapted = from_config.adapt(config, forward, targets)
+    adapted = from_config.adapt_for(config, forward, loop.steps)
+    # An adapter that is still shrinking is larger than its final budget, so it cannot be the best.
+    settled = max((each.settled for _, each in adapted.rules if each), default=0)
     check_ids(config, texts.boundaries[-1])
     example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
@@ -203,7 +202,7 @@ def build(
     return Experiment(
         config=config,
         workload=work,
-        shape=loaded.shape,
+        shape=texts.shape,
         task=texts.task,
         tokenizer=texts.tokenizer,
         encoded=texts.encoded,

@@ -92,6 +92,11 @@ def make_storage(section: settings.Quantize) -> dict[str, Any]:
     return dict.fromkeys(section.patterns, STORAGES[name])
 
 
+def adapt_for(config: RunConfig, forward: Any, steps: int) -> lj.Adapted:
+    """The model of a config, adapted for a run of so many steps."""
+    return adapt(config, forward, make_run_targets(config, steps))
+
+
 def adapt(config: RunConfig, forward: Any, targets: Mapping[Any, lj.Variant]) -> lj.Adapted:
     """The model of a config with these variants, over frozen weights as the config stores them."""
     return lj.adapt(forward, None, targets, config.also_train, make_storage(config.quantize))

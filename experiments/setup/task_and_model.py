@@ -26,6 +26,8 @@ class Texts:
     examples_per_second: float
     """The speed at which the training texts were tokenised; for cached texts, when they were."""
     boundaries: tuple[int, ...]
+    shape: Any
+    """The model's own config, such as a `BertConfig`."""
 
     @property
     def longest(self) -> int:
@@ -40,8 +42,6 @@ class Loaded:
 
     texts: Texts
     workload: Workload
-    shape: Any
-    """The model's own config, such as a `BertConfig`."""
     model: Callable[[Array], tuple[Callable[..., Any], Any]]
     """From a random key, for new parameters, to the forward pass and the parameters."""
     weights_digest: str = ""

@@ -8,7 +8,7 @@ from typing import Any
 import lora_jax as lj
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import from_config
-from experiments.sweeps.traced_step import AbstractRun
+from experiments.sweeps.abstract_run import AbstractRun
 from lora_jax.training.masking import held, rows_of, same_when_masked
 
 Settings = tuple[tuple[Any, lj.Variant], ...]

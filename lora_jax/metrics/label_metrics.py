@@ -54,11 +54,15 @@ def measure(name: str, outputs: np.ndarray, labels: np.ndarray, sample: Sample) 
       name, outputs, labels: as for `score`; the outputs are float64.
 
     Raises:
-      ValueError: an unknown metric, or one that does not fit the outputs.
+      ValueError: an unknown metric, one that does not fit the outputs, or a label that is no class.
     """
-    known, own = CLASSIFICATION, outputs
-    if outputs.shape[1] == 1:
+    known, own, classes = CLASSIFICATION, outputs, outputs.shape[1]
+    if classes == 1:
         known, own = REGRESSION, outputs[:, 0]
+    elif np.isin(labels, np.arange(classes)).all():
+        labels = labels.astype(np.int64)
+    else:
+        raise ValueError(f"labels must be classes, from 0 to {classes - 1}")
     if name not in known:
         raise ValueError(
             f"unknown metric '{name}' of these outputs; nearest: {nearest(name, known)}"

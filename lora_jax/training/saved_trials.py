@@ -55,7 +55,8 @@ class SavedTrials(Protocol):
         """The states of the best evaluations, and for each trial a note for its record.
 
         Args:
-          states: the last states, which are returned where no evaluation could be the best.
+          states: the last states, which are returned where no evaluation could be the best, and for
+            a run that diverged.
         """
         ...
 
@@ -103,7 +104,11 @@ class OneTrial:
         """
         (state,), (outcome,) = states, outcomes
         wanted = outcome.best_step
-        if wanted == outcome.steps or (restored := self.checkpoints.restore_best(state)) is None:
+        if (
+            outcome.diverged
+            or wanted == outcome.steps
+            or (restored := self.checkpoints.restore_best(state)) is None
+        ):
             return [state], [""]
         state, meta, step = restored
         if step == wanted:

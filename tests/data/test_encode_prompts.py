@@ -179,7 +179,7 @@ def test_long_prompts_lose_their_start_and_completions_nothing():
     for bos in (BOS, None):
         with pytest.raises(ValueError, match=message):
             encode_prompts(GPT2, prompts, 4, EOS, bos)
-    with pytest.raises(ValueError, match="'p', example 0: an empty prompt needs a model whose"):
+    with pytest.raises(ValueError, match="'p', example 0: an empty prompt needs a model with"):
         encode_prompts(GPT2, Prompts("p", ["  "], ["x"]), 9, EOS)
 
 

@@ -140,7 +140,7 @@ def test_all_linear_is_a_pattern():
         ({"layers/upp": lj.NF4()}, {}, "nearest: 'layers/up'"),
         ({"layers/bias": lj.NF4()}, {}, "'layers/bias' is selected, but the function never mult"),
         ({"head": lj.NF4()}, {"also_train": "head"}, "'head' is trained in full, and cannot be q"),
-        ({lj.layers("layers/up", 0): lj.NF4()}, {}, "'layers/up': layers of one stacked weight"),
+        ({lj.layers("layers/up", 0): lj.NF4()}, {}, "'layers/up': the layers of a stacked weight"),
         ({"layers/up": "nf4"}, {}, r"'layers/up' must map to lj.NF4\(\) or lj.Int8\(\), not 'nf4'"),
         ({"head": lj.NF4(), ".*ead": lj.NF4()}, {}, "selects only what earlier patterns"),
     ],

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import lora_jax as lj
 from configs import common, quickstart
 from experiments.setup.config import parse
+from experiments.sweeps.abstract_run import AbstractRun
 from experiments.sweeps.grouping import split
-from experiments.sweeps.traced_step import AbstractRun
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.training.masking import union
 from lora_jax.training.step import cross_entropy

@@ -186,7 +186,7 @@ def terminate(arguments, environment, workdir):
     started.send(signal.SIGTERM)
     done = started.end()
     assert done.returncode == 75, done.stderr
-    assert "stopped, and saved; the same command goes on from here" in done.stdout
+    assert "stopped; the same command goes on from here" in done.stdout
     assert not workers(workdir)
 
 

@@ -156,7 +156,7 @@ def launch(
         for each in running:
             each.process.terminate()
         for each in running:
-            settle(each.job, folder, each.process.pid, each.process.wait())
+            each.process.wait()  # what saved stays `interrupted`, and goes on the next time
         raise
     finally:
         for each in running:

@@ -20,7 +20,7 @@ from lora_jax.training.fingerprint import fingerprint
 from lora_jax.training.step import Loss, TrainState
 
 Targets = Mapping[Any, lj.Variant]
-Batch = dict[str, jax.ShapeDtypeStruct]
+BatchShapes = dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,9 +34,9 @@ class AbstractRun:
     params: Any
     loss: Loss
     steps: int
-    trained: tuple[Batch, ...]
+    trained: tuple[BatchShapes, ...]
     """The shapes of training batches, one for each padded length."""
-    scored: tuple[Batch, ...]
+    scored: tuple[BatchShapes, ...]
     """The shapes of evaluation batches, one for each padded length."""
 
     @classmethod
@@ -115,9 +115,9 @@ class AbstractRun:
         return adapted, *jax.eval_shape(adapted.init, key, self.params, ids, ids, ids)
 
 
-def _batches(loaded: Loaded, parts: Sequence[str], size: int) -> tuple[Batch, ...]:
+def _batches(loaded: Loaded, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:
     """The shapes of a batch for each padded length of the parts; shuffling does not change them."""
-    found: dict[int, Batch] = {}
+    found: dict[int, BatchShapes] = {}
     for encoded in map(loaded.texts.encoded.__getitem__, parts):
         for plan in data.eval_plan(encoded.lengths, size, loaded.texts.boundaries):
             if (length := plan.padded_length) not in found:
