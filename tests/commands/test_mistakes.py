@@ -315,9 +315,9 @@ def test_a_tokenizer_with_more_words_than_the_model(smoke, tmp_path):
 
 def test_every_config_is_plain_data_and_takes_its_arguments():
     for path in sorted((ROOT / "configs").glob("*.py")):
-        if path.stem in ("__init__", "settings", "common", "common_tasks", "common_texts"):
-            continue
         module = __import__(f"configs.{path.stem}", fromlist=["get_config"])
+        if not hasattr(module, "get_config"):
+            continue
         assert "python -m experiments." in module.__doc__
         for size in ("full", "smoke"):
             config = module.get_config(f"size={size}").to_dict()
