@@ -14,6 +14,7 @@ about ten seconds. The exit code is 2 if the step does not fit the given topolog
 """
 
 import sys
+from collections.abc import Callable
 
 from absl import flags
 from ml_collections import config_flags
@@ -23,7 +24,13 @@ from configs.settings import RunConfig
 from experiments import cli
 from experiments.planning import show, topology_search
 from experiments.planning.memory_fit import Fit, fit
-from experiments.planning.topologies import Topology, check, listed, prepare, topology
+from experiments.planning.topologies import (
+    Topology,
+    check_device_count,
+    listed,
+    prepare,
+    topology,
+)
 from experiments.setup.config import parse
 from lora_jax.sharding.mesh import mesh_sizes
 
@@ -39,7 +46,7 @@ _SEARCH = flags.DEFINE_bool("search", True, "Look for the smallest topology and 
 def plan() -> None:
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
-    check(chosen)
+    check_device_count(chosen)
     prepare(_simulated(chosen))
     console = Console(soft_wrap=True)
     config = parse(_CONFIG.value.to_dict())
@@ -53,7 +60,7 @@ def plan() -> None:
         sys.exit(2)
 
 
-def _search(config: RunConfig, found: Fit, console: Console, say: topology_search.Say) -> None:
+def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:
     kind, rows = found.topology.kind, f"{found.rows} row{'s' * (found.rows > 1)} a shard"
     console.print()
     least = topology_search.smallest(config, found, say)

@@ -43,7 +43,7 @@ from experiments import cli
 from experiments.runs import audit_flag
 from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
-from experiments.sweeps.folder import Outcome, SweepFolder
+from experiments.sweeps.folder import SweepFolder, TrialState
 from experiments.sweeps.launchers import commands, local, slurm
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
@@ -100,7 +100,7 @@ def sweep() -> None:
 
 def _sweep() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
-    folder.check()
+    folder.require_sweep_or_empty()
     part = jobs.parse_shard(_SHARD.value)
     found = folder.known(_trials())
     if not _DRY_RUN.value:
@@ -156,11 +156,11 @@ def _console() -> Console:
 
 def _todo(mine: list[jobs.Job], folder: SweepFolder) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
-    return [job for job in mine if any(_wanted(folder.outcome(trial)) for trial in job)]
+    return [job for job in mine if any(_wanted(folder.state(trial)) for trial in job)]
 
 
-def _wanted(outcome: Outcome) -> bool:
-    return outcome.status not in _how().left
+def _wanted(state: TrialState) -> bool:
+    return state.status not in _how().left
 
 
 def _how() -> jobs.How:
@@ -196,7 +196,7 @@ def _launch(
     view.update(now=True)
     for line in summary(view.rows, folder):
         print(line)
-    if any(row.outcome.status != "completed" for row in view.rows):
+    if any(row.state.status != "completed" for row in view.rows):
         sys.exit(1)
 
 
@@ -204,8 +204,8 @@ def _list(view: View, todo: list[jobs.Job]) -> None:
     """Print every trial with its digest and status, and an estimate of the time to train."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:
-        print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.outcome.status}")
-    names = {row.trial.name for row in view.rows if _wanted(row.outcome)}
+        print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.state.status}")
+    names = {row.trial.name for row in view.rows if _wanted(row.state)}
     print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
     if not todo:
         return

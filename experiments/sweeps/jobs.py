@@ -39,7 +39,7 @@ class How:
 
 USUAL = How()
 Train = Callable[[Sequence[RunConfig], Sequence[Path], Sequence[str], How], Sequence[Ended]]
-"""Trains trials of one program, given `(configs, folders, names, how)`; returns their outcomes."""
+"""Trains trials of one program, given `(configs, folders, names, how)`; returns how each ended."""
 
 
 def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> list[Job]:
@@ -134,13 +134,13 @@ def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Tra
                 _failed(folder, name, error)
         for numbers in groups([trial.config for trial in mine]):
             _train(folder, [mine[number] for number in numbers], how, train)
-        done = [trial for trial in mine if folder.outcome(trial).status == "completed"]
+        done = [trial for trial in mine if folder.state(trial).status == "completed"]
     return len(done) == len(names)
 
 
 def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
     """Train trials of one program, and note how each ended."""
-    left = {each.name for each in trials if folder.outcome(each).status in how.left}
+    left = {each.name for each in trials if folder.state(each).status in how.left}
     if len(left) == len(trials):
         return
     for trial in trials:
@@ -155,7 +155,7 @@ def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
         ended = [error] * len(trials)
     for trial, result in zip(trials, ended, strict=True):
         if isinstance(result, Exception):
-            if trial.name not in left and folder.outcome(trial).status != "completed":
+            if trial.name not in left and folder.state(trial).status != "completed":
                 _failed(folder, trial.name, result)
         else:
             folder.end(trial.name, result.status, result.note)

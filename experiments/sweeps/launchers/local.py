@@ -194,18 +194,18 @@ def _close(each: _Running) -> None:
 
 def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
     """Note the killed trials of a job whose process has ended, and return its remaining trials."""
-    outcomes = [(trial, folder.outcome(trial)) for trial in job]
-    begun = [trial for trial, outcome in outcomes if outcome.process == process]
+    states = [(trial, folder.state(trial)) for trial in job]
+    begun = [trial for trial, state in states if state.process == process]
     victims = [
         trial
-        for trial, outcome in outcomes
-        if outcome.process == process and outcome.status in ("running", "interrupted")
+        for trial, state in states
+        if state.process == process and state.status in ("running", "interrupted")
     ]
     left = [
         trial
-        for trial, outcome in outcomes
+        for trial, state in states
         if trial not in begun
-        and outcome.status not in ("completed", "diverged")
+        and state.status not in ("completed", "diverged")
         and not locked(folder.lock(trial.name))  # another process trains it
     ]
     if not victims and left:
