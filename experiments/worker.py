@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.runs import audit_flag
-from experiments.sweeps import child_process, jobs
+from experiments.sweeps import child_process, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.training.trial_program import EXECUTIONS
 
@@ -31,10 +31,12 @@ def worker() -> None:
     child_process.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = list(_TRIAL.value or ())
-    folder.require(names)  # an unknown name is an error before any training
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
     how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
-    if not jobs.work(folder, names, how):
+    with process_error.written(folder.error(names[0])):
+        folder.require(names)  # an unknown name is an error before any training
+        completed = jobs.work(folder, names, how)
+    if not completed:
         sys.exit(1)
 
 

@@ -4,6 +4,7 @@ trials.json             every trial so far: flags, overrides, digest
 trials/NAME/            the run's folder, as from `experiments.train`: config, metrics, record
 outcomes/NAME.json      the newest attempt: running, or how it ended
 logs/NAME.log           what a process printed, named after its first trial
+logs/NAME.error.json    the error that ended such a process
 locks/                  locks of working processes; the system frees them when a process dies
 """
 
@@ -66,6 +67,10 @@ class SweepFolder:
 
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
+
+    def error(self, name: str) -> Path:
+        """The file for the error that ends a process, of the name of its first trial."""
+        return self.path / "logs" / f"{name}.error.json"
 
     def _state_file(self, name: str) -> Path:
         return self.path / "outcomes" / f"{name}.json"

@@ -12,6 +12,7 @@ from configs.settings import RunConfig
 from experiments.runs.run import Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
+from experiments.sweeps.process_error import first_line
 from experiments.sweeps.trials import Trial
 from lora_jax.training.trial_program import Execution
 
@@ -163,4 +164,4 @@ def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
 
 def _failed(folder: SweepFolder, name: str, error: Exception) -> None:
     print(f"{name}: {error}")
-    folder.end(name, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+    folder.end(name, "failed", first_line(error))

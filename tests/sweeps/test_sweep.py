@@ -17,7 +17,7 @@ import small_model
 from rich.console import Console
 
 from experiments.runs.train_trials import TEMPORARY_FAILURE, Interrupted
-from experiments.sweeps import jobs, preflight, time_estimate, trials
+from experiments.sweeps import jobs, preflight, process_error, time_estimate, trials
 from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
 from experiments.sweeps.launchers import commands, local, slurm
 from experiments.sweeps.preflight import Outlook
@@ -262,6 +262,25 @@ def test_a_worker_that_is_killed_takes_one_trial_with_it(tmp_path):
     assert states["seed=5"].note.startswith("its process ended with code 1; ImportError: no such")
     assert [name for name, *_ in calls] == ["seed=0", "seed=2", "seed=3", "seed=4"]
     assert len({process for _, process, *_ in calls}) == 3
+
+
+def test_a_worker_leaves_the_error_that_ends_it_for_the_note(tmp_path):
+    folder, [trial] = SweepFolder(tmp_path), made("config.seed=0")  # it is in no list
+    local.launch([[trial]], folder, [local.Slot({}, ())], lambda: None)
+    said = f"its process ended with code 1; ValueError: {tmp_path / 'trials.json'} has no trial"
+    assert folder.state(trial).note.startswith(said)
+
+
+def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
+    """Whatever the log says, and whatever an earlier process of the same name has left."""
+    folder, [trial] = sweep(tmp_path, "config.seed=0")
+    with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
+        raise OSError("of an earlier process")
+    log = folder.log("seed=0")
+    log.write_text("an Error that was dealt with\n")
+    local.settle([trial], folder, os.getpid() + 1, -signal.SIGKILL)
+    said = f"its process was ended by SIGKILL, as when memory runs out; {log}"
+    assert folder.state(trial).note == said
 
 
 def test_trials_that_died_together_say_that_they_did(tmp_path):
