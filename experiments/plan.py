@@ -35,12 +35,19 @@ from experiments.setup.config import parse
 from lora_jax.sharding.mesh import mesh_sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5e:4x4 or h100:8.")
-_MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Sizes of data, fsdp, tensor; -1 for the rest.")
-_ROWS = flags.DEFINE_integer(
-    "rows", None, "Rows a shard at a time; by default the config's.", lower_bound=1
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, for example v5e:4x4 or h100:8.")
+_MESH = flags.DEFINE_list(
+    "mesh", ["1", "-1", "1"], "Sizes of data, fsdp and tensor; -1 takes the remaining devices."
 )
-_SEARCH = flags.DEFINE_bool("search", True, "Look for the smallest topology and largest batch.")
+_ROWS = flags.DEFINE_integer(
+    "rows",
+    None,
+    "How many rows a shard computes at a time. The default is the config's number.",
+    lower_bound=1,
+)
+_SEARCH = flags.DEFINE_bool(
+    "search", True, "Search for the smallest topology and the largest batch."
+)
 
 
 def plan() -> None:

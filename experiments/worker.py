@@ -19,10 +19,14 @@ from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
-_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How trials of a program step.")
-_RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
-_CORES = flags.DEFINE_list("cores", [], "The processor cores to use; all by default.")
-_LEASH = flags.DEFINE_bool("leash", False, "End when standard input does, with who started this.")
+_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How the trials of a program step.")
+_RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
+_CORES = flags.DEFINE_list("cores", [], "The processor cores to use. The default is all of them.")
+_LEASH = flags.DEFINE_bool(
+    "leash",
+    False,
+    "End at the end of standard input: when the process that started this one has ended.",
+)
 
 
 def worker() -> None:
