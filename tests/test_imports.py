@@ -55,9 +55,9 @@ ROOMS = (
     "experiments.reports",
     "experiments",
 )
-"""Folders, and files at the top that others import, lowest first: each imports earlier ones alone.
+"""Folders, and files at the top that others import, lowest first: each imports only earlier ones.
 
-`experiments` is its commands. Nothing imports these, nor `lora_jax` as a whole from inside.
+The last of each package, `lora_jax.__init__` and the commands, is imported by no other.
 """
 
 
