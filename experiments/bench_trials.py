@@ -27,11 +27,17 @@ from experiments.analysis import collect_runs
 from experiments.runs.group_folder import found_by_timing, stepping
 from lora_jax.records.metrics_log import read_metrics
 
-_SIZES = flags.DEFINE_list("sizes", ["8x16"], "BATCHxLENGTH, several with commas.")
-_TRIALS = flags.DEFINE_integer("trials", 8, "How many.", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", 200, "Of each trial.", lower_bound=10)
-_EXECUTIONS = flags.DEFINE_list("executions", ["chosen"], "Of chosen, each, map and vmap.")
-_CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "What to train, but for its size.")
+_SIZES = flags.DEFINE_list(
+    "sizes", ["8x16"], "Sizes to time, each BATCHxLENGTH, separated by commas."
+)
+_TRIALS = flags.DEFINE_integer("trials", 8, "How many trials to train.", lower_bound=2)
+_STEPS = flags.DEFINE_integer("steps", 200, "How many steps each trial takes.", lower_bound=10)
+_EXECUTIONS = flags.DEFINE_list(
+    "executions", ["chosen"], "Ways to step: any of chosen, each, map and vmap."
+)
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/quickstart.py", "What to train; the flags replace its size and steps."
+)
 
 _SIZE = re.compile(r"([1-9][0-9]*)x([1-9][0-9]*)")
 _WAYS = ("chosen", "each", "map", "vmap")

@@ -21,9 +21,15 @@ from experiments.runs.run import run
 from experiments.setup.config import parse
 from lora_jax.records import run_record
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/instruct", "A folder for each method goes here.")
-_METHODS = flags.DEFINE_list("methods", ["full", "lora", "qlora"], "Of configs/instruct.py.")
-_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke: a few steps.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/instruct", "The folder for the runs, one folder for each method."
+)
+_METHODS = flags.DEFINE_list(
+    "methods", ["full", "lora", "qlora"], "The methods to train, as configs/instruct.py names them."
+)
+_SIZE = flags.DEFINE_enum(
+    "size", "full", ["full", "smoke"], "full is the whole run; smoke takes a few steps."
+)
 
 
 def teach() -> None:

@@ -18,9 +18,13 @@ from rich.console import Console
 from experiments import cli
 from experiments.planning.memory_tables import published_sizes, side_by_side
 
-_CONFIG = flags.DEFINE_string("config", None, "A config with an argument `method`.")
-_METHODS = flags.DEFINE_list("methods", ["full", "lora", "qlora"], "Values of that argument.")
-_TOKENS = flags.DEFINE_integer("tokens", 512, "Of the one row of published sizes.", lower_bound=2)
+_CONFIG = flags.DEFINE_string("config", None, "A config file that has an argument `method`.")
+_METHODS = flags.DEFINE_list(
+    "methods", ["full", "lora", "qlora"], "The methods to compare: values of that argument."
+)
+_TOKENS = flags.DEFINE_integer(
+    "tokens", 512, "How many tokens the row has, without --config.", lower_bound=2
+)
 
 
 def memory() -> None:

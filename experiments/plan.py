@@ -14,6 +14,7 @@ about ten seconds. The exit code is 2 if the step does not fit the given topolog
 """
 
 import sys
+from collections.abc import Callable
 
 from absl import flags
 from ml_collections import config_flags
@@ -23,23 +24,36 @@ from configs.settings import RunConfig
 from experiments import cli
 from experiments.planning import show, topology_search
 from experiments.planning.memory_fit import Fit, fit
-from experiments.planning.topologies import Topology, check, listed, prepare, topology
+from experiments.planning.topologies import (
+    Topology,
+    check_device_count,
+    listed,
+    prepare,
+    topology,
+)
 from experiments.setup.config import parse
 from lora_jax.sharding.mesh import mesh_sizes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, as v5e:4x4 or h100:8.")
-_MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "Sizes of data, fsdp, tensor; -1 for the rest.")
-_ROWS = flags.DEFINE_integer(
-    "rows", None, "Rows a shard at a time; by default the config's.", lower_bound=1
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, for example v5e:4x4 or h100:8.")
+_MESH = flags.DEFINE_list(
+    "mesh", ["1", "-1", "1"], "Sizes of data, fsdp and tensor; -1 takes the remaining devices."
 )
-_SEARCH = flags.DEFINE_bool("search", True, "Look for the smallest topology and largest batch.")
+_ROWS = flags.DEFINE_integer(
+    "rows",
+    None,
+    "How many rows a shard computes at a time. The default is the config's number.",
+    lower_bound=1,
+)
+_SEARCH = flags.DEFINE_bool(
+    "search", True, "Search for the smallest topology and the largest batch."
+)
 
 
 def plan() -> None:
     chosen = topology(str(_TOPOLOGY.value))
     mesh = mesh_sizes(cli.integers("mesh", _MESH.value), chosen.devices)
-    check(chosen)
+    check_device_count(chosen)
     prepare(_simulated(chosen))
     console = Console(soft_wrap=True)
     config = parse(_CONFIG.value.to_dict())
@@ -53,7 +67,7 @@ def plan() -> None:
         sys.exit(2)
 
 
-def _search(config: RunConfig, found: Fit, console: Console, say: topology_search.Say) -> None:
+def _search(config: RunConfig, found: Fit, console: Console, say: Callable[[str], None]) -> None:
     kind, rows = found.topology.kind, f"{found.rows} row{'s' * (found.rows > 1)} a shard"
     console.print()
     least = topology_search.smallest(config, found, say)

@@ -15,10 +15,10 @@ from experiments.analysis import collect_runs
 from experiments.figures.scores import FIGURES, draw
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
-_KIND = flags.DEFINE_enum("kind", "parameters", [*FIGURES, "ranks"], "What is drawn.")
-_OUT = flags.DEFINE_string("out", None, "The PNG to write.")
-_TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
-_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
+_KIND = flags.DEFINE_enum("kind", "parameters", [*FIGURES, "ranks"], "What to draw.")
+_OUT = flags.DEFINE_string("out", None, "The PNG file to write.")
+_TABLE = flags.DEFINE_string("table", None, "Draw only runs of this config.")
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Draw only runs of this size.")
 
 
 def show() -> None:

@@ -17,11 +17,15 @@ from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from lora_jax.adapters.adapter_file import load_adapter
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder for the runs.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder for the runs.")
 _MODEL = flags.DEFINE_string(
-    "model", "minilm", "minilm, a local folder, or org/name of a BERT on the Hugging Face Hub."
+    "model",
+    "minilm",
+    "The model: minilm, a local folder, or org/name of a BERT on the Hugging Face Hub.",
 )
-_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke is a run of seconds.")
+_SIZE = flags.DEFINE_enum(
+    "size", "full", ["full", "smoke"], "full takes minutes; smoke takes seconds."
+)
 
 
 def compare() -> None:

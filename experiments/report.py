@@ -31,24 +31,26 @@ from experiments.tables import config_tables, text_formats
 from lora_jax.suggest import nearest
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
-_FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "How it is written.")
+_FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "The format of the report.")
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "The file to write; printed by default. An earlier report in the same format is replaced, "
-    "another file is not.",
+    "The file to write. By default the report is printed. An earlier report in the same format is "
+    "replaced; any other file is an error.",
 )
-_TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
-_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
+_TABLE = flags.DEFINE_string("table", None, "Report only runs of this config.")
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Report only runs of this size.")
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "The method that others are compared with: lora by default, or the first."
+    "reference", None, "The method to compare others with: by default lora, or else the first."
 )
-_VARIES = flags.DEFINE_list("varies", [], "Other settings that a study varies.")
-_FIGURES = flags.DEFINE_string("figures", None, "A folder for the pictures, as PNG.")
+_VARIES = flags.DEFINE_list("varies", [], "Further settings that the study varies.")
+_FIGURES = flags.DEFINE_string(
+    "figures", None, "The folder for the pictures, as PNG files. By default none are drawn."
+)
 _RESAMPLES = flags.DEFINE_integer(
-    "resamples", RESAMPLES, "Number of bootstrap resamples.", lower_bound=100
+    "resamples", RESAMPLES, "How many bootstrap resamples to draw.", lower_bound=100
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap resamples.")
+_SEED = flags.DEFINE_integer("seed", 0, "The seed of the bootstrap resamples.")
 
 
 def report() -> None:

@@ -43,7 +43,7 @@ from experiments import cli
 from experiments.runs import audit_flag
 from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
-from experiments.sweeps.folder import Outcome, SweepFolder
+from experiments.sweeps.folder import SweepFolder, TrialState
 from experiments.sweeps.launchers import commands, local, slurm
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
@@ -51,46 +51,61 @@ from lora_jax.training.trial_program import EXECUTIONS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the list of trials and their runs.")
-_SWEEP = flags.DEFINE_multi_string("sweep", [], "KEY=VALUES, such as config.seed=0:5.")
-_ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep, in place of combining.")
-_TRIALS = flags.DEFINE_integer("trials", None, "Draw so many trials from what --sweep says.")
-_SEED = flags.DEFINE_integer("sweep_seed", 0, "Of the drawing.")
+_SWEEP = flags.DEFINE_multi_string("sweep", [], "KEY=VALUES, for example config.seed=0:5.")
+_ZIP = flags.DEFINE_bool("zip", False, "Pair the values of all --sweep flags; do not combine them.")
+_TRIALS = flags.DEFINE_integer(
+    "trials", None, "Draw this many trials at random from the values of --sweep."
+)
+_SEED = flags.DEFINE_integer("sweep_seed", 0, "The seed of the random draws of --trials.")
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "List trials, how far they are, and the time they take."
+    "dry_run",
+    False,
+    "List the trials with their states and an estimate of the time; train nothing.",
 )
 _LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm", "print"], "What runs jobs.")
 _PROCESSES = flags.DEFINE_integer(
     "processes",
     None,
-    "Of the local launcher; by default one per accelerator, or else per core with four trials.",
+    "How many processes the local launcher runs. The default is one for each accelerator. Without "
+    "accelerators it is one for each core, or fewer, so that each has at least four trials.",
     lower_bound=1,
 )
 _PER_JOB = flags.DEFINE_integer(
     "per_job",
     None,
-    "At most so many trials of one program in a job, and a process; 0 for all. By default trials "
-    "of a program are divided only as far as every process and shard needs for a job.",
+    "The most trials in a job, which one process trains; 0 puts all trials of a program in one. By "
+    "default, a program's trials are divided until every process and shard has a job.",
     lower_bound=0,
 )
 _EXECUTION = flags.DEFINE_enum(
-    "execution", None, EXECUTIONS, "How trials of a program step; by default, what ends first."
+    "execution",
+    None,
+    EXECUTIONS,
+    "How the trials of a program step. The default is the fastest way, which is measured.",
 )
-_SHARD = flags.DEFINE_string("shard", "", "i/n: every n-th job, from the i-th on (0 is the first).")
-_RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
+_SHARD = flags.DEFINE_string(
+    "shard", "", "i/n: only every n-th job, starting with job i; the first job is 0."
+)
+_RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
 
 _SLURM = {
-    "slurm_partition": flags.DEFINE_string("slurm_partition", None, "Partition."),
+    "slurm_partition": flags.DEFINE_string("slurm_partition", None, "The jobs' partition."),
     "timeout_min": flags.DEFINE_integer("slurm_time", None, "Minutes for each job."),
     "gpus_per_node": flags.DEFINE_integer("slurm_gpus", None, "GPUs for each job."),
     "cpus_per_task": flags.DEFINE_integer("slurm_cpus", None, "Cores for each job."),
     "mem_gb": flags.DEFINE_integer("slurm_memory", None, "GB of memory for each job."),
-    "slurm_account": flags.DEFINE_string("slurm_account", None, "Account."),
-    "slurm_array_parallelism": flags.DEFINE_integer("slurm_parallel", None, "Jobs at a time."),
+    "slurm_account": flags.DEFINE_string("slurm_account", None, "The jobs' account."),
+    "slurm_array_parallelism": flags.DEFINE_integer("slurm_parallel", None, "Most jobs at a time."),
 }
 _CLUSTER = flags.DEFINE_enum(
-    "slurm_cluster", None, ["slurm", "local"], "local: submitit's processes on this machine."
+    "slurm_cluster",
+    None,
+    ["slurm", "local"],
+    "slurm submits to Slurm; local runs submitit's jobs on this machine.",
 )
-_WAIT = flags.DEFINE_bool("slurm_wait", False, "Watch the jobs until they have ended.")
+_WAIT = flags.DEFINE_bool(
+    "slurm_wait", False, "Wait until the jobs have ended, and show their progress."
+)
 
 
 def sweep() -> None:
@@ -100,7 +115,7 @@ def sweep() -> None:
 
 def _sweep() -> None:
     folder = SweepFolder(Path(str(_WORKDIR.value)))
-    folder.check()
+    folder.require_sweep_or_empty()
     part = jobs.parse_shard(_SHARD.value)
     found = folder.known(_trials())
     if not _DRY_RUN.value:
@@ -156,11 +171,11 @@ def _console() -> Console:
 
 def _todo(mine: list[jobs.Job], folder: SweepFolder) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
-    return [job for job in mine if any(_wanted(folder.outcome(trial)) for trial in job)]
+    return [job for job in mine if any(_wanted(folder.state(trial)) for trial in job)]
 
 
-def _wanted(outcome: Outcome) -> bool:
-    return outcome.status not in _how().left
+def _wanted(state: TrialState) -> bool:
+    return state.status not in _how().left
 
 
 def _how() -> jobs.How:
@@ -196,7 +211,7 @@ def _launch(
     view.update(now=True)
     for line in summary(view.rows, folder):
         print(line)
-    if any(row.outcome.status != "completed" for row in view.rows):
+    if any(row.state.status != "completed" for row in view.rows):
         sys.exit(1)
 
 
@@ -204,8 +219,8 @@ def _list(view: View, todo: list[jobs.Job]) -> None:
     """Print every trial with its digest and status, and an estimate of the time to train."""
     width = max(len(row.trial.name) for row in view.rows)
     for row in view.rows:
-        print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.outcome.status}")
-    names = {row.trial.name for row in view.rows if _wanted(row.outcome)}
+        print(f"{row.trial.name:{width}}  {row.trial.digest[:16]}  {row.state.status}")
+    names = {row.trial.name for row in view.rows if _wanted(row.state)}
     print(f"{len(view.rows)} trials, {len(names)} to train, in {len(todo)} jobs")
     if not todo:
         return

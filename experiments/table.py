@@ -16,11 +16,13 @@ from experiments.analysis import collect_runs
 from experiments.tables import formats
 from experiments.tables.config_tables import RESULTS, ROOT, names, render_table, rewrite
 
-_TABLE = flags.DEFINE_string("table", None, "Name of a config file, such as lora_table2.")
+_TABLE = flags.DEFINE_string("table", None, "The name of a config file, for example lora_table2.")
 _RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' records below it.")
-_FORMAT = flags.DEFINE_enum("format", "rich", list(formats.FORMATS), "How it is written.")
-_MODEL = flags.DEFINE_string("model", None, "One of the table's models; all of them by default.")
-_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Which runs.")
+_FORMAT = flags.DEFINE_enum("format", "rich", list(formats.FORMATS), "The format of the table.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Only this model of the table. The default is all models."
+)
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Show only runs of this size.")
 _README = flags.DEFINE_bool("readme", False, "Rewrite the tables in README.md.")
 
 

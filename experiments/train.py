@@ -44,7 +44,9 @@ from experiments.setup.config import parse
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the record, metrics and checkpoints.")
 _MESH = flags.DEFINE_list(
-    "mesh", None, "Sizes of data, fsdp, tensor; -1 for what is left. By default all is data."
+    "mesh",
+    None,
+    "Sizes of data, fsdp and tensor; -1 takes the remaining devices. The default is -1,1,1.",
 )
 
 

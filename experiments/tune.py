@@ -28,10 +28,14 @@ from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records import run_record
 from lora_jax.suggest import nearest
 
-_STUDY = flags.DEFINE_string("study", None, "A config with a STUDY, such as all_methods.")
-_ARGUMENT = flags.DEFINE_string("argument", "", "What its configs are given after the colon.")
-_ROWS = flags.DEFINE_list("rows", [], "Only these rows; all of them by default.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all runs.")
+_STUDY = flags.DEFINE_string(
+    "study", None, "The name of a config file that has a STUDY, for example all_methods."
+)
+_ARGUMENT = flags.DEFINE_string(
+    "argument", "", "The argument of the config file: what follows the colon in --config."
+)
+_ROWS = flags.DEFINE_list("rows", [], "The rows to run. The default is all of them.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder for all runs.")
 
 
 def tune() -> None:

@@ -13,16 +13,20 @@ from absl import flags
 
 from experiments import cli
 from experiments.runs import audit_flag
-from experiments.sweeps import child_process, jobs
+from experiments.sweeps import child_process, jobs, process_error
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.training.trial_program import EXECUTIONS
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The sweep's folder, with its trials.json.")
 _TRIAL = flags.DEFINE_multi_string("trial", None, "The name of a trial; repeat it for several.")
-_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How trials of a program step.")
-_RETRY = flags.DEFINE_bool("retry", False, "Train diverged trials again, too.")
-_CORES = flags.DEFINE_list("cores", [], "The processor cores to use; all by default.")
-_LEASH = flags.DEFINE_bool("leash", False, "End when standard input does, with who started this.")
+_EXECUTION = flags.DEFINE_enum("execution", None, EXECUTIONS, "How the trials of a program step.")
+_RETRY = flags.DEFINE_bool("retry", False, "Also train diverged trials again.")
+_CORES = flags.DEFINE_list("cores", [], "The processor cores to use. The default is all of them.")
+_LEASH = flags.DEFINE_bool(
+    "leash",
+    False,
+    "End at the end of standard input: when the process that started this one has ended.",
+)
 
 
 def worker() -> None:
@@ -31,10 +35,12 @@ def worker() -> None:
     child_process.confine([int(core) for core in _CORES.value])
     folder = SweepFolder(Path(str(_WORKDIR.value)))
     names = list(_TRIAL.value or ())
-    folder.require(names)  # an unknown name is an error before any training
     retry, audit = bool(_RETRY.value), audit_flag.wanted()
     how = jobs.How(_EXECUTION.value, retry, audit)  # type: ignore[arg-type]
-    if not jobs.work(folder, names, how):
+    with process_error.written(folder.error(names[0])):
+        folder.require(names)  # an unknown name is an error before any training
+        completed = jobs.work(folder, names, how)
+    if not completed:
         sys.exit(1)
 
 

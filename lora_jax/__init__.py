@@ -1,4 +1,8 @@
-"""LoRA variants for any JAX function."""
+"""LoRA variants for any JAX function.
+
+The names here are the package's interface. No file of the package imports them from here: folders
+import one another, and one way only, in the order that `tests/test_imports.py` keeps.
+"""
 
 from lora_jax.adapters.adapter_file import load_adapter as load_adapter
 from lora_jax.adapters.adapter_file import save_adapter as save_adapter

@@ -1,7 +1,6 @@
-"""Imports run one way, between packages and between folders; configs are plain data."""
+"""Imports run one way, between packages and from folder to folder; configs are plain data."""
 
 import ast
-import graphlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,53 @@ FORBIDDEN = {
     "experiments": {"tests"},
     "configs": {"jax", "jaxlib", "flax", "optax", "lora_jax", "variants", "experiments", "tests"},
 }
+
+ROOMS = (
+    "lora_jax.suggest",
+    "lora_jax.text_table",
+    "lora_jax.nnx",
+    "lora_jax.partition",
+    "lora_jax.uses",
+    "lora_jax.variant",
+    "lora_jax.files",
+    "lora_jax.records",
+    "lora_jax.quantization",
+    "lora_jax.methods",
+    "lora_jax.transform",
+    "lora_jax.sharding",
+    "lora_jax.compiled",
+    "lora_jax.adapters",
+    "lora_jax.contract",
+    "lora_jax.training",
+    "lora_jax.models",
+    "lora_jax.models.parts",
+    "lora_jax.models.families",
+    "lora_jax.models.published",
+    "lora_jax.data.tasks",
+    "lora_jax.metrics",
+    "lora_jax.data.tokenizing",
+    "lora_jax.data.sources",
+    "lora_jax.data.batching",
+    "lora_jax.data",
+    "lora_jax.generation",
+    "lora_jax",
+    "experiments.distributed",
+    "experiments.setup",
+    "experiments.cli",
+    "experiments.planning",
+    "experiments.runs",
+    "experiments.sweeps",
+    "experiments.sweeps.launchers",
+    "experiments.analysis",
+    "experiments.tables",
+    "experiments.figures",
+    "experiments.reports",
+    "experiments",
+)
+"""Folders, and files at the top that others import, lowest first: each imports only earlier ones.
+
+The last of each package, `lora_jax.__init__` and the commands, is imported by no other.
+"""
 
 
 def imported(path: Path) -> set[str]:
@@ -36,26 +82,38 @@ def test_no_import_against_the_direction(package):
         assert not tops & FORBIDDEN[package], path
 
 
-def folders(package: str) -> dict[str, set[str]]:
-    """The folders of a package, each with those that its files import; files at the top alone."""
-    modules = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    place = {name: name.rpartition(".")[0] if name.count(".") > 1 else name for name in modules}
-    graph: dict[str, set[str]] = {folder: set() for folder in place.values()}
-    for name, folder in place.items():
-        for other in imported(ROOT / f"{name.replace('.', '/')}.py") & modules:
-            graph[folder] |= {place[other]} - {folder}
-    return graph
+def dotted(path: Path) -> str:
+    """The name by which a file is imported: an `__init__` by its folder's."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(path: Path) -> str:
+    """A file's own name if the order has it, else its folder's."""
+    return dotted(path) if dotted(path) in ROOMS else dotted(path.parent / "__init__.py")
+
+
+def later(room: str, others: set[str]) -> set[str]:
+    """Those of the other rooms that are above this one."""
+    return others & set(ROOMS[ROOMS.index(room) + 1 :])
 
 
 @pytest.mark.parametrize("package", ["lora_jax", "experiments"])
-def test_no_folders_import_each_other_in_a_circle(package):
-    graph = folders(package)
-    assert any(graph.values())
-    list(graphlib.TopologicalSorter(graph).static_order())  # raises, and names the circle
+def test_every_import_goes_to_an_earlier_room(package):
+    paths = sorted((ROOT / package).rglob("*.py"))
+    rooms = {dotted(path): room_of(path) for path in paths}
+    assert set(rooms.values()) == {room for room in ROOMS if room.partition(".")[0] == package}
+    for path in paths:
+        used = {rooms[name] for name in imported(path) & rooms.keys()}
+        assert not later(room_of(path), used), path
+
+
+def test_the_order_sees_an_import_of_a_later_room():
+    files = ROOT / "lora_jax" / "files"
+    assert room_of(files / "atomic.py") == room_of(files / "__init__.py") == "lora_jax.files"
+    assert room_of(ROOT / "lora_jax" / "variant.py") == "lora_jax.variant"
+    assert room_of(ROOT / "experiments" / "sweep.py") == "experiments"
+    assert later("lora_jax.records", {"lora_jax.records", "lora_jax.files"}) == set()
+    assert later("lora_jax.files", {"lora_jax.files", "lora_jax.records"}) == {"lora_jax.records"}
 
 
 def test_no_variant_imports_another():

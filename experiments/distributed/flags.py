@@ -5,12 +5,14 @@ from absl import flags
 from experiments.distributed import processes
 
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, where processes started by hand meet."
+    "coordinator", None, "host:port of process 0, for processes that are started by hand."
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0 on.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are started by hand.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0 on.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Processes of Slurm, a TPU pod, Open MPI or Kubernetes, as JAX finds."
+    "distributed",
+    False,
+    "Join the processes that JAX finds by Slurm, a TPU pod, Open MPI or Kubernetes.",
 )
 
 

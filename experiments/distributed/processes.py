@@ -33,7 +33,7 @@ def initialize(
     Raises:
       ValueError: one line on arguments that cannot work, or on why JAX finds nothing.
     """
-    check(coordinator, processes, process, found)
+    check_arguments(coordinator, processes, process, found)
     if found:
         try:
             jax.distributed.initialize()
@@ -50,7 +50,9 @@ def initialize(
         )
 
 
-def check(coordinator: str | None, processes: int | None, process: int | None, found: bool) -> None:
+def check_arguments(
+    coordinator: str | None, processes: int | None, process: int | None, found: bool
+) -> None:
     """Raise a ValueError if the arguments of `initialize` cannot work."""
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     there = [name for name, value in given.items() if value is not None]

@@ -1,1 +1,5 @@
-"""Figures of many runs."""
+"""Figures of many runs.
+
+Import `scores`: it draws scores by parameters, scores by learning rate, and training curves.
+Reports take its labels and styles for their own pictures.
+"""

@@ -145,7 +145,7 @@ def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | 
 
     Args:
       mesh: the sizes of data, fsdp and tensor.
-      rows: as for `outline`.
+      rows: as for `abstract_step`.
 
     Raises:
       ValueError, FileNotFoundError: a config or a mesh that cannot work.

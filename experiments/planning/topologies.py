@@ -109,7 +109,7 @@ def listed(kind: str) -> list[Topology]:
     return [topology(f"{kind}:{size}") for size in KINDS[kind].listed]
 
 
-def check(chosen: Topology) -> None:
+def check_device_count(chosen: Topology) -> None:
     """Raise a ValueError if there are too many devices to simulate."""
     if not chosen.ahead and chosen.devices > MOST:
         raise ValueError(f"{chosen} has {chosen.devices} devices; at most {MOST} are simulated")

@@ -13,10 +13,8 @@ MOST_ROWS = 4096
 TRIES = 8
 """The most programs that the search for a batch compiles."""
 
-Say = Callable[[str], None]
 
-
-def smallest(config: RunConfig, known: Fit, say: Say) -> Fit | None:
+def smallest(config: RunConfig, known: Fit, say: Callable[[str], None]) -> Fit | None:
     """The smallest listed topology of the same kind that fits the same rows a shard, or None.
 
     Its mesh is that of `known` for the same topology, else that of `mesh_like`. Simulated
@@ -50,7 +48,9 @@ def mesh_like(mesh: tuple[int, ...], chosen: Topology) -> tuple[int, ...]:
     return 1, chosen.devices // tensor, tensor
 
 
-def largest_batch(config: RunConfig, known: Fit, say: Say) -> tuple[Fit | None, bool]:
+def largest_batch(
+    config: RunConfig, known: Fit, say: Callable[[str], None]
+) -> tuple[Fit | None, bool]:
     """The fit with the most rows a shard, and whether one more row is known not to fit.
 
     Memory grows by about the same amount with every row. Once two programs fit, a line through

@@ -1,1 +1,6 @@
-"""Training, of one run or of several trials as one program: the files they write, and checks."""
+"""Train a run, or several trials as one program, and write what each leaves in its folder.
+
+Import `run` to train. The files behind it do one part each: `train_trials` trains, `artifacts` and
+`predictions` write results, and `group_folder` keeps common checkpoints. `audit_flag` is for all
+commands that train.
+"""

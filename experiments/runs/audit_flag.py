@@ -5,7 +5,7 @@ from absl import flags
 _AUDIT = flags.DEFINE_bool(
     "audit",
     True,
-    "Compare the compiled step with NumPy's before training, and stop if it is wrong.",
+    "Before training, compare the compiled step with NumPy's results, and stop if it is wrong.",
 )
 
 

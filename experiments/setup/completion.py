@@ -180,7 +180,7 @@ def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> Loaded:
     where = locate(config.model.name)
     given, shardings = options(config.model), None
     if mesh is not None:
-        abstract = decoders.outline_decoder(where, **given)
+        abstract = decoders.read_abstract_decoder(where, **given)
         shardings = shardings_of(abstract, DECODER, mesh)
     decoder = decoders.load_decoder(where, **given, mesh=mesh, shardings=shardings)
     _check_cache(decoder, config.generate)
@@ -191,7 +191,7 @@ def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> Loaded:
 def load_abstract(config: TextConfig) -> Loaded:
     """As `load`, with shapes in place of weights."""
     texts, where = read_texts(config), locate(config.model.name)
-    return _loaded(config, texts, decoders.outline_decoder(where, **options(config.model)))
+    return _loaded(config, texts, decoders.read_abstract_decoder(where, **options(config.model)))
 
 
 def _loaded(config: TextConfig, texts: Prompts, decoder: Decoder, digest: str = "") -> Loaded:
@@ -226,7 +226,7 @@ def abstract_model(config: TextConfig, outputs: int) -> tuple[Any, Any]:
     """The forward pass and the shapes of the parameters (see `load.abstract_model`)."""
     where = locate(config.model.name)
     data.load_tokenizer(where)
-    decoder = decoders.outline_decoder(where, **options(config.model))
+    decoder = decoders.read_abstract_decoder(where, **options(config.model))
     return completion_likelihood(decoder, 1, config.model.chunk)
 
 

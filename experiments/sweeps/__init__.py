@@ -1,1 +1,6 @@
-"""Many runs from one command: trials, which of them can share a program, jobs, and launchers."""
+"""Many runs from one command.
+
+`sweep_flag` and `trials` make the trials, `preflight` checks them, and `grouping` finds those that
+can share a program. `folder` knows all files of a sweep, and `view` shows its progress. Import
+`jobs` to divide trials and to train them, and `folder` to read their states.
+"""

@@ -1,9 +1,10 @@
-"""The folder of a sweep: its list of trials, the processes that train them, and their outcomes.
+"""The folder of a sweep: its list of trials, their states, and the processes that train them.
 
 trials.json             every trial so far: flags, overrides, digest
 trials/NAME/            the run's folder, as from `experiments.train`: config, metrics, record
 outcomes/NAME.json      the newest attempt: running, or how it ended
 logs/NAME.log           what a process printed, named after its first trial
+logs/NAME.error.json    the error that ended such a process
 locks/                  locks of working processes; the system frees them when a process dies
 """
 
@@ -36,7 +37,7 @@ class LockedError(OSError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrialState:
     """The state of a trial.
 
     A `waiting` trial has never begun. A `running` one is locked by a process. An `interrupted` one
@@ -67,7 +68,11 @@ class SweepFolder:
     def log(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
 
-    def _outcome(self, name: str) -> Path:
+    def error(self, name: str) -> Path:
+        """The file for the error that ends a process, of the name of its first trial."""
+        return self.path / "logs" / f"{name}.error.json"
+
+    def _state_file(self, name: str) -> Path:
         return self.path / "outcomes" / f"{name}.json"
 
     def lock(self, name: str) -> Path:
@@ -76,18 +81,18 @@ class SweepFolder:
 
     def begin(self, name: str) -> None:
         """Note that this process has begun a trial."""
-        self._write(name, Outcome("running", process=os.getpid()))
+        self._write(name, TrialState("running", process=os.getpid()))
 
     def end(self, name: str, status: str, note: str = "", process: int | None = None) -> None:
         """Note how an attempt ended, by default one of this process."""
-        self._write(name, Outcome(status, note, os.getpid() if process is None else process))
+        self._write(name, TrialState(status, note, os.getpid() if process is None else process))
 
-    def _write(self, name: str, outcome: Outcome) -> None:
-        text = json.dumps(dataclasses.asdict(outcome), indent=2, allow_nan=False)
-        write_atomically(self._outcome(name), f"{text}\n".encode())
+    def _write(self, name: str, state: TrialState) -> None:
+        text = json.dumps(dataclasses.asdict(state), indent=2, allow_nan=False)
+        write_atomically(self._state_file(name), f"{text}\n".encode())
 
-    def outcome(self, trial: Trial) -> Outcome:
-        """The outcome of a trial; a completed record takes precedence over all other files."""
+    def state(self, trial: Trial) -> TrialState:
+        """The state of a trial; a completed record takes precedence over all other files."""
         record, problem = None, ""
         if (self.run(trial.name) / "record.json").exists():
             try:
@@ -97,23 +102,23 @@ class SweepFolder:
         if record is not None and record.config_digest != trial.digest:
             record, problem = None, f"{self.run(trial.name)} holds a run of another configuration"
         if record is not None and record.status == "completed":
-            return Outcome("completed", record.note)
+            return TrialState("completed", record.note)
         if (attempt := self.attempt(trial.name)) is not None:
             return attempt
         if problem:
-            return Outcome("failed", problem)
-        return Outcome("waiting") if record is None else Outcome(record.status, record.note)
+            return TrialState("failed", problem)
+        return TrialState("waiting") if record is None else TrialState(record.status, record.note)
 
-    def attempt(self, name: str) -> Outcome | None:
+    def attempt(self, name: str) -> TrialState | None:
         """The newest attempt at a trial that left no completed record; None if it never began."""
-        path = self._outcome(name)
+        path = self._state_file(name)
         try:
             found = json_text.read_object(path)
         except FileNotFoundError:
             return None
-        hints = typing.get_type_hints(Outcome)
+        hints = typing.get_type_hints(TrialState)
         if "status" in found and all(type(each) is hints.get(n) for n, each in found.items()):
-            attempt = Outcome(**found)
+            attempt = TrialState(**found)
             if attempt.status != "running" or locked(self.lock(name)):
                 return attempt
             return dataclasses.replace(attempt, status="interrupted")
@@ -206,7 +211,7 @@ class SweepFolder:
             if not path.exists() or path.read_text(encoding="utf-8") != f"{text}\n":
                 write_atomically(path, f"{text}\n".encode())
 
-    def check(self) -> None:
+    def require_sweep_or_empty(self) -> None:
         """Raise a ValueError if the path is a file, or a folder with other content than a sweep."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--workdir {self.path} is a file: name a folder")

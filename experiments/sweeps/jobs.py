@@ -12,6 +12,7 @@ from configs.settings import RunConfig
 from experiments.runs.run import Ended, run_together
 from experiments.sweeps.folder import LockedError, SweepFolder, lock
 from experiments.sweeps.grouping import groups
+from experiments.sweeps.process_error import first_line
 from experiments.sweeps.trials import Trial
 from lora_jax.training.trial_program import Execution
 
@@ -39,7 +40,7 @@ class How:
 
 USUAL = How()
 Train = Callable[[Sequence[RunConfig], Sequence[Path], Sequence[str], How], Sequence[Ended]]
-"""Trains trials of one program, given `(configs, folders, names, how)`; returns their outcomes."""
+"""Trains trials of one program, given `(configs, folders, names, how)`; returns how each ended."""
 
 
 def make(trials: Sequence[Trial], size: int | None = None, workers: int = 1) -> list[Job]:
@@ -134,13 +135,13 @@ def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Tra
                 _failed(folder, name, error)
         for numbers in groups([trial.config for trial in mine]):
             _train(folder, [mine[number] for number in numbers], how, train)
-        done = [trial for trial in mine if folder.outcome(trial).status == "completed"]
+        done = [trial for trial in mine if folder.state(trial).status == "completed"]
     return len(done) == len(names)
 
 
 def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
     """Train trials of one program, and note how each ended."""
-    left = {each.name for each in trials if folder.outcome(each).status in how.left}
+    left = {each.name for each in trials if folder.state(each).status in how.left}
     if len(left) == len(trials):
         return
     for trial in trials:
@@ -155,7 +156,7 @@ def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
         ended = [error] * len(trials)
     for trial, result in zip(trials, ended, strict=True):
         if isinstance(result, Exception):
-            if trial.name not in left and folder.outcome(trial).status != "completed":
+            if trial.name not in left and folder.state(trial).status != "completed":
                 _failed(folder, trial.name, result)
         else:
             folder.end(trial.name, result.status, result.note)
@@ -163,4 +164,4 @@ def _train(folder: SweepFolder, trials: Job, how: How, train: Train) -> None:
 
 def _failed(folder: SweepFolder, name: str, error: Exception) -> None:
     print(f"{name}: {error}")
-    folder.end(name, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+    folder.end(name, "failed", first_line(error))

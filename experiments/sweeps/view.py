@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from experiments.sweeps.folder import Outcome, SweepFolder
+from experiments.sweeps.folder import SweepFolder, TrialState
 from experiments.sweeps.preflight import Outlook
 from experiments.sweeps.trials import Trial
 from lora_jax.records.metrics_log import read_metrics
@@ -27,7 +27,7 @@ class Row:
 
     trial: Trial
     outlook: Outlook
-    outcome: Outcome = dataclasses.field(default_factory=lambda: Outcome("waiting"))
+    state: TrialState = dataclasses.field(default_factory=lambda: TrialState("waiting"))
     step: int = 0
     loss: float | None = None
     score: float | None = None
@@ -37,14 +37,14 @@ class Row:
 
     def look(self, folder: SweepFolder) -> bool:
         """Read the trial's files if they are new, and return whether its status has changed."""
-        before = self.outcome.status
+        before = self.state.status
         if before != "completed":
-            self.outcome = folder.outcome(self.trial)
-        if before != self.outcome.status:
+            self.state = folder.state(self.trial)
+        if before != self.state.status:
             self._first = None  # a new process may have another pace
         with contextlib.suppress(OSError, ValueError):  # a file is just being replaced
             self._look_at_metrics(folder)
-        return before != self.outcome.status
+        return before != self.state.status
 
     def _look_at_metrics(self, folder: SweepFolder) -> None:
         path = folder.run(self.trial.name) / "metrics.jsonl"
@@ -103,15 +103,15 @@ class View:
             self._live.update(self.table(self._console.height), refresh=True)
 
     def ended(self) -> bool:
-        return all(row.outcome.ended for row in self.rows)
+        return all(row.state.ended for row in self.rows)
 
     def _said(self, row: Row) -> str:
-        line = f"{row.trial.name}: {row.outcome.status}"
-        if row.outcome.status == "completed" and row.score is not None:
+        line = f"{row.trial.name}: {row.state.status}"
+        if row.state.status == "completed" and row.score is not None:
             line += f", {row.outlook.metric} {row.score:.4f}"
-        line += f", {row.outcome.note}" if row.outcome.note else ""
-        count = sum(each.outcome.ended for each in self.rows)
-        return line + (f" ({count} of {len(self.rows)})" if row.outcome.ended else "")
+        line += f", {row.state.note}" if row.state.note else ""
+        count = sum(each.state.ended for each in self.rows)
+        return line + (f" ({count} of {len(self.rows)})" if row.state.ended else "")
 
     def table(self, height: int = 0) -> Table:
         """A table of the trials.
@@ -120,11 +120,11 @@ class View:
         not complete.
         """
         order = {"running": 0, "interrupted": 1, "killed": 1, "failed": 1, "diverged": 1}
-        rows = sorted(self.rows, key=lambda row: order.get(row.outcome.status, 2))
+        rows = sorted(self.rows, key=lambda row: order.get(row.state.status, 2))
         room = max(height - 6, 1) if height else len(rows)
         shown = rows[:room]
         shown.sort(key=self.rows.index)
-        counts = Counter(row.outcome.status for row in self.rows)
+        counts = Counter(row.state.status for row in self.rows)
         caption = ", ".join(f"{count} {status}" for status, count in counts.items())
         hidden = f"; {len(rows) - len(shown)} not shown" if len(rows) > len(shown) else ""
         table = Table(caption=caption + hidden, box=None, caption_justify="left")
@@ -133,7 +133,7 @@ class View:
             justify = "left" if heading == "status" else "right"
             table.add_column(heading, justify=justify, no_wrap=True)
         for row in shown:
-            status = row.outcome.status
+            status = row.state.status
             colour = COLOURS.get(status, "red")
             left = row.seconds_left if status == "running" else None
             table.add_row(
@@ -159,11 +159,11 @@ def clock(seconds: float) -> str:
 
 def summary(rows: Sequence[Row], folder: SweepFolder) -> list[str]:
     """Lines with the number of trials by status, and on each begun trial that is not completed."""
-    counts = Counter(row.outcome.status for row in rows)
+    counts = Counter(row.state.status for row in rows)
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [f"{len(rows)} trials: {said}"]
     for row in rows:
-        if row.outcome.status not in ("completed", "waiting"):
-            note = f", {row.outcome.note}" if row.outcome.note else ""
-            lines.append(f"{row.trial.name}: {row.outcome.status}{note}")
+        if row.state.status not in ("completed", "waiting"):
+            note = f", {row.state.note}" if row.state.note else ""
+            lines.append(f"{row.trial.name}: {row.state.status}{note}")
     return [*lines, f"records: {folder.path / 'trials'}"]

@@ -1,1 +1,5 @@
-"""Tables of our scores and the papers', as text in every format."""
+"""Tables of our scores beside the papers'.
+
+`cells` has a table as numbers, and `formats` writes such a table in any format. Import
+`config_tables` for the table of a config, and `text_formats` to write a table of texts.
+"""

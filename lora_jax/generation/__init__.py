@@ -1,1 +1,6 @@
-"""Text generation with a decoder: token by token (`generate`), by beam search, from texts."""
+"""Text generation with a decoder.
+
+`generate` makes a text token by token, and `beam_search` looks for the most probable one; each is
+one compiled program. Import `generate_text` for texts from texts: it tokenises the prompts, batches
+them, and calls these two.
+"""

@@ -1,1 +1,5 @@
-"""Scores: of outputs against labels (`label_metrics`) and of texts (`text_metrics`)."""
+"""Scores of a model, on NumPy arrays and texts; nothing here uses a device.
+
+Import `label_metrics` for outputs against labels, and `text_metrics` for texts against references.
+`samples` lets a metric of labels be computed on many resamples at once.
+"""

@@ -192,7 +192,7 @@ def read_sealed(folder: str | os.PathLike) -> tuple[Record, bool] | None:
     try:
         values, found = seal.opened(content)
         record = validate(values)
-        seal.check(values, found)
+        seal.require_unchanged(values, found)
         if found is None and _has_checks(Path(folder) / "metrics.jsonl"):
             raise ValueError(
                 "it has no seal, but metrics.jsonl beside it has checks: it was changed"

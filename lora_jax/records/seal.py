@@ -35,7 +35,7 @@ def opened(values: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     return {key: each for key, each in values.items() if key != SEAL}, values.get(SEAL)
 
 
-def check(values: Mapping[str, Any], seal: Any) -> None:
+def require_unchanged(values: Mapping[str, Any], seal: Any) -> None:
     """Raise a ValueError if content has changed since it was sealed; a seal of None passes."""
     if seal is not None and seal != config_digest(values):
         raise ValueError("it was changed after it was written: its seal is of other content")

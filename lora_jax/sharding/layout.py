@@ -84,7 +84,7 @@ class Layout:
 
     def shapes(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
         """What `init` would give, as shapes with their shardings."""
-        found = _outline(self.adapted, key, params, *args, **kwargs)
+        found = _abstract_init(self.adapted, key, params, *args, **kwargs)
         given = found[0], self.gathering(found[1])
         return jax.tree.map(sharded_shape, given, (self.trainable, self.frozen))
 
@@ -133,7 +133,7 @@ def lay_out(
         specs = automatic(uses, mesh)
     else:
         specs = specs_of(rules, {path: use.shape for path, use in uses.items()}, mesh)
-    trainable, frozen = _outline(adapted, jax.random.key(0), params, *args, **kwargs)
+    trainable, frozen = _abstract_init(adapted, jax.random.key(0), params, *args, **kwargs)
     factors = {p.use.path: _factors(p, specs[p.use.path]) for p in frozen.spec.adapted}
     base: dict[str, Any] = {path: specs[path] for path in frozen.base}
     placements = []
@@ -270,7 +270,7 @@ def _folded(entries: tuple[Any, ...], axes: tuple[int, ...]) -> Any:
     return None if any(entry is not None for entry in rest) else first
 
 
-def _outline(
+def _abstract_init(
     adapted: Adapted, key: Array, params: PyTree, *args: Any, **kwargs: Any
 ) -> tuple[PyTree, Frozen]:
     """The shapes of what `adapted.init` gives; settings in the user's tree stay as they are."""

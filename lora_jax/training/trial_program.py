@@ -27,32 +27,38 @@ TracedStep = Callable[[Hyper, TrainState, Frozen, Batch], tuple[TrainState, dict
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """N trials that step together; how their states are held depends on the execution.
-
-    `start` takes N states. `step` takes the states that `start` or `step` returned, which it
-    donates, and N batches of equal shapes, None for a trial that has ended; it waits for nothing.
-    `read` waits, and makes of what `step` returned beside the states the metrics of each trial;
-    those of a trial that has ended mean nothing. `pick` gives the state of one trial, `stacked`
-    those of all with a leading axis. `jitted` is the compiled function; `step` calls it with
-    `arguments`, for all trials at once or for each in turn (here for the first).
-    """
+    """N trials that step together. How it holds their states depends on the execution."""
 
     execution: Execution
     start: Callable[[Sequence[TrainState]], Any]
+    """Makes the program's states from the states of N trials."""
     step: Callable[[Any, Sequence[Batch | None]], tuple[Any, Any]]
+    """Takes states and N batches of equal shapes; returns the next states, and values for `read`.
+
+    The batch of a trial that has ended is None. The states are donated. It does not wait for the
+    device.
+    """
     read: Callable[[Any], list[dict[str, float]]]
+    """Waits for the values that `step` returned, and gives the metrics of each trial.
+
+    The metrics of a trial that has ended have no meaning.
+    """
     pick: Callable[[Any, int], TrainState]
+    """Gives the state of one trial."""
     stacked: Callable[[Any], TrainState]
+    """Gives the states of all trials, stacked along a leading axis."""
     jitted: Any
+    """The compiled function. `step` calls it once for all trials, or once for each."""
     arguments: Callable[[Any, Sequence[Batch | None]], tuple[Any, ...]]
+    """The arguments of `jitted`; those of the first trial if it is called once for each."""
     at_once: int | None = None
     """How many trials `jitted` takes at once; None if it takes each by itself."""
 
 
 def alone(step: Step, frozen: Frozen) -> Program:
-    """The program of one trial, `each` by itself: its optimiser's numbers are constants of `step`.
+    """The program of one trial: its optimiser's numbers are constants of `step`.
 
-    The states are lists of the one state, whose arrays get no further axis.
+    It holds a list of one state. The arrays get no leading axis.
     """
     return _in_turn(step, lambda number, state, batch: (state, frozen, batch))
 
@@ -60,7 +66,7 @@ def alone(step: Step, frozen: Frozen) -> Program:
 def make_program(
     execution: Execution, step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]
 ) -> Program:
-    """The trials one after the other (`each`), or in one call, mapped or vectorised.
+    """The program of several trials: a call for each (`each`), or one call (`map`, `vmap`).
 
     Args:
       frozen: one for each trial, of equal structure, with the leaves of one base (see `masking`).
@@ -79,7 +85,7 @@ def _each(step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]) ->
 
 
 def _in_turn(jitted: Any, given: Callable[[int, TrainState, Any], tuple[Any, ...]]) -> Program:
-    """One call for each trial, with the arguments that `given` makes of its state and batch."""
+    """A program that calls `jitted` for each trial; `given` makes the arguments of each call."""
 
     def arguments(states: list[TrainState], batches: Sequence[Batch | None]) -> tuple[Any, ...]:
         return given(0, states[0], batches[0])

@@ -9,7 +9,7 @@ ALL = {"coordinator": "node:8476", "processes": 2, "process": 1}
 
 @pytest.mark.parametrize("given", [{}, ALL, ALL | {"coordinator": "[::1]:1"}, {"found": True}])
 def test_combinations_that_work(given):
-    processes.check(
+    processes.check_arguments(
         **{"coordinator": None, "processes": None, "process": None, "found": False} | given
     )
 

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder
 from torch_archive import save_bin
 
-from lora_jax.models.published.decoders import export_decoder, load_decoder, outline_decoder
+from lora_jax.models.published.decoders import export_decoder, load_decoder, read_abstract_decoder
 from lora_jax.models.published.encoders import load_classifier
 from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.models.published.placed import placed
@@ -247,7 +247,7 @@ def test_torch_files(mesh, tmp_path):
 def test_a_part_at_a_time_is_held(mesh, tmp_path, monkeypatch):
     """Of what was read from the file; beside it there is the shard that it goes into."""
     folder = decoder_files(tmp_path, "llama")
-    shardings = shardings_of(outline_decoder(folder), mesh, "both")
+    shardings = shardings_of(read_abstract_decoder(folder), mesh, "both")
     read, alive = Weights.part, []
 
     def watched(self, name, index):
@@ -289,7 +289,7 @@ def unread(monkeypatch):
 
 def test_unknown_missing_and_unfit_shardings(mesh, tmp_path, unread):
     folder = decoder_files(tmp_path, "llama")
-    good = shardings_of(outline_decoder(folder), mesh, "both")
+    good = shardings_of(read_abstract_decoder(folder), mesh, "both")
     unknown = {**good, "layers/atention/query/kernel": NamedSharding(mesh, P())}
     lacking = {path: each for path, each in good.items() if path != "layers/up/kernel"}
     unfit = {**good, "norm/scale": NamedSharding(Mesh(jax.devices()[:3], "c"), P("c"))}
@@ -324,7 +324,7 @@ def test_parts_that_are_not_finite_are_named(mesh, tmp_path):
     tensors = load_file(folder / SINGLE)
     tensors["model.layers.1.mlp.up_proj.weight"][47, 31] = np.inf
     save_file(tensors, folder / SINGLE)
-    shardings = shardings_of(outline_decoder(folder), mesh, "both")
+    shardings = shardings_of(read_abstract_decoder(folder), mesh, "both")
     with pytest.raises(ValueError, match=r"model.safetensors: tensor '.*1.mlp.up_proj.weight' hol"):
         load_decoder(folder, shardings=shardings)
 
@@ -339,12 +339,12 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=numb
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from lora_jax.models.published.decoders import load_decoder, outline_decoder
+from lora_jax.models.published.decoders import load_decoder, read_abstract_decoder
 from lora_jax.models.published.torch_names import path_of
 from lora_jax.models.published.weight_files import Weights
 
 mesh = Mesh(np.asarray(jax.devices()).reshape(2, 4), ("a", "b"))
-shapes = jax.tree.leaves_with_path(nnx.state(outline_decoder(folder)))
+shapes = jax.tree.leaves_with_path(nnx.state(read_abstract_decoder(folder)))
 spec = lambda path: P(None, "a", "b") if path.startswith("layers/") and "kernel" in path else P()
 shardings = {path_of(key): NamedSharding(mesh, spec(path_of(key))) for key, _ in shapes}
 part, read = Weights.part, {}

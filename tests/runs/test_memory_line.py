@@ -23,7 +23,7 @@ from experiments.setup import completion
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.out_of_memory import _line, explained
-from lora_jax.models.published.decoders import export_decoder, load_decoder, outline_decoder
+from lora_jax.models.published.decoders import export_decoder, load_decoder, read_abstract_decoder
 from lora_jax.models.published.encoders import load_classifier
 from lora_jax.models.published.torch_names import path_of
 from lora_jax.models.published.weight_files import Weights
@@ -154,7 +154,7 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(folders, room):
     room(None)  # where nothing says how much there is
     memory.check_fits("a model", shapes, shardings)
 
-    state = nnx.state(outline_decoder(folders[load_decoder]))
+    state = nnx.state(read_abstract_decoder(folders[load_decoder]))
     leaves = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(state)}
     everywhere = dict.fromkeys(leaves, shardings["whole"])
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())

@@ -204,7 +204,7 @@ def test_heads_as_an_axis_of_their_own_are_cut_by_heads(mesh):
 # ---- the families' tables ------------------------------------------------------------------------
 
 
-def outlines():
+def abstract_models():
     """Every fixture's model, by shapes alone, with its family's table."""
     for name, content in decoders.CASES.items():
         family = decoder_family_of(content)
@@ -224,14 +224,14 @@ def outlines():
             )
 
 
-OUTLINES = {name: (rules, make) for name, rules, make in outlines()}
+ABSTRACT_MODELS = {name: (rules, make) for name, rules, make in abstract_models()}
 
 
-@pytest.mark.parametrize("name", OUTLINES)
+@pytest.mark.parametrize("name", ABSTRACT_MODELS)
 @pytest.mark.filterwarnings("ignore:left whole")
 def test_a_table_covers_every_parameter_of_its_families(name):
     """And cuts every large one by both axes, where they are even."""
-    rules, make = OUTLINES[name]
+    rules, make = ABSTRACT_MODELS[name]
     model = nnx.eval_shape(make)
     small = lj.make_mesh(1, 2, 2, devices=jax.devices()[:4])
     found = shardings_of(model, rules, small)
@@ -252,7 +252,7 @@ def test_a_table_covers_every_parameter_of_its_families(name):
 @pytest.mark.parametrize("name", ["llama_biases", "qwen3_windows", "gpt2_untied", "v2_cls"])
 @pytest.mark.filterwarnings("ignore:left whole")
 def test_what_goes_into_a_block_is_cut_by_outputs_and_what_leaves_it_by_inputs(name):
-    rules, make = OUTLINES[name]
+    rules, make = ABSTRACT_MODELS[name]
     found = shardings_of(nnx.eval_shape(make), rules, lj.make_mesh(1, 2, 2, jax.devices()[:4]))
     into = [path for path in found if path.endswith(("query/kernel", "up/kernel", "gate/kernel"))]
     out = [path for path in found if path.endswith(("output/kernel", "down/kernel"))]

@@ -29,7 +29,11 @@ def note(name, status, note=""):
 
 for name in arguments.trial:
     if "seed=5" in name:
-        sys.exit("ImportError: no such thing")
+        from experiments.sweeps import process_error  # it takes seconds, as it imports JAX
+
+        first = arguments.trial[0]
+        with process_error.written(arguments.workdir / "logs" / f"{first}.error.json"):
+            raise ImportError("no such thing")
     note(name, "running")
     if "seed=1" in name:
         os.kill(os.getpid(), signal.SIGKILL)

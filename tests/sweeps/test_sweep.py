@@ -17,8 +17,8 @@ import small_model
 from rich.console import Console
 
 from experiments.runs.train_trials import TEMPORARY_FAILURE, Interrupted
-from experiments.sweeps import jobs, preflight, time_estimate, trials
-from experiments.sweeps.folder import LockedError, Outcome, SweepFolder, lock, locked
+from experiments.sweeps import jobs, preflight, process_error, time_estimate, trials
+from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
 from experiments.sweeps.launchers import commands, local, slurm
 from experiments.sweeps.preflight import Outlook
 from experiments.sweeps.view import View, clock, summary
@@ -76,8 +76,8 @@ def test_what_ends_one_trial_others_do_not_notice(tmp_path, capsys):
     folder, found = sweep(tmp_path, "config.seed=0:4")
     assert not jobs.work(folder, [trial.name for trial in found], train=trained)
     assert "the disk" in capsys.readouterr().out  # for the log
-    outcomes = [folder.outcome(trial) for trial in found]
-    assert [(each.status, each.note) for each in outcomes] == [
+    states = [folder.state(trial) for trial in found]
+    assert [(each.status, each.note) for each in states] == [
         ("completed", ""),
         ("failed", "RuntimeError: the disk"),
         ("diverged", "not finite at step 3"),
@@ -105,12 +105,12 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path, monkeypat
     folder, found = sweep(tmp_path, "config.seed=0,3")
     monkeypatch.setattr(jobs, "GRACE", 0.0)
     folder.begin("seed=0")
-    assert folder.outcome(found[0]).status == "interrupted"
+    assert folder.state(found[0]).status == "interrupted"
     with lock(folder.lock("seed=0")):
-        assert folder.outcome(found[0]).status == "running"
+        assert folder.state(found[0]).status == "running"
         assert not jobs.work(folder, ["seed=0", "seed=3"], train=trained)
     assert f"process {os.getpid()} on " in capsys.readouterr().out
-    assert [folder.outcome(trial).status for trial in found] == ["interrupted", "completed"]
+    assert [folder.state(trial).status for trial in found] == ["interrupted", "completed"]
 
 
 def test_locks_die_with_their_processes(tmp_path):
@@ -215,10 +215,10 @@ def test_a_folder_of_other_settings_is_refused(tmp_path):
     assert [trial.name for trial in folder.known(other[1:])] == ["seed=1"]  # which nobody began
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        SweepFolder(tmp_path / "file").check()
+        SweepFolder(tmp_path / "file").require_sweep_or_empty()
     with pytest.raises(ValueError, match=r"holds file but no trials.json"):
-        SweepFolder(tmp_path).check()
-    folder.check()
+        SweepFolder(tmp_path).require_sweep_or_empty()
+    folder.require_sweep_or_empty()
     (folder.path / "trials.json").write_text("[")
     with pytest.raises(ValueError, match=r"trials.json is no list of trials"):
         folder.known(other)
@@ -249,8 +249,8 @@ def test_a_worker_that_is_killed_takes_one_trial_with_it(tmp_path):
     """Of a job of four, and one that cannot begin is not begun for ever."""
     machine = [local.Slot({}, ())]
     folder, found, calls = launched(tmp_path, ["config.seed=0:6"], machine, size=4)
-    outcomes = {trial.name: folder.outcome(trial) for trial in found}
-    assert {name: each.status for name, each in outcomes.items()} == {
+    states = {trial.name: folder.state(trial) for trial in found}
+    assert {name: each.status for name, each in states.items()} == {
         "seed=0": "completed",
         "seed=1": "killed",
         "seed=2": "failed",
@@ -258,20 +258,39 @@ def test_a_worker_that_is_killed_takes_one_trial_with_it(tmp_path):
         "seed=4": "completed",
         "seed=5": "killed",
     }
-    assert outcomes["seed=1"].note.startswith("its process was ended by SIGKILL, as when memory")
-    assert outcomes["seed=5"].note.startswith("its process ended with code 1; ImportError: no such")
+    assert states["seed=1"].note.startswith("its process was ended by SIGKILL, as when memory")
+    assert states["seed=5"].note.startswith("its process ended with code 1; ImportError: no such")
     assert [name for name, *_ in calls] == ["seed=0", "seed=2", "seed=3", "seed=4"]
     assert len({process for _, process, *_ in calls}) == 3
+
+
+def test_a_worker_leaves_the_error_that_ends_it_for_the_note(tmp_path):
+    folder, [trial] = SweepFolder(tmp_path), made("config.seed=0")  # it is in no list
+    local.launch([[trial]], folder, [local.Slot({}, ())], lambda: None)
+    said = f"its process ended with code 1; ValueError: {tmp_path / 'trials.json'} has no trial"
+    assert folder.state(trial).note.startswith(said)
+
+
+def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
+    """Whatever the log says, and whatever an earlier process of the same name has left."""
+    folder, [trial] = sweep(tmp_path, "config.seed=0")
+    with pytest.raises(OSError), process_error.written(folder.error("seed=0")):
+        raise OSError("of an earlier process")
+    log = folder.log("seed=0")
+    log.write_text("an Error that was dealt with\n")
+    local.settle([trial], folder, os.getpid() + 1, -signal.SIGKILL)
+    said = f"its process was ended by SIGKILL, as when memory runs out; {log}"
+    assert folder.state(trial).note == said
 
 
 def test_trials_that_died_together_say_that_they_did(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:4")
     for trial in found[:3]:
-        folder._write(trial.name, Outcome("running", process=7))
+        folder._write(trial.name, TrialState("running", process=7))
     folder.end("seed=0", "completed", process=7)
     assert local.settle(found, folder, 7, -signal.SIGKILL) == found[3:]
     for trial in found[1:3]:
-        said = folder.outcome(trial).note
+        said = folder.state(trial).note
         assert said.startswith("its process, one with another trial, was ended by SIGKILL, as when")
 
 
@@ -283,12 +302,12 @@ def test_a_worker_that_is_asked_to_end_leaves_its_trial_to_be_gone_on_with(tmp_p
 
     with pytest.raises(SystemExit, match="75"):
         jobs.work(folder, [trial.name for trial in found], train=train)
-    assert [folder.outcome(trial).status for trial in found] == ["interrupted"] * 2
+    assert [folder.state(trial).status for trial in found] == ["interrupted"] * 2
     assert local.settle(found, folder, os.getpid(), TEMPORARY_FAILURE) == []
     for trial in found:
-        outcome = folder.outcome(trial)
+        state = folder.state(trial)
         said = "its process, one with another trial, was asked to end by SIGTERM, and saved where"
-        assert outcome.status == "killed" and outcome.note.startswith(said)
+        assert state.status == "killed" and state.note.startswith(said)
 
 
 def test_what_each_process_gets(tmp_path):
@@ -302,7 +321,7 @@ def test_what_ends_the_launcher_ends_its_processes(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=9")
 
     def watch():
-        if folder.outcome(found[0]).status != "waiting":
+        if folder.state(found[0]).status != "waiting":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -310,7 +329,7 @@ def test_what_ends_the_launcher_ends_its_processes(tmp_path):
     process = json.loads((folder.path / "outcomes" / "seed=9.json").read_text())["process"]
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
-    assert folder.outcome(found[0]).status == "interrupted"
+    assert folder.state(found[0]).status == "interrupted"
 
 
 def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
@@ -514,7 +533,7 @@ def test_a_narrow_terminal_cuts_names_alone(tmp_path):
     folder, found = sweep(tmp_path, "variant=lora,dora", "config.optimizer.learning_rate=1e-3,3e-3")
     view = View(found, [Outlook(1200, "accuracy")] * 4, folder, Console(file=io.StringIO()))
     for row in view.rows:
-        row.outcome = Outcome("completed")
+        row.state = TrialState("completed")
         row.step, row.loss, row.score = 1200, 0.125, 0.59375
     shown = io.StringIO()
     Console(file=shown, width=80).print(view.table())
@@ -531,12 +550,12 @@ def test_what_a_damaged_record_is(tmp_path):
     for trial in found:
         folder.run(trial.name).mkdir(parents=True)
     (folder.run("seed=0") / "record.json").write_text("{")
-    outcome = folder.outcome(found[0])
-    assert outcome.status == "failed"
-    assert "record.json is not JSON" in outcome.note
+    state = folder.state(found[0])
+    assert state.status == "failed"
+    assert "record.json is not JSON" in state.note
     _trained(made("config.seed=3")[0].config, folder.run("seed=1"))
     said = f"{folder.run('seed=1')} holds a run of another configuration"
-    assert folder.outcome(found[1]) == Outcome("failed", said)
+    assert folder.state(found[1]) == TrialState("failed", said)
 
 
 @pytest.mark.parametrize(
@@ -550,10 +569,10 @@ def test_what_a_damaged_record_is(tmp_path):
 def test_an_outcome_of_anything_else_is_one_line(tmp_path, content):
     folder, found = sweep(tmp_path, "config.seed=0:2")
     folder.end("seed=0", "killed")
-    assert folder.outcome(found[0]).status == "killed"
+    assert folder.state(found[0]).status == "killed"
     (folder.path / "outcomes" / "seed=0.json").write_text(content)
     with pytest.raises(ValueError, match=r"outcomes/seed=0\.json") as error:
-        folder.outcome(found[0])
+        folder.state(found[0])
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -1,1 +1,5 @@
-"""How jobs are started: on this machine, by Slurm, or as printed commands."""
+"""How jobs are started, one file for each `--launcher`.
+
+`local` starts processes on this machine, `slurm` submits jobs, and `commands` makes a command line
+for each job. Only `experiments.sweep` imports these.
+"""

@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from experiments.runs.train_trials import TEMPORARY_FAILURE
-from experiments.sweeps import jobs
+from experiments.sweeps import jobs, process_error
 from experiments.sweeps.folder import SweepFolder, locked
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.trials import Trial
 
 SHARE = 4
 """The fewest trials for a CPU core that are worth a start-up and a compilation of their own."""
@@ -27,6 +26,7 @@ KEEP_MEMORY = {
 }
 """Settings for glibc to keep the large buffers that XLA would free to the system at every step."""
 
+_LONGEST = 200  # characters of an error in the note of a killed trial
 _TICK = 0.2  # seconds between looks at the processes
 _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"
 
@@ -194,23 +194,26 @@ def _close(each: _Running) -> None:
 
 def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
     """Note the killed trials of a job whose process has ended, and return its remaining trials."""
-    outcomes = [(trial, folder.outcome(trial)) for trial in job]
-    begun = [trial for trial, outcome in outcomes if outcome.process == process]
+    states = [(trial, folder.state(trial)) for trial in job]
+    begun = [trial for trial, state in states if state.process == process]
     victims = [
         trial
-        for trial, outcome in outcomes
-        if outcome.process == process and outcome.status in ("running", "interrupted")
+        for trial, state in states
+        if state.process == process and state.status in ("running", "interrupted")
     ]
     left = [
         trial
-        for trial, outcome in outcomes
+        for trial, state in states
         if trial not in begun
-        and outcome.status not in ("completed", "diverged")
+        and state.status not in ("completed", "diverged")
         and not locked(folder.lock(trial.name))  # another process trains it
     ]
     if not victims and left:
         victims = [left.pop(0)]  # else a process that cannot begin would restart for ever
-    note = f"{_cause(code, len(victims) - 1)}; {_last_line(folder, job[0])}"
+    error = process_error.read(folder.error(job[0].name), process)[:_LONGEST]
+    log = folder.log(job[0].name)
+    reason = f"{error} ({log})" if error else str(log)
+    note = f"{_cause(code, len(victims) - 1)}; {reason}"
     for trial in victims:
         folder.end(trial.name, "killed", note, process)
     return left
@@ -225,13 +228,3 @@ def _cause(code: int, others: int) -> str:
         return f"{which} ended with code {code}"
     memory = ", as when memory runs out" if -code == signal.SIGKILL else ""
     return f"{which} was ended by {signal.Signals(-code).name}{memory}"
-
-
-def _last_line(folder: SweepFolder, first: Trial) -> str:
-    """The path of a job's log, after the last line of the log if that is an error."""
-    log = folder.log(first.name)
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if lines and "rror" in lines[-1]:
-            return f"{lines[-1].strip()[:200]} ({log})"
-    return str(log)

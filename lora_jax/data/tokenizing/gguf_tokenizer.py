@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from lora_jax.data.tokenizing.byte_pairs import byte_pairs, way_of
 from lora_jax.models.parts.config_checks import shown
-from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.gguf_file import GgufError, GgufFile
 from lora_jax.suggest import nearest
 
 # Kinds of tokens (LLAMA_TOKEN_TYPE in llama.cpp); the other kinds are unused tokens and bytes.
@@ -23,14 +23,15 @@ def from_gguf(file: GgufFile) -> tokenizers.Tokenizer:
     """The tokenizer of a file.
 
     Control tokens and user-defined tokens are found in a text before it is split, as in the
-    published tokenizers. Raises a ValueError that names the file for an unsupported kind of
-    tokenizer or way to split texts, and for inconsistent metadata.
+    published tokenizers. Raises a GgufError for an unsupported kind of tokenizer or way to split
+    texts, and for inconsistent metadata.
     """
     try:
         return _from_gguf(file)
+    except GgufError:  # it names the file already
+        raise
     except ValueError as error:
-        said = str(error).removeprefix(f"{file.path}: ")
-        raise ValueError(f"{file.path}: {said}") from None
+        raise GgufError(file.path, str(error)) from None
 
 
 def gguf_token_id(file: GgufFile, name: str) -> int | None:
@@ -38,7 +39,7 @@ def gguf_token_id(file: GgufFile, name: str) -> int | None:
     given = file.value(f"tokenizer.ggml.{name}_token_id", None)
     count = len(file.value("tokenizer.ggml.tokens"))
     if given is not None and not 0 <= given < count:
-        raise ValueError(f"{file.path}: {name}_token_id {given} is none of the {count} tokens")
+        raise GgufError(file.path, f"{name}_token_id {given} is none of the {count} tokens")
     return given
 
 

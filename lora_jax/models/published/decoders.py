@@ -80,9 +80,9 @@ def load_decoder(
     """Load a published decoder, from one file of weights or from several with an index.
 
     `folder` may also be a GGUF file, or a folder with one and no config.json; its tensors are
-    dequantised one by one. With `shardings`, one for each parameter by its path (the paths of
-    `outline_decoder`'s state), a process reads the parts that its devices hold, one at a time; from
-    safetensors and GGUF it reads only these. Other arguments are those of `Decoder`.
+    dequantised one by one. With `shardings`, one for each parameter by its path (the paths of the
+    state of `read_abstract_decoder`), a process reads the parts that its devices hold, one at a
+    time; from safetensors and GGUF it reads only these. Other arguments are those of `Decoder`.
 
     Everything is checked before weights are read or put on a device. Only non-finite values are
     found while tensors are read.
@@ -102,10 +102,10 @@ def load_decoder(
     return decoder_from(source, config, param_dtype=param_dtype, shardings=shardings, **options)
 
 
-def outline_decoder(
+def read_abstract_decoder(
     folder: str | Path, *, param_dtype: DTypeLike = jnp.float32, **options: Any
 ) -> Decoder:
-    """As `load_decoder` but without reading weights: the decoder has shapes in their place."""
+    """As `load_decoder`, but it reads no weights: the decoder has shapes in their place."""
     source, config = _source(folder)
     abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
     _check(source, abstract, config)

@@ -15,7 +15,7 @@ from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.parts.config_checks import check_known_tokens, shown
 from lora_jax.models.parts.rope import Rope, frequencies
 from lora_jax.models.published.decoder_names import DecoderConfig
-from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.gguf_file import GgufError, GgufFile
 from lora_jax.suggest import nearest
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
@@ -32,22 +32,24 @@ def gguf_config(file: GgufFile) -> DecoderConfig:
     """The checked config of a file.
 
     Numbers stored as float32 become the shortest decimals with the same float32 value. Raises a
-    ValueError that names the file for another architecture, an unsupported feature, and a number
-    that is missing or out of range.
+    GgufError for another architecture, an unsupported feature, and a number that is missing or out
+    of range.
     """
     kind = file.value("general.architecture")
     if kind not in ARCHITECTURES:
-        raise ValueError(
-            f"{file.path}: architecture {shown(kind)} is not supported; nearest: "
-            f"{nearest(str(kind), ARCHITECTURES)}; supported: {', '.join(ARCHITECTURES)}"
+        raise GgufError(
+            file.path,
+            f"architecture {shown(kind)} is not supported; nearest: "
+            f"{nearest(str(kind), ARCHITECTURES)}; supported: {', '.join(ARCHITECTURES)}",
         )
     try:
         config = _gpt2(file) if kind == "gpt2" else _llama(file, kind)
         check_known_tokens(vars(config), config.vocab_size)
         return config
+    except GgufError:  # it names the file already
+        raise
     except ValueError as error:
-        said = str(error).removeprefix(f"{file.path}: ")
-        raise ValueError(f"{file.path}: {said}") from None
+        raise GgufError(file.path, str(error)) from None
 
 
 def _llama(file: GgufFile, kind: str) -> LlamaConfig:

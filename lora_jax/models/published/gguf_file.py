@@ -18,6 +18,13 @@ _MOST = 5_000_000
 and no list of merges has more."""
 
 
+class GgufError(ValueError):
+    """A file that cannot be used; the message begins with its path."""
+
+    def __init__(self, path: Path, problem: str):
+        super().__init__(f"{path}: {problem}")
+
+
 class GgufFile:
     """Metadata by key, and tensors by name: shapes and types are known at once, contents on `read`.
 
@@ -40,13 +47,11 @@ class GgufFile:
                 f"{type(error).__name__}: {reason}"
             ) from None
         if self._reader.byte_order == "S":
-            raise ValueError(f"{self.path}: written in the byte order of another kind of machine")
+            raise GgufError(self.path, "written in the byte order of another kind of machine")
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._values: dict[str, Any] = {}
         if (parts := self.value("split.count", 1)) not in (0, 1):
-            raise ValueError(
-                f"{self.path}: one of {parts} parts; join them: llama-gguf-split --merge"
-            )
+            raise GgufError(self.path, f"one of {parts} parts; join them: llama-gguf-split --merge")
 
     def value(self, key: str, default: Any = _GIVEN) -> Any:
         """The metadata's value of a key: a number, a text, or a list of these.
@@ -59,7 +64,7 @@ class GgufFile:
             return self._values[key]
         if default is _GIVEN:
             near = nearest(key, self._reader.fields)
-            raise ValueError(f"{self.path}: the metadata has no {key!r}; nearest: {near}")
+            raise GgufError(self.path, f"the metadata has no {key!r}; nearest: {near}")
         return default
 
     def names(self) -> list[str]:
@@ -80,8 +85,8 @@ class GgufFile:
         try:
             self._gguf.quants.dequantize(block, quantised)
         except NotImplementedError:
-            raise ValueError(
-                f"{self.path}: tensor {name!r} is {quantised.name}, which cannot be dequantised"
+            raise GgufError(
+                self.path, f"tensor {name!r} is {quantised.name}, which cannot be dequantised"
             ) from None
 
     def read(self, name: str, rows: Any = slice(None)) -> np.ndarray:
@@ -94,7 +99,7 @@ class GgufFile:
         data = stored.data[rows] if len(stored.shape) > 1 else stored.data
         tensor = self._gguf.quants.dequantize(data, stored.tensor_type)
         if not np.isfinite(tensor).all():
-            raise ValueError(f"{self.path}: tensor {name!r} holds NaN or an infinity")
+            raise GgufError(self.path, f"tensor {name!r} holds NaN or an infinity")
         return tensor
 
 
@@ -135,8 +140,9 @@ def _library(path: Path) -> Any:
     try:
         import gguf
     except ImportError:
-        raise ValueError(
-            f"{path}: reading it needs a package that is not installed; "
-            'run: pip install "lora-jax[decoders]"'
+        raise GgufError(
+            path,
+            "reading it needs a package that is not installed; "
+            'run: pip install "lora-jax[decoders]"',
         ) from None
     return gguf

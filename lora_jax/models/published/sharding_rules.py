@@ -43,7 +43,7 @@ ENCODER: Rules = (
 
 
 def shardings_of(model: nnx.Module, rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
-    """The sharding of each parameter of a model or its outline, for loading its weights."""
+    """The sharding of each parameter of a model, abstract or not, for loading its weights."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
     shapes = {path_of(keys): leaf.shape for keys, leaf in leaves}
     specs = specs_of(rules, shapes, mesh)
