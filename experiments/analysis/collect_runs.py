@@ -262,7 +262,7 @@ def _settings(run: Run) -> dict[str, str]:
 def settings_of(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Every setting that affects a result, except seed and draw: names, and values as text.
 
-    Older versions recorded the settings of a variant that were not set, as null.
+    Older versions recorded unset settings of a variant as null; these are left out.
     """
 
     free = settings.free_names(type(config))

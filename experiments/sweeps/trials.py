@@ -106,7 +106,7 @@ def _integers(
 ) -> set[str]:
     """The keys of settings whose type is integer, set or not, in the config of the first values.
 
-    The values may choose a variant, and so its settings; a key that is drawn is one of all trials.
+    The values may choose the variant. Every trial has the drawn settings, so any trial will do.
     """
 
     def visit(section: ConfigDict, where: str) -> Iterator[str]:
@@ -116,8 +116,7 @@ def _integers(
             elif section.get_type(key) is int:
                 yield f"{where}.{key}"
 
-    first = {axis.key: axis.texts[0] for axis in axes if isinstance(axis, sweep_flag.Values)}
-    row = own[0] | first
+    row = own[0] | {a.key: a.texts[0] for a in axes if isinstance(a, sweep_flag.Values)}
     try:
         config = _with_unset(_arguments(arguments, row))
     except ValueError as error:
@@ -126,7 +125,7 @@ def _integers(
 
 
 def _with_unset(arguments: Sequence[str]) -> ConfigDict:
-    """The config that flags make, in which all settings of its variant are, none of them set."""
+    """The config that flags make, with all settings of its variant's class, unset."""
     config = read_config(arguments)
     variant_flags.unset(config)
     return config
