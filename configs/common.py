@@ -63,32 +63,6 @@ def choose(arg: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return choice
 
 
-SETTINGS = {
-    # every A/B method
-    "rank": int,
-    "alpha": float,
-    "scale": str,
-    "initialization": str,
-    "dropout": float,
-    "learning_rate_ratio": float,
-    # for a single method
-    "detach_norm": bool,  # dora
-    "target_rank": int,  # adalora: this and the next eight
-    "total_steps": int,  # unset: the steps of the run
-    "t_init": int,
-    "t_final": int,
-    "delta_t": int,
-    "beta1": float,
-    "beta2": float,
-    "orthogonality": float,
-    "mode": str,
-    "d_init": float,  # vera
-    "scales": str,  # ia3
-    "only_targets": bool,  # full
-    "pattern": str,  # bitfit
-}
-"""The settings of variants, listed so that the command line can set them."""
-
 # For all-MiniLM-L6-v2, found with one or two trials each: they do not compare methods.
 LEARNING_RATES = {
     "head_only": 1e-2,
@@ -105,9 +79,8 @@ OTHER_LEARNING_RATE = 2e-3
 
 
 def variant(name: str, **given: Any) -> ConfigDict:
-    """A variant by its file's name; unset settings keep the variant's own defaults."""
-    unset = {key: config_dict.placeholder(kind) for key, kind in SETTINGS.items()}
-    return ConfigDict({**unset, "name": name, **given})
+    """A variant by its name, and settings of it; others keep the variant's own defaults."""
+    return ConfigDict({"name": name, **given})
 
 
 def section(kind: type, **given: Any) -> ConfigDict:

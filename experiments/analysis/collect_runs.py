@@ -260,7 +260,10 @@ def _settings(run: Run) -> dict[str, str]:
 
 
 def settings_of(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Every setting that affects a result, except seed and draw: names, and values as text."""
+    """Every setting that affects a result, except seed and draw: names, and values as text.
+
+    Older versions recorded unset settings of a variant as null; these are left out.
+    """
 
     free = settings.free_names(type(config))
 
@@ -270,7 +273,7 @@ def settings_of(config: RunConfig) -> Iterator[tuple[str, str]]:
                 yield from leaves(item, f"{where}.{key}" if where else key)
         elif where == "start_from":  # only whether it starts from a run matters
             yield where, "a run" if value else "null"
-        elif where not in free:
+        elif where not in free and not (value is None and where.startswith("variant.")):
             yield where, canonical(value)
 
     return leaves(config.plain, "")

@@ -53,7 +53,7 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
     variant, study = config["variant"], config.get("study") or None
     # A study may note more about its runs than tables read.
     known = {field.name for field in dataclasses.fields(settings.Study)}
-    chosen = {k: v for k, v in variant.items() if k != "name" and v is not None}
+    chosen = {k: _fixed(v) for k, v in variant.items() if k != "name" and v is not None}
     return kind(
         plain=config,
         experiment=config.get("experiment", ""),

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
-from experiments.setup import config_errors
+from experiments.setup import config_errors, variant_flags
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
@@ -66,11 +66,20 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         if files:
             _check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
+    if "config" in values:
+        variant_flags.check(values["config"].value, _texts(argv, values))
     return rest
+
+
+def _texts(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
+    """The text of each flag by its name, also of those in a file that --flagfile names."""
+    return dict(_flag_texts(values.read_flags_from_files(list(argv), force_gnu=False)))
 
 
 def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
+        if "config" in values:
+            values["config"].parser = variant_flags.ConfigFile(_texts(argv, values))
         return values(argv)
     except (AttributeError, KeyError, TypeError) as error:  # not in the locked config
         if isinstance(error, TypeError) or "does not support indexing" in str(error):

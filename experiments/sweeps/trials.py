@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
-from experiments.setup import config_errors
+from experiments.setup import config_errors, variant_flags
 from experiments.setup.config import typed
 from experiments.setup.read_config import FlagValueError, read_config
 from experiments.sweeps import sweep_flag
@@ -81,7 +81,7 @@ def overrides_of(
       paired: whether `--zip` is given.
       trials: how many combinations to draw for each trial of the file's own sweep; None for a grid.
       seed: the seed of the draws.
-      arguments: the flags of all trials; their config says which settings are integers.
+      arguments: the flags of all trials.
 
     Raises:
       ValueError: one line on what is wrong.
@@ -97,12 +97,17 @@ def overrides_of(
         return list(sweep_flag.times(own, sweep_flag.combine(axes, paired)))
     if paired or not axes:
         raise ValueError(f"--trials draws from what --sweep says, {'without --zip' * paired}")
-    integers = _integers(arguments)
+    integers = _integers(arguments, own, axes)
     return list(sweep_flag.times(own, sweep_flag.draw(axes, trials, seed, integers.__contains__)))
 
 
-def _integers(arguments: Sequence[str]) -> set[str]:
-    """The keys of settings whose type is integer, set or not."""
+def _integers(
+    arguments: Sequence[str], own: Sequence[Overrides], axes: Sequence[sweep_flag.Axis]
+) -> set[str]:
+    """The keys of settings whose type is integer, set or not, in the config of the first values.
+
+    The values may choose the variant. Every trial has the drawn settings, so any trial will do.
+    """
 
     def visit(section: ConfigDict, where: str) -> Iterator[str]:
         for key, value in section.items():
@@ -111,7 +116,19 @@ def _integers(arguments: Sequence[str]) -> set[str]:
             elif section.get_type(key) is int:
                 yield f"{where}.{key}"
 
-    return set(visit(read_config(arguments), "config"))
+    row = own[0] | {a.key: a.texts[0] for a in axes if isinstance(a, sweep_flag.Values)}
+    try:
+        config = _with_unset(_arguments(arguments, row))
+    except ValueError as error:
+        raise ValueError(f"{_written(row)}: {_with_hint(error, arguments, row)}") from error
+    return set(visit(config, "config"))
+
+
+def _with_unset(arguments: Sequence[str]) -> ConfigDict:
+    """The config that flags make, with all settings of its variant's class, unset."""
+    config = read_config(arguments)
+    variant_flags.unset(config)
+    return config
 
 
 def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial]:
@@ -204,7 +221,7 @@ def _unknown_argument(error: ValueError) -> UnknownArgumentError | None:
 def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str:
     """A message that a config has no such argument, and which setting or argument may be meant."""
     key, known = unknown.key, unknown.known
-    paths = [f"config.{path}" for path in _paths(read_config(arguments))]
+    paths = [f"config.{path}" for path in _paths(_with_unset(arguments))]
     ending = [path for path in paths if path.rpartition(".")[2] == key]
     near = f"the setting is {' or '.join(ending)}" if ending else f"nearest: {nearest(key, known)}"
     return f"the config has no argument '{key}', but {', '.join(known)}; {near}"

@@ -23,7 +23,7 @@ SMOKE = "configs/quickstart.py:size=smoke"
         ((f"--config={SMOKE}",), "--workdir must have a value"),
         (("--config=configs/quikstart.py",), "nearest: 'configs/quickstart.py'"),
         (("--config=configs/quickstart.py:sizes=smoke",), "'sizes=smoke': expected one of variant"),
-        ((f"--config={SMOKE}", "--config.variant.rnk=4"), 'Did you mean "rank"'),
+        ((f"--config={SMOKE}", "--config.variant.rnk=4"), "no setting 'rnk'; nearest: 'rank'"),
         ((f"--config={SMOKE}", "--config.varient.rank=4"), 'Did you mean "variant"'),
         ((f"--config={SMOKE}", "--config.variant.rank=many"), "--config.variant.rank=many"),
         ((f"--config={SMOKE}", "--wrkdir=x"), "Did you mean: workdir"),

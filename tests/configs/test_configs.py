@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import typing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import paper_averages
 import pytest
 from ml_collections import ConfigDict
 
+import variants
 from configs import (
-    common,
     common_tasks,
     lora_table2,
     own_data,
@@ -42,8 +43,9 @@ def assert_complete(config: ConfigDict) -> None:
         if hint in (float, float | None) and name != "train.epochs":
             section, key = name.split(".")
             assert isinstance(config[section][key], float | None), name
-    kinds = {key: config.variant.get_type(key) for key in config.variant if key != "name"}
-    assert kinds == common.SETTINGS
+    hints = typing.get_type_hints(variants.find(config.variant.name))
+    for key, value in config.variant.items():
+        assert key == "name" or type(value) in {hints[key], *typing.get_args(hints[key])}, key
 
 
 @functools.cache
@@ -197,7 +199,7 @@ def test_what_papers_have_for_all_tasks(name, choice, expected):
         optimizer["learning_rate"],
         c["data"]["max_length"],
         variant["rank"],
-        variant["alpha"],
+        variant.get("alpha"),
         optimizer["weight_decay"],
         optimizer["warmup_ratio"],
     ) == expected

@@ -263,6 +263,7 @@ def test_a_failed_attempt_with_other_settings_is_left_out(base):
     ("how", "said"),
     [
         ({"changes": {"variant.rank": 4}}, "variant.rank is 8 in one and 4 in the other"),
+        ({"changes": {"variant.dropout": 0.1}}, "variant.dropout is absent in one and 0.1 in the"),
         ({"changes": {"optimizer.learning_rate": 1e-3}}, "optimizer.learning_rate is"),
         ({"changes": {"start_from": "runs/mnli"}}, "start_from is null in one and a run in the"),
         ({"data_digest": "other"}, "were trained on different data"),
@@ -278,6 +279,7 @@ def test_runs_of_a_cell_are_of_the_same_thing(base, how, said):
     # what tells runs of one cell apart, and what changes no result, may differ
     shutil.rmtree(results / "sst2" / "9")
     free = {"data.folder": "elsewhere", "train.log_every": 7, "train.checkpoint_every": 9}
+    free["variant.dropout"] = None  # as older versions recorded what was not set
     write(results / "sst2" / "9", "lora_table2", arg, {"accuracy": 0.9}, changes=free)
     row = markdown("lora_table2", results)["RoBERTa base (ours / published)"]["LoRA"]
     assert "(6)" in row["SST-2"]

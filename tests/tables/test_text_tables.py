@@ -36,7 +36,8 @@ def tiny(module, arg, data, model, **changes):
     """The settings of a smoke run, on a tiny decoder, whose matrices have few rows."""
     config = module.get_config(f"{arg},size=smoke,folder={data}")
     config.model.name = str(model)
-    config.variant.rank = config.variant.rank and 2
+    if "rank" in config.variant:
+        config.variant.rank = 2
     config.generate.samples, config.data.buckets = 0, 1
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return parse(config.to_dict())

@@ -1,0 +1,236 @@
+"""Flags set the fields of a variant's class, shipped or a user's own, and nothing else."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import own_method
+import pytest
+import small_model
+from commands import ROOT
+
+import variants
+from configs import quickstart
+from experiments.setup.config import of_record, parse
+from experiments.setup.from_config import make_variant
+from experiments.setup.read_config import read_config
+from experiments.sweeps import trials
+from experiments.sweeps.sweep_flag import text_of
+from lora_jax.files.canonical_json import config_digest
+from lora_jax.records import run_record
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+FILE = str(ROOT / "configs" / "quickstart.py")
+SMOKE = f"--config={FILE}:size=smoke"
+OWN = f"--config.variant.name={own_method.NAME}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def package(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("package")
+    own_method.write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+def settings(*given, before=(SMOKE, OWN)):
+    """The variant's settings of the config that these flags make."""
+    flags = [f"--config.variant.{each}" for each in given]
+    return parse(read_config([*before, *flags]).to_dict()).variant.settings
+
+
+@pytest.mark.parametrize("name", variants.names())
+def test_every_field_of_a_shipped_variant_can_be_set(name):
+    """To its default, in one command; a field that has none is an integer."""
+    fields = {field.name: field.default for field in dataclasses.fields(variants.find(name))}
+    fields = {key: 64 if value is None else value for key, value in fields.items()}
+    flags = [f"--config.variant.{key}={text_of(value)}" for key, value in fields.items()]
+    config = read_config([f"{SMOKE},variant={name}", *flags])
+    assert config.variant.to_dict() == {"name": name, **fields}
+    assert {key: type(config.variant[key]) for key in fields} == {
+        key: type(value) for key, value in fields.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("max_rank=16", 16),
+        ("times=3", 3),
+        ("factor=3", 3.0),
+        ("limit=3", 3.0),
+        ("exact=false", False),
+        ("exact", True),
+        ("kind=12", "12"),
+        ("bands=(1,2)", (1, 2)),
+        ("bands=7", (7,)),
+        ("bands=()", ()),
+        ("pair=(2,'b')", (2, "b")),
+        ("mixed=3", 3),
+        ("mixed=3.0", 3.0),
+        ("other='x'", "x"),
+        ("other=x", "x"),
+    ],
+)
+def test_a_value_has_the_type_of_the_field(flag, value):
+    found = settings(flag)[flag.partition("=")[0]]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_flags_come_in_any_order_and_form(tmp_path):
+    wanted = {"rank": 8, "alpha": 16.0, "times": 3}
+    assert settings("times=3") == wanted
+    assert settings("times=3", f"name={own_method.NAME}", before=[SMOKE]) == wanted
+    (tmp_path / "flags").write_text(f"{OWN}\n--config.variant.times=3\n")
+    for flags in (["-config.variant.times", "3", OWN], [f"--flagfile={tmp_path / 'flags'}"]):
+        assert settings(before=[SMOKE, *flags]) == wanted
+    assert settings(before=[SMOKE, OWN, "--noconfig.variant.exact"])["exact"] is False
+
+
+def test_the_class_knows_the_type_better_than_a_file(tmp_path):
+    """That has written a fraction as an integer."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from configs import common, quickstart\n\n\ndef get_config(arg=None):\n"
+        "    config = quickstart.get_config('size=smoke')\n"
+        "    config.variant = common.variant('lora', alpha=16)\n    return config\n"
+    )
+    assert settings("alpha=0.5", before=[f"--config={file}"]) == {"alpha": 0.5}
+    kept = settings(before=[f"--config={file}"])
+    assert (kept, type(kept["alpha"])) == ({"alpha": 16}, int)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("tims=3", "variant 'own_package.wide' has no setting 'tims'; nearest: 'times'"),
+        ("t_init=3", "variant 'own_package.wide' has no setting 't_init'; nearest: "),
+        ("times=many", "flag --config.variant.times=many: invalid literal for int"),
+        ("times=1.5", "flag --config.variant.times=1.5: invalid literal for int"),
+        ("times=1_0", "flag --config.variant.times=1_0: '1_0' is not a number"),
+        ("limit=inf", "flag --config.variant.limit=inf: 'inf' is not a number"),
+        ("max_rank=none", "flag --config.variant.max_rank=none: invalid literal for int"),
+        ("exact=4", "flag --config.variant.exact=4: "),
+        ("bands=(1,", "flag --config.variant.bands=(1,: "),
+        ("bands=(1_0,)", "flag --config.variant.bands=(1_0,): '1_0' is not a number"),
+        ("bands=(1,'x')", "flag --config.variant.bands=(1,'x'): expected tuple[int, ...]"),
+        ("bands=(True,)", "flag --config.variant.bands=(True,): expected tuple[int, ...]"),
+        ("pair=(1,2)", "flag --config.variant.pair=(1,2): expected tuple[int, str]"),
+        ("pair=(1,)", "flag --config.variant.pair=(1,): expected tuple[int, str]"),
+        ("mixed=x", "flag --config.variant.mixed=x: expected int | float | None"),
+        ("times.more=3", "the config has no setting "),
+        ("rank.more=3", "a flag names a setting inside of one that is no section"),
+    ],
+)
+def test_a_mistake_is_one_line(flag, said):
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        settings(flag)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["own_package.wyde", "other_package.wide", "lorra", "a b"])
+@pytest.mark.parametrize("flags", [(), ("times=3",)])
+def test_a_variant_that_cannot_be_imported_is_named(name, flags):
+    with pytest.raises(ValueError, match=f"^unknown variant '{name}'; nearest: '"):
+        settings(f"name={name}", *flags, before=[SMOKE])
+
+
+def test_flags_that_set_nothing_new_change_no_digest():
+    plain = quickstart.get_config("size=smoke").to_dict()
+    assert plain["variant"] == {"name": "lora", "rank": 8, "alpha": 16.0}
+    for flags in ([], ["--config.variant.rank=8"], ["--config.variant.alpha=16"]):
+        found = read_config([SMOKE, *flags]).to_dict()
+        assert config_digest(found) == config_digest(plain)
+    other = read_config([SMOKE, "--config.variant.max_rank=8"]).to_dict()
+    assert config_digest(other) != config_digest(plain)
+
+
+def test_a_record_has_the_same_variant():
+    """JSON has lists in the place of tuples; older versions recorded null for what was not set."""
+    config = read_config([SMOKE, OWN, "--config.variant.bands=(1,2)"]).to_dict()
+    recorded = {**config, "variant": {**config["variant"], "bands": [1, 2], "limit": None}}
+    assert of_record(recorded).variant == parse(config).variant
+    made = make_variant(of_record(recorded).variant)
+    assert made == variants.make(own_method.NAME, rank=8, alpha=16.0, bands=(1, 2))
+
+
+def made(*specs, arguments=(SMOKE, OWN), **how):
+    overrides = trials.overrides_of(FILE, specs, arguments=arguments, **how)
+    return trials.make(arguments, overrides)
+
+
+def test_a_field_is_swept():
+    found = made("config.variant.times=2,3", "config.variant.bands=(1,),(1,2)")
+    chosen = [trial.config.variant.settings for trial in found]
+    wanted = [(2, (1,)), (2, (1, 2)), (3, (1,)), (3, (1, 2))]
+    assert [(each["times"], each["bands"]) for each in chosen] == wanted
+    assert [trial.name for trial in made("config.variant.times=2,3")] == ["times=2", "times=3"]
+    for trial in found:
+        assert read_config(trial.arguments).to_dict() == trial.config.plain
+
+
+def test_a_field_is_swept_with_the_variant_that_has_it():
+    specs = (f"config.variant.name=dora,{own_method.NAME}", "config.variant.max_rank=8,16")
+    one, two = made(*specs, arguments=[SMOKE], paired=True)
+    assert (one.config.variant.name, one.config.variant.settings["max_rank"]) == ("dora", 8)
+    assert (two.config.variant.name, two.config.variant.settings["max_rank"]) == (
+        own_method.NAME,
+        16,
+    )
+
+
+@pytest.mark.parametrize(
+    ("specs", "arguments"),
+    [
+        (["times=log:2:64", "limit=uniform:2:64"], [SMOKE, OWN]),
+        (["times=log:2:64", f"name={own_method.NAME}", "limit=uniform:2:64"], [SMOKE]),
+        (["max_rank=log:8:64", "alpha=log:2:64", "name=dora,pissa"], [SMOKE]),
+    ],
+)
+def test_only_integers_are_drawn_for_an_integer(specs, arguments):
+    """Also where the file's own variant, LoRA, has no such field."""
+    found = made(*(f"config.variant.{spec}" for spec in specs), arguments=arguments, trials=9)
+    drawn = [trial.config.variant.settings for trial in found]
+    kinds = {key: {type(each[key]) for each in drawn} for key in drawn[0]}
+    for key in ("times", "max_rank"):
+        assert kinds.get(key, {int}) == {int}
+    for key in {"limit", "alpha"} & {spec.partition("=")[0] for spec in specs}:
+        assert kinds[key] == {float} and any(each[key] % 1 for each in drawn)
+
+
+@pytest.mark.parametrize(
+    ("spec", "how", "said"),
+    [
+        ("config.variant.tims=2,3", {}, "every trial: variant 'own_package.wide' has no setting"),
+        ("config.variant.times=2,x", {}, "config.variant.times=x: flag --config.variant.times=x: "),
+        ("times=2,3", {}, "every trial: the config has no argument 'times', but "),
+        ("times=2,3", {"trials": 2}, "times=2: the config has no argument 'times', but "),
+    ],
+)
+def test_a_wrong_sweep_is_one_line(spec, how, said):
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        made(spec, **how)
+    assert str(caught.value).startswith(said)
+    assert ("the setting is config.variant.times" in str(caught.value)) == spec.startswith("times")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_a_users_method(package, tmp_path):
+    """As a user does it, with PYTHONPATH. Two layers have one matrix of 16 x 16 each."""
+    line = [sys.executable, "-m", "experiments.sweep", *small_model.flags(tmp_path), OWN]
+    line += ["--config.targets=('query/kernel',)", "--sweep=config.variant.times=2,3", "--noaudit"]
+    line += [f"--workdir={tmp_path / 'sweep'}", "--processes=1"]
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for times in (2, 3):
+        record = run_record.read(tmp_path / "sweep" / "trials" / f"times={times}")
+        assert record is not None
+        wanted = {"name": own_method.NAME, "rank": 4, "alpha": 16.0, "times": times}
+        assert record.config["variant"] == wanted
+        assert record.parameters_adapters == 2 * (16 + 16) * 4 * times

@@ -1,0 +1,38 @@
+"""A user's method, in a package of its own beside the project."""
+
+from pathlib import Path
+
+NAME = "own_package.wide"
+CODE = '''
+import dataclasses
+from typing import Any, Optional
+
+from lora_jax.methods.lowrank import LowRank
+
+
+@dataclasses.dataclass(frozen=True)
+class Wide(LowRank):
+    """LoRA of `times` the rank; its other fields have types as a user may write them."""
+
+    times: int = 1
+    factor: float = 1.0
+    exact: bool = True
+    kind: str = "plain"
+    bands: tuple[int, ...] = (1,)
+    pair: tuple[int, str] = (1, "a")
+    limit: Optional[float] = None
+    mixed: int | float | None = None
+    other: Any = None
+
+    def init(self, key, base):
+        return LowRank(rank=self.times * self.rank, alpha=self.alpha).init(key, base)
+
+    def count(self, shape):
+        return self.times * super().count(shape)
+'''
+
+
+def write(folder: Path) -> None:
+    """Write the package into a folder, which is to be on the path of modules."""
+    (folder / "own_package").mkdir()
+    (folder / "own_package" / "wide.py").write_text(CODE, encoding="utf-8")
