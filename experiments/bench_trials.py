@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis import collect_runs
+from experiments.analysis import recorded_runs
 from experiments.runs.group_folder import found_by_timing, stepping
 from lora_jax.records.metrics_log import read_metrics
 
@@ -162,7 +162,7 @@ def _first_losses(folder: Path) -> dict[int, float]:
         run.record.seed: next(
             row["loss"] for row in read_metrics(run.folder / "metrics.jsonl") if "loss" in row
         )
-        for run in collect_runs.find(folder)
+        for run in recorded_runs.find(folder)
     }
 
 

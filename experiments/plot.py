@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis import collect_runs
+from experiments.analysis import recorded_runs
 from experiments.figures.scores import FIGURES, draw
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
@@ -27,7 +27,7 @@ def show() -> None:
         raise ValueError(f"--out {out}: expected a name that ends with .png")
     drawn = draw(Path(str(_RESULTS.value)), _KIND.value, out, _TABLE.value, _SIZE.value)
     print(f"picture: {out}")
-    cli.warn(collect_runs.unsealed(drawn))
+    cli.warn(recorded_runs.unsealed(drawn))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis import collect_runs, unfinished_runs
+from experiments.analysis import collect_runs, recorded_runs, unfinished_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method, contests
 from experiments.analysis.pairwise import pairs, swapped
@@ -58,7 +58,7 @@ def report() -> None:
         file.require_replaceable(Path(_OUT.value), _FORMAT.value)
     folder = Path(str(_RESULTS.value))
     lost = [each for each in unfinished_runs.find(folder) if _wanted(each)]
-    found = collect_runs.find(folder)
+    found = recorded_runs.find(folder)
     made, notes = compared(folder, found, _TABLE.value, _SIZE.value, _VARIES.value, lost)
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
@@ -76,7 +76,7 @@ def report() -> None:
 
 def compared(
     folder: Path,
-    found: list[collect_runs.Run],
+    found: list[recorded_runs.Run],
     table: str | None,
     size: str,
     varies: Sequence[str],
@@ -88,7 +88,7 @@ def compared(
       ValueError: no such run has completed; the message counts completed runs of other sizes.
     """
     own, notes = select(found, table, size)
-    notes += [f"Warning: {said}"] if (said := collect_runs.unsealed(own)) else []
+    notes += [f"Warning: {said}"] if (said := recorded_runs.unsealed(own)) else []
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     if made := contests(own, names, varies, lost):
         return made, notes
@@ -115,8 +115,8 @@ def apart(lost: Sequence[Unfinished]) -> list[str]:
 
 
 def select(
-    runs: list[collect_runs.Run], table: str | None, size: str
-) -> tuple[list[collect_runs.Run], list[str]]:
+    runs: list[recorded_runs.Run], table: str | None, size: str
+) -> tuple[list[recorded_runs.Run], list[str]]:
     """The runs of a table and a size, and a note on how many of another size were left out.
 
     Args:
@@ -126,7 +126,7 @@ def select(
       ValueError: there are no runs of the table.
     """
 
-    def name(run: collect_runs.Run) -> str:
+    def name(run: recorded_runs.Run) -> str:
         return run.study.table if run.study else run.record.experiment
 
     known = sorted({name(run) for run in runs})

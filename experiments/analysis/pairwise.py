@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.analysis import bootstrap, score_check, significance
 from experiments.analysis.choose_methods import Contest, Method, saved_score
-from experiments.analysis.collect_runs import scale
+from experiments.analysis.recorded_runs import scale
 from experiments.analysis.significance import Difference
 from experiments.runs import predictions
 from lora_jax.metrics import label_metrics

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments.analysis.collect_runs import Run, scale
+from experiments.analysis.recorded_runs import Run, scale
 from experiments.runs import predictions
 from experiments.runs.predictions import Predictions
 from lora_jax.data import SPECS

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.settings import RunConfig, Study
-from experiments.analysis import collect_runs
+from experiments.analysis import recorded_runs
 from experiments.setup.config import of_record
 from experiments.sweeps.folder import SweepFolder
 from lora_jax.files import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 """Sections of a run's config; a `config.json` without them is another file, such as a model's."""
-OF_ANY = tuple(name for name in collect_runs.NEEDED if not name.startswith("study."))
+OF_ANY = tuple(name for name in recorded_runs.NEEDED if not name.startswith("study."))
 """The settings that the config of a run without a study must have."""
 
 
@@ -39,13 +39,13 @@ class Unfinished:
 
     @property
     def number(self) -> tuple[int, int]:
-        """The seed and the draw of the examples, as for a `collect_runs.Run`."""
+        """The seed and the draw of the examples, as for a `recorded_runs.Run`."""
         assert self.config is not None
         return self.config.seed, self.config.data.draw
 
     @property
     def held_out(self) -> bool:
-        return self.config is not None and collect_runs.held_out(self.config)
+        return self.config is not None and recorded_runs.held_out(self.config)
 
 
 def find(results: Path) -> list[Unfinished]:
@@ -61,8 +61,8 @@ def find(results: Path) -> list[Unfinished]:
         config = json_text.read(path)
         sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]
         if all(isinstance(each, dict) for each in sections):
-            collect_runs.require_settings(
-                path, config, collect_runs.NEEDED if config.get("study") else OF_ANY
+            recorded_runs.require_settings(
+                path, config, recorded_runs.NEEDED if config.get("study") else OF_ANY
             )
             found.append(Unfinished(path.parent, of_record(config), _status(path.parent)))
     return [*found, *_without_folder(results)]

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments.analysis import collect_runs, score_check
-from experiments.analysis.collect_runs import Run, Summary, scale, summarise
+from experiments.analysis import collect_runs, recorded_runs, score_check
+from experiments.analysis.collect_runs import Summary, summarise
 from experiments.analysis.labels import heading, natural
 from experiments.analysis.published import MODEL_TITLES
+from experiments.analysis.recorded_runs import Run, scale
 from experiments.runs.rank_map import rank_map
 from experiments.tables import config_tables
 from lora_jax.records.metrics_log import read_metrics
@@ -209,7 +210,7 @@ def draw(
       ValueError, FileNotFoundError: no such folder, nothing to draw, records that cannot share a
         table, or a record that its stored predictions contradict.
     """
-    found = collect_runs.find(results)
+    found = recorded_runs.find(results)
     if kind == "ranks":
         return [_ranks(found, out)]
     runs = [run for run in found if run.study]
@@ -231,7 +232,7 @@ def draw(
     return chosen
 
 
-def _ranks(found: list[collect_runs.Run], out: Path) -> Run:
+def _ranks(found: list[recorded_runs.Run], out: Path) -> Run:
     chosen = [run for run in found if run.record.ranks]
     if len(chosen) != 1:
         folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from experiments.analysis import collect_runs, pairwise, significance
+from experiments.analysis import collect_runs, pairwise, recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method, Setting
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
 from experiments.analysis.significance import Difference
@@ -146,7 +146,7 @@ def reference_sheet(contest: Contest, reference: Method, family: Sequence[Pair])
                 row += [_untested(pair, kind), NONE] if test is None else _test(test)
             said = VERDICTS[verdict]
             rows.append([*row, p_text(holm), f"{said} {MARKS.get(pair.decided_by, '')}".strip()])
-    unit = "points" if collect_runs.scale(contest.metric) != 1 else contest.metric
+    unit = "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
     return Sheet(f"{contest.title}: difference from {reference.label}, {unit}", heads, rows)
 
 

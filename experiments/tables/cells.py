@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.analysis.collect_runs import Run, Summary, statuses, summarise
+from experiments.analysis.collect_runs import Summary, statuses, summarise
 from experiments.analysis.labels import heading, natural
 from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Published
+from experiments.analysis.recorded_runs import Run
 
 NONE = "–"
 

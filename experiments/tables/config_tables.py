@@ -10,7 +10,7 @@ from typing import Any
 
 from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
-from experiments.analysis import collect_runs, published, score_check
+from experiments.analysis import collect_runs, published, recorded_runs, score_check
 from experiments.setup.config import of_record
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain
@@ -47,7 +47,7 @@ def render_table(
     if name not in (known := tables()):
         raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
     table = known[name]
-    found = collect_runs.find(results)
+    found = recorded_runs.find(results)
     collected = collect_runs.collect(found, name, size)
     for run in collected.runs:
         score_check.require_agreement(run)
@@ -94,7 +94,7 @@ def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
     return notes
 
 
-def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> list[str]:
+def _starts(table: Mapping[str, Any], runs: tuple[recorded_runs.Run, ...]) -> list[str]:
     """Notes on the cells whose runs did not start from another adapter, as the paper's did."""
     lacking: dict[tuple[str, str, str], int] = {}
     for run in runs:
@@ -108,7 +108,7 @@ def _starts(table: Mapping[str, Any], runs: tuple[collect_runs.Run, ...]) -> lis
     ]
 
 
-def _given_models(runs: tuple[collect_runs.Run, ...]) -> list[str]:
+def _given_models(runs: tuple[recorded_runs.Run, ...]) -> list[str]:
     """Notes on the models that runs were given by another name than the config's, as a folder."""
     given = {
         (run.model, run.config.model.name)
@@ -118,7 +118,7 @@ def _given_models(runs: tuple[collect_runs.Run, ...]) -> list[str]:
     return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
 
 
-def _changes(module: ModuleType, runs: tuple[collect_runs.Run, ...]) -> list[str]:
+def _changes(module: ModuleType, runs: tuple[recorded_runs.Run, ...]) -> list[str]:
     """Notes on the cells that were run with other settings than the config's (the paper's)."""
     cells = {run.place: run for run in runs}  # all runs of a cell have the same settings
     notes = []
@@ -138,7 +138,7 @@ def _changes(module: ModuleType, runs: tuple[collect_runs.Run, ...]) -> list[str
     return notes
 
 
-def _config_of(module: ModuleType, run: collect_runs.Run) -> RunConfig | None:
+def _config_of(module: ModuleType, run: recorded_runs.Run) -> RunConfig | None:
     """The config with the same `study` section as a run; None if there is none."""
     study = run.in_study
     known = {"model": study.model, "task": study.column, "size": study.size}

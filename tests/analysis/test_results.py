@@ -9,7 +9,7 @@ import pytest
 from fake_records import write
 
 from experiments import tune
-from experiments.analysis import collect_runs
+from experiments.analysis import recorded_runs
 from experiments.runs import predictions
 from lora_jax.metrics import label_metrics
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 STUDIES = sorted(RESULTS.glob("*/*"))
 
 
-@pytest.mark.parametrize("run", collect_runs.find(RESULTS), ids=lambda run: str(run.folder)[-20:])
+@pytest.mark.parametrize("run", recorded_runs.find(RESULTS), ids=lambda run: str(run.folder)[-20:])
 def test_scores_are_those_of_the_predictions(run):
     kept = predictions.read(run.folder)
     if run.record.config["data"]["validation"]:  # it chose a learning rate: only its score is kept
@@ -48,7 +48,7 @@ def test_a_study_gave_every_method_the_same(folder):
     """As many rates, each scored on held-out examples; the best of them; the same seeds."""
     module = importlib.import_module(f"configs.{folder.parent.name}")
     plan, tried, final = module.STUDY, defaultdict(dict), defaultdict(list)
-    for run in collect_runs.find(folder):
+    for run in recorded_runs.find(folder):
         assert run.completed
         rate, row = run.config.optimizer.learning_rate, run.in_study.row
         if run.config.data.validation:
@@ -83,7 +83,7 @@ def test_the_best_rate_is_the_smaller_of_equal_ones_and_of_a_run_that_completed(
 
 def test_development_sets_are_the_same_for_all():
     labels = defaultdict(list)
-    for run in collect_runs.find(RESULTS):
+    for run in recorded_runs.find(RESULTS):
         if kept := predictions.read(run.folder):
             labels[run.place[2]].append(kept["validation"].labels)
     for same in labels.values():

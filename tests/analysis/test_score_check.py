@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_records import planted, write
 
-from experiments.analysis import collect_runs, score_check
+from experiments.analysis import recorded_runs, score_check
 from experiments.runs import predictions
 from experiments.runs.predictions import Predictions
 from experiments.tables import config_tables
@@ -23,7 +23,7 @@ def right(n):
 
 def checked(folder):
     """Whether the record in a folder agrees, or what is said of it."""
-    (run,) = collect_runs.find(folder)
+    (run,) = recorded_runs.find(folder)
     try:
         score_check.require_agreement(run)
     except ValueError as error:

@@ -10,7 +10,7 @@ from fake_records import write
 from test_imports import ROOT
 
 from experiments import report, tune
-from experiments.analysis import collect_runs
+from experiments.analysis import collect_runs, recorded_runs
 from experiments.figures import scores
 from experiments.runs import artifacts
 from experiments.sweeps.launchers import local
@@ -24,7 +24,7 @@ def mixed(tmp_path):
     write(tmp_path / "a", "glue", "size=smoke", {"matthews": 0.4})
     write(tmp_path / "b", "glue", "size=smoke,seed=1", {"matthews": None}, status="failed")
     write(tmp_path / "c", "quickstart", "", {"accuracy": 0.4})
-    return collect_runs.find(tmp_path)
+    return recorded_runs.find(tmp_path)
 
 
 def folders(runs):

@@ -8,7 +8,7 @@ from fake_records import write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 
-from experiments.analysis import collect_runs
+from experiments.analysis import recorded_runs
 from experiments.figures.scores import FIGURES, draw, learning_rate, parameters, training
 from experiments.runs.rank_map import rank_grid, rank_map
 
@@ -77,7 +77,7 @@ def test_scores_are_drawn_against_the_adapters_parameters(tmp_path):
             folder = tmp_path / variant / str(seed)
             write(folder, "glue", arg, {"matthews": score}, parameters=counts[variant])
     write(tmp_path / "d", "glue", "variant=dora", {"matthews": None}, status="diverged")
-    figure = parameters(collect_runs.find(tmp_path))
+    figure = parameters(recorded_runs.find(tmp_path))
     (axes,) = figure.axes
     found = series(axes)
     assert found.pop("head only") == ([0, 1], [15.0, 15.0])  # a line across
@@ -92,7 +92,7 @@ def test_training_is_the_mean_over_the_steps_that_all_runs_have(tmp_path):
         arg = f"seed={seed}"
         write(tmp_path / str(seed), "glue", arg, {"matthews": 0.4}, losses=own, parameters=1)
     write(tmp_path / "no_log", "glue", "variant=dora", {"matthews": 0.4}, parameters=1)
-    loss, score = training(collect_runs.find(tmp_path)).axes
+    loss, score = training(recorded_runs.find(tmp_path)).axes
     assert series(loss) == {"LoRA": ([10, 20], [0.9, 0.4])}
     assert series(score) == {}  # their evaluations were at different steps
     (band,) = loss.collections
@@ -114,7 +114,7 @@ def test_learning_rates_make_a_line_a_method_and_held_out_scores_a_panel(tmp_pat
     write(tmp_path / "held", "lora_plus_ratio", arg, {"accuracy": 0.9}, changes=changes)
     draw(tmp_path, "learning_rate", tmp_path / "new" / "rates.png")
     assert (tmp_path / "new" / "rates.png").read_bytes().startswith(b"\x89PNG")
-    first, held = learning_rate(collect_runs.find(tmp_path)).axes
+    first, held = learning_rate(recorded_runs.find(tmp_path)).axes
     assert series(first) == {
         "ratio 1": ([1e-4, 2e-4], [12.0, 22.0]),
         "ratio 16": ([1e-4, 2e-4], [27.0, 37.0]),
@@ -150,7 +150,7 @@ def test_points_are_what_the_table_says(tmp_path):
         arg = f"model=roberta_base,task=cola,seed={seed}"
         how = {"parameters": 294_912, "metrics_best": {"matthews": best}}
         write(tmp_path / str(seed), "lora_table2", arg, {"matthews": 0.1}, **how)
-    figure = parameters(collect_runs.find(tmp_path))
+    figure = parameters(recorded_runs.find(tmp_path))
     assert series(figure.axes[0]) == {"LoRA": ([294_912], [60.0])}
     said = "median of runs at their best evaluation ± standard deviation"
     assert figure.get_supxlabel() == said
@@ -163,7 +163,7 @@ def test_no_two_of_many_methods_look_alike(tmp_path):
             losses = tuple(1 / step for step in range(1, 13))  # so many that none has a marker
             folder = tmp_path / f"{row}_{storage}"
             write(folder, "glue", arg, {"matthews": 0.5}, losses=losses, parameters=10**number)
-    loss, _ = training(collect_runs.find(tmp_path)).axes
+    loss, _ = training(recorded_runs.find(tmp_path)).axes
     looks = {(line.get_color(), line.get_linestyle()) for line in loss.lines}
     assert len(loss.lines) == len(looks) == 21
 
@@ -174,7 +174,7 @@ def test_a_legend_of_many_names_leaves_room_for_the_points(tmp_path):
         for targets in ("qv", "qkvo", "all", "all_last_half", "all_every_other"):
             arg = f"targets={targets},rank={rank}"
             write(tmp_path / arg, "targets", arg, {"matthews": 0.5}, parameters=rank)
-    figure = parameters(collect_runs.find(tmp_path))
+    figure = parameters(recorded_runs.find(tmp_path))
     FigureCanvasAgg(figure).draw()
     (axes,) = figure.axes
     box, whole = axes.get_window_extent(), axes.get_tightbbox()
@@ -190,7 +190,7 @@ def test_labels_do_not_overlap(tmp_path):
             arg = f"task={task},variant={variant}"
             folder = tmp_path / task / variant
             write(folder, "glue", arg, {metric: 0.5}, parameters=10**number, losses=(1.0, 0.5))
-    found = collect_runs.find(tmp_path)
+    found = recorded_runs.find(tmp_path)
     for kind in ("parameters", "training", "learning_rate"):
         figure = FIGURES[kind](found)
         canvas = FigureCanvasAgg(figure)

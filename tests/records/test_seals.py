@@ -13,7 +13,7 @@ from fake_records import planted, write
 
 from configs import glue
 from experiments import report
-from experiments.analysis import collect_runs
+from experiments.analysis import recorded_runs
 from experiments.figures import scores
 from experiments.runs import predictions, run
 from experiments.setup.config import parse
@@ -79,15 +79,15 @@ def unsealed(results):
     """One record is of an earlier version."""
     path = results / "dora" / "1" / "record.json"
     change(path, lambda values: values.pop("seal"))
-    assert [run.sealed for run in collect_runs.find(results)] == [True, False, True, True]
+    assert [run.sealed for run in recorded_runs.find(results)] == [True, False, True, True]
     return results
 
 
 def test_records_without_a_seal_are_counted(unsealed):
-    said = collect_runs.unsealed(collect_runs.find(unsealed))
+    said = recorded_runs.unsealed(recorded_runs.find(unsealed))
     assert said.startswith("1 of 4 records have no seal, because an earlier version wrote them: ")
     assert "\n" not in said
-    assert collect_runs.unsealed(collect_runs.find(unsealed / "lora")) == ""
+    assert recorded_runs.unsealed(recorded_runs.find(unsealed / "lora")) == ""
 
 
 def test_a_report_says_so_once(unsealed, monkeypatch, capsys):
@@ -100,7 +100,7 @@ def test_a_report_says_so_once(unsealed, monkeypatch, capsys):
 
 def test_a_picture_is_of_what_a_table_takes(unsealed):
     drawn = scores.draw(unsealed, "learning_rate", unsealed / "x.png")
-    assert collect_runs.unsealed(drawn).startswith("1 of 4 records have no seal")
+    assert recorded_runs.unsealed(drawn).startswith("1 of 4 records have no seal")
     first, second = (unsealed / "lora" / str(seed) / predictions.NAME for seed in range(2))
     planted(second.parent.parent / "other", "lora", 1, LABELS, np.arange(20) < 12)
     (first.parent.parent / "other" / predictions.NAME).replace(second)

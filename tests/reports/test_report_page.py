@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments import report
-from experiments.analysis import choose_methods, collect_runs
+from experiments.analysis import choose_methods, recorded_runs
 from experiments.reports import plots
 from experiments.tables import text_formats
 
@@ -50,7 +50,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def contests(results):
-    return choose_methods.contests(collect_runs.find(results), {})
+    return choose_methods.contests(recorded_runs.find(results), {})
 
 
 @pytest.fixture(scope="module")

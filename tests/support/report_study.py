@@ -7,7 +7,12 @@ import numpy as np
 from fake_records import planted
 
 from experiments import report
-from experiments.analysis import choose_methods, collect_runs, pairwise, unfinished_runs
+from experiments.analysis import (
+    choose_methods,
+    pairwise,
+    recorded_runs,
+    unfinished_runs,
+)
 from experiments.reports import warnings
 from experiments.tables import config_tables
 
@@ -40,7 +45,7 @@ def tuned(root, method, shares, finals, best, **how):
 def made(root, varies=()):
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     return choose_methods.contests(
-        collect_runs.find(root), names, varies, unfinished_runs.find(root)
+        recorded_runs.find(root), names, varies, unfinished_runs.find(root)
     )
 
 
