@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from experiments.setup import config_errors, variant_flags
 from lora_jax.files import number_text
@@ -58,7 +59,9 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
       FlagValueError: one line on a flag whose text is not a value of its type.
       ValueError: one line on what else is wrong with a flag or the config file.
     """
-    files = list(_config_files(argv))
+    # `experiments.memory` makes several configs of its flag, which is a text for that.
+    reads = "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser)
+    files = list(_config_files(argv)) if reads else []
     for name in files:
         _check_config_file(name)
     with config_errors.in_one_line(files):
@@ -66,7 +69,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         if files:
             _check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
-    if "config" in values:
+    if reads:
         variant_flags.check(values["config"].value, _texts(argv, values))
     return rest
 
@@ -78,7 +81,7 @@ def _texts(argv: Sequence[str], values: flags.FlagValues) -> dict[str, str]:
 
 def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     try:
-        if "config" in values:
+        if "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser):
             values["config"].parser = variant_flags.ConfigFile(_texts(argv, values))
         return values(argv)
     except (AttributeError, KeyError, TypeError) as error:  # not in the locked config

@@ -8,13 +8,14 @@ import sys
 import own_method
 import pytest
 import small_model
+from absl import flags
 from commands import ROOT
 
 import variants
 from configs import quickstart
 from experiments.setup.config import of_record, parse
 from experiments.setup.from_config import make_variant
-from experiments.setup.read_config import read_config
+from experiments.setup.read_config import read, read_config
 from experiments.sweeps import trials
 from experiments.sweeps.sweep_flag import text_of
 from lora_jax.files.canonical_json import config_digest
@@ -234,3 +235,12 @@ def test_a_sweep_trains_a_users_method(package, tmp_path):
         wanted = {"name": own_method.NAME, "rank": 4, "alpha": 16.0, "times": times}
         assert record.config["variant"] == wanted
         assert record.parameters_adapters == 2 * (16 + 16) * 4 * times
+
+
+def test_a_command_may_take_the_text_of_a_config_for_itself():
+    """As `experiments.memory` does, which makes several configs of it."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "A config.", flag_values=values)
+    given = "configs/instruct.py:task=piqa"
+    assert read(["memory", f"--config={given}"], values) == ["memory"]
+    assert values["config"].value == given
