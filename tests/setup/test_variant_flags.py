@@ -86,8 +86,8 @@ def test_flags_come_in_any_order_and_form(tmp_path):
     assert settings("times=3") == wanted
     assert settings("times=3", f"name={own_method.NAME}", before=[SMOKE]) == wanted
     (tmp_path / "flags").write_text(f"{OWN}\n--config.variant.times=3\n")
-    for flags in (["-config.variant.times", "3", OWN], [f"--flagfile={tmp_path / 'flags'}"]):
-        assert settings(before=[SMOKE, *flags]) == wanted
+    for given in (["-config.variant.times", "3", OWN], [f"--flagfile={tmp_path / 'flags'}"]):
+        assert settings(before=[SMOKE, *given]) == wanted
     assert settings(before=[SMOKE, OWN, "--noconfig.variant.exact"])["exact"] is False
 
 
@@ -143,8 +143,8 @@ def test_a_variant_that_cannot_be_imported_is_named(name, flags):
 def test_flags_that_set_nothing_new_change_no_digest():
     plain = quickstart.get_config("size=smoke").to_dict()
     assert plain["variant"] == {"name": "lora", "rank": 8, "alpha": 16.0}
-    for flags in ([], ["--config.variant.rank=8"], ["--config.variant.alpha=16"]):
-        found = read_config([SMOKE, *flags]).to_dict()
+    for given in ([], ["--config.variant.rank=8"], ["--config.variant.alpha=16"]):
+        found = read_config([SMOKE, *given]).to_dict()
         assert config_digest(found) == config_digest(plain)
     other = read_config([SMOKE, "--config.variant.max_rank=8"]).to_dict()
     assert config_digest(other) != config_digest(plain)
