@@ -59,9 +59,9 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
       FlagValueError: one line on a flag whose text is not a value of its type.
       ValueError: one line on what else is wrong with a flag or the config file.
     """
-    # `experiments.memory` makes several configs of its flag, which is a text for that.
-    reads = "config" in values and isinstance(values["config"].parser, ConfigFileFlagParser)
-    files = list(_config_files(argv)) if reads else []
+    # The flag of `experiments.memory` is a text, of which the command makes several configs.
+    is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
+    files = [] if is_text else list(_config_files(argv))
     for name in files:
         _check_config_file(name)
     with config_errors.in_one_line(files):
@@ -69,7 +69,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         if files:
             _check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
-    if reads:
+    if "config" in values and not is_text:
         variant_flags.check(values["config"].value, _texts(argv, values))
     return rest
 
