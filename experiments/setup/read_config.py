@@ -61,12 +61,12 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """
     # The flag of `experiments.memory` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
-    files = [] if is_text else list(_config_files(argv))
+    files = list(_config_files(argv))
     for name in files:
         _check_config_file(name)
     with config_errors.in_one_line(files):
         rest = _parsed(argv, values)
-        if files:
+        if files and not is_text:
             _check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
     if "config" in values and not is_text:
