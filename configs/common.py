@@ -106,40 +106,40 @@ def section(kind: type, **given: Any) -> ConfigDict:
 
 def quantize(storage: str = "none", patterns: tuple[str, ...] = ("all-linear",)) -> ConfigDict:
     """How frozen weights are stored."""
-    return section(settings.Quantize, storage=storage, patterns=patterns)
+    return section(settings.QuantizeSettings, storage=storage, patterns=patterns)
 
 
 def model(name: str, **given: Any) -> ConfigDict:
     """The base model of a classifier."""
-    return section(settings.Encoder, name=name, **given)
+    return section(settings.EncoderSettings, name=name, **given)
 
 
 def decoder(name: str, **given: Any) -> ConfigDict:
     """A language model."""
-    return section(settings.Decoder, name=name, **given)
+    return section(settings.DecoderSettings, name=name, **given)
 
 
 def data(name: str, **given: Any) -> ConfigDict:
     """The data of a classifier."""
-    return section(settings.Data, name=name, **given)
+    return section(settings.DataSettings, name=name, **given)
 
 
 def texts(name: str, **given: Any) -> ConfigDict:
     """Prompts with completions."""
-    return section(settings.Texts, name=name, **given)
+    return section(settings.TextSettings, name=name, **given)
 
 
 def train(**given: Any) -> ConfigDict:
     """How a run trains; a language model's also has `label_smoothing`."""
-    kind = settings.TextTraining if "label_smoothing" in given else settings.Training
+    kind = settings.TextTrainSettings if "label_smoothing" in given else settings.TrainSettings
     return section(kind, **given)
 
 
 def optimizer(learning_rate: float, **given: Any) -> ConfigDict:
     """The optimiser, AdamW."""
-    return section(settings.Optimizer, learning_rate=learning_rate, **given)
+    return section(settings.OptimizerSettings, learning_rate=learning_rate, **given)
 
 
 def generate(**given: Any) -> ConfigDict:
     """The texts that a language model generates."""
-    return section(settings.Generate, **given)
+    return section(settings.GenerateSettings, **given)

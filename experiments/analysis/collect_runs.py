@@ -9,8 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from configs import settings
-from configs.settings import RunConfig
+from configs.settings import RunConfig, free_names
 from experiments.analysis.recorded_runs import Run
 from lora_jax.files.canonical_json import canonical
 
@@ -117,7 +116,7 @@ def settings_of(config: RunConfig) -> Iterator[tuple[str, str]]:
     Older versions recorded unset settings of a variant as null; these are left out.
     """
 
-    free = settings.free_names(type(config))
+    free = free_names(type(config))
 
     def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and value:

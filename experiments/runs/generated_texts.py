@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.settings import Generate, RunConfig, TextConfig
+from configs.settings import GenerateSettings, RunConfig, TextConfig
 from experiments.setup.completion import begin
 from experiments.setup.experiment import Experiment
 from experiments.setup.validate_texts import FROM_OPTIONS
@@ -27,7 +27,7 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
     tokenizer, step = experiment.tokenizer, experiment.workload.step
     if step is None or tokenizer.eos_id is None:
         raise ValueError(f"task '{experiment.task.name}' is not text-to-text: nothing is written")
-    section, limit = _settings(experiment), experiment.workload.longest
+    section, limit = _settings(experiment), experiment.workload.prompt_limit
     beams = {
         "beams": section.beams,
         "length_penalty": section.length_penalty,
@@ -60,7 +60,7 @@ def writes_samples(config: RunConfig) -> bool:
     return isinstance(config, TextConfig) and config.generate.samples > 0
 
 
-def _settings(experiment: Experiment) -> Generate:
+def _settings(experiment: Experiment) -> GenerateSettings:
     assert isinstance(experiment.config, TextConfig)
     return experiment.config.generate
 

@@ -9,11 +9,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import ClassifierConfig, Encoder
+from configs.settings import ClassifierConfig, EncoderSettings
 from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.task_and_model import (
-    Loaded,
+    TaskAndModel,
     Texts,
     boundaries,
     check_vocabulary,
@@ -59,7 +59,7 @@ def read_texts(config: ClassifierConfig) -> Texts:
     )
 
 
-def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> Loaded:
+def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
     """Load a config's task and model (see `load.load`)."""
     folder = locate(config.model.name)
     task: Any = texts.task
@@ -78,15 +78,15 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> Loaded:
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
     digest = processes.first(lambda: weight_files.weights_digest(folder))
-    return Loaded(texts, _workload(task), model, digest)
+    return TaskAndModel(texts, _workload(task), model, digest)
 
 
-def load_abstract(config: ClassifierConfig) -> Loaded:
+def load_abstract(config: ClassifierConfig) -> TaskAndModel:
     """As `load`, with shapes in place of weights."""
     texts = read_texts(config)
     task: Any = texts.task
     abstracted = lj.from_nnx(abstract(texts.shape, config.model, task.num_outputs))
-    return Loaded(texts, _workload(task), lambda key: abstracted)
+    return TaskAndModel(texts, _workload(task), lambda key: abstracted)
 
 
 def _workload(task: data.Task) -> Workload:
@@ -103,13 +103,15 @@ def _workload(task: data.Task) -> Workload:
     )
 
 
-def _shardings(shape: Config, model: Encoder, outputs: int, mesh: Mesh | None) -> Shardings | None:
+def _shardings(
+    shape: Config, model: EncoderSettings, outputs: int, mesh: Mesh | None
+) -> Shardings | None:
     if mesh is None:
         return None
     return shardings_of(abstract(shape, model, outputs), ENCODER, mesh)
 
 
-def abstract(shape: Config, model: Encoder, outputs: int) -> Classifier:
+def abstract(shape: Config, model: EncoderSettings, outputs: int) -> Classifier:
     """The classifier of a config's `model`, with shapes in place of weights."""
     classifier: Any = FAMILIES[shape.model_type].classifier
     given = shape, outputs, model.pool

@@ -11,11 +11,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from configs import settings
-from configs.settings import Generate, TextConfig
+from configs.settings import GenerateSettings, TextConfig
 from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.task_and_model import (
-    Loaded,
+    TaskAndModel,
     Texts,
     boundaries,
     check_vocabulary,
@@ -100,7 +100,7 @@ def workload(
         ),
         rules=DECODER,
         step=cached_step(decoder)[0],
-        longest=prompt,
+        prompt_limit=prompt,
     )
 
 
@@ -175,7 +175,7 @@ def read_texts(config: TextConfig) -> Prompts:
     )
 
 
-def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> Loaded:
+def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> TaskAndModel:
     """Load a config's task and model (see `load.load`)."""
     where = locate(config.model.name)
     given, shardings = options(config.model), None
@@ -188,22 +188,22 @@ def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> Loaded:
     return _loaded(config, texts, decoder, digest)
 
 
-def load_abstract(config: TextConfig) -> Loaded:
+def load_abstract(config: TextConfig) -> TaskAndModel:
     """As `load`, with shapes in place of weights."""
     texts, where = read_texts(config), locate(config.model.name)
     return _loaded(config, texts, decoders.read_abstract_decoder(where, **options(config.model)))
 
 
-def _loaded(config: TextConfig, texts: Prompts, decoder: Decoder, digest: str = "") -> Loaded:
+def _loaded(config: TextConfig, texts: Prompts, decoder: Decoder, digest: str = "") -> TaskAndModel:
     longest, chunk = int(texts.encoded["train"].labels.max()), config.model.chunk
     smoothing = config.train.label_smoothing
     forward, params = completion_likelihood(decoder, longest, chunk, smoothing)
     task: Any = texts.task
     work = workload(task, decoder, texts.parts, chunk, texts.prompt)
-    return Loaded(texts, work, lambda key: (forward, params), digest)
+    return TaskAndModel(texts, work, lambda key: (forward, params), digest)
 
 
-def _check_cache(decoder: Decoder, generate: Generate) -> None:
+def _check_cache(decoder: Decoder, generate: GenerateSettings) -> None:
     """Raise a ValueError if the key-value cache of the generated tokens does not fit in memory.
 
     The model generates only after training, so this is checked early. The cache of the prompts,
@@ -230,7 +230,7 @@ def abstract_model(config: TextConfig, outputs: int) -> tuple[Any, Any]:
     return completion_likelihood(decoder, 1, config.model.chunk)
 
 
-def options(model: settings.Decoder) -> dict[str, Any]:
+def options(model: settings.DecoderSettings) -> dict[str, Any]:
     """The arguments for making the decoder of a config's `model`."""
     return {
         "dtype": model.compute_dtype,

@@ -58,7 +58,7 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
         plain=config,
         experiment=config.get("experiment", ""),
         seed=config["seed"],
-        variant=settings.Variant(name=variant["name"], settings=chosen),
+        variant=settings.VariantSettings(name=variant["name"], settings=chosen),
         targets=tuple(config.get("targets", ())),
         also_train=tuple(config.get("also_train", ())),
         start_from=config.get("start_from"),
@@ -81,17 +81,19 @@ def _sections(kind: type[RunConfig]) -> dict[str, type]:
     return {
         name: hint
         for name, hint in hints.items()
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint != settings.Variant
+        if isinstance(hint, type)
+        and dataclasses.is_dataclass(hint)
+        and hint != settings.VariantSettings
     }
 
 
 MAKERS = {
-    settings.Encoder: "model",
-    settings.Decoder: "decoder",
-    settings.Data: "data",
-    settings.Texts: "texts",
-    settings.Training: "train",
-    settings.TextTraining: "train",
+    settings.EncoderSettings: "model",
+    settings.DecoderSettings: "decoder",
+    settings.DataSettings: "data",
+    settings.TextSettings: "texts",
+    settings.TrainSettings: "train",
+    settings.TextTrainSettings: "train",
 }
 """The functions of `configs.common` that make sections and have other names than these."""
 

@@ -18,7 +18,7 @@ from experiments.setup import from_config
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import advice, asked
 from experiments.setup.sharded_batches import spread
-from experiments.setup.task_and_model import Loaded, Texts
+from experiments.setup.task_and_model import TaskAndModel, Texts
 from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
@@ -163,7 +163,7 @@ class Experiment:
 
 def build(
     config: RunConfig,
-    shared: Loaded | None = None,
+    shared: TaskAndModel | None = None,
     mesh: Mesh | None = None,
     texts: Texts | None = None,
 ) -> Experiment:

@@ -21,7 +21,7 @@ ANY_BASE = "any_base:"
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 
 
-def make_variant(chosen: settings.Variant) -> lj.Variant:
+def make_variant(chosen: settings.VariantSettings) -> lj.Variant:
     """The variant that a config names, with the settings that it sets."""
     return variants.make(chosen.name, **chosen.settings)
 
@@ -81,7 +81,7 @@ def make_run_targets(config: RunConfig, steps: int) -> dict[Any, lj.Variant]:
     return {where: for_steps(each, steps) for where, each in made.items()}
 
 
-def make_storage(section: settings.Quantize) -> dict[str, Any]:
+def make_storage(section: settings.QuantizeSettings) -> dict[str, Any]:
     """The storage of each pattern of frozen weights; empty if all weights are stored densely."""
     name = section.storage
     if name == "none":
@@ -102,7 +102,7 @@ def adapt(config: RunConfig, forward: Any, targets: Mapping[Any, lj.Variant]) ->
     return lj.adapt(forward, None, targets, config.also_train, make_storage(config.quantize))
 
 
-def make_task(section: settings.Data) -> data.Task:
+def make_task(section: settings.DataSettings) -> data.Task:
     """The task that a config names.
 
     The config may limit the training examples, and add another task's validation part as `extra`.
@@ -125,7 +125,7 @@ def make_task(section: settings.Data) -> data.Task:
     return task.few(section.train, section.draw) if section.train else task
 
 
-def make_text_task(section: settings.Texts) -> data.TextTask:
+def make_text_task(section: settings.TextSettings) -> data.TextTask:
     """The text-to-text task that a config names, with fewer examples if the config says so."""
     where = section.folder or None, section.files
     task = data.load_text_task(section.name, section.source, *where, validation=section.validation)
@@ -134,7 +134,7 @@ def make_text_task(section: settings.Texts) -> data.TextTask:
     return task.few(section.train, section.draw) if section.train else task
 
 
-def make_loop(section: settings.Training, examples: int, metric: str) -> Loop:
+def make_loop(section: settings.TrainSettings, examples: int, metric: str) -> Loop:
     """The training loop: its steps, and how often to log, evaluate and save."""
     steps = max(1, round(-(-examples // section.batch_size) * section.epochs))
     if section.max_steps:
@@ -152,7 +152,7 @@ def make_loop(section: settings.Training, examples: int, metric: str) -> Loop:
     )
 
 
-def make_hyper(section: settings.Optimizer, steps: int) -> dict[str, float]:
+def make_hyper(section: settings.OptimizerSettings, steps: int) -> dict[str, float]:
     """The numbers of an optimiser; each may differ between the trials of one program.
 
     Raises:
@@ -170,7 +170,7 @@ def make_hyper(section: settings.Optimizer, steps: int) -> dict[str, float]:
     return hyper
 
 
-def require_schedule(section: settings.Optimizer) -> None:
+def require_schedule(section: settings.OptimizerSettings) -> None:
     """Raise a ValueError for an unknown schedule."""
     if section.schedule not in optim.SCHEDULES:
         near = nearest(section.schedule, optim.SCHEDULES)

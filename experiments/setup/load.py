@@ -4,9 +4,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from configs.settings import RunConfig, TextConfig, Training
+from configs.settings import RunConfig, TextConfig, TrainSettings
 from experiments.setup import classification, completion
-from experiments.setup.task_and_model import Loaded, Texts
+from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
 from lora_jax.sharding.mesh import ROWS, part_count
 
@@ -25,7 +25,7 @@ def read_texts(config: RunConfig) -> Texts:
     return _kind(config).read_texts(config)
 
 
-def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None) -> Loaded:
+def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None) -> TaskAndModel:
     """Load the task and the model of a config, with weights on the devices of a mesh, if given.
 
     Args:
@@ -39,7 +39,7 @@ def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None
     return _kind(config).load(config, texts or read_texts(config), mesh)
 
 
-def load_abstract(config: RunConfig) -> Loaded:
+def load_abstract(config: RunConfig) -> TaskAndModel:
     """Like `load`, but with shapes in place of the model's weights, which are not read."""
     return _kind(config).load_abstract(config)
 
@@ -63,7 +63,7 @@ def _kind(config: RunConfig) -> Any:
     return completion if isinstance(config, TextConfig) else classification
 
 
-def _require_even_rows(section: Training, mesh: Mesh) -> None:
+def _require_even_rows(section: TrainSettings, mesh: Mesh) -> None:
     """Raise a ValueError if a batch cannot be divided evenly over a mesh."""
     multiple = section.accumulate * part_count(ROWS, mesh)
     if section.batch_size % multiple:

@@ -37,7 +37,7 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Loaded:
+class TaskAndModel:
     """A task's examples as tokens, and a model."""
 
     texts: Texts
@@ -75,7 +75,7 @@ def check_vocabulary(
 
 
 @contextlib.contextmanager
-def text_limit(section: settings.Examples, most: int, model: Path) -> Iterator[int]:
+def text_limit(section: settings.ExampleSettings, most: int, model: Path) -> Iterator[int]:
     """Give the most tokens of a text: `max_length` of the config's `data`, or the model's limit.
 
     Args:
@@ -96,7 +96,7 @@ def text_limit(section: settings.Examples, most: int, model: Path) -> Iterator[i
 
 
 def boundaries(
-    encoded: Mapping[str, data.Encoded], section: settings.Examples, limit: int
+    encoded: Mapping[str, data.Encoded], section: settings.ExampleSettings, limit: int
 ) -> tuple[int, ...]:
     """The lengths that the batches of all parts are padded to.
 

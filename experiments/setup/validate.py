@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from configs.settings import Decoder, Model, RunConfig, TextConfig
+from configs.settings import DecoderSettings, ModelSettings, RunConfig, TextConfig
 from experiments.setup import from_config
 from experiments.setup.validate_texts import validate_texts
 from lora_jax import data
@@ -68,10 +68,10 @@ def _require_source(config: RunConfig) -> None:
         raise ValueError(f"config.data.source '{source}' is of {other}, not of this config")
 
 
-def _require_dtypes(model: Model) -> None:
+def _require_dtypes(model: ModelSettings) -> None:
     """Raise a ValueError for an unknown dtype."""
     dtypes = {"dtype": model.dtype}
-    if isinstance(model, Decoder) and model.compute_dtype is not None:
+    if isinstance(model, DecoderSettings) and model.compute_dtype is not None:
         dtypes["compute_dtype"] = model.compute_dtype
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:

@@ -1,6 +1,6 @@
 """Check the settings that only a language model's config has, before anything is loaded."""
 
-from configs.settings import Decoder, Generate, TextConfig
+from configs.settings import DecoderSettings, GenerateSettings, TextConfig
 from lora_jax import data
 from lora_jax.metrics import text_metrics
 from lora_jax.models.parts.decoder import POLICIES
@@ -22,7 +22,7 @@ def validate_texts(config: TextConfig) -> None:
         raise ValueError(f"unknown model.remat '{remat}'; nearest: {nearest(remat, known[1:])}")
 
 
-def check_written(generate: Generate, task: data.TextTask) -> None:
+def check_written(generate: GenerateSettings, task: data.TextTask) -> None:
     """Raise a ValueError if generated texts could not be scored as a config's `generate` says.
 
     The model generates only after training, so this is checked early.
@@ -43,6 +43,6 @@ def check_written(generate: Generate, task: data.TextTask) -> None:
             raise ValueError(f"config.generate.metrics '{name}': {error}") from None
 
 
-def remat_of(model: Decoder) -> bool | str:
+def remat_of(model: DecoderSettings) -> bool | str:
     """The decoder's `remat` argument for a config's `model.remat`."""
     return True if model.remat == LAYERS else model.remat or False

@@ -35,5 +35,5 @@ class Workload:
     """The sharding rules of the model's own weights on a mesh."""
     step: CachedStep | None = None
     """The same model, one token at a time, for generation; None if it cannot generate."""
-    longest: int = 0
+    prompt_limit: int = 0
     """The most tokens of a prompt for generation; a longer prompt loses its beginning."""

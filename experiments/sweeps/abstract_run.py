@@ -14,7 +14,7 @@ from experiments.runs.group import traced_step
 from experiments.setup import from_config
 from experiments.setup.experiment import predictor
 from experiments.setup.load import load_abstract
-from experiments.setup.task_and_model import Loaded
+from experiments.setup.task_and_model import TaskAndModel
 from lora_jax import data
 from lora_jax.training.fingerprint import fingerprint
 from lora_jax.training.step import Loss, TrainState
@@ -115,7 +115,7 @@ class AbstractRun:
         return adapted, *jax.eval_shape(adapted.init, key, self.params, ids, ids, ids)
 
 
-def _batches(loaded: Loaded, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:
+def _batches(loaded: TaskAndModel, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:
     """The shapes of a batch for each padded length of the parts; shuffling does not change them."""
     found: dict[int, BatchShapes] = {}
     for encoded in map(loaded.texts.encoded.__getitem__, parts):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from small_decoder import random_decoder
 
 from configs import quickstart
-from configs.settings import Generate
+from configs.settings import GenerateSettings
 from experiments.distributed.mesh import mesh_of
 from experiments.planning.step_memory import Shapes
 from experiments.runs import run, train_trials
@@ -243,7 +243,7 @@ def test_a_batch_of_more_rows_than_memory_is_refused_before_it_is_made(smoke, tm
 def test_texts_whose_cache_does_not_fit(monkeypatch):
     decoder = random_decoder()
     config = decoder.config
-    numbers = Generate(batch_size=3, beams=2, max_new_tokens=7, samples=1, scored=0)
+    numbers = GenerateSettings(batch_size=3, beams=2, max_new_tokens=7, samples=1, scored=0)
     slots = 3 * 2 * 7
     # keys and values in float32; a position, whether there is a token, and how many there are
     each = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim

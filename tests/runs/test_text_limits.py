@@ -10,7 +10,7 @@ import pytest
 from small_language import write_model, write_set
 from text_runs import config, own_scores
 
-from configs.settings import Texts
+from configs.settings import TextSettings
 from experiments.analysis import recorded_runs
 from experiments.planning import memory_formula
 from experiments.runs import generated_texts
@@ -139,7 +139,7 @@ def test_what_sources_put_around_a_question_is_left_out_of_a_conversation():
 )
 def test_held_out_examples_are_told_from_those_of_a_development_part(source, name, apart):
     for validation in (100, 0):
-        section = Texts(source=source, name=name, validation=validation)
+        section = TextSettings(source=source, name=name, validation=validation)
         found = recorded_runs.held_out(SimpleNamespace(data=section))
         assert found is (apart and validation > 0)
 
