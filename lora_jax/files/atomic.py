@@ -4,10 +4,6 @@ import os
 from pathlib import Path
 
 from lora_jax.files import full_disk
-from lora_jax.files.canonical_json import canonical as canonical
-from lora_jax.files.canonical_json import config_digest as config_digest
-from lora_jax.files.canonical_json import numbers as numbers
-from lora_jax.files.canonical_json import plain as plain
 
 
 def write_atomically(path: Path, data: bytes) -> None:

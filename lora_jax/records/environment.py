@@ -10,11 +10,6 @@ from typing import Any
 
 import jax
 
-from lora_jax.files.canonical_json import canonical as canonical
-from lora_jax.files.canonical_json import config_digest as config_digest
-from lora_jax.files.canonical_json import numbers as numbers
-from lora_jax.files.canonical_json import plain as plain
-
 
 def environment() -> dict[str, Any]:
     """The record's `versions`, `device` and `git` (None if this file is not in a checkout)."""

@@ -16,10 +16,7 @@ from typing import Any, Literal
 
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
-from lora_jax.files.canonical_json import canonical as canonical
-from lora_jax.files.canonical_json import config_digest as config_digest
-from lora_jax.files.canonical_json import numbers as numbers
-from lora_jax.files.canonical_json import plain as plain
+from lora_jax.files.canonical_json import canonical, config_digest, numbers, plain
 from lora_jax.records import seal
 
 LOCK = ".lock"
