@@ -94,14 +94,11 @@ def run_together(
     started = time.perf_counter()
     if mesh is not None and len(configs) > 1:
         raise ValueError("only a single trial trains on a mesh")
-    ended = _ended(configs, folders, left)  # works in read-only folders, too
-    if len(ended) == len(configs):
-        recorded = [folders[n] for n, each in ended.items() if isinstance(each, run_record.Record)]
-        if say is not None and processes.writes() and not all(map(_sealed, recorded)):
+    if len(configs) == 1 and (ended := _ended(configs, folders, left)):
+        # This works in a read-only folder, too.
+        if say is not None and processes.writes() and not _sealed(ended[0], folders[0]):
             say(UNSEALED)
-        if len(configs) > 1:  # an earlier process may have died after the last record
-            GroupFolder.of(configs, folders).remove()
-        return [ended[number] for number in range(len(configs))]
+        return [ended[0]]
     with preemption() as interrupted, alone_in(folders) as busy:
         order = Order(label, execution, audit, interrupted, started)
         if len(configs) > 1:
@@ -234,7 +231,10 @@ def _record(config: RunConfig, folder: Path, left: Collection[str]) -> run_recor
     return record if record is not None and record.status in left else None
 
 
-def _sealed(folder: Path) -> bool:
+def _sealed(ended: Ended, folder: Path) -> bool:
+    """Whether a run's record has a seal; a run without a record needs none."""
+    if not isinstance(ended, run_record.Record):
+        return True
     found = run_record.read_sealed(folder)
     return found is not None and found[1]
 

@@ -149,7 +149,8 @@ def _fit(
             states, notes = saved.best(states, outcomes)
     if outcomes[0].interrupted:
         if writes:
-            print(f"interrupted: step {outcomes[0].steps} is saved; the same command goes on")
+            step = max(outcome.steps for outcome in outcomes)  # a diverged trial stopped before
+            print(f"interrupted: step {step} is saved; the same command goes on")
         raise Interrupted
     return states, notes
 

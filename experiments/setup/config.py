@@ -37,7 +37,7 @@ def typed(config: Mapping[str, Any]) -> RunConfig:
 def study_of(config: Mapping[str, Any]) -> settings.Study | None:
     """The place of a recorded run in a table, if it has one; nothing else of the config is read."""
     study = config.get("study")
-    return _known(settings.Study, "study", study) if study and isinstance(study, Mapping) else None
+    return _known(settings.Study, study) if study and isinstance(study, Mapping) else None
 
 
 def of_record(config: Mapping[str, Any]) -> RunConfig:
@@ -140,17 +140,17 @@ def _complete(kind: type, name: str, values: Mapping[str, Any]) -> Any:
                 f"config.{name} has no setting '{key}'; nearest: {nearest(key, fields)}"
             )
         _require_type(f"{name}.{key}", value, hints[key])
-    return _known(kind, name, values)
+    return _known(kind, values)
 
 
 def _recorded(kind: type, name: str, values: Mapping[str, Any]) -> Any:
     """A section of a recorded config; a setting that is lacking and has no default is None."""
     fields = dataclasses.fields(kind)
     none = {f.name: None for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-    return _known(kind, name, none | dict(values))
+    return _known(kind, none | dict(values))
 
 
-def _known(kind: type, name: str, values: Mapping[str, Any]) -> Any:
+def _known(kind: type, values: Mapping[str, Any]) -> Any:
     """A section of the settings that its class knows, unchecked."""
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{key: _fixed(value) for key, value in values.items() if key in names})

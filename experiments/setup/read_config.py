@@ -70,7 +70,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
             _check_config(files[-1], values["config"].value)
     _check_numbers(argv, values)
     if "config" in values and not is_text:
-        variant_flags.check(values["config"].value, _texts(argv, values))
+        variant_flags.require_types(values["config"].value, _texts(argv, values))
     return rest
 
 

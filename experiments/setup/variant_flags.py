@@ -53,7 +53,7 @@ def unset(config: ConfigDict) -> None:
         _unset(section, _types(section.get("name")))
 
 
-def check(config: Any, texts: Mapping[str, str]) -> None:
+def require_types(config: Any, texts: Mapping[str, str]) -> None:
     """Raise a ValueError if a flag has set a setting of the variant to a value of another type.
 
     Args:

@@ -250,10 +250,11 @@ def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
 
 
 def _leaves(value: Any, where: str = "config") -> Iterator[tuple[str, str]]:
+    """The settings of a config, as text; one that is null is as good as absent."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _leaves(item, f"{where}.{key}")
-    else:
+    elif value is not None:
         yield where, canonical(value)
 
 

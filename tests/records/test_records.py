@@ -254,6 +254,22 @@ def test_a_folder_is_claimed_once_and_resumed_by_the_same_configuration(tmp_path
     assert claim(tmp_path / "runs" / "2", CONFIG) is False
 
 
+def test_a_setting_that_is_null_is_as_good_as_absent(tmp_path):
+    """Earlier versions wrote out the settings of a variant that were not set."""
+    variants = [{"name": "lora", "rank": None}, {"name": "lora"}, {"name": "lora", "rank": 8}]
+    for number, first in enumerate(variants):
+        folder = tmp_path / str(number)
+        claim(folder, CONFIG | {"variant": first})
+        for variant in variants:
+            if (variant.get("rank") == 8) == (first.get("rank") == 8):
+                assert claim(folder, CONFIG | {"variant": variant}) is True
+                continue
+            with pytest.raises(
+                ValueError, match=r"variant\.rank is (8|absent) there and (8|absent) h"
+            ):
+                claim(folder, CONFIG | {"variant": variant})
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
