@@ -95,8 +95,6 @@ def section(kind: type, **given: Any) -> ConfigDict:
     made, types = kind(**given), typing.get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):
-        if field.metadata.get("optional") and field.name not in given:
-            continue
         value = getattr(made, field.name)
         if value is None:  # the command line can set it
             value = config_dict.placeholder(typing.get_args(types[field.name])[0])

@@ -71,6 +71,8 @@ class ModelSettings:
     """The dtype of the parameters, also of those that method `full` trains."""
     dropout: bool = True
     """Whether training uses the model's own dropout, at its published rates."""
+    unroll: int | None = setting(None, at_least(1), optional=True, free=True)
+    """How many layers an iteration of the loop over layers applies; None: the backend's default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,14 @@
 """Make a config's training step from shapes and shardings, without its data and weights."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import ClassifierConfig, RunConfig, TextConfig
+from configs.settings import ClassifierConfig, Model, RunConfig, TextConfig
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.experiment import predictor
@@ -23,6 +23,7 @@ from lora_jax.training.step import Loss, Step, TrainState, cross_entropy, make_t
 
 PLACEHOLDER_STEPS = 1000
 """Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
+ModelT = TypeVar("ModelT", bound=Model)
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""
 
@@ -110,7 +111,7 @@ def model_of(
     """
     if isinstance(config, ClassifierConfig):
         shape = encoders.read_encoder_config(locate(config.model.name))
-        abstract = classification.abstract(shape, config.model, OUTPUTS)
+        abstract = classification.abstract(shape, _scanned(config.model), OUTPUTS)
         tokens = min(config.data.max_length, shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy
     if not isinstance(config, TextConfig):
@@ -120,9 +121,17 @@ def model_of(
         shape = read_decoder_config(locate(config.model.name))
     else:
         shape = decoder_family_of(content).config.from_json(content)
-    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(config.model))
+    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(_scanned(config.model)))
     tokens = min(config.data.max_length, shape.max_tokens)
     smoothing, longest = config.train.label_smoothing, predicted or tokens
     likelihood = completion.completion_likelihood
     forward, params = likelihood(decoder, longest, config.model.chunk, smoothing)
     return forward, params, DECODER, tokens, completion.cross_entropy_per_token
+
+
+def _scanned(model: ModelT) -> ModelT:
+    """A config's model with scanned layers by default, as on the accelerators that are planned for.
+
+    This process compiles for them on the CPU, whose default is another one.
+    """
+    return dataclasses.replace(model, unroll=model.unroll or 1)

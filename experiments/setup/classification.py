@@ -71,6 +71,7 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndMo
         key=jax.random.key(0),
         dtype=config.model.dtype,
         head_dropout=config.model.head_dropout,
+        unroll=config.model.unroll,
         shardings=_shardings(texts.shape, config.model, task.num_outputs, mesh),
     )
 
@@ -115,7 +116,8 @@ def abstract(shape: Config, model: EncoderSettings, outputs: int) -> Classifier:
     """The classifier of a config's `model`, with shapes in place of weights."""
     classifier: Any = FAMILIES[shape.model_type].classifier
     given = shape, outputs, model.pool
-    return nnx.eval_shape(lambda: classifier(*given, dtype=model.dtype, rngs=nnx.Rngs(0)))
+    options = {"dtype": model.dtype, "unroll": model.unroll}
+    return nnx.eval_shape(lambda: classifier(*given, **options, rngs=nnx.Rngs(0)))
 
 
 def abstract_model(config: ClassifierConfig, outputs: int) -> tuple[Any, Any]:

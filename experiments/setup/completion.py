@@ -236,6 +236,7 @@ def options(model: settings.DecoderSettings) -> dict[str, Any]:
         "dtype": model.compute_dtype,
         "param_dtype": model.dtype,
         "remat": remat_of(model),
+        "unroll": model.unroll,
     }
 
 

@@ -30,6 +30,7 @@ from lora_jax.models.parts.modules import (
     attention_bias,
     check_inputs,
     dropout,
+    over_layers,
     split_keys,
     wide,
 )
@@ -148,4 +149,4 @@ class BertClassifier(EncoderClassifier):
         if self.remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
-        return jax.lax.scan(layer, x, (weights, rngs))[0]
+        return over_layers(layer, x, (weights, rngs), c.num_hidden_layers, self.unroll)

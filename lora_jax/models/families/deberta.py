@@ -35,6 +35,7 @@ from lora_jax.models.parts.modules import (
     check_inputs,
     dropout,
     like,
+    over_layers,
     split_keys,
     wide,
 )
@@ -208,7 +209,8 @@ class DebertaClassifier(EncoderClassifier):
             layer = jax.checkpoint(layer, prevent_cse=False)
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         is_first = jnp.arange(c.num_hidden_layers) == 0
-        return jax.lax.scan(layer, x, (weights, rngs, is_first))[0]
+        stacked = weights, rngs, is_first
+        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll)
 
 
 def _unchanged(x: Array) -> Array:

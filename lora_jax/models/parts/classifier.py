@@ -29,8 +29,8 @@ class EncoderClassifier(nnx.Module):
 
     The encoder computes in `dtype`, by default the dtype of its parameters; norms and softmax are
     in float32 at least, the head in the dtype of its parameters. `remat` recomputes each layer in
-    the backward pass instead of keeping its activations. The model holds no random state: pass
-    `rng` to a call for dropout.
+    the backward pass instead of keeping its activations; `unroll` is that of
+    `modules.over_layers`. The model holds no random state: pass `rng` to a call for dropout.
 
     A family defines `embeddings_type`, `layer_type`, `pool_first` and `encode`.
     """
@@ -47,10 +47,12 @@ class EncoderClassifier(nnx.Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
+        unroll: int | None = None,
         rngs: nnx.Rngs,
     ):
         check_head(num_labels, pool)
-        self.config, self.pool, self.dtype, self.remat = config, pool, dtype, remat
+        self.config, self.pool, self.dtype = config, pool, dtype
+        self.remat, self.unroll = remat, unroll
         width, std = config.hidden_size, config.initializer_range
         self.embeddings = self.embeddings_type(config, param_dtype, rngs)
         make = functools.partial(self.layer_type, config, param_dtype)

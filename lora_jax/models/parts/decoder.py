@@ -18,7 +18,15 @@ from lora_jax.models.parts.causal_attention import (
     restarting,
     visible,
 )
-from lora_jax.models.parts.modules import Embedding, Linear, dropout, split_keys, stack_layers, wide
+from lora_jax.models.parts.modules import (
+    Embedding,
+    Linear,
+    dropout,
+    over_layers,
+    split_keys,
+    stack_layers,
+    wide,
+)
 from lora_jax.models.parts.rope import Rotation
 
 POLICIES = (
@@ -75,9 +83,9 @@ class Decoder(nnx.Module):
     It computes in `dtype`, by default the dtype of its parameters; norms, rotations, softmax and
     logits are in float32 at least. `remat` recomputes each layer in the backward pass instead of
     keeping its activations; the name of a policy of `jax.checkpoint_policies` (see `POLICIES`)
-    keeps some. `implementation` is that of `jax.nn.dot_product_attention`. Activations are sharded
-    over `mesh` (see `Activations`). The model holds no random state: pass `rng` to a call for
-    dropout.
+    keeps some. `unroll` is that of `modules.over_layers`, `implementation` that of
+    `jax.nn.dot_product_attention`. Activations are sharded over `mesh` (see `Activations`). The
+    model holds no random state: pass `rng` to a call for dropout.
 
     A family defines `layer_type`, `make_norm` and, if needed, `embed` and `rotation`.
     """
@@ -91,13 +99,14 @@ class Decoder(nnx.Module):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         remat: bool | str = False,
+        unroll: int | None = None,
         implementation: Implementation | None = None,
         mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
         check_remat(remat)
         check_implementation(implementation)
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.implementation: Implementation | None = implementation
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
         self.embedding = Embedding(*sizes, param_dtype, rngs)
@@ -182,7 +191,7 @@ class Decoder(nnx.Module):
         slides = jnp.asarray(self.config.slides) if len(sights) == 2 else None
         count = self.config.num_hidden_layers
         rngs = None if layers_rng is None else jax.random.split(layers_rng, count)
-        x, _ = jax.lax.scan(layer, x, (weights, slides, rngs))
+        x = over_layers(layer, x, (weights, slides, rngs), count, self.unroll)
         return self.layers.activations.whole(self.norm(x))
 
     def logits(self, hidden: Array) -> Array:

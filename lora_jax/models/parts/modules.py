@@ -1,7 +1,7 @@
 """The building blocks of all models: linear layers, norms, tables, dropout, stacking, pooling."""
 
 from collections.abc import Callable
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,32 @@ def stack_layers(make: Callable[[nnx.Rngs], LayerT], copies: int, rngs: nnx.Rngs
         return make(rngs)
 
     return layers(rngs)
+
+
+UNROLLED = {"cpu": 12}
+"""Up to how many layers are unrolled by default, by backend; more of them, or others, are scanned.
+
+On CPUs, a scan fills and copies the values that the backward pass needs. Unrolled layers take
+longer to compile, and elsewhere more memory.
+"""
+
+
+def over_layers(
+    layer: Callable[[Array, Any], tuple[Array, None]],
+    x: Array,
+    stacked: Any,
+    count: int,
+    unroll: int | None,
+) -> Array:
+    """Apply `count` layers one after another: x through `layer`, with each entry of `stacked`.
+
+    Args:
+      unroll: how many layers an iteration of the loop applies; by default all that `UNROLLED`
+        allows, or one.
+    """
+    if unroll is None:
+        unroll = count if count <= UNROLLED.get(jax.default_backend(), 0) else 1
+    return jax.lax.scan(layer, x, stacked, unroll=min(unroll, count))[0]
 
 
 def attention_bias(mask: Array, dtype: DTypeLike) -> Array:

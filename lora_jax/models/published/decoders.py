@@ -73,6 +73,7 @@ def load_decoder(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     remat: bool | str = False,
+    unroll: int | None = None,
     implementation: Implementation | None = None,
     mesh: Mesh | None = None,
     shardings: Shardings | None = None,
@@ -96,7 +97,8 @@ def load_decoder(
     """
     check_remat(remat)
     check_implementation(implementation)
-    options: Any = {"dtype": dtype, "remat": remat, "implementation": implementation}
+    options: Any = {"dtype": dtype, "remat": remat, "unroll": unroll}
+    options["implementation"] = implementation
     options["mesh"] = mesh
     source, config = _source(folder)
     return decoder_from(source, config, param_dtype=param_dtype, shardings=shardings, **options)

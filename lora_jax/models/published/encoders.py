@@ -86,6 +86,7 @@ def load_classifier(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
+    unroll: int | None = None,
     head_dropout: float | None = None,
     shardings: Shardings | None = None,
 ) -> Loaded:
@@ -114,7 +115,14 @@ def load_classifier(
 
     classifier: Any = FAMILIES[config.model_type].classifier
     build = functools.partial(
-        classifier, config, num_labels, pool, dtype=dtype, param_dtype=param_dtype, remat=remat
+        classifier,
+        config,
+        num_labels,
+        pool,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        unroll=unroll,
     )
     graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
     leaves = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
