@@ -17,7 +17,7 @@ PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity mutants notebook lint wheel clean
+.PHONY: quickstart instruct test slow parity bench mutants notebook lint wheel clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart $(ARGS)
@@ -34,6 +34,10 @@ slow: $(VENV)/decoders
 # With libtpu in it, JAX looks for a TPU in every process: an environment of its own.
 parity: .venv-parity/parity
 	.venv-parity/bin/$(PYTEST) -m parity $(ARGS)
+
+# Training steps beside PEFT's, in the environment that has both.
+bench: .venv-parity/parity
+	$(ENV) .venv-parity/bin/python -m experiments.bench $(ARGS)
 
 # Which of some hundred faults, put into the code one by one, the tests notice.
 mutants: $(VENV)/decoders

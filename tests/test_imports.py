@@ -49,6 +49,7 @@ ROOMS = (
     "experiments.runs",
     "experiments.sweeps",
     "experiments.sweeps.launchers",
+    "experiments.benchmarks",
     "experiments.analysis",
     "experiments.tables",
     "experiments.figures",
