@@ -29,7 +29,7 @@ def test_layers_apply_one_after_another(unroll):
     weights, shifts = stacked(5)
     expected = np.ones((2, 4))
     for matrix, shift in zip(weights, shifts, strict=True):
-        expected = np.tanh(expected @ np.asarray(matrix, np.float64) + shift)
+        expected = np.tanh(expected @ np.asarray(matrix, np.float64) + np.asarray(shift))
     found = over_layers(layer, jnp.ones((2, 4)), (weights, shifts), 5, unroll)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     gradient = jax.grad(loss)((weights, shifts), 5, unroll)
