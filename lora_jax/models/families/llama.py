@@ -1,7 +1,6 @@
 """The Llama family of decoders in Flax NNX: Llama 2 and 3, TinyLlama, SmolLM2, Mistral, Qwen 2, 3.
 
-The layers are stacked along a leading axis and scanned, so the program and its compile time are the
-same for 16 layers and for 80. Every kernel is a plain (in, out) matrix, (layers, in, out) when
+The layers are stacked along a leading axis, and scanned or unrolled as those of bert.py. Every kernel is a plain (in, out) matrix, (layers, in, out) when
 stacked; outputs are split into heads only after the product. The parameters' paths:
 
     embedding/embedding
