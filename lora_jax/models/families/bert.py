@@ -2,8 +2,8 @@
 
 The layers are stacked along a leading axis, and scanned: the program and its compile time are then
 the same for 6 layers and for 24. On CPUs, a few layers are unrolled (`modules.UNROLLED`). Every
-kernel is a plain (in, out) matrix, (layers, in, out) when stacked; outputs are split into heads only
-after the product. The parameters' paths:
+kernel is a plain (in, out) matrix, (layers, in, out) when stacked; outputs are split into heads
+only after the product. The parameters' paths:
 
     embeddings/{word,position,token_type}/embedding    embeddings/norm/{scale,bias}
     layers/attention/{query,key,value,output}/{kernel,bias}    layers/attention/norm/{scale,bias}

@@ -1,7 +1,8 @@
 """The Llama family of decoders in Flax NNX: Llama 2 and 3, TinyLlama, SmolLM2, Mistral, Qwen 2, 3.
 
-The layers are stacked along a leading axis, and scanned or unrolled as those of bert.py. Every kernel is a plain (in, out) matrix, (layers, in, out) when
-stacked; outputs are split into heads only after the product. The parameters' paths:
+The layers are stacked along a leading axis, and scanned or unrolled as those of bert.py. Every
+kernel is a plain (in, out) matrix, (layers, in, out) when stacked; outputs are split into heads
+only after the product. The parameters' paths:
 
     embedding/embedding
     layers/attention_norm/scale    layers/attention/{query,key,value,output}/kernel
