@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import ClassifierConfig, Model, RunConfig, TextConfig
+from configs.settings import ClassifierConfig, ModelSettings, RunConfig, TextConfig
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.experiment import predictor
@@ -23,7 +23,7 @@ from lora_jax.training.step import Loss, Step, TrainState, cross_entropy, make_t
 
 PLACEHOLDER_STEPS = 1000
 """Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
-ModelT = TypeVar("ModelT", bound=Model)
+ModelT = TypeVar("ModelT", bound=ModelSettings)
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""
 
