@@ -13,7 +13,7 @@ from typing import Any
 from experiments.distributed import processes
 from experiments.runs import artifacts, step_audit
 from experiments.runs.folder_lock import Place
-from experiments.runs.group import Alone, Group, together
+from experiments.runs.group import Alone, Together, together
 from experiments.runs.group_folder import GroupFolder, stepping
 from experiments.runs.progress_bar import bar
 from experiments.setup.experiment import Experiment
@@ -118,7 +118,7 @@ def train(
 
 
 def _fit(
-    group: Group,
+    group: Alone | Together,
     folders: Sequence[Path],
     home: GroupFolder | None,
     outcomes: Sequence[Outcome],
@@ -155,7 +155,9 @@ def _fit(
     return states, notes
 
 
-def _program(group: Group, home: GroupFolder | None, execution: Execution | None) -> Program:
+def _program(
+    group: Alone | Together, home: GroupFolder | None, execution: Execution | None
+) -> Program:
     """The program that the caller or an earlier process chose, or else the fastest."""
     if home is None:
         return group.program("each")

@@ -25,7 +25,7 @@ from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.training.loop_settings import Loop
-from lora_jax.training.step import Batch, Loss, Predict, Step, TrainState, make_train_step
+from lora_jax.training.step import Batch, Predict, Step, TrainState, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,10 +68,10 @@ class Experiment:
         lengths, seed = self.encoded["train"].lengths, self.config.seed
         return data.BatchPlan(lengths, self.batch_size, self.boundaries, seed)
 
-    def predict(self, trainable: Any, frozen: lj.Frozen, batch: Batch, rng: Array | None) -> Array:
-        """The outputs of a batch; `rng` is for dropout in training, and None in evaluation."""
-        dropout, evaluated = self.config.model.dropout, self.workload.evaluated
-        return predictor(self.adapted, dropout, evaluated)(trainable, frozen, batch, rng)
+    @property
+    def predict(self) -> Predict:
+        """The outputs of a batch, with dropout in training (see `predictor`)."""
+        return predictor(self.adapted, self.config.model.dropout, self.workload.evaluated)
 
     def outputs(self, call: Callable[[Batch], Array], encoded: data.Encoded) -> np.ndarray:
         """The outputs of a jitted `call` for every row, (rows, outputs), in the data's order."""
@@ -99,7 +99,7 @@ class Experiment:
 
     def adapted_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The adapted model without dropout, as a function of a batch."""
-        return lambda batch: self._adapted(trainable, self.frozen, batch)
+        return lambda batch: self.jitted(trainable, self.frozen, batch)
 
     def merged_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The base model with merged parameters, as a function of a batch."""
@@ -112,9 +112,11 @@ class Experiment:
         return self.score(self.adapted_call(trainable))
 
     @cached_property
-    def _adapted(self) -> Callable[[Any, lj.Frozen, Batch], Array]:
+    def jitted(self) -> Callable[[Any, lj.Frozen, Batch], Array]:
+        """The adapted model without dropout, as a jitted function of its arrays and a batch."""
+        predict = self.predict
         return jax.jit(
-            lambda trainable, frozen, batch: self.predict(trainable, frozen, batch, None),
+            lambda trainable, frozen, batch: predict(trainable, frozen, batch, None),
             out_shardings=self._everywhere,
         )
 
@@ -124,17 +126,13 @@ class Experiment:
         return self.layout and self.layout.everywhere
 
     @property
-    def loss(self) -> Loss:
-        return self.workload.loss
-
-    @property
     def rng(self) -> Array:
         """The random key for dropout."""
         return jax.random.fold_in(jax.random.key(self.config.seed), 2)
 
     def make_step(self) -> Step:
         accumulate, clip = self.config.train.accumulate, self.config.optimizer.clip
-        given = self.adapted, self.tx, self.predict, self.loss
+        given = self.adapted, self.tx, self.predict, self.workload.loss
         return make_train_step(*given, accumulate, clip, self._state_shardings)
 
     def start(self, keep: bool = True) -> TrainState:
