@@ -21,8 +21,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+import variants
 from configs.settings import TextConfig
-from experiments.setup import from_config
 from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
@@ -149,16 +149,14 @@ def setting_of(experiment: Experiment) -> Setting:
     config = experiment.config
     if not isinstance(config, TextConfig):
         raise ValueError(f"the formula is for language models, not for {config.model.name}")
-    variant = from_config.make_variant(config.variant)
-    lengths = experiment.encoded["train"].lengths
-    longest = next(each for each in experiment.boundaries if each >= int(lengths.max()))
+    variant = variants.make(config.variant.name, **config.variant.settings)
     return Setting(
         rank=getattr(variant, "rank", None),
         storage=config.quantize.storage,
         width=np.dtype(config.model.dtype).itemsize,
         batch=experiment.batch_size // config.train.accumulate,
-        tokens=longest,
-        predicted=int(experiment.encoded["train"].labels.max()),
+        tokens=experiment.texts.longest,
+        predicted=int(experiment.texts.encoded["train"].labels.max()),
         chunk=config.model.chunk,
         remat=bool(config.model.remat),
     )

@@ -48,7 +48,7 @@ def side_by_side(config: str, methods: Sequence[str]) -> Table:
         separator = "," if ":" in config else ":"
         found = read_config([f"--config={config}{separator}method={method}"])
         experiment = build(parse(found.to_dict()))
-        formula = by_formula(experiment.shape, setting_of(experiment))
+        formula = by_formula(experiment.texts.shape, setting_of(experiment))
         made.add_row(method, "formula", *_numbers(formula, 2**20))
         made.add_row("", "compiled", *_numbers(as_compiled(experiment), 2**20))
         made.add_section()

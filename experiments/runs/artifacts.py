@@ -66,10 +66,9 @@ def save(
         shared=processes.whole(experiment.frozen.shared),
     )
     lj.save_adapter(workdir, trainable, frozen, meta)
-    parts = (*experiment.task.extra, *experiment.task.unlabelled)
-    outputs = experiment.predictions(call, *parts)
+    task, labels = experiment.texts.task, experiment.texts.labels
+    outputs = experiment.predictions(call, *task.extra, *task.unlabelled)
     if processes.writes():
-        labels = experiment.workload.labels
         kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
         predictions.write(workdir, kept)
     left = _written(experiment, state.trainable)
@@ -129,7 +128,7 @@ def record(
         config_digest=config_digest(settings),
         **environment(),
         seed=config.seed,
-        data_digest=experiment.task.digest(),
+        data_digest=experiment.texts.task.digest(),
         weights_digest=experiment.weights_digest,
         parameters_trained=counted.trained,
         parameters_total=counted.total,
@@ -152,7 +151,7 @@ def record(
         samples=left.samples,
         signatures=dict(left.signatures) or None,
         audit=outcome.audit,
-        tokenised_per_second=experiment.examples_per_second,
+        tokenised_per_second=experiment.texts.examples_per_second,
     )
 
 

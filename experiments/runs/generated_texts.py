@@ -24,10 +24,12 @@ def write(experiment: Experiment, trainable: Any, prompts: Sequence[str]) -> lis
 
     Prompts are tokenised and cut as in training, and cut further to leave room for an answer.
     """
-    tokenizer, step = experiment.tokenizer, experiment.workload.step
+    tokenizer, step = experiment.texts.tokenizer, experiment.step
     if step is None or tokenizer.eos_id is None:
-        raise ValueError(f"task '{experiment.task.name}' is not text-to-text: nothing is written")
-    section, limit = _settings(experiment), experiment.workload.prompt_limit
+        raise ValueError(
+            f"task '{experiment.texts.task.name}' is not text-to-text: nothing is written"
+        )
+    section, limit = _settings(experiment), experiment.texts.prompt_limit
     beams = {
         "beams": section.beams,
         "length_penalty": section.length_penalty,
@@ -70,7 +72,7 @@ def samples(experiment: Experiment, trainable: Any) -> list[dict[str, Any]]:
 
     The prompts are spread evenly over the part; the model's answers do not affect the choice.
     """
-    task = experiment.task
+    task = experiment.texts.task
     if not isinstance(task, data.TextTask) or not writes_samples(experiment.config):
         return []
     some = task.scored(_settings(experiment).samples).validation
@@ -92,7 +94,7 @@ def scores(experiment: Experiment, trainable: Any) -> tuple[dict[str, float], di
     `accuracy_written_mean` as the mean over the extra parts. Both dicts are empty if the config
     asks for no scores.
     """
-    task, section = experiment.task, _settings(experiment)
+    task, section = experiment.texts.task, _settings(experiment)
     if not isinstance(task, data.TextTask) or section.scored == 0:
         return {}, {}
     some = task if section.scored < 0 else task.scored(section.scored)

@@ -86,7 +86,7 @@ class Together:
 
     def program(self, execution: Execution) -> Program:
         first = self.common
-        given = first.adapted, first.predict, first.workload.loss, first.config, first.loop.steps
+        given = first.adapted, first.predict, first.texts.loss, first.config, first.loop.steps
         hyper = [
             {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
             for each in self.experiments
@@ -118,7 +118,7 @@ class Together:
 
 def _identity(experiment: Experiment) -> dict[str, str]:
     """Digests of what a trial depends on besides its state."""
-    return {"weights": experiment.weights_digest, "data": experiment.task.digest()}
+    return {"weights": experiment.weights_digest, "data": experiment.texts.task.digest()}
 
 
 def together(experiments: Sequence[Experiment]) -> Together:
@@ -129,7 +129,7 @@ def together(experiments: Sequence[Experiment]) -> Together:
         for of_target in zip(*(each.adapted.rules for each in experiments), strict=True)
     )
     adapted = dataclasses.replace(first.adapted, rules=rules)
-    example = np.zeros((first.batch_size, first.boundaries[0]), np.int32)
+    example = np.zeros((first.batch_size, first.texts.boundaries[0]), np.int32)
     params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
     like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
     wide = [widen(each.trainable, each.frozen, like) for each in experiments]

@@ -60,10 +60,10 @@ def _row(label: str, trained: Trained, merged: bool = False) -> tuple[str, ...]:
 def _classify(trained: Trained) -> list[str]:
     """The predicted label of each sentence, with its probability."""
     _, experiment, trainable = trained
-    examples = data.Examples("sentences", SENTENCES, None)
-    encoded = data.encode(experiment.tokenizer, examples, experiment.boundaries[-1])
+    texts, examples = experiment.texts, data.Examples("sentences", SENTENCES, None)
+    encoded = data.encode(texts.tokenizer, examples, texts.boundaries[-1])
     logits = experiment.outputs(experiment.adapted_call(trainable), encoded)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     odds /= odds.sum(axis=1, keepdims=True)
-    names = (isinstance(experiment.task, data.Task) and experiment.task.label_names) or ()
+    names = (isinstance(texts.task, data.Task) and texts.task.label_names) or ()
     return [f"{names[row.argmax()]} ({row.max():.0%})" for row in odds]

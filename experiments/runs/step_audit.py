@@ -1,7 +1,6 @@
 """Audit a run's own step (`lora_jax.compiled.audit`) before it trains, for all batch shapes."""
 
 import dataclasses
-import itertools
 import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -75,9 +74,8 @@ def _room() -> int | None:
 
 def _shapes(experiment: Experiment) -> Iterator[tuple[int, int]]:
     """For each padded length of the first epoch, shortest first: its first step, and the length."""
-    plan = experiment.plan()
-    steps = min(plan.steps_per_epoch, experiment.loop.steps)
-    lengths = [batch.padded_length for batch in itertools.islice(plan.start(), steps)]
+    steps = experiment.loop.steps
+    lengths = [batch.padded_length for batch in experiment.first_epoch()[:steps]]
     for length in sorted(set(lengths)):
         yield lengths.index(length), length
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -165,9 +164,7 @@ def _program(
         print(stepping(chosen, {}))
         return group.program(chosen)
     first = group.experiments[0]
-    plan = first.plan()
-    epoch = itertools.islice(plan.start(), plan.steps_per_epoch)
-    padded = [batch.padded_length for batch in epoch]
+    padded = [batch.padded_length for batch in first.first_epoch()]
     step = padded.index(statistics.mode(padded))
     batches = [next(each.batches(step)) for each in group.experiments]
     shapes, room = len(set(padded)), memory.available()

@@ -19,25 +19,19 @@ from experiments.setup.task_and_model import (
     check_vocabulary,
     text_limit,
 )
-from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
 from lora_jax.models.published import encoders, torch_names, weight_files
 from lora_jax.models.published.location import locate
-from lora_jax.models.published.placed import Shardings
 from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
 from lora_jax.models.published.weight_files import Weights
 from lora_jax.training.step import cross_entropy, squared_error
 
 
-def load_task(config: ClassifierConfig) -> data.Task:
-    return from_config.make_task(config.data)
-
-
 def read_texts(config: ClassifierConfig) -> Texts:
     """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
-    task = load_task(config)
+    task = from_config.make_task(config.data)
     folder = locate(config.model.name)
     shape = encoders.read_encoder_config(folder)
     # Check the model first, as reading the texts may take a while.
@@ -56,45 +50,6 @@ def read_texts(config: ClassifierConfig) -> Texts:
         examples_per_second=tokenised["train"].examples_per_second,
         boundaries=boundaries(encoded, config.data, limit),
         shape=shape,
-    )
-
-
-def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
-    """Load a config's task and model (see `load.load`)."""
-    folder = locate(config.model.name)
-    task: Any = texts.task
-    pool: Any = config.model.pool
-    loaded = encoders.load_classifier(
-        folder,
-        num_labels=task.num_outputs,
-        pool=pool,
-        key=jax.random.key(0),
-        dtype=config.model.dtype,
-        head_dropout=config.model.head_dropout,
-        unroll=config.model.unroll,
-        shardings=_shardings(texts.shape, config.model, task.num_outputs, mesh),
-    )
-
-    def model(key: Array) -> Any:
-        return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
-
-    digest = processes.first(lambda: weight_files.weights_digest(folder))
-    return TaskAndModel(texts, _workload(task), model, digest)
-
-
-def load_abstract(config: ClassifierConfig) -> TaskAndModel:
-    """As `load`, with shapes in place of weights."""
-    texts = read_texts(config)
-    task: Any = texts.task
-    abstracted = lj.from_nnx(abstract(texts.shape, config.model, task.num_outputs))
-    return TaskAndModel(texts, _workload(task), lambda key: abstracted)
-
-
-def _workload(task: data.Task) -> Workload:
-    """The workload of a task: each row is an example, whose label the classifier predicts."""
-    parts = {"validation": task.validation, **task.extra, **task.unlabelled}
-    return Workload(
-        evaluated=None,
         loss=cross_entropy if task.label_names else squared_error,
         collate=data.collate,
         examples=lambda part, rows: rows,
@@ -104,12 +59,39 @@ def _workload(task: data.Task) -> Workload:
     )
 
 
-def _shardings(
-    shape: Config, model: EncoderSettings, outputs: int, mesh: Mesh | None
-) -> Shardings | None:
-    if mesh is None:
-        return None
-    return shardings_of(abstract(shape, model, outputs), ENCODER, mesh)
+def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
+    """Load a config's task and model (see `load.load`)."""
+    folder = locate(config.model.name)
+    task: Any = texts.task
+    pool: Any = config.model.pool
+    shardings = None
+    if mesh is not None:
+        like = abstract(texts.shape, config.model, task.num_outputs)
+        shardings = shardings_of(like, ENCODER, mesh)
+    loaded = encoders.load_classifier(
+        folder,
+        num_labels=task.num_outputs,
+        pool=pool,
+        key=jax.random.key(0),
+        dtype=config.model.dtype,
+        head_dropout=config.model.head_dropout,
+        unroll=config.model.unroll,
+        shardings=shardings,
+    )
+
+    def model(key: Array) -> Any:
+        return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
+
+    digest = processes.first(lambda: weight_files.weights_digest(folder))
+    return TaskAndModel(texts, model, digest)
+
+
+def load_abstract(config: ClassifierConfig) -> TaskAndModel:
+    """As `load`, with shapes in place of weights."""
+    texts = read_texts(config)
+    task: Any = texts.task
+    abstracted = lj.from_nnx(abstract(texts.shape, config.model, task.num_outputs))
+    return TaskAndModel(texts, lambda key: abstracted)
 
 
 def abstract(shape: Config, model: EncoderSettings, outputs: int) -> Classifier:

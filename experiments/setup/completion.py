@@ -22,7 +22,6 @@ from experiments.setup.task_and_model import (
     text_limit,
 )
 from experiments.setup.validate_texts import check_written, remat_of
-from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
@@ -72,38 +71,6 @@ class Part:
         return self.answers
 
 
-def workload(
-    task: data.TextTask,
-    decoder: Decoder,
-    parts: Mapping[str, Part],
-    chunk: int,
-    prompt: int = 0,
-) -> Workload:
-    """The workload of a text-to-text task: the outputs are log-likelihoods of completions.
-
-    The loss is the mean cross-entropy over the tokens of the completions.
-
-    Args:
-      prompt: the most tokens of a prompt from which the decoder generates.
-    """
-    longest = max(int(part.encoded.labels.max()) for part in parts.values())
-    options = max(part.options for part in parts.values())
-    evaluated, _ = option_likelihoods(decoder, options, longest, chunk)
-    return Workload(
-        evaluated=evaluated,
-        loss=cross_entropy_per_token,
-        collate=collate,
-        examples=lambda part, rows: parts[part].examples(rows),
-        labels=lambda part: parts[part].labels,
-        score=lambda outputs: label_metrics.score_parts(
-            task, outputs, {part: parts[part].labels for part in outputs}
-        ),
-        rules=DECODER,
-        step=cached_step(decoder)[0],
-        prompt_limit=prompt,
-    )
-
-
 def cross_entropy_per_token(outputs: Array, batch: Mapping[str, Any]) -> Array:
     """The loss of each row for each token of its completion, (B,).
 
@@ -121,22 +88,13 @@ def collate(
     return {**batch, "weight": batch["weight"] * tokens}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prompts(Texts):
-    """Prompts and completions as tokens."""
+def read_texts(config: TextConfig) -> Texts:
+    """Read the examples of a config as tokens of its model (see `load.read_texts`).
 
-    parts: Mapping[str, Part]
-    prompt: int
-    """The most tokens of a prompt from which the decoder generates."""
-
-
-def load_task(config: TextConfig) -> data.TextTask:
-    return from_config.make_text_task(config.data)
-
-
-def read_texts(config: TextConfig) -> Prompts:
-    """Read the examples of a config as tokens of its model (see `load.read_texts`)."""
-    task = load_task(config)
+    A model's outputs are log-likelihoods of completions. The loss is the mean cross-entropy over
+    the tokens of the completions.
+    """
+    task = from_config.make_text_task(config.data)
     check_written(config.generate, task)
     where = locate(config.model.name)
     # Check this first: a model that is no decoder has no chat template either.
@@ -154,7 +112,6 @@ def read_texts(config: TextConfig) -> Prompts:
         )
     scored = {"validation": task.validation, **task.extra, **task.unlabelled}
     with text_limit(config.data, most, where) as limit:
-        prompt = min(limit, most - new)
         train = _completions(tokenizer, task.train, limit)
         parts = {name: _part(tokenizer, each, limit) for name, each in scored.items()}
     parts["train"] = Part(train.encoded)
@@ -163,19 +120,27 @@ def read_texts(config: TextConfig) -> Prompts:
     # A row with all options of a question may be longer than its prompt with any single option.
     longest = max(int(each.lengths.max()) for each in encoded.values())
     room = limit if longest <= limit else shape.max_tokens
-    return Prompts(
+    return Texts(
         task=task,
         tokenizer=tokenizer,
         encoded=encoded,
         examples_per_second=train.examples_per_second,
         boundaries=boundaries(encoded, config.data, room),
         shape=shape,
-        parts=parts,
-        prompt=prompt,
+        loss=cross_entropy_per_token,
+        collate=collate,
+        examples=lambda part, rows: parts[part].examples(rows),
+        labels=lambda part: parts[part].labels,
+        score=lambda outputs: label_metrics.score_parts(
+            task, outputs, {part: parts[part].labels for part in outputs}
+        ),
+        rules=DECODER,
+        options=max(part.options for part in parts.values()),
+        prompt_limit=min(limit, most - new),
     )
 
 
-def load(config: TextConfig, texts: Prompts, mesh: Mesh | None) -> TaskAndModel:
+def load(config: TextConfig, texts: Texts, mesh: Mesh | None) -> TaskAndModel:
     """Load a config's task and model (see `load.load`)."""
     where = locate(config.model.name)
     given, shardings = options(config.model), None
@@ -194,13 +159,13 @@ def load_abstract(config: TextConfig) -> TaskAndModel:
     return _loaded(config, texts, decoders.read_abstract_decoder(where, **options(config.model)))
 
 
-def _loaded(config: TextConfig, texts: Prompts, decoder: Decoder, digest: str = "") -> TaskAndModel:
-    longest, chunk = int(texts.encoded["train"].labels.max()), config.model.chunk
-    smoothing = config.train.label_smoothing
-    forward, params = completion_likelihood(decoder, longest, chunk, smoothing)
-    task: Any = texts.task
-    work = workload(task, decoder, texts.parts, chunk, texts.prompt)
-    return TaskAndModel(texts, work, lambda key: (forward, params), digest)
+def _loaded(config: TextConfig, texts: Texts, decoder: Decoder, digest: str = "") -> TaskAndModel:
+    longest = {part: int(each.labels.max()) for part, each in texts.encoded.items()}
+    smoothing, chunk = config.train.label_smoothing, config.model.chunk
+    forward, params = completion_likelihood(decoder, longest["train"], chunk, smoothing)
+    evaluated, _ = option_likelihoods(decoder, texts.options, max(longest.values()), chunk)
+    step, _ = cached_step(decoder)
+    return TaskAndModel(texts, lambda key: (forward, params), digest, evaluated, step)
 
 
 def _check_cache(decoder: Decoder, generate: GenerateSettings) -> None:

@@ -1,6 +1,7 @@
 """Make and check a whole experiment from a config: data, model, adapters and optimiser."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -19,9 +20,9 @@ from experiments.setup.load import load
 from experiments.setup.out_of_memory import advice, asked
 from experiments.setup.sharded_batches import spread
 from experiments.setup.task_and_model import TaskAndModel, Texts
-from experiments.setup.workload import Workload
 from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
+from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.training.loop_settings import Loop
@@ -33,17 +34,11 @@ class Experiment:
     """Everything that a run needs, made and checked before anything trains."""
 
     config: RunConfig
-    workload: Workload
-    shape: Any
-    """The model's own config, such as a `BertConfig`."""
-    task: data.Task | data.TextTask
-    tokenizer: data.Tokenizer
-    encoded: dict[str, data.Encoded]
-    """The tokens of `train`, `validation` and the task's other parts, by name."""
-    examples_per_second: float
-    """The speed at which the training texts were tokenised; for cached texts, when they were."""
-    boundaries: tuple[int, ...]
+    texts: Texts
     weights_digest: str
+    evaluated: Callable[..., Any] | None
+    step: CachedStep | None
+    """These three as in `TaskAndModel`, of which nothing else stays in memory."""
     adapted: lj.Adapted
     trainable: Any
     frozen: lj.Frozen
@@ -61,39 +56,44 @@ class Experiment:
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """The training batches, starting with that of a step."""
         for batch in self.plan().start(step):
-            yield self._batch(self.encoded["train"], batch)
+            yield self.batch(self.texts.encoded["train"], batch)
 
     def plan(self) -> data.BatchPlan:
         """The plan of which training examples are in the batch of each step."""
-        lengths, seed = self.encoded["train"].lengths, self.config.seed
-        return data.BatchPlan(lengths, self.batch_size, self.boundaries, seed)
+        lengths, seed = self.texts.encoded["train"].lengths, self.config.seed
+        return data.BatchPlan(lengths, self.batch_size, self.texts.boundaries, seed)
+
+    def first_epoch(self) -> list[data.PlannedBatch]:
+        """The batches of the first epoch in the plan."""
+        plan = self.plan()
+        return list(itertools.islice(plan.start(), plan.steps_per_epoch))
 
     @property
     def predict(self) -> Predict:
         """The outputs of a batch, with dropout in training (see `predictor`)."""
-        return predictor(self.adapted, self.config.model.dropout, self.workload.evaluated)
+        return predictor(self.adapted, self.config.model.dropout, self.evaluated)
 
     def outputs(self, call: Callable[[Batch], Array], encoded: data.Encoded) -> np.ndarray:
         """The outputs of a jitted `call` for every row, (rows, outputs), in the data's order."""
-        plan = data.eval_plan(encoded.lengths, self.batch_size, self.boundaries)
-        found = [np.asarray(call(self._batch(encoded, batch))) for batch in plan]
+        plan = data.eval_plan(encoded.lengths, self.batch_size, self.texts.boundaries)
+        found = [np.asarray(call(self.batch(encoded, batch))) for batch in plan]
         return data.in_order(plan, found)
 
-    def _batch(self, encoded: data.Encoded, batch: data.PlannedBatch) -> dict[str, Any]:
+    def batch(self, encoded: data.Encoded, batch: data.PlannedBatch) -> dict[str, Any]:
         """Make the arrays of a batch; on a mesh, each process makes the rows of its own devices."""
         rows = batch.indices, batch.padded_length, self.batch_size
         if self.layout is None:
-            return self.workload.collate(encoded, *rows)
-        return spread(self.layout.rows, self.workload.collate, encoded, *rows)
+            return self.texts.collate(encoded, *rows)
+        return spread(self.layout.rows, self.texts.collate, encoded, *rows)
 
     def score(self, call: Callable[[Batch], Array]) -> dict[str, float]:
         """The metrics of a jitted `call` on the validation part and the task's extra parts."""
-        return self.workload.score(self.predictions(call, *self.task.extra))
+        return self.texts.score(self.predictions(call, *self.texts.task.extra))
 
     def predictions(self, call: Callable[[Batch], Array], *parts: str) -> dict[str, np.ndarray]:
         """The outputs of a jitted `call` for the examples of the validation part and of `parts`."""
         return {
-            name: self.workload.examples(name, self.outputs(call, self.encoded[name]))
+            name: self.texts.examples(name, self.outputs(call, self.texts.encoded[name]))
             for name in ("validation", *parts)
         }
 
@@ -104,7 +104,7 @@ class Experiment:
     def merged_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The base model with merged parameters, as a function of a batch."""
         params = self.adapted.merge(trainable, self.frozen)
-        evaluated = self.workload.evaluated or self.adapted.forward
+        evaluated = self.evaluated or self.adapted.forward
         forward = jax.jit(evaluated, out_shardings=self._everywhere)
         return lambda batch: forward(params, *_inputs(batch))
 
@@ -132,7 +132,7 @@ class Experiment:
 
     def make_step(self) -> Step:
         accumulate, clip = self.config.train.accumulate, self.config.optimizer.clip
-        given = self.adapted, self.tx, self.predict, self.workload.loss
+        given = self.adapted, self.tx, self.predict, self.texts.loss
         return make_train_step(*given, accumulate, clip, self._state_shardings)
 
     def start(self, keep: bool = True) -> TrainState:
@@ -176,8 +176,7 @@ def build(
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
     """
     loaded = shared or load(config, mesh, texts)
-    texts, work = loaded.texts, loaded.workload
-
+    texts = loaded.texts
     loop = from_config.make_loop(config.train, len(texts.encoded["train"]), texts.task.metric)
     hyper = from_config.make_hyper(config.optimizer, loop.steps)
     tx = from_config.make_optimizer(config, hyper, loop.steps)
@@ -190,7 +189,7 @@ def build(
     example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
-    layout = None if mesh is None else lay_out(adapted, mesh, work.rules, *inputs)
+    layout = None if mesh is None else lay_out(adapted, mesh, texts.rules, *inputs)
     trainable, frozen = (layout or adapted).init(adapter_key, *inputs)
     if config.start_from:
         trainable, frozen = _begin(config.start_from, trainable, frozen)
@@ -199,14 +198,10 @@ def build(
             trainable, frozen = jax.device_put((trainable, frozen), where)
     return Experiment(
         config=config,
-        workload=work,
-        shape=texts.shape,
-        task=texts.task,
-        tokenizer=texts.tokenizer,
-        encoded=texts.encoded,
-        examples_per_second=texts.examples_per_second,
-        boundaries=texts.boundaries,
+        texts=texts,
         weights_digest=loaded.weights_digest,
+        evaluated=loaded.evaluated,
+        step=loaded.step,
         adapted=adapted,
         trainable=trainable,
         frozen=frozen,

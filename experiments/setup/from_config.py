@@ -21,11 +21,6 @@ ANY_BASE = "any_base:"
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 
 
-def make_variant(chosen: settings.VariantSettings) -> lj.Variant:
-    """The variant that a config names, with the settings that it sets."""
-    return variants.make(chosen.name, **chosen.settings)
-
-
 def make_targets(config: RunConfig) -> dict[Any, lj.Variant]:
     """The variant of each target, as the config has it (`make_run_targets` adds a run's steps).
 
@@ -66,19 +61,14 @@ def make_start(start_from: str) -> tuple[str, bool]:
     return path, path != start_from
 
 
-def for_steps(variant: lj.Variant, steps: int) -> lj.Variant:
-    """The variant with `total_steps` set to `steps`, if it has that field."""
-    if hasattr(variant, "total_steps"):
-        return dataclasses.replace(variant, total_steps=steps)  # type: ignore[call-arg]
-    return variant
-
-
 def make_run_targets(config: RunConfig, steps: int) -> dict[Any, lj.Variant]:
-    """The variant of each target, with the run's `steps`, unless the config sets `total_steps`."""
+    """The variant of each target; its `total_steps`, unless the config sets them, are `steps`."""
     made = make_targets(config)
-    if config.variant.settings.get("total_steps") is not None:
-        return made
-    return {where: for_steps(each, steps) for where, each in made.items()}
+    if config.variant.settings.get("total_steps") is None:
+        for where, each in made.items():
+            if hasattr(each, "total_steps"):
+                made[where] = dataclasses.replace(each, total_steps=steps)  # type: ignore[call-arg]
+    return made
 
 
 def make_storage(section: settings.QuantizeSettings) -> dict[str, Any]:
@@ -102,8 +92,15 @@ def adapt(config: RunConfig, forward: Any, targets: Mapping[Any, lj.Variant]) ->
     return lj.adapt(forward, None, targets, config.also_train, make_storage(config.quantize))
 
 
+def make_any_task(config: RunConfig) -> data.Task | data.TextTask:
+    """The task that a config names."""
+    if isinstance(config, settings.TextConfig):
+        return make_text_task(config.data)
+    return make_task(config.data)  # type: ignore[arg-type]
+
+
 def make_task(section: settings.DataSettings) -> data.Task:
-    """The task that a config names.
+    """The task that a classifier's config names.
 
     The config may limit the training examples, and add another task's validation part as `extra`.
     """
@@ -168,13 +165,6 @@ def make_hyper(section: settings.OptimizerSettings, steps: int) -> dict[str, flo
     if section.head_learning_rate is not None:
         hyper["head_ratio"] = section.head_learning_rate / section.learning_rate
     return hyper
-
-
-def require_schedule(section: settings.OptimizerSettings) -> None:
-    """Raise a ValueError for an unknown schedule."""
-    if section.schedule not in optim.SCHEDULES:
-        near = nearest(section.schedule, optim.SCHEDULES)
-        raise ValueError(f"schedule '{section.schedule}' is unknown; nearest: {near}")
 
 
 def make_optimizer(

@@ -7,13 +7,7 @@ from jax.sharding import Mesh
 from configs.settings import RunConfig, TextConfig, TrainSettings
 from experiments.setup import classification, completion
 from experiments.setup.task_and_model import TaskAndModel, Texts
-from lora_jax import data
 from lora_jax.sharding.mesh import ROWS, part_count
-
-
-def load_task(config: RunConfig) -> data.Task | data.TextTask:
-    """The task of a config."""
-    return _kind(config).load_task(config)
 
 
 def read_texts(config: RunConfig) -> Texts:

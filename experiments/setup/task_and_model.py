@@ -10,14 +10,21 @@ import numpy as np
 from jax import Array
 
 from configs import settings
-from experiments.setup.workload import Workload
 from lora_jax import data
+from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.published.weight_files import find_gguf
+from lora_jax.sharding.mesh import Rules
+from lora_jax.training.step import Loss
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Texts:
-    """Examples as tokens, from the section `data` of a config; no weights are needed."""
+    """Examples as tokens, from the section `data` of a config; no weights are needed.
+
+    The functions are all that differs between a classifier's tasks and a language model's. A
+    model's forward pass takes `input_ids`, `attention_mask` and `token_type_ids` of a batch, and
+    returns an array (B, outputs).
+    """
 
     task: data.Task | data.TextTask
     tokenizer: data.Tokenizer
@@ -28,6 +35,21 @@ class Texts:
     boundaries: tuple[int, ...]
     shape: Any
     """The model's own config, such as a `BertConfig`."""
+    loss: Loss
+    collate: Callable[[data.Encoded, np.ndarray, int, int], dict[str, np.ndarray]]
+    """Makes a batch of some rows of a part (`data.collate`)."""
+    examples: Callable[[str, np.ndarray], np.ndarray]
+    """From a part's name and the outputs of its rows, (rows, outputs), to those of its examples."""
+    labels: Callable[[str], np.ndarray | None]
+    """From a part's name to the labels that its outputs are scored against, (n,)."""
+    score: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
+    """From the outputs of each part, by name, to the metrics."""
+    rules: Rules
+    """The sharding rules of the model's own weights on a mesh."""
+    options: int = 1
+    """The most completions that a row of a language model has."""
+    prompt_limit: int = 0
+    """The most tokens of a prompt for generation; a longer prompt loses its beginning."""
 
     @property
     def longest(self) -> int:
@@ -41,11 +63,14 @@ class TaskAndModel:
     """A task's examples as tokens, and a model."""
 
     texts: Texts
-    workload: Workload
     model: Callable[[Array], tuple[Callable[..., Any], Any]]
     """From a random key, for new parameters, to the forward pass and the parameters."""
     weights_digest: str = ""
     """The digest of the weights; empty if the model has shapes in place of weights."""
+    evaluated: Callable[..., Any] | None = None
+    """The forward pass in evaluation, with the same parameters; None if it is the same."""
+    step: CachedStep | None = None
+    """The same model, one token at a time, for generation; None if it cannot generate."""
 
 
 def check_vocabulary(

@@ -9,6 +9,7 @@ from experiments.setup import from_config
 from experiments.setup.validate_texts import validate_texts
 from lora_jax import data
 from lora_jax.suggest import nearest
+from lora_jax.training import optim
 
 DTYPES = ("float32", "bfloat16")
 
@@ -25,7 +26,7 @@ def validate(config: RunConfig) -> None:
     _require_dtypes(config.model)
     from_config.make_targets(config)
     from_config.make_storage(config.quantize)
-    from_config.require_schedule(config.optimizer)
+    optim.schedule(config.optimizer.schedule, 1.0, 1)  # an unknown one raises
     for name, patterns in (
         ("also_train", config.also_train),
         ("quantize.patterns", config.quantize.patterns),

@@ -14,10 +14,10 @@ from experiments.runs.group import traced_step
 from experiments.setup import from_config
 from experiments.setup.experiment import predictor
 from experiments.setup.load import load_abstract
-from experiments.setup.task_and_model import TaskAndModel
+from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
 from lora_jax.training.fingerprint import fingerprint
-from lora_jax.training.step import Loss, TrainState
+from lora_jax.training.step import TrainState
 
 Targets = Mapping[Any, lj.Variant]
 BatchShapes = dict[str, jax.ShapeDtypeStruct]
@@ -28,11 +28,7 @@ class AbstractRun:
     """All of a config except its variants, with shapes in place of weights and examples."""
 
     config: RunConfig
-    forward: Any
-    evaluated: Any
-    """The forward pass in evaluation; None if it is the same."""
-    params: Any
-    loss: Loss
+    loaded: TaskAndModel
     steps: int
     trained: tuple[BatchShapes, ...]
     """The shapes of training batches, one for each padded length."""
@@ -49,18 +45,13 @@ class AbstractRun:
           ValueError, OSError, ImportError: the model or data cannot be loaded.
         """
         loaded, size = load_abstract(config), config.train.batch_size
-        work, texts = loaded.workload, loaded.texts
-        forward, params = loaded.model(jax.random.key(0))
-        examples = len(texts.encoded["train"])
+        texts, examples = loaded.texts, len(loaded.texts.encoded["train"])
         return cls(
             config=config,
-            forward=forward,
-            evaluated=work.evaluated,
-            params=params,
-            loss=work.loss,
+            loaded=loaded,
             steps=from_config.make_loop(config.train, examples, texts.task.metric).steps,
-            trained=_batches(loaded, ["train"], size),
-            scored=_batches(loaded, sorted(texts.encoded.keys() - {"train"}), size),
+            trained=_batches(texts, ["train"], size),
+            scored=_batches(texts, sorted(texts.encoded.keys() - {"train"}), size),
         )
 
     def smallest_matrix(self, targets: Targets) -> tuple[int, int] | None:
@@ -87,41 +78,39 @@ class AbstractRun:
     def _program(self, targets: Targets) -> str:
         config = self.config
         adapted, trainable, frozen = self._init(targets)
-        predict = predictor(adapted, config.model.dropout, self.evaluated)
-        step = traced_step(adapted, predict, self.loss, config, self.steps)
+        predict = predictor(adapted, config.model.dropout, self.loaded.evaluated)
+        step = traced_step(adapted, predict, self.loaded.texts.loss, config, self.steps)
         numbers, key = from_config.make_hyper(config.optimizer, self.steps), jax.random.key(0)
         hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in numbers}
-        arrays = frozen.base, frozen.constants, frozen.shared
 
-        def trained(hyper: Any, trainable: Any, arrays: Any, batch: Any) -> Any:
-            same = lj.Frozen(arrays[0], arrays[1], frozen.spec, arrays[2])
+        def trained(hyper: Any, trainable: Any, frozen: lj.Frozen, batch: Any) -> Any:
             tx = from_config.make_optimizer(config, hyper, self.steps)
-            state = TrainState.create(adapted, tx, trainable, same, key)
-            return step(hyper, state, same, batch)
+            state = TrainState.create(adapted, tx, trainable, frozen, key)
+            return step(hyper, state, frozen, batch)
 
-        def scored(trainable: Any, arrays: Any, batch: Any) -> Any:
-            same = lj.Frozen(arrays[0], arrays[1], frozen.spec, arrays[2])
-            return predict(trainable, same, batch, None)
+        def scored(trainable: Any, frozen: lj.Frozen, batch: Any) -> Any:
+            return predict(trainable, frozen, batch, None)
 
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs this
-            steps = [fingerprint(trained, hyper, trainable, arrays, each) for each in self.trained]
-            scores = [fingerprint(scored, trainable, arrays, each) for each in self.scored]
+            steps = [fingerprint(trained, hyper, trainable, frozen, each) for each in self.trained]
+            scores = [fingerprint(scored, trainable, frozen, each) for each in self.scored]
         return " ".join([*steps, *scores])
 
     def _init(self, targets: Targets) -> tuple[lj.Adapted, Any, lj.Frozen]:
         """The adapted model, and the shapes of its trainable and frozen arrays."""
-        adapted = from_config.adapt(self.config, self.forward, targets)
         key, ids = jax.random.key(0), self.trained[0]["input_ids"]
-        return adapted, *jax.eval_shape(adapted.init, key, self.params, ids, ids, ids)
+        forward, params = self.loaded.model(key)
+        adapted = from_config.adapt(self.config, forward, targets)
+        return adapted, *jax.eval_shape(adapted.init, key, params, ids, ids, ids)
 
 
-def _batches(loaded: TaskAndModel, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:
+def _batches(texts: Texts, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:
     """The shapes of a batch for each padded length of the parts; shuffling does not change them."""
     found: dict[int, BatchShapes] = {}
-    for encoded in map(loaded.texts.encoded.__getitem__, parts):
-        for plan in data.eval_plan(encoded.lengths, size, loaded.texts.boundaries):
+    for encoded in map(texts.encoded.__getitem__, parts):
+        for plan in data.eval_plan(encoded.lengths, size, texts.boundaries):
             if (length := plan.padded_length) not in found:
-                batch = loaded.workload.collate(encoded, plan.indices, length, size)
+                batch = texts.collate(encoded, plan.indices, length, size)
                 found[length] = {
                     n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()
                 }

@@ -82,19 +82,11 @@ def measure(config: RunConfig) -> Estimate:
     loaded, read = load(config), time.perf_counter()
     experiment = build(config, loaded)
     built = time.perf_counter() - read
-    split, size = experiment.encoded["train"], experiment.batch_size
-    plan = data.BatchPlan(split.lengths, size, experiment.boundaries, config.seed)
-    epoch = list(itertools.islice(plan.start(0), plan.steps_per_epoch))
-    collate = experiment.workload.collate
-    step = _cost(_trainer(experiment), collate, split, epoch, size)
-
-    validation = experiment.encoded["validation"]
-    own = data.eval_plan(validation.lengths, size, experiment.boundaries)
+    step = _cost(experiment, _trainer(experiment), "train", experiment.first_epoch())
     call = experiment.adapted_call(experiment.trainable)
-    forward = _cost(call, collate, validation, own, size)
-
-    steps = experiment.loop.steps
-    trained = Counter(batch.padded_length for batch in itertools.islice(plan.start(0), steps))
+    forward = _cost(experiment, call, "validation", _scored(experiment, "validation"))
+    batches = itertools.islice(experiment.plan().start(), experiment.loop.steps)
+    trained = Counter(batch.padded_length for batch in batches)
     predicted = predictions(experiment)
     return Estimate(
         read - began + step.compiled(trained) + forward.compiled(predicted),
@@ -104,15 +96,20 @@ def measure(config: RunConfig) -> Estimate:
 
 def predictions(experiment: Experiment) -> Counter[int]:
     """How many batches a run predicts without training, by padded length."""
-    loop, task = experiment.loop, experiment.task
+    loop, task = experiment.loop, experiment.texts.task
     times = sum(map(loop.evaluates, range(1, loop.steps + 1)))
     parts = dict.fromkeys(("validation", *task.extra), times + 1)  # and once to store them
     found = Counter[int]()
     for part, count in {**parts, **dict.fromkeys(task.unlabelled, 1)}.items():
-        lengths = experiment.encoded[part].lengths
-        for batch in data.eval_plan(lengths, experiment.batch_size, experiment.boundaries):
+        for batch in _scored(experiment, part):
             found[batch.padded_length] += count
     return found
+
+
+def _scored(experiment: Experiment, part: str) -> list[data.PlannedBatch]:
+    """The batches in which a part is evaluated."""
+    lengths = experiment.texts.encoded[part].lengths
+    return data.eval_plan(lengths, experiment.batch_size, experiment.texts.boundaries)
 
 
 def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
@@ -128,15 +125,14 @@ def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
 
 
 def _cost(
+    experiment: Experiment,
     call: Callable[[Any], Any],
-    collate: Callable[..., Any],
-    split: data.Encoded,
+    part: str,
     plan: Sequence[data.PlannedBatch],
-    size: int,
 ) -> Cost:
-    """Time a call on the longest batch of a plan."""
+    """Time a call on the longest batch of a plan for a part."""
     longest = max(plan, key=lambda batch: batch.padded_length)
-    arrays = collate(split, longest.indices, longest.padded_length, size)
+    arrays = experiment.batch(experiment.texts.encoded[part], longest)
     first, *others = [_timed(call, arrays) for _ in range(1 + _REPEATS)]
     return Cost(max(first - min(others), 0.0), min(others), longest.padded_length)
 

@@ -145,7 +145,7 @@ def test_a_model_of_few_positions(smoke, tmp_path):
             said = []
             texts = memory_line.announce(config, said.append)
             assert said
-            assert texts.boundaries == build(config).boundaries == (4,)
+            assert texts.boundaries == build(config).texts.boundaries == (4,)
             continue
         said = (
             r"max_length 2 leaves no .*; config\.data\.max_length is 24, and .*model/config\.json t"
@@ -201,8 +201,8 @@ def test_a_smoke_run_leaves_everything_and_is_not_repeated(trained):
 def test_outputs_are_in_the_order_of_the_data(smoke):
     """Batches are of rows of like lengths."""
     experiment = build(smoke(data__buckets=2))
-    assert len(experiment.boundaries) == 2
-    for encoded in experiment.encoded.values():
+    assert len(experiment.texts.boundaries) == 2
+    for encoded in experiment.texts.encoded.values():
         found = experiment.outputs(lambda batch: np.asarray(batch["input_ids"])[:, :2], encoded)
         starts = [encoded.ids[start : start + 2] for start in encoded.offsets[:-1]]
         np.testing.assert_array_equal(found, starts)

@@ -174,7 +174,7 @@ def test_texts_on_a_mesh_are_written_without_a_merged_model(places):
     written = []
     for mesh in (None, lj.make_mesh(1, 2, 2, jax.devices()[:4])):
         experiment = build(settings, mesh=mesh)
-        prompts = list(experiment.task.validation.prompts)[:3]
+        prompts = list(experiment.texts.task.validation.prompts)[:3]
         changed = jax.tree.map(lambda leaf: leaf + 0.05, experiment.trainable)
         with pytest.MonkeyPatch.context() as patch:
             if mesh is not None:

@@ -123,10 +123,12 @@ def test_scores_on_real_data():
         for each in (experiment.trainable, state.trainable)
     )
     with torch.no_grad():
-        theirs = experiment.outputs(lambda b: model(b).numpy(), experiment.encoded["validation"])
+        theirs = experiment.outputs(
+            lambda b: model(b).numpy(), experiment.texts.encoded["validation"]
+        )
     np.testing.assert_allclose(ours, theirs, atol=5e-4)
     assert np.abs(ours - before).max() > 0.05  # training matters
     right, theirs_right = (
-        (each.argmax(1) == experiment.task.validation.labels).sum() for each in (ours, theirs)
+        (each.argmax(1) == experiment.texts.task.validation.labels).sum() for each in (ours, theirs)
     )
     assert abs(right - theirs_right) <= 1  # one sentence may lie between two roundings

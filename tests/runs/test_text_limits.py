@@ -53,9 +53,9 @@ def test_options_of_a_question_share_a_row_that_is_longer_than_a_text_may_be(pla
     write_model(tmp_path / "model", tokens=62, rope_scaling=LIMITED)
     settings = config(places, model__name=str(tmp_path / "model"), data__buckets=1)
     experiment = build(settings)
-    longest = experiment.encoded["validation"].lengths.max()
-    assert experiment.boundaries[0] <= 62 < longest <= experiment.boundaries[1]
-    rows, _ = data.encode_options(experiment.tokenizer, experiment.task.validation, 62)
+    longest = experiment.texts.encoded["validation"].lengths.max()
+    assert experiment.texts.boundaries[0] <= 62 < longest <= experiment.texts.boundaries[1]
+    rows, _ = data.encode_options(experiment.texts.tokenizer, experiment.texts.task.validation, 62)
     assert rows.truncated == 0
     call = experiment.adapted_call(experiment.trainable)
     found = experiment.predictions(call)["validation"]
@@ -69,8 +69,8 @@ def test_prompts_that_leave_no_room_for_an_answer_are_cut_where_they_begin(place
     write_model(tmp_path / "model", tokens=70, rope_scaling=LIMITED)
     settings = {"model__name": str(tmp_path / "model")}
     experiment = build(config(places, **settings, generate__max_new_tokens=20))
-    prompts = experiment.task.validation.prompts[:2]
-    assert len(experiment.tokenizer.backend.encode(prompts[0]).ids) > 50
+    prompts = experiment.texts.task.validation.prompts[:2]
+    assert len(experiment.texts.tokenizer.backend.encode(prompts[0]).ids) > 50
     assert len(generated_texts.write(experiment, experiment.trainable, prompts)) == 2
     with pytest.raises(ValueError, match="max_new_tokens 69 leaves no room for a prompt"):
         build(config(places, **settings, generate__max_new_tokens=69))

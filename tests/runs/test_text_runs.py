@@ -75,7 +75,7 @@ def test_a_run_records_samples_and_scores_what_is_written_as_asked(places, whole
 
     experiment = build(config(places, **WRITTEN))
     trainable = assert_kept_outputs_are_those_of_the_saved_adapter(record, folder, experiment)
-    some = experiment.task.scored(5).validation
+    some = experiment.texts.task.scored(5).validation
     texts = generated_texts.write(experiment, trainable, some.prompts)
     named = [
         next((i for i, o in enumerate(options) if o.split()[-1] in text), -1)

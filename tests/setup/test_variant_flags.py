@@ -14,7 +14,6 @@ from commands import ROOT
 import variants
 from configs import quickstart
 from experiments.setup.config import of_record, parse
-from experiments.setup.from_config import make_variant
 from experiments.setup.read_config import read, read_config
 from experiments.sweeps import trials
 from experiments.sweeps.sweep_flag import text_of
@@ -155,7 +154,8 @@ def test_a_record_has_the_same_variant():
     config = read_config([SMOKE, OWN, "--config.variant.bands=(1,2)"]).to_dict()
     recorded = {**config, "variant": {**config["variant"], "bands": [1, 2], "limit": None}}
     assert of_record(recorded).variant == parse(config).variant
-    made = make_variant(of_record(recorded).variant)
+    chosen = of_record(recorded).variant
+    made = variants.make(chosen.name, **chosen.settings)
     assert made == variants.make(own_method.NAME, rank=8, alpha=16.0, bands=(1, 2))
 
 

@@ -40,8 +40,8 @@ def own_scores(experiment, trainable, name, limit=256):
     """The log-likelihoods of a part's options, each from the whole logits of a row of its own."""
     params = experiment.adapted.merge(trainable, experiment.frozen)
     forward, _ = lj.from_nnx(load_decoder(experiment.config.model.name))
-    parts = {"validation": experiment.task.validation, **experiment.task.extra}
-    rows, offsets = encode_options(experiment.tokenizer, parts[name], limit)
+    parts = {"validation": experiment.texts.task.validation, **experiment.texts.task.extra}
+    rows, offsets = encode_options(experiment.texts.tokenizer, parts[name], limit)
     longest = int(rows.lengths.max())
     batch = data.collate(rows, np.arange(len(rows)), longest, len(rows))
 

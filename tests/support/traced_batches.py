@@ -22,17 +22,18 @@ def assert_are_those_of_the_run(config):
         outputs = jax.eval_shape(run.adapted_call(run.trainable), batch)
         return np.zeros(outputs.shape, outputs.dtype)
 
-    run.predictions(call, *run.task.extra, *run.task.unlabelled)
+    run.predictions(call, *run.texts.task.extra, *run.texts.task.unlabelled)
     lengths = [
         {batch["input_ids"].shape for batch in part} for part in (traced.trained, traced.scored)
     ]
     assert lengths[1] == scored and len(set.union(*lengths)) > 1
 
     params, ids = run.adapted.disable(run.trainable, run.frozen), traced.scored[0]["input_ids"]
-    assert shapes(params) == shapes(traced.params)
+    forward, like = traced.loaded.model(jax.random.key(0))
+    assert shapes(params) == shapes(like)
     for mine, theirs in (
-        (run.adapted.forward, traced.forward),
-        (run.workload.evaluated, traced.evaluated),
+        (run.adapted.forward, forward),
+        (run.evaluated, traced.loaded.evaluated),
     ):
         assert (mine is None) == (theirs is None)
         if mine is not None:

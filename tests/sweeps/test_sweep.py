@@ -622,8 +622,8 @@ def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch):
             clock[0] += seconds
             experiment = function(*given)
             if name == "build":
-                experiment.task.unlabelled["more"] = experiment.task.validation
-                experiment.encoded["more"] = experiment.encoded["validation"]
+                experiment.texts.task.unlabelled["more"] = experiment.texts.task.validation
+                experiment.texts.encoded["more"] = experiment.texts.encoded["validation"]
             return experiment
 
         monkeypatch.setattr(time_estimate, name, late)

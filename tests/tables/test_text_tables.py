@@ -89,7 +89,7 @@ def test_dora_table1_fills_several_columns_with_one_run(data, models, tmp_path):
 
 def test_all_options_of_a_question_may_need_more_than_a_text_may_have(data, models):
     config = tiny(dora_table1, "", data, models["llama"])
-    made = experiment.build(config)
+    made = experiment.build(config).texts
     assert (len(made.encoded["train"]), len(made.task.extra)) == (16, 8)  # of the joint file
     limit = config.data.max_length
     assert made.encoded["train"].lengths.max() <= limit < made.boundaries[-1]
@@ -97,7 +97,7 @@ def test_all_options_of_a_question_may_need_more_than_a_text_may_have(data, mode
     assert limit < lengths.max() <= made.boundaries[-1]
     # all that the model takes
     config = tiny(dora_table1, "", data, models["llama"], data__max_length=512)
-    assert experiment.build(config).boundaries == made.boundaries
+    assert experiment.build(config).texts.boundaries == made.boundaries
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_qlora_llama_stores_all_linear_layers_but_the_head(data, models):
     assert set(stored.values()) == {lj.NF4(double_quant=True)}
     counted = lj.summary(made.trainable, made.frozen)
     assert counted.trained == sum(2 * (a + b) for a, b in SEVEN)
-    assert (len(made.task.train), len(made.task.validation)) == (16, 8)
+    assert (len(made.texts.task.train), len(made.texts.task.validation)) == (16, 8)
     assert config.generate.scored == 0  # losses alone
 
 
