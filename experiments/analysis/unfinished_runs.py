@@ -95,6 +95,6 @@ def _without_folder(results: Path) -> Iterator[Unfinished]:
 def _config(sweep: SweepFolder, name: str) -> RunConfig | None:
     """The config of a trial, built again; None if that fails or gives another config by now."""
     try:
-        return sweep.trials([name])[0].config
+        return sweep.trial(name).config
     except (ValueError, OSError):
         return None

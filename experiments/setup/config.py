@@ -19,19 +19,10 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
     Raises:
       ValueError: one line that names the first setting that is missing or invalid.
     """
-    parsed = typed(config)
+    _require_sections(config)
+    parsed = _make(config, _complete)
     validate(parsed)
     return parsed
-
-
-def typed(config: Mapping[str, Any]) -> RunConfig:
-    """The settings of a config, of which only names and types are checked.
-
-    Raises:
-      ValueError: one line that names the first setting that is missing, unknown or of another type.
-    """
-    _require_sections(config)
-    return _make(config, _complete)
 
 
 def study_of(config: Mapping[str, Any]) -> settings.Study | None:
@@ -126,7 +117,9 @@ def _complete(kind: type, name: str, values: Mapping[str, Any]) -> Any:
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if missing := [
-        key for key, field in fields.items() if key not in values and not _optional(field)
+        key
+        for key, field in fields.items()
+        if key not in values and not field.metadata.get("optional")
     ]:
         raise ValueError(
             f"config.{name} has no {', '.join(missing)}; "
@@ -158,10 +151,6 @@ def _known(kind: type, values: Mapping[str, Any]) -> Any:
 
 def _fixed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _optional(field: dataclasses.Field) -> bool:
-    return bool(field.metadata.get("optional"))
 
 
 _WORDS = {

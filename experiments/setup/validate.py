@@ -1,10 +1,8 @@
 """Check the values of a config's settings before anything is loaded."""
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import operator
 
-from configs.settings import DecoderSettings, ModelSettings, RunConfig, TextConfig
+from configs.settings import DecoderSettings, ModelSettings, RunConfig, TextConfig, fields_of
 from experiments.setup import from_config
 from experiments.setup.validate_texts import validate_texts
 from lora_jax import data
@@ -17,8 +15,9 @@ DTYPES = ("float32", "bfloat16")
 def validate(config: RunConfig) -> None:
     """Raise a `ValueError` that names the first invalid setting."""
     _require_source(config)
-    for name, value, field in _settings(config):
+    for name, (field, _) in fields_of(type(config)).items():
         for check in field.metadata.get("checks", ()):
+            value = operator.attrgetter(name)(config)
             if (value is not None or field.default is not None) and (wrong := check(value)):
                 raise ValueError(f"config.{name}{wrong}")
     if isinstance(config, TextConfig):
@@ -45,17 +44,6 @@ def validate(config: RunConfig) -> None:
             f"config.data.source files: your own data cannot stand under {study.column} of "
             f"{study.table}; use configs/own_data.py"
         )
-
-
-def _settings(config: RunConfig) -> Iterator[tuple[str, Any, dataclasses.Field]]:
-    """Every typed setting of a config: its name, its value and its field."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not dataclasses.is_dataclass(value):
-            yield field.name, value, field
-            continue
-        for own in dataclasses.fields(value):
-            yield f"{field.name}.{own.name}", getattr(value, own.name), own
 
 
 def _require_source(config: RunConfig) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.setup.config import parse
 from experiments.setup.read_config import read_config
 from experiments.sweeps.trials import Trial
 from lora_jax.files import json_text
@@ -124,26 +123,21 @@ class SweepFolder:
             return dataclasses.replace(attempt, status="interrupted")
         raise ValueError(f"{path} is no outcome of a trial; without it, its folder says it")
 
-    def trials(self, names: Sequence[str]) -> list[Trial]:
-        """Trials of the list, with their configs built again from their flags.
+    def trial(self, name: str) -> Trial:
+        """A trial of the list, with its config built again from its flags.
 
         Raises:
           ValueError: no such trial, or its config has changed since the list was written.
         """
-        listed = self.require(names)
-        found = []
-        for name in names:
-            entry = listed[name]
-            arguments = tuple(entry["arguments"])
-            config = parse(read_config(arguments).to_dict())
-            trial = Trial(name, arguments, entry["overrides"], config)
-            if trial.digest != entry["digest"]:
-                raise ValueError(
-                    f"{name}: {arguments[0].removeprefix('--config=')} makes another config than "
-                    "when the sweep was started; give the sweep's command again"
-                )
-            found.append(trial)
-        return found
+        entry = self.require([name])[name]
+        arguments = tuple(entry["arguments"])
+        trial = Trial(name, arguments, entry["overrides"], read_config(arguments).to_dict())
+        if trial.digest != entry["digest"]:
+            raise ValueError(
+                f"{name}: {arguments[0].removeprefix('--config=')} makes another config than "
+                "when the sweep was started; give the sweep's command again"
+            )
+        return trial
 
     def require(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """All entries of the list by name; raise a ValueError if one of `names` is not there."""
@@ -183,7 +177,7 @@ class SweepFolder:
             if name := names.get(trial.digest):
                 trial = dataclasses.replace(trial, name=name)
             elif (self.run(trial.name) / "config.json").exists():
-                run_record.claim(self.run(trial.name), trial.config.plain)
+                run_record.claim(self.run(trial.name), trial.plain)
             renamed.append(trial)
         taken = [trial.name for trial in renamed]
         if twice := [name for name in dict.fromkeys(taken) if taken.count(name) > 1]:

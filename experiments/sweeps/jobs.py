@@ -122,7 +122,7 @@ def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Tra
     that another process is training, and trials that have ended, are left alone.
     """
     with contextlib.ExitStack() as stack:
-        mine: list[Trial] = []
+        mine, configs = list[Trial](), list[RunConfig]()
         for name in names:
             try:
                 stack.enter_context(lock(folder.lock(name), wait=GRACE))
@@ -130,10 +130,12 @@ def work(folder: SweepFolder, names: Sequence[str], how: How = USUAL, train: Tra
                 print(f"{name}: {error}")
                 continue
             try:
-                mine += folder.trials([name])
+                trial = folder.trial(name)
+                configs.append(trial.config)
+                mine.append(trial)
             except Exception as error:
                 _failed(folder, name, error)
-        for numbers in groups([trial.config for trial in mine]):
+        for numbers in groups(configs):
             _train(folder, [mine[number] for number in numbers], how, train)
         done = [trial for trial in mine if folder.state(trial).status == "completed"]
     return len(done) == len(names)

@@ -10,7 +10,6 @@ import numpy as np
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import from_config
 from experiments.setup.load import abstract_model
-from experiments.setup.validate import validate
 from experiments.setup.validate_texts import check_written
 from experiments.sweeps.trials import Trial, refuse
 from lora_jax import data
@@ -64,7 +63,6 @@ class _Once:
 
 
 def _check(config: RunConfig, once: _Once) -> Outlook:
-    validate(config)
     task = once(config.data, from_config.make_any_task, config)
     loop = from_config.make_loop(config.train, len(task.train), task.metric)
     from_config.make_hyper(config.optimizer, loop.steps)

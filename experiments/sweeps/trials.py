@@ -1,6 +1,7 @@
 """The trials of a sweep; each is a run of `experiments.train` with its own flags."""
 
 import dataclasses
+import functools
 import re
 import runpy
 from collections import Counter
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
 from experiments.setup import config_errors, variant_flags
-from experiments.setup.config import typed
+from experiments.setup.config import parse
 from experiments.setup.read_config import FlagValueError, read_config
 from experiments.sweeps import sweep_flag
 from experiments.sweeps.sweep_flag import Overrides
@@ -33,11 +34,17 @@ class Trial:
     """The flags of `experiments.train` for this trial, without --workdir."""
     overrides: Overrides
     """The keys and values that the sweep varied, as text."""
-    config: RunConfig
+    plain: Mapping[str, Any]
+    """The config as plain data."""
+
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        """The config's settings; a ValueError names the first invalid one."""
+        return parse(self.plain)
 
     @property
     def digest(self) -> str:
-        return config_digest(self.config.plain)
+        return config_digest(self.plain)
 
 
 def own_sweep(file: str) -> list[Overrides]:
@@ -149,11 +156,9 @@ def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial
         try:
             own = _arguments(arguments, row)
             config = read_config(own)
-            name, settings = name_of(row, labels, config), typed(config.to_dict())
+            made.append(Trial(name_of(row, labels, config), own, row, config.to_dict()))
         except ValueError as error:
             wrong.append((_written(row), _with_hint(error, arguments, row)))
-            continue
-        made.append(Trial(name, own, row, settings))
     refuse(wrong, len(rows))
     return _named_apart(made)
 

@@ -140,7 +140,7 @@ def test_a_model_of_few_positions(smoke, tmp_path):
         content["max_position_embeddings"] = positions
         (folder / "config.json").write_text(json.dumps(content))
         config = smoke(model__name=str(folder))
-        preflight.check_trials([Trial("one", (), {}, config)])
+        preflight.check_trials([Trial("one", (), {}, config.plain)])
         if positions == 4:
             said = []
             texts = memory_line.announce(config, said.append)

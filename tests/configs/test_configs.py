@@ -26,7 +26,7 @@ from configs import (
     vera_table2,
 )
 from experiments.analysis import published
-from experiments.setup.config import typed
+from experiments.setup.config import parse
 from lora_jax.data import SPECS
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ STUDIES.remove("own_data")  # whose arguments are files
 
 def assert_complete(config: ConfigDict) -> None:
     """All settings are there, of their types; what may be a fraction is written as one."""
-    parsed = typed(config.to_dict())
+    parsed = parse(config.to_dict())
     for name, (_, hint) in settings.fields_of(type(parsed)).items():
         if hint in (float, float | None) and name != "train.epochs":
             section, key = name.split(".")

@@ -37,13 +37,14 @@ def places(tmp_path_factory):
 
 def test_trials_of_text_to_text_configs_are_checked_without_weights(places):
     trials = [
-        Trial(f"rate{rate}", (), {}, config(places, optimizer__learning_rate=rate))
+        Trial(f"rate{rate}", (), {}, config(places, optimizer__learning_rate=rate).plain)
         for rate in (1e-3, 3e-3)
     ]
     assert [(each.steps, each.metric) for each in preflight.check_trials(trials)] == [
         (2, "accuracy")
     ] * 2
-    wrong = Trial("wrong", (), {}, config(places, generate__scored=1, generate__part="extra"))
+    unscored = config(places, generate__scored=1, generate__part="extra")
+    wrong = Trial("wrong", (), {}, unscored.plain)
     with pytest.raises(ValueError, match="task 'openbookqa' has no further parts"):
         preflight.check_trials([wrong])
 

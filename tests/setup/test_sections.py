@@ -75,7 +75,7 @@ def test_a_plain_variant_is_that_with_its_defaults(smoke):
     configs = [parse(full), parse(plain)]
     assert configs[0].variant == configs[1].variant
     assert grouping.groups(configs) == [[0, 1]]
-    trials = [Trial("a", (), {}, config) for config in configs]
+    trials = [Trial("a", (), {}, config.plain) for config in configs]
     assert [each.steps for each in preflight.check_trials(trials)] == [8, 8]
     one, other = map(build, configs)
     assert one.adapted.rules == other.adapted.rules
