@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 import lora_jax as lj
@@ -19,7 +20,14 @@ from lora_jax.models.published.location import locate
 from lora_jax.models.published.sharding_rules import DECODER, ENCODER
 from lora_jax.sharding.layout import Layout, lay_out, sharded_shape
 from lora_jax.sharding.mesh import ROWS, Rules, part_count
-from lora_jax.training.step import Loss, Step, TrainState, cross_entropy, make_train_step
+from lora_jax.training.step import (
+    Batch,
+    Loss,
+    Predict,
+    TrainState,
+    cross_entropy,
+    make_train_step,
+)
 
 PLACEHOLDER_STEPS = 1000
 """Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
@@ -30,59 +38,83 @@ OUTPUTS = 2
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AbstractStep:
-    """A training step, and its arguments as shapes with shardings."""
+    """A training step, its model and optimiser, and its arguments as shapes.
+
+    On a mesh, the shapes have shardings. Without one, they are those of a run on one device.
+    """
 
     config: RunConfig
-    layout: Layout
-    step: Step
+    adapted: lj.Adapted
+    tx: optax.GradientTransformation
+    loss: Loss
+    params: Any
     state: TrainState
     frozen: lj.Frozen
     batch: dict[str, jax.ShapeDtypeStruct]
+    layout: Layout | None = None
 
-    def lower(self, platform: str) -> jax.stages.Lowered:
-        """Lower the step to a program for a platform."""
-        traced: Any = self.step
-        traced = traced.trace(self.state, self.frozen, self.batch)
-        return traced.lower(lowering_platforms=(platform,))
+    @classmethod
+    def of(
+        cls, config: RunConfig, mesh: Mesh | None = None, rows: int | None = None
+    ) -> "AbstractStep":
+        """The training step of a config, with the longest rows that the config allows.
 
+        Args:
+          rows: rows of each shard of a batch at a time, where `data` and `fsdp` cut a batch into
+            shards. By default the number in the config, and at least one.
 
-def abstract_step(config: RunConfig, mesh: Mesh, rows: int | None = None) -> AbstractStep:
-    """The training step of a config on a mesh, with the longest rows that the config allows.
+        Raises:
+          ValueError, FileNotFoundError: one line on a config that cannot work.
+        """
+        forward, params, rules, tokens, loss = model_of(config, mesh)
+        adapted = from_config.adapt_for(config, forward, PLACEHOLDER_STEPS)
+        # The warm-up may take more steps than that.
+        own = dataclasses.replace(config.optimizer, warmup_steps=0)
+        hyper = from_config.make_hyper(own, PLACEHOLDER_STEPS)
+        tx = from_config.make_optimizer(config, hyper, PLACEHOLDER_STEPS)
 
-    Args:
-      rows: rows of each shard of a batch at a time, where `data` and `fsdp` cut a batch into
-        shards. By default the number in the config, and at least one.
+        def create(trainable: Any, frozen: lj.Frozen) -> TrainState:
+            return TrainState.create(adapted, tx, trainable, frozen, key)
 
-    Raises:
-      ValueError, FileNotFoundError: one line on a config that cannot work.
-    """
-    accumulate, shards = config.train.accumulate, part_count(ROWS, mesh)
-    rows = rows or max(1, config.train.batch_size // (accumulate * shards))
-    forward, params, rules, tokens, loss = model_of(config, mesh)
-    adapted = from_config.adapt_for(config, forward, PLACEHOLDER_STEPS)
-    hyper = from_config.make_hyper(config.optimizer, PLACEHOLDER_STEPS)
-    tx = from_config.make_optimizer(config, hyper, PLACEHOLDER_STEPS)
+        key, accumulate = jax.random.key(0), config.train.accumulate
+        if mesh is None:
+            ids = jax.ShapeDtypeStruct((2, 2), jnp.int32)
+            trainable, frozen = jax.eval_shape(adapted.init, key, params, ids, ids, ids)
+            state = jax.eval_shape(create, trainable, frozen)
+            batch = batch_of(config.train.batch_size, tokens)
+            return cls(config, adapted, tx, loss, params, state, frozen, batch)
+        shards = part_count(ROWS, mesh)
+        rows = rows or max(1, config.train.batch_size // (accumulate * shards))
+        ids = jax.ShapeDtypeStruct((rows * shards, tokens), jnp.int32)
+        layout = lay_out(adapted, mesh, rules, params, ids, ids, ids)
+        trainable, frozen = layout.shapes(key, params, ids, ids, ids)
+        state = jax.eval_shape(create, trainable, frozen)
+        state = jax.tree.map(sharded_shape, state, layout.like(state))
+        batch = batch_of(rows * shards * accumulate, tokens)
+        batch = {name: sharded_shape(leaf, layout.rows) for name, leaf in batch.items()}
+        return cls(config, adapted, tx, loss, params, state, frozen, batch, layout)
 
-    ids = jax.ShapeDtypeStruct((rows * shards, tokens), jnp.int32)
-    layout = lay_out(adapted, mesh, rules, params, ids, ids, ids)
-    key = jax.random.key(0)
-    trainable, frozen = layout.shapes(key, params, ids, ids, ids)
-    state = jax.eval_shape(
-        lambda new, old: TrainState.create(adapted, tx, new, old, key), trainable, frozen
-    )
-    shardings = layout.like(state)
-    clip = config.optimizer.clip
-    predict = predictor(adapted, config.model.dropout)
-    step = make_train_step(adapted, tx, predict, loss, accumulate, clip, shardings)
-    batch = batch_of(rows * shards * accumulate, tokens)
-    return AbstractStep(
-        config=config,
-        layout=layout,
-        step=step,
-        state=jax.tree.map(sharded_shape, state, shardings),
-        frozen=frozen,
-        batch={name: sharded_shape(leaf, layout.rows) for name, leaf in batch.items()},
-    )
+    def of_completions(self, predicted: int) -> "AbstractStep":
+        """The same for a language model with completions of at most `predicted` tokens."""
+        forward = model_of(self.config, predicted=predicted)[0]
+        return dataclasses.replace(self, adapted=dataclasses.replace(self.adapted, forward=forward))
+
+    def traced(self, batch: Batch) -> Any:
+        """The step as it is traced for a batch of this shape."""
+        shardings = self.layout and self.layout.like(self.state)
+        given = self.config.train.accumulate, self.config.optimizer.clip, shardings
+        step: Any = make_train_step(self.adapted, self.tx, self.predict, self.loss, *given)
+        return step.trace(self.state, self.frozen, batch)
+
+    @property
+    def on_mesh(self) -> Layout:
+        """The layout of a step that has a mesh."""
+        assert self.layout is not None
+        return self.layout
+
+    @property
+    def predict(self) -> Predict:
+        return predictor(self.adapted, self.config.model.dropout)
 
 
 _OF_ROWS = {"label": jnp.int32, "weight": jnp.float32}

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from configs.settings import RunConfig, TextConfig
-from experiments.planning.abstract_step import AbstractStep, abstract_step
+from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.topologies import GIB, Topology, devices_of
 from lora_jax.compiled.collectives import Collective, collectives
 from lora_jax.partition import flatten
@@ -145,16 +145,17 @@ def fit(config: RunConfig, chosen: Topology, mesh: tuple[int, ...], rows: int | 
 
     Args:
       mesh: the sizes of data, fsdp and tensor.
-      rows: as for `abstract_step`.
+      rows: as for `AbstractStep.of`.
 
     Raises:
       ValueError, FileNotFoundError: a config or a mesh that cannot work.
     """
-    found = abstract_step(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
+    found = AbstractStep.of(config, make_mesh(*mesh, devices=devices_of(chosen)), rows)
     empty = _uncompiled(found, chosen)
     if empty.hopeless:
         return empty  # saves minutes of compilation
-    lowered = found.lower("tpu" if chosen.ahead else "cpu")
+    platform = "tpu" if chosen.ahead else "cpu"
+    lowered = found.traced(found.batch).lower(lowering_platforms=(platform,))
     began = time.perf_counter()
     try:
         compiled = lowered.compile(None if chosen.ahead else SIMULATION_OPTIONS)
@@ -190,10 +191,10 @@ def arrays_of(found: AbstractStep) -> Arrays:
 
 def loading_of(found: AbstractStep) -> int:
     """Bytes on one device before the first step; weights are quantised once all are read."""
-    where, _ = flatten(found.layout.params)
+    where, _ = flatten(found.on_mesh.params)
     dense = [
         jax.ShapeDtypeStruct(use.shape, use.dtype, sharding=where[path])
-        for path, use in found.layout.uses.items()
+        for path, use in found.on_mesh.uses.items()
     ]
     stored = [leaf for leaf in found.frozen.base.values() if isinstance(leaf, dict)]
     return on_one_device((dense, stored, found.state.trainable))
@@ -210,7 +211,7 @@ def on_one_device(tree: Any) -> int:
 def flops_of(found: AbstractStep) -> Flops:
     """The FLOPs of a training step for one token of a row."""
     trainable = found.state.trainable
-    products = {path: _multiplied(use) for path, use in found.layout.uses.items()}
+    products = {path: _multiplied(use) for path, use in found.on_mesh.uses.items()}
     full = sum(products[path] for path in trainable["params"])
     adapters = sum(leaf.size for each in trainable["adapters"].values() for leaf in each.values())
     frozen = sum(products.values()) - full
@@ -227,7 +228,7 @@ def _multiplied(use: WeightUse) -> int:
 
 
 def _uncompiled(found: AbstractStep, chosen: Topology) -> Fit:
-    mesh, accumulate = found.layout.mesh, found.config.train.accumulate
+    mesh, accumulate = found.on_mesh.mesh, found.config.train.accumulate
     rows, tokens = found.batch["input_ids"].shape
     return Fit(
         topology=chosen,

@@ -8,7 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from configs.settings import RunConfig, TextConfig
-from experiments.planning.step_memory import Batches, Shapes, least
+from experiments.planning.abstract_step import AbstractStep
+from experiments.planning.step_memory import Batches, least, stays
 from experiments.setup.experiment import check_ids
 from experiments.setup.load import read_texts
 from experiments.setup.out_of_memory import advice, asked
@@ -37,17 +38,17 @@ class Held:
         return sum(dataclasses.astuple(self))
 
     @classmethod
-    def of(cls, shapes: Shapes) -> "Held":
+    def of(cls, step: AbstractStep) -> "Held":
         """The arrays of a config's run."""
-        state, frozen = shapes.state, shapes.frozen
+        state, frozen = step.state, step.frozen
         quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
         own = state.trainable, state.trainable["adapters"], frozen.constants, frozen.shared
-        writes = isinstance(shapes.config, TextConfig) and shapes.config.generate.writes
+        writes = isinstance(step.config, TextConfig) and step.config.generate.writes
         return cls(
-            weights=memory.tree_bytes((shapes.params, quantised)),
+            weights=memory.tree_bytes((step.params, quantised)),
             trained=memory.tree_bytes(own),
             optimizer=memory.tree_bytes((state.opt_state, state.variant_state)),
-            merged=memory.tree_bytes(shapes.params) if writes else 0,
+            merged=memory.tree_bytes(step.params) if writes else 0,
         )
 
 
@@ -75,8 +76,8 @@ def announce(
       ValueError, FileNotFoundError: the config cannot work, the arrays need more memory than is
         available, or the batches surely take more than the arrays leave.
     """
-    shapes = Shapes.of(config)
-    one, room = Held.of(shapes), memory.available()
+    step = AbstractStep.of(config)
+    one, room = Held.of(step), memory.available()
     held = Held(one.weights, trials * one.trained, trials * one.optimizer, one.merged)
     devices = 1 if mesh is None else mesh.size
     said = _said(held, trials)
@@ -89,7 +90,7 @@ def announce(
         )
     texts = read_texts(config)
     check_ids(config, texts.boundaries[-1])
-    batches = Batches.of(shapes, texts, at_once)
+    batches = Batches.of(step, texts, at_once)
     said += f", about {memory.size(batches.most)} for gradients and {batches}"
     said += f", over {devices} devices" if devices > 1 else ""
     if room is None:
@@ -97,7 +98,7 @@ def announce(
         return texts
     # Simulated devices of a CPU share its memory; each process is taken to have memory of its own.
     shares = jax.process_count() if jax.default_backend() == "cpu" else devices
-    left = shares * room - shapes.stays - (held.total - one.total)
+    left = shares * room - stays(step) - (held.total - one.total)
     said += f"; {memory.size(room)} are available"
     if held.total + batches.most <= shares * room:
         say(f"memory: {said}")

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import llama2_70b, quickstart
 from experiments.planning import memory_fit as fits
-from experiments.planning.abstract_step import abstract_step
+from experiments.planning.abstract_step import AbstractStep
 from experiments.planning.memory_fit import arrays_of, fit, flops_of, loading_of, on_one_device
 from experiments.planning.memory_formula import linears, weights
 from experiments.planning.model_sizes import ON_THE_HUB
@@ -78,7 +78,7 @@ def config_of(tmp_path):
 
 def step_of(config, mesh=(1, 1, 1), rows=None):
     devices = jax.devices("cpu")[: math.prod(mesh)]
-    return abstract_step(parse(config.to_dict()), make_mesh(*mesh, devices=devices), rows)
+    return AbstractStep.of(parse(config.to_dict()), make_mesh(*mesh, devices=devices), rows)
 
 
 @pytest.mark.parametrize("name", sorted(ON_THE_HUB))

@@ -8,7 +8,9 @@ from small_language import write_places
 
 from configs import instruct
 from experiments.distributed.mesh import mesh_of
-from experiments.planning.step_memory import Batches, Shapes
+from experiments.planning import step_memory
+from experiments.planning.abstract_step import AbstractStep
+from experiments.planning.step_memory import Batches, stays
 from experiments.runs import run
 from experiments.runs.memory_line import Held, announce
 from experiments.runs.run import run_together
@@ -48,17 +50,20 @@ EACH = 4000
 def simple(monkeypatch):
     """Batches take what is easily calculated; nothing is traced."""
 
-    def training(self, rows, tokens):
-        return EACH * rows * tokens // self.config.train.accumulate
+    def training(step, rows, tokens):
+        return EACH * rows * tokens // step.config.train.accumulate
 
-    monkeypatch.setattr(Shapes, "training", training)
-    monkeypatch.setattr(Shapes, "evaluation", lambda self, rows, tokens: EACH * rows * tokens // 10)
+    def evaluation(step, rows, tokens):
+        return EACH * rows * tokens // 10
+
+    monkeypatch.setattr(step_memory, "training", training)
+    monkeypatch.setattr(step_memory, "evaluation", evaluation)
 
 
 def held_by(config):
     """What a run holds while it is loaded, and what of it stays there."""
-    shapes = Shapes.of(config)
-    return Held.of(shapes), shapes.stays
+    step = AbstractStep.of(config)
+    return Held.of(step), stays(step)
 
 
 def line(config, *args, **kwargs):
@@ -188,7 +193,7 @@ def test_trials_that_step_at_once_have_as_many_batches(smoke, tmp_path, room, si
 def test_batches_grow_with_their_rows_and_fall_with_parts(smoke):
     def of(rows, parts=1):
         config = smoke(train__batch_size=rows, train__accumulate=parts)
-        return Batches.of(Shapes.of(config), read_texts(config))
+        return Batches.of(AbstractStep.of(config), read_texts(config))
 
     one, two, halved = of(512), of(1024), of(1024, parts=2)
     assert two.training == pytest.approx(2 * one.training, rel=0.02)
@@ -203,9 +208,9 @@ def test_a_language_models_batches_are_of_its_own_texts(tmp_path):
     made = instruct.get_config(arg)
     made.update_from_flattened_dict({"model.name": str(places / "model"), "variant.rank": 4})
     config = parse(made.to_dict())
-    shapes, texts = Shapes.of(config), read_texts(config)
-    batches = Batches.of(shapes, texts)
+    step, texts = AbstractStep.of(config), read_texts(config)
+    batches = Batches.of(step, texts)
     assert batches.trained == texts.longest < 256 == config.data.max_length
     logits = 8 * 4 * texts.tokenizer.backend.get_vocab_size()
     more = min(config.model.chunk, texts.longest) - int(texts.encoded["train"].labels.max())
-    assert shapes.training(8, texts.longest) - batches.training > more * logits / 2
+    assert step_memory.training(step, 8, texts.longest) - batches.training > more * logits / 2

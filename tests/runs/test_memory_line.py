@@ -16,7 +16,7 @@ from small_decoder import random_decoder
 from configs import quickstart
 from configs.settings import GenerateSettings
 from experiments.distributed.mesh import mesh_of
-from experiments.planning.step_memory import Shapes
+from experiments.planning.abstract_step import AbstractStep
 from experiments.runs import run, train_trials
 from experiments.runs.memory_line import Held
 from experiments.setup import completion
@@ -169,7 +169,7 @@ def test_devices_that_the_cpu_stands_for_share_its_memory(folders, room):
 )
 def test_what_is_said_is_what_is_held(smoke, arg, changes):
     config = smoke(arg, **changes)
-    said, experiment = Held.of(Shapes.of(config)), build(config)
+    said, experiment = Held.of(AbstractStep.of(config)), build(config)
     state, frozen = experiment.start(), experiment.frozen
     twice = experiment.trainable, state.trainable["adapters"]
     assert said.trained == bytes_of((twice, frozen.constants, frozen.shared))
