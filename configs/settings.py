@@ -47,11 +47,10 @@ def fields_of(kind: type) -> dict[str, tuple[dataclasses.Field, Any]]:
     found, hints = {}, typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        section: Any = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
-        if section is None:
-            found[field.name] = field, hint
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            found |= {f"{field.name}.{name}": each for name, each in fields_of(hint).items()}
         else:
-            found |= {f"{field.name}.{name}": each for name, each in fields_of(section).items()}
+            found[field.name] = field, hint
     return found
 
 
@@ -240,7 +239,7 @@ class GenerateSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """The place of a run in a table."""
+    """The place of a run in a table; the table has no name if the run belongs to none."""
 
     table: str = setting("", optional=True)
     row: str = setting("", optional=True)
@@ -281,7 +280,7 @@ class RunConfig:
     """The folder of the run whose adapter is the start; None for a new adapter."""
     optimizer: OptimizerSettings
     train: TrainSettings
-    study: Study | None = None
+    study: Study = Study()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

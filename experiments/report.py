@@ -100,8 +100,7 @@ def compared(
 
 def _wanted(run: Unfinished) -> bool:
     """Whether a run without a record can belong to the table and size that the flags ask for."""
-    table = run.study.table if run.study else _TABLE.value
-    size = run.study.size if run.study else "full"
+    table, size = run.study.table or _TABLE.value, run.study.size
     return table in (None, _TABLE.value or table) and size == _SIZE.value
 
 
@@ -127,13 +126,13 @@ def select(
     """
 
     def name(run: recorded_runs.Run) -> str:
-        return run.study.table if run.study else run.record.experiment
+        return run.study.table or run.record.experiment
 
     known = sorted({name(run) for run in runs})
     if table is not None and table not in known:
         raise ValueError(f"no runs of --table={table}; nearest: {nearest(table, known)}")
     own = [run for run in runs if table in (None, name(run))]
-    sized = [run for run in own if run.size == size]
+    sized = [run for run in own if run.study.size == size]
     left = len(own) - len(sized)
     said = f"{left} {'run' if left == 1 else 'runs'} left out: of another size"
     return sized, [said] * bool(left)

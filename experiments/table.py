@@ -18,7 +18,7 @@ from experiments.tables.config_tables import RESULTS, ROOT, names, render_table,
 
 _TABLE = flags.DEFINE_string("table", None, "The name of a config file, for example lora_table2.")
 _RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' records below it.")
-_FORMAT = flags.DEFINE_enum("format", "rich", list(formats.FORMATS), "The format of the table.")
+_FORMAT = flags.DEFINE_enum("format", "rich", formats.FORMATS, "The format of the table.")
 _MODEL = flags.DEFINE_string(
     "model", None, "Only this model of the table. The default is all models."
 )
@@ -42,7 +42,7 @@ def show() -> None:
 
 def _warn(results: Path, table: str | None = None) -> None:
     """Warn on standard error if records of the table have no seal."""
-    runs = [run for run in recorded_runs.find(results) if table in (None, run.table)]
+    runs = [run for run in recorded_runs.find(results) if table in (None, run.study.table)]
     cli.warn(recorded_runs.unsealed(runs))
 
 

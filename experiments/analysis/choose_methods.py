@@ -7,7 +7,6 @@ anything else, that is an error, and they are not compared.
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -95,8 +94,7 @@ class Method:
 
     def scores(self) -> dict[tuple[int, int], float]:
         """The scores of the completed runs, by seed and draw."""
-        found = {run.number: saved_score(run) for run in self.runs if run.completed}
-        return {number: score for number, score in found.items() if score is not None}
+        return {run.number: score for run, score in saved_scores(self.runs)}
 
     def describe(self, setting: Setting) -> str:
         """A setting as text: its learning rate, and whatever else differs between the settings."""
@@ -128,9 +126,14 @@ class Contest:
         return f"{MODEL_TITLES.get(self.model, self.model)}, {heading(self.task)} ({self.table})"
 
 
-def saved_score(run: Run) -> float | None:
-    """The main metric of the adapter that a run saved, in percent if tables print it so."""
-    return run.score(run.record.metric, run.config.train.select)
+def saved_scores(runs: Iterable[Run]) -> list[tuple[Run, float]]:
+    """The completed runs with a score: the main metric of the adapter that each saved.
+
+    It is in percent if tables print it so.
+    """
+    done = [run for run in runs if run.completed]
+    scores = [run.score(run.record.metric, run.config.train.select) for run in done]
+    return [(run, score) for run, score in zip(done, scores, strict=True) if score is not None]
 
 
 def contests(
@@ -154,12 +157,16 @@ def contests(
     """
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        if not run.study:
+        if not run.study.table:
             recorded_runs.require_settings(run.folder / "record.json", run.record.config, OF_ANY)
         groups.setdefault(comparable.contest_key(run), []).append(run)
+
+    def fixed(config: RunConfig) -> Mapping[str, str]:
+        return comparable.varied_and_fixed(config, varies)[1]
+
     made, lost = [], list(unfinished)
     for (table, model, task), own in sorted(groups.items()):
-        same = comparable.without_strays(own, varies)
+        same = collect_runs.without_strays(own, lambda run: fixed(run.config))
         comparable.require_comparable(same, varies)
         if metrics := {run.record.metric for run in same if run.completed}:
             if len(metrics) > 1:
@@ -171,12 +178,8 @@ def contests(
                     f"{task}: a report compares scores where higher is better, not {min(low)}; "
                     "compare tasks with options by accuracy, and others by their records"
                 )
-            fixed = comparable.varied_and_fixed(same[0].config, varies)[1]
-            mine = [
-                each
-                for each in lost
-                if each.config and comparable.varied_and_fixed(each.config, varies)[1] == fixed
-            ]
+            ours = fixed(same[0].config)
+            mine = [each for each in lost if each.config and fixed(each.config) == ours]
             lost = [each for each in lost if each not in mine]
             known = names.get(table, {})
             held_out = all(run.held_out for run in same)
@@ -186,7 +189,7 @@ def contests(
 
 
 def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:
-    if run.study:
+    if run.study.table:
         return names.get(comparable.method_key(run), comparable.method_key(run).replace("_", " "))
     name, storage = comparable.variant_and_storage(run)
     label = METHODS.get(name, name)
@@ -200,17 +203,13 @@ def _methods(
     varies: Sequence[str],
     held_out: bool,
 ) -> tuple[Method, ...]:
-    found: dict[str, list[Run]] = {}
     labels = {comparable.method_key(each): _label(each, names) for each in (*runs, *lost)}
-    for run in runs:
-        found.setdefault(comparable.method_key(run), []).append(run)
     order = [key for key in (*names, *METHODS) if key in labels] + natural(labels)
     return tuple(
         _method(
             key,
             labels[key],
-            found.get(key, []),
-            [each for each in lost if comparable.method_key(each) == key],
+            [each for each in (*runs, *lost) if comparable.method_key(each) == key],
             varies,
             held_out,
         )
@@ -221,23 +220,16 @@ def _methods(
 def _method(
     key: str,
     label: str,
-    runs: Sequence[Run],
-    lost: Sequence[Unfinished],
+    runs: Sequence[Run | Unfinished],
     varies: Sequence[str],
     held_out: bool,
 ) -> Method:
-    groups: dict[str, tuple[list[Run], list[Unfinished]]] = {}
-
-    def group(config: RunConfig) -> tuple[list[Run], list[Unfinished]]:
-        values = json.dumps(comparable.varied_and_fixed(config, varies)[0], sort_keys=True)
-        return groups.setdefault(values, ([], []))
-
+    groups: dict[str, list[Run | Unfinished]] = {}
     for run in runs:
-        group(run.config)[0].append(run)
-    for each in lost:
-        if each.config is not None:
-            group(each.config)[1].append(each)
-    settings = [_setting(json.loads(values), *both) for values, both in groups.items()]
+        if run.config is not None:
+            values = json.dumps(comparable.varied_and_fixed(run.config, varies)[0], sort_keys=True)
+            groups.setdefault(values, []).append(run)
+    settings = [_setting(json.loads(values), own) for values, own in groups.items()]
     settings.sort(key=lambda each: (each.rate, sorted(each.values.items())))
     known = any(each.runs for each in settings)
     held = any(each.held_out or (not known and each.lost("held_out")) for each in settings)
@@ -252,13 +244,15 @@ def _method(
     return Method(key, label, tuple(settings), tried, chosen, chosen_on, own_runs, phase)
 
 
-def _setting(values: Mapping[str, str], runs: Sequence[Run], lost: Sequence[Unfinished]) -> Setting:
+def _setting(values: Mapping[str, str], runs: Sequence[Run | Unfinished]) -> Setting:
     """A setting with each run once; unfinished attempts of recorded runs are left out."""
-    ended = {(run.number, run.held_out) for run in runs}
-    own = {(e.number, e.held_out): e for e in lost if (e.number, e.held_out) not in ended}
-    held_out = tuple(collect_runs.one_of_each([run for run in runs if run.held_out]))
-    development = tuple(collect_runs.one_of_each([run for run in runs if not run.held_out]))
-    return Setting(values, held_out, development, tuple(own.values()))
+    ended = [run for run in runs if isinstance(run, Run)]
+    lost = {(e.number, e.held_out): e for e in runs if isinstance(e, Unfinished)}
+    for run in ended:
+        lost.pop((run.number, run.held_out), None)
+    held_out = collect_runs.one_of_each([run for run in ended if run.held_out])
+    development = collect_runs.one_of_each([run for run in ended if not run.held_out])
+    return Setting(values, tuple(held_out), tuple(development), tuple(lost.values()))
 
 
 def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
@@ -266,11 +260,9 @@ def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:
 
     A setting that diverged with any seed ranks below all that did not. Other failures do not count.
     """
-    found, top = None, (True, -math.inf)
+    ranks = []
     for setting, runs in tried:
-        scores = [saved_score(run) for run in runs if run.completed]
-        known = [score for score in scores if score is not None]
-        stable = all(run.record.status != "diverged" for run in runs)
-        if known and (found is None or (stable, statistics.fmean(known)) > top):
-            found, top = setting, (stable, statistics.fmean(known))
-    return found
+        if scores := [score for _, score in saved_scores(runs)]:
+            stable = all(run.record.status != "diverged" for run in runs)
+            ranks.append((stable, statistics.fmean(scores), setting))
+    return max(ranks, key=lambda rank: rank[:2])[2] if ranks else None

@@ -41,8 +41,8 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
       ValueError: runs of a cell differ in more than seed and draw, or a run has two different
         results.
     """
-    own = [run for run in runs if run.table == table]
-    sized = [run for run in own if run.size == size]
+    own = [run for run in runs if run.study.table == table]
+    sized = [run for run in own if run.study.size == size]
     kept = [run for run in sized if not run.held_out]
     notes = [_left_out(len(own) - len(sized), "of another size")]
     notes += [_left_out(len(sized) - len(kept), "validated on a part of the training examples")]
@@ -69,7 +69,8 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
 
 def elsewhere(runs: Iterable[Run], size: str) -> str:
     """The end of an error message: the number of completed runs of other sizes, or nothing."""
-    sizes = Counter(run.size for run in runs if run.completed and run.size != size)
+    completed = [run.study.size for run in runs if run.completed]
+    sizes = Counter(other for other in completed if other != size)
     said = [
         f"{count} {'run' if count == 1 else 'runs'} of --size={other}"
         for other, count in sorted(sizes.items())

@@ -14,14 +14,14 @@ BESIDE = ("study.row", "data.validation")
 
 def contest_key(run: Run) -> tuple[str, str, str]:
     """The study, the model and the task of a run."""
-    if run.study:
+    if run.study.table:
         return run.study.table, run.model, run.study.column
     return run.record.experiment, run.config.model.name, run.config.data.name
 
 
 def method_key(run: Run | Unfinished) -> str:
     """The key of a run's method: its row, or without a study its variant and storage."""
-    if run.study:
+    if run.study.table:
         return run.study.row
     name, storage = variant_and_storage(run)
     return name if storage == "none" else f"{name}_{storage}"
@@ -48,11 +48,6 @@ def varied_and_fixed(
         elif key not in BESIDE:
             fixed[key] = value
     return varied, fixed
-
-
-def without_strays(runs: Sequence[Run], varies: Sequence[str]) -> list[Run]:
-    """The runs without incomplete ones whose fixed settings no completed run has."""
-    return collect_runs.without_strays(runs, lambda run: varied_and_fixed(run.config, varies)[1])
 
 
 def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:

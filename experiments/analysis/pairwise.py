@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.analysis import bootstrap, score_check, significance
-from experiments.analysis.choose_methods import Contest, Method, saved_score
+from experiments.analysis.choose_methods import Contest, Method, saved_scores
 from experiments.analysis.recorded_runs import scale
 from experiments.analysis.significance import Difference
 from experiments.runs import predictions
@@ -141,20 +141,16 @@ def _pair(
 
 def _seen(contest: Contest, resamples: int, seed: int) -> dict[str, dict[tuple[int, int], Seen]]:
     """What is known about each completed run, by method, then by seed and draw."""
-    done = [
-        (method.key, run, score)
-        for method in contest.methods
-        for run in method.runs
-        if run.completed and (score := saved_score(run)) is not None
-    ]
     found: dict[str, dict[tuple[int, int], Seen]] = {m.key: {} for m in contest.methods}
     stored = []
-    for key, run, score in done:
-        found[key][run.number] = Seen(score)
-        parts = predictions.read(run.folder)
-        part = parts.get("validation")
-        if part is not None and part.labels is not None:
-            stored.append((key, run, np.asarray(part.outputs, np.float64), part.labels, parts))
+    for method in contest.methods:
+        for run, score in saved_scores(method.runs):
+            found[method.key][run.number] = Seen(score)
+            parts = predictions.read(run.folder)
+            part = parts.get("validation")
+            if part is not None and part.labels is not None:
+                outputs = np.asarray(part.outputs, np.float64)
+                stored.append((method.key, run, outputs, part.labels, parts))
     if not stored:
         return found
     _, first, _, labels, _ = stored[0]

@@ -12,9 +12,24 @@ from experiments.analysis.published import PERCENT, SIZES
 from experiments.setup.config import is_a, of_record, study_of
 from lora_jax.records import run_record
 
-NEEDED = ("study.table", "study.row", "study.column", "study.model", "study.size")
-NEEDED += ("data.source", "data.name", "data.draw", "data.validation", "model.name", "variant.name")
-NEEDED += ("quantize.storage", "optimizer.learning_rate", "train.select", "seed", "start_from")
+NEEDED = (
+    "study.table",
+    "study.row",
+    "study.column",
+    "study.model",
+    "study.size",
+    "data.source",
+    "data.name",
+    "data.draw",
+    "data.validation",
+    "model.name",
+    "variant.name",
+    "quantize.storage",
+    "optimizer.learning_rate",
+    "train.select",
+    "seed",
+    "start_from",
+)
 """The settings that the config of a study's run must have."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
 """Sources whose tasks have their own parts for evaluation."""
@@ -33,34 +48,14 @@ class Run:
     def config(self) -> RunConfig:
         return of_record(self.record.config)
 
-    @property
-    def study(self) -> Study | None:
+    @functools.cached_property
+    def study(self) -> Study:
         return study_of(self.record.config)
-
-    @property
-    def in_study(self) -> Study:
-        """The study of a run that has one.
-
-        Raises:
-          ValueError: the run belongs to no study.
-        """
-        if self.study is None:
-            raise ValueError(f"{self.folder} belongs to no study")
-        return self.study
-
-    @property
-    def table(self) -> str | None:
-        return self.study.table if self.study else None
-
-    @property
-    def size(self) -> str:
-        """`smoke` or `full`; a run of no study is `full`."""
-        return self.study.size if self.study else "full"
 
     @property
     def place(self) -> tuple[str, str, str]:
         """The model, the row and the column of the run's cell."""
-        return self.model, self.in_study.row, self.in_study.column
+        return self.model, self.study.row, self.study.column
 
     @property
     def model(self) -> str:
@@ -69,7 +64,7 @@ class Run:
         `--config.model.name` can replace the config's model. Published numbers of the config's
         model must not be compared with such a run.
         """
-        name, total = self.in_study.model, self.record.parameters_total
+        name, total = self.study.model, self.record.parameters_total
         if abs(total - SIZES.get(name, total)) <= 0.01 * total:
             return name
         return f"{name} replaced by a model of {total / 1e6:.3g}M parameters"

@@ -34,8 +34,8 @@ class Unfinished:
     status: str
 
     @property
-    def study(self) -> Study | None:
-        return self.config and self.config.study
+    def study(self) -> Study:
+        return self.config.study if self.config else Study()
 
     @property
     def number(self) -> tuple[int, int]:

@@ -42,9 +42,6 @@ class Panel:
     runs: tuple[Run, ...]
     table: Mapping[str, Any]
 
-    def label(self) -> str:
-        return metric_label(self.metric)
-
     def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
         """The completed runs by name: names of table rows in the table's order, then all others."""
         done = [run for run in self.runs if run.completed]
@@ -83,7 +80,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     for run in runs:
         model, _, column = run.place
         held = "held-out" * run.held_out
-        groups.setdefault((run.in_study.table, model, column, held), []).append(run)
+        groups.setdefault((run.study.table, model, column, held), []).append(run)
     made, known = [], config_tables.tables()
     for (table, model, column, held), own in groups.items():
         metrics = {run.record.metric for run in own if run.completed}
@@ -126,7 +123,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
                 )
         axes.set_xscale("log")
         axes.set_xlabel("trained parameters, without the head")
-        axes.set_ylabel(panel.label())
+        axes.set_ylabel(metric_label(panel.metric))
 
     return _scored(panels(runs), draw)
 
@@ -143,7 +140,7 @@ def training(runs: Sequence[Run]) -> Figure:
 
     def score(axes: Axes, panel: Panel) -> None:
         _curves(axes, panel, panel.metric, scale(panel.metric))
-        axes.set_ylabel(panel.label())
+        axes.set_ylabel(metric_label(panel.metric))
 
     return _figure(panels(runs), [loss, score], "means of runs, and their range")
 
@@ -189,7 +186,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
                 axes.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=label)
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
-        axes.set_ylabel(panel.label())
+        axes.set_ylabel(metric_label(panel.metric))
 
     return _scored(panels(runs), draw)
 
@@ -213,13 +210,13 @@ def draw(
     found = recorded_runs.find(results)
     if kind == "ranks":
         return [_ranks(found, out)]
-    runs = [run for run in found if run.study]
-    tables = sorted({run.in_study.table for run in runs})
+    runs = [run for run in found if run.study.table]
+    tables = sorted({run.study.table for run in runs})
     if table is not None and table not in tables:
         raise ValueError(f"no runs of '{table}' in {results}; nearest: {nearest(table, tables)}")
-    own = [run for run in runs if table in (None, run.in_study.table)]
+    own = [run for run in runs if table in (None, run.study.table)]
     if kind == "learning_rate":  # its runs differ in settings, and may be on held-out examples
-        chosen = [run for run in own if run.size == size]
+        chosen = [run for run in own if run.study.size == size]
     else:
         chosen = [run for each in tables for run in collect_runs.collect(own, each, size).runs]
     if others := collect_runs.elsewhere(own, size) * (not any(run.completed for run in chosen)):

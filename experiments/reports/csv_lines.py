@@ -1,7 +1,5 @@
 """Write a report as CSV for other programs: a line for each method and each test of two methods."""
 
-import csv
-import io
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,12 +8,46 @@ from experiments.analysis import collect_runs, pairwise
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import KINDS, Pair
 from experiments.reports import sheets
+from experiments.tables.text_formats import csv_lines
 
-COLUMNS: tuple[str, ...] = ("line", "table", "model", "task", "metric", "scored_on", "method")
-COLUMNS += ("label", "settings_tried", "runs_tried", "chosen", "learning_rate", "edge", "chosen_on")
-COLUMNS += ("n", "mean", "sd", "low", "high", "diverged", "failed", "unfinished")
-COLUMNS += ("parameters_trained", "seconds", "machine", "peak_memory_bytes", "other", "common")
-COLUMNS += ("test", "generalises_to", "difference", "p", "decides", "p_holm", "verdict", "note")
+COLUMNS = (
+    "line",
+    "table",
+    "model",
+    "task",
+    "metric",
+    "scored_on",
+    "method",
+    "label",
+    "settings_tried",
+    "runs_tried",
+    "chosen",
+    "learning_rate",
+    "edge",
+    "chosen_on",
+    "n",
+    "mean",
+    "sd",
+    "low",
+    "high",
+    "diverged",
+    "failed",
+    "unfinished",
+    "parameters_trained",
+    "seconds",
+    "machine",
+    "peak_memory_bytes",
+    "other",
+    "common",
+    "test",
+    "generalises_to",
+    "difference",
+    "p",
+    "decides",
+    "p_holm",
+    "verdict",
+    "note",
+)
 """The columns.
 
 `line` is `method` or `test`; columns that a line does not use are empty. `low` and `high` are the
@@ -30,15 +62,11 @@ def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
     Args:
       family: all pairs; in pairs with a reference, it is the second method.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for contest in made:
-        writer.writerows(_method_line(contest, method) for method in contest.methods)
+    found = [_method_line(contest, method) for contest in made for method in contest.methods]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
-        writer.writerows(_test_lines(pair, holm, verdict))
-    return text.getvalue()
+        found += _test_lines(pair, holm, verdict)
+    return csv_lines(COLUMNS, found)
 
 
 def _identity(contest: Contest, method: Method) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.analysis import collect_runs
-from experiments.analysis.choose_methods import Contest, Method, saved_score
+from experiments.analysis.choose_methods import Contest, Method, saved_scores
 from experiments.figures.scores import metric_label, styles
 from experiments.reports.sheets import Costs, costs, interval, machines
 
@@ -70,8 +70,7 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
         runs = setting.held_out or setting.development
-        found = [saved_score(run) for run in runs if run.completed]
-        scores = [score for score in found if score is not None]
+        scores = [score for _, score in saved_scores(runs)]
         if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
             whole = collect_runs.summarise(scores, "mean", "ci95")
             best[setting.rate] = whole.centre, whole.spread or np.nan

@@ -25,10 +25,10 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
     return parsed
 
 
-def study_of(config: Mapping[str, Any]) -> settings.Study | None:
-    """The place of a recorded run in a table, if it has one; nothing else of the config is read."""
+def study_of(config: Mapping[str, Any]) -> settings.Study:
+    """The place of a recorded run in a table; nothing else of the config is read."""
     study = config.get("study")
-    return _known(settings.Study, study) if study and isinstance(study, Mapping) else None
+    return _known(settings.Study, study if isinstance(study, Mapping) else {})
 
 
 def of_record(config: Mapping[str, Any]) -> RunConfig:
@@ -41,7 +41,7 @@ def of_record(config: Mapping[str, Any]) -> RunConfig:
 
 def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
     kind = _kind(config)
-    variant, study = config["variant"], config.get("study") or None
+    variant, study = config["variant"], config.get("study") or {}
     # A study may note more about its runs than tables read.
     known = {field.name for field in dataclasses.fields(settings.Study)}
     chosen = {k: _fixed(v) for k, v in variant.items() if k != "name" and v is not None}
@@ -53,8 +53,7 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
         targets=tuple(config.get("targets", ())),
         also_train=tuple(config.get("also_train", ())),
         start_from=config.get("start_from"),
-        study=study
-        and section(settings.Study, "study", {k: v for k, v in study.items() if k in known}),
+        study=section(settings.Study, "study", {k: v for k, v in study.items() if k in known}),
         **{
             name: section(each, name, config.get(name, {}))
             for name, each in _sections(kind).items()
@@ -67,14 +66,14 @@ def _kind(config: Mapping[str, Any]) -> type[RunConfig]:
 
 
 def _sections(kind: type[RunConfig]) -> dict[str, type]:
-    """The class of each section that a config must have. The variant's section has no class."""
+    """The class of each section that a config must have, with settings of the class."""
     hints = typing.get_type_hints(kind)
     return {
         name: hint
         for name, hint in hints.items()
         if isinstance(hint, type)
         and dataclasses.is_dataclass(hint)
-        and hint != settings.VariantSettings
+        and hint not in (settings.VariantSettings, settings.Study)
     }
 
 

@@ -39,7 +39,7 @@ def validate(config: RunConfig) -> None:
             f"config.train.batch_size {size} must be a multiple of train.accumulate {parts}"
         )
     study, section = config.study, config.data
-    if section.source == "files" and study and study.column not in ("", section.name):
+    if section.source == "files" and study.column not in ("", section.name):
         raise ValueError(
             f"config.data.source files: your own data cannot stand under {study.column} of "
             f"{study.table}; use configs/own_data.py"

@@ -61,7 +61,7 @@ def render_table(
                 f"{nearest(model, models)}"
             )
         made = [block for block in made if block.model == model]
-        own = [run for run in found if run.study and run.model == model]
+        own = [run for run in found if run.study.table and run.model == model]
         collected = collect_runs.collect(own, name, size)  # notes on this model only
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _given_models(collected.runs)
@@ -69,7 +69,7 @@ def render_table(
         notes += _changes(importlib.import_module(f"configs.{name}"), collected.runs)
     notes += collected.notes if made else ("Nothing has been run.",)
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
-    return formats.FORMATS[form](made, title, notes, table["decimals"])
+    return formats.write(form, made, title, notes, table["decimals"])
 
 
 def _protocol(table: Mapping[str, Any], made: list[cells.Block]) -> list[str]:
@@ -113,7 +113,7 @@ def _given_models(runs: tuple[recorded_runs.Run, ...]) -> list[str]:
     given = {
         (run.model, run.config.model.name)
         for run in runs
-        if run.config.model.name != MODELS.get(run.in_study.model)
+        if run.config.model.name != MODELS.get(run.study.model)
     }
     return [f"{model}: our runs are of {name}." for model, name in sorted(given)]
 
@@ -140,7 +140,7 @@ def _changes(module: ModuleType, runs: tuple[recorded_runs.Run, ...]) -> list[st
 
 def _config_of(module: ModuleType, run: recorded_runs.Run) -> RunConfig | None:
     """The config with the same `study` section as a run; None if there is none."""
-    study = run.in_study
+    study = run.study
     known = {"model": study.model, "task": study.column, "size": study.size}
     lists = {
         key: (known[key],) if key in known else values

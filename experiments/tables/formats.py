@@ -1,18 +1,19 @@
 """Write a table as text: for the console, and in Markdown, LaTeX, CSV and HTML."""
 
-import csv
+import dataclasses
 import html
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.tables import cells, text_formats
 from experiments.tables.cells import NONE, Block
 from experiments.tables.text_formats import Sheet
 
+FORMATS = ("rich", "markdown", "latex", "csv", "html")
 
-def grid(block: Block, decimals: int) -> tuple[str, list[str], list[list[str]]]:
-    """A block as text: its title, its headings and its rows.
+
+def sheet(block: Block, decimals: int) -> Sheet:
+    """A block as text.
 
     If a block has our numbers and published ones, a cell is `ours / published`.
     """
@@ -34,7 +35,7 @@ def grid(block: Block, decimals: int) -> tuple[str, list[str], list[list[str]]]:
             )
         only = ours and paper and not any(cell.runnable or cell.ours for cell in row.cells)
         rows.append([f"{row.label} (published only)" if only else row.label, *texts])
-    return f"{block.title} ({kind})", heads, rows
+    return Sheet(f"{block.title} ({kind})", heads, rows)
 
 
 def _both(ours: str, published: str, has_ours: bool, has_published: bool) -> str:
@@ -43,27 +44,20 @@ def _both(ours: str, published: str, has_ours: bool, has_published: bool) -> str
     return ours if has_ours else published
 
 
-def rich(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
-    return text_formats.rich(_sheets(blocks, title, decimals), notes)
+def write(
+    form: str, blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int
+) -> str:
+    """The tables as text in one of `FORMATS`."""
+    if form == "csv":
+        return comma_separated(blocks, title)
+    sheets = [sheet(block, decimals) for block in blocks]
+    if form == "html":
+        return page(sheets, title, notes)
+    titled = [dataclasses.replace(each, title=f"{title}, {each.title}") for each in sheets]
+    return getattr(text_formats, form)(titled, notes)
 
 
-def markdown(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
-    return text_formats.markdown(_sheets(blocks, title, decimals), notes)
-
-
-def latex(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
-    return text_formats.latex(_sheets(blocks, title, decimals), notes)
-
-
-def _sheets(blocks: Sequence[Block], title: str, decimals: int) -> list[Sheet]:
-    made = []
-    for block in blocks:
-        name, heads, rows = grid(block, decimals)
-        made.append(Sheet(f"{title}, {name}", heads, rows))
-    return made
-
-
-def page(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int) -> str:
+def page(sheets: Sequence[Sheet], title: str, notes: Sequence[str]) -> str:
     """The tables as a complete HTML page without other files."""
     style = "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
     style += "caption{text-align:left;font-weight:bold}th,td{padding:.3em .8em;text-align:left}"
@@ -71,12 +65,11 @@ def page(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: in
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
     lines = ["<!DOCTYPE html>", f'<html lang="en"><head>{head}</head><body>']
     lines.append(f"<h1>{html.escape(title)}</h1>")
-    for block in blocks:
-        name, heads, rows = grid(block, decimals)
-        lines += [f"<table><caption>{html.escape(name)}</caption>", "<thead><tr>"]
-        lines += [f'<th scope="col">{html.escape(text)}</th>' for text in heads]
+    for each in sheets:
+        lines += [f"<table><caption>{html.escape(each.title)}</caption>", "<thead><tr>"]
+        lines += [f'<th scope="col">{html.escape(text)}</th>' for text in each.heads]
         lines.append("</tr></thead><tbody>")
-        for first, *rest in rows:
+        for first, *rest in each.rows:
             data = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
             lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{data}</tr>')
         lines.append("</tbody></table>")
@@ -84,21 +77,35 @@ def page(blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: in
     return "\n".join([*lines, "</body></html>"]) + "\n"
 
 
-def comma_separated(
-    blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int
-) -> str:
+CSV = (
+    "table",
+    "model",
+    "row",
+    "method",
+    "parameters",
+    "published_parameters",
+    "task",
+    "metric",
+    "ours",
+    "spread",
+    "n",
+    "failed",
+    "published",
+    "published_sd",
+    "published_seeds",
+    "state",
+)
+"""The columns of a table as CSV."""
+
+
+def comma_separated(blocks: Sequence[Block], title: str) -> str:
     """The tables as CSV for other programs: a line for each cell, with unrounded numbers."""
-    heads = ["table", "model", "row", "method", "parameters", "published_parameters", "task"]
-    heads += ["metric", "ours", "spread", "n", "failed", "published", "published_sd"]
-    heads += ["published_seeds", "state"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, heads, lineterminator="\n")
-    writer.writeheader()
+    lines: list[Mapping[str, Any]] = []
     for block in blocks:
         for row in block.rows:
             for column, cell in zip(block.columns, row.cells, strict=True):
                 ours, paper = cell.ours, cell.published
-                values: Mapping[str, Any] = {
+                values = {
                     "table": title,
                     "model": block.model,
                     "row": row.key,
@@ -116,14 +123,5 @@ def comma_separated(
                     "published_seeds": paper and paper.seeds,
                     "state": cells.state(cell),
                 }
-                writer.writerow(values)
-    return text.getvalue()
-
-
-FORMATS: dict[str, Callable[[Sequence[Block], str, Sequence[str], int], str]] = {
-    "rich": rich,
-    "markdown": markdown,
-    "latex": latex,
-    "csv": comma_separated,
-    "html": page,
-}
+                lines.append(values)
+    return text_formats.csv_lines(CSV, lines)

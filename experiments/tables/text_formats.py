@@ -1,10 +1,12 @@
-"""Write tables of text for the console, and in Markdown and LaTeX."""
+"""Write tables of text for the console, and in Markdown, LaTeX and CSV."""
 
+import csv
 import dataclasses
 import io
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -101,6 +103,15 @@ def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
         lines += [" & ".join(map(_latex, row)) + " \\\\" for row in sheet.rows]
         lines += ["\\bottomrule", "\\end{tabular}}", ""]
     return "\n".join(lines + [_latex(note) + "\n" for note in notes]) + "\n"
+
+
+def csv_lines(heads: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """CSV with a line of headings, and one for each row; what a row lacks is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _latex(text: str) -> str:

@@ -50,7 +50,7 @@ def test_a_study_gave_every_method_the_same(folder):
     plan, tried, final = module.STUDY, defaultdict(dict), defaultdict(list)
     for run in recorded_runs.find(folder):
         assert run.completed
-        rate, row = run.config.optimizer.learning_rate, run.in_study.row
+        rate, row = run.config.optimizer.learning_rate, run.study.row
         if run.config.data.validation:
             assert run.record.seed == plan["tuning_seed"]
             tried[row][rate] = run.record
