@@ -91,6 +91,17 @@ RECIPE = {
     "select": "best",
 }
 """Mostly the defaults of Hugging Face's trainer, which the papers' scripts keep."""
+OPTIMIZER = (
+    "schedule",
+    "warmup_ratio",
+    "warmup_steps",
+    "weight_decay",
+    "clip",
+    "b1",
+    "b2",
+    "eps",
+)
+"""The keys of a recipe that are settings of the optimiser, besides learning rates."""
 
 LAPTOP_EXAMPLES = {"mnli": 8000, "ax": 8000, "sst2": 8000, "qnli": 8000, "qqp": 8000}
 """How many examples of large tasks all-MiniLM-L6-v2 trains on: minutes an epoch on two cores."""
@@ -134,11 +145,6 @@ def data_name(task: str) -> str:
     return f"super_glue/{task.removeprefix('super_')}" if task in SUPER_GLUE else f"glue/{task}"
 
 
-def placeholder(value: Any, kind: type) -> Any:
-    """The value, or a typed placeholder if it is None."""
-    return config_dict.placeholder(kind) if value is None else value
-
-
 def experiment(
     name: str,
     choice: Mapping[str, Any],
@@ -156,8 +162,8 @@ def experiment(
     recipe = {**RECIPE, **recipe, **({"warmup_steps": 0} if smoke else {})}
     small = model == "minilm"
     head = ("classifier/.*",) if small else ("classifier/.*", "pooler/.*")
-    optimizer = ("schedule", "warmup_ratio", "warmup_steps", "weight_decay", "clip")
-    optimizer += ("b1", "b2", "eps")
+    if variant.name == "full":  # it already trains everything
+        also_train = ()
     return ConfigDict(
         {
             "experiment": name,
@@ -186,14 +192,12 @@ def experiment(
             ),
             "variant": variant,
             "targets": targets,
-            "also_train": _also_train(
-                str(variant.name), head if also_train is None else also_train
-            ),
+            "also_train": head if also_train is None else also_train,
             "quantize": common.quantize(storage),
-            "start_from": placeholder(choice.get("start_from") or None, str),
+            "start_from": choice.get("start_from") or config_dict.placeholder(str),
             "optimizer": common.optimizer(
                 recipe["learning_rate"],
-                **{key: recipe[key] for key in optimizer},
+                **{key: recipe[key] for key in OPTIMIZER},
                 head_learning_rate=recipe["head_learning_rate"],
             ),
             "train": common.train(
@@ -207,10 +211,6 @@ def experiment(
             ),
         }
     )
-
-
-def _also_train(variant: str, head: tuple[str, ...]) -> tuple[str, ...]:
-    return () if variant == "full" else head  # `full` already trains everything
 
 
 def column(task: str, metric: str = "") -> tuple[str, str, str]:

@@ -8,10 +8,10 @@ encoders).
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common
-from configs.common_tasks import placeholder
+from configs.common_tasks import OPTIMIZER
 
 MODELS = {
     "smollm2": "smollm2",
@@ -116,8 +116,6 @@ def experiment(
         beams = min(written.get("beams", 1), 2)
         written |= {"samples": 1, "max_new_tokens": 8, "beams": beams, "batch_size": 4}
         written["scored"] = 4 if written["scored"] else 0
-    optimizer = ("schedule", "warmup_ratio", "warmup_steps", "weight_decay", "clip")
-    optimizer += ("b1", "b2", "eps")
     return ConfigDict(
         {
             "experiment": name,
@@ -148,9 +146,9 @@ def experiment(
             "targets": targets,
             "also_train": (),
             "quantize": common.quantize(storage, SEVEN_LINEARS),
-            "start_from": placeholder(None, str),
+            "start_from": config_dict.placeholder(str),
             "optimizer": common.optimizer(
-                recipe["learning_rate"], **{key: recipe[key] for key in optimizer}
+                recipe["learning_rate"], **{key: recipe[key] for key in OPTIMIZER}
             ),
             "train": common.train(
                 batch_size=recipe["batch_size"],

@@ -44,7 +44,7 @@ from experiments.runs import audit_flag
 from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, sweep_flag, time_estimate, trials
 from experiments.sweeps.folder import SweepFolder, TrialState
-from experiments.sweeps.launchers import commands, local, slurm
+from experiments.sweeps.launchers import local, slurm
 from experiments.sweeps.preflight import check_trials
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.training.trial_program import EXECUTIONS
@@ -119,7 +119,8 @@ def _sweep() -> None:
     part = jobs.parse_shard(_SHARD.value)
     found = folder.known(_trials())
     if not _DRY_RUN.value:
-        _leave_devices_to_the_workers()
+        # The workers need the devices; this process only traces shapes.
+        jax.config.update("jax_platforms", "cpu")
         if _LAUNCHER.value == "slurm":
             slurm.require(_CLUSTER.value)
     machine = local.slots(_PROCESSES.value, len(found)) if _LAUNCHER.value == "local" else []
@@ -131,7 +132,8 @@ def _sweep() -> None:
         return
     names = {trial.name for job in mine for trial in job}
     pairs = [each for each in zip(found, outlooks, strict=True) if each[0].name in names]
-    view = View([t for t, _ in pairs], [o for _, o in pairs], folder, _console())
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    view = View([t for t, _ in pairs], [o for _, o in pairs], folder, console)
     if _DRY_RUN.value:
         _list(view, _todo(mine, folder))
         return
@@ -165,10 +167,6 @@ def _trials() -> list[trials.Trial]:
     return trials.make(arguments, overrides)
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 200)
-
-
 def _todo(mine: list[jobs.Job], folder: SweepFolder) -> list[jobs.Job]:
     """The jobs with a trial to train, with all their trials, as these share checkpoints."""
     return [job for job in mine if any(_wanted(folder.state(trial)) for trial in job)]
@@ -187,8 +185,8 @@ def _launch(
     todo: list[jobs.Job], folder: SweepFolder, view: View, machine: Sequence[local.Slot]
 ) -> None:
     if _LAUNCHER.value == "print":
-        for line in commands.lines(todo, folder, _how()):
-            print(line)
+        for job in todo:
+            print(jobs.shell_command(folder, job, _how()))
         return
     if _LAUNCHER.value == "slurm" and todo:
         options = {name: flag.value for name, flag in _SLURM.items()}
@@ -231,11 +229,6 @@ def _list(view: View, todo: list[jobs.Job]) -> None:
         f"about {clock(sum(times) + start)} one after another, of which {clock(start)} are starts "
         f"of processes; the longest job {clock(max(times))}"
     )
-
-
-def _leave_devices_to_the_workers() -> None:
-    """Keep this process on the CPU: it traces shapes only, and needs no accelerator memory."""
-    jax.config.update("jax_platforms", "cpu")
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     single: list[Run] = []
     strays = 0
     for each in cells.values():
-        alike = without_strays(each, _settings)
+        alike = without_strays(each, lambda run: settings_of(run.config))
         _alike(alike)
         single += one_of_each(alike)
         strays += len(each) - len(alike)
@@ -90,9 +90,9 @@ def without_strays(runs: Sequence[Run], settings: Callable[[Run], Mapping[str, s
 
 def _alike(runs: Sequence[Run]) -> None:
     """Raise a ValueError if runs of a cell differ in settings, weights or data."""
-    first, settings = runs[0], _settings(runs[0])
+    first, settings = runs[0], settings_of(runs[0].config)
     for run in runs[1:]:
-        own = _settings(run)
+        own = settings_of(run.config)
         keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
         if keys:
             there, here = settings.get(keys[0], "absent"), own.get(keys[0], "absent")
@@ -107,16 +107,11 @@ def _alike(runs: Sequence[Run]) -> None:
             raise ValueError(f"{first.folder} and {run.folder} were trained on different data")
 
 
-def _settings(run: Run) -> dict[str, str]:
-    return dict(settings_of(run.config))
-
-
-def settings_of(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Every setting that affects a result, except seed and draw: names, and values as text.
+def settings_of(config: RunConfig) -> dict[str, str]:
+    """Every setting that affects a result, except seed and draw, as text by name.
 
     Older versions recorded unset settings of a variant as null; these are left out.
     """
-
     free = free_names(type(config))
 
     def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -128,7 +123,7 @@ def settings_of(config: RunConfig) -> Iterator[tuple[str, str]]:
         elif where not in free and not (value is None and where.startswith("variant.")):
             yield where, canonical(value)
 
-    return leaves(config.plain, "")
+    return dict(leaves(config.plain, ""))
 
 
 def one_of_each(runs: Sequence[Run]) -> list[Run]:

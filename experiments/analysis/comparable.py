@@ -42,7 +42,7 @@ def varied_and_fixed(
       varies: settings that vary besides the sections VARIED.
     """
     varied, fixed = {}, {}
-    for key, value in collect_runs.settings_of(config):
+    for key, value in collect_runs.settings_of(config).items():
         if key.partition(".")[0] in VARIED or key in varies:
             varied[key] = value
         elif key not in BESIDE:

@@ -23,9 +23,11 @@ import numpy as np
 
 import variants
 from configs.settings import TextConfig
+from experiments.planning.abstract_step import batch_of
 from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
+from lora_jax.sharding import memory
 
 StorageName = Literal["none", "nf4", "nf4_double", "int8"]
 BITS: dict[str, float] = {
@@ -170,23 +172,14 @@ def as_compiled(experiment: Experiment) -> Memory:
     """
     state = jax.eval_shape(experiment.start)
     setting = setting_of(experiment)
-    batch = next(experiment.batches(0))
-    shape = (experiment.batch_size, setting.tokens)
-    abstract = {
-        name: jax.ShapeDtypeStruct(shape if value.ndim == 2 else value.shape, value.dtype)
-        for name, value in batch.items()
-    }
-    compiled = experiment.make_step().lower(state, experiment.frozen, abstract).compile()
+    batch = batch_of(experiment.batch_size, setting.tokens)
+    compiled = experiment.make_step().lower(state, experiment.frozen, batch).compile()
     analysis: Any = compiled.memory_analysis()
-    trained = _bytes(state.trainable)
+    trained = memory.tree_bytes(state.trainable)
     return Memory(
-        weights=_bytes(experiment.frozen.base),
+        weights=memory.tree_bytes(experiment.frozen.base),
         trained=trained,
         gradients=trained,
-        optimizer=_bytes(state.opt_state),
+        optimizer=memory.tree_bytes(state.opt_state),
         temporaries=max(analysis.temp_size_in_bytes - trained, 0),
     )
-
-
-def _bytes(tree: Any) -> float:
-    return float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)))

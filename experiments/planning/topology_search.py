@@ -1,7 +1,7 @@
 """Search for the smallest topology that a training step fits on, and the largest batch."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from configs.settings import RunConfig
 from experiments.planning.memory_fit import Fit, fit
@@ -81,7 +81,8 @@ def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
         wanted = 2 * best if least > MOST_ROWS else (best + least) // 2
     else:
         one, two = sorted(fits)[-2:]
-        (low, high), capacity = _totals(fits[one], fits[two]), fits[two].topology.capacity
+        low, high = (fits[rows].total or 0 for rows in (one, two))
+        capacity = fits[two].topology.capacity
         slope = max((high - low) / (two - one), 1.0)
         # With few rows, memory may not grow at all.
         wanted = min(int(two + (capacity - high) / slope), 16 * best)
@@ -89,7 +90,3 @@ def _next(fits: dict[int, Fit], best: int, least: int, misses: int) -> int:
             halfway = math.isqrt(best * least) if misses > 1 and least > 2 * best else least
             wanted = min(wanted, halfway, least - 2 ** (misses - 1))
     return max(best + 1, min(wanted, least - 1, MOST_ROWS))
-
-
-def _totals(*fits: Fit) -> Iterator[int]:
-    return (each.total or 0 for each in fits)

@@ -106,7 +106,7 @@ def _method_row(method: Method, metric: str) -> list[str]:
         CHOSEN_ON[method.chosen_on],
         str(len(scores)),
         score,
-        NONE if ends is None else _ends(*ends, metric),
+        f"[{', '.join(score_text(end, metric, DECIMALS) for end in ends)}]" if ends else NONE,
         not_completed(method.settings) or "0",
         NONE if spent is None else f"{spent.trained:,}",
         NONE if spent is None else f"{spent.seconds:.0f}",
@@ -120,10 +120,6 @@ def not_completed(settings: Iterable[Setting]) -> str:
     counts = Counter(collect_runs.statuses(run for setting in own for run in setting.runs))
     counts.update(each.status for setting in own for each in setting.unfinished)
     return ", ".join(f"{count} {how}" for how, count in counts.items())
-
-
-def _ends(low: float, high: float, metric: str) -> str:
-    return f"[{score_text(low, metric, DECIMALS)}, {score_text(high, metric, DECIMALS)}]"
 
 
 def reference_sheet(contest: Contest, reference: Method, family: Sequence[Pair]) -> Sheet:

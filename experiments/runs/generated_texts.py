@@ -10,7 +10,7 @@ import numpy as np
 from configs.settings import GenerateSettings, RunConfig, TextConfig
 from experiments.setup.completion import begin
 from experiments.setup.experiment import Experiment
-from experiments.setup.validate_texts import FROM_OPTIONS
+from experiments.setup.validate import FROM_OPTIONS
 from lora_jax import data
 from lora_jax.data.tokenizing.encode_prompts import encode_prompts
 from lora_jax.generation.beam_search import beam_search

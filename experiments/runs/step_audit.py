@@ -41,8 +41,8 @@ def of_program(
       ValueError: the compiled step is wrong; one line names the parameter.
     """
     first = experiments[0]
-    if why := _why_not(first):
-        _say(f"the compiled step is not audited: {why}")
+    if (total := summary(first.trainable, first.frozen).total) >= LARGEST:
+        _say(f"the compiled step is not audited: the model has {total:,} parameters")
         return None
 
     def arguments(number: int) -> tuple[Any, ...]:
@@ -59,11 +59,6 @@ def of_program(
     if (spent := found.seconds - found.compiling) > LONG:
         _say(f"the compiled step was audited in {spent:.0f} s (--noaudit trains without)")
     return found
-
-
-def _why_not(experiment: Experiment) -> str | None:
-    total = summary(experiment.trainable, experiment.frozen).total
-    return f"the model has {total:,} parameters" if total >= LARGEST else None
 
 
 def _room() -> int | None:

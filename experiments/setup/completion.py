@@ -21,7 +21,7 @@ from experiments.setup.task_and_model import (
     check_vocabulary,
     text_limit,
 )
-from experiments.setup.validate_texts import check_written, remat_of
+from experiments.setup.validate import check_written, remat_of
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods

@@ -45,7 +45,7 @@ def _said(error: BaseException, files: Sequence[str]) -> str:
     """The line to report if the error, or one of its causes, was raised in one of these files."""
     for cause in causes(error):
         frames = traceback.extract_tb(cause.__traceback__)
-        inside = [frame for frame in frames if _is_one_of(frame.filename, files)]
+        inside = [frame for frame in frames if _named(frame.filename, files)]
         if not inside:
             continue
         if isinstance(cause, ValueError) and _deliberate(frames[-1], inside[-1].filename):
@@ -70,10 +70,7 @@ def _deliberate(frame: traceback.FrameSummary, file: str) -> bool:
     return Path(frame.filename).resolve().parent in folders and line.strip().startswith("raise ")
 
 
-def _is_one_of(path: str, files: Sequence[str]) -> bool:
-    return any(os.path.abspath(path) == os.path.abspath(file) for file in files)
-
-
 def _named(path: str, files: Sequence[str]) -> str:
-    """The path of a file as the user gave it."""
-    return next(file for file in files if os.path.abspath(path) == os.path.abspath(file))
+    """The path of one of the files as the user gave it; empty for another file."""
+    same = (file for file in files if os.path.abspath(path) == os.path.abspath(file))
+    return next(same, "")

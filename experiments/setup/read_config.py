@@ -37,15 +37,11 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
     Raises:
       ValueError: one line on what is wrong with a flag or the config file.
     """
-    return _read(arguments).value
-
-
-def _read(arguments: Sequence[str]) -> Any:
     values = flags.FlagValues()
     argv = ["sweep", *arguments]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     read(argv, values)
-    return values["config"]
+    return values["config"].value  # type: ignore[return-value]
 
 
 _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
@@ -61,7 +57,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
     """
     # The flag of `experiments.memory` is a text, of which the command makes several configs.
     is_text = "config" in values and not isinstance(values["config"].parser, ConfigFileFlagParser)
-    files = list(_config_files(argv))
+    files = [text.partition(":")[0] for name, text in _flag_texts(argv) if name == "config"]
     for name in files:
         _check_config_file(name)
     with config_errors.in_one_line(files):
@@ -127,13 +123,6 @@ def _check_numbers(argv: Sequence[str], values: flags.FlagValues) -> None:
                     "written, such as 10 or 3e-4"
                 )
                 raise FlagValueError(said, name, text, is_section=False)
-
-
-def _config_files(argv: Sequence[str]) -> Iterator[str]:
-    """The files that `--config=FILE:arguments` or `--config FILE:arguments` name."""
-    for name, text in _flag_texts(argv):
-        if name == "config":
-            yield text.partition(":")[0]
 
 
 def _check_config_file(name: str) -> None:

@@ -2,14 +2,19 @@
 
 import operator
 
-from configs.settings import DecoderSettings, ModelSettings, RunConfig, TextConfig, fields_of
+from configs.settings import DecoderSettings, GenerateSettings, RunConfig, TextConfig, fields_of
 from experiments.setup import from_config
-from experiments.setup.validate_texts import validate_texts
 from lora_jax import data
+from lora_jax.metrics import text_metrics
+from lora_jax.models.parts.decoder import POLICIES
 from lora_jax.suggest import nearest
 from lora_jax.training import optim
 
 DTYPES = ("float32", "bfloat16")
+FROM_OPTIONS = "accuracy_written"
+"""The metric of how often a text names the right answer, as LLM-Adapters and DoRA count it."""
+LAYERS = "layers"
+"""The value of `model.remat` that recomputes each layer; other values name policies."""
 
 
 def validate(config: RunConfig) -> None:
@@ -21,8 +26,11 @@ def validate(config: RunConfig) -> None:
             if (value is not None or field.default is not None) and (wrong := check(value)):
                 raise ValueError(f"config.{name}{wrong}")
     if isinstance(config, TextConfig):
-        validate_texts(config)
-    _require_dtypes(config.model)
+        _validate_texts(config)
+    for name in ("dtype", "compute_dtype"):
+        dtype = getattr(config.model, name, None)
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"unknown model.{name} '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
     from_config.make_targets(config)
     from_config.make_storage(config.quantize)
     optim.schedule(config.optimizer.schedule, 1.0, 1)  # an unknown one raises
@@ -57,11 +65,37 @@ def _require_source(config: RunConfig) -> None:
         raise ValueError(f"config.data.source '{source}' is of {other}, not of this config")
 
 
-def _require_dtypes(model: ModelSettings) -> None:
-    """Raise a ValueError for an unknown dtype."""
-    dtypes = {"dtype": model.dtype}
-    if isinstance(model, DecoderSettings) and model.compute_dtype is not None:
-        dtypes["compute_dtype"] = model.compute_dtype
-    for name, dtype in dtypes.items():
-        if dtype not in DTYPES:
-            raise ValueError(f"unknown model.{name} '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
+def _validate_texts(config: TextConfig) -> None:
+    """Raise a ValueError for settings that only a language model's config has."""
+    if config.generate.no_repeat_ngram and config.generate.beams == 1:
+        raise ValueError("config.generate.no_repeat_ngram acts in a search of 2 beams or more")
+    text_metrics.check_names(config.generate.metrics, FROM_OPTIONS)
+    remat = config.model.remat
+    if remat not in (known := ("", LAYERS, *POLICIES)):
+        raise ValueError(f"unknown model.remat '{remat}'; nearest: {nearest(remat, known[1:])}")
+
+
+def check_written(generate: GenerateSettings, task: data.TextTask) -> None:
+    """Raise a ValueError if generated texts could not be scored as a config's `generate` says.
+
+    The model generates only after training, so this is checked early.
+    """
+    if generate.scored == 0:
+        return
+    parts = task.extra if generate.part == "extra" else {"": task.validation}
+    if not parts:
+        raise ValueError(f"config.generate.part extra: task '{task.name}' has no further parts")
+    for name in generate.metrics:
+        try:
+            if name != FROM_OPTIONS:
+                text_metrics.score_texts([name], ["text"], [["text"]])
+                continue
+            for part in parts.values():
+                text_metrics.extracted_answers([""] * len(part), part)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise ValueError(f"config.generate.metrics '{name}': {error}") from None
+
+
+def remat_of(model: DecoderSettings) -> bool | str:
+    """The decoder's `remat` argument for a config's `model.remat`."""
+    return True if model.remat == LAYERS else model.remat or False

@@ -80,13 +80,11 @@ class SweepFolder:
 
     def begin(self, name: str) -> None:
         """Note that this process has begun a trial."""
-        self._write(name, TrialState("running", process=os.getpid()))
+        self.end(name, "running")
 
     def end(self, name: str, status: str, note: str = "", process: int | None = None) -> None:
         """Note how an attempt ended, by default one of this process."""
-        self._write(name, TrialState(status, note, os.getpid() if process is None else process))
-
-    def _write(self, name: str, state: TrialState) -> None:
+        state = TrialState(status, note, os.getpid() if process is None else process)
         text = json.dumps(dataclasses.asdict(state), indent=2, allow_nan=False)
         write_atomically(self._state_file(name), f"{text}\n".encode())
 
@@ -223,13 +221,11 @@ class SweepFolder:
         Raises:
           LockedError: another process holds it, or a lock that conflicts with it.
         """
-        locks = self.path / "locks"
-        with lock(locks / "sweep", shared=shard is not None):
-            if shard is None:
-                yield
-                return
-            with lock(locks / f"shard-{shard[0]}-of-{shard[1]}"):
-                yield
+        locks, own = self.path / "locks", contextlib.nullcontext()
+        if shard is not None:
+            own = lock(locks / f"shard-{shard[0]}-of-{shard[1]}")
+        with lock(locks / "sweep", shared=shard is not None), own:
+            yield
 
 
 def _is_entry(entry: Any) -> bool:

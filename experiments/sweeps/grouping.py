@@ -73,15 +73,11 @@ def _parts(numbers: list[int], configs: Sequence[RunConfig]) -> list[list[int]]:
     same = list(alike.values())
     try:
         abstract = AbstractRun.of(configs[numbers[0]])
-        candidates = [_settings(configs[each[0]], abstract) for each in same]
-        parts = split(abstract, candidates)
+        targets = [from_config.make_run_targets(configs[each[0]], abstract.steps) for each in same]
+        parts = split(abstract, [tuple(each.items()) for each in targets])
     except Exception:  # the model or texts cannot be loaded; each trial's run reports it
         return same
     return sorted(sorted(n for place in part for n in same[place]) for part in parts)
-
-
-def _settings(config: RunConfig, abstract: AbstractRun) -> Settings:
-    return tuple(from_config.make_run_targets(config, abstract.steps).items())
 
 
 def split(abstract: AbstractRun, candidates: Sequence[Settings]) -> list[list[int]]:

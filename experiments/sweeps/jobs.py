@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import itertools
+import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -103,6 +105,11 @@ def command(folder: SweepFolder, job: Job, how: How = USUAL) -> list[str]:
     line += [f"--execution={how.execution}"] if how.execution else []
     line += ["--retry"] if how.retry else []
     return line if how.audit else [*line, "--noaudit"]
+
+
+def shell_command(folder: SweepFolder, job: Job, how: How = USUAL) -> str:
+    """The same as a quoted line for a shell, in any folder of this machine."""
+    return f"cd {shlex.quote(os.getcwd())} && {shlex.join(command(folder, job, how))}"
 
 
 def train(

@@ -10,7 +10,7 @@ import numpy as np
 from configs.settings import RunConfig, TextConfig
 from experiments.setup import from_config
 from experiments.setup.load import abstract_model
-from experiments.setup.validate_texts import check_written
+from experiments.setup.validate import check_written
 from experiments.sweeps.trials import Trial, refuse
 from lora_jax import data
 from lora_jax.files import tree_file

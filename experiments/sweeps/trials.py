@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_flags.config_path import get_type, get_value
 
 from configs.common import UnknownArgumentError
 from configs.settings import RunConfig
@@ -115,20 +116,12 @@ def _integers(
 
     The values may choose the variant. Every trial has the drawn settings, so any trial will do.
     """
-
-    def visit(section: ConfigDict, where: str) -> Iterator[str]:
-        for key, value in section.items():
-            if isinstance(value, ConfigDict):
-                yield from visit(value, f"{where}.{key}")
-            elif section.get_type(key) is int:
-                yield f"{where}.{key}"
-
     row = own[0] | {a.key: a.texts[0] for a in axes if isinstance(a, sweep_flag.Values)}
     try:
         config = _with_unset(_arguments(arguments, row))
     except ValueError as error:
         raise ValueError(f"{_written(row)}: {_with_hint(error, arguments, row)}") from error
-    return set(visit(config, "config"))
+    return {f"config.{path}" for path in _paths(config) if get_type(path, config) is int}
 
 
 def _with_unset(arguments: Sequence[str]) -> ConfigDict:
@@ -234,7 +227,7 @@ def _no_argument(unknown: UnknownArgumentError, arguments: Sequence[str]) -> str
 
 def _no_setting(arguments: Sequence[str], key: str) -> str:
     """A message that a key is a section, and which setting or argument may be meant."""
-    section = _value(read_config(arguments), key)
+    section: Any = get_value(key.removeprefix("config."), read_config(arguments))
     near = f"{key}.{'name' if 'name' in section else next(iter(section))}"
     argument = key.rpartition(".")[2]
     try:
@@ -244,14 +237,6 @@ def _no_setting(arguments: Sequence[str], key: str) -> str:
     else:
         known = True
     return f"{key} is a section, not a setting; nearest: {f'{argument}, or ' * known}{near}"
-
-
-def _value(config: ConfigDict, key: str) -> Any:
-    """The value of a setting, or a section, by its key, such as `config.data.name`."""
-    found: Any = config
-    for part in key.split(".")[1:]:
-        found = found[part]
-    return found
 
 
 def _paths(config: ConfigDict) -> Iterator[str]:
@@ -279,7 +264,7 @@ def name_of(row: Mapping[str, str], labels: Mapping[str, str], config: ConfigDic
     for key, text in row.items():
         value: Any = text
         if key.startswith("config."):
-            value = _value(config, key)
+            value = get_value(key.removeprefix("config."), config)
         written = str(value) if isinstance(value, ConfigDict) else sweep_flag.text_of(value)
         safe = _UNSAFE.sub("-", written)
         items.append(f"{labels[key]}={safe if safe == written else safe.strip('-')}")

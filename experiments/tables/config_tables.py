@@ -125,7 +125,7 @@ def _changes(module: ModuleType, runs: tuple[recorded_runs.Run, ...]) -> list[st
     for place, run in cells.items():
         if (config := _config_of(module, run)) is None:
             continue
-        own, ours = (dict(collect_runs.settings_of(each)) for each in (config, run.config))
+        own, ours = (collect_runs.settings_of(each) for each in (config, run.config))
         changed = [
             f"{key} is {ours[key]} in place of {own[key]}"
             for key in sorted(own.keys() & ours.keys() - GIVEN)

@@ -19,7 +19,7 @@ from rich.console import Console
 from experiments.runs.train_trials import TEMPORARY_FAILURE, Interrupted
 from experiments.sweeps import jobs, preflight, process_error, time_estimate, trials
 from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
-from experiments.sweeps.launchers import commands, local, slurm
+from experiments.sweeps.launchers import local, slurm
 from experiments.sweeps.preflight import Outlook
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.records import run_record
@@ -380,7 +380,7 @@ def test_cores_are_divided(monkeypatch):
 
 def test_printed_commands_are_whole(tmp_path):
     folder, found = sweep(tmp_path / "a folder; rm", "config.data.extra='a b;','$(c)'")
-    (first, _) = commands.lines(jobs.make(found, 1), folder)
+    first, _ = (jobs.shell_command(folder, job) for job in jobs.make(found, 1))
     shown = subprocess.run(
         f"function cd() {{ echo at $1; }}; {first.replace(sys.executable, 'printf %s__')}",
         shell=True,

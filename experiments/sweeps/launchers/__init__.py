@@ -1,5 +1,5 @@
-"""How jobs are started, one file for each `--launcher`.
+"""How jobs are started.
 
-`local` starts processes on this machine, `slurm` submits jobs, and `commands` makes a command line
-for each job. Only `experiments.sweep` imports these.
+`local` starts processes on this machine, and `slurm` submits jobs. Only `experiments.sweep` imports
+these.
 """
