@@ -23,9 +23,14 @@ TAKE = {str: str, int: int, float: (int, float), tuple: tuple, Mapping: dict}
 
 
 def settings_of(parsed):
-    """The name and type of every setting, but those of the variant, which are its own fields'."""
+    """The name and type of every setting, but those of the variant, which are its own fields'.
+
+    A config that belongs to no table has no `study`.
+    """
     for name, hint in typing.get_type_hints(type(parsed)).items():
         section = getattr(parsed, name)
+        if name == "study" and name not in parsed.plain:
+            continue
         if dataclasses.is_dataclass(section) and name != "variant":
             for own, kind in typing.get_type_hints(type(section)).items():
                 yield f"{name}.{own}", kind

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import lora_jax as lj
 from configs import common, quickstart
 from experiments.setup.config import parse
+from experiments.setup.task_and_model import TaskAndModel
 from experiments.sweeps.abstract_run import AbstractRun
 from experiments.sweeps.grouping import split
 from lora_jax.methods.lowrank import LowRank
@@ -154,7 +156,9 @@ def batch(tokens):
 def abstract_run(trained, scored, evaluated=None):
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
     batches = [tuple(map(batch, lengths)) for lengths in (trained, scored)]
-    return AbstractRun(parse(CONFIG), forward, evaluated, params, cross_entropy, 5, *batches)
+    texts: Any = types.SimpleNamespace(loss=cross_entropy)
+    loaded = TaskAndModel(texts, lambda key: (forward, params), evaluated=evaluated)
+    return AbstractRun(parse(CONFIG), loaded, 5, *batches)
 
 
 def share(*variants, trained=(SHORT,), scored=(SHORT,)):
