@@ -237,7 +237,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     true_train, true_fit = jobs.train, train_trials.fit
 
     def watched(configs, *more):
-        seen.extend((build(config).task, config) for config in configs)
+        seen.extend((build(config).texts.task, config) for config in configs)
         return true_train(configs, *more)
 
     def counted(program, states, **more):
