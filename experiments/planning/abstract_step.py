@@ -72,7 +72,7 @@ def abstract_step(config: RunConfig, mesh: Mesh, rows: int | None = None) -> Abs
     )
     shardings = layout.like(state)
     clip = config.optimizer.clip
-    predict = predictor(adapted, config.model.dropout)
+    predict = predictor(adapted, config.model)
     step = make_train_step(adapted, tx, predict, loss, accumulate, clip, shardings)
     batch = batch_of(rows * shards * accumulate, tokens)
     return AbstractStep(

@@ -93,7 +93,7 @@ class Shapes:
 
     @property
     def _predict(self) -> Predict:
-        return predictor(self.adapted, self.config.model.dropout)
+        return predictor(self.adapted, self.config.model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -135,7 +135,7 @@ class Together:
     @property
     def _predict(self) -> Predict:
         first = self.experiments[0]
-        return predictor(self.adapted, first.config.model.dropout, first.workload.evaluated)
+        return predictor(self.adapted, first.config.model, first.workload.evaluated)
 
     def own(self, number: int, state: TrainState) -> TrainState:
         mine = self.experiments[number]
