@@ -114,7 +114,7 @@ class AbstractStep:
 
     @property
     def predict(self) -> Predict:
-        return predictor(self.adapted, self.config.model.dropout)
+        return predictor(self.adapted, self.config.model)
 
 
 _OF_ROWS = {"label": jnp.int32, "weight": jnp.float32}

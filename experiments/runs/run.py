@@ -22,6 +22,7 @@ from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import explained
 from lora_jax.records import run_record
+from lora_jax.records.environment import multiplies_bfloat16
 from lora_jax.training.masking import share
 from lora_jax.training.preemption import preemption
 from lora_jax.training.trial_program import Execution
@@ -30,6 +31,10 @@ Ended = run_record.Record | Exception
 Say = Callable[[str], None]
 UNSEALED = "record.json has no seal (of an earlier version): a changed number would not be seen"
 """The message for a completed run whose record cannot be checked for changes."""
+NO_GAIN = (
+    "config.model.products=bfloat16 rounds, but gains no speed: this machine has no unit for such "
+    "products (AMX of CPUs, tensor cores of GPUs)"
+)
 
 
 def run(
@@ -177,6 +182,8 @@ def _build(
         try:
             if loaded is None and say is not None and processes.writes():
                 texts = announce(config, say, mesh, trials=len(numbers), at_once=at_once)
+                if config.model.products and not multiplies_bfloat16():
+                    say(NO_GAIN)
             with explained(config):
                 loaded = loaded or load(config, mesh, texts)
                 made = build(config, loaded, mesh)

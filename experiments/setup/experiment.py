@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import RunConfig
+from configs.settings import ModelSettings, RunConfig
 from experiments.setup import from_config
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import advice, asked
@@ -27,6 +27,7 @@ from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.step import Batch, Predict, Step, TrainState, make_train_step
+from lora_jax.transform.bfloat16_products import bfloat16_products
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Experiment:
     @property
     def predict(self) -> Predict:
         """The outputs of a batch, with dropout in training (see `predictor`)."""
-        return predictor(self.adapted, self.config.model.dropout, self.evaluated)
+        return predictor(self.adapted, self.config.model, self.evaluated)
 
     def outputs(self, call: Callable[[Batch], Array], encoded: data.Encoded) -> np.ndarray:
         """The outputs of a jitted `call` for every row, (rows, outputs), in the data's order."""
@@ -240,12 +241,12 @@ def check_ids(config: RunConfig, tokens: int) -> None:
 
 
 def predictor(
-    adapted: lj.Adapted, dropout: bool, evaluated: Callable[..., Any] | None = None
+    adapted: lj.Adapted, model: ModelSettings, evaluated: Callable[..., Any] | None = None
 ) -> Predict:
     """Make the function from a batch to an adapted model's outputs, with dropout if it gets `rng`.
 
     Args:
-      dropout: whether the model has dropout, too, besides that of adapters.
+      model: says whether the model has dropout, besides that of adapters, and how products round.
       evaluated: the forward pass for calls without `rng`, if it is a different one.
     """
     scored = dataclasses.replace(adapted, forward=evaluated) if evaluated else adapted
@@ -255,11 +256,11 @@ def predictor(
             return scored.apply(trainable, frozen, *_inputs(batch))
         keys: dict[str, Array] = {}
         model_key, keys["dropout_key"] = jax.random.split(rng)
-        if dropout:
+        if model.dropout:
             keys["rng"] = model_key
         return adapted.apply(trainable, frozen, *_inputs(batch), **keys)
 
-    return predict
+    return bfloat16_products(predict) if model.products == "bfloat16" else predict
 
 
 def _inputs(batch: Batch) -> tuple[Any, Any, Any]:

@@ -78,7 +78,7 @@ class AbstractRun:
     def _program(self, targets: Targets) -> str:
         config = self.config
         adapted, trainable, frozen = self._init(targets)
-        predict = predictor(adapted, config.model.dropout, self.loaded.evaluated)
+        predict = predictor(adapted, config.model, self.loaded.evaluated)
         step = traced_step(adapted, predict, self.loaded.texts.loss, config, self.steps)
         numbers, key = from_config.make_hyper(config.optimizer, self.steps), jax.random.key(0)
         hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in numbers}

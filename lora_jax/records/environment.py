@@ -33,6 +33,14 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the device multiplies bfloat16 faster than float32; true where that is unknown."""
+    described = Path("/proc/cpuinfo")
+    if jax.default_backend() != "cpu" or not described.exists():
+        return True
+    return "amx_bf16" in described.read_text()
+
+
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

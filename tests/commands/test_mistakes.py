@@ -16,6 +16,7 @@ from commands import ROOT
 import lora_jax as lj
 import variants
 from configs import glue
+from configs.settings import ModelSettings
 from experiments.runs import memory_line, run
 from experiments.setup import from_config
 from experiments.setup.config import parse
@@ -223,7 +224,8 @@ def test_a_model_without_dropout_of_its_own_gets_no_key_for_it():
         seen = types.SimpleNamespace(apply=lambda *given, **keys: set(keys))
         names = ("input_ids", "attention_mask", "token_type_ids")
         batch = dict.fromkeys(names)
-        return predictor(seen, dropout)(None, None, batch, jax.random.key(0))
+        model = ModelSettings(name="any", dropout=dropout)
+        return predictor(seen, model)(None, None, batch, jax.random.key(0))
 
     assert (keys(True), keys(False)) == ({"dropout_key", "rng"}, {"dropout_key"})
 

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.models.parts.gelu import gelu
+
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
 
 # By transformers' names. "gelu" is exact (erf); the other gelus are its tanh approximation.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": _tanh_gelu,
     "gelu_fast": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,

@@ -1,5 +1,6 @@
 """The building blocks of all models: linear layers, norms, tables, dropout, stacking, pooling."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
@@ -77,6 +78,27 @@ class Linear(nnx.Module):
         return y + like(self.bias[...], y) if self.use_bias else y
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def standardize(x: Array, epsilon: float) -> Array:
+    """The last axis with a mean of zero and a variance of one: (..., width) to (..., width)."""
+    return _standardized(x, epsilon)[0]
+
+
+@standardize.defjvp
+def _(epsilon: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y, scale = _standardized(*primals, epsilon)
+    (tangent,) = tangents
+    along = y * (tangent * y).mean(-1, keepdims=True)
+    return y, scale * (tangent - tangent.mean(-1, keepdims=True) - along)
+
+
+def _standardized(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """The result of `standardize`, and the reciprocal of the standard deviation (..., 1)."""
+    centred = x - x.mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    return centred * scale, scale
+
+
 class LayerNorm(nnx.Module):
     """Normalise the last axis, in float32 at least; the result has the dtype of x."""
 
@@ -86,9 +108,7 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        y = x.astype(wide(x.dtype))
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        y = standardize(x.astype(wide(x.dtype)), self.epsilon)
         return (y * like(self.scale[...], y) + like(self.bias[...], y)).astype(x.dtype)
 
 

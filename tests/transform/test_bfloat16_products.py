@@ -1,0 +1,83 @@
+"""Products of operands rounded to bfloat16, and the same in their derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax.transform.bfloat16_products import bfloat16_products
+
+
+def low(array):
+    """The array rounded to bfloat16, in float64."""
+    return np.asarray(jnp.asarray(array).astype(jnp.bfloat16), np.float64)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_product_and_its_gradient_round_their_operands(compiled):
+    w, x, g = normal(0, 8, 3), normal(1, 5, 8), normal(2, 5, 3)
+    product = bfloat16_products(lambda w, x: x @ w)
+    product = jax.jit(product) if compiled else product
+    np.testing.assert_allclose(product(w, x), low(x) @ low(w), rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda w: (product(w, x) * g).sum())(w)
+    np.testing.assert_allclose(gradient, low(x).T @ low(g), rtol=1e-5, atol=1e-5)
+
+
+def looped(weights, x):
+    """Products in a scanned and rematerialised layer, a branch, a loop, and two custom rules."""
+
+    def layer(x, weight):
+        return jax.checkpoint(lambda x: jnp.tanh(x @ weight))(x), None
+
+    x, _ = jax.lax.scan(layer, x, weights)
+    x = jax.lax.cond(x[0, 0] > 0, lambda x: x @ x.T, lambda x: 2 * x @ x.T, x)
+    x = jax.nn.softmax(x) + squares(x)
+    fixed = jax.lax.stop_gradient(x)
+    end = jax.lax.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.tanh(c[1] @ c[1])), (0, fixed)
+    )
+    return x @ end[1]
+
+
+@jax.custom_vjp
+def squares(x):
+    return x @ x
+
+
+squares.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
+
+
+def dots(program):
+    """The dtypes of the operands of every product in a lowered program."""
+    lines = [line for line in program.splitlines() if "dot_general" in line]
+    return [line.count("bf16>") for line in lines]
+
+
+def test_every_product_is_rounded_wherever_it_is():
+    weights, x = normal(3, 3, 8, 8), normal(4, 5, 8)
+
+    def loss(weights, function):
+        return jnp.square(function(weights, x)).sum()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    found = dots(gradient.lower(weights, bfloat16_products(looped)).as_text())
+    plain = dots(gradient.lower(weights, looped).as_text())
+    assert set(found) == {2} and set(plain) == {0} and len(found) >= len(plain) > 10
+    exact = gradient(weights, looped)
+    error = np.abs(gradient(weights, bfloat16_products(looped)) - exact).max()
+    assert 0 < error < 0.1 * np.abs(exact).max()
+
+
+def test_other_dtypes_are_left_and_trials_can_be_batched(x64):
+    matrices = normal(5, 4, 3, 3).astype(jnp.float64)
+    product = bfloat16_products(lambda w, n: (w @ w) * n.astype(w.dtype))
+    np.testing.assert_array_equal(product(matrices[0], jnp.int32(3)), matrices[0] @ matrices[0] * 3)
+    low_product = bfloat16_products(lambda w, x: (x @ w).sum())
+    many = jax.jit(jax.vmap(jax.grad(low_product), in_axes=(0, None)))
+    singles, x = matrices.astype(jnp.float32), jnp.ones((2, 3), jnp.float32)
+    expected = np.stack([jax.grad(low_product)(each, x) for each in singles])
+    np.testing.assert_array_equal(many(singles, x), expected)
