@@ -28,7 +28,7 @@ from experiments.reports.file import FORMATS, TITLE
 from experiments.reports.html_page import Section
 from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.tables import config_tables, text_formats
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
 _FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "The format of the report.")
@@ -129,8 +129,8 @@ def select(
         return run.study.table or run.record.experiment
 
     known = sorted({name(run) for run in runs})
-    if table is not None and table not in known:
-        raise ValueError(f"no runs of --table={table}; nearest: {nearest(table, known)}")
+    if table is not None:
+        require_known(table, known, f"no runs of --table={table}")
     own = [run for run in runs if table in (None, name(run))]
     sized = [run for run in own if run.study.size == size]
     left = len(own) - len(sized)
@@ -193,8 +193,8 @@ def refer(made: list[Contest], reference: str | None) -> list[Method | None]:
       ValueError: no contest has the reference.
     """
     known = {method.key for contest in made for method in contest.methods}
-    if reference is not None and reference not in known:
-        raise ValueError(f"no method --reference={reference}; nearest: {nearest(reference, known)}")
+    if reference is not None:
+        require_known(reference, known, f"no method --reference={reference}")
     found = []
     for contest in made:
         by_key = {method.key: method for method in contest.methods}

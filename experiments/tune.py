@@ -26,7 +26,7 @@ from experiments.sweeps import jobs
 from experiments.sweeps.grouping import groups
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records import run_record
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 _STUDY = flags.DEFINE_string(
     "study", None, "The name of a config file that has a STUDY, for example all_methods."
@@ -40,14 +40,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for all runs.")
 
 def tune() -> None:
     known = [p.stem for p in sorted(Path("configs").glob("*.py")) if "\nSTUDY" in p.read_text()]
-    if (name := str(_STUDY.value)) not in known:
-        raise ValueError(f"unknown study '{name}'; nearest: {nearest(name, known)}")
+    name = str(_STUDY.value)
+    require_known(name, known, f"unknown study '{name}'")
     module = importlib.import_module(f"configs.{name}")
     rates = module.STUDY["rates"]
     _check_argument(_ARGUMENT.value)
     for row in _ROWS.value:
-        if row not in rates:
-            raise ValueError(f"unknown row '{row}'; nearest: {nearest(row, rates)}")
+        require_known(row, rates, f"unknown row '{row}'")
     for row in _ROWS.value or rates:
 
         def config(row: str = row, **changes: Any) -> RunConfig:

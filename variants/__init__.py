@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 from lora_jax.variant import Variant
 
 
@@ -30,10 +30,7 @@ def make(name: str, **settings: Any) -> Variant:
     kind = find(name)
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     for setting, value in settings.items():
-        if setting not in fields:
-            raise ValueError(
-                f"variant '{name}' has no setting '{setting}'; nearest: {nearest(setting, fields)}"
-            )
+        require_known(setting, fields, f"variant '{name}' has no setting '{setting}'")
         kinds = {fields[setting], *typing.get_args(fields[setting])}
         if kinds & {int, float} and isinstance(value, bool | str):
             raise ValueError(f"variant '{name}': {setting} must be a number, got {value!r}")

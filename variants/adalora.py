@@ -19,7 +19,7 @@ from lora_jax.files.arrays import to_host
 from lora_jax.methods import initialization
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 from lora_jax.variant import Base, Factors, Pruned, Variant
 
 Group = Mapping[str, Factors]
@@ -65,8 +65,7 @@ class AdaLoRA(LowRank):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.schedule.validate()
-        if self.mode not in MODES:
-            raise ValueError(f"mode '{self.mode}' is unknown; nearest: {nearest(self.mode, MODES)}")
+        require_known(self.mode, MODES, f"mode '{self.mode}' is unknown")
         if self.max_rank is not None:
             raise ValueError("AdaLoRA chooses ranks itself: leave max_rank out")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):

@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods.lowrank import LowRank, dropout, product
+from lora_jax.methods.lowrank import LowRank, dropout, product, times
 from lora_jax.variant import Base, Factors, Operand, wide
 
 
@@ -54,15 +54,15 @@ class DoRA(LowRank):
         # Together with the norm's own product, so that a quantised W is made dense once for both.
         y, parts = base.dots(Operand(x, base.accumulate), self._norm_operand(base, factors))
         y = y + product(dropout(x, factors, dropout_key), a, b, base.accumulate)
-        return _scaled(y, factors.trainable["m"] / self._norm_from(factors, parts))
+        return times(y, factors.trainable["m"] / self._norm_from(factors, parts))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         gain = factors.trainable["m"] / self.norm(base, factors)
-        return super().dot_t(_scaled(x, gain), base, factors)
+        return super().dot_t(times(x, gain), base, factors)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         gain = factors.trainable["m"] / self.norm(base, factors)
-        return _scaled(super().take(rows, base, factors), gain)
+        return times(super().take(rows, base, factors), gain)
 
     def count(self, shape: tuple[int, int]) -> int:
         return super().count(shape) + shape[1]
@@ -108,8 +108,3 @@ class DoRA(LowRank):
 def _root(squares: Array) -> Array:
     """The square root, kept off zero, where it has no derivative and m / ||V|| has no value."""
     return jnp.sqrt(jnp.maximum(squares, jnp.finfo(squares.dtype).tiny))
-
-
-def _scaled(y: Array, gain: Array) -> Array:
-    """Multiply the last axis of (..., out) by (out,)."""
-    return y * gain.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)

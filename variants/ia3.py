@@ -9,6 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.lowrank import times
 from lora_jax.variant import Base, Factors, Variant, wide
 
 SIDES = ("outputs", "inputs")
@@ -48,25 +49,20 @@ class IA3(Variant):
     ) -> Array:
         scale = factors.trainable["l"]
         if self.scales == "outputs":
-            return _times(base.dot(x), scale)
-        return base.dot(_times(x, scale))
+            return times(base.dot(x), scale)
+        return base.dot(times(x, scale))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         scale = factors.trainable["l"]
         if self.scales == "outputs":
-            return base.dot_t(_times(x, scale))
-        return _times(base.dot_t(x), scale)
+            return base.dot_t(times(x, scale))
+        return times(base.dot_t(x), scale)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         scale, taken = factors.trainable["l"], base.take(rows)
         if self.scales == "outputs":
-            return _times(taken, scale)
+            return times(taken, scale)
         return taken * jnp.take(scale, rows, mode="clip").astype(taken.dtype)[..., None]
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[SIDES.index(self.scales) - 1]
-
-
-def _times(x: Array, scale: Array) -> Array:
-    """Multiply the last axis of (..., n) by (n,)."""
-    return x * scale.astype(x.dtype).reshape(*[1] * (x.ndim - 1), -1)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.lowrank import dropout, product
+from lora_jax.methods.lowrank import dropout, product, times
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -69,18 +69,18 @@ class VeRA(Variant):
         d, b = (factors.trainable[name].astype(x.dtype) for name in ("d", "b"))
         down, up = _projections(base, factors, x.dtype)
         y = product(dropout(x, factors, dropout_key), down, up, base.accumulate, d)
-        return base.dot(x) + _times(y, b)
+        return base.dot(x) + times(y, b)
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         d, b = (factors.trainable[name].astype(x.dtype) for name in ("d", "b"))
         down, up = _projections(base, factors, x.dtype)
-        return base.dot_t(x) + product(_times(x, b), up, down, base.accumulate, d)
+        return base.dot_t(x) + product(times(x, b), up, down, base.accumulate, d)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         d, b = (factors.trainable[name].astype(base.dtype) for name in ("d", "b"))
         down, up = _projections(base, factors, base.dtype)
-        hidden = _times(jnp.moveaxis(jnp.take(down, rows, axis=1, mode="clip"), 0, -1), d)
-        return base.take(rows) + _times(hidden @ up, b)
+        hidden = times(jnp.moveaxis(jnp.take(down, rows, axis=1, mode="clip"), 0, -1), d)
+        return base.take(rows) + times(hidden @ up, b)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank + shape[1]
@@ -96,11 +96,6 @@ def _projections(base: Base, factors: Factors, dtype: Any) -> tuple[Array, Array
     inputs, outputs = base.shape
     down, up = factors.constants["projection_a"], factors.constants["projection_b"]
     return down[:, :inputs].astype(dtype), up[:, :outputs].astype(dtype)
-
-
-def _times(y: Array, vector: Array) -> Array:
-    """Multiply the last axis of (..., n) by (n,)."""
-    return y * vector.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)
 
 
 def _kaiming_uniform(key: Array, shape: tuple[int, int], fan_in: int, dtype: Any) -> Array:

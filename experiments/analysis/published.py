@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.common_texts import COMMONSENSE
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 PATH = Path(__file__).with_name("published.csv")
 PERCENT = (
@@ -69,8 +69,16 @@ SIZES = {
     "mistral_7b": 7241.7e6,
 }
 """The parameters of models with published rows, counted as in a record: with the head."""
-OTHER = ("eval_loss", "bleu", "nist", "meteor", "cider", "gain_points", "steps_speedup")
-OTHER += ("rouge_l_coco",)
+OTHER = (
+    "eval_loss",
+    "bleu",
+    "nist",
+    "meteor",
+    "cider",
+    "gain_points",
+    "steps_speedup",
+    "rouge_l_coco",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +133,7 @@ def _cell(values: dict[str, str]) -> Published:
         if not values[name]:
             raise ValueError(f"{name} is empty")
     metric, seeds, runnable = values["metric"], values["seeds"], values["runnable"]
-    if metric not in (known := PERCENT + POINTS + OTHER):
-        raise ValueError(f"metric '{metric}'; nearest: {nearest(metric, known)}")
+    require_known(metric, PERCENT + POINTS + OTHER, f"metric '{metric}'")
     if runnable not in ("yes", "no"):
         raise ValueError(f"runnable is '{runnable}', expected yes or no")
     if seeds != "unknown" and not (seeds.isdigit() and int(seeds)):

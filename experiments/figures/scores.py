@@ -20,7 +20,7 @@ from experiments.analysis.recorded_runs import Run, scale
 from experiments.runs.rank_map import rank_map
 from experiments.tables import config_tables
 from lora_jax.records.metrics_log import read_metrics
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 MARKERS = "osD^vP*Xp<>h"
 COLOURS = [f"C{index}" for index in range(10)]
@@ -212,8 +212,8 @@ def draw(
         return [_ranks(found, out)]
     runs = [run for run in found if run.study.table]
     tables = sorted({run.study.table for run in runs})
-    if table is not None and table not in tables:
-        raise ValueError(f"no runs of '{table}' in {results}; nearest: {nearest(table, tables)}")
+    if table is not None:
+        require_known(table, tables, f"no runs of '{table}' in {results}")
     own = [run for run in runs if table in (None, run.study.table)]
     if kind == "learning_rate":  # its runs differ in settings, and may be on held-out examples
         chosen = [run for run in own if run.study.size == size]

@@ -10,7 +10,7 @@ from typing import Any
 from configs import settings
 from configs.settings import RunConfig
 from experiments.setup.validate import validate
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:
@@ -127,10 +127,7 @@ def _complete(kind: type, name: str, values: Mapping[str, Any]) -> Any:
         )
     hints = typing.get_type_hints(kind)
     for key, value in values.items():
-        if key not in fields:
-            raise ValueError(
-                f"config.{name} has no setting '{key}'; nearest: {nearest(key, fields)}"
-            )
+        require_known(key, fields, f"config.{name} has no setting '{key}'")
         _require_type(f"{name}.{key}", value, hints[key])
     return _known(kind, values)
 

@@ -12,7 +12,7 @@ from configs import settings
 from configs.settings import RunConfig
 from lora_jax import data
 from lora_jax.metrics import label_metrics
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 from lora_jax.training import optim
 from lora_jax.training.loop_settings import Loop
 
@@ -76,9 +76,7 @@ def make_storage(section: settings.QuantizeSettings) -> dict[str, Any]:
     name = section.storage
     if name == "none":
         return {}
-    if name not in STORAGES:
-        known = ["none", *STORAGES]
-        raise ValueError(f"unknown quantize.storage '{name}'; nearest: {nearest(name, known)}")
+    require_known(name, ["none", *STORAGES], f"unknown quantize.storage '{name}'")
     return dict.fromkeys(section.patterns, STORAGES[name])
 
 

@@ -7,7 +7,7 @@ from experiments.setup import from_config
 from lora_jax import data
 from lora_jax.metrics import text_metrics
 from lora_jax.models.parts.decoder import POLICIES
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 from lora_jax.training import optim
 
 DTYPES = ("float32", "bfloat16")
@@ -29,8 +29,8 @@ def validate(config: RunConfig) -> None:
         _validate_texts(config)
     for name in ("dtype", "compute_dtype"):
         dtype = getattr(config.model, name, None)
-        if dtype not in (None, *DTYPES):
-            raise ValueError(f"unknown model.{name} '{dtype}'; nearest: {nearest(dtype, DTYPES)}")
+        if dtype is not None:
+            require_known(dtype, DTYPES, f"unknown model.{name} '{dtype}'")
     from_config.make_targets(config)
     from_config.make_storage(config.quantize)
     optim.schedule(config.optimizer.schedule, 1.0, 1)  # an unknown one raises
@@ -70,9 +70,8 @@ def _validate_texts(config: TextConfig) -> None:
     if config.generate.no_repeat_ngram and config.generate.beams == 1:
         raise ValueError("config.generate.no_repeat_ngram acts in a search of 2 beams or more")
     text_metrics.check_names(config.generate.metrics, FROM_OPTIONS)
-    remat = config.model.remat
-    if remat not in (known := ("", LAYERS, *POLICIES)):
-        raise ValueError(f"unknown model.remat '{remat}'; nearest: {nearest(remat, known[1:])}")
+    if remat := config.model.remat:
+        require_known(remat, (LAYERS, *POLICIES), f"unknown model.remat '{remat}'")
 
 
 def check_written(generate: GenerateSettings, task: data.TextTask) -> None:

@@ -25,7 +25,7 @@ from experiments.sweeps.trials import Trial
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 from lora_jax.records import run_record
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 ENDED = ("completed", "failed", "diverged", "killed")
 VERSION = 1
@@ -141,11 +141,7 @@ class SweepFolder:
         """All entries of the list by name; raise a ValueError if one of `names` is not there."""
         listed = {each["name"]: each for each in self._listed()}
         for name in names:
-            if name not in listed:
-                raise ValueError(
-                    f"{self.path / 'trials.json'} has no trial '{name}'; nearest: "
-                    f"{nearest(name, listed)}"
-                )
+            require_known(name, listed, f"{self.path / 'trials.json'} has no trial '{name}'")
         return listed
 
     def _listed(self) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from experiments.analysis import collect_runs, published, recorded_runs, score_c
 from experiments.setup.config import of_record
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 ROOT = Path(__file__).parents[2]
 MODELS = {**common_tasks.MODELS, **common_texts.MODELS}
@@ -44,8 +44,8 @@ def render_table(
       ValueError, FileNotFoundError: an unknown table or model, no such folder, records that cannot
         share a table, or a record that its stored predictions contradict.
     """
-    if name not in (known := tables()):
-        raise ValueError(f"unknown table '{name}'; nearest: {nearest(name, known)}")
+    known = tables()
+    require_known(name, known, f"unknown table '{name}'")
     table = known[name]
     found = recorded_runs.find(results)
     collected = collect_runs.collect(found, name, size)
@@ -55,11 +55,7 @@ def render_table(
     made = cells.blocks(table, collected.runs, published.load() if size == "full" else ())
     if model is not None:
         models = [block.model for block in made]
-        if model not in models:
-            raise ValueError(
-                f"{name}: nothing run or published with model '{model}'; nearest: "
-                f"{nearest(model, models)}"
-            )
+        require_known(model, models, f"{name}: nothing run or published with model '{model}'")
         made = [block for block in made if block.model == model]
         own = [run for run in found if run.study.table and run.model == model]
         collected = collect_runs.collect(own, name, size)  # notes on this model only

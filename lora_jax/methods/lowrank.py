@@ -45,6 +45,11 @@ def _inner_axis_sharded(x: Array) -> bool:
     return any(axis is not None for axis in spec[1 : x.ndim - 1])
 
 
+def times(y: Array, vector: Array) -> Array:
+    """Multiply the last axis of (..., n) by (n,)."""
+    return y * vector.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)
+
+
 def dropout(x: Array, factors: Factors, key: Array | None) -> Array:
     """Zero each entry with probability `1 - keep` and scale the rest by `1 / keep`.
 
