@@ -22,16 +22,13 @@ from experiments.analysis import collect_runs, recorded_runs, unfinished_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method, contests
 from experiments.analysis.pairwise import pairs, swapped
-from experiments.analysis.unfinished_runs import Unfinished
 from experiments.reports import csv_lines, file, html_page, plots, warnings
-from experiments.reports.file import FORMATS, TITLE
-from experiments.reports.html_page import Section
 from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
 from experiments.tables import config_tables, text_formats
 from lora_jax.suggest import require_known
 
 _RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
-_FORMAT = flags.DEFINE_enum("format", "rich", FORMATS, "The format of the report.")
+_FORMAT = flags.DEFINE_enum("format", "rich", file.FORMATS, "The format of the report.")
 _OUT = flags.DEFINE_string(
     "out",
     None,
@@ -80,7 +77,7 @@ def compared(
     table: str | None,
     size: str,
     varies: Sequence[str],
-    lost: Sequence[Unfinished],
+    lost: Sequence[unfinished_runs.Unfinished],
 ) -> tuple[list[Contest], list[str]]:
     """The contests between the runs of a table and a size, and notes on these runs.
 
@@ -98,13 +95,13 @@ def compared(
     )
 
 
-def _wanted(run: Unfinished) -> bool:
+def _wanted(run: unfinished_runs.Unfinished) -> bool:
     """Whether a run without a record can belong to the table and size that the flags ask for."""
     table, size = run.study.table or _TABLE.value, run.study.size
     return table in (None, _TABLE.value or table) and size == _SIZE.value
 
 
-def apart(lost: Sequence[Unfinished]) -> list[str]:
+def apart(lost: Sequence[unfinished_runs.Unfinished]) -> list[str]:
     """A note on the runs without a record that belong to no contest; nothing if there are none."""
     if not lost:
         return []
@@ -169,14 +166,14 @@ def render(
             said.append(f"The reference, {reference}, was not run here.")
         elif len(contest.methods) > 1:
             shown.append(reference_sheet(contest, own, family))
-        sections.append(Section(contest.title, said, shown))
+        sections.append(html_page.Section(contest.title, said, shown))
     if family:
-        sections.append(Section("All pairs", (), wins_sheets(family)))
+        sections.append(html_page.Section("All pairs", (), wins_sheets(family)))
     referred = any(pair.second is own for pair in family for own in references)
     explained = warnings.explain(made, family, resamples, referred) + (notes or [])
     if form == "html":
         figures = [plots.figures(contest) for contest in made]
-        return html_page.page(TITLE, sections, figures, explained)
+        return html_page.page(file.TITLE, sections, figures, explained)
     said = [
         f"Warning, {section.title}: {text}" for section in sections for text in section.warnings
     ]

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from configs.common_tasks import METHODS
 from configs.settings import RunConfig
-from experiments.analysis import collect_runs, comparable, recorded_runs
+from experiments.analysis import collect_runs, comparable
 from experiments.analysis.labels import heading, natural
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import Run
+from experiments.analysis.recorded_runs import Run, require_settings
 from experiments.analysis.unfinished_runs import OF_ANY, Unfinished
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 
@@ -158,7 +158,7 @@ def contests(
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         if not run.study.table:
-            recorded_runs.require_settings(run.folder / "record.json", run.record.config, OF_ANY)
+            require_settings(run.folder / "record.json", run.record.config, OF_ANY)
         groups.setdefault(comparable.contest_key(run), []).append(run)
 
     def fixed(config: RunConfig) -> Mapping[str, str]:

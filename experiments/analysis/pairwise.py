@@ -9,7 +9,6 @@ import numpy as np
 from experiments.analysis import bootstrap, score_check, significance
 from experiments.analysis.choose_methods import Contest, Method, saved_scores
 from experiments.analysis.recorded_runs import scale
-from experiments.analysis.significance import Difference
 from experiments.runs import predictions
 from lora_jax.metrics import label_metrics
 
@@ -33,7 +32,7 @@ class Pair:
     second: Method
     common: int
     """How many seeds (with their draws) both methods have."""
-    tests: Mapping[str, Difference | None]
+    tests: Mapping[str, significance.Difference | None]
     why: str
 
     @property
@@ -101,7 +100,7 @@ def verdicts(family: Sequence[Pair]) -> list[str]:
     return found
 
 
-def _negative(test: Difference) -> Difference:
+def _negative(test: significance.Difference) -> significance.Difference:
     low = None if test.high is None else -test.high
     high = None if test.low is None else -test.low
     return dataclasses.replace(test, difference=-test.difference, low=low, high=high)
@@ -115,7 +114,7 @@ def _pair(
     theirs: Mapping[tuple[int, int], Seen],
 ) -> Pair:
     common = sorted(ours.keys() & theirs.keys())
-    tests: dict[str, Difference | None] = dict.fromkeys(KINDS)
+    tests: dict[str, significance.Difference | None] = dict.fromkeys(KINDS)
     why = [] if common else ["no seed in common"]
     if len(common) == 1:
         why.append("one seed in common")

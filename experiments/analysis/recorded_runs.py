@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs import settings
-from configs.settings import RunConfig, Study
+from configs.settings import RunConfig, Study, fields_of
 from experiments.analysis.published import PERCENT, SIZES
 from experiments.setup.config import is_a, of_record, study_of
 from lora_jax.records import run_record
@@ -136,7 +135,7 @@ def require_settings(path: Path, config: Mapping[str, Any], needed: Sequence[str
       path: the file of the config, for the message.
       needed: names of settings, such as NEEDED.
     """
-    types = settings.fields_of(RunConfig)
+    types = fields_of(RunConfig)
     for where in needed:
         value: Any = config
         for key in where.split("."):

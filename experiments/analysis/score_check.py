@@ -6,12 +6,11 @@ import numpy as np
 
 from experiments.analysis.recorded_runs import Run, scale
 from experiments.runs import predictions
-from experiments.runs.predictions import Predictions
 from lora_jax.data import SPECS
 from lora_jax.metrics import label_metrics
 
 
-def require_agreement(run: Run, parts: Mapping[str, Predictions] | None = None) -> None:
+def require_agreement(run: Run, parts: Mapping[str, predictions.Predictions] | None = None) -> None:
     """Compare every metric of a run's saved adapter with the value from its predictions.
 
     Metrics that predictions cannot give, such as scores of generated texts, are not compared. A run

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments.analysis import collect_runs, recorded_runs, score_check
-from experiments.analysis.collect_runs import Summary, summarise
+from experiments.analysis import score_check
+from experiments.analysis.collect_runs import Summary, collect, elsewhere, summarise
 from experiments.analysis.labels import heading, natural
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import Run, scale
+from experiments.analysis.recorded_runs import Run, find, scale
 from experiments.runs.rank_map import rank_map
 from experiments.tables import config_tables
 from lora_jax.records.metrics_log import read_metrics
@@ -207,7 +207,7 @@ def draw(
       ValueError, FileNotFoundError: no such folder, nothing to draw, records that cannot share a
         table, or a record that its stored predictions contradict.
     """
-    found = recorded_runs.find(results)
+    found = find(results)
     if kind == "ranks":
         return [_ranks(found, out)]
     runs = [run for run in found if run.study.table]
@@ -218,8 +218,8 @@ def draw(
     if kind == "learning_rate":  # its runs differ in settings, and may be on held-out examples
         chosen = [run for run in own if run.study.size == size]
     else:
-        chosen = [run for each in tables for run in collect_runs.collect(own, each, size).runs]
-    if others := collect_runs.elsewhere(own, size) * (not any(run.completed for run in chosen)):
+        chosen = [run for each in tables for run in collect(own, each, size).runs]
+    if others := elsewhere(own, size) * (not any(run.completed for run in chosen)):
         raise ValueError(f"no run of size {size} has completed: nothing to draw{others}")
     for run in chosen:
         score_check.require_agreement(run)
@@ -229,7 +229,7 @@ def draw(
     return chosen
 
 
-def _ranks(found: list[recorded_runs.Run], out: Path) -> Run:
+def _ranks(found: list[Run], out: Path) -> Run:
     chosen = [run for run in found if run.record.ranks]
     if len(chosen) != 1:
         folders = ", ".join(str(run.folder) for run in chosen[:3]) or "none"

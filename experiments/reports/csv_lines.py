@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments.analysis import collect_runs, pairwise
+from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import Contest, Method
-from experiments.analysis.pairwise import KINDS, Pair
+from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.reports import sheets
 from experiments.tables.text_formats import csv_lines
 
@@ -63,8 +63,7 @@ def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
       family: all pairs; in pairs with a reference, it is the second method.
     """
     found = [_method_line(contest, method) for contest in made for method in contest.methods]
-    adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
-    for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
+    for pair, holm, verdict in zip(family, adjusted(family), verdicts(family), strict=True):
         found += _test_lines(pair, holm, verdict)
     return csv_lines(COLUMNS, found)
 

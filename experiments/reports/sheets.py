@@ -9,8 +9,6 @@ import numpy as np
 
 from experiments.analysis import collect_runs, pairwise, recorded_runs, significance
 from experiments.analysis.choose_methods import Contest, Method, Setting
-from experiments.analysis.pairwise import KINDS, MARKS, Pair
-from experiments.analysis.significance import Difference
 from experiments.tables.cells import NONE, score_text
 from experiments.tables.text_formats import Sheet
 
@@ -122,14 +120,14 @@ def not_completed(settings: Iterable[Setting]) -> str:
     return ", ".join(f"{count} {how}" for how, count in counts.items())
 
 
-def reference_sheet(contest: Contest, reference: Method, family: Sequence[Pair]) -> Sheet:
+def reference_sheet(contest: Contest, reference: Method, family: Sequence[pairwise.Pair]) -> Sheet:
     """A table of the differences between the methods of a contest and the reference.
 
     Args:
       family: all pairs of the report; in pairs with the reference, it is the second method.
     """
     heads = ["method", "common seeds"]
-    for kind in KINDS:
+    for kind in pairwise.KINDS:
         heads += [f"over {'both' if kind == 'both' else kind}", "p"]
     heads += ["p (Holm)", "verdict"]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
@@ -137,23 +135,25 @@ def reference_sheet(contest: Contest, reference: Method, family: Sequence[Pair])
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
         if pair.contest is contest and pair.second is reference:
             row = [pair.first.label, str(pair.common)]
-            for kind in KINDS:
+            for kind in pairwise.KINDS:
                 test = pair.tests[kind]
                 row += [_untested(pair, kind), NONE] if test is None else _test(test)
             said = VERDICTS[verdict]
-            rows.append([*row, p_text(holm), f"{said} {MARKS.get(pair.decided_by, '')}".strip()])
+            rows.append(
+                [*row, p_text(holm), f"{said} {pairwise.MARKS.get(pair.decided_by, '')}".strip()]
+            )
     unit = "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
     return Sheet(f"{contest.title}: difference from {reference.label}, {unit}", heads, rows)
 
 
-def _test(test: Difference) -> list[str]:
+def _test(test: significance.Difference) -> list[str]:
     text = f"{test.difference:+.{DECIMALS}f}"
     if test.low is not None and test.high is not None:
         text += f" [{test.low:+.{DECIMALS}f}, {test.high:+.{DECIMALS}f}]"
     return [text, p_text(test.p)]
 
 
-def _untested(pair: Pair, kind: str) -> str:
+def _untested(pair: pairwise.Pair, kind: str) -> str:
     if pair.common == 0:
         return "no common seed"
     return "one seed" if pair.common == 1 and kind != "examples" else "not measured"
@@ -165,7 +165,7 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def wins_sheets(family: Sequence[Pair]) -> list[Sheet]:
+def wins_sheets(family: Sequence[pairwise.Pair]) -> list[Sheet]:
     """Tables of how often the method of a row wins, ties and loses against that of a column.
 
     There is a table for each study, since rows of two studies may share a name by chance.
@@ -177,7 +177,7 @@ def wins_sheets(family: Sequence[Pair]) -> list[Sheet]:
     ]
 
 
-def _wins_sheet(table: str, verdicts: Sequence[tuple[Pair, str]]) -> Sheet:
+def _wins_sheet(table: str, verdicts: Sequence[tuple[pairwise.Pair, str]]) -> Sheet:
     counts: dict[str, dict[str, Counter[str]]] = {}
     contests = {(pair.contest.model, pair.contest.task): pair.contest for pair, _ in verdicts}
     labels = {m.key: m.label for contest in contests.values() for m in contest.methods}
@@ -190,11 +190,11 @@ def _wins_sheet(table: str, verdicts: Sequence[tuple[Pair, str]]) -> Sheet:
             count = counts.setdefault(one.key, {}).setdefault(other.key, Counter())
             count[own] += 1
             if own:
-                count[MARKS.get(pair.decided_by, "")] += 1
+                count[pairwise.MARKS.get(pair.decided_by, "")] += 1
 
     def text(count: Counter[str]) -> str:
         three = [count["win"], count["tie"], count["loss"]]
-        marked = [f"{count[mark]}{mark}" for mark in MARKS.values() if count[mark]]
+        marked = [f"{count[mark]}{mark}" for mark in pairwise.MARKS.values() if count[mark]]
         less = f" ({', '.join(marked)})" if marked else ""
         return "-".join(map(str, three)) + less if sum(three) else "not measured"
 

@@ -12,7 +12,6 @@ import lora_jax as lj
 from configs.settings import TextConfig
 from experiments.distributed import processes
 from experiments.runs import generated_texts, predictions
-from experiments.runs.predictions import Predictions
 from experiments.setup.experiment import Experiment
 from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.partition import select_paths
@@ -69,7 +68,7 @@ def save(
     task, labels = experiment.texts.task, experiment.texts.labels
     outputs = experiment.predictions(call, *task.extra, *task.unlabelled)
     if processes.writes():
-        kept = {part: Predictions(each, labels(part)) for part, each in outputs.items()}
+        kept = {part: predictions.Predictions(each, labels(part)) for part, each in outputs.items()}
         predictions.write(workdir, kept)
     left = _written(experiment, state.trainable)
     pruned, smaller = lj.prune(trainable, frozen, variant_state)

@@ -22,7 +22,6 @@ from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.masking import narrow, union, widen
 from lora_jax.training.saved_trials import ManyTrials, OneTrial
 from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_step
-from lora_jax.training.trial_program import Execution, Program, make_program
 from lora_jax.transform.placement import Trainable
 
 
@@ -40,7 +39,7 @@ class Alone:
         """The trials' states before the first step, in arrays of their own."""
         return [self.experiment.start(keep=writes_samples(self.experiment.config))]
 
-    def program(self, execution: Execution) -> Program:
+    def program(self, execution: trial_program.Execution) -> trial_program.Program:
         """The program that steps the trials (see `lora_jax.training.trial_program`)."""
         return trial_program.alone(self.experiment.make_step(), self.experiment.frozen)
 
@@ -84,14 +83,14 @@ class Together:
             )
         ]
 
-    def program(self, execution: Execution) -> Program:
+    def program(self, execution: trial_program.Execution) -> trial_program.Program:
         first = self.common
         given = first.adapted, first.predict, first.texts.loss, first.config, first.loop.steps
         hyper = [
             {name: jnp.asarray(value, float) for name, value in each.hyper.items()}
             for each in self.experiments
         ]
-        return make_program(execution, traced_step(*given), self.frozen, hyper)
+        return trial_program.make_program(execution, traced_step(*given), self.frozen, hyper)
 
     def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
         """As in `Alone`; `trainable` is in the program's structure."""

@@ -25,7 +25,6 @@ from lora_jax.models.families.encoders import FAMILIES, Classifier, Config
 from lora_jax.models.published import encoders, torch_names, weight_files
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.sharding_rules import ENCODER, shardings_of
-from lora_jax.models.published.weight_files import Weights
 from lora_jax.training.step import cross_entropy, squared_error
 
 
@@ -114,7 +113,7 @@ def abstract_model(config: ClassifierConfig, outputs: int) -> tuple[Any, Any]:
 
 def _check_weights(folder: Path, config: Config, classifier: nnx.Module) -> None:
     """Check that every tensor of the encoder exists with its shape; the head may be initialised."""
-    weights = Weights(folder, torch_names.prefix(config))
+    weights = weight_files.Weights(folder, torch_names.prefix(config))
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(classifier)):
         path = torch_names.path_of(key_path)
         if path.partition("/")[0] not in ("pooler", "classifier"):

@@ -10,8 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from configs import settings
-from configs.settings import GenerateSettings, TextConfig
+from configs.settings import DecoderSettings, GenerateSettings, TextConfig
 from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.task_and_model import (
@@ -195,7 +194,7 @@ def abstract_model(config: TextConfig, outputs: int) -> tuple[Any, Any]:
     return completion_likelihood(decoder, 1, config.model.chunk)
 
 
-def options(model: settings.DecoderSettings) -> dict[str, Any]:
+def options(model: DecoderSettings) -> dict[str, Any]:
     """The arguments for making the decoder of a config's `model`."""
     return {
         "dtype": model.compute_dtype,

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs import settings
-from configs.settings import RunConfig
 from experiments.setup.validate import validate
 from lora_jax.suggest import require_known
 
 
-def parse(config: Mapping[str, Any]) -> RunConfig:
+def parse(config: Mapping[str, Any]) -> settings.RunConfig:
     """The settings of a config, checked before anything is loaded.
 
     Raises:
@@ -31,7 +30,7 @@ def study_of(config: Mapping[str, Any]) -> settings.Study:
     return _known(settings.Study, study if isinstance(study, Mapping) else {})
 
 
-def of_record(config: Mapping[str, Any]) -> RunConfig:
+def of_record(config: Mapping[str, Any]) -> settings.RunConfig:
     """The settings of a recorded run, perhaps of an earlier version: nothing is checked.
 
     Settings that the record lacks have their defaults.
@@ -39,7 +38,7 @@ def of_record(config: Mapping[str, Any]) -> RunConfig:
     return _make(config, _recorded)
 
 
-def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
+def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> settings.RunConfig:
     kind = _kind(config)
     variant, study = config["variant"], config.get("study") or {}
     # A study may note more about its runs than tables read.
@@ -61,11 +60,11 @@ def _make(config: Mapping[str, Any], section: Callable[..., Any]) -> RunConfig:
     )
 
 
-def _kind(config: Mapping[str, Any]) -> type[RunConfig]:
+def _kind(config: Mapping[str, Any]) -> type[settings.RunConfig]:
     return settings.TextConfig if "generate" in config else settings.ClassifierConfig
 
 
-def _sections(kind: type[RunConfig]) -> dict[str, type]:
+def _sections(kind: type[settings.RunConfig]) -> dict[str, type]:
     """The class of each section that a config must have, with settings of the class."""
     hints = typing.get_type_hints(kind)
     return {
@@ -103,7 +102,7 @@ def _require_sections(config: Mapping[str, Any]) -> None:
     if "name" not in config["variant"]:
         raise ValueError("config.variant has no name, such as lora")
     _require_type("variant.name", config["variant"]["name"], str)
-    hints = typing.get_type_hints(RunConfig)
+    hints = typing.get_type_hints(settings.RunConfig)
     for name in plain:
         _require_type(name, config[name], hints[name])
 

@@ -9,7 +9,6 @@ import optax
 import lora_jax as lj
 import variants
 from configs import settings
-from configs.settings import RunConfig
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.suggest import require_known
@@ -21,7 +20,7 @@ ANY_BASE = "any_base:"
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
 
 
-def make_targets(config: RunConfig) -> dict[Any, lj.Variant]:
+def make_targets(config: settings.RunConfig) -> dict[Any, lj.Variant]:
     """The variant of each target, as the config has it (`make_run_targets` adds a run's steps).
 
     A target is a pattern, or (pattern, settings). Its settings change those of the config's
@@ -61,7 +60,7 @@ def make_start(start_from: str) -> tuple[str, bool]:
     return path, path != start_from
 
 
-def make_run_targets(config: RunConfig, steps: int) -> dict[Any, lj.Variant]:
+def make_run_targets(config: settings.RunConfig, steps: int) -> dict[Any, lj.Variant]:
     """The variant of each target; its `total_steps`, unless the config sets them, are `steps`."""
     made = make_targets(config)
     if config.variant.settings.get("total_steps") is None:
@@ -80,17 +79,19 @@ def make_storage(section: settings.QuantizeSettings) -> dict[str, Any]:
     return dict.fromkeys(section.patterns, STORAGES[name])
 
 
-def adapt_for(config: RunConfig, forward: Any, steps: int) -> lj.Adapted:
+def adapt_for(config: settings.RunConfig, forward: Any, steps: int) -> lj.Adapted:
     """The model of a config, adapted for a run of so many steps."""
     return adapt(config, forward, make_run_targets(config, steps))
 
 
-def adapt(config: RunConfig, forward: Any, targets: Mapping[Any, lj.Variant]) -> lj.Adapted:
+def adapt(
+    config: settings.RunConfig, forward: Any, targets: Mapping[Any, lj.Variant]
+) -> lj.Adapted:
     """The model of a config with these variants, over frozen weights as the config stores them."""
     return lj.adapt(forward, None, targets, config.also_train, make_storage(config.quantize))
 
 
-def make_any_task(config: RunConfig) -> data.Task | data.TextTask:
+def make_any_task(config: settings.RunConfig) -> data.Task | data.TextTask:
     """The task that a config names."""
     if isinstance(config, settings.TextConfig):
         return make_text_task(config.data)
@@ -166,7 +167,7 @@ def make_hyper(section: settings.OptimizerSettings, steps: int) -> dict[str, flo
 
 
 def make_optimizer(
-    config: RunConfig, hyper: Mapping[str, Any], steps: int
+    config: settings.RunConfig, hyper: Mapping[str, Any], steps: int
 ) -> optax.GradientTransformation:
     """Make AdamW with a schedule, and a learning rate of its own for `also_train`, if it is set.
 

@@ -17,7 +17,6 @@ from experiments.setup import config_errors, variant_flags
 from experiments.setup.config import parse
 from experiments.setup.read_config import FlagValueError, read_config
 from experiments.sweeps import sweep_flag
-from experiments.sweeps.sweep_flag import Overrides
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.suggest import nearest
 
@@ -33,7 +32,7 @@ class Trial:
     """The folder name, unique in the sweep, such as `variant=lora,learning_rate=0.0003,seed=0`."""
     arguments: tuple[str, ...]
     """The flags of `experiments.train` for this trial, without --workdir."""
-    overrides: Overrides
+    overrides: sweep_flag.Overrides
     """The keys and values that the sweep varied, as text."""
     plain: Mapping[str, Any]
     """The config as plain data."""
@@ -48,7 +47,7 @@ class Trial:
         return config_digest(self.plain)
 
 
-def own_sweep(file: str) -> list[Overrides]:
+def own_sweep(file: str) -> list[sweep_flag.Overrides]:
     """The trials that the `sweep()` of a config file yields, as text; one empty trial without it.
 
     Raises:
@@ -80,7 +79,7 @@ def overrides_of(
     trials: int | None = None,
     seed: int = 0,
     arguments: Sequence[str] = (),
-) -> list[Overrides]:
+) -> list[sweep_flag.Overrides]:
     """The overrides of each trial: the file's own `sweep()`, combined with the flags.
 
     Args:
@@ -110,7 +109,7 @@ def overrides_of(
 
 
 def _integers(
-    arguments: Sequence[str], own: Sequence[Overrides], axes: Sequence[sweep_flag.Axis]
+    arguments: Sequence[str], own: Sequence[sweep_flag.Overrides], axes: Sequence[sweep_flag.Axis]
 ) -> set[str]:
     """The keys of settings whose type is integer, set or not, in the config of the first values.
 
@@ -131,7 +130,7 @@ def _with_unset(arguments: Sequence[str]) -> ConfigDict:
     return config
 
 
-def make(arguments: Sequence[str], overrides: Iterable[Overrides]) -> list[Trial]:
+def make(arguments: Sequence[str], overrides: Iterable[sweep_flag.Overrides]) -> list[Trial]:
     """Make the trials with these flags and overrides.
 
     Args:

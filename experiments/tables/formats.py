@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.tables import cells, text_formats
-from experiments.tables.cells import NONE, Block
-from experiments.tables.text_formats import Sheet
 
 FORMATS = ("rich", "markdown", "latex", "csv", "html")
 
 
-def sheet(block: Block, decimals: int) -> Sheet:
+def sheet(block: cells.Block, decimals: int) -> text_formats.Sheet:
     """A block as text.
 
     If a block has our numbers and published ones, a cell is `ours / published`.
@@ -35,17 +33,17 @@ def sheet(block: Block, decimals: int) -> Sheet:
             )
         only = ours and paper and not any(cell.runnable or cell.ours for cell in row.cells)
         rows.append([f"{row.label} (published only)" if only else row.label, *texts])
-    return Sheet(f"{block.title} ({kind})", heads, rows)
+    return text_formats.Sheet(f"{block.title} ({kind})", heads, rows)
 
 
 def _both(ours: str, published: str, has_ours: bool, has_published: bool) -> str:
     if has_ours and has_published:
-        return NONE if ours == published == NONE else f"{ours} / {published}"
+        return cells.NONE if ours == published == cells.NONE else f"{ours} / {published}"
     return ours if has_ours else published
 
 
 def write(
-    form: str, blocks: Sequence[Block], title: str, notes: Sequence[str], decimals: int
+    form: str, blocks: Sequence[cells.Block], title: str, notes: Sequence[str], decimals: int
 ) -> str:
     """The tables as text in one of `FORMATS`."""
     if form == "csv":
@@ -57,7 +55,7 @@ def write(
     return getattr(text_formats, form)(titled, notes)
 
 
-def page(sheets: Sequence[Sheet], title: str, notes: Sequence[str]) -> str:
+def page(sheets: Sequence[text_formats.Sheet], title: str, notes: Sequence[str]) -> str:
     """The tables as a complete HTML page without other files."""
     style = "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
     style += "caption{text-align:left;font-weight:bold}th,td{padding:.3em .8em;text-align:left}"
@@ -98,7 +96,7 @@ CSV = (
 """The columns of a table as CSV."""
 
 
-def comma_separated(blocks: Sequence[Block], title: str) -> str:
+def comma_separated(blocks: Sequence[cells.Block], title: str) -> str:
     """The tables as CSV for other programs: a line for each cell, with unrounded numbers."""
     lines: list[Mapping[str, Any]] = []
     for block in blocks:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.runs.train_trials import TEMPORARY_FAILURE
 from experiments.sweeps import jobs, process_error
 from experiments.sweeps.folder import SweepFolder, locked
-from experiments.sweeps.jobs import Job
 
 SHARE = 4
 """The fewest trials for a CPU core that are worth a start-up and a compilation of their own."""
@@ -41,7 +40,7 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class _Running:
-    job: Job
+    job: jobs.Job
     slot: Slot
     process: subprocess.Popen[bytes]
 
@@ -122,11 +121,11 @@ class Terminated(KeyboardInterrupt):
 
 
 def launch(
-    todo: Sequence[Job],
+    todo: Sequence[jobs.Job],
     folder: SweepFolder,
     machine: Sequence[Slot],
     watch: Callable[[], None],
-    command: Callable[[SweepFolder, Job], list[str]] = jobs.command,
+    command: Callable[[SweepFolder, jobs.Job], list[str]] = jobs.command,
 ) -> None:
     """Run all jobs, one at a time in each slot, and return when all have ended.
 
@@ -167,7 +166,10 @@ def launch(
 
 
 def _start(
-    job: Job, slot: Slot, folder: SweepFolder, command: Callable[[SweepFolder, Job], list[str]]
+    job: jobs.Job,
+    slot: Slot,
+    folder: SweepFolder,
+    command: Callable[[SweepFolder, jobs.Job], list[str]],
 ) -> _Running:
     log = folder.log(job[0].name)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +194,7 @@ def _close(each: _Running) -> None:
             each.process.stdin.close()
 
 
-def settle(job: Job, folder: SweepFolder, process: int, code: int) -> Job:
+def settle(job: jobs.Job, folder: SweepFolder, process: int, code: int) -> jobs.Job:
     """Note the killed trials of a job whose process has ended, and return its remaining trials."""
     states = [(trial, folder.state(trial)) for trial in job]
     begun = [trial for trial, state in states if state.process == process]
