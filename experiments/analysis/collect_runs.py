@@ -92,19 +92,27 @@ def _alike(runs: Sequence[Run]) -> None:
     """Raise a ValueError if runs of a cell differ in settings, weights or data."""
     first, settings = runs[0], settings_of(runs[0].config)
     for run in runs[1:]:
-        own = settings_of(run.config)
-        keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
-        if keys:
-            there, here = settings.get(keys[0], "absent"), own.get(keys[0], "absent")
-            raise ValueError(
-                f"{first.folder} and {run.folder} are runs of one cell, but {keys[0]} is {there} "
-                f"in one and {here} in the other"
-            )
-        if run.record.weights_digest != first.record.weights_digest:
-            raise ValueError(f"{first.folder} and {run.folder} began from different weights")
+        if key := different(settings, settings_of(run.config)):
+            raise ValueError(f"{first.folder} and {run.folder} are runs of one cell, but {key}")
+        require_same_weights(first, run)
         same_draw = run.number[1] == first.number[1]
         if same_draw and run.record.data_digest != first.record.data_digest:
             raise ValueError(f"{first.folder} and {run.folder} were trained on different data")
+
+
+def different(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """What is wrong with the first setting that differs, with its name; empty if none does."""
+    for key in sorted({**one, **other}):
+        if one.get(key) != other.get(key):
+            ours, theirs = one.get(key, "absent"), other.get(key, "absent")
+            return f"{key} is {ours} in one and {theirs} in the other"
+    return ""
+
+
+def require_same_weights(one: Run, other: Run) -> None:
+    """Raise a ValueError if two runs did not begin from the same weights."""
+    if one.record.weights_digest != other.record.weights_digest:
+        raise ValueError(f"{one.folder} and {other.folder} began from different weights")
 
 
 def settings_of(config: RunConfig) -> dict[str, str]:

@@ -59,17 +59,13 @@ def require_comparable(runs: Sequence[Run], varies: Sequence[str]) -> None:
     firsts: dict[tuple[bool, int], Run] = {}
     methods: dict[str, Run] = {}
     for run in runs:
-        own = varied_and_fixed(run.config, varies)[1]
-        keys = [k for k in sorted(settings | own) if settings.get(k) != own.get(k)]
-        if keys:
+        if said := collect_runs.different(settings, varied_and_fixed(run.config, varies)[1]):
             raise ValueError(
-                f"{first.folder} and {run.folder} cannot be compared: {keys[0]} is "
-                f"{settings.get(keys[0], 'absent')} in one and {own.get(keys[0], 'absent')} in the "
-                f"other (if the study varies it, add --varies={keys[0]})"
+                f"{first.folder} and {run.folder} cannot be compared: {said} (if the study varies "
+                f"it, add --varies={said.partition(' ')[0]})"
             )
+        collect_runs.require_same_weights(first, run)
         same = firsts.setdefault((run.held_out, run.number[1]), run)
-        if run.record.weights_digest != first.record.weights_digest:
-            raise ValueError(f"{first.folder} and {run.folder} began from different weights")
         if run.record.data_digest != same.record.data_digest:
             raise ValueError(f"{same.folder} and {run.folder} had different examples")
         other = methods.setdefault(method_key(run), run)

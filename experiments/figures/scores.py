@@ -134,18 +134,16 @@ def training(runs: Sequence[Run]) -> Figure:
     The steps are those that all runs of a row have reported.
     """
 
-    def loss(axes: Axes, panel: Panel) -> None:
-        _curves(axes, panel, "loss", 1.0)
-        axes.set_ylabel("Training loss")
-
-    def score(axes: Axes, panel: Panel) -> None:
-        _curves(axes, panel, panel.metric, scale(panel.metric))
-        axes.set_ylabel(metric_label(panel.metric))
-
-    return _figure(panels(runs), [loss, score], "means of runs, and their range")
+    drawings = [
+        lambda axes, panel: _curves(axes, panel, "loss", 1.0, "Training loss"),
+        lambda axes, panel: _curves(
+            axes, panel, panel.metric, scale(panel.metric), metric_label(panel.metric)
+        ),
+    ]
+    return _figure(panels(runs), drawings, "means of runs, and their range")
 
 
-def _curves(axes: Axes, panel: Panel, name: str, times: float) -> None:
+def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> None:
     rows = panel.rows(lambda run: run.place[1])
     for (row, own), (marker, colour, line) in zip(rows.items(), styles(), strict=False):
         curves = [_curve(run, name) for run in own]
@@ -157,6 +155,7 @@ def _curves(axes: Axes, panel: Panel, name: str, times: float) -> None:
         axes.plot(steps, values.mean(0), line, color=colour, label=panel.name(row), **few)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("step")
+    axes.set_ylabel(label)
 
 
 def learning_rate(runs: Sequence[Run]) -> Figure:
@@ -169,11 +168,8 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
         return run.config.optimizer.learning_rate
 
     def draw(axes: Axes, panel: Panel) -> None:
-        def name(run: Run) -> str:
-            return re.sub(r"^rate_[^_]+_", "", run.place[1])
-
-        lines = zip(panel.rows(name).items(), styles(), strict=False)
-        for (row, own), (marker, colour, dashes) in lines:
+        rows = panel.rows(lambda run: re.sub(r"^rate_[^_]+_", "", run.place[1]))
+        for (row, own), (marker, colour, dashes) in zip(rows.items(), styles(), strict=False):
             points = []
             for x in sorted({rate(run) for run in own}):
                 found = panel.score([run for run in own if rate(run) == x])

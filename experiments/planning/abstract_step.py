@@ -1,7 +1,7 @@
 """Make a config's training step from shapes and shardings, without its data and weights."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import ClassifierConfig, ModelSettings, RunConfig, TextConfig
+from configs.settings import ClassifierConfig, RunConfig, TextConfig
 from experiments.planning.model_sizes import ON_THE_HUB
 from experiments.setup import classification, completion, from_config
 from experiments.setup.experiment import predictor
@@ -31,7 +31,6 @@ from lora_jax.training.step import (
 
 PLACEHOLDER_STEPS = 1000
 """Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
-ModelT = TypeVar("ModelT", bound=ModelSettings)
 OUTPUTS = 2
 """Placeholder for a classifier's outputs, whose number is known only once its task is read."""
 
@@ -67,7 +66,9 @@ class AbstractStep:
           ValueError, FileNotFoundError: one line on a config that cannot work.
         """
         forward, params, rules, tokens, loss = model_of(config, mesh)
-        adapted = from_config.adapt_for(config, forward, PLACEHOLDER_STEPS)
+        adapted = from_config.adapt(
+            config, forward, from_config.make_run_targets(config, PLACEHOLDER_STEPS)
+        )
         # The warm-up may take more steps than that.
         own = dataclasses.replace(config.optimizer, warmup_steps=0)
         hyper = from_config.make_hyper(own, PLACEHOLDER_STEPS)
@@ -141,9 +142,13 @@ def model_of(
       The forward pass, the shapes of the parameters, their sharding rules, the most tokens of a
       row, and the loss.
     """
+    # Layers are scanned by default, as on the accelerators that are planned for. This process
+    # compiles for them on the CPU, whose default is another one.
+    scanned: Any = dataclasses.replace(config.model, unroll=config.model.unroll or 1)
+    config = dataclasses.replace(config, model=scanned)
     if isinstance(config, ClassifierConfig):
         shape = encoders.read_encoder_config(locate(config.model.name))
-        abstract = classification.abstract(shape, _scanned(config.model), OUTPUTS)
+        abstract = classification.abstract(shape, config.model, OUTPUTS)
         tokens = min(config.data.max_length, shape.max_tokens)
         return *lj.from_nnx(abstract), ENCODER, tokens, cross_entropy
     if not isinstance(config, TextConfig):
@@ -153,17 +158,9 @@ def model_of(
         shape = read_decoder_config(locate(config.model.name))
     else:
         shape = decoder_family_of(content).config.from_json(content)
-    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(_scanned(config.model)))
+    decoder = abstract_decoder(shape, mesh=mesh, **completion.options(config.model))
     tokens = min(config.data.max_length, shape.max_tokens)
     smoothing, longest = config.train.label_smoothing, predicted or tokens
     likelihood = completion.completion_likelihood
     forward, params = likelihood(decoder, longest, config.model.chunk, smoothing)
     return forward, params, DECODER, tokens, completion.cross_entropy_per_token
-
-
-def _scanned(model: ModelT) -> ModelT:
-    """A config's model with scanned layers by default, as on the accelerators that are planned for.
-
-    This process compiles for them on the CPU, whose default is another one.
-    """
-    return dataclasses.replace(model, unroll=model.unroll or 1)

@@ -17,7 +17,6 @@ from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.partition import select_paths
 from lora_jax.records import run_record
 from lora_jax.records.environment import environment, peak_memory_bytes
-from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.step import Batch, TrainState
 from lora_jax.transform.summary import Summary, summary
@@ -121,6 +120,11 @@ def record(
     counted = summary(experiment.trainable, experiment.frozen)
     settings = plain(config.plain)
     best = config.train.select == "best"
+    target = {
+        "score": loop.target,
+        "step": outcome.target_step,
+        "seconds": outcome.target_seconds,
+    }
     return run_record.Record(
         experiment=config.experiment,
         config=settings,
@@ -144,7 +148,7 @@ def record(
         status=status,
         note=note,
         ranks=left.ranks,
-        target=_target(loop, outcome),
+        target=None if loop.target is None else target,
         evaluations=outcome.evaluations,
         metrics_first=dict(outcome.metrics_first) or None,
         samples=left.samples,
@@ -160,13 +164,3 @@ def _head_size(experiment: Experiment) -> int:
     if not (patterns := experiment.config.also_train):
         return 0
     return sum(params[path].size for path in select_paths(patterns, params))
-
-
-def _target(loop: Loop, outcome: Outcome) -> dict[str, Any] | None:
-    if loop.target is None:
-        return None
-    return {
-        "score": loop.target,
-        "step": outcome.target_step,
-        "seconds": outcome.target_seconds,
-    }

@@ -20,7 +20,7 @@ from experiments.setup.task_and_model import (
     check_vocabulary,
     text_limit,
 )
-from experiments.setup.validate import check_written, remat_of
+from experiments.setup.validate import LAYERS, check_written
 from lora_jax import data
 from lora_jax.metrics import label_metrics
 from lora_jax.models.parts.completion import completion_likelihood, option_likelihoods
@@ -199,7 +199,7 @@ def options(model: DecoderSettings) -> dict[str, Any]:
     return {
         "dtype": model.compute_dtype,
         "param_dtype": model.dtype,
-        "remat": remat_of(model),
+        "remat": True if model.remat == LAYERS else model.remat or False,
         "unroll": model.unroll,
     }
 

@@ -79,11 +79,6 @@ def make_storage(section: settings.QuantizeSettings) -> dict[str, Any]:
     return dict.fromkeys(section.patterns, STORAGES[name])
 
 
-def adapt_for(config: settings.RunConfig, forward: Any, steps: int) -> lj.Adapted:
-    """The model of a config, adapted for a run of so many steps."""
-    return adapt(config, forward, make_run_targets(config, steps))
-
-
 def adapt(
     config: settings.RunConfig, forward: Any, targets: Mapping[Any, lj.Variant]
 ) -> lj.Adapted:

@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding
 from lora_jax import data
 
 Collate = Callable[[data.Encoded, np.ndarray, int, int], dict[str, np.ndarray]]
-Span = tuple[int, int]
 
 
 def spread(
@@ -32,7 +31,7 @@ def spread(
       collate: makes the arrays of some rows; the other arguments are those of `data.collate`.
     """
 
-    def span(index: Any) -> Span:
+    def span(index: Any) -> tuple[int, int]:
         start, stop, _ = index[0].indices(batch_size)
         return start, stop
 

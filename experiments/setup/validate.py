@@ -2,7 +2,7 @@
 
 import operator
 
-from configs.settings import DecoderSettings, GenerateSettings, RunConfig, TextConfig, fields_of
+from configs.settings import GenerateSettings, RunConfig, TextConfig, fields_of
 from experiments.setup import from_config
 from lora_jax import data
 from lora_jax.metrics import text_metrics
@@ -93,8 +93,3 @@ def check_written(generate: GenerateSettings, task: data.TextTask) -> None:
                 text_metrics.extracted_answers([""] * len(part), part)
         except (ValueError, ModuleNotFoundError) as error:
             raise ValueError(f"config.generate.metrics '{name}': {error}") from None
-
-
-def remat_of(model: DecoderSettings) -> bool | str:
-    """The decoder's `remat` argument for a config's `model.remat`."""
-    return True if model.remat == LAYERS else model.remat or False

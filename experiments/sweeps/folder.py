@@ -226,15 +226,11 @@ class SweepFolder:
 
 def _is_entry(entry: Any) -> bool:
     """Whether a value is an entry for a trial, with a name that can be a folder's."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("overrides"), dict):
-        return False
-    texts = [entry.get("name"), entry.get("digest")]
-    arguments = entry.get("arguments")
-    if not isinstance(arguments, list) or not arguments:
-        return False
-    if not all(isinstance(each, str) for each in [*texts, *arguments]):
-        return False
-    return entry["name"] == Path(entry["name"]).name and entry["name"] not in ("", "..")
+    match entry:
+        case {"name": str(name), "digest": str(), "overrides": {}, "arguments": [str(), *rest]}:
+            is_name = name == Path(name).name and name not in ("", "..")
+            return is_name and all(isinstance(each, str) for each in rest)
+    return False
 
 
 @contextlib.contextmanager

@@ -82,6 +82,6 @@ def _check(config: RunConfig, once: _Once) -> Outlook:
 def _trace(config: RunConfig, outputs: int, steps: int) -> None:
     """Adapt a model from shapes alone; patterns without a match and wrong ranks raise."""
     forward, params = abstract_model(config, outputs)
-    adapted = from_config.adapt_for(config, forward, steps)
+    adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
     example = np.zeros((2, 2), np.int32)
     jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
