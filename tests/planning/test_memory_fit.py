@@ -211,7 +211,7 @@ def test_flops_are_those_of_the_products_in_the_trace(config_of, sizes, method, 
     config = config_of(sizes, method, tokens=128)
     config.model.remat, config.model.dtype = remat, "float32"
     found = step_of(config, rows=2)
-    traced = found.step.trace(found.state, found.frozen, found.batch)
+    traced = found.traced(found.batch)
     counted = products(traced.jaxpr.jaxpr) / (2 * 128)
     each, shape = flops_of(found), LlamaConfig.from_json(sizes)
     head = shape.hidden_size * shape.vocab_size

@@ -199,7 +199,7 @@ def test_another_sweep_adds_its_trials(tmp_path):
     listed = json.loads((folder.path / "trials.json").read_text())["trials"]
     assert [each["name"] for each in listed] == [trial.name for trial in more]
     assert listed[0]["overrides"] == {"variant": "lora", "config.seed": "0"}
-    assert folder.trials(["seed=0"])[0].digest == found[0].digest == listed[0]["digest"]
+    assert folder.trial("seed=0").digest == found[0].digest == listed[0]["digest"]
     before = (folder.path / "trials.json").stat().st_mtime_ns
     folder.write_list(more)
     assert (folder.path / "trials.json").stat().st_mtime_ns == before
@@ -286,7 +286,7 @@ def test_the_note_on_a_process_that_left_no_error_names_its_log_alone(tmp_path):
 def test_trials_that_died_together_say_that_they_did(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:4")
     for trial in found[:3]:
-        folder._write(trial.name, TrialState("running", process=7))
+        folder.end(trial.name, "running", process=7)
     folder.end("seed=0", "completed", process=7)
     assert local.settle(found, folder, 7, -signal.SIGKILL) == found[3:]
     for trial in found[1:3]:
