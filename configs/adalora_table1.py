@@ -43,8 +43,19 @@ DEBERTA_V3_BASE = {
     "stsb": (2.2e-3, 25, 0.1, 800,  10,  2000,  128, 32.0, 100,  0.2,  0.1),
 }
 # fmt: on
-KEYS = ("learning_rate", "epochs", "orthogonality", "t_init", "delta_t", "t_final", "max_length")
-KEYS += ("alpha", "warmup_steps", "head_dropout", "weight_decay")
+KEYS = (
+    "learning_rate",
+    "epochs",
+    "orthogonality",
+    "t_init",
+    "delta_t",
+    "t_final",
+    "max_length",
+    "alpha",
+    "warmup_steps",
+    "head_dropout",
+    "weight_decay",
+)
 BUDGET = ("orthogonality", "t_init", "delta_t", "t_final")
 # First and last mean rank (Table 7). The learning rates of the LoRA rows are not published: our
 # choice is to use AdaLoRA's learning rates, epochs and alpha for them.

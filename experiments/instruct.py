@@ -79,11 +79,12 @@ def samples(found: dict[str, run_record.Record]) -> list[Text]:
     rows = zip(*(record.samples or [] for record in found.values()), strict=True)
     for row in rows:
         first = row[0]
-        lines.append(Text(first["prompt"].strip(), style="italic"))
-        lines.append(Text(f"    expected: {' or '.join(first['expected'])}"))
-        lines.append(Text(f"    before: {first['before']}"))
-        for method, each in zip(found, row, strict=True):
-            lines.append(Text(f"    {method}: {each['after']}"))
+        lines += [
+            Text(first["prompt"].strip(), style="italic"),
+            Text(f"    expected: {' or '.join(first['expected'])}"),
+            Text(f"    before: {first['before']}"),
+            *(Text(f"    {m}: {each['after']}") for m, each in zip(found, row, strict=True)),
+        ]
     return lines
 
 

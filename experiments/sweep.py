@@ -154,8 +154,10 @@ def _workers(machine: Sequence[local.Slot], part: tuple[int, int] | None) -> int
 def _trials() -> list[trials.Trial]:
     flag = flags.FLAGS["config"]
     settings = flag.override_values.items()  # type: ignore[attr-defined]
-    arguments = [f"--config={flag.config_filename}"]  # type: ignore[attr-defined]
-    arguments += [f"--config.{key}={sweep_flag.text_of(value)}" for key, value in settings]
+    arguments = [
+        f"--config={flag.config_filename}",  # type: ignore[attr-defined]
+        *(f"--config.{key}={sweep_flag.text_of(value)}" for key, value in settings),
+    ]
     overrides = trials.overrides_of(
         arguments[0].removeprefix("--config=").partition(":")[0],
         _SWEEP.value,

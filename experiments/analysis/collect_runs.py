@@ -44,8 +44,6 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
     own = [run for run in runs if run.study.table == table]
     sized = [run for run in own if run.study.size == size]
     kept = [run for run in sized if not run.held_out]
-    notes = [_left_out(len(own) - len(sized), "of another size")]
-    notes += [_left_out(len(sized) - len(kept), "validated on a part of the training examples")]
     cells: dict[tuple[str, str, str], list[Run]] = {}
     for run in kept:
         cells.setdefault(run.place, []).append(run)
@@ -56,9 +54,12 @@ def collect(runs: Iterable[Run], table: str, size: str = "full") -> Collected:
         _alike(alike)
         single += one_of_each(alike)
         strays += len(each) - len(alike)
-    notes += [_left_out(strays, "not completed, and with other settings than the completed ones")]
-    copies = len(kept) - strays - len(single)
-    notes += [_left_out(copies, "copies or earlier attempts of others")]
+    notes = [
+        _left_out(len(own) - len(sized), "of another size"),
+        _left_out(len(sized) - len(kept), "validated on a part of the training examples"),
+        _left_out(strays, "not completed, and with other settings than the completed ones"),
+        _left_out(len(kept) - strays - len(single), "copies or earlier attempts of others"),
+    ]
     for run in single:
         if not run.completed:
             what = ", ".join(run.place) + f", seed {run.record.seed}"

@@ -64,8 +64,12 @@ def memory(found: Fit) -> Table:
         "program": found.code if found.temporaries is not None else None,
     }
     saves = None if found.total is None else found.total + found.saving
-    whole = {"total": found.total, "while it saves": saves, "while it loads": found.loading}
-    whole |= {"capacity": found.topology.capacity}
+    whole = {
+        "total": found.total,
+        "while it saves": saves,
+        "while it loads": found.loading,
+        "capacity": found.topology.capacity,
+    }
     for name, each in parts.items():
         made.add_row(name, _gib(each), end_section=name == "program")
     for name, each in whole.items():

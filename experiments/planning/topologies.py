@@ -121,10 +121,15 @@ def has_libtpu() -> bool:
 
 def prepare(devices: int) -> None:
     """Run this process on the CPU with `devices` simulated devices; call it before any JAX work."""
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    quiet |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
-    # Several processes may compile at once, as none of them uses a TPU.
-    for name, value in {**quiet, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several may compile at once, as none uses a TPU
+    }
+    for name, value in quiet.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.tables.text_formats import Sheet
+from experiments.tables.text_formats import Sheet, html_rows
 
 STYLE = """
 :root { color-scheme: light; }
@@ -56,10 +56,13 @@ def page(
     Args:
       figures: the pictures of the first sections, by caption.
     """
-    lines = ["<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8">']
-    lines.append('<meta name="viewport" content="width=device-width, initial-scale=1">')
-    lines.append(f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>")
-    lines.append(f"<h1>{html.escape(title)}</h1>")
+    lines = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1>",
+    ]
     for number, section in enumerate(sections):
         lines.append(f"<section><h2>{html.escape(section.title)}</h2>")
         if section.warnings:
@@ -70,8 +73,8 @@ def page(
             lines.append('<div class="figures">')
             for index, (caption, figure) in enumerate(figures[number].items()):
                 drawn = svg(figure, f"p{number}f{index}", caption)
-                lines.append(f"<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption>")
-                lines.append("</figure>")
+                said = f"<figcaption>{html.escape(caption)}</figcaption>"
+                lines += [f"<figure>{drawn}{said}", "</figure>"]
             lines.append("</div>")
         lines.append("</section>")
     lines += [f'<p class="notes">{html.escape(note)}</p>' for note in notes]
@@ -81,13 +84,14 @@ def page(
 def _table(sheet: Sheet) -> str:
     name = html.escape(sheet.title)
     heads = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in sheet.heads)
-    lines = [f"<h3>{name}</h3>"]  # not a caption, which would scroll with the table
-    lines.append(f'<div class="scroll" tabindex="0"><table aria-label="{name}">')
-    lines.append(f"<thead><tr>{heads}</tr></thead><tbody>")
-    for first, *rest in sheet.rows:
-        data = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
-        lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{data}</tr>')
-    return "\n".join([*lines, "</tbody></table></div>"])
+    lines = (
+        f"<h3>{name}</h3>",  # not a caption, which would scroll with the table
+        f'<div class="scroll" tabindex="0"><table aria-label="{name}">',
+        f"<thead><tr>{heads}</tr></thead><tbody>",
+        *html_rows(sheet),
+        "</tbody></table></div>",
+    )
+    return "\n".join(lines)
 
 
 def svg(figure: Figure, salt: str, label: str) -> str:

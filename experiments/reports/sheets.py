@@ -81,8 +81,19 @@ def full_title(contest: Contest) -> str:
 
 
 def methods_sheet(contest: Contest) -> Sheet:
-    heads = ["method", "settings tried", "learning rate", "chosen on", "runs", "mean ± sd"]
-    heads += ["95% interval", "not completed", "trained", "seconds", "peak memory"]
+    heads = (
+        "method",
+        "settings tried",
+        "learning rate",
+        "chosen on",
+        "runs",
+        "mean ± sd",
+        "95% interval",
+        "not completed",
+        "trained",
+        "seconds",
+        "peak memory",
+    )
     rows = [_method_row(method, contest.metric) for method in contest.methods]
     return Sheet(full_title(contest), heads, rows)
 
@@ -126,10 +137,8 @@ def reference_sheet(contest: Contest, reference: Method, family: Sequence[pairwi
     Args:
       family: all pairs of the report; in pairs with the reference, it is the second method.
     """
-    heads = ["method", "common seeds"]
-    for kind in pairwise.KINDS:
-        heads += [f"over {'both' if kind == 'both' else kind}", "p"]
-    heads += ["p (Holm)", "verdict"]
+    tests = [head for kind in pairwise.KINDS for head in (f"over {kind}", "p")]
+    heads = ["method", "common seeds", *tests, "p (Holm)", "verdict"]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
     rows = []
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):

@@ -112,9 +112,9 @@ def announce(
 
 
 def _said(held: Held, trials: int) -> str:
-    said = (
-        f"{memory.size(held.weights)} of weights, {memory.size(held.trained)} for what is trained"
+    merged = f", {memory.size(held.merged)} merged to write texts" if held.merged else ""
+    return (
+        f"{memory.size(held.weights)} of weights, {memory.size(held.trained)} for what is trained, "
+        f"{memory.size(held.optimizer)} of the optimiser{merged}"
+        + (f", {trials} trials" if trials > 1 else "")
     )
-    said += f", {memory.size(held.optimizer)} of the optimiser"
-    said += f", {memory.size(held.merged)} merged to write texts" if held.merged else ""
-    return said + (f", {trials} trials" if trials > 1 else "")

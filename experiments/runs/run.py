@@ -137,8 +137,8 @@ def _run_group(
         experiments, wrong = _build(wanted, configs, folders, say, busy, at_once)
         if home.trials and wrong:
             number, error = next(iter(wrong.items()))
-            why = f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
-            why += (
+            why = (
+                f"{home.path} has checkpoints of all these trials, but {folders[number].name} "
                 f"cannot be made now: {error}; mend that, or delete them to start over without it"
             )
             wrong = dict.fromkeys(range(len(configs)), ValueError(why)) | wrong | ended

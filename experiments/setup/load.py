@@ -4,7 +4,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from configs.settings import RunConfig, TextConfig, TrainSettings
+from configs.settings import RunConfig, TextConfig
 from experiments.setup import classification, completion
 from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax.sharding.mesh import ROWS, part_count
@@ -28,8 +28,15 @@ def load(config: RunConfig, mesh: Mesh | None = None, texts: Texts | None = None
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong.
     """
-    if mesh is not None:
-        _require_even_rows(config.train, mesh)
+    section = config.train
+    multiple = section.accumulate * (1 if mesh is None else part_count(ROWS, mesh))
+    if mesh is not None and section.batch_size % multiple:
+        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        raise ValueError(
+            f"config.train.batch_size {section.batch_size} must be a multiple of {multiple}: "
+            f"train.accumulate {section.accumulate} on a mesh of {sizes} (--mesh=1,1,1 is one "
+            "device)"
+        )
     return _kind(config).load(config, texts or read_texts(config), mesh)
 
 
@@ -55,15 +62,3 @@ def abstract_model(config: RunConfig, outputs: int) -> tuple[Any, Any]:
 def _kind(config: RunConfig) -> Any:
     """The module with these functions for one kind of task."""
     return completion if isinstance(config, TextConfig) else classification
-
-
-def _require_even_rows(section: TrainSettings, mesh: Mesh) -> None:
-    """Raise a ValueError if a batch cannot be divided evenly over a mesh."""
-    multiple = section.accumulate * part_count(ROWS, mesh)
-    if section.batch_size % multiple:
-        sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        raise ValueError(
-            f"config.train.batch_size {section.batch_size} must be a multiple of {multiple}: "
-            f"train.accumulate {section.accumulate} on a mesh of {sizes} (--mesh=1,1,1 is one "
-            "device)"
-        )

@@ -46,6 +46,8 @@ def advice(config: RunConfig, times: float = 2.0) -> str:
     more = next((parts * each for each in range(first, first + 1000) if rows % each == 0), None)
     lower = "lower config.train.batch_size"
     if more is not None:
-        lower = f"raise config.train.accumulate from {parts} to {more} (the same batch, in smaller "
-        lower += "parts), or lower config.train.batch_size"
+        lower = (
+            f"raise config.train.accumulate from {parts} to {more} (the same batch, in smaller "
+            "parts), or lower config.train.batch_size"
+        )
     return f"{lower}, or config.data.max_length {longest}"

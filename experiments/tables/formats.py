@@ -8,6 +8,12 @@ from typing import Any
 from experiments.tables import cells, text_formats
 
 FORMATS = ("rich", "markdown", "latex", "csv", "html")
+STYLE = (
+    "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
+    "caption{text-align:left;font-weight:bold}th,td{padding:.3em .8em;text-align:left}"
+    "thead,table{border-bottom:1px solid}thead{border-top:1px solid}"
+)
+END = "</body></html>\n"
 
 
 def sheet(block: cells.Block, decimals: int) -> text_formats.Sheet:
@@ -57,22 +63,22 @@ def write(
 
 def page(sheets: Sequence[text_formats.Sheet], title: str, notes: Sequence[str]) -> str:
     """The tables as a complete HTML page without other files."""
-    style = "body{font-family:sans-serif}table{border-collapse:collapse;margin:1em 0}"
-    style += "caption{text-align:left;font-weight:bold}th,td{padding:.3em .8em;text-align:left}"
-    style += "thead,table{border-bottom:1px solid}thead{border-top:1px solid}"
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-    lines = ["<!DOCTYPE html>", f'<html lang="en"><head>{head}</head><body>']
-    lines.append(f"<h1>{html.escape(title)}</h1>")
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    lines = [
+        "<!DOCTYPE html>",
+        f'<html lang="en"><head>{head}</head><body>',
+        f"<h1>{html.escape(title)}</h1>",
+    ]
     for each in sheets:
-        lines += [f"<table><caption>{html.escape(each.title)}</caption>", "<thead><tr>"]
-        lines += [f'<th scope="col">{html.escape(text)}</th>' for text in each.heads]
-        lines.append("</tr></thead><tbody>")
-        for first, *rest in each.rows:
-            data = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
-            lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{data}</tr>')
-        lines.append("</tbody></table>")
-    lines += [f"<p>{html.escape(note)}</p>" for note in notes]
-    return "\n".join([*lines, "</body></html>"]) + "\n"
+        lines += [
+            f"<table><caption>{html.escape(each.title)}</caption>",
+            "<thead><tr>",
+            *(f'<th scope="col">{html.escape(text)}</th>' for text in each.heads),
+            "</tr></thead><tbody>",
+            *text_formats.html_rows(each),
+            "</tbody></table>",
+        ]
+    return "\n".join([*lines, *(f"<p>{html.escape(note)}</p>" for note in notes), END])
 
 
 CSV = (

@@ -1,11 +1,12 @@
-"""Write tables of text for the console, and in Markdown, LaTeX and CSV."""
+"""Write tables of text for the console, and in Markdown, LaTeX, HTML and CSV."""
 
 import csv
 import dataclasses
+import html
 import io
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -18,10 +19,18 @@ from experiments.tables.cells import NONE
 LABEL = 32
 """The largest width of the first column, the names, on the console."""
 
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"†": r"$\dagger$", "‡": r"$\ddagger$"}
-LATEX |= {"±": r"$\pm$", NONE: "--", "<": r"\textless{}", ">": r"\textgreater{}"}
+LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "±": r"$\pm$",
+    NONE: "--",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 PACKAGES = "% \\usepackage{booktabs, graphicx}"
 """The packages that a document needs to include our LaTeX: table rules, and `\\resizebox`."""
@@ -79,10 +88,9 @@ def _column_groups(
 def markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     lines = []
     for sheet in sheets:
-        lines += [f"**{_markdown(sheet.title)}**", ""]
-        for row in (sheet.heads, ["---"] * len(sheet.heads), *sheet.rows):
-            lines.append("| " + " | ".join(map(_markdown, row)) + " |")
-        lines.append("")
+        rows = (sheet.heads, ["---"] * len(sheet.heads), *sheet.rows)
+        drawn = ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
+        lines += [f"**{_markdown(sheet.title)}**", "", *drawn, ""]
     lines += [f"{_markdown(note)}\n" for note in notes]
     return "\n".join(lines)
 
@@ -95,14 +103,30 @@ def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """A `tabular` for each table, with booktabs rules; one wider than the text is scaled down."""
     lines = [PACKAGES]
     for sheet in sheets:
-        lines += [f"\\paragraph{{{_latex(sheet.title)}}}", ""]
-        lines += [f"\\noindent\\resizebox{{{FITTING}}}{{!}}{{"]
-        lines[-1] += f"\\begin{{tabular}}{{ll{'r' * (len(sheet.heads) - 2)}}}"
-        lines.append("\\toprule")
-        lines += [" & ".join(map(_latex, sheet.heads)) + " \\\\", "\\midrule"]
-        lines += [" & ".join(map(_latex, row)) + " \\\\" for row in sheet.rows]
-        lines += ["\\bottomrule", "\\end{tabular}}", ""]
+        heads, *rows = (
+            " & ".join(map(_latex, row)) + " \\\\" for row in (sheet.heads, *sheet.rows)
+        )
+        aligned = f"ll{'r' * (len(sheet.heads) - 2)}"
+        lines += [
+            f"\\paragraph{{{_latex(sheet.title)}}}",
+            "",
+            f"\\noindent\\resizebox{{{FITTING}}}{{!}}{{\\begin{{tabular}}{{{aligned}}}",
+            "\\toprule",
+            heads,
+            "\\midrule",
+            *rows,
+            "\\bottomrule",
+            "\\end{tabular}}",
+            "",
+        ]
     return "\n".join(lines + [_latex(note) + "\n" for note in notes]) + "\n"
+
+
+def html_rows(sheet: Sheet) -> Iterator[str]:
+    """The rows of a table in HTML, a line for each."""
+    for first, *rest in sheet.rows:
+        data = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
+        yield f'<tr><th scope="row">{html.escape(first)}</th>{data}</tr>'
 
 
 def csv_lines(heads: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
