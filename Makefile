@@ -12,7 +12,7 @@ INSTALL = $(UV) pip install --quiet --python
 LOCKED = --constraint requirements/constraints.txt
 HASHED = --no-deps --require-hashes
 # XLA gives large buffers back to the system after every step; keeping them is faster on Linux.
-ENV = JAX_PLATFORMS=cpu MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
+ENV = JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=2000000000
 PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1

@@ -35,6 +35,7 @@ setup(
         "rich>=13.9",
         "scipy>=1.14",
         "threadpoolctl>=3.2",
+        "filelock>=3.12",  # JAX's compilation cache locks its files with it
     ],
     extras_require={
         "test": [

@@ -4,3 +4,7 @@ A package may import only those to its left: `distributed <- setup <- planning <
 analysis <- tables <- figures <- reports`. The commands import these and `cli`; nothing imports a
 command. `tests/test_imports.py` keeps this order.
 """
+
+from experiments.command_environment import prepare
+
+prepare()

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments.compilation_cache import keep_programs
 from experiments.setup.read_config import read
 
 
@@ -25,6 +26,7 @@ def main(command: Callable[[], None]) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show
+                keep_programs()
                 command()
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")

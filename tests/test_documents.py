@@ -10,7 +10,6 @@ import pytest
 
 import lora_jax as lj
 import variants
-from experiments.sweeps.launchers.local import KEEP_MEMORY
 from lora_jax.records import run_record
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +20,7 @@ def test_the_quickstart_is_as_good_as_it_says(tmp_path):
     # It computes for longer than it compiles: in full optimisation, as `make quickstart` does. The
     # audit, which has tests of its own, would add a tenth.
     line = [sys.executable, "-m", "experiments.quickstart", f"--workdir={tmp_path}", "--noaudit"]
-    environment = {**os.environ, **KEEP_MEMORY, "XLA_FLAGS": "", "COLUMNS": "120"}
+    environment = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "120"}
     ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     head, lora = (run_record.read(tmp_path / name) for name in ("head_only", "lora"))

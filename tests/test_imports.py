@@ -42,6 +42,8 @@ ROOMS = (
     "lora_jax.data",
     "lora_jax.generation",
     "lora_jax",
+    "experiments.command_environment",
+    "experiments.compilation_cache",
     "experiments.distributed",
     "experiments.setup",
     "experiments.cli",

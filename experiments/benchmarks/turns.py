@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from experiments.benchmarks.cases import Case
-from experiments.sweeps.launchers.local import KEEP_MEMORY
+from experiments.command_environment import MALLOC
 
 STEPS = 3
 """How many steps a turn has; its time is that of the fastest."""
@@ -75,7 +75,7 @@ def contender(side: str, case: Case) -> Iterator[Take]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, **KEEP_MEMORY},
+            env={**os.environ, **MALLOC},
         )
 
         def take() -> list[float]:

@@ -1,14 +1,16 @@
 """Mistakes on the command line: each ends with one line, before anything is built."""
 
+import os
 import re
 import subprocess
 import sys
 
 import commands
 import pytest
+import small_model
 from commands import ROOT
 
-from experiments import cli
+from experiments import cli, command_environment
 from experiments.setup.read_config import read_config
 from experiments.sweeps import jobs, trials
 
@@ -46,11 +48,43 @@ def test_a_mistake_on_the_command_line(tmp_path, arguments, said):
 
 
 def test_a_new_interpreter_says_the_same():
-    """As `commands` does not start one."""
+    """As `commands` does not start one. It starts again, once, with settings of malloc."""
     line = [sys.executable, "-m", "experiments.train", "--config=configs/quikstart.py"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    plain = {name: os.environ[name] for name in os.environ.keys() - command_environment.MALLOC}
+    done = subprocess.run(line, cwd=ROOT, env=plain, capture_output=True, text=True)
     forked = commands.run(*line[2:])
-    assert (done.returncode, done.stderr) == (forked.returncode, forked.stderr)
+    first, *rest = done.stderr.splitlines(keepends=True)
+    assert (done.returncode, "".join(rest)) == (forked.returncode, forked.stderr)
+    assert first.startswith("starts again with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_")
+
+
+@pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="no glibc")
+def test_settings_of_malloc_are_those_of_the_user_if_there_is_one():
+    assert command_environment.missing({"PATH": "x"}) == command_environment.MALLOC
+    for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"):
+        assert command_environment.missing({name: ""}) == {}
+
+
+@pytest.mark.slow
+def test_a_program_is_compiled_once_on_a_machine(tmp_path):
+    """Every program of a run is found again by the next process, which gets the same bits."""
+    drop = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment = {name: os.environ[name] for name in os.environ.keys() - drop}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    line = [sys.executable, "-m", "experiments.train", *small_model.flags(tmp_path)]
+    kept, adapters = [], []
+    for name in ("first", "second"):
+        given = [*line, f"--workdir={tmp_path / name}"]
+        ended = subprocess.run(given, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert "cpu_aot_loader" not in ended.stderr
+        kept.append(
+            sorted(path.name for path in tmp_path.glob("cache/lora_jax/programs/*/*-cache"))
+        )
+        adapters.append((tmp_path / name / "adapter.safetensors").read_bytes())
+    assert len(kept[0]) > 10
+    assert kept[0] == kept[1]
+    assert adapters[0] == adapters[1]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,6 @@ SHARE = 4
 """The fewest trials for a CPU core that are worth a start-up and a compilation of their own."""
 MOST = 10_000
 """The most processes, as there is a `Slot` for each."""
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-}
-"""Settings for glibc to keep the large buffers that XLA would free to the system at every step."""
 
 _LONGEST = 200  # characters of an error in the note of a killed trial
 _TICK = 0.2  # seconds between looks at the processes
@@ -69,8 +64,6 @@ def slots(processes: int | None, trials: int = 1) -> list[Slot]:
     if platform == "cpu":
         devices = max(1, min(len(cores), trials // SHARE))
     shares = _divide(cores, processes or devices)
-    if platform == "cpu":
-        return [Slot(KEEP_MEMORY, share) for share in shares]
     if platform != "gpu":  # a TPU's chips take one process
         return [Slot({}, share) for share in shares]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices))))

@@ -1,0 +1,39 @@
+"""The environment of a command, which must be there before anything else is imported.
+
+XLA allocates and frees the large arrays of a program in every step. By default, glibc gives them
+back to the system each time, in pages of 4 KiB. With the settings of `MALLOC` it keeps them, in
+huge pages. glibc reads them when a process starts, so a command starts again with them. A user's
+own settings, and another malloc, are left alone.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+
+MALLOC = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
+OTHERS = ("LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_")
+SAID = "starts again with {}, for speed on CPUs; set one of these yourself to prevent it"
+
+
+def prepare() -> None:
+    """Prepare `python -m experiments.COMMAND`; in every other process, do nothing."""
+    if sys.argv[0] != "-m":  # what it is while Python looks for the module
+        return
+    # XLA logs two false errors for each program that the compilation cache holds for a CPU
+    # (openxla/xla issue 44565). Errors that matter are exceptions as well.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if settings := missing(os.environ):
+        shown = " ".join(f"{name}={value}" for name, value in settings.items())
+        print(SAID.format(shown), file=sys.stderr, flush=True)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
+
+
+def missing(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings to add to an environment: all of `MALLOC`, or none."""
+    glibc = sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    chosen = any(name in environment for name in (*MALLOC, *OTHERS))
+    return dict(MALLOC) if glibc and not chosen else {}
