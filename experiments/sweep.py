@@ -124,16 +124,16 @@ def _sweep() -> None:
         if _LAUNCHER.value == "slurm":
             slurm.require(_CLUSTER.value)
     machine = local.slots(_PROCESSES.value, len(found)) if _LAUNCHER.value == "local" else []
-    outlooks = check_trials(found)
+    loops = check_trials(found)
     whole = jobs.make(found, _PER_JOB.value, _workers(machine, part))
     mine = jobs.shard(whole, part)
     if part is not None and not mine:
         print(jobs.no_job(whole, part))
         return
     names = {trial.name for job in mine for trial in job}
-    pairs = [each for each in zip(found, outlooks, strict=True) if each[0].name in names]
+    pairs = [each for each in zip(found, loops, strict=True) if each[0].name in names]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    view = View([t for t, _ in pairs], [o for _, o in pairs], folder, console)
+    view = View([trial for trial, _ in pairs], [loop for _, loop in pairs], folder, console)
     if _DRY_RUN.value:
         _list(view, _todo(mine, folder))
         return

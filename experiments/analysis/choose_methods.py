@@ -26,26 +26,20 @@ RATE = "optimizer.learning_rate"
 class Setting:
     """One setting of a method and its runs, one for each seed and draw.
 
-    `held_out` runs were scored on held-out training examples, and `development` runs on the task's
-    own development set. `unfinished` runs, of either kind, have begun and left no record.
+    `unfinished` runs have begun and left no record.
     """
 
     values: Mapping[str, str]
-    held_out: tuple[Run, ...]
-    development: tuple[Run, ...]
+    runs: tuple[Run, ...]
     unfinished: tuple[Unfinished, ...] = ()
 
     @property
     def rate(self) -> float:
         return float(self.values[RATE])
 
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        return self.held_out + self.development
-
     def of(self, phase: str) -> tuple[Run, ...]:
         """The runs of a phase: those scored on `held_out` examples, or on the `development` set."""
-        return self.held_out if phase == "held_out" else self.development
+        return tuple(run for run in self.runs if run.held_out == (phase == "held_out"))
 
     def lost(self, phase: str) -> tuple[Unfinished, ...]:
         """The runs of a phase that left no record."""
@@ -232,7 +226,7 @@ def _method(
     settings = [_setting(json.loads(values), own) for values, own in groups.items()]
     settings.sort(key=lambda each: (each.rate, sorted(each.values.items())))
     known = any(each.runs for each in settings)
-    held = any(each.held_out or (not known and each.lost("held_out")) for each in settings)
+    held = any(each.of("held_out") or (not known and each.lost("held_out")) for each in settings)
     phase = "held_out" if held else "development"
     tried = tuple(each for each in settings if each.of(phase) or each.lost(phase))
     chosen = best([(each, each.of(phase)) for each in tried])
@@ -252,7 +246,7 @@ def _setting(values: Mapping[str, str], runs: Sequence[Run | Unfinished]) -> Set
         lost.pop((run.number, run.held_out), None)
     held_out = collect_runs.one_of_each([run for run in ended if run.held_out])
     development = collect_runs.one_of_each([run for run in ended if not run.held_out])
-    return Setting(values, tuple(held_out), tuple(development), tuple(lost.values()))
+    return Setting(values, (*held_out, *development), tuple(lost.values()))
 
 
 def best(tried: Sequence[tuple[Setting, Sequence[Run]]]) -> Setting | None:

@@ -69,7 +69,7 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     """Each learning rate, its best mean score, and half of the 95% interval (NaN if undefined)."""
     best: dict[float, tuple[float, float]] = {}
     for setting in method.tried:
-        runs = setting.held_out or setting.development
+        runs = setting.of("held_out") or setting.of("development")
         scores = [score for _, score in saved_scores(runs)]
         if scores and best.get(setting.rate, (-np.inf, 0))[0] < statistics.fmean(scores):
             whole = collect_runs.summarise(scores, "mean", "ci95")

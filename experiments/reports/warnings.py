@@ -78,9 +78,9 @@ def _other_settings_seen(contest: Contest) -> list[str]:
         if method.phase == "held_out" and not contest.held_out and method.chosen is not None:
             others = [each for each in method.settings if each is not method.chosen]
             counts = {
-                each.rate: len(each.development) + len(each.lost("development"))
+                each.rate: len(each.of("development")) + len(each.lost("development"))
                 for each in others
-                if each.development or each.lost("development")
+                if each.of("development") or each.lost("development")
             }
             if total := sum(counts.values()):
                 rates = ", ".join(f"{rate:g}" for rate in counts)
@@ -109,7 +109,7 @@ def _of_method(method: Method) -> list[str]:
     if method.chosen is None:
         said.append(f"no setting of {method.label} has a completed run, so none is chosen")
     elif not method.runs:
-        others = sum(bool(each.development) for each in method.settings)
+        others = sum(bool(each.of("development")) for each in method.settings)
         more = f" ({others} of its other settings have some)" if others else ""
         said.append(f"the chosen setting of {method.label} has no scored runs{more}")
     if how := ", ".join(f"{count} {status}" for status, count in statuses(method.runs).items()):

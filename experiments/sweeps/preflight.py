@@ -1,6 +1,5 @@
 """Check all trials before any of them starts, without loading weights."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,18 +13,11 @@ from experiments.setup.validate import check_written
 from experiments.sweeps.trials import Trial, refuse
 from lora_jax import data
 from lora_jax.files import tree_file
+from lora_jax.training.loop_settings import Loop
 
 
-@dataclasses.dataclass(frozen=True)
-class Outlook:
-    """The training steps of a trial, and the name of its main metric."""
-
-    steps: int
-    metric: str
-
-
-def check_trials(trials: Sequence[Trial]) -> list[Outlook]:
-    """Check trials, and return the outlook of each.
+def check_trials(trials: Sequence[Trial]) -> list[Loop]:
+    """Check trials, and return the training loop of each.
 
     Trials with the same data or shapes share the reading and tracing.
 
@@ -34,14 +26,14 @@ def check_trials(trials: Sequence[Trial]) -> list[Outlook]:
         trials that have it.
     """
     once = _Once()
-    outlooks, wrong = [], []
+    loops, wrong = [], []
     for trial in trials:
         try:
-            outlooks.append(_check(trial.config, once))
+            loops.append(_check(trial.config, once))
         except (ValueError, OSError, ImportError) as error:
             wrong.append((trial.name, str(error)))
     refuse(wrong, len(trials))
-    return outlooks
+    return loops
 
 
 class _Once:
@@ -62,7 +54,7 @@ class _Once:
         return found
 
 
-def _check(config: RunConfig, once: _Once) -> Outlook:
+def _check(config: RunConfig, once: _Once) -> Loop:
     task = once(config.data, from_config.make_any_task, config)
     loop = from_config.make_loop(config.train, len(task.train), task.metric)
     from_config.make_hyper(config.optimizer, loop.steps)
@@ -76,7 +68,7 @@ def _check(config: RunConfig, once: _Once) -> Outlook:
     if config.start_from:
         path, _ = from_config.make_start(config.start_from)
         once(path, tree_file.load_tree, path)
-    return Outlook(loop.steps, loop.metric)
+    return loop
 
 
 def _trace(config: RunConfig, outputs: int, steps: int) -> None:

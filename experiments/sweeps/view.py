@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.sweeps.folder import SweepFolder, TrialState
-from experiments.sweeps.preflight import Outlook
 from experiments.sweeps.trials import Trial
 from lora_jax.records.metrics_log import read_metrics
+from lora_jax.training.loop_settings import Loop
 
 COLOURS = {"completed": "green", "running": "cyan", "waiting": "dim", "interrupted": "yellow"}
 _EVERY = 0.5  # seconds between looks at the files
@@ -26,7 +26,7 @@ class Row:
     """A trial, and its state when its files were last read."""
 
     trial: Trial
-    outlook: Outlook
+    loop: Loop
     state: TrialState = dataclasses.field(default_factory=lambda: TrialState("waiting"))
     step: int = 0
     loss: float | None = None
@@ -56,13 +56,13 @@ class Row:
         self.step = rows[-1]["step"] if rows else 0
         for row in rows:
             self.loss = row.get("loss", self.loss)
-            self.score = row.get(self.outlook.metric, self.score)
+            self.score = row.get(self.loop.metric, self.score)
         now = time.monotonic()
         if self._first is None or self.step <= self._first[1]:
             self._first = now, self.step
             return
         pace = (now - self._first[0]) / (self.step - self._first[1])
-        self.seconds_left = pace * (self.outlook.steps - self.step)
+        self.seconds_left = pace * (self.loop.steps - self.step)
 
 
 class View:
@@ -71,11 +71,11 @@ class View:
     def __init__(
         self,
         trials: Sequence[Trial],
-        outlooks: Sequence[Outlook],
+        loops: Sequence[Loop],
         folder: SweepFolder,
         console: Console,
     ):
-        self.rows = [Row(*each) for each in zip(trials, outlooks, strict=True)]
+        self.rows = [Row(*each) for each in zip(trials, loops, strict=True)]
         self._folder, self._console = folder, console
         self._live: Live | None = None
         self._seen = -_EVERY
@@ -108,7 +108,7 @@ class View:
     def _said(self, row: Row) -> str:
         line = f"{row.trial.name}: {row.state.status}"
         if row.state.status == "completed" and row.score is not None:
-            line += f", {row.outlook.metric} {row.score:.4f}"
+            line += f", {row.loop.metric} {row.score:.4f}"
         line += f", {row.state.note}" if row.state.note else ""
         count = sum(each.state.ended for each in self.rows)
         return line + (f" ({count} of {len(self.rows)})" if row.state.ended else "")
@@ -139,9 +139,9 @@ class View:
             table.add_row(
                 Text(row.trial.name, overflow="ellipsis", no_wrap=True),
                 f"[{colour}]{status}[/]",
-                f"{row.step}/{row.outlook.steps}",
+                f"{row.step}/{row.loop.steps}",
                 "" if row.loss is None else f"{row.loss:.3f}",
-                "" if row.score is None else f"{row.outlook.metric} {row.score:.4f}",
+                "" if row.score is None else f"{row.loop.metric} {row.score:.4f}",
                 "" if left is None else clock(left),
             )
         return table

@@ -20,10 +20,10 @@ from experiments.runs.train_trials import TEMPORARY_FAILURE, Interrupted
 from experiments.sweeps import jobs, preflight, process_error, time_estimate, trials
 from experiments.sweeps.folder import LockedError, SweepFolder, TrialState, lock, locked
 from experiments.sweeps.launchers import local, slurm
-from experiments.sweeps.preflight import Outlook
 from experiments.sweeps.view import View, clock, summary
 from lora_jax.records import run_record
 from lora_jax.records.metrics_log import Metrics
+from lora_jax.training.loop_settings import Loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
@@ -459,7 +459,8 @@ def test_all_that_is_wrong_is_said_before_anything_starts():
     (only,) = said("config.optimizer.warmup_steps=8,2")
     assert "warmup_steps=8: config.optimizer.warmup_steps 8 leaves nothing of 8 steps" in only
     found = made("config.train.max_steps=0,3")
-    assert preflight.check_trials(found) == [Outlook(8, "accuracy"), Outlook(3, "accuracy")]
+    loops = preflight.check_trials(found)
+    assert [(loop.steps, loop.metric) for loop in loops] == [(8, "accuracy"), (3, "accuracy")]
 
 
 def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
@@ -487,9 +488,9 @@ def test_a_model_without_its_weights_is_found_before_anything_starts(tmp_path):
 
 def test_what_is_shown(tmp_path):
     folder, found = sweep(tmp_path, "config.seed=0:3")
-    outlooks = [Outlook(20, "accuracy")] * 3
+    loops = [Loop(20, metric="accuracy")] * 3
     told = io.StringIO()
-    view = View(found, outlooks, folder, Console(file=told, width=100))
+    view = View(found, loops, folder, Console(file=told, width=100))
     folder.begin("seed=0")
     with lock(folder.lock("seed=0")):
         with Metrics(folder.run("seed=0")) as log:
@@ -531,7 +532,7 @@ def test_what_is_shown(tmp_path):
 
 def test_a_narrow_terminal_cuts_names_alone(tmp_path):
     folder, found = sweep(tmp_path, "variant=lora,dora", "config.optimizer.learning_rate=1e-3,3e-3")
-    view = View(found, [Outlook(1200, "accuracy")] * 4, folder, Console(file=io.StringIO()))
+    view = View(found, [Loop(1200, metric="accuracy")] * 4, folder, Console(file=io.StringIO()))
     for row in view.rows:
         row.state = TrialState("completed")
         row.step, row.loss, row.score = 1200, 0.125, 0.59375

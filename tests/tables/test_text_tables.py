@@ -142,7 +142,8 @@ def test_trials_of_language_models_are_checked_before_a_sweep(data, models):
     unfit = tiny(dora_table1, "task=all", data, models["llama"], variant__rank=32)
     unscored = tiny(dora_table1, "task=openbookqa", data, models["llama"])
     trials = [Trial(name, (), {}, config.plain) for name, config in (("a", good), ("b", unfit))]
-    assert preflight.check_trials(trials[:1]) == [preflight.Outlook(4, "accuracy")]
+    (loop,) = preflight.check_trials(trials[:1])
+    assert (loop.steps, loop.metric) == (4, "accuracy")
     with pytest.raises(ValueError, match=r"^b: .*rank 32 exceeds min\(in, out\)"):
         preflight.check_trials(trials)
     with pytest.raises(ValueError, match=r"every trial: config\.generate\.part extra: task 'openb"):
