@@ -95,7 +95,7 @@ class Reader(html.parser.HTMLParser):
 
 def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
-    forms = set(report.FORMATS) - {"html"}  # which `page` is
+    forms = set(report.file.FORMATS) - {"html"}  # which `page` is
     text = {form: report.render(contests, form, resamples=200) for form in forms}
     lines = [line for line in text["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]
