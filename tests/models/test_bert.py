@@ -207,11 +207,14 @@ def test_bfloat16_computation():
         assert 0 < np.abs(logits - expected).max() < most
 
 
-def test_dropout_zeroes_a_share_and_keeps_the_mean():
-    x = np.full((400, 500), 3.0, np.float32)
+@pytest.mark.parametrize("width", [500, 501])
+def test_dropout_zeroes_a_share_and_keeps_the_mean(width):
+    x = np.full((400, width), 3.0, np.float32)
     y = np.asarray(jax.jit(lambda x: dropout(x, 0.25, jax.random.key(0)))(x))
     share = float((y == 0).mean())
     assert abs(share - 0.25) < 5 * (0.25 * 0.75 / x.size) ** 0.5
+    pairs = (y[:, 0:500:2] == 0) & (y[:, 1:500:2] == 0)  # of one random word
+    assert abs(pairs.mean() - 0.25**2) < 5 * (0.25**2 * (1 - 0.25**2) / pairs.size) ** 0.5
     np.testing.assert_allclose(y[y != 0], 4.0, rtol=1e-6)
     assert dropout(x, 0.25, None) is x
     assert dropout(x, 0.0, jax.random.key(0)) is x

@@ -44,11 +44,18 @@ def like(vector: Array, x: Array) -> Array:
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Set a share `rate` of x to zero and scale the rest up; without a key, return x itself."""
+    """Set a share `rate` of x to zero and scale the rest up; without a key, return x itself.
+
+    Random bits take a tenth of a training step on CPUs. So two entries share a random word, where
+    `jax.random.bernoulli` takes one for each; the rate is rounded to a multiple of 2**-16.
+    """
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    kept = max(1, round((1.0 - rate) * 2**16))
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)
+    keep = halves[..., : x.shape[-1]].astype(jnp.int32) < kept
+    return jnp.where(keep, x * (2**16 / kept), jnp.zeros_like(x))
 
 
 def split_keys(key: Array | None, count: int) -> tuple[Array | None, ...]:
