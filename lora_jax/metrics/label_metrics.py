@@ -12,7 +12,7 @@ import scipy.special
 from lora_jax.data.tasks.task import Task
 from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.metrics.samples import EachOnce, Sample, ratio
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 
 def score(
@@ -63,10 +63,7 @@ def measure(name: str, outputs: np.ndarray, labels: np.ndarray, sample: Sample) 
         labels = labels.astype(np.int64)
     else:
         raise ValueError(f"labels must be classes, from 0 to {classes - 1}")
-    if name not in known:
-        raise ValueError(
-            f"unknown metric '{name}' of these outputs; nearest: {nearest(name, known)}"
-        )
+    require_known(name, known, f"unknown metric '{name}' of these outputs")
     return known[name](own, labels, sample)
 
 
@@ -94,10 +91,7 @@ def score_parts(
     parts = {"validation": task.validation, **task.extra}
     found: dict[str, float] = {}
     for part, values in outputs.items():
-        if part not in parts:
-            raise ValueError(
-                f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}"
-            )
+        require_known(part, parts, f"task '{task.name}' has no part '{part}'")
         end = "" if part == "validation" else f"_{part}"
         if isinstance(task, TextTask):
             scores = _score_prompts(task, part, values, tokens or {})

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 
 _ANSWERS = {
     "true": "true|false",
@@ -117,10 +117,7 @@ def check_names(names: Sequence[str], *others: str) -> None:
     for name in names:
         if name in _MISSING:
             raise ValueError(f"there is no metric '{name}': {_MISSING[name]}")
-        if name not in known:
-            raise ValueError(
-                f"unknown metric '{name}' of texts; nearest: {nearest(name, list(known))}"
-            )
+        require_known(name, known, f"unknown metric '{name}' of texts")
 
 
 def extract_answer(text: str, kind: str) -> str:

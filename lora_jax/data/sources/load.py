@@ -9,7 +9,7 @@ from lora_jax.data.sources import tfds, tsv
 from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.tasks.glue import SPECS
 from lora_jax.data.tasks.task import Task
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 
 SOURCES = ("demo", "tfds", "tsv", "files")
 _DEMO = "rotten_tomatoes"
@@ -38,8 +38,7 @@ def load_task(
     Raises:
       ValueError, FileNotFoundError, ModuleNotFoundError: one line that says what is wrong.
     """
-    if source not in SOURCES:
-        raise ValueError(f"unknown data.source '{source}'; nearest: {nearest(source, SOURCES)}")
+    require_known(source, SOURCES, f"unknown data.source '{source}'")
     if source == "files":
         return own.load(name, files or {}, folder, validation)
     known = [_DEMO] if source == "demo" else list(SPECS)

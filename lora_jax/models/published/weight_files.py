@@ -16,7 +16,7 @@ from lora_jax.files import json_text
 from lora_jax.files.published_paths import inside
 from lora_jax.models.published.placed import Index
 from lora_jax.models.published.torch_bin import TorchFile
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -167,9 +167,7 @@ class Weights:
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise a ValueError unless a floating-point tensor has this name and shape."""
         key = self._key(name)
-        if key not in self._source:
-            near = nearest(key, self._source)
-            raise ValueError(f"{self.folder}: the weights have no tensor {key!r}; nearest: {near}")
+        require_known(key, self._source, f"{self.folder}: the weights have no tensor {key!r}")
         if self.shape(name) != shape:
             raise ValueError(
                 f"{self.folder}: tensor {key!r} has shape {self.shape(name)}, "
