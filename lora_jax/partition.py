@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from lora_jax.suggest import nearest
 
@@ -26,21 +26,11 @@ class Absent:
 ABSENT = Absent()
 
 
-def path_name(keys: Sequence[Any]) -> str:
+def path_name(keys: tuple[Any, ...]) -> str:
     """A key path as `a/b/c`; the inner `value` of an NNX variable is left out."""
-    keys = list(keys)
     if len(keys) > 1 and keys[-1] == GetAttrKey("value") and isinstance(keys[-2], DictKey):
-        keys.pop()
-    return "/".join(map(_key_name, keys))
-
-
-def _key_name(key: Any) -> str:
-    match key:
-        case DictKey(key=name) | FlattenedIndexKey(key=name) | GetAttrKey(name=name):
-            return str(name)
-        case SequenceKey(idx=index):
-            return str(index)
-    return str(key)
+        keys = keys[:-1]
+    return keystr(keys, simple=True, separator="/")
 
 
 def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
