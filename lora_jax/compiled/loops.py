@@ -29,6 +29,7 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "and": operator.and_,
     "or": operator.or_,
 }
+_WHOLE = ("pred", "s", "u")
 _SAME = ("copy", "bitcast", "reshape", "optimization-barrier")
 
 
@@ -107,9 +108,7 @@ class Known:
 
     def _number(self, it: Instruction) -> Any:
         """The value of an integer or boolean; None for floats, whose rounding is not known here."""
-        if not isinstance(it.type, Shape) or it.type.dims:
-            return None
-        if it.type.dtype != "pred" and it.type.dtype[0] not in "su":
+        if not isinstance(it.type, Shape) or it.type.dims or not it.type.dtype.startswith(_WHOLE):
             return None
         if it.opcode == "constant":
             text = it.operands[0]
