@@ -5,8 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from make_fixtures import bert, deberta, decoders
 
 from experiments.setup.task_and_model import check_vocabulary
