@@ -8,8 +8,7 @@ first, because a mistake there causes mistakes everywhere else.
 import dataclasses
 from collections.abc import Sequence
 
-from lora_jax.contract.clause import Clause
-from lora_jax.contract.clause import ContractError as ContractError
+from lora_jax.contract.clause import Clause, ContractError as ContractError
 from lora_jax.contract.compositions import OF_COMPOSITIONS as OF_COMPOSITIONS
 from lora_jax.contract.matrix import OF_A_MATRIX as OF_A_MATRIX
 from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL
