@@ -12,6 +12,7 @@ are not here, and a score with a similar name is a different number:
 * METEOR 1.5 and CIDEr are left out. They are COCO's too, and need Java and a download.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import re
@@ -78,8 +79,7 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored
     With several references, the largest F1 counts; no stemming.
     """
     _require_references(texts, references)
-    library = _library("rouge_score.rouge_scorer")
-    scorer = library.RougeScorer(["rougeL"], use_stemmer=False)
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
     found = [
         scorer.score_multi(list(each), text)["rougeL"].fmeasure
         for text, each in zip(texts, references, strict=True)
@@ -186,13 +186,9 @@ def _library(name: str) -> Any:
         ) from None
 
 
-def _bleu_lowercase(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
-    return bleu(texts, references, lowercase=True)
-
-
 TEXT_METRICS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Scored]] = {
     "bleu": bleu,
-    "bleu_lowercase": _bleu_lowercase,
+    "bleu_lowercase": functools.partial(bleu, lowercase=True),
     "chrf": chrf,
     "rouge_l": rouge_l,
     "exact_match": exact_match,

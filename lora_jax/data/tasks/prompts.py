@@ -49,19 +49,16 @@ class Prompts(Part):
         if (self.options is None) != (self.answers is None):
             raise ValueError(f"data set {self.name!r}: options and answers must be given together")
         if self.options is not None:
-            self._check_options(self.options)
+            for index, each in enumerate(self.options):
+                if len(each) < 2 or len(set(each)) < len(each) or "" in each:
+                    raise ValueError(
+                        f"data set {self.name!r}: options[{index}] is {each!r}, "
+                        "not two or more distinct texts"
+                    )
             object.__setattr__(self, "answers", self._checked(np.asarray(self.answers)))
         for index, references in enumerate(self.references or ()):
             if not references:
                 raise ValueError(f"data set {self.name!r}: references[{index}] is empty")
-
-    def _check_options(self, options: Sequence[Sequence[str]]):
-        for index, each in enumerate(options):
-            if len(each) < 2 or len(set(each)) < len(each) or "" in each:
-                raise ValueError(
-                    f"data set {self.name!r}: options[{index}] is {each!r}, "
-                    "not two or more distinct texts"
-                )
 
     def _checked(self, answers: np.ndarray) -> np.ndarray:
         if answers.ndim != 1 or answers.dtype.kind not in "iu":

@@ -90,9 +90,8 @@ def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
     tokens = special_tokens(settings)
     file = folder / "chat_template.jinja"
     if file.is_file():
-        own = {"default": _text(file)}
         others = folder.glob("additional_chat_templates/*.jinja")
-        own |= {each.stem: _text(each) for each in others}
+        own = {"default": _text(file)} | {each.stem: _text(each) for each in others}
     elif "chat_template" in settings:
         file = folder / "tokenizer_config.json"
         own = _named(settings["chat_template"], file)
