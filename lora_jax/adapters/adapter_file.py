@@ -126,8 +126,7 @@ def _check_base(
     any_base: bool,
 ) -> None:
     if not any_base and meta.get(BASE):
-        trained = {*tree["params"], *trainable["params"]}
-        require_base(meta[BASE], frozen, trained, str(path))
+        require_base(meta[BASE], frozen, {*tree["params"], *trainable["params"]}, str(path))
 
 
 def _with_params(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from lora_jax.models.families.gpt2_config import GPT2Config
 from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.published.placed import Place
+from lora_jax.models.published.placed import LEAF, Place
 from lora_jax.suggest import nearest
 
 DecoderConfig = LlamaConfig | GPT2Config
@@ -43,7 +43,6 @@ _GPT2 = {
     "norm": "transformer.ln_f",
     "head": "lm_head",
 }
-_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 # Masks and frequencies, which older checkpoints store in a layer beside its weights.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 
@@ -58,7 +57,7 @@ def places(path: str, config: DecoderConfig) -> list[Place]:
     module, _, leaf = path.rpartition("/")
     gpt2 = config.model_type == "gpt2"
     names = _GPT2 if gpt2 else _LLAMA
-    if leaf not in _LEAF or module not in names:
+    if leaf not in LEAF or module not in names:
         raise ValueError(f"{path!r} is not a parameter of a {config.model_type} decoder")
     stacked = path.startswith("layers/")
     part = None
@@ -67,7 +66,7 @@ def places(path: str, config: DecoderConfig) -> list[Place]:
     transposed = leaf == "kernel" and not (gpt2 and stacked)
     copies = config.num_hidden_layers if stacked else 1
     return [
-        Place(f"{names[module].format(i)}.{_LEAF[leaf]}", transposed, part) for i in range(copies)
+        Place(f"{names[module].format(i)}.{LEAF[leaf]}", transposed, part) for i in range(copies)
     ]
 
 

@@ -5,7 +5,6 @@ model = load_decoder(locate("smollm2"))    # or any .gguf file
 export_decoder(nnx.state(model), model.config, "out")
 """
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,7 @@ from lora_jax.models.published.placed import (
     parameter,
 )
 from lora_jax.models.published.torch_names import filled
-from lora_jax.models.published.weight_files import INDEX, SINGLE, Weights, find_gguf, read_json
+from lora_jax.models.published.weight_files import INDEX, SINGLE, Weights, find_gguf, read_config
 from lora_jax.partition import flatten
 from lora_jax.sharding.memory import check_fits
 
@@ -60,12 +59,7 @@ def read_decoder_config(folder: str | Path) -> DecoderConfig:
     """The checked config of a folder's config.json, or of a GGUF file."""
     if (gguf := find_gguf(folder)) is not None:
         return gguf_config(GgufFile(gguf))
-    path = Path(folder) / "config.json"
-    content = read_json(path)
-    try:
-        return decoder_family_of(content).config.from_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_config(folder, decoder_family_of)
 
 
 def load_decoder(
@@ -98,11 +92,18 @@ def load_decoder(
     """
     check_remat(remat)
     check_implementation(implementation)
-    options: Any = {"dtype": dtype, "remat": remat, "unroll": unroll}
-    options["implementation"] = implementation
-    options["mesh"] = mesh
     source, config = _source(folder)
-    return decoder_from(source, config, param_dtype=param_dtype, shardings=shardings, **options)
+    return decoder_from(
+        source,
+        config,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        unroll=unroll,
+        implementation=implementation,
+        mesh=mesh,
+        shardings=shardings,
+    )
 
 
 def read_abstract_decoder(
@@ -119,11 +120,10 @@ def abstract_decoder(
     config: DecoderConfig, *, param_dtype: DTypeLike = jnp.float32, **options: Any
 ) -> Decoder:
     """The decoder of a config, with shapes in place of weights."""
-    check_remat(options.get("remat", False))
-    check_implementation(options.get("implementation"))
     decoder: Any = DECODERS[config.model_type].decoder
-    build = functools.partial(decoder, config, param_dtype=param_dtype, **options)
-    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(
+        lambda: decoder(config, param_dtype=param_dtype, rngs=nnx.Rngs(0), **options)
+    )
 
 
 def _source(folder: str | Path) -> tuple[Source, DecoderConfig]:

@@ -7,7 +7,6 @@ All three steps:
     export_classifier(nnx.state(model), model.config, "out")
 """
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,13 @@ from lora_jax.models.published.torch_names import (
     torch_places,
     torch_shape,
 )
-from lora_jax.models.published.weight_files import SINGLE, Weights, find_gguf, read_json
+from lora_jax.models.published.weight_files import (
+    SINGLE,
+    Weights,
+    find_gguf,
+    read_config,
+    read_json,
+)
 from lora_jax.partition import flatten
 from lora_jax.sharding.memory import check_fits
 
@@ -63,12 +68,7 @@ def read_encoder_config(folder: str | Path) -> Config:
         raise ValueError(
             f"{gguf}: GGUF files hold decoders; a classifier needs an encoder's folder"
         )
-    path = Path(folder) / "config.json"
-    content = read_json(path)
-    try:
-        return family_of(content).config.from_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_config(folder, family_of)
 
 
 def load_classifier(
@@ -108,17 +108,18 @@ def load_classifier(
     weights = Weights(folder, prefix(config))
 
     classifier: Any = FAMILIES[config.model_type].classifier
-    build = functools.partial(
-        classifier,
-        config,
-        num_labels,
-        pool,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
-        unroll=unroll,
+    abstract = nnx.eval_shape(
+        lambda: classifier(
+            config,
+            num_labels,
+            pool,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            unroll=unroll,
+            rngs=nnx.Rngs(0),
+        )
     )
-    abstract = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
     leaves, _ = flatten(nnx.state(abstract))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
 
@@ -136,8 +137,7 @@ def load_classifier(
 
     heads = ["classifier"] if pool == "mean" else ["pooler", "classifier"]
     fresh = [f"{head}/{leaf}" for head in heads if not stored(head) for leaf in ("kernel", "bias")]
-    loaded = [path for path in shapes if path not in fresh]
-    for path in loaded:
+    for path in (each for each in shapes if each not in fresh):
         for name in torch_names(path, config):
             weights.check(name, torch_shape(path, shapes[path]))
     if torch_name("layers/down/kernel", config, config.num_hidden_layers) in weights:
@@ -195,10 +195,8 @@ def export_classifier(params: Any, config: Config, folder: str | Path) -> None:
     content = config.to_json()
     content["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(tensors[head]))}
     content["label2id"] = {label: int(i) for i, label in content["id2label"].items()}
-    if pooler in tensors:
-        content |= {"architectures": [f"{family}ForSequenceClassification"], "pool": "cls"}
-    else:
-        content |= {"architectures": [f"{family}Model"], "pool": "mean"}
+    pool, kind = ("cls", "ForSequenceClassification") if pooler in tensors else ("mean", "Model")
+    content |= {"architectures": [f"{family}{kind}"], "pool": pool}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -63,11 +63,13 @@ def locate(name: str | Path) -> Path:
     FileNotFoundError that says what was tried.
     """
     if name == "minilm":
-        title = "minilm (all-MiniLM-L6-v2)"
-        return _installed(title, _MINILM_PROVIDERS, MINILM_SHA256, _MINILM_INSTALL)
+        return _installed(
+            "minilm (all-MiniLM-L6-v2)", _MINILM_PROVIDERS, MINILM_SHA256, _MINILM_INSTALL
+        )
     if name == "smollm2":
-        title = "smollm2 (SmolLM2-135M-Instruct)"
-        return _installed(title, _SMOLLM2_PROVIDERS, SMOLLM2_SHA256, _SMOLLM2_INSTALL)
+        return _installed(
+            "smollm2 (SmolLM2-135M-Instruct)", _SMOLLM2_PROVIDERS, SMOLLM2_SHA256, _SMOLLM2_INSTALL
+        )
     if name != "" and Path(name).is_dir():
         return Path(name)
     if str(name).endswith(".gguf"):

@@ -15,6 +15,8 @@ from jax.typing import DTypeLike
 
 from lora_jax.suggest import nearest, require_known
 
+LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+"""The last part of a parameter's path, and of its tensor's name in a checkpoint."""
 Shardings = Mapping[str, Sharding]
 """The sharding of each parameter by its path, such as `layers/attention/query/kernel`."""
 Index = tuple[slice, ...]

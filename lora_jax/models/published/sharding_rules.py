@@ -6,8 +6,7 @@ arXiv 1909.08053, section 3).
 """
 
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from lora_jax.partition import flatten
 from lora_jax.sharding.mesh import Rules, specs_of

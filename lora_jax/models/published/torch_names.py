@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lora_jax.models.families.encoders import Config
-from lora_jax.models.published.placed import Place, layer_shape
+from lora_jax.models.published.placed import LEAF, Place, layer_shape
 from lora_jax.partition import flatten
 
 _ENCODER = {
@@ -53,7 +53,6 @@ _NAMES = {
     "deberta-v2": ("deberta.", _DEBERTA, {"pooler": "pooler.dense", "classifier": "classifier"}),
 }
 Model = TypeVar("Model", bound=nnx.Module)
-_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
@@ -83,10 +82,10 @@ def torch_name(path: str, config: Config, layer: int = 0) -> str:
     """The tensor of one parameter; if it is stacked, of one layer."""
     module, _, leaf = path.rpartition("/")
     before, encoder, head = _NAMES[config.model_type]
-    if leaf not in _LEAF or (module not in encoder and module not in head):
+    if leaf not in LEAF or (module not in encoder and module not in head):
         raise ValueError(f"{path!r} is not a parameter of a {config.model_type} classifier")
     name = head[module] if module in head else before + encoder[module].format(layer)
-    return f"{name}.{_LEAF[leaf]}"
+    return f"{name}.{LEAF[leaf]}"
 
 
 def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

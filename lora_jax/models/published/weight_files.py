@@ -5,6 +5,7 @@ take the place of a folder: it holds all that a folder does, and gguf_file.py re
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > _MOST_JSON:
         raise ValueError(f"{path}: {size:,} bytes of JSON; at most {_MOST_JSON:,} are read")
     return json_text.read_object(path)
+
+
+def read_config(folder: str | Path, family_of: Callable[[dict[str, Any]], Any]) -> Any:
+    """The checked config of a folder's config.json, whose family `family_of` finds."""
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    try:
+        return family_of(content).config.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def find_gguf(path: str | Path) -> Path | None:
@@ -74,18 +85,14 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: no weight_map")
-    files = sorted({inside(index, name) for name in _distinct(index, names)})
+    for tensor, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is not the name of a file")
+    files = sorted({inside(index, name) for name in set(names.values())})
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
     return files
-
-
-def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
-    for tensor, name in names.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is not the name of a file")
-    return set(names.values())
 
 
 def weights_digest(folder: str | Path) -> str:
