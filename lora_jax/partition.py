@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -126,16 +126,10 @@ def combine(first: PyTree, second: PyTree) -> PyTree:
     return treedef.unflatten(leaves)
 
 
-def unflatten(treedef: Any, leaves: Mapping[str, Any]) -> PyTree:
-    """Rebuild a tree from its leaves by path, in tree order (see `flatten`)."""
-    return treedef.unflatten(leaves.values())
-
-
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array, or stands for one, and is not a setting."""
-    if isinstance(leaf, type):  # `np.float32` itself, whose instances are arrays
-        return False
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    # A type has these attributes, too: `np.float32` itself, whose instances are arrays.
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, type)
 
 
 def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:

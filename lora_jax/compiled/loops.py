@@ -33,16 +33,15 @@ _WHOLE = ("pred", "s", "u")
 _SAME = ("copy", "bitcast", "reshape", "optimization-barrier")
 
 
-def trips(module: Module, loop: Instruction, start: Any) -> int | None:
+def trips(module: Module, loop: Instruction, state: Any) -> int | None:
     """How often a `while` runs its body; None if that depends on data.
 
-    `start` is the loop's first state: a number, a tuple of states, or None for what is not known.
+    `state` is the loop's first state: a number, a tuple of states, or None for what is not known.
     """
     noted = loop.backend_config.get("known_trip_count")
     if isinstance(noted, Mapping) and str(noted.get("n", "")).isdigit():
         return int(noted["n"])
     (condition,), (body,) = loop.calls("condition"), loop.calls("body")
-    state = start
     for turn in range(LIMIT + 1):
         goes_on = result(module, condition, (state,))
         if goes_on is None:
@@ -53,10 +52,9 @@ def trips(module: Module, loop: Instruction, start: Any) -> int | None:
     return None
 
 
-def lasting(module: Module, loop: Instruction, start: Any) -> Any:
+def lasting(module: Module, loop: Instruction, state: Any) -> Any:
     """The part of a loop's first state that every turn starts with; the rest is None."""
     (body,) = loop.calls("body")
-    state = start
     while (after := _common(state, result(module, body, (state,)))) != state:
         state = after
     return state

@@ -79,9 +79,6 @@ def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.Gradien
 
 def decays(trainable: Any) -> Any:
     """Which trainables weight decay applies to: all but the biases and norms trained in full."""
-
-    def one(path: str, leaf: Any) -> bool:
-        return leaf.ndim > 1 and not re.search(r"(^|/)(bias|scale|norm)(/|$)", path)
-
-    params = {path: one(path, leaf) for path, leaf in trainable["params"].items()}
+    exempt = re.compile(r"(^|/)(bias|scale|norm)(/|$)")
+    params = {p: x.ndim > 1 and not exempt.search(p) for p, x in trainable["params"].items()}
     return {"adapters": jax.tree.map(lambda _: True, trainable["adapters"]), "params": params}
