@@ -54,6 +54,9 @@ class View:
     def drop(self, dim: int) -> "View":
         return View((*self.axes[:dim], *self.axes[dim + 1 :]))
 
+    def transpose(self, permutation: tuple[int, ...]) -> "View":
+        return View(tuple(self.axes[dim] for dim in permutation))
+
     def reshape(self, shape: tuple[int, ...]) -> "View | None":
         """The view in another shape; an atom is split if a new axis ends inside it.
 
@@ -104,7 +107,7 @@ def follow(eqn: JaxprEqn, view: View) -> View | None:
         case "copy" | "copy_p" | "name" | "sharding_constraint" | "pvary":
             return view
         case "transpose":
-            return View(tuple(view.axes[dim] for dim in params["permutation"]))
+            return view.transpose(params["permutation"])
         case "reshape" if params["dimensions"] is None:
             return view.reshape(params["new_sizes"])
         case "squeeze":
