@@ -10,7 +10,7 @@ from make_fixtures import bert, deberta, decoders
 
 from experiments.setup.task_and_model import check_vocabulary
 from lora_jax import data
-from lora_jax.data.sources import instructions, rows
+from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.tokenizing import tokenizer_settings
 from lora_jax.models.families.decoders import DECODERS
 from lora_jax.models.families.encoders import FAMILIES
@@ -175,7 +175,7 @@ READERS = {
     "config.json": weight_files.read_json,
     "tokenizer_config.json": tokenizer_settings.read_settings,
     "data.jsonl": lambda path: list(rows._objects(path)),
-    "data.json": instructions._list,
+    "data.json": alpaca._list,
 }
 
 
