@@ -1,7 +1,13 @@
 """The known name that is closest to a misspelt one, for errors."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+
+def require_known(name: str, known: Collection[str], wrong: str) -> None:
+    """Raise a ValueError unless a name is known; its message is `wrong` and the nearest names."""
+    if name not in known:
+        raise ValueError(f"{wrong}; nearest: {nearest(name, known)}")
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
