@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import scipy.stats
+import scipy  # which loads `stats` where it is used: that takes half a second
 
 
 class Sample(Protocol):
