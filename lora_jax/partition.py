@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jax.tree_util import DictKey, GetAttrKey, keystr
 
 from lora_jax.suggest import nearest
 
@@ -26,21 +26,11 @@ class Absent:
 ABSENT = Absent()
 
 
-def path_name(keys: Sequence[Any]) -> str:
+def path_name(keys: tuple[Any, ...]) -> str:
     """A key path as `a/b/c`; the inner `value` of an NNX variable is left out."""
-    keys = list(keys)
     if len(keys) > 1 and keys[-1] == GetAttrKey("value") and isinstance(keys[-2], DictKey):
-        keys.pop()
-    return "/".join(map(_key_name, keys))
-
-
-def _key_name(key: Any) -> str:
-    match key:
-        case DictKey(key=name) | FlattenedIndexKey(key=name) | GetAttrKey(name=name):
-            return str(name)
-        case SequenceKey(idx=index):
-            return str(index)
-    return str(key)
+        keys = keys[:-1]
+    return keystr(keys, simple=True, separator="/")
 
 
 def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
@@ -136,16 +126,10 @@ def combine(first: PyTree, second: PyTree) -> PyTree:
     return treedef.unflatten(leaves)
 
 
-def unflatten(treedef: Any, leaves: Mapping[str, Any]) -> PyTree:
-    """Rebuild a tree from its leaves by path, in tree order (see `flatten`)."""
-    return treedef.unflatten(leaves.values())
-
-
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array, or stands for one, and is not a setting."""
-    if isinstance(leaf, type):  # `np.float32` itself, whose instances are arrays
-        return False
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    # A type has these attributes, too: `np.float32` itself, whose instances are arrays.
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, type)
 
 
 def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:

@@ -180,8 +180,7 @@ class Variant:
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
         """`x @ weight`, for x of shape (..., in): override it with a faster equivalent."""
-        weight = self.weight(base, factors).astype(base.dtype)
-        return _contract(x, weight, 0, base.accumulate)
+        return _contract(x, self.weight(base, factors).astype(base.dtype), 0, base.accumulate)
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         """`x @ weight.T`, for x of shape (..., out): by default the transpose of `dot`."""

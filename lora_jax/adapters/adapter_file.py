@@ -56,11 +56,8 @@ def load_adapter(
     wanted, _ = flatten(_tree(trainable, frozen))
     found, _ = flatten(tree)
     for name in [*wanted, *found]:
-        there, here = (each.get(name) for each in (found, wanted))
-        if there is None or here is None or there.shape != here.shape:
-            shapes = ["nothing" if each is None else list(each.shape) for each in (there, here)]
-            raise ValueError(f"{path} has {shapes[0]} for '{name}', expected {shapes[1]}")
-        _check_kind(path, name, there, here)
+        _check_shape(path, f"'{name}'", found.get(name), wanted.get(name))
+        _check_kind(path, name, found[name], wanted[name])
     _check_base(path, meta, tree, trainable, frozen, any_base)
     shared = tuple(tree["shared"].get(str(n), {}) for n in range(len(frozen.shared)))
     restored = dataclasses.replace(frozen, constants=tree["constants"], shared=shared)
@@ -90,12 +87,7 @@ def start_from(
     tree, meta = _load(path)
     wanted, found = (flatten(each["adapters"])[0] for each in (trainable, tree))
     for name in [*wanted, *found]:
-        there, here = (each[name].shape if name in each else None for each in (found, wanted))
-        if there != here:
-            shapes = ["nothing" if each is None else list(each) for each in (there, here)]
-            raise ValueError(
-                f"{path} has {shapes[0]} for the adapter '{name}', expected {shapes[1]}"
-            )
+        _check_shape(path, f"the adapter '{name}'", found.get(name), wanted.get(name))
     _check_base(path, meta, tree, trainable, frozen, any_base)
     stacks = {each.use.path: len(each.use.stack) for each in frozen.spec.adapted}
     constants = {}
@@ -134,8 +126,7 @@ def _check_base(
     any_base: bool,
 ) -> None:
     if not any_base and meta.get(BASE):
-        trained = {*tree["params"], *trainable["params"]}
-        require_base(meta[BASE], frozen, trained, str(path))
+        require_base(meta[BASE], frozen, {*tree["params"], *trainable["params"]}, str(path))
 
 
 def _with_params(
@@ -151,8 +142,7 @@ def _with_params(
         elif there.ndim == here.ndim and there.shape[:-1] == here.shape[:-1]:
             anew.append(f"{list(there.shape)} for '{name}', here {list(here.shape)}")
         else:
-            shapes = f"{list(there.shape)} for '{name}', expected {list(here.shape)}"
-            raise ValueError(f"{path} has {shapes}")
+            _check_shape(path, f"'{name}'", there, here)
     return found, anew
 
 
@@ -164,9 +154,7 @@ def _with_matrices(
     for name, each in mine.items():
         if each.ndim - stack >= 2 and name in theirs:
             found[name] = theirs[name]
-            if found[name].shape != each.shape:
-                shapes = f"{list(found[name].shape)} for the constant '{name}'"
-                raise ValueError(f"{path} has {shapes}, expected {list(each.shape)}")
+            _check_shape(path, f"the constant '{name}'", found[name], each)
             _check_kind(path, name, found[name], each)
     return found
 
@@ -186,6 +174,13 @@ def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     ):
         raise ValueError(f"{path} was not written by lora_jax.save_adapter")
     return tree, meta
+
+
+def _check_shape(path: str | os.PathLike, what: str, there: Any, here: Any) -> None:
+    """Raise a ValueError unless both arrays have one shape; None stands for a missing array."""
+    shapes = ["nothing" if each is None else list(each.shape) for each in (there, here)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{path} has {shapes[0]} for {what}, expected {shapes[1]}")
 
 
 def _check_kind(path: str | os.PathLike, name: str, there: Any, here: Any) -> None:

@@ -82,8 +82,9 @@ class Audit:
 
     def shared(self, count: int) -> "Audit":
         """One trial's share of an audit that was for `count` trials."""
-        share, compiling = self.seconds / count, self.compiling / count
-        return dataclasses.replace(self, seconds=share, compiling=compiling)
+        return dataclasses.replace(
+            self, seconds=self.seconds / count, compiling=self.compiling / count
+        )
 
 
 def perturbed(trainable: Trainable, seed: int = 0) -> Trainable:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from lora_jax.compiled import numpy_ops
+from lora_jax.files.arrays import is_key
 from lora_jax.transform import jaxprs
 
 Rounded = Callable[[np.ndarray], np.ndarray]
@@ -102,7 +103,7 @@ class ByNumpy:
             params = {name: _widened(value) for name, value in params.items()}
         else:
             operands = [
-                each if _is_key(each) else each.astype(_dtype(var))
+                each if is_key(each) else each.astype(_dtype(var))
                 for each, var in zip(operands, eqn.invars, strict=True)
             ]
         if jaxpr_inside:
@@ -115,7 +116,7 @@ class ByNumpy:
         constant, carried = jaxprs.scan_sizes(eqn)
         consts, carry = operands[:constant], operands[constant : constant + carried]
         columns = operands[constant + carried :]
-        columns = [_Rows.of_keys(each) if _is_key(each) else each for each in columns]
+        columns = [_Rows.of_keys(each) if is_key(each) else each for each in columns]
         length = eqn.params["length"]
         order = range(length - 1, -1, -1) if eqn.params["reverse"] else range(length)
         found = [_Rows([None] * length, var.aval) for var in eqn.outvars[carried:]]
@@ -185,10 +186,6 @@ def _is_default(eqn: JaxprEqn) -> bool:
     return single and jaxprs.precision(eqn) in ("", "default")
 
 
-def _is_key(value: Any) -> bool:
-    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.extended)
-
-
 def _widened(value: Any) -> Any:
     is_float = isinstance(value, np.dtype) and jnp.issubdtype(value, jnp.floating)
     return np.dtype(np.float64) if is_float else value
@@ -211,28 +208,24 @@ class _Rows:
     @classmethod
     def of_keys(cls, keys: Any) -> "_Rows":
         """Rows of random keys; JAX would compile a program to read each key."""
-        kind = jax.random.key_impl(keys)
-        return cls([_keys(data, kind) for data in np.asarray(jax.random.key_data(keys))], keys)
+        kind, rows = jax.random.key_impl(keys), np.asarray(jax.random.key_data(keys))
+        return cls([jax.random.wrap_key_data(row, impl=kind) for row in rows], keys)
 
     def whole(self) -> Any:
         if self.array is None:
             self.array = self._stacked()
-            if not _is_key(self.array):
+            if not is_key(self.array):
                 self.rows = list(self.array)  # so that nothing is held twice
         return self.array
 
     def _stacked(self) -> Any:
         if not self.rows:
             return np.zeros(self.like.shape, self.like.dtype)
-        if not _is_key(self.rows[0]):
+        if not is_key(self.rows[0]):
             return np.stack(self.rows)
-        data = np.stack([np.asarray(jax.random.key_data(row)) for row in self.rows])
-        return _keys(data, jax.random.key_impl(self.rows[0]))
+        data: Any = np.stack([np.asarray(jax.random.key_data(row)) for row in self.rows])
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(self.rows[0]))
 
 
 def _whole(value: Any) -> Any:
     return value.whole() if isinstance(value, _Rows) else value
-
-
-def _keys(data: Any, kind: Any) -> Any:
-    return jax.random.wrap_key_data(data, impl=kind)

@@ -81,8 +81,7 @@ def collectives(hlo_text: str) -> list[Collective]:
       ValueError: it is not the text of a program.
     """
     module = parse(hlo_text)
-    entry = module.computations[module.entry]
-    return list(_walk(_Visit(module, _chains(module), entry)))
+    return list(_walk(_Visit(module, _chains(module), module.computations[module.entry])))
 
 
 def by_kind(found: Sequence[Collective]) -> dict[str, Total]:
@@ -90,9 +89,11 @@ def by_kind(found: Sequence[Collective]) -> dict[str, Total]:
     totals = {}
     for kind in KINDS:
         if own := [each for each in found if each.kind == kind]:
-            count = sum(each.times for each in own)
-            moved = sum(each.times * each.bytes for each in own)
-            totals[kind] = Total(count, moved, all(each.exact for each in own))
+            totals[kind] = Total(
+                count=sum(each.times for each in own),
+                bytes=sum(each.times * each.bytes for each in own),
+                exact=all(each.exact for each in own),
+            )
     return totals
 
 
@@ -172,7 +173,9 @@ def _chains(module: Module) -> dict[str, set[str]]:
 def _collective(visit: _Visit, it: Instruction) -> Collective:
     kind, inside = it.opcode.removesuffix("-start"), visit.computation.instructions
     operands = tuple(shape for name in it.operands for shape in arrays(inside[name].type))
-    results = tuple(arrays(_results(it, kind)))
+    # The type of a start has the results after the operands, except for an all-reduce.
+    starts = it.opcode.endswith("-start") and kind != "all-reduce"
+    results = tuple(arrays(it.type[1] if starts else it.type))
     if kind == "all-reduce" and (kept := _scattered(visit.computation, it)) is not None:
         kind, results = "reduce-scatter", kept
     larger = results if kind == "all-gather" else operands
@@ -187,11 +190,6 @@ def _collective(visit: _Visit, it: Instruction) -> Collective:
         groups=groups(it, visit.module.devices),
         op_name=it.op_name or visit.op_name,
     )
-
-
-def _results(it: Instruction, kind: str) -> Any:
-    """The type of the results; except for all-reduce, a start's tuple has them after operands."""
-    return it.type[1] if it.opcode.endswith("-start") and kind != "all-reduce" else it.type
 
 
 def _scattered(computation: Computation, it: Instruction) -> tuple[Shape, ...] | None:

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -63,11 +62,8 @@ def _mesh_groups(mesh: str, device_ids: str) -> Groups:
             done = before * own
         shape.append(size // done)
     others = [axis for axis in range(len(shape)) if axis not in members]
-    return _rows(ids.reshape(shape).transpose(others + members).reshape(-1, _size(shape, members)))
-
-
-def _size(shape: Sequence[int], axes: Sequence[int]) -> int:
-    return math.prod(shape[axis] for axis in axes)
+    size = math.prod(shape[axis] for axis in members)
+    return _rows(ids.reshape(shape).transpose(others + members).reshape(-1, size))
 
 
 def _connected(pairs: Groups) -> Groups:

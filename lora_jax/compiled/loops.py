@@ -29,19 +29,19 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "and": operator.and_,
     "or": operator.or_,
 }
+_WHOLE = ("pred", "s", "u")
 _SAME = ("copy", "bitcast", "reshape", "optimization-barrier")
 
 
-def trips(module: Module, loop: Instruction, start: Any) -> int | None:
+def trips(module: Module, loop: Instruction, state: Any) -> int | None:
     """How often a `while` runs its body; None if that depends on data.
 
-    `start` is the loop's first state: a number, a tuple of states, or None for what is not known.
+    `state` is the loop's first state: a number, a tuple of states, or None for what is not known.
     """
     noted = loop.backend_config.get("known_trip_count")
     if isinstance(noted, Mapping) and str(noted.get("n", "")).isdigit():
         return int(noted["n"])
     (condition,), (body,) = loop.calls("condition"), loop.calls("body")
-    state = start
     for turn in range(LIMIT + 1):
         goes_on = result(module, condition, (state,))
         if goes_on is None:
@@ -52,10 +52,9 @@ def trips(module: Module, loop: Instruction, start: Any) -> int | None:
     return None
 
 
-def lasting(module: Module, loop: Instruction, start: Any) -> Any:
+def lasting(module: Module, loop: Instruction, state: Any) -> Any:
     """The part of a loop's first state that every turn starts with; the rest is None."""
     (body,) = loop.calls("body")
-    state = start
     while (after := _common(state, result(module, body, (state,)))) != state:
         state = after
     return state
@@ -107,9 +106,7 @@ class Known:
 
     def _number(self, it: Instruction) -> Any:
         """The value of an integer or boolean; None for floats, whose rounding is not known here."""
-        if not isinstance(it.type, Shape) or it.type.dims:
-            return None
-        if it.type.dtype != "pred" and it.type.dtype[0] not in "su":
+        if not isinstance(it.type, Shape) or it.type.dims or not it.type.dtype.startswith(_WHOLE):
             return None
         if it.opcode == "constant":
             text = it.operands[0]

@@ -12,8 +12,6 @@ import numpy as np
 import scipy.special
 from threadpoolctl import ThreadpoolController
 
-from lora_jax.compiled.numpy_indexing import gather
-
 LARGE = 2**29
 """Products of at least this many multiplications use several threads; one thread would take some
 hundredths of a second."""
@@ -147,8 +145,7 @@ def _reshape(params: Mapping[str, Any], x: np.ndarray, *sizes: Any) -> Any:
 
 def _slice(params: Mapping[str, Any], x: np.ndarray) -> Any:
     limits = params["start_indices"], params["limit_indices"]
-    steps = params["strides"] or (1,) * x.ndim
-    return x[tuple(map(slice, *limits, steps))]
+    return x[tuple(map(slice, *limits, params["strides"] or (1,) * x.ndim))]
 
 
 def _starts(starts: Sequence[Any], sizes: Sequence[int], x: np.ndarray) -> tuple[slice, ...]:
@@ -203,18 +200,36 @@ def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
     rows, columns = [x.shape[axis] for axis in rest_x], [y.shape[axis] for axis in rest_y]
     left = x.transpose(*stack_x, *rest_x, *sum_x).reshape(*stack, int(np.prod(rows)), inside)
     right = y.transpose(*stack_y, *sum_y, *rest_y).reshape(*stack, inside, int(np.prod(columns)))
-    with _threads(int(np.prod(rows)) * inside * int(np.prod(columns))):
+    multiplications = int(np.prod(rows)) * inside * int(np.prod(columns))
+    threads = 1 if multiplications < LARGE else None  # more do not help a small product
+    with _blas().limit(limits=threads, user_api="blas"):
         return np.matmul(left, right).reshape(*stack, *rows, *columns)
 
 
-def _threads(multiplications: int) -> Any:
-    """Limit the threads of BLAS: one for a product too small for more threads to help."""
-    return _blas().limit(limits=1 if multiplications < LARGE else None, user_api="blas")
+_blas = functools.cache(ThreadpoolController)
 
 
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+def gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> Any:
+    """Windows of an array; NotImplemented if one is not inside it, so that JAX handles that."""
+    dims, sizes = params["dimension_numbers"], params["slice_sizes"]
+    starts = np.moveaxis(indices, -1, 0)
+    room = [x.shape[axis] - sizes[axis] for axis in dims.start_index_map]
+    if any(((each < 0) | (each > most)).any() for each, most in zip(starts, room, strict=True)):
+        return NotImplemented
+    stacked = dims.operand_batching_dims, dims.start_indices_batching_dims
+    firsts = dict(zip(dims.start_index_map, starts, strict=True))
+    firsts |= {axis: np.indices(starts[0].shape)[own] for axis, own in zip(*stacked, strict=True)}
+    window = [axis for axis in range(x.ndim) if axis not in dims.collapsed_slice_dims + stacked[0]]
+    places = []
+    for axis in range(x.ndim):
+        first = np.asarray(firsts.get(axis, 0))
+        place = first.reshape(first.shape + (1,) * len(window))
+        if axis in window:
+            after = (1,) * (len(window) - window.index(axis) - 1)
+            place = place + np.arange(sizes[axis]).reshape(-1, *after)
+        places.append(place)
+    found = x[tuple(places)]  # its axes: (*those of the indices, *those of the window)
+    return np.moveaxis(found, range(found.ndim - len(window), found.ndim), dims.offset_dims)
 
 
 _SHAPES: dict[str, Rule] = {

@@ -8,13 +8,12 @@ first, because a mistake there causes mistakes everywhere else.
 import dataclasses
 from collections.abc import Sequence
 
-from lora_jax.contract.clause import Clause
-from lora_jax.contract.clause import ContractError as ContractError
+from lora_jax.contract.clause import Clause, ContractError as ContractError
 from lora_jax.contract.compositions import OF_COMPOSITIONS as OF_COMPOSITIONS
 from lora_jax.contract.matrix import OF_A_MATRIX as OF_A_MATRIX
 from lora_jax.contract.model import OF_A_MODEL as OF_A_MODEL
 from lora_jax.contract.training import OF_TRAINING as OF_TRAINING
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 from lora_jax.text_table import text_table
 from lora_jax.variant import Variant
 
@@ -55,8 +54,7 @@ def check(variant: Variant, *, checks: Sequence[str] | None = None) -> Report:
     """
     names = [each.__name__ for each in CLAUSES]
     for name in checks or ():
-        if name not in names:
-            raise ValueError(f"unknown clause '{name}'; nearest: {nearest(name, names)}")
+        require_known(name, names, f"unknown clause '{name}'")
     rows = []
     for each in CLAUSES:
         if checks is None or each.__name__ in checks:

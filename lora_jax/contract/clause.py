@@ -30,13 +30,13 @@ def clause(function: Clause) -> Clause:
     @functools.wraps(function)
     def run(variant: Variant) -> None:
         try:
-            with contextlib.ExitStack() as settings:  # whatever the caller's settings are
-                settings.enter_context(jax.enable_x64(True))
-                settings.enter_context(jax.numpy_rank_promotion("raise"))
-                settings.enter_context(jax.numpy_dtype_promotion("strict"))
-                settings.enter_context(warnings.catch_warnings())
+            with (  # whatever the caller's settings are
+                jax.enable_x64(True),
+                jax.numpy_rank_promotion("raise"),
+                jax.numpy_dtype_promotion("strict"),
                 # Toys have random trainables, as if training had left something out.
-                warnings.simplefilter("ignore", TrainingWarning)
+                warnings.catch_warnings(action="ignore", category=TrainingWarning),
+            ):
                 function(variant)
         except _BrokenError as error:
             raise ContractError(f"{variant} breaks '{function.__name__}': {error}") from None

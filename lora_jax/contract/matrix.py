@@ -201,20 +201,19 @@ def calls_are_pure(variant: Variant) -> None:
 
 def _everything(variant: Variant, base: Base, factors: Factors) -> dict[str, Any]:
     """What a variant computes, with one matrix and between steps; no argument may change."""
-    results = {}
-    for what, call in calls_of(base, factors).items():
-        results[what] = _without_changing(what, lambda factors, c=call: c(variant), factors)
-
+    results = {
+        what: _without_changing(what, lambda factors, c=call: c(variant), factors)
+        for what, call in calls_of(base, factors).items()
+    }
     group = {"w": factors}
     moved = {"w": Factors(noisy(factors.trainable, 13), factors.constants)}
     grads, step = {"w": noisy(factors.trainable, 12)}, jnp.asarray(1)
     state = _without_changing("init_state", variant.init_state, group)
-    results["penalty"] = _without_changing("penalty", variant.penalty, group)
-    results["init_state"] = state
-    results["update"] = _without_changing(
-        "update", variant.update, state, group, moved, grads, step
-    )
-    return results
+    return results | {
+        "penalty": _without_changing("penalty", variant.penalty, group),
+        "init_state": state,
+        "update": _without_changing("update", variant.update, state, group, moved, grads, step),
+    }
 
 
 def _without_changing(what: str, call: Callable[..., Any], *arguments: Any) -> Any:

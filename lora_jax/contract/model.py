@@ -22,7 +22,7 @@ from lora_jax.contract.clause import (
 )
 from lora_jax.contract.toy_matrices import array, base, noisy, stack
 from lora_jax.contract.toys import Toy, score
-from lora_jax.partition import flatten, unflatten
+from lora_jax.partition import flatten
 from lora_jax.transform.placement import Trainable
 from lora_jax.variant import Variant
 
@@ -111,10 +111,9 @@ def works_on_a_mesh(variant: Variant) -> None:
         spec = [name if axis == max(even, default=-1) else None for axis in range(leaf.ndim)]
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    def on_all(leaf: Array) -> Array:
-        return spread(leaf, "model", range(leaf.ndim))
-
-    moved, frozen = jax.tree.map(on_all, (toy.moved, toy.frozen))
+    moved, frozen = jax.tree.map(
+        lambda leaf: spread(leaf, "model", range(leaf.ndim)), (toy.moved, toy.frozen)
+    )
     sharded = dataclasses.replace(toy, frozen=frozen, ids=spread(toy.ids, "data", range(1)))
     wanted = toy.gradient(toy.moved)
     require_close(f"the gradient on {len(devices)} devices", sharded.gradient(moved), wanted)
@@ -138,7 +137,7 @@ def survives_a_file(variant: Variant) -> None:
     file = safetensors.numpy.save({path: np.asarray(leaf) for path, leaf in leaves.items()})
     loaded = safetensors.numpy.load(file)
     _, treedef = flatten((other.trainable, other.frozen.constants, other.frozen.shared))
-    restored = unflatten(treedef, {path: array(loaded[path]) for path in leaves})
+    restored = treedef.unflatten([array(loaded[path]) for path in leaves])
     require_identical("what was loaded", restored, saved)
     trainable, constants, shared = restored
     frozen = dataclasses.replace(other.frozen, constants=constants, shared=shared)
@@ -182,7 +181,7 @@ def is_causal_and_batch_invariant(variant: Variant) -> None:
         ids[part] = (ids[part] + 1) % len(toy.params["embed"])
 
     def output(ids: np.ndarray) -> np.ndarray:
-        return np.asarray(toy.output(toy.moved, array(ids)))
+        return np.asarray(dataclasses.replace(toy, ids=array(ids)).output(toy.moved))
 
     logits, last = output(np.asarray(toy.ids)), output(later)
     require(np.any(last[:, -1] != logits[:, -1]), "the last token does not change its own output")

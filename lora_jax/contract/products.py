@@ -122,8 +122,7 @@ def require_products(variant: Variant, layouts: Layouts) -> None:
     for (of, (base, (x, z, rows))), (weight, *products) in zip(
         layouts.items(), results, strict=True
     ):
-        wanted = jax.ShapeDtypeStruct(base.shape, base.dtype)
-        require_same_form("weight", weight, wanted)
+        require_same_form("weight", weight, jax.ShapeDtypeStruct(base.shape, base.dtype))
         require_close(f"weight {of}", weight, results[0][0])
         weight = np.asarray(weight)
         references = np.asarray(x) @ weight, np.asarray(z) @ weight.T, weight[np.asarray(rows)]
@@ -136,13 +135,12 @@ def require_products(variant: Variant, layouts: Layouts) -> None:
 @functools.partial(by_numpy, static_argnums=0)
 def _products(variant: Variant, factors: Factors, uses: Any) -> list[tuple[Array, ...]]:
     """The weight and the products with it, in each layout of one matrix."""
-
-    def products(base: Base, inputs: Any) -> tuple[Array, ...]:
-        x, z, rows = inputs
+    results = []
+    for base, (x, z, rows) in uses:
         weight, dot = variant.weight(base, factors), variant.dot(x, base, factors)
-        return weight, dot, variant.dot_t(z, base, factors), variant.take(rows, base, factors)
-
-    return [products(*use) for use in uses]
+        dot_t, taken = variant.dot_t(z, base, factors), variant.take(rows, base, factors)
+        results.append((weight, dot, dot_t, taken))
+    return results
 
 
 def inputs_of(

@@ -82,11 +82,15 @@ def decoder_params(variant: Variant, dtype: Any = jnp.float64) -> PyTree:
     return treedef.unflatten([normal(s, [3, i], dtype, scale) for i, s in enumerate(leaves)])
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """The decoder with its matrices adapted, and an input."""
+    """The decoder with its matrices adapted, and an input.
 
-    adapted: Adapted
+    Its compiled methods are compiled once for all toys of a variant, which share its `Adapted`.
+    """
+
+    adapted: Adapted = dataclasses.field(metadata={"static": True})
     params: Any
     ids: Array
     trainable: Trainable
@@ -101,22 +105,37 @@ class Toy:
     def apply(self, trainable: Trainable) -> Array:
         return self.adapted.apply(trainable, self.frozen, self.ids)
 
-    def output(self, trainable: Trainable, ids: Array | None = None) -> Array:
-        """`apply`, compiled."""
-        return _apply(self.adapted, trainable, self.frozen, self.ids if ids is None else ids)
+    output = quick_jit(apply)
+    """`apply`, compiled."""
 
+    @quick_jit
     def gradient(self, trainable: Trainable) -> tuple[Array, Trainable]:
         """The output of `apply`, and the gradient of its score, compiled."""
-        return _gradient(self.adapted, trainable, self.frozen, self.ids)
 
+        def of(trainable: Trainable) -> tuple[Array, Array]:
+            output = self.apply(trainable)
+            return score(output), output
+
+        gradient, output = jax.grad(of, has_aux=True)(trainable)
+        return output, gradient
+
+    @by_numpy
     def merged(self, trainable: Trainable) -> tuple[PyTree, Array]:
         """What `merge` gives, and the decoder's output with it, by NumPy."""
-        return _merged(self.adapted, trainable, self.frozen, self.ids)
+        merged = self.adapted.merge(trainable, self.frozen)
+        return merged, decoder(merged, self.ids)
 
+    @by_numpy
     def merged_gradient(self, trainable: Trainable) -> tuple[PyTree, Array, Trainable]:
         """What `merged` gives, and the gradient of the output's score, by NumPy."""
-        merged_gradient = functools.partial(_merged_gradient, self.adapted)
-        return by_numpy(merged_gradient)(trainable, self.frozen, self.ids)
+
+        def of(trainable: Trainable) -> tuple[Array, tuple[PyTree, Array]]:
+            merged = self.adapted.merge(trainable, self.frozen)
+            output = decoder(merged, self.ids)
+            return score(output), (merged, output)
+
+        gradient, (merged, output) = jax.grad(of, has_aux=True)(trainable)
+        return merged, output, gradient
 
 
 ALL = ("embed", "mix/kernel", "layers/.*")
@@ -176,47 +195,13 @@ def score(output: Array) -> Array:
     return (output**2).mean()
 
 
-# Compiled once for all toys of a variant, which share its `Adapted`.
 output_of = by_numpy(decoder)
 _key = quick_jit(keys.key)
-_apply = quick_jit(Adapted.apply, static_argnums=0)
 
 
 @functools.partial(quick_jit, static_argnums=0)
 def _init(adapted: Adapted, seed: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
     return adapted.init(keys.key(seed), params, ids)
-
-
-@functools.partial(quick_jit, static_argnums=0)
-def _gradient(
-    adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
-) -> tuple[Array, Trainable]:
-    def of(trainable: Trainable) -> tuple[Array, Array]:
-        output = adapted.apply(trainable, frozen, ids)
-        return score(output), output
-
-    gradient, output = jax.grad(of, has_aux=True)(trainable)
-    return output, gradient
-
-
-@functools.partial(by_numpy, static_argnums=0)
-def _merged(
-    adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
-) -> tuple[PyTree, Array]:
-    merged = adapted.merge(trainable, frozen)
-    return merged, decoder(merged, ids)
-
-
-def _merged_gradient(
-    adapted: Adapted, trainable: Trainable, frozen: Frozen, ids: Array
-) -> tuple[PyTree, Array, Trainable]:
-    def of(trainable: Trainable) -> tuple[Array, tuple[PyTree, Array]]:
-        merged = adapted.merge(trainable, frozen)
-        output = decoder(merged, ids)
-        return score(output), (merged, output)
-
-    gradient, (merged, output) = jax.grad(of, has_aux=True)(trainable)
-    return merged, output, gradient
 
 
 def task_loss(logits: Array, ids: Array) -> Array:

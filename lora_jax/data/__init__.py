@@ -18,8 +18,7 @@ from lora_jax.data.batching.batches import (
 from lora_jax.data.batching.branches import branched
 from lora_jax.data.sources.chat_task import as_chat
 from lora_jax.data.sources.demo import rotten_tomatoes
-from lora_jax.data.sources.load import SOURCES, load_task
-from lora_jax.data.sources.load_text import TEXT_SOURCES, load_text_task
+from lora_jax.data.sources.load import SOURCES, TEXT_SOURCES, load_task, load_text_task
 from lora_jax.data.tasks.examples import Examples
 from lora_jax.data.tasks.glue import SPECS
 from lora_jax.data.tasks.prompts import Prompts

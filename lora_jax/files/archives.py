@@ -50,9 +50,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         try:
             entries = archive.infolist()
             return {each.filename.removesuffix(".npy"): _array(archive, each) for each in entries}
+        except ValueError:
+            raise
         except Exception as error:  # from zlib, a checksum or NumPy
-            if isinstance(error, ValueError):
-                raise
             raise ValueError(first_line(error)) from error
 
 
@@ -66,15 +66,12 @@ def _check(archive: zipfile.ZipFile, size: int) -> None:
             raise ValueError(f"entry {each.filename} is encrypted")
         if each.compress_type == zipfile.ZIP_STORED and each.file_size != each.compress_size:
             raise ValueError(f"entry {each.filename} declares two sizes")
-    packed, whole = (sum(s) for s in zip(*map(_sizes, entries), strict=True)) if entries else (0, 0)
+    packed = sum(each.compress_size for each in entries)
+    whole = sum(each.file_size for each in entries)
     if packed > size:
         raise ValueError(f"its entries are {packed:,} bytes, the file has {size:,}")
     if whole > max(FREE, RATIO * size):
         raise ValueError(f"it is refused, as its {size:,} bytes would unpack to {whole:,}")
-
-
-def _sizes(entry: zipfile.ZipInfo) -> tuple[int, int]:
-    return entry.compress_size, entry.file_size
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:

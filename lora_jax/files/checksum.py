@@ -60,11 +60,8 @@ def _sums(array: Any, xp: Any) -> Any:
         return np.stack([each.sum(dtype=np.uint32) for each in (one, two)])
     # Both sums in one pass: with two passes, XLA would keep all words of the array in memory.
     zeros, axes = (np.uint32(0), np.uint32(0)), range(one.ndim)
-    return jnp.stack(jax.lax.reduce((one, two), zeros, _add, axes))
-
-
-def _add(these: Any, those: Any) -> Any:
-    return tuple(a + b for a, b in zip(these, those, strict=True))
+    both = jax.lax.reduce((one, two), zeros, lambda x, y: (x[0] + y[0], x[1] + y[1]), axes)
+    return jnp.stack(both)
 
 
 _jitted = jax.jit(partial(_sums, xp=jnp))

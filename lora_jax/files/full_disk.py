@@ -30,9 +30,8 @@ def is_full(error: BaseException | None) -> bool:
     """Whether an error was caused by a full disk or a used-up quota."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
-        if isinstance(error, OSError) and error.errno in _ERRORS:
-            return True
-        if any(text in str(error) for text in _TEXTS):
+        known = isinstance(error, OSError) and error.errno in _ERRORS
+        if known or any(text in str(error) for text in _TEXTS):
             return True
         seen.append(error)
         error = error.__cause__ or error.__context__

@@ -121,8 +121,16 @@ class _State(NamedTuple):
     cache: Any
 
 
-_STATIC = ("apply", "max_new_tokens", "eos_ids", "pad_id", "beams")
-_STATIC += ("ngram", "prompt_ngrams", "early_stopping")
+_STATIC = (
+    "apply",
+    "max_new_tokens",
+    "eos_ids",
+    "pad_id",
+    "beams",
+    "ngram",
+    "prompt_ngrams",
+    "early_stopping",
+)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)

@@ -58,10 +58,9 @@ def generate_texts(
     Raises:
         ValueError: for a prompt without tokens, or one of more than `limit` tokens.
     """
-    if isinstance(prompts, Encoded):
-        encoded = prompts
-    else:
-        encoded = encode(tokenizer, Examples("prompts", prompts, None), _NO_LIMIT)
+    encoded = prompts
+    if not isinstance(encoded, Encoded):
+        encoded = encode(tokenizer, Examples("prompts", encoded, None), _NO_LIMIT)
     lengths = encoded.lengths
     if (empty := np.flatnonzero(lengths == 0)).size:
         text = "" if isinstance(prompts, Encoded) else f" {prompts[empty[0]]!r}"

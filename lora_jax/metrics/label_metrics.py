@@ -12,7 +12,10 @@ import scipy.special
 from lora_jax.data.tasks.task import Task
 from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.metrics.samples import EachOnce, Sample, ratio
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
+
+Metric = Callable[[np.ndarray, np.ndarray, Sample], np.ndarray]
+"""A function of outputs, labels and the sample of the examples to score."""
 
 
 def score(
@@ -63,10 +66,7 @@ def measure(name: str, outputs: np.ndarray, labels: np.ndarray, sample: Sample) 
         labels = labels.astype(np.int64)
     else:
         raise ValueError(f"labels must be classes, from 0 to {classes - 1}")
-    if name not in known:
-        raise ValueError(
-            f"unknown metric '{name}' of these outputs; nearest: {nearest(name, known)}"
-        )
+    require_known(name, known, f"unknown metric '{name}' of these outputs")
     return known[name](own, labels, sample)
 
 
@@ -94,10 +94,7 @@ def score_parts(
     parts = {"validation": task.validation, **task.extra}
     found: dict[str, float] = {}
     for part, values in outputs.items():
-        if part not in parts:
-            raise ValueError(
-                f"task '{task.name}' has no part '{part}'; nearest: {nearest(part, parts)}"
-            )
+        require_known(part, parts, f"task '{task.name}' has no part '{part}'")
         end = "" if part == "validation" else f"_{part}"
         if isinstance(task, TextTask):
             scores = _score_prompts(task, part, values, tokens or {})
@@ -197,10 +194,6 @@ def _matthews(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndar
     return ratio(shared, np.sqrt(spread))
 
 
-def _accuracy_f1(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
-    return (_accuracy(logits, labels, sample) + _f1(logits, labels, sample)) / 2
-
-
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray, sample: Sample) -> np.ndarray:
     usable = _usable(logits)
     logs = scipy.special.log_softmax(np.where(usable[:, None], logits, 0.0), axis=1)
@@ -232,10 +225,6 @@ def _spearman(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.nda
     return _if_all(usable, found, 0.0, sample)
 
 
-def _pearson_spearman(values: np.ndarray, targets: np.ndarray, sample: Sample) -> np.ndarray:
-    return (_pearson(values, targets, sample) + _spearman(values, targets, sample)) / 2
-
-
 def _token_loss(logs: np.ndarray, tokens: np.ndarray, sample: Sample) -> np.ndarray:
     """Minus the mean log-likelihood of a token, in nats."""
     usable = np.isfinite(logs)
@@ -248,8 +237,11 @@ def _perplexity(logs: np.ndarray, tokens: np.ndarray, sample: Sample) -> np.ndar
         return np.exp(_token_loss(logs, tokens, sample))
 
 
-Metric = Callable[[np.ndarray, np.ndarray, Sample], np.ndarray]
-"""A function of outputs, labels and the sample of the examples to score."""
+def _mean(first: Metric, second: Metric) -> Metric:
+    return lambda outputs, labels, sample: (
+        (first(outputs, labels, sample) + second(outputs, labels, sample)) / 2
+    )
+
 
 LOWER_IS_BETTER = ("eval_loss", "token_loss", "perplexity")
 """Metrics for which smaller is better."""
@@ -258,13 +250,13 @@ CLASSIFICATION: Mapping[str, Metric] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
-    "accuracy_f1": _accuracy_f1,
+    "accuracy_f1": _mean(_accuracy, _f1),
     "eval_loss": _cross_entropy,
 }
 REGRESSION: Mapping[str, Metric] = {
     "pearson": _pearson,
     "spearman": _spearman,
-    "pearson_spearman": _pearson_spearman,
+    "pearson_spearman": _mean(_pearson, _spearman),
     "eval_loss": _squared_error,
     "token_loss": _token_loss,
     "perplexity": _perplexity,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import scipy.stats
+import scipy  # which loads `stats` where it is used: that takes half a second
 
 
 class Sample(Protocol):
@@ -60,8 +60,7 @@ class EachOnce:
 def _correlation(measure: Callable, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     if len(values) < 2 or values.min() == values.max() or targets.min() == targets.max():
         return np.zeros(())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about values that barely differ
+    with warnings.catch_warnings(action="ignore"):  # about values that barely differ
         found = np.asarray(measure(values, targets).statistic)
     return np.where(np.isfinite(found), found, 0.0)
 

@@ -12,6 +12,7 @@ are not here, and a score with a similar name is a different number:
 * METEOR 1.5 and CIDEr are left out. They are COCO's too, and need Java and a download.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import re
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lora_jax.data.tasks.prompts import Prompts
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 
 _ANSWERS = {
     "true": "true|false",
@@ -78,8 +79,7 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored
     With several references, the largest F1 counts; no stemming.
     """
     _require_references(texts, references)
-    library = _library("rouge_score.rouge_scorer")
-    scorer = library.RougeScorer(["rougeL"], use_stemmer=False)
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
     found = [
         scorer.score_multi(list(each), text)["rougeL"].fmeasure
         for text, each in zip(texts, references, strict=True)
@@ -117,10 +117,7 @@ def check_names(names: Sequence[str], *others: str) -> None:
     for name in names:
         if name in _MISSING:
             raise ValueError(f"there is no metric '{name}': {_MISSING[name]}")
-        if name not in known:
-            raise ValueError(
-                f"unknown metric '{name}' of texts; nearest: {nearest(name, list(known))}"
-            )
+        require_known(name, known, f"unknown metric '{name}' of texts")
 
 
 def extract_answer(text: str, kind: str) -> str:
@@ -189,13 +186,9 @@ def _library(name: str) -> Any:
         ) from None
 
 
-def _bleu_lowercase(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
-    return bleu(texts, references, lowercase=True)
-
-
 TEXT_METRICS: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Scored]] = {
     "bleu": bleu,
-    "bleu_lowercase": _bleu_lowercase,
+    "bleu_lowercase": functools.partial(bleu, lowercase=True),
     "chrf": chrf,
     "rouge_l": rouge_l,
     "exact_match": exact_match,

@@ -90,8 +90,7 @@ def _dynamic_map() -> np.ndarray:
         edges = np.where(np.arange(count + 1) <= count / 2 - 0.5, low, high)
         positive.append(np.float32(10.0 ** (decade - 6)) * ((edges[1:] + edges[:-1]) / 2))
     magnitudes = np.concatenate(positive)
-    values = [-magnitudes[::-1], [0.0], magnitudes, [1.0]]
-    return np.concatenate(values).astype(np.float32)
+    return np.concatenate([-magnitudes[::-1], [0.0], magnitudes, [1.0]]).astype(np.float32)
 
 
 def _dynamic_thresholds(values: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`metrics.jsonl`: a run's metrics, one line a report; complete lines survive a kill."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ class LostFolderError(ValueError):
     """A run's folder was removed or replaced while the run was going."""
 
 
-class Metrics:
+class Metrics(contextlib.AbstractContextManager["Metrics"]):
     """A run's `metrics.jsonl`: each line is a JSON object with a "step", written by `write`.
 
     A line is in the file once `write` returns. Its last key, "crc32", checks this line and all
@@ -90,9 +91,6 @@ class Metrics:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> "Metrics":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

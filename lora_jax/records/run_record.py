@@ -74,8 +74,7 @@ class Record:
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""
         known = (numbers(each) for each in self.evaluations or ())  # a diverged run has "NaN"
-        found = (each for each in known if each["score"] >= score)
-        return next(found, None)
+        return next((each for each in known if each["score"] >= score), None)
 
 
 def validate(values: Mapping[str, Any]) -> Record:
@@ -124,14 +123,12 @@ def _problems(value: Any, hint: Any, where: str) -> Iterator[str]:
 def _contradictions(r: Record) -> Iterator[str]:
     if r.config_digest != config_digest(r.config):
         yield "config_digest is not the digest of config"
-    for name in ("parameters_trained", "parameters_total", "parameters_adapters"):
+    counts = ("parameters_trained", "parameters_total", "parameters_adapters")
+    for name in (*counts, "seconds", "seconds_total", "peak_memory_bytes"):
         if (getattr(r, name) or 0) < 0:  # adapters may hold more than a small model has
             yield f"{name} is negative"
     if not 0 <= (r.best_step or 0) <= r.steps:
         yield f"best_step is {r.best_step} of {r.steps} steps"
-    for name in ("seconds", "seconds_total", "peak_memory_bytes"):
-        if getattr(r, name) < 0:
-            yield f"{name} is negative"
     for each in r.evaluations or ():
         own = [numbers(each).get(k) for k in ("step", "seconds", "score")] if _named(each) else []
         if not own or not all(isinstance(x, int | float) for x in own):
@@ -208,34 +205,29 @@ def _has_checks(metrics: Path) -> bool:
         return False
 
 
-def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Write `config.json`, the resolved configuration, atomically; creates the folder."""
-    write_atomically(Path(workdir) / "config.json", _pretty(plain(config, "config")))
-
-
 def claim(workdir: str | os.PathLike, config: Mapping[str, Any]) -> bool:
     """Claim a folder for a run: True if it already holds this configuration (resume or read it).
 
-    A new or empty folder gets `config.json`.
+    A new or empty folder gets `config.json`, the resolved configuration; the folder is created.
 
     Raises:
       ValueError: the folder holds another configuration (the message names differing keys) or
         other files. Nothing is changed then.
     """
-    folder = Path(workdir)
+    folder, values = Path(workdir), plain(config, "config")
     path = folder / "config.json"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--workdir {folder} is a file: name a folder")
     if not path.exists():
         names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-        names = [n for n in names if not (n.startswith(".config.json.") and n.endswith(".tmp"))]
-        names = [n for n in names if n != LOCK]
+        torn = [n for n in names if n.startswith(".config.json.") and n.endswith(".tmp")]
+        names = [n for n in names if n not in (LOCK, *torn)]
         if names:
             what = f"{names[0]} but no config.json"
             raise ValueError(f"--workdir {folder} holds {what}: name a new or empty folder")
-        write_config(folder, config)
+        write_atomically(path, _pretty(values))
         return False
-    there, here = dict(_leaves(_load(path))), dict(_leaves(plain(config, "config")))
+    there, here = dict(_leaves(_load(path))), dict(_leaves(values))
     keys = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
     if keys:
         differ = [

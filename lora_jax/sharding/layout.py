@@ -17,7 +17,7 @@ from lora_jax.quantization.quantize import Storage, Stored, require_storable
 from lora_jax.sharding.mesh import ROWS, Rules, automatic, axes_of, fitting, specs_of
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.discover import discover
-from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, group_of
+from lora_jax.transform.placement import Frozen, Placement, group_of
 from lora_jax.transform.target_patterns import SomeLayers
 from lora_jax.uses import Uses, WeightUse
 from lora_jax.variant import Base
@@ -50,11 +50,12 @@ class Layout:
 
     def place(self, params: PyTree) -> PyTree:
         """Put the parameters on their devices; those already there are not copied."""
-
-        def put(leaf: Any, sharding: NamedSharding | None) -> Any:
-            return leaf if sharding is None else jax.device_put(leaf, sharding)
-
-        return jax.tree.map(put, params, self.params, is_leaf=lambda leaf: leaf is None)
+        return jax.tree.map(
+            lambda leaf, to: leaf if to is None else jax.device_put(leaf, to),
+            params,
+            self.params,
+            is_leaf=lambda leaf: leaf is None,
+        )
 
     def init(
         self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
@@ -129,10 +130,8 @@ def lay_out(
       ValueError: no rule matches a parameter, or `adapted.init` raises it.
     """
     uses = discover(adapted.forward, params, *args, **kwargs)
-    if rules is None:
-        specs = automatic(uses, mesh)
-    else:
-        specs = specs_of(rules, {path: use.shape for path, use in uses.items()}, mesh)
+    shapes = {path: use.shape for path, use in uses.items()}
+    specs = automatic(uses, mesh) if rules is None else specs_of(rules, shapes, mesh)
     trainable, frozen = _abstract_init(adapted, jax.random.key(0), params, *args, **kwargs)
     factors = {p.use.path: _factors(p, specs[p.use.path]) for p in frozen.spec.adapted}
     base: dict[str, Any] = {path: specs[path] for path in frozen.base}
@@ -155,11 +154,12 @@ def lay_out(
         )
 
     full = {path: specs[path] for path in trainable["params"]}
+    own = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     return Layout(
         adapted=adapted,
         mesh=mesh,
         uses=uses,
-        params=_tree(frozen.spec, {p: NamedSharding(mesh, spec) for p, spec in specs.items()}),
+        params=frozen.spec.treedef.unflatten([own.get(path) for path in frozen.spec.paths]),
         trainable=shardings(trainable, {"adapters": adapters, "params": full}),
         frozen=Frozen(
             base=shardings(frozen.base, base),
@@ -187,15 +187,12 @@ class Gathered(Storage):
         return self.inner.store(matrix)
 
     def load(self, stored: Stored, size: tuple[int, int], dtype: Any) -> Array:
-        matrix = self.inner.load(self._gather(stored), size, dtype)
-        return jax.lax.with_sharding_constraint(matrix, self.dense)
+        constrain = jax.lax.with_sharding_constraint
+        gathered = {name: constrain(stored[name], sharding) for name, sharding in self.shardings}
+        return constrain(self.inner.load(gathered, size, dtype), self.dense)
 
     def take(self, stored: Stored, rows: Array, size: tuple[int, int], dtype: Any) -> Array:
         return self.inner.take(stored, rows, size, dtype)
-
-    def _gather(self, stored: Stored) -> Stored:
-        constrain = jax.lax.with_sharding_constraint
-        return {name: constrain(stored[name], sharding) for name, sharding in self.shardings}
 
 
 def _gathered(
@@ -291,9 +288,3 @@ def _with_base(frozen: Frozen, paths: set[str]) -> Frozen:
     """`frozen` with only the base leaves of some paths."""
     kept = {path: leaf for path, leaf in frozen.base.items() if path in paths}
     return dataclasses.replace(frozen, base=kept)
-
-
-def _tree(spec: AdaptedSpec, arrays: Mapping[str, Any]) -> PyTree:
-    """The user's tree with shardings for arrays, and None for settings."""
-    leaves = [arrays.get(path) for path in spec.paths]
-    return spec.treedef.unflatten(leaves)

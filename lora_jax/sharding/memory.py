@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Sharding
+
+from lora_jax.files.arrays import is_key
 
 
 def size(count: float) -> str:
@@ -67,7 +68,7 @@ def check_fits(
 
 
 def _bytes(leaf: Any) -> int:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return _bytes(jax.eval_shape(jax.random.key_data, leaf))
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 

@@ -8,6 +8,7 @@ restored by any other number of them.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ _OVERHEAD, _LEAF = 2**16, 2**10
 """Bytes that a step takes besides its arrays: a fixed number, and a number for each leaf."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run: the newest `keep` of them and, optionally, the best.
 
     `best=("accuracy", "max")` also keeps the step of the highest `meta["accuracy"]` ("min": the
@@ -108,15 +109,12 @@ class Checkpoints:
 
     def _retire(self) -> None:
         steps = self.steps()
-        for step in set(steps) - {*steps[-self.keep :], self._best(steps)}:
+        for step in set(steps) - {*steps[-self.keep :], *self._ranked(steps)[:1]}:
             self._delete(step)
 
     def _delete(self, step: int) -> None:
         self._manager.delete(step)
         self._scores.pop(step, None)  # the step may be saved again, with another score
-
-    def _best(self, steps: list[int]) -> int | None:
-        return next(iter(self._ranked(steps)), None)
 
     def _ranked(self, steps: list[int]) -> list[int]:
         """The steps that have the metric of `best`, best first; of equals, the earlier first."""
@@ -150,9 +148,6 @@ class Checkpoints:
             self._thread.shutdown()
             self._manager.close()
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
@@ -163,7 +158,7 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The best step on disk; None without `best`, or if no step has that metric."""
         self.wait()
-        return self._best(self.steps())
+        return next(iter(self._ranked(self.steps())), None)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
         """The newest good state, its `meta` and its step, or None if nothing was saved.

@@ -46,10 +46,11 @@ def fastest(
     for execution in ("each", "vmap", "map"):
         if seconds:
             saved = min(seconds.values()) * possible * steps
-            if saved < compilation * shapes:
+            # If stepping at once is no faster, one trial uses the whole machine, and mapping saves
+            # nothing either.
+            slow = seconds.get("vmap", 0.0) > CLEAR * seconds["each"]
+            if slow or saved < compilation * shapes:
                 break
-            if seconds.get("vmap", 0.0) > CLEAR * seconds["each"]:
-                break  # one trial uses the whole machine: mapping saves nothing either
         program = best if execution == "each" else make(execution)
         try:
             first, rest = _timed(program, start, batches, None if execution == "each" else room)

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,8 @@ from lora_jax.training.step import Batch, TrainState
 from lora_jax.training.trial_program import Program
 from lora_jax.transform.placement import Trainable
 
-
-class Progress(Protocol):
-    """A function that the loop calls at every step that it logs, for example a progress bar's."""
-
-    def __call__(self, step: int, loss: float, examples: int) -> None: ...
+Progress = Callable[[int, float, int], None]
+"""`(step, loss, examples)`: the loop calls it at every step that it logs, as for a progress bar."""
 
 
 def fit(

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from lora_jax.partition import matches
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 SCHEDULES = ("linear", "cosine", "constant")
 
@@ -24,8 +24,7 @@ def schedule(
       kind: `"linear"` or `"cosine"` decay to zero at `steps`, or `"constant"`.
       warmup_ratio: the fraction of `steps` over which the rate rises from zero.
     """
-    if kind not in SCHEDULES:
-        raise ValueError(f"schedule '{kind}' is unknown; nearest: {nearest(kind, SCHEDULES)}")
+    require_known(kind, SCHEDULES, f"schedule '{kind}' is unknown")
     if not 0 <= warmup_ratio < 1:
         raise ValueError(f"warmup_ratio must be in [0, 1), got {warmup_ratio}")
     return traceable_schedule(kind, learning_rate, steps, round(warmup_ratio * steps))
@@ -80,9 +79,6 @@ def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.Gradien
 
 def decays(trainable: Any) -> Any:
     """Which trainables weight decay applies to: all but the biases and norms trained in full."""
-
-    def one(path: str, leaf: Any) -> bool:
-        return leaf.ndim > 1 and not re.search(r"(^|/)(bias|scale|norm)(/|$)", path)
-
-    params = {path: one(path, leaf) for path, leaf in trainable["params"].items()}
+    exempt = re.compile(r"(^|/)(bias|scale|norm)(/|$)")
+    params = {p: x.ndim > 1 and not exempt.search(p) for p, x in trainable["params"].items()}
     return {"adapters": jax.tree.map(lambda _: True, trainable["adapters"]), "params": params}

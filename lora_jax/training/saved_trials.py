@@ -31,7 +31,6 @@ class SavedTrials(Protocol):
 
     def improved(self, number: int, state: TrainState) -> None:
         """Keep the state of a trial: its evaluation is the best so far."""
-        ...
 
     def save(
         self,
@@ -47,7 +46,6 @@ class SavedTrials(Protocol):
           population: the states, as `program` holds them.
           eligible: whether they were evaluated and may be the best.
         """
-        ...
 
     def best(
         self, states: Sequence[TrainState], outcomes: Sequence[Outcome]
@@ -75,8 +73,7 @@ class OneTrial:
         if (restored := self.checkpoints.restore(states[0])) is None:
             return states, 0
         state, meta, step = restored
-        _check(self.checkpoints, self.identity, meta["identity"])
-        _fill_in(outcomes, [meta["outcome"]])
+        _go_on(self, meta["identity"], outcomes, [meta["outcome"]])
         return [state], step
 
     def improved(self, number: int, state: TrainState) -> None:
@@ -139,8 +136,7 @@ class ManyTrials:
             self.kept = jax.tree.map(jnp.copy, list(states)) if self.keep_best else []
             return states, 0
         saved, meta, step = restored
-        _check(self.checkpoints, self.identity, meta["identity"])
-        _fill_in(outcomes, meta["outcomes"])
+        _go_on(self, meta["identity"], outcomes, meta["outcomes"])
         count = len(states)
         self.kept = [unstack(saved["best"], n) for n in range(count)] if self.keep_best else []
         return [unstack(saved["now"], number) for number in range(count)], step
@@ -173,14 +169,16 @@ class ManyTrials:
         return chosen, [""] * len(chosen)
 
 
-def _check(checkpoints: Checkpoints, identity: Mapping[str, str], saved: Mapping[str, str]) -> None:
-    for name, digest in saved.items():
-        if identity.get(name) != digest:
-            raise ValueError(
-                f"{checkpoints.folder} belongs to a run with other {name}; name another folder"
-            )
-
-
-def _fill_in(outcomes: Sequence[Outcome], saved: Sequence[Mapping[str, Any]]) -> None:
+def _go_on(
+    trials: OneTrial | ManyTrials,
+    identity: Mapping[str, str],
+    outcomes: Sequence[Outcome],
+    saved: Sequence[Mapping[str, Any]],
+) -> None:
+    """Fill in the outcomes from a checkpoint, whose identity must be that of the trials."""
+    for name, digest in identity.items():
+        if trials.identity.get(name) != digest:
+            folder = trials.checkpoints.folder
+            raise ValueError(f"{folder} belongs to a run with other {name}; name another folder")
     for outcome, values in zip(outcomes, saved, strict=True):
         vars(outcome).update({"evaluations": None} | numbers(values))

@@ -7,6 +7,7 @@ frozen head that each draws from its seed). A run is a program of one trial (`al
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -73,15 +74,9 @@ def make_program(
       hyper: the numbers from which `step` makes the optimiser of each trial.
     """
     if execution == "each":
-        return _each(step, frozen, hyper)
+        jitted = jax.jit(step, donate_argnums=1)
+        return _in_turn(jitted, lambda n, state, batch: (hyper[n], state, frozen[n], batch))
     return _at_once(execution, step, frozen, hyper)
-
-
-def _each(step: TracedStep, frozen: Sequence[Frozen], hyper: Sequence[Hyper]) -> Program:
-    jitted = jax.jit(step, donate_argnums=1)
-    return _in_turn(
-        jitted, lambda number, state, batch: (hyper[number], state, frozen[number], batch)
-    )
 
 
 def _in_turn(jitted: Any, given: Callable[[int, TrainState, Any], tuple[Any, ...]]) -> Program:
@@ -100,10 +95,7 @@ def _in_turn(jitted: Any, given: Callable[[int, TrainState, Any], tuple[Any, ...
     def read(values: list[dict[str, Array]]) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in each.items()} for each in values]
 
-    def pick(states: list[TrainState], number: int) -> TrainState:
-        return states[number]
-
-    return Program("each", list, advance, read, pick, stack, jitted, arguments)
+    return Program("each", list, advance, read, operator.getitem, stack, jitted, arguments)
 
 
 def _at_once(

@@ -66,8 +66,7 @@ class Adapted:
             the path.
         """
         leaves, treedef = flatten(params)
-        uses = discover(self.forward, params, *args, **kwargs)
-        placements, trained = self._place(uses)
+        placements, trained = self._place(discover(self.forward, params, *args, **kwargs))
         full = {path: jnp.array(leaves[path], copy=True) for path in trained}
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}

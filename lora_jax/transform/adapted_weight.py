@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -169,21 +169,17 @@ class Weight:
 
     def fold_dropout_key(self, number: Any) -> "Weight":
         """The same weight with other dropout: `number` is folded into its key, which must exist."""
-        fold: Any = jax.random.fold_in
-        for _ in self.stack:
-            fold = jax.vmap(fold, in_axes=(0, None))
+        fold = over_stack(jax.random.fold_in, len(self.stack), in_axes=(0, None))
         return dataclasses.replace(self, dropout_key=fold(self.dropout_key, number))
 
     # -- what operations that use it need ---------------------------------------------------------
 
     def dense(self, shared: Shared) -> Array:
         """The effective weight as the program sees it; every faster computation must equal it."""
-
-        def merge(base: Base, factors: Factors) -> Array:
-            return self.variant.weight(base, with_shared(factors, shared))
-
-        for _ in self.stack:
-            merge = jax.vmap(merge)
+        merge = over_stack(
+            lambda base, factors: self.variant.weight(base, with_shared(factors, shared)),
+            len(self.stack),
+        )
         array = merge(self.base, self.factors)
         for dtype in self.dtypes:
             array = array.astype(dtype)
@@ -203,6 +199,13 @@ class Weight:
     @property
     def out_atoms(self) -> tuple[Atom, ...]:
         return canonical(tuple(a for a in self.view.atoms if a.axis in self.outputs))
+
+
+def over_stack(function: Callable[..., Any], depth: int, **options: Any) -> Callable[..., Any]:
+    """A function of one matrix, mapped over as many leading stacked axes."""
+    for _ in range(depth):
+        function = jax.vmap(function, **options)
+    return function
 
 
 def with_shared(factors: Factors, shared: Shared) -> Factors:

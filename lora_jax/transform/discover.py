@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from lora_jax.partition import flatten, is_array, split_arrays, unflatten
+from lora_jax.partition import flatten, is_array, split_arrays
 from lora_jax.transform import jaxprs
 from lora_jax.transform.follow_uses import Seen, Walk
 from lora_jax.transform.tracked import Tracked, untracked
@@ -34,16 +34,15 @@ def discover(forward: Callable[..., Any], params: Any, /, *args: Any, **kwargs: 
     inputs, rebuild = split_arrays((args, kwargs))
 
     def flat(weights: list[Any], values: list[Any]) -> Any:
-        tree = unflatten(treedef, {**leaves, **dict(zip(arrays, weights, strict=True))})
+        filled = {**leaves, **dict(zip(arrays, weights, strict=True))}
         some_args, some_kwargs = rebuild(values)
-        return forward(tree, *some_args, **some_kwargs)
+        return forward(treedef.unflatten(filled.values()), *some_args, **some_kwargs)
 
     jaxpr, _, _ = jaxprs.trace(flat, list(arrays.values()), inputs)
     walk = Walk(jaxprs.final_products(jaxpr, jaxpr.outvars)[0])
     tracked = [Tracked(path, View.of(leaf.shape)) for path, leaf in arrays.items()]
     given = [untracked(var, data=True) for var in jaxpr.invars[len(tracked) :]]
-    outputs = walk.run(jaxpr, [*tracked, *given])
-    for out in outputs:
+    for out in walk.run(jaxpr, [*tracked, *given]):
         walk.other(out, "returned")
     uses = {path: _conclude(path, leaf, walk.seen.get(path, [])) for path, leaf in arrays.items()}
     return Uses(_mark_output_embeddings(uses))
@@ -59,16 +58,17 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
     use = WeightUse(path, tuple(leaf.shape), leaf.dtype)
     shaped = [each for each in seen if each.contracted | each.free]
     order = ("lookup", "product", "convolution", "mixed")
-    shaped.sort(
+    main = min(
+        shaped,
         key=lambda each: (
             each.kind == "mixed",
             -len(each.contracted | each.free),
             each.merges is not None,
             order.index(each.kind),
-        )
+        ),
+        default=None,
     )
-    if shaped:
-        main = shaped[0]
+    if main:
         inputs = tuple(sorted(main.contracted))
         outputs = tuple(sorted(main.free - main.contracted))
         stack = tuple(a for a in range(len(use.shape)) if a not in (*inputs, *outputs))

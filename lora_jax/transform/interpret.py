@@ -94,10 +94,8 @@ class _Evaluator:
             return None
         if (followed := weight.follow(eqn, operands)) is not None:
             return [followed]
-        shared = self._shared[weight.variant]
-        if (y := products.lookup(weight, eqn, operands[1:], shared)) is not None:
-            return [y]
-        return None
+        y = products.lookup(weight, eqn, operands[1:], self._shared[weight.variant])
+        return None if y is None else [y]
 
     def _dot(self, eqn: JaxprEqn, operands: list[Value]) -> list[Value] | None:
         side = 1 if isinstance(operands[1], Weight) else 0

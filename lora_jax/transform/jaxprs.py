@@ -32,9 +32,7 @@ def shape(var: Any) -> tuple[int, ...]:
 
 def inner(closed: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """A jaxpr found in an equation's parameters, and its constants."""
-    if hasattr(closed, "consts"):
-        return getattr(closed, "jaxpr", closed), closed.consts
-    return closed, ()
+    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
 
 
 def apply(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

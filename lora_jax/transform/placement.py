@@ -13,7 +13,7 @@ from jax import Array
 
 from lora_jax.quantization.quantize import Quantized, Storage, require_storable
 from lora_jax.transform import jaxprs, target_patterns
-from lora_jax.transform.adapted_weight import Shared, Weight, with_shared
+from lora_jax.transform.adapted_weight import Shared, Weight, over_stack, with_shared
 from lora_jax.transform.target_patterns import Assigned, SomeLayers
 from lora_jax.transform.views import View
 from lora_jax.uses import WeightUse
@@ -188,27 +188,15 @@ def stored(placement: Placement, value: Array) -> Any:
     if storage is None:
         return value
     require_storable(placement.use.path, value)
-
-    def store(base: Base) -> dict[str, Array]:
-        return storage.store(base.dense())
-
-    for _ in placement.use.stack:
-        store = jax.vmap(store)
-    return store(base_of(dataclasses.replace(placement, storage=None), value))
+    base = base_of(dataclasses.replace(placement, storage=None), value)
+    return over_stack(lambda one: storage.store(one.dense()), len(placement.use.stack))(base)
 
 
 def init_factors(key: Array, placement: Placement, value: Any) -> Factors:
     use, base = placement.use, base_of(placement, value)
-
-    def init(variant: Variant, keys: Array, base: Base, depth: int) -> Factors:
-        one = variant.init
-        for _ in range(depth):
-            one = jax.vmap(one)
-        return one(keys, base)
-
     keys = jax.random.split(key, use.stack_shape) if use.stack else key
     if not isinstance(placement.layers, tuple):
-        return init(placement.variant, keys, base, len(use.stack))
+        return over_stack(placement.variant.init, len(use.stack))(keys, base)
     # Layers differ: their factors are made one by one, then stacked.
     like = aligned(placement.layers)
     remaining = iter(like)
@@ -216,10 +204,9 @@ def init_factors(key: Array, placement: Placement, value: Any) -> Factors:
     for index, variant in enumerate(placement.layers):
         row = jax.tree.map(lambda leaf, index=index: leaf[index], base)
         wanted = like[0] if variant is None else next(remaining)
-        factors = init(wanted, keys[index], row, len(use.stack) - 1)
+        factors = over_stack(wanted.init, len(use.stack) - 1)(keys[index], row)
         if None in placement.layers:
-            active = jnp.full(use.stack_shape[1:], variant is not None)
-            factors.constants["active"] = active
+            factors.constants["active"] = jnp.full(use.stack_shape[1:], variant is not None)
         each.append(factors)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 

@@ -44,8 +44,8 @@ def summary(trainable: Trainable, frozen: Frozen) -> Summary:
         use = each.use
         layers = each.layers if isinstance(each.layers, tuple) else (each.layers,)
         kinds = dict.fromkeys(type(v).__name__ for v in layers if v is not None)
-        ranks = dict.fromkeys(str(getattr(v, "rank", "")) if v else "-" for v in layers)
-        ranks = each.ranks or ranks
+        asked = (str(getattr(v, "rank", "")) if v else "-" for v in layers)
+        ranks = each.ranks or dict.fromkeys(asked)
         kind = ", ".join(dict.fromkeys(str(u) for u in use.uses))
         rows.append(
             (

@@ -112,20 +112,13 @@ def _count(use: WeightUse) -> int:
 
 def _matching(pattern: Pattern, uses: Uses) -> dict[str, Sequence[int]]:
     """The paths that a pattern selects, and the selected layers of each."""
-    if pattern == ALL_LINEAR:
-        linear = [path for path, use in uses.items() if use.is_linear]
-        if not linear:
-            raise ValueError(
-                f"'{ALL_LINEAR}' selects nothing: the function multiplies by no weight"
-            )
-        return {path: range(_count(uses[path])) for path in linear}
+    name = pattern if isinstance(pattern, str) else pattern.pattern
+    if name != ALL_LINEAR:
+        paths = select_paths([name], uses, "weight", [ALL_LINEAR])
+    elif not (paths := [path for path, use in uses.items() if use.is_linear]):
+        raise ValueError(f"'{ALL_LINEAR}' selects nothing: the function multiplies by no weight")
     if isinstance(pattern, str):
-        paths = select_paths([pattern], uses, "weight", [ALL_LINEAR])
         return {path: range(_count(uses[path])) for path in paths}
-    if pattern.pattern == ALL_LINEAR:
-        paths = list(_matching(ALL_LINEAR, uses))
-    else:
-        paths = select_paths([pattern.pattern], uses, "weight", [ALL_LINEAR])
     numbers = {path: _layer_number(path) for path in paths if not uses[path].stack}
     deepest = max(numbers.values(), default=0) + 1
     chosen: dict[str, Sequence[int]] = {}

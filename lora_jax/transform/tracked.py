@@ -3,10 +3,9 @@
 import dataclasses
 import enum
 
-import jax
-import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Var
 
+from lora_jax.files.arrays import is_key
 from lora_jax.transform import jaxprs
 from lora_jax.transform.views import Atom, Axis, View
 
@@ -39,9 +38,7 @@ TraceValue = Tracked | Data | None
 
 def untracked(var: Var, data: bool) -> TraceValue:
     """What represents a value that no parameter is followed to; random keys are not data."""
-    dtype = getattr(var.aval, "dtype", None)
-    key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    return DATA if data and not key else None
+    return DATA if data and not is_key(var.aval) else None
 
 
 def cut(tracked: Tracked, axis: int, size: int) -> Tracked:

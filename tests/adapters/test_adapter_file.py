@@ -11,8 +11,7 @@ import numpy as np
 import own_code
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 import lora_jax as lj
 import variants

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 from make_fixtures.tpu_programs import FIXTURES, PROGRAMS, RING, mesh_of
 
 from lora_jax.compiled.collectives import Total, by_kind, collectives

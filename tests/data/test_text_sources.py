@@ -5,8 +5,8 @@ import json
 import pytest
 from text_files import ANSWERS, MEANINGS, entries, write_e2e, write_sets
 
-from lora_jax.data.sources import commonsense, instructions
-from lora_jax.data.sources.load_text import load_text_task
+from lora_jax.data.sources import alpaca, commonsense
+from lora_jax.data.sources.load import load_text_task
 
 START = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -178,11 +178,11 @@ def test_alpaca_has_two_prompts(tmp_path):
         f"{START}Sing.\n\n### Response:\n",
         f"{START}Sing more.\n\n### Response:\n",
     )
-    assert [instructions.bare(prompt) for prompt in tasks[0].train.prompts] == [
+    assert [alpaca.bare(prompt) for prompt in tasks[0].train.prompts] == [
         *("Add.\n\n1 2", "Sing.", "Sing more.")
     ]
     for part in (START, f"{START}Sing.", "Add.\n\n### Response:\n"):  # no prompt of these
-        assert instructions.bare(part) == part
+        assert alpaca.bare(part) == part
     assert tasks[0].train.completions == ("3", "La", "La la")
     held = load_text_task(
         "own", "alpaca", tmp_path, {"train": "a.json", "extra": "a.jsonl"}, validation=1

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 import text_runs
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 from small_language import write_places
 
 import lora_jax as lj

@@ -200,8 +200,7 @@ def initial_a(name, inputs, outputs, rank):
 def all_linear(family):
     """The modules of a small classifier that PEFT's `all-linear` adapts."""
     import peft
-    from make_fixtures.bert import CASES as BERT_CASES
-    from make_fixtures.bert import torch_model
+    from make_fixtures.bert import CASES as BERT_CASES, torch_model
 
     config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")
     wrapped = peft.get_peft_model(torch_model(*BERT_CASES[family]), config)

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RING = [(i, (i + 1) % 4) for i in range(4)]

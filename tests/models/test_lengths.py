@@ -10,8 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from small_decoder import random_decoder
 from torch_archive import Storage, archive, tensor
 

@@ -15,10 +15,8 @@ import pytest
 from commands import Started, with_devices
 from flax import nnx
 from gguf_files import write_decoder
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from make_fixtures.bert import CASES as BERTS
-from make_fixtures.bert import random_tensors, save_checkpoint
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from make_fixtures.bert import CASES as BERTS, random_tensors, save_checkpoint
 from make_fixtures.deberta import CASES as DEBERTAS
 from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder

@@ -7,8 +7,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from make_fixtures.torch_bin import FIXTURES
 from torch_archive import Named, Storage, archive, tensor
 

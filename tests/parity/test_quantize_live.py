@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from make_fixtures.quantize import NF4 as CODES
-from make_fixtures.quantize import int8, nf4
+from make_fixtures.quantize import NF4 as CODES, int8, nf4
 
 from lora_jax.quantization.quantize import NF4, Int8
 

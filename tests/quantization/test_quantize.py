@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-from make_fixtures.quantize import CASES, FIXTURES, INT8_CASES, matrix_of
-from make_fixtures.quantize import NF4 as CODES
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from make_fixtures.quantize import CASES, FIXTURES, INT8_CASES, NF4 as CODES, matrix_of
 
 from lora_jax.quantization import nf4
 from lora_jax.quantization.quantize import NF4, Int8, Storage, quantized

@@ -14,8 +14,7 @@ import commands
 import numpy as np
 import pytest
 from fake_records import planted
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments import report

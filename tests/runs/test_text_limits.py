@@ -18,7 +18,7 @@ from experiments.setup.experiment import build
 from experiments.sweeps import preflight
 from experiments.sweeps.trials import Trial
 from lora_jax import data
-from lora_jax.data.sources import instructions
+from lora_jax.data.sources import alpaca
 from lora_jax.models.published.decoders import read_decoder_config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -127,7 +127,7 @@ def test_a_step_has_logits_of_predicted_tokens_alone(places):
 
 
 def test_what_sources_put_around_a_question_is_left_out_of_a_conversation():
-    prompts = ("name : Blue | Type : pub<|endoftext|>", instructions.prompt("Sum up.", "A text."))
+    prompts = ("name : Blue | Type : pub<|endoftext|>", alpaca.prompt("Sum up.", "A text."))
     part = data.Prompts("e2e", prompts, (" Blue is a pub.", "Text."))
     template = data.ChatTemplate("{{ messages[0].content }}|")
     asked = data.as_chat(data.TextTask("e2e", part, part), template).train.prompts

@@ -5,13 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from make_fixtures import bert, deberta, decoders
 
 from experiments.setup.task_and_model import check_vocabulary
 from lora_jax import data
-from lora_jax.data.sources import instructions, rows
+from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.tokenizing import tokenizer_settings
 from lora_jax.models.families.decoders import DECODERS
 from lora_jax.models.families.encoders import FAMILIES
@@ -176,7 +175,7 @@ READERS = {
     "config.json": weight_files.read_json,
     "tokenizer_config.json": tokenizer_settings.read_settings,
     "data.jsonl": lambda path: list(rows._objects(path)),
-    "data.json": instructions._list,
+    "data.json": alpaca._list,
 }
 
 

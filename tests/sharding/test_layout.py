@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import own_code
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 import lora_jax as lj
 import variants

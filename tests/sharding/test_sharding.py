@@ -8,10 +8,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
+from hypothesis import given, settings, strategies as st
+from jax.sharding import AxisType, PartitionSpec as P
 from make_fixtures import bert, deberta, decoders
 
 import lora_jax as lj

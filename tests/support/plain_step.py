@@ -10,8 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 ROWS = ("data", "fsdp")
 INWARD, OUTWARD = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")

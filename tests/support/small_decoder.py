@@ -2,8 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from drawn_model import drawn
-from drawn_model import functional as functional
+from drawn_model import drawn, functional as functional
 from flax import nnx
 from make_fixtures.decoders import CASES
 

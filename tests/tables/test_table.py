@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from commands import ROOT
 from fake_records import write
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from experiments.analysis import collect_runs, published
 from experiments.analysis.collect_runs import Summary

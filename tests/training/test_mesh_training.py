@@ -8,8 +8,7 @@ import numpy as np
 import own_code
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 from make_fixtures import bert, deberta
 from mesh_runs import Problem, assert_close, assert_same_training, decoder, method, own_problem
 

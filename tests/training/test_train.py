@@ -20,8 +20,7 @@ import variants
 from lora_jax.compiled.audit import Audit, Finding
 from lora_jax.files import full_disk
 from lora_jax.records import metrics_log
-from lora_jax.training import checkpoint, preemption, trial_program
-from lora_jax.training import loop as training_loop
+from lora_jax.training import checkpoint, loop as training_loop, preemption, trial_program
 from lora_jax.training.loop_settings import Loop
 from lora_jax.training.outcome import Outcome
 from lora_jax.training.saved_trials import OneTrial

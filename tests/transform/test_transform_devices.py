@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import zoo.check as check
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from zoo.case import seeded
 from zoo.decoder import decoder
 

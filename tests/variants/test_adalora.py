@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adalora_net import assert_follows, random_like, stepper
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from jax import lax
 from make_fixtures.adalora import CASES, CLIPS, FIXTURES
 from scipy import stats

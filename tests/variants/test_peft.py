@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from make_fixtures.bert import CASES as BERT_CASES
-from make_fixtures.bert import random_inputs
+from make_fixtures.bert import CASES as BERT_CASES, random_inputs
 from make_fixtures.peft_lora import CASES, FIXTURES, SELECTED
 from peft_net import assert_agrees, group, to_factors
 

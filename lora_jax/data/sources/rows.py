@@ -7,7 +7,7 @@ import collections
 import csv
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,9 +50,8 @@ def read_rows(path: Path, header: Sequence[str] = (), any_width: bool = False) -
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        if suffix == ".jsonl":
-            return list(_objects(path))
-        return list(_delimited(path, header, any_width))
+        found = _objects(path) if suffix == ".jsonl" else _delimited(path, header, any_width)
+        return list(found)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
 
@@ -136,7 +135,14 @@ def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[R
         quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
         reader = csv.reader(file, delimiter="\t" if is_tsv else ",", quoting=quoting, strict=True)
         names = list(header)
-        for line, fields in _numbered(path, reader):
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {line}: {error}") from error
+            if fields is None:
+                return
             if not fields:
                 continue
             if not names:
@@ -150,18 +156,6 @@ def _delimited(path: Path, header: Sequence[str], any_width: bool) -> Iterator[R
                     f"{path}, line {line}: {len(fields)} columns, the header has {len(names)}"
                 )
             yield Row(line, dict(zip(names, fields, strict=False)))
-
-
-def _numbered(path: Path, reader: Any) -> Iterable[tuple[int, list[str]]]:
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {line}: {error}") from error
-        if fields is None:
-            return
-        yield line, fields
 
 
 def _objects(path: Path) -> Iterator[Row]:

@@ -69,7 +69,8 @@ def find(name: str, spec: TaskSpec, folder: Path | None, data_dir: Path) -> Any:
             f"{folder} has neither {name} as ArrayRecords nor its download, {', '.join(missing)}"
         )
     downloads = data_dir / "downloads"
-    if folder is None and not _downloaded(downloads, spec):
+    there = [any(downloads.rglob(f"*{archive}*")) for archive in spec.archives]
+    if folder is None and not all(there):
         _check_reachable(name, builder, spec)
     try:
         with tempfile.TemporaryDirectory() as unpacked:
@@ -84,10 +85,6 @@ def find(name: str, spec: TaskSpec, folder: Path | None, data_dir: Path) -> Any:
 
 def _advice(spec: TaskSpec) -> str:
     return f"; to read it from a folder, set data.folder to one with {', '.join(spec.archives)}"
-
-
-def _downloaded(downloads: Path, spec: TaskSpec) -> bool:
-    return all(any(downloads.rglob(f"*{archive}*")) for archive in spec.archives)
 
 
 def _check_reachable(name: str, builder: Any, spec: TaskSpec):

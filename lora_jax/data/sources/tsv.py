@@ -61,8 +61,7 @@ def find(folder: Path, spec: TaskSpec) -> Path:
 
 def read_part(path: Path, spec: TaskSpec, part: TaskPart) -> list[Record]:
     """The records of one official file, sorted by `idx` if all have one."""
-    header = spec.header if part.labelled else ()
-    found = rows.read_rows(path, header, any_width=True)
+    found = rows.read_rows(path, spec.header if part.labelled else (), any_width=True)
     columns, target = part.columns or spec.columns, part.label or spec.label
     needed = (*columns.values(), *([target] if part.labelled else []))
     for column in needed:
@@ -73,9 +72,8 @@ def read_part(path: Path, spec: TaskSpec, part: TaskPart) -> list[Record]:
         found.sort(key=lambda row: row.values["idx"])
     records = []
     for row in found:
-        if spec.skip_incomplete and any(row.values.get(each) is None for each in needed):
-            continue
-        if spec.skip_incomplete and part.labelled and row.values[target] == "":
+        missing = any(row.values.get(each) is None for each in needed)
+        if spec.skip_incomplete and (missing or (part.labelled and row.values[target] == "")):
             continue
         values = {name: rows.text(path, row, column) for name, column in columns.items()}
         label = _label(path, row, target, spec.label_names) if part.labelled else None

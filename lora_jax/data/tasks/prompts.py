@@ -5,15 +5,14 @@ The counterpart of `Examples` for text-to-text tasks, checked on creation in the
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from lora_jax.data.tasks.examples import sha256_of, texts_of
+from lora_jax.data.tasks.examples import Part, sha256_of, texts_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prompts:
+class Prompts(Part):
     """One part of a text-to-text task: n prompts, and what to learn or score for each of them.
 
     `completions` are learned (the loss is on their tokens, and on the end of text after them).
@@ -21,15 +20,13 @@ class Prompts:
     between questions. `answers` (int64, read-only) are the indices of the right ones. `references`
     are the texts that a generated text is compared with, one or more per prompt. `ids` name the
     examples in their source. Examples with equal `groups` must be on the same side of a split even
-    if their prompts differ; a group is for example the passage that a question is about. `name`
-    names the data set in errors.
+    if their prompts differ; a group is for example the passage that a question is about.
 
     Raises `ValueError` for no prompts, different lengths, values that are not strings, fewer than
     two options, an empty or repeated option, options without answers (or the reverse), answers that
     are not indices of options, and a prompt with an empty list of references.
     """
 
-    name: str
     prompts: Sequence[str]
     completions: Sequence[str] | None
     options: Sequence[Sequence[str]] | None = None
@@ -48,32 +45,20 @@ class Prompts:
                     texts_of(self.name, f"{field}[{i}]", row) for i, row in enumerate(values)
                 )
                 object.__setattr__(self, field, rows)
-
-        if not self.prompts:
-            raise ValueError(f"data set {self.name!r} is empty")
-        for field in ("completions", "options", "answers", "references", "ids", "groups"):
-            values = getattr(self, field)
-            if values is not None and len(values) != len(self.prompts):
-                raise ValueError(
-                    f"data set {self.name!r} has {len(self.prompts)} prompts "
-                    f"but {len(values)} {field}"
-                )
+        self.require_one_length()
         if (self.options is None) != (self.answers is None):
             raise ValueError(f"data set {self.name!r}: options and answers must be given together")
         if self.options is not None:
-            self._check_options(self.options)
+            for index, each in enumerate(self.options):
+                if len(each) < 2 or len(set(each)) < len(each) or "" in each:
+                    raise ValueError(
+                        f"data set {self.name!r}: options[{index}] is {each!r}, "
+                        "not two or more distinct texts"
+                    )
             object.__setattr__(self, "answers", self._checked(np.asarray(self.answers)))
         for index, references in enumerate(self.references or ()):
             if not references:
                 raise ValueError(f"data set {self.name!r}: references[{index}] is empty")
-
-    def _check_options(self, options: Sequence[Sequence[str]]):
-        for index, each in enumerate(options):
-            if len(each) < 2 or len(set(each)) < len(each) or "" in each:
-                raise ValueError(
-                    f"data set {self.name!r}: options[{index}] is {each!r}, "
-                    "not two or more distinct texts"
-                )
 
     def _checked(self, answers: np.ndarray) -> np.ndarray:
         if answers.ndim != 1 or answers.dtype.kind not in "iu":
@@ -101,24 +86,6 @@ class Prompts:
         if self.options is None:
             return np.zeros(len(self), np.int64)
         return np.array([len(each) for each in self.options], np.int64)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> "Prompts":
-        """The examples at `indices`, in that order, as a data set of their own."""
-        indices = np.asarray(indices, np.int64)
-
-        def pick(values: Sequence[Any] | None) -> list[Any] | None:
-            return None if values is None else [values[int(i)] for i in indices]
-
-        return Prompts(
-            name=self.name,
-            prompts=pick(self.prompts) or [],
-            completions=pick(self.completions),
-            options=pick(self.options),
-            answers=None if self.answers is None else self.answers[indices],
-            references=pick(self.references),
-            ids=pick(self.ids),
-            groups=pick(self.groups),
-        )
 
     def digest(self) -> str:
         """SHA-256 of all that training and scores use, in order: neither ids nor groups."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lora_jax.data.tasks.examples import Examples, sha256_of
+from lora_jax.data.tasks.examples import Examples, main_metric, sha256_of
 from lora_jax.data.tasks.split import plain_split, stratified_split
 
 
@@ -45,18 +45,19 @@ class Task:
             )
         if not self.metrics:
             object.__setattr__(self, "metrics", ("accuracy",) if names else ("pearson",))
-        if not self.metric:
-            object.__setattr__(self, "metric", self.metrics[0])
-        if self.metric not in self.metrics:
-            raise ValueError(
-                f"task {self.name!r}: the main metric {self.metric!r} is not among {self.metrics}"
-            )
+        object.__setattr__(self, "metric", main_metric(self.name, self.metrics, self.metric))
         if unknown := self.extra_metrics.keys() - self.extra.keys():
             raise ValueError(
                 f"task {self.name!r}: extra_metrics has {min(unknown)!r}, which is no extra part"
             )
         for part in (self.train, self.validation):
-            self._check_differ(part, self._check_labels(part))
+            labels = self._check_labels(part)
+            if labels.min() == labels.max():
+                label = repr(names[labels[0]]) if names else labels[0]
+                raise ValueError(
+                    f"data set {part.name!r}: all {len(part)} labels are {label}; "
+                    "there is nothing to tell apart"
+                )
         for part in self.extra.values():
             self._check_labels(part)
         for where, part in {"validation": self.validation, **self.extra, **self.unlabelled}.items():
@@ -96,14 +97,6 @@ class Task:
                 "exactly one right choice"
             )
         return labels
-
-    def _check_differ(self, part: Examples, labels: np.ndarray):
-        if labels.min() == labels.max():
-            label = labels[0] if self.label_names is None else repr(self.label_names[labels[0]])
-            raise ValueError(
-                f"data set {part.name!r}: all {len(part)} labels are {label}; "
-                "there is nothing to tell apart"
-            )
 
     @property
     def num_outputs(self) -> int:

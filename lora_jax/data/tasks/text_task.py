@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lora_jax.data.tasks.examples import sha256_of
+from lora_jax.data.tasks.examples import main_metric, sha256_of
 from lora_jax.data.tasks.prompts import Prompts
 from lora_jax.data.tasks.shuffle import permutation
 from lora_jax.data.tasks.split import normalise, quotas
@@ -40,12 +40,7 @@ class TextTask:
             choice = self.validation.options is not None
             names = ("accuracy", "eval_loss") if choice else ("token_loss", "perplexity")
             object.__setattr__(self, "metrics", names)
-        if not self.metric:
-            object.__setattr__(self, "metric", self.metrics[0])
-        if self.metric not in self.metrics:
-            raise ValueError(
-                f"task {self.name!r}: the main metric {self.metric!r} is not among {self.metrics}"
-            )
+        object.__setattr__(self, "metric", main_metric(self.name, self.metrics, self.metric))
         if self.train.completions is None:
             raise ValueError(
                 f"data set {self.train.name!r} of task {self.name!r} has nothing to learn"

@@ -99,9 +99,7 @@ def _read(path: Path, pad_id: int) -> Tokenised | None:
         intact = (arrays.pop("sha256") == _digest(arrays)).all()
     except Exception:  # no file, or a damaged one: it is made again
         return None
-    if not intact:
-        return None
-    if not _is_ragged(arrays):
+    if not intact or not _is_ragged(arrays):
         return None
     encoded = Encoded(
         ids=arrays["ids"],

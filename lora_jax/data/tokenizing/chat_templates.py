@@ -23,7 +23,7 @@ from lora_jax.data.tokenizing.tokenizer_settings import read_settings, special_t
 from lora_jax.files.arrays import first_line
 from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.models.published.weight_files import find_gguf
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 Message = Mapping[str, Any]
 _GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -90,9 +90,8 @@ def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
     tokens = special_tokens(settings)
     file = folder / "chat_template.jinja"
     if file.is_file():
-        own = {"default": _text(file)}
         others = folder.glob("additional_chat_templates/*.jinja")
-        own |= {each.stem: _text(each) for each in others}
+        own = {"default": _text(file)} | {each.stem: _text(each) for each in others}
     elif "chat_template" in settings:
         file = folder / "tokenizer_config.json"
         own = _named(settings["chat_template"], file)
@@ -105,8 +104,7 @@ def load_chat_template(path: str | Path, name: str = "default") -> ChatTemplate:
             f"{path}: no chat template: neither chat_template.jinja, nor chat_template in "
             "tokenizer_config.json, nor a GGUF file with one"
         )
-    if name not in own:
-        raise ValueError(f"{file}: no chat template {name!r}; nearest: {nearest(name, own)}")
+    require_known(name, own, f"{file}: no chat template {name!r}")
     return ChatTemplate(own[name], tokens, str(file))
 
 

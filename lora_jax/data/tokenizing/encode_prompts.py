@@ -53,11 +53,9 @@ def encode_prompts(
       ValueError: an empty prompt and no `bos_id`. Both messages are one line and name the example.
     """
     counts = np.ones(len(prompts), np.int64)
-    if prompts.completions is None:
-        ids, _ = _boundaries(tokenizer, prompts.prompts, [""] * len(prompts), counts)
-        return _rows(tokenizer, prompts, ids, [[] for _ in ids], counts, max_length, bos_id)
-    ids, follow = _boundaries(tokenizer, prompts.prompts, prompts.completions, counts)
-    follow = [[*each, eos_id] for each in follow]
+    learned = prompts.completions or [""] * len(prompts)
+    ids, follow = _boundaries(tokenizer, prompts.prompts, learned, counts)
+    follow = [[*each, eos_id] if prompts.completions else [] for each in follow]
     return _rows(tokenizer, prompts, ids, follow, counts, max_length, bos_id)
 
 
@@ -89,11 +87,13 @@ def encode_prompts_cached(
 ) -> Tokenised:
     """`encode_prompts`, or its cached result; `folder` as in `encode_cached`."""
     key = key_of(tokenizer, max_length, "completions", prompts.text_digest(), eos_id, bos_id)
-
-    def make() -> Encoded:
-        return encode_prompts(tokenizer, prompts, max_length, eos_id, bos_id)
-
-    return _with_counts(cached(key, make, tokenizer.pad_id, folder))
+    made = cached(
+        key,
+        lambda: encode_prompts(tokenizer, prompts, max_length, eos_id, bos_id),
+        tokenizer.pad_id,
+        folder,
+    )
+    return _with_counts(made)
 
 
 def encode_options_cached(
@@ -105,11 +105,12 @@ def encode_options_cached(
 ) -> tuple[Tokenised, np.ndarray]:
     """`encode_options`, or its cached result; `folder` as in `encode_cached`."""
     key = key_of(tokenizer, max_length, "options", prompts.text_digest(), bos_id)
-
-    def make() -> Encoded:
-        return encode_options(tokenizer, prompts, max_length, bos_id)[0]
-
-    made = cached(key, make, tokenizer.pad_id, folder)
+    made = cached(
+        key,
+        lambda: encode_options(tokenizer, prompts, max_length, bos_id)[0],
+        tokenizer.pad_id,
+        folder,
+    )
     return _with_counts(made), _options(prompts)[1]
 
 

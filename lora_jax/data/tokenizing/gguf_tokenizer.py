@@ -144,8 +144,7 @@ def _numbered(tokens: list[str]) -> dict[str, int]:
 
 def _surrounded(tokens: list[str], bos: int | None, eos: int | None) -> Any:
     """A post-processor that puts the given tokens before and after every text."""
-    names = {"bos": bos, "eos": eos}
-    ids = {name: i for name, i in names.items() if i is not None}
+    ids = {name: i for name, i in (("bos", bos), ("eos", eos)) if i is not None}
 
     def template(text: str, type: int) -> list[str]:
         parts = ("bos" if bos is not None else "", text, "eos" if eos is not None else "")

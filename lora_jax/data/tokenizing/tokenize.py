@@ -145,11 +145,9 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
     `NoRoomError` if `max_length` has no room for one token of each text.
     """
     backend = tokenizer.backend
-    if examples.second_texts is None:
-        texts = list(examples.texts)
-    else:
-        texts = list(zip(examples.texts, examples.second_texts, strict=True))
-    is_pair = examples.second_texts is not None
+    first, second = examples.texts, examples.second_texts
+    texts = list(first) if second is None else list(zip(first, second, strict=True))
+    is_pair = second is not None
     least = backend.num_special_tokens_to_add(is_pair) + 1 + is_pair
     if max_length < least:
         raise NoRoomError(
@@ -161,13 +159,10 @@ def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> Encoded
         encodings = backend.encode_batch_fast(texts)
     finally:
         backend.no_truncation()
-
-    rows = [np.array(encoding.ids, np.int32) for encoding in encodings]
-    type_rows = [np.array(encoding.type_ids, np.int32) for encoding in encodings]
     return Encoded(
-        ids=np.concatenate(rows),
-        type_ids=np.concatenate(type_rows),
-        offsets=np.cumsum([0] + [len(row) for row in rows], dtype=np.int64),
+        ids=np.concatenate([np.array(each.ids, np.int32) for each in encodings]),
+        type_ids=np.concatenate([np.array(each.type_ids, np.int32) for each in encodings]),
+        offsets=np.cumsum([0] + [len(each.ids) for each in encodings], dtype=np.int64),
         labels=np.zeros(0) if examples.labels is None else examples.labels,
         pad_id=tokenizer.pad_id,
         truncated=sum(bool(encoding.overflowing) for encoding in encodings),

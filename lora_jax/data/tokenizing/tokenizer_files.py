@@ -48,8 +48,15 @@ def from_merges(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
         )
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"{path} and merges.txt are not a byte-pair vocabulary: {error}") from None
-    defaults = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>"}
-    defaults |= {"unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+    defaults = {
+        "bos": "<s>",
+        "eos": "</s>",
+        "sep": "</s>",
+        "cls": "<s>",
+        "unk": "<unk>",
+        "pad": "<pad>",
+        "mask": "<mask>",
+    }
     special = {k: _added(settings.get(f"{k}_token") or token) for k, token in defaults.items()}
     needed = [special[name].content for name in ("cls", "sep", "pad")]
     _require(needed, vocabulary, f"{path} is not a RoBERTa vocabulary")
@@ -102,9 +109,9 @@ def from_spm(path: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
         raise ValueError(f"{path}: not a unigram model, as DeBERTa needs")
     try:
         return _unigram(path, model, settings)
+    except ValueError:
+        raise
     except Exception as error:  # a piece that is not text, a bad table or id
-        if isinstance(error, ValueError):
-            raise
         raise ValueError(f"{path} is not a SentencePiece model: {first_line(error)}") from None
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 from lora_jax.files import json_text
 
-_FLAGS = ("do_lower_case", "tokenize_chinese_chars", "strip_accents")  # BERT's
-_FLAGS += ("add_prefix_space", "trim_offsets", "split_by_punct")  # RoBERTa's, DeBERTa's
-_FLAGS += ("add_bos_token",)  # GPT-2's
+_FLAGS = (
+    *("do_lower_case", "tokenize_chinese_chars", "strip_accents"),  # BERT's
+    *("add_prefix_space", "trim_offsets", "split_by_punct"),  # RoBERTa's, DeBERTa's
+    "add_bos_token",  # GPT-2's
+)
 _TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "sep", "cls", "unk", "pad", "mask"))
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 """The settings of an added token that is written as an object, beside its content."""

@@ -15,6 +15,7 @@ He et al., 2021 (arXiv:2006.03654); He, Gao and Chen, 2023 (arXiv:2111.09543).
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,13 +155,11 @@ class DebertaClassifier(EncoderClassifier):
         num_labels: int,
         pool: Pool = "cls",
         *,
-        dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat}
-        super().__init__(config, num_labels, pool, **options, rngs=rngs)
+        super().__init__(config, num_labels, pool, param_dtype=param_dtype, rngs=rngs, **options)
         if config.conv_kernel_size:
             self.convolution = Convolution(config, param_dtype, rngs)
 

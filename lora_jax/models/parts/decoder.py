@@ -106,7 +106,8 @@ class Decoder(nnx.Module):
     ):
         check_remat(remat)
         check_implementation(implementation)
-        self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
+        self.config, self.dtype, self.remat = config, dtype, remat
+        self.unroll = 1 if remat and unroll is None else unroll
         self.implementation: Implementation | None = implementation
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
         self.embedding = Embedding(*sizes, param_dtype, rngs)

@@ -160,7 +160,7 @@ UNROLLED = {"cpu": 12}
 """Up to how many layers are unrolled by default, by backend; more of them, or others, are scanned.
 
 On CPUs, a scan fills and copies the values that the backward pass needs. Unrolled layers take
-longer to compile, and elsewhere more memory.
+longer to compile, and elsewhere more memory. Models that recompute layers to save memory scan them.
 """
 
 

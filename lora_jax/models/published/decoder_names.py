@@ -5,13 +5,10 @@ keys and values), and may be stored as (in, out), as in GPT-2.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-import numpy as np
 
 from lora_jax.models.families.gpt2_config import GPT2Config
 from lora_jax.models.families.llama_config import LlamaConfig
-from lora_jax.models.published.placed import Index
+from lora_jax.models.published.placed import LEAF, Place
 from lora_jax.suggest import nearest
 
 DecoderConfig = LlamaConfig | GPT2Config
@@ -46,39 +43,8 @@ _GPT2 = {
     "norm": "transformer.ln_f",
     "head": "lm_head",
 }
-_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 # Masks and frequencies, which older checkpoints store in a layer beside its weights.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
-
-
-class Place(NamedTuple):
-    """The place of one layer of a parameter: a tensor, whether transposed, and which third of it.
-
-    `part` is 0, 1 or 2 for a third, None for the whole tensor.
-    """
-
-    name: str
-    transposed: bool
-    part: int | None
-
-    def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The whole tensor's shape, from the shape of one layer of the parameter."""
-        if self.transposed:
-            return shape[::-1]
-        return shape if self.part is None else (*shape[:-1], 3 * shape[-1])
-
-    def inside(self, index: Index, shape: tuple[int, ...]) -> Index:
-        """The index into the tensor, from an index into one layer of the parameter, of `shape`."""
-        if self.transposed or self.part is None:
-            return index[::-1] if self.transposed else index
-        first = self.part * shape[-1]
-        return (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))
-
-    def cut(self, tensor: np.ndarray) -> np.ndarray:
-        """One layer of the parameter, as a view of the tensor."""
-        if self.transposed:
-            return tensor.T
-        return tensor if self.part is None else np.split(tensor, 3, axis=-1)[self.part]
 
 
 def decoder_prefix(config: DecoderConfig) -> str:
@@ -91,7 +57,7 @@ def places(path: str, config: DecoderConfig) -> list[Place]:
     module, _, leaf = path.rpartition("/")
     gpt2 = config.model_type == "gpt2"
     names = _GPT2 if gpt2 else _LLAMA
-    if leaf not in _LEAF or module not in names:
+    if leaf not in LEAF or module not in names:
         raise ValueError(f"{path!r} is not a parameter of a {config.model_type} decoder")
     stacked = path.startswith("layers/")
     part = None
@@ -100,7 +66,7 @@ def places(path: str, config: DecoderConfig) -> list[Place]:
     transposed = leaf == "kernel" and not (gpt2 and stacked)
     copies = config.num_hidden_layers if stacked else 1
     return [
-        Place(f"{names[module].format(i)}.{_LEAF[leaf]}", transposed, part) for i in range(copies)
+        Place(f"{names[module].format(i)}.{LEAF[leaf]}", transposed, part) for i in range(copies)
     ]
 
 

@@ -5,19 +5,17 @@ model = load_decoder(locate("smollm2"))    # or any .gguf file
 export_decoder(nnx.state(model), model.config, "out")
 """
 
-import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
@@ -26,7 +24,6 @@ from lora_jax.models.parts.causal_attention import Implementation
 from lora_jax.models.parts.decoder import Decoder, check_implementation, check_remat
 from lora_jax.models.published.decoder_names import (
     DecoderConfig,
-    Place,
     check_no_others,
     decoder_prefix,
     places,
@@ -35,36 +32,34 @@ from lora_jax.models.published.decoder_names import (
 from lora_jax.models.published.gguf_config import gguf_config
 from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.models.published.gguf_weights import GgufWeights
-from lora_jax.models.published.placed import Index, Shardings, check_shardings, from_layers
-from lora_jax.models.published.torch_names import path_of
-from lora_jax.models.published.weight_files import INDEX, SINGLE, Weights, find_gguf, read_json
+from lora_jax.models.published.placed import (
+    Place,
+    Reader,
+    Shardings,
+    check_shardings,
+    layer_shape,
+    parameter,
+)
+from lora_jax.models.published.torch_names import filled
+from lora_jax.models.published.weight_files import INDEX, SINGLE, Weights, find_gguf, read_config
+from lora_jax.partition import flatten
 from lora_jax.sharding.memory import check_fits
 
 
-class Source(Protocol):
-    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or any other source.
-
-    `part` is called instead of `read` if parameters are made on their shards.
-    """
+class Source(Reader, Protocol):
+    """Tensors by their names in transformers: `Weights`, `GgufWeights`, or any other source."""
 
     folder: Path
 
     def names(self) -> Sequence[str]: ...
     def check(self, name: str, shape: tuple[int, ...]) -> None: ...
-    def read(self, name: str) -> np.ndarray: ...
-    def part(self, name: str, index: Index) -> np.ndarray: ...
 
 
 def read_decoder_config(folder: str | Path) -> DecoderConfig:
     """The checked config of a folder's config.json, or of a GGUF file."""
     if (gguf := find_gguf(folder)) is not None:
         return gguf_config(GgufFile(gguf))
-    path = Path(folder) / "config.json"
-    content = read_json(path)
-    try:
-        return decoder_family_of(content).config.from_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_config(folder, decoder_family_of)
 
 
 def load_decoder(
@@ -97,11 +92,18 @@ def load_decoder(
     """
     check_remat(remat)
     check_implementation(implementation)
-    options: Any = {"dtype": dtype, "remat": remat, "unroll": unroll}
-    options["implementation"] = implementation
-    options["mesh"] = mesh
     source, config = _source(folder)
-    return decoder_from(source, config, param_dtype=param_dtype, shardings=shardings, **options)
+    return decoder_from(
+        source,
+        config,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        unroll=unroll,
+        implementation=implementation,
+        mesh=mesh,
+        shardings=shardings,
+    )
 
 
 def read_abstract_decoder(
@@ -118,11 +120,10 @@ def abstract_decoder(
     config: DecoderConfig, *, param_dtype: DTypeLike = jnp.float32, **options: Any
 ) -> Decoder:
     """The decoder of a config, with shapes in place of weights."""
-    check_remat(options.get("remat", False))
-    check_implementation(options.get("implementation"))
     decoder: Any = DECODERS[config.model_type].decoder
-    build = functools.partial(decoder, config, param_dtype=param_dtype, **options)
-    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(
+        lambda: decoder(config, param_dtype=param_dtype, rngs=nnx.Rngs(0), **options)
+    )
 
 
 def _source(folder: str | Path) -> tuple[Source, DecoderConfig]:
@@ -149,48 +150,25 @@ def decoder_from(
     """
     abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
     found = _check(source, abstract, config)
-    leaves = {path_of(k): v for k, v in _leaves(nnx.state(abstract))}
+    leaves, _ = flatten(nnx.state(abstract))
     if shardings is not None:
         check_shardings(shardings, {path: leaf.shape for path, leaf in leaves.items()})
     check_fits(str(source.folder), leaves, shardings)
-    graph, shapes = nnx.split(abstract)
 
-    def value(key_path: Any, leaf: Any) -> Array:
-        path = path_of(key_path)
-        if shardings is None:
-            return _whole(source, found[path], path, leaf)
-        return _on_shards(source, found[path], path, leaf, shardings[path])
+    def value(path: str, leaf: Any) -> Array:
+        sharding = None if shardings is None else shardings[path]
+        return parameter(source, found[path], path, leaf, sharding)
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, shapes))
-
-
-def _whole(source: Source, found: Sequence[Place], path: str, like: Any) -> Array:
-    whole: np.ndarray = np.empty(like.shape, like.dtype)
-    layers = whole if path.startswith("layers/") else whole[None]
-    for layer, place in zip(layers, found, strict=True):
-        layer[...] = place.cut(source.read(place.name))
-    return jnp.asarray(whole)
-
-
-def _on_shards(
-    source: Source, found: Sequence[Place], path: str, like: Any, sharding: Sharding
-) -> Array:
-    def of_layer(layer: int, index: Index) -> np.ndarray:
-        place = found[layer]
-        part = source.part(place.name, place.inside(index, _own(path, like.shape)))
-        return part.T if place.transposed else part
-
-    return from_layers(path, like, sharding, of_layer)
+    return filled(abstract, value)
 
 
 def _check(source: Source, abstract: Decoder, config: DecoderConfig) -> dict[str, list[Place]]:
     """Check that all tensors exist with the right shapes; return the places of each parameter."""
     found: dict[str, list[Place]] = {}
-    for key_path, leaf in _leaves(nnx.state(abstract)):
-        path = path_of(key_path)
+    for path, leaf in flatten(nnx.state(abstract))[0].items():
         found[path] = places(path, config)
         for place in found[path]:
-            source.check(place.name, place.tensor_shape(_own(path, leaf.shape)))
+            source.check(place.name, place.tensor_shape(layer_shape(path, leaf.shape)))
     known = [place.name for each in found.values() for place in each]
     check_no_others(source.names(), known, config, source.folder)
     return found
@@ -205,7 +183,7 @@ def export_decoder(
     more than `shard_bytes` are written as several files with an index; only one of these is held in
     memory at a time. Existing weight files in `folder` are replaced.
     """
-    leaves = {path_of(key_path): leaf for key_path, leaf in _leaves(params)}
+    leaves, _ = flatten(params)
     if "embedding/embedding" not in leaves:
         raise ValueError("the parameters have no embedding/embedding: not those of a decoder")
     shards = _shards(leaves, config, shard_bytes)
@@ -258,13 +236,4 @@ def _tensor(leaves: Mapping[str, Any], parts: Parts) -> np.ndarray:
 
 
 def _bytes(path: str, leaf: Any) -> int:
-    return math.prod(_own(path, leaf.shape)) * leaf.dtype.itemsize
-
-
-def _own(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one layer of a stacked parameter, or of an unstacked parameter."""
-    return shape[1:] if path.startswith("layers/") else shape
-
-
-def _leaves(tree: Any) -> Iterator[tuple[Any, Any]]:
-    return iter(jax.tree_util.tree_leaves_with_path(tree))
+    return math.prod(layer_shape(path, leaf.shape)) * leaf.dtype.itemsize

@@ -7,7 +7,6 @@ All three steps:
     export_classifier(nnx.state(model), model.config, "out")
 """
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,23 +23,24 @@ from safetensors.numpy import save_file
 
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config, family_of
 from lora_jax.models.parts.modules import Pool
-from lora_jax.models.published.placed import Index, Shardings, check_shardings, from_layers, placed
+from lora_jax.models.published.placed import Shardings, check_shardings, parameter, placed
 from lora_jax.models.published.torch_names import (
-    from_torch,
-    path_of,
+    filled,
     prefix,
     to_torch_names,
-    torch_index,
     torch_name,
     torch_names,
+    torch_places,
     torch_shape,
 )
 from lora_jax.models.published.weight_files import (
     SINGLE,
     Weights,
     find_gguf,
+    read_config,
     read_json,
 )
+from lora_jax.partition import flatten
 from lora_jax.sharding.memory import check_fits
 
 
@@ -52,15 +52,14 @@ class Loaded(NamedTuple):
 
     def redrawn(self, key: Array) -> Classifier:
         """The model with fresh parameters drawn from another key, as `load_classifier` does."""
-        graph, params = nnx.split(self.model)
 
-        def value(key_path: Any, leaf: Any) -> Any:
-            if (path := path_of(key_path)) not in self.fresh:
+        def value(path: str, leaf: Any) -> Any:
+            if path not in self.fresh:
                 return leaf
             drawn = _draw(key, self.fresh, path, leaf, self.model.config.initializer_range)
             return _spread(drawn, leaf.sharding) if len(leaf.sharding.device_set) > 1 else drawn
 
-        return nnx.merge(graph, jax.tree_util.tree_map_with_path(value, params))
+        return filled(self.model, value)
 
 
 def read_encoder_config(folder: str | Path) -> Config:
@@ -69,12 +68,7 @@ def read_encoder_config(folder: str | Path) -> Config:
         raise ValueError(
             f"{gguf}: GGUF files hold decoders; a classifier needs an encoder's folder"
         )
-    path = Path(folder) / "config.json"
-    content = read_json(path)
-    try:
-        return family_of(content).config.from_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_config(folder, family_of)
 
 
 def load_classifier(
@@ -114,18 +108,19 @@ def load_classifier(
     weights = Weights(folder, prefix(config))
 
     classifier: Any = FAMILIES[config.model_type].classifier
-    build = functools.partial(
-        classifier,
-        config,
-        num_labels,
-        pool,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
-        unroll=unroll,
+    abstract = nnx.eval_shape(
+        lambda: classifier(
+            config,
+            num_labels,
+            pool,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            unroll=unroll,
+            rngs=nnx.Rngs(0),
+        )
     )
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
-    leaves = {path_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(abstract)}
+    leaves, _ = flatten(nnx.state(abstract))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
 
     if shardings is not None:
@@ -142,8 +137,7 @@ def load_classifier(
 
     heads = ["classifier"] if pool == "mean" else ["pooler", "classifier"]
     fresh = [f"{head}/{leaf}" for head in heads if not stored(head) for leaf in ("kernel", "bias")]
-    loaded = [path for path in shapes if path not in fresh]
-    for path in loaded:
+    for path in (each for each in shapes if each not in fresh):
         for name in torch_names(path, config):
             weights.check(name, torch_shape(path, shapes[path]))
     if torch_name("layers/down/kernel", config, config.num_hidden_layers) in weights:
@@ -154,25 +148,14 @@ def load_classifier(
 
     check_fits(str(folder), leaves, shardings)
 
-    def value(key_path, leaf):
-        path = path_of(key_path)
+    def value(path: str, leaf: Any) -> Array:
         sharding = None if shardings is None else shardings[path]
         if path in fresh:
             drawn = _draw(key, fresh, path, leaf, config.initializer_range)
             return drawn if sharding is None else _spread(drawn, sharding)
-        names = torch_names(path, config)
-        if sharding is not None:
+        return parameter(weights, torch_places(path, config), path, leaf, sharding)
 
-            def of_layer(layer: int, index: Index) -> np.ndarray:
-                part = weights.part(names[layer], torch_index(path, index))
-                return part.T if path.endswith("/kernel") else part
-
-            return from_layers(path, leaf, sharding, of_layer)
-        tensors = [weights.read(name) for name in names]
-        return jnp.asarray(from_torch(path, tensors), leaf.dtype)
-
-    model = nnx.merge(graph, jax.tree_util.tree_map_with_path(value, abstract))
-    return Loaded(model, tuple(fresh))
+    return Loaded(filled(abstract, value), tuple(fresh))
 
 
 def _spread(array: Array, sharding: Sharding) -> Array:
@@ -212,10 +195,8 @@ def export_classifier(params: Any, config: Config, folder: str | Path) -> None:
     content = config.to_json()
     content["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(tensors[head]))}
     content["label2id"] = {label: int(i) for i, label in content["id2label"].items()}
-    if pooler in tensors:
-        content |= {"architectures": [f"{family}ForSequenceClassification"], "pool": "cls"}
-    else:
-        content |= {"architectures": [f"{family}Model"], "pool": "mean"}
+    pool, kind = ("cls", "ForSequenceClassification") if pooler in tensors else ("mean", "Model")
+    content |= {"architectures": [f"{family}{kind}"], "pool": pool}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

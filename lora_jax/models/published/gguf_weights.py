@@ -16,7 +16,7 @@ from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.models.published.gguf_config import gguf_config
 from lora_jax.models.published.gguf_file import GgufFile
 from lora_jax.models.published.placed import Index
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 _LLAMA = {
     "token_embd": "model.embed_tokens",
@@ -66,9 +66,7 @@ class GgufWeights:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise a ValueError unless a tensor has this name and shape and can be dequantised."""
-        if name not in self._stored:
-            near = nearest(name, self._stored)
-            raise ValueError(f"{self.folder}: the weights have no tensor {name!r}; nearest: {near}")
+        require_known(name, self._stored, f"{self.folder}: the weights have no tensor {name!r}")
         stored = self._stored[name]
         found = self._file.shape(stored)
         found = found[::-1] if self._is_transposed(name, found) else found

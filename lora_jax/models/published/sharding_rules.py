@@ -5,12 +5,10 @@ outputs, its last matrix by inputs. Between the two, devices exchange nothing (S
 arXiv 1909.08053, section 3).
 """
 
-import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.partition import flatten
 from lora_jax.sharding.mesh import Rules, specs_of
 
 VECTORS = (
@@ -44,7 +42,6 @@ ENCODER: Rules = (
 
 def shardings_of(model: nnx.Module, rules: Rules, mesh: Mesh) -> dict[str, NamedSharding]:
     """The sharding of each parameter of a model, abstract or not, for loading its weights."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
-    shapes = {path_of(keys): leaf.shape for keys, leaf in leaves}
+    shapes = {path: leaf.shape for path, leaf in flatten(nnx.state(model))[0].items()}
     specs = specs_of(rules, shapes, mesh)
     return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}

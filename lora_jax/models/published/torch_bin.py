@@ -158,7 +158,7 @@ class _Unpickler(pickle.Unpickler):
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
         if (module, name) in known:
             return known[module, name]
@@ -194,10 +194,6 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
         said = f"{reprlib.repr(shape)} of {reprlib.repr(storage)}"
         raise pickle.UnpicklingError(f"not a tensor: {said}")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data
 
 
 def _sizes(values: list[Any]) -> bool:

@@ -4,13 +4,16 @@ Torch stores a linear layer's weight as (out, in) and each transformer layer sep
 (in, out) and stacked. Names are those of transformers' sequence classifiers.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from lora_jax.models.families.encoders import Config
-from lora_jax.models.published.placed import Index
+from lora_jax.models.published.placed import LEAF, Place, layer_shape
+from lora_jax.partition import flatten
 
 _ENCODER = {
     "embeddings/word": "embeddings.word_embeddings",
@@ -49,12 +52,19 @@ _NAMES = {
     ),
     "deberta-v2": ("deberta.", _DEBERTA, {"pooler": "pooler.dense", "classifier": "classifier"}),
 }
-_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
     """JAX's key path as a/b/c, without NNX's final `value`."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/").removesuffix("/value")
+
+
+def filled(model: Model, value: Callable[[str, Any], Any]) -> Model:
+    """The model with `value(path, parameter)` in place of each parameter."""
+    graph, params = nnx.split(model)
+    values = jax.tree_util.tree_map_with_path(lambda keys, x: value(path_of(keys), x), params)
+    return nnx.merge(graph, values)
 
 
 def prefix(config: Config) -> str:
@@ -72,34 +82,28 @@ def torch_name(path: str, config: Config, layer: int = 0) -> str:
     """The tensor of one parameter; if it is stacked, of one layer."""
     module, _, leaf = path.rpartition("/")
     before, encoder, head = _NAMES[config.model_type]
-    if leaf not in _LEAF or (module not in encoder and module not in head):
+    if leaf not in LEAF or (module not in encoder and module not in head):
         raise ValueError(f"{path!r} is not a parameter of a {config.model_type} classifier")
     name = head[module] if module in head else before + encoder[module].format(layer)
-    return f"{name}.{_LEAF[leaf]}"
+    return f"{name}.{LEAF[leaf]}"
 
 
 def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of each tensor of a parameter."""
-    own = shape[1:] if path.startswith("layers/") else shape
+    own = layer_shape(path, shape)
     return own[::-1] if path.endswith("/kernel") else own
 
 
-def torch_index(path: str, index: Index) -> Index:
-    """The index into a tensor, from an index into one layer of its parameter."""
-    return index[::-1] if path.endswith("/kernel") else index
-
-
-def from_torch(path: str, tensors: list[np.ndarray]) -> np.ndarray:
-    """One parameter from its tensors."""
-    ours = [t.T if path.endswith("/kernel") else t for t in tensors]
-    return np.stack(ours) if path.startswith("layers/") else ours[0]
+def torch_places(path: str, config: Config) -> list[Place]:
+    """The places of one parameter, in the order of `torch_names`."""
+    return [Place(name, path.endswith("/kernel"), None) for name in torch_names(path, config)]
 
 
 def to_torch_names(params: Any, config: Config) -> dict[str, np.ndarray]:
     """The tensors, by name, of a classifier's parameters (an nnx.State or nested dicts)."""
     tensors = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path, array = path_of(key_path), np.asarray(leaf)
+    for path, leaf in flatten(params)[0].items():
+        array = np.asarray(leaf)
         layers = array if path.startswith("layers/") else array[None]
         for name, tensor in zip(torch_names(path, config), layers, strict=True):
             tensors[name] = np.ascontiguousarray(tensor.T if path.endswith("/kernel") else tensor)

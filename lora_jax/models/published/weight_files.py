@@ -5,6 +5,7 @@ take the place of a folder: it holds all that a folder does, and gguf_file.py re
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lora_jax.files import json_text
 from lora_jax.files.published_paths import inside
 from lora_jax.models.published.placed import Index
 from lora_jax.models.published.torch_bin import TorchFile
-from lora_jax.suggest import nearest
+from lora_jax.suggest import require_known
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_SINGLE, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -31,6 +32,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > _MOST_JSON:
         raise ValueError(f"{path}: {size:,} bytes of JSON; at most {_MOST_JSON:,} are read")
     return json_text.read_object(path)
+
+
+def read_config(folder: str | Path, family_of: Callable[[dict[str, Any]], Any]) -> Any:
+    """The checked config of a folder's config.json, whose family `family_of` finds."""
+    path = Path(folder) / "config.json"
+    content = read_json(path)
+    try:
+        return family_of(content).config.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def find_gguf(path: str | Path) -> Path | None:
@@ -74,18 +85,14 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{index}: no weight_map")
-    files = sorted({inside(index, name) for name in _distinct(index, names)})
+    for tensor, name in names.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is not the name of a file")
+    files = sorted({inside(index, name) for name in set(names.values())})
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
     return files
-
-
-def _distinct(index: Path, names: dict[str, Any]) -> set[str]:
-    for tensor, name in names.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{index}: {tensor!r} is in {name!r}, which is not the name of a file")
-    return set(names.values())
 
 
 def weights_digest(folder: str | Path) -> str:
@@ -167,9 +174,7 @@ class Weights:
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise a ValueError unless a floating-point tensor has this name and shape."""
         key = self._key(name)
-        if key not in self._source:
-            near = nearest(key, self._source)
-            raise ValueError(f"{self.folder}: the weights have no tensor {key!r}; nearest: {near}")
+        require_known(key, self._source, f"{self.folder}: the weights have no tensor {key!r}")
         if self.shape(name) != shape:
             raise ValueError(
                 f"{self.folder}: tensor {key!r} has shape {self.shape(name)}, "
