@@ -3,23 +3,24 @@
 import hashlib
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from lora_jax.data.tokenizing.cache import cache_folder
 
+FOLDER = "jax_compilation_cache_dir"
 MOST = 2 * 2**30
 """Bytes of programs to keep; those that were used least recently make room."""
 
 
 def keep_programs() -> None:
     """Use JAX's compilation cache in the user's cache folder; a user's own choice is left alone."""
-    if "JAX_ENABLE_COMPILATION_CACHE" in os.environ or jax.config.jax_compilation_cache_dir:
+    if "JAX_ENABLE_COMPILATION_CACHE" in os.environ or getattr(jax.config, FOLDER):
         return
     settings = {
-        "jax_compilation_cache_dir": str(cache_folder() / "programs" / machine()),
+        FOLDER: str(cache_folder() / "programs" / machine()),
         "jax_compilation_cache_max_size": MOST,
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -36,5 +37,5 @@ def machine() -> str:
     described = Path("/proc/cpuinfo")
     lines = described.read_text().splitlines() if described.exists() else [platform.processor()]
     kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    said = "\n".join([platform.machine(), jaxlib.__version__, *(kinds or lines)])
+    said = "\n".join([platform.machine(), version("jaxlib"), *(kinds or lines)])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
