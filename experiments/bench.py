@@ -80,8 +80,9 @@ def bench() -> None:
     for measured in suite.run(plan):
         found.append(measured)
         print(tables.summary(content(name, plan, [measured])) or measured.name, flush=True)
+        if _OUT.value is not None:  # now: what follows may take hours
+            write(Path(_OUT.value), name, plan, found)
     if _OUT.value is not None:
-        write(Path(_OUT.value), name, plan, found)
         print(f"results: {_OUT.value}")
 
 

@@ -45,7 +45,7 @@ def test_lora_by_hand_takes_our_steps(case):
     for _ in range(4):
         state, metrics = our_step(state, our_frozen, batch)
         pair, theirs = hand(pair, frozen, batch)
-        losses.append((float(metrics["loss"]), float(theirs)))
+        losses.append((float(metrics["loss"]), float(theirs["loss"])))
     np.testing.assert_allclose(*np.transpose(losses), rtol=2e-5)
     assert losses[-1][0] < losses[0][0]
 
@@ -54,11 +54,10 @@ def test_lora_by_hand_takes_our_steps(case):
 @pytest.mark.parametrize(
     "case",
     [
-        Case(model="small llama", layers=2, rows=2, tokens=64, rank=64),
+        Case(model="small llama", layers=2, rows=1, tokens=256, rank=64),
         Case(model="small llama", layers=2, rows=2, tokens=64, method="full"),
-        Case(model="small llama", layers=2, rows=1, tokens=256),
     ],
-    ids=["LoRA", "full", "long"],
+    ids=["LoRA", "full"],
 )
 def test_the_operations_in_theory_are_those_that_xla_counts(case):
     """XLA counts the operations of norms and activations, too, and LoRA's first layer less."""

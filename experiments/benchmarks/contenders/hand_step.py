@@ -4,6 +4,7 @@ The layers that are adapted compute `x @ W + b + s (x @ A) @ B`; autodiff, Optax
 clipping do the rest. Nothing of `lora_jax` but the model takes part.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ from jax import Array
 
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import ALPHA, Case
-from experiments.benchmarks.contenders.made import Made, compiled
+from experiments.benchmarks.contenders.made import Made, stepping
 from lora_jax.models.parts.modules import Linear
+from lora_jax.training.step import Loss
 
 
 class Factor(nnx.Param):
@@ -39,17 +41,7 @@ class LowRankLinear(Linear):
 
 
 def make(case: Case) -> Made:
-    step, state, frozen = training(case)
-    batch = models.batch(case)
-    program, facts = compiled(step, state, frozen, batch)
-
-    def work() -> float:
-        nonlocal state
-        state, loss = program(state, frozen, batch)
-        jax.block_until_ready(state)
-        return float(loss)
-
-    return Made(work, facts)
+    return stepping(*training(case), models.batch(case))
 
 
 def training(case: Case) -> tuple[Any, Any, nnx.State]:
@@ -67,8 +59,18 @@ def training(case: Case) -> tuple[Any, Any, nnx.State]:
             if hasattr(home, name):
                 key = jax.random.fold_in(jax.random.key(0), number)
                 setattr(home, name, LowRankLinear(getattr(home, name), case.rank, key))
-    forward, params, loss = models.forward(model, case)
     mine: Any = nnx.Any(Factor, nnx.PathContains("classifier"))
+    return autodiff_step(*models.forward(model, case), mine)
+
+
+def autodiff_step(
+    forward: Callable[..., Any], params: nnx.State, loss: Loss, mine: Any
+) -> tuple[Any, Any, nnx.State]:
+    """The jitted step of a model as one writes it by hand, and its first two arguments.
+
+    Args:
+      mine: a filter of the parameters that are trained.
+    """
     trained, frozen = nnx.split_state(params, mine, ...)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.01))
 
@@ -81,7 +83,7 @@ def training(case: Case) -> tuple[Any, Any, nnx.State]:
         trained, moments = state
         value, gradient = jax.value_and_grad(objective)(trained, frozen, batch)
         updates, moments = tx.update(gradient, moments, trained)
-        return (optax.apply_updates(trained, updates), moments), value
+        return (optax.apply_updates(trained, updates), moments), {"loss": value}
 
     trained = jax.tree.map(jnp.copy, trained)
     return jax.jit(step, donate_argnums=0), (trained, tx.init(trained)), frozen

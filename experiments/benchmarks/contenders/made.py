@@ -45,6 +45,22 @@ def compiled(jitted: Any, *arguments: Any) -> tuple[Any, Facts]:
     }
 
 
+def stepping(step: Any, state: Any, frozen: Any, batch: Any) -> Made:
+    """A contender that takes steps, `(state, frozen, batch) -> (state, metrics)`.
+
+    Its work returns the loss.
+    """
+    program, facts = compiled(step, state, frozen, batch)
+
+    def work() -> float:
+        nonlocal state
+        state, metrics = program(state, frozen, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return Made(work, facts)
+
+
 def compilation(case: Case, step: Any, *arguments: Any) -> Made:
     """A contender that traces and compiles a training step again and again."""
     given = *arguments, models.batch(case)

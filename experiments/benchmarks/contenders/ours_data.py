@@ -28,8 +28,8 @@ def make(case: Case) -> Made:
         task = data.load_task("random", "files", files=given, validation=HELD_OUT)
         encoded = data.encode(tokenizer, task.train, 128)
         boundaries = data.bucket_boundaries(encoded.lengths, 6, limit=128)
-        plan = data.BatchPlan(encoded.lengths, case.rows, boundaries, 0)
-        return sum(len(batch.indices) for batch, _ in zip(plan.start(), range(10), strict=False))
+        plan = data.plan_epoch(encoded.lengths, case.rows, boundaries, seed=0, epoch=0)
+        return sum(len(batch.indices) for batch in plan)
 
     return Made(work, {"file_bytes": path.stat().st_size})
 

@@ -9,23 +9,13 @@ import lora_jax as lj
 import variants
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import BUDGET, STEPS, Case
-from experiments.benchmarks.contenders.made import Made, compiled
+from experiments.benchmarks.contenders.made import Made, stepping
 from lora_jax.training import optim
 from lora_jax.training.step import Loss, Predict, Step, TrainState, make_train_step
 
 
 def make(case: Case) -> Made:
-    step, state, frozen = training(case)
-    batch = models.batch(case)
-    program, facts = compiled(step, state, frozen, batch)
-
-    def work() -> float:
-        nonlocal state
-        state, metrics = program(state, frozen, batch)
-        jax.block_until_ready(state)
-        return float(metrics["loss"])
-
-    return Made(work, facts)
+    return stepping(*training(case), models.batch(case))
 
 
 def training(case: Case) -> tuple[Step, TrainState, lj.Frozen]:

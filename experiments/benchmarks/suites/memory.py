@@ -12,9 +12,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from experiments.benchmarks.cases import Case, Contender, Goal, Group, Ratio
-from experiments.benchmarks.plan import Plan, chosen, measure, smaller
+from experiments.benchmarks.plan import Plan, chosen, smaller
 from experiments.benchmarks.results import Measured
-from experiments.benchmarks.turns import facts_of
+from experiments.benchmarks.turns import facts_of, time_in_turns
 
 AGAINST = ("peft", "full")
 TURNS = 5
@@ -26,33 +26,30 @@ REACH = Goal(1.0, 2.0)
 
 
 def run(plan: Plan) -> Iterator[Measured]:
-    beside = [_beside(case) for case in (MINILM, SMOLLM2)]
-    equal = [_equal(case) for case in (MINILM, SMOLLM2)]
-    names = {group.name for group in beside}
-    wanted = chosen([*beside, *equal], plan)
-    facts = [group for group in wanted if group.name in names]
-    yield from measure(facts, dataclasses.replace(plan, turns=0, cases=()))
-    for group in wanted:
-        if group.name not in names:
-            small = smaller(group) if plan.smoke else group
-            yield from measure([_fitted(small)], dataclasses.replace(plan, smoke=False, cases=()))
+    cases = MINILM, SMOLLM2
+    for group in chosen([*map(beside, cases), *map(equal, cases)], plan):
+        small = smaller(group) if plan.smoke else group
+        if "full" in group.contenders:
+            small = fitted(small)
+        turns = plan.turns if "full" in group.contenders else 0
+        yield Measured.of(small, *time_in_turns(small, turns))
 
 
-def _beside(case: Case) -> Group:
+def beside(case: Case) -> Group:
     sides = {side: Contender(side, case) for side in ("ours", "peft")}
     goal, of = Goal(1.0, 0.7), "temporary_bytes"
     ratio = Ratio("ours", "peft", "peft", of, of_below="growth_bytes", goal=goal)
     return Group(f"{case.model}, {case.method}, {case.rows} x {case.tokens}", sides, (ratio,))
 
 
-def _equal(case: Case) -> Group:
+def equal(case: Case) -> Group:
     methods = {"full": {"method": "full"}, "LoRA": {}, "NF4": {"storage": "nf4"}}
     own = {n: Contender("ours", dataclasses.replace(case, **m)) for n, m in methods.items()}
     ratios = [Ratio("full", name, "full", per_row=True, goal=REACH) for name in ("LoRA", "NF4")]
     return Group(f"{case.model}, equal memory", own, tuple(ratios))
 
 
-def _fitted(group: Group) -> Group:
+def fitted(group: Group) -> Group:
     """The group with the most rows that fit into the memory of full fine-tuning."""
     full, own = group.contenders["full"], {}
     room = facts_of(full)["peak_bytes"]

@@ -14,7 +14,7 @@ from experiments.benchmarks.cases import Case, Contender, Goal, Group, Ratio
 from experiments.benchmarks.plan import Plan, measure
 from experiments.benchmarks.results import Measured
 
-AGAINST = ("peft", "hand", "full")
+AGAINST = ("peft", "hand", "full", "qwix")
 TURNS = 10
 
 METHODS = (
@@ -78,6 +78,9 @@ def _group(case: Case, goals: dict[str, Goal]) -> Group:
         contenders["hand"] = Contender("hand", case)
         for of in ("seconds", "flops", "temporary_bytes"):
             ratios.append(Ratio("ours", "hand", "hand", of, goal=SAME_AS_BY_HAND))
+        if models.family(case) == "bert":
+            contenders["qwix"] = Contender("qwix", case)
+            ratios.append(Ratio("qwix", "ours", "qwix"))
     shape = f"{case.rows} x {case.tokens}, {case.products}"
     method = case.method if case.method == "full" else f"{case.method} on {case.targets}"
     return Group(f"{case.model}, {method}, {shape}", contenders, tuple(ratios))
