@@ -42,6 +42,8 @@ class Case:
     """For inference: the base alone, the adapter merged into it, or beside it."""
     layers: int = 0
     """How many layers a random model has; 0 for its own number."""
+    unroll: int | None = None
+    """How many layers an iteration of the loop over layers applies; None for the default."""
     remat: bool = False
     """Whether each layer of a decoder is computed again in the backward pass."""
     written: int = 64

@@ -140,7 +140,7 @@ def has_products() -> bool:
 
 def _options(case: Case) -> dict[str, Any]:
     """The arguments of a model that a case sets."""
-    given: dict[str, Any] = {"remat": True} if case.remat else {}
+    given: dict[str, Any] = {"remat": case.remat, "unroll": case.unroll}
     return given if case.products == "float32" else {**given, "products": case.products}
 
 

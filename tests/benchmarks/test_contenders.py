@@ -100,7 +100,27 @@ def test_batches_have_no_padding_and_known_labels():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", [*(case for case, *_ in METHODS), SMOLLM2], ids=str)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("standard_promotion")
+def test_qwix_trains_lora_in_the_same_encoder():
+    """It trains as many numbers as LoRA by hand, from the same loss, in about the same steps."""
+    from experiments.benchmarks.contenders import qwix_step
+
+    found = [side.make(BERT) for side in (hand_step, qwix_step)]
+    ours, qwix = ([made.work() for _ in range(4)] for made in found)
+    assert qwix[0] == pytest.approx(ours[0], rel=1e-5)  # nothing has been added to the base yet
+    assert qwix == pytest.approx(ours, rel=5e-3) and qwix[-1] < qwix[0]
+    assert found[1].facts["flops"] == pytest.approx(found[0].facts["flops"], rel=0.02)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    "case",
+    [*(case for case, *_ in METHODS), SMOLLM2],
+    ids=lambda case: f"{case.model}, {case.method}, {case.targets}",
+)
 def test_both_sides_learn_the_same_batch(case):
     """Before the first step, both have the published model: their first losses are about equal."""
     from experiments.benchmarks.contenders import peft_step

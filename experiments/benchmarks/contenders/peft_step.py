@@ -26,7 +26,7 @@ def make(case: Case) -> Made:
             model.base_model.update_and_allocate(number)
         optimizer.zero_grad()
         number += 1
-        return float(loss)
+        return loss.item()
 
     inputs = torch_model.inputs(case)
     # The first step makes the optimiser's moments and what torch keeps: not of this batch.

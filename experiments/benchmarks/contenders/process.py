@@ -33,7 +33,7 @@ def make(contender: Contender) -> Made:
 
 def serve(contender: Contender) -> None:
     made = make(contender)
-    print(json.dumps({**growth(made.work), **made.facts, **device_memory()}), flush=True)
+    print(json.dumps(facts(made)), flush=True)
     for line in sys.stdin:
         seconds = []
         for _ in range(int(line)):
@@ -41,6 +41,11 @@ def serve(contender: Contender) -> None:
             made.work()
             seconds.append(time.perf_counter() - began)
         print(json.dumps(seconds), flush=True)
+
+
+def facts(made: Made) -> dict[str, float]:
+    """All facts of a contender, which works once."""
+    return {**growth(made.work), **made.facts, **device_memory()}
 
 
 def growth(work: Callable[[], Any]) -> dict[str, float]:

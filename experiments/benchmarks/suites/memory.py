@@ -68,15 +68,18 @@ def _most_rows(contender: Contender, room: float) -> int:
 
 
 def most_rows(peak: Callable[[int], float], room: float, rows: int) -> int:
-    """About the most rows whose peak fits, found by a line through two peaks.
+    """About the most rows whose peak fits, found by lines through two peaks.
 
     Args:
       peak: the bytes that so many rows need, which grow about linearly.
       rows: so many fit.
     """
-    first, second = peak(rows), peak(2 * rows)
-    per_row = (second - first) / rows
-    found = int(rows + (room - first) / per_row)
-    while found > rows and peak(found) > room:
-        found -= max(1, found // 20)
+    first = peak(rows)
+
+    def on_line(more: int, needed: float) -> int:
+        return int(rows + (room - first) * (more - rows) / (needed - first))
+
+    found = on_line(2 * rows, peak(2 * rows))
+    while found > rows and (needed := peak(found)) > room:
+        found = min(found - 1, on_line(found, needed))
     return max(found, rows)

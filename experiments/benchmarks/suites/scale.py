@@ -98,6 +98,7 @@ def curves(axis: Axis, group: Group, measured: Measured) -> list[Curve]:
     least = [min(measured.seconds[name]) for name in cases]
     found = [Curve(axis.name, "seconds", at, least, dict(theoretical))]
     for of, analytic in known.items():
-        values = [measured.facts[name][of] for name in cases]
-        found.append(Curve(axis.name, of, at, values, dict(analytic)))
+        values = [measured.facts[name].get(of, 0.0) for name in cases]
+        if all(values):  # else it is not known here
+            found.append(Curve(axis.name, of, at, values, dict(analytic)))
     return found
