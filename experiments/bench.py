@@ -26,6 +26,7 @@ over neighbouring turns, with its quartiles. Threads and allocator settings are 
 import dataclasses
 import importlib
 import json
+import os
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ _CONFIG = flags.DEFINE_string(
 
 
 def bench() -> None:
+    # All processes share a GPU, which none may take whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     name, suite = _SUITE.value, suite_of(_SUITE.value)
     plan = Plan(
         against=sides(name, suite.AGAINST, _AGAINST.value),

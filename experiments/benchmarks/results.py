@@ -1,6 +1,8 @@
 """What a suite has measured: times and facts, and the ratios and curves that follow from them."""
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 import math
 import os
 import platform
@@ -130,6 +132,10 @@ def _ratio(
     return Found.of(what, ratio.goal, [one / other for one, other in pairs])
 
 
+OTHERS = ("torch", "transformers", "peft", "qwix")
+"""Packages whose versions are noted where they are installed."""
+
+
 def machine() -> dict[str, Any]:
     """What the times depend on beside the code."""
     names = ("MALLOC_", "GLIBC_TUNABLES", "XLA_", "JAX_", "OMP_", "LD_PRELOAD")
@@ -137,8 +143,11 @@ def machine() -> dict[str, Any]:
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+    known = environment()
+    others = (name for name in OTHERS if importlib.util.find_spec(name) is not None)
+    known["versions"] |= {name: importlib.metadata.version(name) for name in others}
     return {
-        **environment(),
+        **known,
         "processor": model or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg(),

@@ -14,17 +14,21 @@ from experiments.planning.memory_formula import Memory, Setting, by_formula, lin
 from lora_jax.models.families.llama_config import LlamaConfig
 
 
-def step_flops(case: Case) -> float:
-    """The operations of a training step, of all trials."""
+def step_flops(case: Case, recomputed: bool = True) -> float:
+    """The operations of a training step, of all trials.
+
+    Args:
+      recomputed: whether what the backward pass computes again is counted.
+    """
     config, tokens = _config(case), case.rows * case.tokens
     layers = config.num_hidden_layers
     passes = 3 if case.method == "full" else 2
-    again = 1 if case.remat else 0
+    again = 1 if case.remat and recomputed else 0
     in_blocks = 2 * tokens * layers * sum(a * b for a, b in linears(config)) * (passes + again)
     heads = config.num_attention_heads * config.head_dim
     # Scores and their product with the values: two products forwards, four backwards.
     attention = 4 * tokens * case.tokens * heads * layers * (3 + again)
-    head = 2 * tokens * config.hidden_size * config.vocab_size * (passes + 1)
+    head = 2 * tokens * config.hidden_size * config.vocab_size * (passes + recomputed)
     return case.trials * float(in_blocks + attention + head + _low_rank(case, config, tokens))
 
 

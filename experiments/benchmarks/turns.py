@@ -75,8 +75,7 @@ def process(contender: Contender) -> Iterator[tuple[Take, Facts]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            # Contenders share a GPU, which none may take whole.
-            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **KEEP_MEMORY},
+            env={**os.environ, **KEEP_MEMORY},
         )
 
         def answer() -> str:

@@ -1,5 +1,6 @@
 """Whole suites on tiny models, in this process or as the command."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,7 +10,8 @@ import time
 
 import pytest
 
-from experiments.benchmarks import theory
+from experiments import bench
+from experiments.benchmarks import models, plan, theory
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.contenders import ours_data, process
 from experiments.benchmarks.contenders.process import make
@@ -40,7 +42,7 @@ def in_this_process(monkeypatch, standard_promotion):
         seconds = in_turns(takes, turns, group.repeats, pause=0)
         return seconds, {name: dict(known[each]) for name, each in own}
 
-    for module in (gpu, scale):
+    for module in (gpu, plan, scale):
         monkeypatch.setattr(module, "time_in_turns", time_in_turns)
 
 
@@ -67,17 +69,22 @@ def test_the_share_of_a_known_peak():
     case = Case(model="tiny llama", rows=2, tokens=8)
     found = gpu.rates(case, 0.5, "NVIDIA H100 80GB HBM3")
     assert found["tokens_per_second"] == 32
-    assert found["mfu"] == pytest.approx(theory.step_flops(case) / 0.5 / 989e12)
+    useful = theory.step_flops(case, recomputed=False)
+    assert found["mfu"] == pytest.approx(useful / 0.5 / 989e12)
+    again = dataclasses.replace(case, remat=True)
+    assert theory.step_flops(again, recomputed=False) == useful < theory.step_flops(case)
+    assert theory.step_flops(case) < theory.step_flops(again)
     assert "mfu" not in gpu.rates(case, 0.5, "cpu")
 
 
 def test_the_shapes_of_llama():
     """About as many weights as the names say."""
     for name, billions in (("Llama 1B", 1.24), ("Llama 3B", 3.21), ("Llama 8B", 8.03)):
-        flops = theory.step_flops(Case(model=name, rows=1, tokens=1, method="full"))
-        tables = 2 * 128256 * {"Llama 1B": 2048, "Llama 3B": 3072, "Llama 8B": 4096}[name]
-        weights = flops / 6 - tables / 6  # the head's product is taken four times, not three
-        assert weights == pytest.approx(billions * 1e9, rel=0.1), name
+        case = Case(model=name, rows=1, tokens=1, method="full")
+        multiplied = theory.step_flops(case, recomputed=False) / 6
+        tied = models.content(case).get("tie_word_embeddings", False)
+        table = 0 if tied else 128256 * models.content(case)["hidden_size"]  # only looked up
+        assert multiplied + table == pytest.approx(billions * 1e9, rel=0.02), name
 
 
 @pytest.mark.parametrize("axis", scale.AXES, ids=lambda axis: axis.name)
@@ -103,6 +110,19 @@ def test_curves(in_this_process):
         assert all(math.isfinite(curve.allowed) for curve in measured.curves)
     (memory_of_tokens,) = (each for each in found["tokens"].curves if each.of == "peak_bytes")
     assert memory_of_tokens.values[1] > memory_of_tokens.values[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "against", "ratios"),
+    [("compile", ("full", "hand"), 6), ("generate", ("merged",), 2), ("infer", ("merged",), 6)],
+)
+def test_suites_of_ours_alone(in_this_process, name, against, ratios):
+    found = list(bench.suite_of(name).run(Plan(against=against, turns=1, smoke=True)))
+    assert sum(len(each.ratios) for each in found) == ratios
+    for each in found:
+        assert each.contenders and each.seconds.keys() == each.contenders.keys()
+        assert all(seconds > 0 for turns in each.seconds.values() for seconds in turns)
 
 
 def test_examples_are_read_tokenised_and_planned(tmp_path):

@@ -3,11 +3,10 @@
 Full fine-tuning, LoRA, DoRA and LoRA on NF4 with r=16 on the seven linear layers, each layer
 computed again in the backward pass. Moments are bfloat16 for full fine-tuning, as its parameters,
 and 8B's full fine-tuning is left out: it needs more than 80 GB. MFU takes the operations of
-`theory`, for LoRA about 4 (not 6) for each weight and token, and again for the second forward pass.
+`theory` without recomputed ones: for LoRA about 4 (not 6) for each weight and token.
 """
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Iterator
 
@@ -31,8 +30,6 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 12
 
 
 def run(plan: Plan) -> Iterator[Measured]:
-    # Contenders share the device, which none may take whole; this process only asks what it is.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() == "cpu" and not plan.smoke:
         raise ValueError("--suite=gpu: JAX finds no accelerator; --size=smoke tries it on the CPU")
     kind = jax.devices()[0].device_kind
@@ -69,5 +66,5 @@ def rates(case: Case, seconds: float, kind: str) -> dict[str, float]:
     found = {"tokens_per_second": case.rows * case.tokens / seconds}
     peak = next((each for name, each in PEAK.items() if name in kind), None)
     if peak is not None:
-        found["mfu"] = theory.step_flops(case) / seconds / peak
+        found["mfu"] = theory.step_flops(case, recomputed=False) / seconds / peak
     return found
