@@ -6,7 +6,7 @@ multiplies a third time, for the gradient of the matrix. Causal attention is cou
 computed. The output layer is computed twice in the forward direction (`chunked_loss`).
 """
 
-import numpy as np
+import jax.numpy as jnp
 
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
@@ -38,7 +38,7 @@ def step_bytes(case: Case) -> float:
     setting = Setting(
         rank=rank,
         storage=case.storage,
-        width=np.dtype(case.dtype).itemsize if case.dtype != "bfloat16" else 2,
+        width=jnp.dtype(case.dtype).itemsize,
         batch=case.rows,
         tokens=case.tokens,
         predicted=case.tokens,

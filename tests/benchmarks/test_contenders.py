@@ -19,6 +19,10 @@ BERT = Case(model="tiny bert", rows=4, tokens=16)
 LLAMA = Case(model="tiny llama", rows=2, tokens=16)
 
 
+OF_OTHERS = pytest.mark.filterwarnings("ignore")
+"""What other libraries warn of is not about us."""
+
+
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("case", [BERT, LLAMA], ids=["classifier", "language model"])
 def test_lora_by_hand_takes_our_steps(case):
@@ -100,7 +104,7 @@ def test_batches_have_no_padding_and_known_labels():
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@OF_OTHERS
 @pytest.mark.usefixtures("standard_promotion")
 def test_qwix_trains_lora_in_the_same_encoder():
     """It trains as many numbers as LoRA by hand, from the same loss, in about the same steps."""
@@ -114,7 +118,7 @@ def test_qwix_trains_lora_in_the_same_encoder():
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@OF_OTHERS
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     "case",

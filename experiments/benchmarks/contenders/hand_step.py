@@ -1,4 +1,4 @@
-"""A training step of LoRA as one writes it by hand, in the same model, for one model and method.
+"""A training step of LoRA as one writes it by hand, in the same model.
 
 The layers that are adapted compute `x @ W + b + s (x @ A) @ B`; autodiff, Optax's AdamW and its
 clipping do the rest. Nothing of `lora_jax` but the model takes part.
@@ -28,6 +28,7 @@ class LowRankLinear(Linear):
     """A linear layer, alone or stacked, with a low-rank product beside it."""
 
     def __init__(self, old: Linear, rank: int, key: Array):
+        # Whatever a linear layer has, but what belongs to Flax.
         vars(self).update({n: v for n, v in vars(old).items() if not n.startswith("_pytree")})
         *stack, width, out = old.kernel.shape
         dtype = jnp.float32

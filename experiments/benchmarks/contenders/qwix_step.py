@@ -1,4 +1,4 @@
-"""A training step of LoRA by Qwix, in the same encoder, for one model and method.
+"""A training step of LoRA by Qwix, in the same encoder.
 
 Qwix finds the weights of Flax's own linear layers while a model runs, and adds parameters to the
 modules that it passes. So the encoder's layers stand one beside the other here, unstacked, and have
