@@ -126,7 +126,7 @@ def test_qwix_trains_lora_in_the_same_encoder():
     ids=lambda case: f"{case.model}, {case.method}, {case.targets}",
 )
 def test_both_sides_learn_the_same_batch(case):
-    """Before the first step, both have the published model: their first losses are about equal."""
+    """Before the first step, both have the published model: their first losses are equal."""
     from experiments.benchmarks.contenders import peft_step
 
     small = dataclasses.replace(case, rows=4, tokens=16)
@@ -135,7 +135,8 @@ def test_both_sides_learn_the_same_batch(case):
         work = side.make(small).work
         losses[side] = [work() for _ in range(6)]
         assert losses[side][-1] < losses[side][0]
-    if models.family(case) == "llama":  # PEFT has taken a step on 8 tokens
-        assert losses[ours_step][0] == pytest.approx(losses[peft_step][0], rel=0.1)
-    else:  # two classes and a head that knows nothing
+    if models.family(case) == "llama":
+        assert losses[ours_step][0] == pytest.approx(losses[peft_step][0], rel=1e-3)
+    elif case.method != "adalora":  # whose loss has a penalty, too
+        # Two classes and a head that knows nothing.
         assert [each[0] for each in losses.values()] == pytest.approx([0.69] * 2, abs=0.1)
