@@ -35,7 +35,7 @@ slow: $(VENV)/decoders
 parity: .venv-parity/parity
 	.venv-parity/bin/$(PYTEST) -m parity $(ARGS)
 
-# Training steps beside PEFT's, in the environment that has both.
+# Beside PEFT and transformers, in the environment that has all: ARGS="--suite=memory --out=DIR".
 bench: .venv-parity/parity
 	$(ENV) .venv-parity/bin/python -m experiments.bench $(ARGS)
 

@@ -1,69 +1,121 @@
-r"""Time training steps beside those of Hugging Face PEFT, in turns on this machine.
+r"""Time this project beside others, or beside itself, in turns on this machine.
 
-    make bench
-    .venv-parity/bin/python -m experiments.bench --cases=lora,dora --turns=20 --out=bench.json
+    make bench ARGS="--suite=train --out=runs/bench"
+    .venv-parity/bin/python -m experiments.bench --against=peft --cases=dora --turns=20
 
-Each side trains all-MiniLM-L6-v2 on the same batch, 32 x 48 random tokens, in a process of its own:
-forward pass, backward pass, clipping and AdamW, in float32, without dropout. A turn is three steps;
-its time is that of the fastest. The sides take turns, so that what else the machine does hits both.
-A ratio is the median over neighbouring turns, with its quartiles: above 1, ours is the faster one.
-Threads and allocator settings are the same on both sides.
+Suites (`experiments/benchmarks/suites` has a file for each):
+
+    train      training steps beside PEFT's, LoRA written by hand, and other methods
+    memory     memory of steps beside PEFT's, and the batch that the memory of full training holds
+    infer      a merged and an unmerged adapter beside the base model
+    generate   generated tokens beside those of transformers
+    compile    compiling a step, by method and by layers
+    sweep      a sweep beside a process for each of its trials
+    start      from the start of a process to its first step, and what a second run compiles
+    scale      how time and memory grow, with exponents beside those in theory
+    gpu        Llama shapes of 1B to 8B on an accelerator
+
+Every contender works in a process of its own, and the processes take turns, so that what else the
+machine does hits all of them; the time of a turn is that of its fastest work. A ratio is the median
+over neighbouring turns, with its quartiles. Threads and allocator settings are the same for all.
+
+`--out` names a folder, which gets SUITE.json (all times, and the machine), SUITE.md and SUITE.png.
+`--size=smoke` takes tiny models: it tries the suite and says nothing about speed.
 """
 
 import dataclasses
+import importlib
 import json
 import os
+import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks.cases import TRAIN, Case
-from experiments.benchmarks.turns import Timing, time_in_turns
+from experiments.benchmarks import plot, results, suites, tables
+from experiments.benchmarks.plan import Plan, sides
+from experiments.benchmarks.results import Measured
 from lora_jax.files.atomic import write_atomically
-from lora_jax.records.environment import environment
 from lora_jax.suggest import nearest
 
-_CASES = flags.DEFINE_list("cases", [], "Methods to time; by default all of them.")
-_TURNS = flags.DEFINE_integer("turns", 10, "Turns of each side.", lower_bound=2)
-_OUT = flags.DEFINE_string("out", None, "A JSON file for all times, and the machine.")
+_SUITE = flags.DEFINE_string("suite", "train", "What to time.")
+_AGAINST = flags.DEFINE_list(
+    "against", [], "Sides: any of peft, full, hand, merged and qwix; by default all of the suite."
+)
+_CASES = flags.DEFINE_list("cases", [], "Parts of the names of the groups to time; all by default.")
+_TURNS = flags.DEFINE_integer(
+    "turns", None, "Turns of each contender; by default the suite's own number.", lower_bound=1
+)
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "smoke takes tiny models.")
+_OUT = flags.DEFINE_string("out", None, "The folder for the results.")
+_SIZES = flags.DEFINE_list(
+    "sizes", ["8x16"], "Of the suite sweep: batches to time, each BATCHxLENGTH."
+)
+_TRIALS = flags.DEFINE_integer("trials", 8, "Of the suite sweep: how many trials.", lower_bound=2)
+_STEPS = flags.DEFINE_integer("steps", 200, "Of the suite sweep: steps of a trial.", lower_bound=10)
+_EXECUTIONS = flags.DEFINE_list(
+    "executions", ["chosen"], "Of the suite sweep: any of chosen, each, map and vmap."
+)
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/quickstart.py", "Of the suites sweep and start: what to train."
+)
 
 
 def bench() -> None:
-    timings = []
-    print("| method | ours, ms | PEFT, ms | PEFT/ours | quartiles |\n|---|---|---|---|---|")
-    for case in chosen(_CASES.value):
-        timings.append(time_in_turns(case, ("ours", "peft"), _TURNS.value))
-        print(row(timings[-1]), flush=True)
+    # All processes share a GPU, which none may take whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    name, suite = _SUITE.value, suite_of(_SUITE.value)
+    plan = Plan(
+        against=sides(name, suite.AGAINST, _AGAINST.value),
+        turns=_TURNS.value or suite.TURNS,
+        smoke=_SIZE.value == "smoke",
+        cases=tuple(_CASES.value),
+        sizes=tuple(_SIZES.value),
+        trials=_TRIALS.value,
+        steps=_STEPS.value,
+        executions=tuple(_EXECUTIONS.value),
+        config=str(_CONFIG.value),
+    )
+    found = []
+    for measured in suite.run(plan):
+        found.append(measured)
+        print(tables.summary(content(name, plan, [measured])) or measured.name, flush=True)
+        if _OUT.value is not None:  # now: what follows may take hours
+            write(Path(_OUT.value), name, plan, found)
     if _OUT.value is not None:
-        write_atomically(Path(_OUT.value), f"{json.dumps(content(timings), indent=1)}\n".encode())
-        print(f"times: {_OUT.value}")
+        print(f"results: {_OUT.value}")
 
 
-def chosen(names: list[str]) -> list[Case]:
-    """The cases of the methods with these names; all cases without a name.
+def suite_of(name: str) -> Any:
+    """The module of a suite.
 
     Raises:
-      ValueError: no case has such a method.
+      ValueError: there is no such suite.
     """
-    known = dict.fromkeys(case.method for case in TRAIN)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"--cases={name}: no such method; nearest: {nearest(name, known)}")
-    return [case for case in TRAIN if not names or case.method in names]
+    known = [each.name for each in pkgutil.iter_modules(suites.__path__)]
+    if name not in known:
+        raise ValueError(f"--suite={name}: no such suite; nearest: {nearest(name, known)}")
+    return importlib.import_module(f"{suites.__name__}.{name}")
 
 
-def row(timing: Timing) -> str:
-    """A row of the Markdown table."""
-    ours, peft = (f"{1000 * timing.least(side):.0f}" for side in ("ours", "peft"))
-    middle, low, high = timing.ratio("peft", "ours")
-    return f"| {timing.case} | {ours} | {peft} | {middle:.2f} | {low:.2f} to {high:.2f} |"
+def content(suite: str, plan: Plan, found: Sequence[Measured]) -> dict[str, Any]:
+    """All that was measured, with the machine that it was measured on, as JSON."""
+    groups = [dataclasses.asdict(each) for each in found]
+    head = {"suite": suite, **dataclasses.asdict(plan), "machine": results.machine()}
+    return {**head, "groups": groups}
 
 
-def content(timings: list[Timing]) -> dict[str, object]:
-    """All times, with the machine that they were taken on."""
-    machine = {**environment(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()}
-    return {"machine": machine, "timings": [dataclasses.asdict(each) for each in timings]}
+def write(folder: Path, suite: str, plan: Plan, found: Sequence[Measured]) -> None:
+    """Write the three files of a suite."""
+    whole = content(suite, plan, found)
+    write_atomically(folder / f"{suite}.json", f"{json.dumps(whole, indent=1)}\n".encode())
+    write_atomically(folder / f"{suite}.md", tables.document(whole).encode())
+    picture = plot.draw(found, f"{suite}, {plan.turns} turns")
+    if picture is not None:
+        write_atomically(folder / f"{suite}.png", picture)
 
 
 if __name__ == "__main__":

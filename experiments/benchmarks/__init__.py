@@ -1,5 +1,7 @@
 """Time one thing beside another: contenders in processes of their own, which take turns.
 
-`turns` starts and times them, `contender` is the process of one side, and `our_step` and
-`peft_step` make its training step. The command `experiments.bench` imports `turns` and `cases`.
+`suites` has a file for each value of `--suite` of the command `experiments.bench`: what is timed,
+and which ratios are of interest. `contenders` has the process of one contender, and a file for each
+thing that it can do. Here are the data of both (`cases`, `models`), the turns (`turns`), and what
+becomes of the times: `results`, `tables` and `plot`.
 """

@@ -4,72 +4,72 @@ import contextlib
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
-from experiments.benchmarks.cases import Case
+from experiments.benchmarks.cases import Contender, Group
 from experiments.command_environment import MALLOC
 
-STEPS = 3
-"""How many steps a turn has; its time is that of the fastest."""
 PAUSE = 0.3
 """Seconds between turns, in which the threads of the last contender go to sleep."""
 
-Take = Callable[[], list[float]]
-"""Takes the steps of a turn and returns the seconds of each."""
+Take = Callable[[int], list[float]]
+"""Works so many times, and returns the seconds of each."""
+Facts = dict[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """The seconds of a step in each turn, by side; turns with the same number were neighbours."""
+def time_in_turns(
+    group: Group, turns: int, pause: float = PAUSE
+) -> tuple[dict[str, list[float]], dict[str, Facts]]:
+    """Time the contenders of a group, each in a process of its own.
 
-    case: Case
-    seconds: dict[str, list[float]]
-
-    def ratio(self, above: str, below: str) -> tuple[float, float, float]:
-        """The median ratio of neighbouring turns, and its lower and upper quartile."""
-        pairs = zip(self.seconds[above], self.seconds[below], strict=True)
-        low, middle, high = statistics.quantiles((one / other for one, other in pairs), n=4)
-        return middle, low, high
-
-    def least(self, side: str) -> float:
-        return min(self.seconds[side])
-
-
-def time_in_turns(case: Case, sides: Sequence[str], turns: int) -> Timing:
-    """Time the training steps of a case, in turns, each side in a process of its own.
+    Returns:
+      The seconds of each turn, and the facts, both by the names of the contenders.
 
     Raises:
       ValueError: a contender ends with an error; its last line is in the message.
     """
     with contextlib.ExitStack() as stack:
-        takes = {side: stack.enter_context(contender(side, case)) for side in sides}
-        return Timing(case, in_turns(takes, turns))
+        started = {
+            name: stack.enter_context(process(each)) for name, each in group.contenders.items()
+        }
+        takes = {name: take for name, (take, _) in started.items()}
+        seconds = in_turns(takes, turns, group.repeats, pause)
+        return seconds, {name: facts for name, (_, facts) in started.items()}
 
 
-def in_turns(takes: dict[str, Take], turns: int, pause: float = PAUSE) -> dict[str, list[float]]:
-    """The seconds of the fastest step of each turn, by side, after one turn to warm up."""
-    seconds: dict[str, list[float]] = {side: [] for side in takes}
-    for turn in range(-1, turns):
-        for side, take in takes.items():
-            found = take()
-            if turn >= 0:
-                seconds[side].append(min(found))
+def in_turns(
+    takes: Mapping[str, Take], turns: int, repeats: int = 1, pause: float = PAUSE
+) -> dict[str, list[float]]:
+    """The seconds of the fastest work of each turn, by name."""
+    seconds: dict[str, list[float]] = {name: [] for name in takes}
+    for _ in range(turns):
+        for name, take in takes.items():
+            seconds[name].append(min(take(repeats)))
             time.sleep(pause)
     return seconds
 
 
+def facts_of(contender: Contender) -> Facts:
+    """The facts of a contender, which works only once.
+
+    Raises:
+      ValueError: as `time_in_turns`.
+    """
+    with process(contender) as (_, facts):
+        return facts
+
+
 @contextlib.contextmanager
-def contender(side: str, case: Case) -> Iterator[Take]:
-    """Start the process of one side; it ends with this context."""
-    line = [sys.executable, "-m", "experiments.benchmarks.contender", side]
-    line += map(str, dataclasses.astuple(case))
+def process(contender: Contender) -> Iterator[tuple[Take, Facts]]:
+    """Start the process of a contender, which has worked once; it ends with this context."""
+    module = "experiments.benchmarks.contenders.process"
+    line = [sys.executable, "-m", module, json.dumps(dataclasses.asdict(contender))]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        process = subprocess.Popen(
+        child = subprocess.Popen(
             line,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -78,20 +78,24 @@ def contender(side: str, case: Case) -> Iterator[Take]:
             env={**os.environ, **MALLOC},
         )
 
-        def take() -> list[float]:
-            assert process.stdin is not None and process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(f"{STEPS}\n")
-                process.stdin.flush()
-            if answer := process.stdout.readline():
-                return json.loads(answer)
-            process.wait()
+        def answer() -> str:
+            assert child.stdout is not None
+            if line := child.stdout.readline():
+                return line
+            child.wait()
             errors.seek(0)
             said = errors.read().strip().splitlines() or ["it gives no reason"]
-            raise ValueError(f"{side} cannot be timed: {said[-1]}")
+            raise ValueError(f"{contender.side} cannot be timed: {said[-1]}")
+
+        def take(repeats: int) -> list[float]:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(f"{repeats}\n")
+                child.stdin.flush()
+            return json.loads(answer())
 
         try:
-            yield take
+            yield take, json.loads(answer())
         finally:
-            process.kill()
-            process.communicate()
+            child.kill()
+            child.communicate()

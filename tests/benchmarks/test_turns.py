@@ -1,71 +1,45 @@
-"""Contenders take turns; ratios are of neighbouring turns."""
+"""Contenders take turns; the time of a turn is that of the fastest work."""
 
 import itertools
 
 import pytest
 
-from experiments import bench
-from experiments.benchmarks.cases import TRAIN, Case
-from experiments.benchmarks.turns import Timing, contender, in_turns
+from experiments.benchmarks.cases import Case, Contender
+from experiments.benchmarks.turns import in_turns, process
 
 
-def test_sides_take_turns_and_the_first_turn_does_not_count():
+def test_contenders_take_turns_and_only_the_fastest_work_of_a_turn_counts():
     said = []
 
-    def side(name, seconds):
+    def contender(name, seconds):
         found = iter(seconds)
 
-        def take():
-            said.append(name)
+        def take(repeats):
+            said.append((name, repeats))
             least = next(found)
             return [least + more for more in (2.0, 0.0, 1.0)]
 
         return take
 
-    takes = {"one": side("one", itertools.count(10)), "two": side("two", itertools.count(20))}
-    assert in_turns(takes, 3, pause=0) == {"one": [11, 12, 13], "two": [21, 22, 23]}
-    assert said == ["one", "two"] * 4
-
-
-def test_a_ratio_is_the_median_over_neighbouring_turns():
-    slow = [1.0, 10.0, 1.0, 10.0, 1.0]  # the machine was busy twice, for both sides
-    timing = Timing(Case("lora"), {"ours": slow, "peft": [2 * each for each in slow]})
-    assert timing.ratio("peft", "ours") == (2, 2, 2)
-    assert timing.least("peft") == 2
-    assert bench.row(timing) == "| lora, all six | 1000 | 2000 | 2.00 | 2.00 to 2.00 |"
-    assert [each["seconds"] for each in bench.content([timing])["timings"]] == [timing.seconds]
-
-
-def test_methods_are_chosen_by_name():
-    assert bench.chosen([]) == list(TRAIN)
-    assert {case.method for case in bench.chosen(["dora", "full"])} == {"dora", "full"}
-    with pytest.raises(ValueError, match=r"^--cases=dorra: no such method; nearest: 'dora'"):
-        bench.chosen(["dorra"])
+    takes = {"one": contender("one", itertools.count(10)), "two": contender("two", [20, 21, 22])}
+    assert in_turns(takes, 3, repeats=3, pause=0) == {"one": [10, 11, 12], "two": [20, 21, 22]}
+    assert said == [("one", 3), ("two", 3)] * 3
 
 
 @pytest.mark.slow
-def test_a_contender_times_its_steps_or_says_why_not():
-    with contender("ours", Case("lora", "query, value", 2, 8)) as take:
-        assert all(each > 0 for each in take()) and len(take()) == 3
-    with (
-        contender("ours", Case("lorra", rows=2, tokens=8)) as take,
-        pytest.raises(
-            ValueError, match=r"^ours cannot be timed: ValueError: unknown variant 'lorra'"
-        ),
+def test_a_process_works_as_often_as_it_is_asked_or_says_why_not():
+    small = {"model": "tiny bert", "rows": 2, "tokens": 8}
+    with process(Contender("ours", Case(**small))) as (take, facts):
+        assert facts["flops"] > 0 and facts["growth_bytes"] >= 0
+        assert [len(take(1)), len(take(3))] == [1, 3]
+        assert all(each > 0 for each in take(2))
+    for contender, why in (
+        (Contender("ours", Case(method="lorra", **small)), "unknown variant 'lorra'"),
+        (Contender("hand", Case(method="dora", **small)), "only LoRA is written by hand, not dora"),
+        (Contender("hand", Case(work="generation")), "hand has no generation"),
     ):
-        take()
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("case", TRAIN, ids=str)
-def test_both_sides_learn_the_same_batch(case):
-    """Two classes and a head that knows nothing: the first losses are near ln 2."""
-    from experiments.benchmarks import our_step, peft_step
-    from experiments.benchmarks.contender import batch
-
-    small = Case(case.method, case.targets, 4, 16)
-    for side in (our_step, peft_step):
-        take = side.make(small, batch(small))
-        losses = [take() for _ in range(6)]
-        assert losses[0] == pytest.approx(0.69, abs=0.1)
-        assert losses[-1] < losses[0]
+        with (
+            pytest.raises(ValueError, match=f"^{contender.side} cannot be timed: .*{why}"),
+            process(contender),
+        ):
+            pass

@@ -1,0 +1,72 @@
+"""What a contender's file makes of a case, and facts about compiled programs."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from experiments.benchmarks import models
+from experiments.benchmarks.cases import Case
+
+Facts = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A contender that is ready to work."""
+
+    work: Callable[[], Any]
+    """Does the work once, and returns when it is done."""
+    facts: Facts = dataclasses.field(default_factory=dict)
+    """Numbers that need no clock, by name."""
+
+
+def compiled(jitted: Any, *arguments: Any) -> tuple[Any, Facts]:
+    """Compile a jitted function for these arguments.
+
+    Returns:
+      The program, and its facts: `flops` and `bytes_accessed` of a call, as XLA counts them (the
+      body of a loop once); `temporary_bytes`, and `peak_bytes` with arguments and results;
+      `compile_seconds`.
+    """
+    began = time.perf_counter()
+    program = jitted.lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+    cost, memory = program.cost_analysis() or {}, program.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return program, {
+        "flops": float(cost.get("flops", 0)),
+        "bytes_accessed": float(cost.get("bytes accessed", 0)),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
+        "compile_seconds": seconds,
+    }
+
+
+def stepping(step: Any, state: Any, frozen: Any, batch: Any) -> Made:
+    """A contender that takes steps, `(state, frozen, batch) -> (state, metrics)`.
+
+    Its work returns the loss.
+    """
+    program, facts = compiled(step, state, frozen, batch)
+
+    def work() -> float:
+        nonlocal state
+        state, metrics = program(state, frozen, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return Made(work, facts)
+
+
+def compilation(case: Case, step: Any, *arguments: Any) -> Made:
+    """A contender that traces and compiles a training step again and again."""
+    given = *arguments, models.batch(case)
+
+    def work() -> None:
+        jax.clear_caches()
+        step.lower(*given).compile()
+
+    return Made(work, compiled(step, *given)[1])

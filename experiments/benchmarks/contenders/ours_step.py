@@ -1,0 +1,58 @@
+"""A training step of this project's."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import lora_jax as lj
+import variants
+from experiments.benchmarks import models
+from experiments.benchmarks.cases import BUDGET, STEPS, Case
+from experiments.benchmarks.contenders.made import Made, stepping
+from lora_jax.training import optim
+from lora_jax.training.step import Loss, Predict, Step, TrainState, make_train_step
+
+
+def make(case: Case) -> Made:
+    return stepping(*training(case), models.batch(case))
+
+
+def training(case: Case) -> tuple[Step, TrainState, lj.Frozen]:
+    """The jitted step of a case, and its first two arguments."""
+    adapted, trainable, frozen, loss = adapt(case)
+    tx, predict = optimizer(), predictor(adapted)
+    step = make_train_step(adapted, tx, predict, loss, clip=1.0)
+    # Copied: the step donates its state, of which method `full` shares the arrays.
+    trainable = jax.tree.map(jnp.copy, trainable)
+    return step, TrainState.create(adapted, tx, trainable, frozen, jax.random.key(0)), frozen
+
+
+def optimizer(rate: Any = 1e-3) -> Any:
+    """AdamW, as torch has it by default; the step clips."""
+    return optim.adamw(rate, clip=None, weight_decay=0.01)
+
+
+def adapt(case: Case) -> tuple[lj.Adapted, Any, lj.Frozen, Loss]:
+    """A case's adapted model, what it trains, what it does not, and its loss."""
+    call, params, loss = models.forward(models.load(case), case)
+    head = ("classifier/.*",) if models.family(case) == "bert" else ()
+    if case.method == "full":
+        adapted = lj.adapt(call, None, {"all-linear": variants.make("full")}, [".*"])
+    else:
+        budget = {**BUDGET, "total_steps": STEPS} if case.method == "adalora" else {}
+        variant = variants.make(case.method, rank=case.rank, **budget)
+        stored = {models.pattern(case): lj.NF4()} if case.storage == "nf4" else {}
+        adapted = lj.adapt(call, None, {models.pattern(case): variant}, head, stored)
+    batch = models.batch(case)
+    inputs = [batch[name] for name in models.INPUTS]
+    return adapted, *adapted.init(jax.random.key(0), params, *inputs), loss
+
+
+def predictor(adapted: lj.Adapted) -> Predict:
+    """The adapted model as a function of a batch."""
+
+    def predict(trainable: Any, frozen: lj.Frozen, batch: Any, rng: Any) -> jax.Array:
+        return adapted.apply(trainable, frozen, *(batch[name] for name in models.INPUTS))
+
+    return predict

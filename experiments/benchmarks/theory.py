@@ -1,0 +1,66 @@
+"""The floating point operations and bytes of a training step of a Llama, by formula.
+
+A product of a (T, in) and an (in, out) matrix takes 2 T in out operations. LoRA's backward pass
+multiplies by each frozen matrix once more, for the gradient of its input; only full fine-tuning
+multiplies a third time, for the gradient of the matrix. Causal attention is counted whole, as it is
+computed. The output layer is computed twice in the forward direction (`chunked_loss`).
+"""
+
+import jax.numpy as jnp
+
+from experiments.benchmarks import models
+from experiments.benchmarks.cases import Case
+from experiments.planning.memory_formula import Memory, Setting, by_formula, linears
+from lora_jax.models.families.llama_config import LlamaConfig
+
+
+def step_flops(case: Case, recomputed: bool = True) -> float:
+    """The operations of a training step, of all trials.
+
+    Args:
+      recomputed: whether what the backward pass computes again is counted.
+    """
+    config, tokens = _config(case), case.rows * case.tokens
+    layers = config.num_hidden_layers
+    passes = 3 if case.method == "full" else 2
+    again = 1 if case.remat and recomputed else 0
+    in_blocks = 2 * tokens * layers * sum(a * b for a, b in linears(config)) * (passes + again)
+    heads = config.num_attention_heads * config.head_dim
+    # Scores and their product with the values: two products forwards, four backwards.
+    attention = 4 * tokens * case.tokens * heads * layers * (3 + again)
+    head = 2 * tokens * config.hidden_size * config.vocab_size * (passes + recomputed)
+    return case.trials * float(in_blocks + attention + head + _low_rank(case, config, tokens))
+
+
+def step_bytes(case: Case) -> float:
+    """The bytes of a training step's arrays and temporaries, of all trials over one base."""
+    rank = None if case.method == "full" else case.rank
+    setting = Setting(
+        rank=rank,
+        storage=case.storage,
+        width=jnp.dtype(case.dtype).itemsize,
+        batch=case.rows,
+        tokens=case.tokens,
+        predicted=case.tokens,
+        remat=case.remat,
+    )
+    memory: Memory = by_formula(_config(case), setting)
+    return memory.weights + case.trials * (memory.total - memory.weights)
+
+
+def _low_rank(case: Case, config: LlamaConfig, tokens: int) -> float:
+    """The operations of the adapters: two products forwards, four backwards."""
+    if case.method == "full":
+        return 0.0
+    names = ("query", "key", "value", "output", "gate", "up", "down")
+    adapted = models.TARGETS[case.targets]
+    shapes = [s for name, s in zip(names, linears(config), strict=True) if name in adapted]
+    per_token = 6 * case.rank * sum(a + b for a, b in shapes)
+    return float(tokens * config.num_hidden_layers * per_token)
+
+
+def _config(case: Case) -> LlamaConfig:
+    config = models.config(case)
+    if not isinstance(config, LlamaConfig):
+        raise ValueError(f"{case.model} is not a Llama")
+    return config

@@ -1,0 +1,142 @@
+"""What contenders do: training that learns, facts of compiled programs, and the same work."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.benchmarks import models, theory
+from experiments.benchmarks.cases import CLASSES, Case
+from experiments.benchmarks.contenders import hand_step, ours_step
+from experiments.benchmarks.contenders.made import compiled
+from experiments.benchmarks.contenders.process import growth
+from experiments.benchmarks.suites.train import METHODS, SMOLLM2
+
+BERT = Case(model="tiny bert", rows=4, tokens=16)
+LLAMA = Case(model="tiny llama", rows=2, tokens=16)
+
+
+OF_OTHERS = pytest.mark.filterwarnings("ignore")
+"""What other libraries warn of is not about us."""
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("case", [BERT, LLAMA], ids=["classifier", "language model"])
+def test_lora_by_hand_takes_our_steps(case):
+    """From the same first factors, both lose the same over several steps."""
+    batch = models.batch(case)
+    our_step, state, our_frozen = ours_step.training(case)
+    hand, (trained, moments), frozen = hand_step.training(case)
+    flat = nnx.to_flat_state(trained)
+    factors = {}
+    for path, leaf in flat:
+        name = "/".join(map(str, path))
+        place, _, which = name.rpartition("/")
+        if which in ("a", "b"):
+            own = state.trainable["adapters"][f"{place}/kernel"]
+            found = {key.lower(): value for key, value in own.items()}[which]
+            found = found if found.shape == leaf[...].shape else found.swapaxes(-1, -2)
+            factors[path] = leaf.replace(jnp.copy(found))  # A is stored as its transpose
+        else:
+            factors[path] = leaf
+    trained = nnx.from_flat_state(factors.items())
+    assert len(factors) == 2 * len(state.trainable["adapters"]) + len(state.trainable["params"])
+    losses = []
+    pair = (trained, moments)
+    for _ in range(4):
+        state, metrics = our_step(state, our_frozen, batch)
+        pair, theirs = hand(pair, frozen, batch)
+        losses.append((float(metrics["loss"]), float(theirs["loss"])))
+    np.testing.assert_allclose(*np.transpose(losses), rtol=2e-5)
+    assert losses[-1][0] < losses[0][0]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(model="small llama", layers=2, rows=1, tokens=256, rank=64),
+        Case(model="small llama", layers=2, rows=2, tokens=64, method="full"),
+    ],
+    ids=["LoRA", "full"],
+)
+def test_the_operations_in_theory_are_those_that_xla_counts(case):
+    """XLA counts the operations of norms and activations, too, and LoRA's first layer less."""
+    step, *arguments = ours_step.training(case)
+    _, facts = compiled(step, *arguments, models.batch(case))
+    assert facts["flops"] == pytest.approx(theory.step_flops(case), rel=0.1)
+
+
+def test_theory_of_trials_shares_the_base():
+    one = Case(model="small llama", rows=1, tokens=32)
+    many = dataclasses.replace(one, trials=8)
+    assert theory.step_flops(many) == 8 * theory.step_flops(one)
+    assert theory.step_bytes(one) < theory.step_bytes(many) < 8 * theory.step_bytes(one)
+    with pytest.raises(ValueError, match="tiny bert is not a Llama"):
+        theory.step_flops(BERT)
+
+
+def test_facts_of_a_compiled_program():
+    """A product of matrices, whose operations and bytes are known."""
+    x, y = jnp.ones((64, 32)), jnp.ones((32, 16))
+    program, facts = compiled(jax.jit(lambda x, y: x @ y), x, y)
+    assert facts["flops"] == pytest.approx(2 * 64 * 32 * 16, rel=0.01)
+    assert facts["peak_bytes"] == 4 * (64 * 32 + 32 * 16 + 64 * 16) + facts["temporary_bytes"]
+    assert program(x, y).shape == (64, 16)
+
+
+def test_growth_is_the_most_that_work_had_and_not_what_was_there():
+    kept = np.ones(2**23)  # 64 MiB, which are there before
+    found = growth(lambda: [np.ones(2**22), np.ones(2**22)])  # 32 MiB, twice
+    assert kept.size and (not found or 60 * 2**20 < found["growth_bytes"] < 100 * 2**20)
+
+
+def test_batches_have_no_padding_and_known_labels():
+    for case in (BERT, LLAMA):
+        batch = models.batch(case)
+        assert batch["attention_mask"].all()
+        assert batch["input_ids"].max() < models.content(case)["vocab_size"]
+        assert set(batch["label"]) <= set(range(CLASSES))
+    assert models.batch(LLAMA)["weight"].tolist() == [15, 15]  # tokens that are predicted
+
+
+@pytest.mark.parity
+@OF_OTHERS
+@pytest.mark.usefixtures("standard_promotion")
+def test_qwix_trains_lora_in_the_same_encoder():
+    """It trains as many numbers as LoRA by hand, from the same loss, in about the same steps."""
+    from experiments.benchmarks.contenders import qwix_step
+
+    found = [side.make(BERT) for side in (hand_step, qwix_step)]
+    ours, qwix = ([made.work() for _ in range(4)] for made in found)
+    assert qwix[0] == pytest.approx(ours[0], rel=1e-5)  # nothing has been added to the base yet
+    assert qwix == pytest.approx(ours, rel=5e-3) and qwix[-1] < qwix[0]
+    assert found[1].facts["flops"] == pytest.approx(found[0].facts["flops"], rel=0.02)
+
+
+@pytest.mark.parity
+@OF_OTHERS
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    "case",
+    [*(case for case, *_ in METHODS), SMOLLM2],
+    ids=lambda case: f"{case.model}, {case.method}, {case.targets}",
+)
+def test_both_sides_learn_the_same_batch(case):
+    """Before the first step, both have the published model: their first losses are equal."""
+    from experiments.benchmarks.contenders import peft_step
+
+    small = dataclasses.replace(case, rows=4, tokens=16)
+    losses = {}
+    for side in (ours_step, peft_step):
+        work = side.make(small).work
+        losses[side] = [work() for _ in range(6)]
+        assert losses[side][-1] < losses[side][0]
+    if models.family(case) == "llama":
+        assert losses[ours_step][0] == pytest.approx(losses[peft_step][0], rel=1e-3)
+    elif case.method != "adalora":  # whose loss has a penalty, too
+        # Two classes and a head that knows nothing.
+        assert [each[0] for each in losses.values()] == pytest.approx([0.69] * 2, abs=0.1)

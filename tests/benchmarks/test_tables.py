@@ -1,0 +1,68 @@
+"""Tables are made from the stored results; README's are those of the committed ones."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import bench
+from experiments.benchmarks import tables
+from experiments.benchmarks.cases import Case, Contender, Goal
+from experiments.benchmarks.plan import Plan
+from experiments.benchmarks.results import Curve, Found, Measured
+from experiments.tables.config_tables import ROOT
+
+MEASURED = Measured(
+    "a group",
+    {"ours": dataclasses.asdict(Contender("ours", Case()))},
+    {"ours": [0.25, 0.5, 0.75]},
+    {"ours": {"flops": 2.5e9, "temporary_bytes": 3 * 2**20, "mfu": 0.25}},
+    [
+        Found.of("peft/ours", Goal(1.0, 1.5), [1.25, 1.5, 2.0, 2.5, 9.0]),
+        Found.of("ours/hand", Goal(1.02, 1.0), [1.5]),
+        Found.of("NF4/LoRA", None, [1.25]),
+    ],
+    [Curve("tokens", "seconds", [1, 10], [2, 20], {"flops": [1, 100]})],
+)
+SUMMARY = """\
+| group | what | ratio | half of them | must be | may reach |
+| --- | --- | --- | --- | --- | --- |
+| a group | peft/ours | 2.00 | 1.50 to 2.50 | ≥ 1 | 1.5 |
+| a group | ours/hand | 1.50 |  | ≤ 1.02, missed | 1 |
+| a group | NF4/LoRA | 1.25 |  |  |  |
+
+| of | over | from | to | exponent | in theory |
+| --- | --- | --- | --- | --- | --- |
+| seconds | tokens | 1 | 10 | 1.00 | 2.00 |"""
+
+
+def test_what_is_written_is_what_was_measured(tmp_path):
+    bench.write(tmp_path, "train", Plan(turns=3), [MEASURED])
+    content = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    (group,) = content["groups"]
+    assert Measured.from_json(group) == MEASURED
+    assert content["machine"]["cores"] >= 1 and content["turns"] == 3
+    text = (tmp_path / "train.md").read_text(encoding="utf-8")
+    assert SUMMARY in text
+    assert "| group | contender | least ms | median ms | GFLOP | temporary MiB | mfu |" in text
+    assert "| a group | ours | 250.0 | 500.0 | 2.50 | 3.0 | 0.25 |" in text
+    assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_document_gets_the_tables_of_its_markers(tmp_path):
+    bench.write(tmp_path, "train", Plan(), [MEASURED])
+    before = "# A\n<!-- bench: train -->\nold\n<!-- /bench -->\nB\n"
+    after = f"# A\n<!-- bench: train -->\n{SUMMARY}\n<!-- /bench -->\nB\n"
+    assert tables.fill(before, tmp_path) == after == tables.fill(after, tmp_path)
+    assert tables.fill("no marker", tmp_path) == "no marker"
+    with pytest.raises(FileNotFoundError, match=r"memory\.json"):
+        tables.fill("<!-- bench: memory -->\n<!-- /bench -->\n", tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_readme_has_the_committed_results(path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- bench: {path.stem} -->" in readme
+    assert tables.fill(readme) == readme
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tables.document(content)
