@@ -4,7 +4,6 @@ A random model has the shapes of a config.json, which both transformers and this
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -119,7 +118,8 @@ def pattern(case: Case) -> str:
 
 def load(case: Case) -> nnx.Module:
     """A case's model, with published or random weights."""
-    given: dict[str, Any] = {**_options(case), "param_dtype": jnp.dtype(case.dtype)}
+    given: dict[str, Any] = {"remat": case.remat, "unroll": case.unroll}
+    given["param_dtype"] = jnp.dtype(case.dtype)
     if case.model == "minilm":
         key, labels = jax.random.key(0), CLASSES
         return load_classifier(locate("minilm"), num_labels=labels, pool="cls", key=key, **given)[0]
@@ -131,17 +131,6 @@ def load(case: Case) -> nnx.Module:
     graph = nnx.split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0), **given)))[0]
     # Jitted, as one layer's weights after the other would be held twice.
     return nnx.merge(graph, jax.jit(lambda: nnx.state(build(rngs=nnx.Rngs(0), **given)))())
-
-
-def has_products() -> bool:
-    """Whether models can have products of bfloat16 operands."""
-    return "products" in inspect.signature(load_classifier).parameters
-
-
-def _options(case: Case) -> dict[str, Any]:
-    """The arguments of a model that a case sets."""
-    given: dict[str, Any] = {"remat": case.remat, "unroll": case.unroll}
-    return given if case.products == "float32" else {**given, "products": case.products}
 
 
 def forward(model: nnx.Module, case: Case) -> tuple[Callable[..., Any], nnx.State, Loss]:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 import lora_jax as lj
 import variants
+from configs.settings import ModelSettings
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import BUDGET, STEPS, Case
 from experiments.benchmarks.contenders.made import Made, stepping
+from experiments.setup.experiment import predictor
 from lora_jax.training import optim
 from lora_jax.training.step import Loss, Predict, Step, TrainState, make_train_step
 
@@ -21,8 +23,8 @@ def make(case: Case) -> Made:
 def training(case: Case) -> tuple[Step, TrainState, lj.Frozen]:
     """The jitted step of a case, and its first two arguments."""
     adapted, trainable, frozen, loss = adapt(case)
-    tx, predict = optimizer(), predictor(adapted)
-    step = make_train_step(adapted, tx, predict, loss, clip=1.0)
+    tx = optimizer()
+    step = make_train_step(adapted, tx, predict_of(adapted, case), loss, clip=1.0)
     # Copied: the step donates its state, of which method `full` shares the arrays.
     trainable = jax.tree.map(jnp.copy, trainable)
     return step, TrainState.create(adapted, tx, trainable, frozen, jax.random.key(0)), frozen
@@ -49,10 +51,7 @@ def adapt(case: Case) -> tuple[lj.Adapted, Any, lj.Frozen, Loss]:
     return adapted, *adapted.init(jax.random.key(0), params, *inputs), loss
 
 
-def predictor(adapted: lj.Adapted) -> Predict:
-    """The adapted model as a function of a batch."""
-
-    def predict(trainable: Any, frozen: lj.Frozen, batch: Any, rng: Any) -> jax.Array:
-        return adapted.apply(trainable, frozen, *(batch[name] for name in models.INPUTS))
-
-    return predict
+def predict_of(adapted: lj.Adapted, case: Case) -> Predict:
+    """The adapted model as a function of a batch, as in a run without dropout."""
+    products = None if case.products == "float32" else case.products
+    return predictor(adapted, ModelSettings(name=case.model, dropout=False, products=products))

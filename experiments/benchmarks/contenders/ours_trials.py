@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.contenders.made import Made, compiled
-from experiments.benchmarks.contenders.ours_step import adapt, optimizer, predictor
+from experiments.benchmarks.contenders.ours_step import adapt, optimizer, predict_of
 from lora_jax.training.step import TrainState, make_step
 from lora_jax.training.trial_program import make_program
 
 
 def make(case: Case) -> Made:
     adapted, trainable, frozen, loss = adapt(case)
-    step = make_step(adapted, predictor(adapted), loss)
+    step = make_step(adapted, predict_of(adapted, case), loss)
 
     def traced(hyper: Any, state: TrainState, frozen: Any, batch: Any) -> Any:
         return step(optimizer(hyper["rate"]), 1.0, state, frozen, batch)

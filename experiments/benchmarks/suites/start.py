@@ -1,9 +1,8 @@
 """From the start of a process to the first step of its run, and what a second run compiles.
 
 The run is one step of `--config` (the quickstart) by `experiments.train`, without the audit; its
-first step is over when `metrics.jsonl` has a line. JAX's cache of compiled programs is in a folder
-of its own, which keeps every program: the first run fills it, and what later runs of the same
-config add to it they have compiled.
+first step is over when `metrics.jsonl` has a line. The cache of compiled programs is in a folder of
+its own: the first run fills it, and what later runs of the same config add they have compiled.
 """
 
 import tempfile
@@ -20,18 +19,13 @@ AGAINST = ()
 TURNS = 5
 
 SECONDS, COMPILATIONS = Goal(6.0, 4.0), Goal(0.0, 0.0)
-EVERYTHING = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-"""Settings of JAX for a cache that keeps every program."""
 
 
 def run(plan: Plan) -> Iterator[Measured]:
     with tempfile.TemporaryDirectory() as name:
         folder, turn = Path(name), iter(range(10**6))
         cache = folder / "cache"
-        settings = {"JAX_COMPILATION_CACHE_DIR": str(cache), **EVERYTHING}
+        settings = {"XDG_CACHE_HOME": str(cache)}
 
         def start(_: int = 1) -> list[float]:
             workdir = folder / str(next(turn))
