@@ -23,23 +23,16 @@ over neighbouring turns, with its quartiles. Threads and allocator settings are 
 `--size=smoke` takes tiny models: it tries the suite and says nothing about speed.
 """
 
-import dataclasses
-import importlib
-import json
 import os
-import pkgutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from experiments import cli
-from experiments.benchmarks import plot, results, suites, tables
+from experiments.benchmarks import tables
 from experiments.benchmarks.plan import Plan, sides
-from experiments.benchmarks.results import Measured
-from lora_jax.files.atomic import write_atomically
-from lora_jax.suggest import nearest
+from experiments.benchmarks.result_files import content, write
+from experiments.benchmarks.suites import suite_of
 
 _SUITE = flags.DEFINE_string("suite", "train", "What to time.")
 _AGAINST = flags.DEFINE_list(
@@ -87,35 +80,6 @@ def bench() -> None:
             write(Path(_OUT.value), name, plan, found)
     if _OUT.value is not None:
         print(f"results: {_OUT.value}")
-
-
-def suite_of(name: str) -> Any:
-    """The module of a suite.
-
-    Raises:
-      ValueError: there is no such suite.
-    """
-    known = [each.name for each in pkgutil.iter_modules(suites.__path__)]
-    if name not in known:
-        raise ValueError(f"--suite={name}: no such suite; nearest: {nearest(name, known)}")
-    return importlib.import_module(f"{suites.__name__}.{name}")
-
-
-def content(suite: str, plan: Plan, found: Sequence[Measured]) -> dict[str, Any]:
-    """All that was measured, with the machine that it was measured on, as JSON."""
-    groups = [dataclasses.asdict(each) for each in found]
-    head = {"suite": suite, **dataclasses.asdict(plan), "machine": results.machine()}
-    return {**head, "groups": groups}
-
-
-def write(folder: Path, suite: str, plan: Plan, found: Sequence[Measured]) -> None:
-    """Write the three files of a suite."""
-    whole = content(suite, plan, found)
-    write_atomically(folder / f"{suite}.json", f"{json.dumps(whole, indent=1)}\n".encode())
-    write_atomically(folder / f"{suite}.md", tables.document(whole).encode())
-    picture = plot.draw(found, f"{suite}, {plan.turns} turns")
-    if picture is not None:
-        write_atomically(folder / f"{suite}.png", picture)
 
 
 if __name__ == "__main__":

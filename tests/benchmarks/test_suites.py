@@ -10,13 +10,12 @@ import time
 
 import pytest
 
-from experiments import bench
 from experiments.benchmarks import models, plan, theory
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.contenders import ours_data, process
 from experiments.benchmarks.contenders.process import make
 from experiments.benchmarks.plan import Plan
-from experiments.benchmarks.suites import gpu, memory, scale, start
+from experiments.benchmarks.suites import gpu, memory, scale, start, suite_of
 from experiments.benchmarks.turns import in_turns
 from experiments.tables.config_tables import ROOT
 
@@ -118,7 +117,7 @@ def test_curves(in_this_process):
     [("compile", ("full", "hand"), 6), ("generate", ("merged",), 2), ("infer", ("merged",), 6)],
 )
 def test_suites_of_ours_alone(in_this_process, name, against, ratios):
-    found = list(bench.suite_of(name).run(Plan(against=against, turns=1, smoke=True)))
+    found = list(suite_of(name).run(Plan(against=against, turns=1, smoke=True)))
     assert sum(len(each.ratios) for each in found) == ratios
     for each in found:
         assert each.contenders and each.seconds.keys() == each.contenders.keys()

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from experiments import bench
 from experiments.benchmarks import tables
 from experiments.benchmarks.cases import Case, Contender, Goal
 from experiments.benchmarks.plan import Plan
+from experiments.benchmarks.result_files import write
 from experiments.benchmarks.results import Curve, Found, Measured
 from experiments.tables.config_tables import ROOT
 
@@ -37,7 +37,7 @@ SUMMARY = """\
 
 
 def test_what_is_written_is_what_was_measured(tmp_path):
-    bench.write(tmp_path, "train", Plan(turns=3), [MEASURED])
+    write(tmp_path, "train", Plan(turns=3), [MEASURED])
     content = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
     (group,) = content["groups"]
     assert Measured.from_json(group) == MEASURED
@@ -50,7 +50,7 @@ def test_what_is_written_is_what_was_measured(tmp_path):
 
 
 def test_a_document_gets_the_tables_of_its_markers(tmp_path):
-    bench.write(tmp_path, "train", Plan(), [MEASURED])
+    write(tmp_path, "train", Plan(), [MEASURED])
     before = "# A\n<!-- bench: train -->\nold\n<!-- /bench -->\nB\n"
     after = f"# A\n<!-- bench: train -->\n{SUMMARY}\n<!-- /bench -->\nB\n"
     assert tables.fill(before, tmp_path) == after == tables.fill(after, tmp_path)

@@ -2,11 +2,10 @@
 
 import pytest
 
-from experiments import bench
 from experiments.benchmarks import models, plan
 from experiments.benchmarks.cases import Case, Contender, Group, Ratio
 from experiments.benchmarks.plan import Plan, chosen, sides, smaller
-from experiments.benchmarks.suites import gpu, memory, train
+from experiments.benchmarks.suites import gpu, memory, suite_of, train
 
 
 @pytest.fixture
@@ -43,9 +42,9 @@ def test_sides_that_are_not_installed(installed, capsys):
 
 
 def test_suites_are_chosen_by_name():
-    assert bench.suite_of("gpu") is gpu
+    assert suite_of("gpu") is gpu
     with pytest.raises(ValueError, match=r"^--suite=trian: no such suite; nearest: 'train'"):
-        bench.suite_of("trian")
+        suite_of("trian")
 
 
 def test_groups_keep_the_contenders_of_the_wanted_ratios():
