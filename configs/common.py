@@ -96,6 +96,8 @@ def section(kind: type, **given: Any) -> ConfigDict:
     values = {}
     for field in dataclasses.fields(kind):
         value = getattr(made, field.name)
+        if field.metadata.get("optional") and field.name not in given and value is not None:
+            continue
         if value is None:  # the command line can set it
             value = config_dict.placeholder(typing.get_args(types[field.name])[0])
         values[field.name] = value

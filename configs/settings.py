@@ -73,7 +73,10 @@ class ModelSettings:
     unroll: int | None = setting(None, at_least(1), optional=True, free=True)
     """How many layers an iteration of the loop over layers applies; None: the backend's default."""
     products: str | None = setting(None, one_of("bfloat16"), optional=True)
-    """`bfloat16`: float32 products take operands rounded to bfloat16, and sum in float32."""
+    """`bfloat16`: float32 products take operands rounded to bfloat16, and sum in float32.
+
+    In training and evaluation; what a merged model computes, and texts, are not rounded.
+    """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

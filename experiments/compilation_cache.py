@@ -35,7 +35,7 @@ def machine() -> str:
     A program for another one can stop a process with an illegal instruction.
     """
     described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else [platform.processor()]
+    lines = described.read_text().splitlines() if described.exists() else []
     kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    said = "\n".join([platform.machine(), version("jaxlib"), *(kinds or lines)])
+    said = "\n".join([platform.machine(), platform.processor(), version("jaxlib"), *kinds])
     return hashlib.sha256(said.encode()).hexdigest()[:16]

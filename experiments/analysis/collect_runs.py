@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from configs.settings import RunConfig, free_names
+from configs.settings import RunConfig, fields_of, free_names
 from experiments.analysis.recorded_runs import Run
 from lora_jax.files.canonical_json import canonical
 
@@ -119,9 +119,14 @@ def require_same_weights(one: Run, other: Run) -> None:
 def settings_of(config: RunConfig) -> dict[str, str]:
     """Every setting that affects a result, except seed and draw, as text by name.
 
-    Older versions recorded unset settings of a variant as null; these are left out.
+    Settings that a config may lack, and those of a variant, mean the same as null: these are left
+    out.
     """
     free = free_names(type(config))
+    optional = {n for n, (f, _) in fields_of(type(config)).items() if f.metadata.get("optional")}
+
+    def absent(value: Any, where: str) -> bool:
+        return value is None and (where in optional or where.startswith("variant."))
 
     def leaves(value: Any, where: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
@@ -129,7 +134,7 @@ def settings_of(config: RunConfig) -> dict[str, str]:
                 yield from leaves(item, f"{where}.{key}" if where else key)
         elif where == "start_from":  # only whether it starts from a run matters
             yield where, "a run" if value else "null"
-        elif where not in free and not (value is None and where.startswith("variant.")):
+        elif where not in free and not absent(value, where):
             yield where, canonical(value)
 
     return dict(leaves(config.plain, ""))

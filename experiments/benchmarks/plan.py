@@ -89,6 +89,8 @@ def chosen(groups: Iterable[Group], plan: Plan) -> list[Group]:
             found.append(dataclasses.replace(group, ratios=ratios, contenders=own))
         elif not group.ratios:
             found.append(group)
+    if not found:
+        raise ValueError("--against and --cases leave nothing to time")
     return found
 
 

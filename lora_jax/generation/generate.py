@@ -67,7 +67,8 @@ def generate(
         apply: the model, step by step (see `CachedApply`).
         weights: the first arguments of `apply`: `(params,)`, or `(trainable, frozen)` of an adapted
             model.
-        input_ids: (B, T) integers.
+        input_ids: (B, T) integers. On CPUs, a single row is computed twice: XLA multiplies one row
+            by a matrix on one core only, and two rows take less time.
         attention_mask: (B, T), nonzero for a token; padding may be on either side.
         max_new_tokens: the most tokens of a text.
         eos_ids: the tokens that end a text: one, several or None.
@@ -90,7 +91,6 @@ def generate(
     if drawn and key is not None and key.ndim == 0:
         key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
     if rows == 1 and jax.default_backend() == "cpu":
-        # XLA multiplies one row by a matrix on one core only: two rows take less time.
         input_ids, attention_mask, key = jax.tree.map(_twice, (input_ids, attention_mask, key))
     generated = _generate(
         apply,

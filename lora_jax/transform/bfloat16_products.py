@@ -27,27 +27,23 @@ def bfloat16_products(function: Function) -> Function:
     """The same function, whose float32 `dot_general`s take operands rounded to bfloat16.
 
     So do those of its derivative with respect to the first argument, in reverse mode; its other
-    arguments are constants. Products of other dtypes stay as they are.
+    arguments are constants. Products of other dtypes, and inside of `shard_map`, stay as they are.
     """
 
     @jax.custom_vjp
-    def rounded(*args: Any) -> Any:
-        return _rounded(function)(*args)
+    def rounded(first: Any, rest: tuple[Any, ...]) -> Any:
+        return _rounded(function)(first, *rest)
 
-    def forward(first: Any, *rest: Any) -> tuple[Any, tuple[Any, int]]:
-        result, pull_back = _rounded(lambda *args: _vjp(function, *args))(first, *rest)
-        return result, (pull_back, len(rest))
+    def forward(first: Any, rest: tuple[Any, ...]) -> tuple[Any, Any]:
+        return _rounded(lambda first, rest: jax.vjp(lambda x: function(x, *rest), first))(
+            first, rest
+        )
 
-    def backward(kept: tuple[Any, int], gradient: Any) -> tuple[Any, ...]:
-        pull_back, others = kept
-        return _rounded(lambda pull, g: pull(g))(pull_back, gradient)[0], *[None] * int(others)
+    def backward(pull_back: Any, gradient: Any) -> tuple[Any, None]:
+        return _rounded(lambda pull, g: pull(g))(pull_back, gradient)[0], None
 
     rounded.defvjp(forward, backward)
-    return rounded
-
-
-def _vjp(function: Function, first: Any, *rest: Any) -> tuple[Any, Any]:
-    return jax.vjp(lambda each: function(each, *rest), first)
+    return lambda first, *rest: rounded(first, rest)
 
 
 def _rounded(function: Function) -> Function:
@@ -102,5 +98,7 @@ def _rewritten(value: Any) -> Any:
         body = functools.partial(_run, value.jaxpr, value.consts)
         return jax.make_jaxpr(lambda *inputs: body(inputs))(*value.in_avals)
     if isinstance(value, Jaxpr):
-        return _rewritten(ClosedJaxpr(value, ())).jaxpr
+        closed = _rewritten(ClosedJaxpr(value, ()))
+        assert not closed.consts, "an open jaxpr has no place for constants"
+        return closed.jaxpr
     return tuple(map(_rewritten, value)) if isinstance(value, tuple) else value

@@ -8,11 +8,13 @@ import pytest
 import small_model
 
 from configs import instruct, quickstart
+from experiments.analysis.collect_runs import settings_of
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.sweeps import grouping, preflight
 from experiments.sweeps.trials import Trial
+from lora_jax.records import run_record
 
 CONFIGS = {
     "quickstart": quickstart.get_config("").to_dict(),
@@ -34,6 +36,17 @@ def without(config, *path):
         section = section[name]
     del section[path[-1]]
     return changed
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_run_of_before_an_optional_setting_came_is_the_same_run(name, tmp_path):
+    """As to what may be averaged, and to whose folder it is."""
+    config = CONFIGS[name]
+    before = without(without(config, "model", "unroll"), "model", "products")
+    assert settings_of(parse(before)) == settings_of(parse(config))
+    run_record.claim(tmp_path, before)
+    assert run_record.claim(tmp_path, config)
+    assert config["train"].get("evaluate_first", True)  # only where a config gives it
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -43,7 +43,8 @@ def run(plan: Plan) -> Iterator[Measured]:
             ]
 
         cold = start()
-        before = programs(cache)
+        if not (before := programs(cache)):
+            raise ValueError("the first run kept no program: unset JAX_COMPILATION_CACHE_DIR")
         warm = in_turns({"warm cache": start}, plan.turns)["warm cache"]
         added = len(programs(cache) - before)
     ratios = [

@@ -205,7 +205,7 @@ class DebertaClassifier(EncoderClassifier):
             return x, None
 
         if self.remat:
-            layer = jax.checkpoint(layer, prevent_cse=False)
+            layer = jax.checkpoint(layer, prevent_cse=self.unroll != 1)
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         is_first = jnp.arange(c.num_hidden_layers) == 0
         stacked = weights, rngs, is_first

@@ -188,7 +188,7 @@ class Decoder(nnx.Module):
         if self.remat:
             named = isinstance(self.remat, str)
             policy = getattr(jax.checkpoint_policies, str(self.remat)) if named else None
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+            layer = jax.checkpoint(layer, prevent_cse=self.unroll != 1, policy=policy)
         slides = jnp.asarray(self.config.slides) if len(sights) == 2 else None
         count = self.config.num_hidden_layers
         rngs = None if layers_rng is None else jax.random.split(layers_rng, count)

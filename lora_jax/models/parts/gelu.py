@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.models.parts.modules import wide
+
 
 @jax.custom_jvp
 def gelu(x: Array) -> Array:
@@ -14,17 +16,19 @@ def gelu(x: Array) -> Array:
     Hendrycks and Gimpel, 2016 (arXiv:1606.08415). `jax.nn.gelu` computes Phi by `erfc`, which takes
     an exponential and several branches, and keeps intermediate values for the backward pass. This
     one keeps x alone; far below zero, its error is small beside one instead of beside the result,
-    as torch's is.
+    as torch's is. It computes in float32 at least.
     """
-    return x * _normal_cdf(x)
+    wider = x.astype(wide(x.dtype))
+    return (wider * _normal_cdf(wider)).astype(x.dtype)
 
 
 @gelu.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
-    again = jax.lax.optimization_barrier(x)
-    density = jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
-    return gelu(x), (_normal_cdf(again) + x * density) * tangent
+    # Behind the barrier, XLA computes the distribution again, and does not keep it for this.
+    again = jax.lax.optimization_barrier(x).astype(wide(x.dtype))
+    density = jnp.exp(-jnp.square(again) / 2) / math.sqrt(2 * math.pi)
+    return gelu(x), (_normal_cdf(again) + again * density).astype(x.dtype) * tangent
 
 
 def _normal_cdf(x: Array) -> Array:
