@@ -4,11 +4,11 @@ import hashlib
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
 import jax
 
 from lora_jax.data.tokenizing.cache import cache_folder
+from lora_jax.records.environment import processor
 
 FOLDER = "jax_compilation_cache_dir"
 MOST = 2 * 2**30
@@ -34,8 +34,6 @@ def machine() -> str:
 
     A program for another one can stop a process with an illegal instruction.
     """
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    said = "\n".join([platform.machine(), platform.processor(), version("jaxlib"), *kinds])
+    kinds = [platform.machine(), platform.processor(), version("jaxlib")]
+    said = "\n".join([*kinds, *processor("model name", "flags", "Features")])
     return hashlib.sha256(said.encode()).hexdigest()[:16]

@@ -8,11 +8,10 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.cases import Goal, Group, Ratio
-from lora_jax.records.environment import environment
+from lora_jax.records.environment import environment, processor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +139,13 @@ def machine() -> dict[str, Any]:
     """What the times depend on beside the code."""
     names = ("MALLOC_", "GLIBC_TUNABLES", "XLA_", "JAX_", "OMP_", "LD_PRELOAD")
     own = {name: value for name, value in sorted(os.environ.items()) if name.startswith(names)}
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+    models = [line.partition(":")[2].strip() for line in processor("model name")]
     known = environment()
     others = (name for name in OTHERS if importlib.util.find_spec(name) is not None)
     known["versions"] |= {name: importlib.metadata.version(name) for name in others}
     return {
         **known,
-        "processor": model or platform.processor(),
+        "processor": ", ".join(models) or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg(),
         "settings": own,

@@ -158,6 +158,9 @@ def _generate(
             cache=cache,
         )
 
+    def goes_on(state: _State) -> Array:
+        return (state.written < max_new_tokens) & ~state.ended.all()
+
     def advance(state: _State) -> _State:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.written - 1, 1, axis=1)
         return write(state, *apply(*weights, last, None, state.cache))
@@ -170,11 +173,7 @@ def _generate(
         ended=jnp.zeros(rows, bool),
         cache=None,
     )
-    end = jax.lax.while_loop(
-        lambda state: (state.written < max_new_tokens) & ~state.ended.all(),
-        advance,
-        write(start, logits, cache),
-    )
+    end = jax.lax.while_loop(goes_on, advance, write(start, logits, cache))
     return Generated(end.tokens, end.lengths)
 
 

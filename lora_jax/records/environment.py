@@ -35,10 +35,15 @@ def peak_memory_bytes() -> int:
 
 def multiplies_bfloat16() -> bool:
     """Whether the device multiplies bfloat16 faster than float32; true where that is unknown."""
+    flags = processor("flags", "Features")
+    return jax.default_backend() != "cpu" or not flags or any("amx_bf16" in f for f in flags)
+
+
+def processor(*fields: str) -> list[str]:
+    """The lines of these fields in Linux's description of the processors, each once; else none."""
     described = Path("/proc/cpuinfo")
-    if jax.default_backend() != "cpu" or not described.exists():
-        return True
-    return "amx_bf16" in described.read_text()
+    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
+    return sorted({line for line in lines if line.startswith(fields)})
 
 
 def _version(name: str) -> str | None:

@@ -31,4 +31,4 @@ def _group(rows: int) -> Group:
         Ratio("transformers", "ours", "peft", goal=Goal(1.0, 1.5)),
         Ratio("ours, LoRA beside", "ours", "merged"),
     )
-    return Group(f"smollm2, {rows} rows of {base.tokens}, {base.written} new", own, ratios, 1)
+    return Group(f"smollm2, {rows} x {base.tokens}, {base.written} new", own, ratios, 1)

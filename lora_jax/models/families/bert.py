@@ -147,7 +147,6 @@ class BertClassifier(EncoderClassifier):
             weights, rng = weights_and_rng
             return nnx.merge(graph, weights)(x, bias, rng), None
 
-        if self.remat:
-            layer = jax.checkpoint(layer, prevent_cse=self.unroll != 1)
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
-        return over_layers(layer, x, (weights, rngs), c.num_hidden_layers, self.unroll)
+        stacked = weights, rngs
+        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)

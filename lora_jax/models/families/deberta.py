@@ -204,12 +204,10 @@ class DebertaClassifier(EncoderClassifier):
                 x = jax.lax.cond(is_first, after_first, _unchanged, x)
             return x, None
 
-        if self.remat:
-            layer = jax.checkpoint(layer, prevent_cse=self.unroll != 1)
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         is_first = jnp.arange(c.num_hidden_layers) == 0
         stacked = weights, rngs, is_first
-        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll)
+        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)
 
 
 def _unchanged(x: Array) -> Array:

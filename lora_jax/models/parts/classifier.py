@@ -52,7 +52,7 @@ class EncoderClassifier(nnx.Module):
     ):
         check_head(num_labels, pool)
         self.config, self.pool, self.dtype = config, pool, dtype
-        self.remat, self.unroll = remat, 1 if remat and unroll is None else unroll
+        self.remat, self.unroll = remat, unroll
         width, std = config.hidden_size, config.initializer_range
         self.embeddings = self.embeddings_type(config, param_dtype, rngs)
         make = functools.partial(self.layer_type, config, param_dtype)

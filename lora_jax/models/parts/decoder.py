@@ -106,8 +106,7 @@ class Decoder(nnx.Module):
     ):
         check_remat(remat)
         check_implementation(implementation)
-        self.config, self.dtype, self.remat = config, dtype, remat
-        self.unroll = 1 if remat and unroll is None else unroll
+        self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.implementation: Implementation | None = implementation
         sizes = (config.vocab_size, config.hidden_size, config.initializer_range)
         self.embedding = Embedding(*sizes, param_dtype, rngs)
@@ -185,14 +184,10 @@ class Decoder(nnx.Module):
             weights, slides, rng = each
             return nnx.merge(graph, weights)(x, rotation, _choose(sights, slides), rng), None
 
-        if self.remat:
-            named = isinstance(self.remat, str)
-            policy = getattr(jax.checkpoint_policies, str(self.remat)) if named else None
-            layer = jax.checkpoint(layer, prevent_cse=self.unroll != 1, policy=policy)
         slides = jnp.asarray(self.config.slides) if len(sights) == 2 else None
         count = self.config.num_hidden_layers
         rngs = None if layers_rng is None else jax.random.split(layers_rng, count)
-        x = over_layers(layer, x, (weights, slides, rngs), count, self.unroll)
+        x = over_layers(layer, x, (weights, slides, rngs), count, self.unroll, self.remat)
         return self.layers.activations.whole(self.norm(x))
 
     def logits(self, hidden: Array) -> Array:

@@ -170,15 +170,23 @@ def over_layers(
     stacked: Any,
     count: int,
     unroll: int | None,
+    remat: bool | str = False,
 ) -> Array:
     """Apply `count` layers one after another: x through `layer`, with each entry of `stacked`.
 
     Args:
       unroll: how many layers an iteration of the loop applies; by default all that `UNROLLED`
         allows, or one.
+      remat: whether the backward pass computes each layer again; or the name of a policy of
+        `jax.checkpoint_policies`, which keeps some values.
     """
     if unroll is None:
-        unroll = count if count <= UNROLLED.get(jax.default_backend(), 0) else 1
+        most = 1 if remat else UNROLLED.get(jax.default_backend(), 1)
+        unroll = count if count <= most else 1
+    if remat:
+        policy = getattr(jax.checkpoint_policies, remat) if isinstance(remat, str) else None
+        # In a loop, XLA cannot undo this by sharing computations with the forward pass.
+        layer = jax.checkpoint(layer, prevent_cse=unroll > 1, policy=policy)
     return jax.lax.scan(layer, x, stacked, unroll=min(unroll, count))[0]
 
 
