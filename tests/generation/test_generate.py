@@ -191,6 +191,10 @@ def test_a_text_is_a_function_of_its_key():
     assert run(keys, others, their_mask)[1] == every[1]
     assert run(keys, top_p=0.1) != every
     assert module._generate._cache_size() == start + 1
+    for row in range(3):  # alone, which CPUs compute twice
+        alone = slice(row, row + 1)
+        assert run(keys[alone], ids[alone], mask[alone]) == every[alone]
+    assert module._generate._cache_size() == start + 2
 
 
 # ---- programs, adapters, memory ------------------------------------------------------------------
