@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 import lora_jax as lj
-from configs.settings import ModelSettings, RunConfig
+from configs.settings import DecoderSettings, ModelSettings, RunConfig
 from experiments.setup import from_config
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import advice, asked
@@ -23,6 +23,7 @@ from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.models.parts.kv_cache import CachedStep
+from lora_jax.models.parts.separate_layers import separate, stacked
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.training.loop_settings import Loop
@@ -100,17 +101,27 @@ class Experiment:
 
     def adapted_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The adapted model without dropout, as a function of a batch."""
-        return lambda batch: self.jitted(trainable, self.frozen, batch)
+        return lambda batch: self.jitted(trainable, self.running, batch)
 
     def merged_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The base model with merged parameters, as a function of a batch."""
         params = self.adapted.merge(trainable, self.frozen)
+        if self.layout is None:
+            params = separate(params, *_loop(self.config.model))
         evaluated = self.evaluated or self.adapted.forward
-        forward = jax.jit(evaluated, out_shardings=self._everywhere)
+        forward = jax.jit(
+            lambda params, *inputs: evaluated(stacked(params), *inputs),
+            out_shardings=self._everywhere,
+        )
         return lambda batch: forward(params, *_inputs(batch))
 
     def evaluate(self, trainable: Any) -> dict[str, float]:
         return self.score(self.adapted_call(trainable))
+
+    @cached_property
+    def running(self) -> lj.Frozen:
+        """The frozen half as compiled programs take it (see `running`)."""
+        return self.frozen if self.layout else running(self.config.model, self.frozen)[0]
 
     @cached_property
     def jitted(self) -> Callable[[Any, lj.Frozen, Batch], Array]:
@@ -240,6 +251,17 @@ def check_ids(config: RunConfig, tokens: int) -> None:
         )
 
 
+def running(model: ModelSettings, *frozen: lj.Frozen) -> list[lj.Frozen]:
+    """Frozen halves on one device as compiled programs take them (see `separate_layers`)."""
+    bases = separate([each.base for each in frozen], *_loop(model))
+    return [dataclasses.replace(f, base=base) for f, base in zip(frozen, bases, strict=True)]
+
+
+def _loop(model: ModelSettings) -> tuple[int | None, str]:
+    """How a model loops over its layers: `unroll` and `remat`."""
+    return model.unroll, model.remat if isinstance(model, DecoderSettings) else ""
+
+
 def predictor(
     adapted: lj.Adapted, model: ModelSettings, evaluated: Callable[..., Any] | None = None
 ) -> Predict:
@@ -252,6 +274,7 @@ def predictor(
     scored = dataclasses.replace(adapted, forward=evaluated) if evaluated else adapted
 
     def predict(trainable: Any, frozen: lj.Frozen, batch: Batch, rng: Array | None) -> Array:
+        frozen = stacked(frozen)
         if rng is None:
             return scored.apply(trainable, frozen, *_inputs(batch))
         keys: dict[str, Array] = {}

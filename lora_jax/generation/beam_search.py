@@ -24,6 +24,7 @@ from lora_jax.generation.generate import (
     right_aligned,
 )
 from lora_jax.models.parts.config_checks import check_integer
+from lora_jax.models.parts.separate_layers import separate, stacked
 
 EarlyStopping = bool | Literal["never"]
 
@@ -88,7 +89,7 @@ def beam_search(
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     return _search(
         apply,
-        tuple(weights),
+        separate(tuple(weights)),
         input_ids,
         attention_mask,
         length_penalty,
@@ -150,7 +151,7 @@ def _search(
     early_stopping: EarlyStopping,
 ) -> Beams:
     rows = input_ids.shape[0]
-    logits, cache = prefill(apply, weights, input_ids, attention_mask, max_new_tokens)
+    logits, cache = prefill(apply, stacked(weights), input_ids, attention_mask, max_new_tokens)
     dtype, words = logits.dtype, logits.shape[-1]
     # Enough candidates that at least `beams` of them do not end.
     wide = max(2, 1 + len(eos_ids)) * beams
@@ -216,7 +217,7 @@ def _search(
         flat = state.parents + beams * jnp.arange(rows, dtype=jnp.int32)[:, None]
         last = jax.lax.dynamic_index_in_dim(state.tokens, state.written - 1, 2, keepdims=False)
         logits, cache = apply(
-            *weights, last.reshape(-1, 1), None, state.cache.rows(flat.reshape(-1))
+            *stacked(weights), last.reshape(-1, 1), None, state.cache.rows(flat.reshape(-1))
         )
         return choose(state._replace(cache=cache), logits.reshape(rows, beams, words))
 

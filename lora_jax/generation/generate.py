@@ -23,6 +23,7 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.models.parts.config_checks import check_integer, token_ids
+from lora_jax.models.parts.separate_layers import separate, stacked
 
 CachedApply = Callable[..., tuple[Array, Any]]
 """`apply(*weights, input_ids, attention_mask, cache, capacity=)`, as `CachedStep` of `kv_cache`.
@@ -67,8 +68,7 @@ def generate(
         apply: the model, step by step (see `CachedApply`).
         weights: the first arguments of `apply`: `(params,)`, or `(trainable, frozen)` of an adapted
             model.
-        input_ids: (B, T) integers. On CPUs, a single row is computed twice: XLA multiplies one row
-            by a matrix on one core only, and two rows take less time.
+        input_ids: (B, T) integers.
         attention_mask: (B, T), nonzero for a token; padding may be on either side.
         max_new_tokens: the most tokens of a text.
         eos_ids: the tokens that end a text: one, several or None.
@@ -90,11 +90,9 @@ def generate(
     rows = input_ids.shape[0]
     if drawn and key is not None and key.ndim == 0:
         key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    if rows == 1 and jax.default_backend() == "cpu":
-        input_ids, attention_mask, key = jax.tree.map(_twice, (input_ids, attention_mask, key))
-    generated = _generate(
+    return _generate(
         apply,
-        tuple(weights),
+        separate(tuple(weights)),
         input_ids,
         attention_mask,
         key if drawn else None,
@@ -105,11 +103,6 @@ def generate(
         eos_ids=eos,
         pad_id=pad_id,
     )
-    return Generated(*(each[:rows] for each in generated))
-
-
-def _twice(row: Array) -> Array:
-    return jnp.concatenate([row, row])
 
 
 class _State(NamedTuple):
@@ -139,7 +132,7 @@ def _generate(
     eos_ids: tuple[int, ...],
     pad_id: int,
 ) -> Generated:
-    logits, cache = prefill(apply, weights, input_ids, attention_mask, max_new_tokens)
+    logits, cache = prefill(apply, stacked(weights), input_ids, attention_mask, max_new_tokens)
 
     def write(state: _State, logits: Array, cache: Any) -> _State:
         if keys is None or temperature is None:
@@ -163,7 +156,8 @@ def _generate(
 
     def advance(state: _State) -> _State:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.written - 1, 1, axis=1)
-        return write(state, *apply(*weights, last, None, state.cache))
+        # Stacked here: outside of the loop, XLA would make the stack and copy layers out of it.
+        return write(state, *apply(*stacked(weights), last, None, state.cache))
 
     rows = input_ids.shape[0]
     start = _State(

@@ -16,6 +16,7 @@ import variants
 from lora_jax.generation import beam_search as module
 from lora_jax.generation.beam_search import beam_search, repeating
 from lora_jax.models.parts.kv_cache import cached_step
+from lora_jax.models.parts.separate_layers import separate
 
 SETTINGS = {"max_new_tokens": 6, "eos_ids": 0, "pad_id": 9, "no_repeat_ngram_size": 0}
 
@@ -167,7 +168,7 @@ def test_weights_are_there_once():
     step, _ = cached_step(decoder)
     ids = jnp.ones((1, 4), jnp.int32)
     adapted = lj.adapt(forward, variants.make("lora", rank=2), targets="attention/.*/kernel")
-    given = jax.eval_shape(adapted.init, jax.random.key(0), params, ids)
+    given = separate(jax.jit(adapted.init)(jax.random.key(0), params, ids))
     static = {"beams": 10, "ngram": 0, "prompt_ngrams": True, "early_stopping": False}
     static |= {"max_new_tokens": 5, "eos_ids": (2,), "pad_id": 0}
     apply = dataclasses.replace(adapted, forward=step).apply

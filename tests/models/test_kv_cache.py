@@ -129,7 +129,7 @@ def test_the_program_does_not_grow_with_layers_or_tokens(name):
     size = "n_layer" if name == "gpt2" else "num_hidden_layers"
 
     def lines(layers, capacity):
-        step, params = cached_step(random_decoder(name, **{size: layers}))
+        step, params = cached_step(random_decoder(name, options={"unroll": 1}, **{size: layers}))
         run = jax.jit(functools.partial(step, capacity=capacity))
         return run.lower(params, random_ids()).as_text().count("\n")
 
@@ -138,7 +138,7 @@ def test_the_program_does_not_grow_with_layers_or_tokens(name):
 
 def test_a_loop_changes_its_cache_in_place():
     """Beside what it is given, a loop needs far less than a second cache."""
-    step, params = cached_step(random_decoder("llama", num_hidden_layers=16))
+    step, params = cached_step(random_decoder("llama", options={"unroll": 1}, num_hidden_layers=16))
     _, cache = jax.eval_shape(functools.partial(step, capacity=4096), params, random_ids(2, 1))
 
     def loop(params, cache):

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,20 +175,36 @@ def test_masks_by_hand():
     np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]])
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_written_out_attention_is_that_of_jax(window):
-    shapes = ((2, 7, 4, 6), (2, 7, 2, 6), (2, 7, 2, 6))
+@pytest.mark.parametrize(("tokens", "window"), [(7, None), (7, 3), (150, None)])
+def test_written_out_attention_is_that_of_jax(tokens, window):
+    """150 tokens are three blocks, of which the last is shorter."""
+    shapes = ((2, tokens, 4, 6), (2, tokens, 2, 6), (2, tokens, 2, 6))
     given = random_like([np.zeros(shape, np.float32) for shape in shapes], 0)
-    segments = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 2, 2, 2, 2, 2, 3]])
+    segments = np.sort(np.random.default_rng(0).integers(1, 4, (2, tokens)), axis=1)
+    masked = Sight(visible(tokens, segments=segments, window=window))
+
+    def with_gradients(attention, sight):
+        def objective(*given):
+            y = attention(*given, sight)
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.value_and_grad(objective, (0, 1, 2), has_aux=True)
 
     @jax.jit
     def both(*given):
-        masked = Sight(visible(7, segments=segments, window=window))
-        sights = (Sight(None, window), masked)
-        return [(_attend(*given, each, 0.0, None), attend(*given, each)) for each in sights]
+        def written_out(query, key, value, sight):
+            return _attend(query, key, value, sight, 0.0, None)
+
+        def of_jax(query, key, value, sight):
+            return attend(query, key, value, sight._replace(implementation="xla"))
+
+        return [
+            (with_gradients(written_out, each)(*given), with_gradients(of_jax, each)(*given))
+            for each in (Sight(None, window), masked)
+        ]
 
     for ours, expected in both(*given):
-        np.testing.assert_allclose(ours, expected, atol=1e-6)
+        chex.assert_trees_all_close(ours, expected, atol=1e-5)
 
 
 def test_a_token_attends_to_keys_that_were_kept():

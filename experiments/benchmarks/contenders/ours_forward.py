@@ -8,6 +8,7 @@ from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.contenders.made import Made, compiled
 from experiments.benchmarks.contenders.ours_step import adapt
+from lora_jax.models.parts.separate_layers import separate, stacked
 
 
 def make(case: Case) -> Made:
@@ -21,5 +22,11 @@ def make(case: Case) -> Made:
         call = adapted.apply
         if case.weights == "merged":
             call, given = adapted.forward, (adapted.merge(*given),)
-    program, facts = compiled(jax.jit(call), *given, *inputs)
-    return Made(lambda: jax.block_until_ready(program(*given, *inputs)), facts)
+    weights = separate(tuple(given), case.unroll)
+
+    @jax.jit
+    def forward(weights: Any, *inputs: Any) -> Any:
+        return call(*stacked(weights), *inputs)
+
+    program, facts = compiled(forward, weights, *inputs)
+    return Made(lambda: jax.block_until_ready(program(weights, *inputs)), facts)

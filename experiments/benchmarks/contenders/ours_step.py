@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 import lora_jax as lj
 import variants
-from configs.settings import ModelSettings
+from configs.settings import DecoderSettings
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import BUDGET, STEPS, Case
 from experiments.benchmarks.contenders.made import Made, stepping
-from experiments.setup.experiment import predictor
+from experiments.setup.experiment import predictor, running
+from experiments.setup.validate import LAYERS
 from lora_jax.training import optim
 from lora_jax.training.step import Loss, Predict, Step, TrainState, make_train_step
 
@@ -27,7 +28,8 @@ def training(case: Case) -> tuple[Step, TrainState, lj.Frozen]:
     step = make_train_step(adapted, tx, predict_of(adapted, case), loss, clip=1.0)
     # Copied: the step donates its state, of which method `full` shares the arrays.
     trainable = jax.tree.map(jnp.copy, trainable)
-    return step, TrainState.create(adapted, tx, trainable, frozen, jax.random.key(0)), frozen
+    state = TrainState.create(adapted, tx, trainable, frozen, jax.random.key(0))
+    return step, state, *running(settings_of(case), frozen)
 
 
 def optimizer(rate: Any = 1e-3) -> Any:
@@ -53,5 +55,15 @@ def adapt(case: Case) -> tuple[lj.Adapted, Any, lj.Frozen, Loss]:
 
 def predict_of(adapted: lj.Adapted, case: Case) -> Predict:
     """The adapted model as a function of a batch, as in a run without dropout."""
-    products = None if case.products == "float32" else case.products
-    return predictor(adapted, ModelSettings(name=case.model, dropout=False, products=products))
+    return predictor(adapted, settings_of(case))
+
+
+def settings_of(case: Case) -> DecoderSettings:
+    """The settings of a case's model in a run; an encoder has fewer."""
+    return DecoderSettings(
+        name=case.model,
+        dropout=False,
+        products=None if case.products == "float32" else case.products,
+        unroll=case.unroll,
+        remat=LAYERS if case.remat else "",
+    )

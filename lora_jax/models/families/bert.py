@@ -149,4 +149,4 @@ class BertClassifier(EncoderClassifier):
 
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         stacked = weights, rngs
-        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)
+        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)[0]

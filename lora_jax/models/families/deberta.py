@@ -207,7 +207,7 @@ class DebertaClassifier(EncoderClassifier):
         rngs = None if layers_rng is None else jax.random.split(layers_rng, c.num_hidden_layers)
         is_first = jnp.arange(c.num_hidden_layers) == 0
         stacked = weights, rngs, is_first
-        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)
+        return over_layers(layer, x, stacked, c.num_hidden_layers, self.unroll, self.remat)[0]
 
 
 def _unchanged(x: Array) -> Array:

@@ -1,23 +1,27 @@
 """Causal attention: which keys each query sees, and the product over grouped heads."""
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.models.parts.modules import dropout, wide
+from lora_jax.models.parts.modules import dropout, split_keys, wide
 
 Implementation = Literal["xla", "cudnn"]
 """The backends of `jax.nn.dot_product_attention`, by its names; None lets it choose."""
 
 
+BLOCK, BLOCKS = 64, 4
+"""A sequence has up to this many blocks of queries, of at least so many tokens."""
+
+
 class Sight(NamedTuple):
     """Which keys the queries see: if `mask` is given, (B or 1, 1, T, S) booleans, it alone decides.
 
-    Without a mask, T == S, and each token sees itself and all earlier tokens, or with `window` only
-    the last `window` of these. A backend with a flash kernel then skips the others.
+    If T == S, it must not let a query see a later key. Without a mask, T == S, and each token sees
+    itself and all earlier tokens, or with `window` only the last `window` of these. A backend with
+    a flash kernel then skips the others.
     """
 
     mask: Array | None = None
@@ -91,8 +95,9 @@ def attend(
     probabilities is dropped.
     """
     drops = rng is not None and dropout_rate > 0
-    # jax.nn's function has no dropout, and computes softmax in float32 even for float64.
-    if drops or query.dtype == jnp.float64:
+    # jax.nn's function has no dropout, computes softmax in float32 even for float64, and on CPUs
+    # takes two to three times as long.
+    if drops or query.dtype == jnp.float64 or _on_cpu(sight):
         return _attend(query, key, value, sight, dropout_rate, rng)
     window = None if sight.window is None else (sight.window - 1, 0)
     own = sight.mask is None
@@ -108,16 +113,51 @@ def attend(
         )
 
 
+def _on_cpu(sight: Sight) -> bool:
+    return sight.implementation is None and jax.default_backend() == "cpu"
+
+
 def _attend(
     query: Array, key: Array, value: Array, sight: Sight, rate: float, rng: Array | None
 ) -> Array:
-    """The same as `attend`, written out."""
+    """The same as `attend`, written out; whole sequences in blocks, without the keys after each."""
+    tokens = query.shape[1]
+    mask = visible(tokens, window=sight.window) if sight.mask is None else sight.mask
+    if key.shape[1] != tokens:
+        return _attend_block(query, key, value, mask, rate, rng)
+    size = max(BLOCK, -(-tokens // BLOCKS))
+    ends = [*range(size, tokens, size), tokens]
+    keys = split_keys(rng, len(ends))
+    blocks = [
+        _attend_block(
+            query[:, start:end], key[:, :end], value[:, :end], mask[..., start:end, :end], rate, own
+        )
+        for start, end, own in zip([0, *ends], ends, keys, strict=False)
+    ]
+    return jnp.concatenate(blocks, axis=1)
+
+
+def _attend_block(
+    query: Array, key: Array, value: Array, mask: Array, rate: float, rng: Array | None
+) -> Array:
     batch, tokens, heads, width = query.shape
     groups, exact = key.shape[2], wide(query.dtype)
-    mask = visible(tokens, window=sight.window) if sight.mask is None else sight.mask
-    query = query.reshape(batch, tokens, groups, heads // groups, width)
-    product = functools.partial(jnp.einsum, preferred_element_type=exact)
-    scores = product("btghd,bsgd->bghts", query, key) * jnp.asarray(width**-0.5, exact)
+    # The queries of a group are rows of one matrix: XLA then transposes no scores.
+    rows = query.reshape(batch, tokens, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+    rows, key, value = (
+        rows.reshape(batch, groups, -1, width),
+        *(_groups_first(x) for x in (key, value)),
+    )
+    scores = jnp.einsum("bgrd,bgsd->bgrs", rows, key, preferred_element_type=exact)
+    scores = scores.reshape(batch, groups, -1, tokens, key.shape[2]) * jnp.asarray(
+        width**-0.5, exact
+    )
     scores = jnp.where(mask[:, :, None], scores, jnp.asarray(-1e30, exact))
     p = dropout(jax.nn.softmax(scores, axis=-1).astype(query.dtype), rate, rng)
-    return jnp.einsum("bghts,bsgd->btghd", p, value).reshape(batch, tokens, heads, width)
+    y = jnp.einsum("bgrs,bgsd->bgrd", p.reshape(*rows.shape[:3], -1), value)
+    y = y.reshape(batch, groups, -1, tokens, width).transpose(0, 3, 1, 2, 4)
+    return y.reshape(batch, tokens, heads, width)
+
+
+def _groups_first(x: Array) -> Array:
+    return x.transpose(0, 2, 1, 3)

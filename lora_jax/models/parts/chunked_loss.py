@@ -2,10 +2,10 @@
 
 The logits of 8 texts of 2048 tokens over 128,256 words are 8.4 GB in float32, more than a model
 that fits beside them. Here a chunk's logits are computed, reduced and dropped, and computed again
-in the backward pass. This costs one more product with the head, beside the three of a step.
+in the backward pass. This costs one more product with the head, beside the three of a step. A
+single chunk is not computed again: that would save nothing.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -54,7 +54,6 @@ def token_losses(
     def chunks(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
     def losses(each: tuple[Array, Array]) -> Array:
         x, target = each
         scores = logits(x)
@@ -64,7 +63,10 @@ def token_losses(
             chosen = (1 - smoothing) * chosen + smoothing * scores.mean(axis=-1)
         return jax.nn.logsumexp(scores, axis=-1) - chosen
 
-    result = jax.lax.map(losses, (chunks(hidden), chunks(targets)))
+    if chunk == tokens:
+        return losses((hidden, targets))
+    again = jax.checkpoint(losses, prevent_cse=False)
+    result = jax.lax.map(again, (chunks(hidden), chunks(targets)))
     return jnp.moveaxis(result, 0, 1).reshape(batch, -1)[:, :tokens]
 
 

@@ -187,17 +187,22 @@ class Decoder(nnx.Module):
         slides = jnp.asarray(self.config.slides) if len(sights) == 2 else None
         count = self.config.num_hidden_layers
         rngs = None if layers_rng is None else jax.random.split(layers_rng, count)
-        x = over_layers(layer, x, (weights, slides, rngs), count, self.unroll, self.remat)
+        x, _ = over_layers(layer, x, (weights, slides, rngs), count, self.unroll, self.remat)
         return self.layers.activations.whole(self.norm(x))
 
     def logits(self, hidden: Array) -> Array:
         """Apply the head: (..., hidden) to logits (..., vocabulary), float32 at least."""
-        if self.config.tie_word_embeddings:
-            kernel = self.embedding.embedding[...].T
-        else:
-            kernel = self.head.kernel[...]
         exact = wide(hidden.dtype)
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=exact)
+        if not self.config.tie_word_embeddings:
+            kernel = self.head.kernel[...].astype(hidden.dtype)
+            return jnp.matmul(hidden, kernel, preferred_element_type=exact)
+        table = self.embedding.embedding[...].astype(hidden.dtype)
+        if hidden.ndim > 2:
+            return jnp.matmul(hidden, table.T, preferred_element_type=exact)
+        # For one token of each row, XLA on CPUs would copy the whole table in another order, which
+        # takes five times as long. It would also move the transpose without a barrier.
+        words = jnp.matmul(table, hidden.T, preferred_element_type=exact)
+        return jax.lax.optimization_barrier(words).T
 
     def make_norm(self, config: Any, dtype: DTypeLike) -> nnx.Module:
         """The norm after the last layer."""

@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from lora_jax.models.parts.causal_attention import Sight, attend, reach
 from lora_jax.models.parts.decoder import Decoder
+from lora_jax.models.parts.modules import over_layers
 
 
 @jax.tree_util.register_dataclass
@@ -125,7 +126,8 @@ def extend(
     # The scan returns only the new tokens' keys and values, which are written after it. A cache
     # that a loop carries is then changed in place, not copied layer by layer at every step.
     xs = (weights, index, cache.keys, cache.values)
-    x, (keys, values) = jax.lax.scan(layer, x, xs)
+    count = decoder.config.num_hidden_layers
+    x, (keys, values) = over_layers(layer, x, xs, count, decoder.unroll)
     fits = cache.filled + tokens <= cache.capacity
     hidden = jnp.where(fits, decoder.norm(x), jnp.asarray(jnp.nan, dtype))
     return hidden, KVCache(

@@ -156,7 +156,7 @@ def stack_layers(make: Callable[[nnx.Rngs], LayerT], copies: int, rngs: nnx.Rngs
     return layers(rngs)
 
 
-UNROLLED = {"cpu": 12}
+UNROLLED = {"cpu": 48}
 """Up to how many layers are unrolled by default, by backend; more of them, or others, are scanned.
 
 On CPUs, a scan fills and copies the values that the backward pass needs. Unrolled layers take
@@ -164,14 +164,22 @@ longer to compile, and elsewhere more memory. Models that recompute layers to sa
 """
 
 
+def layers_at_once(count: int, unroll: int | None, remat: bool | str = False) -> int:
+    """How many of `count` layers an iteration of `over_layers` applies."""
+    if unroll is not None:
+        return min(unroll, count)
+    most = 1 if remat else UNROLLED.get(jax.default_backend(), 1)
+    return count if count <= most else 1
+
+
 def over_layers(
-    layer: Callable[[Array, Any], tuple[Array, None]],
-    x: Array,
+    layer: Callable[[Any, Any], tuple[Any, Any]],
+    x: Any,
     stacked: Any,
     count: int,
     unroll: int | None,
     remat: bool | str = False,
-) -> Array:
+) -> tuple[Any, Any]:
     """Apply `count` layers one after another: x through `layer`, with each entry of `stacked`.
 
     Args:
@@ -179,15 +187,16 @@ def over_layers(
         allows, or one.
       remat: whether the backward pass computes each layer again; or the name of a policy of
         `jax.checkpoint_policies`, which keeps some values.
+
+    Returns:
+      The last x, and what each layer returned beside it, stacked.
     """
-    if unroll is None:
-        most = 1 if remat else UNROLLED.get(jax.default_backend(), 1)
-        unroll = count if count <= most else 1
+    at_once = layers_at_once(count, unroll, remat)
     if remat:
         policy = getattr(jax.checkpoint_policies, remat) if isinstance(remat, str) else None
         # In a loop, XLA cannot undo this by sharing computations with the forward pass.
-        layer = jax.checkpoint(layer, prevent_cse=unroll > 1, policy=policy)
-    return jax.lax.scan(layer, x, stacked, unroll=min(unroll, count))[0]
+        layer = jax.checkpoint(layer, prevent_cse=at_once > 1, policy=policy)
+    return jax.lax.scan(layer, x, stacked, unroll=at_once)
 
 
 def attention_bias(mask: Array, dtype: DTypeLike) -> Array:
