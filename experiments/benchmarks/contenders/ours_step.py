@@ -29,7 +29,8 @@ def training(case: Case) -> tuple[Step, TrainState, lj.Frozen]:
     # Copied: the step donates its state, of which method `full` shares the arrays.
     trainable = jax.tree.map(jnp.copy, trainable)
     state = TrainState.create(adapted, tx, trainable, frozen, jax.random.key(0))
-    return step, state, *running(settings_of(case), frozen)
+    (half,) = running(settings_of(case), frozen)
+    return step, state, half
 
 
 def optimizer(rate: Any = 1e-3) -> Any:

@@ -142,22 +142,13 @@ def _attend_block(
 ) -> Array:
     batch, tokens, heads, width = query.shape
     groups, exact = key.shape[2], wide(query.dtype)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     # The queries of a group are rows of one matrix: XLA then transposes no scores.
-    rows = query.reshape(batch, tokens, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
-    rows, key, value = (
-        rows.reshape(batch, groups, -1, width),
-        *(_groups_first(x) for x in (key, value)),
-    )
+    query = query.reshape(batch, tokens, groups, -1, width).transpose(0, 2, 3, 1, 4)
+    rows = query.reshape(batch, groups, -1, width)
     scores = jnp.einsum("bgrd,bgsd->bgrs", rows, key, preferred_element_type=exact)
-    scores = scores.reshape(batch, groups, -1, tokens, key.shape[2]) * jnp.asarray(
-        width**-0.5, exact
-    )
+    scores = scores.reshape(*query.shape[:4], -1) * jnp.asarray(width**-0.5, exact)
     scores = jnp.where(mask[:, :, None], scores, jnp.asarray(-1e30, exact))
     p = dropout(jax.nn.softmax(scores, axis=-1).astype(query.dtype), rate, rng)
     y = jnp.einsum("bgrs,bgsd->bgrd", p.reshape(*rows.shape[:3], -1), value)
-    y = y.reshape(batch, groups, -1, tokens, width).transpose(0, 3, 1, 2, 4)
-    return y.reshape(batch, tokens, heads, width)
-
-
-def _groups_first(x: Array) -> Array:
-    return x.transpose(0, 2, 1, 3)
+    return y.reshape(query.shape).transpose(0, 3, 1, 2, 4).reshape(batch, tokens, heads, width)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from lora_jax.models.parts.modules import layers_at_once
 from lora_jax.partition import path_name
@@ -64,7 +65,7 @@ def _separated(leaf: Array) -> Layers:
 
 
 def _on_one_cpu(leaf: Any) -> bool:
-    if not isinstance(leaf, Array) or isinstance(leaf, jax.core.Tracer):
+    if not isinstance(leaf, Array) or isinstance(leaf, Tracer):
         return False
     (device, *others) = leaf.devices()
     return device.platform == "cpu" and not others and jnp.issubdtype(leaf.dtype, jnp.number)
