@@ -176,8 +176,10 @@ class Variant:
     suggested: ClassVar[Suggested] = Suggested()
     """What studies take where their configs leave it open."""
 
-    differs_at_init: ClassVar[str] = ""
-    """Why the adapted function differs from the base's at the start; empty if it does not."""
+    @property
+    def differs_at_init(self) -> str:
+        """Why the adapted function differs from the base's at the start; empty if it does not."""
+        return ""
 
     @property
     def settled(self) -> int:
