@@ -26,8 +26,16 @@ def method(key: str) -> str:
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Distinct keys of rows in natural order, methods without adapters first."""
-    return sorted(natural(keys), key=lambda key: getattr(_variant(stored(key)[0]), "adapts", True))
+    """Distinct keys of rows in natural order, after methods without adapters, and LoRA.
+
+    Others are compared with these: a report takes its first row as the reference.
+    """
+
+    def place(key: str) -> tuple[bool, bool]:
+        name, _ = stored(key)
+        return getattr(_variant(name), "adapts", True), name != "lora"
+
+    return sorted(natural(keys), key=place)
 
 
 def _variant(name: str) -> type[Variant] | None:

@@ -102,7 +102,7 @@ def test_rows_are_named_by_their_methods():
     names |= {own_method.RANKLESS: "my columns", own_method.NAME: "Wide"}
     names |= {"rate_1e-4": "rate 1e-4", "gone.away": "gone.away"}
     assert {key: labels.method(key) for key in names} == names
-    ordered = ["bitfit", "head_only_nf4", "dora", "gone.away", "lora"]
+    ordered = ["bitfit", "head_only_nf4", "lora", "lora_nf4", "dora", "gone.away", "lora_fa"]
     assert labels.in_order(reversed(ordered)) == ordered
 
 
