@@ -176,6 +176,13 @@ class Variant:
     suggested: ClassVar[Suggested] = Suggested()
     """What studies take where their configs leave it open."""
 
+    remade: ClassVar[tuple[str, ...]] = ()
+    """Constants that files leave out, as `init` or `init_shared` makes them again from the base.
+
+    If they are drawn, `jax.random.key_data(key)` must be among the constants as `init_key`; a file
+    keeps that. What does not come out the same, bit by bit, is saved.
+    """
+
     @property
     def differs_at_init(self) -> str:
         """Why the adapted function differs from the base's at the start; empty if it does not."""
