@@ -102,6 +102,18 @@ def test_what_does_not_come_out_the_same_is_saved(tmp_path):
     chex.assert_trees_all_equal(loaded.constants, frozen.constants)
 
 
+def test_layers_that_differ_keep_theirs(tmp_path):
+    def some(seed):
+        adapted = lj.adapt(forward, Between(), [lj.layers("stack", 1), "last"])
+        return jax.jit(adapted.init)(jax.random.key(seed), PARAMS, X)
+
+    first = some(1)
+    path = lj.save_adapter(tmp_path, *first)
+    saved = safetensors.numpy.load_file(path)
+    assert "constants/stack/q" in saved and "constants/last/q" not in saved
+    chex.assert_trees_all_equal(tuple(lj.load_adapter(path, *some(2))[:2]), first)
+
+
 def test_another_base_or_another_way_to_draw_is_a_line(tmp_path, monkeypatch):
     path = lj.save_adapter(tmp_path, *made(1))
     elsewhere = made(1, params={**PARAMS, "last": PARAMS["last"] + 1})
