@@ -99,7 +99,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     name = method.partition("_")[0]
     settings = {"alpha": 16.0, **ROWS[method]}
     if choice["model"] == "minilm":
-        recipe = common_tasks.laptop(name, select="best")
+        recipe = common_tasks.laptop(select="best")
         budget = {"orthogonality": 0.1, "delta_t": 10}  # t_init, t_final: the defaults
     else:
         recipe = dict(zip(KEYS, DEBERTA_V3_BASE[choice["task"]], strict=True))

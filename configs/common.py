@@ -63,24 +63,23 @@ def choose(arg: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return choice
 
 
-# For all-MiniLM-L6-v2, found with one or two trials each: they do not compare methods.
-LEARNING_RATES = {
-    "head_only": 1e-2,
-    "full": 2e-4,
-    "bitfit": 5e-3,
-    "rslora": 1e-3,
-    "lora_plus": 1e-3,
-    "pissa": 2e-4,
-    "olora": 2e-4,
-    "vera": 2e-2,
-    "ia3": 2e-2,
-}
-OTHER_LEARNING_RATE = 2e-3
-
-
 def variant(name: str, **given: Any) -> ConfigDict:
     """A variant by its name, and settings of it; others keep the variant's own defaults."""
     return ConfigDict({"name": name, **given})
+
+
+def suggested(rate: str, targets: tuple[Any, ...], *, size: bool = True) -> ConfigDict:
+    """What a run takes from its variant's file, `Variant.suggested`, where the config is open.
+
+    A config is open about its learning rate if that is None, and about its targets if there are
+    none. `experiments.setup.suggested` fills both in; records and digests have the result.
+
+    Args:
+      rate: which of the variant's learning rates: `small`, `large` or `tried`.
+      targets: those of a variant that suggests none.
+      size: whether the variant's suggested settings are taken, too, unless given.
+    """
+    return ConfigDict({"rate": rate, "targets": targets, "size": size})
 
 
 def section(kind: type, **given: Any) -> ConfigDict:
@@ -99,7 +98,8 @@ def section(kind: type, **given: Any) -> ConfigDict:
         if field.metadata.get("optional") and field.name not in given and value is not None:
             continue
         if value is None:  # the command line can set it
-            value = config_dict.placeholder(typing.get_args(types[field.name])[0])
+            hint = types[field.name]
+            value = config_dict.placeholder((*typing.get_args(hint), hint)[0])
         values[field.name] = value
     return ConfigDict(values)
 
@@ -135,8 +135,8 @@ def train(**given: Any) -> ConfigDict:
     return section(kind, **given)
 
 
-def optimizer(learning_rate: float, **given: Any) -> ConfigDict:
-    """The optimiser, AdamW."""
+def optimizer(learning_rate: float | None, **given: Any) -> ConfigDict:
+    """The optimiser, AdamW; without a learning rate, the config says which one is `suggested`."""
     return section(settings.OptimizerSettings, learning_rate=learning_rate, **given)
 
 

@@ -1,7 +1,7 @@
 """The common part of configs on GLUE and SuperGLUE: tasks, models, and a run from a recipe.
 
 A recipe holds a paper's hyperparameters for one task: a dict with `batch_size`, `epochs`,
-`learning_rate`, `max_length` and any other keys of `RECIPE` whose values differ.
+`max_length` and any other keys of `RECIPE` whose values differ, such as `learning_rate`.
 """
 
 from collections.abc import Mapping
@@ -38,25 +38,6 @@ TITLES = {
     "nlg": "NLG",
 }
 
-METHODS = {
-    "head_only": "head only",
-    "bitfit": "BitFit",
-    "full": "full fine-tuning",
-    "lora": "LoRA",
-    "rslora": "rsLoRA",
-    "lora_plus": "LoRA+",
-    "lora_fa": "LoRA-FA",
-    "dora": "DoRA",
-    "adalora": "AdaLoRA",
-    "pissa": "PiSSA",
-    "olora": "OLoRA",
-    "vera": "VeRA",
-    "ia3": "IA3",
-    "hira": "HiRA",
-    "miss": "MiSS",
-}
-"""The names of variants in tables, baselines first."""
-
 MODELS = {
     "minilm": "minilm",
     "roberta_base": "FacebookAI/roberta-base",
@@ -72,11 +53,15 @@ LAYERS = {
     "deberta_v3_base": 12,
 }
 
+STORAGES = {"nf4": "NF4", "nf4_double": "NF4 + DQ", "int8": "Int8"}
+"""How frozen weights may be stored, and the names of that in tables."""
+
 QUERY_VALUE = ("(query|value)/kernel",)
 SIX_LINEARS = ("(query|key|value|output)/kernel", "(up|down)/kernel")
-IA3_TARGETS = ("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
 
 RECIPE = {
+    "learning_rate": None,
+    "rate": "small",
     "schedule": "linear",
     "warmup_ratio": 0.06,
     "warmup_steps": 0,
@@ -90,7 +75,10 @@ RECIPE = {
     "dtype": "float32",
     "select": "best",
 }
-"""Mostly the defaults of Hugging Face's trainer, which the papers' scripts keep."""
+"""Mostly the defaults of Hugging Face's trainer, which the papers' scripts keep.
+
+Without a learning rate, a run has the one that its variant suggests, of this `rate`.
+"""
 OPTIMIZER = (
     "schedule",
     "warmup_ratio",
@@ -106,8 +94,6 @@ OPTIMIZER = (
 LAPTOP_EXAMPLES = {"mnli": 8000, "ax": 8000, "sst2": 8000, "qnli": 8000, "qqp": 8000}
 """How many examples of large tasks all-MiniLM-L6-v2 trains on: minutes an epoch on two cores."""
 
-LARGE_MODEL_RATES = {"full": 2e-5, "bitfit": 1e-3, "head_only": 1e-3, "vera": 1e-2, "pissa": 1e-4}
-
 
 def arguments(**own: Any) -> dict[str, Any]:
     """The arguments of a config: its own, and those of all these configs."""
@@ -115,29 +101,24 @@ def arguments(**own: Any) -> dict[str, Any]:
     return {**own, **common_ones}
 
 
-def laptop(variant: str, **changes: Any) -> dict[str, Any]:
+def laptop(**changes: Any) -> dict[str, Any]:
     """The recipe of every task for all-MiniLM-L6-v2: three epochs; the last adapter is kept."""
-    rate = common.LEARNING_RATES.get(variant, common.OTHER_LEARNING_RATE)
-    own = {"batch_size": 32, "epochs": 3, "learning_rate": rate, "max_length": 128}
-    return {**own, "select": "last", **changes}
+    return {"batch_size": 32, "epochs": 3, "max_length": 128, "select": "last", **changes}
 
 
-def starting_point(model: str, variant: str, **changes: Any) -> dict[str, Any]:
+def starting_point(model: str, **changes: Any) -> dict[str, Any]:
     """A recipe if no paper has one; for models other than minilm, an untuned starting point."""
     if model == "minilm":
-        return laptop(variant, **changes)
-    rate = LARGE_MODEL_RATES.get(variant, 4e-4)
-    return laptop(variant, **{"learning_rate": rate, "select": "best", **changes})
+        return laptop(**changes)
+    return laptop(**{"rate": "large", "select": "best", **changes})
 
 
-def variant_settings(name: str, size: str) -> dict[str, Any]:
-    """A variant's settings if no paper gives them; other settings keep the variant's defaults."""
-    if name == "adalora":  # the penalty of the authors' code, which published gammas are for
-        few = {"t_init": 1, "t_final": 1} if size == "smoke" else {}
-        return {"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0, **few}
-    if name in ("vera", "ia3", "miss", "full", "bitfit", "head_only"):
-        return {}
-    return {"rank": 8, "alpha": 16.0}
+def stored(row: str) -> tuple[str, str]:
+    """The variant and the storage of its base that a row of methods is named by: `lora_nf4`."""
+    for storage in STORAGES:
+        if row.endswith(f"_{storage}"):
+            return row.removesuffix(f"_{storage}"), storage
+    return row, "none"
 
 
 def data_name(task: str) -> str:
@@ -150,14 +131,18 @@ def experiment(
     choice: Mapping[str, Any],
     recipe: Mapping[str, Any],
     *,
-    row: str,
     variant: ConfigDict,
-    targets: tuple[Any, ...],
+    row: str = "",
+    targets: tuple[Any, ...] = (),
     column: str = "",
     storage: str = "none",
     also_train: tuple[str, ...] | None = None,
 ) -> ConfigDict:
-    """The config of one run, from `choice` and a recipe, with the run's place in a table."""
+    """The config of one run, from `choice` and a recipe, with the run's place in a table.
+
+    Without targets, a run takes those and the size that its variant suggests. Without a row, it is
+    in that of its variant and storage (`stored`).
+    """
     task, model, smoke = choice["task"], choice["model"], choice["size"] == "smoke"
     recipe = {**RECIPE, **recipe, **({"warmup_steps": 0} if smoke else {})}
     small = model == "minilm"
@@ -170,7 +155,7 @@ def experiment(
             "seed": choice["seed"],
             "study": {
                 "table": name,
-                "row": row,
+                "row": row or config_dict.placeholder(str),
                 "column": column or task,
                 "model": model,
                 "size": choice["size"],
@@ -192,6 +177,7 @@ def experiment(
             ),
             "variant": variant,
             "targets": targets,
+            "suggested": common.suggested(recipe["rate"], SIX_LINEARS, size=not targets),
             "also_train": head if also_train is None else also_train,
             "quantize": common.quantize(storage),
             "start_from": choice.get("start_from") or config_dict.placeholder(str),

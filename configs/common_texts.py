@@ -93,7 +93,7 @@ def experiment(
     row: str,
     column: str,
     variant: ConfigDict,
-    targets: tuple[str, ...],
+    targets: tuple[str, ...] = (),
     task: str,
     source: str,
     file: str = "",
@@ -103,6 +103,7 @@ def experiment(
     """The config of one decoder run, from `choice` and a recipe, with the run's place in a table.
 
     Args:
+      targets: without any, a run takes those and the size that its variant suggests.
       column: the name of the run's place; one run may fill several columns of a table.
       task, source, file: for `lora_jax.data.load_text_task`; `file` is `alpaca`'s training file.
       generate: settings for the generated texts and their scores (`common.generate`).
@@ -144,6 +145,7 @@ def experiment(
             ),
             "variant": variant,
             "targets": targets,
+            "suggested": common.suggested("large", SEVEN_LINEARS, size=not targets),
             "also_train": (),
             "quantize": common.quantize(storage, SEVEN_LINEARS),
             "start_from": config_dict.placeholder(str),

@@ -22,7 +22,7 @@ PAIRS = ("mrpc_qqp", "qqp_mrpc", "qnli_rte", "rte_qnli")
 ARGUMENTS = common_tasks.arguments(
     pair=PAIRS,
     stage=("source", "target"),
-    variant=("lora", "dora", "pissa", "vera", "ia3", "full", "bitfit", "head_only"),
+    variant="lora",
     model=("minilm", "roberta_base"),
     start_from="",
 )
@@ -54,11 +54,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = common_tasks.experiment(
         "domain_shift",
         {**choice, "task": source if first else target},
-        common_tasks.starting_point(choice["model"], variant, select="last"),
+        common_tasks.starting_point(choice["model"], select="last"),
         row=f"{choice['pair']}_{variant}",
         column=choice["stage"],
-        variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
-        targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
+        variant=common.variant(variant),
     )
     config.update({"data": {"extra": common_tasks.data_name(target if first else source)}})
     return config

@@ -15,29 +15,26 @@ from configs import common, common_tasks
 
 ARGUMENTS = common_tasks.arguments(
     task=("rte", "cola", "mrpc", "sst2", "mnli", "qnli", "qqp", "boolq", "wic"),
-    variant=("lora", "dora", "pissa", "vera", "ia3", "full", "bitfit", "head_only"),
+    variant="lora",
     examples=(100, 250, 500, 1000),
     model=("minilm", "roberta_base"),
     draw=0,
 )
-TABLE = common_tasks.table("Few examples", spread="ci95", seeds=5, rows=common_tasks.METHODS)
+TABLE = common_tasks.table("Few examples", spread="ci95", seeds=5)
 STEPS = 300
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
-    variant, smoke = choice["variant"], choice["size"] == "smoke"
     config = common_tasks.experiment(
         "few_shot",
         choice,
-        common_tasks.starting_point(choice["model"], variant, batch_size=16, select="last"),
-        row=variant,
+        common_tasks.starting_point(choice["model"], batch_size=16, select="last"),
         column=f"{choice['task']}_{choice['examples']}",
-        variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
-        targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
+        variant=common.variant(choice["variant"]),
     )
     config.update({"data": {"train": choice["examples"], "draw": choice["draw"]}})
-    if not smoke:
+    if choice["size"] != "smoke":
         epochs = -(-STEPS * 16 // choice["examples"])  # enough for all steps
         config.update({"train": {"max_steps": STEPS, "evaluations": 1, "epochs": epochs}})
     return config

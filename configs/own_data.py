@@ -29,25 +29,22 @@ ARGUMENTS = {
     "held_out": 0,
     "examples": 0,
     "draw": 0,
-    "variant": ("lora", *(name for name in common_tasks.METHODS if name != "lora")),
+    "variant": "lora",
     "model": tuple(common_tasks.MODELS),
     "start_from": "",
     "size": ("full", "smoke"),
     "seed": 0,
 }
-TABLE = common_tasks.table("Own data", spread="ci95", rows=common_tasks.METHODS)
+TABLE = common_tasks.table("Own data", spread="ci95")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
-    variant = choice["variant"]
     config = common_tasks.experiment(
         "own_data",
         {**choice, "task": choice["name"], "source": "files"},
-        common_tasks.starting_point(choice["model"], variant),
-        row=variant,
-        variant=common.variant(variant, **common_tasks.variant_settings(variant, choice["size"])),
-        targets=common_tasks.IA3_TARGETS if variant == "ia3" else common_tasks.SIX_LINEARS,
+        common_tasks.starting_point(choice["model"]),
+        variant=common.variant(choice["variant"]),
     )
     files = {key: choice[key] for key in (*PARTS, *COLUMNS)}
     files["regression"] = choice["regression"] == "yes"

@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     method, task = choice["method"], choice["task"]
     *values, alpha = (PISSA if method == "pissa" else LORA)[task]
     if choice["model"] == "minilm":
-        recipe, alpha = common_tasks.laptop(method, select="best"), 8.0
+        recipe, alpha = common_tasks.laptop(select="best"), 8.0
     else:
         shared = {"max_length": LENGTHS[task], "warmup_ratio": 0.0, "weight_decay": 0.0}
         recipe = {**shared, **dict(zip(KEYS, values, strict=True))}

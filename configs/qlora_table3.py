@@ -44,7 +44,7 @@ TABLE = common_tasks.table(
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
     if choice["model"] == "minilm":
-        recipe = common_tasks.laptop("lora", select="best")
+        recipe = common_tasks.laptop(select="best")
     else:
         recipe = lora_table2.recipe("roberta_large", "lora_dagger", choice["task"])
         recipe["dtype"] = "bfloat16"

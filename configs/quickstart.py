@@ -5,17 +5,14 @@
 
 all-MiniLM-L6-v2 (22.7 M parameters) learns to tell positive from negative Rotten Tomatoes
 sentences: 7,500 to train on, 1,030 to validate. `:variant=` takes the name of any file of
-`variants/`, `:storage=nf4` stores the frozen matrices quantised (QLoRA), and `:size=smoke` makes a
-run of seconds.
+`variants/`, or your own (`my_package.my_variant`), which suggests the learning rate and the size.
+`:storage=nf4` stores the frozen matrices quantised (QLoRA), and `:size=smoke` makes a run of
+seconds.
 """
 
 from ml_collections import ConfigDict, config_dict
 
 from configs import common
-
-SETTINGS = {"lora": {"rank": 8, "alpha": 16.0}}
-# As in IA3's paper: keys, values, and the inner activations of feed-forward blocks.
-TARGETS = {"ia3": ("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -35,15 +32,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 validation=1030,
                 train=256 if smoke else 0,
             ),
-            "variant": common.variant(variant, **SETTINGS.get(variant, {})),
+            "variant": common.variant(variant),
             # patterns, or (pattern, settings of the variant for it)
-            "targets": TARGETS.get(variant, ("all-linear",)),
+            "targets": (),
+            "suggested": common.suggested("small", ("all-linear",)),
             "also_train": () if variant == "full" else ("classifier/.*",),
             "quantize": common.quantize(choice["storage"]),
             "start_from": config_dict.placeholder(str),
-            "optimizer": common.optimizer(
-                common.LEARNING_RATES.get(variant, common.OTHER_LEARNING_RATE)
-            ),
+            "optimizer": common.optimizer(None),
             "train": common.train(
                 epochs=1,
                 log_every=2 if smoke else 10,

@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return common_tasks.experiment(
         "targets",
         choice,
-        common_tasks.starting_point(choice["model"], "lora"),
+        common_tasks.starting_point(choice["model"]),
         row=f"{choice['targets']}_r{choice['rank']}",
         variant=common.variant("lora", rank=choice["rank"], alpha=2.0 * choice["rank"]),
         targets=patterns(choice["targets"], common_tasks.LAYERS[choice["model"]]),

@@ -65,7 +65,7 @@ TABLE = common_tasks.table(
 def recipe(model: str, task: str) -> dict[str, Any]:
     """A task's hyperparameters, from the tables above."""
     if model == "minilm":
-        return common_tasks.laptop("vera", select="best")
+        return common_tasks.laptop(select="best")
     table, shared = SHARED[model]
     own = dict(zip(KEYS, table[task], strict=True))
     return {"warmup_ratio": 0.06, "weight_decay": 0.0, **shared, **own}

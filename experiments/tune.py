@@ -3,11 +3,12 @@ r"""Run a study: tune learning rates on held-out examples, then train the best w
     python -m experiments.tune --study=all_methods --workdir=runs/all_methods/cola \
         --argument=task=cola,source=tsv,folder=glue_data
 
-For each row of the study, every learning rate is trained once and scored on held-out training
-examples. The best rate is then trained with every seed; only these runs see the development set.
+For each row of the study, every learning rate that the method's file suggests is trained once and
+scored on held-out training examples. The best rate is then trained with every seed; only these runs
+see the development set.
 Runs that differ only in numbers share one program, as in `experiments.sweep`. Give the same command
 again to continue a stopped study. `--rows` runs some rows only, so that several commands can run
-side by side.
+side by side; it takes any row that the config does.
 """
 
 import importlib
@@ -18,6 +19,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
+import variants
 from configs.settings import RunConfig
 from experiments import cli
 from experiments.runs.audit_flag import wanted
@@ -34,7 +36,9 @@ _STUDY = flags.DEFINE_string(
 _ARGUMENT = flags.DEFINE_string(
     "argument", "", "The argument of the config file: what follows the colon in --config."
 )
-_ROWS = flags.DEFINE_list("rows", [], "The rows to run. The default is all of them.")
+_ROWS = flags.DEFINE_list(
+    "rows", [], "The rows to run, such as lora,my_package.my_variant. The default is the study's."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder for all runs.")
 
 
@@ -43,11 +47,9 @@ def tune() -> None:
     name = str(_STUDY.value)
     require_known(name, known, f"unknown study '{name}'")
     module = importlib.import_module(f"configs.{name}")
-    rates = module.STUDY["rates"]
     _check_argument(_ARGUMENT.value)
-    for row in _ROWS.value:
-        require_known(row, rates, f"unknown row '{row}'")
-    for row in _ROWS.value or rates:
+    planned = []
+    for row in _ROWS.value or module.STUDY["rows"]:
 
         def config(row: str = row, **changes: Any) -> RunConfig:
             argument = ",".join(filter(None, (_ARGUMENT.value, f"row={row}")))
@@ -55,6 +57,9 @@ def tune() -> None:
             made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
             return parse(made.to_dict())
 
+        config()  # what is wrong with a row is said before any is trained
+        planned.append((row, config))
+    for row, config in planned:
         study(config, module.STUDY, row, Path(str(_WORKDIR.value)), wanted())
 
 
@@ -78,11 +83,11 @@ def study(
 
     Args:
       config: `config(**changes)` returns the row's settings with these changes.
-      plan: the study's `rates` by row, `held_out`, `tuning_seed` and `seeds`.
+      plan: the study's `held_out`, `tuning_seed` and `seeds`.
       audit: whether to compare compiled programs with NumPy's before they train.
     """
     held = {"data__validation": plan["held_out"], "seed": plan["tuning_seed"]}
-    rates = plan["rates"][row]
+    rates = variants.find(config().variant.name).suggested.tried
     configs = {f"{rate:g}": config(optimizer__learning_rate=rate, **held) for rate in rates}
     tried = dict(zip(rates, _train(configs, workdir / "tuning" / row, audit), strict=True))
     best = best_rate(tried)

@@ -26,6 +26,7 @@ from lora_jax.uses import Uses as Uses, WeightUse as WeightUse
 from lora_jax.variant import (
     Base as Base,
     Factors as Factors,
+    Suggested as Suggested,
     TrainingWarning as TrainingWarning,
     Variant as Variant,
 )

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
@@ -42,6 +43,24 @@ class Pruned(NamedTuple):
     factors: Factors
     ranks: tuple[int, ...]
     """The rank of each matrix of the stack, in order; one number where there is no stack."""
+
+
+class Suggested(NamedTuple):
+    """Where a study that is told nothing else begins with a method; training does not read it.
+
+    The defaults are LoRA's.
+    """
+
+    small: float = 2e-3
+    """A learning rate for a small encoder (all-MiniLM-L6-v2), found with a trial or two."""
+    large: float = 4e-4
+    """A learning rate for larger models, untuned."""
+    tried: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """The learning rates among which a study on a small encoder chooses, the usual one between."""
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """Fields of the variant, such as its size, that a study sets."""
+    targets: tuple[Any, ...] = ()
+    """What the method is meant to adapt, as patterns or (pattern, settings); empty: all linears."""
 
 
 def wide(dtype: Any) -> Any:
@@ -151,8 +170,23 @@ class Variant:
     adapts: ClassVar[bool] = True
     """False for methods without factors, which only choose the parameters that train (`trains`)."""
 
-    differs_at_init: ClassVar[str] = ""
-    """Why the adapted function differs from the base's at the start; empty if it does not."""
+    title: ClassVar[str] = ""
+    """The method's name in tables and plots, if that is not the name of the class."""
+
+    suggested: ClassVar[Suggested] = Suggested()
+    """What studies take where their configs leave it open."""
+
+    remade: ClassVar[tuple[str, ...]] = ()
+    """Constants that files leave out, as `init` or `init_shared` makes them again from the base.
+
+    If they are drawn, `jax.random.key_data(key)` must be among the constants as `init_key`; a file
+    keeps that. What does not come out the same, bit by bit, is saved.
+    """
+
+    @property
+    def differs_at_init(self) -> str:
+        """Why the adapted function differs from the base's at the start; empty if it does not."""
+        return ""
 
     @property
     def settled(self) -> int:

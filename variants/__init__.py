@@ -25,7 +25,8 @@ def make(name: str, **settings: Any) -> Variant:
       settings: the fields of the variant, for example `rank=8, alpha=16`.
 
     Raises:
-      ValueError: an unknown name or setting (the nearest ones are listed), or an invalid value.
+      ValueError: an unknown name or setting (the nearest ones are listed), a module that is not
+        found, or an invalid value.
     """
     kind = find(name)
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
@@ -41,15 +42,19 @@ def make(name: str, **settings: Any) -> Variant:
 
 def find(name: str) -> type[Variant]:
     """The class of a variant by the name of its file (see `make`)."""
-    if not all(part.isidentifier() for part in name.split(".")):
+    own = "." in name and all(part.isidentifier() for part in name.split("."))
+    if not own and name not in names():
         raise ValueError(f"unknown variant '{name}'; nearest: {nearest(name, names())}")
-    module_name = name if "." in name else f"{__name__}.{name}"
+    module_name = name if own else f"{__name__}.{name}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        missing = error.name or ""
+        if not f"{module_name}.".startswith(f"{missing}."):
             raise  # the file exists, and something that it imports does not
-        raise ValueError(f"unknown variant '{name}'; nearest: {nearest(name, names())}") from None
+        package, _, last = missing.rpartition(".")
+        said = f"'{package}' has no module" if package else "PYTHONPATH has no module"
+        raise ValueError(f"unknown variant '{name}': {said} '{last}'") from None
     kinds = [
         value
         for value in vars(module).values()
@@ -60,3 +65,13 @@ def find(name: str) -> type[Variant]:
     if len(kinds) != 1:
         raise ValueError(f"'{module_name}' must define one variant, and defines {len(kinds)}")
     return kinds[0]
+
+
+def _missing(name: str, missing: str) -> str:
+    """What of a dotted name cannot be imported."""
+    package = missing.rpartition(".")[0]
+    if not all(part.isidentifier() for part in name.split(".")):
+        return "not a dotted name of a module"
+    if not package:
+        return f"no module '{missing}' on PYTHONPATH"
+    return f"'{package}' has no module '{missing.removeprefix(package)[1:]}'"

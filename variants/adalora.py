@@ -7,7 +7,7 @@ arXiv 2303.10512, equations 3 to 12 and algorithm 1.
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from lora_jax.methods import initialization
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
 from lora_jax.suggest import require_known
-from lora_jax.variant import Base, Factors, Pruned, Variant
+from lora_jax.variant import Base, Factors, Pruned, Suggested, Variant
 
 Group = Mapping[str, Factors]
 MODES = ("paper", "reference")
@@ -43,6 +43,11 @@ class AdaLoRA(LowRank):
     than the budget asks for. In both modes, the cubic budget falls from `t_init` on, as in that
     code (as printed, it jumps there).
     """
+
+    # The penalty of the authors' code, which published gammas are for.
+    suggested: ClassVar[Suggested] = Suggested(
+        settings={"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0}
+    )
 
     rank: int = 12
     """The rank of every matrix at the start."""

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_jax.variant import Variant
+from lora_jax.variant import Suggested, Variant
 
 if TYPE_CHECKING:
     from lora_jax.uses import WeightUse
@@ -26,6 +26,7 @@ class BitFit(Variant):
     pattern: str = r"(.*[/_])?(bias|beta|b)"
     """A regular expression for whole paths."""
 
+    suggested: ClassVar[Suggested] = Suggested(5e-3, 1e-3, (1e-3, 3e-3, 1e-2))
     adapts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_jax.variant import Variant
+from lora_jax.variant import Suggested, Variant
 
 if TYPE_CHECKING:
     from lora_jax.uses import WeightUse
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 class Full(Variant):
     """Every floating-point parameter trains, or with `only_targets` the targets alone."""
 
-    only_targets: bool = False
-
+    title: ClassVar[str] = "full fine-tuning"
+    suggested: ClassVar[Suggested] = Suggested(2e-4, 2e-5, (3e-5, 1e-4, 3e-4))
     adapts: ClassVar[bool] = False
+
+    only_targets: bool = False
 
     def trains(self, path: str, use: "WeightUse", targeted: bool) -> bool:
         return targeted or not self.only_targets

@@ -5,12 +5,13 @@ Models", ICLR 2025 (openreview TwJrTz9cRS), equation 5.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.lowrank import LowRank, dropout
-from lora_jax.variant import Base, Factors, Variant
+from lora_jax.variant import Base, Factors, Suggested, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,8 @@ class HiRA(LowRank):
     update is zero where W is. Its products have no short form: they use the dense W', as PEFT's do,
     and its gradient. The scale is one, whatever the rank, as in the paper and PEFT.
     """
+
+    suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8})
 
     alpha: float = 1.0
     scale: str = "alpha"

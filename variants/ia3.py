@@ -5,12 +5,13 @@ Learning", arXiv 2205.05638, section 3.3.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.lowrank import times
-from lora_jax.variant import Base, Factors, Variant, wide
+from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 SIDES = ("outputs", "inputs")
 
@@ -28,6 +29,10 @@ class IA3(Variant):
     multiplies it. Difference from PEFT: only the matrix is rescaled; PEFT rescales the output of a
     layer, with its bias (the same where there are no biases, as in the paper's T5).
     """
+
+    suggested: ClassVar[Suggested] = Suggested(
+        2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
+    )
 
     scales: str = "outputs"
 

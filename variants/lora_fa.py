@@ -5,6 +5,7 @@ Fine-tuning", arXiv 2308.03303.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from jax import Array
 
@@ -20,6 +21,8 @@ class LoRAFA(LowRank):
     instead of x, and half of the factors have no gradient and no optimiser state. PEFT's
     `LoraFAOptimizer` is a later method that also corrects the gradient of B; this is the paper's.
     """
+
+    title: ClassVar[str] = "LoRA-FA"
 
     def init(self, key: Array, base: Base) -> Factors:
         trainable, constants = super().init(key, base)

@@ -5,6 +5,7 @@ theorem 1: in a wide network features are learnt efficiently only if eta_B / eta
 """
 
 import dataclasses
+from typing import ClassVar
 
 from lora_jax.methods.lowrank import LowRank
 
@@ -26,5 +27,8 @@ class LoRAPlus(LowRank):
     Differences from the authors' code, which gives B's rate to every trained vector too (the bias
     of a classifier), and 1e-6 to the adapters of embeddings: here only B has it.
     """
+
+    title: ClassVar[str] = "LoRA+"
+    suggested: ClassVar = LowRank.suggested._replace(small=1e-3)
 
     learning_rate_ratio: float = 4.0

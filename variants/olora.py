@@ -5,6 +5,7 @@ arXiv 2406.01775, algorithm 1.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from lora_jax.methods.lowrank import LowRank
 
@@ -17,5 +18,7 @@ class OLoRA(LowRank):
     Differences from the paper and PEFT: W stays and the start is subtracted (see `variants/pissa`).
     The initialisation is a setting of every A/B method.
     """
+
+    suggested: ClassVar = LowRank.suggested._replace(small=2e-4)
 
     initialization: str = "olora"

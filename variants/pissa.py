@@ -5,6 +5,7 @@ Language Models", arXiv 2404.02948, equations 2 to 4.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from lora_jax.methods.lowrank import LowRank
 
@@ -25,5 +26,9 @@ class PiSSA(LowRank):
 
     The paper sets alpha = rank, so that s = 1.
     """
+
+    suggested: ClassVar = LowRank.suggested._replace(
+        small=2e-4, large=1e-4, tried=(1e-4, 3e-4, 1e-3)
+    )
 
     initialization: str = "pissa"

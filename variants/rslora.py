@@ -6,6 +6,7 @@ the rank if and only if its scale falls as 1/sqrt(rank).
 """
 
 import dataclasses
+from typing import ClassVar
 
 from lora_jax.methods.lowrank import LowRank
 
@@ -18,5 +19,8 @@ class RsLoRA(LowRank):
     has another meaning: the same alpha gives sqrt(rank) times the effect. The scale rule is a
     setting of every A/B method (`scale`); this file gives it a name.
     """
+
+    title: ClassVar[str] = "rsLoRA"
+    suggested: ClassVar = LowRank.suggested._replace(small=1e-3)
 
     scale: str = "alpha/sqrt(rank)"

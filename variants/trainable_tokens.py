@@ -8,13 +8,14 @@ with V = W[S, :] at the start. A tied head, which multiplies by the transpose, g
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from lora_jax.methods.lowrank import product
-from lora_jax.variant import Base, Factors, Variant, wide
+from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,9 @@ class TrainableTokens(Variant):
     no scale; rows that are not named stay as they are, bit by bit, and so do their logits. It is
     meant for embeddings (`targets="embedding"`), where each row is a token.
     """
+
+    title: ClassVar[str] = "trainable tokens"
+    suggested: ClassVar[Suggested] = Suggested(targets=("(word|embedding)/embedding",))
 
     tokens: tuple[int, ...] = ()
     last: int = 1

@@ -6,14 +6,14 @@ Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.lowrank import dropout, product, times
-from lora_jax.variant import Base, Factors, Variant, wide
+from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,10 @@ class VeRA(Variant):
     scale; d starts at `d_init` and b at zero, so that W' = W. A (rank, largest in) and B (rank,
     largest out) are stored once, and smaller matrices take their first columns, as in PEFT.
     """
+
+    suggested: ClassVar[Suggested] = Suggested(
+        2e-2, 1e-2, (3e-3, 1e-2, 3e-2), settings={"rank": 256}
+    )
 
     rank: int = 256
     d_init: float = 0.1

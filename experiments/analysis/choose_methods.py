@@ -10,10 +10,9 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from configs.common_tasks import METHODS
 from configs.settings import RunConfig
 from experiments.analysis import collect_runs, comparable
-from experiments.analysis.labels import heading, natural
+from experiments.analysis.labels import heading, in_order, method
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, require_settings
 from experiments.analysis.unfinished_runs import OF_ANY, Unfinished
@@ -183,11 +182,8 @@ def contests(
 
 
 def _label(run: Run | Unfinished, names: Mapping[str, str]) -> str:
-    if run.study.table:
-        return names.get(comparable.method_key(run), comparable.method_key(run).replace("_", " "))
-    name, storage = comparable.variant_and_storage(run)
-    label = METHODS.get(name, name)
-    return label if storage == "none" else f"{label} on {storage}"
+    key = comparable.method_key(run)
+    return (names.get(key) if run.study.table else "") or method(key)
 
 
 def _methods(
@@ -198,7 +194,7 @@ def _methods(
     held_out: bool,
 ) -> tuple[Method, ...]:
     labels = {comparable.method_key(each): _label(each, names) for each in (*runs, *lost)}
-    order = [key for key in (*names, *METHODS) if key in labels] + natural(labels)
+    order = [key for key in names if key in labels] + in_order(labels)
     return tuple(
         _method(
             key,

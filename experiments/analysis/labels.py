@@ -1,14 +1,48 @@
-"""Readable names: the headings of columns, and names in natural order."""
+"""Readable names: the headings of columns, the names of methods, and both in natural order."""
 
 import re
 from collections.abc import Iterable
 
-from configs.common_tasks import TITLES
+import variants
+from configs.common_tasks import STORAGES, TITLES, stored
+from lora_jax.variant import Variant
 
 
 def heading(name: str) -> str:
     """The heading of a column from its key: `rte_100` gives RTE 100."""
     return TITLES.get(name) or " ".join(TITLES.get(part, part) for part in name.split("_"))
+
+
+def method(key: str) -> str:
+    """The name of a row from its key: `vera_nf4` gives VeRA on NF4.
+
+    A row that is no variant, or one that is not to be found here, is named by its key.
+    """
+    name, storage = stored(key)
+    if (kind := _variant(name)) is None:
+        return key.replace("_", " ")
+    title = vars(kind).get("title", kind.__name__)  # a subclass is another method
+    return title if storage == "none" else f"{title} on {STORAGES[storage]}"
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Distinct keys of rows in natural order, after methods without adapters, and LoRA.
+
+    Others are compared with these: a report takes its first row as the reference.
+    """
+
+    def place(key: str) -> tuple[bool, bool]:
+        name, _ = stored(key)
+        return getattr(_variant(name), "adapts", True), name != "lora"
+
+    return sorted(natural(keys), key=place)
+
+
+def _variant(name: str) -> type[Variant] | None:
+    try:
+        return variants.find(name)
+    except (ValueError, ImportError):
+        return None
 
 
 def natural(names: Iterable[str]) -> list[str]:

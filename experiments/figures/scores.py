@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from configs import common_tasks
 from experiments.analysis import score_check
 from experiments.analysis.collect_runs import Summary, collect, elsewhere, summarise
-from experiments.analysis.labels import heading, natural
+from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, scale
 from experiments.runs.rank_map import rank_map
@@ -45,13 +45,13 @@ class Panel:
     def rows(self, name: Callable[[Run], str]) -> dict[str, list[Run]]:
         """The completed runs by name: names of table rows in the table's order, then all others."""
         done = [run for run in self.runs if run.completed]
-        found = natural(name(run) for run in done)
+        found = in_order(name(run) for run in done)
         keys = [*(key for key in self.table["rows"] if key in found), *found]
         return {key: [run for run in done if name(run) == key] for key in dict.fromkeys(keys)}
 
     def name(self, row: str) -> str:
         """The label of a row in the table."""
-        return self.table["rows"].get(row, row.replace("_", " "))
+        return self.table["rows"].get(row) or method(row)
 
     def score(self, runs: Sequence[Run]) -> Summary | None:
         """The summary of some runs, computed as in the table; None without scores."""

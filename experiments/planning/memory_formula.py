@@ -28,6 +28,7 @@ from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.sharding import memory
+from lora_jax.variant import Variant
 
 StorageName = Literal["none", "nf4", "nf4_double", "int8"]
 BITS: dict[str, float] = {
@@ -59,12 +60,12 @@ class Memory:
 class Setting:
     """How a decoder is trained.
 
-    If `rank` is None, all weights are trained. `width` is the number of bytes of a stored or
-    computed number. `remat` recomputes each layer in the backward pass. Logits are computed for
-    `predicted` tokens of a row, `chunk` tokens at a time.
+    `variant` adapts all linear layers; if it is None, all weights are trained. `width` is the
+    number of bytes of a stored or computed number. `remat` recomputes each layer in the backward
+    pass. Logits are computed for `predicted` tokens of a row, `chunk` tokens at a time.
     """
 
-    rank: int | None = 16
+    variant: Variant | None
     storage: str = "none"
     width: int = 4
     batch: int = 1
@@ -107,15 +108,14 @@ def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
     if not isinstance(config, LlamaConfig) or config.input_bias or config.mlp_bias:
         raise ValueError("the formula is for decoders of Llama's family without biases")
     in_blocks, others = weights(config)
-    if setting.rank is None:
+    if setting.variant is None:
         trained, stored = float(in_blocks + others), 0.0
     else:
-        trained = float(
-            config.num_hidden_layers * setting.rank * sum(a + b for a, b in linears(config))
-        )
+        of_block = sum(map(setting.variant.count, linears(config)))
+        trained = float(config.num_hidden_layers * of_block)
         dense = 8 * setting.width
         stored = (in_blocks * BITS.get(setting.storage, dense) + others * dense) / 8
-    width = setting.width if setting.rank is None else 4
+    width = setting.width if setting.variant is None else 4
     return Memory(
         weights=stored,
         trained=width * trained,
@@ -140,7 +140,7 @@ def _temporaries(config: LlamaConfig, setting: Setting) -> float:
     # The current layer also holds gradients of the same size, and with remat its own values.
     worked_on = 2 * inside if setting.remat else inside
     matrix = max(a * b for a, b in linears(config)) * setting.width
-    dequantised = 0 if setting.storage == "none" or setting.rank is None else matrix
+    dequantised = 0 if setting.storage == "none" or setting.variant is None else matrix
     chunk = setting.batch * min(setting.chunk, setting.predicted)
     logits = 2 * chunk * config.vocab_size * 4
     return of_layers + worked_on + dequantised + logits
@@ -153,7 +153,7 @@ def setting_of(experiment: Experiment) -> Setting:
         raise ValueError(f"the formula is for language models, not for {config.model.name}")
     variant = variants.make(config.variant.name, **config.variant.settings)
     return Setting(
-        rank=getattr(variant, "rank", None),
+        variant=variant if variant.adapts else None,
         storage=config.quantize.storage,
         width=np.dtype(config.model.dtype).itemsize,
         batch=experiment.batch_size // config.train.accumulate,

@@ -9,6 +9,7 @@ from experiments.planning.model_sizes import SIZES
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from experiments.setup.read_config import read_config
+from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 
 GIB = 2**30
@@ -22,8 +23,12 @@ def published_sizes(tokens: int) -> Table:
     made = Table("model", "method", *PARTS, "smallest card")
     settings = {
         "full": Setting(None, width=4, tokens=tokens, predicted=tokens, remat=True),
-        "LoRA r=16": Setting(16, width=2, tokens=tokens, predicted=tokens, remat=True),
-        "QLoRA r=16": Setting(16, "nf4_double", 2, tokens=tokens, predicted=tokens, remat=True),
+        "LoRA r=16": Setting(
+            LowRank(rank=16), width=2, tokens=tokens, predicted=tokens, remat=True
+        ),
+        "QLoRA r=16": Setting(
+            LowRank(rank=16), "nf4_double", 2, tokens=tokens, predicted=tokens, remat=True
+        ),
     }
     for name, content in SIZES.items():
         config = LlamaConfig.from_json(content)

@@ -7,7 +7,9 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import variants
 from configs import settings
+from experiments.setup import suggested
 from experiments.setup.validate import validate
 from lora_jax.suggest import require_known
 
@@ -19,6 +21,8 @@ def parse(config: Mapping[str, Any]) -> settings.RunConfig:
       ValueError: one line that names the first setting that is missing or invalid.
     """
     _require_sections(config)
+    variants.find(config["variant"]["name"])
+    config = suggested.fill(config)
     parsed = _make(config, _complete)
     validate(parsed)
     return parsed

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.setup.read_config import read_config
+from experiments.setup.suggested import fill
 from experiments.sweeps.trials import Trial
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
@@ -129,7 +130,7 @@ class SweepFolder:
         """
         entry = self.require([name])[name]
         arguments = tuple(entry["arguments"])
-        trial = Trial(name, arguments, entry["overrides"], read_config(arguments).to_dict())
+        trial = Trial(name, arguments, entry["overrides"], fill(read_config(arguments).to_dict()))
         if trial.digest != entry["digest"]:
             raise ValueError(
                 f"{name}: {arguments[0].removeprefix('--config=')} makes another config than "

@@ -16,6 +16,7 @@ from configs.settings import RunConfig
 from experiments.setup import config_errors, variant_flags
 from experiments.setup.config import parse
 from experiments.setup.read_config import FlagValueError, read_config
+from experiments.setup.suggested import fill
 from experiments.sweeps import sweep_flag
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.suggest import nearest
@@ -148,7 +149,7 @@ def make(arguments: Sequence[str], overrides: Iterable[sweep_flag.Overrides]) ->
         try:
             own = _arguments(arguments, row)
             config = read_config(own)
-            made.append(Trial(name_of(row, labels, config), own, row, config.to_dict()))
+            made.append(Trial(name_of(row, labels, config), own, row, fill(config.to_dict())))
         except ValueError as error:
             wrong.append((_written(row), _with_hint(error, arguments, row)))
     refuse(wrong, len(rows))

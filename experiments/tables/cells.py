@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.analysis.collect_runs import Summary, statuses, summarise
-from experiments.analysis.labels import heading, natural
+from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Published
 from experiments.analysis.recorded_runs import Run
 
@@ -101,7 +101,7 @@ def _block(
             text = headings.get((task, metric), f"{heading(task)} ({metric})".replace("_", " "))
             columns.append(Column(text, task, metric))
     columns += average
-    present = natural(run.place[1] for run in runs)
+    present = in_order(run.place[1] for run in runs)
     if published or table["columns"] or table["unrun"]:  # a table with fixed rows
         keys = [cell.row for cell in published] + fillable * list(table["rows"]) + present
     else:  # a study with a row for each method that was run
@@ -165,7 +165,7 @@ def _row(
     for _, plus, minus in table["differences"]:
         cells.append(Cell(_difference(runs, plus, minus, table)))
     counted = {run.record.parameters_adapters for run in runs if run.completed} - {None}
-    label = published[0].method if published else table["rows"].get(key, key.replace("_", " "))
+    label = published[0].method if published else table["rows"].get(key) or method(key)
     return Row(
         key,
         label,

@@ -12,6 +12,7 @@ from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
 from experiments.analysis import collect_runs, published, recorded_runs, score_check
 from experiments.setup.config import of_record
+from experiments.setup.suggested import fill as filled
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain
 from lora_jax.suggest import require_known
@@ -152,7 +153,7 @@ def _config_of(module: ModuleType, run: recorded_runs.Run) -> RunConfig | None:
         except ValueError:  # no such model or task, or not in this combination
             continue
         if Study(**config.study) == study:
-            return of_record(plain(config.to_dict()))
+            return of_record(plain(filled(config.to_dict())))
     return None
 
 

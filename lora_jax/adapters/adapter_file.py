@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.adapters.base_digest import base_digests, require_base
+from lora_jax.adapters.remade_constants import KEY, digest, made_again
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.partition import flatten
-from lora_jax.transform.placement import Frozen, Trainable, warn_of_doubts
+from lora_jax.transform.placement import Frozen, Trainable, group_of, warn_of_doubts
 
 BASE = "lora_jax.base"
 """The name of the base's digests among a file's JSON values."""
+REMADE = "lora_jax.remade"
+"""The name of the digests of what a file leaves out, since it can be made again."""
+KEPT = ("constants", "shared")
+"""The parts of a file's tree beside what trains."""
 
 
 def save_adapter(
@@ -24,17 +29,35 @@ def save_adapter(
     trainable: Trainable,
     frozen: Frozen,
     meta: Mapping[str, Any] | None = None,
+    *,
+    whole: bool = False,
 ) -> Path:
     """Write trainables and the adapters' constants (see `save_tree`); the base is not in the file.
 
     The constants are saved because they may be random (VeRA, LoRA-FA) or depend on a decomposition
-    (PiSSA), which another machine or version may not reproduce. Digests of the base
-    (`base_digests`) are saved so that another base is recognised.
-    Warns if training seems to have left something out (`update`).
+    (PiSSA), which another machine or version may not reproduce. Those that the variant says can be
+    made again (`Variant.remade`) are left out, if they are the same bit by bit when they are made
+    again here; digests of them are saved. Digests of the base (`base_digests`) are saved so that
+    another base is recognised. Warns if training seems to have left something out (`update`).
+
+    Args:
+      whole: whether to save all constants, for another machine or version.
     """
     warn_of_doubts(trainable["adapters"], frozen)
-    values = {**(meta or {}), BASE: base_digests(frozen)}
-    return save_tree(path, _tree(trainable, frozen), values)
+    tree, left_out = _tree(trainable, frozen), {}
+    for name, array in {} if whole else made_again(frozen).items():
+        part, where, last = _parts(name)
+        found = digest(array)
+        if digest(tree[part][where][last]) == found:
+            left_out[name] = found
+            kept = {n: x for n, x in tree[part][where].items() if n != last}
+            tree[part] = {**tree[part], where: kept}
+    values = {
+        **(meta or {}),
+        BASE: base_digests(frozen),
+        **({REMADE: left_out} if left_out else {}),
+    }
+    return save_tree(path, tree, values)
 
 
 def load_adapter(
@@ -53,6 +76,7 @@ def load_adapter(
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
+    tree = _completed(path, tree, meta, trainable, frozen, any_base)
     wanted, _ = flatten(_tree(trainable, frozen))
     found, _ = flatten(tree)
     for name in [*wanted, *found]:
@@ -61,7 +85,7 @@ def load_adapter(
     _check_base(path, meta, tree, trainable, frozen, any_base)
     shared = tuple(tree["shared"].get(str(n), {}) for n in range(len(frozen.shared)))
     restored = dataclasses.replace(frozen, constants=tree["constants"], shared=shared)
-    values = {name: each for name, each in meta.items() if name != BASE}
+    values = {name: each for name, each in meta.items() if name not in (BASE, REMADE)}
     return {"adapters": tree["adapters"], "params": tree["params"]}, restored, values
 
 
@@ -71,7 +95,8 @@ def start_from(
     """Start a run from the adapter that another run has saved (for example on MNLI).
 
     The saved adapters replace those of `init`, and so do the matrices among their constants (random
-    ones, such as VeRA's projections). Numbers, such as the keep probability, stay as in `frozen`.
+    ones, such as VeRA's projections) and what can be made again. Numbers, such as the keep
+    probability, stay as in `frozen`.
     A saved parameter that trains in full is used if its path and shape agree. A head for other
     classes, whose shape differs only in the last axis, starts anew, with a warning. A saved
     parameter that this run does not train gives a warning, too, and the base's value is used.
@@ -85,20 +110,24 @@ def start_from(
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
+    tree = _completed(path, tree, meta, trainable, frozen, any_base)
     wanted, found = (flatten(each["adapters"])[0] for each in (trainable, tree))
     for name in [*wanted, *found]:
         _check_shape(path, f"the adapter '{name}'", found.get(name), wanted.get(name))
     _check_base(path, meta, tree, trainable, frozen, any_base)
     stacks = {each.use.path: len(each.use.stack) for each in frozen.spec.adapted}
+    drawn = {each.use.path: (*group_of(each).remade, KEY) for each in frozen.spec.adapted}
     constants = {}
     for weight, mine in frozen.constants.items():
         theirs = tree["constants"].get(weight, {})
         if "scale" in mine and not jnp.array_equal(mine["scale"], theirs.get("scale")):
             raise ValueError(f"{path}: '{weight}' was trained with another scale; set its alpha")
-        constants[weight] = _with_matrices(path, mine, theirs, stacks[weight])
+        constants[weight] = _with_matrices(path, mine, theirs, stacks[weight], drawn[weight])
     shared = tuple(
-        _with_matrices(path, mine, tree["shared"].get(str(number), {}), 0)
-        for number, mine in enumerate(frozen.shared)
+        _with_matrices(path, mine, tree["shared"].get(str(number), {}), 0, (*variant.remade, KEY))
+        for number, (variant, mine) in enumerate(
+            zip(frozen.spec.groups(), frozen.shared, strict=True)
+        )
     )
     params, anew = _with_params(path, trainable["params"], tree["params"])
     if anew:
@@ -115,6 +144,46 @@ def start_from(
         )
     begun = {"adapters": tree["adapters"], "params": params}
     return begun, dataclasses.replace(frozen, constants=constants, shared=shared)
+
+
+def _completed(
+    path: str | os.PathLike,
+    tree: dict[str, Any],
+    meta: Mapping[str, Any],
+    trainable: Trainable,
+    frozen: Frozen,
+    any_base: bool,
+) -> dict[str, Any]:
+    """A file's tree, with what it leaves out made again.
+
+    Raises:
+      ValueError: something does not come out as it was.
+    """
+    if not (left_out := meta.get(REMADE)):
+        return tree
+    constants = {
+        p: {**mine, **tree["constants"].get(p, {})} for p, mine in frozen.constants.items()
+    }
+    shared = tuple({**m, **tree["shared"].get(str(n), {})} for n, m in enumerate(frozen.shared))
+    made = made_again(dataclasses.replace(frozen, constants=constants, shared=shared))
+    complete = {part: {where: dict(each) for where, each in tree[part].items()} for part in KEPT}
+    for name, saved in left_out.items():
+        if name not in made or digest(made[name]) != saved:
+            _check_base(path, meta, tree, trainable, frozen, any_base)
+            raise ValueError(
+                f"{path} leaves out '{name}', and made again here it is not the same: another "
+                "variant, machine or version; save_adapter(..., whole=True) leaves out nothing"
+            )
+        part, where, last = _parts(name)
+        complete[part].setdefault(where, {})[last] = made[name]
+    return {**tree, **complete}
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """A constant's place in a file's tree, from its whole name."""
+    part, _, rest = name.partition("/")
+    where, _, last = rest.rpartition("/")
+    return part, where, last
 
 
 def _check_base(
@@ -147,12 +216,16 @@ def _with_params(
 
 
 def _with_matrices(
-    path: str | os.PathLike, mine: dict[str, Array], theirs: dict[str, Array], stack: int
+    path: str | os.PathLike,
+    mine: dict[str, Array],
+    theirs: dict[str, Array],
+    stack: int,
+    drawn: Collection[str],
 ) -> dict[str, Array]:
-    """Constants with their matrices, after `stack` stacked axes, taken from `theirs`."""
+    """Constants with what is drawn, and matrices after `stack` stacked axes, from `theirs`."""
     found = dict(mine)
     for name, each in mine.items():
-        if each.ndim - stack >= 2 and name in theirs:
+        if (each.ndim - stack >= 2 or name in drawn) and name in theirs:
             found[name] = theirs[name]
             _check_shape(path, f"the constant '{name}'", found[name], each)
             _check_kind(path, name, found[name], each)
@@ -165,12 +238,11 @@ def _load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises a ValueError for any other tree; in it, constants are by weight and name.
     """
     tree, meta = load_tree(path)
-    kept = ("constants", "shared")
     if (
         not isinstance(tree, dict)
-        or not {"adapters", "params", *kept} <= tree.keys()
+        or not {"adapters", "params", *KEPT} <= tree.keys()
         or not all(isinstance(each, dict) for each in tree.values())
-        or not all(isinstance(each, dict) for part in kept for each in tree[part].values())
+        or not all(isinstance(each, dict) for part in KEPT for each in tree[part].values())
     ):
         raise ValueError(f"{path} was not written by lora_jax.save_adapter")
     return tree, meta

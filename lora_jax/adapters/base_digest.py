@@ -42,7 +42,7 @@ def base_digests(frozen: Frozen) -> dict[str, str]:
     }
     # Start all sums before waiting for the first.
     sums = {
-        path: {name: _sums(each) for name, each in part.items()} for path, part in parts.items()
+        path: {name: sums_of(each) for name, each in part.items()} for path, part in parts.items()
     }
     digests = {}
     for path, part in parts.items():
@@ -76,7 +76,8 @@ def require_base(
         raise OtherBaseError(where, path, how)
 
 
-def _sums(array: Any) -> Any:
+def sums_of(array: Any) -> Any:
+    """The `checksum` of an array."""
     if isinstance(array, jax.Array) and array.nbytes <= SMALL and array.is_fully_addressable:
         array = np.asarray(array)
     return checksum(array)

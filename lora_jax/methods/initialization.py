@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.truncated_svd import randomized_svd, truncated_svd
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
 
 Start = Callable[[Array, Base, int, float], tuple[Array, Array | None]]
 """`(key, base, rank, scale) -> (A (rank, in), B (rank, out))`; B is None if it starts at zero."""
-
-OVERSAMPLING = 8
-"""Extra directions that a randomised SVD follows (Halko et al. 2011, 4.3)."""
 
 
 def kaiming_uniform(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
@@ -54,15 +52,15 @@ def pissa(
     Meng et al. 2024, "PiSSA", arXiv 2404.02948, equations 2 to 4 (with PEFT's division by s).
 
     Args:
-      iterations: of a randomised SVD (Halko et al. 2011, algorithm 4.4); None for the exact one.
+      iterations: of a randomised SVD; None for one that is exact up to rounding.
     """
     matrix = base.dense().astype(wide(base.dtype))
     if iterations is None:
-        u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+        u, s, vt = truncated_svd(matrix, rank)
     else:
-        u, s, v = _randomized_svd(key, matrix, rank, iterations)
-    root = jnp.sqrt(s[:rank] / scale)[:, None]
-    return root * u[:, :rank].T, root * v[:rank]
+        u, s, vt = randomized_svd(key, matrix, rank, iterations)
+    root = jnp.sqrt(s / scale)[:, None]
+    return root * u.T, root * vt
 
 
 def olora(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
@@ -72,18 +70,6 @@ def olora(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array
     """
     q, r = jnp.linalg.qr(base.dense().astype(wide(base.dtype)).T)
     return r[:rank], q[:, :rank].T
-
-
-def _randomized_svd(
-    key: Array, matrix: Array, rank: int, iterations: int
-) -> tuple[Array, Array, Array]:
-    columns = min(rank + OVERSAMPLING, *matrix.shape)
-    q, _ = jnp.linalg.qr(matrix @ jax.random.normal(key, (matrix.shape[1], columns), matrix.dtype))
-    for _ in range(iterations):
-        q, _ = jnp.linalg.qr(matrix.T @ q)
-        q, _ = jnp.linalg.qr(matrix @ q)
-    u, s, v = jnp.linalg.svd(q.T @ matrix, full_matrices=False)
-    return q @ u, s, v
 
 
 DRAWN: dict[str, Start] = {

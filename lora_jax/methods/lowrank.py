@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from lora_jax.methods import initialization
 from lora_jax.suggest import nearest
-from lora_jax.variant import Base, Factors, Variant, wide
+from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 SCALES = {
     "alpha/rank": lambda alpha, rank: alpha / rank,  # Hu et al. 2021, section 4.1
@@ -73,6 +73,8 @@ class LowRank(Variant):
     Where the starting factors A0, B0 have an effect (PiSSA, OLoRA), it is subtracted: the base
     stays as it is, and W' = W + scale * (A^T B - A0^T B0), with A0 and B0 among the constants.
     """
+
+    suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8, "alpha": 16.0})
 
     rank: int = 8
     alpha: float = 16.0

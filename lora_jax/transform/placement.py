@@ -212,6 +212,13 @@ def init_factors(key: Array, placement: Placement, value: Any) -> Factors:
 
 
 def init_shared(key: Array, variant: Variant, placements: Iterable[Placement]) -> dict[str, Array]:
+    """The arrays that a variant's matrices share, made from a key that depends on its class."""
+    return shared_arrays(fold_path(key, type(variant).__name__), variant, placements)
+
+
+def shared_arrays(
+    key: Array, variant: Variant, placements: Iterable[Placement]
+) -> dict[str, Array]:
     """The arrays that a variant's matrices share, made from the shapes of all of them."""
     shapes, dtypes = [], []
     for each in placements:
@@ -220,7 +227,7 @@ def init_shared(key: Array, variant: Variant, placements: Iterable[Placement]) -
         shapes += [each.use.matrix] * (number * len([one for one in layers if one is not None]))
         dtypes.append(wide(jnp.dtype(each.use.dtype)))
     widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
-    return variant.init_shared(fold_path(key, type(variant).__name__), shapes, widest)
+    return variant.init_shared(key, shapes, widest)
 
 
 def weight_of(

@@ -531,6 +531,37 @@ def test_a_reason_excuses_a_variant_that_starts_elsewhere():
     lj.check(StartsElsewhereAndSaysSo(), checks=["starts_at_the_base", "begins_as_the_base"])
 
 
+class StartsElsewhereForOneSetting(StartsElsewhere):
+    @property
+    def differs_at_init(self):
+        return "its B is drawn" if self.scale == "alpha" else ""
+
+
+def test_a_reason_may_depend_on_settings():
+    lj.check(StartsElsewhereForOneSetting(scale="alpha"), checks=["starts_at_the_base"])
+    with pytest.raises(contract.ContractError, match="breaks 'starts_at_the_base'"):
+        lj.check(StartsElsewhereForOneSetting(), checks=["starts_at_the_base"])
+
+
+def test_a_reason_for_one_initialization_excuses_that_alone():
+    class DrawsB(Mutant):
+        def init(self, key, base):
+            factors = super().init(key, base)
+            if self.initialization == "gaussian":
+                factors.trainable["b"] += 0.01
+            return factors
+
+        @property
+        def differs_at_init(self):
+            return "its B is drawn" if self.initialization == reason else ""
+
+    reason = "gaussian"
+    lj.check(DrawsB(), checks=["starts_from_any_initialization"])
+    reason = "normal"
+    with pytest.raises(contract.ContractError, match="the start from 'gaussian' differs by"):
+        lj.check(DrawsB(), checks=["starts_from_any_initialization"])
+
+
 def test_an_error_inside_a_variant_says_which_clause_met_it():
     class Fails(Mutant):
         def dot_t(self, x, base, factors):

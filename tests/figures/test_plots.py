@@ -80,7 +80,7 @@ def test_scores_are_drawn_against_the_adapters_parameters(tmp_path):
     figure = parameters(recorded_runs.find(tmp_path))
     (axes,) = figure.axes
     found = series(axes)
-    assert found.pop("head only") == ([0, 1], [15.0, 15.0])  # a line across
+    assert found.pop("head alone") == ([0, 1], [15.0, 15.0])  # a line across
     assert found == {"LoRA": ([221_184], [50.0]), "VeRA": ([12_000], [30.0])}
     assert axes.get_title() == "MiniLM (all-MiniLM-L6-v2), CoLA"
     assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "Matthews (%)")

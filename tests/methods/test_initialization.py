@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_code
 import pytest
 import zoo.check as check
 from jax import lax
@@ -16,7 +17,7 @@ from scipy import stats
 
 import lora_jax as lj
 import variants
-from lora_jax.methods import initialization
+from lora_jax.methods import initialization, truncated_svd
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.variant import Base, Factors, wide
 from variants.lora import LoRA
@@ -24,8 +25,7 @@ from variants.lora import LoRA
 KEY = jax.random.key(0)
 SURPRISE = 1e-3  # the p-value below which one of a few tests of a distribution is no accident
 MOVING = ["pissa", "pissa_niter_2", "olora"]
-SAME = ("rslora", "pissa", "olora", "lora_plus")  # LoRA but for settings
-METHODS = [name for name in variants.names() if issubclass(variants.find(name), LowRank)]
+METHODS = [name for name in own_code.names() if issubclass(variants.find(name), LowRank)]
 
 init = jax.jit(lambda variant, key, base: variant.init(key, base), static_argnums=0)
 
@@ -136,7 +136,7 @@ def test_more_iterations_bring_pissa_closer(power, x64):
 
     errors = [excess(iterations) for iterations in (0, 1, 4, 16)]
     assert all((error > -1e-9).all() for error in errors)
-    expected = math.sqrt(1 + rank / (initialization.OVERSAMPLING - 1)) - 1  # Halko, theorem 10.5
+    expected = math.sqrt(1 + rank / (truncated_svd.OVERSAMPLING - 1)) - 1  # Halko, theorem 10.5
     assert errors[0].mean() < expected
     for fewer, more, bound in zip(errors, errors[1:], (0.1, 1e-2, 1e-3), strict=False):
         assert more.mean() < max(0.5 * fewer.mean(), 1e-9) and more.max() < bound
@@ -264,7 +264,7 @@ def test_a_small_step_from_the_start_is_not_lost(name, dtype):
 # -- every method ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in SAME])
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("start", ["orthogonal", "pissa"])
 def test_every_low_rank_method_has_every_initialisation(name, start, x64):
     base = base_of((7, 6), dtype=jnp.float64)

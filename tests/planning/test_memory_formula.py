@@ -12,6 +12,7 @@ from experiments.planning.memory_formula import Setting, by_formula, weights
 from experiments.planning.model_sizes import SIZES
 from experiments.setup.completion import cross_entropy_per_token
 from lora_jax.compiled.jaxpr_memory import working_bytes
+from lora_jax.methods.lowrank import LowRank
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.parts.completion import completion_likelihood
 from lora_jax.models.published.decoders import abstract_decoder
@@ -40,8 +41,7 @@ def made(setting):
     forward, params = completion_likelihood(
         abstract_decoder(SMALL, remat=setting.remat), setting.predicted, setting.chunk
     )
-    name = "full" if setting.rank is None else "lora"
-    variant = variants.make(name, **({"rank": setting.rank} if setting.rank else {}))
+    variant = setting.variant or variants.make("full")
     storage = {"none": {}, "nf4": {"all-linear": lj.NF4()}}[setting.storage]
     adapted = lj.adapt(forward, variant, "all-linear", quantize=storage)
     ids = jax.ShapeDtypeStruct((setting.batch, setting.tokens), np.int32)
@@ -67,12 +67,12 @@ def size(tree):
 @pytest.mark.parametrize(
     "setting",
     [
-        Setting(rank=None, batch=4, tokens=128, predicted=128),
-        Setting(rank=8, batch=4, tokens=128, predicted=128),
-        Setting(rank=8, storage="nf4", batch=4, tokens=128, predicted=16),
-        Setting(rank=8, batch=4, tokens=128, predicted=16, remat=True),
+        Setting(None, batch=4, tokens=128, predicted=128),
+        Setting(LowRank(rank=8), batch=4, tokens=128, predicted=128),
+        Setting(LowRank(rank=8), storage="nf4", batch=4, tokens=128, predicted=16),
+        Setting(variants.make("ia3"), batch=4, tokens=128, predicted=16, remat=True),
     ],
-    ids=("full", "lora", "nf4", "remat"),
+    ids=("full", "lora", "nf4", "remat of ia3"),
 )
 def test_the_formula_is_that_of_the_arrays_and_near_what_is_compiled(setting):
     step, state, frozen, batch = made(setting)
@@ -91,14 +91,14 @@ def test_the_formula_is_that_of_the_arrays_and_near_what_is_compiled(setting):
 
 def test_which_cards_hold_what():
     config = LlamaConfig.from_json(SIZES["Llama 2 70B"])
-    quantised = by_formula(config, Setting(16, "nf4_double", 2, remat=True))
+    quantised = by_formula(config, Setting(LowRank(rank=16), "nf4_double", 2, remat=True))
     assert 36e9 < quantised.weights < 37e9
     assert memory_tables.smallest_card(quantised) == "48 GiB"
-    dense = by_formula(config, Setting(16, width=2, remat=True))
+    dense = by_formula(config, Setting(LowRank(rank=16), width=2, remat=True))
     assert memory_tables.smallest_card(dense) == "141 GiB"
     assert memory_tables.smallest_card(by_formula(config, Setting(None))) == "none of 141 GiB"
 
 
 def test_decoders_that_the_formula_does_not_know_are_refused():
     with pytest.raises(ValueError, match="decoders of Llama's family without biases"):
-        by_formula(LlamaConfig(model_type="qwen2", vocab_size=10), Setting())
+        by_formula(LlamaConfig(model_type="qwen2", vocab_size=10), Setting(None))

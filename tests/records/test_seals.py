@@ -135,7 +135,7 @@ def test_a_seal_beside_checks_is_not_dropped_unseen(tmp_path):
 
 def test_a_completed_run_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "build", None)
-    run_record.claim(tmp_path, glue.get_config("task=sst2").to_dict())
+    run_record.claim(tmp_path, parse(glue.get_config("task=sst2").to_dict()).plain)
     record = write(tmp_path, "glue", "task=sst2", {"accuracy": 0.5})
     said: list[str] = []
     for sealed in (True, False):

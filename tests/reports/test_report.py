@@ -121,7 +121,10 @@ def test_predictions_that_are_not_the_record_s_are_refused(study):
         ({"changes": {"data.train": 50}}, "data.train is 8000 in one and 50 in the other"),
         ({"changes": {"start_from": "runs/a"}}, "start_from is null in one and a run in the other"),
         ({"weights_digest": "another"}, "began from different weights"),
-        ({"changes": {"variant.name": "dora"}}, "'lora', but variant.name is lora in one and dora"),
+        (
+            {"changes": {"variant.name": "dora", "study.row": "lora"}},
+            "'lora', but variant.name is lora in one and dora",
+        ),
         ({"metric": "f1"}, "runs have different main metrics: accuracy and f1"),
     ],
 )
@@ -192,7 +195,7 @@ def test_runs_of_no_study_are_methods_by_variant_and_storage(tmp_path):
             write(folder, "quickstart", arg, scores, changes={"seed": seed}, parameters=1)
     found = methods(tmp_path)
     labels = {key: method.label for key, method in found.items()}
-    assert labels == {"lora": "LoRA", "dora": "DoRA", "lora_nf4": "LoRA on nf4"}
+    assert labels == {"lora": "LoRA", "dora": "DoRA", "lora_nf4": "LoRA on NF4"}
     assert (
         "| DoRA | 2 | +1.00 | – | not measured | – | not measured | – | – | not measured |"
         in report.render(made(tmp_path), "markdown")

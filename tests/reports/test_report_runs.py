@@ -24,6 +24,7 @@ from experiments.analysis import unfinished_runs
 from experiments.reports import file, plots
 from experiments.runs import predictions
 from experiments.setup.read_config import read_config
+from experiments.setup.suggested import fill
 from lora_jax.files.canonical_json import config_digest, plain
 
 
@@ -135,7 +136,7 @@ def test_runs_without_a_record_are_counted_with_their_method(study):
 @pytest.mark.filterwarnings("ignore:the load_module")
 def test_trials_that_failed_before_they_had_a_folder_are_found(tmp_path):
     arguments = ["--config=configs/glue.py:task=sst2,variant=lora", "--config.seed=3"]
-    config = read_config(arguments).to_dict()
+    config = fill(read_config(arguments).to_dict())
     digest = config_digest(plain(config))
     listed = [
         {"name": name, "digest": digest, "overrides": {}, "arguments": arguments}

@@ -10,9 +10,10 @@ import pytest
 
 from configs import adalora_table1, instruct, qlora_llama, quickstart
 from experiments.setup.config import of_record, parse
+from experiments.setup.suggested import fill
 
 CONFIGS = {
-    module.__name__.rpartition(".")[2]: module.get_config("").to_dict()
+    module.__name__.rpartition(".")[2]: fill(module.get_config("").to_dict())
     for module in (quickstart, instruct, adalora_table1, qlora_llama)
 }
 """Of both kinds of tasks, without a place in a table and with one."""

@@ -12,13 +12,14 @@ from experiments.analysis.collect_runs import settings_of
 from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
+from experiments.setup.suggested import fill
 from experiments.sweeps import grouping, preflight
 from experiments.sweeps.trials import Trial
 from lora_jax.records import run_record
 
 CONFIGS = {
-    "quickstart": quickstart.get_config("").to_dict(),
-    "instruct": instruct.get_config("").to_dict(),
+    "quickstart": fill(quickstart.get_config("").to_dict()),
+    "instruct": fill(instruct.get_config("").to_dict()),
 }
 FREE = {"model/unroll", "model/products", "train/evaluate_first"}
 """Settings that a run does without."""

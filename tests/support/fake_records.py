@@ -9,6 +9,7 @@ import numpy as np
 from configs import common_tasks
 from experiments.analysis.published import SIZES
 from experiments.runs import predictions
+from experiments.setup.suggested import fill
 from lora_jax.files import canonical_json
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.metrics import label_metrics
@@ -41,7 +42,7 @@ def write(
     """
     config = importlib.import_module(f"configs.{name}").get_config(arg)
     config.update_from_flattened_dict(changes or {})
-    plain = canonical_json.plain(config.to_dict())
+    plain = canonical_json.plain(fill(config.to_dict()))
     task = plain["data"]["name"].partition("/")[2]
     values = {
         "experiment": name,

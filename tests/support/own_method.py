@@ -1,4 +1,4 @@
-"""A user's method, in a package of its own beside the project."""
+"""A user's methods, in a package of its own beside the project."""
 
 from pathlib import Path
 
@@ -31,8 +31,39 @@ class Wide(LowRank):
         return self.times * super().count(shape)
 '''
 
+RANKLESS = "own_package.columns"
+RANKLESS_CODE = '''
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from lora_jax.variant import Factors, Suggested, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns(Variant):
+    """One factor for each output."""
+
+    title: ClassVar[str] = "my columns"
+    suggested: ClassVar[Suggested] = Suggested(
+        0.05, 0.01, (0.01, 0.02, 0.04), {"start": 1.5}, ("query/kernel",)
+    )
+    start: float = 1.0
+
+    def init(self, key, base):
+        return Factors({"v": jnp.full(base.shape[1], self.start, wide(base.dtype))}, {})
+
+    def weight(self, base, factors):
+        return base.dense() * factors.trainable["v"][None, :]
+
+    def count(self, shape):
+        return shape[1]
+'''
+
 
 def write(folder: Path) -> None:
     """Write the package into a folder, which is to be on the path of modules."""
     (folder / "own_package").mkdir()
     (folder / "own_package" / "wide.py").write_text(CODE, encoding="utf-8")
+    (folder / "own_package" / "columns.py").write_text(RANKLESS_CODE, encoding="utf-8")

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from configs import glue, quickstart
 from experiments.setup.read_config import read_config
+from experiments.setup.suggested import fill
 from experiments.sweeps import sweep_flag, trials
 from experiments.sweeps.sweep_flag import Range, Values
 from lora_jax.files.canonical_json import config_digest
@@ -105,9 +106,10 @@ def test_a_trials_config_is_the_one_that_its_flags_make():
     config = glue.get_config("task=cola,source=tsv,folder=F,variant=adalora")
     changes = {"train.max_steps": 20, "optimizer.learning_rate": 3e-4}
     config.update_from_flattened_dict(changes | {"also_train": ("classifier/.*",)})
-    assert trial.config.plain == config.to_dict()
-    assert trial.digest == config_digest(config.to_dict())
-    assert read_config(trial.arguments).to_dict() == trial.config.plain
+    filled = fill(config.to_dict())
+    assert trial.config.plain == filled
+    assert trial.digest == config_digest(filled)
+    assert fill(read_config(trial.arguments).to_dict()) == filled
 
 
 def test_zip_pairs():
@@ -236,13 +238,13 @@ def test_a_configs_own_sweep_that_never_ends(tmp_path):
 
 
 def test_all_wrong_trials_are_named_and_equal_mistakes_said_once():
-    with pytest.raises(ValueError, match="variant 'lorra': expected one of lora") as caught:
-        names("variant=lora,lorra,dorra", "config.seed=0:2")
+    with pytest.raises(ValueError, match="model 'minilmm': expected one of minilm") as caught:
+        names("model=minilm,minilmm,bert", "config.seed=0:2")
     first, second = str(caught.value).splitlines()
     assert first.startswith(
-        "variant=lorra,config.seed=0; variant=lorra,config.seed=1: variant 'lor"
+        "model=minilmm,config.seed=0; model=minilmm,config.seed=1: model 'minil"
     )
-    assert "variant=dorra,config.seed=1: variant 'dorra'" in second
+    assert "model=bert,config.seed=1: model 'bert'" in second
     with pytest.raises(ValueError, match=r"^every trial: the config has no setting"):
         names("config.sed=0:2")
 
@@ -283,7 +285,7 @@ def test_a_config_with_a_sweep_of_its_own(tmp_path):
     config = quickstart.get_config("size=smoke,variant=vera")
     changes = {"targets": ("up/kernel", "down/kernel"), "model.dropout": True, "seed": 4}
     config.update_from_flattened_dict(changes)
-    assert found[-1].config.plain == config.to_dict()
+    assert found[-1].config.plain == fill(config.to_dict())
     assert len(made(arguments=arguments, file=str(file))) == 2
     with pytest.raises(ValueError, match=r"variant is swept by the config's sweep\(\) and by --"):
         made("variant=dora", arguments=arguments, file=str(file))
