@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lora_jax.files.arrays import to_host
@@ -103,10 +104,11 @@ def gather(
         sums, constants = ({path: f[part] for path, f in factors.items()} for part in (0, 1))
         for batch in batches:
             sums = add(sums, constants, dict(full), frozen.base, batch)
-        last = number == PASSES - 1
-        basis = _each(weights, "seen" if last else "next", basis, sums)
-    for path, seen in basis.items():
-        _require_seen(path, needs[path], seen)
+        method = "next" if number < PASSES - 1 else "seen"
+        basis = {
+            path: _by_numpy(each, method, basis[path], sums[path], needs[path])
+            for path, each in weights.items()
+        }
     return basis
 
 
@@ -165,10 +167,17 @@ def _everything(outputs: Any) -> Array:
     return sum((x.sum().astype(float) for x in real), start=jnp.zeros((), float))
 
 
-def _require_seen(path: str, need: Need, seen: Seen) -> None:
-    values = to_host(seen[1])
-    if not ((values >= 0).all() and (values[..., 0] > 0).all()):
+def _by_numpy(placement: Placement, method: str, basis: Any, sums: Any, need: Need) -> Any:
+    """What a method of a weight's probe makes of the basis and the sums of a pass."""
+    known = jax.tree.map(lambda x: to_host(x).astype(float), (basis, sums))
+    _, found = known
+    finite = all(np.isfinite(x).all() for x in found.values())
+    if not finite or not any(np.any(x) for name, x in found.items() if name != "count"):
+        path = placement.use.path
         raise ValueError(f"'{path}': its {need.of} over these batches is zero, or not finite")
+    probe: Any = placement.variant
+    made = getattr(probe, method)(*known)
+    return jax.tree.map(lambda x: jnp.asarray(x, probe.dtype), made)
 
 
 def _stacked(stack: tuple[int, ...], leaf: Any) -> jax.ShapeDtypeStruct:

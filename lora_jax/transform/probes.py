@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lora_jax.methods.lowrank import LowRank
@@ -20,7 +21,9 @@ from lora_jax.statistics import SeenGradient, SeenInputs
 from lora_jax.variant import Base, Factors, Variant
 
 Sums = dict[str, Array]
-"""A probe's gradients, summed over batches; stacked axes come first."""
+"""A probe's gradients of one matrix, summed over batches; or its basis."""
+Numbers = dict[str, np.ndarray]
+"""The same by NumPy, in float64, with stacked axes first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +51,17 @@ class GradientProbe(LowRank):
         zeros = jnp.zeros((self.rank, size), rows.dtype)
         return Factors({other: zeros}, {name: rows, "scale": jnp.ones((), rows.dtype)})
 
-    def next(self, basis: Sums, sums: Sums) -> Sums:
+    def next(self, basis: Numbers, sums: Numbers) -> Numbers:
         """The basis of the next pass, for the other side."""
-        return jax.tree.map(_orthonormal, sums)
+        return {name: _orthonormal(rows) for name, rows in sums.items()}
 
-    def seen(self, basis: Sums, sums: Sums) -> SeenGradient:
+    def seen(self, basis: Numbers, sums: Numbers) -> SeenGradient:
         """The leading singular triplets, from a pass with a basis of inputs."""
-        u, values, right = jnp.linalg.svd(sums["b"], full_matrices=False)
+        u, values, right = np.linalg.svd(sums["b"], full_matrices=False)
         n = self.directions
-        return SeenGradient(u[:, :n].T @ basis["a"], values[:n], right[:n])
+        left = u[..., :n].swapaxes(-1, -2) @ basis["a"]
+        found: Any = left, values[..., :n], right[..., :n, :]
+        return SeenGradient(*found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +90,23 @@ class InputProbe(Variant):
         sums |= dict.fromkeys(("sum", "magnitude"), jnp.zeros_like(vector))
         return Factors(sums | dict.fromkeys(("squares", "count"), number), basis)
 
-    def next(self, basis: Sums, sums: Sums) -> Sums:
-        center = basis["center"] + sums["sum"] / sums["count"]
+    def next(self, basis: Numbers, sums: Numbers) -> Numbers:
+        center = basis["center"] + sums["sum"] / sums["count"][..., None]
         return {"basis": _orthonormal(_centered(basis, sums)), "center": center}
 
-    def seen(self, basis: Sums, sums: Sums) -> SeenInputs:
+    def seen(self, basis: Numbers, sums: Numbers) -> SeenInputs:
         """The leading principal components."""
-        count, mean = sums["count"], sums["sum"] / sums["count"]
-        _, values, directions = jnp.linalg.svd(_centered(basis, sums), full_matrices=False)
-        variance = sums["squares"] / count - jnp.square(mean).sum()
-        n = self.directions
-        leading = directions[:n], values[:n] / count
-        return SeenInputs(*leading, variance, basis["center"] + mean, sums["magnitude"] / count)
+        count, n = sums["count"], self.directions
+        mean = sums["sum"] / count[..., None]
+        _, values, directions = np.linalg.svd(_centered(basis, sums), full_matrices=False)
+        found: Any = {
+            "directions": directions[..., :n, :],
+            "variances": values[..., :n] / count[..., None],
+            "variance": sums["squares"] / count - np.square(mean).sum(axis=-1),
+            "mean": basis["center"] + mean,
+            "magnitude": sums["magnitude"] / count[..., None],
+        }
+        return SeenInputs(**found)
 
     def weight(self, base: Base, factors: Factors) -> Array:
         return base.dense()
@@ -137,12 +147,13 @@ def _backward(kept: tuple[Array, Sums], gradient: Array) -> tuple[Array, Sums, S
 _observed.defvjp(_forward, _backward)
 
 
-def _centered(basis: Sums, sums: Sums) -> Array:
+def _centered(basis: Numbers, sums: Numbers) -> np.ndarray:
     """The basis times the sum of (x - mean) (x - mean)^T."""
-    shift = jnp.outer(basis["basis"] @ sums["sum"], sums["sum"]) / sums["count"]
-    return sums["sketch"] - shift
+    total, count = sums["sum"][..., None, :], sums["count"][..., None, None]
+    along = basis["basis"] @ total.swapaxes(-1, -2)
+    return sums["sketch"] - along * total / count
 
 
-def _orthonormal(rows: Array) -> Array:
+def _orthonormal(rows: np.ndarray) -> np.ndarray:
     """Orthonormal rows that span the given ones."""
-    return jnp.linalg.qr(rows.T)[0].T
+    return np.linalg.qr(rows.swapaxes(-1, -2))[0].swapaxes(-1, -2)
