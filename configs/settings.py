@@ -208,6 +208,8 @@ class TrainSettings:
     """The record notes when this score is reached."""
     evaluate_first: bool = setting(False, optional=True)
     """Whether the model is evaluated before the first step, too."""
+    init_batches: int | None = setting(None, at_least(1), optional=True)
+    """How many of the first batches an initialisation from data sees (LoRA-GA, EVA); None: 8."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

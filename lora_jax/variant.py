@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lora_jax.statistics import Need, Seen
+
 if TYPE_CHECKING:
     from lora_jax.uses import WeightUse
 
@@ -103,6 +105,9 @@ class Base:
 
     accumulate: Any = dataclasses.field(default=None, metadata={"static": True})
     """The dtype of products; None for the dtype of their operands."""
+
+    seen: Seen | None = None
+    """In `init`, what the variant asked to see of the weight (`Variant.needs`)."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -195,6 +200,11 @@ class Variant:
 
     # -- of one matrix -----------------------------------------------------------------------------
 
+    @property
+    def needs(self) -> Need | None:
+        """What `init` has to see of a weight's gradient or inputs; it finds that in `base.seen`."""
+        return None
+
     def validate(self, shape: tuple[int, int]) -> None:
         """Raise `ValueError` if these settings cannot work for an (in, out) matrix."""
 
@@ -241,6 +251,20 @@ class Variant:
           dtype: the widest dtype of their factors.
         """
         return {}
+
+    @property
+    def allots(self) -> bool:
+        """Whether `allot` may give matrices other settings than these."""
+        return False
+
+    def allot(
+        self, seen: Sequence[Seen], shapes: Sequence[tuple[int, int]]
+    ) -> list["Variant | None"]:
+        """The variant of each matrix by what was seen of all of them; None leaves one out.
+
+        Not traced. Each matrix of a stack counts.
+        """
+        return [self] * len(shapes)
 
     def learning_rates(
         self, constants: Mapping[str, dict[str, Array]]

@@ -19,6 +19,7 @@ ROOMS = (
     "lora_jax.nnx",
     "lora_jax.partition",
     "lora_jax.uses",
+    "lora_jax.statistics",
     "lora_jax.variant",
     "lora_jax.files",
     "lora_jax.records",

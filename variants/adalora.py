@@ -73,6 +73,8 @@ class AdaLoRA(LowRank):
         require_known(self.mode, MODES, f"mode '{self.mode}' is unknown")
         if self.max_rank is not None:
             raise ValueError("AdaLoRA chooses ranks itself: leave max_rank out")
+        if self.allots:
+            raise ValueError("AdaLoRA chooses ranks itself: initialization='eva' takes no rho")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"betas must be in [0, 1), got {self.beta1} and {self.beta2}")
         if not self.orthogonality >= 0:
@@ -92,9 +94,12 @@ class AdaLoRA(LowRank):
     def init(self, key: Array, base: Base) -> Factors:
         left, right = jax.random.split(key)
         trainable, constants = super().init(left, base)
-        if self.initialization in initialization.DRAWN:  # B by the same rule, for its own side
+        if not initialization.moves_the_weight(self.initialization):
+            # B by the same rule for its own side, or at random if data tell of inputs only (EVA).
+            drawn = self.initialization in initialization.DRAWN
+            rule = self if drawn else dataclasses.replace(self, initialization="normal")
             turned = Base(jnp.zeros(base.shape[::-1], base.dtype), "io")
-            trainable["b"] = super().init(right, turned).trainable["a"]
+            trainable["b"] = super(AdaLoRA, rule).init(right, turned).trainable["a"]
         for start in ("a0", "b0"):  # e starts at zero, so there is no effect to subtract
             constants.pop(start, None)
         return Factors(trainable | {"e": jnp.zeros(self.rank, trainable["a"].dtype)}, constants)

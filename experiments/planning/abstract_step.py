@@ -28,6 +28,7 @@ from lora_jax.training.step import (
     cross_entropy,
     make_train_step,
 )
+from lora_jax.transform.init_shapes import init_shapes
 
 PLACEHOLDER_STEPS = 1000
 """Placeholder for the steps of a run, known only once its data are read; no size depends on it."""
@@ -80,7 +81,7 @@ class AbstractStep:
         key, accumulate = jax.random.key(0), config.train.accumulate
         if mesh is None:
             ids = jax.ShapeDtypeStruct((2, 2), jnp.int32)
-            trainable, frozen = jax.eval_shape(adapted.init, key, params, ids, ids, ids)
+            trainable, frozen = init_shapes(adapted, key, params, ids, ids, ids)
             state = jax.eval_shape(create, trainable, frozen)
             batch = batch_of(config.train.batch_size, tokens)
             return cls(config, adapted, tx, loss, params, state, frozen, batch)

@@ -71,9 +71,11 @@ def save(
         predictions.write(workdir, kept)
     left = _written(experiment, state.trainable)
     pruned, smaller = lj.prune(trainable, frozen, variant_state)
-    if smaller.spec == frozen.spec:
+    drops = smaller.spec != frozen.spec
+    if not drops and not any(each and each.allots for _, each in experiment.adapted.rules):
         return left
-    lj.save_adapter(workdir / "pruned.safetensors", pruned, smaller, meta)
+    if drops:
+        lj.save_adapter(workdir / "pruned.safetensors", pruned, smaller, meta)
     ranks = lj.ranks(trainable, frozen)
     if processes.writes():
         _draw(ranks, workdir / "ranks.png")
@@ -154,6 +156,7 @@ def record(
         samples=left.samples,
         signatures=dict(left.signatures) or None,
         audit=outcome.audit,
+        gathered=experiment.gathered and dict(experiment.gathered.said),
         tokenised_per_second=experiment.texts.examples_per_second,
     )
 

@@ -22,6 +22,7 @@ from lora_jax.training.checkpoint import Checkpoints
 from lora_jax.training.masking import narrow, union, widen
 from lora_jax.training.saved_trials import ManyTrials, OneTrial
 from lora_jax.training.step import Batch, Loss, Predict, TrainState, make_step
+from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import Trainable
 
 
@@ -130,7 +131,7 @@ def together(experiments: Sequence[Experiment]) -> Together:
     adapted = dataclasses.replace(first.adapted, rules=rules)
     example = np.zeros((first.batch_size, first.texts.boundaries[0]), np.int32)
     params = jax.eval_shape(first.adapted.disable, first.trainable, first.frozen)
-    like = jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
+    like = init_shapes(adapted, jax.random.key(0), params, example, example, example)
     wide = [widen(each.trainable, each.frozen, like) for each in experiments]
     trainables, frozen = zip(*wide, strict=True)
     common = dataclasses.replace(first, adapted=adapted)

@@ -17,6 +17,7 @@ from experiments.runs.folder_lock import alone_in
 from experiments.runs.group_folder import GroupFolder
 from experiments.runs.memory_line import announce
 from experiments.runs.train_trials import Order, train
+from experiments.setup import from_data
 from experiments.setup.config import of_record
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.load import load
@@ -186,8 +187,10 @@ def _build(
                     say(NO_GAIN)
             with explained(config):
                 loaded = loaded or load(config, mesh, texts)
-                made = build(config, loaded, mesh)
+                made = build(config, loaded, mesh, folder=folders[number])
             _claim(folders[number], config)
+            if made.gathered is not None:
+                made.gathered.save(folders[number] / from_data.FILE)
         except Exception as error:  # any error: the others train without this trial
             wrong[number] = error
             continue

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 import lora_jax as lj
 from configs.settings import DecoderSettings, ModelSettings, RunConfig
 from experiments.setup import from_config
+from experiments.setup.from_data import Gathered, gathered
 from experiments.setup.load import load
 from experiments.setup.out_of_memory import advice, asked
 from experiments.setup.sharded_batches import spread
@@ -48,6 +50,8 @@ class Experiment:
     """The optimiser's numbers (`from_config.make_hyper`)."""
     tx: optax.GradientTransformation
     loop: Loop
+    gathered: Gathered | None = None
+    """What an initialisation from data has seen; None for others."""
     layout: Layout | None = None
     """The shardings of all arrays on a mesh of devices; None without a mesh."""
 
@@ -176,6 +180,7 @@ def build(
     shared: TaskAndModel | None = None,
     mesh: Mesh | None = None,
     texts: Texts | None = None,
+    folder: Path | None = None,
 ) -> Experiment:
     """Make the experiment that a config describes.
 
@@ -183,6 +188,7 @@ def build(
       shared: the loaded task and model of a config with the same data and model, if there is one.
       mesh: the devices that train together; by default one device trains alone.
       texts: the result of `load.read_texts` for this config, if there is one.
+      folder: the run's, which may have what an earlier process gathered (`from_data`).
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
@@ -201,8 +207,10 @@ def build(
     example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
-    layout = None if mesh is None else lay_out(adapted, mesh, texts.rules, *inputs)
-    trainable, frozen = (layout or adapted).init(adapter_key, *inputs)
+    found = gathered(config, loaded, adapted, adapter_key, inputs, mesh, folder)
+    seen = found.seen if found else {}
+    layout = None if mesh is None else lay_out(adapted, mesh, texts.rules, *inputs, seen=seen)
+    trainable, frozen = (layout or adapted).init(adapter_key, *inputs, seen=seen)
     if config.start_from:
         trainable, frozen = _begin(config.start_from, trainable, frozen)
         if layout is not None:
@@ -220,6 +228,7 @@ def build(
         hyper=hyper,
         tx=tx,
         loop=dataclasses.replace(loop, best_from=settled),
+        gathered=found,
         layout=layout,
     )
 

@@ -18,6 +18,7 @@ from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
 from lora_jax.training.fingerprint import fingerprint
 from lora_jax.training.step import TrainState
+from lora_jax.transform.init_shapes import init_shapes
 
 Targets = Mapping[Any, lj.Variant]
 BatchShapes = dict[str, jax.ShapeDtypeStruct]
@@ -101,7 +102,7 @@ class AbstractRun:
         key, ids = jax.random.key(0), self.trained[0]["input_ids"]
         forward, params = self.loaded.model(key)
         adapted = from_config.adapt(self.config, forward, targets)
-        return adapted, *jax.eval_shape(adapted.init, key, params, ids, ids, ids)
+        return adapted, *init_shapes(adapted, key, params, ids, ids, ids)
 
 
 def _batches(texts: Texts, parts: Sequence[str], size: int) -> tuple[BatchShapes, ...]:

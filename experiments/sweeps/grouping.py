@@ -49,6 +49,8 @@ def program_key(config: RunConfig) -> str:
         sorted(from_config.make_hyper(config.optimizer, _ANY)),
         [(where, type(variant)) for where, variant in targets.items()],
         _kinds(variants),
+        # Such ranks are known only when data have been seen: each trial is alone.
+        any(each.allots for each in variants) and config.plain,
     )
     return repr(same)  # in Python 1 == 1.0 == True
 

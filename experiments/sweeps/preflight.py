@@ -14,6 +14,7 @@ from experiments.sweeps.trials import Trial, refuse
 from lora_jax import data
 from lora_jax.files import tree_file
 from lora_jax.training.loop_settings import Loop
+from lora_jax.transform.init_shapes import init_shapes
 
 
 def check_trials(trials: Sequence[Trial]) -> list[Loop]:
@@ -76,4 +77,4 @@ def _trace(config: RunConfig, outputs: int, steps: int) -> None:
     forward, params = abstract_model(config, outputs)
     adapted = from_config.adapt(config, forward, from_config.make_run_targets(config, steps))
     example = np.zeros((2, 2), np.int32)
-    jax.eval_shape(adapted.init, jax.random.key(0), params, example, example, example)
+    init_shapes(adapted, jax.random.key(0), params, example, example, example)

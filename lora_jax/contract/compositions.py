@@ -146,7 +146,7 @@ def _moves(
     """The updates that each makes from a gradient of ones at learning rate 1."""
     moves = []
     for adapted in several:
-        trainable, frozen = adapted.init(keys.key(seed), params, ids)
+        trainable, frozen = toys.begin(adapted, keys.key(seed), params, ids)
         tx = adapted.optimizer(optax.sgd(1.0), frozen)
         grads = jax.tree.map(jnp.ones_like, trainable)
         moves.append(tx.update(grads, tx.init(trainable), trainable)[0])
@@ -156,17 +156,19 @@ def _moves(
 @clause
 def acts_on_quantised_weights(variant: Variant) -> None:
     """On quantised weights it computes the same as on the dequantised ones, gradients too."""
-    base = by_numpy(functools.partial(quantized, Int8()))(toy_matrices.base(variant).value)
+    dense = toy_matrices.base(variant)
+    base = by_numpy(functools.partial(quantized, Int8()))(dense.value)
+    base = dataclasses.replace(base, seen=dense.seen)
     require_products(variant, {"of an int8 matrix": (base, inputs_of(base, (2, 3)))})
     toy = toys.toy(variant, targets=toys.SOME, quantize=NF4())
     stood_for = by_numpy(toy.adapted.disable)(toy.trainable, toy.frozen)
     if not variant.differs_at_init:
         wanted = toys.output_of(stood_for, toy.ids)
         require_close("the output at the start", toy.gradient(toy.trainable)[0], wanted)
-    dense, leaves = toys.toy(variant, targets=toys.SOME), flatten(stood_for)[0]
-    base = {path: leaves[path] for path in dense.frozen.base}
-    frozen = dataclasses.replace(toy.frozen, base=base, spec=dense.frozen.spec)
-    wanted = dataclasses.replace(dense, frozen=frozen).gradient(toy.moved)
+    plain, leaves = toys.toy(variant, targets=toys.SOME), flatten(stood_for)[0]
+    stored = {path: leaves[path] for path in plain.frozen.base}
+    frozen = dataclasses.replace(toy.frozen, base=stored, spec=plain.frozen.spec)
+    wanted = dataclasses.replace(plain, frozen=frozen).gradient(toy.moved)
     got = toy.gradient(toy.moved)
     require_close("apply", got[0], wanted[0])
     require_close("the gradient of apply", got[1], wanted[1])

@@ -35,6 +35,7 @@ from lora_jax.contract.toy_matrices import (
     factors_of,
     noisy,
     normal,
+    seen_of,
     shapes,
     stack,
     variations,
@@ -136,7 +137,10 @@ def _starting_weights(variant: Variant, bases: dict[str, Base], seed: Array) -> 
 @clause
 def count_is_exact(variant: Variant) -> None:
     """`count` is how many trainable numbers the weight depends on; no trainable is unused."""
-    bases = {shape: Base(normal(shape, 8), "io") for shape in shapes(variant)}
+    bases = {
+        shape: Base(normal(shape, 8), "io", seen=seen_of(variant, shape))
+        for shape in shapes(variant)
+    }
     gradients = jax.device_get(_gradients_of_weights(variant, bases, 2))
     for shape in bases:
         grads = gradients[shape]

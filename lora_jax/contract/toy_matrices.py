@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from lora_jax.contract import keys
 from lora_jax.contract.clause import quick_jit
+from lora_jax.statistics import Seen
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import PyTree
 from lora_jax.variant import Base, Factors, Variant, wide
@@ -48,12 +49,21 @@ def bases(variant: Variant, dtype: Any = jnp.float64) -> dict[str, Base]:
         "iio": matrix.reshape(4, u, 3 * u),
         "oio": matrix.reshape(4 * u, 3, u).swapaxes(0, 1),
     }
-    return {roles: Base(array(value), roles) for roles, value in layouts.items()}
+    seen = seen_of(variant, matrix.shape, dtype)
+    return {roles: Base(array(value), roles, seen=seen) for roles, value in layouts.items()}
 
 
 def base(variant: Variant, dtype: Any = jnp.float64) -> Base:
     """One matrix in the plainest layout."""
     return bases(variant, dtype)["io"]
+
+
+def seen_of(variant: Variant, shape: tuple[int, int], dtype: Any = jnp.float64) -> Seen | None:
+    """Random numbers in the place of what the variant would see of an (in, out) matrix in data."""
+    if variant.needs is None:
+        return None
+    shapes = variant.needs.shapes(shape, wide(dtype))
+    return jax.tree.map(lambda leaf: normal(leaf.shape, 21, leaf.dtype), shapes)
 
 
 def array(numbers: Any, dtype: Any = None) -> Array:

@@ -15,6 +15,7 @@ from lora_jax.contract.clause import by_numpy, quick_jit
 from lora_jax.contract.toy_matrices import array, noisy, normal, unit
 from lora_jax.quantization.quantize import Storage
 from lora_jax.transform.adapt import Adapted, adapt
+from lora_jax.transform.init_shapes import seen_shapes
 from lora_jax.transform.placement import Frozen, PyTree, Trainable
 from lora_jax.variant import Variant
 
@@ -178,7 +179,7 @@ def small_training_toy(variant: Variant) -> Toy:
     """The same with one matrix in a small model, initialised without compiling, as users do."""
     params, ids = decoder_params(variant), _ids(variant)
     adapted = adapt(shallow, variant, "mix/kernel", _also_trained(variant))
-    return Toy(adapted, params, ids, *adapted.init(_key(6), params, ids))
+    return Toy(adapted, params, ids, *begin(adapted, _key(6), params, ids))
 
 
 def _also_trained(variant: Variant) -> tuple[str, ...]:
@@ -201,7 +202,14 @@ _key = quick_jit(keys.key)
 
 @functools.partial(quick_jit, static_argnums=0)
 def _init(adapted: Adapted, seed: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
-    return adapted.init(keys.key(seed), params, ids)
+    return begin(adapted, keys.key(seed), params, ids)
+
+
+def begin(adapted: Adapted, key: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
+    """What `init` gives, with random numbers in the place of what methods would see in data."""
+    shapes = seen_shapes(adapted, params, ids)
+    seen = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype), shapes)
+    return adapted.init(key, params, ids, seen=seen)
 
 
 def task_loss(logits: Array, ids: Array) -> Array:

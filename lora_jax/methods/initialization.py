@@ -1,4 +1,4 @@
-"""How the factors of the A/B methods start: drawn at random, or taken from the weight itself."""
+"""How the factors of the A/B methods start: drawn at random, or taken from the weight or data."""
 
 import re
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods import from_data
 from lora_jax.methods.truncated_svd import randomized_svd, truncated_svd
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
@@ -88,8 +89,9 @@ _FAST_PISSA = re.compile(r"pissa_niter_(\d+)")
 
 def validate(name: str, rank: int, alpha: float) -> None:
     """Raise a `ValueError` if an initialisation is unknown or cannot work."""
-    if name not in DRAWN and name not in TAKEN and not _FAST_PISSA.fullmatch(name):
-        known = [*DRAWN, *TAKEN, "pissa_niter_4"]
+    found = {*DRAWN, *TAKEN}
+    if name not in found and not _FAST_PISSA.fullmatch(name) and not from_data.start(name):
+        known = [*DRAWN, *TAKEN, "pissa_niter_4", *from_data.NAMES]
         raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
     if name == "orthogonal" and rank % 2:
         raise ValueError(f"initialization 'orthogonal' needs an even rank, got {rank}")
@@ -99,7 +101,7 @@ def validate(name: str, rank: int, alpha: float) -> None:
 
 def moves_the_weight(name: str) -> bool:
     """Whether the starting factors change the weight, so that the change must be subtracted."""
-    return name not in DRAWN
+    return name not in DRAWN and not name.startswith("eva")
 
 
 def starting_factors(
@@ -108,9 +110,12 @@ def starting_factors(
     """A (rank, in) and B (rank, out) by the name of an initialisation; B is None if it is zero.
 
     Args:
-      name: one of `DRAWN` or `TAKEN`, or `pissa_niter_<n>`: PiSSA by a randomised SVD.
+      name: one of `DRAWN` or `TAKEN`, `pissa_niter_<n>` (PiSSA by a randomised SVD), or one of
+        `from_data.NAMES`, which need `base.seen`.
       scale: what A^T B is multiplied by.
     """
+    if (start := from_data.start(name)) is not None:
+        return start(key, base, rank, scale)
     if found := _FAST_PISSA.fullmatch(name):
         return pissa(key, base, rank, scale, int(found[1]))
     return {**DRAWN, **TAKEN}[name](key, base, rank, scale)

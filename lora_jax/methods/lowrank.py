@@ -1,15 +1,17 @@
 """Code that the A/B methods share: W' = W + s A^T B, its product, scale rules and settings."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods import initialization
+from lora_jax.methods import from_data, initialization
+from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -81,7 +83,7 @@ class LowRank(Variant):
     scale: str = "alpha/rank"
     """A key of `SCALES`."""
     initialization: str = "kaiming_uniform"
-    """A key of `initialization.DRAWN` or `TAKEN`, or `pissa_niter_<n>`."""
+    """A key of `initialization.DRAWN` or `TAKEN`, `pissa_niter_<n>`, or `from_data.NAMES`."""
     dropout: float = 0.0
     """Probability of dropping an entry of the adapter's input when a `dropout_key` is given.
 
@@ -110,6 +112,16 @@ class LowRank(Variant):
                 f"learning_rate_ratio must be finite and at least 0, got {self.learning_rate_ratio}"
             )
         initialization.validate(self.initialization, self.rank, self.alpha)
+        if self.allots and self.max_rank is not None:
+            raise ValueError(f"initialization '{self.initialization}' takes no max_rank")
+
+    @property
+    def needs(self) -> Need | None:
+        return from_data.need(self.initialization, self.rank)
+
+    @property
+    def allots(self) -> bool:
+        return from_data.divides(self.initialization)
 
     def validate(self, shape: tuple[int, int]) -> None:
         if self.rank > min(shape):
@@ -117,6 +129,11 @@ class LowRank(Variant):
         if self.max_rank is not None and self.max_rank > min(shape):
             raise ValueError(
                 f"max_rank {self.max_rank} exceeds min(in, out) = {min(shape)} of {shape}"
+            )
+        if self.initialization == "lora_ga" and 2 * self.rank > min(shape):
+            raise ValueError(
+                f"initialization 'lora_ga' takes 2 * rank = {2 * self.rank} directions, more than "
+                f"min(in, out) = {min(shape)} of {shape}"
             )
 
     def scaling(self) -> float:
@@ -140,6 +157,23 @@ class LowRank(Variant):
         if self.max_rank is not None:
             constants["mask"] = (jnp.arange(rows) < self.rank).astype(dtype)
         return Factors(trainable, constants)
+
+    def allot(
+        self, seen: Sequence[Seen], shapes: Sequence[tuple[int, int]]
+    ) -> list["Variant | None"]:
+        """EVA's ranks, each with the alpha that keeps the scale, and with no rho any more."""
+        if not self.allots:
+            return super().allot(seen, shapes)
+        ranks = from_data.divide(seen, self.rank, [min(shape) for shape in shapes])
+        scale = functools.partial(SCALES[self.scale], 1.0)
+        return [
+            dataclasses.replace(
+                self, rank=n, alpha=self.alpha * scale(self.rank) / scale(n), initialization="eva"
+            )
+            if n
+            else None
+            for n in ranks
+        ]
 
     def scales(self, factors: Factors) -> Array:
         """The factor of B, a number or of shape (rank, 1); zero for rows beyond the rank."""

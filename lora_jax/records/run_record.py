@@ -70,6 +70,9 @@ class Record:
     # The largest error of the compiled step, which `lora_jax.compiled.audit` measured before
     # training: {"leaf", "error", "tolerance", "batches"}; None if it did not run.
     audit: dict[str, Any] | None = None
+    # What an initialisation from data has seen: {"batches", "examples", "seconds", "digest"}, the
+    # first batches of training. Runs of one digest share it; the seconds are those of the first.
+    gathered: dict[str, Any] | None = None
 
     def reached(self, score: float) -> dict[str, Any] | None:
         """The first evaluation whose main metric was at least `score`; None if there is none."""

@@ -15,8 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lora_jax.partition import flatten, split_arrays
 from lora_jax.quantization.quantize import Storage, Stored, require_storable
 from lora_jax.sharding.mesh import ROWS, Rules, automatic, axes_of, fitting, specs_of
+from lora_jax.statistics import Seen
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.discover import discover
+from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import Frozen, Placement, group_of
 from lora_jax.transform.target_patterns import SomeLayers
 from lora_jax.uses import Uses, WeightUse
@@ -58,11 +60,18 @@ class Layout:
         )
 
     def init(
-        self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
+        self,
+        key: Array,
+        params: PyTree,
+        /,
+        *args: Any,
+        seen: Mapping[str, Seen] | None = None,
+        **kwargs: Any,
     ) -> tuple[PyTree, Frozen]:
         """Run `adapted.init`; each device makes its own part of the arrays.
 
-        Frozen weights that are not quantised are those of `params`, not copied.
+        Frozen weights that are not quantised are those of `params`, not copied. `seen` is that
+        which `lay_out` was given.
 
         Raises:
           ValueError: a weight that is to be quantised has numbers that cannot be stored.
@@ -75,7 +84,7 @@ class Layout:
             require_storable(path, leaves[path])
 
         def new(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
-            trainable, frozen = self.adapted.init(key, rebuild(arrays), *args, **kwargs)
+            trainable, frozen = self.adapted.init(key, rebuild(arrays), *args, seen=seen, **kwargs)
             return trainable, _with_base(self.gathering(frozen), made)
 
         shardings = self.trainable, _with_base(self.frozen, made)
@@ -85,7 +94,7 @@ class Layout:
 
     def shapes(self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
         """What `init` would give, as shapes with their shardings."""
-        found = _abstract_init(self.adapted, key, params, *args, **kwargs)
+        found = init_shapes(self.adapted, key, params, *args, **kwargs)
         given = found[0], self.gathering(found[1])
         return jax.tree.map(sharded_shape, given, (self.trainable, self.frozen))
 
@@ -113,7 +122,14 @@ class Layout:
 
 
 def lay_out(
-    adapted: Adapted, mesh: Mesh, rules: Rules | None, params: PyTree, /, *args: Any, **kwargs: Any
+    adapted: Adapted,
+    mesh: Mesh,
+    rules: Rules | None,
+    params: PyTree,
+    /,
+    *args: Any,
+    seen: Mapping[str, Seen] | None = None,
+    **kwargs: Any,
 ) -> Layout:
     """The sharding of every array of an adapted function on a mesh.
 
@@ -124,6 +140,7 @@ def lay_out(
       rules: for the model's own weights; if None, `mesh.automatic` chooses.
       params: arrays, or `jax.ShapeDtypeStruct`s: their values are not read.
       *args: an example of the function's inputs.
+      seen: for initialisations from data, what `adapted.gather` has found.
       **kwargs: further inputs.
 
     Raises:
@@ -132,7 +149,7 @@ def lay_out(
     uses = discover(adapted.forward, params, *args, **kwargs)
     shapes = {path: use.shape for path, use in uses.items()}
     specs = automatic(uses, mesh) if rules is None else specs_of(rules, shapes, mesh)
-    trainable, frozen = _abstract_init(adapted, jax.random.key(0), params, *args, **kwargs)
+    trainable, frozen = init_shapes(adapted, jax.random.key(0), params, *args, seen=seen, **kwargs)
     factors = {p.use.path: _factors(p, specs[p.use.path]) for p in frozen.spec.adapted}
     base: dict[str, Any] = {path: specs[path] for path in frozen.base}
     placements = []
@@ -220,7 +237,9 @@ def _factors(placement: Placement, spec: PartitionSpec) -> tuple[dict, dict]:
 
     def make(inputs: int, outputs: int) -> Any:
         dense = jax.ShapeDtypeStruct((inputs, outputs), use.dtype)
-        return jax.eval_shape(lambda x: variant.init(jax.random.key(0), Base(x, "io")), dense)
+        seen = variant.needs and variant.needs.shapes((inputs, outputs), use.dtype)
+        base = Base(dense, "io", seen=seen)  # type: ignore[arg-type]
+        return jax.eval_shape(variant.init, jax.random.key(0), base)
 
     trainable, constants = _following(make, use, spec)
     if isinstance(placement.variant, SomeLayers):
@@ -265,18 +284,6 @@ def _folded(entries: tuple[Any, ...], axes: tuple[int, ...]) -> Any:
     """How axes that form one matrix axis are cut: like the first, if no other is cut."""
     first, *rest = [entries[axis] for axis in axes] or [None]
     return None if any(entry is not None for entry in rest) else first
-
-
-def _abstract_init(
-    adapted: Adapted, key: Array, params: PyTree, *args: Any, **kwargs: Any
-) -> tuple[PyTree, Frozen]:
-    """The shapes of what `adapted.init` gives; settings in the user's tree stay as they are."""
-    arrays, rebuild = split_arrays(params)
-
-    def init(key: Array, arrays: list[Any]) -> tuple[PyTree, Frozen]:
-        return adapted.init(key, rebuild(arrays), *args, **kwargs)
-
-    return jax.eval_shape(init, key, arrays)
 
 
 def sharded_shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

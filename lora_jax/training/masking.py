@@ -89,7 +89,7 @@ def same_when_masked(variant: Variant, wide: Variant, shape: tuple[int, int]) ->
     keys = jax.random.split(jax.random.key(0), 4)
     base = Base(jax.random.normal(keys[0], shape), "io")
     try:
-        own, like = variant.init(keys[1], base), wide.init(keys[1], base)
+        own, like = (_begun(each, keys[1], base) for each in (variant, wide))
         own = Factors(jax.tree.map(lambda x: jax.random.normal(keys[2], x.shape), own[0]), own[1])
         rank = getattr(variant, "rank", 0)
         more = Factors(
@@ -102,6 +102,15 @@ def same_when_masked(variant: Variant, wide: Variant, shape: tuple[int, int]) ->
     except Exception:  # a user's code may fail in a structure that it does not know
         return False
     return all(map(bool, jax.tree.leaves(close)))
+
+
+def _begun(variant: Variant, key: Array, base: Base) -> Factors:
+    """The starting factors; what the variant would see in data is drawn at random."""
+    if (need := variant.needs) is None:
+        return variant.init(key, base)
+    shapes = need.shapes(base.shape, base.dtype)
+    seen = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype), shapes)
+    return variant.init(key, dataclasses.replace(base, seen=seen))
 
 
 def _values(variant: Variant, factors: Factors, base: Base, key: Array) -> Any:

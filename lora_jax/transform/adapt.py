@@ -1,7 +1,7 @@
 """Adapt some of the weights of any JAX function: `adapt(forward, variant, targets)`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,16 +9,19 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lora_jax.partition import flatten, is_array, select_paths, split_arrays
+from lora_jax.partition import flatten, is_array, split_arrays
 from lora_jax.quantization.quantize import Storage
+from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
+from lora_jax.transform.allot import allotted
+from lora_jax.transform.choose import choose
 from lora_jax.transform.discover import discover
+from lora_jax.transform.gather import Loss, gather
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.learning_rates import scale_updates
 from lora_jax.transform.placement import (
     AdaptedSpec,
     Frozen,
-    Placement,
     PyTree,
     Trainable,
     Unadapted,
@@ -26,14 +29,11 @@ from lora_jax.transform.placement import (
     grouped,
     init_factors,
     init_shared,
-    place,
     stored,
-    variants_of,
     warn_of_doubts,
     weight_of,
 )
-from lora_jax.transform.target_patterns import Assigned, Pattern, Rule, Targets
-from lora_jax.uses import Uses, WeightUse
+from lora_jax.transform.target_patterns import Pattern, Rule, Targets
 from lora_jax.variant import Variant
 
 
@@ -47,7 +47,15 @@ class Adapted:
     storage: tuple[tuple[Pattern, Storage], ...] = ()
 
     def init(
-        self, key: Array, params: PyTree, /, *args: Any, **kwargs: Any
+        self,
+        key: Array,
+        params: PyTree,
+        /,
+        *args: Any,
+        batches: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        seen: Mapping[str, Seen] | None = None,
+        **kwargs: Any,
     ) -> tuple[Trainable, Frozen]:
         """Trace the function once to see how it uses each weight, and make the factors.
 
@@ -55,29 +63,27 @@ class Adapted:
           key: for the random initialisation; each weight's own key depends only on its path.
           params: the parameters. They are not changed; those that will train are copied.
           *args: an example of the function's inputs; only shapes and dtypes matter.
+          batches, loss: for initialisations from data (LoRA-GA, EVA), as in `gather`.
+          seen: what `gather` has found, instead of these two.
           **kwargs: further inputs.
 
         Returns:
-          `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit`.
+          `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit` (with `seen`).
 
         Raises:
           ValueError: a pattern matches nothing, the function never multiplies by a selected weight,
             a variant cannot work for a weight's shape, or nothing would train. The message names
             the path.
         """
-        leaves, treedef = flatten(params)
-        placements, trained = self._place(discover(self.forward, params, *args, **kwargs))
-        full = {path: jnp.array(leaves[path], copy=True) for path in trained}
-        base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
-        base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
-        settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
-        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements))
-
+        full, begun = self._begin(params, *args, **kwargs)
+        if seen is None:
+            seen = gather(self.apply, key, full, begun, batches, loss)
+        spec, base = allotted(begun.spec, seen), begun.base
         adapters: dict[str, dict[str, Array]] = {}
         constants: dict[str, dict[str, Array]] = {}
         for each in spec.adapted:
             path = each.use.path
-            factors = init_factors(fold_path(key, path), each, base[path])
+            factors = init_factors(fold_path(key, path), each, base[path], seen.get(path))
             # Copied: a method may use one array as both, and donation must not delete the constant.
             adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
             constants[path] = factors.constants
@@ -86,6 +92,48 @@ class Adapted:
             for variant, paths in spec.groups().items()
         )
         return {"adapters": adapters, "params": full}, Frozen(base, constants, spec, shared)
+
+    def gather(
+        self,
+        key: Array,
+        params: PyTree,
+        /,
+        *args: Any,
+        batches: Iterable[Any],
+        loss: Loss | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Seen]:
+        """What the methods ask to see of their weights, {path: `SeenGradient` or `SeenInputs`}.
+
+        It is what `init` gathers, to be kept and given to it as `seen`. Weights whose methods ask
+        for nothing are left out. All batches are gone through four times, and the directions are
+        those of a randomised SVD: exact up to rounding where twice as many are all that there are.
+
+        Args:
+          key, params, *args, **kwargs: as in `init`.
+          batches: trees of arrays, which are kept in memory. The gradient is their mean; inputs
+            count alike, padding too.
+          loss: `loss(model, batch)`, a number, where `model(*inputs)` is the function with its
+            parameters. Without it, which is enough for inputs, a batch is a tuple of inputs.
+
+        Raises:
+          ValueError: as in `init`; there are no batches, or no loss where gradients are asked for;
+            a gradient is zero or not finite; inputs are asked for where a weight is merged.
+        """
+        full, frozen = self._begin(params, *args, **kwargs)
+        return gather(self.apply, key, full, frozen, batches, loss)
+
+    def _begin(self, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[dict, Frozen]:
+        """The parameters to train in full, and the frozen part without adapters' arrays."""
+        leaves, treedef = flatten(params)
+        uses = discover(self.forward, params, *args, **kwargs)
+        placements, trained = choose(self.rules, self.also_train, self.storage, uses)
+        full = {path: jnp.array(leaves[path], copy=True) for path in trained}
+        base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
+        base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
+        settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
+        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements))
+        return full, Frozen(base, {}, spec)
 
     def apply(
         self,
@@ -200,38 +248,6 @@ class Adapted:
             adapters |= changed
         return tuple(states), {**after, "adapters": adapters}
 
-    def _place(self, uses: Uses) -> tuple[list[Placement], list[str]]:
-        """The adapted weights, and the parameters that are trained in full."""
-        also = select_paths(self.also_train, uses, "parameter")
-        explicit = [rule for rule in self.rules if rule[0] != target_patterns.ALL_LINEAR]
-        named = target_patterns.assign(explicit, uses) if explicit else {}
-        if both := [path for path in also if path in named]:
-            raise ValueError(f"'{both[0]}' is both a target and in also_train; choose one")
-        assigned = {
-            p: v for p, v in target_patterns.assign(self.rules, uses).items() if p not in also
-        }
-        adapting = {path: target_patterns.adapting(variant) for path, variant in assigned.items()}
-        adapted = {path for path, variant in adapting.items() if variant}
-        trained = [
-            path
-            for path, use in uses.items()
-            if path not in adapted and (path in also or _trains(use, self.rules, assigned))
-        ]
-        for path in trained:
-            if not uses[path].is_real:
-                raise ValueError(f"'{path}' cannot be trained: its dtype is {uses[path].dtype}")
-        storage = _storages(self.storage, uses, trained)
-        placements = [
-            place(use, adapting.get(path), storage.get(path))
-            for path, use in uses.items()
-            if path in adapted or path in storage
-        ]
-        if not adapted and not trained:
-            names = ", ".join(dict.fromkeys(type(v).__name__ for _, v in self.rules if v))
-            why = f"{names} adapts nothing" if names else "all targets map to None"
-            raise ValueError(f"nothing would train: {why}; name parameters in also_train")
-        return placements, trained
-
 
 def adapt(
     forward: Callable[..., Any],
@@ -272,30 +288,3 @@ def adapt(
                 f"quantize: '{pattern}' must map to lj.NF4() or lj.Int8(), not {each!r}"
             )
     return Adapted(forward, rules, also, storage)
-
-
-def _storages(
-    rules: Sequence[tuple[Pattern, Storage]], uses: Uses, trained: Sequence[str]
-) -> dict[str, Storage]:
-    """The storage of each quantised weight; parameters trained in full are left out."""
-    found: dict[str, Any] = dict(target_patterns.assign(list[Any](rules), uses))
-    explicit: list[Any] = [rule for rule in rules if rule[0] != target_patterns.ALL_LINEAR]
-    for path in target_patterns.assign(explicit, uses) if explicit else {}:
-        if path in trained:
-            raise ValueError(f"'{path}' is trained in full, and cannot be quantised")
-    for path, storage in found.items():
-        if isinstance(storage, tuple):
-            raise ValueError(
-                f"'{path}': the layers of a stacked weight must be stored in the same way"
-            )
-        if not uses[path].is_real:
-            raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
-    return {path: storage for path, storage in found.items() if path not in trained}
-
-
-def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
-    if not use.is_real:
-        return False
-    mine = variants_of(assigned[use.path]) if use.path in assigned else []
-    everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)
-    return any(variant.trains(use.path, use, variant in mine) for variant in everyone)

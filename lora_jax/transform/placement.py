@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.quantization.quantize import Quantized, Storage, require_storable
+from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.adapted_weight import Shared, Weight, over_stack, with_shared
 from lora_jax.transform.target_patterns import Assigned, SomeLayers
@@ -192,8 +193,9 @@ def stored(placement: Placement, value: Array) -> Any:
     return over_stack(lambda one: storage.store(one.dense()), len(placement.use.stack))(base)
 
 
-def init_factors(key: Array, placement: Placement, value: Any) -> Factors:
-    use, base = placement.use, base_of(placement, value)
+def init_factors(key: Array, placement: Placement, value: Any, seen: Seen | None) -> Factors:
+    use = placement.use
+    base = dataclasses.replace(base_of(placement, value), seen=seen)
     keys = jax.random.split(key, use.stack_shape) if use.stack else key
     if not isinstance(placement.layers, tuple):
         return over_stack(placement.variant.init, len(use.stack))(keys, base)

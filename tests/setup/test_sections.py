@@ -21,7 +21,7 @@ CONFIGS = {
     "quickstart": fill(quickstart.get_config("").to_dict()),
     "instruct": fill(instruct.get_config("").to_dict()),
 }
-FREE = {"model/unroll", "model/products", "train/evaluate_first"}
+FREE = {"model/unroll", "model/products", "train/evaluate_first", "train/init_batches"}
 """Settings that a run does without."""
 
 

@@ -1,0 +1,142 @@
+"""What initialisations from data see of a run's first batches: gathered once, and kept.
+
+A file in the run's folder keeps it for the run, which does not gather it again when it is resumed.
+Another one, in the user's cache, is shared by all runs that agree in the model, the data, the seed,
+the batches, and in what is asked for: so by the trials of a sweep over learning rates.
+"""
+
+import dataclasses
+import itertools
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import lora_jax as lj
+from configs.settings import RunConfig
+from experiments.distributed import processes
+from experiments.setup import from_config
+from experiments.setup.sharded_batches import spread
+from experiments.setup.task_and_model import TaskAndModel, Texts
+from lora_jax import data
+from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.sharding.mesh import ROWS
+from lora_jax.statistics import Seen
+from lora_jax.transform.init_shapes import seen_shapes
+
+FILE = "seen.safetensors"
+BATCHES = 8
+"""How many batches are seen if the config does not say."""
+_FORMAT = 1  # raise it when what is gathered changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """What was seen of each weight, and what a record says of it."""
+
+    seen: Mapping[str, Seen]
+    said: Mapping[str, Any]
+    """`batches` and `examples`, the first of training; `seconds`; `digest` of what it is of."""
+
+    def save(self, path: Path) -> None:
+        """Write it, unless it is there. With several processes, all call this, and one writes."""
+        if not processes.first(path.exists):
+            lj.save_seen(path, self.seen, self.said)
+
+
+def gathered(
+    config: RunConfig,
+    loaded: TaskAndModel,
+    adapted: lj.Adapted,
+    key: Array,
+    inputs: tuple[Any, ...],
+    mesh: Mesh | None,
+    folder: Path | None,
+) -> Gathered | None:
+    """What the methods of a run ask to see; None if they ask for nothing.
+
+    Args:
+      key, inputs: what `adapted.init` gets.
+      folder: the run's, which has it if the run was begun before.
+    """
+    if not (wanted := seen_shapes(adapted, *inputs)):
+        return None
+    digest = _digest(config, loaded, wanted)
+    cached = data.cache_folder() / "seen" / f"{digest}.safetensors"
+    known = [cached] if folder is None else [folder / FILE, cached]
+    if config.start_from:  # it replaces the factors, and must find their ranks
+        known.insert(0, Path(from_config.make_start(config.start_from)[0]) / FILE)
+    for path in known:
+        if processes.first(path.exists):
+            return Gathered(*lj.load_seen(path))
+    began = time.perf_counter()
+    batches = list(_batches(config, loaded.texts, mesh))
+    seen = adapted.gather(key, *inputs, batches=batches, loss=_loss(loaded.texts))
+    seen = jax.device_get(processes.whole(seen))
+    count = config.train.init_batches or BATCHES
+    said = {
+        "batches": count,
+        "examples": count * config.train.batch_size,
+        "seconds": time.perf_counter() - began,
+        "digest": digest,
+    }
+    made = Gathered(seen, said)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        made.save(cached)
+    except OSError as error:
+        warnings.warn(f"cannot keep what was gathered in {cached.parent}: {error}", stacklevel=2)
+    return made
+
+
+def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen]) -> str:
+    """A digest of everything that what is seen depends on."""
+    shapes = {
+        path: {name: list(leaf.shape) for name, leaf in each._asdict().items()}
+        for path, each in wanted.items()
+    }
+    named = ("model", "data", "quantize", "also_train")
+    sections = plain({name: config.plain[name] for name in named}, "config")
+    settings = (config.seed, config.train.batch_size, config.train.accumulate)
+    return config_digest(
+        {
+            **sections,
+            "format": _FORMAT,
+            "jax": jax.__version__,
+            "weights": loaded.weights_digest,
+            "texts": loaded.texts.task.digest(),
+            "settings": [*settings, config.train.init_batches or BATCHES],
+            "shapes": shapes,
+        }
+    )
+
+
+def _batches(config: RunConfig, texts: Texts, mesh: Mesh | None) -> Iterator[Any]:
+    """The first batches of training, in as many parts as training takes them in."""
+    encoded, size, parts = texts.encoded["train"], config.train.batch_size, config.train.accumulate
+    plan = data.BatchPlan(encoded.lengths, size, texts.boundaries, config.seed)
+    for batch in itertools.islice(plan.start(), config.train.init_batches or BATCHES):
+        rows = encoded, batch.indices, batch.padded_length, size
+        if mesh is None:
+            whole = texts.collate(*rows)
+        else:
+            whole = spread(NamedSharding(mesh, PartitionSpec(ROWS)), texts.collate, *rows)
+        for part in range(parts):
+            yield jax.tree.map(lambda x, start=part: x[start::parts], whole)
+
+
+def _loss(texts: Texts) -> Any:
+    """The mean loss of a batch's examples, without dropout."""
+
+    def loss(model: Any, batch: Any) -> Array:
+        ids = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+        each = texts.loss(model(*ids), batch)
+        return (each * batch["weight"]).sum() / jnp.maximum(batch["weight"].sum(), 1e-6)
+
+    return loss

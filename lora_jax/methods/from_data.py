@@ -1,0 +1,85 @@
+"""Starting factors that depend on data: on a weight's gradient (LoRA-GA), or its inputs (EVA)."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from lora_jax.statistics import Need, SeenGradient, SeenInputs
+from lora_jax.variant import Base
+
+GAMMA = 16.0
+"""LoRA-GA's gamma, which divides the size of its factors."""
+
+NAMES = ("lora_ga", "eva", "eva_rho_2")
+"""The initialisations here; EVA's rho may be any number from 1 on."""
+
+_EVA = re.compile(r"eva(?:_rho_([1-9]\d*(?:\.\d+)?))?")
+
+
+def lora_ga(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """A from the leading singular vectors of dL/dW on its inputs, B from the next ones on outputs.
+
+    Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1: A0 = c U_{1..r}^T and
+    B0 = c V_{r+1..2r}^T, with dL/dW = U S V^T (in, out) and c = out^(1/4) / sqrt(gamma).
+    """
+    seen = base.seen
+    if not isinstance(seen, SeenGradient):
+        raise ValueError(_MISSING.format("lora_ga", "gradients of the weight", "batches and loss"))
+    size = base.shape[1] ** 0.25 / GAMMA**0.5
+    return size * seen.left[:rank], size * seen.right[rank : 2 * rank]
+
+
+def eva(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
+    """A is the leading principal components of the weight's inputs, and B zero.
+
+    Paischer et al. 2024, "EVA", arXiv 2410.07170, section 3.
+    """
+    seen = base.seen
+    if not isinstance(seen, SeenInputs):
+        raise ValueError(_MISSING.format("eva", "inputs of the weight", "batches"))
+    return seen.directions[:rank], None
+
+
+def start(name: str) -> Callable[..., tuple[Array, Array | None]] | None:
+    """The function of an initialisation; None for one that sees no data."""
+    return lora_ga if name == "lora_ga" else eva if _EVA.fullmatch(name) else None
+
+
+def need(name: str, rank: int) -> Need | None:
+    """What an initialisation has to see of a weight; None for one that sees no data."""
+    if name == "lora_ga":
+        return Need("gradient", 2 * rank)
+    if found := _EVA.fullmatch(name):
+        return Need("inputs", round(rank * float(found[1] or 1)))
+    return None
+
+
+def divides(name: str) -> bool:
+    """Whether an initialisation divides ranks among the matrices (EVA with a rho)."""
+    return name.startswith("eva_rho_")
+
+
+def divide(seen: Sequence[Any], rank: int, most: Sequence[int]) -> list[int]:
+    """EVA's ranks of some matrices, which together are `rank` for each on average.
+
+    A matrix gets a rank for each of its components that is among those that explain the greatest
+    shares of the variance of their own matrix's inputs; of equal ones, the first count.
+
+    Args:
+      seen: the `SeenInputs` of each matrix, with as many components as its rank may be (rho times
+        `rank`).
+      most: the greatest rank that a matrix of its shape can have.
+    """
+    shares = [
+        np.asarray(each.variances)[:limit] / np.asarray(each.variance)
+        for each, limit in zip(seen, most, strict=True)
+    ]
+    owners = np.repeat(np.arange(len(shares)), [len(each) for each in shares])
+    chosen = np.argsort(-np.concatenate(shares), kind="stable")[: rank * len(shares)]
+    return np.bincount(owners[chosen], minlength=len(shares)).tolist()
+
+
+_MISSING = "initialization '{}' needs the {}: give adapted.init {}"

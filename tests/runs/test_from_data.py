@@ -1,0 +1,83 @@
+"""Runs that start from data: gathered once, recorded, kept for the run, and shared by its like."""
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import small_model
+
+import lora_jax as lj
+from configs import quickstart
+from experiments.runs.run import run
+from experiments.setup.config import parse
+
+MATRICES = 12
+"""Six in each of two layers."""
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(scope="module")
+def config_of(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    model = small_model.write(folder / "model")
+    reviews = small_model.write_reviews(folder / "reviews", train=16, validation=8)
+
+    def make(variant, **changes):
+        made = quickstart.get_config(f"variant={variant},size=smoke")
+        settings = {
+            "model.name": str(model),
+            "data.train": 0,
+            "data.max_length": 8,
+            "data.buckets": 1,
+            "train.batch_size": 8,
+            "train.init_batches": 2,
+            "variant.rank": 2,
+            **{f"data.{name}": value for name, value in reviews.items()},
+            **{name.replace("__", "."): value for name, value in changes.items()},
+        }
+        made.update_from_flattened_dict(settings)
+        return parse(made.to_dict())
+
+    return make
+
+
+@pytest.fixture
+def once(monkeypatch, tmp_path):
+    """Gathering, which may happen once; the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gather, calls = lj.Adapted.gather, []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return gather(*args, **kwargs)
+
+    monkeypatch.setattr(lj.Adapted, "gather", counted)
+    return calls
+
+
+def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_path):
+    config = config_of("lora_ga")
+    record = run(config, tmp_path / "first", audit=False)
+    said: Any = record.gathered
+    assert record.status == "completed"
+    assert (said["batches"], said["examples"]) == (2, 16) and said["seconds"] > 0
+
+    other = config_of("lora_ga", optimizer__learning_rate=1e-4)
+    assert run(other, tmp_path / "other", audit=False).gathered == said
+    assert len(once) == 1  # a trial of a sweep that agrees in what is seen
+
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "first" / "record.json").unlink()
+    assert run(config, tmp_path / "first", audit=False).gathered == said
+    assert len(once) == 1  # the run goes on with what it has in its folder
+
+
+def test_a_run_records_the_ranks_that_eva_gives(config_of, once, tmp_path):
+    record = run(config_of("eva"), tmp_path / "run", audit=False)
+    ranks: Any = record.ranks
+    flat = np.concatenate([np.ravel(each) for each in ranks.values()])
+    assert record.status == "completed" and flat.sum() == 2 * MATRICES and flat.max() > 2
+    seen, said = lj.load_seen(tmp_path / "run" / "seen.safetensors")
+    assert said == record.gathered and {*ranks} <= {*seen}
