@@ -54,6 +54,9 @@ METHODS = {
     "ia3": "IA3",
     "hira": "HiRA",
     "miss": "MiSS",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "oft": "OFT",
 }
 """The names of variants in tables, baselines first."""
 
@@ -135,7 +138,7 @@ def variant_settings(name: str, size: str) -> dict[str, Any]:
     if name == "adalora":  # the penalty of the authors' code, which published gammas are for
         few = {"t_init": 1, "t_final": 1} if size == "smoke" else {}
         return {"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0, **few}
-    if name in ("vera", "ia3", "miss", "full", "bitfit", "head_only"):
+    if name in ("vera", "ia3", "miss", "oft", "full", "bitfit", "head_only"):
         return {}
     return {"rank": 8, "alpha": 16.0}
 

@@ -51,6 +51,9 @@ METHODS = {
     "ia3": {"peft_type": "IA3"},
     "hira": {"peft_type": "HIRA"},
     "miss": {"peft_type": "MISS"},
+    "oft": {"peft_type": "OFT", "use_cayley_neumann": False},
+    "loha": {"peft_type": "LOHA"},
+    "lokr": {"peft_type": "LOKR"},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
@@ -104,6 +107,14 @@ CASES = {
     "hira_everywhere": {"method": "hira", "r": 2, "target_modules": ALL},
     "adalora": {"method": "adalora", "init_r": 3, "lora_alpha": 8, "target_modules": MATRICES},
     "miss": {"method": "miss", "r": 2, "target_modules": LINEAR},  # of 5 and of 4 inputs
+    "loha": {"method": "loha", "r": 2, "alpha": 4, "target_modules": LINEAR},
+    "oft": {"method": "oft", "oft_block_size": 2, "target_modules": LINEAR},
+    "lokr": {"method": "lokr", "r": 1, "alpha": 3, "target_modules": LINEAR},
+    "lokr_both": {
+        "method": "lokr",
+        **{"r": 1, "alpha": 5, "target_modules": LINEAR},
+        **{"decompose_both": True, "decompose_factor": 8},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -147,7 +158,7 @@ def wrap(model, config, seed, **options):
         wrapped = peft.get_peft_model(model, peft.get_peft_config(settings), **options)
     wrapped = wrapped.double().eval()
 
-    marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block")
+    marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block", "hada_", "lokr_", "oft_R")
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)
     residual = {}

@@ -14,7 +14,9 @@ import lora_jax as lj
 import variants
 from variants.hira import HiRA
 from variants.ia3 import IA3
+from variants.lokr import LoKr
 from variants.miss import MiSS
+from variants.oft import OFT
 from variants.vera import VeRA
 
 
@@ -49,6 +51,17 @@ def variant_of(config, module):
         return HiRA(rank=config["r"], dropout=config.get("hira_dropout", 0.0))
     if method == "miss":
         return MiSS(rank=config["r"], dropout=config.get("miss_dropout", 0.0))
+    if method == "oft":
+        return OFT(block_size=config["oft_block_size"])
+    if method in ("loha", "lokr"):
+        both = {
+            "rank": setting("r", "rank_pattern"),
+            "alpha": float(setting("alpha", "alpha_pattern")),
+        }
+        if method == "loha":
+            return variants.make("loha", **both)
+        factor, decompose_both = config.get("decompose_factor", -1), config.get("decompose_both")
+        return LoKr(factor=factor, decompose_both=bool(decompose_both), **both)
     settings = {
         "rank": config["init_r"] if method == "adalora" else setting("r", "rank_pattern"),
         "alpha": float(setting("lora_alpha", "alpha_pattern")),
@@ -72,21 +85,28 @@ def adapt(config):
 
 
 _FACTOR = re.compile(
-    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss)_\w+?)(?:\.default)?(?:\.weight)?"
+    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft)_\w+?)"
+    r"(?:\.default)?(?:\.weight)?"
 )
-_NAMES = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
+_VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
+_AS_THEY_ARE = {"miss_block": "d", "oft_R": "q", "hada_w1_b": "a", "hada_w2_b": "c"}
+_AS_THEY_ARE |= {"lokr_w1_b": "ca", "lokr_w2_b": "a"}
+_TRANSPOSED = {"hada_w1_a": "b", "hada_w2_a": "d", "lokr_w1": "c", "lokr_w2": "d"}
+_TRANSPOSED |= {"lokr_w1_a": "cb", "lokr_w2_a": "b"}
 
 
 def to_factors(tensors):
     """{weight: {a, b, m ...}} from PEFT's {..lora_A..: (rank, in), ..lora_B..: (out, rank) ...}."""
     adapters = {}
     for name, tensor in tensors.items():
-        module, kind = _FACTOR.fullmatch(name).groups()
-        kind = kind.split("_", 1)[1].removeprefix("embedding_")
-        if kind in _NAMES:
-            ours, factor = _NAMES[kind], tensor.ravel()
-        elif kind == "block":
-            ours, factor = "d", tensor
+        module, whole = _FACTOR.fullmatch(name).groups()
+        kind = whole.split("_", 1)[1].removeprefix("embedding_")
+        if whole in _AS_THEY_ARE:
+            ours, factor = _AS_THEY_ARE[whole], tensor
+        elif whole in _TRANSPOSED:
+            ours, factor = _TRANSPOSED[whole], tensor.T
+        elif kind in _VECTORS:
+            ours, factor = _VECTORS[kind], tensor.ravel()
         else:
             ours, factor = kind.lower(), tensor.T if kind == "B" else tensor
         adapters.setdefault(f"{module}.weight", {})[ours] = jnp.asarray(factor)

@@ -30,8 +30,8 @@ ELSEWHERE = {
     *("dora", "pissa", "vera", "hira"),  # in `..._everywhere`
     "ia3_bias",
 }
-DRAWN = ["lora_fa", "pissa_fast"]
-"""Starts with something random in all of their numbers."""
+DRAWN = ["lora_fa", "pissa_fast", "loha"]
+"""Starts with something random in all of their numbers, or zero in another of them (LoHa)."""
 
 
 def load(case):

@@ -1,0 +1,148 @@
+"""Methods whose update has a structure of its own, each against its formula in NumPy.
+
+LoHa, LoKr, OFT. Products, gradients and starts are the contract's, and equality with PEFT is in
+`test_peft_methods.py`.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lora_jax as lj
+import variants
+from lora_jax.transform.jaxprs import inner
+from lora_jax.variant import Base, Factors
+
+KEY = jax.random.key(0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begun(variant, base):
+    return variant.init(KEY, base)
+
+
+def setup(variant, shape):
+    """A random base, factors away from their start, and the weight that they make."""
+    random = np.random.RandomState(0)
+    base = Base(jnp.asarray(random.randn(*shape)), "io")
+    trainable, constants = begun(variant, base)
+    moved = {name: jnp.asarray(random.randn(*x.shape)) for name, x in trainable.items()}
+    factors = Factors(moved, constants)
+    weight = jax.jit(variant.weight)(base, factors)
+    return np.asarray(base.value), jax.tree.map(np.asarray, factors), np.asarray(weight)
+
+
+@pytest.mark.parametrize("max_rank", [None, 5])
+def test_loha_multiplies_two_low_rank_matrices(max_rank, x64):
+    variant = variants.make("loha", rank=2, alpha=3.0, max_rank=max_rank)
+    w, (each, _), weight = setup(variant, (7, 6))
+    a, b, c, d = (each[name][:2] for name in "abcd")  # rows beyond the rank are hidden
+    update = 1.5 * (a.T @ b) * (c.T @ d)
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    assert np.linalg.matrix_rank(update) == 4
+    assert variant.count((7, 6)) == 2 * 2 * (7 + 6)
+
+
+def test_layers_of_a_stack_may_have_lohas_of_other_ranks(x64):
+    random = np.random.RandomState(0)
+    params, x = {"w": jnp.asarray(random.randn(2, 4, 3))}, jnp.ones((2, 2, 4))
+    ranks = {0: 1, 1: 3}
+    targets = {lj.layers("w", i): variants.make("loha", rank=r) for i, r in ranks.items()}
+    adapted = lj.adapt(lambda p, x: x @ p["w"], targets=targets)
+    trainable, frozen = adapted.init(KEY, params, x)
+    moved = jax.tree.map(lambda leaf: leaf + random.randn(*leaf.shape), trainable)
+    merged = np.asarray(adapted.merge(moved, frozen)["w"])
+    for layer, rank in ranks.items():
+        a, b, c, d = (np.asarray(moved["adapters"]["w"][name][layer][:rank]) for name in "abcd")
+        update = 16 / rank * (a.T @ b) * (c.T @ d)
+        np.testing.assert_allclose(merged[layer], params["w"][layer] + update, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shape, settings, kinds",
+    [
+        ((12, 20), {"rank": 1}, "abc"),  # 3 x 4 and 4 x 5
+        ((12, 20), {"rank": 3}, "cd"),
+        ((12, 10), {"rank": 1, "factor": 6, "decompose_both": True}, ("ca", "cb", "a", "b")),
+        ((7, 13), {"rank": 2}, "abc"),  # primes: C is a number
+    ],
+)
+def test_lokr_is_a_kronecker_product(shape, settings, kinds, x64):
+    variant = variants.make("lokr", alpha=5.0, **settings)
+    w, (each, _), weight = setup(variant, shape)
+    assert set(each) == set(kinds)
+    c = each["c"] if "c" in each else each["ca"].T @ each["cb"]
+    d = each["d"] if "d" in each else each["a"].T @ each["b"]
+    update = 5.0 / variant.rank * np.kron(c, d)
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    assert variant.count(shape) == sum(x.size for x in each.values())
+
+
+def test_oft_rotates_each_block_of_inputs(x64):
+    """Cayley's transform, written out; lengths and angles of the columns stay."""
+    variant = variants.make("oft", block_size=3)
+    w, (each, _), weight = setup(variant, (9, 4))
+    r = np.zeros((9, 9))
+    for block, (q10, q20, q21) in enumerate(each["q"]):
+        q = np.array([[0, -q10, -q20], [q10, 0, -q21], [q20, q21, 0]])
+        at = slice(3 * block, 3 * block + 3)
+        r[at, at] = (np.eye(3) + q) @ np.linalg.inv(np.eye(3) - q)
+    np.testing.assert_allclose(weight, r @ w, atol=1e-12)
+    np.testing.assert_allclose(weight.T @ weight, w.T @ w, atol=1e-12)
+    assert variant.count((9, 4)) == each["q"].size == 9
+
+
+SMALL = {"loha": {"rank": 2}, "lokr": {"rank": 2}, "oft": {"block_size": 4}}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_forms_nothing_as_large_as_the_matrix(name):
+    variant = variants.make(name, dropout=0.1, **SMALL[name])
+    shape = inputs, outputs = 96, 80
+    base = Base(jax.ShapeDtypeStruct(shape, jnp.float32), "io")
+    trainable, constants = jax.eval_shape(variant.init, KEY, base)
+    x = jax.ShapeDtypeStruct((2, inputs), jnp.float32)
+
+    def loss(trainable, constants, base, x):
+        factors = Factors(trainable, constants)
+        y = variant.dot(x, base, factors, dropout_key=KEY)
+        return (y**2).sum() + (variant.dot_t(y, base, factors) ** 2).sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(trainable, constants, base, x)
+    made = dict(sizes(traced.jaxpr))
+    assert max(made.values()) < inputs * outputs, made
+
+
+def sizes(jaxpr):
+    """The name of each operation, inner ones too, and the size of the largest array it makes."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name, max(var.aval.size for var in eqn.outvars)
+        for each in eqn.params.values():
+            if hasattr(each, "eqns") or hasattr(each, "jaxpr"):
+                yield from sizes(inner(each)[0])
+
+
+@pytest.mark.parametrize(
+    "name, wrong, message",
+    [
+        ("lokr", {"rank": 0}, "rank must be an integer of at least 1, got 0"),
+        ("lokr", {"alpha": np.inf}, "alpha must be a finite number, got inf"),
+        ("lokr", {"factor": 0}, "factor must be -1 or an integer of at least 1, got 0"),
+        ("lokr", {"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
+        ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
+    ],
+)
+def test_bad_settings_are_named(name, wrong, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        variants.make(name, **wrong)
+
+
+def test_a_block_size_that_does_not_divide_is_named():
+    said = "'w': block_size 4 does not divide the 6 inputs of (6, 3); nearest: 3"
+    adapted = lj.adapt(lambda p, x: x @ p["w"], variants.make("oft", block_size=4), "w")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        adapted.init(KEY, {"w": jnp.ones((6, 3))}, jnp.ones((2, 6)))
