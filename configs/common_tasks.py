@@ -57,6 +57,7 @@ METHODS = {
     "loha": "LoHa",
     "lokr": "LoKr",
     "oft": "OFT",
+    "lora_xs": "LoRA-XS",
 }
 """The names of variants in tables, baselines first."""
 

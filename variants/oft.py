@@ -33,13 +33,14 @@ class OFT(Variant):
 
     Equal to PEFT's OFT with `use_cayley_neumann=False`, `oft_block_size=block_size` and the same
     `q`, in linear layers. PEFT's default is a truncated series for the inverse, which is no exact
-    rotation, and turns the other way for the same `q`. PEFT takes another block size where one does
-    not divide `in`, which is an error here; it rotates the outputs of an embedding, here
-    neighbouring words. Its dropout sets whole R_i to I. Its constrained rotations (`coft`) and
+    rotation, and turns the other way for the same `q`. Where `block_size` does not divide `in`,
+    PEFT takes the nearest divisor. It rotates the outputs of an embedding, here neighbouring
+    words. Its dropout sets whole R_i to I. Its constrained rotations (`coft`) and
     shared blocks are not here.
     """
 
     block_size: int = 32
+    """The most inputs of a block: a matrix has blocks of the largest divisor of `in` up to this."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -48,21 +49,19 @@ class OFT(Variant):
         require_dropout(self.dropout)
 
     def validate(self, shape: tuple[int, int]) -> None:
-        if shape[0] % self.block_size:
-            said = f"block_size {self.block_size} does not divide the {shape[0]} inputs of {shape}"
-            sizes = [n for n in range(2, shape[0] + 1) if shape[0] % n == 0]
+        if self._block(shape) == 1:
             raise ValueError(
-                f"{said}; nearest: {min(sizes, key=lambda n: abs(n - self.block_size))}"
+                f"no block of 2 to {self.block_size} inputs divides the {shape[0]} of {shape}"
             )
 
     def init(self, key: Array, base: Base) -> Factors:
-        dtype, blocks = wide(base.dtype), base.shape[0] // self.block_size
+        dtype, size = wide(base.dtype), self._block(base.shape)
         constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
-        entries = self.block_size * (self.block_size - 1) // 2
+        blocks, entries = base.shape[0] // size, size * (size - 1) // 2
         return Factors({"q": jnp.zeros((blocks, entries), dtype)}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:
-        turn = self._turn(factors)
+        turn = self._turn(base, factors)
         dense = base.dense().astype(turn.dtype)
         blocks = dense.reshape(*turn.shape[:2], -1)
         return dense + jnp.einsum("bij,bjo->bio", turn, blocks).reshape(dense.shape)
@@ -70,24 +69,27 @@ class OFT(Variant):
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
-        turn = self._turn(factors).astype(x.dtype)
+        turn = self._turn(base, factors).astype(x.dtype)
         blocks = dropout(x, factors, dropout_key).reshape(*x.shape[:-1], *turn.shape[:2])
         moved = jnp.einsum("...bi,bij->...bj", blocks, turn).reshape(x.shape)
         return base.dot(x + moved)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
-        turn, size = self._turn(factors).astype(base.dtype), self.block_size
+        turn, size = self._turn(base, factors).astype(base.dtype), self._block(base.shape)
         each = jnp.take(turn.reshape(-1, size), rows, axis=0, mode="clip")
         block = lax.broadcasted_iota(rows.dtype, (*rows.shape, size), rows.ndim)
         block = block + (rows - rows % size)[..., None]
         return base.take(rows) + jnp.einsum("...j,...jo->...o", each, base.take(block))
 
     def count(self, shape: tuple[int, int]) -> int:
-        return shape[0] * (self.block_size - 1) // 2
+        return shape[0] * (self._block(shape) - 1) // 2
 
-    def _turn(self, factors: Factors) -> Array:
+    def _block(self, shape: tuple[int, int]) -> int:
+        return next(n for n in range(self.block_size, 0, -1) if shape[0] % n == 0)
+
+    def _turn(self, base: Base, factors: Factors) -> Array:
         """R - I of each block, (blocks, block, block)."""
-        q, size = factors.trainable["q"], self.block_size
+        q, size = factors.trainable["q"], self._block(base.shape)
         columns, rows = np.triu_indices(size, 1)
         below = jnp.zeros((len(q), size, size), q.dtype).at[:, rows, columns].set(q)
         skew = below - below.mT

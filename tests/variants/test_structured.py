@@ -1,6 +1,6 @@
 """Methods whose update has a structure of its own, each against its formula in NumPy.
 
-LoHa, LoKr, OFT. Products, gradients and starts are the contract's, and equality with PEFT is in
+Products, gradients and starts are the contract's, and equality with PEFT is in
 `test_peft_methods.py`.
 """
 
@@ -96,7 +96,20 @@ def test_oft_rotates_each_block_of_inputs(x64):
     assert variant.count((9, 4)) == each["q"].size == 9
 
 
-SMALL = {"loha": {"rank": 2}, "lokr": {"rank": 2}, "oft": {"block_size": 4}}
+def test_lora_xs_stays_among_the_leading_singular_directions(x64):
+    variant = variants.make("lora_xs", rank=2, alpha=3.0)
+    w, (each, constants), weight = setup(variant, (7, 5))
+    u, s, v = np.linalg.svd(w)
+    np.testing.assert_allclose(constants["a"].T @ constants["b"], (u[:, :2] * s[:2]) @ v[:2])
+    sign = np.sign((constants["b"] * v[:2]).sum(axis=1))  # of a singular vector: not defined
+    np.testing.assert_allclose(constants["b"], sign[:, None] * v[:2], atol=1e-12)
+    update = 1.5 * (u[:, :2] * s[:2] * sign) @ each["r"] @ (sign[:, None] * v[:2])
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    assert variant.count((7, 5)) == each["r"].size == 4
+
+
+RANK = {"rank": 2}
+SMALL = {"loha": RANK, "lokr": RANK, "lora_xs": RANK, "oft": {"block_size": 4}}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -133,6 +146,7 @@ def sizes(jaxpr):
         ("lokr", {"alpha": np.inf}, "alpha must be a finite number, got inf"),
         ("lokr", {"factor": 0}, "factor must be -1 or an integer of at least 1, got 0"),
         ("lokr", {"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
+        ("lora_xs", {"rank": 1.0}, "rank must be an integer of at least 1, got 1.0"),
         ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
     ],
 )
@@ -141,8 +155,12 @@ def test_bad_settings_are_named(name, wrong, message):
         variants.make(name, **wrong)
 
 
-def test_a_block_size_that_does_not_divide_is_named():
-    said = "'w': block_size 4 does not divide the 6 inputs of (6, 3); nearest: 3"
-    adapted = lj.adapt(lambda p, x: x @ p["w"], variants.make("oft", block_size=4), "w")
+def test_a_block_is_the_largest_divisor_of_the_inputs():
+    variant = variants.make("oft", block_size=4)
+    shapes = {n: variant.init(KEY, Base(jnp.ones((n, 2)), "io")).trainable["q"].shape
+              for n in (8, 6, 3)}  # fmt: skip
+    assert shapes == {8: (2, 6), 6: (2, 3), 3: (1, 3)}
+    said = "'w': no block of 2 to 4 inputs divides the 7 of (7, 3)"
+    adapted = lj.adapt(lambda p, x: x @ p["w"], variant, "w")
     with pytest.raises(ValueError, match=re.escape(said)):
-        adapted.init(KEY, {"w": jnp.ones((6, 3))}, jnp.ones((2, 6)))
+        adapted.init(KEY, {"w": jnp.ones((7, 3))}, jnp.ones((2, 7)))
