@@ -14,6 +14,7 @@ from lora_jax.quantization.quantize import Storage
 from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.discover import discover
 from lora_jax.transform.interpret import evaluate
+from lora_jax.transform.layer_bias import effective_biases, with_biases
 from lora_jax.transform.learning_rates import scale_updates
 from lora_jax.transform.placement import (
     AdaptedSpec,
@@ -28,12 +29,12 @@ from lora_jax.transform.placement import (
     init_shared,
     place,
     stored,
-    variants_of,
+    trains,
     warn_of_doubts,
     weight_of,
 )
-from lora_jax.transform.target_patterns import Assigned, Pattern, Rule, Targets
-from lora_jax.uses import Uses, WeightUse
+from lora_jax.transform.target_patterns import Pattern, Rule, Targets
+from lora_jax.uses import Uses
 from lora_jax.variant import Variant
 
 
@@ -105,6 +106,7 @@ class Adapted:
         plain = {**frozen.base, **trainable["params"]}
         if not frozen.spec.placements:
             return self.forward(frozen.spec.tree(plain), *args, **kwargs)
+        plain |= effective_biases(plain, trainable, frozen)
         weights = dict(plain)
         for each in frozen.spec.placements:
             path, weight = each.use.path, weight_of(each, trainable, frozen, dropout_key)
@@ -130,6 +132,7 @@ class Adapted:
         """
         warn_of_doubts(trainable["adapters"], frozen)
         arrays = {**frozen.base, **trainable["params"]}
+        arrays |= effective_biases(arrays, trainable, frozen)
         shared = frozen.shared_by()
         for each in frozen.spec.placements:
             weight = weight_of(each, trainable, frozen, None)
@@ -215,7 +218,7 @@ class Adapted:
         trained = [
             path
             for path, use in uses.items()
-            if path not in adapted and (path in also or _trains(use, self.rules, assigned))
+            if path not in adapted and (path in also or trains(use, self.rules, assigned))
         ]
         for path in trained:
             if not uses[path].is_real:
@@ -230,7 +233,7 @@ class Adapted:
             names = ", ".join(dict.fromkeys(type(v).__name__ for _, v in self.rules if v))
             why = f"{names} adapts nothing" if names else "all targets map to None"
             raise ValueError(f"nothing would train: {why}; name parameters in also_train")
-        return placements, trained
+        return with_biases(placements, uses), trained
 
 
 def adapt(
@@ -291,11 +294,3 @@ def _storages(
         if not uses[path].is_real:
             raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
     return {path: storage for path, storage in found.items() if path not in trained}
-
-
-def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
-    if not use.is_real:
-        return False
-    mine = variants_of(assigned[use.path]) if use.path in assigned else []
-    everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)
-    return any(variant.trains(use.path, use, variant in mine) for variant in everyone)

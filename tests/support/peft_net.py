@@ -46,7 +46,7 @@ def variant_of(config, module):
         return VeRA(rank=config["r"], dropout=config.get("vera_dropout", 0.0))
     if method == "ia3":
         inputs = any(module.endswith(name) for name in config["feedforward_modules"])
-        return IA3(scales="inputs" if inputs else "outputs")
+        return IA3(scales="inputs") if inputs else IA3(biases=config.get("biases", True))
     if method == "hira":
         return HiRA(rank=config["r"], dropout=config.get("hira_dropout", 0.0))
     if method == "miss":

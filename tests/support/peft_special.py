@@ -212,9 +212,10 @@ def assert_dora_drops_less(arrays, config):
 
 
 def assert_ia3_scales_biases(arrays, config):
-    """The difference: PEFT rescales what comes out of a layer, so its bias too; here the matrix.
+    """The difference: PEFT rescales what comes out of a layer, so its bias too.
 
-    With the biases rescaled by hand, ours is PEFT's: output, gradients, merged weights.
+    Here that is a setting; without it, only the matrix is. With the biases rescaled by hand, ours
+    is PEFT's: output, gradients, merged weights.
     """
     arrays = dict(arrays)
 
