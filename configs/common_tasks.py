@@ -58,8 +58,16 @@ METHODS = {
     "lokr": "LoKr",
     "oft": "OFT",
     "lora_xs": "LoRA-XS",
+    "fourierft": "FourierFT",
+    "hra": "HRA",
+    "randlora": "RandLoRA",
+    "shira": "SHiRA",
+    "delora": "DeLoRA",
 }
 """The names of variants in tables, baselines first."""
+
+OWN_SETTINGS = ("oft", "fourierft", "hra", "randlora", "shira", "delora")
+"""Methods that keep their own settings, as their size and scale are not those of LoRA."""
 
 MODELS = {
     "minilm": "minilm",
@@ -139,7 +147,9 @@ def variant_settings(name: str, size: str) -> dict[str, Any]:
     if name == "adalora":  # the penalty of the authors' code, which published gammas are for
         few = {"t_init": 1, "t_final": 1} if size == "smoke" else {}
         return {"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0, **few}
-    if name in ("vera", "ia3", "miss", "oft", "full", "bitfit", "head_only"):
+    if name == "fourierft" and size == "smoke":  # its matrices have fewer entries than usual
+        return {"frequencies": 64}
+    if name in ("full", "bitfit", "head_only", "vera", "ia3", "miss") or name in OWN_SETTINGS:
         return {}
     return {"rank": 8, "alpha": 16.0}
 

@@ -59,7 +59,8 @@ pytestmark = [
 ]
 
 SOME = dict.fromkeys(["vera", "ia3", "adalora", "pissa"], MATRICES)
-SOME |= dict.fromkeys(["olora", "miss", "loha", "lokr", "oft"], LINEAR)
+SOME |= dict.fromkeys(["olora", "miss", "loha", "lokr", "oft", "hra"], LINEAR)
+SOME |= dict.fromkeys(["fourierft", "randlora", "shira", "delora"], LINEAR)
 """What PEFT can adapt, where that is not everything."""
 
 
@@ -90,6 +91,17 @@ def random_config(method, seed):
         config |= {"decompose_both": bool(random.randint(2)), "decompose_factor": number(9)}
     if method == "oft":
         config |= {"r": 0, "oft_block_size": 2}
+    if method == "hra":
+        config["r"] = 2 * number(2)
+    if method == "fourierft":
+        del config["r"]
+        config |= {"n_frequency": number(16), "scaling": float(number(40))}
+    if method == "randlora":  # one matrix, so that all have as many terms
+        config |= {"target_modules": modules[:1], "randlora_alpha": number(4)}
+    if method == "shira":
+        config["r"] = 1
+    if method == "delora":
+        config["delora_lambda"] = float(number(6))
     if method == "vera":
         config["r"] = number(16)
     if method == "ia3":
@@ -110,6 +122,7 @@ SEEDS = {
     **{"lora_fa": (1, 7), "lora_plus": (0, 1, 6, 13), "vera": (2,), "ia3": (1, 2, 3)},
     **{"hira": (12,), "miss": (0, 4), "adalora": (3,)},
     **{"loha": (0, 1), "lokr": (0, 1, 2), "oft": (2,)},
+    **{"hra": (0, 1), "fourierft": (0,), "randlora": (0, 1), "shira": (0,), "delora": (0,)},
 }
 assert SEEDS.keys() == METHODS.keys() - {"lora"}
 
@@ -134,7 +147,7 @@ def test_biases_of_ia3(seed, x64):
     assert_ia3_scales_biases(run_net(config, 400 + seed), config | {"biases": False})
 
 
-DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout"}
+DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout", "delora": "module_dropout"}
 
 
 @pytest.mark.parametrize("method", [*DROPOUTS, "vera", "hira", "miss"])
@@ -176,6 +189,8 @@ CLASSIFIERS = {
         LAYER_KERNELS,
     ),
     "lokr": ({"r": 1, "alpha": 1, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "hra": ({"target_modules": "all-linear"}, LAYER_KERNELS),
+    "delora": ({"delora_lambda": 3.0, "target_modules": "all-linear"}, LAYER_KERNELS),
     "oft": ({"r": 0, "oft_block_size": 3, "target_modules": "all-linear"}, LAYER_KERNELS),
 }
 

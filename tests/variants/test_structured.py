@@ -14,6 +14,7 @@ import pytest
 
 import lora_jax as lj
 import variants
+from lora_jax.methods.places import distinct_places
 from lora_jax.transform.jaxprs import inner
 from lora_jax.variant import Base, Factors
 
@@ -25,11 +26,12 @@ def begun(variant, base):
     return variant.init(KEY, base)
 
 
-def setup(variant, shape):
+def setup(variant, shape, shared=None):
     """A random base, factors away from their start, and the weight that they make."""
     random = np.random.RandomState(0)
     base = Base(jnp.asarray(random.randn(*shape)), "io")
     trainable, constants = begun(variant, base)
+    constants = constants | (shared or {})
     moved = {name: jnp.asarray(random.randn(*x.shape)) for name, x in trainable.items()}
     factors = Factors(moved, constants)
     weight = jax.jit(variant.weight)(base, factors)
@@ -108,13 +110,85 @@ def test_lora_xs_stays_among_the_leading_singular_directions(x64):
     assert variant.count((7, 5)) == each["r"].size == 4
 
 
+def test_fourierft_adds_a_few_waves(x64):
+    """The transform written out as a sum over the coefficients."""
+    variant = variants.make("fourierft", frequencies=5, alpha=7.0)
+    w, (each, constants), weight = setup(variant, (6, 4))
+    i, o = np.ogrid[:6, :4]
+    waves = [
+        c * np.cos(2 * np.pi * (row * i / 6 + column * o / 4))
+        for c, row, column in zip(each["c"], *constants["places"], strict=True)
+    ]
+    np.testing.assert_allclose(weight, w + 7.0 / 24 * sum(waves), atol=1e-12)
+
+
+def test_hra_reflects_the_inputs_one_after_the_other(x64):
+    variant = variants.make("hra", rank=4)
+    w, (each, _), weight = setup(variant, (6, 4))
+    reflected = w
+    for u in each["u"]:
+        reflected = reflected - 2 * np.outer(u, u @ reflected) / (u @ u)
+    np.testing.assert_allclose(weight, reflected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4)])
+def test_randlora_is_a_sum_of_scaled_random_products(shape, x64):
+    variant = variants.make("randlora", rank=3, alpha=6.0)
+    shared = variant.init_shared(KEY, [(5, 9), shape], jnp.float64)  # beside a larger matrix
+    w, (each, constants), weight = setup(variant, shape, shared)
+    update = 0
+    for term in range(2):
+        scaled = np.diag(each["lambda"][term]) @ constants["random_a"][:, :4]
+        scaled = scaled @ np.diag(each["gamma"][term])
+        update = update + scaled.T @ constants["random_b"][term, :, :7]
+    np.testing.assert_allclose(weight, w + 2 * (update if shape[0] == 4 else update.T), atol=1e-12)
+    assert np.linalg.matrix_rank(update) == 4
+    assert variant.count(shape) == each["lambda"].size + each["gamma"].size == 2 * (3 + 4)
+
+
+def test_shira_changes_the_chosen_entries_alone(x64):
+    variant = variants.make("shira", rank=1)
+    w, (each, constants), weight = setup(variant, (6, 5))
+    expected = w.copy()
+    for value, row, column in zip(each["v"], *constants["places"], strict=True):
+        expected[row, column] += value
+    np.testing.assert_allclose(weight, expected, atol=1e-14)
+    assert (weight != w).sum() == variant.count((6, 5)) == 11
+
+
+@pytest.mark.parametrize("shape, count", [((6, 5), 11), ((6, 5), 30), ((3, 1), 1), ((70, 90), 41)])
+def test_places_are_distinct_and_inside(shape, count):
+    keys = jax.random.split(KEY, 20)
+    places = jax.jit(jax.vmap(lambda key: distinct_places(key, shape, count)))(keys)
+    rows, columns = np.moveaxis(np.asarray(places), 1, 0)
+    flat = rows * shape[1] + columns
+    assert (np.diff(flat, axis=1) > 0).all() and flat.min() >= 0 and flat.max() < np.prod(shape)
+    assert (columns < shape[1]).all()
+    if count in (11, 41):
+        assert (np.ptp(flat, axis=0) > 0).all()  # each is drawn
+
+
+def test_delora_fixes_the_length_of_each_part(x64):
+    variant = variants.make("delora", rank=2, strength=3.0)
+    w, (each, _), weight = setup(variant, (6, 4))
+    directions = [each[name] / np.linalg.norm(each[name], axis=1)[:, None] for name in "ab"]
+    norms = np.linalg.norm(w, axis=1)
+    update = each["lambda"] / 2 * norms[:, None] * (directions[0].T @ directions[1])
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    begun = jax.jit(variant.init)(KEY, Base(jnp.asarray(w), "io")).trainable
+    np.testing.assert_array_equal(begun["lambda"], [3.0])
+
+
 RANK = {"rank": 2}
-SMALL = {"loha": RANK, "lokr": RANK, "lora_xs": RANK, "oft": {"block_size": 4}}
+SMALL = {
+    **{"loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
+    "oft": {"block_size": 4},
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_step_forms_nothing_as_large_as_the_matrix(name):
-    variant = variants.make(name, dropout=0.1, **SMALL[name])
+    variant = variants.make(name, **SMALL[name])
     shape = inputs, outputs = 96, 80
     base = Base(jax.ShapeDtypeStruct(shape, jnp.float32), "io")
     trainable, constants = jax.eval_shape(variant.init, KEY, base)
@@ -147,12 +221,29 @@ def sizes(jaxpr):
         ("lokr", {"factor": 0}, "factor must be -1 or an integer of at least 1, got 0"),
         ("lokr", {"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ("lora_xs", {"rank": 1.0}, "rank must be an integer of at least 1, got 1.0"),
+        ("hra", {"rank": 3}, "HRA needs an even rank, to start at the weight, got 3"),
+        ("fourierft", {"frequencies": 0}, "frequencies must be an integer of at least 1, got 0"),
         ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
     ],
 )
 def test_bad_settings_are_named(name, wrong, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         variants.make(name, **wrong)
+
+
+@pytest.mark.parametrize(
+    "name, settings, message",
+    [
+        ("fourierft", {"frequencies": 13}, "13 frequencies exceed the entries of (4, 3)"),
+        ("hra", {"rank": 6}, "rank 6 exceeds the 4 inputs of (4, 3)"),
+        ("shira", {"rank": 2}, "rank 2 means 14 entries, more than (4, 3) has"),
+        ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
+        ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
+    ],
+)
+def test_settings_that_a_matrix_cannot_have_are_named(name, settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        variants.make(name, **settings).validate((4, 3))
 
 
 def test_a_block_is_the_largest_divisor_of_the_inputs():
