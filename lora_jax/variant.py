@@ -237,6 +237,15 @@ class Variant:
         """`weight[rows]`, for integer rows of any shape within range; the result is (..., out)."""
         return jnp.take(self.weight(base, factors).astype(base.dtype), rows, axis=0, mode="clip")
 
+    @property
+    def adapts_bias(self) -> bool:
+        """Whether the bias of an adapted layer, found by its name, becomes `bias` of it."""
+        return False
+
+    def bias(self, bias: Array, factors: Factors) -> Array:
+        """The effective bias, (out,), of the layer whose matrix has these factors."""
+        return bias
+
     # -- of all matrices of this variant, {path: factors}, stacked axes leading --------------------
 
     def init_shared(

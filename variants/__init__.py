@@ -65,13 +65,3 @@ def find(name: str) -> type[Variant]:
     if len(kinds) != 1:
         raise ValueError(f"'{module_name}' must define one variant, and defines {len(kinds)}")
     return kinds[0]
-
-
-def _missing(name: str, missing: str) -> str:
-    """What of a dotted name cannot be imported."""
-    package = missing.rpartition(".")[0]
-    if not all(part.isidentifier() for part in name.split(".")):
-        return "not a dotted name of a module"
-    if not package:
-        return f"no module '{missing}' on PYTHONPATH"
-    return f"'{package}' has no module '{missing.removeprefix(package)[1:]}'"

@@ -26,8 +26,9 @@ class IA3(Variant):
         targets={"(key|value)/kernel": IA3(), "down/kernel": IA3(scales="inputs")}
 
     Differences from plain LoRA: no rank and no scale; one number for each output (input), which
-    multiplies it. Difference from PEFT: only the matrix is rescaled; PEFT rescales the output of a
-    layer, with its bias (the same where there are no biases, as in the paper's T5).
+    multiplies it. Difference from PEFT: only the matrix is rescaled, unless `biases` is set; PEFT
+    rescales the output of a layer, with its bias (the same where there are no biases, as in the
+    paper's T5).
     """
 
     suggested: ClassVar[Suggested] = Suggested(
@@ -35,10 +36,14 @@ class IA3(Variant):
     )
 
     scales: str = "outputs"
+    biases: bool = False
+    """Whether a layer's bias is rescaled with its outputs: y = (x W + bias) l, as in PEFT."""
 
     def __post_init__(self) -> None:
         if self.scales not in SIDES:
             raise ValueError(f"scales '{self.scales}': expected outputs or inputs")
+        if self.biases and self.scales == "inputs":
+            raise ValueError("biases are rescaled with the outputs: scales must be 'outputs'")
 
     def init(self, key: Array, base: Base) -> Factors:
         size = base.shape[SIDES.index(self.scales) - 1]
@@ -68,6 +73,14 @@ class IA3(Variant):
         if self.scales == "outputs":
             return times(taken, scale)
         return taken * jnp.take(scale, rows, mode="clip").astype(taken.dtype)[..., None]
+
+    @property
+    def adapts_bias(self) -> bool:
+        return self.biases
+
+    def bias(self, bias: Array, factors: Factors) -> Array:
+        scale = factors.trainable["l"]
+        return bias.astype(scale.dtype) * scale
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[SIDES.index(self.scales) - 1]

@@ -64,8 +64,41 @@ def dropout(x: Array, factors: Factors, key: Array | None) -> Array:
     return jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
+class LowRankUpdate(Variant):
+    """A variant with W' = W + A^T B, whatever A and B are made of; no dense matrix is formed."""
+
+    def low_rank_factors(self, factors: Factors, dtype: Any) -> tuple[Array, Array]:
+        """A (rank, in) and B (rank, out), scaled, and cast to `dtype`."""
+        raise NotImplementedError
+
+    def delta(self, factors: Factors) -> Array:
+        """The dense (in, out) update of W."""
+        a, b = self.low_rank_factors(factors, next(iter(factors.trainable.values())).dtype)
+        return a.T @ b
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        delta = self.delta(factors)
+        return base.dense().astype(delta.dtype) + delta
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        a, b = self.low_rank_factors(factors, x.dtype)
+        dropped = dropout(x, factors, dropout_key)
+        return base.dot(x) + product(dropped, a, b, base.accumulate)
+
+    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
+        a, b = self.low_rank_factors(factors, x.dtype)
+        return base.dot_t(x) + product(x, b, a, base.accumulate)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        a, b = self.low_rank_factors(factors, base.dtype)
+        hidden = jnp.take(a, rows, axis=1, mode="clip")
+        return base.take(rows) + lax.dot_general(hidden, b, (((0,), (0,)), ((), ())))
+
+
 @dataclasses.dataclass(frozen=True)
-class LowRank(Variant):
+class LowRank(LowRankUpdate):
     """A variant with W' = W + scale * A^T B, A of shape (rank, in) and B (rank, out).
 
     B is stored with the rank first, so that both factors are short and wide; PEFT's `lora_B` is its
@@ -199,31 +232,6 @@ class LowRank(Variant):
             moved = self.scales(factors) * (read(factors, "b") - factors.constants["b0"])
             a, b = jnp.concatenate([a - a0, a0]), jnp.concatenate([b, moved])
         return a.astype(dtype), b.astype(dtype)
-
-    def delta(self, factors: Factors) -> Array:
-        """The dense (in, out) update of W."""
-        a, b = self.low_rank_factors(factors, factors.constants["scale"].dtype)
-        return a.T @ b
-
-    def weight(self, base: Base, factors: Factors) -> Array:
-        delta = self.delta(factors)
-        return base.dense().astype(delta.dtype) + delta
-
-    def dot(
-        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
-    ) -> Array:
-        a, b = self.low_rank_factors(factors, x.dtype)
-        dropped = dropout(x, factors, dropout_key)
-        return base.dot(x) + product(dropped, a, b, base.accumulate)
-
-    def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
-        a, b = self.low_rank_factors(factors, x.dtype)
-        return base.dot_t(x) + product(x, b, a, base.accumulate)
-
-    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
-        a, b = self.low_rank_factors(factors, base.dtype)
-        hidden = jnp.take(a, rows, axis=1, mode="clip")
-        return base.take(rows) + lax.dot_general(hidden, b, (((0,), (0,)), ((), ())))
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape)

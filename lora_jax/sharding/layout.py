@@ -273,7 +273,8 @@ def _following(make: Callable[[int, int], Any], use: WeightUse, spec: PartitionS
         found = list(stack)
         for size, with_in, with_out in zip(own.shape, wider.shape, taller.shape, strict=True):
             grows = [side for side, n in (("in", with_in), ("out", with_out)) if n != size]
-            found.append(cut[grows[0]] if len(grows) == 1 else None)
+            side = cut[grows[0]] if len(grows) == 1 else None
+            found.append(None if side in found else side)  # two axes may grow with one (RandLoRA)
         return PartitionSpec(*found)
 
     sizes = (inputs, outputs), (2 * inputs, outputs), (inputs, 2 * outputs)

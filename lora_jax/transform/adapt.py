@@ -18,6 +18,7 @@ from lora_jax.transform.choose import choose
 from lora_jax.transform.discover import discover
 from lora_jax.transform.gather import Loss, gather
 from lora_jax.transform.interpret import evaluate
+from lora_jax.transform.layer_bias import effective_biases
 from lora_jax.transform.learning_rates import scale_updates
 from lora_jax.transform.placement import (
     AdaptedSpec,
@@ -153,6 +154,7 @@ class Adapted:
         plain = {**frozen.base, **trainable["params"]}
         if not frozen.spec.placements:
             return self.forward(frozen.spec.tree(plain), *args, **kwargs)
+        plain |= effective_biases(plain, trainable, frozen)
         weights = dict(plain)
         for each in frozen.spec.placements:
             path, weight = each.use.path, weight_of(each, trainable, frozen, dropout_key)
@@ -178,6 +180,7 @@ class Adapted:
         """
         warn_of_doubts(trainable["adapters"], frozen)
         arrays = {**frozen.base, **trainable["params"]}
+        arrays |= effective_biases(arrays, trainable, frozen)
         shared = frozen.shared_by()
         for each in frozen.spec.placements:
             weight = weight_of(each, trainable, frozen, None)

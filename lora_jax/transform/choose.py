@@ -1,14 +1,15 @@
 """Which weights are adapted, quantised, or trained in full, by the rules that `adapt` was given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lora_jax.partition import select_paths
 from lora_jax.quantization.quantize import Storage
 from lora_jax.transform import target_patterns
-from lora_jax.transform.placement import Placement, place, variants_of
-from lora_jax.transform.target_patterns import Assigned, Pattern, Rule
-from lora_jax.uses import Uses, WeightUse
+from lora_jax.transform.layer_bias import with_biases
+from lora_jax.transform.placement import Placement, place, trains
+from lora_jax.transform.target_patterns import Pattern, Rule
+from lora_jax.uses import Uses
 
 
 def choose(
@@ -29,7 +30,7 @@ def choose(
     trained = [
         path
         for path, use in uses.items()
-        if path not in adapted and (path in also or _trains(use, rules, assigned))
+        if path not in adapted and (path in also or trains(use, rules, assigned))
     ]
     for path in trained:
         if not uses[path].is_real:
@@ -44,7 +45,7 @@ def choose(
         names = ", ".join(dict.fromkeys(type(v).__name__ for _, v in rules if v))
         why = f"{names} adapts nothing" if names else "all targets map to None"
         raise ValueError(f"nothing would train: {why}; name parameters in also_train")
-    return placements, trained
+    return with_biases(placements, uses), trained
 
 
 def _storages(
@@ -64,11 +65,3 @@ def _storages(
         if not uses[path].is_real:
             raise ValueError(f"'{path}' cannot be quantised: its dtype is {uses[path].dtype}")
     return {path: storage for path, storage in found.items() if path not in trained}
-
-
-def _trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
-    if not use.is_real:
-        return False
-    mine = variants_of(assigned[use.path]) if use.path in assigned else []
-    everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)
-    return any(variant.trains(use.path, use, variant in mine) for variant in everyone)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +15,7 @@ from lora_jax.quantization.quantize import Quantized, Storage, require_storable
 from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.adapted_weight import Shared, Weight, over_stack, with_shared
-from lora_jax.transform.target_patterns import Assigned, SomeLayers
+from lora_jax.transform.target_patterns import Assigned, Rule, SomeLayers
 from lora_jax.transform.views import View
 from lora_jax.uses import WeightUse
 from lora_jax.variant import Base, Factors, TrainingWarning, Variant, wide
@@ -61,6 +61,8 @@ class Placement:
     """How the weight is stored; None if it is stored densely, as it came."""
     ranks: tuple[int, ...] | None = None
     """The rank of each matrix after pruning; None without pruning."""
+    bias: str | None = None
+    """The path of the layer's bias, if the variant adapts it."""
 
     @property
     def adapts(self) -> bool:
@@ -133,6 +135,15 @@ def group_of(placement: Placement) -> Variant:
 def variants_of(assigned: Assigned) -> list[Variant]:
     each = assigned if isinstance(assigned, tuple) else (assigned,)
     return [variant for variant in each if variant is not None]
+
+
+def trains(use: WeightUse, rules: Sequence[Rule], assigned: Mapping[str, Assigned]) -> bool:
+    """Whether any variant trains a parameter without an adapter in full."""
+    if not use.is_real:
+        return False
+    mine = variants_of(assigned[use.path]) if use.path in assigned else []
+    everyone = dict.fromkeys(variant for _, variant in rules if variant is not None)
+    return any(variant.trains(use.path, use, variant in mine) for variant in everyone)
 
 
 def place(use: WeightUse, assigned: Assigned | None, storage: Storage | None) -> Placement:

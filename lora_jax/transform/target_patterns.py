@@ -166,6 +166,14 @@ class SomeLayers(Variant):
         adapted = self.inner.take(rows, base, factors)
         return jnp.where(factors.constants["active"], adapted, base.take(rows))
 
+    @property
+    def adapts_bias(self) -> bool:
+        return self.inner.adapts_bias
+
+    def bias(self, bias: Array, factors: Factors) -> Array:
+        adapted = self.inner.bias(bias, factors)
+        return jnp.where(factors.constants["active"], adapted, bias.astype(adapted.dtype))
+
 
 def count(variant: Assigned, use: WeightUse) -> int:
     """How many numbers are trained for a weight, over all matrices of its stack."""

@@ -7,7 +7,7 @@ Needs torch, transformers and PEFT:
 Each `peft_<case>.npz` holds the groups that `peft_lora` describes, of the same network, and
 
     start/     the adapter as PEFT starts it (param/ is away from there)
-    fixed/     what a method adds and does not train: VeRA's projections, LoRA-FA's A
+    fixed/     what a method adds and does not train: VeRA's projections, LoRA-FA's A, places
     residual/  the weights that PEFT has changed before training starts (PiSSA, OLoRA)
     y_base     what comes out with PEFT's adapters disabled
 
@@ -17,8 +17,10 @@ dropout let through by module; peft_methods.json has statistics of random starts
 The upper half of the file needs NumPy only, and the tests use it.
 """
 
+import contextlib
 import json
 import warnings
+from unittest import mock
 
 import numpy as np
 from make_fixtures.peft_lora import (
@@ -51,6 +53,14 @@ METHODS = {
     "ia3": {"peft_type": "IA3"},
     "hira": {"peft_type": "HIRA"},
     "miss": {"peft_type": "MISS"},
+    "oft": {"peft_type": "OFT", "use_cayley_neumann": False},
+    "loha": {"peft_type": "LOHA"},
+    "lokr": {"peft_type": "LOKR"},
+    "hra": {"peft_type": "HRA"},
+    "fourierft": {"peft_type": "FOURIERFT", "init_weights": True},
+    "randlora": {"peft_type": "RANDLORA"},
+    "shira": {"peft_type": "SHIRA"},
+    "delora": {"peft_type": "DELORA"},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
@@ -104,6 +114,25 @@ CASES = {
     "hira_everywhere": {"method": "hira", "r": 2, "target_modules": ALL},
     "adalora": {"method": "adalora", "init_r": 3, "lora_alpha": 8, "target_modules": MATRICES},
     "miss": {"method": "miss", "r": 2, "target_modules": LINEAR},  # of 5 and of 4 inputs
+    "loha": {"method": "loha", "r": 2, "alpha": 4, "target_modules": LINEAR},
+    "oft": {"method": "oft", "oft_block_size": 2, "target_modules": LINEAR},
+    "lokr": {"method": "lokr", "r": 1, "alpha": 3, "target_modules": LINEAR},
+    "lokr_both": {
+        "method": "lokr",
+        **{"r": 1, "alpha": 5, "target_modules": LINEAR},
+        **{"decompose_both": True, "decompose_factor": 8},
+    },
+    "hra": {"method": "hra", "r": 4, "target_modules": LINEAR},
+    "fourierft": {
+        "method": "fourierft",
+        **{"n_frequency": 9, "scaling": 20.0, "target_modules": LINEAR},
+    },
+    "randlora": {
+        "method": "randlora",  # of two terms each
+        **{"r": 3, "randlora_alpha": 2, "target_modules": LINEAR},
+    },
+    "shira": {"method": "shira", "r": 1, "target_modules": LINEAR},
+    "delora": {"method": "delora", "r": 3, "delora_lambda": 5.0, "target_modules": LINEAR},
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -112,6 +141,7 @@ DROPOUT_CASES = {
     "dora": {"method": "dora", **_DROPOUT, "lora_alpha": 4, "lora_dropout": 0.5},
     "vera": {"method": "vera", **_DROPOUT, "vera_dropout": 0.3},
     "hira": {"method": "hira", **_DROPOUT, "hira_dropout": 0.4},
+    "delora": {"method": "delora", **_DROPOUT, "delora_lambda": 5.0, "module_dropout": 0.4},
 }
 
 ORTHOGONAL_DRAWS = [(300, 200, 8), (64, 500, 4), (1000, 310, 16)]
@@ -147,7 +177,8 @@ def wrap(model, config, seed, **options):
         wrapped = peft.get_peft_model(model, peft.get_peft_config(settings), **options)
     wrapped = wrapped.double().eval()
 
-    marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block")
+    marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block", "hada_", "lokr_", "oft_R")
+    marks += ("hra_u", "fourierft_", "randlora_", "shira_", "delora_")
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)
     residual = {}
@@ -156,8 +187,13 @@ def wrap(model, config, seed, **options):
         if plain in base and not torch.equal(tensor, base[plain]):
             residual[plain] = tensor
     randomise(adapters, seed)
-    projections = [f"base_model.vera_{letter}.default" for letter in "AB"]
-    fixed = {n: x for n, x in wrapped.state_dict().items() if n in projections}
+    shared = [f"base_model.{m}_{letter}.default" for m in ("vera", "randlora") for letter in "AB"]
+    fixed = {n: x for n, x in wrapped.state_dict().items() if n in shared}
+    for name, layer in wrapped.named_modules():
+        for method, places in (("fourierft", "indices"), ("shira", "shira_indices")):
+            if config["method"] == method and hasattr(layer, places):  # (out, in) in torch
+                columns, rows = getattr(layer, places)["default"]
+                fixed[f"{name}.{method}_places"] = torch.stack([rows, columns])
     if config["method"] == "lora_fa":
         fixed |= {n: p.requires_grad_(False) for n, p in adapters.items() if "_A." in n}
     adapters = {n: p for n, p in adapters.items() if n not in fixed}
@@ -190,8 +226,25 @@ def run(model, config, seed, inputs, loss_of):
     with torch.no_grad(), wrapped.disable_adapter():
         y_base = outputs(wrapped, inputs).numpy()
     optimiser = optimiser_of(wrapped, config)
-    arrays = measure(wrapped, adapters, inputs, loss_of, optimiser)
+    with float64_where_peft_has_float32(config):
+        arrays = measure(wrapped, adapters, inputs, loss_of, optimiser)
     return {**grouped(**groups), "y_base": y_base, **arrays}
+
+
+@contextlib.contextmanager
+def float64_where_peft_has_float32(config):
+    """FourierFT transforms in float32, which would hide errors; here it transforms in float64."""
+    import torch
+
+    if config["method"] != "fourierft":
+        yield
+        return
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def example(seed):

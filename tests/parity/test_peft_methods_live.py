@@ -22,10 +22,12 @@ from make_fixtures.peft_methods import (
 
 import lora_jax as lj
 from lora_jax.methods import initialization
-from lora_jax.variant import Base
+from lora_jax.variant import Base, Factors
+from variants import lokr
 from variants.dora import DoRA
 from variants.ia3 import IA3
 from variants.lora_fa import LoRAFA
+from variants.oft import OFT
 from variants.olora import OLoRA
 
 torch = pytest.importorskip("torch")
@@ -33,6 +35,7 @@ peft = pytest.importorskip("peft")
 from make_fixtures.peft_lora import RATE, net  # noqa: E402
 from make_fixtures.peft_methods import optimiser_of, run, run_dropout, run_net, wrap  # noqa: E402
 from peft.optimizers import create_lorafa_optimizer  # noqa: E402
+from peft.tuners.lokr.layer import factorization  # noqa: E402
 from peft_bert import (  # noqa: E402
     LAYER_KERNELS,
     assert_classifier_agrees,
@@ -56,7 +59,8 @@ pytestmark = [
 ]
 
 SOME = dict.fromkeys(["vera", "ia3", "adalora", "pissa"], MATRICES)
-SOME |= dict.fromkeys(["olora", "miss"], LINEAR)
+SOME |= dict.fromkeys(["olora", "miss", "loha", "lokr", "oft", "hra"], LINEAR)
+SOME |= dict.fromkeys(["fourierft", "randlora", "shira", "delora"], LINEAR)
 """What PEFT can adapt, where that is not everything."""
 
 
@@ -81,6 +85,23 @@ def random_config(method, seed):
     if "lora_alpha" in config:
         config["rank_pattern"] = {m: number(4) for m in modules if random.randint(2)}
         config["alpha_pattern"] = {m: number(8) for m in modules if random.randint(2)}
+    if method in ("loha", "lokr"):  # PEFT rounds a scale to float32: these are exact in it
+        config |= {"alpha": config["r"] * number(4) / 2}
+    if method == "lokr":
+        config |= {"decompose_both": bool(random.randint(2)), "decompose_factor": number(9)}
+    if method == "oft":
+        config |= {"r": 0, "oft_block_size": 2}
+    if method == "hra":
+        config["r"] = 2 * number(2)
+    if method == "fourierft":
+        del config["r"]
+        config |= {"n_frequency": number(16), "scaling": float(number(40))}
+    if method == "randlora":  # one matrix, so that all have as many terms
+        config |= {"target_modules": modules[:1], "randlora_alpha": number(4)}
+    if method == "shira":
+        config["r"] = 1
+    if method == "delora":
+        config["delora_lambda"] = float(number(6))
     if method == "vera":
         config["r"] = number(16)
     if method == "ia3":
@@ -100,6 +121,8 @@ SEEDS = {
     **{"rslora": (0, 6), "dora": (1, 2, 3, 9, 21), "pissa": (0, 1, 7), "olora": (0, 21)},
     **{"lora_fa": (1, 7), "lora_plus": (0, 1, 6, 13), "vera": (2,), "ia3": (1, 2, 3)},
     **{"hira": (12,), "miss": (0, 4), "adalora": (3,)},
+    **{"loha": (0, 1), "lokr": (0, 1, 2), "oft": (2,)},
+    **{"hra": (0, 1), "fourierft": (0,), "randlora": (0, 1), "shira": (0,), "delora": (0,)},
 }
 assert SEEDS.keys() == METHODS.keys() - {"lora"}
 
@@ -107,7 +130,7 @@ assert SEEDS.keys() == METHODS.keys() - {"lora"}
 @pytest.mark.parametrize(("method", "seed"), [(m, s) for m in SEEDS for s in SEEDS[m]])
 def test_random_settings(method, seed, x64, standard_promotion):
     config = random_config(method, 100 * seed + sorted(METHODS).index(method))
-    arrays = run_net(config, 300 + seed, biases=method != "ia3")
+    arrays = run_net(config, 300 + seed)
     assert_agrees(arrays, config)
     if method == "lora_plus":
         assert max(jax.tree.leaves(lora_plus(arrays, config))) < 1e-10
@@ -121,10 +144,10 @@ def test_random_settings(method, seed, x64, standard_promotion):
 def test_biases_of_ia3(seed, x64):
     config = random_config("ia3", seed) | {"target_modules": MATRICES, "feedforward_modules": []}
     config["feedforward_modules"] = [MATRICES[seed % 3]]
-    assert_ia3_scales_biases(run_net(config, 400 + seed), config)
+    assert_ia3_scales_biases(run_net(config, 400 + seed), config | {"biases": False})
 
 
-DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout"}
+DROPOUTS = {"rslora": "lora_dropout", "dora": "lora_dropout", "delora": "module_dropout"}
 
 
 @pytest.mark.parametrize("method", [*DROPOUTS, "vera", "hira", "miss"])
@@ -161,11 +184,23 @@ CLASSIFIERS = {
     ),
     "hira": ({"target_modules": ["query", "value", "word_embeddings"]}, QUERY_VALUE),
     "miss": ({"r": 3, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "loha": (
+        {"alpha": 6, "target_modules": "all-linear", "rank_pattern": {r"layer\.1\..*": 3}},
+        LAYER_KERNELS,
+    ),
+    "lokr": ({"r": 1, "alpha": 1, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "hra": ({"target_modules": "all-linear"}, LAYER_KERNELS),
+    "delora": ({"delora_lambda": 3.0, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "oft": ({"r": 0, "oft_block_size": 3, "target_modules": "all-linear"}, LAYER_KERNELS),
 }
 
 
 # BERT and RoBERTa in turn: a method does not see which.
-@pytest.mark.parametrize(("seed", "method"), [(i % 2, m) for i, m in enumerate(CLASSIFIERS)])
+CASES = [(int(method == "oft") or i % 2, method) for i, method in enumerate(CLASSIFIERS)]
+"""Of OFT, the one whose widths are multiples of three."""
+
+
+@pytest.mark.parametrize(("seed", "method"), CASES)
 def test_whole_models(seed, method, tmp_path, x64):
     """Layers of one stack with ranks that differ, where PEFT's method has a pattern for that."""
     settings, paths = CLASSIFIERS[method]
@@ -179,11 +214,40 @@ def test_whole_models(seed, method, tmp_path, x64):
         config["target_modules"] = r".*encoder\.layer\..*(query|key|value|dense)"
     if method == "hira":
         paths = [*paths, "embeddings/word/embedding"]
-    zero = ["key.bias", "value.bias"] if method == "ia3" else []
-    assert_classifier_agrees(tmp_path, bert, config, paths, run, seed, zero)
+    assert_classifier_agrees(tmp_path, bert, config, paths, run, seed)
 
 
 # -- differences -----------------------------------------------------------------------------------
+
+
+def test_pefts_usual_oft_turns_the_other_way_and_no_exact_rotation():
+    """The difference: PEFT's default is the series I + 2Q + 2Q^2 + 2Q^3 + Q^4; here R is exact."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(6, 4, bias=False).double(), torch.randn(5, 6).double()
+    weight = layer.weight.detach().numpy().T.copy()
+    config = peft.OFTConfig(oft_block_size=3, target_modules=["0"])
+    wrapped = peft.get_peft_model(torch.nn.Sequential(layer), config).double()
+    (parameter,) = [p for n, p in wrapped.named_parameters() if "oft_R" in n]
+    base, variant = Base(jnp.asarray(weight, jnp.float32), "io"), OFT(block_size=3)
+    with torch.no_grad():
+        parameter.normal_(std=0.01)
+        theirs = wrapped(x).numpy()
+    q = jnp.asarray(parameter.detach().numpy(), jnp.float32)
+    turned = {
+        sign: np.asarray(variant.weight(base, Factors({"q": sign * q}, {}))) for sign in (1, -1)
+    }
+    np.testing.assert_allclose(x.numpy() @ turned[-1], theirs, atol=1e-5)
+    assert np.abs(x.numpy() @ turned[1] - theirs).max() > 1e-2
+    with torch.no_grad():
+        parameter.normal_(std=1.0)
+        theirs = wrapped(torch.eye(6).double()).numpy() @ np.linalg.pinv(weight)
+    assert np.abs(theirs @ theirs.T - np.eye(6)).max() > 1
+
+
+@pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 8, 16, 100])
+def test_sizes_are_split_as_by_lycoris(factor):
+    for size in range(1, 130):
+        assert lokr._split(size, factor) == factorization(size, factor)
 
 
 def one_layer(layer, **settings):

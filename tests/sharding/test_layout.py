@@ -298,7 +298,7 @@ def test_init_gives_the_numbers_of_one_device(name, mesh, params):
 
 def small(name):
     """A variant of a small rank, with what else it needs to be told."""
-    usual = {"rank": 4, "target_rank": 2, "total_steps": 10}
+    usual = {"rank": 4, "target_rank": 2, "total_steps": 10, "frequencies": 20}
     fields = {each.name for each in dataclasses.fields(variants.find(name))}
     return variants.make(name, **{n: value for n, value in usual.items() if n in fields})
 

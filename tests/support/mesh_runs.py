@@ -19,6 +19,7 @@ from lora_jax.training.step import TrainState, make_train_step
 
 SIZES = {"vocab_size": 24, "intermediate_size": 32, "attention_bias": True, "mlp_bias": True}
 SMALL = {"rank": 2, "target_rank": 1, "total_steps": 4, "t_init": 0, "t_final": 1}
+SMALL |= {"frequencies": 20}
 """Of a variant's settings, those that it has."""
 TARGETS = {"trainable_tokens": "embed|embedding"}  # the rows of tables are what it is for
 

@@ -14,7 +14,9 @@ import lora_jax as lj
 import variants
 from variants.hira import HiRA
 from variants.ia3 import IA3
+from variants.lokr import LoKr
 from variants.miss import MiSS
+from variants.oft import OFT
 from variants.vera import VeRA
 
 
@@ -44,11 +46,34 @@ def variant_of(config, module):
         return VeRA(rank=config["r"], dropout=config.get("vera_dropout", 0.0))
     if method == "ia3":
         inputs = any(module.endswith(name) for name in config["feedforward_modules"])
-        return IA3(scales="inputs" if inputs else "outputs")
+        return IA3(scales="inputs") if inputs else IA3(biases=config.get("biases", True))
     if method == "hira":
         return HiRA(rank=config["r"], dropout=config.get("hira_dropout", 0.0))
     if method == "miss":
         return MiSS(rank=config["r"], dropout=config.get("miss_dropout", 0.0))
+    if method in ("hra", "shira"):
+        return variants.make(method, rank=config["r"])
+    if method == "fourierft":
+        settings = {"frequencies": config["n_frequency"], "alpha": config["scaling"]}
+        return variants.make("fourierft", **settings)
+    if method == "randlora":
+        given = {"alpha": float(config["randlora_alpha"])}
+        dropout = config.get("randlora_dropout", 0.0)
+        return variants.make("randlora", rank=config["r"], dropout=dropout, **given)
+    if method == "delora":
+        given = {"strength": config["delora_lambda"], "dropout": config.get("module_dropout", 0.0)}
+        return variants.make("delora", rank=config["r"], **given)
+    if method == "oft":
+        return OFT(block_size=config["oft_block_size"])
+    if method in ("loha", "lokr"):
+        both = {
+            "rank": setting("r", "rank_pattern"),
+            "alpha": float(setting("alpha", "alpha_pattern")),
+        }
+        if method == "loha":
+            return variants.make("loha", **both)
+        factor, decompose_both = config.get("decompose_factor", -1), config.get("decompose_both")
+        return LoKr(factor=factor, decompose_both=bool(decompose_both), **both)
     settings = {
         "rank": config["init_r"] if method == "adalora" else setting("r", "rank_pattern"),
         "alpha": float(setting("lora_alpha", "alpha_pattern")),
@@ -72,21 +97,30 @@ def adapt(config):
 
 
 _FACTOR = re.compile(
-    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss)_\w+?)(?:\.default)?(?:\.weight)?"
+    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft|hra|fourierft|randlora"
+    r"|shira|delora)_\w+?)"
+    r"(?:\.default)?(?:\.weight)?"
 )
-_NAMES = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
+_VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
+_AS_THEY_ARE = {"miss_block": "d", "oft_R": "q", "hada_w1_b": "a", "hada_w2_b": "c"}
+_AS_THEY_ARE |= {"lokr_w1_b": "ca", "lokr_w2_b": "a", "fourierft_spectrum": "c"}
+_AS_THEY_ARE |= {"shira_weight": "v", "delora_lambda": "lambda", "randlora_gamma": "gamma"}
+_TRANSPOSED = {"hada_w1_a": "b", "hada_w2_a": "d", "lokr_w1": "c", "lokr_w2": "d"}
+_TRANSPOSED |= {"lokr_w1_a": "cb", "lokr_w2_a": "b", "hra_u": "u", "randlora_lambda": "lambda"}
 
 
 def to_factors(tensors):
     """{weight: {a, b, m ...}} from PEFT's {..lora_A..: (rank, in), ..lora_B..: (out, rank) ...}."""
     adapters = {}
     for name, tensor in tensors.items():
-        module, kind = _FACTOR.fullmatch(name).groups()
-        kind = kind.split("_", 1)[1].removeprefix("embedding_")
-        if kind in _NAMES:
-            ours, factor = _NAMES[kind], tensor.ravel()
-        elif kind == "block":
-            ours, factor = "d", tensor
+        module, whole = _FACTOR.fullmatch(name).groups()
+        kind = whole.split("_", 1)[1].removeprefix("embedding_")
+        if whole in _AS_THEY_ARE:
+            ours, factor = _AS_THEY_ARE[whole], tensor
+        elif whole in _TRANSPOSED:
+            ours, factor = _TRANSPOSED[whole], tensor.T
+        elif kind in _VECTORS:
+            ours, factor = _VECTORS[kind], tensor.ravel()
         else:
             ours, factor = kind.lower(), tensor.T if kind == "B" else tensor
         adapters.setdefault(f"{module}.weight", {})[ours] = jnp.asarray(factor)
@@ -149,6 +183,8 @@ def with_constants(frozen, fixed, start):
         # Stored once for all matrices, and as large as PEFT's.
         assert jax.tree.map(jnp.shape, (shared,)) == jax.tree.map(jnp.shape, frozen.shared)
         return dataclasses.replace(frozen, shared=(shared,))
+    if "base_model.randlora_A.default" in fixed:
+        return dataclasses.replace(frozen, shared=(_random_matrices(frozen.shared[0], fixed),))
     constants = {path: dict(each) for path, each in frozen.constants.items()}
     for path, each in constants.items():
         if "a0" in each:
@@ -158,6 +194,18 @@ def with_constants(frozen, fixed, start):
     shapes = [jax.tree.map(jnp.shape, each) for each in (constants, frozen.constants)]
     assert shapes[0] == shapes[1]
     return dataclasses.replace(frozen, constants=constants)
+
+
+def _random_matrices(ours, fixed):
+    """RandLoRA's A and B in our order and sizes, if all matrices have as many terms as ours."""
+    a, b = (fixed[f"base_model.randlora_{letter}.default"] for letter in "AB")
+    terms, rank, long = ours["random_b"].shape
+    rows = b[:long, :terms].reshape(long, rank, terms)  # column k * terms + i is of row k in term i
+    short = ours["random_a"].shape[1]
+    return {
+        "random_a": jnp.asarray(a[:, 0, :short]),
+        "random_b": jnp.asarray(rows.transpose(2, 1, 0)),
+    }
 
 
 def within(arrays, config, use):
@@ -176,7 +224,7 @@ def within(arrays, config, use):
 
     trainable = {"adapters": to_factors(group(arrays, "param")), "params": {}}
     start, fixed = to_factors(group(arrays, "start")), group(arrays, "fixed")
-    fixed = fixed if config.get("method") == "vera" else to_factors(fixed)
+    fixed = fixed if config.get("method") in ("vera", "randlora") else to_factors(fixed)
     return run(base_of(arrays, config), trainable, start, fixed)
 
 

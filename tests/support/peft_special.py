@@ -29,8 +29,9 @@ def assert_starts_alike(arrays, fresh, frozen):
     compared = 0
     for path, theirs in jax.tree.map(np.asarray, to_factors(group(arrays, "start"))).items():
         ours, constants = fresh[path], constants_of[path]
-        names = [n for n in ("m", "l", "d", "e") if n in ours]
-        names += [n for n in ("a", "b") if n in ours and not theirs[n].any()]
+        names = [n for n in ("m", "l", "e") if n in ours]
+        others = ("a", "b", "c", "d", "q", "v", "lambda", "gamma")
+        names += [n for n in others if n in ours and np.ptp(theirs[n]) == 0]
         for name in names if "embed" not in path else set(names) & {"m", "l"}:
             np.testing.assert_allclose(ours[name], theirs[name], atol=2e-6, rtol=0)
             compared += 1
@@ -212,9 +213,10 @@ def assert_dora_drops_less(arrays, config):
 
 
 def assert_ia3_scales_biases(arrays, config):
-    """The difference: PEFT rescales what comes out of a layer, so its bias too; here the matrix.
+    """The difference: PEFT rescales what comes out of a layer, so its bias too.
 
-    With the biases rescaled by hand, ours is PEFT's: output, gradients, merged weights.
+    Here that is a setting; without it, only the matrix is. With the biases rescaled by hand, ours
+    is PEFT's: output, gradients, merged weights.
     """
     arrays = dict(arrays)
 

@@ -1,0 +1,22 @@
+"""Checks of settings that several methods have; each raises a `ValueError` of one line."""
+
+import math
+
+
+def require_rank(rank: object) -> None:
+    require_count("rank", rank)
+
+
+def require_count(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def require_finite(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def require_dropout(dropout: object) -> None:
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")

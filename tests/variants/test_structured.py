@@ -1,0 +1,257 @@
+"""Methods whose update has a structure of its own, each against its formula in NumPy.
+
+Products, gradients and starts are the contract's, and equality with PEFT is in
+`test_peft_methods.py`.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lora_jax as lj
+import variants
+from lora_jax.methods.places import distinct_places
+from lora_jax.transform.jaxprs import inner
+from lora_jax.variant import Base, Factors
+
+KEY = jax.random.key(0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def begun(variant, base):
+    return variant.init(KEY, base)
+
+
+def setup(variant, shape, shared=None):
+    """A random base, factors away from their start, and the weight that they make."""
+    random = np.random.RandomState(0)
+    base = Base(jnp.asarray(random.randn(*shape)), "io")
+    trainable, constants = begun(variant, base)
+    constants = constants | (shared or {})
+    moved = {name: jnp.asarray(random.randn(*x.shape)) for name, x in trainable.items()}
+    factors = Factors(moved, constants)
+    weight = jax.jit(variant.weight)(base, factors)
+    return np.asarray(base.value), jax.tree.map(np.asarray, factors), np.asarray(weight)
+
+
+@pytest.mark.parametrize("max_rank", [None, 5])
+def test_loha_multiplies_two_low_rank_matrices(max_rank, x64):
+    variant = variants.make("loha", rank=2, alpha=3.0, max_rank=max_rank)
+    w, (each, _), weight = setup(variant, (7, 6))
+    a, b, c, d = (each[name][:2] for name in "abcd")  # rows beyond the rank are hidden
+    update = 1.5 * (a.T @ b) * (c.T @ d)
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    assert np.linalg.matrix_rank(update) == 4
+    assert variant.count((7, 6)) == 2 * 2 * (7 + 6)
+
+
+def test_layers_of_a_stack_may_have_lohas_of_other_ranks(x64):
+    random = np.random.RandomState(0)
+    params, x = {"w": jnp.asarray(random.randn(2, 4, 3))}, jnp.ones((2, 2, 4))
+    ranks = {0: 1, 1: 3}
+    targets = {lj.layers("w", i): variants.make("loha", rank=r) for i, r in ranks.items()}
+    adapted = lj.adapt(lambda p, x: x @ p["w"], targets=targets)
+    trainable, frozen = adapted.init(KEY, params, x)
+    moved = jax.tree.map(lambda leaf: leaf + random.randn(*leaf.shape), trainable)
+    merged = np.asarray(adapted.merge(moved, frozen)["w"])
+    for layer, rank in ranks.items():
+        a, b, c, d = (np.asarray(moved["adapters"]["w"][name][layer][:rank]) for name in "abcd")
+        update = 16 / rank * (a.T @ b) * (c.T @ d)
+        np.testing.assert_allclose(merged[layer], params["w"][layer] + update, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shape, settings, kinds",
+    [
+        ((12, 20), {"rank": 1}, "abc"),  # 3 x 4 and 4 x 5
+        ((12, 20), {"rank": 3}, "cd"),
+        ((12, 10), {"rank": 1, "factor": 6, "decompose_both": True}, ("ca", "cb", "a", "b")),
+        ((7, 13), {"rank": 2}, "abc"),  # primes: C is a number
+    ],
+)
+def test_lokr_is_a_kronecker_product(shape, settings, kinds, x64):
+    variant = variants.make("lokr", alpha=5.0, **settings)
+    w, (each, _), weight = setup(variant, shape)
+    assert set(each) == set(kinds)
+    c = each["c"] if "c" in each else each["ca"].T @ each["cb"]
+    d = each["d"] if "d" in each else each["a"].T @ each["b"]
+    update = 5.0 / variant.rank * np.kron(c, d)
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    assert variant.count(shape) == sum(x.size for x in each.values())
+
+
+def test_oft_rotates_each_block_of_inputs(x64):
+    """Cayley's transform, written out; lengths and angles of the columns stay."""
+    variant = variants.make("oft", block_size=3)
+    w, (each, _), weight = setup(variant, (9, 4))
+    r = np.zeros((9, 9))
+    for block, (q10, q20, q21) in enumerate(each["q"]):
+        q = np.array([[0, -q10, -q20], [q10, 0, -q21], [q20, q21, 0]])
+        at = slice(3 * block, 3 * block + 3)
+        r[at, at] = (np.eye(3) + q) @ np.linalg.inv(np.eye(3) - q)
+    np.testing.assert_allclose(weight, r @ w, atol=1e-12)
+    np.testing.assert_allclose(weight.T @ weight, w.T @ w, atol=1e-12)
+    assert variant.count((9, 4)) == each["q"].size == 9
+
+
+def test_lora_xs_stays_among_the_leading_singular_directions(x64):
+    variant = variants.make("lora_xs", rank=2, alpha=3.0)
+    w, (each, constants), weight = setup(variant, (7, 5))
+    u, s, v = np.linalg.svd(w)
+    np.testing.assert_allclose(constants["a"].T @ constants["b"], (u[:, :2] * s[:2]) @ v[:2])
+    sign = np.sign((constants["b"] * v[:2]).sum(axis=1))  # of a singular vector: not defined
+    np.testing.assert_allclose(constants["b"], sign[:, None] * v[:2], atol=1e-12)
+    update = 1.5 * (u[:, :2] * s[:2] * sign) @ each["r"] @ (sign[:, None] * v[:2])
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    assert variant.count((7, 5)) == each["r"].size == 4
+
+
+def test_fourierft_adds_a_few_waves(x64):
+    """The transform written out as a sum over the coefficients."""
+    variant = variants.make("fourierft", frequencies=5, alpha=7.0)
+    w, (each, constants), weight = setup(variant, (6, 4))
+    i, o = np.ogrid[:6, :4]
+    waves = [
+        c * np.cos(2 * np.pi * (row * i / 6 + column * o / 4))
+        for c, row, column in zip(each["c"], *constants["places"], strict=True)
+    ]
+    np.testing.assert_allclose(weight, w + 7.0 / 24 * sum(waves), atol=1e-12)
+
+
+def test_hra_reflects_the_inputs_one_after_the_other(x64):
+    variant = variants.make("hra", rank=4)
+    w, (each, _), weight = setup(variant, (6, 4))
+    reflected = w
+    for u in each["u"]:
+        reflected = reflected - 2 * np.outer(u, u @ reflected) / (u @ u)
+    np.testing.assert_allclose(weight, reflected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4)])
+def test_randlora_is_a_sum_of_scaled_random_products(shape, x64):
+    variant = variants.make("randlora", rank=3, alpha=6.0)
+    shared = variant.init_shared(KEY, [(5, 9), shape], jnp.float64)  # beside a larger matrix
+    w, (each, constants), weight = setup(variant, shape, shared)
+    update = 0
+    for term in range(2):
+        scaled = np.diag(each["lambda"][term]) @ constants["random_a"][:, :4]
+        scaled = scaled @ np.diag(each["gamma"][term])
+        update = update + scaled.T @ constants["random_b"][term, :, :7]
+    np.testing.assert_allclose(weight, w + 2 * (update if shape[0] == 4 else update.T), atol=1e-12)
+    assert np.linalg.matrix_rank(update) == 4
+    assert variant.count(shape) == each["lambda"].size + each["gamma"].size == 2 * (3 + 4)
+
+
+def test_shira_changes_the_chosen_entries_alone(x64):
+    variant = variants.make("shira", rank=1)
+    w, (each, constants), weight = setup(variant, (6, 5))
+    expected = w.copy()
+    for value, row, column in zip(each["v"], *constants["places"], strict=True):
+        expected[row, column] += value
+    np.testing.assert_allclose(weight, expected, atol=1e-14)
+    assert (weight != w).sum() == variant.count((6, 5)) == 11
+
+
+@pytest.mark.parametrize("shape, count", [((6, 5), 11), ((6, 5), 30), ((3, 1), 1), ((70, 90), 41)])
+def test_places_are_distinct_and_inside(shape, count):
+    keys = jax.random.split(KEY, 20)
+    places = jax.jit(jax.vmap(lambda key: distinct_places(key, shape, count)))(keys)
+    rows, columns = np.moveaxis(np.asarray(places), 1, 0)
+    flat = rows * shape[1] + columns
+    assert (np.diff(flat, axis=1) > 0).all() and flat.min() >= 0 and flat.max() < np.prod(shape)
+    assert (columns < shape[1]).all()
+    if count in (11, 41):
+        assert (np.ptp(flat, axis=0) > 0).all()  # each is drawn
+
+
+def test_delora_fixes_the_length_of_each_part(x64):
+    variant = variants.make("delora", rank=2, strength=3.0)
+    w, (each, _), weight = setup(variant, (6, 4))
+    directions = [each[name] / np.linalg.norm(each[name], axis=1)[:, None] for name in "ab"]
+    norms = np.linalg.norm(w, axis=1)
+    update = each["lambda"] / 2 * norms[:, None] * (directions[0].T @ directions[1])
+    np.testing.assert_allclose(weight, w + update, atol=1e-12)
+    begun = jax.jit(variant.init)(KEY, Base(jnp.asarray(w), "io")).trainable
+    np.testing.assert_array_equal(begun["lambda"], [3.0])
+
+
+RANK = {"rank": 2}
+SMALL = {
+    **{"loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
+    "oft": {"block_size": 4},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_forms_nothing_as_large_as_the_matrix(name):
+    variant = variants.make(name, **SMALL[name])
+    shape = inputs, outputs = 96, 80
+    base = Base(jax.ShapeDtypeStruct(shape, jnp.float32), "io")
+    trainable, constants = jax.eval_shape(variant.init, KEY, base)
+    x = jax.ShapeDtypeStruct((2, inputs), jnp.float32)
+
+    def loss(trainable, constants, base, x):
+        factors = Factors(trainable, constants)
+        y = variant.dot(x, base, factors, dropout_key=KEY)
+        return (y**2).sum() + (variant.dot_t(y, base, factors) ** 2).sum()
+
+    traced = jax.make_jaxpr(jax.grad(loss))(trainable, constants, base, x)
+    made = dict(sizes(traced.jaxpr))
+    assert max(made.values()) < inputs * outputs, made
+
+
+def sizes(jaxpr):
+    """The name of each operation, inner ones too, and the size of the largest array it makes."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name, max(var.aval.size for var in eqn.outvars)
+        for each in eqn.params.values():
+            if hasattr(each, "eqns") or hasattr(each, "jaxpr"):
+                yield from sizes(inner(each)[0])
+
+
+@pytest.mark.parametrize(
+    "name, wrong, message",
+    [
+        ("lokr", {"rank": 0}, "rank must be an integer of at least 1, got 0"),
+        ("lokr", {"alpha": np.inf}, "alpha must be a finite number, got inf"),
+        ("lokr", {"factor": 0}, "factor must be -1 or an integer of at least 1, got 0"),
+        ("lokr", {"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
+        ("lora_xs", {"rank": 1.0}, "rank must be an integer of at least 1, got 1.0"),
+        ("hra", {"rank": 3}, "HRA needs an even rank, to start at the weight, got 3"),
+        ("fourierft", {"frequencies": 0}, "frequencies must be an integer of at least 1, got 0"),
+        ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
+    ],
+)
+def test_bad_settings_are_named(name, wrong, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        variants.make(name, **wrong)
+
+
+@pytest.mark.parametrize(
+    "name, settings, message",
+    [
+        ("fourierft", {"frequencies": 13}, "13 frequencies exceed the entries of (4, 3)"),
+        ("hra", {"rank": 6}, "rank 6 exceeds the 4 inputs of (4, 3)"),
+        ("shira", {"rank": 2}, "rank 2 means 14 entries, more than (4, 3) has"),
+        ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
+        ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
+    ],
+)
+def test_settings_that_a_matrix_cannot_have_are_named(name, settings, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        variants.make(name, **settings).validate((4, 3))
+
+
+def test_a_block_is_the_largest_divisor_of_the_inputs():
+    variant = variants.make("oft", block_size=4)
+    shapes = {n: variant.init(KEY, Base(jnp.ones((n, 2)), "io")).trainable["q"].shape
+              for n in (8, 6, 3)}  # fmt: skip
+    assert shapes == {8: (2, 6), 6: (2, 3), 3: (1, 3)}
+    said = "'w': no block of 2 to 4 inputs divides the 7 of (7, 3)"
+    adapted = lj.adapt(lambda p, x: x @ p["w"], variant, "w")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        adapted.init(KEY, {"w": jnp.ones((7, 3))}, jnp.ones((2, 7)))

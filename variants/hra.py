@@ -1,0 +1,78 @@
+"""HRA: inputs are reflected by a few Householder matrices before the frozen weight sees them.
+
+Yuan et al. 2024, "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
+Reflection Adaptation", arXiv 2405.17484. For W of shape (in, out), used as x @ W, with unit vectors
+v_k = u_k / ||u_k||,
+
+    W' = H_r ... H_2 H_1 W,    H_k = I - 2 v_k v_k^T.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.methods.checks import require_rank
+from lora_jax.methods.lowrank import product
+from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class HRA(Variant):
+    """One vector u_k for each of `rank` reflections, the rows of `u` (rank, in).
+
+    Differences from plain LoRA: multiplicative, without a scale; lengths and angles among the
+    columns of W stay as they are; rank * in numbers. The reflections are multiplied into one
+    low-rank matrix, H_r ... H_1 = I - V^T T^T V with T^-1 = I / 2 + the part above the diagonal of
+    V V^T (Schreiber and Van Loan 1989, "A Storage-Efficient WY Representation"). So no dense matrix
+    is formed, and no loop is run over the rank.
+
+    The vectors start as pairs of equal ones, which undo each other, so that W' = W; therefore the
+    rank is even. Equal to PEFT's HRA, which computes the dense product step by step. The paper's
+    orthogonality regulariser is not here, nor its limit, PEFT's `apply_GS`: orthonormal
+    reflections never give W' = W.
+    """
+
+    rank: int = 8
+
+    def __post_init__(self) -> None:
+        require_rank(self.rank)
+        if self.rank % 2:
+            raise ValueError(f"HRA needs an even rank, to start at the weight, got {self.rank}")
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        if self.rank > shape[0]:
+            raise ValueError(f"rank {self.rank} exceeds the {shape[0]} inputs of {shape}")
+
+    def init(self, key: Array, base: Base) -> Factors:
+        shape, bound = (self.rank // 2, base.shape[0]), (self.rank // 2) ** -0.5
+        half = jax.random.uniform(key, shape, wide(base.dtype), -bound, bound)
+        return Factors({"u": jnp.repeat(half, 2, axis=0)}, {})
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        v, back = _reflections(factors)
+        dense = base.dense().astype(v.dtype)
+        return dense + v.T @ (back @ dense)
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        v, back = (each.astype(x.dtype) for each in _reflections(factors))
+        return base.dot(x + product(x, v, back))
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        v, back = (each.astype(base.dtype) for each in _reflections(factors))
+        hidden = jnp.moveaxis(jnp.take(v, rows, axis=1, mode="clip"), 0, -1)
+        return base.take(rows) + hidden @ base.dot(back).astype(base.dtype)
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self.rank * shape[0]
+
+
+def _reflections(factors: Factors) -> tuple[Array, Array]:
+    """V and -T^T V, both (rank, in): all reflections together are I + V^T (-T^T V)."""
+    u = factors.trainable["u"]
+    v = u / jnp.linalg.norm(u, axis=1, keepdims=True)
+    inverse = jnp.eye(len(v), dtype=v.dtype) / 2 + jnp.triu(v @ v.T, 1)
+    return v, -jax.scipy.linalg.solve_triangular(inverse, v, trans=1)

@@ -1,0 +1,60 @@
+"""LoHa: two low-rank updates, multiplied entry by entry.
+
+Hyeon-Woo et al. 2021, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated
+Learning", arXiv 2108.06098; as an adapter, Yeh et al. 2023, "Navigating Text-To-Image
+Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv 2309.14859.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax import Array
+
+from lora_jax.methods.lowrank import LowRank
+from lora_jax.variant import Base, Factors
+
+
+@dataclasses.dataclass(frozen=True)
+class LoHa(LowRank):
+    """W' = W + s (A^T B) * (C^T D), the product of both updates taken entry by entry.
+
+    A and C are (rank, in), B and D (rank, out).
+
+    Differences from plain LoRA: twice the numbers, for an update whose rank may be rank^2. A and B
+    are LoRA's, with all of its settings; C and D are drawn, and neither starts at zero. Products
+    need no dense matrix: the update is the low-rank one of rank^2 rows A[i] * C[j] and B[i] * D[j]
+    (with a start that is subtracted, 2 rank^2). Beyond a rank of sqrt(min(in, out)) they cost more
+    than dense ones.
+
+    Differences from PEFT: B starts at zero, as in LyCORIS; PEFT's `hada_w2_b` does, which is on the
+    side of the inputs. PEFT makes the update dense, and drops whole outputs of it or all of it
+    (`rank_dropout`, `module_dropout`); `dropout` here drops inputs, as in LoRA. LyCORIS draws from
+    normal distributions; C and D here are drawn as in PEFT.
+    """
+
+    def init(self, key: Array, base: Base) -> Factors:
+        first, second, third = jax.random.split(key, 3)
+        trainable, constants = super().init(first, base)
+        bounds = {"c": base.shape[0] ** -0.5, "d": self.rank**-0.5}
+        pairs = zip(bounds.items(), (second, third), ("a", "b"), strict=True)
+        for (name, bound), drawn, like in pairs:
+            shape, dtype = trainable[like].shape, trainable[like].dtype
+            trainable[name] = jax.random.uniform(drawn, shape, dtype, -bound, bound)
+        return Factors(trainable, constants)
+
+    def low_rank_factors(self, factors: Factors, dtype: Any) -> tuple[Array, Array]:
+        """The rows A[i] * C[j] (rank^2, in) and s B[i] * D[j] (rank^2, out), cast to `dtype`."""
+        a, b = super().low_rank_factors(factors, factors.trainable["c"].dtype)
+        c, d = factors.trainable["c"], factors.trainable["d"]
+        if "mask" in factors.constants:
+            d = factors.constants["mask"][:, None] * d
+        return _row_products(a, c).astype(dtype), _row_products(b, d).astype(dtype)
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return 2 * super().count(shape)
+
+
+def _row_products(x: Array, y: Array) -> Array:
+    """All products of a row of x (m, size) with a row of y (n, size): (m n, size)."""
+    return (x[:, None, :] * y[None, :, :]).reshape(-1, x.shape[1])

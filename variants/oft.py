@@ -1,0 +1,96 @@
+"""OFT: blocks of inputs are rotated before the frozen weight sees them.
+
+Qiu et al. 2023, "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", arXiv 2306.07280;
+acting on the input, as here, Qiu et al. 2025, "Orthogonal Finetuning Made Scalable", arXiv
+2506.19847. For W of shape (in, out), used as x @ W,
+
+    W' = R W,  R = diag(R_1, R_2, ...),  R_i = (I + Q_i) (I - Q_i)^-1 = I + 2 Q_i (I - Q_i)^-1,
+
+where each Q_i is skew-symmetric, and so each R_i is a rotation (Cayley's parametrisation).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from lora_jax.methods.checks import require_dropout
+from lora_jax.methods.lowrank import dropout
+from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class OFT(Variant):
+    """One rotation for each block of `block_size` inputs; `q` (blocks, block (block - 1) / 2).
+
+    Row i of `q` has the entries of Q_i below the diagonal, one column after the other. They start
+    at zero, where R = I.
+
+    Differences from plain LoRA: multiplicative, without scale or rank. All angles and lengths among
+    the columns of W stay as they are. x is rotated and then multiplied by W, so no dense matrix is
+    formed. With dropout, y = (x + drop(x) (R - I)) W.
+
+    Equal to PEFT's OFT with `use_cayley_neumann=False`, `oft_block_size=block_size` and the same
+    `q`, in linear layers. PEFT's default is a truncated series for the inverse, which is no exact
+    rotation, and turns the other way for the same `q`. Where `block_size` does not divide `in`,
+    PEFT takes the nearest divisor. It rotates the outputs of an embedding, here neighbouring
+    words. Its dropout sets whole R_i to I. Its constrained rotations (`coft`) and
+    shared blocks are not here.
+    """
+
+    block_size: int = 32
+    """The most inputs of a block: a matrix has blocks of the largest divisor of `in` up to this."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.block_size) is not int or self.block_size < 2:
+            raise ValueError(f"block_size must be an integer of at least 2, got {self.block_size}")
+        require_dropout(self.dropout)
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        if self._block(shape) == 1:
+            raise ValueError(
+                f"no block of 2 to {self.block_size} inputs divides the {shape[0]} of {shape}"
+            )
+
+    def init(self, key: Array, base: Base) -> Factors:
+        dtype, size = wide(base.dtype), self._block(base.shape)
+        constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
+        blocks, entries = base.shape[0] // size, size * (size - 1) // 2
+        return Factors({"q": jnp.zeros((blocks, entries), dtype)}, constants)
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        turn = self._turn(base, factors)
+        dense = base.dense().astype(turn.dtype)
+        blocks = dense.reshape(*turn.shape[:2], -1)
+        return dense + jnp.einsum("bij,bjo->bio", turn, blocks).reshape(dense.shape)
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        turn = self._turn(base, factors).astype(x.dtype)
+        blocks = dropout(x, factors, dropout_key).reshape(*x.shape[:-1], *turn.shape[:2])
+        moved = jnp.einsum("...bi,bij->...bj", blocks, turn).reshape(x.shape)
+        return base.dot(x + moved)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        turn, size = self._turn(base, factors).astype(base.dtype), self._block(base.shape)
+        each = jnp.take(turn.reshape(-1, size), rows, axis=0, mode="clip")
+        block = lax.broadcasted_iota(rows.dtype, (*rows.shape, size), rows.ndim)
+        block = block + (rows - rows % size)[..., None]
+        return base.take(rows) + jnp.einsum("...j,...jo->...o", each, base.take(block))
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return shape[0] * (self._block(shape) - 1) // 2
+
+    def _block(self, shape: tuple[int, int]) -> int:
+        return next(n for n in range(self.block_size, 0, -1) if shape[0] % n == 0)
+
+    def _turn(self, base: Base, factors: Factors) -> Array:
+        """R - I of each block, (blocks, block, block)."""
+        q, size = factors.trainable["q"], self._block(base.shape)
+        columns, rows = np.triu_indices(size, 1)
+        below = jnp.zeros((len(q), size, size), q.dtype).at[:, rows, columns].set(q)
+        skew = below - below.mT
+        return jnp.linalg.solve(jnp.eye(size, dtype=q.dtype)[None] - skew, 2 * skew)

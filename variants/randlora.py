@@ -1,0 +1,97 @@
+"""RandLoRA: a full-rank update from frozen random matrices, of which only scales are trained.
+
+Albert et al. 2025, "RandLoRA: Full-rank parameter-efficient fine-tuning of large models", arXiv
+2502.00987. For W of shape (in, out), used as x @ W, with in <= out,
+
+    W' = W + s sum_i (diag(lambda_i) A diag(gamma_i))^T B_i,    s = alpha / rank,
+
+with A (rank, in) and each B_i (rank, out) random, frozen and shared by all matrices, and as many
+terms as it takes to reach full rank. Where out < in, A is on the side of the outputs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.methods.checks import require_dropout, require_finite, require_rank
+from lora_jax.methods.lowrank import dropout, product
+from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class RandLoRA(Variant):
+    """`lambda` (terms, rank) and `gamma` (terms, min(in, out)), terms = ceil(min(in, out) / rank).
+
+    Differences from plain LoRA: A and B are not trained, and a lower rank means more terms, hence
+    more numbers; the rank of the update is that of W in any case. lambda starts at zero. A product
+    costs that of W's own size twice, and its factors are as large as W: of the dense matrices, only
+    the update itself is not formed.
+
+    Equal to PEFT's RandLoRA for the same A and B, dropout included. PEFT pairs row k of term i with
+    column k * terms + i of B, in the order of (term, row), which is another order of the random
+    B_i. Its sparse and ternary A and B are not here.
+    """
+
+    rank: int = 32
+    alpha: float = 640.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_rank(self.rank)
+        require_finite("alpha", self.alpha)
+        require_dropout(self.dropout)
+
+    def init_shared(
+        self, key: Array, shapes: Sequence[tuple[int, int]], dtype: Any
+    ) -> dict[str, Array]:
+        one, two = jax.random.split(key)
+        short, long = max(map(min, shapes)), max(map(max, shapes))
+        bound = math.sqrt(3)  # a variance of one
+        a = jax.random.uniform(one, (self.rank, short), dtype, -bound, bound)
+        terms = self._terms((short, long))
+        b = jax.random.uniform(two, (terms, self.rank, long), dtype, -bound, bound)
+        return {"random_a": a, "random_b": b}
+
+    def init(self, key: Array, base: Base) -> Factors:
+        dtype, terms, short = wide(base.dtype), self._terms(base.shape), min(base.shape)
+        constants = {"scale": jnp.asarray(self.alpha / self.rank, dtype)}
+        if self.dropout:
+            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        gamma = jnp.full((terms, short), 1 / max(terms, short), dtype)
+        return Factors({"lambda": jnp.zeros((terms, self.rank), dtype), "gamma": gamma}, constants)
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        a, b = self._factors(base, factors, factors.trainable["gamma"].dtype)
+        return base.dense().astype(a.dtype) + a.T @ b
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        a, b = self._factors(base, factors, x.dtype)
+        return base.dot(x) + product(dropout(x, factors, dropout_key), a, b, base.accumulate)
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        a, b = self._factors(base, factors, base.dtype)
+        hidden = jnp.moveaxis(jnp.take(a, rows, axis=1, mode="clip"), 0, -1)
+        return base.take(rows) + hidden @ b
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self._terms(shape) * (self.rank + min(shape))
+
+    def _terms(self, shape: tuple[int, int]) -> int:
+        return -(-min(shape) // self.rank)
+
+    def _factors(self, base: Base, factors: Factors, dtype: Any) -> tuple[Array, Array]:
+        """All terms in two factors, (terms rank, in) and (terms rank, out)."""
+        scales, gamma = factors.trainable["lambda"], factors.trainable["gamma"]
+        (terms, short), long = gamma.shape, max(base.shape)
+        a = factors.constants["random_a"][:, :short].astype(gamma.dtype)
+        b = factors.constants["random_b"][:terms, :, :long].astype(dtype).reshape(-1, long)
+        a = (scales[:, :, None] * a[None]) * gamma[:, None, :]
+        a = (factors.constants["scale"] * a).astype(dtype).reshape(-1, short)
+        return (a, b) if base.shape[0] == short else (b, a)
