@@ -15,6 +15,7 @@ from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
+from lora_jax.methods.truncated_svd import truncated_svd
 from lora_jax.variant import Base, Factors, wide
 
 
@@ -32,6 +33,7 @@ class LoRAXS(LowRankUpdate):
     """
 
     title: ClassVar[str] = "LoRA-XS"
+    remade: ClassVar[tuple[str, ...]] = ("a", "b")
 
     rank: int = 16
     alpha: float = 16.0
@@ -48,8 +50,8 @@ class LoRAXS(LowRankUpdate):
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, rank = wide(base.dtype), self.rank
-        u, s, v = jnp.linalg.svd(base.dense().astype(dtype), full_matrices=False)
-        constants = {"a": (u[:, :rank] * s[None, :rank]).T, "b": v[:rank]}
+        u, s, vt = truncated_svd(base.dense().astype(dtype), rank)
+        constants = {"a": (u * s[None]).T, "b": vt}
         constants["scale"] = jnp.asarray(self.alpha / rank, dtype)
         if self.dropout:
             constants["keep"] = jnp.asarray(1 - self.dropout, dtype)

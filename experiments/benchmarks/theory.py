@@ -8,6 +8,7 @@ computed. The output layer is computed twice in the forward direction (`chunked_
 
 import jax.numpy as jnp
 
+import variants
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
 from experiments.planning.memory_formula import Memory, Setting, by_formula, linears
@@ -34,9 +35,9 @@ def step_flops(case: Case, recomputed: bool = True) -> float:
 
 def step_bytes(case: Case) -> float:
     """The bytes of a training step's arrays and temporaries, of all trials over one base."""
-    rank = None if case.method == "full" else case.rank
+    variant = None if case.method == "full" else variants.make("lora", rank=case.rank)
     setting = Setting(
-        rank=rank,
+        variant,
         storage=case.storage,
         width=jnp.dtype(case.dtype).itemsize,
         batch=case.rows,
