@@ -34,18 +34,22 @@ class FourierFT(Variant):
     """
 
     frequencies: int = 1000
-    """How many coefficients are trained; all of them for a matrix that has fewer entries."""
+    """How many coefficients are trained."""
     alpha: float = 150.0
 
     def __post_init__(self) -> None:
         require_count("frequencies", self.frequencies)
         require_finite("alpha", self.alpha)
 
+    def validate(self, shape: tuple[int, int]) -> None:
+        if self.frequencies > shape[0] * shape[1]:
+            raise ValueError(f"{self.frequencies} frequencies exceed the entries of {shape}")
+
     def init(self, key: Array, base: Base) -> Factors:
         dtype = wide(base.dtype)
-        places = distinct_places(key, base.shape, self.count(base.shape))
+        places = distinct_places(key, base.shape, self.frequencies)
         constants = {"places": places, "alpha": jnp.asarray(self.alpha, dtype)}
-        return Factors({"c": jnp.zeros(self.count(base.shape), dtype)}, constants)
+        return Factors({"c": jnp.zeros(self.frequencies, dtype)}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:
         c = factors.constants["alpha"] * factors.trainable["c"]
@@ -54,4 +58,4 @@ class FourierFT(Variant):
         return base.dense().astype(c.dtype) + jnp.fft.ifft2(spectrum).real
 
     def count(self, shape: tuple[int, int]) -> int:
-        return min(self.frequencies, shape[0] * shape[1])
+        return self.frequencies

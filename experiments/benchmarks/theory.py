@@ -2,8 +2,9 @@
 
 A product of a (T, in) and an (in, out) matrix takes 2 T in out operations. LoRA's backward pass
 multiplies by each frozen matrix once more, for the gradient of its input; only full fine-tuning
-multiplies a third time, for the gradient of the matrix. Causal attention is counted whole, as it is
-computed. The output layer is computed twice in the forward direction (`chunked_loss`).
+multiplies a third time, for the gradient of the matrix. Causal attention is counted whole; on CPUs,
+up to three eighths of it are left out. If logits are more than a chunk, the output layer is
+computed twice in the forward direction (`chunked_loss`).
 """
 
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
 from experiments.planning.memory_formula import Memory, Setting, by_formula, linears
 from lora_jax.models.families.llama_config import LlamaConfig
+
+CHUNK = 128
+"""How many tokens of a row have logits at once, by default."""
 
 
 def step_flops(case: Case, recomputed: bool = True) -> float:
@@ -29,7 +33,8 @@ def step_flops(case: Case, recomputed: bool = True) -> float:
     heads = config.num_attention_heads * config.head_dim
     # Scores and their product with the values: two products forwards, four backwards.
     attention = 4 * tokens * case.tokens * heads * layers * (3 + again)
-    head = 2 * tokens * config.hidden_size * config.vocab_size * (passes + recomputed)
+    chunked = recomputed and case.tokens > CHUNK
+    head = 2 * tokens * config.hidden_size * config.vocab_size * (passes + chunked)
     return case.trials * float(in_blocks + attention + head + _low_rank(case, config, tokens))
 
 

@@ -58,7 +58,7 @@ def test_lora_by_hand_takes_our_steps(case):
 @pytest.mark.parametrize(
     "case",
     [
-        Case(model="small llama", layers=2, rows=1, tokens=256, rank=64),
+        Case(model="small llama", layers=2, rows=4, tokens=64, rank=64),
         Case(model="small llama", layers=2, rows=2, tokens=64, method="full"),
     ],
     ids=["LoRA", "full"],

@@ -163,7 +163,7 @@ def test_a_busy_trial_is_left_out_of_its_group(holder, monkeypatch):
     configs = [config_of(f"task=sst2,seed={seed}") for seed in range(3)]
     built = []
 
-    def build(config, *_):
+    def build(config, *_, **__):
         built.append(config.seed)
         raise RuntimeError("built")
 

@@ -234,6 +234,7 @@ def test_bad_settings_are_named(name, wrong, message):
 @pytest.mark.parametrize(
     "name, settings, message",
     [
+        ("fourierft", {"frequencies": 13}, "13 frequencies exceed the entries of (4, 3)"),
         ("hra", {"rank": 6}, "rank 6 exceeds the 4 inputs of (4, 3)"),
         ("shira", {"rank": 2}, "rank 2 means 14 entries, more than (4, 3) has"),
         ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
