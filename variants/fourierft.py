@@ -48,11 +48,11 @@ class FourierFT(Variant):
     def init(self, key: Array, base: Base) -> Factors:
         dtype = wide(base.dtype)
         places = distinct_places(key, base.shape, self.frequencies)
-        constants = {"places": places, "alpha": jnp.asarray(self.alpha, dtype)}
+        constants = {"places": places, "scale": jnp.asarray(self.alpha, dtype)}
         return Factors({"c": jnp.zeros(self.frequencies, dtype)}, constants)
 
     def weight(self, base: Base, factors: Factors) -> Array:
-        c = factors.constants["alpha"] * factors.trainable["c"]
+        c = factors.constants["scale"] * factors.trainable["c"]
         rows, columns = factors.constants["places"]
         spectrum = jnp.zeros(base.shape, c.dtype).at[rows, columns].set(c)
         return base.dense().astype(c.dtype) + jnp.fft.ifft2(spectrum).real

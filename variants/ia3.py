@@ -32,7 +32,7 @@ class IA3(Variant):
     """
 
     suggested: ClassVar[Suggested] = Suggested(
-        2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
+        2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs", "biases": False}))
     )
 
     scales: str = "outputs"

@@ -5,6 +5,7 @@ theorem 3.1 and algorithm 1.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from lora_jax.methods.lowrank import LowRank
 
@@ -23,6 +24,8 @@ class LoRAGA(LowRank):
     PEFT's are, too; it multiplies B0 by the singular values, and A0 not by c, which the paper does
     not. The initialisation is a setting of every A/B method.
     """
+
+    title: ClassVar[str] = "LoRA-GA"
 
     scale: str = "alpha/sqrt(rank)"
     initialization: str = "lora_ga"

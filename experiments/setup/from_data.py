@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lora_jax as lj
-from configs.settings import RunConfig
+from configs.settings import RunConfig, TextTrainSettings
 from experiments.distributed import processes
 from experiments.setup import from_config
 from experiments.setup.sharded_batches import spread
@@ -71,18 +71,19 @@ def gathered(
     cached = data.cache_folder() / "seen" / f"{digest}.safetensors"
     known = [cached] if folder is None else [folder / FILE, cached]
     if config.start_from:  # it replaces the factors, and must find their ranks
-        known.insert(0, Path(from_config.make_start(config.start_from)[0]) / FILE)
+        start = Path(from_config.make_start(config.start_from)[0])
+        known.insert(0, (start.parent if start.suffix == ".safetensors" else start) / FILE)
     for path in known:
         if processes.first(path.exists):
             return Gathered(*lj.load_seen(path))
     began = time.perf_counter()
-    batches = list(_batches(config, loaded.texts, mesh))
+    planned = _planned(config, loaded.texts)
+    batches = list(_batches(config, loaded.texts, mesh, planned))
     seen = adapted.gather(key, *inputs, batches=batches, loss=_loss(loaded.texts))
     seen = jax.device_get(processes.whole(seen))
-    count = config.train.init_batches or BATCHES
     said = {
-        "batches": count,
-        "examples": count * config.train.batch_size,
+        "batches": len(planned),
+        "examples": sum(len(batch.indices) for batch in planned),
         "seconds": time.perf_counter() - began,
         "digest": digest,
     }
@@ -103,7 +104,9 @@ def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen])
     }
     named = ("model", "data", "quantize", "also_train")
     sections = plain({name: config.plain[name] for name in named}, "config")
-    settings = (config.seed, config.train.batch_size, config.train.accumulate)
+    train = config.train
+    settings = (config.seed, train.batch_size, train.accumulate, train.init_batches or BATCHES)
+    smoothing = train.label_smoothing if isinstance(train, TextTrainSettings) else 0.0
     return config_digest(
         {
             **sections,
@@ -111,17 +114,25 @@ def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen])
             "jax": jax.__version__,
             "weights": loaded.weights_digest,
             "texts": loaded.texts.task.digest(),
-            "settings": [*settings, config.train.init_batches or BATCHES],
+            "settings": [*settings, smoothing],
             "shapes": shapes,
         }
     )
 
 
-def _batches(config: RunConfig, texts: Texts, mesh: Mesh | None) -> Iterator[Any]:
-    """The first batches of training, in as many parts as training takes them in."""
+def _planned(config: RunConfig, texts: Texts) -> list[data.PlannedBatch]:
+    """The first batches of training."""
+    lengths, size = texts.encoded["train"].lengths, config.train.batch_size
+    plan = data.BatchPlan(lengths, size, texts.boundaries, config.seed)
+    return list(itertools.islice(plan.start(), config.train.init_batches or BATCHES))
+
+
+def _batches(
+    config: RunConfig, texts: Texts, mesh: Mesh | None, planned: Sequence[data.PlannedBatch]
+) -> Iterator[Any]:
+    """The arrays of batches, in as many parts as training takes them in."""
     encoded, size, parts = texts.encoded["train"], config.train.batch_size, config.train.accumulate
-    plan = data.BatchPlan(encoded.lengths, size, texts.boundaries, config.seed)
-    for batch in itertools.islice(plan.start(), config.train.init_batches or BATCHES):
+    for batch in planned:
         rows = encoded, batch.indices, batch.padded_length, size
         if mesh is None:
             whole = texts.collate(*rows)

@@ -63,7 +63,7 @@ def start_up() -> float:
 def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[float]:
     """The seconds of each job, with compilation, if nothing else uses the machine.
 
-    Nothing is written, except the cache of token ids that all runs use.
+    Nothing is written, except the caches that all runs use.
     """
     measured: dict[str, Estimate] = {}
     found = []

@@ -24,13 +24,13 @@ def made_again(frozen: Frozen) -> dict[str, Array]:
     """The constants that variants say can be made again, by the names that they have in a file.
 
     Layers of one stack that differ are left out, and so is what is drawn from a key that was not
-    kept.
+    kept, or starts from data.
     """
     groups = frozen.spec.groups()
     made = {}
     for each in frozen.spec.adapted:
         path, names = each.use.path, group_of(each).remade
-        if names and not isinstance(each.layers, tuple):
+        if names and not isinstance(each.layers, tuple) and not each.variant.needs:
             keys = _key(frozen.constants[path], each.use.stack_shape)
             init = over_stack(each.variant.init, len(each.use.stack))
             constants = init(keys, base_of(each, frozen.base[path])).constants

@@ -29,7 +29,8 @@ CachedApply = Callable[..., tuple[Array, Any]]
 """`apply(*weights, input_ids, attention_mask, cache, capacity=)`, as `CachedStep` of `kv_cache`.
 
 It returns logits and a cache. The cache may be any pytree; for beam search it needs a method
-`rows`.
+`rows`. On CPUs, a loop over stacked layers (weights below a key `layers`) should be unrolled, as
+the layers come from separate arrays (`separate_layers`).
 """
 
 

@@ -71,7 +71,7 @@ def divide(seen: Sequence[Any], rank: int, most: Sequence[int]) -> list[int]:
     Args:
       seen: the `SeenInputs` of each matrix, with as many components as its rank may be (rho times
         `rank`).
-      most: the greatest rank that a matrix of its shape can have.
+      most: the greatest rank of each matrix.
     """
     shares = [
         np.asarray(each.variances)[:limit] / np.asarray(each.variance)

@@ -197,7 +197,8 @@ class LowRank(LowRankUpdate):
         """EVA's ranks, each with the alpha that keeps the scale, and with no rho any more."""
         if not self.allots:
             return super().allot(seen, shapes)
-        ranks = from_data.divide(seen, self.rank, [min(shape) for shape in shapes])
+        most = [] if self.needs is None else [self.needs.count(shape) for shape in shapes]
+        ranks = from_data.divide(seen, self.rank, most)
         scale = functools.partial(SCALES[self.scale], 1.0)
         return [
             dataclasses.replace(

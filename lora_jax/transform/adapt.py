@@ -69,7 +69,8 @@ class Adapted:
           **kwargs: further inputs.
 
         Returns:
-          `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit` (with `seen`).
+          `(trainable, frozen)`. Works under `jax.eval_shape` and `jax.jit` (with `seen`; close over
+          it, as ranks are not divided by traced numbers).
 
         Raises:
           ValueError: a pattern matches nothing, the function never multiplies by a selected weight,

@@ -19,7 +19,8 @@ def allotted(spec: AdaptedSpec, seen: Mapping[str, Seen]) -> AdaptedSpec:
     Where only shapes are known of what was seen, all keep the settings that they have.
 
     Raises:
-      ValueError: matrices that share the first of several stacked axes would have different ranks.
+      ValueError: nothing was seen of a matrix, or matrices that share the first of several stacked
+        axes would have different ranks.
     """
     matrices: dict[Variant, list[tuple[str, int]]] = {}
     for each in spec.adapted:
@@ -32,6 +33,8 @@ def allotted(spec: AdaptedSpec, seen: Mapping[str, Seen]) -> AdaptedSpec:
     placed = {each.use.path: each for each in spec.placements}
     found = {path: _variants(placed[path]) for path in {p for w in matrices.values() for p, _ in w}}
     for variant, where in matrices.items():
+        if lacking := next((path for path, _ in where if path not in seen), None):
+            raise ValueError(f"'{lacking}': its inputs are not among what was seen")
         parts = [_matrix(placed[path], seen[path], index) for path, index in where]
         shapes = [placed[path].use.matrix for path, _ in where]
         for (path, index), own in zip(where, variant.allot(parts, shapes), strict=True):

@@ -1,7 +1,7 @@
 """Gather what methods ask to see of their weights (`Variant.needs`), in a few passes over batches.
 
 Every pass takes the gradient of a loss by small arrays, one set for each weight that is asked for
-(`lora_jax.transform.probes`). No weight gets a dense gradient.
+(`lora_jax.transform.probes`). No weight gets a dense gradient, unless the function merges it.
 """
 
 import dataclasses
@@ -120,7 +120,8 @@ def _probing(spec: AdaptedSpec, needs: Mapping[str, Need]) -> AdaptedSpec:
             probe = _probe(each, needs[each.use.path])
             placements.append(dataclasses.replace(each, variant=probe, layers=probe))
         elif each.storage is not None:
-            placements.append(dataclasses.replace(each, variant=Unadapted(), layers=Unadapted()))
+            bare = dataclasses.replace(each, variant=Unadapted(), layers=Unadapted(), bias=None)
+            placements.append(bare)
     return dataclasses.replace(spec, placements=tuple(placements))
 
 

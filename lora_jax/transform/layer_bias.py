@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def with_biases(placements: Sequence[Placement], uses: Uses) -> list[Placement]:
     """The placements, with the path of the layer's bias where the variant adapts it.
 
     Raises:
-      ValueError: a variant adapts biases, and none of its weights has one.
+      ValueError: a variant adapts biases, and none of its weights has one, or two have the same.
     """
     found = [
         dataclasses.replace(each, bias=bias_beside(each.use, uses))
@@ -27,6 +28,12 @@ def with_biases(placements: Sequence[Placement], uses: Uses) -> list[Placement]:
         else each
         for each in placements
     ]
+    claimed = Counter(each.bias for each in found if each.bias)
+    if double := next((each for each in found if claimed[each.bias] > 1), None):
+        raise ValueError(
+            f"'{double.bias}' is beside several weights whose {double.variant} would rescale it, "
+            f"'{double.use.path}' among them"
+        )
     asking = [each for each in found if each.variant.adapts_bias]
     if asking and not any(each.bias for each in asking):
         first = asking[0]

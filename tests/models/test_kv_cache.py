@@ -12,6 +12,7 @@ from drawn_model import run
 from flax import nnx
 from small_decoder import functional, random_decoder, random_ids
 
+from lora_jax.models.parts import modules
 from lora_jax.models.parts.kv_cache import KVCache, cached_step, empty_cache, extend
 
 # Of each way that a cache can be read; random ones in `make parity`.
@@ -125,20 +126,22 @@ def test_the_step_of_a_decoder():
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2"])
-def test_the_program_does_not_grow_with_layers_or_tokens(name):
+def test_the_program_does_not_grow_with_layers_or_tokens(name, monkeypatch):
+    monkeypatch.setattr(modules, "UNROLLED", {})
     size = "n_layer" if name == "gpt2" else "num_hidden_layers"
 
     def lines(layers, capacity):
-        step, params = cached_step(random_decoder(name, options={"unroll": 1}, **{size: layers}))
+        step, params = cached_step(random_decoder(name, **{size: layers}))
         run = jax.jit(functools.partial(step, capacity=capacity))
         return run.lower(params, random_ids()).as_text().count("\n")
 
     assert lines(3, 9) == lines(7, 30)
 
 
-def test_a_loop_changes_its_cache_in_place():
+def test_a_loop_changes_its_cache_in_place(monkeypatch):
     """Beside what it is given, a loop needs far less than a second cache."""
-    step, params = cached_step(random_decoder("llama", options={"unroll": 1}, num_hidden_layers=16))
+    monkeypatch.setattr(modules, "UNROLLED", {})
+    step, params = cached_step(random_decoder("llama", num_hidden_layers=16))
     _, cache = jax.eval_shape(functools.partial(step, capacity=4096), params, random_ids(2, 1))
 
     def loop(params, cache):

@@ -175,9 +175,9 @@ def test_masks_by_hand():
     np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]])
 
 
-@pytest.mark.parametrize(("tokens", "window"), [(7, None), (7, 3), (150, None)])
+@pytest.mark.parametrize(("tokens", "window"), [(7, None), (7, 3), (205, None)])
 def test_written_out_attention_is_that_of_jax(tokens, window):
-    """150 tokens are three blocks, of which the last is shorter."""
+    """205 tokens are three blocks, of which the last is shorter."""
     shapes = ((2, tokens, 4, 6), (2, tokens, 2, 6), (2, tokens, 2, 6))
     given = random_like([np.zeros(shape, np.float32) for shape in shapes], 0)
     segments = np.sort(np.random.default_rng(0).integers(1, 4, (2, tokens)), axis=1)

@@ -11,6 +11,7 @@ import variants
 from experiments import tune
 from experiments.analysis import labels
 from experiments.setup.config import parse
+from experiments.setup.from_config import make_targets
 from experiments.setup.suggested import fill
 from experiments.tables.config_tables import render_table
 
@@ -64,6 +65,12 @@ def test_every_shipped_method(name):
         assert found.study.row == name
     assert made("all_methods", f"{name}_nf4").study.row == f"{name}_nf4"
     assert len(own.tried) == 3 and sorted(own.tried) == list(own.tried)
+
+
+def test_the_targets_of_ia3_take_its_settings():
+    """Only what rescales outputs can rescale biases."""
+    config = made("quickstart", "ia3", variant__biases=True)
+    assert [each.biases for each in make_targets(config).values()] == [True, False]
 
 
 def test_what_papers_and_studies_say():

@@ -102,3 +102,10 @@ def test_biases_that_are_nowhere_are_an_error():
         adapted.init(KEY, {"w": jnp.ones((3, 2)), "shift": jnp.ones(2)}, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="biases are rescaled with the outputs"):
         IA3(scales="inputs", biases=True)
+
+
+def test_a_bias_beside_two_weights_is_an_error():
+    adapted = lj.adapt(lambda p, x: x @ p["w"] @ p["kernel"] + p["b"][None], IA3(biases=True))
+    params = {"w": jnp.ones((2, 2)), "kernel": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"'b' is beside several weights .* 'kernel' among them"):
+        adapted.init(KEY, params, jnp.ones((2, 2)))

@@ -11,8 +11,8 @@ from experiments.benchmarks.suites.train import OF_METHODS
 AGAINST = ("full", "hand")
 TURNS = 5
 
-LAYERS = (6, 12, 13, 24)
-"""Up to 12 layers are unrolled on CPUs (`modules.UNROLLED`)."""
+LAYERS = (6, 12, 24, 48, 49)
+"""Up to 48 layers are unrolled on CPUs (`modules.UNROLLED`)."""
 
 
 def run(plan: Plan) -> Iterator[Measured]:

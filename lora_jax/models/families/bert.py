@@ -1,7 +1,7 @@
 """BERT and RoBERTa encoders with a sequence classifier, in Flax NNX.
 
 The layers are stacked along a leading axis, and scanned: the program and its compile time are then
-the same for 6 layers and for 24. On CPUs, a few layers are unrolled (`modules.UNROLLED`). Every
+the same for 6 layers and for 24. On CPUs, up to `modules.UNROLLED` layers are unrolled. Every
 kernel is a plain (in, out) matrix, (layers, in, out) when stacked; outputs are split into heads
 only after the product. The parameters' paths:
 

@@ -12,8 +12,8 @@ Implementation = Literal["xla", "cudnn"]
 """The backends of `jax.nn.dot_product_attention`, by its names; None lets it choose."""
 
 
-BLOCK, BLOCKS = 64, 4
-"""A sequence has up to this many blocks of queries, of at least so many tokens."""
+BLOCKS, BLOCK = 4, 64
+"""How many blocks of queries a sequence has at most, and how many tokens a block at least."""
 
 
 class Sight(NamedTuple):
@@ -125,7 +125,7 @@ def _attend(
     mask = visible(tokens, window=sight.window) if sight.mask is None else sight.mask
     if key.shape[1] != tokens:
         return _attend_block(query, key, value, mask, rate, rng)
-    size = max(BLOCK, -(-tokens // BLOCKS))
+    size = -(-tokens // max(1, min(BLOCKS, tokens // BLOCK)))
     ends = [*range(size, tokens, size), tokens]
     keys = split_keys(rng, len(ends))
     blocks = [

@@ -85,7 +85,8 @@ def extend(
     """Hidden states of the next tokens, (B, T, hidden) as from `Decoder.hidden`, and the new cache.
 
     A text in several chunks gets the same states as in one. There is no dropout, and `remat` has no
-    effect, as nothing is kept for a backward pass.
+    effect, as nothing is kept for a backward pass. Nor has `unroll`: layers are unrolled where that
+    is the default, so that `generate` can give them as separate arrays.
 
     Args:
         decoder: the decoder that the cache belongs to.
@@ -127,7 +128,7 @@ def extend(
     # that a loop carries is then changed in place, not copied layer by layer at every step.
     xs = (weights, index, cache.keys, cache.values)
     count = decoder.config.num_hidden_layers
-    x, (keys, values) = over_layers(layer, x, xs, count, decoder.unroll)
+    x, (keys, values) = over_layers(layer, x, xs, count, None)
     fits = cache.filled + tokens <= cache.capacity
     hidden = jnp.where(fits, decoder.norm(x), jnp.asarray(jnp.nan, dtype))
     return hidden, KVCache(

@@ -68,4 +68,5 @@ def _on_one_cpu(leaf: Any) -> bool:
     if not isinstance(leaf, Array) or isinstance(leaf, Tracer):
         return False
     (device, *others) = leaf.devices()
-    return device.platform == "cpu" and not others and jnp.issubdtype(leaf.dtype, jnp.number)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return device.platform == "cpu" and not others and not is_key
