@@ -32,18 +32,19 @@ class IA3(Variant):
     """
 
     suggested: ClassVar[Suggested] = Suggested(
-        2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs", "biases": False}))
+        2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
     )
 
     scales: str = "outputs"
     biases: bool = False
-    """Whether a layer's bias is rescaled with its outputs: y = (x W + bias) l, as in PEFT."""
+    """Whether a layer's bias is rescaled with its outputs: y = (x W + bias) l, as in PEFT.
+
+    Where inputs are rescaled, the bias stays in any case.
+    """
 
     def __post_init__(self) -> None:
         if self.scales not in SIDES:
             raise ValueError(f"scales '{self.scales}': expected outputs or inputs")
-        if self.biases and self.scales == "inputs":
-            raise ValueError("biases are rescaled with the outputs: scales must be 'outputs'")
 
     def init(self, key: Array, base: Base) -> Factors:
         size = base.shape[SIDES.index(self.scales) - 1]
@@ -76,7 +77,7 @@ class IA3(Variant):
 
     @property
     def adapts_bias(self) -> bool:
-        return self.biases
+        return self.biases and self.scales == "outputs"
 
     def bias(self, bias: Array, factors: Factors) -> Array:
         scale = factors.trainable["l"]

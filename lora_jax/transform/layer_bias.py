@@ -28,8 +28,8 @@ def with_biases(placements: Sequence[Placement], uses: Uses) -> list[Placement]:
         else each
         for each in placements
     ]
-    claimed = Counter(each.bias for each in found if each.bias)
-    if double := next((each for each in found if claimed[each.bias] > 1), None):
+    claimed = Counter(each.bias for each in found)
+    if double := next((each for each in found if each.bias and claimed[each.bias] > 1), None):
         raise ValueError(
             f"'{double.bias}' is beside several weights whose {double.variant} would rescale it, "
             f"'{double.use.path}' among them"

@@ -68,9 +68,9 @@ def test_every_shipped_method(name):
 
 
 def test_the_targets_of_ia3_take_its_settings():
-    """Only what rescales outputs can rescale biases."""
+    """Only what rescales outputs rescales biases."""
     config = made("quickstart", "ia3", variant__biases=True)
-    assert [each.biases for each in make_targets(config).values()] == [True, False]
+    assert [each.adapts_bias for each in make_targets(config).values()] == [True, False]
 
 
 def test_what_papers_and_studies_say():

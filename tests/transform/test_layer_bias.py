@@ -100,8 +100,14 @@ def test_biases_that_are_nowhere_are_an_error():
     adapted = lj.adapt(lambda p, x: x @ p["w"] + p["shift"][None], IA3(biases=True), "w")
     with pytest.raises(ValueError, match=re.escape(said)):
         adapted.init(KEY, {"w": jnp.ones((3, 2)), "shift": jnp.ones(2)}, jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match="biases are rescaled with the outputs"):
-        IA3(scales="inputs", biases=True)
+
+
+def test_the_bias_stays_where_inputs_are_rescaled():
+    adapted = lj.adapt(layers, IA3(scales="inputs", biases=True), "layers/kernel")
+    params, x = problem()
+    trainable, frozen = adapted.init(KEY, params, x)
+    merged = adapted.merge(jax.tree.map(lambda leaf: leaf + 1, trainable), frozen)
+    np.testing.assert_array_equal(merged["layers"]["bias"], params["layers"]["bias"])
 
 
 def test_a_bias_beside_two_weights_is_an_error():
