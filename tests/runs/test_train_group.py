@@ -291,10 +291,10 @@ def test_a_trial_that_could_not_be_made_for_once_is_made_up_for(tiny, tmp_path, 
     build, evaluate = run.build, Together.evaluate
     calls = iter(range(1, 1000))
 
-    def failing(config, *more):
+    def failing(config, *more, **named):
         if config == chosen[1]:
             raise RuntimeError("no such device")
-        return build(config, *more)
+        return build(config, *more, **named)
 
     def killed(self, number, trainable):
         if next(calls) == 3:
@@ -324,10 +324,10 @@ def test_checkpoints_outlive_a_trial_that_cannot_be_made_for_once(tiny, tmp_path
             raise Killed
         return evaluate(self, number, trainable)
 
-    def failing(config, *more):
+    def failing(config, *more, **named):
         if config == chosen[1]:
             raise OSError("the disk is away")
-        return build(config, *more)
+        return build(config, *more, **named)
 
     monkeypatch.setattr(Together, "evaluate", killed)
     with pytest.raises(Killed):
