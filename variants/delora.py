@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.checks import require_dropout, require_finite, require_rank
+from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
 from lora_jax.variant import Base, Factors, wide
 
@@ -44,8 +44,7 @@ class DeLoRA(LowRankUpdate):
         require_dropout(self.dropout)
 
     def validate(self, shape: tuple[int, int]) -> None:
-        if self.rank > min(shape):
-            raise ValueError(f"rank {self.rank} exceeds min(in, out) = {min(shape)} of {shape}")
+        require_fit("rank", self.rank, shape)
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, (inputs, outputs) = wide(base.dtype), base.shape

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.checks import require_dropout, require_rank
 from lora_jax.methods.lowrank import dropout, product
 from lora_jax.variant import Base, Factors, Variant, wide
 
@@ -34,10 +35,8 @@ class MiSS(Variant):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require_rank(self.rank)
+        require_dropout(self.dropout)
 
     def validate(self, shape: tuple[int, int]) -> None:
         if self.rank > shape[0]:

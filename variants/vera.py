@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.checks import require_dropout, require_rank
 from lora_jax.methods.lowrank import dropout, product, times
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -38,10 +39,8 @@ class VeRA(Variant):
     """How many times faster b learns than d."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        require_rank(self.rank)
+        require_dropout(self.dropout)
 
     def init_shared(
         self, key: Array, shapes: Sequence[tuple[int, int]], dtype: Any

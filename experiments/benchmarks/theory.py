@@ -15,9 +15,6 @@ from experiments.benchmarks.cases import Case
 from experiments.planning.memory_formula import Memory, Setting, by_formula, linears
 from lora_jax.models.families.llama_config import LlamaConfig
 
-CHUNK = 128
-"""How many tokens of a row have logits at once, by default."""
-
 
 def step_flops(case: Case, recomputed: bool = True) -> float:
     """The operations of a training step, of all trials.
@@ -33,7 +30,7 @@ def step_flops(case: Case, recomputed: bool = True) -> float:
     heads = config.num_attention_heads * config.head_dim
     # Scores and their product with the values: two products forwards, four backwards.
     attention = 4 * tokens * case.tokens * heads * layers * (3 + again)
-    chunked = recomputed and case.tokens > CHUNK
+    chunked = recomputed and case.tokens > Setting.chunk
     head = 2 * tokens * config.hidden_size * config.vocab_size * (passes + chunked)
     return case.trials * float(in_blocks + attention + head + _low_rank(case, config, tokens))
 

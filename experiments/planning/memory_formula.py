@@ -173,7 +173,7 @@ def as_compiled(experiment: Experiment) -> Memory:
     state = jax.eval_shape(experiment.start)
     setting = setting_of(experiment)
     batch = batch_of(experiment.batch_size, setting.tokens)
-    compiled = experiment.make_step().lower(state, experiment.running, batch).compile()
+    compiled = experiment.make_step().lower(state, experiment.separated, batch).compile()
     analysis: Any = compiled.memory_analysis()
     trained = memory.tree_bytes(state.trainable)
     return Memory(

@@ -15,7 +15,7 @@ import lora_jax as lj
 from configs.settings import RunConfig
 from experiments.runs.generated_texts import writes_samples
 from experiments.setup import from_config
-from experiments.setup.experiment import Experiment, running
+from experiments.setup.experiment import Experiment, separated
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.training import trial_program
 from lora_jax.training.checkpoint import Checkpoints
@@ -42,7 +42,7 @@ class Alone:
 
     def program(self, execution: trial_program.Execution) -> trial_program.Program:
         """The program that steps the trials (see `lora_jax.training.trial_program`)."""
-        return trial_program.alone(self.experiment.make_step(), self.experiment.running)
+        return trial_program.alone(self.experiment.make_step(), self.experiment.separated)
 
     def call(self, number: int, trainable: Trainable) -> Callable[[Batch], Array]:
         """The adapted model of a trial without dropout, as a function of a batch."""
@@ -135,7 +135,7 @@ def together(experiments: Sequence[Experiment]) -> Together:
     wide = [widen(each.trainable, each.frozen, like) for each in experiments]
     trainables, frozen = zip(*wide, strict=True)
     common = dataclasses.replace(first, adapted=adapted)
-    halves = tuple(running(first.config.model, *frozen))
+    halves = tuple(separated(first.config.model, *frozen))
     return Together(tuple(experiments), common, halves, trainables)
 
 

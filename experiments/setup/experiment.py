@@ -105,7 +105,7 @@ class Experiment:
 
     def adapted_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The adapted model without dropout, as a function of a batch."""
-        return lambda batch: self.jitted(trainable, self.running, batch)
+        return lambda batch: self.jitted(trainable, self.separated, batch)
 
     def merged_call(self, trainable: Any) -> Callable[[Batch], Array]:
         """The base model with merged parameters, as a function of a batch."""
@@ -123,9 +123,9 @@ class Experiment:
         return self.score(self.adapted_call(trainable))
 
     @cached_property
-    def running(self) -> lj.Frozen:
-        """The frozen half as compiled programs take it (see `running`)."""
-        return self.frozen if self.layout else running(self.config.model, self.frozen)[0]
+    def separated(self) -> lj.Frozen:
+        """`frozen` in separate layers, as compiled programs take it (see `separate_layers`)."""
+        return self.frozen if self.layout else separated(self.config.model, self.frozen)[0]
 
     @cached_property
     def jitted(self) -> Callable[[Any, lj.Frozen, Batch], Array]:
@@ -260,8 +260,8 @@ def check_ids(config: RunConfig, tokens: int) -> None:
         )
 
 
-def running(model: ModelSettings, *frozen: lj.Frozen) -> list[lj.Frozen]:
-    """Frozen halves on one device as compiled programs take them (see `separate_layers`)."""
+def separated(model: ModelSettings, *frozen: lj.Frozen) -> list[lj.Frozen]:
+    """Frozen halves on one device, in separate layers (see `separate_layers`)."""
     bases = separate([each.base for each in frozen], *_loop(model))
     return [dataclasses.replace(f, base=base) for f, base in zip(frozen, bases, strict=True)]
 

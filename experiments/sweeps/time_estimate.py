@@ -118,7 +118,7 @@ def _trainer(experiment: Experiment) -> Callable[[Any], Any]:
 
     def call(batch: Any) -> Any:
         nonlocal state
-        state, values = step(state, experiment.running, batch)
+        state, values = step(state, experiment.separated, batch)
         return values
 
     return call

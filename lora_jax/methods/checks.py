@@ -7,6 +7,11 @@ def require_rank(rank: object) -> None:
     require_count("rank", rank)
 
 
+def require_fit(name: str, rank: int, shape: tuple[int, int]) -> None:
+    if rank > min(shape):
+        raise ValueError(f"{name} {rank} exceeds min(in, out) = {min(shape)} of {shape}")
+
+
 def require_count(name: str, value: object) -> None:
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

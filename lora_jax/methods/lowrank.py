@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods import from_data, initialization
+from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
@@ -132,14 +133,11 @@ class LowRank(LowRankUpdate):
             raise ValueError(
                 f"scale '{self.scale}' is unknown; nearest: {nearest(self.scale, SCALES)}"
             )
-        if type(self.rank) is not int or self.rank < 1:
-            raise ValueError(f"rank must be an integer of at least 1, got {self.rank!r}")
-        if not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
-            raise ValueError(f"alpha must be a finite number, got {self.alpha!r}")
+        require_rank(self.rank)
+        require_finite("alpha", self.alpha)
         if self.max_rank is not None and self.max_rank < self.rank:
             raise ValueError(f"max_rank {self.max_rank} is below rank {self.rank}")
-        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
+        require_dropout(self.dropout)
         if not 0.0 <= self.learning_rate_ratio < math.inf:
             raise ValueError(
                 f"learning_rate_ratio must be finite and at least 0, got {self.learning_rate_ratio}"
@@ -157,12 +155,8 @@ class LowRank(LowRankUpdate):
         return from_data.divides(self.initialization)
 
     def validate(self, shape: tuple[int, int]) -> None:
-        if self.rank > min(shape):
-            raise ValueError(f"rank {self.rank} exceeds min(in, out) = {min(shape)} of {shape}")
-        if self.max_rank is not None and self.max_rank > min(shape):
-            raise ValueError(
-                f"max_rank {self.max_rank} exceeds min(in, out) = {min(shape)} of {shape}"
-            )
+        require_fit("rank", self.rank, shape)
+        require_fit("max_rank", self.max_rank or self.rank, shape)
         if self.initialization == "lora_ga" and 2 * self.rank > min(shape):
             raise ValueError(
                 f"initialization 'lora_ga' takes 2 * rank = {2 * self.rank} directions, more than "

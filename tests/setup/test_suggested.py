@@ -30,11 +30,8 @@ OPEN = {
 
 @pytest.fixture(scope="module", autouse=True)
 def package(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("package")
-    own_method.write(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield
+    with own_method.installed(tmp_path_factory.mktemp("package")) as folder:
+        yield folder
 
 
 def made(config, name, arg="", **changes):

@@ -30,10 +30,7 @@ OWN = f"--config.variant.name={own_method.NAME}"
 
 @pytest.fixture(scope="module", autouse=True)
 def package(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("package")
-    own_method.write(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
+    with own_method.installed(tmp_path_factory.mktemp("package")) as folder:
         yield folder
 
 

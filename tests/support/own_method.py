@@ -1,6 +1,10 @@
 """A user's methods, in a package of its own beside the project."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 NAME = "own_package.wide"
 CODE = '''
@@ -67,3 +71,12 @@ def write(folder: Path) -> None:
     (folder / "own_package").mkdir()
     (folder / "own_package" / "wide.py").write_text(CODE, encoding="utf-8")
     (folder / "own_package" / "columns.py").write_text(RANKLESS_CODE, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def installed(folder: Path) -> Iterator[Path]:
+    """Write the package into a folder, and have it on the path of modules."""
+    write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield folder

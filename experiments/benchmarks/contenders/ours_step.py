@@ -11,7 +11,7 @@ from configs.settings import DecoderSettings
 from experiments.benchmarks import models
 from experiments.benchmarks.cases import BUDGET, STEPS, Case
 from experiments.benchmarks.contenders.made import Made, stepping
-from experiments.setup.experiment import predictor, running
+from experiments.setup.experiment import predictor, separated
 from experiments.setup.validate import LAYERS
 from lora_jax.training import optim
 from lora_jax.training.step import Loss, Predict, Step, TrainState, make_train_step
@@ -29,7 +29,7 @@ def training(case: Case) -> tuple[Step, TrainState, lj.Frozen]:
     # Copied: the step donates its state, of which method `full` shares the arrays.
     trainable = jax.tree.map(jnp.copy, trainable)
     state = TrainState.create(adapted, tx, trainable, frozen, jax.random.key(0))
-    (half,) = running(settings_of(case), frozen)
+    (half,) = separated(settings_of(case), frozen)
     return step, state, half
 
 

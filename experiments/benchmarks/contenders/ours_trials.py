@@ -9,7 +9,7 @@ from experiments.benchmarks import models
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.contenders.made import Made, compiled
 from experiments.benchmarks.contenders.ours_step import adapt, optimizer, predict_of, settings_of
-from experiments.setup.experiment import running
+from experiments.setup.experiment import separated
 from lora_jax.training.step import TrainState, make_step
 from lora_jax.training.trial_program import make_program
 
@@ -22,7 +22,7 @@ def make(case: Case) -> Made:
         return step(optimizer(hyper["rate"]), 1.0, state, frozen, batch)
 
     rates = [{"rate": jnp.float32(1e-4 * (1 + number))} for number in range(case.trials)]
-    halves = running(settings_of(case), *[frozen] * case.trials)
+    halves = separated(settings_of(case), *[frozen] * case.trials)
     program = make_program("vmap", traced, halves, rates)
     key, batches = jax.random.key(0), [models.batch(case)] * case.trials
     first = TrainState.create(adapted, optimizer(), trainable, frozen, key)
