@@ -27,10 +27,10 @@ class FourierFT(Variant):
     fails on such transforms where x is sharded.)
 
     Equal to PEFT's FourierFT of the same places and coefficients (but that PEFT transforms in
-    float32). The coefficients start at zero, so that W' = W; the
-    paper, and PEFT unless `init_weights=True`, draw them from N(0, 1). Each matrix has its own
-    places, one in each of `frequencies` stretches of E; the paper has the same ones in all layers.
-    Its preferred bands of frequencies are not here.
+    float32). The coefficients start at zero, so that W' = W; the paper, and PEFT unless
+    `init_weights=True`, draw them from N(0, 1). Each matrix has its own places, one in each of
+    `frequencies` stretches of E; the paper has the same ones in all layers. Its preferred bands of
+    frequencies are not here.
     """
 
     frequencies: int = 1000
