@@ -47,19 +47,42 @@ def step_bytes(case: Case) -> float:
         predicted=case.tokens,
         remat=case.remat,
     )
-    memory: Memory = by_formula(_config(case), setting)
-    return memory.weights + case.trials * (memory.total - memory.weights)
+    config = _config(case)
+    memory: Memory = by_formula(config, setting)
+    own = memory.total - memory.weights - _not_adapted(case, config)
+    return memory.weights + case.trials * own
+
+
+def _not_adapted(case: Case, config: LlamaConfig) -> float:
+    """What `by_formula`, which adapts all linear layers, counts too much.
+
+    Two values are kept only for the gradient of an adapter: the normalised input of the MLP, and
+    the product of its two halves. An adapter's numbers have gradients and two moments, in float32.
+    """
+    if case.method == "full":
+        return 0.0
+    adapted, layers = set(models.TARGETS[case.targets]), config.num_hidden_layers
+    normalised, product = adapted.isdisjoint({"gate", "up"}), "down" not in adapted
+    values = config.hidden_size * normalised + config.intermediate_size * product
+    kept_layers = 0 if case.remat else layers + 1
+    kept = kept_layers * case.rows * case.tokens * values * jnp.dtype(case.dtype).itemsize
+    numbers = {t: sum(map(sum, _shapes(t, config))) for t in ("all", case.targets)}
+    trained = case.rank * layers * (numbers["all"] - numbers[case.targets])
+    return float(kept + 4 * 4 * trained)
 
 
 def _low_rank(case: Case, config: LlamaConfig, tokens: int) -> float:
     """The operations of the adapters: two products forwards, four backwards."""
     if case.method == "full":
         return 0.0
-    names = ("query", "key", "value", "output", "gate", "up", "down")
-    adapted = models.TARGETS[case.targets]
-    shapes = [s for name, s in zip(names, linears(config), strict=True) if name in adapted]
-    per_token = 6 * case.rank * sum(a + b for a, b in shapes)
+    per_token = 6 * case.rank * sum(a + b for a, b in _shapes(case.targets, config))
     return float(tokens * config.num_hidden_layers * per_token)
+
+
+def _shapes(targets: str, config: LlamaConfig) -> list[tuple[int, int]]:
+    """The shapes of a block's adapted linear layers."""
+    named = zip(models.TARGETS["all"], linears(config), strict=True)
+    return [shape for name, shape in named if name in models.TARGETS[targets]]
 
 
 def _config(case: Case) -> LlamaConfig:

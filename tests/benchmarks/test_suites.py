@@ -94,8 +94,9 @@ def test_what_grows_on_an_axis(axis):
     at = [float(name) for name in group.contenders]
     assert at == sorted(at) and len(at) == len(axis.values)
     if axis.name != "examples":
-        grows = [theory.step_flops(case) for case in cases]
-        assert grows == sorted(grows) and grows[-1] > grows[0]
+        for of in (theory.step_flops, theory.step_bytes):
+            grows = [of(case) for case in cases]
+            assert grows == sorted(grows) and grows[-1] > grows[0]
 
 
 @pytest.mark.slow
