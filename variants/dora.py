@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods.lowrank import LowRank, dropout, product, times
+from lora_jax.methods.lowrank import LowRank, add, dropout, product, times
 from lora_jax.variant import Base, Factors, Operand, wide
 
 
@@ -53,7 +53,7 @@ class DoRA(LowRank):
         a, b = self.low_rank_factors(factors, x.dtype)
         # Together with the norm's own product, so that a quantised W is made dense once for both.
         y, parts = base.dots(Operand(x, base.accumulate), self._norm_operand(base, factors))
-        y = y + product(dropout(x, factors, dropout_key), a, b, base.accumulate)
+        y = add(y, product(dropout(x, factors, dropout_key), a, b, base.accumulate))
         return times(y, factors.trainable["m"] / self._norm_from(factors, parts))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:

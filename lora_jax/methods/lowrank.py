@@ -41,6 +41,18 @@ def product(
     return y.reshape(*x.shape[:-1], b.shape[1])
 
 
+def add(y: Array, update: Array) -> Array:
+    """y + update, in an array of its own.
+
+    XLA's CPU backend repeats a cheap sum wherever it is read, and keeps both terms for the backward
+    pass instead of the sum. It repeats no quotient. That by one, which the barrier hides, changes
+    no bit.
+    """
+    if jax.default_backend() != "cpu":
+        return y + update
+    return (y + update) / lax.optimization_barrier(jnp.ones((), y.dtype))
+
+
 def _inner_axis_sharded(x: Array) -> bool:
     """Whether an explicitly sharded token axis other than the first forbids flattening."""
     sharding = getattr(jax.typeof(x), "sharding", None)
@@ -86,7 +98,7 @@ class LowRankUpdate(Variant):
     ) -> Array:
         a, b = self.low_rank_factors(factors, x.dtype)
         dropped = dropout(x, factors, dropout_key)
-        return base.dot(x) + product(dropped, a, b, base.accumulate)
+        return add(base.dot(x), product(dropped, a, b, base.accumulate))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         a, b = self.low_rank_factors(factors, x.dtype)

@@ -17,6 +17,7 @@ Touvron et al., 2023 (arXiv:2307.09288); Jiang et al., 2023 (arXiv:2310.06825); 
 
 import functools
 
+import jax
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -82,7 +83,10 @@ class Layer(DecoderLayer):
         self.config = config
 
     def feed_forward(self, x: Array) -> Array:
-        inner = ACTIVATIONS[self.config.hidden_act](self.gate(x)) * self.up(x)
+        activation = ACTIVATIONS[self.config.hidden_act]
+        # The backward pass keeps the two halves, and none of what lies between them and `inner`.
+        gated = jax.checkpoint(lambda gate, up: activation(gate) * up)
+        inner = gated(self.gate(x), self.up(x))
         return self.down(self.activations.within(inner))
 
 
