@@ -38,6 +38,8 @@ from make_fixtures.peft_lora import (
 
 MATRICES = ["conv", *LINEAR]
 ALL = ["embed", *MATRICES]
+EVEN = 206
+"""The seed of a network whose matrices are 6 x 4, 4 x 8 and 8 x 10."""
 PATTERNS = {"rank_pattern": {"l1": 4, "e.*": 1}, "alpha_pattern": {"l.": 7, "conv": 2}}
 
 # method -> what its config in PEFT is and says
@@ -61,10 +63,11 @@ METHODS = {
     "randlora": {"peft_type": "RANDLORA"},
     "shira": {"peft_type": "SHIRA"},
     "delora": {"peft_type": "DELORA"},
+    "gralora": {"peft_type": "GRALORA"},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
-# name -> a method, PEFT's settings, and for LoRA+ `optimiser`; the seed is 20 and the number
+# name -> a method, PEFT's settings, for LoRA+ `optimiser`, and for sizes that suit it `seed`
 CASES = {
     "dora": {"method": "dora", "r": 3, "lora_alpha": 8, "target_modules": LINEAR},
     "dora_everywhere": {
@@ -133,6 +136,10 @@ CASES = {
     },
     "shira": {"method": "shira", "r": 1, "target_modules": LINEAR},
     "delora": {"method": "delora", "r": 3, "delora_lambda": 5.0, "target_modules": LINEAR},
+    "gralora": {
+        "method": "gralora",
+        **{"r": 4, "alpha": 6, "gralora_k": 2, "target_modules": MATRICES, "seed": EVEN},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -142,6 +149,10 @@ DROPOUT_CASES = {
     "vera": {"method": "vera", **_DROPOUT, "vera_dropout": 0.3},
     "hira": {"method": "hira", **_DROPOUT, "hira_dropout": 0.4},
     "delora": {"method": "delora", **_DROPOUT, "delora_lambda": 5.0, "module_dropout": 0.4},
+    "gralora": {
+        "method": "gralora",
+        **{"r": 4, "alpha": 6, "target_modules": LINEAR, "gralora_dropout": 0.3, "seed": EVEN},
+    },
 }
 
 ORTHOGONAL_DRAWS = [(300, 200, 8), (64, 500, 4), (1000, 310, 16)]
@@ -155,7 +166,7 @@ def takes_start(config):
 
 
 def seed_of(case):
-    return 20 + list(CASES).index(case)
+    return CASES[case].get("seed", 20 + list(CASES).index(case))
 
 
 def wrap(model, config, seed, **options):
@@ -169,7 +180,7 @@ def wrap(model, config, seed, **options):
     if takes_start(config):
         model = model.float()
     base = {name: x.double().clone() for name, x in model.state_dict().items()}
-    settings = {k: v for k, v in config.items() if k not in ("method", "optimiser")}
+    settings = {k: v for k, v in config.items() if k not in ("method", "optimiser", "seed")}
     settings = {"peft_type": "LORA", **METHODS[config["method"]], **settings}
     torch.manual_seed(2000 + seed)
     with warnings.catch_warnings():
@@ -323,8 +334,9 @@ def main():
     for case, config in CASES.items():
         arrays = run_net(config, seed_of(case), biases=case != "ia3")
         np.savez_compressed(FIXTURES / f"peft_{case}.npz", **arrays)
-    for seed, (case, config) in enumerate(DROPOUT_CASES.items(), start=63):
-        np.savez_compressed(FIXTURES / f"peft_{case}_dropout.npz", **run_dropout(config, seed))
+    for number, (case, config) in enumerate(DROPOUT_CASES.items(), start=63):
+        arrays = run_dropout(config, config.get("seed", number))
+        np.savez_compressed(FIXTURES / f"peft_{case}_dropout.npz", **arrays)
     drawn = [
         {"in": i, "out": o, "rank": r, **statistics(**orthogonal_start(i, o, r))}
         for i, o, r in ORTHOGONAL_DRAWS

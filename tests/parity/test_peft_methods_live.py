@@ -61,6 +61,7 @@ pytestmark = [
 SOME = dict.fromkeys(["vera", "ia3", "adalora", "pissa"], MATRICES)
 SOME |= dict.fromkeys(["olora", "miss", "loha", "lokr", "oft", "hra"], LINEAR)
 SOME |= dict.fromkeys(["fourierft", "randlora", "shira", "delora"], LINEAR)
+SOME |= dict.fromkeys(["gralora"], MATRICES)
 """What PEFT can adapt, where that is not everything."""
 
 
@@ -102,6 +103,8 @@ def random_config(method, seed):
         config["r"] = 1
     if method == "delora":
         config["delora_lambda"] = float(number(6))
+    if method == "gralora":
+        config |= {"r": 2 * number(2), "alpha": number(8), "gralora_k": number(2)}
     if method == "vera":
         config["r"] = number(16)
     if method == "ia3":
@@ -116,13 +119,14 @@ def random_config(method, seed):
     return config
 
 
-# Between them they have each choice of `random_config` with each method.
+# Between them they have each choice of `random_config` with each method, and blocks that divide.
 SEEDS = {
     **{"rslora": (0, 6), "dora": (1, 2, 3, 9, 21), "pissa": (0, 1, 7), "olora": (0, 21)},
     **{"lora_fa": (1, 7), "lora_plus": (0, 1, 6, 13), "vera": (2,), "ia3": (1, 2, 3)},
     **{"hira": (12,), "miss": (0, 4), "adalora": (3,)},
     **{"loha": (0, 1), "lokr": (0, 1, 2), "oft": (2,)},
     **{"hra": (0, 1), "fourierft": (0,), "randlora": (0, 1), "shira": (0,), "delora": (0,)},
+    **{"gralora": (18, 23)},
 }
 assert SEEDS.keys() == METHODS.keys() - {"lora"}
 
@@ -192,12 +196,14 @@ CLASSIFIERS = {
     "hra": ({"target_modules": "all-linear"}, LAYER_KERNELS),
     "delora": ({"delora_lambda": 3.0, "target_modules": "all-linear"}, LAYER_KERNELS),
     "oft": ({"r": 0, "oft_block_size": 3, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "gralora": ({"r": 4, "alpha": 6, "target_modules": "all-linear"}, LAYER_KERNELS),
 }
 
 
-# BERT and RoBERTa in turn: a method does not see which.
-CASES = [(int(method == "oft") or i % 2, method) for i, method in enumerate(CLASSIFIERS)]
-"""Of OFT, the one whose widths are multiples of three."""
+# BERT and RoBERTa in turn: a method does not see which. But some need widths of multiples.
+OF_THREE, OF_FOUR = 1, 19
+WIDTHS = {"oft": OF_THREE, "gralora": OF_FOUR}
+CASES = [(WIDTHS.get(method, i % 2), method) for i, method in enumerate(CLASSIFIERS)]
 
 
 @pytest.mark.parametrize(("seed", "method"), CASES)

@@ -65,6 +65,10 @@ def variant_of(config, module):
         return variants.make("delora", rank=config["r"], **given)
     if method == "oft":
         return OFT(block_size=config["oft_block_size"])
+    if method == "gralora":
+        given = {"alpha": float(config["alpha"]), "blocks": config.get("gralora_k", 2)}
+        given["dropout"] = config.get("gralora_dropout", 0.0)
+        return variants.make("gralora", rank=config["r"], **given)
     if method in ("loha", "lokr"):
         both = {
             "rank": setting("r", "rank_pattern"),
@@ -98,7 +102,7 @@ def adapt(config):
 
 _FACTOR = re.compile(
     r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft|hra|fourierft|randlora"
-    r"|shira|delora)_\w+?)"
+    r"|shira|delora|gralora)_\w+?)"
     r"(?:\.default)?(?:\.weight)?"
 )
 _VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
@@ -107,6 +111,10 @@ _AS_THEY_ARE |= {"lokr_w1_b": "ca", "lokr_w2_b": "a", "fourierft_spectrum": "c"}
 _AS_THEY_ARE |= {"shira_weight": "v", "delora_lambda": "lambda", "randlora_gamma": "gamma"}
 _TRANSPOSED = {"hada_w1_a": "b", "hada_w2_a": "d", "lokr_w1": "c", "lokr_w2": "d"}
 _TRANSPOSED |= {"lokr_w1_a": "cb", "lokr_w2_a": "b", "hra_u": "u", "randlora_lambda": "lambda"}
+_RESHAPED = {  # blocks of A (k, in / k, rank), and of B (k, rank, out / k)
+    "gralora_A": ("a", lambda x: x.transpose(2, 0, 1).reshape(x.shape[2], -1)),
+    "gralora_B": ("b", lambda x: x.transpose(1, 0, 2).reshape(x.shape[1], -1)),
+}
 
 
 def to_factors(tensors):
@@ -115,7 +123,10 @@ def to_factors(tensors):
     for name, tensor in tensors.items():
         module, whole = _FACTOR.fullmatch(name).groups()
         kind = whole.split("_", 1)[1].removeprefix("embedding_")
-        if whole in _AS_THEY_ARE:
+        if whole in _RESHAPED:
+            ours, of = _RESHAPED[whole]
+            factor = of(tensor)
+        elif whole in _AS_THEY_ARE:
             ours, factor = _AS_THEY_ARE[whole], tensor
         elif whole in _TRANSPOSED:
             ours, factor = _TRANSPOSED[whole], tensor.T

@@ -179,9 +179,34 @@ def test_delora_fixes_the_length_of_each_part(x64):
     np.testing.assert_array_equal(begun["lambda"], [3.0])
 
 
+@pytest.mark.parametrize("settings", [{}, {"max_rank": 6}, {"initialization": "pissa"}])
+def test_gralora_is_a_lora_of_each_block(settings, x64):
+    variant = variants.make("gralora", rank=2, alpha=3.0, blocks=2, **settings)
+    w, (each, constants), weight = setup(variant, (6, 4))
+
+    def updates(a, b):
+        """Those of the blocks; of `max_rank` rows, the first of each block count."""
+        a, b = (x.reshape(2, -1, 2, x.shape[1] // 2)[:, 0] for x in (a, b))  # (j, i, 3), (i, j, 2)
+        return np.block([[np.outer(a[j, i], b[i, j]) for j in range(2)] for i in range(2)])
+
+    update = updates(each["a"], each["b"])
+    if "a0" in constants:
+        start = updates(constants["a0"], constants["b0"])
+        for block, from_w in zip(*(corners(x) for x in (1.5 * start, w)), strict=True):
+            u, s, v = np.linalg.svd(from_w)
+            np.testing.assert_allclose(block, s[0] * np.outer(u[:, 0], v[0]), atol=1e-12)
+        update = update - start
+    np.testing.assert_allclose(weight, w + 1.5 * update, atol=1e-12)
+    assert variant.count((6, 4)) == 2 * (6 + 4)
+
+
+def corners(x):
+    return [part for half in np.split(x, 2) for part in np.split(half, 2, axis=1)]
+
+
 RANK = {"rank": 2}
 SMALL = {
-    **{"loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
+    **{"gralora": RANK, "loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
     "oft": {"block_size": 4},
 }
 
@@ -224,6 +249,9 @@ def sizes(jaxpr):
         ("hra", {"rank": 3}, "HRA needs an even rank, to start at the weight, got 3"),
         ("fourierft", {"frequencies": 0}, "frequencies must be an integer of at least 1, got 0"),
         ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
+        ("gralora", {"blocks": 3}, "3 blocks do not divide rank 8"),
+        ("gralora", {"max_rank": 9}, "2 blocks do not divide max_rank 9"),
+        ("gralora", {"initialization": "eva"}, "GraLoRA takes no start from data, as 'eva' is"),
     ],
 )
 def test_bad_settings_are_named(name, wrong, message):
@@ -239,6 +267,7 @@ def test_bad_settings_are_named(name, wrong, message):
         ("shira", {"rank": 2}, "rank 2 means 14 entries, more than (4, 3) has"),
         ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
+        ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),
     ],
 )
 def test_settings_that_a_matrix_cannot_have_are_named(name, settings, message):
