@@ -64,6 +64,7 @@ METHODS = {
     "shira": {"peft_type": "SHIRA"},
     "delora": {"peft_type": "DELORA"},
     "gralora": {"peft_type": "GRALORA"},
+    "c3a": {"peft_type": "C3A", "init_weights": True},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
@@ -140,6 +141,11 @@ CASES = {
         "method": "gralora",
         **{"r": 4, "alpha": 6, "gralora_k": 2, "target_modules": MATRICES, "seed": EVEN},
     },
+    "c3a": {
+        "method": "c3a",
+        **{"block_size": 2, "block_size_pattern": {"l1": 4}},
+        **{"target_modules": LINEAR, "seed": EVEN},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -189,7 +195,7 @@ def wrap(model, config, seed, **options):
     wrapped = wrapped.double().eval()
 
     marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block", "hada_", "lokr_", "oft_R")
-    marks += ("hra_u", "fourierft_", "randlora_", "shira_", "delora_")
+    marks += ("hra_u", "fourierft_", "randlora_", "shira_", "delora_", "c3a_kernel")
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)
     residual = {}
@@ -244,9 +250,13 @@ def run(model, config, seed, inputs, loss_of):
 
 @contextlib.contextmanager
 def float64_where_peft_has_float32(config):
-    """FourierFT transforms in float32, which would hide errors; here it transforms in float64."""
+    """FourierFT and C3A transform in float32, which would hide errors; here, in float64."""
     import torch
 
+    if config["method"] == "c3a":
+        with mock.patch.object(torch, "float32", torch.float64):
+            yield
+        return
     if config["method"] != "fourierft":
         yield
         return

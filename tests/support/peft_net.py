@@ -65,6 +65,8 @@ def variant_of(config, module):
         return variants.make("delora", rank=config["r"], **given)
     if method == "oft":
         return OFT(block_size=config["oft_block_size"])
+    if method == "c3a":
+        return variants.make("c3a", block_size=setting("block_size", "block_size_pattern"))
     if method == "gralora":
         given = {"alpha": float(config["alpha"]), "blocks": config.get("gralora_k", 2)}
         given["dropout"] = config.get("gralora_dropout", 0.0)
@@ -102,12 +104,13 @@ def adapt(config):
 
 _FACTOR = re.compile(
     r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft|hra|fourierft|randlora"
-    r"|shira|delora|gralora)_\w+?)"
+    r"|shira|delora|gralora|c3a)_\w+?)"
     r"(?:\.default)?(?:\.weight)?"
 )
 _VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
 _AS_THEY_ARE = {"miss_block": "d", "oft_R": "q", "hada_w1_b": "a", "hada_w2_b": "c"}
 _AS_THEY_ARE |= {"lokr_w1_b": "ca", "lokr_w2_b": "a", "fourierft_spectrum": "c"}
+_AS_THEY_ARE |= {"c3a_kernel": "w"}
 _AS_THEY_ARE |= {"shira_weight": "v", "delora_lambda": "lambda", "randlora_gamma": "gamma"}
 _TRANSPOSED = {"hada_w1_a": "b", "hada_w2_a": "d", "lokr_w1": "c", "lokr_w2": "d"}
 _TRANSPOSED |= {"lokr_w1_a": "cb", "lokr_w2_a": "b", "hra_u": "u", "randlora_lambda": "lambda"}

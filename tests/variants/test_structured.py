@@ -200,6 +200,18 @@ def test_gralora_is_a_lora_of_each_block(settings, x64):
     assert variant.count((6, 4)) == 2 * (6 + 4)
 
 
+@pytest.mark.parametrize("shape, size", [((6, 9), 3), ((8, 4), 2)])
+def test_c3a_is_a_grid_of_circulant_matrices(shape, size, x64):
+    variant = variants.make("c3a", block_size=3)
+    w, (each, _), weight = setup(variant, shape)
+    update = np.zeros(shape)
+    for (m, n, turn), value in np.ndenumerate(each["w"]):
+        columns = np.arange(size)
+        update[n * size + (columns + turn) % size, m * size + columns] = value
+    np.testing.assert_allclose(weight, w + update / shape[0], atol=1e-12)
+    assert variant.count(shape) == each["w"].size == shape[0] * shape[1] // size
+
+
 def corners(x):
     return [part for half in np.split(x, 2) for part in np.split(half, 2, axis=1)]
 
@@ -207,7 +219,7 @@ def corners(x):
 RANK = {"rank": 2}
 SMALL = {
     **{"gralora": RANK, "loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
-    "oft": {"block_size": 4},
+    **{"oft": {"block_size": 4}, "c3a": {"block_size": 8}},
 }
 
 
@@ -249,6 +261,7 @@ def sizes(jaxpr):
         ("hra", {"rank": 3}, "HRA needs an even rank, to start at the weight, got 3"),
         ("fourierft", {"frequencies": 0}, "frequencies must be an integer of at least 1, got 0"),
         ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
+        ("c3a", {"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
         ("gralora", {"blocks": 3}, "3 blocks do not divide rank 8"),
         ("gralora", {"max_rank": 9}, "2 blocks do not divide max_rank 9"),
         ("gralora", {"initialization": "eva"}, "GraLoRA takes no start from data, as 'eva' is"),
@@ -267,6 +280,7 @@ def test_bad_settings_are_named(name, wrong, message):
         ("shira", {"rank": 2}, "rank 2 means 14 entries, more than (4, 3) has"),
         ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
+        ("c3a", {"block_size": 9}, "no block of 2 to 9 divides both sides of (4, 3)"),
         ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),
     ],
 )
