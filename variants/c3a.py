@@ -30,8 +30,8 @@ class C3A(Variant):
     Equal to PEFT's C3A of the same block size and kernels (but that PEFT computes in float32).
     PEFT, which has the authors' code, draws the kernels unless `init_weights=True`, so that W'
     differs from W at the start. It has no dropout, and refuses a block size that does not divide
-    both sides. For b > 2 its gradient of x takes the slopes of a
-    block backwards, and so is wrong for whatever trains before this layer.
+    both sides. For b > 2 its gradient of x takes the slopes of a block backwards, and so is wrong
+    for whatever trains before this layer.
     """
 
     title: ClassVar[str] = "C3A"

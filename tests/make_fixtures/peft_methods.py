@@ -65,6 +65,7 @@ METHODS = {
     "delora": {"peft_type": "DELORA"},
     "gralora": {"peft_type": "GRALORA"},
     "c3a": {"peft_type": "C3A", "init_weights": True},
+    "road": {"peft_type": "ROAD"},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
@@ -146,6 +147,11 @@ CASES = {
         **{"block_size": 2, "block_size_pattern": {"l1": 4}},
         **{"target_modules": LINEAR, "seed": EVEN},
     },
+    "road": {"method": "road", "group_size": 2, "target_modules": LINEAR, "seed": EVEN},
+    "road_4": {
+        "method": "road",
+        **{"variant": "road_4", "group_size": 4, "target_modules": ["l1"], "seed": EVEN},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -195,7 +201,7 @@ def wrap(model, config, seed, **options):
     wrapped = wrapped.double().eval()
 
     marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block", "hada_", "lokr_", "oft_R")
-    marks += ("hra_u", "fourierft_", "randlora_", "shira_", "delora_", "c3a_kernel")
+    marks += ("hra_u", "fourierft_", "randlora_", "shira_", "delora_", "c3a_kernel", "road_")
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)
     residual = {}

@@ -67,6 +67,10 @@ def variant_of(config, module):
         return OFT(block_size=config["oft_block_size"])
     if method == "c3a":
         return variants.make("c3a", block_size=setting("block_size", "block_size_pattern"))
+    if method == "road":
+        per_pair = int(config.get("variant", "road_1").removeprefix("road_"))
+        settings = {"per_pair": per_pair, "group_size": config["group_size"], "biases": True}
+        return variants.make("road", **settings)
     if method == "gralora":
         given = {"alpha": float(config["alpha"]), "blocks": config.get("gralora_k", 2)}
         given["dropout"] = config.get("gralora_dropout", 0.0)
@@ -104,7 +108,7 @@ def adapt(config):
 
 _FACTOR = re.compile(
     r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft|hra|fourierft|randlora"
-    r"|shira|delora|gralora|c3a)_\w+?)"
+    r"|shira|delora|gralora|c3a|road)_\w+?)"
     r"(?:\.default)?(?:\.weight)?"
 )
 _VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}

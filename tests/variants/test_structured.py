@@ -212,6 +212,24 @@ def test_c3a_is_a_grid_of_circulant_matrices(shape, size, x64):
     assert variant.count(shape) == each["w"].size == shape[0] * shape[1] // size
 
 
+@pytest.mark.parametrize("per_pair", [1, 2, 4])
+def test_road_turns_pairs_of_outputs(per_pair, x64):
+    variant = variants.make("road", per_pair=per_pair, group_size=6, biases=True)
+    w, (each, _), weight = setup(variant, (3, 8))  # the largest even divisor of 8 is 4
+    turn = np.zeros((8, 8))
+    own = {1: [0, 0, 0, 0], 2: [0, 1, 0, 1], 4: [0, 1, 2, 3]}[per_pair]
+    for group, i in np.ndindex(2, 2):
+        at = [2 * (per_pair * group + n) + i for n in own]
+        (a1, a2, a3, a4), (t1, t2, t3, t4) = each["alpha"][at], each["theta"][at]
+        first, second = 4 * group + i, 4 * group + 2 + i
+        turn[first, [first, second]] = a1 * np.cos(t1), -a3 * np.sin(t3)
+        turn[second, [first, second]] = a4 * np.sin(t4), a2 * np.cos(t2)
+    np.testing.assert_allclose(weight, w @ turn.T, atol=1e-12)
+    bias = variant.bias(jnp.arange(8.0), Factors(each, {}))
+    np.testing.assert_allclose(bias, turn @ np.arange(8), atol=1e-12)
+    assert variant.count((3, 8)) == sum(x.size for x in each.values())
+
+
 def corners(x):
     return [part for half in np.split(x, 2) for part in np.split(half, 2, axis=1)]
 
@@ -219,7 +237,7 @@ def corners(x):
 RANK = {"rank": 2}
 SMALL = {
     **{"gralora": RANK, "loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
-    **{"oft": {"block_size": 4}, "c3a": {"block_size": 8}},
+    **{"oft": {"block_size": 4}, "c3a": {"block_size": 8}, "road": {"per_pair": 4}},
 }
 
 
@@ -262,6 +280,8 @@ def sizes(jaxpr):
         ("fourierft", {"frequencies": 0}, "frequencies must be an integer of at least 1, got 0"),
         ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
         ("c3a", {"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
+        ("road", {"per_pair": 3}, "per_pair must be 1, 2 or 4, got 3"),
+        ("road", {"group_size": 1}, "group_size must be an integer of at least 2, got 1"),
         ("gralora", {"blocks": 3}, "3 blocks do not divide rank 8"),
         ("gralora", {"max_rank": 9}, "2 blocks do not divide max_rank 9"),
         ("gralora", {"initialization": "eva"}, "GraLoRA takes no start from data, as 'eva' is"),
@@ -281,6 +301,7 @@ def test_bad_settings_are_named(name, wrong, message):
         ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("c3a", {"block_size": 9}, "no block of 2 to 9 divides both sides of (4, 3)"),
+        ("road", {}, "the 3 outputs of (4, 3) cannot be paired"),
         ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),
     ],
 )
