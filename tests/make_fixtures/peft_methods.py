@@ -66,6 +66,7 @@ METHODS = {
     "gralora": {"peft_type": "GRALORA"},
     "c3a": {"peft_type": "C3A", "init_weights": True},
     "road": {"peft_type": "ROAD"},
+    "boft": {"peft_type": "BOFT", "boft_block_size": 2, "boft_n_butterfly_factor": 2},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
@@ -152,6 +153,11 @@ CASES = {
         "method": "road",
         **{"variant": "road_4", "group_size": 4, "target_modules": ["l1"], "seed": EVEN},
     },
+    "boft": {"method": "boft", "target_modules": LINEAR, "seed": EVEN},
+    "boft_3": {
+        "method": "boft",
+        **{"boft_n_butterfly_factor": 3, "target_modules": ["l2"], "seed": EVEN},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -201,7 +207,16 @@ def wrap(model, config, seed, **options):
     wrapped = wrapped.double().eval()
 
     marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block", "hada_", "lokr_", "oft_R")
-    marks += ("hra_u", "fourierft_", "randlora_", "shira_", "delora_", "c3a_kernel", "road_")
+    marks += (
+        "hra_u",
+        "fourierft_",
+        "randlora_",
+        "shira_",
+        "delora_",
+        "c3a_kernel",
+        "road_",
+        "boft_s",
+    )
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)
     residual = {}
@@ -244,14 +259,33 @@ def optimiser_of(wrapped, config):
 def run(model, config, seed, inputs, loss_of):
     """Everything that a fixture holds but for its inputs; `loss_of` maps an output to a loss."""
     import torch
+    from peft.tuners.boft import layer as boft
 
-    wrapped, adapters, groups = wrap(model, config, seed)
-    with torch.no_grad(), wrapped.disable_adapter():
-        y_base = outputs(wrapped, inputs).numpy()
-    optimiser = optimiser_of(wrapped, config)
-    with float64_where_peft_has_float32(config):
-        arrays = measure(wrapped, adapters, inputs, loss_of, optimiser)
+    with mock.patch.object(boft, "_FBD_CUDA", BlocksInTorch):
+        wrapped, adapters, groups = wrap(model, config, seed)
+        with torch.no_grad(), wrapped.disable_adapter():
+            y_base = outputs(wrapped, inputs).numpy()
+        optimiser = optimiser_of(wrapped, config)
+        with float64_where_peft_has_float32(config):
+            arrays = measure(wrapped, adapters, inputs, loss_of, optimiser)
     return {**grouped(**groups), "y_base": y_base, **arrays}
+
+
+class BlocksInTorch:
+    """In the place of PEFT's extension for CUDA, without which BOFT has one factor alone."""
+
+    @staticmethod
+    def forward(blocks):
+        """(factors, blocks, size, size) as matrices, (factors, in, in)."""
+        import torch
+
+        return [torch.stack([torch.block_diag(*each) for each in blocks])]
+
+    @staticmethod
+    def backward(slope, blocks):
+        factors, number, size, _ = blocks.shape
+        parts = slope.reshape(factors, number, size, number, size)
+        return [parts.diagonal(dim1=1, dim2=3).movedim(-1, 1)]
 
 
 @contextlib.contextmanager

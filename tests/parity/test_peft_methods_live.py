@@ -63,7 +63,7 @@ pytestmark = [
 SOME = dict.fromkeys(["vera", "ia3", "adalora", "pissa"], MATRICES)
 SOME |= dict.fromkeys(["olora", "miss", "loha", "lokr", "oft", "hra"], LINEAR)
 SOME |= dict.fromkeys(["fourierft", "randlora", "shira", "delora"], LINEAR)
-SOME |= {"gralora": MATRICES, "c3a": LINEAR, "road": LINEAR}
+SOME |= {"gralora": MATRICES, "c3a": LINEAR, "road": LINEAR, "boft": LINEAR}
 """What PEFT can adapt, where that is not everything."""
 
 
@@ -113,6 +113,9 @@ def random_config(method, seed):
     if method == "road":
         del config["r"]
         config |= {"variant": f"road_{2 ** (number(3) - 1)}", "group_size": 2}
+    if method == "boft":
+        del config["r"]
+        config["boft_n_butterfly_factor"] = number(2)
     if method == "vera":
         config["r"] = number(16)
     if method == "ia3":
@@ -134,7 +137,7 @@ SEEDS = {
     **{"hira": (12,), "miss": (0, 4), "adalora": (3,)},
     **{"loha": (0, 1), "lokr": (0, 1, 2), "oft": (2,)},
     **{"hra": (0, 1), "fourierft": (0,), "randlora": (0, 1), "shira": (0,), "delora": (0,)},
-    **{"gralora": (18, 23), "c3a": (18, 23), "road": (18, 23)},
+    **{"gralora": (18, 23), "c3a": (18, 23), "road": (18, 23), "boft": (23,)},
 }
 assert SEEDS.keys() == METHODS.keys() - {"lora"}
 
@@ -206,13 +209,14 @@ CLASSIFIERS = {
     "oft": ({"r": 0, "oft_block_size": 3, "target_modules": "all-linear"}, LAYER_KERNELS),
     "c3a": ({"block_size": 2, "target_modules": "all-linear"}, LAYER_KERNELS),
     "road": ({"variant": "road_2", "group_size": 4, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "boft": ({"target_modules": "all-linear"}, LAYER_KERNELS),
     "gralora": ({"r": 4, "alpha": 6, "target_modules": "all-linear"}, LAYER_KERNELS),
 }
 
 
 # BERT and RoBERTa in turn: a method does not see which. But some need widths of multiples.
 OF_THREE, OF_FOUR = 1, 19
-WIDTHS = {"oft": OF_THREE, "gralora": OF_FOUR, "c3a": OF_FOUR, "road": OF_FOUR}
+WIDTHS = {"oft": OF_THREE, "gralora": OF_FOUR, "c3a": OF_FOUR, "road": OF_FOUR, "boft": OF_FOUR}
 CASES = [(WIDTHS.get(method, i % 2), method) for i, method in enumerate(CLASSIFIERS)]
 
 

@@ -230,6 +230,24 @@ def test_road_turns_pairs_of_outputs(per_pair, x64):
     assert variant.count((3, 8)) == sum(x.size for x in each.values())
 
 
+def test_boft_turns_blocks_whose_halves_lie_apart(x64):
+    variant = variants.make("boft", block_size=4, butterfly_factors=3)
+    w, (each, _), weight = setup(variant, (16, 3))
+    turned, (columns, rows) = w, np.triu_indices(4, 1)
+    for level, angles in enumerate(each["q"]):
+        firsts = [n for n in range(8) if not n & 2**level]  # of the 8 runs of two inputs
+        r = np.zeros((16, 16))
+        for first, entries in zip(firsts, angles, strict=True):
+            second, q = first + 2**level, np.zeros((4, 4))
+            q[rows, columns], q[columns, rows] = entries, -entries
+            at = [2 * first, 2 * first + 1, 2 * second, 2 * second + 1]
+            r[np.ix_(at, at)] = (np.eye(4) + q) @ np.linalg.inv(np.eye(4) - q)
+        turned = r @ turned
+    np.testing.assert_allclose(weight, turned * each["s"], atol=1e-12)
+    np.testing.assert_allclose(turned.T @ turned, w.T @ w, atol=1e-12)
+    assert variant.count((16, 3)) == sum(x.size for x in each.values())
+
+
 def corners(x):
     return [part for half in np.split(x, 2) for part in np.split(half, 2, axis=1)]
 
@@ -237,7 +255,12 @@ def corners(x):
 RANK = {"rank": 2}
 SMALL = {
     **{"gralora": RANK, "loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
-    **{"oft": {"block_size": 4}, "c3a": {"block_size": 8}, "road": {"per_pair": 4}},
+    **{
+        "boft": {"block_size": 4},
+        "oft": {"block_size": 4},
+        "c3a": {"block_size": 8},
+        "road": {"per_pair": 4},
+    },
 }
 
 
@@ -282,6 +305,7 @@ def sizes(jaxpr):
         ("c3a", {"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
         ("road", {"per_pair": 3}, "per_pair must be 1, 2 or 4, got 3"),
         ("road", {"group_size": 1}, "group_size must be an integer of at least 2, got 1"),
+        ("boft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
         ("gralora", {"blocks": 3}, "3 blocks do not divide rank 8"),
         ("gralora", {"max_rank": 9}, "2 blocks do not divide max_rank 9"),
         ("gralora", {"initialization": "eva"}, "GraLoRA takes no start from data, as 'eva' is"),
@@ -301,6 +325,11 @@ def test_bad_settings_are_named(name, wrong, message):
         ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("c3a", {"block_size": 9}, "no block of 2 to 9 divides both sides of (4, 3)"),
+        (
+            "boft",
+            {"butterfly_factors": 3},
+            "the 4 inputs of (4, 3) are no multiple of 8, which 3 butterfly factors need",
+        ),
         ("road", {}, "the 3 outputs of (4, 3) cannot be paired"),
         ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),
     ],
