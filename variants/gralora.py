@@ -28,7 +28,7 @@ class GraLoRA(LowRank):
     Differences from plain LoRA: as many numbers and multiplications, for an update of rank up to
     k rank; an input has an effect on the A_ij of its own blocks alone. Each block starts as LoRA of
     W_ij would: what PiSSA and OLoRA take is taken from each. Starts from data are refused. No dense
-    matrix is formed, but a start from the weight reads all of W. `blocks=1` is LoRA.
+    matrix is formed after the start. `blocks=1` is LoRA.
 
     Equal to PEFT's GraLoRA, which is the authors', dropout included, with s = alpha / rank. Its
     hybrid with a LoRA of the whole matrix (`hybrid_r`) is not here.
