@@ -12,11 +12,11 @@ where each Q_i is skew-symmetric, and so each R_i is a rotation (Cayley's parame
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_dropout
 from lora_jax.methods.lowrank import dropout
+from lora_jax.methods.rotations import turns
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -89,8 +89,4 @@ class OFT(Variant):
 
     def _turn(self, base: Base, factors: Factors) -> Array:
         """R - I of each block, (blocks, block, block)."""
-        q, size = factors.trainable["q"], self._block(base.shape)
-        columns, rows = np.triu_indices(size, 1)
-        below = jnp.zeros((len(q), size, size), q.dtype).at[:, rows, columns].set(q)
-        skew = below - below.mT
-        return jnp.linalg.solve(jnp.eye(size, dtype=q.dtype)[None] - skew, 2 * skew)
+        return turns(factors.trainable["q"], self._block(base.shape))

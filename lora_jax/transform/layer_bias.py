@@ -38,7 +38,7 @@ def with_biases(placements: Sequence[Placement], uses: Uses) -> list[Placement]:
     if asking and not any(each.bias for each in asking):
         first = asking[0]
         raise ValueError(
-            f"{first.variant} rescales biases, and none is beside '{first.use.path}' or its other "
+            f"{first.variant} adapts biases, and none is beside '{first.use.path}' or its other "
             f"targets; a bias is named {', '.join(NAMES)}"
         )
     return found

@@ -38,6 +38,8 @@ from make_fixtures.peft_lora import (
 
 MATRICES = ["conv", *LINEAR]
 ALL = ["embed", *MATRICES]
+EVEN = 206
+"""The seed of a network whose matrices are 6 x 4, 4 x 8 and 8 x 10."""
 PATTERNS = {"rank_pattern": {"l1": 4, "e.*": 1}, "alpha_pattern": {"l.": 7, "conv": 2}}
 
 # method -> what its config in PEFT is and says
@@ -61,10 +63,14 @@ METHODS = {
     "randlora": {"peft_type": "RANDLORA"},
     "shira": {"peft_type": "SHIRA"},
     "delora": {"peft_type": "DELORA"},
+    "gralora": {"peft_type": "GRALORA"},
+    "c3a": {"peft_type": "C3A", "init_weights": True},
+    "road": {"peft_type": "ROAD"},
+    "boft": {"peft_type": "BOFT", "boft_block_size": 2, "boft_n_butterfly_factor": 2},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
-# name -> a method, PEFT's settings, and for LoRA+ `optimiser`; the seed is 20 and the number
+# name -> a method, PEFT's settings, for LoRA+ `optimiser`, and for sizes that suit it `seed`
 CASES = {
     "dora": {"method": "dora", "r": 3, "lora_alpha": 8, "target_modules": LINEAR},
     "dora_everywhere": {
@@ -133,6 +139,25 @@ CASES = {
     },
     "shira": {"method": "shira", "r": 1, "target_modules": LINEAR},
     "delora": {"method": "delora", "r": 3, "delora_lambda": 5.0, "target_modules": LINEAR},
+    "gralora": {
+        "method": "gralora",
+        **{"r": 4, "alpha": 6, "gralora_k": 2, "target_modules": MATRICES, "seed": EVEN},
+    },
+    "c3a": {
+        "method": "c3a",
+        **{"block_size": 2, "block_size_pattern": {"l1": 4}},
+        **{"target_modules": LINEAR, "seed": EVEN},
+    },
+    "road": {"method": "road", "group_size": 2, "target_modules": LINEAR, "seed": EVEN},
+    "road_4": {
+        "method": "road",
+        **{"variant": "road_4", "group_size": 4, "target_modules": ["l1"], "seed": EVEN},
+    },
+    "boft": {"method": "boft", "target_modules": LINEAR, "seed": EVEN},
+    "boft_3": {
+        "method": "boft",
+        **{"boft_n_butterfly_factor": 3, "target_modules": ["l2"], "seed": EVEN},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -142,6 +167,10 @@ DROPOUT_CASES = {
     "vera": {"method": "vera", **_DROPOUT, "vera_dropout": 0.3},
     "hira": {"method": "hira", **_DROPOUT, "hira_dropout": 0.4},
     "delora": {"method": "delora", **_DROPOUT, "delora_lambda": 5.0, "module_dropout": 0.4},
+    "gralora": {
+        "method": "gralora",
+        **{"r": 4, "alpha": 6, "target_modules": LINEAR, "gralora_dropout": 0.3, "seed": EVEN},
+    },
 }
 
 ORTHOGONAL_DRAWS = [(300, 200, 8), (64, 500, 4), (1000, 310, 16)]
@@ -155,7 +184,7 @@ def takes_start(config):
 
 
 def seed_of(case):
-    return 20 + list(CASES).index(case)
+    return CASES[case].get("seed", 20 + list(CASES).index(case))
 
 
 def wrap(model, config, seed, **options):
@@ -169,7 +198,7 @@ def wrap(model, config, seed, **options):
     if takes_start(config):
         model = model.float()
     base = {name: x.double().clone() for name, x in model.state_dict().items()}
-    settings = {k: v for k, v in config.items() if k not in ("method", "optimiser")}
+    settings = {k: v for k, v in config.items() if k not in ("method", "optimiser", "seed")}
     settings = {"peft_type": "LORA", **METHODS[config["method"]], **settings}
     torch.manual_seed(2000 + seed)
     with warnings.catch_warnings():
@@ -178,7 +207,16 @@ def wrap(model, config, seed, **options):
     wrapped = wrapped.double().eval()
 
     marks = ("lora_", "vera_lambda_", "ia3_l", "hira_", "miss_block", "hada_", "lokr_", "oft_R")
-    marks += ("hra_u", "fourierft_", "randlora_", "shira_", "delora_")
+    marks += (
+        "hra_u",
+        "fourierft_",
+        "randlora_",
+        "shira_",
+        "delora_",
+        "c3a_kernel",
+        "road_",
+        "boft_s",
+    )
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)
     residual = {}
@@ -221,21 +259,44 @@ def optimiser_of(wrapped, config):
 def run(model, config, seed, inputs, loss_of):
     """Everything that a fixture holds but for its inputs; `loss_of` maps an output to a loss."""
     import torch
+    from peft.tuners.boft import layer as boft
 
-    wrapped, adapters, groups = wrap(model, config, seed)
-    with torch.no_grad(), wrapped.disable_adapter():
-        y_base = outputs(wrapped, inputs).numpy()
-    optimiser = optimiser_of(wrapped, config)
-    with float64_where_peft_has_float32(config):
-        arrays = measure(wrapped, adapters, inputs, loss_of, optimiser)
+    with mock.patch.object(boft, "_FBD_CUDA", BlocksInTorch):
+        wrapped, adapters, groups = wrap(model, config, seed)
+        with torch.no_grad(), wrapped.disable_adapter():
+            y_base = outputs(wrapped, inputs).numpy()
+        optimiser = optimiser_of(wrapped, config)
+        with float64_where_peft_has_float32(config):
+            arrays = measure(wrapped, adapters, inputs, loss_of, optimiser)
     return {**grouped(**groups), "y_base": y_base, **arrays}
+
+
+class BlocksInTorch:
+    """In the place of PEFT's extension for CUDA, without which BOFT has one factor alone."""
+
+    @staticmethod
+    def forward(blocks):
+        """(factors, blocks, size, size) as matrices, (factors, in, in)."""
+        import torch
+
+        return [torch.stack([torch.block_diag(*each) for each in blocks])]
+
+    @staticmethod
+    def backward(slope, blocks):
+        factors, number, size, _ = blocks.shape
+        parts = slope.reshape(factors, number, size, number, size)
+        return [parts.diagonal(dim1=1, dim2=3).movedim(-1, 1)]
 
 
 @contextlib.contextmanager
 def float64_where_peft_has_float32(config):
-    """FourierFT transforms in float32, which would hide errors; here it transforms in float64."""
+    """FourierFT and C3A transform in float32, which would hide errors; here, in float64."""
     import torch
 
+    if config["method"] == "c3a":
+        with mock.patch.object(torch, "float32", torch.float64):
+            yield
+        return
     if config["method"] != "fourierft":
         yield
         return
@@ -323,8 +384,9 @@ def main():
     for case, config in CASES.items():
         arrays = run_net(config, seed_of(case), biases=case != "ia3")
         np.savez_compressed(FIXTURES / f"peft_{case}.npz", **arrays)
-    for seed, (case, config) in enumerate(DROPOUT_CASES.items(), start=63):
-        np.savez_compressed(FIXTURES / f"peft_{case}_dropout.npz", **run_dropout(config, seed))
+    for number, (case, config) in enumerate(DROPOUT_CASES.items(), start=63):
+        arrays = run_dropout(config, config.get("seed", number))
+        np.savez_compressed(FIXTURES / f"peft_{case}_dropout.npz", **arrays)
     drawn = [
         {"in": i, "out": o, "rank": r, **statistics(**orthogonal_start(i, o, r))}
         for i, o, r in ORTHOGONAL_DRAWS

@@ -267,11 +267,11 @@ def test_a_small_step_from_the_start_is_not_lost(name, dtype):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("start", ["orthogonal", "pissa"])
 def test_every_low_rank_method_has_every_initialisation(name, start, x64):
-    base = base_of((7, 6), dtype=jnp.float64)
+    base = base_of((8, 6), dtype=jnp.float64)
     extra = {"target_rank": 1} if name == "adalora" else {}
-    variant = variants.make(name, rank=2, initialization=start, **extra)
-    x, z = (np.random.RandomState(seed).randn(3, width) for seed, width in ((1, 7), (2, 6)))
-    rows = np.array([[0, 6], [3, 3]])
+    variant = variants.make(name, rank=4, initialization=start, **extra)
+    x, z = (np.random.RandomState(seed).randn(3, width) for seed, width in ((1, 8), (2, 6)))
+    rows = np.array([[0, 7], [3, 3]])
 
     @jax.jit
     def uses(base):

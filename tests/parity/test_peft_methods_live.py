@@ -3,6 +3,7 @@
 Where PEFT differs from the papers or from here, a test names the difference and has both.
 """
 
+import functools
 import re
 
 import jax
@@ -35,6 +36,7 @@ peft = pytest.importorskip("peft")
 from make_fixtures.peft_lora import RATE, net  # noqa: E402
 from make_fixtures.peft_methods import optimiser_of, run, run_dropout, run_net, wrap  # noqa: E402
 from peft.optimizers import create_lorafa_optimizer  # noqa: E402
+from peft.tuners.c3a.utils import BlockCircularConvolution, get_circulant_fast  # noqa: E402
 from peft.tuners.lokr.layer import factorization  # noqa: E402
 from peft_bert import (  # noqa: E402
     LAYER_KERNELS,
@@ -61,6 +63,7 @@ pytestmark = [
 SOME = dict.fromkeys(["vera", "ia3", "adalora", "pissa"], MATRICES)
 SOME |= dict.fromkeys(["olora", "miss", "loha", "lokr", "oft", "hra"], LINEAR)
 SOME |= dict.fromkeys(["fourierft", "randlora", "shira", "delora"], LINEAR)
+SOME |= {"gralora": MATRICES, "c3a": LINEAR, "road": LINEAR, "boft": LINEAR}
 """What PEFT can adapt, where that is not everything."""
 
 
@@ -102,6 +105,17 @@ def random_config(method, seed):
         config["r"] = 1
     if method == "delora":
         config["delora_lambda"] = float(number(6))
+    if method == "gralora":
+        config |= {"r": 2 * number(2), "alpha": number(8), "gralora_k": number(2)}
+    if method == "c3a":
+        del config["r"]
+        config |= {"block_size": number(2), "block_size_pattern": {}}
+    if method == "road":
+        del config["r"]
+        config |= {"variant": f"road_{2 ** (number(3) - 1)}", "group_size": 2}
+    if method == "boft":
+        del config["r"]
+        config["boft_n_butterfly_factor"] = number(2)
     if method == "vera":
         config["r"] = number(16)
     if method == "ia3":
@@ -116,13 +130,14 @@ def random_config(method, seed):
     return config
 
 
-# Between them they have each choice of `random_config` with each method.
+# Between them they have each choice of `random_config` with each method, and blocks that divide.
 SEEDS = {
     **{"rslora": (0, 6), "dora": (1, 2, 3, 9, 21), "pissa": (0, 1, 7), "olora": (0, 21)},
     **{"lora_fa": (1, 7), "lora_plus": (0, 1, 6, 13), "vera": (2,), "ia3": (1, 2, 3)},
     **{"hira": (12,), "miss": (0, 4), "adalora": (3,)},
     **{"loha": (0, 1), "lokr": (0, 1, 2), "oft": (2,)},
     **{"hra": (0, 1), "fourierft": (0,), "randlora": (0, 1), "shira": (0,), "delora": (0,)},
+    **{"gralora": (18, 23), "c3a": (18, 23), "road": (18, 23), "boft": (23,)},
 }
 assert SEEDS.keys() == METHODS.keys() - {"lora"}
 
@@ -192,12 +207,17 @@ CLASSIFIERS = {
     "hra": ({"target_modules": "all-linear"}, LAYER_KERNELS),
     "delora": ({"delora_lambda": 3.0, "target_modules": "all-linear"}, LAYER_KERNELS),
     "oft": ({"r": 0, "oft_block_size": 3, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "c3a": ({"block_size": 2, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "road": ({"variant": "road_2", "group_size": 4, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "boft": ({"target_modules": "all-linear"}, LAYER_KERNELS),
+    "gralora": ({"r": 4, "alpha": 6, "target_modules": "all-linear"}, LAYER_KERNELS),
 }
 
 
-# BERT and RoBERTa in turn: a method does not see which.
-CASES = [(int(method == "oft") or i % 2, method) for i, method in enumerate(CLASSIFIERS)]
-"""Of OFT, the one whose widths are multiples of three."""
+# BERT and RoBERTa in turn: a method does not see which. But some need widths of multiples.
+OF_THREE, OF_FOUR = 1, 19
+WIDTHS = {"oft": OF_THREE, "gralora": OF_FOUR, "c3a": OF_FOUR, "road": OF_FOUR, "boft": OF_FOUR}
+CASES = [(WIDTHS.get(method, i % 2), method) for i, method in enumerate(CLASSIFIERS)]
 
 
 @pytest.mark.parametrize(("seed", "method"), CASES)
@@ -206,7 +226,7 @@ def test_whole_models(seed, method, tmp_path, x64):
     settings, paths = CLASSIFIERS[method]
     bert = random_bert(10 + seed)
     config = {"method": method, **settings}
-    if method != "ia3":
+    if method not in ("ia3", "c3a", "road", "boft"):
         config.setdefault("r", 2)
     if "lora_alpha" in settings:
         config |= layer_patterns(bert)
@@ -242,6 +262,20 @@ def test_pefts_usual_oft_turns_the_other_way_and_no_exact_rotation():
         parameter.normal_(std=1.0)
         theirs = wrapped(torch.eye(6).double()).numpy() @ np.linalg.pinv(weight)
     assert np.abs(theirs @ theirs.T - np.eye(6)).max() > 1
+
+
+def test_pefts_c3a_has_a_wrong_gradient_of_its_input():
+    """The difference: it takes the slopes of a block backwards, where that has more than two."""
+    random = torch.Generator().manual_seed(0)
+    for size in (2, 3, 4):
+        draw = functools.partial(torch.randn, dtype=torch.float64, generator=random)
+        x, w, slope = draw(5, 2 * size).requires_grad_(), draw(3, 2, size), draw(5, 3, size)
+        y, dense = BlockCircularConvolution.apply(x, w), get_circulant_fast(w)
+        torch.testing.assert_close(y, x @ dense.T)
+        y.backward(slope.flatten(1))
+        backwards = slope.flip(-1).roll(1, -1)
+        torch.testing.assert_close(x.grad, backwards.flatten(1) @ dense)
+        assert torch.allclose(x.grad, slope.flatten(1) @ dense) == (size == 2)
 
 
 @pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 8, 16, 100])

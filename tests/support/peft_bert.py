@@ -11,6 +11,7 @@ from peft_net import (
     base_of,
     group,
     sgd,
+    slopes_of,
     to_factors,
     variant_of,
     with_constants,
@@ -119,6 +120,7 @@ def assert_classifier_agrees(folder, bert, config, paths, run, seed):
         return -log_p[jnp.arange(len(labels)), jnp.asarray(labels)].mean(), logits
 
     (value, logits), gradient = step(trainable)
+    gradient = slopes_of(gradient, config)
     np.testing.assert_allclose(logits, arrays["y"], atol=1e-11, rtol=0)
     np.testing.assert_allclose(value, arrays["loss"], atol=1e-11, rtol=0)
     expected, word = ours_of(group(arrays, "grad")), "embeddings/word/embedding"
@@ -133,5 +135,5 @@ def assert_classifier_agrees(folder, bert, config, paths, run, seed):
     for name, tensor in merged.items():
         np.testing.assert_allclose(tensor, theirs_merged[name], atol=1e-12, rtol=0, err_msg=name)
     if word not in paths:
-        trained = sgd(lambda trainable: step(trainable)[1], trainable)
+        trained = sgd(lambda trainable: slopes_of(step(trainable)[1], config), trainable)
         assert_trees_close(trained, ours_of(group(arrays, "trained")), 1e-10)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from make_fixtures.peft_lora import RATE, STEPS
+from make_fixtures.peft_methods import METHODS
 
 import lora_jax as lj
 import variants
@@ -65,6 +66,20 @@ def variant_of(config, module):
         return variants.make("delora", rank=config["r"], **given)
     if method == "oft":
         return OFT(block_size=config["oft_block_size"])
+    if method == "c3a":
+        return variants.make("c3a", block_size=setting("block_size", "block_size_pattern"))
+    if method == "road":
+        per_pair = int(config.get("variant", "road_1").removeprefix("road_"))
+        settings = {"per_pair": per_pair, "group_size": config["group_size"], "biases": True}
+        return variants.make("road", **settings)
+    if method == "boft":
+        both = {**METHODS["boft"], **config}
+        size, number = both["boft_block_size"], both["boft_n_butterfly_factor"]
+        return variants.make("boft", block_size=size, butterfly_factors=number)
+    if method == "gralora":
+        given = {"alpha": float(config["alpha"]), "blocks": config.get("gralora_k", 2)}
+        given["dropout"] = config.get("gralora_dropout", 0.0)
+        return variants.make("gralora", rank=config["r"], **given)
     if method in ("loha", "lokr"):
         both = {
             "rank": setting("r", "rank_pattern"),
@@ -98,15 +113,29 @@ def adapt(config):
 
 _FACTOR = re.compile(
     r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft|hra|fourierft|randlora"
-    r"|shira|delora)_\w+?)"
+    r"|shira|delora|gralora|c3a|road|boft)_\w+?)"
     r"(?:\.default)?(?:\.weight)?"
 )
-_VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e"}
+_VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e", "s": "s"}
 _AS_THEY_ARE = {"miss_block": "d", "oft_R": "q", "hada_w1_b": "a", "hada_w2_b": "c"}
 _AS_THEY_ARE |= {"lokr_w1_b": "ca", "lokr_w2_b": "a", "fourierft_spectrum": "c"}
+_AS_THEY_ARE |= {"c3a_kernel": "w"}
 _AS_THEY_ARE |= {"shira_weight": "v", "delora_lambda": "lambda", "randlora_gamma": "gamma"}
 _TRANSPOSED = {"hada_w1_a": "b", "hada_w2_a": "d", "lokr_w1": "c", "lokr_w2": "d"}
 _TRANSPOSED |= {"lokr_w1_a": "cb", "lokr_w2_a": "b", "hra_u": "u", "randlora_lambda": "lambda"}
+
+
+def _below(matrices):
+    """BOFT's q: minus the skew-symmetric parts, below the diagonal, by columns."""
+    columns, rows = np.triu_indices(matrices.shape[-1], 1)
+    return (matrices.swapaxes(-1, -2) - matrices)[..., rows, columns] / 2
+
+
+_RESHAPED = {  # blocks of A (k, in / k, rank), and of B (k, rank, out / k)
+    "gralora_A": ("a", lambda x: x.transpose(2, 0, 1).reshape(x.shape[2], -1)),
+    "boft_R": ("q", _below),
+    "gralora_B": ("b", lambda x: x.transpose(1, 0, 2).reshape(x.shape[1], -1)),
+}
 
 
 def to_factors(tensors):
@@ -115,7 +144,10 @@ def to_factors(tensors):
     for name, tensor in tensors.items():
         module, whole = _FACTOR.fullmatch(name).groups()
         kind = whole.split("_", 1)[1].removeprefix("embedding_")
-        if whole in _AS_THEY_ARE:
+        if whole in _RESHAPED:
+            ours, of = _RESHAPED[whole]
+            factor = of(tensor)
+        elif whole in _AS_THEY_ARE:
             ours, factor = _AS_THEY_ARE[whole], tensor
         elif whole in _TRANSPOSED:
             ours, factor = _TRANSPOSED[whole], tensor.T
@@ -125,6 +157,14 @@ def to_factors(tensors):
             ours, factor = kind.lower(), tensor.T if kind == "B" else tensor
         adapters.setdefault(f"{module}.weight", {})[ours] = jnp.asarray(factor)
     return adapters
+
+
+def slopes_of(gradient, config):
+    """Gradients as PEFT's are: where it trains b^2 numbers for BOFT's q, half of what they do."""
+    if config.get("method") != "boft":
+        return gradient
+    halved = {path: {**each, "q": each["q"] / 2} for path, each in gradient["adapters"].items()}
+    return {**gradient, "adapters": halved}
 
 
 def group(arrays, name):
@@ -248,6 +288,7 @@ def assert_agrees(arrays, config):
 
         def move(trainable, _):
             value, gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+            gradient = slopes_of(gradient, config)
             after = jax.tree.map(lambda x, g: x - RATE * g, trainable, gradient)
             return after, (value, gradient)
 

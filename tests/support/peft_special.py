@@ -30,7 +30,7 @@ def assert_starts_alike(arrays, fresh, frozen):
     for path, theirs in jax.tree.map(np.asarray, to_factors(group(arrays, "start"))).items():
         ours, constants = fresh[path], constants_of[path]
         names = [n for n in ("m", "l", "e") if n in ours]
-        others = ("a", "b", "c", "d", "q", "v", "lambda", "gamma")
+        others = ("a", "b", "c", "d", "q", "v", "w", "lambda", "gamma", "theta", "alpha", "s")
         names += [n for n in others if n in ours and np.ptp(theirs[n]) == 0]
         for name in names if "embed" not in path else set(names) & {"m", "l"}:
             np.testing.assert_allclose(ours[name], theirs[name], atol=2e-6, rtol=0)

@@ -96,7 +96,7 @@ def test_a_bias_is_found_by_its_name_and_shape(kernel, bias):
 
 
 def test_biases_that_are_nowhere_are_an_error():
-    said = "IA3(scales='outputs', biases=True) rescales biases, and none is beside 'w' or its other"
+    said = "IA3(scales='outputs', biases=True) adapts biases, and none is beside 'w' or its other"
     adapted = lj.adapt(lambda p, x: x @ p["w"] + p["shift"][None], IA3(biases=True), "w")
     with pytest.raises(ValueError, match=re.escape(said)):
         adapted.init(KEY, {"w": jnp.ones((3, 2)), "shift": jnp.ones(2)}, jnp.ones((2, 3)))

@@ -179,10 +179,88 @@ def test_delora_fixes_the_length_of_each_part(x64):
     np.testing.assert_array_equal(begun["lambda"], [3.0])
 
 
+@pytest.mark.parametrize("settings", [{}, {"max_rank": 6}, {"initialization": "pissa"}])
+def test_gralora_is_a_lora_of_each_block(settings, x64):
+    variant = variants.make("gralora", rank=2, alpha=3.0, blocks=2, **settings)
+    w, (each, constants), weight = setup(variant, (6, 4))
+
+    def updates(a, b):
+        """Those of the blocks; of `max_rank` rows, the first of each block count."""
+        a, b = (x.reshape(2, -1, 2, x.shape[1] // 2)[:, 0] for x in (a, b))  # (j, i, 3), (i, j, 2)
+        return np.block([[np.outer(a[j, i], b[i, j]) for j in range(2)] for i in range(2)])
+
+    update = updates(each["a"], each["b"])
+    if "a0" in constants:
+        start = updates(constants["a0"], constants["b0"])
+        for block, from_w in zip(*(corners(x) for x in (1.5 * start, w)), strict=True):
+            u, s, v = np.linalg.svd(from_w)
+            np.testing.assert_allclose(block, s[0] * np.outer(u[:, 0], v[0]), atol=1e-12)
+        update = update - start
+    np.testing.assert_allclose(weight, w + 1.5 * update, atol=1e-12)
+    assert variant.count((6, 4)) == 2 * (6 + 4)
+
+
+@pytest.mark.parametrize("shape, size", [((6, 9), 3), ((8, 4), 2)])
+def test_c3a_is_a_grid_of_circulant_matrices(shape, size, x64):
+    variant = variants.make("c3a", block_size=3)
+    w, (each, _), weight = setup(variant, shape)
+    update = np.zeros(shape)
+    for (m, n, turn), value in np.ndenumerate(each["w"]):
+        columns = np.arange(size)
+        update[n * size + (columns + turn) % size, m * size + columns] = value
+    np.testing.assert_allclose(weight, w + update / shape[0], atol=1e-12)
+    assert variant.count(shape) == each["w"].size == shape[0] * shape[1] // size
+
+
+@pytest.mark.parametrize("per_pair", [1, 2, 4])
+def test_road_turns_pairs_of_outputs(per_pair, x64):
+    variant = variants.make("road", per_pair=per_pair, group_size=6, biases=True)
+    w, (each, _), weight = setup(variant, (3, 8))  # the largest even divisor of 8 is 4
+    turn = np.zeros((8, 8))
+    own = {1: [0, 0, 0, 0], 2: [0, 1, 0, 1], 4: [0, 1, 2, 3]}[per_pair]
+    for group, i in np.ndindex(2, 2):
+        at = [2 * (per_pair * group + n) + i for n in own]
+        (a1, a2, a3, a4), (t1, t2, t3, t4) = each["alpha"][at], each["theta"][at]
+        first, second = 4 * group + i, 4 * group + 2 + i
+        turn[first, [first, second]] = a1 * np.cos(t1), -a3 * np.sin(t3)
+        turn[second, [first, second]] = a4 * np.sin(t4), a2 * np.cos(t2)
+    np.testing.assert_allclose(weight, w @ turn.T, atol=1e-12)
+    bias = variant.bias(jnp.arange(8.0), Factors(each, {}))
+    np.testing.assert_allclose(bias, turn @ np.arange(8), atol=1e-12)
+    assert variant.count((3, 8)) == sum(x.size for x in each.values())
+
+
+def test_boft_turns_blocks_whose_halves_lie_apart(x64):
+    variant = variants.make("boft", block_size=4, butterfly_factors=3)
+    w, (each, _), weight = setup(variant, (16, 3))
+    turned, (columns, rows) = w, np.triu_indices(4, 1)
+    for level, angles in enumerate(each["q"]):
+        firsts = [n for n in range(8) if not n & 2**level]  # of the 8 runs of two inputs
+        r = np.zeros((16, 16))
+        for first, entries in zip(firsts, angles, strict=True):
+            second, q = first + 2**level, np.zeros((4, 4))
+            q[rows, columns], q[columns, rows] = entries, -entries
+            at = [2 * first, 2 * first + 1, 2 * second, 2 * second + 1]
+            r[np.ix_(at, at)] = (np.eye(4) + q) @ np.linalg.inv(np.eye(4) - q)
+        turned = r @ turned
+    np.testing.assert_allclose(weight, turned * each["s"], atol=1e-12)
+    np.testing.assert_allclose(turned.T @ turned, w.T @ w, atol=1e-12)
+    assert variant.count((16, 3)) == sum(x.size for x in each.values())
+
+
+def corners(x):
+    return [part for half in np.split(x, 2) for part in np.split(half, 2, axis=1)]
+
+
 RANK = {"rank": 2}
 SMALL = {
-    **{"loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
-    "oft": {"block_size": 4},
+    **{"gralora": RANK, "loha": RANK, "lokr": RANK, "lora_xs": RANK, "hra": RANK, "delora": RANK},
+    **{
+        "boft": {"block_size": 4},
+        "oft": {"block_size": 4},
+        "c3a": {"block_size": 8},
+        "road": {"per_pair": 4},
+    },
 }
 
 
@@ -224,6 +302,13 @@ def sizes(jaxpr):
         ("hra", {"rank": 3}, "HRA needs an even rank, to start at the weight, got 3"),
         ("fourierft", {"frequencies": 0}, "frequencies must be an integer of at least 1, got 0"),
         ("oft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
+        ("c3a", {"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
+        ("road", {"per_pair": 3}, "per_pair must be 1, 2 or 4, got 3"),
+        ("road", {"group_size": 1}, "group_size must be an integer of at least 2, got 1"),
+        ("boft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
+        ("gralora", {"blocks": 3}, "3 blocks do not divide rank 8"),
+        ("gralora", {"max_rank": 9}, "2 blocks do not divide max_rank 9"),
+        ("gralora", {"initialization": "eva"}, "GraLoRA takes no start from data, as 'eva' is"),
     ],
 )
 def test_bad_settings_are_named(name, wrong, message):
@@ -239,6 +324,14 @@ def test_bad_settings_are_named(name, wrong, message):
         ("shira", {"rank": 2}, "rank 2 means 14 entries, more than (4, 3) has"),
         ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
+        ("c3a", {"block_size": 9}, "no block of 2 to 9 divides both sides of (4, 3)"),
+        (
+            "boft",
+            {"butterfly_factors": 3},
+            "the 4 inputs of (4, 3) are no multiple of 8, which 3 butterfly factors need",
+        ),
+        ("road", {}, "the 3 outputs of (4, 3) cannot be paired"),
+        ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),
     ],
 )
 def test_settings_that_a_matrix_cannot_have_are_named(name, settings, message):

@@ -1,0 +1,103 @@
+"""BOFT: inputs are rotated in blocks, several times, and in other blocks each time.
+
+Liu et al. 2023, "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", arXiv
+2311.06243. For W of shape (in, out), used as x @ W, and m butterfly factors,
+
+    W' = B_m ... B_2 B_1 W diag(s),
+
+where B_i rotates each of in / b blocks of b inputs: two runs of b / 2 neighbours, which lie
+2^(i-1) b / 2 apart. B_1 alone is OFT's R.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.methods.checks import require_count, require_dropout
+from lora_jax.methods.lowrank import dropout, times
+from lora_jax.methods.rotations import turns
+from lora_jax.variant import Base, Factors, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class BOFT(Variant):
+    """Angles `q` (m, in / b, b (b - 1) / 2) as in OFT, which start at zero, and `s` (out,), at one.
+
+    Differences from plain LoRA: multiplicative, without rank; up to the factors s, all angles and
+    lengths among the columns of W stay as they are. Together the rotations R mix 2^(m-1) b inputs
+    with each other, by m in (b - 1) / 2 numbers. x is rotated and then multiplied by W, so no dense
+    matrix is formed but in a lookup. With dropout, y = (x + drop(x) (R - I)) W diag(s).
+
+    Equal to PEFT's BOFT in linear layers, where q is minus the skew-symmetric part of its `boft_R`.
+    That has b^2 numbers in the place of b (b - 1) / 2, so that by plain gradient descent PEFT's q
+    moves half as far. PEFT takes m = 1 where its extension for CUDA is missing. It refuses a block
+    size that does not fit, and its dropout sets whole blocks to I.
+    """
+
+    block_size: int = 4
+    """The largest b: a matrix has blocks of the largest even divisor of in / 2^(m-1) up to it."""
+    butterfly_factors: int = 2
+    """m; with 1, OFT and the factors s."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_count("butterfly_factors", self.butterfly_factors)
+        require_dropout(self.dropout)
+        if type(self.block_size) is not int or self.block_size < 2:
+            raise ValueError(f"block_size must be an integer of at least 2, got {self.block_size}")
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        least = 2**self.butterfly_factors
+        if shape[0] % least:
+            raise ValueError(
+                f"the {shape[0]} inputs of {shape} are no multiple of {least}, which "
+                f"{self.butterfly_factors} butterfly factors need"
+            )
+
+    def init(self, key: Array, base: Base) -> Factors:
+        dtype, (inputs, outputs), size = wide(base.dtype), base.shape, 2 * self._half(base.shape)
+        constants = {"keep": jnp.asarray(1 - self.dropout, dtype)} if self.dropout else {}
+        q = jnp.zeros((self.butterfly_factors, inputs // size, size * (size - 1) // 2), dtype)
+        return Factors({"q": q, "s": jnp.ones(outputs, dtype)}, constants)
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        s, each = factors.trainable["s"], self._turns(base, factors)
+        columns = base.dense().astype(s.dtype).T
+        for level, turn in enumerate(each):
+            columns = _turned(columns, turn.mT, level)
+        return times(columns.T, s)
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        each = self._turns(base, factors).astype(x.dtype)
+        turned = dropped = dropout(x, factors, dropout_key)
+        for level in reversed(range(self.butterfly_factors)):
+            turned = _turned(turned, each[level], level)
+        x = turned if dropped is x else x + (turned - dropped)
+        return times(base.dot(x), factors.trainable["s"])
+
+    def count(self, shape: tuple[int, int]) -> int:
+        angles = shape[0] * (2 * self._half(shape) - 1) // 2
+        return self.butterfly_factors * angles + shape[1]
+
+    def _half(self, shape: tuple[int, int]) -> int:
+        """b / 2."""
+        runs = shape[0] // 2**self.butterfly_factors
+        return next(n for n in range(self.block_size // 2, 0, -1) if runs % n == 0)
+
+    def _turns(self, base: Base, factors: Factors) -> Array:
+        """B_i - I in the blocks of each factor, (m, in / b, b, b)."""
+        return turns(factors.trainable["q"], 2 * self._half(base.shape))
+
+
+def _turned(x: Array, turn: Array, level: int) -> Array:
+    """x (..., in) times B_i, i = level + 1; `turn` (in / b, b, b) is B_i - I in its blocks."""
+    blocks, size, _ = turn.shape
+    apart = 2**level
+    runs = x.reshape(*x.shape[:-1], blocks // apart, 2, apart, size // 2)
+    together = runs.swapaxes(-3, -2).reshape(*x.shape[:-1], blocks, size)
+    moved = jnp.einsum("...bi,bij->...bj", together, turn)
+    moved = moved.reshape(*x.shape[:-1], blocks // apart, apart, 2, size // 2)
+    return x + moved.swapaxes(-3, -2).reshape(x.shape)
