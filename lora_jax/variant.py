@@ -182,7 +182,7 @@ class Variant:
     """What studies take where their configs leave it open."""
 
     peft: ClassVar[str] = ""
-    """The method in Hugging Face PEFT, as written there (`LoraConfig(use_dora=True)`); empty if none."""
+    """The method in Hugging Face PEFT, as written there: `LoraConfig(use_dora=True)`; or empty."""
 
     remade: ClassVar[tuple[str, ...]] = ()
     """Constants that files leave out, as `init` or `init_shared` makes them again from the base.
