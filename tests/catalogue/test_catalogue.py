@@ -114,10 +114,18 @@ class Lacking(LoRA):
         return super().dot(x, base, factors)
 
 
+class DenseInside(LoRA):
+    """LoRA whose lookups form a dense matrix in an inner program."""
+
+    def take(self, rows, base, factors):
+        return jax.jit(lambda weight: (2 * weight)[rows])(base.dense())
+
+
 def test_what_a_method_cannot_do():
     able, lacking = map(abilities, (LoRA(), Lacking()))
     assert (able.embedding, able.trials, able.resume) == ("yes", "yes", "yes")
     assert (lacking.embedding, lacking.trials, lacking.resume) == ("no", "no", "no")
+    assert abilities(DenseInside()).embedding == "dense"
     hira = abilities(variants.make("hira"))
     assert (hira.product, hira.embedding, hira.tied_head) == ("dense", "yes", "dense")
     assert [abilities(variants.make(name)).data for name in ("lora_ga", "eva")] == [
