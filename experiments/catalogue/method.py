@@ -55,9 +55,14 @@ def _method(name: str, targets: tuple, uses: Uses, costs: StepCosts) -> Method:
     """Find out all about a method.
 
     Raises:
-      ValueError: there is no such method.
+      ValueError: there is no such method, or its code fails on every matrix.
     """
     kind = variants.find(name)
+    try:
+        able = abilities(variants.make(name)) if kind.adapts else None
+    except Exception as error:  # of a user's code
+        said = f"variant '{name}': {type(error).__name__}: {error}; lora_jax.check says where"
+        raise ValueError(said) from error
     obstacle, parameters = "", None
     try:
         parameters = sizes.trained(name, targets, uses)
@@ -69,7 +74,7 @@ def _method(name: str, targets: tuple, uses: Uses, costs: StepCosts) -> Method:
         idea=source.idea(kind),
         parameters=parameters,
         obstacle=obstacle,
-        abilities=abilities(variants.make(name)) if kind.adapts else None,
+        abilities=able,
         step=costs.ratios.get(name),
         peft=kind.peft,
         paper=source.paper(kind),

@@ -66,6 +66,10 @@ def test_a_method_of_ones_own(tmp_path):
         wide, columns = (rows[name] for name in names)
         with pytest.raises(ValueError, match="PYTHONPATH has no module 'my_package'"):
             catalogue.of_matrix((64, 48), ["my_package.columns"])
+        broken = "from variants.lora import LoRA\n\nclass Broken(LoRA):\n    init = None\n"
+        (tmp_path / "own_package" / "broken.py").write_text(broken, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"^variant 'own_package.broken': TypeError: .*check"):
+            catalogue.of_matrix((64, 48), ["own_package.broken"])
     assert (columns.title, columns.idea, columns.parameters) == ("my columns", "", 48)
     assert (columns.paper, columns.peft, columns.served_rank) == ("", "", None)
     assert columns.abilities.product == columns.abilities.embedding == "dense"
