@@ -6,6 +6,7 @@ r"""Time this project beside others, or beside itself, in turns on this machine.
 Suites (`experiments/benchmarks/suites` has a file for each):
 
     train      training steps beside PEFT's, LoRA written by hand, and other methods
+    methods    training steps of every method there is, beside LoRA's
     memory     memory of steps beside PEFT's, and the batch that the memory of full training holds
     infer      a merged and an unmerged adapter beside the base model
     generate   generated tokens beside those of transformers
@@ -36,7 +37,9 @@ from experiments.benchmarks.suites import suite_of
 
 _SUITE = flags.DEFINE_string("suite", "train", "What to time.")
 _AGAINST = flags.DEFINE_list(
-    "against", [], "Sides: any of peft, full, hand, merged and qwix; by default all of the suite."
+    "against",
+    [],
+    "Sides: any of peft, full, hand, merged, qwix and lora; by default all of the suite.",
 )
 _CASES = flags.DEFINE_list("cases", [], "Parts of the names of the groups to time; all by default.")
 _TURNS = flags.DEFINE_integer(

@@ -181,6 +181,9 @@ class Variant:
     suggested: ClassVar[Suggested] = Suggested()
     """What studies take where their configs leave it open."""
 
+    peft: ClassVar[str] = ""
+    """The method in Hugging Face PEFT, as written there: `LoraConfig(use_dora=True)`; or empty."""
+
     remade: ClassVar[tuple[str, ...]] = ()
     """Constants that files leave out, as `init` or `init_shared` makes them again from the base.
 
@@ -236,6 +239,13 @@ class Variant:
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         """`weight[rows]`, for integer rows of any shape within range; the result is (..., out)."""
         return jnp.take(self.weight(base, factors).astype(base.dtype), rows, axis=0, mode="clip")
+
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        """Plain LoRA that is equal: A (rank, in) and B (rank, out) with `weight` = W + A^T B.
+
+        None for a method whose update has no rank that is fixed by its settings.
+        """
+        return None
 
     @property
     def adapts_bias(self) -> bool:

@@ -57,6 +57,7 @@ ROOMS = (
     "experiments.benchmarks.contenders",
     "experiments.benchmarks.suites",
     "experiments.tables",
+    "experiments.catalogue",
     "experiments.figures",
     "experiments.reports",
     "experiments",

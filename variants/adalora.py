@@ -44,6 +44,7 @@ class AdaLoRA(LowRank):
     code (as printed, it jumps there).
     """
 
+    peft: ClassVar[str] = "AdaLoraConfig"
     # The penalty of the authors' code, which published gammas are for.
     suggested: ClassVar[Suggested] = Suggested(
         settings={"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0}

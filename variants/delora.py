@@ -7,7 +7,7 @@ of shape (in, out), used as x @ W, with n the norms of W's rows (one for each in
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ class DeLoRA(LowRankUpdate):
     equation of the paper has one norm of W, their code one for each input, as here. The paper also
     describes a start with drawn A and B whose effect is subtracted, which is not here.
     """
+
+    peft: ClassVar[str] = "DeloraConfig"
 
     rank: int = 8
     strength: float = 4.0

@@ -5,6 +5,7 @@ and 11. The norm without a dense matrix: "Scaling DoRA", arXiv 2603.22276.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -31,6 +32,8 @@ class DoRA(LowRank):
     rounding error times (||W|| / ||V||)^2.
     """
 
+    peft: ClassVar[str] = "LoraConfig(use_dora=True)"
+
     detach_norm: bool = True
     """Whether the norm is a constant for reverse mode, as in the paper's experiments."""
 
@@ -46,6 +49,9 @@ class DoRA(LowRank):
         norm = _root(jnp.square(direction).sum(axis=0))
         norm = lax.stop_gradient(norm) if self.detach_norm else norm
         return direction * (factors.trainable["m"] / norm)[None, :]
+
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        return None
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None

@@ -5,6 +5,7 @@ arXiv 2410.07170, section 3.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from lora_jax.methods.lowrank import LowRank
 
@@ -25,5 +26,7 @@ class EVA(LowRank):
     inputs is subtracted. Where several axes are stacked, ranks can differ along the first only. The
     initialisation is a setting of every A/B method ("eva" keeps the ranks); AdaLoRA takes no rho.
     """
+
+    peft: ClassVar[str] = 'LoraConfig(init_lora_weights="eva")'
 
     initialization: str = "eva_rho_2"

@@ -8,6 +8,7 @@ trained real coefficients c at fixed random places,
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -32,6 +33,8 @@ class FourierFT(Variant):
     `frequencies` stretches of E; the paper has the same ones in all layers. Its preferred bands of
     frequencies are not here.
     """
+
+    peft: ClassVar[str] = "FourierFTConfig"
 
     frequencies: int = 1000
     """How many coefficients are trained."""

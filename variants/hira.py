@@ -23,6 +23,7 @@ class HiRA(LowRank):
     and its gradient. The scale is one, whatever the rank, as in the paper and PEFT.
     """
 
+    peft: ClassVar[str] = "HiraConfig"
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8})
 
     alpha: float = 1.0
@@ -31,6 +32,9 @@ class HiRA(LowRank):
     def weight(self, base: Base, factors: Factors) -> Array:
         update = self._update(base, factors)
         return base.dense().astype(update.dtype) + update
+
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        return None
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None

@@ -8,6 +8,7 @@ v_k = u_k / ||u_k||,
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class HRA(Variant):
     reflections never give W' = W.
     """
 
+    peft: ClassVar[str] = "HRAConfig"
+
     rank: int = 8
 
     def __post_init__(self) -> None:
@@ -54,6 +57,10 @@ class HRA(Variant):
         v, back = _reflections(factors)
         dense = base.dense().astype(v.dtype)
         return dense + v.T @ (back @ dense)
+
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        v, back = _reflections(factors)
+        return v, back @ base.dense().astype(v.dtype)
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None

@@ -31,6 +31,7 @@ class IA3(Variant):
     paper's T5).
     """
 
+    peft: ClassVar[str] = "IA3Config"
     suggested: ClassVar[Suggested] = Suggested(
         2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
     )

@@ -9,6 +9,7 @@ With in = m n and out = l k, C of shape (m, l) and D of shape (n, k),
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ class LoKr(Variant):
     of it or all of it (`rank_dropout`, `module_dropout`), where `dropout` here drops inputs.
     LyCORIS draws C and starts B at zero, and has s = 1 where neither C nor D is factored.
     """
+
+    peft: ClassVar[str] = "LoKrConfig"
 
     rank: int = 8
     alpha: float = 16.0

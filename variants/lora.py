@@ -5,6 +5,7 @@ h = W x + (alpha / r) B A x.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from lora_jax.methods.lowrank import LowRank
 
@@ -17,3 +18,5 @@ class LoRA(LowRank):
     the default here (`initialization="gaussian"` for the other). All of it is in `LowRank`, which
     the other A/B methods change; their docstrings list how.
     """
+
+    peft: ClassVar[str] = "LoraConfig"

@@ -23,6 +23,7 @@ class LoRAFA(LowRank):
     """
 
     title: ClassVar[str] = "LoRA-FA"
+    peft: ClassVar[str] = "create_lorafa_optimizer"
 
     def init(self, key: Array, base: Base) -> Factors:
         trainable, constants = super().init(key, base)

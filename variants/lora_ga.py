@@ -26,6 +26,7 @@ class LoRAGA(LowRank):
     """
 
     title: ClassVar[str] = "LoRA-GA"
+    peft: ClassVar[str] = 'LoraConfig(init_lora_weights="lora_ga")'
 
     scale: str = "alpha/sqrt(rank)"
     initialization: str = "lora_ga"

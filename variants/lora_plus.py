@@ -29,6 +29,7 @@ class LoRAPlus(LowRank):
     """
 
     title: ClassVar[str] = "LoRA+"
+    peft: ClassVar[str] = "create_loraplus_optimizer"
     suggested: ClassVar = LowRank.suggested._replace(small=1e-3)
 
     learning_rate_ratio: float = 4.0

@@ -10,7 +10,7 @@ where D starts at zero. The last copy of D is cut off where rank does not divide
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -31,6 +31,8 @@ class MiSS(Variant):
     is folded.
     """
 
+    peft: ClassVar[str] = "MissConfig"
+
     rank: int = 8
     dropout: float = 0.0
 
@@ -50,6 +52,10 @@ class MiSS(Variant):
     def weight(self, base: Base, factors: Factors) -> Array:
         d = factors.trainable["d"]
         return base.dense().astype(d.dtype) + _fold(base.shape[0], len(d), d.dtype).T @ d
+
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        d = factors.trainable["d"]
+        return _fold(base.shape[0], len(d), d.dtype), d
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None

@@ -10,6 +10,7 @@ where each Q_i is skew-symmetric, and so each R_i is a rotation (Cayley's parame
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -38,6 +39,8 @@ class OFT(Variant):
     words. Its dropout sets whole R_i to I. Its constrained rotations (`coft`) and
     shared blocks are not here.
     """
+
+    peft: ClassVar[str] = "OFTConfig(use_cayley_neumann=False)"
 
     block_size: int = 32
     """The most inputs of a block: a matrix has blocks of the largest divisor of `in` up to this."""

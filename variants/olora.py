@@ -19,6 +19,7 @@ class OLoRA(LowRank):
     The initialisation is a setting of every A/B method.
     """
 
+    peft: ClassVar[str] = 'LoraConfig(init_lora_weights="olora")'
     suggested: ClassVar = LowRank.suggested._replace(small=2e-4)
 
     initialization: str = "olora"

@@ -27,6 +27,7 @@ class PiSSA(LowRank):
     The paper sets alpha = rank, so that s = 1.
     """
 
+    peft: ClassVar[str] = 'LoraConfig(init_lora_weights="pissa")'
     suggested: ClassVar = LowRank.suggested._replace(
         small=2e-4, large=1e-4, tried=(1e-4, 3e-4, 1e-3)
     )

@@ -12,7 +12,7 @@ terms as it takes to reach full rank. Where out < in, A is on the side of the ou
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class RandLoRA(Variant):
     column k * terms + i of B, in the order of (term, row), which is another order of the random
     B_i. Its sparse and ternary A and B are not here.
     """
+
+    peft: ClassVar[str] = "RandLoraConfig"
 
     rank: int = 32
     alpha: float = 640.0

@@ -21,6 +21,7 @@ class RsLoRA(LowRank):
     """
 
     title: ClassVar[str] = "rsLoRA"
+    peft: ClassVar[str] = "LoraConfig(use_rslora=True)"
     suggested: ClassVar = LowRank.suggested._replace(small=1e-3)
 
     scale: str = "alpha/sqrt(rank)"

@@ -7,6 +7,7 @@ For W of shape (in, out), used as x @ W,
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -28,6 +29,8 @@ class SHiRA(Variant):
     Equal to PEFT's SHiRA of the same places. The paper's masks of weight magnitudes, of gradients
     and of both (SNIP), and its structured mask, are not here; PEFT takes them as functions.
     """
+
+    peft: ClassVar[str] = "ShiraConfig"
 
     rank: int = 8
 

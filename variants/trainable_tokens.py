@@ -28,6 +28,7 @@ class TrainableTokens(Variant):
     """
 
     title: ClassVar[str] = "trainable tokens"
+    peft: ClassVar[str] = "TrainableTokensConfig"
     suggested: ClassVar[Suggested] = Suggested(targets=("(word|embedding)/embedding",))
 
     tokens: tuple[int, ...] = ()

@@ -27,6 +27,7 @@ class VeRA(Variant):
     largest out) are stored once, and smaller matrices take their first columns, as in PEFT.
     """
 
+    peft: ClassVar[str] = "VeraConfig"
     suggested: ClassVar[Suggested] = Suggested(
         2e-2, 1e-2, (3e-3, 1e-2, 3e-2), settings={"rank": 256}
     )
@@ -65,6 +66,11 @@ class VeRA(Variant):
         d, b = factors.trainable["d"], factors.trainable["b"]
         down, up = _projections(base, factors, d.dtype)
         return base.dense().astype(d.dtype) + (down.T * d[None, :]) @ (up * b[None, :])
+
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        d, b = factors.trainable["d"], factors.trainable["b"]
+        down, up = _projections(base, factors, d.dtype)
+        return d[:, None] * down, up * b[None, :]
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None

@@ -28,6 +28,7 @@ class Case:
     targets: str = "all"
     """A key of `models.TARGETS`."""
     rank: int = 8
+    """0: the method has its default settings, and adapts what its file suggests."""
     rows: int = 32
     """Of a batch."""
     tokens: int = 48

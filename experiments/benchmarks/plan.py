@@ -12,7 +12,7 @@ from lora_jax.suggest import nearest
 
 PACKAGES = {"peft": ("torch", "transformers", "peft"), "qwix": ("qwix",)}
 """What sides need, beside this project."""
-SIDES = ("peft", "full", "hand", "merged", "qwix")
+SIDES = ("peft", "full", "hand", "merged", "qwix", "lora")
 """The values of `--against`."""
 
 

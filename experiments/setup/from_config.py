@@ -1,7 +1,7 @@
 """Make objects from the settings of a config; only this module turns names into objects."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optax
@@ -21,20 +21,26 @@ STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj
 
 
 def make_targets(config: settings.RunConfig) -> dict[Any, lj.Variant]:
-    """The variant of each target, as the config has it (`make_run_targets` adds a run's steps).
+    """The variant of each target, as the config has it (`make_run_targets` adds a run's steps)."""
+    return variants_of(config.targets, config.variant.name, config.variant.settings)
 
-    A target is a pattern, or (pattern, settings). Its settings change those of the config's
-    variant. `layers` is (start, stop, step). `name` names another variant, which takes no settings
-    from the config.
+
+def variants_of(
+    targets: Sequence[Any], name: str, settings: Mapping[str, Any]
+) -> dict[Any, lj.Variant]:
+    """The variant of each target, which is the one of this name unless the target says otherwise.
+
+    A target is a pattern, or (pattern, settings). Its settings change those of the variant.
+    `layers` is (start, stop, step). `name` names another variant, which takes none of `settings`.
     """
     made: dict[Any, lj.Variant] = {}
-    for each in config.targets:
+    for each in targets:
         pattern, own = _with_settings(each)
         where = lj.layers(pattern, _slice(own["layers"])) if "layers" in own else pattern
-        inherited = {} if "name" in own else config.variant.settings
+        inherited = {} if "name" in own else settings
         changed = {**inherited, **{k: v for k, v in own.items() if k not in ("layers", "name")}}
         given = {k: v for k, v in changed.items() if v is not None}
-        made[where] = variants.make(own.get("name", config.variant.name), **given)
+        made[where] = variants.make(own.get("name", name), **given)
     return made
 
 

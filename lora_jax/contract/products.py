@@ -34,6 +34,23 @@ def products_equal_the_weight(variant: Variant) -> None:
 
 
 @clause
+def plain_lora_equals_the_weight(variant: Variant) -> None:
+    """`as_lora`, where a method has it, gives A and B with W + A^T B = `weight`."""
+    base = toy_matrices.base(variant)
+    weight, plain = _weight_and_plain_lora(variant, base, compiled_factors_of(variant, base))
+    if plain is not None:
+        a, b = plain
+        require_close("W + A^T B of as_lora", np.asarray(base.value) + a.T @ b, weight)
+
+
+@functools.partial(by_numpy, static_argnums=0)
+def _weight_and_plain_lora(
+    variant: Variant, base: Base, factors: Factors
+) -> tuple[Array, tuple[Array, Array] | None]:
+    return variant.weight(base, factors), variant.as_lora(base, factors)
+
+
+@clause
 def gradients_equal_those_through_the_weight(variant: Variant) -> None:
     """`dot`, `dot_t` and `take` have the gradients of products with `weight`."""
     base = toy_matrices.base(variant)

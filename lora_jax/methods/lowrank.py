@@ -89,6 +89,9 @@ class LowRankUpdate(Variant):
         a, b = self.low_rank_factors(factors, next(iter(factors.trainable.values())).dtype)
         return a.T @ b
 
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        return self.low_rank_factors(factors, wide(base.dtype))
+
     def weight(self, base: Base, factors: Factors) -> Array:
         delta = self.delta(factors)
         return base.dense().astype(delta.dtype) + delta

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import variants
 from experiments.benchmarks import models, plan, theory
 from experiments.benchmarks.cases import Case
 from experiments.benchmarks.contenders import ours_data, process
@@ -123,6 +124,35 @@ def test_suites_of_ours_alone(in_this_process, name, against, ratios):
     for each in found:
         assert each.contenders and each.seconds.keys() == each.contenders.keys()
         assert all(seconds > 0 for turns in each.seconds.values() for seconds in turns)
+
+
+def test_every_method_has_a_pair_with_lora():
+    groups = suite_of("methods").groups(["dora", "my_package.columns"])
+    names = {group.name for group in groups}
+    assert names == {*variants.names(), "my_package.columns"} - {"lora"}
+    assert all(list(each.contenders) == [each.name, "lora"] for each in groups)
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [("ia3",), pytest.param(("eva", "lora_ga", "adalora", "tokens"), marks=pytest.mark.slow)],
+)
+def test_methods_beside_lora(in_this_process, cases):
+    """With sizes and targets of their own, or starts from data."""
+    found = list(suite_of("methods").run(Plan(("lora",), turns=1, smoke=True, cases=cases)))
+    assert len(found) == len(cases)
+    for each in found:
+        assert [ratio.what for ratio in each.ratios] == [f"{each.name}/lora"]
+        assert each.ratios[0].middle > 0
+
+
+def test_a_method_that_cannot_be_timed_is_left_out(monkeypatch, capsys):
+    def fails(group, turns):
+        raise ValueError("ours cannot be timed: rank 8 exceeds 4")
+
+    monkeypatch.setattr(plan, "time_in_turns", fails)
+    assert list(suite_of("methods").run(Plan(("lora",), cases=("dora",)))) == []
+    assert capsys.readouterr().err == "without dora: ours cannot be timed: rank 8 exceeds 4\n"
 
 
 def test_examples_are_read_tokenised_and_planned(tmp_path):

@@ -107,6 +107,12 @@ class TakesTheRowBefore(Mutant):
         return super().take(jnp.maximum(rows - 1, 0), base, factors)
 
 
+class IsTwiceTheLoRAThatItSays(Mutant):
+    def as_lora(self, base, factors):
+        a, b = super().as_lora(base, factors)
+        return a, b / 2
+
+
 class MakesARowOfNone(Mutant):
     def dot(self, x, base, factors, *, dropout_key=None):
         y = super().dot(x, base, factors, dropout_key=dropout_key)
@@ -421,6 +427,7 @@ MUTANTS = [
     (DotIsNotANumber, "products_equal_the_weight"),
     (TransposedDotIsTheBase, "products_equal_the_weight"),
     (TakesTheRowBefore, "products_equal_the_weight"),
+    (IsTwiceTheLoRAThatItSays, "plain_lora_equals_the_weight"),
     (DotDetachesA, "gradients_equal_those_through_the_weight"),
     (OutputsAreFloat32, "narrow_inputs_give_narrow_outputs"),
     (WeightIsNarrow, "narrow_inputs_give_narrow_outputs"),

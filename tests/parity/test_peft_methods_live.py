@@ -22,6 +22,7 @@ from make_fixtures.peft_methods import (
 )
 
 import lora_jax as lj
+import variants
 from lora_jax.methods import initialization
 from lora_jax.variant import Base, Factors
 from variants import lokr
@@ -466,3 +467,9 @@ def test_orthogonal_starts(seed):
     assert max(ours["product"], theirs["product"]) < 1e-6
     with pytest.raises(ValueError, match="even"):
         orthogonal_start(inputs, outputs, rank + 1)
+
+
+@pytest.mark.parametrize("name", [n for n in variants.names() if variants.find(n).peft])
+def test_a_file_says_what_its_method_is_in_peft(name):
+    """By a class, a class with settings, or a function; an unknown one raises."""
+    assert eval(variants.find(name).peft, {**vars(peft), **vars(peft.optimizers)})

@@ -16,7 +16,7 @@ class Bare(Variant):
 def has_code(kind: type[Variant]) -> bool:
     """Whether a class is more than its base with some other default values, or some refused."""
     base, fields = kind.__base__, {field.name for field in dataclasses.fields(kind)}
-    plain = {"title", "suggested", "__post_init__", "validate"}
+    plain = {"title", "suggested", "peft", "__post_init__", "validate"}
     sets = set(vars(kind)) <= set(vars(Bare)) | fields | plain
     return not sets or defaults(kind) == defaults(base)
 

@@ -1,5 +1,6 @@
 """A training step of this project's."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from experiments.benchmarks import models
 from experiments.benchmarks.cases import BUDGET, STEPS, Case
 from experiments.benchmarks.contenders.made import Made, stepping
 from experiments.setup.experiment import predictor, separated
+from experiments.setup.from_config import variants_of
 from experiments.setup.validate import LAYERS
 from lora_jax.training import optim
 from lora_jax.training.step import Loss, Predict, Step, TrainState, make_train_step
@@ -45,13 +47,30 @@ def adapt(case: Case) -> tuple[lj.Adapted, Any, lj.Frozen, Loss]:
     if case.method == "full":
         adapted = lj.adapt(call, None, {"all-linear": variants.make("full")}, [".*"])
     else:
-        budget = {**BUDGET, "total_steps": STEPS} if case.method == "adalora" else {}
-        variant = variants.make(case.method, rank=case.rank, **budget)
         stored = {models.pattern(case): lj.NF4()} if case.storage == "nf4" else {}
-        adapted = lj.adapt(call, None, {models.pattern(case): variant}, head, stored)
+        adapted = lj.adapt(call, None, targets(case), head, stored)
     batch = models.batch(case)
-    inputs = [batch[name] for name in models.INPUTS]
-    return adapted, *adapted.init(jax.random.key(0), params, *inputs), loss
+
+    def mean_loss(model: Any, batch: Any) -> Any:
+        return loss(model(*inputs(batch)), batch).mean()
+
+    key, seen = jax.random.key(0), {"batches": [batch], "loss": mean_loss}
+    return adapted, *adapted.init(key, params, *inputs(batch), **seen), loss
+
+
+def targets(case: Case) -> dict[Any, lj.Variant]:
+    """The variant of each pattern of weights that a case adapts."""
+    budget = {**BUDGET, "total_steps": STEPS} if case.method == "adalora" else {}
+    everything = (models.pattern(case),)
+    if case.rank:
+        return variants_of(everything, case.method, {"rank": case.rank, **budget})
+    suggested = variants.find(case.method).suggested.targets
+    return variants_of(suggested or everything, case.method, budget)
+
+
+def inputs(batch: Mapping[str, Any]) -> list[Any]:
+    """What a model takes of a batch."""
+    return [batch[name] for name in models.INPUTS]
 
 
 def predict_of(adapted: lj.Adapted, case: Case) -> Predict:

@@ -1,0 +1,140 @@
+"""The catalogue as text, Markdown, CSV and JSON; and as README's table."""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from experiments.catalogue.abilities import BY_DATA
+from experiments.catalogue.catalogue import Catalogue
+from experiments.catalogue.method import MOST_RANKS, Method
+from experiments.tables import text_formats
+from experiments.tables.text_formats import Sheet
+from lora_jax.text_table import text_table
+
+FORMATS = ("text", "markdown", "csv", "json")
+NONE = "-"
+ABILITIES = {
+    "product": "product",
+    "embedding": "embedding",
+    "tied_head": "tied head",
+    "merge": "merge",
+    "quantized": "NF4 base",
+    "layer_ranks": "ranks by layer",
+    "trials": "trials at once",
+    "resume": "resume",
+    "starts_at_base": "starts at W",
+    "data": "needs data",
+}
+"""The headings of a method's abilities, by their names."""
+MADE_BY = (
+    "Made by `python -m experiments.methods --readme`; `--shape`, `--model` and `--variant` show "
+    "other sizes, and methods of your own."
+)
+MARKED = re.compile(r"(<!-- methods -->\n).*?(<!-- /methods -->)", re.DOTALL)
+
+
+def write(form: str, catalogue: Catalogue) -> str:
+    """The catalogue in one of `FORMATS`."""
+    return {"text": _text, "markdown": _markdown, "csv": _csv, "json": _json}[form](catalogue)
+
+
+def fill(text: str, catalogue: Catalogue) -> str:
+    """A document with the tables between `<!-- methods -->` and `<!-- /methods -->`.
+
+    Raises:
+      ValueError: the document has no such markers.
+    """
+    if not MARKED.search(text):
+        raise ValueError("no place for the table: <!-- methods --> ... <!-- /methods -->")
+    table = f"{_markdown(catalogue)}\n{MADE_BY}"
+    return MARKED.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+
+
+def _text(catalogue: Catalogue) -> str:
+    heads = ("name", "method", "parameters", "step / LoRA", "vLLM", "PEFT", "paper")
+    rows = [
+        [each.name, each.title, *_costs(each), each.peft or NONE, each.paper or NONE]
+        for each in catalogue.methods
+    ]
+    sheets = Sheet("What there is", heads, rows), _abilities(catalogue)
+    parts = [f"{each.title}\n\n{text_table(each.heads, each.rows)}" for each in sheets]
+    return "\n\n".join([*parts, "\n".join(notes(catalogue))]) + "\n"
+
+
+def _markdown(catalogue: Catalogue) -> str:
+    heads = ("file", "method", "what it is", "parameters", "step / LoRA", "vLLM", "PEFT", "paper")
+    rows = [
+        [each.name, each.title, each.idea, *_costs(each), each.peft or NONE, _link(each.paper)]
+        for each in catalogue.methods
+    ]
+    sheets = Sheet("What there is", heads, rows), _abilities(catalogue)
+    return text_formats.markdown(sheets, notes(catalogue))
+
+
+def _abilities(catalogue: Catalogue) -> Sheet:
+    rows = []
+    for each in catalogue.methods:
+        own = each.abilities and dataclasses.asdict(each.abilities)
+        rows.append([each.name, *(own[name] or NONE if own else NONE for name in ABILITIES)])
+    return Sheet("What each can", ("name", *ABILITIES.values()), rows)
+
+
+def notes(catalogue: Catalogue) -> list[str]:
+    """What the columns mean, and what a method cannot adapt."""
+    where = f", on {catalogue.machine}" if catalogue.machine else ""
+    return [
+        f"Parameters: those that train with default settings, of {catalogue.of}.",
+        "Step: the time of a training step of MiniLM (32 x 48 tokens) over that of a step with "
+        f"LoRA, by python -m experiments.bench --suite=methods{where}.",
+        "vLLM: the rank of the plain LoRA that is equal, if there is one of at most "
+        f"{MOST_RANKS}. Merged, every method is a plain model, which any server loads.",
+        "PEFT: the method there; the file's docstring says where the two differ.",
+        "Abilities are found by tracing the code. Product, embedding (lookups) and tied head: yes "
+        "is without a dense matrix, dense with one as large as the weight. Trials at once: in one "
+        "compiled program. Methods without an adapter have none of these.",
+        *(f"{each.name}: {each.obstacle}." for each in catalogue.methods if each.obstacle),
+    ]
+
+
+def _costs(method: Method) -> tuple[str, str, str]:
+    """Parameters, the cost of a step, and the rank in vLLM."""
+    parameters = NONE if method.parameters is None else f"{method.parameters:,}"
+    step = "not measured" if method.step is None else f"{method.step.middle:.2f}"
+    if method.abilities is None:
+        return parameters, step, NONE
+    mean = " on average" * (method.abilities.layer_ranks == BY_DATA)
+    rank = method.served_rank
+    return parameters, step, "no" if rank is None else f"rank {rank}{mean}"
+
+
+def _link(address: str) -> str:
+    return f"[{re.split('[/=]', address)[-1]}]({address})" if address else NONE
+
+
+def _record(method: Method) -> dict[str, Any]:
+    """A method as plain values; None for what does not apply or is not known."""
+    own = method.abilities and dataclasses.asdict(method.abilities)
+    step = method.step
+    return {
+        **{name: getattr(method, name) for name in ("name", "title", "idea", "parameters")},
+        "obstacle": method.obstacle,
+        **{name: own and own[name] for name in (*ABILITIES, "lora_rank")},
+        "vllm_rank": method.served_rank,
+        "step": step and step.middle,
+        "step_low": step and step.low,
+        "step_high": step and step.high,
+        "peft": method.peft,
+        "paper": method.paper,
+    }
+
+
+def _csv(catalogue: Catalogue) -> str:
+    records = [_record(each) for each in catalogue.methods]
+    return text_formats.csv_lines(list(records[0]), records)
+
+
+def _json(catalogue: Catalogue) -> str:
+    records = [_record(each) for each in catalogue.methods]
+    whole = {"of": catalogue.of, "machine": catalogue.machine, "methods": records}
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,85 @@
+"""How many numbers a method trains: for one matrix, or in a whole model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import lora_jax as lj
+from configs.settings import EncoderSettings
+from experiments.planning.abstract_step import OUTPUTS, batch_of
+from experiments.planning.model_sizes import ON_THE_HUB
+from experiments.setup import classification
+from experiments.setup.from_config import variants_of
+from lora_jax.models.families.decoders import decoder_family_of
+from lora_jax.models.families.encoders import FAMILIES
+from lora_jax.models.parts.completion import completion_likelihood
+from lora_jax.models.published.decoder_names import DecoderConfig
+from lora_jax.models.published.decoders import abstract_decoder, read_decoder_config
+from lora_jax.models.published.encoders import read_encoder_config
+from lora_jax.models.published.location import locate
+from lora_jax.models.published.weight_files import find_gguf, read_json
+from lora_jax.transform import target_patterns
+from lora_jax.transform.placement import place, trains
+from lora_jax.uses import Uses
+
+KERNEL = "kernel"
+LINEARS = "layers/.*/kernel"
+"""The linear layers of our models' blocks, for methods whose files suggest no targets."""
+
+
+def matrix(shape: tuple[int, int]) -> Uses:
+    """The weights of a model that is one product with a matrix, named `KERNEL`."""
+    params = {KERNEL: jax.ShapeDtypeStruct(shape, jnp.float32)}
+    x = jax.ShapeDtypeStruct((1, shape[0]), jnp.float32)
+    return lj.discover(lambda params, x: x @ params[KERNEL], params, x)
+
+
+def model(name: str) -> Uses:
+    """The weights of a model, from its sizes alone; an encoder is a classifier of two classes.
+
+    Args:
+      name: one of `ON_THE_HUB`, or what `locate` takes.
+
+    Raises:
+      ValueError, FileNotFoundError: there is no such model.
+    """
+    batch = batch_of(rows=1, tokens=8)  # no parameter depends on these
+    inputs = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+    return lj.discover(*_abstract(name), *inputs)
+
+
+def _abstract(name: str) -> tuple[Any, Any]:
+    """The forward pass of a model, and the shapes of its parameters."""
+    if content := ON_THE_HUB.get(name):
+        return _decoder(decoder_family_of(content).config.from_json(content))
+    where = locate(name)
+    if find_gguf(where) is None and read_json(where / "config.json").get("model_type") in FAMILIES:
+        shape, settings = read_encoder_config(where), EncoderSettings(name=name)
+        return lj.from_nnx(classification.abstract(shape, settings, OUTPUTS))
+    return _decoder(read_decoder_config(where))
+
+
+def _decoder(config: DecoderConfig) -> tuple[Any, Any]:
+    # Layers in a scan are traced once.
+    return completion_likelihood(abstract_decoder(config, unroll=1), longest=1)
+
+
+def trained(name: str, targets: Sequence[Any], uses: Uses) -> int:
+    """How many numbers a method trains with its default settings, before any rank is dropped.
+
+    Args:
+      name: as for `variants.make`.
+      targets: patterns, or pairs of a pattern and settings.
+
+    Raises:
+      ValueError: it cannot adapt a target, or a pattern matches nothing.
+    """
+    rules = tuple(variants_of(targets, name, {}).items())
+    assigned = target_patterns.assign(rules, uses)
+    adapted = {path: each for path, each in assigned.items() if target_patterns.adapting(each)}
+    own = sum(place(uses[path], each, None).count for path, each in adapted.items())
+    whole = [path for path in uses if path not in adapted and trains(uses[path], rules, assigned)]
+    return own + sum(math.prod(uses[path].shape) for path in whole)

@@ -1,0 +1,64 @@
+"""Print what methods there are: their size and cost, what each can do, and who else has it.
+
+    python -m experiments.methods
+    python -m experiments.methods --shape=4096x11008 --format=csv
+    python -m experiments.methods --model=minilm --variant=my_package.my_variant
+    python -m experiments.methods --readme  # rewrites the tables between README's markers
+
+Every file in `variants/` has a row; `--variant` adds methods of your own, whose modules are on
+PYTHONPATH. Parameters are those of one matrix of --shape (inputs x outputs), or with --model of a
+whole model. Nothing is trained or compiled: facts come from the code and its docstrings, and the
+cost of a step from `experiments/results/bench/methods.json`, where it was measured.
+"""
+
+import re
+
+from absl import flags
+
+from experiments import cli
+from experiments.catalogue import catalogue, formats
+from experiments.tables.config_tables import ROOT
+
+SHAPE = "768x768"
+
+_SHAPE = flags.DEFINE_string("shape", SHAPE, "The matrix to adapt, INPUTSxOUTPUTS.")
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "Count the parameters of this model instead: minilm, a folder, a name on the Hub.",
+)
+_VARIANT = flags.DEFINE_list("variant", [], "Further methods, such as my_package.my_variant.")
+_FORMAT = flags.DEFINE_enum("format", "text", formats.FORMATS, "The format of the tables.")
+_README = flags.DEFINE_bool("readme", False, "Rewrite the tables in README.md.")
+
+
+def methods() -> None:
+    if _README.value:
+        path = ROOT / "README.md"
+        old = path.read_text(encoding="utf-8")
+        new = formats.fill(old, catalogue.of_matrix(shape_of(SHAPE)))
+        path.write_text(new, encoding="utf-8")
+        print(f"{path.name}: {'tables are up to date' if new == old else 'tables rewritten'}")
+        return
+    own = list(_VARIANT.value)
+    if _MODEL.value is None:
+        found = catalogue.of_matrix(shape_of(str(_SHAPE.value)), own)
+    else:
+        found = catalogue.of_model(_MODEL.value, own)
+    print(formats.write(_FORMAT.value, found), end="")
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """The shape that a flag names: `4096x11008`.
+
+    Raises:
+      ValueError: the text is no shape.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    if match is None:
+        raise ValueError(f"--shape={text}: expected INPUTSxOUTPUTS, such as --shape={SHAPE}")
+    return int(match[1]), int(match[2])
+
+
+if __name__ == "__main__":
+    cli.main(methods)
