@@ -365,6 +365,18 @@ class HurriesA(Mutant):
         return {path: {"a": rate["b"] ** 2, **rate} for path, rate in ratios.items()}
 
 
+class PreconditionsInSilence(Mutant):
+    def precondition(self, gradients, factors):
+        return jax.tree.map(lambda gradient: 2 * gradient, gradients)
+
+
+class ClimbsWhenPreconditioned(PreconditionsInSilence):
+    preconditions = True
+
+    def precondition(self, gradients, factors):
+        return jax.tree.map(jnp.negative, super().precondition(gradients, factors))
+
+
 class KnowsDenseWeightsOnly(Mutant):
     def dot(self, x, base, factors, *, dropout_key=None):
         return super().dot(x, base, factors) if type(base) is Base else base.dot(x)
@@ -450,6 +462,8 @@ MUTANTS = [
     (DropoutAddsToTheMean, "dropout_spares_the_base"),
     (ForgetsItsStart, "starts_from_any_initialization"),
     (HurriesA, "learns_at_its_ratio"),
+    (PreconditionsInSilence, "goes_down_preconditioned"),
+    (ClimbsWhenPreconditioned, "goes_down_preconditioned"),
     (KnowsDenseWeightsOnly, "acts_on_quantised_weights"),
     (WrongOnInt8, "acts_on_quantised_weights"),
 ]
