@@ -1,4 +1,4 @@
-"""LoRA-Pro: A and B step so that the weight moves as close to its own gradient as it can.
+"""LoRA-Pro: the weight moves as close to its own gradient as its factors allow.
 
 Wang et al. 2024, "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", arXiv 2407.18242,
 theorems 2.1 and 2.3.
@@ -14,22 +14,21 @@ from lora_jax.methods.lowrank import LowRank
 class LoRAPro(LowRank):
     """LoRA whose optimiser gets dA and dB for the gradients g_A and g_B.
 
-    To first order, a step of gradient descent along dA and dB moves W' along s (dA^T B + A^T dB):
-    of all changes of that form, the closest to the gradient of W', which is never formed. The
-    equations are in `lora_jax.methods.preconditioning`; their inverses are damped by `damping`.
-    While B is zero, so are g_A and dA, and only B moves.
+    To first order, a step of gradient descent moves W' along s (dA^T B + A^T dB): of all changes of
+    this form, the closest to the gradient of W', which is never formed. The equations are those of
+    `lora_jax.methods.preconditioning.lora_pro`, with inverses damped by `damping`. While B is zero,
+    g_A and dA are zero too, and only B moves.
 
-    Differences from plain LoRA: those gradients, which `adapted.optimizer(tx, frozen)` gives to
-    `tx`; a loop that uses `tx` itself trains plain LoRA. Their size has no 1/s^2 too much: other
-    learning rates suit it. The preconditioner is a setting of every A/B method but AdaLoRA; with
-    LoRA-FA it is PEFT's `LoraFAOptimizer`.
+    Differences from plain LoRA: only these gradients, which `adapted.optimizer(tx, frozen)` gives
+    to `tx`; a loop that uses `tx` itself trains plain LoRA. `make_train_step(..., clip=)` clips
+    before they are changed, a clip in `tx` after that. The preconditioner is a setting of every A/B
+    method except AdaLoRA. With LoRA-FA, which freezes A, it is PEFT's `LoraFAOptimizer`.
 
-    With gradient descent, this is the paper's method. With Adam, the paper's has the moments of
-    s (dA^T B + A^T dB): two dense matrices for each W, as in full fine-tuning, from which dA and dB
-    are found a second time. That is not here. Here Adam has the moments of dA and dB, as in the
-    mode "efficient" of the authors' earlier code: its step is not the closest to anything, and it
-    depends on the choice of X. Differences from that code, whose X is not damped, and which
-    decays W too.
+    With gradient descent this is the paper's method. With Adam it is the mode "efficient" of the
+    authors' first code, with the moments of dA and dB. No theorem holds for it: Adam rescales every
+    entry, so that the step is not the closest one, and depends on X. The paper's Adam is not here:
+    it keeps the moments of s (dA^T B + A^T dB), two dense matrices for every W, as full fine-tuning
+    does. Difference from that code: the equation for X is damped too.
     """
 
     title: ClassVar[str] = "LoRA-Pro"

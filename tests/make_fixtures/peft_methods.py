@@ -49,6 +49,7 @@ METHODS = {
     "olora": {"init_lora_weights": "olora"},
     "lora_fa": {},
     "lora_plus": {},
+    "riemannian": {},
     "vera": {"peft_type": "VERA"},
     "ia3": {"peft_type": "IA3"},
     "hira": {"peft_type": "HIRA"},
@@ -64,7 +65,7 @@ METHODS = {
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
-# name -> a method, PEFT's settings, and for LoRA+ `optimiser`; the seed is 20 and the number
+# name -> a method, PEFT's settings, and its `optimiser`, if any; the seed is 20 and the number
 CASES = {
     "dora": {"method": "dora", "r": 3, "lora_alpha": 8, "target_modules": LINEAR},
     "dora_everywhere": {
@@ -133,6 +134,11 @@ CASES = {
     },
     "shira": {"method": "shira", "r": 1, "target_modules": LINEAR},
     "delora": {"method": "delora", "r": 3, "delora_lambda": 5.0, "target_modules": LINEAR},
+    "riemannian": {
+        "method": "riemannian",
+        **{"r": 3, "lora_alpha": 4, "target_modules": MATRICES},
+        "optimiser": {"name": "SGD", "damping": 0.05},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -202,16 +208,19 @@ def wrap(model, config, seed, **options):
 
 
 def optimiser_of(wrapped, config):
-    """PEFT's for LoRA+, if the case has one."""
+    """PEFT's for LoRA+ or Riemannian LoRA, if the case has one."""
     import torch
-    from peft.optimizers import create_loraplus_optimizer
+    from peft.optimizers import create_loraplus_optimizer, create_riemannian_optimizer
 
     if "optimiser" not in config:
         return None
     settings = config["optimiser"]
+    given = wrapped, getattr(torch.optim, settings["name"])
+    if "damping" in settings:
+        options = {"reg": settings["damping"], "weight_decay": settings.get("decay", 0.0)}
+        return create_riemannian_optimizer(*given, lr=RATE, **options)
     return create_loraplus_optimizer(
-        wrapped,
-        getattr(torch.optim, settings["name"]),
+        *given,
         lr=RATE,
         loraplus_lr_ratio=settings["ratio"],
         loraplus_weight_decay=settings.get("decay", 0.0),

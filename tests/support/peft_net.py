@@ -81,6 +81,8 @@ def variant_of(config, module):
     }
     if method == "adalora":  # all ranks stay, so that nothing has to be pruned
         settings |= {"mode": "reference", "target_rank": config["init_r"]}
+    if method == "riemannian":
+        settings["damping"] = config["optimiser"]["damping"]
     if method == "lora_plus":
         settings["learning_rate_ratio"] = config["optimiser"]["ratio"]
     if config.get("use_rslora"):
