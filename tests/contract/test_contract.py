@@ -14,7 +14,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 import lora_jax as lj
 import variants
 from lora_jax import contract
-from lora_jax.contract import matrix, training
+from lora_jax.contract import matrix, timing, training
 from lora_jax.methods.lowrank import dropout
 from lora_jax.variant import Base
 from variants.lora import LoRA
@@ -599,6 +599,16 @@ def test_the_report_is_a_table():
         "settings_are_static  ok",
         "count_is_exact       ok",
     ]
+
+
+def test_a_whole_check_says_how_long_dot_takes(monkeypatch):
+    monkeypatch.setattr(contract, "CLAUSES", ())
+    monkeypatch.setattr(timing, "WIDTH", 24)
+    report = lj.check(LoRA(rank=1))
+    assert report.dot_time > 0
+    said = f"dot takes {report.dot_time:.2f} x the time of x @ W' (256 x 24 x 24, float32, cpu)"
+    assert str(report).splitlines()[-1] == said
+    assert "dot takes" not in str(lj.check(variants.make("head_only")))
 
 
 def test_clauses_of_a_matrix_do_not_apply_without_factors():
