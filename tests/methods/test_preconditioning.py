@@ -179,11 +179,10 @@ def test_descent_from_a_zero_b_is_that_of_the_weight(name):
     assert losses[-1] < 1.1 * least
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_rows_beyond_the_rank_stay_zero_and_change_nothing(name, standard_promotion):
+def test_rows_beyond_the_rank_stay_zero_and_change_nothing(standard_promotion):
     """With Adam, which would make whole steps of rounding errors in them."""
     params, targets = weights()
-    settings = {"preconditioner": name, "rank": 2, "alpha": 4.0}
+    settings = {"preconditioner": "lora_pro", "rank": 2, "alpha": 4.0}
     own, wide = (
         trained(
             lj.adapt(forward, variants.make("lora", max_rank=rows, **settings), ["stack", "w"]),
