@@ -182,6 +182,7 @@ def with_constants(frozen, fixed, start):
     if "base_model.vera_A.default" in fixed:
         a, b = (fixed[f"base_model.vera_{letter}.default"] for letter in "AB")
         shared = {"projection_a": jnp.asarray(a), "projection_b": jnp.asarray(b.T)}
+        shared |= {"init_key": frozen.shared[0]["init_key"]}
         # Stored once for all matrices, and as large as PEFT's.
         assert jax.tree.map(jnp.shape, (shared,)) == jax.tree.map(jnp.shape, frozen.shared)
         return dataclasses.replace(frozen, shared=(shared,))
