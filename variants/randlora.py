@@ -12,7 +12,7 @@ terms as it takes to reach full rank. Where out < in, A is on the side of the ou
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class RandLoRA(Variant):
     B_i. Its sparse and ternary A and B are not here.
     """
 
+    remade: ClassVar[tuple[str, ...]] = ("random_a", "random_b")
+
     rank: int = 32
     alpha: float = 640.0
     dropout: float = 0.0
@@ -55,7 +57,7 @@ class RandLoRA(Variant):
         a = jax.random.uniform(one, (self.rank, short), dtype, -bound, bound)
         terms = self._terms((short, long))
         b = jax.random.uniform(two, (terms, self.rank, long), dtype, -bound, bound)
-        return {"random_a": a, "random_b": b}
+        return {"random_a": a, "random_b": b, "init_key": jax.random.key_data(key)}
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, terms, short = wide(base.dtype), self._terms(base.shape), min(base.shape)

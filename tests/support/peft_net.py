@@ -206,6 +206,7 @@ def _random_matrices(ours, fixed):
     rows = b[:long, :terms].reshape(long, rank, terms)  # column k * terms + i is of row k in term i
     short = ours["random_a"].shape[1]
     return {
+        "init_key": ours["init_key"],
         "random_a": jnp.asarray(a[:, 0, :short]),
         "random_b": jnp.asarray(rows.transpose(2, 1, 0)),
     }
