@@ -256,6 +256,19 @@ class Variant:
         """The effective bias, (out,), of the layer whose matrix has these factors."""
         return bias
 
+    @property
+    def preconditions(self) -> bool:
+        """Whether `precondition` changes gradients."""
+        return False
+
+    def precondition(self, gradients: dict[str, Array], factors: Factors) -> dict[str, Array]:
+        """What the optimiser gets in the place of the gradients of the trainables, {name: array}.
+
+        `adapted.optimizer` calls it before each of the optimiser's updates. What gradients are used
+        for elsewhere (`update`, their norm) stays as it is.
+        """
+        return gradients
+
     # -- of all matrices of this variant, {path: factors}, stacked axes leading --------------------
 
     def init_shared(

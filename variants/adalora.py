@@ -76,6 +76,8 @@ class AdaLoRA(LowRank):
             raise ValueError("AdaLoRA chooses ranks itself: leave max_rank out")
         if self.allots:
             raise ValueError("AdaLoRA chooses ranks itself: initialization='eva' takes no rho")
+        if self.preconditions:
+            raise ValueError("AdaLoRA's update has a factor e that no preconditioner knows of")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"betas must be in [0, 1), got {self.beta1} and {self.beta2}")
         if not self.orthogonality >= 0:

@@ -19,7 +19,8 @@ class LoRAFA(LowRank):
 
     Differences from plain LoRA: A is among the constants, so reverse mode keeps x A^T (rank wide)
     instead of x, and half of the factors have no gradient and no optimiser state. PEFT's
-    `LoraFAOptimizer` is a later method that also corrects the gradient of B; this is the paper's.
+    `LoraFAOptimizer` is a later method that also corrects the gradient of B: that is
+    `preconditioner="lora_pro"`. Without it, this is the paper's.
     """
 
     title: ClassVar[str] = "LoRA-FA"

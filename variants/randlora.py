@@ -38,6 +38,7 @@ class RandLoRA(Variant):
     """
 
     peft: ClassVar[str] = "RandLoraConfig"
+    remade: ClassVar[tuple[str, ...]] = ("random_a", "random_b")
 
     rank: int = 32
     alpha: float = 640.0
@@ -57,7 +58,7 @@ class RandLoRA(Variant):
         a = jax.random.uniform(one, (self.rank, short), dtype, -bound, bound)
         terms = self._terms((short, long))
         b = jax.random.uniform(two, (terms, self.rank, long), dtype, -bound, bound)
-        return {"random_a": a, "random_b": b}
+        return {"random_a": a, "random_b": b, "init_key": jax.random.key_data(key)}
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, terms, short = wide(base.dtype), self._terms(base.shape), min(base.shape)

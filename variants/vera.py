@@ -31,6 +31,7 @@ class VeRA(Variant):
     suggested: ClassVar[Suggested] = Suggested(
         2e-2, 1e-2, (3e-3, 1e-2, 3e-2), settings={"rank": 256}
     )
+    remade: ClassVar[tuple[str, ...]] = ("projection_a", "projection_b")
 
     rank: int = 256
     d_init: float = 0.1
@@ -50,7 +51,7 @@ class VeRA(Variant):
         inputs, outputs = (max(sizes) for sizes in zip(*shapes, strict=True))
         a = _kaiming_uniform(one, (self.rank, inputs), inputs, dtype)
         b = _kaiming_uniform(two, (self.rank, outputs), self.rank, dtype)
-        return {"projection_a": a, "projection_b": b}
+        return {"projection_a": a, "projection_b": b, "init_key": jax.random.key_data(key)}
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype = wide(base.dtype)

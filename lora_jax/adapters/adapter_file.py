@@ -34,7 +34,7 @@ def save_adapter(
 ) -> Path:
     """Write trainables and the adapters' constants (see `save_tree`); the base is not in the file.
 
-    The constants are saved because they may be random (VeRA, LoRA-FA) or depend on a decomposition
+    The constants are saved because they may be random (LoRA-FA) or depend on a decomposition
     (PiSSA), which another machine or version may not reproduce. Those that the variant says can be
     made again (`Variant.remade`) are left out, if they are the same bit by bit when they are made
     again here; digests of them are saved. Digests of the base (`base_digests`) are saved so that
@@ -77,6 +77,7 @@ def load_adapter(
     """
     tree, meta = _load(path)
     tree = _completed(path, tree, meta, trainable, frozen, any_base)
+    tree = {**tree, "shared": _keyed(tree["shared"], frozen)}
     wanted, _ = flatten(_tree(trainable, frozen))
     found, _ = flatten(tree)
     for name in [*wanted, *found]:
@@ -177,6 +178,12 @@ def _completed(
         part, where, last = _parts(name)
         complete[part].setdefault(where, {})[last] = made[name]
     return {**tree, **complete}
+
+
+def _keyed(shared: Mapping[str, Any], frozen: Frozen) -> dict[str, Any]:
+    """A file's shared arrays, with a key: files of earlier versions have all of VeRA's but that."""
+    own = {str(n): mine for n, mine in enumerate(frozen.shared) if KEY in mine}
+    return {n: {KEY: own[n][KEY], **each} if n in own else each for n, each in shared.items()}
 
 
 def _parts(name: str) -> tuple[str, str, str]:

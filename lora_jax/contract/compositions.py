@@ -1,5 +1,6 @@
-"""Clauses about combinations: dropout, initialisations, learning-rate ratios, quantisation."""
+"""Clauses about combinations: dropout, starts, ratios of rates, preconditioners, quantisation."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -18,11 +19,12 @@ from lora_jax.contract.clause import (
     require,
     require_close,
     require_identical,
+    require_same_form,
 )
-from lora_jax.contract.products import inputs_of, require_products
+from lora_jax.contract.products import inputs_of, pull_back, require_products
 from lora_jax.contract.toy_matrices import factors_of, init, noisy, normal
 from lora_jax.contract.toys import decoder
-from lora_jax.methods import initialization
+from lora_jax.methods import initialization, preconditioning
 from lora_jax.partition import flatten
 from lora_jax.quantization.quantize import NF4, Int8, quantized
 from lora_jax.transform.adapt import Adapted, adapt
@@ -154,6 +156,41 @@ def _moves(
 
 
 @clause
+def goes_down_preconditioned(variant: Variant) -> None:
+    """With every preconditioner that it takes, the optimiser gets another direction, also down."""
+    names = preconditioning.PRECONDITIONERS if _has(variant, "preconditioner") else ()
+    others = (_with(variant, preconditioner=name) for name in names)
+    several = (variant, *(each for each in others if each is not None))
+    base = toy_matrices.base(variant)
+    results = _directions(several, base, normal(base.shape, 22))
+    for each, (gradients, changed) in zip(several, results, strict=True):
+        require_same_form("precondition", changed, gradients)
+        differs = any(np.any(changed[name] != gradients[name]) for name in gradients)
+        said = "preconditions" if each.preconditions else "does not precondition"
+        require(differs == each.preconditions, f"{each} {said}, and gradients differ: {differs}")
+        slope = sum(float(np.sum(changed[name] * gradients[name])) for name in gradients)
+        require(slope > 0, f"against the direction of {each}, the loss rises by {slope:.2g}")
+
+
+@functools.partial(by_numpy, static_argnums=0)
+def _directions(variants: tuple[Variant, ...], base: Base, cotangent: Array) -> list[Any]:
+    """The gradients of each variant's factors, and what the optimiser gets for them."""
+    results = []
+    for each in variants:
+        factors = factors_of(each, base)
+        gradients = pull_back(each, base, factors)(cotangent)
+        results.append((gradients, each.precondition(gradients, factors)))
+    return results
+
+
+def _with(variant: Variant, **settings: Any) -> Variant | None:
+    """The variant with other settings; None if it refuses them."""
+    with contextlib.suppress(ValueError):
+        return dataclasses.replace(variant, **settings)
+    return None
+
+
+@clause
 def acts_on_quantised_weights(variant: Variant) -> None:
     """On quantised weights it computes the same as on the dequantised ones, gradients too."""
     dense = toy_matrices.base(variant)
@@ -182,5 +219,6 @@ OF_COMPOSITIONS = (
     dropout_spares_the_base,
     starts_from_any_initialization,
     learns_at_its_ratio,
+    goes_down_preconditioned,
     acts_on_quantised_weights,
 )

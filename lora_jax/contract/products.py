@@ -18,7 +18,7 @@ from lora_jax.contract.clause import (
     require_close,
     require_same_form,
 )
-from lora_jax.contract.toy_matrices import array, compiled_factors_of, normal
+from lora_jax.contract.toy_matrices import array, compiled_factors_of, noisy, normal
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -172,13 +172,14 @@ def inputs_of(
 def calls_of(base: Base, factors: Factors) -> dict[str, Callable[[Variant], Any]]:
     """Everything that a variant computes with one matrix."""
     x, z, rows = inputs_of(base, (2, 3))
-    key = keys.key(10)
+    key, gradients = keys.key(10), noisy(factors.trainable, 12)
     return {
         "weight": lambda variant: variant.weight(base, factors),
         "dot": lambda variant: variant.dot(x, base, factors),
         "dot with dropout": lambda variant: variant.dot(x, base, factors, dropout_key=key),
         "dot_t": lambda variant: variant.dot_t(z, base, factors),
         "take": lambda variant: variant.take(rows, base, factors),
+        "precondition": lambda variant: variant.precondition(gradients, factors),
         "learning_rates": lambda variant: variant.learning_rates({"w": factors.constants}),
     }
 

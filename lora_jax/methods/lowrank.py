@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods import from_data, initialization
+from lora_jax.methods import from_data, initialization, preconditioning
 from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
@@ -142,6 +142,13 @@ class LowRank(LowRankUpdate):
     """B's learning rate over that of the rest (LoRA+); it is `constants["ratio"]` if not 1."""
     max_rank: int | None = None
     """Rows to allocate, at least `rank`; a 0/1 mask hides those beyond the rank."""
+    preconditioner: str = preconditioning.NONE
+    """A key of `preconditioning.PRECONDITIONERS`, which `adapted.optimizer` puts to work.
+
+    It changes the gradients of A and B. Other factors (DoRA's magnitudes) keep theirs.
+    """
+    damping: float = 1e-6
+    """What a preconditioner adds to matrices that it inverts; then it is `constants["damping"]`."""
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -158,6 +165,7 @@ class LowRank(LowRankUpdate):
                 f"learning_rate_ratio must be finite and at least 0, got {self.learning_rate_ratio}"
             )
         initialization.validate(self.initialization, self.rank, self.alpha)
+        preconditioning.validate(self.preconditioner, self.damping, self.alpha)
         if self.allots and self.max_rank is not None:
             raise ValueError(f"initialization '{self.initialization}' takes no max_rank")
 
@@ -196,6 +204,8 @@ class LowRank(LowRankUpdate):
             constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
         if self.learning_rate_ratio != 1:
             constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        if self.preconditions:
+            constants["damping"] = jnp.asarray(self.damping, dtype)
         if self.max_rank is not None:
             constants["mask"] = (jnp.arange(rows) < self.rank).astype(dtype)
         return Factors(trainable, constants)
@@ -245,6 +255,22 @@ class LowRank(LowRankUpdate):
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape)
+
+    @property
+    def preconditions(self) -> bool:
+        return self.preconditioner != preconditioning.NONE
+
+    def precondition(self, gradients: dict[str, Array], factors: Factors) -> dict[str, Array]:
+        if not self.preconditions:
+            return gradients
+        constants, a, b = factors.constants, read(factors, "a"), read(factors, "b")
+        mine = {name: gradients[name] for name in ("a", "b") if name in gradients}
+        changed = preconditioning.precondition(
+            self.preconditioner, mine, a, b, constants["scale"], constants["damping"]
+        )
+        if "mask" in constants:  # rounding must not move the rows beyond the rank, which are zero
+            changed = {name: constants["mask"][:, None] * x for name, x in changed.items()}
+        return {**gradients, **changed}
 
     def learning_rates(
         self, constants: Mapping[str, dict[str, Array]]

@@ -114,7 +114,9 @@ def _begun(variant: Variant, key: Array, base: Base) -> Factors:
 
 
 def _values(variant: Variant, factors: Factors, base: Base, key: Array) -> Any:
-    """All that a variant computes, the gradient of a number made of it, and the learning rates."""
+    """All that a variant computes, the gradient of a number made of it, and what goes with that:
+    what the optimiser gets for the gradient, and the learning rates.
+    """
     x, y = (jax.random.normal(key, (3, size)) for size in base.shape)
 
     def total(trainable: dict[str, Array]) -> tuple[Array, Any]:
@@ -130,7 +132,8 @@ def _values(variant: Variant, factors: Factors, base: Base, key: Array) -> Any:
         return sum((jnp.sin(each).sum() for each in made.values()), jnp.zeros(())), made
 
     rates = jax.tree.map(jnp.asarray, dict(variant.learning_rates({"": factors.constants})))
-    return jax.value_and_grad(total, has_aux=True)(factors.trainable), rates
+    computed, gradients = jax.value_and_grad(total, has_aux=True)(factors.trainable)
+    return computed, gradients, variant.precondition(gradients, factors), rates
 
 
 def _constant(name: str, own: Mapping[str, Array], like: Any, rank: int) -> Array:

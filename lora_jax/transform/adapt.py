@@ -34,6 +34,7 @@ from lora_jax.transform.placement import (
     warn_of_doubts,
     weight_of,
 )
+from lora_jax.transform.preconditioning import preconditioned
 from lora_jax.transform.target_patterns import Pattern, Rule, Targets
 from lora_jax.variant import Variant
 
@@ -204,13 +205,16 @@ class Adapted:
     def optimizer(
         self, tx: optax.GradientTransformation, frozen: Frozen
     ) -> optax.GradientTransformation:
-        """`tx` with the learning rates that variants set for their own factors (LoRA+)."""
+        """`tx` with what variants do to the gradients of their factors before it (LoRA-Pro), and
+        to learning rates after it (LoRA+).
+        """
         rates: dict[str, dict[str, Any]] = {}
         nothing: dict[str, Any] = {path: {} for path in frozen.constants}
         for variant, factors in grouped(nothing, frozen):
             constants = {path: each.constants for path, each in factors.items()}
             rates |= variant.learning_rates(constants)
-        return optax.chain(tx, scale_updates(rates)) if rates else tx
+        tx = optax.chain(tx, scale_updates(rates)) if rates else tx
+        return preconditioned(tx, frozen)
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
         """What the variants add to the loss; zero for most."""

@@ -14,7 +14,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 import lora_jax as lj
 import variants
 from lora_jax import contract
-from lora_jax.contract import matrix, training
+from lora_jax.contract import matrix, timing, training
 from lora_jax.methods.lowrank import dropout
 from lora_jax.variant import Base
 from variants.lora import LoRA
@@ -371,6 +371,18 @@ class HurriesA(Mutant):
         return {path: {"a": rate["b"] ** 2, **rate} for path, rate in ratios.items()}
 
 
+class PreconditionsInSilence(Mutant):
+    def precondition(self, gradients, factors):
+        return jax.tree.map(lambda gradient: 2 * gradient, gradients)
+
+
+class ClimbsWhenPreconditioned(PreconditionsInSilence):
+    preconditions = True
+
+    def precondition(self, gradients, factors):
+        return jax.tree.map(jnp.negative, super().precondition(gradients, factors))
+
+
 class KnowsDenseWeightsOnly(Mutant):
     def dot(self, x, base, factors, *, dropout_key=None):
         return super().dot(x, base, factors) if type(base) is Base else base.dot(x)
@@ -457,6 +469,8 @@ MUTANTS = [
     (DropoutAddsToTheMean, "dropout_spares_the_base"),
     (ForgetsItsStart, "starts_from_any_initialization"),
     (HurriesA, "learns_at_its_ratio"),
+    (PreconditionsInSilence, "goes_down_preconditioned"),
+    (ClimbsWhenPreconditioned, "goes_down_preconditioned"),
     (KnowsDenseWeightsOnly, "acts_on_quantised_weights"),
     (WrongOnInt8, "acts_on_quantised_weights"),
 ]
@@ -592,6 +606,16 @@ def test_the_report_is_a_table():
         "settings_are_static  ok",
         "count_is_exact       ok",
     ]
+
+
+def test_a_whole_check_says_how_long_dot_takes(monkeypatch):
+    monkeypatch.setattr(contract, "CLAUSES", ())
+    monkeypatch.setattr(timing, "WIDTH", 24)
+    report = lj.check(LoRA(rank=1))
+    assert report.dot_time > 0
+    said = f"dot takes {report.dot_time:.2f} x the time of x @ W' (256 x 24 x 24, float32, cpu)"
+    assert str(report).splitlines()[-1] == said
+    assert "dot takes" not in str(lj.check(variants.make("head_only")))
 
 
 def test_clauses_of_a_matrix_do_not_apply_without_factors():

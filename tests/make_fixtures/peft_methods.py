@@ -51,6 +51,7 @@ METHODS = {
     "olora": {"init_lora_weights": "olora"},
     "lora_fa": {},
     "lora_plus": {},
+    "riemannian": {},
     "vera": {"peft_type": "VERA"},
     "ia3": {"peft_type": "IA3"},
     "hira": {"peft_type": "HIRA"},
@@ -70,7 +71,8 @@ METHODS = {
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
-# name -> a method, PEFT's settings, for LoRA+ `optimiser`, and for sizes that suit it `seed`
+# name -> a method, PEFT's settings, its `optimiser`, if any, and a `seed` for sizes that suit it;
+# otherwise the seed is 20 and the number
 CASES = {
     "dora": {"method": "dora", "r": 3, "lora_alpha": 8, "target_modules": LINEAR},
     "dora_everywhere": {
@@ -139,6 +141,11 @@ CASES = {
     },
     "shira": {"method": "shira", "r": 1, "target_modules": LINEAR},
     "delora": {"method": "delora", "r": 3, "delora_lambda": 5.0, "target_modules": LINEAR},
+    "riemannian": {
+        "method": "riemannian",
+        **{"r": 3, "lora_alpha": 4, "target_modules": MATRICES},
+        "optimiser": {"name": "SGD", "damping": 0.05},
+    },
     "gralora": {
         "method": "gralora",
         **{"r": 4, "alpha": 6, "gralora_k": 2, "target_modules": MATRICES, "seed": EVEN},
@@ -240,16 +247,19 @@ def wrap(model, config, seed, **options):
 
 
 def optimiser_of(wrapped, config):
-    """PEFT's for LoRA+, if the case has one."""
+    """PEFT's for LoRA+ or Riemannian LoRA, if the case has one."""
     import torch
-    from peft.optimizers import create_loraplus_optimizer
+    from peft.optimizers import create_loraplus_optimizer, create_riemannian_optimizer
 
     if "optimiser" not in config:
         return None
     settings = config["optimiser"]
+    given = wrapped, getattr(torch.optim, settings["name"])
+    if "damping" in settings:
+        options = {"reg": settings["damping"], "weight_decay": settings.get("decay", 0.0)}
+        return create_riemannian_optimizer(*given, lr=RATE, **options)
     return create_loraplus_optimizer(
-        wrapped,
-        getattr(torch.optim, settings["name"]),
+        *given,
         lr=RATE,
         loraplus_lr_ratio=settings["ratio"],
         loraplus_weight_decay=settings.get("decay", 0.0),

@@ -5,6 +5,7 @@ Where PEFT differs from the papers or from here, a test names the difference and
 
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ from peft_special import (  # noqa: E402
     assert_ia3_scales_biases,
     assert_starts_alike,
     fast_pissa_errors,
-    lora_plus,
+    optimiser_errors,
 )
 
 pytestmark = [
@@ -75,7 +76,7 @@ def random_config(method, seed):
         return int(random.randint(1, most + 1))
 
     config = {"method": method, "r": number(4)}
-    if method in ("rslora", "dora", "pissa", "olora", "lora_fa", "lora_plus"):
+    if method in ("rslora", "dora", "pissa", "olora", "lora_fa", "lora_plus", "riemannian"):
         config |= {"lora_alpha": number(6), "use_rslora": bool(random.randint(2))}
     if method == "rslora":
         del config["use_rslora"]  # it is what the method says
@@ -124,8 +125,10 @@ def random_config(method, seed):
         config["feedforward_modules"] = [m for m in modules if random.randint(2)]
     if method == "adalora":
         config |= {"init_r": config.pop("r"), "lora_alpha": number(6)}
-    if method == "lora_plus":
-        optimiser = {"name": ["SGD", "AdamW"][random.randint(2)], "ratio": float(number(16))}
+    if method in ("lora_plus", "riemannian"):
+        optimiser = {"name": ["SGD", "AdamW"][random.randint(2)]}
+        lora_plus = method == "lora_plus"
+        optimiser |= {"ratio": float(number(16))} if lora_plus else {"damping": 0.1 ** number(4)}
         config["optimiser"] = optimiser | {"decay": 0.1 * int(random.randint(2))}
         config["target_modules"] = [m for m in modules if m != "embed"] or ["l1"]
     return config
@@ -134,7 +137,13 @@ def random_config(method, seed):
 # Between them they have each choice of `random_config` with each method, and blocks that divide.
 SEEDS = {
     **{"rslora": (0, 6), "dora": (1, 2, 3, 9, 21), "pissa": (0, 1, 7), "olora": (0, 21)},
-    **{"lora_fa": (1, 7), "lora_plus": (0, 1, 6, 13), "vera": (2,), "ia3": (1, 2, 3)},
+    **{
+        "lora_fa": (1, 7),
+        "lora_plus": (0, 1, 6, 13),
+        "riemannian": (0, 1),
+        "vera": (2,),
+        "ia3": (1, 2, 3),
+    },
     **{"hira": (12,), "miss": (0, 4), "adalora": (3,)},
     **{"loha": (0, 1), "lokr": (0, 1, 2), "oft": (2,)},
     **{"hra": (0, 1), "fourierft": (0,), "randlora": (0, 1), "shira": (0,), "delora": (0,)},
@@ -148,8 +157,8 @@ def test_random_settings(method, seed, x64, standard_promotion):
     config = random_config(method, 100 * seed + sorted(METHODS).index(method))
     arrays = run_net(config, 300 + seed)
     assert_agrees(arrays, config)
-    if method == "lora_plus":
-        assert max(jax.tree.leaves(lora_plus(arrays, config))) < 1e-10
+    if method in ("lora_plus", "riemannian"):
+        assert max(jax.tree.leaves(optimiser_errors(arrays, config))) < 1e-10
     if takes_start(config):
         begun = assert_disabling_differs(arrays, config)
         if "niter" not in str(config.get("init_lora_weights")):
@@ -435,6 +444,36 @@ def test_pefts_lora_fa_optimiser_is_another_method(seed, x64):
     sure = np.abs(turned) > 0.05 * np.abs(turned).max()  # PEFT turns it in bfloat16
     np.testing.assert_array_equal(np.sign(theirs["b"])[sure], -np.sign(turned)[sure])
     assert (np.sign(turned) != np.sign(plain))[sure].any()
+
+
+def test_pefts_lora_fa_optimiser_is_lora_pro_with_a_frozen_a(x64, standard_promotion):
+    """In float64: else PEFT has bfloat16 there. Its Adam has an epsilon of its own, here zero."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(7, 6).double(), torch.randn(5, 7).double()
+    weight, bias = (p.detach().numpy().copy() for p in (layer.weight, layer.bias))
+    wrapped = one_layer(layer, r=3, lora_alpha=4).double()
+    optimiser = create_lorafa_optimizer(wrapped, r=3, lora_alpha=4, lr=0.1)
+    optimiser.param_groups[0]["eps"] = 0.0
+    tensors = {n: p for n, p in wrapped.named_parameters() if "lora_" in n}
+    with mock.patch("peft.optimizers.lorafa.is_bf16_available", return_value=False):
+        for _ in range(3):
+            optimiser.zero_grad()
+            (wrapped(x) ** 2).mean().backward()
+            optimiser.step()
+    (theirs,) = to_factors({n: p.detach().numpy() for n, p in tensors.items()}).values()
+
+    variant = LoRAFA(rank=3, alpha=4.0, preconditioner="lora_pro", damping=1e-8)
+    adapted = lj.adapt(lambda params, x: x @ params["w"].T + bias[None], variant, "w")
+    params, inputs = {"w": jnp.asarray(weight)}, jnp.asarray(x.numpy())
+    trainable, frozen = adapted.init(jax.random.key(0), params, inputs)
+    frozen.constants["w"]["a"] = theirs["a"]  # which has not moved
+    tx = adapted.optimizer(optax.adam(0.1, eps=0.0), frozen)
+    state = tx.init(trainable)
+    slope = jax.grad(lambda trainable: (adapted.apply(trainable, frozen, inputs) ** 2).mean())
+    for _ in range(3):
+        updates, state = tx.update(slope(trainable), state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+    np.testing.assert_allclose(trainable["adapters"]["w"]["b"], theirs["b"], atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -96,6 +96,8 @@ def variant_of(config, module):
     }
     if method == "adalora":  # all ranks stay, so that nothing has to be pruned
         settings |= {"mode": "reference", "target_rank": config["init_r"]}
+    if method == "riemannian":
+        settings["damping"] = config["optimiser"]["damping"]
     if method == "lora_plus":
         settings["learning_rate_ratio"] = config["optimiser"]["ratio"]
     if config.get("use_rslora"):
@@ -220,6 +222,7 @@ def with_constants(frozen, fixed, start):
     if "base_model.vera_A.default" in fixed:
         a, b = (fixed[f"base_model.vera_{letter}.default"] for letter in "AB")
         shared = {"projection_a": jnp.asarray(a), "projection_b": jnp.asarray(b.T)}
+        shared |= {"init_key": frozen.shared[0]["init_key"]}
         # Stored once for all matrices, and as large as PEFT's.
         assert jax.tree.map(jnp.shape, (shared,)) == jax.tree.map(jnp.shape, frozen.shared)
         return dataclasses.replace(frozen, shared=(shared,))
@@ -243,6 +246,7 @@ def _random_matrices(ours, fixed):
     rows = b[:long, :terms].reshape(long, rank, terms)  # column k * terms + i is of row k in term i
     short = ours["random_a"].shape[1]
     return {
+        "init_key": ours["init_key"],
         "random_a": jnp.asarray(a[:, 0, :short]),
         "random_b": jnp.asarray(rows.transpose(2, 1, 0)),
     }

@@ -1,4 +1,4 @@
-"""Comparisons with PEFT beyond `peft_net.assert_agrees`: starts, LoRA+'s rates, dropout, IA3."""
+"""Comparisons with PEFT beyond `peft_net.assert_agrees`: starts, optimisers, dropout, IA3."""
 
 from unittest import mock
 
@@ -85,10 +85,10 @@ def assert_disabling_differs(arrays, config):
     return begun
 
 
-# -- LoRA+ ---------------------------------------------------------------------------------------
+# -- LoRA+ and Riemannian LoRA ---------------------------------------------------------------------
 
 
-def lora_plus(arrays, config, rates=None):
+def optimiser_errors(arrays, config, rates=None):
     """How far our training is from PEFT's, and what has moved least, by path and name.
 
     Args:

@@ -229,7 +229,9 @@ def test_trajectories_of_sgd_in_float64():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("names", ["dora,lora_fa", "pissa,hira", "vera", "full"])
+@pytest.mark.parametrize(
+    "names", ["dora,lora_fa", "pissa,hira", "riemannian,lora_pro", "vera", "full"]
+)
 def test_trajectories_of_other_methods(names):
     """Masks, constants and shared arrays of theirs, in stacks and single matrices."""
     chosen = PAIR

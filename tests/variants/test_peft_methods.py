@@ -18,7 +18,7 @@ from peft_special import (
     assert_ia3_scales_biases,
     assert_starts_alike,
     fast_pissa_errors,
-    lora_plus,
+    optimiser_errors,
 )
 
 from lora_jax.methods import initialization
@@ -67,12 +67,12 @@ def test_peft_scales_ia3s_biases(x64):
     assert_ia3_scales_biases(load("ia3_bias"), CASES["ia3_bias"] | {"biases": False})
 
 
-# -- LoRA+ -----------------------------------------------------------------------------------------
+# -- LoRA+ and Riemannian LoRA ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["lora_plus_sgd", "lora_plus_adamw"])
-def test_lora_plus_trains_alike(case, x64, standard_promotion):
-    errors = lora_plus(load(case), CASES[case])
+@pytest.mark.parametrize("case", ["lora_plus_sgd", "lora_plus_adamw", "riemannian"])
+def test_pefts_optimisers_train_alike(case, x64, standard_promotion):
+    errors = optimiser_errors(load(case), CASES[case])
     assert max(jax.tree.leaves(errors)) < 1e-10
 
 
@@ -81,9 +81,9 @@ def test_peft_gives_the_magnitudes_of_dora_bs_rate(x64):
     arrays, config = load("lora_plus_dora"), CASES["lora_plus_dora"]
     ratio = config["optimiser"]["ratio"]
     rates = {path: {"b": ratio, "m": ratio} for path in to_factors(group(arrays, "param"))}
-    assert max(jax.tree.leaves(lora_plus(arrays, config, rates))) < 1e-10
+    assert max(jax.tree.leaves(optimiser_errors(arrays, config, rates))) < 1e-10
     ours = {path: {"b": ratio} for path in rates}
-    assert min(each["m"] for each in lora_plus(arrays, config, ours).values()) > 1e-3
+    assert min(each["m"] for each in optimiser_errors(arrays, config, ours).values()) > 1e-3
 
 
 def test_peft_hardly_trains_embeddings_with_lora_plus(x64):
@@ -91,8 +91,8 @@ def test_peft_hardly_trains_embeddings_with_lora_plus(x64):
     arrays, config = load("lora_plus_embedding"), CASES["lora_plus_embedding"]
     ratio, slow = config["optimiser"]["ratio"], 1e-6 / RATE
     rates = {"embed.weight": {"a": slow, "b": slow}, "l1.weight": {"b": ratio}}
-    assert max(jax.tree.leaves(lora_plus(arrays, config, rates))) < 1e-10
-    assert min(lora_plus(arrays, config)["embed.weight"].values()) > 1e-3
+    assert max(jax.tree.leaves(optimiser_errors(arrays, config, rates))) < 1e-10
+    assert min(optimiser_errors(arrays, config)["embed.weight"].values()) > 1e-3
 
 
 # -- dropout ---------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ import dataclasses
 import math
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import zoo.check as check
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -76,10 +78,11 @@ def test_projections_are_stored_once():
     assert {n: x.shape for n, x in shared.items()} == {
         "projection_a": (RANK, 16),
         "projection_b": (RANK, 16),
+        "init_key": (2,),
     }
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert stored == weights + 4 * RANK * (16 + 16)
+    assert stored == weights + 4 * RANK * (16 + 16) + 8
     counted = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     by_path = {row[0]: row[5] for row in lj.summary(trainable, frozen).rows}
     assert by_path == {
@@ -152,7 +155,7 @@ def test_groups_share_among_themselves(x64):
     targets = {"w|table": VeRA(rank=5), lj.layers("up", slice(1, None)): VeRA(rank=RANK)}
     adapted, params, x, _, moved, frozen = setup(targets)
     # In the order of the tree: the table's and w's, of rank 5, then up's, no larger than it needs.
-    sizes = [{n: s.shape for n, s in each.items()} for each in frozen.shared]
+    sizes = [{n: s.shape for n, s in each.items() if s.ndim == 2} for each in frozen.shared]
     assert sizes == [
         {"projection_a": (5, 12), "projection_b": (5, 8)},
         {"projection_a": (RANK, 8), "projection_b": (RANK, 16)},
@@ -177,6 +180,24 @@ def test_projections_depend_on_the_key_alone():
 
 
 # -- files, devices, many at once --------------------------------------------------------------
+
+
+def test_files_leave_out_the_projections(tmp_path):
+    """Those of earlier versions have them, and no key to make them again."""
+    adapted, params, x, _, moved, frozen = setup(dtype=jnp.float32)
+    other = init(adapted, jax.random.key(5), params, x)
+    path = lj.save_adapter(tmp_path / "now", moved, frozen)
+    assert not any("projection" in name for name in safetensors.numpy.load_file(path))
+    *loaded, _ = lj.load_adapter(path, *other)
+    chex.assert_trees_all_equal(tuple(loaded), (moved, frozen))
+
+    (shared,) = frozen.shared
+    without = {n: leaf for n, leaf in shared.items() if n != "init_key"}
+    earlier = dataclasses.replace(frozen, shared=(without,))
+    path = lj.save_adapter(tmp_path / "earlier", moved, earlier)
+    _, loaded, _ = lj.load_adapter(path, *other)
+    own = {"init_key": other[1].shared[0]["init_key"]}
+    chex.assert_trees_all_equal(loaded.shared, (without | own,))
 
 
 def test_through_files(tmp_path, x64):
@@ -223,7 +244,7 @@ def test_on_eight_devices(spec, x64):
         return jax.device_put(leaf, NamedSharding(devices, spec))
 
     base = {p: lay(w, P(*(None,) * (w.ndim - 2), *spec)) for p, w in frozen.base.items()}
-    shared = tuple({n: lay(w, P(None, "x")) for n, w in each.items()} for each in frozen.shared)
+    shared = jax.tree.map(lambda w: lay(w, P(None, "x") if w.ndim == 2 else P()), frozen.shared)
     sharded = dataclasses.replace(frozen, base=base, shared=shared)
 
     def gradient(theta, frozen):
