@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods import from_data
-from lora_jax.methods.truncated_svd import randomized_svd, truncated_svd
+from lora_jax.methods.truncated_svd import Triplets, minor_svd, randomized_svd, truncated_svd
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
 
@@ -57,9 +57,22 @@ def pissa(
     """
     matrix = base.dense().astype(wide(base.dtype))
     if iterations is None:
-        u, s, vt = truncated_svd(matrix, rank)
-    else:
-        u, s, vt = randomized_svd(key, matrix, rank, iterations)
+        return _split(truncated_svd(matrix, rank), scale)
+    return _split(randomized_svd(key, matrix, rank, iterations), scale)
+
+
+def milora(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """As PiSSA, with the smallest singular values of W in place of the largest.
+
+    Wang et al. 2024, "MiLoRA", arXiv 2406.09044 (with PEFT's division by s for PiSSA). It takes a
+    full SVD.
+    """
+    return _split(minor_svd(base.dense().astype(wide(base.dtype)), rank), scale)
+
+
+def _split(triplets: Triplets, scale: float) -> tuple[Array, Array]:
+    """A and B with s A^T B = U S V^T, each with the root of the singular values."""
+    u, s, vt = triplets
     root = jnp.sqrt(s / scale)[:, None]
     return root * u.T, root * vt
 
@@ -81,7 +94,7 @@ DRAWN: dict[str, Start] = {
 }
 """Random starts, with A^T B = 0."""
 
-TAKEN: dict[str, Start] = {"pissa": pissa, "olora": olora}
+TAKEN: dict[str, Start] = {"pissa": pissa, "milora": milora, "olora": olora}
 """Starts taken from the weight; A^T B is not zero, and has to be subtracted."""
 
 _FAST_PISSA = re.compile(r"pissa_niter_(\d+)")
@@ -95,7 +108,7 @@ def validate(name: str, rank: int, alpha: float) -> None:
         raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
     if name == "orthogonal" and rank % 2:
         raise ValueError(f"initialization 'orthogonal' needs an even rank, got {rank}")
-    if name.startswith("pissa") and alpha <= 0:
+    if name.startswith(("pissa", "milora")) and alpha <= 0:
         raise ValueError(f"initialization '{name}' needs a positive alpha, got {alpha}")
 
 

@@ -24,7 +24,7 @@ from variants.lora import LoRA
 
 KEY = jax.random.key(0)
 SURPRISE = 1e-3  # the p-value below which one of a few tests of a distribution is no accident
-MOVING = ["pissa", "pissa_niter_2", "olora"]
+MOVING = ["pissa", "pissa_niter_2", "milora", "olora"]
 METHODS = [name for name in own_code.names() if issubclass(variants.find(name), LowRank)]
 
 init = jax.jit(lambda variant, key, base: variant.init(key, base), static_argnums=0)
@@ -109,6 +109,28 @@ def test_pissa_is_the_best_approximation_of_its_rank(shape, settings, dtype, x64
     for factor in (a, b):  # each takes the root of a value, divided evenly
         wanted = np.diag(s[:rank] / scale)
         np.testing.assert_allclose(factor @ factor.T, wanted, atol=tolerance * wanted[0, 0])
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, settings",
+    [
+        ((31, 20), jnp.float64, {"rank": 7, "scale": "alpha/sqrt(rank)"}),
+        ((20, 31), jnp.float32, {"rank": 5, "alpha": 0.3}),
+    ],
+)
+def test_milora_is_what_the_best_approximation_of_the_other_ranks_leaves(
+    shape, dtype, settings, x64
+):
+    base, variant = base_of(shape, dtype=dtype), LoRA(initialization="milora", **settings)
+    a, b, scale = start_of(variant, base)
+    w = np.asarray(base.value, np.float64)
+    u, s, v = np.linalg.svd(w, full_matrices=False)
+    rank, tolerance = settings["rank"], 1e-12 if dtype == jnp.float64 else 3e-6
+    best = u[:, :-rank] * s[:-rank] @ v[:-rank]
+    np.testing.assert_allclose(scale * a.T @ b, w - best, atol=tolerance * s[0])
+    for factor in (a, b):  # each takes the root of a value, divided evenly
+        wanted = np.diag(s[-rank:] / scale)
+        np.testing.assert_allclose(factor @ factor.T, wanted, atol=tolerance * s[0] / scale)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -311,6 +333,10 @@ def test_every_low_rank_method_has_every_initialisation(name, start, x64):
             "initialization 'pissa' needs a positive alpha, got 0.0",
         ),
         (
+            {"initialization": "milora", "alpha": -1.0},
+            "initialization 'milora' needs a positive alpha, got -1.0",
+        ),
+        (
             {"initialization": "pissa_niter_4", "alpha": -1.0},
             "initialization 'pissa_niter_4' needs a positive alpha, got -1.0",
         ),
@@ -322,7 +348,7 @@ def test_bad_initialisations_are_named(settings, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["pissa", "olora"])
+@pytest.mark.parametrize("name", ["pissa", "milora", "olora"])
 def test_methods_that_are_an_initialisation(name):
     mine = variants.make(name, rank=4, alpha=4.0)
     assert mine.initialization == name
