@@ -45,6 +45,17 @@ def orthogonal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, 
     return a / 10, b / 10
 
 
+def init_ab(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """Both A and B ~ U(-1/sqrt(in), 1/sqrt(in)), so that neither waits for the other to move.
+
+    Li et al. 2025, "Beyond Zero Initialization", arXiv 2505.23194 (Init[AB]).
+    """
+    left, right = jax.random.split(key)
+    shape, bound = (rank, base.shape[1]), base.shape[0] ** -0.5
+    a, _ = kaiming_uniform(left, base, rank, scale)
+    return a, jax.random.uniform(right, shape, wide(base.dtype), -bound, bound)
+
+
 def pissa(
     key: Array, base: Base, rank: int, scale: float, iterations: int | None = None
 ) -> tuple[Array, Array]:
@@ -94,17 +105,22 @@ DRAWN: dict[str, Start] = {
 }
 """Random starts, with A^T B = 0."""
 
-TAKEN: dict[str, Start] = {"pissa": pissa, "milora": milora, "olora": olora}
-"""Starts taken from the weight; A^T B is not zero, and has to be subtracted."""
+SUBTRACTED: dict[str, Start] = {
+    "init_ab": init_ab,
+    "pissa": pissa,
+    "milora": milora,
+    "olora": olora,
+}
+"""Starts, at random or from the weight, whose A^T B is not zero and has to be subtracted."""
 
 _FAST_PISSA = re.compile(r"pissa_niter_(\d+)")
 
 
 def validate(name: str, rank: int, alpha: float) -> None:
     """Raise a `ValueError` if an initialisation is unknown or cannot work."""
-    found = {*DRAWN, *TAKEN}
+    found = {*DRAWN, *SUBTRACTED}
     if name not in found and not _FAST_PISSA.fullmatch(name) and not from_data.start(name):
-        known = [*DRAWN, *TAKEN, "pissa_niter_4", *from_data.NAMES]
+        known = [*DRAWN, *SUBTRACTED, "pissa_niter_4", *from_data.NAMES]
         raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
     if name == "orthogonal" and rank % 2:
         raise ValueError(f"initialization 'orthogonal' needs an even rank, got {rank}")
@@ -123,7 +139,7 @@ def starting_factors(
     """A (rank, in) and B (rank, out) by the name of an initialisation; B is None if it is zero.
 
     Args:
-      name: one of `DRAWN` or `TAKEN`, `pissa_niter_<n>` (PiSSA by a randomised SVD), or one of
+      name: one of `DRAWN` or `SUBTRACTED`, `pissa_niter_<n>` (PiSSA by a randomised SVD), or one of
         `from_data.NAMES`, which need `base.seen`.
       scale: what A^T B is multiplied by.
     """
@@ -131,4 +147,4 @@ def starting_factors(
         return start(key, base, rank, scale)
     if found := _FAST_PISSA.fullmatch(name):
         return pissa(key, base, rank, scale, int(found[1]))
-    return {**DRAWN, **TAKEN}[name](key, base, rank, scale)
+    return {**DRAWN, **SUBTRACTED}[name](key, base, rank, scale)

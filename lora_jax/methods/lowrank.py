@@ -117,7 +117,7 @@ class LowRank(LowRankUpdate):
     scale: str = "alpha/rank"
     """A key of `SCALES`."""
     initialization: str = "kaiming_uniform"
-    """A key of `initialization.DRAWN` or `TAKEN`, `pissa_niter_<n>`, or `from_data.NAMES`."""
+    """A key of `initialization.DRAWN` or `SUBTRACTED`, `pissa_niter_<n>`, or `from_data.NAMES`."""
     dropout: float = 0.0
     """Probability of dropping an entry of the adapter's input when a `dropout_key` is given.
 

@@ -24,7 +24,8 @@ from variants.lora import LoRA
 
 KEY = jax.random.key(0)
 SURPRISE = 1e-3  # the p-value below which one of a few tests of a distribution is no accident
-MOVING = ["pissa", "pissa_niter_2", "milora", "olora"]
+TAKEN = ["pissa", "milora", "olora"]
+MOVING = [*TAKEN, "pissa_niter_2"]
 METHODS = [name for name in own_code.names() if issubclass(variants.find(name), LowRank)]
 
 init = jax.jit(lambda variant, key, base: variant.init(key, base), static_argnums=0)
@@ -58,6 +59,17 @@ def test_normal_has_the_standard_deviation_of_the_authors(rank, shape):
     assert a.shape == (rank, shape[0]) and not b.any()
 
 
+def test_init_ab_draws_both_within_the_bound_of_the_inputs():
+    variant = LoRA(rank=8, initialization="init_ab")
+    a, b, _ = start_of(variant, base_of((300, 250)))
+    assert (a.shape, b.shape) == ((8, 300), (8, 250))
+    for factor in (a, b):
+        uniform = (factor.ravel() * 300**0.5 + 1) / 2
+        assert stats.kstest(uniform, "uniform").pvalue > SURPRISE
+    # No factor is a function of the other one, as from one key.
+    assert abs(np.corrcoef(a[:, :250].ravel(), b.ravel())[0, 1]) < 4 / (8 * 250) ** 0.5
+
+
 @pytest.mark.parametrize(
     "rank, shape, dtype",
     [(2, (100, 60), jnp.float32), (8, (300, 20), jnp.bfloat16), (30, (200, 31), jnp.float32)],
@@ -77,12 +89,12 @@ def test_orthogonal_factors_cancel(rank, shape, dtype):
 
 def test_another_key_gives_other_numbers_unless_they_are_the_weights():
     base = base_of((20, 12))
-    for name in (*initialization.DRAWN, *MOVING):
+    for name in (*initialization.DRAWN, "init_ab", *MOVING):
         variant = LoRA(rank=4, initialization=name)
         keys = map(jax.random.key, (0, 0, 1))
         starts = [np.asarray(init(variant, key, base).trainable["a"]) for key in keys]
         np.testing.assert_array_equal(starts[0], starts[1])
-        assert (starts[0] != starts[2]).any() == (name not in initialization.TAKEN), name
+        assert (starts[0] != starts[2]).any() == (name not in TAKEN), name
 
 
 # -- taken from the weight ---------------------------------------------------------------------
@@ -348,7 +360,7 @@ def test_bad_initialisations_are_named(settings, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["pissa", "milora", "olora"])
+@pytest.mark.parametrize("name", ["init_ab", "pissa", "milora", "olora"])
 def test_methods_that_are_an_initialisation(name):
     mine = variants.make(name, rank=4, alpha=4.0)
     assert mine.initialization == name
