@@ -81,6 +81,10 @@ class AdaLoRA(LowRank):
             raise ValueError(f"orthogonality must be at least 0, got {self.orthogonality}")
 
     @property
+    def differs_at_init(self) -> str:
+        return ""  # e starts at zero, whatever A and B are
+
+    @property
     def schedule(self) -> Schedule:
         return Schedule(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Schedule)})
 

@@ -129,7 +129,7 @@ def validate(name: str, rank: int, alpha: float) -> None:
 
 
 def moves_the_weight(name: str) -> bool:
-    """Whether the starting factors change the weight, so that the change must be subtracted."""
+    """Whether the starting factors change the weight, unless the change is subtracted."""
     return name not in DRAWN and not name.startswith("eva")
 
 

@@ -108,6 +108,7 @@ class LowRank(LowRankUpdate):
 
     Where the starting factors A0, B0 have an effect (PiSSA, OLoRA), it is subtracted: the base
     stays as it is, and W' = W + scale * (A^T B - A0^T B0), with A0 and B0 among the constants.
+    LoRA-One's is the first step of training, and stays.
     """
 
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8, "alpha": 16.0})
@@ -147,6 +148,11 @@ class LowRank(LowRankUpdate):
             raise ValueError(f"initialization '{self.initialization}' takes no max_rank")
 
     @property
+    def differs_at_init(self) -> str:
+        one = self.initialization == "lora_one"
+        return "it starts with a step against the gradient" if one else ""
+
+    @property
     def needs(self) -> Need | None:
         return from_data.need(self.initialization, self.rank)
 
@@ -175,7 +181,7 @@ class LowRank(LowRankUpdate):
         padding = ((0, rows - self.rank), (0, 0))
         trainable = {"a": jnp.pad(a, padding), "b": jnp.pad(b, padding)}
         constants = {"scale": jnp.asarray(scale, dtype)}
-        if initialization.moves_the_weight(name):
+        if initialization.moves_the_weight(name) and not self.differs_at_init:
             constants |= {"a0": trainable["a"], "b0": trainable["b"]}
         if self.dropout:
             constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
