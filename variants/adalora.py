@@ -49,6 +49,8 @@ class AdaLoRA(LowRank):
         settings={"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0}
     )
 
+    additive: ClassVar[bool] = False
+
     rank: int = 12
     """The rank of every matrix at the start."""
     initialization: str = "normal"

@@ -5,6 +5,7 @@ and 11. The norm without a dense matrix: "Scaling DoRA", arXiv 2603.22276.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -30,6 +31,8 @@ class DoRA(LowRank):
     there. The norm loses digits where the adapter cancels W: its relative error is about one
     rounding error times (||W|| / ||V||)^2.
     """
+
+    additive: ClassVar[bool] = False
 
     detach_norm: bool = True
     """Whether the norm is a constant for reverse mode, as in the paper's experiments."""

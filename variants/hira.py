@@ -24,6 +24,7 @@ class HiRA(LowRank):
     """
 
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8})
+    additive: ClassVar[bool] = False
 
     alpha: float = 1.0
     scale: str = "alpha"

@@ -6,7 +6,7 @@ Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv 2309.14859.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax import Array
@@ -32,6 +32,8 @@ class LoHa(LowRank):
     (`rank_dropout`, `module_dropout`); `dropout` here drops inputs, as in LoRA. LyCORIS draws from
     normal distributions; C and D here are drawn as in PEFT.
     """
+
+    additive: ClassVar[bool] = False
 
     def init(self, key: Array, base: Base) -> Factors:
         first, second, third = jax.random.split(key, 3)

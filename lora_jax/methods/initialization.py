@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods import from_data
+from lora_jax.methods import from_data, loftq
 from lora_jax.methods.truncated_svd import Triplets, minor_svd, randomized_svd, truncated_svd
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
@@ -119,12 +119,13 @@ _FAST_PISSA = re.compile(r"pissa_niter_(\d+)")
 def validate(name: str, rank: int, alpha: float) -> None:
     """Raise a `ValueError` if an initialisation is unknown or cannot work."""
     found = {*DRAWN, *SUBTRACTED}
-    if name not in found and not _FAST_PISSA.fullmatch(name) and not from_data.start(name):
-        known = [*DRAWN, *SUBTRACTED, "pissa_niter_4", *from_data.NAMES]
+    families = _FAST_PISSA.fullmatch(name), from_data.start(name), loftq.steps(name)
+    if name not in found and not any(families):
+        known = [*DRAWN, *SUBTRACTED, "pissa_niter_4", *from_data.NAMES, "loftq", "loftq_iter_5"]
         raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
     if name == "orthogonal" and rank % 2:
         raise ValueError(f"initialization 'orthogonal' needs an even rank, got {rank}")
-    if name.startswith(("pissa", "milora")) and alpha <= 0:
+    if name.startswith(("pissa", "milora", "loftq")) and alpha <= 0:
         raise ValueError(f"initialization '{name}' needs a positive alpha, got {alpha}")
 
 
@@ -133,18 +134,28 @@ def moves_the_weight(name: str) -> bool:
     return name not in DRAWN and not name.startswith("eva")
 
 
+def differs(name: str) -> str:
+    """Why the effect of the starting factors is kept, not subtracted; empty if there is none."""
+    if name == "lora_one":
+        return "it starts with a step against the gradient"
+    return "it starts near the weight before its quantisation" if loftq.steps(name) else ""
+
+
 def starting_factors(
     name: str, key: Array, base: Base, rank: int, scale: float
 ) -> tuple[Array, Array | None]:
     """A (rank, in) and B (rank, out) by the name of an initialisation; B is None if it is zero.
 
     Args:
-      name: one of `DRAWN` or `SUBTRACTED`, `pissa_niter_<n>` (PiSSA by a randomised SVD), or one of
-        `from_data.NAMES`, which need `base.seen`.
+      name: one of `DRAWN` or `SUBTRACTED`, `pissa_niter_<n>` (PiSSA by a randomised SVD), one of
+        `from_data.NAMES`, which need `base.seen`, or "loftq" or `loftq_iter_<n>`, which need
+        `base.original`.
       scale: what A^T B is multiplied by.
     """
     if (start := from_data.start(name)) is not None:
         return start(key, base, rank, scale)
+    if loftq.steps(name):
+        return _split(loftq.residual(base, rank), scale)
     if found := _FAST_PISSA.fullmatch(name):
         return pissa(key, base, rank, scale, int(found[1]))
     return {**DRAWN, **SUBTRACTED}[name](key, base, rank, scale)

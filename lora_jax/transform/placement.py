@@ -1,6 +1,7 @@
 """Frozen weights as data: where each one is, how it is stored, and what adapts it."""
 
 import dataclasses
+import functools
 import math
 import warnings
 import zlib
@@ -196,17 +197,37 @@ def base_of(placement: Placement, value: Any) -> Base:
 
 def stored(placement: Placement, value: Array) -> Any:
     """A weight as it is to be stored: unchanged, or as a dict of quantised arrays."""
-    storage = placement.storage
+    storage, use = placement.storage, placement.use
     if storage is None:
         return value
-    require_storable(placement.use.path, value)
-    base = base_of(dataclasses.replace(placement, storage=None), value)
-    return over_stack(lambda one: storage.store(one.dense()), len(placement.use.stack))(base)
+    require_storable(use.path, value)
+    base = unquantized(placement, value)
+
+    def restored(matrix: Array) -> Array:
+        return storage.load(storage.store(matrix), use.matrix, jnp.dtype(use.dtype))
+
+    def store(variant: Variant | None, one: Base) -> Any:
+        return storage.store((variant or Unadapted()).to_store(one, restored))
+
+    if not isinstance(placement.layers, tuple):
+        return over_stack(functools.partial(store, placement.variant), len(use.stack))(base)
+    each = [
+        over_stack(functools.partial(store, variant), len(use.stack) - 1)(_row(base, index))
+        for index, variant in enumerate(placement.layers)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
-def init_factors(key: Array, placement: Placement, value: Any, seen: Seen | None) -> Factors:
+def unquantized(placement: Placement, value: Array) -> Base:
+    """A weight as it came, whether it is to be quantised or not."""
+    return base_of(dataclasses.replace(placement, storage=None), value)
+
+
+def init_factors(
+    key: Array, placement: Placement, value: Any, seen: Seen | None, original: Base | None
+) -> Factors:
     use = placement.use
-    base = dataclasses.replace(base_of(placement, value), seen=seen)
+    base = dataclasses.replace(base_of(placement, value), seen=seen, original=original)
     keys = jax.random.split(key, use.stack_shape) if use.stack else key
     if not isinstance(placement.layers, tuple):
         return over_stack(placement.variant.init, len(use.stack))(keys, base)
@@ -215,13 +236,17 @@ def init_factors(key: Array, placement: Placement, value: Any, seen: Seen | None
     remaining = iter(like)
     each = []
     for index, variant in enumerate(placement.layers):
-        row = jax.tree.map(lambda leaf, index=index: leaf[index], base)
         wanted = like[0] if variant is None else next(remaining)
-        factors = over_stack(wanted.init, len(use.stack) - 1)(keys[index], row)
+        factors = over_stack(wanted.init, len(use.stack) - 1)(keys[index], _row(base, index))
         if None in placement.layers:
             factors.constants["active"] = jnp.full(use.stack_shape[1:], variant is not None)
         each.append(factors)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def _row(base: Base, index: int) -> Base:
+    """One layer of a stack."""
+    return jax.tree.map(lambda leaf: leaf[index], base)
 
 
 def init_shared(key: Array, variant: Variant, placements: Iterable[Placement]) -> dict[str, Array]:
