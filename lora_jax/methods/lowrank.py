@@ -192,7 +192,7 @@ class LowRank(LowRankUpdate):
         padding = ((0, rows - self.rank), (0, 0))
         trainable = {"a": jnp.pad(a, padding), "b": jnp.pad(b, padding)}
         constants = {"scale": jnp.asarray(scale, dtype)}
-        if initialization.moves_the_weight(name) and not self.differs_at_init:
+        if initialization.moves_the_weight(name) and not initialization.differs(name):
             constants |= {"a0": trainable["a"], "b0": trainable["b"]}
         if self.dropout:
             constants["keep"] = jnp.asarray(1 - self.dropout, dtype)

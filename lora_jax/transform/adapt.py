@@ -14,6 +14,7 @@ from lora_jax.quantization.quantize import Storage
 from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.allot import allotted
+from lora_jax.transform.begin import init_factors, stored, unquantized
 from lora_jax.transform.choose import choose
 from lora_jax.transform.discover import discover
 from lora_jax.transform.gather import Loss, gather
@@ -28,10 +29,7 @@ from lora_jax.transform.placement import (
     Unadapted,
     fold_path,
     grouped,
-    init_factors,
     init_shared,
-    stored,
-    unquantized,
     warn_of_doubts,
     weight_of,
 )

@@ -295,6 +295,14 @@ def test_a_small_step_from_the_start_is_not_lost(name, dtype):
     assert error(naive) > 0.5  # each product cast to bfloat16 by itself
 
 
+def test_a_method_that_starts_elsewhere_for_a_reason_of_its_own_subtracts_as_well():
+    class Elsewhere(LoRA):
+        differs_at_init = "its bias is drawn"
+
+    factors = init(Elsewhere(rank=2, initialization="pissa"), KEY, base_of((9, 8)))
+    assert {"a0", "b0"} <= factors.constants.keys()
+
+
 # -- every method ------------------------------------------------------------------------------
 
 
