@@ -12,7 +12,7 @@ maps over stacked axes.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -108,6 +108,9 @@ class Base:
 
     seen: Seen | None = None
     """In `init`, what the variant asked to see of the weight (`Variant.needs`)."""
+
+    original: "Base | None" = None
+    """In `init`, the weight as it was before it was quantised; None for one stored densely."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -210,6 +213,15 @@ class Variant:
 
     def validate(self, shape: tuple[int, int]) -> None:
         """Raise `ValueError` if these settings cannot work for an (in, out) matrix."""
+
+    def to_store(self, base: Base, quantize: Callable[[Array], Array]) -> Array:
+        """The dense (in, out) matrix that is quantised in the place of W; W itself by default.
+
+        Args:
+          base: W, stored densely.
+          quantize: gives what a matrix stands for after it was stored.
+        """
+        return base.dense()
 
     def init(self, key: Array, base: Base) -> Factors:
         """The starting factors; at least float32, whatever the base's dtype."""

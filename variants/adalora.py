@@ -50,6 +50,8 @@ class AdaLoRA(LowRank):
         settings={"mode": "reference", "rank": 12, "target_rank": 8, "alpha": 16.0}
     )
 
+    additive: ClassVar[bool] = False
+
     rank: int = 12
     """The rank of every matrix at the start."""
     initialization: str = "normal"
@@ -82,6 +84,10 @@ class AdaLoRA(LowRank):
             raise ValueError(f"betas must be in [0, 1), got {self.beta1} and {self.beta2}")
         if not self.orthogonality >= 0:
             raise ValueError(f"orthogonality must be at least 0, got {self.orthogonality}")
+
+    @property
+    def differs_at_init(self) -> str:
+        return ""  # e starts at zero, whatever A and B are
 
     @property
     def schedule(self) -> Schedule:

@@ -25,6 +25,7 @@ class HiRA(LowRank):
 
     peft: ClassVar[str] = "HiraConfig"
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8})
+    additive: ClassVar[bool] = False
 
     alpha: float = 1.0
     scale: str = "alpha"

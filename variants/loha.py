@@ -34,6 +34,7 @@ class LoHa(LowRank):
     """
 
     peft: ClassVar[str] = "LoHaConfig"
+    additive: ClassVar[bool] = False
 
     def init(self, key: Array, base: Base) -> Factors:
         first, second, third = jax.random.split(key, 3)

@@ -181,6 +181,7 @@ def build(
     mesh: Mesh | None = None,
     texts: Texts | None = None,
     folder: Path | None = None,
+    gather: Callable[..., Gathered | None] = gathered,
 ) -> Experiment:
     """Make the experiment that a config describes.
 
@@ -189,6 +190,7 @@ def build(
       mesh: the devices that train together; by default one device trains alone.
       texts: the result of `load.read_texts` for this config, if there is one.
       folder: the run's, which may have what an earlier process gathered (`from_data`).
+      gather: what finds, or makes, what initialisations from data need.
 
     Raises:
       ValueError, FileNotFoundError: one line on what is wrong, before anything trains.
@@ -207,7 +209,7 @@ def build(
     example = np.zeros((config.train.batch_size, texts.boundaries[0]), np.int32)
     adapter_key = jax.random.fold_in(key, 1)
     inputs = params, example, example, example
-    found = gathered(config, loaded, adapted, adapter_key, inputs, mesh, folder)
+    found = gather(config, loaded, adapted, adapter_key, inputs, mesh, folder)
     seen = found.seen if found else {}
     layout = None if mesh is None else lay_out(adapted, mesh, texts.rules, *inputs, seen=seen)
     trainable, frozen = (layout or adapted).init(adapter_key, *inputs, seen=seen)

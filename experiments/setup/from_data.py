@@ -96,6 +96,21 @@ def gathered(
     return made
 
 
+def not_gathered(
+    config: RunConfig,
+    loaded: TaskAndModel,
+    adapted: lj.Adapted,
+    key: Array,
+    inputs: tuple[Any, ...],
+    mesh: Mesh | None,
+    folder: Path | None,
+) -> Gathered | None:
+    """Ones in the shapes of what `gathered` gives, for a run of which only the time matters."""
+    wanted = seen_shapes(adapted, *inputs)
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), wanted)
+    return Gathered(ones, {}) if wanted else None
+
+
 def _digest(config: RunConfig, loaded: TaskAndModel, wanted: Mapping[str, Seen]) -> str:
     """A digest of everything that what is seen depends on."""
     shapes = {

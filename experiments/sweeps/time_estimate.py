@@ -13,6 +13,7 @@ import jax
 
 from configs.settings import RunConfig
 from experiments.setup.experiment import Experiment, build
+from experiments.setup.from_data import not_gathered
 from experiments.setup.load import load
 from experiments.sweeps.grouping import program_key
 from experiments.sweeps.jobs import Job
@@ -77,10 +78,13 @@ def seconds(jobs: Sequence[Job], tell: Callable[[str], None] = print) -> list[fl
 
 
 def measure(config: RunConfig) -> Estimate:
-    """Build a trial, time some of its steps, and estimate its whole time."""
+    """Build a trial, time some of its steps, and estimate its whole time.
+
+    What an initialisation gathers from data is left out: trials that agree share it.
+    """
     began = time.perf_counter()
     loaded, read = load(config), time.perf_counter()
-    experiment = build(config, loaded)
+    experiment = build(config, loaded, gather=not_gathered)
     built = time.perf_counter() - read
     step = _cost(experiment, _trainer(experiment), "train", experiment.first_epoch())
     call = experiment.adapted_call(experiment.trainable)

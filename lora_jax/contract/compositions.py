@@ -98,7 +98,7 @@ def starts_from_any_initialization(variant: Variant) -> None:
         return
     base = toy_matrices.base(variant)
     x, z = (normal((3, size), 17) for size in base.shape)
-    names = (*initialization.DRAWN, *initialization.TAKEN, "pissa_niter_2")
+    names = (*initialization.DRAWN, *initialization.SUBTRACTED, "pissa_niter_2")
     others = tuple(dataclasses.replace(variant, initialization=name) for name in names)
     results = jax.device_get(_begun(others, base, x, z, 18))
     for name, each, (start, weight, dot, dot_t) in zip(names, others, results, strict=True):

@@ -63,7 +63,16 @@ def seen_of(variant: Variant, shape: tuple[int, int], dtype: Any = jnp.float64) 
     if variant.needs is None:
         return None
     shapes = variant.needs.shapes(shape, wide(dtype))
-    return jax.tree.map(lambda leaf: normal(leaf.shape, 21, leaf.dtype), shapes)
+    return sized_as_seen(jax.tree.map(lambda leaf: normal(leaf.shape, 21, leaf.dtype), shapes))
+
+
+def sized_as_seen(random: Seen) -> Seen:
+    """Random numbers with the sizes of what is seen: rows of a length near one, positive values."""
+    rows = ("left", "right", "directions")
+    numbers = random._asdict().items()
+    return random._replace(
+        **{n: x / x.shape[-1] ** 0.5 if n in rows else abs(x) for n, x in numbers}
+    )
 
 
 def array(numbers: Any, dtype: Any = None) -> Array:

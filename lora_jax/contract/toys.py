@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from lora_jax.contract import keys
 from lora_jax.contract.clause import by_numpy, quick_jit
-from lora_jax.contract.toy_matrices import array, noisy, normal, unit
+from lora_jax.contract.toy_matrices import array, noisy, normal, sized_as_seen, unit
 from lora_jax.quantization.quantize import Storage
 from lora_jax.transform.adapt import Adapted, adapt
 from lora_jax.transform.init_shapes import seen_shapes
@@ -208,7 +208,8 @@ def _init(adapted: Adapted, seed: Array, params: PyTree, ids: Array) -> tuple[Tr
 def begin(adapted: Adapted, key: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
     """What `init` gives, with random numbers in the place of what methods would see in data."""
     shapes = seen_shapes(adapted, params, ids)
-    seen = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype), shapes)
+    random = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape, leaf.dtype), shapes)
+    seen = {path: sized_as_seen(each) for path, each in random.items()}
     return adapted.init(key, params, ids, seen=seen)
 
 

@@ -1,9 +1,10 @@
-"""Starting factors that depend on data: on a weight's gradient (LoRA-GA), or its inputs (EVA)."""
+"""Starting factors from data: a weight's gradient (LoRA-GA, LoRA-One), or its inputs (EVA)."""
 
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -12,8 +13,10 @@ from lora_jax.variant import Base
 
 GAMMA = 16.0
 """LoRA-GA's gamma, which divides the size of its factors."""
+GAMMA_ONE = 128.0
+"""LoRA-One's gamma, by the authors' settings for language models."""
 
-NAMES = ("lora_ga", "eva", "eva_rho_2")
+NAMES = ("lora_ga", "lora_one", "eva", "eva_rho_2")
 """The initialisations here; EVA's rho may be any number from 1 on."""
 
 _EVA = re.compile(r"eva(?:_rho_([1-9]\d*(?:\.\d+)?))?")
@@ -25,11 +28,20 @@ def lora_ga(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Arr
     Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1: A0 = c U_{1..r}^T and
     B0 = c V_{r+1..2r}^T, with dL/dW = U S V^T (in, out) and c = out^(1/4) / sqrt(gamma).
     """
-    seen = base.seen
-    if not isinstance(seen, SeenGradient):
-        raise ValueError(_MISSING.format("lora_ga", "gradients of the weight", "batches and loss"))
+    seen = _gradient(base, "lora_ga")
     size = base.shape[1] ** 0.25 / GAMMA**0.5
     return size * seen.left[:rank], size * seen.right[rank : 2 * rank]
+
+
+def lora_one(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """A^T B is a step against the best approximation of dL/dW of this rank.
+
+    Zhang et al. 2025, "LoRA-One", arXiv 2502.01235, algorithm 1, with the authors' code's size:
+    A^T B = -U_r S_r V_r^T / (gamma S_1), with dL/dW = U S V^T, each factor with the root of S.
+    """
+    seen = _gradient(base, "lora_one")
+    root = jnp.sqrt(seen.values[:rank] / (GAMMA_ONE * seen.values[0]))[:, None]
+    return root * seen.left[:rank], -root * seen.right[:rank]
 
 
 def eva(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
@@ -45,12 +57,16 @@ def eva(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
 
 def start(name: str) -> Callable[..., tuple[Array, Array | None]] | None:
     """The function of an initialisation; None for one that sees no data."""
-    return lora_ga if name == "lora_ga" else eva if _EVA.fullmatch(name) else None
+    if name == "lora_ga":
+        return lora_ga
+    if name == "lora_one":
+        return lora_one
+    return eva if _EVA.fullmatch(name) else None
 
 
 def need(name: str, rank: int) -> Need | None:
     """What an initialisation has to see of a weight; None for one that sees no data."""
-    if name == "lora_ga":
+    if name in ("lora_ga", "lora_one"):  # LoRA-One takes half of them, which are sharper so
         return Need("gradient", 2 * rank)
     if found := _EVA.fullmatch(name):
         return Need("inputs", round(rank * float(found[1] or 1)))
@@ -80,6 +96,12 @@ def divide(seen: Sequence[Any], rank: int, most: Sequence[int]) -> list[int]:
     owners = np.repeat(np.arange(len(shares)), [len(each) for each in shares])
     chosen = np.argsort(-np.concatenate(shares), kind="stable")[: rank * len(shares)]
     return np.bincount(owners[chosen], minlength=len(shares)).tolist()
+
+
+def _gradient(base: Base, name: str) -> SeenGradient:
+    if not isinstance(base.seen, SeenGradient):
+        raise ValueError(_MISSING.format(name, "gradients of the weight", "batches and loss"))
+    return base.seen
 
 
 _MISSING = "initialization '{}' needs the {}: give adapted.init {}"

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods import from_data
-from lora_jax.methods.truncated_svd import randomized_svd, truncated_svd
+from lora_jax.methods import from_data, loftq
+from lora_jax.methods.truncated_svd import Triplets, minor_svd, randomized_svd, truncated_svd
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
 
@@ -45,6 +45,17 @@ def orthogonal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, 
     return a / 10, b / 10
 
 
+def init_ab(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """Both A and B ~ U(-1/sqrt(in), 1/sqrt(in)), so that neither waits for the other to move.
+
+    Li et al. 2025, "Beyond Zero Initialization", arXiv 2505.23194 (Init[AB]).
+    """
+    left, right = jax.random.split(key)
+    shape, bound = (rank, base.shape[1]), base.shape[0] ** -0.5
+    a, _ = kaiming_uniform(left, base, rank, scale)
+    return a, jax.random.uniform(right, shape, wide(base.dtype), -bound, bound)
+
+
 def pissa(
     key: Array, base: Base, rank: int, scale: float, iterations: int | None = None
 ) -> tuple[Array, Array]:
@@ -57,9 +68,22 @@ def pissa(
     """
     matrix = base.dense().astype(wide(base.dtype))
     if iterations is None:
-        u, s, vt = truncated_svd(matrix, rank)
-    else:
-        u, s, vt = randomized_svd(key, matrix, rank, iterations)
+        return _split(truncated_svd(matrix, rank), scale)
+    return _split(randomized_svd(key, matrix, rank, iterations), scale)
+
+
+def milora(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array]:
+    """As PiSSA, with the smallest singular values of W in place of the largest.
+
+    Wang et al. 2024, "MiLoRA", arXiv 2406.09044 (with PEFT's division by s for PiSSA). It takes a
+    full SVD.
+    """
+    return _split(minor_svd(base.dense().astype(wide(base.dtype)), rank), scale)
+
+
+def _split(triplets: Triplets, scale: float) -> tuple[Array, Array]:
+    """A and B with s A^T B = U S V^T, each with the root of the singular values."""
+    u, s, vt = triplets
     root = jnp.sqrt(s / scale)[:, None]
     return root * u.T, root * vt
 
@@ -81,27 +105,40 @@ DRAWN: dict[str, Start] = {
 }
 """Random starts, with A^T B = 0."""
 
-TAKEN: dict[str, Start] = {"pissa": pissa, "olora": olora}
-"""Starts taken from the weight; A^T B is not zero, and has to be subtracted."""
+SUBTRACTED: dict[str, Start] = {
+    "init_ab": init_ab,
+    "pissa": pissa,
+    "milora": milora,
+    "olora": olora,
+}
+"""Starts, at random or from the weight, whose A^T B is not zero and has to be subtracted."""
 
 _FAST_PISSA = re.compile(r"pissa_niter_(\d+)")
 
 
 def validate(name: str, rank: int, alpha: float) -> None:
     """Raise a `ValueError` if an initialisation is unknown or cannot work."""
-    found = {*DRAWN, *TAKEN}
-    if name not in found and not _FAST_PISSA.fullmatch(name) and not from_data.start(name):
-        known = [*DRAWN, *TAKEN, "pissa_niter_4", *from_data.NAMES]
+    found = {*DRAWN, *SUBTRACTED}
+    families = _FAST_PISSA.fullmatch(name), from_data.start(name), loftq.steps(name)
+    if name not in found and not any(families):
+        known = [*DRAWN, *SUBTRACTED, "pissa_niter_4", *from_data.NAMES, "loftq", "loftq_iter_5"]
         raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
     if name == "orthogonal" and rank % 2:
         raise ValueError(f"initialization 'orthogonal' needs an even rank, got {rank}")
-    if name.startswith("pissa") and alpha <= 0:
+    if name.startswith(("pissa", "milora", "loftq")) and alpha <= 0:
         raise ValueError(f"initialization '{name}' needs a positive alpha, got {alpha}")
 
 
 def moves_the_weight(name: str) -> bool:
-    """Whether the starting factors change the weight, so that the change must be subtracted."""
+    """Whether the starting factors change the weight, unless the change is subtracted."""
     return name not in DRAWN and not name.startswith("eva")
+
+
+def differs(name: str) -> str:
+    """Why the effect of the starting factors is kept, not subtracted; empty if there is none."""
+    if name == "lora_one":
+        return "it starts with a step against the gradient"
+    return "it starts near the weight before its quantisation" if loftq.steps(name) else ""
 
 
 def starting_factors(
@@ -110,12 +147,15 @@ def starting_factors(
     """A (rank, in) and B (rank, out) by the name of an initialisation; B is None if it is zero.
 
     Args:
-      name: one of `DRAWN` or `TAKEN`, `pissa_niter_<n>` (PiSSA by a randomised SVD), or one of
-        `from_data.NAMES`, which need `base.seen`.
+      name: one of `DRAWN` or `SUBTRACTED`, `pissa_niter_<n>` (PiSSA by a randomised SVD), one of
+        `from_data.NAMES`, which need `base.seen`, or "loftq" or `loftq_iter_<n>`, which need
+        `base.original`.
       scale: what A^T B is multiplied by.
     """
     if (start := from_data.start(name)) is not None:
         return start(key, base, rank, scale)
+    if loftq.steps(name):
+        return _split(loftq.residual(base, rank), scale)
     if found := _FAST_PISSA.fullmatch(name):
         return pissa(key, base, rank, scale, int(found[1]))
-    return {**DRAWN, **TAKEN}[name](key, base, rank, scale)
+    return {**DRAWN, **SUBTRACTED}[name](key, base, rank, scale)

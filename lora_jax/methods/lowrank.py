@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods import from_data, initialization, preconditioning
+from lora_jax.methods import from_data, initialization, loftq, preconditioning
 from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
@@ -123,16 +123,19 @@ class LowRank(LowRankUpdate):
 
     Where the starting factors A0, B0 have an effect (PiSSA, OLoRA), it is subtracted: the base
     stays as it is, and W' = W + scale * (A^T B - A0^T B0), with A0 and B0 among the constants.
+    LoRA-One's and LoftQ's are meant, and stay.
     """
 
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8, "alpha": 16.0})
+    additive: ClassVar[bool] = True
+    """Whether W' = W + scale * A^T B, which LoftQ needs."""
 
     rank: int = 8
     alpha: float = 16.0
     scale: str = "alpha/rank"
     """A key of `SCALES`."""
     initialization: str = "kaiming_uniform"
-    """A key of `initialization.DRAWN` or `TAKEN`, `pissa_niter_<n>`, or `from_data.NAMES`."""
+    """One of the names of `initialization.starting_factors`."""
     dropout: float = 0.0
     """Probability of dropping an entry of the adapter's input when a `dropout_key` is given.
 
@@ -166,8 +169,17 @@ class LowRank(LowRankUpdate):
             )
         initialization.validate(self.initialization, self.rank, self.alpha)
         preconditioning.validate(self.preconditioner, self.damping, self.alpha)
+        if loftq.steps(self.initialization) and not self.additive:
+            raise ValueError(
+                f"initialization '{self.initialization}' is for W + s A^T B, which "
+                f"{type(self).__name__} is not"
+            )
         if self.allots and self.max_rank is not None:
             raise ValueError(f"initialization '{self.initialization}' takes no max_rank")
+
+    @property
+    def differs_at_init(self) -> str:
+        return initialization.differs(self.initialization)
 
     @property
     def needs(self) -> Need | None:
@@ -186,6 +198,11 @@ class LowRank(LowRankUpdate):
                 f"min(in, out) = {min(shape)} of {shape}"
             )
 
+    def to_store(self, base: Base, quantize: Callable[[Array], Array]) -> Array:
+        if number := loftq.steps(self.initialization):
+            return loftq.to_store(base, quantize, self.rank, number)
+        return super().to_store(base, quantize)
+
     def scaling(self) -> float:
         """What A^T B is multiplied by; `init` puts it among the constants."""
         return SCALES[self.scale](self.alpha, self.rank)
@@ -198,7 +215,7 @@ class LowRank(LowRankUpdate):
         padding = ((0, rows - self.rank), (0, 0))
         trainable = {"a": jnp.pad(a, padding), "b": jnp.pad(b, padding)}
         constants = {"scale": jnp.asarray(scale, dtype)}
-        if initialization.moves_the_weight(name):
+        if initialization.moves_the_weight(name) and not initialization.differs(name):
             constants |= {"a0": trainable["a"], "b0": trainable["b"]}
         if self.dropout:
             constants["keep"] = jnp.asarray(1 - self.dropout, dtype)

@@ -1,6 +1,7 @@
-"""The leading singular values and vectors of a matrix, without the others.
+"""The leading, or the smallest, singular values and vectors of a matrix.
 
-For initialisations that start from a weight: a full SVD computes all directions to keep a few.
+For initialisations that start from a weight. The leading ones do without a full SVD, which computes
+all directions to keep a few.
 """
 
 import jax
@@ -40,9 +41,29 @@ def truncated_svd(matrix: Array, rank: int) -> Triplets:
         _, vectors = jnp.linalg.eigh(scaled.T @ scaled)  # smallest first
         q, _ = jnp.linalg.qr(scaled @ vectors[:, -rank:])
         u, s, vt = _within(q, scaled)
-    largest = jnp.take_along_axis(u, jnp.abs(u).argmax(axis=0, keepdims=True), axis=0)
-    signs = jnp.where(largest < 0, -1, 1).astype(u.dtype)
+    signs = _signs(u)
     return signs * u, size * s, signs.T * vt
+
+
+def minor_svd(matrix: Array, rank: int) -> Triplets:
+    """The `rank` smallest singular values of a matrix (m, n), largest first, and their vectors.
+
+    This is a full SVD. A Gram matrix holds the squares of the values: those below the square root
+    of a rounding error of the largest would be lost in it.
+
+    Errors are those of a full SVD: a few roundings of the largest singular value of the matrix.
+    So the vectors of values that differ by less are mixed, and in float32 values below about 1e-7
+    of the largest are noise. Signs are those of `truncated_svd`.
+
+    Args:
+      matrix: in float32 or float64.
+      rank: at most min(m, n).
+    """
+    with jax.default_matmul_precision("highest"):
+        u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    u, s, vt = u[:, -rank:], s[-rank:], vt[-rank:]
+    signs = _signs(u if matrix.shape[0] >= matrix.shape[1] else vt.T)
+    return signs * u, s, signs.T * vt
 
 
 def randomized_svd(key: Array, matrix: Array, rank: int, iterations: int) -> Triplets:
@@ -65,3 +86,9 @@ def _within(q: Array, matrix: Array) -> Triplets:
     """The singular values and vectors of a matrix within the space of the columns of Q."""
     u, s, vt = jnp.linalg.svd(q.T @ matrix, full_matrices=False)
     return q @ u, s, vt
+
+
+def _signs(vectors: Array) -> Array:
+    """The signs, (1, rank), that make the largest entry of each column of (m, rank) positive."""
+    largest = jnp.take_along_axis(vectors, jnp.abs(vectors).argmax(axis=0, keepdims=True), axis=0)
+    return jnp.where(largest < 0, -1, 1).astype(vectors.dtype)

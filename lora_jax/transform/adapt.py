@@ -14,6 +14,7 @@ from lora_jax.quantization.quantize import Storage
 from lora_jax.statistics import Seen
 from lora_jax.transform import jaxprs, target_patterns
 from lora_jax.transform.allot import allotted
+from lora_jax.transform.begin import init_factors, stored, unquantized
 from lora_jax.transform.choose import choose
 from lora_jax.transform.discover import discover
 from lora_jax.transform.gather import Loss, gather
@@ -28,9 +29,7 @@ from lora_jax.transform.placement import (
     Unadapted,
     fold_path,
     grouped,
-    init_factors,
     init_shared,
-    stored,
     warn_of_doubts,
     weight_of,
 )
@@ -65,7 +64,7 @@ class Adapted:
           key: for the random initialisation; each weight's own key depends only on its path.
           params: the parameters. They are not changed; those that will train are copied.
           *args: an example of the function's inputs; only shapes and dtypes matter.
-          batches, loss: for initialisations from data (LoRA-GA, EVA), as in `gather`.
+          batches, loss: for initialisations from data (LoRA-GA, LoRA-One, EVA), as in `gather`.
           seen: what `gather` has found, instead of these two.
           **kwargs: further inputs.
 
@@ -81,12 +80,14 @@ class Adapted:
         full, begun = self._begin(params, *args, **kwargs)
         if seen is None:
             seen = gather(self.apply, key, full, begun, batches, loss)
-        spec, base = allotted(begun.spec, seen), begun.base
+        spec, base, leaves = allotted(begun.spec, seen), begun.base, flatten(params)[0]
         adapters: dict[str, dict[str, Array]] = {}
         constants: dict[str, dict[str, Array]] = {}
         for each in spec.adapted:
             path = each.use.path
-            factors = init_factors(fold_path(key, path), each, base[path], seen.get(path))
+            original = unquantized(each, leaves[path]) if each.storage else None
+            own = fold_path(key, path)
+            factors = init_factors(own, each, base[path], seen.get(path), original)
             # Copied: a method may use one array as both, and donation must not delete the constant.
             adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
             constants[path] = factors.constants

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.quantization.quantize import Quantized, Storage, require_storable
-from lora_jax.statistics import Seen
+from lora_jax.quantization.quantize import Quantized, Storage
 from lora_jax.transform import jaxprs, target_patterns
-from lora_jax.transform.adapted_weight import Shared, Weight, over_stack, with_shared
+from lora_jax.transform.adapted_weight import Shared, Weight, with_shared
 from lora_jax.transform.target_patterns import Assigned, Rule, SomeLayers
 from lora_jax.transform.views import View
 from lora_jax.uses import WeightUse
@@ -192,36 +191,6 @@ def base_of(placement: Placement, value: Any) -> Base:
     value = jnp.moveaxis(value, use.stack, range(len(use.stack)))
     axes = sorted((*use.inputs, *use.outputs))
     return Base(value, "".join("i" if axis in use.inputs else "o" for axis in axes))
-
-
-def stored(placement: Placement, value: Array) -> Any:
-    """A weight as it is to be stored: unchanged, or as a dict of quantised arrays."""
-    storage = placement.storage
-    if storage is None:
-        return value
-    require_storable(placement.use.path, value)
-    base = base_of(dataclasses.replace(placement, storage=None), value)
-    return over_stack(lambda one: storage.store(one.dense()), len(placement.use.stack))(base)
-
-
-def init_factors(key: Array, placement: Placement, value: Any, seen: Seen | None) -> Factors:
-    use = placement.use
-    base = dataclasses.replace(base_of(placement, value), seen=seen)
-    keys = jax.random.split(key, use.stack_shape) if use.stack else key
-    if not isinstance(placement.layers, tuple):
-        return over_stack(placement.variant.init, len(use.stack))(keys, base)
-    # Layers differ: their factors are made one by one, then stacked.
-    like = aligned(placement.layers)
-    remaining = iter(like)
-    each = []
-    for index, variant in enumerate(placement.layers):
-        row = jax.tree.map(lambda leaf, index=index: leaf[index], base)
-        wanted = like[0] if variant is None else next(remaining)
-        factors = over_stack(wanted.init, len(use.stack) - 1)(keys[index], row)
-        if None in placement.layers:
-            factors.constants["active"] = jnp.full(use.stack_shape[1:], variant is not None)
-        each.append(factors)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def init_shared(key: Array, variant: Variant, placements: Iterable[Placement]) -> dict[str, Array]:

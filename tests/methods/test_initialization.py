@@ -24,7 +24,8 @@ from variants.lora import LoRA
 
 KEY = jax.random.key(0)
 SURPRISE = 1e-3  # the p-value below which one of a few tests of a distribution is no accident
-MOVING = ["pissa", "pissa_niter_2", "olora"]
+TAKEN = ["pissa", "milora", "olora"]
+MOVING = [*TAKEN, "pissa_niter_2"]
 METHODS = [name for name in own_code.names() if issubclass(variants.find(name), LowRank)]
 
 init = jax.jit(lambda variant, key, base: variant.init(key, base), static_argnums=0)
@@ -58,6 +59,17 @@ def test_normal_has_the_standard_deviation_of_the_authors(rank, shape):
     assert a.shape == (rank, shape[0]) and not b.any()
 
 
+def test_init_ab_draws_both_within_the_bound_of_the_inputs():
+    variant = LoRA(rank=8, initialization="init_ab")
+    a, b, _ = start_of(variant, base_of((300, 250)))
+    assert (a.shape, b.shape) == ((8, 300), (8, 250))
+    for factor in (a, b):
+        uniform = (factor.ravel() * 300**0.5 + 1) / 2
+        assert stats.kstest(uniform, "uniform").pvalue > SURPRISE
+    # No factor is a function of the other one, as from one key.
+    assert abs(np.corrcoef(a[:, :250].ravel(), b.ravel())[0, 1]) < 4 / (8 * 250) ** 0.5
+
+
 @pytest.mark.parametrize(
     "rank, shape, dtype",
     [(2, (100, 60), jnp.float32), (8, (300, 20), jnp.bfloat16), (30, (200, 31), jnp.float32)],
@@ -77,12 +89,12 @@ def test_orthogonal_factors_cancel(rank, shape, dtype):
 
 def test_another_key_gives_other_numbers_unless_they_are_the_weights():
     base = base_of((20, 12))
-    for name in (*initialization.DRAWN, *MOVING):
+    for name in (*initialization.DRAWN, "init_ab", *MOVING):
         variant = LoRA(rank=4, initialization=name)
         keys = map(jax.random.key, (0, 0, 1))
         starts = [np.asarray(init(variant, key, base).trainable["a"]) for key in keys]
         np.testing.assert_array_equal(starts[0], starts[1])
-        assert (starts[0] != starts[2]).any() == (name not in initialization.TAKEN), name
+        assert (starts[0] != starts[2]).any() == (name not in TAKEN), name
 
 
 # -- taken from the weight ---------------------------------------------------------------------
@@ -109,6 +121,28 @@ def test_pissa_is_the_best_approximation_of_its_rank(shape, settings, dtype, x64
     for factor in (a, b):  # each takes the root of a value, divided evenly
         wanted = np.diag(s[:rank] / scale)
         np.testing.assert_allclose(factor @ factor.T, wanted, atol=tolerance * wanted[0, 0])
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, settings",
+    [
+        ((31, 20), jnp.float64, {"rank": 7, "scale": "alpha/sqrt(rank)"}),
+        ((20, 31), jnp.float32, {"rank": 5, "alpha": 0.3}),
+    ],
+)
+def test_milora_is_what_the_best_approximation_of_the_other_ranks_leaves(
+    shape, dtype, settings, x64
+):
+    base, variant = base_of(shape, dtype=dtype), LoRA(initialization="milora", **settings)
+    a, b, scale = start_of(variant, base)
+    w = np.asarray(base.value, np.float64)
+    u, s, v = np.linalg.svd(w, full_matrices=False)
+    rank, tolerance = settings["rank"], 1e-12 if dtype == jnp.float64 else 3e-6
+    best = u[:, :-rank] * s[:-rank] @ v[:-rank]
+    np.testing.assert_allclose(scale * a.T @ b, w - best, atol=tolerance * s[0])
+    for factor in (a, b):  # each takes the root of a value, divided evenly
+        wanted = np.diag(s[-rank:] / scale)
+        np.testing.assert_allclose(factor @ factor.T, wanted, atol=tolerance * s[0] / scale)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -261,6 +295,14 @@ def test_a_small_step_from_the_start_is_not_lost(name, dtype):
     assert error(naive) > 0.5  # each product cast to bfloat16 by itself
 
 
+def test_a_method_that_starts_elsewhere_for_a_reason_of_its_own_subtracts_as_well():
+    class Elsewhere(LoRA):
+        differs_at_init = "its bias is drawn"
+
+    factors = init(Elsewhere(rank=2, initialization="pissa"), KEY, base_of((9, 8)))
+    assert {"a0", "b0"} <= factors.constants.keys()
+
+
 # -- every method ------------------------------------------------------------------------------
 
 
@@ -311,6 +353,10 @@ def test_every_low_rank_method_has_every_initialisation(name, start, x64):
             "initialization 'pissa' needs a positive alpha, got 0.0",
         ),
         (
+            {"initialization": "milora", "alpha": -1.0},
+            "initialization 'milora' needs a positive alpha, got -1.0",
+        ),
+        (
             {"initialization": "pissa_niter_4", "alpha": -1.0},
             "initialization 'pissa_niter_4' needs a positive alpha, got -1.0",
         ),
@@ -322,7 +368,7 @@ def test_bad_initialisations_are_named(settings, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["pissa", "olora"])
+@pytest.mark.parametrize("name", ["init_ab", "pissa", "milora", "olora"])
 def test_methods_that_are_an_initialisation(name):
     mine = variants.make(name, rank=4, alpha=4.0)
     assert mine.initialization == name

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_jax.methods.truncated_svd import randomized_svd, truncated_svd
+from lora_jax.methods.truncated_svd import minor_svd, randomized_svd, truncated_svd
 
 RANK = 6
 DTYPES = (jnp.float32, jnp.float64)
@@ -21,7 +21,9 @@ SPECTRA = {
 }
 """Singular values; the last ones are below the root of a rounding error of either dtype."""
 
-decomposed = functools.partial(jax.jit, static_argnums=1)(truncated_svd)
+decomposed, least = (
+    functools.partial(jax.jit, static_argnums=1)(each) for each in (truncated_svd, minor_svd)
+)
 
 
 def of_spectrum(values, shape, seed=0):
@@ -51,6 +53,35 @@ def test_the_leading_part_is_as_exact_as_a_full_decompositions(shape, dtype, x64
         left = np.linalg.norm(w - u * s @ vt, 2)
         bound = 10 * eps if sharp.all() else eps**0.5
         assert left - exact[RANK] < bound, name
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_the_smallest_part_is_as_exact_as_a_full_decompositions(shape, dtype, x64):
+    eps = float(jnp.finfo(dtype).eps)
+    for name, values in SPECTRA.items():
+        w = of_spectrum(values, shape)
+        u, s, vt = (np.asarray(x) for x in least(jnp.asarray(w, dtype), RANK))
+        assert (u.dtype, u.shape, vt.shape) == (dtype, (shape[0], RANK), (RANK, shape[1]))
+        longer = u.T if shape[0] >= shape[1] else vt
+        assert (longer.max(axis=1) >= -longer.min(axis=1)).all()
+        u, s, vt = (x.astype(np.float64) for x in (u, s, vt))
+        left, exact, right = np.linalg.svd(w, full_matrices=False)
+        np.testing.assert_allclose(s, exact[-RANK:], atol=10 * eps, err_msg=name)
+        np.testing.assert_allclose(u.T @ u, np.eye(RANK), atol=30 * eps, err_msg=name)
+        np.testing.assert_allclose(vt @ vt.T, np.eye(RANK), atol=30 * eps, err_msg=name)
+        part = left[:, -RANK:] * exact[-RANK:] @ right[-RANK:]
+        gap = exact[-RANK - 1] - exact[-RANK]
+        if gap > 1e-3 or exact[-RANK - 1] < eps:  # otherwise other directions are as small
+            np.testing.assert_allclose(u * s @ vt, part, atol=30 * eps, err_msg=name)
+
+
+def test_the_smallest_directions_are_not_those_of_a_gram_matrix():
+    """In float32, its rounding errors turn those of values near 1e-3 by several hundredths."""
+    w = of_spectrum(SPECTRA["fast"], (90, 40))
+    _, _, vt = least(jnp.asarray(w, jnp.float32), RANK)
+    others = np.linalg.svd(w)[2][:-RANK]
+    assert np.linalg.norm(others @ np.asarray(vt).T, 2) < 1e-3
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e25])

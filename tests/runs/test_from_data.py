@@ -11,6 +11,7 @@ import lora_jax as lj
 from configs import quickstart
 from experiments.runs.run import run
 from experiments.setup.config import parse
+from experiments.sweeps import time_estimate
 
 MATRICES = 12
 """Six in each of two layers."""
@@ -81,3 +82,18 @@ def test_a_run_records_the_ranks_that_eva_gives(config_of, once, tmp_path):
     assert record.status == "completed" and flat.sum() == 2 * MATRICES and flat.max() > 2
     seen, said = lj.load_seen(tmp_path / "run" / "seen.safetensors")
     assert said == record.gathered and {*ranks} <= {*seen}
+
+
+@pytest.mark.parametrize("method", ["lora_one", "eva"])
+def test_an_estimate_of_its_time_gathers_nothing(method, config_of, once, monkeypatch):
+    built = []
+
+    def cost(experiment, *_):
+        built.append(experiment)
+        return time_estimate.Cost(1.0, 1.0, 8)
+
+    monkeypatch.setattr(time_estimate, "_cost", cost)
+    assert time_estimate.measure(config_of(method)).trial > 0
+    assert not once
+    factors = [x for each in built[0].trainable["adapters"].values() for x in each.values()]
+    assert all(np.isfinite(x).all() for x in factors) and any(np.any(x) for x in factors)

@@ -619,9 +619,9 @@ def test_an_estimate_has_all_that_a_trial_does(tmp_path, monkeypatch):
     def slow(name, seconds):
         function = getattr(time_estimate, name)
 
-        def late(*given):
+        def late(*given, **options):
             clock[0] += seconds
-            experiment = function(*given)
+            experiment = function(*given, **options)
             if name == "build":
                 experiment.texts.task.unlabelled["more"] = experiment.texts.task.validation
                 experiment.texts.encoded["more"] = experiment.texts.encoded["validation"]

@@ -1,6 +1,4 @@
-"""LoRA-GA against the singular vectors of dense gradients, and against the paper's theorem."""
-
-import dataclasses
+"""LoRA-GA and LoRA-One against dense gradients: the paper's theorem, and the step at the start."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from jax import lax
 import lora_jax as lj
 import variants
 from lora_jax.contract import toy_matrices
-from lora_jax.methods.from_data import GAMMA
+from lora_jax.methods.from_data import GAMMA, GAMMA_ONE
 from lora_jax.methods.lowrank import LowRank
 
 KEY = jax.random.key(0)
@@ -69,19 +67,46 @@ def test_the_first_step_is_the_gradient_of_twice_the_rank(storage, x64):
         check.assert_close(moved[name], scale * size * of_rank(gradient, 2 * RANK), 1e-9)
 
 
+@pytest.mark.parametrize("storage", [None, lj.NF4()])
+def test_lora_one_starts_with_a_step_of_its_rank(storage, x64):
+    """A step against the gradient, over the gradient's greatest singular value."""
+    params, batches = problem()
+    quantize = {} if storage is None else {".*": storage}
+    adapted = lj.adapt(net, variants.make("lora_one", rank=RANK, alpha=3.0), quantize=quantize)
+    x = batches[0][0]
+    trainable, frozen = adapted.init(KEY, params, x, batches=batches, loss=loss)
+
+    @jax.jit
+    def found(trainable, frozen):
+        base = adapted.disable(trainable, frozen)
+        over = jax.grad(lambda p: sum(loss(lambda x: net(p, x), batch) for batch in batches) / 2)
+        return adapted.merge(trainable, frozen), base, over(base)
+
+    merged, base, dense = jax.device_get(found(trainable, frozen))
+    for name, gradient in dense.items():
+        size = np.linalg.norm(gradient, 2, axis=(-2, -1))[..., None, None]
+        step = 3.0 / RANK**0.5 / GAMMA_ONE * of_rank(gradient, RANK) / size
+        check.assert_close(merged[name] - base[name], -step, 1e-7)
+        a, b = (np.asarray(trainable["adapters"][name][factor]) for factor in "ab")
+        norms = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+        np.testing.assert_allclose(*norms, rtol=1e-7)  # divided evenly
+        assert frozen.constants[name].keys() == {"scale"}  # nothing is subtracted
+
+
 def test_every_method_starts_at_its_base(x64):
-    """The start is subtracted in all of them, and both factors can move."""
-    for name in variants.names():
-        kind = variants.find(name)
-        if not issubclass(kind, LowRank) or kind.differs_at_init:
+    """The start is subtracted in all of them but LoRA-One, and both factors can move."""
+    kinds = {name: variants.find(name) for name in variants.names()}
+    for name, kind in kinds.items():
+        if not issubclass(kind, LowRank):
             continue
         settings = {"target_rank": 1} if name == "adalora" else {}
-        for start in ("lora_ga", "eva"):
-            given = {"rank": 2, "initialization": start, **settings}
-            variant = dataclasses.replace(kind(**given))
+        for start in ("lora_ga", "lora_one", "eva"):
+            variant = kind(**{"rank": 2, "initialization": start, **settings})
             base = toy_matrices.base(variant)
             factors = toy_matrices.init(variant, 1, base)
-            np.testing.assert_allclose(variant.weight(base, factors), base.dense(), atol=1e-12)
+            away = np.abs(variant.weight(base, factors) - base.dense()).max()
+            assert (away < 1e-12) != (start == "lora_one" and name != "adalora"), (name, start)
+            assert bool(variant.differs_at_init) == (away >= 1e-12)
             moved = jax.tree.map(lambda leaf: leaf + 1.0, factors.trainable)
             weight = variant.weight(base, lj.Factors(moved, factors.constants))
             assert np.abs(weight - base.dense()).max() > 1e-3
@@ -92,5 +117,6 @@ def test_what_cannot_work_is_said():
     with pytest.raises(ValueError, match="takes 2 \\* rank = 8 directions"):
         variant.validate((7, 9))
     base = lj.Base(jnp.ones((8, 8)), "io")
-    with pytest.raises(ValueError, match="'lora_ga' needs the gradients of the weight"):
-        variant.init(KEY, base)
+    for name in ("lora_ga", "lora_one"):
+        with pytest.raises(ValueError, match=f"'{name}' needs the gradients of the weight"):
+            variants.make(name, rank=4).init(KEY, base)
