@@ -10,6 +10,7 @@ where B_i rotates each of in / b blocks of b inputs: two runs of b / 2 neighbour
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -34,6 +35,8 @@ class BOFT(Variant):
     moves half as far. PEFT takes m = 1 where its extension for CUDA is missing. It refuses a block
     size that does not fit, and its dropout sets whole blocks to I.
     """
+
+    peft: ClassVar[str] = "BOFTConfig"
 
     block_size: int = 4
     """The largest b: a matrix has blocks of the largest even divisor of in / 2^(m-1) up to it."""

@@ -35,6 +35,7 @@ class C3A(Variant):
     """
 
     title: ClassVar[str] = "C3A"
+    peft: ClassVar[str] = "C3AConfig"
     suggested: ClassVar[Suggested] = Suggested(1e-1, 3e-1, (3e-2, 1e-1, 3e-1))
 
     block_size: int = 256

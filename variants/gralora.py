@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_count
-from lora_jax.methods.lowrank import LowRank, dropout
+from lora_jax.methods.lowrank import LowRank, add, dropout
 from lora_jax.variant import Base, Factors
 
 
@@ -35,6 +35,7 @@ class GraLoRA(LowRank):
     """
 
     title: ClassVar[str] = "GraLoRA"
+    peft: ClassVar[str] = "GraloraConfig"
 
     blocks: int = 2
     """k; the authors advise 2 for ranks up to 32, and 4 from 64. It divides rank, in and out."""
@@ -78,12 +79,19 @@ class GraLoRA(LowRank):
         whole = jnp.einsum("tjnip,tinjq->ipjq", a, b)
         return whole.reshape(whole.shape[0] * whole.shape[1], -1)
 
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
+        a, b = self._grids(factors, factors.trainable["b"].dtype)
+        own = jnp.eye(self.blocks, dtype=a.dtype)
+        down = jnp.einsum("tjnip,ig->tijngp", a, own)
+        up = jnp.einsum("tinjq,jh->tijnhq", b, own)
+        return down.reshape(-1, base.shape[0]), up.reshape(-1, base.shape[1])
+
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
         a, b = self._grids(factors, x.dtype)
         hidden = _down(dropout(x, factors, dropout_key), a)
-        return base.dot(x) + _up(hidden, b, base.accumulate)
+        return add(base.dot(x), _up(hidden, b, base.accumulate))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         a, b = self._grids(factors, x.dtype)

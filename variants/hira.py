@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods.lowrank import LowRank, dropout
+from lora_jax.methods.lowrank import LowRank, add, dropout
 from lora_jax.variant import Base, Factors, Suggested, Variant
 
 
@@ -44,7 +44,7 @@ class HiRA(LowRank):
         if dropped is x:
             return Variant.dot(self, x, base, factors)
         update = self._update(base, factors).astype(base.dtype)
-        return base.dot(x) + Base(update, "io", base.accumulate).dot(dropped)
+        return add(base.dot(x), Base(update, "io", base.accumulate).dot(dropped))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         return Variant.dot_t(self, x, base, factors)

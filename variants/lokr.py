@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
-from lora_jax.methods.lowrank import dropout
+from lora_jax.methods.lowrank import add, dropout
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -79,7 +79,7 @@ class LoKr(Variant):
         hidden = jnp.einsum("...mr,ml->...lr", hidden, c.astype(x.dtype))
         last = each.get("b", each.get("d"))
         y = jnp.einsum("...lr,rk->...lk", hidden, last, preferred_element_type=base.accumulate)
-        return base.dot(x) + y.reshape(*x.shape[:-1], base.shape[1])
+        return add(base.dot(x), y.reshape(*x.shape[:-1], base.shape[1]))
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         c, d = (matrix.astype(base.dtype) for matrix in _matrices(factors))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_rank
-from lora_jax.methods.lowrank import dropout, product
+from lora_jax.methods.lowrank import add, dropout, product
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -64,7 +64,7 @@ class MiSS(Variant):
         # A product by ones and zeros, which is faster than a sum over short rows.
         fold = _fold(base.shape[0], len(d), x.dtype)
         y = product(dropout(x, factors, dropout_key), fold, d, base.accumulate)
-        return base.dot(x) + y
+        return add(base.dot(x), y)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         d = factors.trainable["d"].astype(base.dtype)

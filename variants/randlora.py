@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
-from lora_jax.methods.lowrank import dropout, product
+from lora_jax.methods.lowrank import add, dropout, product
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -76,7 +76,8 @@ class RandLoRA(Variant):
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
         a, b = self._factors(base, factors, x.dtype)
-        return base.dot(x) + product(dropout(x, factors, dropout_key), a, b, base.accumulate)
+        y = product(dropout(x, factors, dropout_key), a, b, base.accumulate)
+        return add(base.dot(x), y)
 
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         a, b = self._factors(base, factors, base.dtype)

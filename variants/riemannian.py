@@ -30,5 +30,6 @@ class Riemannian(LowRank):
     """
 
     title: ClassVar[str] = "Riemannian LoRA"
+    peft: ClassVar[str] = "create_riemannian_optimizer"
 
     preconditioner: str = "riemannian"

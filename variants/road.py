@@ -29,6 +29,7 @@ class RoAd(Variant):
     """
 
     title: ClassVar[str] = "RoAd"
+    peft: ClassVar[str] = "RoadConfig"
     suggested: ClassVar[Suggested] = Suggested(2e-2, 1e-3, (3e-3, 1e-2, 3e-2))
 
     per_pair: int = 1

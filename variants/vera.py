@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_rank
-from lora_jax.methods.lowrank import dropout, product, times
+from lora_jax.methods.lowrank import add, dropout, product, times
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
@@ -79,7 +79,7 @@ class VeRA(Variant):
         d, b = (factors.trainable[name].astype(x.dtype) for name in ("d", "b"))
         down, up = _projections(base, factors, x.dtype)
         y = product(dropout(x, factors, dropout_key), down, up, base.accumulate, d)
-        return base.dot(x) + times(y, b)
+        return add(base.dot(x), times(y, b))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         d, b = (factors.trainable[name].astype(x.dtype) for name in ("d", "b"))
