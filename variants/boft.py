@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_count, require_dropout
-from lora_jax.methods.lowrank import dropout, times
+from lora_jax.methods.products import dropout, times
 from lora_jax.methods.rotations import turns
 from lora_jax.variant import Base, Factors, Variant, wide
 

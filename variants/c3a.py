@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout
-from lora_jax.methods.lowrank import dropout
+from lora_jax.methods.products import dropout
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_count
-from lora_jax.methods.lowrank import LowRank, add, dropout
+from lora_jax.methods.lowrank import LowRank
+from lora_jax.methods.products import add, dropout
 from lora_jax.variant import Base, Factors
 
 

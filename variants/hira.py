@@ -10,7 +10,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods.lowrank import LowRank, add, dropout
+from lora_jax.methods.lowrank import LowRank
+from lora_jax.methods.products import add, dropout
 from lora_jax.variant import Base, Factors, Suggested, Variant
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.lowrank import times
+from lora_jax.methods.products import times
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 SIDES = ("outputs", "inputs")

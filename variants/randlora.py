@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
-from lora_jax.methods.lowrank import add, dropout, product
+from lora_jax.methods.products import add, dropout, product
 from lora_jax.variant import Base, Factors, Variant, wide
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.methods.lowrank import product
+from lora_jax.methods.products import product
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods import from_data, initialization, loftq, preconditioning
 from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
+from lora_jax.methods.products import add, dropout, product
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
@@ -21,60 +21,6 @@ SCALES = {
     "alpha/sqrt(rank)": lambda alpha, rank: alpha / math.sqrt(rank),  # Kalajdzievski 2023
     "alpha": lambda alpha, rank: alpha,
 }
-
-
-def product(
-    x: Array, a: Array, b: Array, accumulate: Any = None, diagonal: Array | None = None
-) -> Array:
-    """`((x @ a.T) * diagonal) @ b` for x (..., in), a (rank, in), diagonal (rank,), b (rank, out).
-
-    The rank axis comes first, so that reverse mode multiplies `gh @ x` instead of transposing the
-    activations. Tokens are flattened to one axis. Together this gains up to 2x of a training step.
-    """
-    flat = x
-    if x.ndim != 2 and not _inner_axis_sharded(x):
-        flat = x.reshape(-1, x.shape[-1])
-    hidden = lax.dot_general(a, flat, (((1,), (flat.ndim - 1,)), ((), ())))
-    if diagonal is not None:
-        hidden = hidden * diagonal.reshape(-1, *[1] * (hidden.ndim - 1))
-    y = lax.dot_general(hidden, b, (((0,), (0,)), ((), ())), preferred_element_type=accumulate)
-    return y.reshape(*x.shape[:-1], b.shape[1])
-
-
-def add(y: Array, update: Array) -> Array:
-    """y + update, in an array of its own.
-
-    XLA's CPU backend repeats a cheap sum wherever it is read, and keeps both terms for the backward
-    pass instead of the sum. It repeats no quotient. That by one, which the barrier hides, changes
-    no bit.
-    """
-    if jax.default_backend() != "cpu":
-        return y + update
-    return (y + update) / lax.optimization_barrier(jnp.ones((), y.dtype))
-
-
-def _inner_axis_sharded(x: Array) -> bool:
-    """Whether an explicitly sharded token axis other than the first forbids flattening."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    spec = tuple(getattr(sharding, "spec", None) or ())
-    return any(axis is not None for axis in spec[1 : x.ndim - 1])
-
-
-def times(y: Array, vector: Array) -> Array:
-    """Multiply the last axis of (..., n) by (n,)."""
-    return y * vector.astype(y.dtype).reshape(*[1] * (y.ndim - 1), -1)
-
-
-def dropout(x: Array, factors: Factors, key: Array | None) -> Array:
-    """Zero each entry with probability `1 - keep` and scale the rest by `1 / keep`.
-
-    `keep` is one of the constants. Nothing is dropped without a key, or if `init` set no `keep`.
-    """
-    if key is None or "keep" not in factors.constants:
-        return x
-    keep = factors.constants["keep"]
-    mask = jax.random.bernoulli(key, keep, x.shape)
-    return jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 class LowRankUpdate(Variant):

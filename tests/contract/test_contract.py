@@ -15,7 +15,7 @@ import lora_jax as lj
 import variants
 from lora_jax import contract
 from lora_jax.contract import matrix, timing, training
-from lora_jax.methods.lowrank import dropout
+from lora_jax.methods.products import dropout
 from lora_jax.variant import Base
 from variants.lora import LoRA
 

@@ -14,7 +14,8 @@ from scipy import stats
 
 import lora_jax as lj
 import variants
-from lora_jax.methods.lowrank import LowRank, product
+from lora_jax.methods.lowrank import LowRank
+from lora_jax.methods.products import product
 from lora_jax.variant import Base, Factors
 from variants.lora import LoRA
 
