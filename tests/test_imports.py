@@ -20,6 +20,7 @@ ROOMS = (
     "lora_jax.partition",
     "lora_jax.uses",
     "lora_jax.statistics",
+    "lora_jax.base",
     "lora_jax.variant",
     "lora_jax.files",
     "lora_jax.records",
