@@ -11,15 +11,12 @@ whole model. Nothing is trained or compiled: facts come from the code and its do
 cost of a step from `experiments/results/bench/methods.json`, where it was measured.
 """
 
-import re
-
 from absl import flags
 
 from experiments import cli
 from experiments.catalogue import catalogue, formats
+from experiments.catalogue.sizes import SHAPE, shape_of
 from experiments.tables.config_tables import ROOT
-
-SHAPE = "768x768"
 
 _SHAPE = flags.DEFINE_string("shape", SHAPE, "The matrix to adapt, INPUTSxOUTPUTS.")
 _MODEL = flags.DEFINE_string(
@@ -46,18 +43,6 @@ def methods() -> None:
     else:
         found = catalogue.of_model(_MODEL.value, own)
     print(formats.write(_FORMAT.value, found), end="")
-
-
-def shape_of(text: str) -> tuple[int, int]:
-    """The shape that a flag names: `4096x11008`.
-
-    Raises:
-      ValueError: the text is no shape.
-    """
-    match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
-    if match is None:
-        raise ValueError(f"--shape={text}: expected INPUTSxOUTPUTS, such as --shape={SHAPE}")
-    return int(match[1]), int(match[2])
 
 
 if __name__ == "__main__":

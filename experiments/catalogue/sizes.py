@@ -1,6 +1,7 @@
 """How many numbers a method trains: for one matrix, or in a whole model."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,9 +26,22 @@ from lora_jax.transform import target_patterns
 from lora_jax.transform.placement import place, trains
 from lora_jax.uses import Uses
 
+SHAPE = "768x768"
 KERNEL = "kernel"
 LINEARS = "layers/.*/kernel"
 """The linear layers of our models' blocks, for methods whose files suggest no targets."""
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """The shape that a flag names: `4096x11008`.
+
+    Raises:
+      ValueError: the text is no shape.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+    if match is None:
+        raise ValueError(f"--shape={text}: expected INPUTSxOUTPUTS, such as --shape={SHAPE}")
+    return int(match[1]), int(match[2])
 
 
 def matrix(shape: tuple[int, int]) -> Uses:

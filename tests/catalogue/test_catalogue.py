@@ -19,7 +19,6 @@ from experiments.benchmarks.result_files import write
 from experiments.benchmarks.results import Found, Measured
 from experiments.catalogue import catalogue, formats, sizes, source, step_costs
 from experiments.catalogue.abilities import abilities
-from experiments.methods import SHAPE, shape_of
 from experiments.tables.config_tables import ROOT
 from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.variant import Factors
@@ -30,7 +29,7 @@ ADAPTING = [name for name in variants.names() if variants.find(name).adapts]
 
 @pytest.fixture(scope="module")
 def shipped():
-    return catalogue.of_matrix(shape_of(SHAPE))
+    return catalogue.of_matrix(sizes.shape_of(sizes.SHAPE))
 
 
 def test_readme_has_the_table(shipped):
@@ -183,4 +182,4 @@ def test_the_command_says_what_a_matrix_is_too_small_for():
 def test_a_shape_that_is_none(shape):
     said = rf"^--shape={shape}: expected INPUTSxOUTPUTS, such as --shape=768x768$"
     with pytest.raises(ValueError, match=said):
-        shape_of(shape)
+        sizes.shape_of(shape)

@@ -101,7 +101,11 @@ def test_every_method_starts_at_its_base(x64):
             continue
         settings = {"target_rank": 1} if name == "adalora" else {}
         for start in ("lora_ga", "lora_one", "eva"):
-            variant = kind(**{"rank": 2, "initialization": start, **settings})
+            try:
+                variant = kind(**{"rank": 2, "initialization": start, **settings})
+            except ValueError:
+                assert name == "gralora"  # its blocks start apart; what is seen is of the whole
+                continue
             base = toy_matrices.base(variant)
             factors = toy_matrices.init(variant, 1, base)
             away = np.abs(variant.weight(base, factors) - base.dense()).max()
