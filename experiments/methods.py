@@ -18,7 +18,7 @@ from experiments.catalogue import catalogue, formats
 from experiments.catalogue.sizes import SHAPE, shape_of
 from experiments.tables.config_tables import ROOT
 
-_SHAPE = flags.DEFINE_string("shape", SHAPE, "The matrix to adapt, INPUTSxOUTPUTS.")
+_SHAPE = flags.DEFINE_string("shape", None, f"The matrix to adapt, INPUTSxOUTPUTS: {SHAPE}.")
 _MODEL = flags.DEFINE_string(
     "model",
     None,
@@ -30,7 +30,10 @@ _README = flags.DEFINE_bool("readme", False, "Rewrite the tables in README.md.")
 
 
 def methods() -> None:
+    others = [flag for flag in (_SHAPE, _MODEL, _VARIANT) if flag.value]
     if _README.value:
+        if others:
+            raise ValueError(f"--readme and --{others[0].name}: README has a table without it")
         path = ROOT / "README.md"
         old = path.read_text(encoding="utf-8")
         new = formats.fill(old, catalogue.of_matrix(shape_of(SHAPE)))
@@ -39,8 +42,11 @@ def methods() -> None:
         return
     own = list(_VARIANT.value)
     if _MODEL.value is None:
-        found = catalogue.of_matrix(shape_of(str(_SHAPE.value)), own)
+        shape = SHAPE if _SHAPE.value is None else _SHAPE.value
+        found = catalogue.of_matrix(shape_of(shape), own)
     else:
+        if _SHAPE.value:
+            raise ValueError("--shape and --model: parameters are of one of them")
         found = catalogue.of_model(_MODEL.value, own)
     print(formats.write(_FORMAT.value, found), end="")
 

@@ -47,8 +47,7 @@ class BOFT(Variant):
     def __post_init__(self) -> None:
         require_count("butterfly_factors", self.butterfly_factors)
         require_dropout(self.dropout)
-        if type(self.block_size) is not int or self.block_size < 2:
-            raise ValueError(f"block_size must be an integer of at least 2, got {self.block_size}")
+        require_count("block_size", self.block_size, least=2)
 
     def validate(self, shape: tuple[int, int]) -> None:
         least = 2**self.butterfly_factors

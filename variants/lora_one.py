@@ -19,12 +19,13 @@ class LoRAOne(LowRank):
     not matter. `adapted.init` needs `batches` and a `loss` to find dL/dW, which it never forms.
 
     Differences from plain LoRA: both factors start from the gradient; s = alpha / sqrt(rank), as in
-    the authors' code. Difference from LoRA-GA: both take the same directions, and the start is not
-    subtracted. It is a step of training, so the adapted function begins elsewhere than its base.
+    the authors' code. Differences from LoRA-GA: both factors take the same directions, and the
+    start is not subtracted. It is a step of training, so the adapted function begins elsewhere than
+    its base. Rows beyond the rank of dL/dW start near zero, and hardly move.
 
     Difference from the paper: the preconditioners of its algorithm are left out. They belong to the
     optimiser, and the authors report results without them too. PEFT does not have the method. The
-    initialisation is a setting of every A/B method; AdaLoRA, whose e is zero, starts at its base.
+    initialisation is a setting of every method that is W + s A^T B.
     """
 
     title: ClassVar[str] = "LoRA-One"

@@ -21,8 +21,8 @@ class LoRAPro(LowRank):
 
     Differences from plain LoRA: only these gradients, which `adapted.optimizer(tx, frozen)` gives
     to `tx`; a loop that uses `tx` itself trains plain LoRA. `make_train_step(..., clip=)` clips
-    before they are changed, a clip in `tx` after that. The preconditioner is a setting of every A/B
-    method except AdaLoRA. With LoRA-FA, which freezes A, it is PEFT's `LoraFAOptimizer`.
+    before they are changed, a clip in `tx` after that. The preconditioner is a setting of every
+    method that is W + s A^T B. With LoRA-FA, which freezes A, it is PEFT's `LoraFAOptimizer`.
 
     With gradient descent this is the paper's method. With Adam it is the mode "efficient" of the
     authors' first code, with the moments of dA and dB. No theorem holds for it: Adam rescales every

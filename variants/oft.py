@@ -15,7 +15,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods.checks import require_dropout
+from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout
 from lora_jax.methods.rotations import turns
 from lora_jax.variant import Base, Factors, Variant, wide
@@ -47,8 +47,7 @@ class OFT(Variant):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if type(self.block_size) is not int or self.block_size < 2:
-            raise ValueError(f"block_size must be an integer of at least 2, got {self.block_size}")
+        require_count("block_size", self.block_size, least=2)
         require_dropout(self.dropout)
 
     def validate(self, shape: tuple[int, int]) -> None:

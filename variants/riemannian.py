@@ -22,7 +22,8 @@ class Riemannian(LowRank):
     Differences from plain LoRA: only these gradients, which `adapted.optimizer(tx, frozen)` gives
     to `tx`; a loop that uses `tx` itself trains plain LoRA. Adam has their moments, as in the
     paper. `make_train_step(..., clip=)` clips before they are changed, a clip in `tx` after that.
-    The preconditioner is a setting of every A/B method except AdaLoRA.
+    The preconditioner is a setting of every A/B method except AdaLoRA; what is said of W' holds
+    where it is W + s A^T B.
 
     Differences from the authors' code, which computes B's from the A that has stepped already: here
     neither has, as in PEFT. PEFT leaves adapters of embeddings alone, and its d is 0.01; the

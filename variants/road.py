@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.checks import require_count
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
@@ -44,10 +45,10 @@ class RoAd(Variant):
     """Whether a layer's bias is turned with its outputs, as in PEFT."""
 
     def __post_init__(self) -> None:
+        require_count("per_pair", self.per_pair)
         if self.per_pair not in (1, 2, 4):
             raise ValueError(f"per_pair must be 1, 2 or 4, got {self.per_pair!r}")
-        if type(self.group_size) is not int or self.group_size < 2:
-            raise ValueError(f"group_size must be an integer of at least 2, got {self.group_size}")
+        require_count("group_size", self.group_size, least=2)
 
     def validate(self, shape: tuple[int, int]) -> None:
         if shape[1] % 2:

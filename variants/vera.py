@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.checks import require_dropout, require_rank
+from lora_jax.methods.checks import (
+    require_dropout,
+    require_finite,
+    require_rank,
+    require_ratio,
+)
 from lora_jax.methods.products import add, dropout, product, times
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
@@ -42,7 +47,9 @@ class VeRA(Variant):
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
+        require_finite("d_init", self.d_init)
         require_dropout(self.dropout)
+        require_ratio(self.learning_rate_ratio)
 
     def init_shared(
         self, key: Array, shapes: Sequence[tuple[int, int]], dtype: Any

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,37 @@ def content(suite: str, plan: Plan, found: Sequence[Measured]) -> dict[str, Any]
 
 
 def write(folder: Path, suite: str, plan: Plan, found: Sequence[Measured]) -> None:
-    """Write the three files of a suite."""
+    """Write the three files of a suite.
+
+    Groups that are in the folder already, timed in the same way, on the same machine and with the
+    same versions, stay there: a suite may be timed in pieces.
+    """
+    whole = content(suite, plan, found)
+    names = {each.name for each in found}
+    found = [*(each for each in _before(folder, whole) if each.name not in names), *found]
     whole = content(suite, plan, found)
     write_atomically(folder / f"{suite}.json", f"{json.dumps(whole, indent=1)}\n".encode())
     write_atomically(folder / f"{suite}.md", tables.document(whole).encode())
     picture = plot.draw(found, f"{suite}, {plan.turns} turns")
     if picture is not None:
         write_atomically(folder / f"{suite}.png", picture)
+
+
+def _before(folder: Path, whole: Mapping[str, Any]) -> list[Measured]:
+    """The groups of an earlier file that were measured as those of `whole` are."""
+    path = folder / f"{whole['suite']}.json"
+    if not path.exists():
+        return []
+    old = json.loads(path.read_text(encoding="utf-8"))
+    same = _conditions(old) == json.loads(json.dumps(_conditions(whole)))
+    return [Measured.from_json(each) for each in old["groups"]] if same else []
+
+
+def _conditions(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """What the groups of one file have in common."""
+    machine = {name: whole["machine"].get(name) for name in ("processor", "cores", "versions")}
+    free = ("groups", "cases", "against")
+    return {
+        **{name: value for name, value in whole.items() if name not in free},
+        "machine": machine,
+    }

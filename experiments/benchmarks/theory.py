@@ -64,7 +64,7 @@ def _not_adapted(case: Case, config: LlamaConfig) -> float:
     adapted, layers = set(models.TARGETS[case.targets]), config.num_hidden_layers
     normalised, product = adapted.isdisjoint({"gate", "up"}), "down" not in adapted
     values = config.hidden_size * normalised + config.intermediate_size * product
-    kept_layers = 0 if case.remat else layers + 1
+    kept_layers = 1 if case.remat else layers  # the layer that is computed again, or all
     kept = kept_layers * case.rows * case.tokens * values * jnp.dtype(case.dtype).itemsize
     numbers = {t: sum(map(sum, _shapes(t, config))) for t in ("all", case.targets)}
     trained = case.rank * layers * (numbers["all"] - numbers[case.targets])

@@ -75,7 +75,8 @@ def process(contender: Contender) -> Iterator[tuple[Take, Facts]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, **MALLOC},
+            # The last line of an error is then its own.
+            env={**os.environ, **MALLOC, "JAX_TRACEBACK_FILTERING": "off"},
         )
 
         def answer() -> str:

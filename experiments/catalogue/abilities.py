@@ -127,15 +127,16 @@ def _sizes(jaxpr: Jaxpr) -> Iterator[int]:
 
 
 def _layer_ranks(variant: Variant) -> str:
-    rank = getattr(variant, "rank", None)
+    fields = {field.name for field in dataclasses.fields(variant)}
     if variant.allots:
         return BY_DATA
     if type(variant).prune is not Variant.prune:
         return "in training"
-    if rank is None:
+    if "rank" not in fields:
         return ""
     try:
-        variant.align((variant, dataclasses.replace(variant, **{"rank": 2 * rank})))
+        other = {"rank": 2 * getattr(variant, "rank")}  # noqa: B009
+        variant.align((variant, dataclasses.replace(variant, **other)))
     except ValueError:
         return NO
     return YES

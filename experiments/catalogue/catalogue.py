@@ -38,7 +38,7 @@ def of_model(name: str, own: Sequence[str] = ()) -> Catalogue:
     """The same with the parameters of a whole model (see `sizes.model`)."""
     uses, costs = sizes.model(name), step_costs.read()
     rows = [method.of_model(each, uses, costs) for each in _names(own)]
-    of = f"{name}, in the targets that a method's file suggests, or all linear layers of blocks"
+    of = f"{name} (in the targets that a method's file suggests, else in all linears of its blocks)"
     return Catalogue(of, rows, costs.machine)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import textwrap
 from typing import Any
 
 from experiments.catalogue.abilities import BY_DATA
@@ -54,12 +55,13 @@ def fill(text: str, catalogue: Catalogue) -> str:
 def _text(catalogue: Catalogue) -> str:
     heads = ("name", "method", "parameters", "step / LoRA", "vLLM", "PEFT", "paper")
     rows = [
-        [each.name, each.title, *_costs(each), each.peft or NONE, each.paper or NONE]
+        [each.name, each.title, *_costs(each), each.peft or NONE, _number(each.paper) or NONE]
         for each in catalogue.methods
     ]
     sheets = Sheet("What there is", heads, rows), _abilities(catalogue)
     parts = [f"{each.title}\n\n{text_table(each.heads, each.rows)}" for each in sheets]
-    return "\n\n".join([*parts, "\n".join(notes(catalogue))]) + "\n"
+    lines = (textwrap.fill(note, width=100) for note in notes(catalogue))
+    return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
 
 def _markdown(catalogue: Catalogue) -> str:
@@ -87,12 +89,15 @@ def notes(catalogue: Catalogue) -> list[str]:
         f"Parameters: those that train with default settings, of {catalogue.of}.",
         "Step: the time of a training step of MiniLM (32 x 48 tokens) over that of a step with "
         f"LoRA, by python -m experiments.bench --suite=methods{where}.",
-        "vLLM: the rank of the plain LoRA that is equal, if there is one of at most "
-        f"{MOST_RANKS}. Merged, every method is a plain model, which any server loads.",
+        "vLLM: the rank of the plain LoRA that is equal (`as_lora`), if it is at most "
+        f"{MOST_RANKS}, as vLLM serves. No command writes that as a folder yet. Merged, every "
+        "method is a plain model, which any server loads.",
         "PEFT: the method there; the file's docstring says where the two differ.",
         "Abilities are found by tracing the code. Product, embedding (lookups) and tied head: yes "
         "is without a dense matrix, dense with one as large as the weight. Trials at once: in one "
-        "compiled program. Methods without an adapter have none of these.",
+        "compiled program. Ranks by layer: whether layers of one stacked weight may have ranks of "
+        "their own, or who gives them. Starts at W: the adapted model begins as its base. "
+        "Methods without an adapter have none of these.",
         *(f"{each.name}: {each.obstacle}." for each in catalogue.methods if each.obstacle),
     ]
 
@@ -109,23 +114,28 @@ def _costs(method: Method) -> tuple[str, str, str]:
 
 
 def _link(address: str) -> str:
-    return f"[{re.split('[/=]', address)[-1]}]({address})" if address else NONE
+    return f"[{_number(address)}]({address})" if address else NONE
+
+
+def _number(address: str) -> str:
+    """The end of an address, by which arXiv and OpenReview find a paper."""
+    return re.split("[/=]", address)[-1]
 
 
 def _record(method: Method) -> dict[str, Any]:
-    """A method as plain values; None for what does not apply or is not known."""
+    """A method as plain values; None for what does not apply, or is not known."""
     own = method.abilities and dataclasses.asdict(method.abilities)
     step = method.step
     return {
         **{name: getattr(method, name) for name in ("name", "title", "idea", "parameters")},
-        "obstacle": method.obstacle,
-        **{name: own and own[name] for name in (*ABILITIES, "lora_rank")},
+        "obstacle": method.obstacle or None,
+        **{name: (own and own[name]) or None for name in (*ABILITIES, "lora_rank")},
         "vllm_rank": method.served_rank,
         "step": step and step.middle,
         "step_low": step and step.low,
         "step_high": step and step.high,
-        "peft": method.peft,
-        "paper": method.paper,
+        "peft": method.peft or None,
+        "paper": method.paper or None,
     }
 
 

@@ -76,6 +76,6 @@ def _method(name: str, targets: tuple, uses: Uses, costs: StepCosts) -> Method:
         obstacle=obstacle,
         abilities=able,
         step=costs.ratios.get(name),
-        peft=kind.peft,
+        peft=vars(kind).get("peft", ""),  # a subclass is another method
         paper=source.paper(kind),
     )

@@ -5,7 +5,7 @@ import sys
 
 from lora_jax.variant import Variant
 
-ARXIV = re.compile(r"\barXiv[:\s]+(\d{4}\.\d{4,5})")
+ARXIV = re.compile(r"\barxiv(?:\.org/abs/|[:\s]+)(\d{4}\.\d{4,5})", re.IGNORECASE)
 OPENREVIEW = re.compile(r"\bopenreview\s+(\w+)")
 
 

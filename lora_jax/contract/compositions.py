@@ -166,10 +166,10 @@ def goes_down_preconditioned(variant: Variant) -> None:
     for each, (gradients, changed) in zip(several, results, strict=True):
         require_same_form("precondition", changed, gradients)
         differs = any(np.any(changed[name] != gradients[name]) for name in gradients)
-        said = "preconditions" if each.preconditions else "does not precondition"
-        require(differs == each.preconditions, f"{each} {said}, and gradients differ: {differs}")
+        said = f"the preconditioner '{getattr(each, 'preconditioner', '')}' gives"
+        require(differs == each.preconditions, f"{said} other gradients: {differs}")
         slope = sum(float(np.sum(changed[name] * gradients[name])) for name in gradients)
-        require(slope > 0, f"against the direction of {each}, the loss rises by {slope:.2g}")
+        require(slope > 0, f"against what {said}, the loss rises by {-slope:.2g}")
 
 
 @functools.partial(by_numpy, static_argnums=0)

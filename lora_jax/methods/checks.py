@@ -12,14 +12,19 @@ def require_fit(name: str, rank: int, shape: tuple[int, int]) -> None:
         raise ValueError(f"{name} {rank} exceeds min(in, out) = {min(shape)} of {shape}")
 
 
-def require_count(name: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+def require_count(name: str, value: object, least: int = 1) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def require_finite(name: str, value: object) -> None:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def require_ratio(ratio: object) -> None:
+    if not isinstance(ratio, int | float) or not 0.0 <= ratio < math.inf:
+        raise ValueError(f"learning_rate_ratio must be finite and at least 0, got {ratio!r}")
 
 
 def require_dropout(dropout: object) -> None:

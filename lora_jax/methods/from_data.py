@@ -16,7 +16,8 @@ GAMMA = 16.0
 GAMMA_ONE = 128.0
 """LoRA-One's gamma, by the authors' settings for language models."""
 
-NAMES = ("lora_ga", "lora_one", "eva", "eva_rho_2")
+LORA_ONE = "lora_one"
+NAMES = ("lora_ga", LORA_ONE, "eva", "eva_rho_2")
 """The initialisations here; EVA's rho may be any number from 1 on."""
 
 _EVA = re.compile(r"eva(?:_rho_([1-9]\d*(?:\.\d+)?))?")
@@ -39,8 +40,9 @@ def lora_one(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Ar
     Zhang et al. 2025, "LoRA-One", arXiv 2502.01235, algorithm 1, with the authors' code's size:
     A^T B = -U_r S_r V_r^T / (gamma S_1), with dL/dW = U S V^T, each factor with the root of S.
     """
-    seen = _gradient(base, "lora_one")
-    root = jnp.sqrt(seen.values[:rank] / (GAMMA_ONE * seen.values[0]))[:, None]
+    seen = _gradient(base, LORA_ONE)
+    largest = jnp.where(seen.values[0] > 0, seen.values[0], 1)  # a layer may have no gradient
+    root = jnp.sqrt(seen.values[:rank] / (GAMMA_ONE * largest))[:, None]
     return root * seen.left[:rank], -root * seen.right[:rank]
 
 
@@ -59,14 +61,14 @@ def start(name: str) -> Callable[..., tuple[Array, Array | None]] | None:
     """The function of an initialisation; None for one that sees no data."""
     if name == "lora_ga":
         return lora_ga
-    if name == "lora_one":
+    if name == LORA_ONE:
         return lora_one
     return eva if _EVA.fullmatch(name) else None
 
 
 def need(name: str, rank: int) -> Need | None:
     """What an initialisation has to see of a weight; None for one that sees no data."""
-    if name in ("lora_ga", "lora_one"):  # LoRA-One takes half of them, which are sharper so
+    if name in ("lora_ga", LORA_ONE):  # twice what LoRA-One takes, which is more exact so
         return Need("gradient", 2 * rank)
     if found := _EVA.fullmatch(name):
         return Need("inputs", round(rank * float(found[1] or 1)))

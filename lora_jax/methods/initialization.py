@@ -125,7 +125,7 @@ def validate(name: str, rank: int, alpha: float) -> None:
         raise ValueError(f"initialization '{name}' is unknown; nearest: {nearest(name, known)}")
     if name == "orthogonal" and rank % 2:
         raise ValueError(f"initialization 'orthogonal' needs an even rank, got {rank}")
-    if name.startswith(("pissa", "milora", "loftq")) and alpha <= 0:
+    if name.startswith(("pissa", "milora", "loftq", from_data.LORA_ONE)) and alpha <= 0:
         raise ValueError(f"initialization '{name}' needs a positive alpha, got {alpha}")
 
 
@@ -134,9 +134,14 @@ def moves_the_weight(name: str) -> bool:
     return name not in DRAWN and not name.startswith("eva")
 
 
+def needs_a_sum(name: str) -> bool:
+    """Whether the start is meant for W' = W + s A^T B alone."""
+    return name == from_data.LORA_ONE or loftq.steps(name) > 0
+
+
 def differs(name: str) -> str:
     """Why the effect of the starting factors is kept, not subtracted; empty if there is none."""
-    if name == "lora_one":
+    if name == from_data.LORA_ONE:
         return "it starts with a step against the gradient"
     return "it starts near the weight before its quantisation" if loftq.steps(name) else ""
 
@@ -155,7 +160,9 @@ def starting_factors(
     if (start := from_data.start(name)) is not None:
         return start(key, base, rank, scale)
     if loftq.steps(name):
-        return _split(loftq.residual(base, rank), scale)
+        a, b = _split(loftq.residual(base, rank), scale)
+        drawn, _ = kaiming_uniform(key, base, rank, scale)  # where there is nothing to make up for
+        return jnp.where((a == 0).all(axis=1, keepdims=True), drawn, a), b
     if found := _FAST_PISSA.fullmatch(name):
         return pissa(key, base, rank, scale, int(found[1]))
     return {**DRAWN, **SUBTRACTED}[name](key, base, rank, scale)

@@ -5,7 +5,9 @@ arXiv 2310.08659, algorithm 1. From A_0 = B_0 = 0 on, step t quantises Q_t = q(W
 A and B of the step before, and makes s A^T B the best approximation of W - Q_t of its rank.
 
 From the second step on, what is stored depends on the rounding of an SVD: another machine may store
-a few numbers otherwise, and an adapter's file tells.
+a few numbers otherwise, which the base's digest in an adapter's file shows.
+
+Where quantisation changes nothing, rows of A are drawn, and those of B are zero, as in LoRA.
 
 Difference from PEFT, which takes that approximation for A^T B: there Q + s A^T B is near W only
 where s is 1.

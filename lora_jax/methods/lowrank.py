@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods import from_data, initialization, loftq, preconditioning
-from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
+from lora_jax.methods.checks import (
+    require_count,
+    require_dropout,
+    require_finite,
+    require_fit,
+    require_rank,
+    require_ratio,
+)
 from lora_jax.methods.products import add, dropout, product
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
@@ -74,7 +81,7 @@ class LowRank(LowRankUpdate):
 
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8, "alpha": 16.0})
     additive: ClassVar[bool] = True
-    """Whether W' = W + scale * A^T B, which LoftQ needs."""
+    """Whether W' = W + scale * A^T B, which LoftQ, LoRA-One and LoRA-Pro need."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -106,22 +113,26 @@ class LowRank(LowRankUpdate):
             )
         require_rank(self.rank)
         require_finite("alpha", self.alpha)
+        if self.max_rank is not None:
+            require_count("max_rank", self.max_rank)
         if self.max_rank is not None and self.max_rank < self.rank:
             raise ValueError(f"max_rank {self.max_rank} is below rank {self.rank}")
         require_dropout(self.dropout)
-        if not 0.0 <= self.learning_rate_ratio < math.inf:
-            raise ValueError(
-                f"learning_rate_ratio must be finite and at least 0, got {self.learning_rate_ratio}"
-            )
+        require_ratio(self.learning_rate_ratio)
         initialization.validate(self.initialization, self.rank, self.alpha)
         preconditioning.validate(self.preconditioner, self.damping, self.alpha)
-        if loftq.steps(self.initialization) and not self.additive:
-            raise ValueError(
-                f"initialization '{self.initialization}' is for W + s A^T B, which "
-                f"{type(self).__name__} is not"
-            )
+        if not self.additive:
+            self._refuse("initialization", initialization.needs_a_sum(self.initialization))
+            self._refuse("preconditioner", self.preconditioner == preconditioning.LORA_PRO)
         if self.allots and self.max_rank is not None:
             raise ValueError(f"initialization '{self.initialization}' takes no max_rank")
+
+    def _refuse(self, field: str, additive: bool) -> None:
+        if additive:
+            raise ValueError(
+                f"{field} '{getattr(self, field)}' is for W + s A^T B, which "
+                f"{type(self).__name__} is not"
+            )
 
     @property
     def differs_at_init(self) -> str:

@@ -56,7 +56,8 @@ def lora_pro(
     return {"a": alone["a"] + x @ a, "b": alone["b"] - (inside + x.T) @ b}
 
 
-PRECONDITIONERS: dict[str, Preconditioner] = {"riemannian": riemannian, "lora_pro": lora_pro}
+LORA_PRO = "lora_pro"
+PRECONDITIONERS: dict[str, Preconditioner] = {"riemannian": riemannian, LORA_PRO: lora_pro}
 NONE = "none"
 """The name that leaves gradients as they are."""
 
@@ -77,7 +78,7 @@ def validate(name: str, damping: float, alpha: float) -> None:
     require_known(name, (NONE, *PRECONDITIONERS), f"preconditioner '{name}' is unknown")
     if not 0 < damping < math.inf:
         raise ValueError(f"damping must be finite and above 0, got {damping}")
-    if name == "lora_pro" and alpha == 0:
+    if name == LORA_PRO and alpha == 0:
         raise ValueError("preconditioner 'lora_pro' divides by the scale: alpha must not be 0")
 
 

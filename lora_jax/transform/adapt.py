@@ -87,7 +87,10 @@ class Adapted:
             path = each.use.path
             original = unquantized(each, leaves[path]) if each.storage else None
             own = fold_path(key, path)
-            factors = init_factors(own, each, base[path], seen.get(path), original)
+            try:
+                factors = init_factors(own, each, base[path], seen.get(path), original)
+            except ValueError as error:
+                raise ValueError(f"'{path}': {error}") from error
             # Copied: a method may use one array as both, and donation must not delete the constant.
             adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
             constants[path] = factors.constants

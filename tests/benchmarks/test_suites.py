@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import own_method
 import pytest
 
 import variants
@@ -126,10 +127,13 @@ def test_suites_of_ours_alone(in_this_process, name, against, ratios):
         assert all(seconds > 0 for turns in each.seconds.values() for seconds in turns)
 
 
-def test_every_method_has_a_pair_with_lora():
-    groups = suite_of("methods").groups(["dora", "my_package.columns"])
+def test_every_method_has_a_pair_with_lora(tmp_path):
+    with own_method.installed(tmp_path):
+        groups = suite_of("methods").groups([own_method.NAME])
+        with pytest.raises(ValueError, match="PYTHONPATH has no module 'my_package'"):
+            suite_of("methods").groups(["my_package.columns"])
     names = {group.name for group in groups}
-    assert names == {*variants.names(), "my_package.columns"} - {"lora"}
+    assert names == {*variants.names(), own_method.NAME} - {"lora"}
     assert all(list(each.contenders) == [each.name, "lora"] for each in groups)
 
 
@@ -151,7 +155,8 @@ def test_a_method_that_cannot_be_timed_is_left_out(monkeypatch, capsys):
         raise ValueError("ours cannot be timed: rank 8 exceeds 4")
 
     monkeypatch.setattr(plan, "time_in_turns", fails)
-    assert list(suite_of("methods").run(Plan(("lora",), cases=("dora",)))) == []
+    with pytest.raises(ValueError, match="none of dora can be timed"):
+        list(suite_of("methods").run(Plan(("lora",), cases=("dora",))))
     assert capsys.readouterr().err == "without dora: ours cannot be timed: rank 8 exceeds 4\n"
 
 

@@ -49,6 +49,21 @@ def test_what_is_written_is_what_was_measured(tmp_path):
     assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_suite_may_be_timed_in_pieces(tmp_path):
+    def names():
+        content = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+        return [group["name"] for group in content["groups"]]
+
+    other = dataclasses.replace(MEASURED, name="another")
+    write(tmp_path, "train", Plan(turns=3, cases=("a group",)), [MEASURED])
+    write(tmp_path, "train", Plan(turns=3, cases=("another",)), [other])
+    assert names() == ["a group", "another"]
+    write(tmp_path, "train", Plan(turns=3), [MEASURED])  # again
+    assert names() == ["another", "a group"]
+    write(tmp_path, "train", Plan(turns=4), [MEASURED])  # timed otherwise
+    assert names() == ["a group"]
+
+
 def test_a_document_gets_the_tables_of_its_markers(tmp_path):
     write(tmp_path, "train", Plan(), [MEASURED])
     before = "# A\n<!-- bench: train -->\nold\n<!-- /bench -->\nB\n"

@@ -22,6 +22,7 @@ from experiments.catalogue.abilities import abilities
 from experiments.tables.config_tables import ROOT
 from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.variant import Factors
+from variants.ia3 import IA3
 from variants.lora import LoRA
 
 ADAPTING = [name for name in variants.names() if variants.find(name).adapts]
@@ -117,6 +118,14 @@ class Lacking(LoRA):
         return super().dot(x, base, factors)
 
 
+class OfABudget(IA3):
+    """A method whose rank is no field."""
+
+    @property
+    def rank(self):
+        return 8
+
+
 class DenseInside(LoRA):
     """LoRA whose lookups form a dense matrix in an inner program."""
 
@@ -129,6 +138,7 @@ def test_what_a_method_cannot_do():
     assert (able.embedding, able.trials, able.resume) == ("yes", "yes", "yes")
     assert (lacking.embedding, lacking.trials, lacking.resume) == ("no", "no", "no")
     assert abilities(DenseInside()).embedding == "dense"
+    assert abilities(OfABudget()).layer_ranks == ""
     hira = abilities(variants.make("hira"))
     assert (hira.product, hira.embedding, hira.tied_head) == ("dense", "yes", "dense")
     assert [abilities(variants.make(name)).data for name in ("lora_ga", "eva")] == [
@@ -145,6 +155,7 @@ def test_papers_are_found_in_docstrings():
         "https://openreview.net/forum?id=TwJrTz9cRS",
         "",
     ]
+    assert source.ARXIV.search("see https://arxiv.org/abs/2310.02556.")[1] == "2310.02556"
     assert source.idea(variants.find("lora_plus")) == "B learns faster than A"
 
 

@@ -116,7 +116,15 @@ def test_without_jit_it_is_the_same_and_the_products_are_those_of_the_merged_wei
     check.assert_close(again, merged, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["dora", "hira", "loha", "adalora"])
+def test_a_weight_that_quantisation_leaves_alone_begins_as_with_lora(params):
+    _, restored, _, _ = started(params, {".*": lora("kaiming_uniform")})  # B is zero
+    base, merged, adapters, _ = started(restored, {".*": lora("loftq_iter_2")})
+    for name in restored:
+        np.testing.assert_array_equal(merged[name], base[name])
+        assert np.all(np.any(adapters[name]["a"] != 0, axis=-1)), name  # so that B learns
+
+
+@pytest.mark.parametrize("name", ["dora", "gralora", "hira", "loha", "adalora"])
 def test_methods_that_do_not_add_the_product_refuse_it(name):
     with pytest.raises(ValueError, match="initialization 'loftq' is for W \\+ s A\\^T B"):
         variants.make(name, initialization="loftq")

@@ -261,6 +261,8 @@ def test_the_optimisers_state_is_its_own_and_it_asks_for_the_trainables():
         ("riemannian", {"damping": 0.0}, "damping must be finite and above 0, got 0.0"),
         ("lora_pro", {"alpha": 0.0}, "alpha must not be 0"),
         ("adalora", {"preconditioner": "riemannian"}, "a factor e that no preconditioner"),
+        ("dora", {"preconditioner": "lora_pro"}, r"for W \+ s A\^T B, which DoRA is not"),
+        ("gralora", {"preconditioner": "lora_pro"}, r"for W \+ s A\^T B, which GraLoRA is not"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(name, settings, message):

@@ -1,5 +1,6 @@
 """The decoders against torch's (fixtures written by make_fixtures/decoders.py), and Llama's own."""
 
+import math
 import re
 
 import chex
@@ -274,6 +275,20 @@ def test_remat_changes_no_value_and_no_gradient(x64):
     assert len(texts) == 2 + len(POLICIES)  # each of them is another program
     for plain, recomputed in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(recomputed, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gated_mlp_keeps_its_two_halves_alone():
+    """For the gradient of its input, where no weight has one."""
+    model, ids = random_decoder("llama"), random_ids()
+    params, apply = functional(model)
+
+    def logits(table):
+        return apply({**params, "embedding": {"embedding": table}}, ids)
+
+    _, pull_back = jax.vjp(logits, params["embedding"]["embedding"])
+    of_a_half = (*ids.shape, model.config.intermediate_size)
+    kept = [leaf.size for leaf in jax.tree.leaves(pull_back) if leaf.shape[-3:] == of_a_half]
+    assert sum(kept) == 2 * model.config.num_hidden_layers * math.prod(of_a_half)
 
 
 def test_attention_dropout_is_a_function_of_its_key():

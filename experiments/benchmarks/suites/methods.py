@@ -21,11 +21,15 @@ LORA = "lora"
 
 
 def run(plan: Plan) -> Iterator[Measured]:
-    for group in chosen(groups(plan.cases), plan):
+    wanted, measured = chosen(groups(plan.cases), plan), 0
+    for group in wanted:
         try:
             yield from measure([group], dataclasses.replace(plan, cases=()))
+            measured += 1
         except ValueError as error:
             print(f"without {group.name}: {error}", file=sys.stderr)
+    if not measured:
+        raise ValueError(f"none of {', '.join(group.name for group in wanted)} can be timed")
 
 
 def groups(wanted: Sequence[str] = ()) -> list[Group]:
@@ -35,6 +39,8 @@ def groups(wanted: Sequence[str] = ()) -> list[Group]:
       wanted: parts of names, or dotted names of other modules.
     """
     own = [name for name in wanted if "." in name]
+    for name in own:
+        variants.find(name)  # says what is wrong with it
     return [_group(name) for name in (*variants.names(), *own) if name != LORA]
 
 
