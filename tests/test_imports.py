@@ -18,6 +18,7 @@ ROOMS = (
     "lora_jax.text_table",
     "lora_jax.nnx",
     "lora_jax.partition",
+    "lora_jax.explicit_sharding",
     "lora_jax.uses",
     "lora_jax.statistics",
     "lora_jax.base",

@@ -1,7 +1,7 @@
 """LoRA-GA: the adapter starts along the gradient of the weight, so that it first moves as W would.
 
 Wang et al. 2024, "LoRA-GA: Low-Rank Adaptation with Gradient Approximation", arXiv 2407.05000,
-theorem 3.1 and algorithm 1.
+algorithm 1.
 """
 
 import dataclasses

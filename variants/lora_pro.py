@@ -1,7 +1,7 @@
 """LoRA-Pro: the weight moves as close to its own gradient as its factors allow.
 
 Wang et al. 2024, "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", arXiv 2407.18242,
-theorems 2.1 and 2.3.
+section 2.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Riemannian LoRA: the step of each factor is divided by the size of the other one.
 
 Zhang and Pilanci 2024, "Riemannian Preconditioned LoRA for Fine-Tuning Foundation Models",
-arXiv 2402.02347, section 3.
+arXiv 2402.02347.
 """
 
 import dataclasses

@@ -26,6 +26,7 @@ from experiments.setup.sharded_batches import spread
 from experiments.setup.task_and_model import TaskAndModel, Texts
 from lora_jax import data
 from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.sharding.between_processes import said_by_all
 from lora_jax.sharding.mesh import ROWS
 from lora_jax.statistics import Seen
 from lora_jax.transform.init_shapes import seen_shapes
@@ -33,6 +34,8 @@ from lora_jax.transform.init_shapes import seen_shapes
 FILE = "seen.safetensors"
 BATCHES = 8
 """How many batches are seen if the config does not say."""
+MOST = 2 * 2**30
+"""Bytes to keep in the user's cache; the oldest files make room."""
 _FORMAT = 1  # raise it when what is gathered changes
 
 
@@ -74,7 +77,7 @@ def gathered(
         start = Path(from_config.make_start(config.start_from)[0])
         known.insert(0, (start.parent if start.suffix == ".safetensors" else start) / FILE)
     for path in known:
-        if processes.first(path.exists):
+        if all(said_by_all(path.exists())):  # the cache of another machine may be another one
             return Gathered(*lj.load_seen(path))
     began = time.perf_counter()
     planned = _planned(config, loaded.texts)
@@ -87,13 +90,23 @@ def gathered(
         "seconds": time.perf_counter() - began,
         "digest": digest,
     }
-    made = Gathered(seen, said)
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        made.save(cached)
+        lj.save_seen(cached, seen, said)
+        if processes.writes():
+            keep_newest(cached.parent, MOST)
     except OSError as error:
         warnings.warn(f"cannot keep what was gathered in {cached.parent}: {error}", stacklevel=2)
-    return made
+    return Gathered(seen, said)
+
+
+def keep_newest(folder: Path, most: int) -> None:
+    """Delete the oldest files of a folder of what was seen, until the rest has `most` bytes."""
+    files = ((path, path.stat()) for path in folder.glob("*.safetensors"))
+    left = most
+    for path, about in sorted(files, key=lambda each: each[1].st_mtime_ns, reverse=True):
+        left -= about.st_size
+        if left < 0:
+            path.unlink(missing_ok=True)
 
 
 def not_gathered(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.explicit_sharding import replicated
 from lora_jax.methods import from_data, loftq
 from lora_jax.methods.truncated_svd import Triplets, minor_svd, randomized_svd, truncated_svd
 from lora_jax.suggest import nearest
@@ -93,7 +94,7 @@ def olora(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array
 
     Buyukakyuz 2024, "OLoRA", arXiv 2406.01775.
     """
-    q, r = jnp.linalg.qr(base.dense().astype(wide(base.dtype)).T)
+    q, r = jnp.linalg.qr(replicated(base.dense()).astype(wide(base.dtype)).T)
     return r[:rank], q[:, :rank].T
 
 

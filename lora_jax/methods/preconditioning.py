@@ -26,7 +26,7 @@ def riemannian(
     """(B B^T)^-1 g_A and (A A^T)^-1 g_B.
 
     Zhang and Pilanci 2024, "Riemannian Preconditioned LoRA for Fine-Tuning Foundation Models",
-    arXiv 2402.02347, section 3.
+    arXiv 2402.02347.
     """
     others = {"a": b, "b": a}
     return {name: _Gram.of(others[name], damping).solve(g) for name, g in gradients.items()}
@@ -43,7 +43,7 @@ def lora_pro(
     (A A^T)^-1 g_B / s^2.
 
     Wang et al. 2024, "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", arXiv 2407.18242,
-    theorems 2.1 and 2.3.
+    section 2.
     """
     alone = {name: g / scale**2 for name, g in riemannian(gradients, a, b, scale, damping).items()}
     if len(alone) == 1:

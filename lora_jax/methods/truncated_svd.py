@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.explicit_sharding import replicated
+
 OVERSAMPLING = 8
 """Extra directions that `randomized_svd` follows (Halko et al. 2011, section 4.3)."""
 
@@ -34,6 +36,7 @@ def truncated_svd(matrix: Array, rank: int) -> Triplets:
     if matrix.shape[0] < matrix.shape[1]:
         u, s, vt = truncated_svd(matrix.T, rank)
         return vt.T, s, u.T
+    matrix = replicated(matrix)
     size = jnp.abs(matrix).max()
     size = jnp.where(size > 0, size, 1)  # squares neither overflow nor vanish
     scaled = matrix / size
@@ -60,7 +63,7 @@ def minor_svd(matrix: Array, rank: int) -> Triplets:
       rank: at most min(m, n).
     """
     with jax.default_matmul_precision("highest"):
-        u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+        u, s, vt = jnp.linalg.svd(replicated(matrix), full_matrices=False)
     u, s, vt = u[:, -rank:], s[-rank:], vt[-rank:]
     signs = _signs(u if matrix.shape[0] >= matrix.shape[1] else vt.T)
     return signs * u, s, signs.T * vt
@@ -72,6 +75,7 @@ def randomized_svd(key: Array, matrix: Array, rank: int, iterations: int) -> Tri
     Halko et al. 2011, algorithm 4.4. Directions beyond the wanted ones fade as the power
     2 * iterations + 1 of the ratio of their singular values to the wanted ones.
     """
+    matrix = replicated(matrix)
     followed = min(rank + OVERSAMPLING, *matrix.shape)
     start = jax.random.normal(key, (matrix.shape[1], followed), matrix.dtype)
     q, _ = jnp.linalg.qr(matrix @ start)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import NamedSharding
+
+from lora_jax.explicit_sharding import explicit_sharding
 
 VALUES = np.array(
     [
@@ -129,9 +130,3 @@ def decode_dynamic(code: Array, scale: Array, offset: Array) -> Array:
     product = scale * magnitude.get(mode="clip", out_sharding=explicit_sharding(code))
     # The sign comes last: otherwise XLA would fuse the product and the sum, and round once.
     return jnp.where(code < 127, -product, product) + offset
-
-
-def explicit_sharding(array: Array) -> NamedSharding | None:
-    """The sharding in an array's type, if there is one; some operations must be given it."""
-    sharding = jax.typeof(array).sharding
-    return sharding if any(part is not None for part in sharding.spec) else None

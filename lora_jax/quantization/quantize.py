@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
-from jax.sharding import PartitionSpec
 
+from lora_jax.explicit_sharding import replicated
 from lora_jax.quantization import nf4
 from lora_jax.variant import Base, Operand
 
@@ -101,8 +101,7 @@ class NF4(Storage):
 
     def _nest(self, absmax: Array) -> Stored:
         """Quantise the scales: `absmax` as codes, and the arrays that decode them."""
-        if nf4.explicit_sharding(absmax):
-            absmax = jax.sharding.reshard(absmax, PartitionSpec())  # it is about to be flattened
+        absmax = replicated(absmax)  # it is about to be flattened
         blocks, outputs = absmax.shape
         offset = absmax.mean()
         groups = _pad((absmax - offset).T.reshape(-1), -(-absmax.size // 256) * 256)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lora_jax.explicit_sharding import replicated
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.statistics import SeenGradient, SeenInputs
 from lora_jax.variant import Base, Factors, Variant
@@ -132,7 +133,7 @@ def _forward(x: Array, sums: Sums, basis: Sums) -> tuple[Array, tuple[Array, Sum
 
 def _backward(kept: tuple[Array, Sums], gradient: Array) -> tuple[Array, Sums, Sums]:
     x, basis = kept
-    x = x.reshape(-1, x.shape[-1]).astype(basis["center"].dtype)
+    x = replicated(x).reshape(-1, x.shape[-1]).astype(basis["center"].dtype)
     d = x - basis["center"][None]
     sums = {
         "sketch": (d @ basis["basis"].T).T @ d,

@@ -1,5 +1,6 @@
 """Runs that start from data: gathered once, recorded, kept for the run, and shared by its like."""
 
+import os
 import shutil
 from typing import Any
 
@@ -10,6 +11,7 @@ import small_model
 import lora_jax as lj
 from configs import quickstart
 from experiments.runs.run import run
+from experiments.setup import from_data
 from experiments.setup.config import parse
 from experiments.sweeps import time_estimate
 
@@ -82,6 +84,16 @@ def test_a_run_records_the_ranks_that_eva_gives(config_of, once, tmp_path):
     assert record.status == "completed" and flat.sum() == 2 * MATRICES and flat.max() > 2
     seen, said = lj.load_seen(tmp_path / "run" / "seen.safetensors")
     assert said == record.gathered and {*ranks} <= {*seen}
+
+
+def test_the_oldest_files_of_the_cache_make_room(tmp_path):
+    """However they are named; two of 10 bytes fit into 25."""
+    for age, name in enumerate(["b", "c", "a"]):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(bytes(10))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    from_data.keep_newest(tmp_path, 25)
+    assert {path.stem for path in tmp_path.iterdir()} == {"b", "c"}
 
 
 @pytest.mark.parametrize("method", ["lora_one", "eva"])

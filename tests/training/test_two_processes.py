@@ -12,6 +12,7 @@ import pytest
 import small_model
 from commands import Started, with_devices
 
+import lora_jax as lj
 from lora_jax.records import run_record
 
 SCRIPT = Path(__file__).parents[1] / "support" / "divided_run.py"
@@ -181,13 +182,15 @@ def assert_same_end(folder, straight, since):
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Starts two processes of `experiments.train`, each with a device and flags of its own."""
+    """Starts processes of `experiments.train`, each with a device and flags of its own."""
     flags = small_model.flags(tmp_path_factory.mktemp("model"))
 
     def command(folder, each=((), ())):
-        line = ["experiments.train", *flags, f"--workdir={folder}", "--processes=2"]
+        line = ["experiments.train", *flags, f"--workdir={folder}", f"--processes={len(each)}"]
         line.append(f"--coordinator=127.0.0.1:{port()}")
-        return [Started(*line, f"--process={n}", *each[n], **with_devices(1)) for n in range(2)]
+        return [
+            Started(*line, f"--process={n}", *own, **with_devices(1)) for n, own in enumerate(each)
+        ]
 
     return command
 
@@ -208,6 +211,26 @@ def test_the_command_stops_with_code_75_and_goes_on(command, tmp_path):
     assert record is not None and record.status == "completed" and record.audit["batches"] == 1
     first, second = ended(command(folder))  # nothing is left to do
     assert "completed after 8 steps" in first and "completed" not in second
+
+
+@pytest.mark.slow
+def test_two_processes_gather_what_one_does_and_share_it(command, tmp_path, monkeypatch):
+    """LoRA-GA's gradients: of rows that no process has whole, then from the cache."""
+    start = ("--config.variant.initialization=lora_ga", "--config.train.init_batches=2")
+
+    def gathered(name, cache, processes=2):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        ended(command(tmp_path / name, (start,) * processes))
+        return run_record.read(tmp_path / name), lj.load_seen(tmp_path / name / "seen.safetensors")
+
+    (first, (two, said)), (second, _) = (gathered(name, "shared") for name in ("first", "second"))
+    assert first.gathered == second.gathered == said and said["examples"] == 16
+    _, (one, _) = gathered("alone", "other", processes=1)
+    assert one.keys() == two.keys() and len(one) > 5
+    for path in two:
+        mine, theirs = (np.einsum("...ri,...r,...ro->...io", *each[path]) for each in (two, one))
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * scale, err_msg=path)
 
 
 def test_a_process_that_fails_alone_ends_the_other_one_too(command, tmp_path):

@@ -129,6 +129,31 @@ def test_explicit_shardings(layout):
         )
 
 
+STARTS = {
+    "pissa": P("y"),
+    "pissa_niter_1": P(None, "y"),
+    "milora": P("y"),
+    "olora": P(None, "y"),
+}
+
+
+def test_starts_from_weights_with_explicit_shardings():
+    """A factorisation takes no matrix whose type says that it is divided."""
+    params = check.random_like({name: jnp.zeros((8, 6)) for name in STARTS}, seed=0)
+    devices = mesh(AxisType.Explicit)
+    where = {name: NamedSharding(devices, spec) for name, spec in STARTS.items()}
+    methods = {name: LoRA(rank=2, initialization=name) for name in STARTS}
+    adapted = lj.adapt(lambda p: sum(jnp.ones(8) @ w for w in p.values()), targets=methods)
+
+    @jax.jit
+    def start(params):
+        return adapted.init(jax.random.key(0), params)[0]
+
+    with jax.set_mesh(devices):
+        got = start(jax.device_put(params, where))
+    check.assert_close(got, start(params), tolerance=1e-12)
+
+
 def test_init_lays_out_what_it_makes():
     """`jit(init, out_shardings=...)`: no array is whole anywhere."""
     specs = {"up": P(None, "x"), "down": P(None, None, "x"), "x": P("y")}
