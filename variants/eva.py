@@ -24,7 +24,8 @@ class EVA(LowRank):
     here all batches count, by a randomised SVD of the covariance; padding is not left out;
     matrices with equal inputs may get their ranks in another order. As in PEFT, the mean of the
     inputs is subtracted. Where several axes are stacked, ranks can differ along the first only. The
-    initialisation is a setting of every A/B method but GraLoRA ("eva" keeps the ranks); AdaLoRA takes no rho.
+    initialisation is a setting of every A/B method but GraLoRA ("eva" keeps the ranks); AdaLoRA
+    takes no rho.
     """
 
     peft: ClassVar[str] = 'LoraConfig(init_lora_weights="eva")'

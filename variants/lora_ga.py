@@ -22,8 +22,7 @@ class LoRAGA(LowRank):
     the paper. Differences from the paper: W stays and the start is subtracted (see
     `variants/pissa`); so it may be quantised. The singular vectors are those of a randomised SVD.
     PEFT's are, too; it multiplies B0 by the singular values, and A0 not by c, which the paper does
-    not. The initialisation is a setting of every A/B method but
-    GraLoRA.
+    not. The initialisation is a setting of every A/B method but GraLoRA.
     """
 
     title: ClassVar[str] = "LoRA-GA"
