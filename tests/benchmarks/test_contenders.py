@@ -24,7 +24,7 @@ OF_OTHERS = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("case", [BERT, LLAMA], ids=["classifier", "language model"])
+@pytest.mark.parametrize("case", [BERT, pytest.param(LLAMA, marks=pytest.mark.slow)])
 def test_lora_by_hand_takes_our_steps(case):
     """From the same first factors, both lose the same over several steps."""
     batch = models.batch(case)
@@ -59,7 +59,10 @@ def test_lora_by_hand_takes_our_steps(case):
     "case",
     [
         Case(model="small llama", layers=2, rows=4, tokens=64, rank=64),
-        Case(model="small llama", layers=2, rows=2, tokens=64, method="full"),
+        pytest.param(
+            Case(model="small llama", layers=2, rows=2, tokens=64, method="full"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["LoRA", "full"],
 )

@@ -47,9 +47,13 @@ def in_this_process(monkeypatch, standard_promotion):
         monkeypatch.setattr(module, "time_in_turns", time_in_turns)
 
 
-def test_the_accelerators_suite_on_a_cpu(in_this_process):
+def test_the_accelerators_suite_wants_an_accelerator():
     with pytest.raises(ValueError, match=r"^--suite=gpu: JAX finds no accelerator; --size=smoke"):
         list(gpu.run(Plan(against=("full",), turns=1)))
+
+
+@pytest.mark.slow
+def test_the_accelerators_suite_on_a_cpu(in_this_process):
     first, *_, last = gpu.run(Plan(against=("full",), turns=2, smoke=True))
     assert [each.what for each in first.ratios if "bytes" not in each.what] == [
         "LoRA/full",
@@ -137,12 +141,10 @@ def test_every_method_has_a_pair_with_lora(tmp_path):
     assert all(list(each.contenders) == [each.name, "lora"] for each in groups)
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [("ia3",), pytest.param(("eva", "lora_ga", "adalora", "tokens"), marks=pytest.mark.slow)],
-)
-def test_methods_beside_lora(in_this_process, cases):
+@pytest.mark.slow
+def test_methods_beside_lora(in_this_process):
     """With sizes and targets of their own, or starts from data."""
+    cases = ("ia3", "eva", "lora_ga", "adalora", "tokens")
     found = list(suite_of("methods").run(Plan(("lora",), turns=1, smoke=True, cases=cases)))
     assert len(found) == len(cases)
     for each in found:

@@ -181,6 +181,7 @@ def test_costs_are_those_that_were_measured(tmp_path):
     assert "dora" not in step_costs.read(path).ratios
 
 
+@pytest.mark.slow
 def test_the_command_says_what_a_matrix_is_too_small_for():
     done = commands.run("experiments.methods", "--shape=4x64", "--format=json")
     rows = {row["name"]: row for row in json.loads(done.stdout)["methods"]}
