@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_rank
+from lora_jax.methods.factorizations import inverse
 from lora_jax.methods.products import product
 from lora_jax.variant import Base, Factors, Variant, wide
 
@@ -81,5 +82,5 @@ def _reflections(factors: Factors) -> tuple[Array, Array]:
     """V and -T^T V, both (rank, in): all reflections together are I + V^T (-T^T V)."""
     u = factors.trainable["u"]
     v = u / jnp.linalg.norm(u, axis=1, keepdims=True)
-    inverse = jnp.eye(len(v), dtype=v.dtype) / 2 + jnp.triu(v @ v.T, 1)
-    return v, -jax.scipy.linalg.solve_triangular(inverse, v, trans=1)
+    halves = jnp.eye(len(v), dtype=v.dtype) / 2
+    return v, -inverse(halves + jnp.triu(v @ v.T, 1)).T @ v

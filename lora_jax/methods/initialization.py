@@ -9,6 +9,7 @@ from jax import Array
 
 from lora_jax.explicit_sharding import replicated
 from lora_jax.methods import from_data, loftq
+from lora_jax.methods.factorizations import qr
 from lora_jax.methods.truncated_svd import Triplets, minor_svd, randomized_svd, truncated_svd
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, wide
@@ -40,7 +41,7 @@ def orthogonal(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, 
     """
     dtype = wide(base.dtype)
     turn, left, right = jax.random.split(key, 3)
-    q, _ = jnp.linalg.qr(jax.random.normal(turn, (rank, rank), dtype))
+    q, _ = qr(jax.random.normal(turn, (rank, rank), dtype))
     a = q[0::2].T @ jax.random.normal(left, (rank // 2, base.shape[0]), dtype)
     b = q[1::2].T @ jax.random.normal(right, (rank // 2, base.shape[1]), dtype)
     return a / 10, b / 10
@@ -94,7 +95,7 @@ def olora(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Array
 
     Buyukakyuz 2024, "OLoRA", arXiv 2406.01775.
     """
-    q, r = jnp.linalg.qr(replicated(base.dense()).astype(wide(base.dtype)).T)
+    q, r = qr(replicated(base.dense()).astype(wide(base.dtype)).T)
     return r[:rank], q[:, :rank].T
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.explicit_sharding import replicated
+from lora_jax.methods.factorizations import qr
 
 OVERSAMPLING = 8
 """Extra directions that `randomized_svd` follows (Halko et al. 2011, section 4.3)."""
@@ -42,7 +43,7 @@ def truncated_svd(matrix: Array, rank: int) -> Triplets:
     scaled = matrix / size
     with jax.default_matmul_precision("highest"):
         _, vectors = jnp.linalg.eigh(scaled.T @ scaled)  # smallest first
-        q, _ = jnp.linalg.qr(scaled @ vectors[:, -rank:])
+        q, _ = qr(scaled @ vectors[:, -rank:])
         u, s, vt = _within(q, scaled)
     signs = _signs(u)
     return signs * u, size * s, signs.T * vt
@@ -78,10 +79,10 @@ def randomized_svd(key: Array, matrix: Array, rank: int, iterations: int) -> Tri
     matrix = replicated(matrix)
     followed = min(rank + OVERSAMPLING, *matrix.shape)
     start = jax.random.normal(key, (matrix.shape[1], followed), matrix.dtype)
-    q, _ = jnp.linalg.qr(matrix @ start)
+    q, _ = qr(matrix @ start)
     for _ in range(iterations):
-        q, _ = jnp.linalg.qr(matrix.T @ q)
-        q, _ = jnp.linalg.qr(matrix @ q)
+        q, _ = qr(matrix.T @ q)
+        q, _ = qr(matrix @ q)
     u, s, vt = _within(q, matrix)
     return u[:, :rank], s[:rank], vt[:rank]
 

@@ -1,0 +1,45 @@
+"""Factorisations of small matrices, each safe where a program has many of them.
+
+XLA's CPU backend (jaxlib 0.10.1) gives LAPACK's QR, LU and triangular solver a stack of matrices as
+tasks for its threads, and waits for these on a thread. A program with several such stacks, as one
+with a weight of its own for each layer, may so wait for ever. Eigenvalues and singular values are
+computed otherwise, and are safe.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@jax.custom_batching.sequential_vmap
+def qr(matrix: Array) -> tuple[Array, Array]:
+    """`jnp.linalg.qr` of a matrix (m, n), one after the other where they are stacked."""
+    q, r = jnp.linalg.qr(matrix)
+    return q, r
+
+
+@jax.custom_jvp
+def inverse(x: Array) -> Array:
+    """The inverse of triangular matrices, or with positive definite symmetric parts (..., n, n).
+
+    By Gauss and Jordan, without pivots, which such matrices do not need.
+    """
+
+    def eliminate(k: Array, m: Array) -> Array:
+        rows, columns = (
+            jax.lax.broadcasted_iota(k.dtype, x.shape, x.ndim - n) == k for n in (2, 1)
+        )
+        row = jax.lax.dynamic_index_in_dim(m, k, axis=-2)
+        column = jax.lax.dynamic_index_in_dim(m, k, axis=-1)
+        pivot = jax.lax.dynamic_index_in_dim(column, k, axis=-2)
+        inside = m - column * (row / pivot)
+        beside = jnp.where(columns, -column / pivot, inside)
+        return jnp.where(rows, jnp.where(columns, 1 / pivot, row / pivot), beside)
+
+    return jax.lax.fori_loop(0, x.shape[-1], eliminate, x)
+
+
+@inverse.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    found = inverse(*primals)
+    return found, -found @ tangents[0] @ found
