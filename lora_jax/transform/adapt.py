@@ -123,13 +123,12 @@ class Adapted:
           batches: trees of arrays, which are kept in memory. The gradient is their mean.
           loss: `loss(model, batch)`, a number, where `model(*inputs)` is the function with its
             parameters. Without it, which is enough for inputs, a batch is a tuple of inputs.
-          counts: `counts(batch)`, how often each token counts as an input, such as the attention
-            mask, (B, T); see `gather.Counts`. Without it all count alike, padding too.
+          counts: `counts(batch)`, how often each token counts as an input: the attention mask. See
+            `lora_jax.transform.gather.Counts`. Without it all count alike, padding too.
 
         Raises:
-          ValueError: as in `init`; there are no batches, or no loss where gradients are asked for;
-            a gradient is zero or not finite; inputs are asked for where a weight is merged, or
-            `counts` does not fit them.
+          ValueError: as in `init`; there are no batches, or no loss for gradients; a gradient is
+            zero or not finite; inputs of a merged weight are asked for, or `counts` does not fit.
         """
         full, frozen = self._begin(params, *args, **kwargs)
         return gather(self.apply, key, full, frozen, batches, loss, counts)
