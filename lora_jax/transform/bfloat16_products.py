@@ -6,8 +6,8 @@ calls this `DotAlgorithmPreset.BF16_BF16_F32`, and ignores it on CPUs. JAX's der
 product multiplies a float32 gradient by a bfloat16 operand, which no such unit does. So operands
 are rounded here, in the program that is already differentiated.
 
-Without such a unit, products of bfloat16 are slower than those of float32. Rounded operands are then
-multiplied in float32, which holds their products exactly: only the order of sums differs.
+Without such a unit, products of bfloat16 are slower than those of float32. Rounded operands are
+then multiplied in float32, which holds their products exactly: only the order of sums differs.
 """
 
 import dataclasses
