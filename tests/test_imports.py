@@ -52,6 +52,8 @@ ROOMS = (
     "experiments.cli",
     "experiments.planning",
     "experiments.runs",
+    "experiments.exports",
+    "experiments.exports.formats",
     "experiments.sweeps",
     "experiments.sweeps.launchers",
     "experiments.analysis",
