@@ -8,10 +8,12 @@ r"""Export a finished run in a format that others load.
 
 `--dtype` chooses its precision, and `--shard_size` how much a file of weights holds. Of an encoder
 that averages its tokens (`pool="mean"`), transformers' AutoModel loads the encoder, and the command
-says how the head is applied.
+says how the head is applied. A base that was quantised (QLoRA) is written as the run computed with
+it, and dense.
 
---out must be new or empty; it appears whole at the end, or not at all. `export.json` in it says
-which run it comes from, and what rounding and a quantised base changed in each weight.
+The run's data and base model must be where they were. --out must be new or empty; it appears whole
+at the end, or not at all. `export.json` in it says which run it comes from, and how much rounding
+and quantising have changed each weight.
 """
 
 import json
@@ -29,8 +31,12 @@ _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experim
 _AS = flags.DEFINE_string("as", None, f"The format: {', '.join(formats.names())}.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, new or empty.")
 _OPTIONS = (
-    flags.DEFINE_string("dtype", None, "merged: float32, bfloat16 or float16; the run's own."),
-    flags.DEFINE_string("shard_size", "5GB", "merged: the most bytes of a file of weights."),
+    flags.DEFINE_string(
+        "dtype", None, "merged: float32, bfloat16 or float16; by default the run's own."
+    ),
+    flags.DEFINE_string(
+        "shard_size", None, "merged: the most bytes of a file of weights, by default 5GB."
+    ),
 )
 
 

@@ -55,7 +55,7 @@ def read_record(folder: Path) -> run_record.Record:
     if not folder.is_dir():
         raise FileNotFoundError(f"--run={folder}: no such folder")
     if not (folder / "config.json").is_file():
-        runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        runs = sorted(path.parent.name for path in folder.glob("*/record.json"))
         inside = f"; the runs in it: {', '.join(runs)}" if runs else ""
         raise ValueError(
             f"--run={folder} is not the folder of a run: it has no config.json{inside}"

@@ -31,11 +31,10 @@ def test_runs_that_are_not_exported(tmp_path):
     with pytest.raises(ValueError, match=f"{said}$"):
         read_record(tmp_path)
     (tmp_path / "lora/config.json").write_text("{}")
-    with pytest.raises(ValueError, match=f"{said}; the runs in it: lora$"):
-        read_record(tmp_path)
     with pytest.raises(ValueError, match=r"^--run=.*lora has not ended: it has no record.json; th"):
         read_record(tmp_path / "lora")
-    record = write(tmp_path / "lora", "quickstart", "", {"accuracy": None}, status="diverged")
+    write(tmp_path / "lora", "quickstart", "", {"accuracy": None}, status="diverged")
     with pytest.raises(ValueError, match=r"^--run=.*lora is not completed, but diverged"):
         read_record(tmp_path / "lora")
-    assert record.status == "diverged"
+    with pytest.raises(ValueError, match=f"{said}; the runs in it: lora$"):
+        read_record(tmp_path)
