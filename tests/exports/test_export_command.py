@@ -47,11 +47,13 @@ def test_a_run_becomes_a_model(run, tmp_path):
     assert said["rounding_error"] == {}
     errors = said["quantization_error"]
     assert len(errors) == 12 and all(0.05 < each < 0.15 for each in errors.values())
-    worst = max(errors, key=errors.get)
-    first, *rest = done.stdout.splitlines()
-    assert f"at most {errors[worst]:.2%} ({worst})" in first
-    assert "logits = (mean of last_hidden_state over unmasked tokens)" in rest[0] == said["head"]
-    assert rest[1] == f"merged: {tmp_path / 'out'}"
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("and the dense weights keep its relative Frobenius errors:")
+    both = sorted(error for name, error in errors.items() if name.endswith("self.key.weight"))
+    key = "  bert.encoder.layer.*.attention.self.key.weight"
+    assert f"{key} {both[0]:.2%} to {both[1]:.2%}" in lines
+    assert "logits = (mean of last_hidden_state over unmasked tokens)" in lines[7] == said["head"]
+    assert lines[8:] == [f"merged: {tmp_path / 'out'}"]
 
     options = {"num_labels": 2, "pool": "mean", "key": jax.random.key(0)}
     model, fresh = load_classifier(tmp_path / "out", **options)

@@ -48,26 +48,35 @@ class Merged(Format):
         export_tokenizer(run.source, folder)
         quantised = [each.use.path for each in run.frozen.spec.placements if each.storage]
         base = changed_from(base_parts(run.frozen), quantised, run.shape, run.source)
-        said = [_line("the base was trained quantised, which the weights keep", base)]
-        said += [_line(f"rounding to {self.dtype or 'the dtype of the run'}", rounding)]
+        said = _lines(base) + _largest(rounding)
         head = MEAN if getattr(run.config.model, "pool", "") == "mean" else ""
         return {
             "quantization_error": base,
             "rounding_error": rounding,
             "head": head or None,
-            "said": [line for line in (*said, head) if line],
+            "said": [*said, head] if head else said,
         }
 
 
-def _line(what: str, errors: dict[str, float]) -> str:
-    """The largest of relative errors and its tensor; empty if there are none."""
+def _lines(errors: dict[str, float]) -> list[str]:
+    """Lines on what the quantised base has changed, one for the weights of all layers."""
     if not errors:
-        return ""
-    worst = max(errors, key=lambda name: errors[name])
-    return (
-        f"{what}: relative Frobenius error of {len(errors)} tensors at most {errors[worst]:.2%} "
-        f"({worst}); export.json has each"
+        return []
+    kinds: dict[str, list[float]] = {}
+    for name, error in errors.items():
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(error)
+    first = (
+        "the run's base was quantised, and the dense weights keep its relative Frobenius errors:"
     )
+    return [first, *(f"  {kind} {min(e):.2%} to {max(e):.2%}" for kind, e in kinds.items())]
+
+
+def _largest(errors: dict[str, float]) -> list[str]:
+    """A line on what rounding has changed, if it has."""
+    if not errors:
+        return []
+    worst = max(errors, key=lambda name: errors[name])
+    return [f"rounding: relative Frobenius errors of at most {errors[worst]:.2%} ({worst})"]
 
 
 def _bytes(size: str) -> int:
