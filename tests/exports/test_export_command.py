@@ -7,14 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_language
 import small_model
+import text_runs
+from flax import nnx
 from zoo.check import random_like
 
 import lora_jax as lj
 from experiments.runs import artifacts
 from experiments.setup.experiment import build
 from lora_jax.data import load_tokenizer
+from lora_jax.models.published.decoders import load_decoder
 from lora_jax.models.published.encoders import load_classifier
+from lora_jax.partition import flatten
 from lora_jax.records import run_record
 from lora_jax.training.outcome import Outcome
 
@@ -24,10 +29,14 @@ EXPORT = "experiments.export"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A folder like that of a completed run whose adapter is random, and its experiment."""
     smoke = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
-    experiment = build(smoke("storage=nf4", variant__rank=2, model__head_dropout=0.3))
-    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = smoke("storage=nf4", variant__rank=2, model__head_dropout=0.3)
+    return completed(config, tmp_path_factory.mktemp("runs") / "run")
+
+
+def completed(config, folder):
+    """A folder like that of a completed run whose adapter is random, and its experiment."""
+    experiment = build(config)
     trainable = jax.tree.map(jnp.add, experiment.trainable, random_like(experiment.trainable, 1))
     run_record.claim(folder, experiment.config.plain)
     lj.save_adapter(folder, trainable, experiment.frozen)
@@ -83,3 +92,21 @@ def test_nothing_is_left_of_an_export_that_fails(run, tmp_path):
     assert done.stderr.startswith("error: ") and "adapter.safetensors" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_language_model_becomes_one(tmp_path):
+    """With what its folder publishes beside the weights."""
+    places = small_language.write_places(tmp_path)
+    published = places / "model"
+    (published / "generation_config.json").write_text('{"top_k": 7}')
+    folder, experiment, trainable = completed(text_runs.config(places), tmp_path / "run")
+    line = ("--as=merged", f"--run={folder}", f"--out={tmp_path / 'out'}", "--dtype=bfloat16")
+    done = commands.run(EXPORT, *line)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("rounding: relative Frobenius errors of at most 0.")
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_text() == (published / name).read_text()
+    expected, _ = flatten(experiment.adapted.merge(trainable, experiment.frozen))
+    found, _ = flatten(nnx.state(load_decoder(tmp_path / "out")))
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, rtol=2**-8, atol=1e-6, err_msg=path)
