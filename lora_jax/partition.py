@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,27 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
         double = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"two leaves of the parameter tree share the path '{double}'")
     return leaves, treedef
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """The arrays of a tree, of which one layer is made at a time."""
+
+    shapes: Mapping[str, Any]
+    """The shape and dtype of each array by its path; stacked layers come first."""
+    part: Callable[[str, int | None], Any]
+    """From a path and the number of a layer to that layer; without a number to the whole array.
+
+    Its dtype may be wider than in `shapes`.
+    """
+
+
+def parts_of(tree: PyTree) -> Parts:
+    """The parts of a tree that is there as a whole; `Parts` stay as they are."""
+    if isinstance(tree, Parts):
+        return tree
+    leaves, _ = flatten(tree)
+    return Parts(leaves, lambda path, layer: leaves[path] if layer is None else leaves[path][layer])
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -60,6 +60,8 @@ ROOMS = (
     "experiments.benchmarks.suites",
     "experiments.tables",
     "experiments.catalogue",
+    "experiments.exports",
+    "experiments.exports.formats",
     "experiments.figures",
     "experiments.reports",
     "experiments",

@@ -14,9 +14,10 @@ from make_fixtures.decoders import CASES, random_inputs, random_tensors
 from small_decoder import functional
 
 from lora_jax.data.batching.packing import pack
-from lora_jax.models.published.decoder_names import tensors_of
-from lora_jax.models.published.decoders import _tensor, export_decoder, load_decoder
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.decoder_names import places
+from lora_jax.models.published.decoders import export_decoder, load_decoder
+from lora_jax.models.published.tensor_files import all_tensors
+from lora_jax.partition import parts_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -196,9 +197,8 @@ def test_gradients_in_float64(kind, tmp_path, x64):
         log_p = jax.nn.log_softmax(nnx.merge(graph, params)(ids)[:, :-1])
         return -jnp.take_along_axis(log_p, jnp.asarray(ids)[:, 1:, None], -1).mean()
 
-    pairs = jax.tree_util.tree_leaves_with_path(gradient(params))
-    leaves = {path_of(path): leaf for path, leaf in pairs}
-    found = {name: _tensor(leaves, parts) for name, parts in tensors_of(list(leaves), ours.config)}
+    parts = parts_of(gradient(params))
+    found = all_tensors(parts, {path: places(path, ours.config) for path in parts.shapes})
     assert found.keys() == expected.keys()
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], atol=1e-10, err_msg=name)

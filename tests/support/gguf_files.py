@@ -1,23 +1,21 @@
 """Small GGUF files, written by llama.cpp's own package as its conversion writes them."""
 
 import gguf
-import jax
 import numpy as np
 from flax import nnx
 
-from lora_jax.models.published.decoder_names import tensors_of
-from lora_jax.models.published.decoders import _tensor
-from lora_jax.models.published.torch_names import path_of
+from lora_jax.models.published.decoder_names import places
+from lora_jax.models.published.tensor_files import all_tensors
+from lora_jax.partition import parts_of
 
 TYPES = gguf.GGMLQuantizationType
 
 
 def tensors_in_transformers(model):
     """A decoder's tensors by their names in transformers, in transformers' layout."""
-    state = jax.tree_util.tree_leaves_with_path(nnx.state(model))
-    leaves = {path_of(path): leaf for path, leaf in state}
-    named = tensors_of(list(leaves), model.config)
-    return {name: np.asarray(_tensor(leaves, parts), np.float32) for name, parts in named}
+    parts = parts_of(nnx.state(model))
+    tensors = all_tensors(parts, {path: places(path, model.config) for path in parts.shapes})
+    return {name: each.astype(np.float32) for name, each in tensors.items()}
 
 
 def permuted(weights, heads):

@@ -4,7 +4,7 @@ As torch_names.py; but here a tensor may hold several parameters side by side (G
 keys and values), and may be stored as (in, out), as in GPT-2.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lora_jax.models.families.gpt2_config import GPT2Config
 from lora_jax.models.families.llama_config import LlamaConfig
@@ -90,15 +90,3 @@ def check_no_others(
                 f"{folder}: a {config.model_type} with the {config.num_hidden_layers} layers of "
                 f"config.json does not use tensor {name!r}; nearest that it uses: {near}"
             )
-
-
-def tensors_of(
-    paths: Sequence[str], config: DecoderConfig
-) -> Iterator[tuple[str, list[tuple[str, int, Place]]]]:
-    """Yield every tensor's name, ordered by layer, and its parts: path, layer and place."""
-    made: dict[str, list[tuple[str, int, Place]]] = {}
-    for path in paths:
-        for layer, place in enumerate(places(path, config)):
-            made.setdefault(place.name, []).append((path, layer, place))
-    for name in sorted(made, key=lambda name: made[name][0][1]):
-        yield name, sorted(made[name], key=lambda each: each[2].part or 0)

@@ -5,19 +5,16 @@ model = load_decoder(locate("smollm2"))    # or any .gguf file
 export_decoder(nnx.state(model), model.config, "out")
 """
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from safetensors.numpy import save_file
 
 from lora_jax.models.families.decoders import DECODERS, decoder_family_of
 from lora_jax.models.parts.causal_attention import Implementation
@@ -27,7 +24,6 @@ from lora_jax.models.published.decoder_names import (
     check_no_others,
     decoder_prefix,
     places,
-    tensors_of,
 )
 from lora_jax.models.published.gguf_config import gguf_config
 from lora_jax.models.published.gguf_file import GgufFile
@@ -40,10 +36,14 @@ from lora_jax.models.published.placed import (
     layer_shape,
     parameter,
 )
+from lora_jax.models.published.tensor_files import SHARD_BYTES, write_weights
 from lora_jax.models.published.torch_names import filled
-from lora_jax.models.published.weight_files import INDEX, SINGLE, Weights, find_gguf, read_config
-from lora_jax.partition import flatten
+from lora_jax.models.published.weight_files import Weights, find_gguf, read_config
+from lora_jax.models.published.written_config import write_config
+from lora_jax.partition import flatten, parts_of
 from lora_jax.sharding.memory import check_fits
+
+_GENERATION = "generation_config.json"
 
 
 class Source(Reader, Protocol):
@@ -92,7 +92,7 @@ def load_decoder(
     """
     check_remat(remat)
     check_implementation(implementation)
-    source, config = _source(folder)
+    source, config = open_source(folder)
     return decoder_from(
         source,
         config,
@@ -110,7 +110,7 @@ def read_abstract_decoder(
     folder: str | Path, *, param_dtype: DTypeLike = jnp.float32, **options: Any
 ) -> Decoder:
     """As `load_decoder`, but it reads no weights: the decoder has shapes in their place."""
-    source, config = _source(folder)
+    source, config = open_source(folder)
     abstract = abstract_decoder(config, param_dtype=param_dtype, **options)
     _check(source, abstract, config)
     return abstract
@@ -126,7 +126,8 @@ def abstract_decoder(
     )
 
 
-def _source(folder: str | Path) -> tuple[Source, DecoderConfig]:
+def open_source(folder: str | Path) -> tuple[Source, DecoderConfig]:
+    """The tensors and the config of a folder or a GGUF file."""
     if (gguf := find_gguf(folder)) is not None:
         source = GgufWeights(gguf)
         return source, source.config
@@ -175,65 +176,34 @@ def _check(source: Source, abstract: Decoder, config: DecoderConfig) -> dict[str
 
 
 def export_decoder(
-    params: Any, config: DecoderConfig, folder: str | Path, shard_bytes: int = 5_000_000_000
-) -> None:
+    params: Any,
+    config: DecoderConfig,
+    folder: str | Path,
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    source: str | Path | None = None,
+    dtype: DTypeLike | None = None,
+) -> dict[str, float]:
     """Write config.json and safetensors, which transformers and `load_decoder` read.
 
-    `params` are a decoder's, an nnx.State or nested dicts, with adapters already merged. Weights of
-    more than `shard_bytes` are written as several files with an index; only one of these is held in
-    memory at a time. Existing weight files in `folder` are replaced.
+    Args:
+      params: a decoder's, an nnx.State, nested dicts or `Parts`, with adapters already merged.
+      folder: existing weight files in it are replaced.
+      source: where the decoder was loaded from; further settings are taken from its config.json,
+        and its generation_config.json is copied.
+      dtype, shard_bytes: as for `write_weights`, whose result is returned.
     """
-    leaves, _ = flatten(params)
-    if "embedding/embedding" not in leaves:
+    parts = parts_of(params)
+    if "embedding/embedding" not in parts.shapes:
         raise ValueError("the parameters have no embedding/embedding: not those of a decoder")
-    shards = _shards(leaves, config, shard_bytes)
-    content = config.to_json()
-    content["architectures"] = [DECODERS[config.model_type].architecture]
-    content["torch_dtype"] = str(jnp.dtype(leaves["embedding/embedding"].dtype))
+    found = {path: places(path, config) for path in parts.shapes}
+    changes = {
+        "architectures": [DECODERS[config.model_type].architecture],
+        "torch_dtype": str(jnp.dtype(dtype or parts.shapes["embedding/embedding"].dtype)),
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
-        old.unlink(missing_ok=True)
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    files = files if len(shards) > 1 else [SINGLE]
-    for file, shard in zip(files, shards, strict=True):
-        tensors = {name: _tensor(leaves, parts) for name, parts in shard.items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-Parts = list[tuple[str, int, Any]]
-
-
-def _shards(
-    leaves: Mapping[str, Any], config: DecoderConfig, shard_bytes: int
-) -> list[dict[str, Parts]]:
-    """The tensors of each file: as many as fit, in the order of the layers."""
-    shards: list[dict[str, Parts]] = [{}]
-    filled = 0
-    for name, parts in tensors_of(list(leaves), config):
-        size = sum(_bytes(path, leaves[path]) for path, _, _ in parts)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = parts
-        filled += size
-    return shards
-
-
-def _tensor(leaves: Mapping[str, Any], parts: Parts) -> np.ndarray:
-    arrays = []
-    for path, layer, place in parts:
-        leaf = leaves[path]
-        array = np.asarray(leaf[layer] if path.startswith("layers/") else leaf)
-        arrays.append(array.T if place.transposed else array)
-    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1))
-
-
-def _bytes(path: str, leaf: Any) -> int:
-    return math.prod(layer_shape(path, leaf.shape)) * leaf.dtype.itemsize
+    write_config(folder, config, source, changes)
+    if source is not None and (Path(source) / _GENERATION).is_file():
+        shutil.copyfile(Path(source) / _GENERATION, folder / _GENERATION)
+    return write_weights(folder, parts, found, dtype, shard_bytes)

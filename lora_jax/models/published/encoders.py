@@ -7,7 +7,6 @@ All three steps:
     export_classifier(nnx.state(model), model.config, "out")
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,28 +18,22 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from safetensors.numpy import save_file
 
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config, family_of
 from lora_jax.models.parts.modules import Pool
 from lora_jax.models.published.placed import Shardings, check_shardings, parameter, placed
+from lora_jax.models.published.tensor_files import SHARD_BYTES, write_weights
 from lora_jax.models.published.torch_names import (
     filled,
     prefix,
-    to_torch_names,
     torch_name,
     torch_names,
     torch_places,
     torch_shape,
 )
-from lora_jax.models.published.weight_files import (
-    SINGLE,
-    Weights,
-    find_gguf,
-    read_config,
-    read_json,
-)
-from lora_jax.partition import flatten
+from lora_jax.models.published.weight_files import Weights, find_gguf, read_config, read_json
+from lora_jax.models.published.written_config import write_config
+from lora_jax.partition import flatten, parts_of
 from lora_jax.sharding.memory import check_fits
 
 
@@ -177,27 +170,49 @@ def _fits(weights: Weights, path: str, shape: tuple[int, ...], config: Config) -
     return name in weights and weights.shape(name) == torch_shape(path, shape)
 
 
-def export_classifier(params: Any, config: Config, folder: str | Path) -> None:
-    """Write config.json and model.safetensors, which transformers and `load_classifier` read.
+def export_classifier(
+    params: Any,
+    config: Config,
+    folder: str | Path,
+    *,
+    source: str | Path | None = None,
+    labels: Sequence[str] = (),
+    dtype: DTypeLike | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> dict[str, float]:
+    """Write config.json and safetensors, which transformers and `load_classifier` read.
 
-    `params` are a classifier's, an nnx.State or nested dicts, with adapters already merged. Files
-    of these names in `folder` are replaced. With pool="cls", the result is a complete
-    BertForSequenceClassification (or Roberta's, DebertaV2's). With pool="mean", transformers has no
-    class for the head: its BertModel reads the encoder, and the file also holds the classifier's
-    two tensors.
+    With pool="cls", the result is a complete BertForSequenceClassification (or Roberta's,
+    DebertaV2's). With pool="mean", transformers has no class for the head: its BertModel reads the
+    encoder, and the files also hold the classifier's two tensors. For its logits, multiply the mean
+    of the last hidden states of the unmasked tokens by `classifier.weight.T`, and add
+    `classifier.bias`.
+
+    Args:
+      params: a classifier's, an nnx.State, nested dicts or `Parts`, with adapters already merged.
+      folder: files of these names in it are replaced.
+      source: where the encoder was loaded from; further settings are taken from its config.json.
+      labels: the names of the classes.
+      dtype, shard_bytes: as for `write_weights`, whose result is returned.
     """
-    tensors = to_torch_names(params, config)
-    (head,) = torch_names("classifier/bias", config)
-    if head not in tensors:
+    parts = parts_of(params)
+    if "classifier/bias" not in parts.shapes:
         raise ValueError("the parameters have no classifier/bias: not those of a classifier")
-    (pooler,) = torch_names("pooler/bias", config)
+    places = {path: torch_places(path, config) for path in parts.shapes}
     family = FAMILIES[config.model_type].architecture
-    content = config.to_json()
-    content["id2label"] = {str(i): f"LABEL_{i}" for i in range(len(tensors[head]))}
-    content["label2id"] = {label: int(i) for i, label in content["id2label"].items()}
-    pool, kind = ("cls", "ForSequenceClassification") if pooler in tensors else ("mean", "Model")
-    content |= {"architectures": [f"{family}{kind}"], "pool": pool}
+    (outputs,) = parts.shapes["classifier/bias"].shape
+    names = list(labels) or [f"LABEL_{i}" for i in range(outputs)]
+    is_first = "pooler/bias" in parts.shapes
+    kind = "ForSequenceClassification" if is_first else "Model"
+    changes = {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": "regression" if outputs == 1 else "single_label_classification",
+        "architectures": [f"{family}{kind}"],
+        "pool": "cls" if is_first else "mean",
+        "torch_dtype": str(jnp.dtype(dtype or parts.shapes["classifier/bias"].dtype)),
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    write_config(folder, config, source, changes)
+    return write_weights(folder, parts, places, dtype, shard_bytes)

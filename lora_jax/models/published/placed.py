@@ -53,6 +53,31 @@ class Place(NamedTuple):
         return tensor if self.part is None else np.split(tensor, 3, axis=-1)[self.part]
 
 
+class Piece(NamedTuple):
+    """What a tensor holds: one layer of a stacked parameter, or a parameter that is not stacked."""
+
+    path: str
+    layer: int | None
+    place: Place
+
+
+def tensors_of(places: Mapping[str, Sequence[Place]]) -> dict[str, list[Piece]]:
+    """What each tensor holds, by its name in the order of the layers.
+
+    It is the inverse of the table that parameters are read by.
+
+    Args:
+      places: the places of each parameter by its path, one for each layer if it is stacked.
+    """
+    made: dict[str, list[Piece]] = {}
+    for path, each in places.items():
+        for number, place in enumerate(each):
+            layer = number if path.startswith("layers/") else None
+            made.setdefault(place.name, []).append(Piece(path, layer, place))
+    names = sorted(made, key=lambda name: made[name][0].layer or 0)
+    return {name: sorted(made[name], key=lambda piece: piece.place.part or 0) for name in names}
+
+
 class Reader(Protocol):
     """Tensors by name; `part` is called instead of `read` for parameters on their shards."""
 

@@ -13,7 +13,8 @@ from flax import nnx
 
 from lora_jax.models.families.encoders import Config
 from lora_jax.models.published.placed import LEAF, Place, layer_shape
-from lora_jax.partition import flatten
+from lora_jax.models.published.tensor_files import all_tensors
+from lora_jax.partition import parts_of
 
 _ENCODER = {
     "embeddings/word": "embeddings.word_embeddings",
@@ -101,10 +102,5 @@ def torch_places(path: str, config: Config) -> list[Place]:
 
 def to_torch_names(params: Any, config: Config) -> dict[str, np.ndarray]:
     """The tensors, by name, of a classifier's parameters (an nnx.State or nested dicts)."""
-    tensors = {}
-    for path, leaf in flatten(params)[0].items():
-        array = np.asarray(leaf)
-        layers = array if path.startswith("layers/") else array[None]
-        for name, tensor in zip(torch_names(path, config), layers, strict=True):
-            tensors[name] = np.ascontiguousarray(tensor.T if path.endswith("/kernel") else tensor)
-    return tensors
+    parts = parts_of(params)
+    return all_tensors(parts, {path: torch_places(path, config) for path in parts.shapes})

@@ -1,0 +1,82 @@
+"""A finished run with its model and its adapter, from its folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import lora_jax as lj
+from configs.settings import ClassifierConfig, RunConfig
+from experiments.setup.config import parse
+from experiments.setup.experiment import Experiment, build
+from lora_jax.adapters.adapter_file import load_adapter
+from lora_jax.models.published.location import locate
+from lora_jax.records import run_record
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A completed run, and what it has trained."""
+
+    folder: Path
+    record: run_record.Record
+    experiment: Experiment
+    trainable: Any
+    frozen: lj.Frozen
+
+    @property
+    def config(self) -> RunConfig:
+        return self.experiment.config
+
+    @property
+    def source(self) -> Path:
+        """The folder or GGUF file of the base model."""
+        return locate(self.config.model.name)
+
+    @property
+    def shape(self) -> Any:
+        """The model's own config, such as a `BertConfig`, with the run's dropout of the head."""
+        found = self.experiment.texts.shape
+        if isinstance(self.config, ClassifierConfig) and self.config.model.head_dropout is not None:
+            return found.with_head_dropout(self.config.model.head_dropout)
+        return found
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes; empty for a regression and for a language model."""
+        return tuple(getattr(self.experiment.texts.task, "label_names", None) or ())
+
+
+def read_record(folder: Path) -> run_record.Record:
+    """The record of a completed run.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on why there is none.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--run={folder}: no such folder")
+    if not (folder / "config.json").is_file():
+        runs = sorted(path.parent.name for path in folder.glob("*/record.json"))
+        inside = f"; the runs in it: {', '.join(runs)}" if runs else ""
+        raise ValueError(
+            f"--run={folder} is not the folder of a run: it has no config.json{inside}"
+        )
+    record = run_record.read(folder)
+    if record is None:
+        raise ValueError(
+            f"--run={folder} has not ended: it has no record.json; the command that began it "
+            "continues it"
+        )
+    if record.status != "completed":
+        raise ValueError(f"--run={folder} is not completed, but {record.status}: {record.note}")
+    return record
+
+
+def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
+    """Load a run's data and base model, and the adapter that it has saved.
+
+    Raises:
+      ValueError, FileNotFoundError: one line on what is not as it was in the run.
+    """
+    experiment = build(parse(record.config), folder=folder)
+    adapter = load_adapter(folder, experiment.trainable, experiment.frozen)
+    return FinishedRun(folder, record, experiment, *adapter[:2])

@@ -1,0 +1,86 @@
+"""merged: a complete model that transformers loads, with the adapter in its weights."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments.exports.finished_run import FinishedRun
+from experiments.exports.format import Format
+from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
+from lora_jax.models.published.any_family import changed_from, export_model
+from lora_jax.suggest import require_known
+from lora_jax.transform.merge_parts import base_parts, merged_parts
+
+DTYPES = ("float32", "bfloat16", "float16")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+MEAN = (
+    "transformers has no class for this head: AutoModel loads the encoder, and the weights also "
+    "hold the head; logits = (mean of last_hidden_state over unmasked tokens) @ "
+    "classifier.weight.T + classifier.bias"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged(Format):
+    """Dense weights in safetensors, config.json and the tokenizer."""
+
+    dtype: str | None = None
+    """Of all weights; None is that of the run's parameters."""
+    shard_size: str = "5GB"
+    """The most bytes of a file of weights."""
+
+    def __post_init__(self):
+        if self.dtype is not None:
+            require_known(self.dtype, DTYPES, f"--dtype={self.dtype}: unknown dtype")
+        _bytes(self.shard_size)
+
+    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+        rounding = export_model(
+            merged_parts(run.trainable, run.frozen),
+            run.shape,
+            folder,
+            source=run.source,
+            labels=run.labels,
+            dtype=self.dtype,
+            shard_bytes=_bytes(self.shard_size),
+        )
+        export_tokenizer(run.source, folder)
+        quantised = [each.use.path for each in run.frozen.spec.placements if each.storage]
+        base = changed_from(base_parts(run.frozen), quantised, run.shape, run.source)
+        said = _lines(base) + _largest(rounding)
+        head = MEAN if getattr(run.config.model, "pool", "") == "mean" else ""
+        return {
+            "quantization_error": base,
+            "rounding_error": rounding,
+            "head": head or None,
+            "said": [*said, head] if head else said,
+        }
+
+
+def _lines(errors: dict[str, float]) -> list[str]:
+    """Lines on what the quantised base has changed, one for the weights of all layers."""
+    if not errors:
+        return []
+    kinds: dict[str, list[float]] = {}
+    for name, error in errors.items():
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(error)
+    first = (
+        "the run's base was quantised, and the dense weights keep its relative Frobenius errors:"
+    )
+    return [first, *(f"  {kind} {min(e):.2%} to {max(e):.2%}" for kind, e in kinds.items())]
+
+
+def _largest(errors: dict[str, float]) -> list[str]:
+    """A line on what rounding has changed, if it has."""
+    if not errors:
+        return []
+    worst = max(errors, key=lambda name: errors[name])
+    return [f"rounding: relative Frobenius errors of at most {errors[worst]:.2%} ({worst})"]
+
+
+def _bytes(size: str) -> int:
+    found = re.fullmatch(r"([1-9][0-9]{0,5})(KB|MB|GB)", size.upper())
+    if found is None:
+        raise ValueError(f"--shard_size={size}: expected a size such as 5GB or 500MB")
+    return int(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,55 @@
+"""Give a folder the tokenizer of a published model, as transformers reads it."""
+
+import json
+import shutil
+from pathlib import Path
+
+from lora_jax.data.tokenizing.gguf_tokenizer import from_gguf, gguf_token_id
+from lora_jax.models.published.gguf_file import GgufFile
+from lora_jax.models.published.weight_files import find_gguf
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spm.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_TEMPLATES = "additional_chat_templates"
+_GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+def export_tokenizer(source: str | Path, folder: str | Path) -> None:
+    """Copy the tokenizer's files, chat templates among them; of a GGUF file, write such files.
+
+    Args:
+      source: the folder or the GGUF file of the published model.
+      folder: an existing one; files of these names in it are replaced.
+    """
+    source, folder = Path(source), Path(folder)
+    if not (source / "tokenizer.json").is_file() and (gguf := find_gguf(source)) is not None:
+        _write_gguf(GgufFile(gguf), folder)
+        return
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if (source / _TEMPLATES).is_dir():
+        shutil.copytree(source / _TEMPLATES, folder / _TEMPLATES, dirs_exist_ok=True)
+
+
+def _write_gguf(file: GgufFile, folder: Path) -> None:
+    backend = from_gguf(file)
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for name, theirs in _GGUF_TOKENS.items():
+        if (number := gguf_token_id(file, theirs)) is not None:
+            settings[f"{name}_token"] = backend.id_to_token(number)
+    if (template := file.value("tokenizer.chat_template", None)) is not None:
+        settings["chat_template"] = template
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,60 @@
+"""Merge adapters one layer at a time, so that memory never holds a second dense model."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from lora_jax.partition import Parts
+from lora_jax.transform.layer_bias import effective_biases
+from lora_jax.transform.placement import (
+    Frozen,
+    Trainable,
+    Unadapted,
+    warn_of_doubts,
+    weight_of,
+)
+
+
+def merged_parts(trainable: Trainable, frozen: Frozen) -> Parts:
+    """What `Adapted.merge` gives, made layer by layer, and before it is rounded.
+
+    Adapted weights are of float32 at least. Warns if training seems to have left something out.
+    """
+    warn_of_doubts(trainable["adapters"], frozen)
+    return _parts(trainable, frozen)
+
+
+def base_parts(frozen: Frozen) -> Parts:
+    """The frozen base without adapters: what is stored quantised is made dense again."""
+    bare = tuple(
+        dataclasses.replace(each, variant=Unadapted(), layers=Unadapted(), bias=None)
+        for each in frozen.spec.placements
+    )
+    spec = dataclasses.replace(frozen.spec, placements=bare)
+    return _parts({"adapters": {}, "params": {}}, dataclasses.replace(frozen, spec=spec, shared=()))
+
+
+def _parts(trainable: Trainable, frozen: Frozen) -> Parts:
+    arrays = {**frozen.base, **trainable["params"]}
+    arrays |= effective_biases(arrays, trainable, frozen)
+    placements = {each.use.path: each for each in frozen.spec.placements}
+    shared = frozen.shared_by()
+
+    def part(path: str, layer: int | None) -> Any:
+        if path not in placements:
+            return arrays[path] if layer is None else arrays[path][layer]
+        placement = placements[path]
+        weight = weight_of(placement, trainable, frozen, None)
+        within = layer is not None and weight.is_stacked(0)
+        if within:
+            weight = jax.tree.map(lambda leaf: leaf[layer], weight.lead(0)).without_lead(0)
+        array = dataclasses.replace(weight, dtypes=()).dense(shared[placement.variant])
+        return array if within or layer is None else array[layer]
+
+    shapes = {path: each for path, each in arrays.items() if path not in placements}
+    shapes |= {
+        path: jax.ShapeDtypeStruct(each.use.shape, each.use.dtype)
+        for path, each in placements.items()
+    }
+    return Parts({path: shapes[path] for path in frozen.spec.paths if path in shapes}, part)

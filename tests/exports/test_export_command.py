@@ -1,0 +1,112 @@
+"""A run's export by the command: the folder computes what the run does."""
+
+import json
+
+import commands
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_language
+import small_model
+import text_runs
+from flax import nnx
+from zoo.check import random_like
+
+import lora_jax as lj
+from experiments.runs import artifacts
+from experiments.setup.experiment import build
+from lora_jax.data import load_tokenizer
+from lora_jax.models.published.decoders import load_decoder
+from lora_jax.models.published.encoders import load_classifier
+from lora_jax.partition import flatten
+from lora_jax.records import run_record
+from lora_jax.training.outcome import Outcome
+
+pytestmark = pytest.mark.slow
+EXPORT = "experiments.export"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    smoke = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
+    config = smoke("storage=nf4", variant__rank=2, model__head_dropout=0.3)
+    return completed(config, tmp_path_factory.mktemp("runs") / "run")
+
+
+def completed(config, folder):
+    """A folder like that of a completed run whose adapter is random, and its experiment."""
+    experiment = build(config)
+    trainable = jax.tree.map(jnp.add, experiment.trainable, random_like(experiment.trainable, 1))
+    run_record.claim(folder, experiment.config.plain)
+    lj.save_adapter(folder, trainable, experiment.frozen)
+    outcome = Outcome(metrics_last={"accuracy": 0.5}, metrics_best={"accuracy": 0.5})
+    run_record.write(folder, artifacts.record(experiment, outcome, 1.0, "completed", ""))
+    return folder, experiment, trainable
+
+
+def test_a_run_becomes_a_model(run, tmp_path):
+    """Of a quantised base, whose error is said; the head reads a mean, which is said, too."""
+    folder, experiment, trainable = run
+    line = ("--as=merged", f"--run={folder}", f"--out={tmp_path / 'out'}", "--shard_size=10KB")
+    done = commands.run(EXPORT, *line)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "out/export.json").read_text())
+    assert said["run"] == str(folder) and said["variant"] == "lora"
+    assert said["rounding_error"] == {}
+    errors = said["quantization_error"]
+    assert len(errors) == 12 and all(0.05 < each < 0.15 for each in errors.values())
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("and the dense weights keep its relative Frobenius errors:")
+    both = sorted(error for name, error in errors.items() if name.endswith("self.key.weight"))
+    key = "  bert.encoder.layer.*.attention.self.key.weight"
+    assert f"{key} {both[0]:.2%} to {both[1]:.2%}" in lines
+    assert "logits = (mean of last_hidden_state over unmasked tokens)" in lines[7] == said["head"]
+    assert lines[8:] == [f"merged: {tmp_path / 'out'}"]
+
+    options = {"num_labels": 2, "pool": "mean", "key": jax.random.key(0)}
+    model, fresh = load_classifier(tmp_path / "out", **options)
+    assert fresh == () and model.config.head_dropout == 0.3
+    batch = next(experiment.batches(0))
+    inputs = [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")]
+    expected = experiment.adapted_call(trainable)(batch)
+    forward, params = lj.from_nnx(model)
+    np.testing.assert_allclose(jax.jit(forward)(params, *inputs), expected, rtol=1e-5, atol=1e-5)
+    text = "as you like it"
+    ids = [load_tokenizer(p).backend.encode(text).ids for p in (tmp_path / "out",)]
+    assert ids == [experiment.texts.tokenizer.backend.encode(text).ids]
+
+    again = commands.run(EXPORT, *line)
+    assert again.returncode == 1
+    assert again.stderr == f"error: {tmp_path / 'out'} is not empty: name a new or empty folder\n"
+
+
+def test_nothing_is_left_of_an_export_that_fails(run, tmp_path):
+    """The record of another base than is there now."""
+    folder, experiment, _ = run
+    wrong = tmp_path / "run"
+    run_record.claim(wrong, experiment.config.plain)
+    run_record.write(wrong, run_record.read(folder))
+    done = commands.run(EXPORT, "--as=merged", f"--run={wrong}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "adapter.safetensors" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_language_model_becomes_one(tmp_path):
+    """With what its folder publishes beside the weights."""
+    places = small_language.write_places(tmp_path)
+    published = places / "model"
+    (published / "generation_config.json").write_text('{"top_k": 7}')
+    folder, experiment, trainable = completed(text_runs.config(places), tmp_path / "run")
+    line = ("--as=merged", f"--run={folder}", f"--out={tmp_path / 'out'}", "--dtype=bfloat16")
+    done = commands.run(EXPORT, *line)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("rounding: relative Frobenius errors of at most 0.")
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_text() == (published / name).read_text()
+    expected, _ = flatten(experiment.adapted.merge(trainable, experiment.frozen))
+    found, _ = flatten(nnx.state(load_decoder(tmp_path / "out")))
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, rtol=2**-8, atol=1e-6, err_msg=path)

@@ -1,0 +1,31 @@
+"""A new folder appears whole, or not at all."""
+
+import pytest
+
+from lora_jax.files.new_folder import new_folder
+
+
+def test_a_new_folder_appears_at_the_end(tmp_path):
+    out = tmp_path / "a" / "out"
+    for _ in range(2):
+        with new_folder(out) as inside:
+            (inside / "file").write_text("content")
+            assert not (out / "file").exists()
+        assert [path.name for path in out.iterdir()] == ["file"]
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+        (out / "file").unlink()  # an empty folder is as good as none
+
+
+def test_nothing_remains_of_one_that_fails(tmp_path):
+    with pytest.raises(KeyError), new_folder(tmp_path / "out") as inside:
+        (inside / "file").write_text("content")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path, said in ((tmp_path, "is not empty"), (tmp_path / "file", "is a file")):
+        with pytest.raises(ValueError, match=said), new_folder(path):
+            raise AssertionError
+    assert (tmp_path / "file").read_text() == "mine"
