@@ -187,12 +187,15 @@ def _used(
 @clause
 def shared_arrays_are_one(variant: Variant) -> None:
     """What trains and is shared is one array: `update` gives the same of it under every path."""
+    if not variant.shared_trainable:
+        return
     base = toy_matrices.base(variant)
-    one, two = (compiled_factors_of(variant, base, seed) for seed in (2, 3))
-    common = {name: one.trainable[name] for name in variant.shared_trainable}
-    after = {"one": one, "two": Factors({**two.trainable, **common}, two.constants)}
-    grads = {path: noisy(each.trainable, 12) for path, each in after.items()}
-    grads["two"] |= {name: grads["one"][name] for name in common}
+    trainable, constants = one = compiled_factors_of(variant, base)
+    common = {name: trainable[name] for name in variant.shared_trainable}
+    after = {"one": one, "two": Factors({**noisy(trainable, 3), **common}, constants)}
+    slopes = noisy(trainable, 12), noisy(trainable, 13)
+    shared = {name: slopes[0][name] for name in common}
+    grads = {"one": slopes[0], "two": {**slopes[1], **shared}}
     _, changed = variant.update(variant.init_state(after), after, after, grads, jnp.asarray(1))
     for name in common:
         each = [trainable[name] for trainable in changed.values() if name in trainable]
