@@ -54,12 +54,6 @@ class IgnoresWhatIsShared(Tied):
         return super().weight(base, factors._replace(trainable=trainable))
 
 
-class UpdatesEachByItself(Tied):
-    def update(self, state, before, after, grads, step):
-        state, after = super().update(state, before, after, grads, step)
-        return state, {p: {**x, "b": x["b"] * x["d"].sum()} for p, x in after.items()}
-
-
 class DetachesWhatIsShared(Tied):
     def dot(self, x, base, factors, *, dropout_key=None):
         detached = {**factors.trainable, "b": jax.lax.stop_gradient(factors.trainable["b"])}
@@ -80,7 +74,6 @@ class HurriesAll(Tied):
         (ForgetsToShare, "factors_are_wide", "gives no 'b' of shared_trainable"),
         (HasItsOwnToo, "factors_are_wide", r"\['a'\] are both of one matrix and shared_trainable"),
         (IgnoresWhatIsShared, "count_is_exact", "does not depend on the trainable 'a'"),
-        (UpdatesEachByItself, "shared_arrays_are_one", "'b' under another path"),
         (DetachesWhatIsShared, "apply_equals_forward_of_merge", "gradient"),
         (HurriesAll, "learns_at_its_ratio", "factors move"),
     ],
