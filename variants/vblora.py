@@ -17,23 +17,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lora_jax.methods.checks import require_count, require_dropout, require_rank, require_ratio
+from lora_jax.methods.checks import require_count, require_dropout, require_ratio
 from lora_jax.methods.products import add, dropout, product
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
 @dataclasses.dataclass(frozen=True)
 class VBLoRA(Variant):
-    """`bank` (num_vectors, vector_length) is shared; `a` and `b` (rank, sub-vectors, num_vectors)
-    are the logits of each matrix.
+    """A shared `bank` (num_vectors, length); logits `a` and `b` (rank, sub-vectors, num_vectors).
 
     Differences from plain LoRA: A and B are drawn, neither is zero, and there is no scale. The
     gradient reaches the chosen logits alone; the choice may change at every step. Only k places and
     weights of each sub-vector need be kept after training; files have all logits, to go on.
 
-    Equal to PEFT's, start and dropout included; PEFT refuses lengths that do not divide all sides,
-    where here a matrix takes the first entries of the bank's vectors, and adapts no embeddings. The
-    authors train logits ten times as fast as the bank.
+    Equal to PEFT's, start and dropout included; PEFT adapts no embeddings, and no matrix whose
+    sides `vector_length` does not divide, which here takes the first entries of the bank's vectors.
     """
 
     title: ClassVar[str] = "VB-LoRA"
@@ -48,11 +46,10 @@ class VBLoRA(Variant):
     topk: int = 2
     dropout: float = 0.0
     learning_rate_ratio: float = 1.0
-    """How many times faster logits learn than the bank."""
+    """How many times faster logits learn than the bank: 10 times in the paper."""
 
     def __post_init__(self) -> None:
-        require_rank(self.rank)
-        for name in ("num_vectors", "vector_length", "topk"):
+        for name in ("rank", "num_vectors", "vector_length", "topk"):
             require_count(name, getattr(self, name))
         if self.topk > self.num_vectors:
             raise ValueError(f"topk {self.topk} exceeds num_vectors {self.num_vectors}")
@@ -66,7 +63,7 @@ class VBLoRA(Variant):
     def validate(self, shape: tuple[int, int]) -> None:
         if self._length(shape) == 1 < self.vector_length:
             raise ValueError(
-                f"no sub-vector of 2 to {self.vector_length} divides both sides of {shape}"
+                f"no length of 2 to {self.vector_length} divides both sides of {shape}"
             )
 
     def init_shared(
@@ -87,13 +84,15 @@ class VBLoRA(Variant):
         return Factors(logits, constants)
 
     def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array]:
-        bank, mixed = factors.trainable["bank"][:, : self._length(base.shape)], []
-        for logits in (factors.trainable["a"], factors.trainable["b"]):
+        bank = factors.trainable["bank"][:, : self._length(base.shape)]
+
+        def mixed(logits: Array) -> Array:
             largest, places = lax.top_k(logits, self.topk)
             chosen = jnp.take(bank.astype(logits.dtype), places, axis=0, mode="clip")
-            rows = jnp.einsum("rsk,rskl->rsl", jax.nn.softmax(largest), chosen)
-            mixed.append(rows.reshape(self.rank, -1))
-        return mixed[0], mixed[1]
+            return jnp.einsum("rsk,rskl->rsl", jax.nn.softmax(largest), chosen)
+
+        a, b = (mixed(factors.trainable[name]).reshape(self.rank, -1) for name in "ab")
+        return a, b
 
     def weight(self, base: Base, factors: Factors) -> Array:
         a, b = self.as_lora(base, factors)
@@ -116,8 +115,7 @@ class VBLoRA(Variant):
         self, constants: Mapping[str, dict[str, Array]]
     ) -> dict[str, dict[str, Array]]:
         ratios = {path: each["ratio"] for path, each in constants.items() if "ratio" in each}
-        return {path: {"a": ratio, "b": ratio} for path, ratio in ratios.items()}
+        return {path: dict.fromkeys("ab", ratio) for path, ratio in ratios.items()}
 
     def _length(self, shape: tuple[int, int]) -> int:
-        common = math.gcd(*shape)
-        return max(n for n in range(1, min(common, self.vector_length) + 1) if common % n == 0)
+        return max(n for n in range(1, self.vector_length + 1) if math.gcd(*shape) % n == 0)

@@ -51,7 +51,7 @@ def test_it_starts_as_pefts_does():
         ({"topk": 0}, "topk must be an integer of at least 1, got 0"),
         ({"vector_length": 2.0}, "vector_length must be an integer of at least 1, got 2.0"),
         ({"topk": 3, "num_vectors": 2}, "topk 3 exceeds num_vectors 2"),
-        ({}, r"no sub-vector of 2 to 256 divides both sides of \(4, 3\)"),
+        ({}, r"no length of 2 to 256 divides both sides of \(4, 3\)"),
     ],
 )
 def test_settings_that_cannot_work_say_so(settings, said):
