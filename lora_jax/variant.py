@@ -104,6 +104,9 @@ class Variant:
     keeps that. What does not come out the same, bit by bit, is saved.
     """
 
+    shared_trainable: ClassVar[tuple[str, ...]] = ()
+    """Arrays of `init_shared` that train; they are among the trainables of every matrix."""
+
     @property
     def differs_at_init(self) -> str:
         """Why the adapted function differs from the base's at the start; empty if it does not."""
@@ -142,7 +145,7 @@ class Variant:
         raise NotImplementedError
 
     def count(self, shape: tuple[int, int]) -> int:
-        """How many numbers are trained for an (in, out) matrix."""
+        """How many numbers are trained for an (in, out) matrix, beside shared ones."""
         raise NotImplementedError
 
     def dot(
@@ -187,18 +190,21 @@ class Variant:
         """What the optimiser gets in the place of the gradients of the trainables, {name: array}.
 
         `adapted.optimizer` calls it before each of the optimiser's updates. What gradients are used
-        for elsewhere (`update`, their norm) stays as it is.
+        for elsewhere (`update`, their norm) stays as it is. Gradients of shared arrays are no
+        matrix's own, and not among them.
         """
         return gradients
 
     # -- of all matrices of this variant, {path: factors}, stacked axes leading --------------------
+    # What trains and is shared is the same under every path, both in what these get and give.
 
     def init_shared(
         self, key: Array, shapes: Sequence[tuple[int, int]], dtype: Any
     ) -> dict[str, Array]:
         """Arrays that all matrices of this variant share, stored once.
 
-        Every other method finds them among a matrix's constants, without stacked axes.
+        Every other method finds them among a matrix's constants, or its trainables if
+        `shared_trainable` names them, without stacked axes.
 
         Args:
           shapes: the (in, out) shape of every matrix; each matrix of a stack counts.

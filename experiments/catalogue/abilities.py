@@ -15,6 +15,7 @@ from lora_jax.contract import toy_matrices
 from lora_jax.quantization.quantize import NF4, quantized
 from lora_jax.transform import jaxprs
 from lora_jax.transform.adapted_weight import with_shared
+from lora_jax.transform.shared_arrays import shared_factors
 from lora_jax.variant import Base, Factors, Variant, wide
 
 YES, DENSE, NO = "yes", "dense", "no"
@@ -92,7 +93,7 @@ def abilities(variant: Variant) -> Abilities:
 
 def _start(variant: Variant, key: Array, base: Base) -> Factors:
     shared = variant.init_shared(key, [base.shape], wide(base.dtype))
-    return with_shared(variant.init(key, base), shared)
+    return with_shared(variant.init(key, base), shared_factors(variant, shared))
 
 
 def _carried(variant: Variant, factors: Factors) -> Any:

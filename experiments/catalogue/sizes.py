@@ -1,5 +1,6 @@
 """How many numbers a method trains: for one matrix, or in a whole model."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ from lora_jax.models.published.encoders import read_encoder_config
 from lora_jax.models.published.location import locate
 from lora_jax.models.published.weight_files import find_gguf, read_json
 from lora_jax.transform import target_patterns
-from lora_jax.transform.placement import place, trains
+from lora_jax.transform.placement import group_of, place, trains
+from lora_jax.transform.shared_arrays import count_shared
 from lora_jax.uses import Uses
+from lora_jax.variant import Variant
 
 SHAPE = "768x768"
 KERNEL = "kernel"
@@ -94,6 +97,10 @@ def trained(name: str, targets: Sequence[Any], uses: Uses) -> int:
     rules = tuple(variants_of(targets, name, {}).items())
     assigned = target_patterns.assign(rules, uses)
     adapted = {path: each for path, each in assigned.items() if target_patterns.adapting(each)}
-    own = sum(place(uses[path], each, None).count for path, each in adapted.items())
+    placed = [place(uses[path], each, None) for path, each in adapted.items()]
+    shapes: dict[Variant, list[tuple[int, int]]] = {}
+    for each in placed:
+        shapes.setdefault(group_of(each), []).extend(each.matrices)
+    own = sum(each.count for each in placed) + sum(itertools.starmap(count_shared, shapes.items()))
     whole = [path for path in uses if path not in adapted and trains(uses[path], rules, assigned)]
     return own + sum(math.prod(uses[path].shape) for path in whole)

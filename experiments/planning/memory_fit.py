@@ -213,7 +213,7 @@ def flops_of(found: AbstractStep) -> Flops:
     trainable = found.state.trainable
     products = {path: _multiplied(use) for path, use in found.on_mesh.uses.items()}
     full = sum(products[path] for path in trainable["params"])
-    adapters = sum(leaf.size for each in trainable["adapters"].values() for leaf in each.values())
+    adapters = sum(leaf.size for leaf in jax.tree.leaves({**trainable, "params": {}}))
     frozen = sum(products.values()) - full
     trained = full + adapters
     remat = isinstance(found.config, TextConfig) and found.config.model.remat

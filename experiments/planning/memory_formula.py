@@ -28,6 +28,7 @@ from experiments.setup.experiment import Experiment
 from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.sharding import memory
+from lora_jax.transform.shared_arrays import count_shared
 from lora_jax.variant import Variant
 
 StorageName = Literal["none", "nf4", "nf4_double", "int8"]
@@ -111,8 +112,9 @@ def by_formula(config: DecoderConfig, setting: Setting) -> Memory:
     if setting.variant is None:
         trained, stored = float(in_blocks + others), 0.0
     else:
-        of_block = sum(map(setting.variant.count, linears(config)))
-        trained = float(config.num_hidden_layers * of_block)
+        shapes = config.num_hidden_layers * linears(config)
+        trained = float(sum(map(setting.variant.count, shapes)))
+        trained += count_shared(setting.variant, shapes)
         dense = 8 * setting.width
         stored = (in_blocks * BITS.get(setting.storage, dense) + others * dense) / 8
     width = setting.width if setting.variant is None else 4

@@ -42,7 +42,8 @@ class Held:
         """The arrays of a config's run."""
         state, frozen = step.state, step.frozen
         quantised = [each for each in frozen.base.values() if not hasattr(each, "dtype")]
-        own = state.trainable, state.trainable["adapters"], frozen.constants, frozen.shared
+        copied = {part: each for part, each in state.trainable.items() if part != "params"}
+        own = state.trainable, copied, frozen.constants, frozen.shared
         writes = isinstance(step.config, TextConfig) and step.config.generate.writes
         return cls(
             weights=memory.tree_bytes((step.params, quantised)),

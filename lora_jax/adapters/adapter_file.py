@@ -14,7 +14,14 @@ from lora_jax.adapters.base_digest import base_digests, require_base
 from lora_jax.adapters.remade_constants import KEY, digest, made_again
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.partition import flatten
-from lora_jax.transform.placement import Frozen, Trainable, group_of, warn_of_doubts
+from lora_jax.transform.placement import (
+    Frozen,
+    Trainable,
+    group_of,
+    warn_of_doubts,
+)
+from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
+from lora_jax.variant import Factors
 
 BASE = "lora_jax.base"
 """The name of the base's digests among a file's JSON values."""
@@ -43,7 +50,7 @@ def save_adapter(
     Args:
       whole: whether to save all constants, for another machine or version.
     """
-    warn_of_doubts(trainable["adapters"], frozen)
+    warn_of_doubts(trainable, frozen)
     tree, left_out = _tree(trainable, frozen), {}
     for name, array in {} if whole else made_again(frozen).items():
         part, where, last = _parts(name)
@@ -86,10 +93,14 @@ def load_adapter(
         _check_shape(path, f"'{name}'", found.get(name), wanted.get(name))
         _check_kind(path, name, found[name], wanted[name])
     _check_base(path, meta, tree, trainable, frozen, any_base)
-    shared = tuple(tree["shared"].get(str(n), {}) for n in range(len(frozen.shared)))
-    restored = dataclasses.replace(frozen, constants=tree["constants"], shared=shared)
+    shared = [
+        shared_factors(variant, tree["shared"].get(str(number), {}))
+        for number, variant in enumerate(frozen.spec.groups())
+    ]
+    frozen = dataclasses.replace(frozen, constants=tree["constants"])
+    own = {"adapters": tree["adapters"], "params": tree["params"]}
     values = {name: each for name, each in meta.items() if name not in (BASE, REMADE)}
-    return {"adapters": tree["adapters"], "params": tree["params"]}, restored, values
+    return *with_shared_arrays(own, frozen, shared), values
 
 
 def start_from(
@@ -97,9 +108,9 @@ def start_from(
 ) -> tuple[Trainable, Frozen]:
     """Start a run from the adapter that another run has saved (for example on MNLI).
 
-    The saved adapters replace those of `init`, and so do the matrices among their constants (random
-    ones, such as VeRA's projections) and what can be made again. Numbers, such as the keep
-    probability, stay as in `frozen`.
+    The saved adapters, with what they share and train, replace those of `init`, and so do the
+    matrices among their constants (random ones, such as VeRA's projections) and what can be made
+    again. Numbers, such as the keep probability, stay as in `frozen`.
     A saved parameter that trains in full is used if its path and shape agree. A head for other
     classes, whose shape differs only in the last axis, starts anew, with a warning. A saved
     parameter that this run does not train gives a warning, too, and the base's value is used.
@@ -126,12 +137,13 @@ def start_from(
         if "scale" in mine and not jnp.array_equal(mine["scale"], theirs.get("scale")):
             raise ValueError(f"{path}: '{weight}' was trained with another scale; set its alpha")
         constants[weight] = _with_matrices(path, mine, theirs, stacks[weight], drawn[weight])
-    shared = tuple(
-        _with_matrices(path, mine, tree["shared"].get(str(number), {}), 0, (*variant.remade, KEY))
-        for number, (variant, mine) in enumerate(
-            zip(frozen.spec.groups(), frozen.shared, strict=True)
-        )
-    )
+    shared = []
+    for number, (variant, mine) in enumerate(frozen.shared_by_group(trainable).items()):
+        theirs = tree["shared"].get(str(number), {})
+        for name, each in mine.trainable.items():
+            _check_shape(path, f"the shared '{name}'", theirs.get(name), each)
+        fixed = _with_matrices(path, mine.constants, theirs, 0, (*variant.remade, KEY))
+        shared.append(Factors({name: theirs[name] for name in mine.trainable}, fixed))
     params, anew = _with_params(path, trainable["params"], tree["params"])
     if anew:
         warnings.warn(
@@ -146,7 +158,7 @@ def start_from(
             stacklevel=2,
         )
     begun = {"adapters": tree["adapters"], "params": params}
-    return begun, dataclasses.replace(frozen, constants=constants, shared=shared)
+    return with_shared_arrays(begun, dataclasses.replace(frozen, constants=constants), shared)
 
 
 def _completed(
@@ -273,5 +285,8 @@ def _check_kind(path: str | os.PathLike, name: str, there: Any, here: Any) -> No
 
 
 def _tree(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
-    shared = {str(number): each for number, each in enumerate(frozen.shared) if each}
+    """What is saved; shared arrays, trained or not, are by the number of their variant."""
+    groups = enumerate(frozen.shared_by_group(trainable).values())
+    shared = {str(number): {**each.constants, **each.trainable} for number, each in groups}
+    shared = {number: each for number, each in shared.items() if each}
     return {**trainable, "constants": frozen.constants, "shared": shared}

@@ -12,7 +12,8 @@ from lora_jax.files.arrays import type_name
 from lora_jax.files.canonical_json import canonical
 from lora_jax.files.checksum import hexadecimal
 from lora_jax.transform.adapted_weight import over_stack
-from lora_jax.transform.placement import Frozen, base_of, group_of, shared_arrays
+from lora_jax.transform.placement import Frozen, base_of, group_of
+from lora_jax.transform.shared_arrays import shared_arrays
 
 KEY = "init_key"
 """The constant with the data of the key that `init` or `init_shared` was given."""
@@ -37,8 +38,8 @@ def made_again(frozen: Frozen) -> dict[str, Array]:
             made |= {f"constants/{path}/{n}": constants[n] for n in names if n in constants}
     for number, (variant, paths) in enumerate(groups.items()):
         if variant.remade and frozen.shared[number]:
-            placements = [each for each in frozen.spec.adapted if each.use.path in paths]
-            arrays = shared_arrays(_key(frozen.shared[number], ()), variant, placements)
+            key = _key(frozen.shared[number], ())
+            arrays = shared_arrays(key, variant, frozen.spec.placed(paths)).constants
             made |= {f"shared/{number}/{n}": arrays[n] for n in variant.remade if n in arrays}
     return made
 

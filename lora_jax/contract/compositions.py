@@ -131,10 +131,11 @@ def learns_at_its_ratio(variant: Variant) -> None:
     adapted = tuple(adapt(decoder, each, "mix/kernel", "head_bias") for each in both)
     toy = toys.toy(variant)
     plain, fast = jax.device_get(_moves(adapted, toy.params, toy.ids, 20))
-    ratios = {
-        name: float(np.unique(fast["adapters"]["mix/kernel"][name] / each).item())
-        for name, each in plain["adapters"]["mix/kernel"].items()
-    }
+    moves = [
+        {**each["adapters"]["mix/kernel"], **each.get("shared", {}).get("0", {})}
+        for each in (plain, fast)
+    ]
+    ratios = {name: float(np.unique(moves[1][name] / x).item()) for name, x in moves[0].items()}
     require(
         set(ratios.values()) in ({RATIO}, {1.0, RATIO}), f"at ratio {RATIO} factors move {ratios}"
     )

@@ -142,28 +142,65 @@ def count_is_exact(variant: Variant) -> None:
         shape: Base(normal(shape, 8), "io", seen=seen_of(variant, shape))
         for shape in shapes(variant)
     }
-    gradients = jax.device_get(_gradients_of_weights(variant, bases, 2))
-    for shape in bases:
-        grads = gradients[shape]
-        for name, grad in grads.items():
-            require(np.any(grad != 0), f"the weight does not depend on the trainable '{name}'")
-        used = sum(int(np.count_nonzero(grad)) for grad in grads.values())
-        sizes = " + ".join(f"{name} {list(each.shape)}" for name, each in grads.items())
-        said = f"count({shape}) is {variant.count(shape)}"
-        require(variant.count(shape) == used, f"{said}, the weight depends on {used} of {sizes}")
+    used = jax.device_get(_used(variant, bases, 2, {}))
+    for each in used.values():
+        for name, entries in each.items():
+            require(np.any(entries), f"the weight does not depend on the trainable '{name}'")
+    # A weight may choose among entries by size (VB-LoRA): lower what it has used, and look again.
+    while any(_total(variant, used[shape]) < variant.count(shape) for shape in bases):
+        more = jax.device_get(_used(variant, bases, 2, used))
+        more = jax.tree.map(np.logical_or, used, more)
+        if all(map(np.array_equal, *map(jax.tree.leaves, (used, more)))):
+            break
+        used = more
+    for shape, each in used.items():
+        own = {n: x for n, x in each.items() if n not in variant.shared_trainable}
+        sizes = " + ".join(f"{name} {list(entries.shape)}" for name, entries in own.items())
+        said, total = f"count({shape}) is {variant.count(shape)}", _total(variant, each)
+        require(variant.count(shape) == total, f"{said}, the weight depends on {total} of {sizes}")
+
+
+def _total(variant: Variant, used: dict[str, np.ndarray]) -> int:
+    """How many entries of a matrix's own trainables are used."""
+    return sum(int(x.sum()) for n, x in used.items() if n not in variant.shared_trainable)
 
 
 @functools.partial(quick_jit, static_argnums=0)
-def _gradients_of_weights(
-    variant: Variant, bases: dict[tuple[int, int], Base], seed: Array
+def _used(
+    variant: Variant,
+    bases: dict[tuple[int, int], Base],
+    seed: Array,
+    lowered: dict[tuple[int, int], dict[str, Array]],
 ) -> dict[tuple[int, int], dict[str, Array]]:
-    """The gradient of a random projection of each weight."""
+    """Where the gradient of a random projection of each weight is not zero."""
 
-    def gradient(base: Base) -> dict[str, Array]:
-        transpose = pull_back(variant, base, factors_of(variant, base, seed))
-        return transpose(normal(base.shape, 11))
+    def used(shape: tuple[int, int], base: Base) -> dict[str, Array]:
+        trainable, constants = factors_of(variant, base, seed)
+        for name, entries in lowered.get(shape, {}).items():
+            trainable[name] = trainable[name] - 10 * entries.astype(trainable[name].dtype)
+        transpose = pull_back(variant, base, Factors(trainable, constants))
+        return {name: grad != 0 for name, grad in transpose(normal(base.shape, 11)).items()}
 
-    return {shape: gradient(base) for shape, base in bases.items()}
+    return {shape: used(shape, base) for shape, base in bases.items()}
+
+
+@clause
+def shared_arrays_are_one(variant: Variant) -> None:
+    """What trains and is shared is one array: `update` gives the same of it under every path."""
+    if not variant.shared_trainable:
+        return
+    base = toy_matrices.base(variant)
+    trainable, constants = one = compiled_factors_of(variant, base)
+    common = {name: trainable[name] for name in variant.shared_trainable}
+    after = {"one": one, "two": Factors({**noisy(trainable, 3), **common}, constants)}
+    slopes = noisy(trainable, 12), noisy(trainable, 13)
+    shared = {name: slopes[0][name] for name in common}
+    grads = {"one": slopes[0], "two": {**slopes[1], **shared}}
+    _, changed = variant.update(variant.init_state(after), after, after, grads, jnp.asarray(1))
+    for name in common:
+        each = [trainable[name] for trainable in changed.values() if name in trainable]
+        for other in each[1:]:
+            require_identical(f"what update gives for '{name}' under another path", other, each[0])
 
 
 @clause
@@ -241,6 +278,7 @@ OF_A_MATRIX = (
     factors_are_wide,
     starts_at_the_base,
     count_is_exact,
+    shared_arrays_are_one,
     calls_are_pure,
     products_equal_the_weight,
     plain_lora_equals_the_weight,

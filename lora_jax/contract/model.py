@@ -50,6 +50,8 @@ def apply_equals_forward_of_merge(variant: Variant) -> None:
     for path, factors in gradient["adapters"].items():
         for name, each in factors.items():
             require(np.any(each != 0), f"the trainable '{name}' of '{path}' gets no gradient")
+    for name, each in gradient.get("shared", {}).get("0", {}).items():
+        require(np.any(each != 0), f"the shared trainable '{name}' gets no gradient")
 
 
 @clause

@@ -15,6 +15,7 @@ from lora_jax.contract.clause import quick_jit
 from lora_jax.statistics import Seen
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import PyTree
+from lora_jax.transform.shared_arrays import shared_factors
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -109,7 +110,7 @@ def init(variant: Variant, seed: Any, base: Base) -> Factors:
     """The variant's factors for one matrix, with the arrays that it would share with others."""
     key = keys.key(seed)
     shared = variant.init_shared(key, [base.shape], wide(base.dtype))
-    return with_shared(variant.init(key, base), shared)
+    return with_shared(variant.init(key, base), shared_factors(variant, shared))
 
 
 def factors_of(variant: Variant, base: Base, seed: Any = 2) -> Factors:

@@ -169,7 +169,7 @@ def training_toy(variant: Variant) -> Toy:
     if variant.adapts:
         base["head_bias"] = full.pop("head_bias")
     adapted = dataclasses.replace(each.adapted, also_train=_also_trained(variant))
-    trainable = {"adapters": each.trainable["adapters"], "params": full}
+    trainable = {**each.trainable, "params": full}
     own = jax.tree.map(lambda leaf: array(np.array(leaf)), trainable)
     frozen = dataclasses.replace(each.frozen, base=base)
     return dataclasses.replace(each, adapted=adapted, trainable=own, frozen=frozen)

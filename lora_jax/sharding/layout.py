@@ -170,19 +170,21 @@ def lay_out(
             lambda leaf, spec: NamedSharding(mesh, fitting(spec, leaf.shape, mesh)), shapes, specs
         )
 
-    full = {path: specs[path] for path in trainable["params"]}
+    whole = jax.tree.map(lambda _: PartitionSpec(), (trainable.get("shared", {}), frozen.shared))
+    trained = {"shared": whole[0]} if "shared" in trainable else {}
+    trained |= {"adapters": adapters, "params": {path: specs[path] for path in trainable["params"]}}
     own = {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
     return Layout(
         adapted=adapted,
         mesh=mesh,
         uses=uses,
         params=frozen.spec.treedef.unflatten([own.get(path) for path in frozen.spec.paths]),
-        trainable=shardings(trainable, {"adapters": adapters, "params": full}),
+        trainable=shardings(trainable, trained),
         frozen=Frozen(
             base=shardings(frozen.base, base),
             constants=shardings(frozen.constants, constants),
             spec=spec,
-            shared=jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), frozen.shared),
+            shared=shardings(frozen.shared, whole[1]),
         ),
     )
 

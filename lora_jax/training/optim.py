@@ -72,7 +72,7 @@ def scale_params(patterns: Sequence[str], ratio: Array | float) -> optax.Gradien
             path: any(matches(pattern, path) for pattern in patterns)
             for path in trainable["params"]
         }
-        return {"adapters": jax.tree.map(lambda _: False, trainable["adapters"]), "params": params}
+        return {**jax.tree.map(lambda _: False, trainable), "params": params}
 
     return optax.masked(optax.scale(ratio), chosen)
 
@@ -81,4 +81,4 @@ def decays(trainable: Any) -> Any:
     """Which trainables weight decay applies to: all but the biases and norms trained in full."""
     exempt = re.compile(r"(^|/)(bias|scale|norm)(/|$)")
     params = {p: x.ndim > 1 and not exempt.search(p) for p, x in trainable["params"].items()}
-    return {"adapters": jax.tree.map(lambda _: True, trainable["adapters"]), "params": params}
+    return {**jax.tree.map(lambda _: True, trainable), "params": params}

@@ -20,7 +20,7 @@ from lora_jax.transform.discover import discover
 from lora_jax.transform.gather import Counts, Loss, gather
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.layer_bias import effective_biases
-from lora_jax.transform.learning_rates import scale_updates
+from lora_jax.transform.learning_rates import at_own_rates
 from lora_jax.transform.placement import (
     AdaptedSpec,
     Frozen,
@@ -29,13 +29,13 @@ from lora_jax.transform.placement import (
     Unadapted,
     fold_path,
     grouped,
-    init_shared,
     warn_of_doubts,
     weight_of,
 )
 from lora_jax.transform.preconditioning import preconditioned
+from lora_jax.transform.shared_arrays import init_shared, split_shared, with_shared_arrays
 from lora_jax.transform.target_patterns import Pattern, Rule, Targets
-from lora_jax.variant import Variant
+from lora_jax.variant import Factors, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +92,12 @@ class Adapted:
                 factors = init_factors(own, each, base[path], seen.get(path), original)
             except ValueError as error:
                 raise ValueError(f"'{path}': {error}") from error
-            # Copied: a method may use one array as both, and donation must not delete the constant.
-            adapters[path] = {n: jnp.array(x, copy=True) for n, x in factors.trainable.items()}
-            constants[path] = factors.constants
-        shared = tuple(
-            init_shared(key, variant, [each for each in spec.adapted if each.use.path in paths])
-            for variant, paths in spec.groups().items()
-        )
-        return {"adapters": adapters, "params": full}, Frozen(base, constants, spec, shared)
+            adapters[path], constants[path] = factors
+        trainable, frozen = {"adapters": adapters}, Frozen(base, constants, spec)
+        trainable, frozen = with_shared_arrays(trainable, frozen, init_shared(key, spec))
+        # Copied: a method may use one array as both, and donation must not delete the constant.
+        trainable = jax.tree.map(lambda x: jnp.array(x, copy=True), trainable)
+        return {**trainable, "params": full}, frozen
 
     def gather(
         self,
@@ -180,17 +178,17 @@ class Adapted:
             return self.forward(tree, *some_args, **some_kwargs)
 
         arrays, values = list(plain.values()), list(weights.values())
-        return evaluate(flat, arrays, values, inputs, frozen.shared_by())
+        return evaluate(flat, arrays, values, inputs, frozen.shared_by(trainable))
 
     def merge(self, trainable: Trainable, frozen: Frozen) -> PyTree:
         """Merge every adapter: plain parameters of the same structure, shapes and dtypes.
 
         Warns if training seems to have left something out (`update`).
         """
-        warn_of_doubts(trainable["adapters"], frozen)
+        warn_of_doubts(trainable, frozen)
         arrays = {**frozen.base, **trainable["params"]}
         arrays |= effective_biases(arrays, trainable, frozen)
-        shared = frozen.shared_by()
+        shared = frozen.shared_by(trainable)
         for each in frozen.spec.placements:
             weight = weight_of(each, trainable, frozen, None)
             arrays[each.use.path] = weight.dense(shared[each.variant])
@@ -206,7 +204,7 @@ class Adapted:
             if each.storage is not None:
                 bare = dataclasses.replace(each, variant=Unadapted())
                 weight = weight_of(bare, {"adapters": {}}, frozen, None)
-                arrays[each.use.path] = weight.dense({})
+                arrays[each.use.path] = weight.dense(Factors({}, {}))
         return frozen.spec.tree(arrays)
 
     def optimizer(
@@ -215,22 +213,16 @@ class Adapted:
         """`tx` with what variants do to the gradients of their factors before it (LoRA-Pro), and
         to learning rates after it (LoRA+).
         """
-        rates: dict[str, dict[str, Any]] = {}
-        nothing: dict[str, Any] = {path: {} for path in frozen.constants}
-        for variant, factors in grouped(nothing, frozen):
-            constants = {path: each.constants for path, each in factors.items()}
-            rates |= variant.learning_rates(constants)
-        tx = optax.chain(tx, scale_updates(rates)) if rates else tx
-        return preconditioned(tx, frozen)
+        return preconditioned(at_own_rates(tx, frozen), frozen)
 
     def penalty(self, trainable: Trainable, frozen: Frozen) -> Array | float:
         """What the variants add to the loss; zero for most."""
-        groups = grouped(trainable["adapters"], frozen)
+        groups = grouped(trainable, frozen)
         return sum((variant.penalty(factors) for variant, factors in groups), start=0.0)
 
     def init_state(self, trainable: Trainable, frozen: Frozen) -> tuple[Any, ...]:
         """The state that `update` carries from step to step, one entry for each variant."""
-        groups = grouped(trainable["adapters"], frozen)
+        groups = grouped(trainable, frozen)
         return tuple(variant.init_state(factors) for variant, factors in groups)
 
     def update(
@@ -254,14 +246,19 @@ class Adapted:
         Returns:
           The new state, and the trainables to continue with.
         """
-        states, adapters = [], dict(after["adapters"])
-        old, new = (grouped(tree["adapters"], frozen) for tree in (before, after))
-        for each, (variant, mine), (_, theirs) in zip(state, old, new, strict=True):
-            gradients = {path: grads["adapters"][path] for path in mine}
-            each, changed = variant.update(each, mine, theirs, gradients, jnp.asarray(step))
+        states, adapters, shared = [], dict(after["adapters"]), dict(after.get("shared", {}))
+        groups = [grouped(tree, frozen) for tree in (before, after, grads)]
+        for number, (each, *of_variant) in enumerate(zip(state, *groups, strict=True)):
+            (variant, old), (_, new), (_, slopes) = of_variant
+            gradients = {path: slope.trainable for path, slope in slopes.items()}
+            each, changed = variant.update(each, old, new, gradients, jnp.asarray(step))
             states.append(each)
-            adapters |= changed
-        return tuple(states), {**after, "adapters": adapters}
+            own, common = split_shared(variant, changed)
+            adapters |= own
+            if common:
+                shared[str(number)] = {**shared[str(number)], **common}
+        changed = {**after, "adapters": adapters}
+        return tuple(states), {**changed, "shared": shared} if shared else changed
 
 
 def adapt(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from lora_jax.transform.views import Atom, View, arrange, canonical
 from lora_jax.variant import Base, Factors, Variant
 
 STATIC = {"static": True}
-Shared = Mapping[str, Array]
+Shared = Factors
 """The arrays that all weights of a variant share; kept apart, as loops must not slice them."""
 
 
@@ -209,8 +209,11 @@ def over_stack(function: Callable[..., Any], depth: int, **options: Any) -> Call
 
 
 def with_shared(factors: Factors, shared: Shared) -> Factors:
-    """Factors as a variant's functions get them, with shared arrays among the constants."""
-    return Factors(factors.trainable, {**factors.constants, **shared}) if shared else factors
+    """Factors as a variant's functions get them, with the arrays that all its matrices share."""
+    if double := factors.trainable.keys() & shared.trainable.keys():
+        raise ValueError(f"{sorted(double)} are both of one matrix and shared_trainable")
+    trainable = {**factors.trainable, **shared.trainable}
+    return Factors(trainable, {**factors.constants, **shared.constants})
 
 
 def _within(part: Atom, whole: Atom) -> bool:

@@ -34,7 +34,7 @@ def evaluate(
     they have.
 
     Args:
-      shared: the arrays that all weights of a variant share.
+      shared: the arrays that all weights of a variant share, trained or not.
     """
     jaxpr, consts, shape = jaxprs.trace(function, list(arrays), list(inputs))
     evaluator = _Evaluator(shared)

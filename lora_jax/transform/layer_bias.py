@@ -60,7 +60,7 @@ def effective_biases(
     arrays: Mapping[str, Any], trainable: Trainable, frozen: Frozen
 ) -> dict[str, Array]:
     """The biases that variants adapt, by path, in the shapes and dtypes that they have."""
-    found, shared = {}, frozen.shared_by()
+    found, shared = {}, frozen.shared_by(trainable)
     for each in frozen.spec.placements:
         if each.bias is None:
             continue

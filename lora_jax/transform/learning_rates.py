@@ -1,25 +1,53 @@
 """Learning rates of single factors, as a transformation of an optimiser's updates."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 from jax import Array
+from optax import GradientTransformation
+
+from lora_jax.transform.placement import Frozen, Trainable, grouped
+from lora_jax.transform.shared_arrays import split_shared
+
+Rates = Mapping[str, Mapping[str, Any]]
 
 
-def scale_updates(rates: Mapping[str, Mapping[str, Any]]) -> optax.GradientTransformation:
-    """Multiply the updates of the factors named in `rates`, {path: {name: ratio}}."""
+def at_own_rates(tx: GradientTransformation, frozen: Frozen) -> GradientTransformation:
+    """`tx`, and after it the learning rates that variants give their factors, if any does."""
+    rates: dict[str, dict[str, Any]] = {}
+    shared: dict[str, dict[str, Any]] = {}
+    nothing: Trainable = {"adapters": {path: {} for path in frozen.constants}}
+    for number, (variant, factors) in enumerate(grouped(nothing, frozen)):
+        constants = {path: each.constants for path, each in factors.items()}
+        own, shared[str(number)] = split_shared(variant, variant.learning_rates(constants))
+        rates |= own
+    some = rates or any(shared.values())
+    return optax.chain(tx, scale_updates(rates, shared)) if some else tx
 
-    def scale(path: str, factors: dict[str, Array]) -> dict[str, Array]:
-        mine = rates.get(path, {})
+
+def scale_updates(rates: Rates, shared: Rates = MappingProxyType({})) -> GradientTransformation:
+    """Multiply the updates of the factors named in `rates`, {path: {name: ratio}}.
+
+    Args:
+      shared: the same for arrays that a variant's matrices share, by the variant's number.
+    """
+
+    def scale(mine: Mapping[str, Any], factors: dict[str, Array]) -> dict[str, Array]:
         return {n: u * _expand(mine[n], u) if n in mine else u for n, u in factors.items()}
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        adapters = {path: scale(path, factors) for path, factors in updates["adapters"].items()}
-        return {**updates, "adapters": adapters}, state
+        parts = {"adapters": rates, "shared": shared}
+        scaled = {
+            part: {where: scale(each.get(where, {}), x) for where, x in updates[part].items()}
+            for part, each in parts.items()
+            if part in updates
+        }
+        return {**updates, **scaled}, state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _expand(rate: Any, update: Array) -> Array:

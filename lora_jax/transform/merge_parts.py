@@ -39,7 +39,7 @@ def _parts(trainable: Trainable, frozen: Frozen) -> Parts:
     arrays = {**frozen.base, **trainable["params"]}
     arrays |= effective_biases(arrays, trainable, frozen)
     placements = {each.use.path: each for each in frozen.spec.placements}
-    shared = frozen.shared_by()
+    shared = frozen.shared_by(trainable)
 
     def part(path: str, layer: int | None) -> Any:
         if path not in placements:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,11 +17,15 @@ from lora_jax.transform.adapted_weight import Shared, Weight, with_shared
 from lora_jax.transform.target_patterns import Assigned, Rule, SomeLayers
 from lora_jax.transform.views import View
 from lora_jax.uses import WeightUse
-from lora_jax.variant import Base, Factors, TrainingWarning, Variant, wide
+from lora_jax.variant import Base, Factors, TrainingWarning, Variant
 
 PyTree = Any
 Trainable = dict[str, dict[str, Any]]
-"""`{"adapters": {path: {name: array}}, "params": {path: array}}`"""
+"""`{"adapters": {path: {name: array}}, "params": {path: array}}`
+
+With variants whose matrices share trained arrays also `"shared": {number: {name: array}}`, where
+the number, as text, is the variant's place in `AdaptedSpec.groups`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,15 @@ class Placement:
         return not isinstance(self.variant, Unadapted)
 
     @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """The (in, out) shape of every matrix that has an adapter."""
+        layers = self.layers if isinstance(self.layers, tuple) else (self.layers,)
+        number = math.prod(self.use.stack_shape) // len(layers)
+        return [self.use.matrix] * (number * sum(each is not None for each in layers))
+
+    @property
     def count(self) -> int:
-        """How many numbers are trained for it."""
+        """How many numbers are trained for it alone."""
         if self.ranks is not None:
             return sum(self.ranks) * sum(self.use.matrix)
         return target_patterns.count(self.layers, self.use)
@@ -97,6 +108,9 @@ class AdaptedSpec:
             groups.setdefault(group_of(each), []).append(each.use.path)
         return groups
 
+    def placed(self, paths: Collection[str]) -> list[Placement]:
+        return [each for each in self.adapted if each.use.path in paths]
+
     @property
     def adapted(self) -> list[Placement]:
         """The placements of adapters."""
@@ -117,12 +131,21 @@ class Frozen:
     """The constants of each adapter: scales, masks, and other numbers that a study may vary."""
     spec: AdaptedSpec = dataclasses.field(metadata={"static": True})
     shared: tuple[dict[str, Array], ...] = ()
-    """The arrays that all adapters of one variant share, in the order of `spec.groups()`."""
+    """The constants that all adapters of one variant share, in the order of `spec.groups()`."""
 
-    def shared_by(self) -> dict[Variant, Shared]:
+    def shared_by_group(self, trainable: Trainable) -> dict[Variant, Shared]:
+        """The arrays that all adapters of one variant share, in the order of `spec.groups()`."""
+        trained, groups = trainable.get("shared", {}), self.spec.groups()
+        constants = self.shared or ({},) * len(groups)
+        return {
+            variant: Factors(trained.get(str(number), {}), each)
+            for number, (variant, each) in enumerate(zip(groups, constants, strict=True))
+        }
+
+    def shared_by(self, trainable: Trainable) -> dict[Variant, Shared]:
         """The arrays that the weights of each placed variant share."""
-        groups = dict(zip(self.spec.groups(), self.shared, strict=False))
-        return {each.variant: groups.get(group_of(each), {}) for each in self.spec.placements}
+        groups, none = self.shared_by_group(trainable), Factors({}, {})
+        return {each.variant: groups.get(group_of(each), none) for each in self.spec.placements}
 
 
 def group_of(placement: Placement) -> Variant:
@@ -193,25 +216,6 @@ def base_of(placement: Placement, value: Any) -> Base:
     return Base(value, "".join("i" if axis in use.inputs else "o" for axis in axes))
 
 
-def init_shared(key: Array, variant: Variant, placements: Iterable[Placement]) -> dict[str, Array]:
-    """The arrays that a variant's matrices share, made from a key that depends on its class."""
-    return shared_arrays(fold_path(key, type(variant).__name__), variant, placements)
-
-
-def shared_arrays(
-    key: Array, variant: Variant, placements: Iterable[Placement]
-) -> dict[str, Array]:
-    """The arrays that a variant's matrices share, made from the shapes of all of them."""
-    shapes, dtypes = [], []
-    for each in placements:
-        layers = each.layers if isinstance(each.layers, tuple) else (each.layers,)
-        number = math.prod(each.use.stack_shape) // len(layers)
-        shapes += [each.use.matrix] * (number * len([one for one in layers if one is not None]))
-        dtypes.append(wide(jnp.dtype(each.use.dtype)))
-    widest = max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
-    return variant.init_shared(key, shapes, widest)
-
-
 def weight_of(
     placement: Placement, trainable: Trainable, frozen: Frozen, dropout_key: Array | None
 ) -> Weight:
@@ -235,25 +239,23 @@ def weight_of(
         dtypes=(jnp.dtype(base.dtype),),
     )
     # Inside a `shard_map`, each device may have its own adapter, with one base for all.
-    shared = frozen.shared_by().get(placement.variant, {})
+    shared = frozen.shared_by(trainable).get(placement.variant)
     return jaxprs.vary(weight, jaxprs.varying((weight, shared)))
 
 
-def grouped(
-    adapters: Mapping[str, dict[str, Array]], frozen: Frozen
-) -> list[tuple[Variant, dict[str, Factors]]]:
-    """The factors of each variant's matrices, with shared arrays among the constants."""
+def grouped(trainable: Trainable, frozen: Frozen) -> list[tuple[Variant, dict[str, Factors]]]:
+    """The factors of each variant's matrices, with the arrays that these share in each of them."""
     groups: dict[Variant, dict[str, Factors]] = {}
-    shared = frozen.shared_by()
+    shared = frozen.shared_by(trainable)
     for each in frozen.spec.adapted:
         path = each.use.path
-        factors = Factors(adapters[path], frozen.constants[path])
+        factors = Factors(trainable["adapters"][path], frozen.constants[path])
         groups.setdefault(group_of(each), {})[path] = with_shared(factors, shared[each.variant])
     return list(groups.items())
 
 
-def warn_of_doubts(adapters: Mapping[str, dict[str, Array]], frozen: Frozen) -> None:
+def warn_of_doubts(trainable: Trainable, frozen: Frozen) -> None:
     """Warn if training seems to have left something out; the warning names the caller's caller."""
-    for variant, factors in grouped(adapters, frozen):
+    for variant, factors in grouped(trainable, frozen):
         if doubt := variant.doubt(factors):
             warnings.warn(doubt, TrainingWarning, stacklevel=3)

@@ -21,13 +21,14 @@ def preconditioned(
     chosen = [each for each in frozen.spec.adapted if group_of(each).preconditions]
     if not chosen:
         return tx
-    inner, shared = optax.with_extra_args_support(tx), frozen.shared_by()
+    inner = optax.with_extra_args_support(tx)
 
     def changed(placement: Placement, grads: Any, params: Trainable) -> dict[str, Array]:
         path, variant = placement.use.path, group_of(placement)
+        shared = frozen.shared_by(params)[placement.variant]
 
         def of_a_matrix(gradients: dict[str, Array], factors: Factors) -> dict[str, Array]:
-            return variant.precondition(gradients, with_shared(factors, shared[placement.variant]))
+            return variant.precondition(gradients, with_shared(factors, shared))
 
         factors = Factors(params["adapters"][path], frozen.constants[path])
         of_a_stack = over_stack(of_a_matrix, len(placement.use.stack))

@@ -14,8 +14,9 @@ from lora_jax.transform.placement import (
     grouped,
     warn_of_doubts,
 )
+from lora_jax.transform.shared_arrays import with_shared_arrays
 from lora_jax.transform.target_patterns import SomeLayers
-from lora_jax.variant import Pruned
+from lora_jax.variant import Factors, Pruned
 
 
 def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[Trainable, Frozen]:
@@ -33,9 +34,9 @@ def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[
     Returns:
       The new trainables and frozen part, for the same `adapted`.
     """
-    warn_of_doubts(trainable["adapters"], frozen)
+    warn_of_doubts(trainable, frozen)
     smaller: dict[str, Pruned | None] = {}
-    groups = grouped(trainable["adapters"], frozen)
+    groups = grouped(trainable, frozen)
     for state, (variant, factors) in zip(states, groups, strict=True):
         smaller |= variant.prune(state, factors)
     adapters, constants = dict(trainable["adapters"]), dict(frozen.constants)
@@ -49,10 +50,10 @@ def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[
     ]
     placements = tuple(each for each in replaced if each.adapts or each.storage is not None)
     spec = dataclasses.replace(frozen.spec, placements=placements)
-    known = dict(zip(frozen.spec.groups(), frozen.shared, strict=False))
-    shared = tuple(known.get(variant, {}) for variant in spec.groups())
-    smaller_frozen = dataclasses.replace(frozen, constants=constants, spec=spec, shared=shared)
-    return {**trainable, "adapters": adapters}, smaller_frozen
+    known, none = frozen.shared_by_group(trainable), Factors({}, {})
+    shared = [known.get(variant, none) for variant in spec.groups()]
+    smaller_frozen = dataclasses.replace(frozen, constants=constants, spec=spec)
+    return with_shared_arrays({**trainable, "adapters": adapters}, smaller_frozen, shared)
 
 
 def _replaced(placement: Placement, pruned: Pruned | None) -> Placement:
@@ -73,7 +74,7 @@ def ranks(trainable: Trainable, frozen: Frozen) -> dict[str, np.ndarray]:
     setting. Layers that are left out have rank 0. Adapters without ranks are not listed.
     """
     smaller: dict[str, Pruned | None] = {}
-    for variant, factors in grouped(trainable["adapters"], frozen):
+    for variant, factors in grouped(trainable, frozen):
         smaller |= variant.prune(None, factors)
     found = {}
     for each in frozen.spec.adapted:

@@ -57,10 +57,17 @@ def summary(trainable: Trainable, frozen: Frozen) -> Summary:
                 each.count,
             )
         )
+    groups = list(frozen.spec.groups().items())
+    for number, shared in trainable.get("shared", {}).items():
+        variant, paths = groups[int(number)]
+        kind = type(variant).__name__
+        for name, leaf in shared.items():
+            size = math.prod(leaf.shape)
+            rows.append((name, f"shared by {len(paths)}", _shape(leaf.shape), kind, "", size))
     for path, leaf in trainable["params"].items():
         rows.append((path, "trained in full", _shape(leaf.shape), "", "", math.prod(leaf.shape)))
     order = {path: number for number, path in enumerate(frozen.spec.paths)}
-    rows.sort(key=lambda row: order[row[0]])
+    rows.sort(key=lambda row: order.get(row[0], len(order)))
     quantised = {each.use.path: each.use for each in frozen.spec.placements if each.storage}
     leaves: list[Any] = [quantised.get(path, leaf) for path, leaf in frozen.base.items()]
     leaves += trainable["params"].values()

@@ -10,6 +10,7 @@ import numpy as np
 import own_code
 import pytest
 from jax.experimental.custom_partitioning import custom_partitioning
+from tied_method import Tied
 
 import lora_jax as lj
 import variants
@@ -415,6 +416,12 @@ class WrongOnInt8(Mutant):
         return 2 * y if isinstance(getattr(base, "storage", None), lj.Int8) else y
 
 
+class UpdatesEachByItself(Tied):
+    def update(self, state, before, after, grads, step):
+        state, after = super().update(state, before, after, grads, step)
+        return state, {p: {**x, "b": x["b"] * x["d"].sum()} for p, x in after.items()}
+
+
 MUTANTS = [
     (TakesFactorsFirst, "signatures_are_those_of_the_contract"),
     (RoundsWhatIsAccumulated, "products_accumulate_as_asked"),
@@ -429,6 +436,7 @@ MUTANTS = [
     (CountsOneSideTwice, "count_is_exact"),
     (CountsSquaresWrongly, "count_is_exact"),
     (TrainsForNothing, "count_is_exact"),
+    (UpdatesEachByItself, "shared_arrays_are_one"),
     (CountsItsCalls, "calls_are_pure"),
     (ChangesItsArguments, "calls_are_pure"),
     (UpdateChangesItsArguments, "calls_are_pure"),

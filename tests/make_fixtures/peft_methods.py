@@ -68,6 +68,7 @@ METHODS = {
     "c3a": {"peft_type": "C3A", "init_weights": True},
     "road": {"peft_type": "ROAD"},
     "boft": {"peft_type": "BOFT", "boft_block_size": 2, "boft_n_butterfly_factor": 2},
+    "vblora": {"peft_type": "VBLORA"},
     "adalora": {"peft_type": "ADALORA", "target_r": 1, "total_step": 100, "tinit": 1, "tfinal": 1},
 }
 
@@ -165,6 +166,11 @@ CASES = {
         "method": "boft",
         **{"boft_n_butterfly_factor": 3, "target_modules": ["l2"], "seed": EVEN},
     },
+    "vblora": {
+        "method": "vblora",
+        **{"r": 3, "num_vectors": 6, "vector_length": 2, "topk": 3},
+        **{"target_modules": MATRICES, "seed": EVEN},
+    },
 }
 
 _DROPOUT = {"r": 3, "target_modules": LINEAR}
@@ -177,6 +183,11 @@ DROPOUT_CASES = {
     "gralora": {
         "method": "gralora",
         **{"r": 4, "alpha": 6, "target_modules": LINEAR, "gralora_dropout": 0.3, "seed": EVEN},
+    },
+    "vblora": {
+        "method": "vblora",
+        **{"r": 2, "num_vectors": 5, "vector_length": 2, "topk": 2},
+        **{"target_modules": LINEAR, "vblora_dropout": 0.3, "seed": EVEN},
     },
 }
 
@@ -223,6 +234,7 @@ def wrap(model, config, seed, **options):
         "c3a_kernel",
         "road_",
         "boft_s",
+        "vblora_",
     )
     adapters = {n: p for n, p in wrapped.named_parameters() if any(mark in n for mark in marks)}
     start = numpy_of(adapters)

@@ -13,6 +13,7 @@ from lora_jax.contract import toy_matrices
 from lora_jax.methods import initialization
 from lora_jax.methods.factorizations import inverse, qr
 from lora_jax.transform.adapted_weight import with_shared
+from lora_jax.transform.shared_arrays import shared_factors
 
 STACKS = re.compile(r"lapack_\w+\(.*tensor<[2-9]x\d+x\d+xf")
 
@@ -52,7 +53,7 @@ def factorisations(variant):
 
     def start_and_step(key, base, x):
         shared = variant.init_shared(key, [base.shape], base.dtype)
-        factors = with_shared(variant.init(key, base), shared)
+        factors = with_shared(variant.init(key, base), shared_factors(variant, shared))
         y, pull_back = jax.vjp(
             lambda trainable: variant.dot(x, base, factors._replace(trainable=trainable)),
             factors.trainable,

@@ -66,6 +66,7 @@ SOME = dict.fromkeys(["vera", "ia3", "adalora", "pissa"], MATRICES)
 SOME |= dict.fromkeys(["olora", "miss", "loha", "lokr", "oft", "hra"], LINEAR)
 SOME |= dict.fromkeys(["fourierft", "randlora", "shira", "delora"], LINEAR)
 SOME |= {"gralora": MATRICES, "c3a": LINEAR, "road": LINEAR, "boft": LINEAR}
+SOME["vblora"] = MATRICES
 """What PEFT can adapt, where that is not everything."""
 
 
@@ -118,6 +119,8 @@ def random_config(method, seed):
     if method == "boft":
         del config["r"]
         config["boft_n_butterfly_factor"] = number(2)
+    if method == "vblora":
+        config |= {"num_vectors": 4 + number(4), "vector_length": number(2), "topk": number(4)}
     if method == "vera":
         config["r"] = number(16)
     if method == "ia3":
@@ -148,6 +151,7 @@ SEEDS = {
     **{"loha": (0, 1), "lokr": (0, 1, 2), "oft": (2,)},
     **{"hra": (0, 1), "fourierft": (0,), "randlora": (0, 1), "shira": (0,), "delora": (0,)},
     **{"gralora": (18, 23), "c3a": (18, 23), "road": (18, 23), "boft": (23,)},
+    "vblora": (18, 23),
 }
 assert SEEDS.keys() == METHODS.keys() - {"lora"}
 
@@ -221,12 +225,17 @@ CLASSIFIERS = {
     "road": ({"variant": "road_2", "group_size": 4, "target_modules": "all-linear"}, LAYER_KERNELS),
     "boft": ({"target_modules": "all-linear"}, LAYER_KERNELS),
     "gralora": ({"r": 4, "alpha": 6, "target_modules": "all-linear"}, LAYER_KERNELS),
+    "vblora": (
+        {"num_vectors": 6, "vector_length": 2, "topk": 2, "target_modules": "all-linear"},
+        LAYER_KERNELS,
+    ),
 }
 
 
 # BERT and RoBERTa in turn: a method does not see which. But some need widths of multiples.
 OF_THREE, OF_FOUR = 1, 19
 WIDTHS = {"oft": OF_THREE, "gralora": OF_FOUR, "c3a": OF_FOUR, "road": OF_FOUR, "boft": OF_FOUR}
+WIDTHS["vblora"] = OF_FOUR
 CASES = [(WIDTHS.get(method, i % 2), method) for i, method in enumerate(CLASSIFIERS)]
 
 

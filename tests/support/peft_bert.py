@@ -11,6 +11,7 @@ from peft_net import (
     base_of,
     group,
     sgd,
+    shared_of,
     slopes_of,
     to_factors,
     variant_of,
@@ -103,7 +104,7 @@ def assert_classifier_agrees(folder, bert, config, paths, run, seed):
 
     def ours_of(tensors):
         adapters = stack_factors(to_factors(tensors), fresh["adapters"], ours.config)
-        return {"adapters": adapters, "params": {}}
+        return {"adapters": adapters, "params": {}, **shared_of(tensors)}
 
     start, fixed = group(arrays, "start"), group(arrays, "fixed")
     if any("lora_" in name for name in fixed):  # LoRA-FA's A

@@ -76,6 +76,10 @@ def variant_of(config, module):
         both = {**METHODS["boft"], **config}
         size, number = both["boft_block_size"], both["boft_n_butterfly_factor"]
         return variants.make("boft", block_size=size, butterfly_factors=number)
+    if method == "vblora":
+        names = ("num_vectors", "vector_length", "topk")
+        given = {name: config[name] for name in names} | {"rank": config["r"]}
+        return variants.make("vblora", dropout=config.get("vblora_dropout", 0.0), **given)
     if method == "gralora":
         given = {"alpha": float(config["alpha"]), "blocks": config.get("gralora_k", 2)}
         given["dropout"] = config.get("gralora_dropout", 0.0)
@@ -115,9 +119,10 @@ def adapt(config):
 
 _FACTOR = re.compile(
     r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft|hra|fourierft|randlora"
-    r"|shira|delora|gralora|c3a|road|boft)_\w+?)"
+    r"|shira|delora|gralora|c3a|road|boft|vblora)_\w+?)"
     r"(?:\.default)?(?:\.weight)?"
 )
+BANK = ".vblora_vector_bank"
 _VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e", "s": "s"}
 _AS_THEY_ARE = {"miss_block": "d", "oft_R": "q", "hada_w1_b": "a", "hada_w2_b": "c"}
 _AS_THEY_ARE |= {"lokr_w1_b": "ca", "lokr_w2_b": "a", "fourierft_spectrum": "c"}
@@ -134,6 +139,8 @@ def _below(matrices):
 
 
 _RESHAPED = {  # blocks of A (k, in / k, rank), and of B (k, rank, out / k)
+    "vblora_logits_A": ("a", lambda x: x),
+    "vblora_logits_B": ("b", lambda x: x.swapaxes(0, 1)),
     "gralora_A": ("a", lambda x: x.transpose(2, 0, 1).reshape(x.shape[2], -1)),
     "boft_R": ("q", _below),
     "gralora_B": ("b", lambda x: x.transpose(1, 0, 2).reshape(x.shape[1], -1)),
@@ -141,9 +148,14 @@ _RESHAPED = {  # blocks of A (k, in / k, rank), and of B (k, rank, out / k)
 
 
 def to_factors(tensors):
-    """{weight: {a, b, m ...}} from PEFT's {..lora_A..: (rank, in), ..lora_B..: (out, rank) ...}."""
+    """{weight: {a, b, m ...}} from PEFT's {..lora_A..: (rank, in), ..lora_B..: (out, rank) ...}.
+
+    Without the bank that VB-LoRA's matrices share.
+    """
     adapters = {}
     for name, tensor in tensors.items():
+        if BANK in name:
+            continue
         module, whole = _FACTOR.fullmatch(name).groups()
         kind = whole.split("_", 1)[1].removeprefix("embedding_")
         if whole in _RESHAPED:
@@ -159,6 +171,16 @@ def to_factors(tensors):
             ours, factor = kind.lower(), tensor.T if kind == "B" else tensor
         adapters.setdefault(f"{module}.weight", {})[ours] = jnp.asarray(factor)
     return adapters
+
+
+def shared_of(tensors):
+    """What trains and is shared, among PEFT's tensors, as a part of our trainables."""
+    banks = [jnp.asarray(x) for name, x in tensors.items() if BANK in name]
+    return {"shared": {"0": {"bank": banks[0]}}} if banks else {}
+
+
+def trainable_of(tensors):
+    return {"adapters": to_factors(tensors), "params": {}, **shared_of(tensors)}
 
 
 def slopes_of(gradient, config):
@@ -266,7 +288,7 @@ def within(arrays, config, use):
         assert shapes[0] == shapes[1]
         return use(adapted, trainable, with_constants(frozen, fixed, start), params), begun
 
-    trainable = {"adapters": to_factors(group(arrays, "param")), "params": {}}
+    trainable = trainable_of(group(arrays, "param"))
     start, fixed = to_factors(group(arrays, "start")), group(arrays, "fixed")
     fixed = fixed if config.get("method") in ("vera", "randlora") else to_factors(fixed)
     return run(base_of(arrays, config), trainable, start, fixed)
@@ -303,7 +325,7 @@ def assert_agrees(arrays, config):
     (((value, y), gradient), trained, merged), begun = within(arrays, config, computed)
     np.testing.assert_allclose(y, arrays["y"], atol=1e-12, rtol=0)
     np.testing.assert_allclose(value, arrays["loss"], atol=1e-12, rtol=0)
-    assert_trees_close(gradient["adapters"], to_factors(group(arrays, "grad")), 1e-12)
+    assert_trees_close(gradient, trainable_of(group(arrays, "grad")), 1e-12)
 
     assert_trees_close(merged, group(arrays, "merged"), 1e-12)
     merged, ids = jax.tree.map(np.asarray, merged), arrays["ids"]
@@ -316,5 +338,5 @@ def assert_agrees(arrays, config):
     moved = [np.abs(arrays[f"trained/{k}"] - v).max() for k, v in group(arrays, "param").items()]
     assert max(moved) > 1e-3
     if "optimiser" not in config:
-        assert_trees_close(trained["adapters"], to_factors(group(arrays, "trained")), 1e-10)
+        assert_trees_close(trained, trainable_of(group(arrays, "trained")), 1e-10)
     return begun

@@ -230,12 +230,12 @@ def test_trajectories_of_sgd_in_float64():
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "names", ["dora,lora_fa", "pissa,hira", "riemannian,lora_pro", "vera", "full"]
+    "names", ["dora,lora_fa", "pissa,hira", "riemannian,lora_pro", "vera", "vblora", "full"]
 )
 def test_trajectories_of_other_methods(names):
     """Masks, constants and shared arrays of theirs, in stacks and single matrices."""
     chosen = PAIR
-    if names in ("vera", "full"):  # of one rank, or none
+    if names in ("vera", "vblora", "full"):  # of one rank, or none
         chosen = [dataclasses.replace(trial, settings={}) for trial in PAIR]
     assert_as_alone(chosen, 6, names)
 

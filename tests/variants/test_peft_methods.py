@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from make_fixtures.peft_lora import RATE
 from make_fixtures.peft_methods import CASES, DROPOUT_CASES, FIXTURES, statistics, takes_start
-from peft_net import assert_agrees, group, to_factors
+from peft_net import assert_agrees, group, to_factors, trainable_of
 from peft_special import (
     assert_agrees_in_training,
     assert_disabling_differs,
@@ -22,6 +22,7 @@ from peft_special import (
 )
 
 from lora_jax.methods import initialization
+from lora_jax.partition import flatten
 from lora_jax.variant import Base
 
 FACTS = json.loads((FIXTURES / "peft_methods.json").read_text())
@@ -29,7 +30,7 @@ ELSEWHERE = {
     *(case for case, config in CASES.items() if "optimiser" in config),  # they train alike, below
     *("dora", "pissa", "vera", "hira"),  # in `..._everywhere`
 }
-DRAWN = ["lora_fa", "pissa_fast", "loha", "hra"]
+DRAWN = ["lora_fa", "pissa_fast", "loha", "hra", "vblora"]
 """Starts with something random in all of their numbers, or zero in another of them (LoHa)."""
 
 
@@ -50,10 +51,8 @@ def test_saved_tensors_are_the_parameters(case, x64):
     arrays = load(case)
     fixed = ("base_model.vera", "base_model.randlora")
     saved = {n: x for n, x in group(arrays, "ckpt").items() if not n.startswith(fixed)}
-    saved = to_factors(saved)
-    for path, factors in to_factors(group(arrays, "param")).items():
-        for name, factor in factors.items():
-            np.testing.assert_array_equal(saved[path][name], factor)
+    for path, leaf in flatten(trainable_of(group(arrays, "param")))[0].items():
+        np.testing.assert_array_equal(flatten(trainable_of(saved))[0][path], leaf)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if takes_start(CASES[case])])

@@ -1,0 +1,121 @@
+"""VB-LoRA: A and B are made of mixtures of vectors from one trained bank that all matrices share.
+
+Li et al. 2024, "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks", arXiv
+2405.15179. For W of shape (in, out), used as x @ W, every row of A (rank, in) and of B (rank, out)
+is cut into sub-vectors of one length. Each is a mixture of the k vectors of the bank whose logits
+s are the largest, of n that there are:
+
+    W' = W + A^T B,    u = sum_i softmax(s_i) bank_i,    i among the k largest of s_1 ... s_n.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from lora_jax.methods.checks import require_count, require_dropout, require_ratio
+from lora_jax.methods.products import add, dropout, product
+from lora_jax.variant import Base, Factors, Suggested, Variant, wide
+
+
+@dataclasses.dataclass(frozen=True)
+class VBLoRA(Variant):
+    """A shared `bank` (num_vectors, length); logits `a` and `b` (rank, sub-vectors, num_vectors).
+
+    Differences from plain LoRA: A and B are drawn, neither is zero, and there is no scale. The
+    gradient reaches the chosen logits alone; the choice may change at every step. Only k places and
+    weights of each sub-vector need be kept after training; files have all logits, to go on.
+
+    Equal to PEFT's, start and dropout included; PEFT adapts no embeddings, and no matrix whose
+    sides `vector_length` does not divide, which here takes the first entries of the bank's vectors.
+    """
+
+    title: ClassVar[str] = "VB-LoRA"
+    peft: ClassVar[str] = "VBLoRAConfig"
+    suggested: ClassVar[Suggested] = Suggested(settings={"learning_rate_ratio": 10.0})
+    shared_trainable: ClassVar[tuple[str, ...]] = ("bank",)
+
+    rank: int = 4
+    num_vectors: int = 256
+    vector_length: int = 256
+    """The most entries of a sub-vector: the largest common divisor of in and out up to it."""
+    topk: int = 2
+    dropout: float = 0.0
+    learning_rate_ratio: float = 1.0
+    """How many times faster logits learn than the bank: 10 times in the paper."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "num_vectors", "vector_length", "topk"):
+            require_count(name, getattr(self, name))
+        if self.topk > self.num_vectors:
+            raise ValueError(f"topk {self.topk} exceeds num_vectors {self.num_vectors}")
+        require_dropout(self.dropout)
+        require_ratio(self.learning_rate_ratio)
+
+    @property
+    def differs_at_init(self) -> str:
+        return "its bank and logits are drawn"
+
+    def validate(self, shape: tuple[int, int]) -> None:
+        if self._length(shape) == 1 < self.vector_length:
+            raise ValueError(
+                f"no length of 2 to {self.vector_length} divides both sides of {shape}"
+            )
+
+    def init_shared(
+        self, key: Array, shapes: Sequence[tuple[int, int]], dtype: Any
+    ) -> dict[str, Array]:
+        size = self.num_vectors, max(map(self._length, shapes))
+        return {"bank": jax.random.uniform(key, size, dtype, -0.02, 0.02)}
+
+    def init(self, key: Array, base: Base) -> Factors:
+        dtype, constants, logits = wide(base.dtype), {}, {}
+        if self.dropout:
+            constants["keep"] = jnp.asarray(1 - self.dropout, dtype)
+        if self.learning_rate_ratio != 1:
+            constants["ratio"] = jnp.asarray(self.learning_rate_ratio, dtype)
+        for name, own, side in zip("ab", jax.random.split(key), base.shape, strict=True):
+            size = self.rank, side // self._length(base.shape), self.num_vectors
+            logits[name] = 0.1 * jax.random.normal(own, size, dtype)
+        return Factors(logits, constants)
+
+    def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array]:
+        bank = factors.trainable["bank"][:, : self._length(base.shape)]
+
+        def mixed(logits: Array) -> Array:
+            largest, places = lax.top_k(logits, self.topk)
+            chosen = jnp.take(bank.astype(logits.dtype), places, axis=0, mode="clip")
+            return jnp.einsum("rsk,rskl->rsl", jax.nn.softmax(largest), chosen)
+
+        a, b = (mixed(factors.trainable[name]).reshape(self.rank, -1) for name in "ab")
+        return a, b
+
+    def weight(self, base: Base, factors: Factors) -> Array:
+        a, b = self.as_lora(base, factors)
+        return base.dense().astype(a.dtype) + a.T @ b
+
+    def dot(
+        self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
+    ) -> Array:
+        a, b = (each.astype(x.dtype) for each in self.as_lora(base, factors))
+        return add(base.dot(x), product(dropout(x, factors, dropout_key), a, b, base.accumulate))
+
+    def take(self, rows: Array, base: Base, factors: Factors) -> Array:
+        a, b = (each.astype(base.dtype) for each in self.as_lora(base, factors))
+        return base.take(rows) + jnp.moveaxis(jnp.take(a, rows, axis=1, mode="clip"), 0, -1) @ b
+
+    def count(self, shape: tuple[int, int]) -> int:
+        return self.rank * sum(shape) // self._length(shape) * self.num_vectors
+
+    def learning_rates(
+        self, constants: Mapping[str, dict[str, Array]]
+    ) -> dict[str, dict[str, Array]]:
+        ratios = {path: each["ratio"] for path, each in constants.items() if "ratio" in each}
+        return {path: dict.fromkeys("ab", ratio) for path, ratio in ratios.items()}
+
+    def _length(self, shape: tuple[int, int]) -> int:
+        return max(n for n in range(1, self.vector_length + 1) if math.gcd(*shape) % n == 0)
