@@ -21,7 +21,7 @@ def merged_parts(trainable: Trainable, frozen: Frozen) -> Parts:
 
     Adapted weights are of float32 at least. Warns if training seems to have left something out.
     """
-    warn_of_doubts(trainable["adapters"], frozen)
+    warn_of_doubts(trainable, frozen)
     return _parts(trainable, frozen)
 
 
