@@ -31,6 +31,7 @@ ROOMS = (
     "lora_jax.sharding",
     "lora_jax.compiled",
     "lora_jax.adapters",
+    "lora_jax.arithmetic",
     "lora_jax.contract",
     "lora_jax.training",
     "lora_jax.models",
