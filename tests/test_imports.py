@@ -53,6 +53,7 @@ ROOMS = (
     "experiments.cli",
     "experiments.planning",
     "experiments.runs",
+    "experiments.combining",
     "experiments.sweeps",
     "experiments.sweeps.launchers",
     "experiments.analysis",

@@ -47,8 +47,9 @@ def combine_adapters(
     """One LoRA adapter whose update of each weight, dW = W' - W, is a combination of others'.
 
     The adapters may be of any methods and ranks, and adapt different weights of the same base,
-    quantised or not. What they train in full, and biases that they change, are combined linearly.
-    It computes in float64, and holds the dense updates of one matrix at a time.
+    quantised or not. What any of them trains in full (heads, biases, whole weights), and biases
+    that they change, are combined linearly (`Method.coefficients`), and train in full in the
+    result. It computes in float64, and holds the dense updates of one matrix at a time.
 
     Args:
       adapters: `(trainable, frozen)` of each, from `init` or `load_adapter`.
@@ -135,7 +136,5 @@ def _of_rank(
 
 def _with_rank(update: Update, path: str) -> Factored:
     if not isinstance(update, Factored):
-        raise ValueError(
-            f"the combined update of '{path}' has no fixed rank; give one to cut it to"
-        )
+        raise ValueError(f"the combined update of '{path}' has no rank of its own: set the rank")
     return update

@@ -61,9 +61,9 @@ class Method:
         return tuple(weight / divisor.get(self.by, 1) for weight in self.weights)
 
     @property
-    def drops(self) -> bool:
-        """Whether entries are dropped, so that low rank is lost."""
-        return self.by in KEPT
+    def kept(self) -> float | None:
+        """The share of entries that is kept; None if all are."""
+        return self.density or KEPT.get(self.by)
 
     def __call__(self, updates: Sequence[Update | None], place: Sequence[int] = ()) -> Update:
         """The update of one matrix; None stands for an adapter that leaves it as it is.
@@ -72,7 +72,7 @@ class Method:
           updates: one of each adapter, at least one of which is not None.
           place: integers that tell this matrix from others, for what is drawn.
         """
-        density = self.density or KEPT.get(self.by, 1.0)
+        density = self.kept or 1.0
         if self.by == "ties":
             return ties(updates, self.weights, density)
         if self.by == "dare":

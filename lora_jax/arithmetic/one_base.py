@@ -7,21 +7,24 @@ from lora_jax.adapters.base_digest import OtherBaseError, base_digests, require_
 from lora_jax.transform.placement import Frozen
 
 
-def require_one_base(frozen: Sequence[Frozen]) -> None:
+def require_one_base(frozen: Sequence[Frozen], names: Sequence[str] | None = None) -> None:
     """Raise a ValueError, in one line, unless all adapters have the same base.
 
     Parameters that one of them trains in full are in the base of the others only.
+
+    Args:
+      names: of the adapters, for the message; None: their numbers.
     """
-    first, *others = frozen
-    known = base_digests(first)
-    for number, other in enumerate(others, 2):
+    names = names or [f"adapter {number}" for number in range(1, len(frozen) + 1)]
+    first, known = frozen[0], base_digests(frozen[0])
+    for name, other in zip(names[1:], frozen[1:], strict=True):
         if {*other.spec.paths} != {*first.spec.paths}:
-            raise ValueError(f"adapter {number} is of a model with other parameters than the first")
+            raise ValueError(f"{name} is of a model with other parameters than that of {names[0]}")
         trained = {*first.spec.paths} - (first.base.keys() & other.base.keys())
         try:
-            require_base(known, other, trained, "adapter 1")
+            require_base(known, other, trained, names[0])
         except OtherBaseError as error:
-            raise ValueError(f"{error.problem}, for adapter {number}") from None
+            raise ValueError(f"{error.problem}; here is {name}") from None
 
 
 def whole_base(frozen: Sequence[Frozen]) -> Frozen:

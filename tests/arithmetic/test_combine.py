@@ -228,7 +228,7 @@ def plain():
         ({"weights": (1.0,)}, "1 weights for 2 adapters"),
         ({"by": "svd"}, "no way 'svd'"),
         ({"rank": 0}, "rank"),
-        ({"by": "ties", "weights": (0.5, 1.5)}, "of 'layers' has no fixed rank"),
+        ({"by": "ties", "weights": (0.5, 1.5)}, "of 'layers' has no rank of its own"),
         ({"lora": variants.make("dora")}, "not plain LoRA"),
         ({"lora": variants.make("lora_fa")}, "not plain LoRA"),
     ],
@@ -249,7 +249,7 @@ def test_other_bases_are_refused(plain):
     for each, path in ((other, "bias"), (stored, "heads")):
         with pytest.raises(ValueError, match=f"another base: '{path}' has other numbers") as error:
             lj.combine_adapters([first, each[1:3]], LORA)
-        assert str(error.value).endswith("for adapter 2")
+        assert str(error.value).endswith("; here is adapter 2")
     trainable, frozen = plain[1][1:3]
     head = {"params": {"last": jnp.ones((3, 4))}}
     with pytest.raises(ValueError, match=r"'last' has other shapes .*\[2, 4\], \[3, 4\]"):
