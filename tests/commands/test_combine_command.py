@@ -94,5 +94,5 @@ def test_mistakes_end_with_one_line(root, runs, flags, said):
 
 
 def test_runs_of_another_base_are_told_apart(root):
-    with pytest.raises(ValueError, match="lora was trained on another base: .*; here is .*nf4"):
+    with pytest.raises(ValueError, match=r"lora was trained on another base: .*; here is .*nf4"):
         open_runs([root / "lora", root / "nf4"])
