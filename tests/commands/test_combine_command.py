@@ -1,4 +1,4 @@
-"""Combine runs by the command: its folder is like that of a run of LoRA."""
+"""Combine runs by the command, into a folder like that of a run of LoRA; and compare them."""
 
 import json
 
@@ -96,3 +96,19 @@ def test_mistakes_end_with_one_line(root, runs, flags, said):
 def test_runs_of_another_base_are_told_apart(root):
     with pytest.raises(ValueError, match=r"lora was trained on another base: .*; here is .*nf4"):
         open_runs([root / "lora", root / "nf4"])
+
+
+def test_how_far_apart_two_runs_are(root):
+    folders, plot = [str(root / each) for each in ("lora", "dora")], root / "distance.png"
+    ended = commands.run("experiments.distance", f"--runs={','.join(folders)}", f"--plot={plot}")
+    assert ended.returncode == 0, ended.stderr
+    _, _, *rows, picture = ended.stdout.splitlines()
+    assert picture == f"picture: {plot}" and plot.exists()
+    values = {row.split()[0]: row.split()[1:] for row in rows}
+    assert values.keys() == {"layers/attention/query/kernel", "layers/up/kernel"}
+    run = open_runs([root / "lora"])[0]
+    wanted = lj.distance.norms((run.trainable, run.frozen))["layers/up/kernel"].relative.mean()
+    assert float(values["layers/up/kernel"][0]) == pytest.approx(wanted, rel=1e-3)
+    assert values["layers/up/kernel"][-3:] == ["(i", "=", "2)"]  # the rank of one of them
+    many = commands.run("experiments.distance", f"--runs={','.join(folders * 2)}")
+    assert "--runs has 4 folders; expected one or two" in many.stderr
