@@ -16,8 +16,8 @@ in each weight. Methods without a rank (DoRA, full-rank ones) need it, too. What
 full (heads, biases, whole weights) is combined linearly, and is no part of the LoRA.
 
 --out is a new folder, like that of a run of LoRA: its record has the scores on the first run's
-task, and `--config.start_from` continues from it, with the variant, targets and also_train in its
-config.json. `combined.json` says what it was made of.
+task, and a run with the variant, targets and also_train of its config.json can start from it, which
+the last line says how to do. `combined.json` says what it was made of.
 """
 
 from pathlib import Path
@@ -79,6 +79,12 @@ def combine() -> None:
     for line in summarise(record):
         print(line)
     print(f"record and adapter: {out}")
+    ranks = {f["a"].shape[-2] for f in combined.trainable["adapters"].values()}
+    if len(ranks) == 1:
+        (found,) = ranks
+        settings = {"name": "lora", "rank": found, "alpha": found}
+        flags_ = " ".join(f"--config.variant.{name}={value}" for name, value in settings.items())
+        print(f"to train on with the same targets: {flags_} --config.start_from={out}")
 
 
 def _method(count: int) -> Method:
