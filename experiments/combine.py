@@ -13,7 +13,8 @@ Each way is one of the updates of the weights, dW = W' - W, so the runs may be o
 
 `--rank` cuts every update to a rank by SVD, and the table says the relative error that this makes
 in each weight. Methods without a rank (DoRA, full-rank ones) need it, too. What any run trains in
-full (heads, biases, whole weights) is combined linearly, and is no part of the LoRA.
+full (heads, biases, whole weights) is combined linearly, and is no part of the LoRA; runs of
+different tasks keep the first run's head with --keep='classifier/.*'.
 
 --out is a new folder, like that of a run of LoRA: its record has the scores on the first run's
 task, and a run with the variant, targets and also_train of its config.json can start from it, which
@@ -40,6 +41,9 @@ _BY = flags.DEFINE_string("by", "sum", f"How: {', '.join(BY)}.")
 _RANK = flags.DEFINE_integer("rank", None, "The rank of every weight.", lower_bound=1)
 _DENSITY = flags.DEFINE_float("density", None, "ties and dare: the share of entries that is kept.")
 _SEED = flags.DEFINE_integer("seed", 0, "dare: of what is dropped.", lower_bound=0)
+_KEEP = flags.DEFINE_list(
+    "keep", [], "Patterns of parameters trained in full that stay as the first run has them."
+)
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist.")
 
 
@@ -59,6 +63,7 @@ def combine() -> None:
         density=method.density,
         seed=method.seed,
         start=runs[0].experiment.trainable["params"],
+        keep=_KEEP.value or (),
     )
     experiment = combined_run.experiment_of(runs[0].experiment, combined)
     weights = [{**run.origin(), "weight": w} for run, w in zip(runs, method.weights, strict=True)]
@@ -68,6 +73,7 @@ def combine() -> None:
         "rank": rank,
         "density": method.kept,
         "seed": method.seed if method.by == "dare" else None,
+        "kept": _KEEP.value or [],
         "weights_digest": runs[0].record.weights_digest,
         "relative_errors": {path: each.tolist() for path, each in combined.errors.items()},
     }

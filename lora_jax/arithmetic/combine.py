@@ -16,6 +16,7 @@ from lora_jax.arithmetic.one_base import require_one_base, whole_base
 from lora_jax.arithmetic.plain_lora import as_adapter
 from lora_jax.arithmetic.updates import Adapter, Factored, Update, in_float64, updates
 from lora_jax.methods.checks import require_rank
+from lora_jax.partition import select_paths
 from lora_jax.transform.placement import Frozen, Placement, Trainable
 from lora_jax.variant import Variant
 
@@ -43,6 +44,7 @@ def combine_adapters(
     density: float | None = None,
     seed: int = 0,
     start: Mapping[str, Array] | None = None,
+    keep: Sequence[str] = (),
 ) -> Combined:
     """One LoRA adapter whose update of each weight, dW = W' - W, is a combination of others'.
 
@@ -61,6 +63,8 @@ def combine_adapters(
       density, seed: for `ties` and `dare` (`merging.Method`).
       start: the parameters that all adapters train in full, as they were before training (`init`'s
         `trainable["params"]`); needed where the weights do not sum to 1.
+      keep: patterns of parameters trained in full that stay as the first adapter has them, such as
+        the head of its task.
 
     Returns:
       An adapter for the `Adapted` of any of the adapters, to apply, merge and save. Rows that only
@@ -81,7 +85,7 @@ def combine_adapters(
         require_rank(rank)
     require_one_base([frozen for _, frozen in adapters])
     with jax.enable_x64(True):
-        return _combined([in_float64(each) for each in adapters], lora, method, rank, start)
+        return _combined([in_float64(each) for each in adapters], lora, method, rank, start, keep)
 
 
 def _combined(
@@ -90,11 +94,15 @@ def _combined(
     method: Method,
     rank: int | None,
     start: Mapping[str, Array] | None,
+    keep: Sequence[str],
 ) -> Combined:
     everywhere = whole_base([frozen for _, frozen in adapters])
-    params = {}
-    for path, dtype in paths_in_full(adapters).items():
-        found = combined_in_full(path, adapters, method.coefficients, start)
+    params, full = {}, paths_in_full(adapters)
+    kept = select_paths(keep, full, "parameter that trains in full")
+    for path, dtype in full.items():
+        count = 1 if path in kept else len(adapters)
+        weights = (1.0,) if path in kept else method.coefficients
+        found = combined_in_full(path, adapters[:count], weights, start)
         params[path] = jnp.asarray(found).astype(dtype)
     factors: dict[str, Factored] = {}
     errors: dict[str, np.ndarray] = {}

@@ -41,8 +41,8 @@ def combined_in_full(
     shapes = [list(each.shape) for each in values]
     if any(each != shapes[0] for each in shapes):
         raise ValueError(
-            f"'{path}' has other shapes in other adapters, {', '.join(map(str, shapes))}: adapters "
-            "for other outputs cannot be combined with it"
+            f"'{path}' has other shapes in other adapters, {', '.join(map(str, shapes))}; `keep` "
+            "leaves it as the first has it"
         )
     total = sum(c * value for c, value in zip(coefficients, values, strict=True))
     rest = 1 - sum(coefficients)

@@ -252,5 +252,10 @@ def test_other_bases_are_refused(plain):
         assert str(error.value).endswith("; here is adapter 2")
     trainable, frozen = plain[1][1:3]
     head = {"params": {"last": jnp.ones((3, 4))}}
+    two = [first, ({**trainable, **head}, frozen)]
     with pytest.raises(ValueError, match=r"'last' has other shapes .*\[2, 4\], \[3, 4\]"):
-        lj.combine_adapters([first, ({**trainable, **head}, frozen)], LORA)
+        lj.combine_adapters(two, LORA)
+    with pytest.raises(ValueError, match=r"'lst' matches no parameter .*nearest: 'last'"):
+        lj.combine_adapters(two, LORA, keep=["lst"])
+    kept = lj.combine_adapters(two, LORA, keep=["last"]).trainable["params"]["last"]
+    np.testing.assert_array_equal(kept, first[0]["params"]["last"])
