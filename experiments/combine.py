@@ -36,7 +36,9 @@ from lora_jax.arithmetic.merging import BY, Method
 from lora_jax.text_table import text_table
 
 _RUNS = flags.DEFINE_list("runs", None, "The folders of the runs.")
-_WEIGHTS = flags.DEFINE_list("weights", None, "A weight for each run; the default is 1 each.")
+_WEIGHTS = flags.DEFINE_list(
+    "weights", None, "A weight for each run: 1 by default, 0.5 to interpolate."
+)
 _BY = flags.DEFINE_string("by", "sum", f"How: {', '.join(BY)}.")
 _RANK = flags.DEFINE_integer("rank", None, "The rank of every weight.", lower_bound=1)
 _DENSITY = flags.DEFINE_float("density", None, "ties and dare: the share of entries that is kept.")
@@ -85,12 +87,8 @@ def combine() -> None:
     for line in summarise(record):
         print(line)
     print(f"record and adapter: {out}")
-    ranks = {f["a"].shape[-2] for f in combined.trainable["adapters"].values()}
-    if len(ranks) == 1:
-        (found,) = ranks
-        settings = {"name": "lora", "rank": found, "alpha": found}
-        flags_ = " ".join(f"--config.variant.{name}={value}" for name, value in settings.items())
-        print(f"to train on with the same targets: {flags_} --config.start_from={out}")
+    if hint := _to_train_on(combined, out):
+        print(hint)
 
 
 def _method(count: int) -> Method:
@@ -100,6 +98,17 @@ def _method(count: int) -> Method:
     if len(weights) != count:
         raise ValueError(f"--weights has {len(weights)} numbers, and --runs has {count} folders")
     return Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
+
+
+def _to_train_on(combined: lj.Combined, out: Path) -> str:
+    """The flags of a run that starts from the adapter; empty where weights differ in rank."""
+    ranks = {each["a"].shape[-2] for each in combined.trainable["adapters"].values()}
+    if len(ranks) != 1:
+        return ""
+    rank = ranks.pop()
+    given = {"variant.name": "lora", "variant.rank": rank, "variant.alpha": rank}
+    written = " ".join(f"--config.{name}={value}" for name, value in given.items())
+    return f"to train on, with the same targets: {written} --config.start_from={out}"
 
 
 def _table(combined: lj.Combined) -> str:
