@@ -10,6 +10,7 @@ from absl import app, flags, logging
 
 from experiments.compilation_cache import keep_programs
 from experiments.setup.read_config import read
+from lora_jax.files import number_text
 
 
 def main(command: Callable[[], None]) -> None:
@@ -62,3 +63,15 @@ def integers(name: str, values: Sequence[str] | None) -> list[int]:
     if not all(re.fullmatch(r"[+-]?[0-9]{1,18}", value) for value in values or ()):
         raise ValueError(f"--{name}={','.join(values or ())}: expected whole numbers")
     return [int(value) for value in values or ()]
+
+
+def numbers(name: str, values: Sequence[str]) -> list[float]:
+    """The values of a list flag as numbers.
+
+    Raises:
+      ValueError: a value is not a finite number, plainly written.
+    """
+    found = [number_text.read(value.strip()) for value in values]
+    if not found or None in found:
+        raise ValueError(f"--{name}={','.join(values)}: expected numbers, such as 0.7,0.3")
+    return [float(each) for each in found if each is not None]

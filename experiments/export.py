@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.exports import formats
-from experiments.exports.finished_run import open_run, read_record
+from experiments.runs.finished_run import open_run, read_record
 from lora_jax.files import full_disk
 from lora_jax.files.new_folder import new_folder
 

@@ -10,6 +10,8 @@ from lora_jax.adapters.adapter_file import (
     start_from as start_from,
 )
 from lora_jax.adapters.seen_file import load_seen as load_seen, save_seen as save_seen
+from lora_jax.arithmetic import distance as distance
+from lora_jax.arithmetic.combine import Combined as Combined, combine_adapters as combine_adapters
 from lora_jax.compiled import compiler_faults
 from lora_jax.contract import check as check
 from lora_jax.nnx import from_nnx as from_nnx

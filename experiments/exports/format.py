@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from experiments.exports.finished_run import FinishedRun
+from experiments.runs.finished_run import FinishedRun
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ def rank_grid(ranks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
     for number, column in enumerate(columns.values()):
         for layer, rank in column.items():
             grid[layer, number] = rank
-    return grid, _short(list(columns))
+    return grid, short_names(list(columns))
 
 
 def _place(path: str, index: tuple[int, ...]) -> tuple[int, str]:
@@ -60,7 +60,7 @@ def _place(path: str, index: tuple[int, ...]) -> tuple[int, str]:
     return layer, "/".join(parts)
 
 
-def _short(names: list[str]) -> list[str]:
+def short_names(names: list[str]) -> list[str]:
     """The names without the first and last path parts that all of them share."""
     parts = [name.split("/") for name in names]
     while len(parts[0]) > 1 and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments.exports.finished_run import FinishedRun
 from experiments.exports.format import Format
+from experiments.runs.finished_run import FinishedRun
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
 from lora_jax.models.published.any_family import changed_from, export_model
 from lora_jax.suggest import require_known

@@ -4,7 +4,7 @@ import pytest
 from fake_records import write
 
 from experiments.exports import formats
-from experiments.exports.finished_run import read_record
+from experiments.runs.finished_run import read_record
 
 
 @pytest.mark.parametrize(

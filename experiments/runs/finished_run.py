@@ -12,6 +12,8 @@ from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
 
+ADAPTER = "adapter.safetensors"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinishedRun:
@@ -20,6 +22,7 @@ class FinishedRun:
     folder: Path
     record: run_record.Record
     experiment: Experiment
+    """As it was before training."""
     trainable: Any
     frozen: lj.Frozen
 
@@ -46,28 +49,31 @@ class FinishedRun:
         return tuple(getattr(self.experiment.texts.task, "label_names", None) or ())
 
 
-def read_record(folder: Path) -> run_record.Record:
+def read_record(folder: Path, flag: str = "run") -> run_record.Record:
     """The record of a completed run.
+
+    Args:
+      flag: what names the folder, for messages.
 
     Raises:
       ValueError, FileNotFoundError: one line on why there is none.
     """
+    given = f"--{flag}={folder}"
     if not folder.is_dir():
-        raise FileNotFoundError(f"--run={folder}: no such folder")
+        raise FileNotFoundError(f"{given}: no such folder")
     if not (folder / "config.json").is_file():
         runs = sorted(path.parent.name for path in folder.glob("*/record.json"))
         inside = f"; the runs in it: {', '.join(runs)}" if runs else ""
-        raise ValueError(
-            f"--run={folder} is not the folder of a run: it has no config.json{inside}"
-        )
+        raise ValueError(f"{given} is not the folder of a run: it has no config.json{inside}")
     record = run_record.read(folder)
     if record is None:
         raise ValueError(
-            f"--run={folder} has not ended: it has no record.json; the command that began it "
-            "continues it"
+            f"{given} has not ended: it has no record.json; the command that began it continues it"
         )
     if record.status != "completed":
-        raise ValueError(f"--run={folder} is not completed, but {record.status}: {record.note}")
+        raise ValueError(f"{given} is not completed, but {record.status}: {record.note}")
+    if not (folder / ADAPTER).is_file():
+        raise ValueError(f"{given} has no {ADAPTER}")
     return record
 
 

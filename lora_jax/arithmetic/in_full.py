@@ -1,0 +1,102 @@
+"""Linear combinations of what is trained without an adapter: heads, whole weights, biases."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.arithmetic.updates import Adapter, placements
+from lora_jax.transform.layer_bias import effective_biases
+from lora_jax.transform.placement import Frozen, Unadapted, weight_of
+from lora_jax.transform.shared_arrays import with_shared_arrays
+from lora_jax.variant import Factors
+
+
+def paths_in_full(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The dtypes of the parameters that any adapter trains in full, or whose bias it changes."""
+    found: dict[str, Any] = {}
+    for trainable, frozen in adapters:
+        arrays = {**frozen.base, **trainable["params"]}
+        biases = [each.bias for each in frozen.spec.placements if each.bias]
+        found |= {path: arrays[path].dtype for path in [*trainable["params"], *biases]}
+    return found
+
+
+def combined_in_full(
+    path: str,
+    adapters: Sequence[Adapter],
+    coefficients: Sequence[float],
+    start: Mapping[str, Any] | None,
+) -> np.ndarray:
+    """P = P0 + sum c_i (P_i - P0), P_i the value that the model of adapter i acts with.
+
+    Args:
+      adapters: results of `updates.in_float64`.
+      start: P0 of parameters that all adapters train in full, and so is in no base.
+
+    Raises:
+      ValueError: shapes differ, or P0 matters, and is not known.
+    """
+    values = [_effective(path, *each) for each in adapters]
+    shapes = [list(each.shape) for each in values]
+    if any(each != shapes[0] for each in shapes):
+        raise ValueError(
+            f"'{path}' has other shapes in other adapters, {', '.join(map(str, shapes))}; `keep` "
+            "leaves it as the first has it"
+        )
+    total = sum(c * value for c, value in zip(coefficients, values, strict=True))
+    rest = 1 - sum(coefficients)
+    if abs(rest) < 1e-6:
+        return np.asarray(total)
+    return np.asarray(total + rest * _begun(path, adapters, start))
+
+
+def _begun(path: str, adapters: Sequence[Adapter], start: Mapping[str, Any] | None) -> np.ndarray:
+    """The value of a parameter before any training."""
+    for _, frozen in adapters:
+        if path in frozen.base:
+            return _stored(path, frozen)
+    if start is None or path not in start:
+        raise ValueError(
+            f"'{path}' is trained in full by every adapter, and weights that do not sum to 1 need "
+            "its value before training; `start` gives it"
+        )
+    return np.asarray(start[path], np.float64)
+
+
+def _effective(path: str, trainable: Any, frozen: Frozen) -> np.ndarray:
+    """The value that the model acts with: trained, adapted, or the base's."""
+    arrays = {**frozen.base, **trainable["params"]}
+    if each := next((each for each in frozen.spec.placements if each.bias == path), None):
+        spec = dataclasses.replace(frozen.spec, placements=(each,))
+        one = {path: jnp.asarray(arrays[path], jnp.float64)}
+        shared = frozen.shared_by(trainable)[each.variant]
+        alone = with_shared_arrays(trainable, dataclasses.replace(frozen, spec=spec), [shared])
+        return np.asarray(effective_biases(one, *alone)[path])
+    if path in trainable["params"]:
+        return np.asarray(trainable["params"][path], np.float64)
+    if each := placements(frozen).get(path):
+        return _dense(each, trainable, frozen)
+    return _stored(path, frozen)
+
+
+def _stored(path: str, frozen: Frozen) -> np.ndarray:
+    """A parameter of the base."""
+    quantised = {each.use.path: each for each in frozen.spec.placements if each.storage}
+    if path not in quantised:
+        return np.asarray(frozen.base[path], np.float64)
+    bare = dataclasses.replace(quantised[path], variant=Unadapted())
+    return _dense(bare, {"adapters": {}}, frozen)
+
+
+def _dense(placement: Any, trainable: Any, frozen: Frozen) -> np.ndarray:
+    """A whole weight in the model's own layout, in float64."""
+    weight = weight_of(placement, trainable, frozen, None)
+    wide = dataclasses.replace(
+        weight, base=weight.base.astype(jnp.float64), dtypes=(jnp.dtype(jnp.float64),)
+    )
+    return np.asarray(
+        wide.dense(frozen.shared_by(trainable).get(placement.variant, Factors({}, {})))
+    )

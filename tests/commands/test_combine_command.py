@@ -1,0 +1,114 @@
+"""Combine runs by the command, into a folder like that of a run of LoRA; and compare them."""
+
+import json
+
+import commands
+import numpy as np
+import pytest
+import small_model
+
+import lora_jax as lj
+from experiments.combining.trained_runs import open_runs
+from experiments.runs import artifacts
+from experiments.setup.config import parse
+from experiments.setup.experiment import build
+from lora_jax.contract.clause import by_numpy
+from lora_jax.contract.toy_matrices import noisy
+from lora_jax.partition import flatten
+from lora_jax.records import run_record
+from lora_jax.training.outcome import Outcome
+
+RUNS = {
+    "lora": {"variant__rank": 2},
+    "dora": {"variant__name": "dora", "variant__rank": 3, "seed": 1},
+    "nf4": {"quantize__storage": "nf4"},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Folders of runs whose adapters are random, in the place of training."""
+    root = tmp_path_factory.mktemp("runs")
+    smoke = small_model.smoke_runs(root / "small")
+    for number, (name, changes) in enumerate(RUNS.items()):
+        made = build(smoke(targets=("(query|up)/kernel",), **changes))
+        folder = root / name
+        run_record.claim(folder, made.config.plain)
+        lj.save_adapter(folder, noisy(made.trainable, number, 0.1), made.frozen)
+        scores = {"accuracy": 0.5}
+        outcome = Outcome(steps=1, best_step=1, metrics_last=scores, metrics_best=scores)
+        record = artifacts.record(made, outcome, 1.0, "completed", "")
+        run_record.write(folder, record)
+    return root
+
+
+def combine(root, *runs, **flags):
+    folders = ",".join(str(root / each) for each in runs)
+    given = [f"--{name}={value}" for name, value in flags.items()]
+    return commands.run("experiments.combine", f"--runs={folders}", *given)
+
+
+def acting(run):
+    merged = by_numpy(run.experiment.adapted.merge)(run.trainable, run.frozen)
+    return flatten(merged)[0]
+
+
+def test_a_combined_run_is_one_of_lora(root):
+    out = root / "combined"
+    said = combine(root, "lora", "dora", weights="0.7,-0.4", rank=16, out=out)
+    assert said.returncode == 0, said.stderr
+    assert "layers/attention/query/kernel  16    0.00%" in said.stdout
+    runs = open_runs([out, root / "lora", root / "dora"])
+    found, one, two = map(acting, runs)
+    experiment = runs[1].experiment
+    start = flatten(experiment.adapted.disable(experiment.trainable, experiment.frozen))[0]
+    for path, value in start.items():
+        wanted = value + 0.7 * (one[path] - value) - 0.4 * (two[path] - value)
+        np.testing.assert_allclose(found[path], wanted, atol=2e-6, err_msg=path)
+    content = json.loads((out / "combined.json").read_text(encoding="utf-8"))
+    assert [each["weight"] for each in content["runs"]] == [0.7, -0.4]
+    assert [each["variant"] for each in content["runs"]] == ["lora", "dora"]
+    assert content["runs"][1]["config_digest"] == runs[2].record.config_digest
+    assert np.shape(content["relative_errors"]["layers/up/kernel"]) == (2,)
+    continued = build(parse({**runs[0].record.config, "start_from": str(out)}))
+    for path, value in flatten(continued.trainable)[0].items():
+        np.testing.assert_array_equal(value, flatten(runs[0].trainable)[0][path])
+    again = combine(root, "lora", by="negate", out=out)
+    assert again.returncode == 1 and f"--out={out} exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("runs", "flags", "said"),
+    [
+        (["lora", "dora"], {"weights": "1"}, "--weights has 1 numbers, and --runs has 2 folders"),
+        (["lora", "dora"], {"weights": "1,x"}, "--weights=1,x: expected numbers"),
+        (["lora"], {"by": "negat"}, "no way 'negat' to combine adapters; nearest: 'negate'"),
+        (["lora", "none"], {}, "none is not the folder of a run: it has no config.json"),
+    ],
+)
+def test_mistakes_end_with_one_line(root, runs, flags, said):
+    ended = combine(root, *runs, out=root / "never", **flags)
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert ended.returncode == 1 and len(lines) == 1 and said in lines[0]
+    assert not [path.name for path in root.iterdir() if "never" in path.name]
+
+
+def test_runs_of_another_base_are_told_apart(root):
+    with pytest.raises(ValueError, match=r"lora was trained on another base: .*; here is .*nf4"):
+        open_runs([root / "lora", root / "nf4"])
+
+
+def test_how_far_apart_two_runs_are(root):
+    folders, plot = [str(root / each) for each in ("lora", "dora")], root / "distance.png"
+    ended = commands.run("experiments.distance", f"--runs={','.join(folders)}", f"--plot={plot}")
+    assert ended.returncode == 0, ended.stderr
+    _, _, *rows, picture = ended.stdout.splitlines()
+    assert picture == f"picture: {plot}" and plot.exists()
+    values = {row.split()[0]: row.split()[1:] for row in rows}
+    assert values.keys() == {"layers/attention/query/kernel", "layers/up/kernel"}
+    run = open_runs([root / "lora"])[0]
+    wanted = lj.distance.norms((run.trainable, run.frozen))["layers/up/kernel"].relative.mean()
+    assert float(values["layers/up/kernel"][0]) == pytest.approx(wanted, rel=1e-3)
+    assert values["layers/up/kernel"][-3:] == ["(i", "=", "2)"]  # the rank of one of them
+    many = commands.run("experiments.distance", f"--runs={','.join(folders * 2)}")
+    assert "--runs has 4 folders; expected one or two" in many.stderr
