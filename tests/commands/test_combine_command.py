@@ -83,7 +83,7 @@ def test_a_combined_run_is_one_of_lora(root):
         (["lora", "dora"], {"weights": "1"}, "--weights has 1 numbers, and --runs has 2 folders"),
         (["lora", "dora"], {"weights": "1,x"}, "--weights=1,x: expected numbers"),
         (["lora"], {"by": "negat"}, "no way 'negat' to combine adapters; nearest: 'negate'"),
-        (["lora", "none"], {}, "none is not the folder of a run: it has no config.json"),
+        (["lora", "none"], {}, "none: no such folder"),
     ],
 )
 def test_mistakes_end_with_one_line(root, runs, flags, said):
