@@ -48,7 +48,7 @@ class SeenGradient(NamedTuple):
 
 
 class SeenInputs(NamedTuple):
-    """The principal components of a weight's inputs, over all its uses and all tokens."""
+    """The principal components of a weight's inputs, over all its uses and tokens that count."""
 
     directions: Array
     """(directions, in), orthonormal rows: eigenvectors of the inputs' covariance."""

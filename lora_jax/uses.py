@@ -40,6 +40,8 @@ class WeightUse:
     uses: tuple[Use, ...] = ()
     activations: bool = False
     """Whether it is multiplied with something other than a parameter."""
+    constant_inputs: bool = False
+    """Whether it is multiplied with what no input of the function changes: relative positions."""
     output_embedding: bool = False
     """Whether it is a tied lookup table, or an output head that maps features to a table's rows."""
 

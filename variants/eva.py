@@ -17,15 +17,15 @@ class EVA(LowRank):
     "eva_rho_<x>" also divides the ranks: all matrices together have `rank` on average, and none
     more than x times that. They go to the components that explain the greatest shares of the
     variance of their own matrix's inputs; a matrix may be left with no adapter. `adapted.init`
-    needs `batches` for this, and only their inputs, unless a loss is given too.
+    needs `batches` for this, and only their inputs, unless a loss is given too. It leaves padding
+    out if it is given `counts` (`adapted.gather`), as in runs of `experiments`.
 
     Differences from plain LoRA: A is not random, and ranks differ. The scale s is that of `rank`
     everywhere. Differences from PEFT, whose incremental SVD stops at directions that hardly change:
-    here all batches count, by a randomised SVD of the covariance; padding is not left out;
-    matrices with equal inputs may get their ranks in another order. As in PEFT, the mean of the
-    inputs is subtracted. Where several axes are stacked, ranks can differ along the first only. The
-    initialisation is a setting of every A/B method but GraLoRA ("eva" keeps the ranks); AdaLoRA
-    takes no rho.
+    here all batches count, by a randomised SVD of the covariance; matrices with equal inputs may
+    get their ranks in another order. As in PEFT, the mean of the inputs is subtracted. Where
+    several axes are stacked, ranks can differ along the first only. The initialisation is a setting
+    of every A/B method but GraLoRA ("eva" keeps the ranks); AdaLoRA takes no rho.
     """
 
     peft: ClassVar[str] = 'LoraConfig(init_lora_weights="eva")'

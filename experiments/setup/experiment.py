@@ -26,6 +26,7 @@ from lora_jax import data
 from lora_jax.adapters.base_digest import OtherBaseError
 from lora_jax.models.parts.kv_cache import CachedStep
 from lora_jax.models.parts.separate_layers import separate, stacked
+from lora_jax.records.environment import multiplies_bfloat16
 from lora_jax.sharding import memory
 from lora_jax.sharding.layout import Layout, lay_out
 from lora_jax.training.loop_settings import Loop
@@ -294,7 +295,9 @@ def predictor(
             keys["rng"] = model_key
         return adapted.apply(trainable, frozen, *_inputs(batch), **keys)
 
-    return bfloat16_products(predict) if model.products == "bfloat16" else predict
+    if model.products != "bfloat16":
+        return predict
+    return bfloat16_products(predict, has_unit=multiplies_bfloat16())
 
 
 def _inputs(batch: Batch) -> tuple[Any, Any, Any]:

@@ -3,6 +3,8 @@
 A file in the run's folder keeps it for the run, which does not gather it again when it is resumed.
 Another one, in the user's cache, is shared by all runs that agree in the model, the data, the seed,
 the batches, and in what is asked for: so by the trials of a sweep over learning rates.
+
+Of inputs, padding does not count, nor do rows that only fill a batch.
 """
 
 import dataclasses
@@ -36,7 +38,7 @@ BATCHES = 8
 """How many batches are seen if the config does not say."""
 MOST = 2 * 2**30
 """Bytes to keep in the user's cache; the oldest files make room."""
-_FORMAT = 1  # raise it when what is gathered changes
+_FORMAT = 2  # raise it when what is gathered changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,8 @@ def gathered(
     began = time.perf_counter()
     planned = _planned(config, loaded.texts)
     batches = list(_batches(config, loaded.texts, mesh, planned))
-    seen = adapted.gather(key, *inputs, batches=batches, loss=_loss(loaded.texts))
+    given: Any = {"batches": batches, "loss": _loss(loaded.texts), "counts": _counts}
+    seen = adapted.gather(key, *inputs, **given)
     seen = jax.device_get(processes.whole(seen))
     said = {
         "batches": len(planned),
@@ -179,3 +182,8 @@ def _loss(texts: Texts) -> Any:
         return (each * batch["weight"]).sum() / jnp.maximum(batch["weight"].sum(), 1e-6)
 
     return loss
+
+
+def _counts(batch: Mapping[str, Array]) -> Array:
+    """1 for each token of an example, 0 for padding, (B, T)."""
+    return batch["attention_mask"] * (batch["weight"] > 0)[:, None]

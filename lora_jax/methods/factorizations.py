@@ -1,9 +1,8 @@
 """Factorisations of small matrices, each safe where a program has many of them.
 
-XLA's CPU backend (jaxlib 0.10.1) gives LAPACK's QR, LU and triangular solver a stack of matrices as
-tasks for its threads, and waits for these on a thread. A program with several such stacks, as one
-with a weight of its own for each layer, may so wait for ever. Eigenvalues and singular values are
-computed otherwise, and are safe.
+XLA's CPU backend (jaxlib 0.10.1) gives LAPACK a stack of matrices as tasks for its threads, and
+waits for these on a thread. A program with several such stacks, as one with a weight of its own for
+each layer, may so wait for ever. Here a stack is taken one matrix after the other.
 """
 
 import jax
@@ -13,9 +12,23 @@ from jax import Array
 
 @jax.custom_batching.sequential_vmap
 def qr(matrix: Array) -> tuple[Array, Array]:
-    """`jnp.linalg.qr` of a matrix (m, n), one after the other where they are stacked."""
+    """`jnp.linalg.qr` of a matrix (m, n)."""
     q, r = jnp.linalg.qr(matrix)
     return q, r
+
+
+@jax.custom_batching.sequential_vmap
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """`jnp.linalg.eigh` of a symmetric matrix (n, n): values (n,), the smallest first, vectors."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors
+
+
+@jax.custom_batching.sequential_vmap
+def svd(matrix: Array) -> tuple[Array, Array, Array]:
+    """`jnp.linalg.svd` of a matrix (m, n), without the vectors that have no singular value."""
+    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return u, s, vt
 
 
 @jax.custom_jvp

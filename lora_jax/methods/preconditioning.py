@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods.factorizations import eigh
 from lora_jax.suggest import require_known
 
 Gradients = Mapping[str, Array]
@@ -90,7 +91,7 @@ class _Gram(NamedTuple):
 
     @classmethod
     def of(cls, x: Array, damping: Array) -> "_Gram":
-        values, vectors = jnp.linalg.eigh(x @ x.T)
+        values, vectors = eigh(x @ x.T)
         # Smaller eigenvalues are rounding errors, which may be below zero.
         least = len(values) * jnp.finfo(values.dtype).eps * values[-1]
         return cls(jnp.maximum(values, least) + damping, vectors)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.explicit_sharding import replicated
-from lora_jax.methods.factorizations import qr
+from lora_jax.methods.factorizations import eigh, qr, svd
 
 OVERSAMPLING = 8
 """Extra directions that `randomized_svd` follows (Halko et al. 2011, section 4.3)."""
@@ -42,7 +42,7 @@ def truncated_svd(matrix: Array, rank: int) -> Triplets:
     size = jnp.where(size > 0, size, 1)  # squares neither overflow nor vanish
     scaled = matrix / size
     with jax.default_matmul_precision("highest"):
-        _, vectors = jnp.linalg.eigh(scaled.T @ scaled)  # smallest first
+        _, vectors = eigh(scaled.T @ scaled)  # smallest first
         q, _ = qr(scaled @ vectors[:, -rank:])
         u, s, vt = _within(q, scaled)
     signs = _signs(u)
@@ -64,7 +64,7 @@ def minor_svd(matrix: Array, rank: int) -> Triplets:
       rank: at most min(m, n).
     """
     with jax.default_matmul_precision("highest"):
-        u, s, vt = jnp.linalg.svd(replicated(matrix), full_matrices=False)
+        u, s, vt = svd(replicated(matrix))
     u, s, vt = u[:, -rank:], s[-rank:], vt[-rank:]
     signs = _signs(u if matrix.shape[0] >= matrix.shape[1] else vt.T)
     return signs * u, s, signs.T * vt
@@ -89,7 +89,7 @@ def randomized_svd(key: Array, matrix: Array, rank: int, iterations: int) -> Tri
 
 def _within(q: Array, matrix: Array) -> Triplets:
     """The singular values and vectors of a matrix within the space of the columns of Q."""
-    u, s, vt = jnp.linalg.svd(q.T @ matrix, full_matrices=False)
+    u, s, vt = svd(q.T @ matrix)
     return q @ u, s, vt
 
 

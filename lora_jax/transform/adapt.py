@@ -17,7 +17,7 @@ from lora_jax.transform.allot import allotted
 from lora_jax.transform.begin import init_factors, stored, unquantized
 from lora_jax.transform.choose import choose
 from lora_jax.transform.discover import discover
-from lora_jax.transform.gather import Loss, gather
+from lora_jax.transform.gather import Counts, Loss, gather
 from lora_jax.transform.interpret import evaluate
 from lora_jax.transform.layer_bias import effective_biases
 from lora_jax.transform.learning_rates import at_own_rates
@@ -55,6 +55,7 @@ class Adapted:
         *args: Any,
         batches: Iterable[Any] | None = None,
         loss: Loss | None = None,
+        counts: Counts | None = None,
         seen: Mapping[str, Seen] | None = None,
         **kwargs: Any,
     ) -> tuple[Trainable, Frozen]:
@@ -64,8 +65,8 @@ class Adapted:
           key: for the random initialisation; each weight's own key depends only on its path.
           params: the parameters. They are not changed; those that will train are copied.
           *args: an example of the function's inputs; only shapes and dtypes matter.
-          batches, loss: for initialisations from data (LoRA-GA, LoRA-One, EVA), as in `gather`.
-          seen: what `gather` has found, instead of these two.
+          batches, loss, counts: for initialisations from data (LoRA-GA, EVA), as in `gather`.
+          seen: what `gather` has found, instead of these.
           **kwargs: further inputs.
 
         Returns:
@@ -79,7 +80,7 @@ class Adapted:
         """
         full, begun = self._begin(params, *args, **kwargs)
         if seen is None:
-            seen = gather(self.apply, key, full, begun, batches, loss)
+            seen = gather(self.apply, key, full, begun, batches, loss, counts)
         spec, base, leaves = allotted(begun.spec, seen), begun.base, flatten(params)[0]
         adapters: dict[str, dict[str, Array]] = {}
         constants: dict[str, dict[str, Array]] = {}
@@ -106,6 +107,7 @@ class Adapted:
         *args: Any,
         batches: Iterable[Any],
         loss: Loss | None = None,
+        counts: Counts | None = None,
         **kwargs: Any,
     ) -> dict[str, Seen]:
         """What the methods ask to see of their weights, {path: `SeenGradient` or `SeenInputs`}.
@@ -116,17 +118,18 @@ class Adapted:
 
         Args:
           key, params, *args, **kwargs: as in `init`.
-          batches: trees of arrays, which are kept in memory. The gradient is their mean; inputs
-            count alike, padding too.
+          batches: trees of arrays, which are kept in memory. The gradient is their mean.
           loss: `loss(model, batch)`, a number, where `model(*inputs)` is the function with its
             parameters. Without it, which is enough for inputs, a batch is a tuple of inputs.
+          counts: `counts(batch)`, how often each token counts as an input: the attention mask. See
+            `lora_jax.transform.gather.Counts`. Without it all count alike, padding too.
 
         Raises:
-          ValueError: as in `init`; there are no batches, or no loss where gradients are asked for;
-            a gradient is zero or not finite; inputs are asked for where a weight is merged.
+          ValueError: as in `init`; there are no batches, or no loss for gradients; a gradient is
+            zero or not finite; inputs of a merged weight are asked for, or `counts` does not fit.
         """
         full, frozen = self._begin(params, *args, **kwargs)
-        return gather(self.apply, key, full, frozen, batches, loss)
+        return gather(self.apply, key, full, frozen, batches, loss, counts)
 
     def _begin(self, params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[dict, Frozen]:
         """The parameters to train in full, and the frozen part without adapters' arrays."""

@@ -78,6 +78,7 @@ def _conclude(path: str, leaf: Any, seen: list[Seen]) -> WeightUse:
         use,
         uses=tuple(dict.fromkeys(kinds)),
         activations=any(each.activations for each in seen),
+        constant_inputs=any(each.constant for each in seen),
         output_embedding=any(each.final for each in seen),
     )
 

@@ -33,6 +33,7 @@ class Seen:
     free: frozenset[int] = frozenset()
     merges: str | None = None
     activations: bool = False
+    constant: bool = False
     final: bool = False
 
 
@@ -181,6 +182,7 @@ class Walk:
                     free,
                     merges="product of weights" if other and side == 0 else jaxprs.unusual(eqn),
                     activations=not other,
+                    constant=operands[1 - side] is not DATA,
                     final=id(eqn) in self._final,
                 )
 

@@ -30,6 +30,13 @@ from lora_jax.variant import wide
 
 Loss = Callable[[Callable[..., Any], Any], Array]
 """`(model, batch) -> a number`, where `model(*inputs)` is the function with its parameters."""
+Counts = Callable[[Any], Array]
+"""`batch -> counts`, an array that says how often each token counts as an input; 0 for padding.
+
+If it is (B, T), inputs are (B, T, ..., in), or (B T, in), or (B, in), which count as often as the
+greatest of their tokens. Where a weight also multiplies what no batch changes (relative positions),
+inputs that are neither (B, T, ..., in) nor (B T, in) count once.
+"""
 Weights = Mapping[str, Placement]
 """The probed weights by path; the variant of each is its probe."""
 
@@ -66,6 +73,7 @@ def gather(
     frozen: Frozen,
     batches: Iterable[Any] | None,
     loss: Loss | None,
+    counts: Counts | None = None,
 ) -> dict[str, Seen]:
     """What has to be seen of each weight, {path: seen}, with stacked axes first.
 
@@ -74,7 +82,7 @@ def gather(
       key: for the first basis of each weight.
       full: the parameters that are trained in full, at their start.
       frozen: the other parameters; adapters play no part.
-      batches, loss: as in `Adapted.gather`.
+      batches, loss, counts: as in `Adapted.gather`.
     """
     needs = needs_of(frozen.spec.placements)
     if not needs:
@@ -91,7 +99,8 @@ def gather(
     def add(sums: Any, constants: Any, full: Any, base: Any, batch: Any) -> Any:
         def objective(zeros: Any) -> Array:
             trainable = {"adapters": zeros, "params": full}
-            model = functools.partial(apply, trainable, Frozen(base, constants, spec))
+            probed = Frozen(base, constants, spec, _shared(spec, counts and counts(batch)))
+            model = functools.partial(apply, trainable, probed)
             total = _everything(model(*batch)) if loss is None else loss(model, batch)
             return total / len(batches)
 
@@ -125,6 +134,14 @@ def _probing(spec: AdaptedSpec, needs: Mapping[str, Need]) -> AdaptedSpec:
     return dataclasses.replace(spec, placements=tuple(placements))
 
 
+def _shared(spec: AdaptedSpec, counts: Array | None) -> tuple[dict[str, Array], ...]:
+    """What the weights of each probe share: one array of counts for all that see inputs."""
+    return tuple(
+        {"counts": counts} if isinstance(probe, InputProbe) and counts is not None else {}
+        for probe in spec.groups()
+    )
+
+
 def _probe(placement: Placement, need: Need) -> GradientProbe | InputProbe:
     use = placement.use
     size, dtype = min(WIDTH * need.directions, *use.matrix), wide(jnp.dtype(use.dtype))
@@ -135,7 +152,8 @@ def _probe(placement: Placement, need: Need) -> GradientProbe | InputProbe:
     if merged or "product" not in {each.kind for each in use.uses}:
         how = ", ".join(merged) or ", ".join(map(str, use.uses))
         raise ValueError(f"'{use.path}': its inputs cannot be seen where it is used by {how}")
-    return InputProbe(rank=size, **given)
+    also = {"path": use.path, "constant_inputs": use.constant_inputs}
+    return InputProbe(rank=size, **given, **also)
 
 
 def _keys(weights: Weights, key: Array) -> dict[str, Array]:

@@ -80,6 +80,10 @@ class InputProbe(Variant):
     """(in, out) of the matrix."""
     dtype: Any
     """That of all sums."""
+    path: str
+    """The weight's, for messages."""
+    constant_inputs: bool = False
+    """Whether some of its inputs are the same for all batches (`WeightUse`)."""
 
     def start(self, key: Array) -> Sums:
         basis = jax.random.normal(key, (self.rank, self.shape[0]), self.dtype)
@@ -115,34 +119,60 @@ class InputProbe(Variant):
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None
     ) -> Array:
-        return base.dot(_observed(x, factors.trainable, factors.constants))
+        basis = dict(factors.constants)
+        counts = self._counts(basis.pop("counts", None), x.shape[:-1])
+        return base.dot(_observed(x, factors.trainable, basis, counts))
 
     def dot_t(self, x: Array, base: Base, factors: Factors) -> Array:
         return base.dot_t(x)
 
+    def _counts(self, counts: Array | None, rows: tuple[int, ...]) -> Array:
+        """How often each input counts, given that of each token, for inputs (*rows, in)."""
+        once = jnp.ones(rows, self.dtype)
+        if counts is None:
+            return once
+        counts = replicated(counts).astype(self.dtype)
+        axes = counts.ndim
+        if rows[:axes] == counts.shape:
+            return once * counts.reshape(*counts.shape, *[1] * (len(rows) - axes))
+        if rows == (counts.size,):
+            return counts.reshape(rows)
+        if self.constant_inputs:
+            return once
+        if rows and rows == counts.shape[: len(rows)]:
+            return counts.max(axis=tuple(range(len(rows), axes)))
+        raise ValueError(
+            f"'{self.path}': counts of shape {counts.shape} do not say which of its inputs, of "
+            f"shape {(*rows, self.shape[0])}, count"
+        )
+
 
 @jax.custom_vjp
-def _observed(x: Array, sums: Sums, basis: Sums) -> Array:
+def _observed(x: Array, sums: Sums, basis: Sums, counts: Array) -> Array:
     """x itself; by `sums`, the gradient of whatever follows is what is summed of x."""
     return x
 
 
-def _forward(x: Array, sums: Sums, basis: Sums) -> tuple[Array, tuple[Array, Sums]]:
-    return x, (x, basis)
+def _forward(
+    x: Array, sums: Sums, basis: Sums, counts: Array
+) -> tuple[Array, tuple[Array, Sums, Array]]:
+    return x, (x, basis, counts)
 
 
-def _backward(kept: tuple[Array, Sums], gradient: Array) -> tuple[Array, Sums, Sums]:
-    x, basis = kept
+def _backward(kept: tuple[Array, Sums, Array], gradient: Array) -> tuple[Array, Sums, Sums, Array]:
+    x, basis, counts = kept
     x = replicated(x).reshape(-1, x.shape[-1]).astype(basis["center"].dtype)
+    weights = counts.reshape(-1, 1)
+    x = jnp.where(weights > 0, x, 0)  # what does not count need not be finite
     d = x - basis["center"][None]
     sums = {
-        "sketch": (d @ basis["basis"].T).T @ d,
-        "sum": d.sum(axis=0),
-        "magnitude": jnp.abs(x).sum(axis=0),
-        "squares": jnp.square(d).sum(),
-        "count": jnp.full((), len(x), d.dtype),
+        "sketch": (d @ basis["basis"].T).T @ (weights * d),
+        "sum": (weights * d).sum(axis=0),
+        "magnitude": (weights * jnp.abs(x)).sum(axis=0),
+        "squares": (weights * jnp.square(d)).sum(),
+        "count": weights.sum(),
     }
-    return gradient, sums, jax.tree.map(jnp.zeros_like, basis)
+    return gradient, sums, *jax.tree.map(jnp.zeros_like, (basis, counts))
 
 
 _observed.defvjp(_forward, _backward)

@@ -169,6 +169,23 @@ def test_padding_changes_no_logit():
     np.testing.assert_array_equal(apply(params, ids, mask * 5, types), expected)
 
 
+@pytest.mark.slow
+def test_padding_is_no_input_of_a_weight_that_also_projects_distances():
+    """Longer rows have no further distances here, so that what is seen is the same."""
+    params, apply = functional(random_model("everything", "mean"))
+    eva = lj.adapt(apply, variants.make("eva", rank=2))
+    given = inputs("everything")
+    padded = [jnp.pad(x, ((0, 1), (0, 6))) for x in given]  # a row of padding too
+    found, wanted = (
+        eva.gather(jax.random.key(0), params, *batch, batches=[batch], counts=lambda each: each[1])
+        for batch in (padded, given)
+    )
+    for path, each in wanted.items():
+        for name in ("variances", "mean", "magnitude"):
+            a, b = (np.asarray(getattr(one, name)) for one in (found[path], each))
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
 def test_token_types_are_optional_and_not_looked_at_without_a_table():
     for name, same in (("v3", True), ("absolute", False)):
         params, apply = functional(random_model(name))

@@ -93,23 +93,27 @@ def test_lora_ga_starts_along_the_same_directions(problem):
     np.testing.assert_allclose(adapted.apply(trainable, frozen, batch), before, atol=1e-5)
 
 
-@pytest.mark.parametrize("rho", [1.0, 2.0])
-def test_eva_has_the_same_components_ranks_and_scales(rho, problem):
+@pytest.mark.parametrize("rho, padded", [(1.0, False), (2.0, False), (2.0, True)])
+def test_eva_has_the_same_components_ranks_and_scales(rho, padded, problem):
+    """Padding, if there is some, is left out by both."""
     net, params, x, _ = problem
+    x, lengths = x.reshape(5, 8, 8), torch.tensor([8, 3, 5, 8, 6])
+    mask = (torch.arange(8) < lengths[:, None]).int() if padded else torch.ones(5, 8).int()
     config = peft.LoraConfig(
         r=RANK, lora_alpha=3, target_modules=["0", "2"], init_lora_weights="eva",
         eva_config=peft.EvaConfig(rho=rho),
     )  # fmt: skip
     model = peft.get_peft_model(net, config)
+    batch = {"x": x, "attention_mask": mask, "input_ids": mask}
     initialize_lora_eva_weights(
-        model, [x], forward_fn=lambda model, inputs: model(inputs),
-        prepare_model_inputs_fn=None, prepare_layer_inputs_fn=None, show_progress_bar=False,
-    )  # fmt: skip
+        model, [batch], forward_fn=lambda model, each: model(each["x"]), show_progress_bar=False
+    )
 
     start = "eva" if rho == 1 else "eva_rho_2"
     adapted = lj.adapt(forward, variants.make("eva", rank=RANK, alpha=3.0, initialization=start))
-    batch = jnp.asarray(x.numpy())
-    trainable, frozen = adapted.init(KEY, params, batch, batches=[(batch,)])
+    inputs, counts = jnp.asarray(x.numpy()), jnp.asarray(mask.numpy())
+    given = {"batches": [(inputs,)], "counts": (lambda _: counts) if padded else None}
+    trainable, frozen = adapted.init(KEY, params, inputs, **given)
     ranks = lj.ranks(trainable, frozen)
     assert sum(int(rank) for rank in ranks.values()) == 2 * RANK
     for layer in (0, 2):

@@ -1,5 +1,6 @@
 """Runs that start from data: gathered once, recorded, kept for the run, and shared by its like."""
 
+import dataclasses
 import os
 import shutil
 from typing import Any
@@ -13,6 +14,8 @@ from configs import quickstart
 from experiments.runs.run import run
 from experiments.setup import from_data
 from experiments.setup.config import parse
+from experiments.setup.experiment import build
+from experiments.setup.load import load
 from experiments.sweeps import time_estimate
 
 MATRICES = 12
@@ -77,13 +80,27 @@ def test_what_a_run_has_seen_is_recorded_kept_and_shared(config_of, once, tmp_pa
     assert len(once) == 1  # the run goes on with what it has in its folder
 
 
-def test_a_run_records_the_ranks_that_eva_gives(config_of, once, tmp_path):
-    record = run(config_of("eva"), tmp_path / "run", audit=False)
+def test_a_run_records_the_ranks_that_eva_gives_and_sees_no_padding(config_of, once, tmp_path):
+    """Two sentences in a batch of four, in two parts, are seen as each alone without padding."""
+    two: Any = {"data__train": 2, "data__max_length": 48}
+    config = config_of("eva", **two, train__batch_size=4, train__accumulate=2)
+    record = run(config, tmp_path / "run", audit=False)
     ranks: Any = record.ranks
     flat = np.concatenate([np.ravel(each) for each in ranks.values()])
     assert record.status == "completed" and flat.sum() == 2 * MATRICES and flat.max() > 2
     seen, said = lj.load_seen(tmp_path / "run" / "seen.safetensors")
     assert said == record.gathered and {*ranks} <= {*seen}
+
+    config = config_of("eva", **two, train__batch_size=1)
+    loaded = load(config)
+    lengths = sorted(loaded.texts.encoded["train"].lengths.tolist())
+    texts = dataclasses.replace(loaded.texts, boundaries=tuple(lengths))
+    alone: Any = build(config, dataclasses.replace(loaded, texts=texts)).gathered
+    assert lengths[0] < lengths[1] and (said["examples"], alone.said["examples"]) == (4, 2)
+    for path, mine in seen.items():
+        for name in ("variances", "variance", "mean", "magnitude"):
+            got, wanted = getattr(mine, name), getattr(alone.seen[path], name)
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_the_oldest_files_of_the_cache_make_room(tmp_path):

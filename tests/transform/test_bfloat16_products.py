@@ -17,10 +17,11 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.parametrize("has_unit", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_product_and_its_gradient_round_their_operands(compiled):
+def test_a_product_and_its_gradient_round_their_operands(compiled, has_unit):
     w, x, g = normal(0, 8, 3), normal(1, 5, 8), normal(2, 5, 3)
-    product = bfloat16_products(lambda w, x: x @ w)
+    product = bfloat16_products(lambda w, x: x @ w, has_unit)
     product = jax.jit(product) if compiled else product
     np.testing.assert_allclose(product(w, x), low(x) @ low(w), rtol=1e-5, atol=1e-5)
     gradient = jax.grad(lambda w: (product(w, x) * g).sum())(w)
@@ -70,6 +71,13 @@ def test_every_product_is_rounded_wherever_it_is():
     exact = gradient(weights, looped)
     error = np.abs(gradient(weights, bfloat16_products(looped)) - exact).max()
     assert 0 < error < 0.1 * np.abs(exact).max()
+
+
+def test_a_product_that_xla_lacks_is_rounded_too():
+    w, x = normal(6, 8, 3), normal(7, 4, 8, 2)
+    product = bfloat16_products(lambda w, x: jnp.einsum("io,bit->obt", w, x))
+    expected = np.einsum("io,bit->obt", low(w), low(x))
+    np.testing.assert_allclose(jax.jit(product)(w, x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_dtypes_are_left_and_trials_can_be_batched(x64):

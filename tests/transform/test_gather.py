@@ -150,12 +150,14 @@ def test_a_narrow_basis_finds_nearly_the_best_directions(problem):
 
 def test_it_is_the_same_on_a_mesh(problem):
     params, batches = problem
-    adapted, wanted = gathered(problem, "inputs", ["layers", "twice"])
+    adapted = lj.adapt(net, Seeing(rank=2, of="inputs"), ["layers", "twice"])
+    given: Any = {"loss": loss, "counts": lambda batch: jnp.abs(batch["y"][:, 0])}
+    wanted = adapted.gather(KEY, params, batches[0]["x"], batches=batches, **given)
     mesh = jax.make_mesh((2, 4, 1), ("data", "fsdp", "tensor"))
     rules = ((".*", PartitionSpec()),)
     layout = lay_out(adapted, mesh, rules, params, batches[0]["x"], seen=wanted)
     batches = jax.device_put(batches, NamedSharding(mesh, PartitionSpec("data")))
-    got = adapted.gather(KEY, layout.place(params), batches[0]["x"], batches=batches, loss=loss)
+    got = adapted.gather(KEY, layout.place(params), batches[0]["x"], batches=batches, **given)
     check.assert_close(jax.device_get(got), jax.device_get(wanted), 1e-9)
 
 
