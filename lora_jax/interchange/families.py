@@ -1,0 +1,26 @@
+"""The torch names of the models of `lora_jax.models`, as transformers has them."""
+
+from typing import Any
+
+from lora_jax.interchange.names import Names
+from lora_jax.models.families.decoders import DECODERS
+from lora_jax.models.published.decoder_names import places
+from lora_jax.models.published.placed import Place
+from lora_jax.models.published.torch_names import torch_places
+
+
+def names_of(config: Any) -> Names:
+    """The names of a classifier's or decoder's parameters, from the config of its model.
+
+    They are those of transformers' classes with a head, `BertForSequenceClassification` or
+    `LlamaForCausalLM`.
+    """
+    all_places = places if config.model_type in DECODERS else torch_places
+
+    def place(path: str, layer: int) -> Place | None:
+        try:
+            return all_places(path, config)[layer]
+        except ValueError:
+            return None
+
+    return Names(place, lambda path: path.startswith("layers/"))

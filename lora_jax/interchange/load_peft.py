@@ -1,0 +1,160 @@
+"""Read an adapter from a Hugging Face PEFT folder, onto any function of the same weights."""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lora_jax.interchange.matrices import depth, layer_adapts, row
+from lora_jax.interchange.names import Names, rows
+from lora_jax.interchange.peft_config import of_module
+from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
+from lora_jax.partition import flatten, is_array
+from lora_jax.peft_format import Peft, Settings
+from lora_jax.transform.adapt import Adapted, adapt
+from lora_jax.transform.placement import Frozen, Trainable, base_of, group_of
+from lora_jax.transform.target_patterns import layers as some_layers
+from lora_jax.variant import Factors, Variant
+
+
+class Loaded(NamedTuple):
+    """An adapted function with the adapter of a folder."""
+
+    adapted: Adapted
+    trainable: Trainable
+    frozen: Frozen
+    config: dict[str, Any]
+    """The folder's adapter_config.json."""
+
+
+def load_peft(
+    folder: str | os.PathLike,
+    variant_of: Callable[[Settings], Variant],
+    names: Names,
+    forward: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Loaded:
+    """A function with the adapter of a folder that PEFT, or `save_peft`, has written.
+
+    Nothing in the folder is trusted: names, shapes and sizes are compared with the config and the
+    model before a tensor is read, and pickles are not read.
+
+    Args:
+      variant_of: the variant that PEFT's settings mean: `variants.from_peft`.
+      names: what parameters are called in torch: `families.names_of(model.config)`, or
+        `names_from_patterns`.
+      forward, params, *args, **kwargs: as for `adapt` and `init`; params are the base that the
+        adapter was trained on.
+
+    Raises:
+      FileNotFoundError: a missing file.
+      ValueError: a file that is malformed, of a method that is not here, or of another model. The
+        message names the file, and the module or tensor.
+    """
+    source = PeftFolder(folder)
+    leaves = {path: x for path, x in flatten(params)[0].items() if is_array(x)}
+    found = sort_tensors(source, rows(names, leaves))
+    settings = {module: of_module(source.config, module) for module in found.adapters}
+    targets = _targets(source, found, settings, variant_of, names)
+    full = sorted({row.path for row in found.full.values()})
+    adapted = adapt(forward, targets=targets, also_train=[re.escape(path) for path in full])
+    key = jax.random.key(0)  # what is drawn is replaced
+    try:
+        shapes = {name: source.abstract(name) for name in source.names()}
+        begun = jax.eval_shape(lambda: adapted.init(key, params, *args, **kwargs))
+        fill = functools.partial(_filled, found, settings, names)
+        jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
+    except ValueError as error:
+        raise ValueError(f"{source.path}: {error}") from None
+    begun = adapted.init(key, params, *args, **kwargs)
+    return Loaded(
+        adapted, *fill(*begun, {name: source.read(name) for name in shapes}), source.config
+    )
+
+
+def _targets(
+    source: PeftFolder,
+    found: Sorted,
+    settings: Mapping[str, Settings],
+    variant_of: Callable[[Settings], Variant],
+    names: Names,
+) -> dict[Any, Variant]:
+    targets = {}
+    for module, (place, *_) in found.rows.items():
+        try:
+            variant = variant_of(settings[module])
+        except ValueError as error:
+            raise ValueError(f"{source.config_path}: {error}") from None
+        pattern = re.escape(place.path)
+        one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
+        targets[one] = variant
+    return targets
+
+
+def _peft(found: Sorted, settings: Mapping[str, Settings], module: str, read: Any) -> Peft:
+    own = {suffix: read[name] for suffix, name in found.adapters[module].items()}
+    shared = {suffix: read[name] for suffix, name in found.shared.items()}
+    return Peft(settings[module], own, shared)
+
+
+def _filled(
+    found: Sorted,
+    settings: Mapping[str, Settings],
+    names: Names,
+    trainable: Trainable,
+    frozen: Frozen,
+    read: Mapping[str, Any],
+) -> tuple[Trainable, Frozen]:
+    """What `init` gave, with the tensors of a folder in its place; works on shapes, too."""
+    adapters, constants = dict(trainable["adapters"]), dict(frozen.constants)
+    for placement in frozen.spec.adapted:
+        path = placement.use.path
+        begun = Factors(adapters[path], constants[path])
+        base = base_of(placement, frozen.base[path])
+        each = []
+        for layer in range(depth(placement)):
+            factors = row(placement, begun, layer)
+            if layer_adapts(placement, layer):
+                peft = _peft(found, settings, _module(names, path, layer), read)
+                variant, like = group_of(placement), row(placement, base, layer)
+                factors = _like(factors, variant.factors_from_peft(like, peft, factors), path)
+            each.append(factors)
+        stack = placement.use.stack
+        whole = jax.tree.map(lambda *x: jnp.stack(x), *each) if stack else each[0]
+        adapters[path], constants[path] = whole
+    params = dict(trainable["params"])
+    for name, place in found.full.items():
+        tensor, mine = read[name], params[place.path]
+        tensor = tensor.T if place.place.transposed else tensor
+        if names.stacked(place.path):
+            params[place.path] = mine.at[place.layer].set(_like(mine[0], tensor, place.path))
+        else:
+            params[place.path] = _like(mine, tensor, place.path)
+    shared = []
+    for (variant, paths), begun in zip(frozen.spec.groups().items(), frozen.shared, strict=True):
+        module = next(m for m, each in found.rows.items() if each[0].path == paths[0])
+        peft = _peft(found, settings, module, read)
+        shared.append(_like(begun, variant.shared_from_peft(peft, begun), paths[0]))
+    frozen = dataclasses.replace(frozen, constants=constants, shared=tuple(shared))
+    return {"adapters": adapters, "params": params}, frozen
+
+
+def _module(names: Names, path: str, layer: int) -> str:
+    place = names.place(path, layer)
+    assert place is not None
+    return place.name.removesuffix(".weight")
+
+
+def _like(mine: Any, theirs: Any, path: str) -> Any:
+    """Arrays of a file in the dtypes of those that `init` gave, which have the same shapes."""
+    shapes = [jax.tree.map(lambda x: tuple(x.shape), each) for each in (theirs, mine)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"'{path}' has {shapes[0]} in the file, expected {shapes[1]}")
+    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, mine)
