@@ -9,14 +9,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Settings = Mapping[str, Any]
-"""Fields of adapter_config.json, as they hold for one module."""
+"""Fields of adapter_config.json, as they hold for one module, and `layer_has_bias`."""
 
 # fmt: off
 SAY_NOTHING = frozenset((
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "block_size_pattern",
     "boft_block_num", "boft_dropout", "corda_config", "d_initial", "ensure_weight_tying", "eps",
     "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode",
-    "init_ia3_weights", "init_weights", "lambda_pattern", "layers_pattern", "layers_to_transform",
+    "init_ia3_weights", "init_weights", "lambda_pattern", "layer_has_bias", "layers_pattern",
+    "layers_to_transform",
     "loftq_config", "lora_ga_config", "mask_type", "megatron_config", "megatron_core", "mini_r",
     "module_dropout", "modules_to_save", "n_frequency_pattern", "num_cayley_neumann_terms",
     "peft_type", "peft_version", "projection_prng_key", "qalora_group_size", "random_seed",
@@ -40,6 +41,8 @@ class Peft(NamedTuple):
     """By what follows the module's name in files: `lora_A.weight`."""
     shared: Mapping[str, Any] = MappingProxyType({})
     """Tensors that all modules share, by what follows `base_model.`: `vera_A`."""
+    biases: bool = False
+    """Whether PEFT also changes the bias of the layer, as a variant with `adapts_bias` does."""
 
 
 class Layout(NamedTuple):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.products import times
+from lora_jax.peft_format import Layouts, Peft, Settings, column, loaded, row, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 SIDES = ("outputs", "inputs")
@@ -83,6 +84,28 @@ class IA3(Variant):
     def bias(self, bias: Array, factors: Factors) -> Array:
         scale = factors.trainable["l"]
         return bias.astype(scale.dtype) * scale
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        inputs = ["{module}"] if self.scales == "inputs" else []
+        settings = {"peft_type": "IA3", "feedforward_modules": inputs, "fan_in_fan_out": False}
+        return Peft(settings, stored(self._layouts(), factors.trainable), biases=not inputs)
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "IA3 | None":
+        known = settings_of(config, "IA3", feedforward_modules=None, layer_has_bias=False)
+        if known is None:
+            return None
+        if known["feedforward_modules"]:
+            return cls(scales="inputs")
+        return cls(biases=known["layer_has_bias"])
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        return begun._replace(trainable=loaded(self._layouts(), peft.tensors))
+
+    def _layouts(self) -> Layouts:
+        return {"l": row("ia3_l") if self.scales == "inputs" else column("ia3_l")}
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[SIDES.index(self.scales) - 1]

@@ -19,7 +19,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
+from lora_jax.methods.peft_lora import dropout_of, number
 from lora_jax.methods.products import add, dropout, product
+from lora_jax.peft_format import (
+    Layouts,
+    Peft,
+    Settings,
+    loaded,
+    same,
+    settings_of,
+    stored,
+    transposed,
+)
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -38,6 +49,10 @@ class RandLoRA(Variant):
     """
 
     peft: ClassVar[str] = "RandLoraConfig"
+    peft_layouts: ClassVar[Layouts] = {
+        "lambda": transposed("randlora_lambda"),
+        "gamma": same("randlora_gamma"),
+    }
     remade: ClassVar[tuple[str, ...]] = ("random_a", "random_b")
 
     rank: int = 32
@@ -83,6 +98,45 @@ class RandLoRA(Variant):
         a, b = self._factors(base, factors, base.dtype)
         hidden = jnp.moveaxis(jnp.take(a, rows, axis=1, mode="clip"), 0, -1)
         return base.take(rows) + hidden @ b
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        """PEFT's B_i are others where matrices have fewer terms than the shared B."""
+        a, b = factors.constants["random_a"], factors.constants["random_b"]
+        if lookup or self._terms(base.shape) != len(b):
+            return None
+        alpha = number(float(factors.constants["scale"]) * self.rank)
+        settings = {"peft_type": "RANDLORA", "r": self.rank, "randlora_alpha": alpha}
+        settings |= {"randlora_dropout": dropout_of(factors), "fan_in_fan_out": False}
+        settings |= {"projection_prng_key": 0, "save_projection": True, "bias": "none"}
+        columns = b.transpose(2, 1, 0).reshape(b.shape[2], len(b), self.rank)
+        shared = {"randlora_A": a[:, None, :], "randlora_B": columns}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable), shared)
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "RandLoRA | None":
+        fields = {"r": 32, "randlora_alpha": 640.0, "randlora_dropout": 0.0}
+        if (known := settings_of(config, "RANDLORA", **fields)) is None:
+            return None
+        rank, alpha, dropout = known.values()
+        return cls(rank=rank, alpha=alpha, dropout=dropout)
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        if (
+            "randlora_B" in peft.shared
+            and self._terms(base.shape) != peft.shared["randlora_B"].shape[1]
+        ):
+            raise ValueError("RANDLORA of matrices with different numbers of terms is not here")
+        copies = ("randlora_A", "randlora_B")  # which PEFT writes for each module, too
+        own = {name: x for name, x in peft.tensors.items() if name not in copies}
+        return begun._replace(trainable=loaded(self.peft_layouts, own))
+
+    def shared_from_peft(self, peft: Peft, begun: dict[str, Array]) -> dict[str, Array]:
+        if not {"randlora_A", "randlora_B"} <= peft.shared.keys():
+            raise ValueError("RANDLORA was saved without its matrices, which torch alone can draw")
+        a, b = peft.shared["randlora_A"], peft.shared["randlora_B"]
+        # Column k * terms + i is of row k in term i.
+        rows = b.reshape(len(b), self.rank, -1).transpose(2, 1, 0)
+        return {**begun, "random_a": a[:, 0, :], "random_b": rows}
 
     def count(self, shape: tuple[int, int]) -> int:
         return self._terms(shape) * (self.rank + min(shape))

@@ -61,7 +61,10 @@ def load_peft(
     source = PeftFolder(folder)
     leaves = {path: x for path, x in flatten(params)[0].items() if is_array(x)}
     found = sort_tensors(source, rows(names, leaves))
-    settings = {module: of_module(source.config, module) for module in found.adapters}
+    settings = {
+        module: {**of_module(source.config, module), "layer_has_bias": module in found.biases}
+        for module in found.adapters
+    }
     targets = _targets(source, found, settings, variant_of, names)
     full = sorted({row.path for row in found.full.values()})
     adapted = adapt(forward, targets=targets, also_train=[re.escape(path) for path in full])

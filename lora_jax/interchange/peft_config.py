@@ -53,7 +53,8 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
 def _united(values: Mapping[str, Any]) -> Any:
     kinds = {type(value) for value in values.values() if value is not None}
     if kinds == {list}:
-        filled = [x.format(module=m) for m, each in values.items() for x in each or ()]
+        texts = [(m, x) for m, each in values.items() for x in each or ()]
+        filled = [x.format(module=m) if isinstance(x, str) else x for m, x in texts]
         return list(dict.fromkeys(filled))
     return {
         key.format(module=module): x

@@ -69,6 +69,8 @@ class Sorted(NamedTuple):
     """What all modules share, by what follows `base_model.`."""
     full: dict[str, Row]
     """The parameters that were trained in full, by the tensor's name."""
+    biases: dict[str, Row]
+    """The bias beside each weight of the model that has one, by module."""
 
 
 def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
@@ -83,7 +85,8 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
     for row in every:
         if row.leaf == "weight":
             modules.setdefault(row.module, []).append(row)
-    found = Sorted({}, {}, {}, {})
+    biases = {row.module: row for row in every if row.leaf == "bias"}
+    found = Sorted({}, {}, {}, {}, biases)
     for name in source.names():
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name

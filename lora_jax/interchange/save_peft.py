@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,13 @@ def save_peft(
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
     found: dict[str, Peft] = {}
+    biased = {row.module for row in rows(names, _params(trainable, frozen)) if row.leaf == "bias"}
     for each in matrices(trainable, frozen, names):
         if each.module in found:
             raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
         found[each.module] = _stored(each)
+        if found[each.module].biases and not each.variant.adapts_bias and each.module in biased:
+            raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
     if not found:
         raise ValueError("there is no adapter to write: merge the weights, and write the model")
     config = joined({module: peft.settings for module, peft in found.items()})
@@ -101,8 +103,7 @@ def _trained_in_full(
     A module is saved whole, so tensors of it that do not train are those of the base. PEFT asks for
     the biases of all adapters if it is given one.
     """
-    params: Mapping[str, Any] = {**frozen.base, **trainable["params"]}
-    params = {path: params[path] for path in frozen.spec.paths if path in params}
+    params = _params(trainable, frozen)
     every = list(rows(names, params))
     trained = [row for row in every if row.path in trainable["params"]]
     if missing := trainable["params"].keys() - {row.path for row in trained}:
@@ -117,6 +118,12 @@ def _trained_in_full(
         name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
         found[name] = _tensor(row, params[row.path], names)
     return found, whole, [row.path for row in beside]
+
+
+def _params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
+    """All parameters by path, in the order of the user's tree."""
+    arrays = {**frozen.base, **trainable["params"]}
+    return {path: arrays[path] for path in frozen.spec.paths if path in arrays}
 
 
 def _tensor(row: Row, value: Any, names: Names) -> np.ndarray:

@@ -244,10 +244,13 @@ class LowRank(LowRankUpdate):
 
     def _as_peft(self, a: Array, b: Array, factors: Factors, lookup: bool, **also: Any) -> Peft:
         scale = float(factors.constants["scale"]) or 1.0
-        if "mask" in factors.constants:
-            used = np.resize(to_host(factors.constants["mask"]) > 0, len(a))
-            a, b = a[used], b[used]
-        return peft_lora.as_peft(a, b / scale, scale, factors, lookup, **also)
+        used = self._used(factors, len(a))
+        return peft_lora.as_peft(a[used], b[used] / scale, scale, factors, lookup, **also)
+
+    def _used(self, factors: Factors, rows: int) -> np.ndarray:
+        """Which rows count: those of the rank, and as many again where a start is subtracted."""
+        mask = factors.constants.get("mask")
+        return np.ones(rows, bool) if mask is None else np.resize(to_host(mask) > 0, rows)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         return peft_lora.factors_from(peft, begun)

@@ -73,7 +73,6 @@ def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:
         use_dora=False,
         lora_bias=False,
         init_lora_weights=None,
-        trainable_token_indices=None,
     )
     if known is None or known["use_dora"] != dora:
         return None

@@ -1,5 +1,7 @@
 """PEFT's folders in both directions, PEFT running: what one side writes, the other computes."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import variants
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
-from peft_folders import BERT, Pair, moved  # noqa: E402
+from peft_folders import MODELS, Pair, moved  # noqa: E402
 
 pytestmark = [
     pytest.mark.parity,
@@ -17,9 +19,20 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """By name of a family."""
+
+    @functools.cache
+    def make(name):
+        return Pair(MODELS[name], tmp_path_factory.mktemp(name))
+
+    return make
+
+
 @pytest.fixture
-def pair(tmp_path, x64):
-    return Pair(BERT, tmp_path / "base")
+def pair(made, x64):
+    return made("bert")
 
 
 def assert_close(got, expected, base):
@@ -27,19 +40,77 @@ def assert_close(got, expected, base):
     assert np.abs(expected - base).max() > 1e-3  # the adapter matters
 
 
-@pytest.mark.parametrize("method", ["lora"])
+# file's name -> settings of a variant that PEFT has too
+METHODS = {
+    "adalora": {"rank": 3, "target_rank": 2},
+    "boft": {"block_size": 2, "butterfly_factors": 1},  # PEFT needs CUDA for more
+    "c3a": {"block_size": 4},
+    "delora": {"rank": 2},
+    "dora": {"rank": 2, "initialization": "pissa"},
+    "gralora": {"rank": 2},
+    "hira": {"rank": 2},
+    "hra": {"rank": 2},
+    "ia3": {"biases": True},
+    "loha": {"rank": 2},
+    "lokr": {"rank": 1},
+    "lora": {"rank": 2, "max_rank": 3},
+    "lora_fa": {"rank": 2},
+    "lora_xs": {"rank": 2},
+    "miss": {"rank": 3},
+    "oft": {"block_size": 4},
+    "olora": {"rank": 2},
+    "pissa": {"rank": 2},
+    "randlora": {"rank": 3},
+    "road": {"group_size": 4, "biases": True},
+    "rslora": {"rank": 2},
+    "shira": {"rank": 1},
+    "vera": {"rank": 4},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_peft_computes_what_we_write(method, pair, tmp_path):
-    adapted = lj.adapt(pair.forward, variants.make(method, rank=2), "(query|up)/kernel")
+    variant = variants.make(method, **METHODS[method])
+    adapted = lj.adapt(pair.forward, variant, "(query|up)/kernel")
     trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
     trainable = moved(trainable)
     lj.save_peft(tmp_path / "out", trainable, frozen, pair.names)
     expected = pair.outputs(adapted, trainable, frozen)
     assert_close(pair.loaded_by_peft(tmp_path / "out"), expected, pair.plain())
+    again, _ = pair.ours_from(tmp_path / "out")
+    np.testing.assert_allclose(again, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("config", [{"peft_type": "LORA", "r": 3, "lora_alpha": 5}])
-def test_we_compute_what_peft_writes(config, pair, tmp_path):
-    config = {"target_modules": ["query", "intermediate.dense"], **config}
+CONFIGS = {
+    "LORA": {"r": 3, "lora_alpha": 5},
+    "LORA, patterns": {
+        **{"peft_type": "LORA", "r": 2, "use_rslora": True, "lora_alpha": 3},
+        **{"rank_pattern": {r"layer\.1\..*query": 3}, "alpha_pattern": {"query": 7}},
+    },
+    "LORA, DoRA": {"peft_type": "LORA", "r": 2, "use_dora": True},
+    "ADALORA": {"init_r": 3, "target_r": 2, "total_step": 100, "tinit": 1, "tfinal": 1},
+    "BOFT": {"boft_block_size": 2, "boft_n_butterfly_factor": 1},
+    "C3A": {"block_size": 4},
+    "DELORA": {"r": 2},
+    "GRALORA": {"r": 2, "alpha": 3, "gralora_k": 2},
+    "HIRA": {"r": 2},
+    "HRA": {"r": 2},
+    "IA3": {"feedforward_modules": ["intermediate.dense"]},
+    "LOHA": {"r": 2, "alpha": 3},
+    "LOKR": {"r": 1, "alpha": 3, "decompose_both": True, "decompose_factor": 2},
+    "MISS": {"r": 3},
+    "OFT": {"oft_block_size": 4, "use_cayley_neumann": False},
+    "RANDLORA": {"r": 3, "randlora_alpha": 2},
+    "ROAD": {"variant": "road_2", "group_size": 4},
+    "SHIRA": {"r": 1},
+    "VERA": {"r": 4},
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_we_compute_what_peft_writes(case, pair, tmp_path):
+    modules = ["query", "intermediate.dense"]
+    config = {"peft_type": case, "target_modules": modules, **CONFIGS[case]}
     expected = pair.written_by_peft(tmp_path / "out", config)
     got, _ = pair.ours_from(tmp_path / "out")
     assert_close(got, expected, pair.plain())

@@ -19,10 +19,17 @@ from lora_jax.models.published.decoders import load_decoder
 from lora_jax.models.published.encoders import load_classifier
 
 SEED = 3
-BERT = {
-    **{"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2},
-    **{"num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 24},
-    **{"type_vocab_size": 2, "pad_token_id": 0},
+_ENCODER = {
+    **{"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"intermediate_size": 12, "max_position_embeddings": 24, "type_vocab_size": 2},
+}
+MODELS = {
+    "bert": {**_ENCODER, "model_type": "bert", "pad_token_id": 0},
+    "roberta": {**_ENCODER, "model_type": "roberta", "pad_token_id": 1},
+    "llama": decoders.CASES["llama"],
+    "llama_tied": decoders.CASES["llama_biases"],
+    "qwen3": decoders.CASES["qwen3"],
+    "gpt2": decoders.CASES["gpt2"],
 }
 
 
@@ -31,7 +38,7 @@ class Pair:
 
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
-        self.encoder = config["model_type"] not in ("llama", "gpt2")
+        self.encoder = config["model_type"] in ("bert", "roberta")
         made = self.fresh()
         tensors = {n: p.detach().numpy() for n, p in made.named_parameters()}
         bert.save_checkpoint(folder, config, tensors)
@@ -77,7 +84,8 @@ class Pair:
             model = peft.get_peft_model(self.fresh(), peft.get_peft_config(config)).double()
             random = np.random.RandomState(seed)
             for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
+                # AdaLoRA's `ranknum` asks for gradients, too, and is not saved.
+                if parameter.requires_grad and "ranknum" not in name:
                     draw = 0.3 * random.standard_normal(parameter.shape)
                     near = 1.0 if "magnitude" in name or "ia3" in name else 0.0
                     value = parameter.detach() + torch.tensor(draw) * (near or 1.0)
