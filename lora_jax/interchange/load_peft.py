@@ -14,6 +14,8 @@ from lora_jax.interchange.matrices import depth, layer_adapts, row
 from lora_jax.interchange.names import Names, rows
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
+from lora_jax.methods.peft_joined import third
+from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array
 from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapt import Adapted, adapt
@@ -90,21 +92,25 @@ def _targets(
     names: Names,
 ) -> dict[Any, Variant]:
     targets = {}
-    for module, (place, *_) in found.rows.items():
+    for module, each in found.rows.items():
         try:
             variant = variant_of(settings[module])
         except ValueError as error:
             raise ValueError(f"{source.config_path}: {error}") from None
-        pattern = re.escape(place.path)
-        one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
-        targets[one] = variant
+        for place in each:
+            pattern = re.escape(place.path)
+            one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
+            targets[one] = variant
     return targets
 
 
-def _peft(found: Sorted, settings: Mapping[str, Settings], module: str, read: Any) -> Peft:
+def _peft(found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any) -> Peft:
+    """What a folder has of one parameter's layer."""
+    module = place.name.removesuffix(".weight")
     own = {suffix: read[name] for suffix, name in found.adapters[module].items()}
     shared = {suffix: read[name] for suffix, name in found.shared.items()}
-    return Peft(settings[module], own, shared)
+    peft = Peft(settings[module], own, shared)
+    return peft if place.part is None else third(peft, place.part)
 
 
 def _filled(
@@ -125,7 +131,9 @@ def _filled(
         for layer in range(depth(placement)):
             factors = row(placement, begun, layer)
             if layer_adapts(placement, layer):
-                peft = _peft(found, settings, _module(names, path, layer), read)
+                place = names.place(path, layer)
+                assert place is not None  # the adapter was found by its name
+                peft = _peft(found, settings, place, read)
                 variant, like = group_of(placement), row(placement, base, layer)
                 factors = _like(factors, variant.factors_from_peft(like, peft, factors), path)
             each.append(factors)
@@ -142,17 +150,11 @@ def _filled(
             params[place.path] = _like(mine, tensor, place.path)
     shared = []
     for (variant, paths), begun in zip(frozen.spec.groups().items(), frozen.shared, strict=True):
-        module = next(m for m, each in found.rows.items() if each[0].path == paths[0])
-        peft = _peft(found, settings, module, read)
+        place = next(r.place for each in found.rows.values() for r in each if r.path == paths[0])
+        peft = _peft(found, settings, place, read)
         shared.append(_like(begun, variant.shared_from_peft(peft, begun), paths[0]))
     frozen = dataclasses.replace(frozen, constants=constants, shared=tuple(shared))
     return {"adapters": adapters, "params": params}, frozen
-
-
-def _module(names: Names, path: str, layer: int) -> str:
-    place = names.place(path, layer)
-    assert place is not None
-    return place.name.removesuffix(".weight")
 
 
 def _like(mine: Any, theirs: Any, path: str) -> Any:

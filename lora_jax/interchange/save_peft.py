@@ -13,6 +13,7 @@ from lora_jax.interchange.matrices import Matrix, matrices
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import CONFIG, MODEL, SHARED, WEIGHTS
+from lora_jax.methods.peft_joined import joined as side_by_side
 from lora_jax.peft_format import Peft
 from lora_jax.transform.placement import Frozen, Trainable
 
@@ -43,14 +44,20 @@ def save_peft(
     Raises:
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
+    parts: dict[str, dict[int, Peft]] = {}
     found: dict[str, Peft] = {}
     biased = {row.module for row in rows(names, _params(trainable, frozen)) if row.leaf == "bias"}
     for each in matrices(trainable, frozen, names):
-        if each.module in found:
-            raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
-        found[each.module] = _stored(each)
-        if found[each.module].biases and not each.variant.adapts_bias and each.module in biased:
+        peft = _stored(each)
+        if peft.biases and not each.variant.adapts_bias and each.module in biased:
             raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
+        if each.place.part is not None:
+            parts.setdefault(each.module, {})[each.place.part] = peft
+        elif each.module in found:
+            raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
+        else:
+            found[each.module] = peft
+    found |= {module: side_by_side(each) for module, each in parts.items()}
     if not found:
         raise ValueError("there is no adapter to write: merge the weights, and write the model")
     config = joined({module: peft.settings for module, peft in found.items()})

@@ -81,6 +81,38 @@ def test_peft_computes_what_we_write(method, pair, tmp_path):
     np.testing.assert_allclose(again, expected, atol=1e-12, rtol=0)
 
 
+# our targets, and what they are in torch
+FAMILIES = {
+    "roberta": ("(output|down)/kernel", r".*\.output\.dense"),
+    "llama": (
+        "layers/(attention/.*|up)/kernel",
+        ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"],
+    ),
+    "qwen3": ("layers/.*/(query|value)/kernel", ["q_proj", "v_proj"]),
+    "gpt2": ("layers/(attention/.*|up)/kernel", ["c_attn", "c_fc", "attn.c_proj"]),
+}
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family, method, made, tmp_path, x64):
+    """Both directions; GPT-2 has queries, keys and values in one weight."""
+    pair, (ours, modules) = made(family), FAMILIES[family]
+    adapted = lj.adapt(pair.forward, variants.make(method, rank=2), ours)
+    trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
+    trainable = moved(trainable)
+    lj.save_peft(tmp_path / "ours", trainable, frozen, pair.names)
+    expected = pair.outputs(adapted, trainable, frozen)
+    assert_close(pair.loaded_by_peft(tmp_path / "ours"), expected, pair.plain())
+    config = {"peft_type": "LORA", "target_modules": modules, "r": 2, "use_dora": method == "dora"}
+    expected = pair.written_by_peft(tmp_path / "theirs", config)
+    got, loaded = pair.ours_from(tmp_path / "theirs")
+    assert_close(got, expected, pair.plain())
+    # and again: written from what was read
+    lj.save_peft(tmp_path / "again", *loaded[1:3], pair.names)
+    assert_close(pair.loaded_by_peft(tmp_path / "again"), expected, pair.plain())
+
+
 CONFIGS = {
     "LORA": {"r": 3, "lora_alpha": 5},
     "LORA, patterns": {

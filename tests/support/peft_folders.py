@@ -48,7 +48,8 @@ class Pair:
             self.inputs = tuple(map(jnp.asarray, bert.random_inputs(config, SEED)))
         else:
             self.ours = load_decoder(folder, param_dtype=jnp.float64)
-            self.inputs = tuple(map(jnp.asarray, decoders.random_inputs(config, SEED)))[:2]
+            ids, mask, _ = decoders.random_inputs(config, SEED)
+            self.inputs = jnp.asarray(ids), jnp.ones_like(mask)
         self.forward, self.params = lj.from_nnx(self.ours)
         self.names = names_of(self.ours.config)
 
