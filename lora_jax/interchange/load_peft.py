@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from lora_jax.interchange.matrices import depth, layer_adapts, row
-from lora_jax.interchange.names import Names, rows
+from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
 from lora_jax.methods.peft_joined import third
+from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array
 from lora_jax.peft_format import Peft, Settings
@@ -68,7 +69,7 @@ def load_peft(
         for module in found.adapters
     }
     targets = _targets(source, found, settings, variant_of, names)
-    full = sorted({row.path for row in found.full.values()})
+    full = sorted({row.path for row in (*found.full.values(), *_lora_biases(found).values())})
     adapted = adapt(forward, targets=targets, also_train=[re.escape(path) for path in full])
     key = jax.random.key(0)  # what is drawn is replaced
     try:
@@ -148,6 +149,13 @@ def _filled(
             params[place.path] = mine.at[place.layer].set(_like(mine[0], tensor, place.path))
         else:
             params[place.path] = _like(mine, tensor, place.path)
+    for module, place in _lora_biases(found).items():
+        weight = found.rows[module][0]
+        mine = params[place.path]
+        scale = _one(constants[weight.path]["scale"], weight).astype(mine.dtype)
+        added = scale * jnp.asarray(read[found.adapters[module][BIAS]], mine.dtype)
+        where = mine.at[place.layer] if names.stacked(place.path) else mine.at[:]
+        params[place.path] = where.add(added)
     shared = []
     for (variant, paths), begun in zip(frozen.spec.groups().items(), frozen.shared, strict=True):
         place = next(r.place for each in found.rows.values() for r in each if r.path == paths[0])
@@ -155,6 +163,19 @@ def _filled(
         shared.append(_like(begun, variant.shared_from_peft(peft, begun), paths[0]))
     frozen = dataclasses.replace(frozen, constants=constants, shared=tuple(shared))
     return {"adapters": adapters, "params": params}, frozen
+
+
+def _lora_biases(found: Sorted) -> dict[str, Row]:
+    """The biases of the layers whose adapters have one of their own, by module."""
+    modules = [module for module, each in found.adapters.items() if BIAS in each]
+    if without := [module for module in modules if module not in found.biases]:
+        raise ValueError(f"'{without[0]}' has a lora_bias, and the model has no bias there")
+    return {module: found.biases[module] for module in modules}
+
+
+def _one(values: Any, place: Row) -> Any:
+    """The number of one layer."""
+    return values[place.layer] if values.ndim else values
 
 
 def _like(mine: Any, theirs: Any, path: str) -> Any:

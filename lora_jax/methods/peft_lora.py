@@ -19,6 +19,8 @@ EMBEDDING: Layouts = {
     "b": transposed("lora_embedding_B"),
     "m": same("lora_magnitude_vector"),
 }
+BIAS = "lora_B.bias"
+"""What `lora_bias=True` adds to the bias of the layer, times the scale; it is read only."""
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 """Values of `init_lora_weights` that leave the base as it is; A and B are in the file."""
 SUBTRACTED = ("pissa", "olora")
@@ -93,7 +95,7 @@ def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:
 
 def factors_from(peft: Peft, begun: Factors) -> Factors:
     """The factors from PEFT's tensors; rows beyond the rank are zero."""
-    tensors = {n: x for n, x in peft.tensors.items() if n != "lora_B.bias"}
+    tensors = {n: x for n, x in peft.tensors.items() if n != BIAS}
     layouts = EMBEDDING if "lora_embedding_A" in tensors else LINEAR
     return begun._replace(trainable=padded(loaded(layouts, tensors), begun))
 

@@ -146,3 +146,40 @@ def test_we_compute_what_peft_writes(case, pair, tmp_path):
     expected = pair.written_by_peft(tmp_path / "out", config)
     got, _ = pair.ours_from(tmp_path / "out")
     assert_close(got, expected, pair.plain())
+
+
+# a model, PEFT's config, and our patterns of what is written, with its variant and what trains
+BESIDE = {
+    "head": ("bert", {"target_modules": ["query"], "modules_to_save": ["classifier"]}),
+    "biases": ("bert", {"target_modules": ["query", "value"], "bias": "lora_only"}),
+    "norms": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
+    "lora_bias": ("bert", {"target_modules": ["query"], "lora_bias": True}),
+    "embedding": ("bert", {"target_modules": ["word_embeddings", "value"]}),
+    "embedding, DoRA": ("bert", {"target_modules": ["word_embeddings"], "use_dora": True}),
+    "embedding, HiRA": ("bert", {"target_modules": ["word_embeddings"], "peft_type": "HIRA"}),
+    "tokens": (
+        "bert",
+        {
+            **{"peft_type": "TRAINABLE_TOKENS", "target_modules": ["word_embeddings"]},
+            "token_indices": [3, 7, 0],
+        },
+    ),
+    "PiSSA": ("bert", {"target_modules": ["query"], "init_lora_weights": "pissa"}),
+    "OLoRA": ("bert", {"target_modules": ["query"], "init_lora_weights": "olora"}),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_is_beside_the_matrices(case, made, tmp_path, x64):
+    """Read from PEFT, written again, and read by PEFT."""
+    family, config = BESIDE[case]
+    pair = made(family)
+    config = config if "peft_type" in config else {"peft_type": "LORA", **config}
+    config = config if case == "tokens" else {"r": 2, **config}
+    expected = pair.written_by_peft(tmp_path / "theirs", config)
+    got, loaded = pair.ours_from(tmp_path / "theirs")
+    rounded = 1e-5 if case in ("PiSSA", "OLoRA") else 1e-10  # PEFT rounds the residual
+    np.testing.assert_allclose(got, expected, atol=rounded, rtol=0)
+    assert np.abs(expected - pair.plain()).max() > 1e-3
+    lj.save_peft(tmp_path / "ours", *loaded[1:3], pair.names)
+    np.testing.assert_allclose(pair.loaded_by_peft(tmp_path / "ours"), got, atol=1e-10, rtol=0)

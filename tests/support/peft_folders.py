@@ -82,7 +82,9 @@ class Pair:
         """Write a folder by PEFT, with random factors; what the model computes there."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = peft.get_peft_model(self.fresh(), peft.get_peft_config(config)).double()
+            start = isinstance(config.get("init_lora_weights"), str)  # in float32 alone
+            base = self.fresh().float() if start else self.fresh()
+            model = peft.get_peft_model(base, peft.get_peft_config(config)).double()
             random = np.random.RandomState(seed)
             for name, parameter in model.named_parameters():
                 # AdaLoRA's `ranknum` asks for gradients, too, and is not saved.
