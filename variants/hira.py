@@ -86,7 +86,7 @@ class HiRA(LowRank):
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         layouts = _EMBEDDING if "hira_embedding_A" in peft.tensors else _LINEAR
         rows = loaded(layouts, peft.tensors)
-        return begun._replace(trainable=peft_lora.padded(rows, begun))
+        return begun._replace(trainable=peft_lora.padded(rows, begun, self.rank))
 
     def _update(self, base: Base, factors: Factors) -> Array:
         delta = self.delta(factors)

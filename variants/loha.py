@@ -91,7 +91,7 @@ class LoHa(LowRank):
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         rows = loaded(self.peft_layouts, peft.tensors)
-        return begun._replace(trainable=peft_lora.padded(rows, begun))
+        return begun._replace(trainable=peft_lora.padded(rows, begun, self.rank))
 
     def count(self, shape: tuple[int, int]) -> int:
         return 2 * super().count(shape)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_jax.interchange.matrices import depth, layer_adapts, row
+from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
@@ -20,7 +20,7 @@ from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array
 from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapt import Adapted, adapt
-from lora_jax.transform.placement import Frozen, Trainable, base_of, group_of
+from lora_jax.transform.placement import Frozen, Trainable, base_of
 from lora_jax.transform.target_patterns import layers as some_layers
 from lora_jax.variant import Factors, Variant
 
@@ -64,11 +64,14 @@ def load_peft(
     source = PeftFolder(folder)
     leaves = {path: x for path, x in flatten(params)[0].items() if is_array(x)}
     found = sort_tensors(source, rows(names, leaves))
-    settings = {
-        module: {**of_module(source.config, module), "layer_has_bias": module in found.biases}
-        for module in found.adapters
-    }
-    targets = _targets(source, found, settings, variant_of, names)
+    try:
+        settings = {
+            module: {**of_module(source.config, module), "layer_has_bias": module in found.biases}
+            for module in found.adapters
+        }
+        targets = _targets(found, settings, variant_of, names)
+    except ValueError as error:
+        raise ValueError(f"{source.config_path}: {error}") from None
     full = sorted({row.path for row in (*found.full.values(), *_lora_biases(found).values())})
     adapted = adapt(forward, targets=targets, also_train=[re.escape(path) for path in full])
     key = jax.random.key(0)  # what is drawn is replaced
@@ -86,7 +89,6 @@ def load_peft(
 
 
 def _targets(
-    source: PeftFolder,
     found: Sorted,
     settings: Mapping[str, Settings],
     variant_of: Callable[[Settings], Variant],
@@ -94,10 +96,7 @@ def _targets(
 ) -> dict[Any, Variant]:
     targets = {}
     for module, each in found.rows.items():
-        try:
-            variant = variant_of(settings[module])
-        except ValueError as error:
-            raise ValueError(f"{source.config_path}: {error}") from None
+        variant = variant_of(settings[module])
         for place in each:
             pattern = re.escape(place.path)
             one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
@@ -131,12 +130,12 @@ def _filled(
         each = []
         for layer in range(depth(placement)):
             factors = row(placement, begun, layer)
-            if layer_adapts(placement, layer):
+            if (variant := variant_at(placement, layer)) is not None:
                 place = names.place(path, layer)
                 assert place is not None  # the adapter was found by its name
                 peft = _peft(found, settings, place, read)
-                variant, like = group_of(placement), row(placement, base, layer)
-                factors = _like(factors, variant.factors_from_peft(like, peft, factors), path)
+                like = row(placement, base, layer)
+                factors = _like(factors, variant.factors_from_peft(like, peft, factors), place.name)
             each.append(factors)
         stack = placement.use.stack
         whole = jax.tree.map(lambda *x: jnp.stack(x), *each) if stack else each[0]
@@ -180,7 +179,12 @@ def _one(values: Any, place: Row) -> Any:
 
 def _like(mine: Any, theirs: Any, path: str) -> Any:
     """Arrays of a file in the dtypes of those that `init` gave, which have the same shapes."""
-    shapes = [jax.tree.map(lambda x: tuple(x.shape), each) for each in (theirs, mine)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"'{path}' has {shapes[0]} in the file, expected {shapes[1]}")
+    found, wanted = (
+        {jax.tree_util.keystr(keys): tuple(x.shape) for keys, x in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (theirs, mine))
+    )
+    for name in {**wanted, **found}:
+        if found.get(name) != wanted.get(name):
+            what = f"{path}{name}: the file has {found.get(name)}"
+            raise ValueError(f"{what}, this model and the config ask for {wanted.get(name)}")
     return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, mine)

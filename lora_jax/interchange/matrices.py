@@ -15,7 +15,6 @@ from lora_jax.transform.placement import (
     Placement,
     Trainable,
     base_of,
-    group_of,
     warn_of_doubts,
 )
 from lora_jax.variant import Base, Factors, Variant
@@ -58,9 +57,10 @@ def row(placement: Placement, tree: Any, layer: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[layer], tree) if placement.use.stack else tree
 
 
-def layer_adapts(placement: Placement, layer: int) -> bool:
+def variant_at(placement: Placement, layer: int) -> Variant | None:
+    """The variant of one layer; None for a layer without an adapter."""
     layers = placement.layers
-    return not isinstance(layers, tuple) or layers[layer] is not None
+    return layers[layer] if isinstance(layers, tuple) else layers
 
 
 def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Matrix]:
@@ -77,7 +77,7 @@ def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Mat
         factors = jax.tree.map(to_host, factors)
         base = base_of(placement, frozen.base[path])
         for layer in range(depth(placement)):
-            if not layer_adapts(placement, layer):
+            if (variant := variant_at(placement, layer)) is None:
                 continue
             if (place := names.place(path, layer)) is None:
                 known = [each for each in frozen.spec.paths if names.place(each, 0) is not None]
@@ -86,5 +86,4 @@ def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Mat
                 )
             one = with_shared(row(placement, factors, layer), shared[placement.variant])
             at = row(placement, base, layer)
-            kind = lookup(placement)
-            yield Matrix(path, layer, place, kind, group_of(placement), at, one)
+            yield Matrix(path, layer, place, lookup(placement), variant, at, one)

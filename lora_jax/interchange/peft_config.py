@@ -97,4 +97,4 @@ def _full_match(pattern: str, text: str) -> bool:
     try:
         return re.fullmatch(pattern, text) is not None
     except re.error as error:
-        raise ValueError(f"adapter_config.json: {pattern!r} is no pattern: {error}") from None
+        raise ValueError(f"{pattern!r} is no pattern: {error}") from None

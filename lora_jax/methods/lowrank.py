@@ -253,7 +253,7 @@ class LowRank(LowRankUpdate):
         return np.ones(rows, bool) if mask is None else np.resize(to_host(mask) > 0, rows)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        return peft_lora.factors_from(peft, begun)
+        return peft_lora.factors_from(peft, begun, self.rank)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape)

@@ -93,18 +93,24 @@ def fields_of(config: Settings, dora: bool) -> dict[str, Any] | None:
     }
 
 
-def factors_from(peft: Peft, begun: Factors) -> Factors:
+def factors_from(peft: Peft, begun: Factors, rank: int) -> Factors:
     """The factors from PEFT's tensors; rows beyond the rank are zero."""
     tensors = {n: x for n, x in peft.tensors.items() if n != BIAS}
     layouts = EMBEDDING if "lora_embedding_A" in tensors else LINEAR
-    return begun._replace(trainable=padded(loaded(layouts, tensors), begun))
+    return begun._replace(trainable=padded(loaded(layouts, tensors), begun, rank))
 
 
-def padded(factors: dict[str, Any], begun: Factors) -> dict[str, Any]:
-    """Factors whose first axis is the rank, with as many rows as `begun` has."""
+def padded(factors: dict[str, Any], begun: Factors, rank: int) -> dict[str, Any]:
+    """Factors of `rank` rows, with as many as `begun` has: layers of a stack may differ.
+
+    Raises:
+      ValueError: they have not `rank` rows, which the scale depends on.
+    """
     found = dict(factors)
     for name in ("a", "b", "c", "d"):
         if name in found and name in begun.trainable:
-            missing = begun.trainable[name].shape[0] - found[name].shape[0]
-            found[name] = jnp.pad(found[name], ((0, max(missing, 0)), (0, 0)))
+            if (rows := found[name].shape[0]) != rank:
+                raise ValueError(f"factors have {rows} rows, and the config says r={rank}")
+            missing = begun.trainable[name].shape[0] - rows
+            found[name] = jnp.pad(found[name], ((0, missing), (0, 0)))
     return found
