@@ -15,6 +15,7 @@ from lora_jax.contract import check as check
 from lora_jax.interchange.load_peft import load_peft as load_peft
 from lora_jax.interchange.names import names_from_patterns as names_from_patterns
 from lora_jax.interchange.save_peft import save_peft as save_peft
+from lora_jax.interchange.save_plain_lora import save_plain_lora as save_plain_lora
 from lora_jax.nnx import from_nnx as from_nnx
 from lora_jax.partition import ABSENT as ABSENT, combine as combine, partition as partition
 from lora_jax.quantization.quantize import NF4 as NF4, Int8 as Int8

@@ -65,14 +65,9 @@ def transposed(name: str) -> Layout:
     return Layout(name, lambda x: x.T, lambda x: x.T)
 
 
-def column(name: str) -> Layout:
-    """A vector, which PEFT stores as (n, 1)."""
-    return Layout(name, lambda x: x[:, None], lambda x: x[:, 0])
-
-
-def row(name: str) -> Layout:
-    """A vector, which PEFT stores as (1, n)."""
-    return Layout(name, lambda x: x[None, :], lambda x: x[0])
+def vector(name: str) -> Layout:
+    """A vector, which PEFT stores as (n, 1); (1, n) is read as well."""
+    return Layout(name, lambda x: x[:, None], lambda x: x.reshape(-1))
 
 
 def stored(layouts: Layouts, factors: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from lora_jax.peft_format import (
     Layouts,
     Peft,
     Settings,
-    column,
     loaded,
     same,
     settings_of,
     stored,
     transposed,
+    vector,
 )
 from lora_jax.suggest import require_known
 from lora_jax.variant import Base, Factors, Pruned, Suggested, Variant
@@ -59,7 +59,7 @@ class AdaLoRA(LowRank):
     peft_layouts: ClassVar[Layouts] = {
         "a": same("lora_A"),
         "b": transposed("lora_B"),
-        "e": column("lora_E"),
+        "e": vector("lora_E"),
     }
     # The penalty of the authors' code, which published gammas are for.
     suggested: ClassVar[Suggested] = Suggested(

@@ -20,7 +20,7 @@ from jax import Array
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout, times
 from lora_jax.methods.rotations import turns
-from lora_jax.peft_format import Layout, Layouts, Peft, Settings, column, settings_of, stored
+from lora_jax.peft_format import Layout, Layouts, Peft, Settings, settings_of, stored, vector
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -57,7 +57,7 @@ class BOFT(Variant):
     peft: ClassVar[str] = "BOFTConfig"
     peft_layouts: ClassVar[Layouts] = {
         "q": Layout("boft_R", _square, _below),
-        "s": column("boft_s"),
+        "s": vector("boft_s"),
     }
 
     block_size: int = 4

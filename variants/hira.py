@@ -26,8 +26,8 @@ from lora_jax.peft_format import (
 )
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
-_LINEAR: Layouts = {"a": same("hira_A"), "b": transposed("hira_B")}
-_EMBEDDING: Layouts = {"a": same("hira_embedding_A"), "b": transposed("hira_embedding_B")}
+LINEAR: Layouts = {"a": same("hira_A"), "b": transposed("hira_B")}
+EMBEDDING: Layouts = {"a": same("hira_embedding_A"), "b": transposed("hira_embedding_B")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class HiRA(LowRank):
         both = {name: x[self._used(factors, len(a))] for name, x in both.items()}
         settings = {"peft_type": "HIRA", "r": len(both["a"]), "rank_pattern": {}}
         settings |= {"hira_dropout": peft_lora.dropout_of(factors), "fan_in_fan_out": False}
-        return Peft(settings, stored(_EMBEDDING if lookup else _LINEAR, both))
+        return Peft(settings, stored(EMBEDDING if lookup else LINEAR, both))
 
     @classmethod
     def from_peft(cls, config: Settings) -> "HiRA | None":
@@ -84,7 +84,7 @@ class HiRA(LowRank):
         return None if known is None else cls(rank=known["r"], dropout=known["hira_dropout"])
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        layouts = _EMBEDDING if "hira_embedding_A" in peft.tensors else _LINEAR
+        layouts = EMBEDDING if "hira_embedding_A" in peft.tensors else LINEAR
         rows = loaded(layouts, peft.tensors)
         return begun._replace(trainable=peft_lora.padded(rows, begun, self.rank))
 

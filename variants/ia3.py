@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.products import times
-from lora_jax.peft_format import Layouts, Peft, Settings, column, loaded, row, settings_of, stored
+from lora_jax.peft_format import Layouts, Peft, Settings, settings_of, vector
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 SIDES = ("outputs", "inputs")
@@ -33,6 +33,7 @@ class IA3(Variant):
     """
 
     peft: ClassVar[str] = "IA3Config"
+    peft_layouts: ClassVar[Layouts] = {"l": vector("ia3_l")}
     suggested: ClassVar[Suggested] = Suggested(
         2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
     )
@@ -90,7 +91,8 @@ class IA3(Variant):
             return None
         inputs = ["{module}"] if self.scales == "inputs" else []
         settings = {"peft_type": "IA3", "feedforward_modules": inputs, "fan_in_fan_out": False}
-        return Peft(settings, stored(self._layouts(), factors.trainable), biases=not inputs)
+        scale = factors.trainable["l"][None, :] if inputs else factors.trainable["l"][:, None]
+        return Peft(settings, {"ia3_l": scale}, biases=not inputs)
 
     @classmethod
     def from_peft(cls, config: Settings) -> "IA3 | None":
@@ -100,12 +102,6 @@ class IA3(Variant):
         if known["feedforward_modules"]:
             return cls(scales="inputs")
         return cls(biases=known["layer_has_bias"])
-
-    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        return begun._replace(trainable=loaded(self._layouts(), peft.tensors))
-
-    def _layouts(self) -> Layouts:
-        return {"l": row("ia3_l") if self.scales == "inputs" else column("ia3_l")}
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[SIDES.index(self.scales) - 1]

@@ -4,23 +4,26 @@ from typing import Any
 
 from lora_jax.interchange.names import Names
 from lora_jax.models.families.decoders import DECODERS
-from lora_jax.models.published.decoder_names import places
+from lora_jax.models.published.decoder_names import decoder_prefix, places
 from lora_jax.models.published.placed import Place
-from lora_jax.models.published.torch_names import torch_places
+from lora_jax.models.published.torch_names import prefix, torch_places
 
 
-def names_of(config: Any) -> Names:
+def names_of(config: Any, head: bool = True) -> Names:
     """The names of a classifier's or decoder's parameters, from the config of its model.
 
     They are those of transformers' classes with a head, `BertForSequenceClassification` or
-    `LlamaForCausalLM`.
+    `LlamaForCausalLM`; without `head`, those of `BertModel` or `LlamaModel`.
     """
-    all_places = places if config.model_type in DECODERS else torch_places
+    decoder = config.model_type in DECODERS
+    before = "" if head else (decoder_prefix(config) if decoder else prefix(config))
+    all_places = places if decoder else torch_places
 
     def place(path: str, layer: int) -> Place | None:
         try:
-            return all_places(path, config)[layer]
+            found = all_places(path, config)[layer]
         except ValueError:
             return None
+        return found._replace(name=found.name.removeprefix(before))
 
     return Names(place, lambda path: path.startswith("layers/"))

@@ -81,7 +81,7 @@ def load_peft(
         fill = functools.partial(_filled, found, settings, names)
         jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
     except ValueError as error:
-        raise ValueError(f"{source.path}: {error}") from None
+        raise ValueError(f"{source.path}, {source.base()}: {error}") from None
     begun = adapted.init(key, params, *args, **kwargs)
     return Loaded(
         adapted, *fill(*begun, {name: source.read(name) for name in shapes}), source.config

@@ -1,12 +1,15 @@
 """A PEFT folder as it lies on disk: its config, and which tensor belongs to which module."""
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from lora_jax.interchange.names import Row
 from lora_jax.models.published.torch_bin import TorchFile
@@ -42,6 +45,11 @@ class PeftFolder:
     def names(self) -> list[str]:
         return list(self._file.names())
 
+    def base(self) -> str:
+        """What the folder says of the model that the adapter belongs to."""
+        name = self.config.get("base_model_name_or_path")
+        return f"an adapter of {name!r}" if name else "an adapter of a model without a name"
+
     def abstract(self, name: str) -> jax.ShapeDtypeStruct:
         """The shape of a tensor of real numbers, or of indices; ValueError for any other."""
         dtype = self._file.dtype(name)
@@ -56,6 +64,22 @@ class PeftFolder:
         if not np.isfinite(tensor).all():
             raise ValueError(f"{self.path}: tensor '{name}' holds NaN or an infinity")
         return tensor
+
+
+def write_folder(
+    folder: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: Any
+) -> Path:
+    """Write both files of a folder; give its path. `dtype` is None for the tensors' own."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for name, x in tensors.items():
+        real = jnp.issubdtype(x.dtype, jnp.floating)
+        arrays[name] = np.array(x, dtype if dtype and real else x.dtype, order="C")
+    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    return folder
 
 
 class Sorted(NamedTuple):
@@ -100,7 +124,8 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
         module = next((each for each in _parents(own) if each in modules), None)
         if module is None:
             raise ValueError(
-                f"{source.path}: tensor '{name}' belongs to no module of this model; nearest: "
+                f"{source.path}, {source.base()}: tensor '{name}' belongs to no module of this "
+                "model; nearest: "
                 f"{nearest(own.rpartition('.')[0], modules)}"
             )
         found.adapters.setdefault(module, {})[own.removeprefix(f"{module}.")] = name

@@ -1,18 +1,16 @@
 """Write an adapter as a Hugging Face PEFT folder, which `PeftModel.from_pretrained` loads."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import Matrix, matrices
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import joined
-from lora_jax.interchange.peft_folder import CONFIG, MODEL, SHARED, WEIGHTS
+from lora_jax.interchange.peft_folder import MODEL, SHARED, write_folder
 from lora_jax.methods.peft_joined import joined as side_by_side
 from lora_jax.peft_format import Peft
 from lora_jax.transform.placement import Frozen, Trainable
@@ -77,13 +75,7 @@ def save_peft(
         **({"bias": "lora_only"} if biases else {}),
     }
     tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.array(x, dtype or x.dtype, order="C") for name, x in tensors.items()}
-    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-    return folder
+    return write_folder(folder, config, tensors, dtype)
 
 
 def _stored(each: Matrix) -> Peft:

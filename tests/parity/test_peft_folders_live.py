@@ -124,6 +124,7 @@ CONFIGS = {
     "BOFT": {"boft_block_size": 2, "boft_n_butterfly_factor": 1},
     "C3A": {"block_size": 4},
     "DELORA": {"r": 2},
+    "FOURIERFT": {"n_frequency": 5, "scaling": 200.0, "random_loc_seed": 11},
     "GRALORA": {"r": 2, "alpha": 3, "gralora_k": 2},
     "HIRA": {"r": 2},
     "HRA": {"r": 2},
@@ -183,3 +184,18 @@ def test_what_is_beside_the_matrices(case, made, tmp_path, x64):
     assert np.abs(expected - pair.plain()).max() > 1e-3
     lj.save_peft(tmp_path / "ours", *loaded[1:3], pair.names)
     np.testing.assert_allclose(pair.loaded_by_peft(tmp_path / "ours"), got, atol=1e-10, rtol=0)
+
+
+def test_peft_computes_plain_lora_alike(made, tmp_path, x64):
+    pair, (ours, _) = made("llama"), FAMILIES["llama"]
+    targets = {
+        lj.layers(ours, 0): variants.make("rslora", rank=1),
+        lj.layers(ours, 1): variants.make("rslora", rank=3),
+    }
+    adapted = lj.adapt(pair.forward, targets=targets)
+    trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
+    trainable = moved(trainable)
+    written = lj.save_plain_lora(tmp_path, trainable, frozen, pair.names)
+    assert written.rank == 3 and written.max_lora_rank == 8
+    expected = pair.outputs(adapted, trainable, frozen)
+    assert_close(pair.loaded_by_peft(tmp_path), expected, pair.plain())
