@@ -68,10 +68,8 @@ class FourierFT(Variant):
 
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
         """Only for the places of PEFT's default seed: its files hold none."""
-        places = factors.constants["places"]
-        if lookup or not np.array_equal(
-            places, _places_in_peft(SEED, base.shape, self.frequencies)
-        ):
+        theirs = _places_in_peft(SEED, base.shape, self.frequencies)
+        if lookup or not np.array_equal(factors.constants["places"], theirs):
             return None
         settings = {"peft_type": "FOURIERFT", "n_frequency": self.frequencies}
         settings |= {"scaling": float(factors.constants["scale"]), "random_loc_seed": SEED}
@@ -87,7 +85,7 @@ class FourierFT(Variant):
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         seed = peft.settings.get("random_loc_seed", SEED)
-        places = _places_in_peft(seed, base.shape, self.frequencies)
+        places = jnp.asarray(_places_in_peft(seed, base.shape, self.frequencies))
         trainable = loaded(self.peft_layouts, peft.tensors)
         return Factors(trainable, {**begun.constants, "places": places})
 
