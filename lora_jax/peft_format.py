@@ -40,7 +40,7 @@ class Peft(NamedTuple):
     tensors: Mapping[str, Any]
     """By what follows the module's name in files: `lora_A.weight`."""
     shared: Mapping[str, Any] = MappingProxyType({})
-    """Tensors that all modules share, by what follows `base_model.`: `vera_A`."""
+    """What all modules share, by what follows `base_model.`: `vera_A`; only in what is read."""
     biases: bool = False
     """Whether PEFT also changes the bias of the layer, as a variant with `adapts_bias` does."""
 

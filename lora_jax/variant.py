@@ -1,8 +1,7 @@
 """The contract of a variant: what a LoRA method must define for one weight matrix.
 
-A variant is defined by its effective weight, a function W' = weight(W, factors). It takes a frozen
-matrix and its factors, and gives the matrix that the model uses. Everything else here creates those
-factors or computes with W' in a faster way, and is tested against `weight`.
+A variant is its effective weight, W' = weight(W, factors), which the model uses in the place of a
+frozen W. All else here makes factors or computes with W' faster, and is tested against `weight`.
 
 Its author sees one matrix of shape `(in, out)`, used as `x @ W`. Weights with an extra axis for
 heads, transposed and stacked weights are brought into that form; `jax.vmap` maps over stacks.
@@ -180,15 +179,16 @@ class Variant:
 
     @classmethod
     def from_peft(cls, config: Settings) -> "Variant | None":
-        """The variant that PEFT's settings mean for one module; None if they mean another method.
-
-        A ValueError if they ask this method for something that it does not have.
-        """
+        """What PEFT's settings mean for a module: None for another method, ValueError if it cannot."""
         return None
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         """The factors of one matrix from PEFT's tensors, in the shapes of `begun`, from `init`."""
         return begun._replace(trainable=loaded(self.peft_layouts, peft.tensors))
+
+    def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
+        """PEFT's tensors for what all matrices, of these shapes, share; ValueError if none can."""
+        return {}
 
     def shared_from_peft(self, peft: Peft, begun: dict[str, Array]) -> dict[str, Array]:
         """What `init_shared` gave, with PEFT's shared tensors in its place."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
@@ -32,6 +33,8 @@ from lora_jax.peft_format import (
     transposed,
 )
 from lora_jax.variant import Base, Factors, Variant, wide
+
+TERMS = "in PEFT, RandLoRA's B_i are others for matrices with another number of terms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +103,13 @@ class RandLoRA(Variant):
         return base.take(rows) + hidden @ b
 
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        """PEFT's B_i are others where matrices have fewer terms than the shared B."""
-        a, b = factors.constants["random_a"], factors.constants["random_b"]
-        if lookup or self._terms(base.shape) != len(b):
+        if lookup:
             return None
         alpha = number(float(factors.constants["scale"]) * self.rank)
         settings = {"peft_type": "RANDLORA", "r": self.rank, "randlora_alpha": alpha}
         settings |= {"randlora_dropout": dropout_of(factors), "fan_in_fan_out": False}
         settings |= {"projection_prng_key": 0, "save_projection": True, "bias": "none"}
-        columns = b.transpose(2, 1, 0).reshape(b.shape[2], len(b), self.rank)
-        shared = {"randlora_A": a[:, None, :], "randlora_B": columns}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable), shared)
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
 
     @classmethod
     def from_peft(cls, config: Settings) -> "RandLoRA | None":
@@ -121,22 +120,34 @@ class RandLoRA(Variant):
         return cls(rank=rank, alpha=alpha, dropout=dropout)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        if (
-            "randlora_B" in peft.shared
-            and self._terms(base.shape) != peft.shared["randlora_B"].shape[1]
-        ):
-            raise ValueError("RANDLORA of matrices with different numbers of terms is not here")
+        if self._terms(base.shape) != len(begun.constants["random_b"]):
+            raise ValueError(TERMS)
         copies = ("randlora_A", "randlora_B")  # which PEFT writes for each module, too
         own = {name: x for name, x in peft.tensors.items() if name not in copies}
         return begun._replace(trainable=loaded(self.peft_layouts, own))
+
+    def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
+        """A and B as large as PEFT has them; what no matrix uses is zero."""
+        numbers = {self._terms(shape) for shape in shapes}
+        if len(numbers) > 1:
+            raise ValueError(TERMS)
+        (terms,), sides = numbers, [max(sizes) for sizes in zip(*shapes, strict=True)]
+        a, b = shared["random_a"], shared["random_b"][:terms]
+        columns = b.transpose(2, 1, 0).reshape(b.shape[2], terms, self.rank)
+        whole = np.zeros((self.rank, 1, min(sides)), a.dtype)
+        whole[:, 0, : a.shape[1]] = a
+        every = np.zeros((max(sides), self._terms((min(sides), max(sides))), self.rank), b.dtype)
+        every[: len(columns), :terms] = columns
+        return {"randlora_A": whole, "randlora_B": every}
 
     def shared_from_peft(self, peft: Peft, begun: dict[str, Array]) -> dict[str, Array]:
         if not {"randlora_A", "randlora_B"} <= peft.shared.keys():
             raise ValueError("RANDLORA was saved without its matrices, which torch alone can draw")
         a, b = peft.shared["randlora_A"], peft.shared["randlora_B"]
+        terms, rank, long = begun["random_b"].shape
         # Column k * terms + i is of row k in term i.
-        rows = b.reshape(len(b), self.rank, -1).transpose(2, 1, 0)
-        return {**begun, "random_a": a[:, 0, :], "random_b": rows}
+        rows = b[:long, :terms].reshape(long, rank, terms).transpose(2, 1, 0)
+        return {**begun, "random_a": a[:, 0, : begun["random_a"].shape[1]], "random_b": rows}
 
     def count(self, shape: tuple[int, int]) -> int:
         return self._terms(shape) * (self.rank + min(shape))

@@ -108,10 +108,7 @@ class VeRA(Variant):
         settings = {"peft_type": "VERA", "r": self.rank, "vera_dropout": dropout_of(factors)}
         settings |= {"d_initial": self.d_init, "projection_prng_key": 0, "save_projection": True}
         settings |= {"fan_in_fan_out": False, "bias": "none"}
-        a, b = (factors.constants[f"projection_{each}"] for each in "ab")
-        return Peft(
-            settings, stored(self.peft_layouts, factors.trainable), {"vera_A": a, "vera_B": b.T}
-        )
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
 
     @classmethod
     def from_peft(cls, config: Settings) -> "VeRA | None":
@@ -120,6 +117,9 @@ class VeRA(Variant):
             return None
         rank, d_init, dropout = known.values()
         return cls(rank=rank, d_init=d_init, dropout=dropout)
+
+    def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
+        return {"vera_A": shared["projection_a"], "vera_B": shared["projection_b"].T}
 
     def shared_from_peft(self, peft: Peft, begun: dict[str, Array]) -> dict[str, Array]:
         if not {"vera_A", "vera_B"} <= peft.shared.keys():

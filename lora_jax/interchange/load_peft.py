@@ -20,6 +20,7 @@ from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array
 from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapt import Adapted, adapt
+from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import Frozen, Trainable, base_of
 from lora_jax.transform.target_patterns import layers as some_layers
 from lora_jax.variant import Factors, Variant
@@ -123,6 +124,7 @@ def _filled(
 ) -> tuple[Trainable, Frozen]:
     """What `init` gave, with the tensors of a folder in its place; works on shapes, too."""
     adapters, constants = dict(trainable["adapters"]), dict(frozen.constants)
+    shared = frozen.shared_by()
     for placement in frozen.spec.adapted:
         path = placement.use.path
         begun = Factors(adapters[path], constants[path])
@@ -135,7 +137,10 @@ def _filled(
                 assert place is not None  # the adapter was found by its name
                 peft = _peft(found, settings, place, read)
                 like = row(placement, base, layer)
-                factors = _like(factors, variant.factors_from_peft(like, peft, factors), place.name)
+                common = shared[placement.variant]
+                filled = variant.factors_from_peft(like, peft, with_shared(factors, common))
+                own = {n: x for n, x in filled.constants.items() if n not in common}
+                factors = _like(factors, filled._replace(constants=own), place.name)
             each.append(factors)
         stack = placement.use.stack
         whole = jax.tree.map(lambda *x: jnp.stack(x), *each) if stack else each[0]
@@ -155,12 +160,12 @@ def _filled(
         added = scale * jnp.asarray(read[found.adapters[module][BIAS]], mine.dtype)
         where = mine.at[place.layer] if names.stacked(place.path) else mine.at[:]
         params[place.path] = where.add(added)
-    shared = []
+    groups = []
     for (variant, paths), begun in zip(frozen.spec.groups().items(), frozen.shared, strict=True):
         place = next(r.place for each in found.rows.values() for r in each if r.path == paths[0])
         peft = _peft(found, settings, place, read)
-        shared.append(_like(begun, variant.shared_from_peft(peft, begun), paths[0]))
-    frozen = dataclasses.replace(frozen, constants=constants, shared=tuple(shared))
+        groups.append(_like(begun, variant.shared_from_peft(peft, begun), paths[0]))
+    frozen = dataclasses.replace(frozen, constants=constants, shared=tuple(groups))
     return {"adapters": adapters, "params": params}, frozen
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lora_jax.files.arrays import to_host
@@ -45,8 +46,10 @@ def save_peft(
     parts: dict[str, dict[int, Peft]] = {}
     found: dict[str, Peft] = {}
     biased = {row.module for row in rows(names, _params(trainable, frozen)) if row.leaf == "bias"}
+    shapes = []
     for each in matrices(trainable, frozen, names):
         peft = _stored(each)
+        shapes.append(each.base.shape)
         if peft.biases and not each.variant.adapts_bias and each.module in biased:
             raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
         if each.place.part is not None:
@@ -60,8 +63,9 @@ def save_peft(
         raise ValueError("there is no adapter to write: merge the weights, and write the model")
     config = joined({module: peft.settings for module, peft in found.items()})
     tensors = {f"{MODEL}{m}.{n}": x for m, peft in found.items() for n, x in peft.tensors.items()}
-    for peft in found.values():
-        tensors |= {f"{SHARED}{name}": x for name, x in peft.shared.items()}
+    for variant, shared in zip(frozen.spec.groups(), frozen.shared, strict=True):
+        own = variant.shared_to_peft(jax.tree.map(to_host, shared), shapes)
+        tensors |= {f"{SHARED}{name}": x for name, x in own.items()}
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
     if biases and "bias" not in config:
         raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")

@@ -71,7 +71,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_peft_computes_what_we_write(method, pair, tmp_path):
     variant = variants.make(method, **METHODS[method])
-    adapted = lj.adapt(pair.forward, variant, "(query|up)/kernel")
+    adapted = lj.adapt(pair.forward, variant, "(query|up|down)/kernel")
     trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
     trainable = moved(trainable)
     lj.save_peft(tmp_path / "out", trainable, frozen, pair.names)
@@ -142,7 +142,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_we_compute_what_peft_writes(case, pair, tmp_path):
-    modules = ["query", "intermediate.dense"]
+    modules = r".*(query|intermediate\.dense|\d\.output\.dense)"
     config = {"peft_type": case, "target_modules": modules, **CONFIGS[case]}
     expected = pair.written_by_peft(tmp_path / "out", config)
     got, _ = pair.ours_from(tmp_path / "out")
