@@ -179,7 +179,7 @@ class Variant:
 
     @classmethod
     def from_peft(cls, config: Settings) -> "Variant | None":
-        """What PEFT's settings mean for a module: None for other methods, ValueError if it cannot."""
+        """What PEFT's settings mean for a module; None if another method, ValueError if unknown."""
         return None
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:

@@ -1,6 +1,7 @@
 """adapter_config.json: the settings of all modules in one, and what it means for one module."""
 
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,31 @@ PATTERNS = {
     "delora_lambda": "lambda_pattern",
 }
 """Fields that may differ between modules where the config has the other field, too."""
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the fields that name modules have the types of PEFT's."""
+    if not isinstance(config.get("peft_type"), str):
+        raise ValueError("no peft_type: not the config of an adapter")
+    for field in sorted(set(PATTERNS.values())):
+        pattern = config.get(field)
+        known = pattern is None or isinstance(pattern, dict)
+        values = pattern.values() if isinstance(pattern, dict) else ()
+        if not known or not all(_is_number(x) or _are_bools(x) for x in values):
+            raise ValueError(f"{field} must map modules to numbers, got {reprlib.repr(pattern)}")
+    inputs = config.get("feedforward_modules") or ""
+    if not isinstance(inputs, str) and not (
+        isinstance(inputs, list) and all(isinstance(x, str) for x in inputs)
+    ):
+        raise ValueError(f"feedforward_modules must be names, got {reprlib.repr(inputs)}")
+
+
+def _are_bools(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(each, bool) for each in x)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 def joined(each: Mapping[str, Settings]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lora_jax.interchange.names import Row
+from lora_jax.interchange.peft_config import check
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
 from lora_jax.suggest import nearest
@@ -32,8 +33,10 @@ class PeftFolder:
     def __init__(self, folder: str | os.PathLike):
         self.config_path = Path(folder) / CONFIG
         self.config: dict[str, Any] = read_json(self.config_path)
-        if not isinstance(self.config.get("peft_type"), str):
-            raise ValueError(f"{self.config_path}: no peft_type: not the config of an adapter")
+        try:
+            check(self.config)
+        except ValueError as error:
+            raise ValueError(f"{self.config_path}: {error}") from None
         path = Path(folder) / WEIGHTS
         if not path.is_file() and (Path(folder) / TORCH_WEIGHTS).is_file():
             path = Path(folder) / TORCH_WEIGHTS

@@ -164,6 +164,9 @@ A = "base_model.model.encoder.0.self.query.lora_A.weight"
 HOSTILE = [
     ({"peft_type": "XLORA"}, {}, "no variant is PEFT's 'XLORA'"),
     ({"peft_type": None}, {}, "no peft_type"),
+    ({"rank_pattern": [1]}, {}, "rank_pattern must map modules to numbers, got"),
+    ({"alpha_pattern": {"query": "8"}}, {}, "alpha_pattern must map modules to numbers"),
+    ({"feedforward_modules": 3}, {}, "feedforward_modules must be names, got 3"),
     ({"r": "4"}, {}, "r must be a int, got '4'"),
     ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
     ({"r": 10**9, "rank_pattern": {}}, {}, "rank 1000000000"),

@@ -187,6 +187,16 @@ def test_what_is_beside_the_matrices(case, made, tmp_path, x64):
     np.testing.assert_allclose(pair.loaded_by_peft(tmp_path / "ours"), got, atol=1e-10, rtol=0)
 
 
+def test_files_in_float32(pair, tmp_path):
+    adapted = lj.adapt(pair.forward, variants.make("dora", rank=2), "(query|up|down)/kernel")
+    trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
+    trainable = moved(trainable)
+    lj.save_peft(tmp_path, trainable, frozen, pair.names, dtype=np.float32)
+    expected = pair.outputs(adapted, trainable, frozen)
+    np.testing.assert_allclose(pair.loaded_by_peft(tmp_path), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(pair.ours_from(tmp_path)[0], expected, atol=1e-5, rtol=0)
+
+
 def test_peft_computes_plain_lora_alike(made, tmp_path, x64):
     pair, (ours, _) = made("llama"), FAMILIES["llama"]
     targets = {
