@@ -28,6 +28,8 @@ class Matrix(NamedTuple):
     place: Place
     lookup: bool
     """Whether it is an embedding, whose rows are looked up."""
+    conv1d: bool
+    """Whether torch stores it as (in, out), as GPT-2's Conv1D does."""
     variant: Variant
     base: Base
     factors: Factors
@@ -86,4 +88,8 @@ def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Mat
                 )
             one = with_shared(row(placement, factors, layer), shared[placement.variant])
             at = row(placement, base, layer)
-            yield Matrix(path, layer, place, lookup(placement), variant, at, one)
+            kind = lookup(placement)
+            use = placement.use
+            inputs_first = min(use.inputs, default=0) < min(use.outputs, default=0)
+            conv1d = not kind and inputs_first != place.transposed
+            yield Matrix(path, layer, place, kind, conv1d, variant, at, one)

@@ -47,7 +47,8 @@ def names_from_patterns(patterns: Mapping[str, str]) -> Names:
     A pattern is a regular expression that matches a whole path, or its tail after a `/`; the first
     that matches decides. `{layer}` is the number of a layer of a stacked parameter, `{0}` the
     pattern's first group. Matrices count as torch's Linear, which stores (out, in); what is called
-    `embedding` and vectors are stored as they are. A bias is found beside its weight.
+    `embedding` and vectors are stored as they are. A bias is found beside its weight. A template
+    that ends in `.weight` or `.bias` names the tensor itself, which is then stored as it is here.
 
     Raises:
       ValueError: (when a name is asked for) a template has another field.
@@ -81,6 +82,8 @@ def _place(pattern: str, template: str, matched: str, path: str, layer: int) -> 
             f"'{template}' has a field {error} that '{pattern}' does not give; "
             "there are {layer} and, for groups, {0}, {1} ..."
         ) from None
+    if module.endswith((".weight", ".bias")):
+        return Place(module, False, None)
     leaf = path.rpartition("/")[2]
     kind = LEAF.get(leaf, "weight")
     return Place(f"{module}.{kind}", kind == "weight" and leaf not in ("embedding", "scale"), None)

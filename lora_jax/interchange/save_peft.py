@@ -91,7 +91,7 @@ def _stored(each: Matrix) -> Peft:
             f"'{each.path}': PEFT cannot compute {title} of {what} as it is here; "
             "merge the weights instead"
         )
-    if not each.place.transposed and not each.lookup:  # GPT-2's Conv1D
+    if each.conv1d:
         if "fan_in_fan_out" not in peft.settings:
             raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")
         peft = peft._replace(settings={**peft.settings, "fan_in_fan_out": True})
