@@ -1,12 +1,10 @@
 """The contract of a variant: what a LoRA method must define for one weight matrix.
 
-A variant is defined by its effective weight, a function W' = weight(W, factors). It takes a frozen
-matrix and its factors, and gives the matrix that the model uses. Everything else here creates those
-factors or computes with W' in a faster way, and is tested against `weight`.
+A variant is its effective weight, W' = weight(W, factors), which the model uses in the place of a
+frozen W. All else here makes factors or computes with W' faster, and is tested against `weight`.
 
-The author of a variant sees one matrix of shape `(in, out)`, used as `x @ W`. Weights with an extra
-axis for heads, transposed weights and stacked weights are brought into that form first; `jax.vmap`
-maps over stacked axes.
+Its author sees one matrix of shape `(in, out)`, used as `x @ W`. Weights with an extra axis for
+heads, transposed and stacked weights are brought into that form; `jax.vmap` maps over stacks.
 """
 
 import dataclasses
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.base import Base, Operand, contract, wide
+from lora_jax.peft_format import Layouts, Peft, Settings, loaded
 from lora_jax.statistics import Need, Seen
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ class Suggested(NamedTuple):
 class Variant:
     """A LoRA method: static, hashable settings, and pure functions of one weight matrix.
 
-    A subclass must define `init`, `weight` and `count`; the other methods have correct but slower
-    defaults.
+    A subclass must define `init`, `weight` and `count`; other methods have slower defaults.
     Products have the dtype of `base.dot(x)`: that of `x`, or `base.accumulate` if it is set.
     """
 
@@ -96,6 +94,9 @@ class Variant:
 
     peft: ClassVar[str] = ""
     """The method in Hugging Face PEFT, as written there: `LoraConfig(use_dora=True)`; or empty."""
+
+    peft_layouts: ClassVar[Layouts] = MappingProxyType({})
+    """What PEFT calls each trained factor in files, and its shape there."""
 
     remade: ClassVar[tuple[str, ...]] = ()
     """Constants that files leave out, as `init` or `init_shared` makes them again from the base.
@@ -171,6 +172,30 @@ class Variant:
         None for a method whose update has no rank that is fixed by its settings.
         """
         return None
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        """One matrix's adapter as Hugging Face PEFT stores it, not traced; None if it cannot.
+
+        `lookup` says whether the matrix is an embedding, whose rows are looked up.
+        """
+        return None
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "Variant | None":
+        """What PEFT's settings mean for a module; None if another method, ValueError if unknown."""
+        return None
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        """The factors of one matrix from PEFT's tensors, in the shapes of `begun`, from `init`."""
+        return begun._replace(trainable=loaded(self.peft_layouts, peft.tensors))
+
+    def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
+        """PEFT's tensors for what all matrices, of these shapes, share; ValueError if none can."""
+        return {}
+
+    def shared_from_peft(self, peft: Peft, begun: dict[str, Array]) -> dict[str, Array]:
+        """What `init_shared` gave, with PEFT's shared tensors in its place."""
+        return begun
 
     @property
     def adapts_bias(self) -> bool:

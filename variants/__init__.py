@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,18 @@ def make(name: str, **settings: Any) -> Variant:
     # A sweep may hand over NumPy's numbers; settings are plain, so that they can be saved.
     plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in settings.items()}
     return kind(**plain)
+
+
+def from_peft(config: Mapping[str, Any]) -> Variant:
+    """The variant that PEFT's settings mean for one module (`Variant.from_peft`).
+
+    Raises:
+      ValueError: no variant is PEFT's method, or it has settings that are not known here.
+    """
+    for name in names():
+        if (variant := find(name).from_peft(config)) is not None:
+            return variant
+    raise ValueError(f"no variant is PEFT's {config.get('peft_type')!r}")
 
 
 def find(name: str) -> type[Variant]:

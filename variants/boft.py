@@ -10,15 +10,33 @@ where B_i rotates each of in / b blocks of b inputs: two runs of b / 2 neighbour
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout, times
 from lora_jax.methods.rotations import turns
+from lora_jax.peft_format import Layout, Layouts, Peft, Settings, settings_of, stored, vector
 from lora_jax.variant import Base, Factors, Variant, wide
+
+
+def _below(matrices: Array) -> Array:
+    """q of PEFT's matrices (..., b, b): minus the skew-symmetric parts, below the diagonal."""
+    columns, rows = np.triu_indices(matrices.shape[-1], 1)
+    return (matrices.swapaxes(-1, -2) - matrices)[..., rows, columns] / 2
+
+
+def _square(q: np.ndarray) -> np.ndarray:
+    """Skew-symmetric matrices of which `_below` is q."""
+    size = (1 + math.isqrt(1 + 8 * q.shape[-1])) // 2
+    columns, rows = np.triu_indices(size, 1)
+    square = np.zeros((*q.shape[:-1], size, size), q.dtype)
+    square[..., rows, columns], square[..., columns, rows] = -q, q
+    return square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +55,10 @@ class BOFT(Variant):
     """
 
     peft: ClassVar[str] = "BOFTConfig"
+    peft_layouts: ClassVar[Layouts] = {
+        "q": Layout("boft_R", _square, _below),
+        "s": vector("boft_s"),
+    }
 
     block_size: int = 4
     """The largest b: a matrix has blocks of the largest even divisor of in / 2^(m-1) up to it."""
@@ -79,6 +101,22 @@ class BOFT(Variant):
             turned = _turned(turned, each[level], level)
         x = turned if dropped is x else x + (turned - dropped)
         return times(base.dot(x), factors.trainable["s"])
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        settings = {"peft_type": "BOFT", "boft_block_size": 2 * self._half(base.shape)}
+        settings |= {"boft_n_butterfly_factor": self.butterfly_factors, "boft_block_num": 0}
+        settings |= {"fan_in_fan_out": False}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "BOFT | None":
+        fields = {"boft_block_size": 4, "boft_n_butterfly_factor": 1}
+        if (known := settings_of(config, "BOFT", **fields)) is None:
+            return None
+        size, factors = known["boft_block_size"], known["boft_n_butterfly_factor"]
+        return cls(block_size=size, butterfly_factors=factors)
 
     def count(self, shape: tuple[int, int]) -> int:
         angles = shape[0] * (2 * self._half(shape) - 1) // 2

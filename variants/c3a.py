@@ -16,6 +16,7 @@ from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout
+from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
@@ -36,6 +37,7 @@ class C3A(Variant):
 
     title: ClassVar[str] = "C3A"
     peft: ClassVar[str] = "C3AConfig"
+    peft_layouts: ClassVar[Layouts] = {"w": same("c3a_kernel")}
     suggested: ClassVar[Suggested] = Suggested(1e-1, 3e-1, (3e-2, 1e-1, 3e-1))
 
     block_size: int = 256
@@ -80,6 +82,18 @@ class C3A(Variant):
         kernels = jnp.take(w, rows // size, axis=1, mode="clip")  # (out / b, *rows, b)
         update = jnp.moveaxis(jnp.take_along_axis(kernels, places[None], -1, mode="clip"), 0, -2)
         return base.take(rows) + update.reshape(*rows.shape, base.shape[1])
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        size = self._block(base.shape)
+        settings = {"peft_type": "C3A", "block_size": size, "block_size_pattern": {}}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "C3A | None":
+        known = settings_of(config, "C3A", block_size=256)
+        return None if known is None else cls(block_size=known["block_size"])
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[0] * shape[1] // self._block(shape)

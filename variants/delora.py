@@ -15,6 +15,17 @@ from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
+from lora_jax.methods.peft_lora import dropout_of
+from lora_jax.peft_format import (
+    Layouts,
+    Peft,
+    Settings,
+    loaded,
+    same,
+    settings_of,
+    stored,
+    transposed,
+)
 from lora_jax.variant import Base, Factors, wide
 
 LEAST = 1e-4
@@ -34,6 +45,12 @@ class DeLoRA(LowRankUpdate):
     """
 
     peft: ClassVar[str] = "DeloraConfig"
+    peft_layouts: ClassVar[Layouts] = {
+        "a": same("delora_A"),
+        "b": transposed("delora_B"),
+        "lambda": same("delora_lambda"),
+        "norms": same("delora_w_norm"),
+    }
 
     rank: int = 8
     strength: float = 4.0
@@ -63,6 +80,28 @@ class DeLoRA(LowRankUpdate):
         xi = strength / self.rank / (_norms(a) * _norms(b))
         a = a * factors.constants["norms"][None, :]
         return a.astype(dtype), (xi[:, None] * b).astype(dtype)
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        settings = {"peft_type": "DELORA", "r": self.rank, "delora_lambda": self.strength}
+        settings |= {"module_dropout": dropout_of(factors)}
+        settings |= {"rank_pattern": {}, "lambda_pattern": {}}
+        both = {**factors.trainable, "norms": factors.constants["norms"]}
+        return Peft(settings, stored(self.peft_layouts, both))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "DeLoRA | None":
+        fields = {"r": 8, "delora_lambda": 15.0, "module_dropout": 0.0}
+        if (known := settings_of(config, "DELORA", **fields)) is None:
+            return None
+        rank, strength, dropout = known.values()
+        return cls(rank=rank, strength=strength, dropout=dropout)
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        found = loaded(self.peft_layouts, peft.tensors)
+        norms = found.pop("norms", begun.constants["norms"])
+        return Factors(found, {**begun.constants, "norms": norms})
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape) + 1

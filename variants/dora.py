@@ -10,8 +10,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lora_jax.methods import peft_lora
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.methods.products import add, dropout, product, times
+from lora_jax.peft_format import Peft, Settings
 from lora_jax.variant import Base, Factors, Operand, wide
 
 
@@ -54,6 +56,15 @@ class DoRA(LowRank):
 
     def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
         return None
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        a, b = self.low_rank_factors(factors, wide(base.dtype))
+        return self._as_peft(a, b, factors, lookup, use_dora=True)
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "DoRA | None":
+        fields = peft_lora.fields_of(config, dora=True)
+        return None if fields is None else cls(**fields)
 
     def dot(
         self, x: Array, base: Base, factors: Factors, *, dropout_key: Array | None = None

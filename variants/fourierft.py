@@ -11,11 +11,16 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_count, require_finite
 from lora_jax.methods.places import distinct_places
+from lora_jax.peft_format import Layouts, Peft, Settings, loaded, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Variant, wide
+
+SEED = 777
+"""PEFT's default for `random_loc_seed`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class FourierFT(Variant):
     """
 
     peft: ClassVar[str] = "FourierFTConfig"
+    peft_layouts: ClassVar[Layouts] = {"c": same("fourierft_spectrum")}
 
     frequencies: int = 1000
     """How many coefficients are trained."""
@@ -60,5 +66,44 @@ class FourierFT(Variant):
         spectrum = jnp.zeros(base.shape, c.dtype).at[rows, columns].set(c)
         return base.dense().astype(c.dtype) + jnp.fft.ifft2(spectrum).real
 
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        """Only for the places of PEFT's default seed: its files hold none."""
+        theirs = _places_in_peft(SEED, base.shape, self.frequencies)
+        if lookup or not np.array_equal(factors.constants["places"], theirs):
+            return None
+        settings = {"peft_type": "FOURIERFT", "n_frequency": self.frequencies}
+        settings |= {"scaling": float(factors.constants["scale"]), "random_loc_seed": SEED}
+        settings |= {"n_frequency_pattern": {}, "fan_in_fan_out": False}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "FourierFT | None":
+        fields = {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": SEED}
+        if (known := settings_of(config, "FOURIERFT", **fields)) is None:
+            return None
+        return cls(frequencies=known["n_frequency"], alpha=known["scaling"])
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        seed = peft.settings.get("random_loc_seed", SEED)
+        places = jnp.asarray(_places_in_peft(seed, base.shape, self.frequencies))
+        trainable = loaded(self.peft_layouts, peft.tensors)
+        return Factors(trainable, {**begun.constants, "places": places})
+
     def count(self, shape: tuple[int, int]) -> int:
         return self.frequencies
+
+
+def _places_in_peft(seed: int, shape: tuple[int, int], count: int) -> np.ndarray:
+    """The places (2, count) that PEFT draws by `torch.randperm` of all entries, and does not save.
+
+    That is Fisher and Yates's shuffle of a W stored as (out, in), by a Mersenne twister.
+    """
+    inputs, outputs = shape
+    size, moved, chosen = inputs * outputs, {}, []
+    draws = np.random.RandomState(seed).randint(0, 2**32, count, np.uint32)
+    for step, draw in enumerate(draws.tolist()):
+        other = step + draw % (size - step)
+        chosen.append(moved.get(other, other))
+        moved[other] = moved.get(step, step)
+    rows, columns = np.divmod(np.array(chosen, np.int32), inputs)
+    return np.stack([columns, rows])

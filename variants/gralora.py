@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.methods import peft_lora
 from lora_jax.methods.checks import require_count
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.methods.products import add, dropout
+from lora_jax.peft_format import Layout, Layouts, Peft, Settings, loaded, settings_of, stored
 from lora_jax.variant import Base, Factors
 
 
@@ -105,6 +107,45 @@ class GraLoRA(LowRank):
         columns = jnp.take(a.reshape(*a.shape[:3], -1), rows, axis=3, mode="clip")
         own = jax.nn.one_hot(rows // size, blocks, dtype=a.dtype)
         return base.take(rows) + _up(jnp.einsum("tjn...,...i->...ijtn", columns, own), b)
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        """GraLoRA; plain LoRA of the same update where a start is subtracted or ranks differ."""
+        if "a0" in factors.constants or "mask" in factors.constants:
+            return super().to_peft(base, factors, lookup)
+        if lookup:
+            return None
+        alpha = peft_lora.number(float(factors.constants["scale"]) * self.rank)
+        settings = {"peft_type": "GRALORA", "r": self.rank, "alpha": alpha, "hybrid_r": 0}
+        settings |= {"gralora_k": self.blocks, "fan_in_fan_out": False}
+        settings |= {"gralora_dropout": peft_lora.dropout_of(factors)}
+        return Peft(settings, stored(self._layouts(), factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "GraLoRA | None":
+        fields = {"r": 32, "alpha": 64.0, "gralora_dropout": 0.0, "gralora_k": 2}
+        if (known := settings_of(config, "GRALORA", **fields)) is None:
+            return None
+        rank, alpha, dropout, blocks = known.values()
+        return cls(rank=rank, alpha=alpha, dropout=dropout, blocks=blocks)
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        return begun._replace(trainable=loaded(self._layouts(), peft.tensors))
+
+    def _layouts(self) -> Layouts:
+        """Of A (k, in / k, rank), and of B (k, rank, out / k)."""
+        k = self.blocks
+        return {
+            "a": Layout(
+                "gralora_A",
+                lambda x: x.reshape(len(x), k, -1).transpose(1, 2, 0),
+                lambda x: x.transpose(2, 0, 1).reshape(x.shape[2], -1),
+            ),
+            "b": Layout(
+                "gralora_B",
+                lambda x: x.reshape(len(x), k, -1).swapaxes(0, 1),
+                lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1),
+            ),
+        }
 
     def _of_a_block(self) -> LowRank:
         """LoRA of one block, with the scale of the whole."""

@@ -8,11 +8,26 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from lora_jax.methods import peft_lora
 from lora_jax.methods.lowrank import LowRank
 from lora_jax.methods.products import add, dropout
-from lora_jax.variant import Base, Factors, Suggested, Variant
+from lora_jax.peft_format import (
+    Layouts,
+    Peft,
+    Settings,
+    loaded,
+    same,
+    settings_of,
+    stored,
+    transposed,
+)
+from lora_jax.variant import Base, Factors, Suggested, Variant, wide
+
+LINEAR: Layouts = {"a": same("hira_A"), "b": transposed("hira_B")}
+EMBEDDING: Layouts = {"a": same("hira_embedding_A"), "b": transposed("hira_embedding_B")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +69,24 @@ class HiRA(LowRank):
         a, b = self.low_rank_factors(factors, base.dtype)
         taken, hidden = base.take(rows), jnp.take(a, rows, axis=1, mode="clip")
         return taken + taken * lax.dot_general(hidden, b, (((0,), (0,)), ((), ())))
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        a, b = self.low_rank_factors(factors, wide(base.dtype))
+        both = {"a": np.asarray(a), "b": np.asarray(b)}
+        both = {name: x[self._used(factors, len(a))] for name, x in both.items()}
+        settings = {"peft_type": "HIRA", "r": len(both["a"]), "rank_pattern": {}}
+        settings |= {"hira_dropout": peft_lora.dropout_of(factors), "fan_in_fan_out": False}
+        return Peft(settings, stored(EMBEDDING if lookup else LINEAR, both))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "HiRA | None":
+        known = settings_of(config, "HIRA", r=32, hira_dropout=0.0)
+        return None if known is None else cls(rank=known["r"], dropout=known["hira_dropout"])
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        layouts = EMBEDDING if "hira_embedding_A" in peft.tensors else LINEAR
+        rows = loaded(layouts, peft.tensors)
+        return begun._replace(trainable=peft_lora.padded(rows, begun, self.rank))
 
     def _update(self, base: Base, factors: Factors) -> Array:
         delta = self.delta(factors)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.products import times
+from lora_jax.peft_format import Layouts, Peft, Settings, settings_of, vector
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 SIDES = ("outputs", "inputs")
@@ -32,6 +33,7 @@ class IA3(Variant):
     """
 
     peft: ClassVar[str] = "IA3Config"
+    peft_layouts: ClassVar[Layouts] = {"l": vector("ia3_l")}
     suggested: ClassVar[Suggested] = Suggested(
         2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
     )
@@ -83,6 +85,23 @@ class IA3(Variant):
     def bias(self, bias: Array, factors: Factors) -> Array:
         scale = factors.trainable["l"]
         return bias.astype(scale.dtype) * scale
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        inputs = ["{module}"] if self.scales == "inputs" else []
+        settings = {"peft_type": "IA3", "feedforward_modules": inputs, "fan_in_fan_out": False}
+        scale = factors.trainable["l"][None, :] if inputs else factors.trainable["l"][:, None]
+        return Peft(settings, {"ia3_l": scale}, biases=not inputs)
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "IA3 | None":
+        known = settings_of(config, "IA3", feedforward_modules=None, layer_has_bias=False)
+        if known is None:
+            return None
+        if known["feedforward_modules"]:
+            return cls(scales="inputs")
+        return cls(biases=known["layer_has_bias"])
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[SIDES.index(self.scales) - 1]

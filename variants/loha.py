@@ -11,7 +11,18 @@ from typing import Any, ClassVar
 import jax
 from jax import Array
 
+from lora_jax.methods import peft_lora
 from lora_jax.methods.lowrank import LowRank
+from lora_jax.peft_format import (
+    Layouts,
+    Peft,
+    Settings,
+    loaded,
+    same,
+    settings_of,
+    stored,
+    transposed,
+)
 from lora_jax.variant import Base, Factors
 
 
@@ -34,6 +45,12 @@ class LoHa(LowRank):
     """
 
     peft: ClassVar[str] = "LoHaConfig"
+    peft_layouts: ClassVar[Layouts] = {
+        "a": same("hada_w1_b"),
+        "b": transposed("hada_w1_a"),
+        "c": same("hada_w2_b"),
+        "d": transposed("hada_w2_a"),
+    }
     additive: ClassVar[bool] = False
 
     def init(self, key: Array, base: Base) -> Factors:
@@ -53,6 +70,28 @@ class LoHa(LowRank):
         if "mask" in factors.constants:
             d = factors.constants["mask"][:, None] * d
         return _row_products(a, c).astype(dtype), _row_products(b, d).astype(dtype)
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        """LoHa; plain LoRA of the same update where a start is subtracted."""
+        if "a0" in factors.constants:
+            return super().to_peft(base, factors, lookup)
+        if lookup:
+            return None
+        used = self._used(factors, len(factors.trainable["a"]))
+        rows = {name: x[used] for name, x in factors.trainable.items()}
+        rank, scale = int(used.sum()), float(factors.constants["scale"])
+        settings = {"peft_type": "LOHA", "r": rank, "alpha": peft_lora.number(scale * rank)}
+        settings |= {"rank_pattern": {}, "alpha_pattern": {}}
+        return Peft(settings, stored(self.peft_layouts, rows))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "LoHa | None":
+        known = settings_of(config, "LOHA", r=8, alpha=8.0)
+        return None if known is None else cls(rank=known["r"], alpha=known["alpha"])
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        rows = loaded(self.peft_layouts, peft.tensors)
+        return begun._replace(trainable=peft_lora.padded(rows, begun, self.rank))
 
     def count(self, shape: tuple[int, int]) -> int:
         return 2 * super().count(shape)

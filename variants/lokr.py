@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
+from lora_jax.methods.peft_lora import number
 from lora_jax.methods.products import add, dropout
+from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored, transposed
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -35,6 +37,14 @@ class LoKr(Variant):
     """
 
     peft: ClassVar[str] = "LoKrConfig"
+    peft_layouts: ClassVar[Layouts] = {
+        "c": transposed("lokr_w1"),
+        "ca": same("lokr_w1_b"),
+        "cb": transposed("lokr_w1_a"),
+        "d": transposed("lokr_w2"),
+        "a": same("lokr_w2_b"),
+        "b": transposed("lokr_w2_a"),
+    }
 
     rank: int = 8
     alpha: float = 16.0
@@ -87,6 +97,23 @@ class LoKr(Variant):
         right = jnp.take(d, rows % len(d), axis=0, mode="clip")
         update = left[..., :, None] * right[..., None, :]
         return base.take(rows) + update.reshape(*rows.shape, base.shape[1])
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        alpha = number(float(factors.constants["scale"]) * self.rank)
+        settings = {"peft_type": "LOKR", "r": self.rank, "alpha": alpha}
+        settings |= {"decompose_both": self.decompose_both, "decompose_factor": self.factor}
+        settings |= {"rank_pattern": {}, "alpha_pattern": {}}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "LoKr | None":
+        fields = {"r": 8, "alpha": 8.0, "decompose_both": False, "decompose_factor": -1}
+        if (known := settings_of(config, "LOKR", **fields)) is None:
+            return None
+        rank, alpha, both, factor = known.values()
+        return cls(rank=rank, alpha=alpha, decompose_both=both, factor=factor)
 
     def count(self, shape: tuple[int, int]) -> int:
         return sum(math.prod(each) for part in self._shapes(shape) for each in part.values())

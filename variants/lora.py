@@ -7,7 +7,9 @@ h = W x + (alpha / r) B A x.
 import dataclasses
 from typing import ClassVar
 
+from lora_jax.methods import peft_lora
 from lora_jax.methods.lowrank import LowRank
+from lora_jax.peft_format import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,3 +22,9 @@ class LoRA(LowRank):
     """
 
     peft: ClassVar[str] = "LoraConfig"
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "LoRA | None":
+        """Also rsLoRA, PiSSA and OLoRA, which differ in settings that this method has too."""
+        fields = peft_lora.fields_of(config, dora=False)
+        return None if fields is None else cls(**fields)

@@ -18,6 +18,7 @@ from jax import Array, lax
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout
 from lora_jax.methods.rotations import turns
+from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -41,6 +42,7 @@ class OFT(Variant):
     """
 
     peft: ClassVar[str] = "OFTConfig(use_cayley_neumann=False)"
+    peft_layouts: ClassVar[Layouts] = {"q": same("oft_R.weight")}
 
     block_size: int = 32
     """The most inputs of a block: a matrix has blocks of the largest divisor of `in` up to this."""
@@ -82,6 +84,24 @@ class OFT(Variant):
         block = lax.broadcasted_iota(rows.dtype, (*rows.shape, size), rows.ndim)
         block = block + (rows - rows % size)[..., None]
         return base.take(rows) + jnp.einsum("...j,...jo->...o", each, base.take(block))
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        settings = {"peft_type": "OFT", "r": 0, "oft_block_size": self._block(base.shape)}
+        settings |= {"use_cayley_neumann": False, "fan_in_fan_out": False}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "OFT | None":
+        known = settings_of(config, "OFT", r=0, oft_block_size=32, use_cayley_neumann=True)
+        if known is None:
+            return None
+        if known["use_cayley_neumann"]:
+            raise ValueError("OFT with use_cayley_neumann, a truncated series, is not here")
+        if known["r"]:
+            raise ValueError(f"OFT with r={known['r']} blocks is not here; set oft_block_size")
+        return cls(block_size=known["oft_block_size"])
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[0] * (self._block(shape) - 1) // 2

@@ -16,11 +16,25 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_dropout, require_finite, require_rank
+from lora_jax.methods.peft_lora import dropout_of, number
 from lora_jax.methods.products import add, dropout, product
+from lora_jax.peft_format import (
+    Layouts,
+    Peft,
+    Settings,
+    loaded,
+    same,
+    settings_of,
+    stored,
+    transposed,
+)
 from lora_jax.variant import Base, Factors, Variant, wide
+
+TERMS = "in PEFT, RandLoRA's B_i are others for matrices with another number of terms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +52,10 @@ class RandLoRA(Variant):
     """
 
     peft: ClassVar[str] = "RandLoraConfig"
+    peft_layouts: ClassVar[Layouts] = {
+        "lambda": transposed("randlora_lambda"),
+        "gamma": same("randlora_gamma"),
+    }
     remade: ClassVar[tuple[str, ...]] = ("random_a", "random_b")
 
     rank: int = 32
@@ -83,6 +101,53 @@ class RandLoRA(Variant):
         a, b = self._factors(base, factors, base.dtype)
         hidden = jnp.moveaxis(jnp.take(a, rows, axis=1, mode="clip"), 0, -1)
         return base.take(rows) + hidden @ b
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        alpha = number(float(factors.constants["scale"]) * self.rank)
+        settings = {"peft_type": "RANDLORA", "r": self.rank, "randlora_alpha": alpha}
+        settings |= {"randlora_dropout": dropout_of(factors), "fan_in_fan_out": False}
+        settings |= {"projection_prng_key": 0, "save_projection": True, "bias": "none"}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "RandLoRA | None":
+        fields = {"r": 32, "randlora_alpha": 640.0, "randlora_dropout": 0.0}
+        if (known := settings_of(config, "RANDLORA", **fields)) is None:
+            return None
+        rank, alpha, dropout = known.values()
+        return cls(rank=rank, alpha=alpha, dropout=dropout)
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        if self._terms(base.shape) != len(begun.constants["random_b"]):
+            raise ValueError(TERMS)
+        copies = ("randlora_A", "randlora_B")  # which PEFT writes for each module, too
+        own = {name: x for name, x in peft.tensors.items() if name not in copies}
+        return begun._replace(trainable=loaded(self.peft_layouts, own))
+
+    def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
+        """A and B as large as PEFT has them; what no matrix uses is zero."""
+        numbers = {self._terms(shape) for shape in shapes}
+        if len(numbers) > 1:
+            raise ValueError(TERMS)
+        (terms,), sides = numbers, [max(sizes) for sizes in zip(*shapes, strict=True)]
+        a, b = shared["random_a"], shared["random_b"][:terms]
+        columns = b.transpose(2, 1, 0).reshape(b.shape[2], terms, self.rank)
+        whole = np.zeros((self.rank, 1, min(sides)), a.dtype)
+        whole[:, 0, : a.shape[1]] = a
+        every = np.zeros((max(sides), self._terms((min(sides), max(sides))), self.rank), b.dtype)
+        every[: len(columns), :terms] = columns
+        return {"randlora_A": whole, "randlora_B": every}
+
+    def shared_from_peft(self, peft: Peft, begun: dict[str, Array]) -> dict[str, Array]:
+        if not {"randlora_A", "randlora_B"} <= peft.shared.keys():
+            raise ValueError("RANDLORA was saved without its matrices, which torch alone can draw")
+        a, b = peft.shared["randlora_A"], peft.shared["randlora_B"]
+        terms, rank, long = begun["random_b"].shape
+        # Column k * terms + i is of row k in term i.
+        rows = b[:long, :terms].reshape(long, rank, terms).transpose(2, 1, 0)
+        return {**begun, "random_a": a[:, 0, : begun["random_a"].shape[1]], "random_b": rows}
 
     def count(self, shape: tuple[int, int]) -> int:
         return self._terms(shape) * (self.rank + min(shape))

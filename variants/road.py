@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lora_jax.methods.checks import require_count
+from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
@@ -31,6 +32,7 @@ class RoAd(Variant):
 
     title: ClassVar[str] = "RoAd"
     peft: ClassVar[str] = "RoadConfig"
+    peft_layouts: ClassVar[Layouts] = {"theta": same("road_theta"), "alpha": same("road_alpha")}
     suggested: ClassVar[Suggested] = Suggested(2e-2, 1e-3, (3e-3, 1e-2, 3e-2))
 
     per_pair: int = 1
@@ -80,13 +82,34 @@ class RoAd(Variant):
     def bias(self, bias: Array, factors: Factors) -> Array:
         return self._turned(bias.astype(factors.trainable["theta"].dtype), factors)
 
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if lookup:
+            return None
+        size = 2 * self._half(base.shape[1])
+        settings = {"peft_type": "ROAD", "variant": f"road_{self.per_pair}", "group_size": size}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable), biases=True)
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "RoAd | None":
+        fields = {"variant": "road_1", "group_size": 64, "layer_has_bias": False}
+        if (known := settings_of(config, "ROAD", **fields)) is None:
+            return None
+        if known["variant"] not in (names := ("road_1", "road_2", "road_4")):
+            raise ValueError(f"ROAD: variant {known['variant']!r} is none of {', '.join(names)}")
+        per_pair, size = int(known["variant"][-1]), known["group_size"]
+        return cls(per_pair=per_pair, group_size=size, biases=known["layer_has_bias"])
+
     def count(self, shape: tuple[int, int]) -> int:
         return self.per_pair * shape[1]
+
+    def _half(self, outputs: int) -> int:
+        """Half of a group's size."""
+        return next(n for n in range(self.group_size // 2, 0, -1) if outputs % (2 * n) == 0)
 
     def _turned(self, y: Array, factors: Factors, transpose: bool = False) -> Array:
         """y (..., out), turned; with `transpose`, times the transpose of what turns it."""
         outputs = y.shape[-1]
-        half = next(n for n in range(self.group_size // 2, 0, -1) if outputs % (2 * n) == 0)
+        half = self._half(outputs)
         form = *[1] * (y.ndim - 1), -1, self.per_pair, half
         theta, alpha = (factors.trainable[name].reshape(form) for name in ("theta", "alpha"))
         same = (alpha * jnp.cos(theta))[..., :2, :].astype(y.dtype)

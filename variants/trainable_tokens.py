@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from lora_jax.methods.products import product
+from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 
@@ -29,6 +30,7 @@ class TrainableTokens(Variant):
 
     title: ClassVar[str] = "trainable tokens"
     peft: ClassVar[str] = "TrainableTokensConfig"
+    peft_layouts: ClassVar[Layouts] = {"rows": same("trainable_tokens_delta")}
     suggested: ClassVar[Suggested] = Suggested(targets=("(word|embedding)/embedding",))
 
     tokens: tuple[int, ...] = ()
@@ -79,6 +81,18 @@ class TrainableTokens(Variant):
         where = jnp.take(jnp.asarray(place), rows, mode="clip")
         trained = jnp.take(own, where, axis=0, mode="clip")
         return jnp.where(where[..., None] < 0, base.take(rows), trained)
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        if not lookup:
+            return None
+        tokens = self._rows(base.shape[0]).tolist()
+        settings = {"peft_type": "TRAINABLE_TOKENS", "token_indices": tokens}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "TrainableTokens | None":
+        known = settings_of(config, "TRAINABLE_TOKENS", token_indices=[])
+        return None if known is None else cls(tokens=known["token_indices"])
 
     def count(self, shape: tuple[int, int]) -> int:
         return (len(self.tokens) or self.last) * shape[1]

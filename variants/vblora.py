@@ -18,8 +18,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout, require_ratio
+from lora_jax.methods.peft_lora import dropout_of
 from lora_jax.methods.products import add, dropout, product
+from lora_jax.peft_format import Layout, Layouts, Peft, Settings, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
+
+BANK = "vblora_vector_bank"
+"""PEFT's name for the bank."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,10 @@ class VBLoRA(Variant):
     title: ClassVar[str] = "VB-LoRA"
     peft: ClassVar[str] = "VBLoRAConfig"
     suggested: ClassVar[Suggested] = Suggested(settings={"learning_rate_ratio": 10.0})
+    peft_layouts: ClassVar[Layouts] = {
+        "a": same("vblora_logits_A"),
+        "b": Layout("vblora_logits_B", *[lambda x: x.swapaxes(0, 1)] * 2),
+    }
     shared_trainable: ClassVar[tuple[str, ...]] = ("bank",)
 
     rank: int = 4
@@ -107,6 +116,32 @@ class VBLoRA(Variant):
     def take(self, rows: Array, base: Base, factors: Factors) -> Array:
         a, b = (each.astype(base.dtype) for each in self.as_lora(base, factors))
         return base.take(rows) + jnp.moveaxis(jnp.take(a, rows, axis=1, mode="clip"), 0, -1) @ b
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        numbers, length = factors.trainable["bank"].shape
+        if lookup or self._length(base.shape) != length:
+            return None
+        settings = {"peft_type": "VBLORA", "r": self.rank, "num_vectors": numbers}
+        settings |= {"vector_length": length, "topk": self.topk, "save_only_topk_weights": False}
+        settings |= {"vblora_dropout": dropout_of(factors), "fan_in_fan_out": False, "bias": "none"}
+        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+
+    @classmethod
+    def from_peft(cls, config: Settings) -> "VBLoRA | None":
+        fields = {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2}
+        fields |= {"vblora_dropout": 0.0, "init_vector_bank_bound": 0.02, "init_logits_std": 0.1}
+        if (known := settings_of(config, "VBLORA", **fields)) is None:
+            return None
+        rank, numbers, length, topk, dropout, *_ = known.values()
+        return cls(rank, numbers, length, topk, dropout)
+
+    def shared_to_peft(self, shared: dict[str, Array], shapes: Sequence[tuple[int, int]]) -> dict:
+        return {BANK: shared["bank"]}
+
+    def shared_from_peft(self, peft: Peft, begun: dict[str, Array]) -> dict[str, Array]:
+        if BANK not in peft.shared:
+            raise ValueError(f"VBLORA was saved without its {BANK}")
+        return {**begun, "bank": peft.shared[BANK]}
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape) // self._length(shape) * self.num_vectors

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from lora_jax.methods import from_data, initialization, loftq, preconditioning
+from lora_jax.files.arrays import to_host
+from lora_jax.methods import from_data, initialization, loftq, peft_lora, preconditioning
 from lora_jax.methods.checks import (
     require_count,
     require_dropout,
@@ -19,6 +21,7 @@ from lora_jax.methods.checks import (
     require_ratio,
 )
 from lora_jax.methods.products import add, dropout, product
+from lora_jax.peft_format import Peft
 from lora_jax.statistics import Need, Seen
 from lora_jax.suggest import nearest
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
@@ -44,6 +47,12 @@ class LowRankUpdate(Variant):
 
     def as_lora(self, base: Base, factors: Factors) -> tuple[Array, Array] | None:
         return self.low_rank_factors(factors, wide(base.dtype))
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        """Plain LoRA that is equal, whether PEFT has the method or not."""
+        if (both := self.as_lora(base, factors)) is None:
+            return None
+        return peft_lora.as_peft(*both, 1.0, factors, lookup)
 
     def weight(self, base: Base, factors: Factors) -> Array:
         delta = self.delta(factors)
@@ -226,6 +235,25 @@ class LowRank(LowRankUpdate):
             moved = self.scales(factors) * (read(factors, "b") - factors.constants["b0"])
             a, b = jnp.concatenate([a - a0, a0]), jnp.concatenate([b, moved])
         return a.astype(dtype), b.astype(dtype)
+
+    def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
+        """Plain LoRA, of rank 2r where a start is subtracted: the base stays as it is."""
+        if (both := self.as_lora(base, factors)) is None:
+            return None
+        return self._as_peft(*both, factors, lookup)
+
+    def _as_peft(self, a: Array, b: Array, factors: Factors, lookup: bool, **also: Any) -> Peft:
+        scale = float(factors.constants["scale"]) or 1.0
+        used = self._used(factors, len(a))
+        return peft_lora.as_peft(a[used], b[used] / scale, scale, factors, lookup, **also)
+
+    def _used(self, factors: Factors, rows: int) -> np.ndarray:
+        """Which rows count: those of the rank, and as many again where a start is subtracted."""
+        mask = factors.constants.get("mask")
+        return np.ones(rows, bool) if mask is None else np.resize(to_host(mask) > 0, rows)
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        return peft_lora.factors_from(peft, begun, self.rank)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape)

@@ -13,12 +13,11 @@ from make_fixtures.peft_methods import METHODS
 
 import lora_jax as lj
 import variants
-from variants.hira import HiRA
-from variants.ia3 import IA3
-from variants.lokr import LoKr
-from variants.miss import MiSS
-from variants.oft import OFT
-from variants.vera import VeRA
+from lora_jax.interchange.peft_config import of_module
+from lora_jax.methods import peft_lora
+from lora_jax.peft_format import Peft
+from variants import hira
+from variants.gralora import GraLoRA
 
 
 def forward(params, ids, tanh=jnp.tanh):
@@ -30,85 +29,31 @@ def forward(params, ids, tanh=jnp.tanh):
 
 
 def variant_of(config, module):
-    """The variant that a config of PEFT means for one module (`get_pattern_key` in PEFT).
+    """The variant that a config of PEFT means for one module.
 
     Args:
       config: PEFT's settings, and under `method` the name of the variant (LoRA if there is none).
     """
-
-    def setting(name, patterns):
-        for pattern, value in config.get(patterns, {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        return config[name]
-
-    method = config.get("method", "lora")
-    if method == "vera":
-        return VeRA(rank=config["r"], dropout=config.get("vera_dropout", 0.0))
-    if method == "ia3":
-        inputs = any(module.endswith(name) for name in config["feedforward_modules"])
-        return IA3(scales="inputs") if inputs else IA3(biases=config.get("biases", True))
-    if method == "hira":
-        return HiRA(rank=config["r"], dropout=config.get("hira_dropout", 0.0))
-    if method == "miss":
-        return MiSS(rank=config["r"], dropout=config.get("miss_dropout", 0.0))
-    if method in ("hra", "shira"):
-        return variants.make(method, rank=config["r"])
-    if method == "fourierft":
-        settings = {"frequencies": config["n_frequency"], "alpha": config["scaling"]}
-        return variants.make("fourierft", **settings)
-    if method == "randlora":
-        given = {"alpha": float(config["randlora_alpha"])}
-        dropout = config.get("randlora_dropout", 0.0)
-        return variants.make("randlora", rank=config["r"], dropout=dropout, **given)
-    if method == "delora":
-        given = {"strength": config["delora_lambda"], "dropout": config.get("module_dropout", 0.0)}
-        return variants.make("delora", rank=config["r"], **given)
-    if method == "oft":
-        return OFT(block_size=config["oft_block_size"])
-    if method == "c3a":
-        return variants.make("c3a", block_size=setting("block_size", "block_size_pattern"))
-    if method == "road":
-        per_pair = int(config.get("variant", "road_1").removeprefix("road_"))
-        settings = {"per_pair": per_pair, "group_size": config["group_size"], "biases": True}
-        return variants.make("road", **settings)
-    if method == "boft":
-        both = {**METHODS["boft"], **config}
-        size, number = both["boft_block_size"], both["boft_n_butterfly_factor"]
-        return variants.make("boft", block_size=size, butterfly_factors=number)
-    if method == "vblora":
-        names = ("num_vectors", "vector_length", "topk")
-        given = {name: config[name] for name in names} | {"rank": config["r"]}
-        return variants.make("vblora", dropout=config.get("vblora_dropout", 0.0), **given)
-    if method == "gralora":
-        given = {"alpha": float(config["alpha"]), "blocks": config.get("gralora_k", 2)}
-        given["dropout"] = config.get("gralora_dropout", 0.0)
-        return variants.make("gralora", rank=config["r"], **given)
-    if method in ("loha", "lokr"):
-        both = {
-            "rank": setting("r", "rank_pattern"),
-            "alpha": float(setting("alpha", "alpha_pattern")),
-        }
-        if method == "loha":
-            return variants.make("loha", **both)
-        factor, decompose_both = config.get("decompose_factor", -1), config.get("decompose_both")
-        return LoKr(factor=factor, decompose_both=bool(decompose_both), **both)
-    settings = {
-        "rank": config["init_r"] if method == "adalora" else setting("r", "rank_pattern"),
-        "alpha": float(setting("lora_alpha", "alpha_pattern")),
-        "dropout": config.get("lora_dropout", 0.0),
-    }
+    method, own = config.get("method", "lora"), ("method", "optimiser", "seed", "biases")
+    settings = {"peft_type": "LORA", **METHODS[method]}
+    settings |= {name: value for name, value in config.items() if name not in own}
+    start = settings.get("init_lora_weights")
+    if fast := str(start).startswith("pissa_niter"):  # drawn, so that no file is read with it
+        settings["init_lora_weights"] = "pissa"
+    settings["layer_has_bias"] = config.get("biases", True)
+    variant = variants.from_peft(of_module(settings, module))
     if method == "adalora":  # all ranks stay, so that nothing has to be pruned
-        settings |= {"mode": "reference", "target_rank": config["init_r"]}
-    if method == "riemannian":
-        settings["damping"] = config["optimiser"]["damping"]
+        return dataclasses.replace(variant, target_rank=variant.rank)
+    changes = {"initialization": start} if fast or start == "gaussian" else {}
     if method == "lora_plus":
-        settings["learning_rate_ratio"] = config["optimiser"]["ratio"]
-    if config.get("use_rslora"):
-        settings["scale"] = "alpha/sqrt(rank)"
-    if isinstance(config.get("init_lora_weights"), str):
-        settings["initialization"] = config["init_lora_weights"]
-    return variants.make(method, **settings)
+        changes["learning_rate_ratio"] = config["optimiser"]["ratio"]
+    if method == "riemannian":
+        changes["damping"] = config["optimiser"]["damping"]
+    if settings["peft_type"] != "LORA" or method == "dora":
+        return dataclasses.replace(variant, **changes)
+    fields = {f.name: getattr(variant, f.name) for f in dataclasses.fields(variant)}
+    changed = {"preconditioner": "riemannian"} if method == "riemannian" else {}
+    return variants.make(method, **{**fields, **changed, **changes})
 
 
 def adapt(config):
@@ -117,38 +62,22 @@ def adapt(config):
     return lj.adapt(forward, targets=targets)
 
 
-_FACTOR = re.compile(
-    r"base_model\.model\.(.+?)\.((?:lora|hira|vera|ia3|miss|hada|lokr|oft|hra|fourierft|randlora"
-    r"|shira|delora|gralora|c3a|road|boft|vblora)_\w+?)"
-    r"(?:\.default)?(?:\.weight)?"
-)
+def _layouts():
+    """What every factor is called in PEFT, {its name: (our name, how to read it)}."""
+    each = [variants.find(name).peft_layouts for name in variants.names()]
+    each += [peft_lora.LINEAR, peft_lora.EMBEDDING, hira.LINEAR, hira.EMBEDDING]
+    each += [GraLoRA()._layouts()]
+    found = {one.name: (ours, one.read) for layouts in each for ours, one in layouts.items()}
+    fixtures = {f"{method}_places": ("places", np.asarray) for method in ("fourierft", "shira")}
+    return found | fixtures
+
+
+LAYOUTS = _layouts()
 BANK = ".vblora_vector_bank"
-_VECTORS = {"magnitude_vector": "m", "lambda_b": "b", "lambda_d": "d", "l": "l", "E": "e", "s": "s"}
-_AS_THEY_ARE = {"miss_block": "d", "oft_R": "q", "hada_w1_b": "a", "hada_w2_b": "c"}
-_AS_THEY_ARE |= {"lokr_w1_b": "ca", "lokr_w2_b": "a", "fourierft_spectrum": "c"}
-_AS_THEY_ARE |= {"c3a_kernel": "w"}
-_AS_THEY_ARE |= {"shira_weight": "v", "delora_lambda": "lambda", "randlora_gamma": "gamma"}
-_TRANSPOSED = {"hada_w1_a": "b", "hada_w2_a": "d", "lokr_w1": "c", "lokr_w2": "d"}
-_TRANSPOSED |= {"lokr_w1_a": "cb", "lokr_w2_a": "b", "hra_u": "u", "randlora_lambda": "lambda"}
-
-
-def _below(matrices):
-    """BOFT's q: minus the skew-symmetric parts, below the diagonal, by columns."""
-    columns, rows = np.triu_indices(matrices.shape[-1], 1)
-    return (matrices.swapaxes(-1, -2) - matrices)[..., rows, columns] / 2
-
-
-_RESHAPED = {  # blocks of A (k, in / k, rank), and of B (k, rank, out / k)
-    "vblora_logits_A": ("a", lambda x: x),
-    "vblora_logits_B": ("b", lambda x: x.swapaxes(0, 1)),
-    "gralora_A": ("a", lambda x: x.transpose(2, 0, 1).reshape(x.shape[2], -1)),
-    "boft_R": ("q", _below),
-    "gralora_B": ("b", lambda x: x.transpose(1, 0, 2).reshape(x.shape[1], -1)),
-}
 
 
 def to_factors(tensors):
-    """{weight: {a, b, m ...}} from PEFT's {..lora_A..: (rank, in), ..lora_B..: (out, rank) ...}.
+    """{weight: {a, b, m ...}} from PEFT's tensors, as they are named in files or in memory.
 
     Without the bank that VB-LoRA's matrices share.
     """
@@ -156,20 +85,14 @@ def to_factors(tensors):
     for name, tensor in tensors.items():
         if BANK in name:
             continue
-        module, whole = _FACTOR.fullmatch(name).groups()
-        kind = whole.split("_", 1)[1].removeprefix("embedding_")
-        if whole in _RESHAPED:
-            ours, of = _RESHAPED[whole]
-            factor = of(tensor)
-        elif whole in _AS_THEY_ARE:
-            ours, factor = _AS_THEY_ARE[whole], tensor
-        elif whole in _TRANSPOSED:
-            ours, factor = _TRANSPOSED[whole], tensor.T
-        elif kind in _VECTORS:
-            ours, factor = _VECTORS[kind], tensor.ravel()
-        else:
-            ours, factor = kind.lower(), tensor.T if kind == "B" else tensor
-        adapters.setdefault(f"{module}.weight", {})[ours] = jnp.asarray(factor)
+        bare = name.removeprefix("base_model.model.").replace(".default", "")
+        parts = bare.replace("magnitude_vector.weight", "magnitude_vector").split(".")
+        if parts[-1] in ("randlora_A", "randlora_B"):
+            continue  # copies of what all share, which PEFT saves for each module
+        last = 1 if parts[-1] in LAYOUTS else 2
+        ours, read = LAYOUTS[".".join(parts[-last:])]
+        weight = f"{'.'.join(parts[:-last])}.weight"
+        adapters.setdefault(weight, {})[ours] = jnp.asarray(read(tensor))
     return adapters
 
 
@@ -241,15 +164,13 @@ def with_constants(frozen, fixed, start):
       fixed: what PEFT does not train: VeRA's projections in its names, or {weight: {a}}.
       start: {weight: {a, b}} of PEFT, in our layout.
     """
-    if "base_model.vera_A.default" in fixed:
-        a, b = (fixed[f"base_model.vera_{letter}.default"] for letter in "AB")
-        shared = {"projection_a": jnp.asarray(a), "projection_b": jnp.asarray(b.T)}
-        shared |= {"init_key": frozen.shared[0]["init_key"]}
+    shared = {n.split(".")[1]: x for n, x in fixed.items() if n.count(".") == 2}
+    if shared:  # base_model.vera_A.default
+        ((variant, _),) = frozen.spec.groups().items()
+        found = variant.shared_from_peft(Peft({}, {}, shared), frozen.shared[0])
         # Stored once for all matrices, and as large as PEFT's.
-        assert jax.tree.map(jnp.shape, (shared,)) == jax.tree.map(jnp.shape, frozen.shared)
-        return dataclasses.replace(frozen, shared=(shared,))
-    if "base_model.randlora_A.default" in fixed:
-        return dataclasses.replace(frozen, shared=(_random_matrices(frozen.shared[0], fixed),))
+        assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, frozen.shared[0])
+        return dataclasses.replace(frozen, shared=(jax.tree.map(jnp.asarray, found),))
     constants = {path: dict(each) for path, each in frozen.constants.items()}
     for path, each in constants.items():
         if "a0" in each:
@@ -259,19 +180,6 @@ def with_constants(frozen, fixed, start):
     shapes = [jax.tree.map(jnp.shape, each) for each in (constants, frozen.constants)]
     assert shapes[0] == shapes[1]
     return dataclasses.replace(frozen, constants=constants)
-
-
-def _random_matrices(ours, fixed):
-    """RandLoRA's A and B in our order and sizes, if all matrices have as many terms as ours."""
-    a, b = (fixed[f"base_model.randlora_{letter}.default"] for letter in "AB")
-    terms, rank, long = ours["random_b"].shape
-    rows = b[:long, :terms].reshape(long, rank, terms)  # column k * terms + i is of row k in term i
-    short = ours["random_a"].shape[1]
-    return {
-        "init_key": ours["init_key"],
-        "random_a": jnp.asarray(a[:, 0, :short]),
-        "random_b": jnp.asarray(rows.transpose(2, 1, 0)),
-    }
 
 
 def within(arrays, config, use):

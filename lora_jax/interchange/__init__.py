@@ -1,0 +1,5 @@
+"""Adapters in other libraries' formats: Hugging Face PEFT's folders, written and read.
+
+`names` and `families` know what a parameter is called in torch; a method's own file knows what its
+factors are called (`Variant.to_peft`). `save_peft` and `load_peft` put the two together.
+"""

@@ -1,0 +1,29 @@
+"""The torch names of the models of `lora_jax.models`, as transformers has them."""
+
+from typing import Any
+
+from lora_jax.interchange.names import Names
+from lora_jax.models.families.decoders import DECODERS
+from lora_jax.models.published.decoder_names import decoder_prefix, places
+from lora_jax.models.published.placed import Place
+from lora_jax.models.published.torch_names import prefix, torch_places
+
+
+def names_of(config: Any, head: bool = True) -> Names:
+    """The names of a classifier's or decoder's parameters, from the config of its model.
+
+    They are those of transformers' classes with a head, `BertForSequenceClassification` or
+    `LlamaForCausalLM`; without `head`, those of `BertModel` or `LlamaModel`.
+    """
+    decoder = config.model_type in DECODERS
+    before = "" if head else (decoder_prefix(config) if decoder else prefix(config))
+    all_places = places if decoder else torch_places
+
+    def place(path: str, layer: int) -> Place | None:
+        try:
+            found = all_places(path, config)[layer]
+        except ValueError:
+            return None
+        return found._replace(name=found.name.removeprefix(before))
+
+    return Names(place, lambda path: path.startswith("layers/"))

@@ -1,0 +1,199 @@
+"""Read an adapter from a Hugging Face PEFT folder, onto any function of the same weights."""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lora_jax.interchange.matrices import depth, row, variant_at
+from lora_jax.interchange.names import Names, Row, rows
+from lora_jax.interchange.peft_config import of_module
+from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
+from lora_jax.methods.peft_joined import third
+from lora_jax.methods.peft_lora import BIAS
+from lora_jax.models.published.placed import Place
+from lora_jax.partition import flatten, is_array
+from lora_jax.peft_format import Peft, Settings
+from lora_jax.transform.adapt import Adapted, adapt
+from lora_jax.transform.adapted_weight import with_shared
+from lora_jax.transform.placement import Frozen, Trainable, base_of
+from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
+from lora_jax.transform.target_patterns import layers as some_layers
+from lora_jax.variant import Factors, Variant
+
+
+class Loaded(NamedTuple):
+    """An adapted function with the adapter of a folder."""
+
+    adapted: Adapted
+    trainable: Trainable
+    frozen: Frozen
+    config: dict[str, Any]
+    """The folder's adapter_config.json."""
+
+
+def load_peft(
+    folder: str | os.PathLike,
+    variant_of: Callable[[Settings], Variant],
+    names: Names,
+    forward: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Loaded:
+    """A function with the adapter of a folder that PEFT, or `save_peft`, has written.
+
+    Nothing in the folder is trusted: names, shapes and sizes are compared with the config and the
+    model before a tensor is read, and pickles are not read.
+
+    Args:
+      variant_of: the variant that PEFT's settings mean: `variants.from_peft`.
+      names: what parameters are called in torch: `families.names_of(model.config)`, or
+        `names_from_patterns`.
+      forward, params, *args, **kwargs: as for `adapt` and `init`; params are the base that the
+        adapter was trained on.
+
+    Raises:
+      FileNotFoundError: a missing file.
+      ValueError: a file that is malformed, of a method that is not here, or of another model. The
+        message names the file, and the module or tensor.
+    """
+    source = PeftFolder(folder)
+    leaves = {path: x for path, x in flatten(params)[0].items() if is_array(x)}
+    found = sort_tensors(source, rows(names, leaves))
+    try:
+        settings = {
+            module: {**of_module(source.config, module), "layer_has_bias": module in found.biases}
+            for module in found.adapters
+        }
+        targets = _targets(found, settings, variant_of, names)
+    except ValueError as error:
+        raise ValueError(f"{source.config_path}: {error}") from None
+    full = sorted({row.path for row in (*found.full.values(), *_lora_biases(found).values())})
+    adapted = adapt(forward, targets=targets, also_train=[re.escape(path) for path in full])
+    key = jax.random.key(0)  # what is drawn is replaced
+    try:
+        shapes = {name: source.abstract(name) for name in source.names()}
+        begun = jax.eval_shape(lambda: adapted.init(key, params, *args, **kwargs))
+        fill = functools.partial(_filled, found, settings, names)
+        jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
+    except ValueError as error:
+        raise ValueError(f"{source.path}, {source.base()}: {error}") from None
+    begun = adapted.init(key, params, *args, **kwargs)
+    return Loaded(
+        adapted, *fill(*begun, {name: source.read(name) for name in shapes}), source.config
+    )
+
+
+def _targets(
+    found: Sorted,
+    settings: Mapping[str, Settings],
+    variant_of: Callable[[Settings], Variant],
+    names: Names,
+) -> dict[Any, Variant]:
+    targets = {}
+    for module, each in found.rows.items():
+        variant = variant_of(settings[module])
+        for place in each:
+            pattern = re.escape(place.path)
+            one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
+            targets[one] = variant
+    return targets
+
+
+def _peft(found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any) -> Peft:
+    """What a folder has of one parameter's layer."""
+    module = place.name.removesuffix(".weight")
+    own = {suffix: read[name] for suffix, name in found.adapters[module].items()}
+    shared = {suffix: read[name] for suffix, name in found.shared.items()}
+    peft = Peft(settings[module], own, shared)
+    return peft if place.part is None else third(peft, place.part)
+
+
+def _filled(
+    found: Sorted,
+    settings: Mapping[str, Settings],
+    names: Names,
+    trainable: Trainable,
+    frozen: Frozen,
+    read: Mapping[str, Any],
+) -> tuple[Trainable, Frozen]:
+    """What `init` gave, with the tensors of a folder in its place; works on shapes, too."""
+    adapters, constants = dict(trainable["adapters"]), dict(frozen.constants)
+    shared = frozen.shared_by(trainable)
+    for placement in frozen.spec.adapted:
+        path = placement.use.path
+        begun = Factors(adapters[path], constants[path])
+        base = base_of(placement, frozen.base[path])
+        each = []
+        for layer in range(depth(placement)):
+            factors = row(placement, begun, layer)
+            if (variant := variant_at(placement, layer)) is not None:
+                place = names.place(path, layer)
+                assert place is not None  # the adapter was found by its name
+                peft = _peft(found, settings, place, read)
+                like = row(placement, base, layer)
+                common = shared[placement.variant]
+                filled = variant.factors_from_peft(like, peft, with_shared(factors, common))
+                both = zip(filled, common, strict=True)
+                own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
+                factors = _like(factors, Factors(*own), place.name)
+            each.append(factors)
+        stack = placement.use.stack
+        whole = jax.tree.map(lambda *x: jnp.stack(x), *each) if stack else each[0]
+        adapters[path], constants[path] = whole
+    params = dict(trainable["params"])
+    for name, place in found.full.items():
+        tensor, mine = read[name], params[place.path]
+        tensor = tensor.T if place.place.transposed else tensor
+        if names.stacked(place.path):
+            params[place.path] = mine.at[place.layer].set(_like(mine[0], tensor, place.path))
+        else:
+            params[place.path] = _like(mine, tensor, place.path)
+    for module, place in _lora_biases(found).items():
+        weight = found.rows[module][0]
+        mine = params[place.path]
+        scale = _one(constants[weight.path]["scale"], weight).astype(mine.dtype)
+        added = scale * jnp.asarray(read[found.adapters[module][BIAS]], mine.dtype)
+        where = mine.at[place.layer] if names.stacked(place.path) else mine.at[:]
+        params[place.path] = where.add(added)
+    groups, every = [], frozen.shared_by_group(trainable)
+    for variant, paths in frozen.spec.groups().items():
+        begun = {**every[variant].constants, **every[variant].trainable}
+        place = next(r.place for each in found.rows.values() for r in each if r.path == paths[0])
+        peft = _peft(found, settings, place, read)
+        whole = _like(begun, variant.shared_from_peft(peft, begun), paths[0])
+        groups.append(shared_factors(variant, whole))
+    frozen = dataclasses.replace(frozen, constants=constants)
+    return with_shared_arrays({"adapters": adapters, "params": params}, frozen, groups)
+
+
+def _lora_biases(found: Sorted) -> dict[str, Row]:
+    """The biases of the layers whose adapters have one of their own, by module."""
+    modules = [module for module, each in found.adapters.items() if BIAS in each]
+    if without := [module for module in modules if module not in found.biases]:
+        raise ValueError(f"'{without[0]}' has a lora_bias, and the model has no bias there")
+    return {module: found.biases[module] for module in modules}
+
+
+def _one(values: Any, place: Row) -> Any:
+    """The number of one layer."""
+    return values[place.layer] if values.ndim else values
+
+
+def _like(mine: Any, theirs: Any, path: str) -> Any:
+    """Arrays of a file in the dtypes of those that `init` gave, which have the same shapes."""
+    found, wanted = (
+        {jax.tree_util.keystr(keys): tuple(x.shape) for keys, x in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (theirs, mine))
+    )
+    for name in {**wanted, **found}:
+        if found.get(name) != wanted.get(name):
+            what = f"{path}{name}: the file has {found.get(name)}"
+            raise ValueError(f"{what}, this model and the config ask for {wanted.get(name)}")
+    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, mine)

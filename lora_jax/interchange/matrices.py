@@ -1,0 +1,95 @@
+"""The adapters of a model one by one: each layer of a stack, with its torch name."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from lora_jax.files.arrays import to_host
+from lora_jax.interchange.names import Names
+from lora_jax.models.published.placed import Place
+from lora_jax.suggest import nearest
+from lora_jax.transform.adapted_weight import with_shared
+from lora_jax.transform.placement import (
+    Frozen,
+    Placement,
+    Trainable,
+    base_of,
+    warn_of_doubts,
+)
+from lora_jax.variant import Base, Factors, Variant
+
+
+class Matrix(NamedTuple):
+    """One matrix with an adapter; arrays of the base stay where they are, factors are NumPy's."""
+
+    path: str
+    layer: int
+    place: Place
+    lookup: bool
+    """Whether it is an embedding, whose rows are looked up."""
+    conv1d: bool
+    """Whether torch stores it as (in, out), as GPT-2's Conv1D does."""
+    variant: Variant
+    base: Base
+    factors: Factors
+
+    @property
+    def module(self) -> str:
+        return self.place.name.removesuffix(".weight")
+
+
+def depth(placement: Placement) -> int:
+    """How many matrices a weight has.
+
+    Raises:
+      ValueError: it is stacked along several axes.
+    """
+    if len(stack := placement.use.stack_shape) > 1:
+        raise ValueError(f"'{placement.use.path}' is stacked along {len(stack)} axes, not one")
+    return stack[0] if stack else 1
+
+
+def lookup(placement: Placement) -> bool:
+    return any(use.kind == "lookup" for use in placement.use.uses)
+
+
+def row(placement: Placement, tree: Any, layer: int) -> Any:
+    """One layer of every leaf of factors or a base, if the weight is stacked."""
+    return jax.tree.map(lambda leaf: leaf[layer], tree) if placement.use.stack else tree
+
+
+def variant_at(placement: Placement, layer: int) -> Variant | None:
+    """The variant of one layer; None for a layer without an adapter."""
+    layers = placement.layers
+    return layers[layer] if isinstance(layers, tuple) else layers
+
+
+def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Matrix]:
+    """Every matrix with an adapter, weight by weight.
+
+    Raises:
+      ValueError: a weight has no torch name.
+    """
+    warn_of_doubts(trainable, frozen)
+    shared = frozen.shared_by(trainable)
+    for placement in frozen.spec.adapted:
+        path = placement.use.path
+        factors = Factors(trainable["adapters"][path], frozen.constants[path])
+        factors = jax.tree.map(to_host, factors)
+        base = base_of(placement, frozen.base[path])
+        for layer in range(depth(placement)):
+            if (variant := variant_at(placement, layer)) is None:
+                continue
+            if (place := names.place(path, layer)) is None:
+                known = [each for each in frozen.spec.paths if names.place(each, 0) is not None]
+                raise ValueError(
+                    f"'{path}' has no torch name; nearest that has: {nearest(path, known)}"
+                )
+            one = with_shared(row(placement, factors, layer), shared[placement.variant])
+            at = row(placement, base, layer)
+            kind = lookup(placement)
+            use = placement.use
+            inputs_first = min(use.inputs, default=0) < min(use.outputs, default=0)
+            conv1d = not kind and inputs_first != place.transposed
+            yield Matrix(path, layer, place, kind, conv1d, variant, at, one)

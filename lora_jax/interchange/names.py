@@ -1,0 +1,98 @@
+"""What a parameter is called in a torch model: one tensor for each layer of a stacked parameter."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from lora_jax.models.published.placed import LEAF, Place
+from lora_jax.partition import matches
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a model's parameters are called in torch."""
+
+    place: Callable[[str, int], Place | None]
+    """The tensor of one layer of a parameter, from its path; None for one without a name."""
+    stacked: Callable[[str], bool]
+    """Whether a parameter has an axis of layers in front, each of which is a tensor in torch."""
+
+
+class Row(NamedTuple):
+    """One layer of a parameter."""
+
+    path: str
+    layer: int
+    place: Place
+
+    @property
+    def module(self) -> str:
+        return self.place.name.rpartition(".")[0]
+
+    @property
+    def leaf(self) -> str:
+        """`weight` or `bias`."""
+        return self.place.name.rpartition(".")[2]
+
+
+def names_from_patterns(patterns: Mapping[str, str]) -> Names:
+    """Names of a user's own model, from patterns of paths to names of torch modules.
+
+    {"layers/query/kernel": "encoder.layer.{layer}.attention.self.query",
+     r"blocks/(\\d+)/up/kernel": "blocks.{0}.mlp.up"}
+
+    A pattern is a regular expression that matches a whole path, or its tail after a `/`; the first
+    that matches decides. `{layer}` is the number of a layer of a stacked parameter, `{0}` the
+    pattern's first group. Matrices count as torch's Linear, which stores (out, in); what is called
+    `embedding` and vectors are stored as they are. A bias is found beside its weight. A template
+    that ends in `.weight` or `.bias` names the tensor itself, which is then stored as it is here.
+
+    Raises:
+      ValueError: (when a name is asked for) a template has another field.
+    """
+
+    def found(path: str) -> tuple[str, str, str] | None:
+        before, _, leaf = path.rpartition("/")
+        beside = [path, *(f"{before}/{each}" for each in LEAF)] if leaf == "bias" else [path]
+        for pattern, template in patterns.items():
+            for each in beside:
+                if matches(pattern, each):
+                    return pattern, template, each
+        return None
+
+    def place(path: str, layer: int) -> Place | None:
+        return None if (one := found(path)) is None else _place(*one, path, layer)
+
+    def stacked(path: str) -> bool:
+        return (one := found(path)) is not None and "{layer" in one[1]
+
+    return Names(place, stacked)
+
+
+def _place(pattern: str, template: str, matched: str, path: str, layer: int) -> Place:
+    found = re.fullmatch(rf"(?:.*/)?(?:{pattern})", matched)
+    groups = found.groups() if found else ()
+    try:
+        module = template.format(*groups, layer=layer)
+    except (IndexError, KeyError) as error:
+        raise ValueError(
+            f"'{template}' has a field {error} that '{pattern}' does not give; "
+            "there are {layer} and, for groups, {0}, {1} ..."
+        ) from None
+    if module.endswith((".weight", ".bias")):
+        return Place(module, False, None)
+    leaf = path.rpartition("/")[2]
+    kind = LEAF.get(leaf, "weight")
+    return Place(f"{module}.{kind}", kind == "weight" and leaf not in ("embedding", "scale"), None)
+
+
+def rows(names: Names, params: Mapping[str, Any]) -> Iterable[Row]:
+    """The layers of all parameters that have a name, from arrays (or shapes) by path."""
+    for path, value in params.items():
+        layers = jax.tree.leaves(value)[0].shape[0] if names.stacked(path) else 1
+        for layer in range(layers):
+            if (place := names.place(path, layer)) is not None:
+                yield Row(path, layer, place)

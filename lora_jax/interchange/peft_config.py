@@ -1,0 +1,126 @@
+"""adapter_config.json: the settings of all modules in one, and what it means for one module."""
+
+import re
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from lora_jax.peft_format import Settings
+
+PATTERNS = {
+    "r": "rank_pattern",
+    "lora_alpha": "alpha_pattern",
+    "alpha": "alpha_pattern",
+    "block_size": "block_size_pattern",
+    "n_frequency": "n_frequency_pattern",
+    "delora_lambda": "lambda_pattern",
+}
+"""Fields that may differ between modules where the config has the other field, too."""
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the fields that name modules have the types of PEFT's."""
+    if not isinstance(config.get("peft_type"), str):
+        raise ValueError("no peft_type: not the config of an adapter")
+    for field in sorted(set(PATTERNS.values())):
+        pattern = config.get(field)
+        known = pattern is None or isinstance(pattern, dict)
+        values = pattern.values() if isinstance(pattern, dict) else ()
+        if not known or not all(_is_number(x) or _are_bools(x) for x in values):
+            raise ValueError(f"{field} must map modules to numbers, got {reprlib.repr(pattern)}")
+    inputs = config.get("feedforward_modules") or ""
+    if not isinstance(inputs, str) and not (
+        isinstance(inputs, list) and all(isinstance(x, str) for x in inputs)
+    ):
+        raise ValueError(f"feedforward_modules must be names, got {reprlib.repr(inputs)}")
+
+
+def _are_bools(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(each, bool) for each in x)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
+    """One config from the settings of every module.
+
+    The most frequent value of a field is everybody's; a pattern gives other modules theirs. Lists
+    and mappings are joined, with the module's name for `{module}`.
+
+    Raises:
+      ValueError: modules differ in a field for which there is no pattern.
+    """
+    names = dict.fromkeys(name for settings in each.values() for name in settings)
+    columns = {n: {m: settings.get(n) for m, settings in each.items()} for n in names}
+    lists = {n for n, x in columns.items() if any(isinstance(v, dict | list) for v in x.values())}
+    found = {name: _united(columns[name]) for name in names if name in lists}
+    for name in (name for name in names if name not in lists):
+        values = list(columns[name].values())
+        common = max(values, key=values.count)
+        others = {module: x for module, x in columns[name].items() if x != common}
+        pattern = PATTERNS.get(name, "")
+        if others and pattern not in found:
+            (other, differs), *_ = others.items()
+            usual = next(module for module, x in columns[name].items() if x == common)
+            raise ValueError(
+                f"PEFT has one {name} for all modules; '{usual}' has {common!r} and '{other}' "
+                f"{differs!r}"
+            )
+        found[name] = common
+        if others:
+            # The longest first: PEFT takes the first key that is the end of a module's name.
+            own = {re.escape(m): others[m] for m in sorted(others, key=len, reverse=True)}
+            found[pattern] = {**found[pattern], **own}
+    return found
+
+
+def _united(values: Mapping[str, Any]) -> Any:
+    kinds = {type(value) for value in values.values() if value is not None}
+    if kinds == {list}:
+        texts = [(m, x) for m, each in values.items() for x in each or ()]
+        filled = [x.format(module=m) if isinstance(x, str) else x for m, x in texts]
+        return list(dict.fromkeys(filled))
+    return {
+        key.format(module=module): x
+        for module, each in values.items()
+        for key, x in (each or {}).items()
+    }
+
+
+def of_module(config: Settings, module: str) -> dict[str, Any]:
+    """What a config says of one module: patterns are resolved, and lists tell of this one alone."""
+    found = dict(config)
+    for name, pattern in PATTERNS.items():
+        values = config.get(pattern) or {}
+        if name in config or name == "r":
+            for key, value in values.items():
+                if not isinstance(value, list) and _matches(key, module):
+                    found[name] = value
+                    break
+    if isinstance(config.get("rank_pattern"), dict):  # AdaLoRA's: which rows are left
+        names = (f"{module}.lora_E", f"{module}.lora_E.default")
+        rows = [x for name, x in config["rank_pattern"].items() if name in names]
+        found["rank_pattern"] = rows[0] if rows else None
+    if config.get("feedforward_modules"):
+        found["feedforward_modules"] = selects(config["feedforward_modules"], module)
+    return found
+
+
+def selects(target: Any, module: str) -> bool:
+    """Whether a list of names, or a regular expression, selects a module (PEFT's rule)."""
+    if isinstance(target, str):
+        return _full_match(target, module)
+    return any(module == name or module.endswith(f".{name}") for name in target)
+
+
+def _matches(key: str, module: str) -> bool:
+    return _full_match(rf"(.*\.)?({key})", module)
+
+
+def _full_match(pattern: str, text: str) -> bool:
+    try:
+        return re.fullmatch(pattern, text) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no pattern: {error}") from None

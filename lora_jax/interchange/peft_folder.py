@@ -1,0 +1,145 @@
+"""A PEFT folder as it lies on disk: its config, and which tensor belongs to which module."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from lora_jax.interchange.names import Row
+from lora_jax.interchange.peft_config import check
+from lora_jax.models.published.torch_bin import TorchFile
+from lora_jax.models.published.weight_files import SafetensorsFile, read_json
+from lora_jax.suggest import nearest
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TORCH_WEIGHTS = "adapter_model.bin"
+"""What PEFT wrote before 0.7; it is read without unpickling objects."""
+SHARED = "base_model."
+MODEL = f"{SHARED}model."
+"""The prefix of the modules' names in a file."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I64", "I32")
+
+
+class PeftFolder:
+    """The config of a folder, and its tensors: shapes are known at once, contents on `read`."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.config_path = Path(folder) / CONFIG
+        self.config: dict[str, Any] = read_json(self.config_path)
+        try:
+            check(self.config)
+        except ValueError as error:
+            raise ValueError(f"{self.config_path}: {error}") from None
+        path = Path(folder) / WEIGHTS
+        if not path.is_file() and (Path(folder) / TORCH_WEIGHTS).is_file():
+            path = Path(folder) / TORCH_WEIGHTS
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        self.path = path
+        self._file = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+
+    def names(self) -> list[str]:
+        return list(self._file.names())
+
+    def base(self) -> str:
+        """What the folder says of the model that the adapter belongs to."""
+        name = self.config.get("base_model_name_or_path")
+        return f"an adapter of {name!r}" if name else "an adapter of a model without a name"
+
+    def abstract(self, name: str) -> jax.ShapeDtypeStruct:
+        """The shape of a tensor of real numbers, or of indices; ValueError for any other."""
+        dtype = self._file.dtype(name)
+        if dtype not in _FLOATS + _INTEGERS:
+            raise ValueError(f"{self.path}: tensor '{name}' is {dtype}")
+        kind = np.float32 if dtype in _FLOATS else np.int32
+        return jax.ShapeDtypeStruct(self._file.shape(name), kind)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor; ValueError if a number in it is not finite."""
+        tensor = self._file.read(name)
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{self.path}: tensor '{name}' holds NaN or an infinity")
+        return tensor
+
+
+def write_folder(
+    folder: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: Any
+) -> Path:
+    """Write both files of a folder; give its path. `dtype` is None for the tensors' own."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for name, x in tensors.items():
+        real = jnp.issubdtype(x.dtype, jnp.floating)
+        arrays[name] = np.array(x, dtype if dtype and real else x.dtype, order="C")
+    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+class Sorted(NamedTuple):
+    """The names of a folder's tensors, by what they belong to."""
+
+    adapters: dict[str, dict[str, str]]
+    """By module, and what follows its name."""
+    rows: dict[str, list[Row]]
+    """What each of these modules is here; several parameters, where torch has joined them."""
+    shared: dict[str, str]
+    """What all modules share, by what follows `base_model.`."""
+    full: dict[str, Row]
+    """The parameters that were trained in full, by the tensor's name."""
+    biases: dict[str, Row]
+    """The bias beside each weight of the model that has one, by module."""
+
+
+def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
+    """What every tensor of a folder belongs to, among the known parameters of a model.
+
+    Raises:
+      ValueError: a tensor belongs to none, or there is no adapter.
+    """
+    every = list(known)
+    places = {row.place.name: row for row in every}
+    modules: dict[str, list[Row]] = {}
+    for row in every:
+        if row.leaf == "weight":
+            modules.setdefault(row.module, []).append(row)
+    biases = {row.module: row for row in every if row.leaf == "bias"}
+    found = Sorted({}, {}, {}, {}, biases)
+    for name in source.names():
+        if not name.startswith(MODEL) and name.startswith(SHARED):
+            found.shared[name.removeprefix(SHARED)] = name
+            continue
+        own = name.removeprefix(MODEL)
+        bare = own.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        if (row := places.get(bare)) is not None:
+            if not (row.leaf == "weight" and ".base_layer." in own):
+                found.full[name] = row
+            continue  # else PEFT's copy of an adapted embedding, which is the base's
+        module = next((each for each in _parents(own) if each in modules), None)
+        if module is None:
+            raise ValueError(
+                f"{source.path}, {source.base()}: tensor '{name}' belongs to no module of this "
+                "model; nearest: "
+                f"{nearest(own.rpartition('.')[0], modules)}"
+            )
+        found.adapters.setdefault(module, {})[own.removeprefix(f"{module}.")] = name
+        found.rows[module] = modules[module]
+    if not found.adapters:
+        raise ValueError(f"{source.path}: no tensor of an adapter")
+    return found
+
+
+def _parents(name: str) -> Iterable[str]:
+    """The modules that a name may be of, the longest first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name

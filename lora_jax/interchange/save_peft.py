@@ -1,0 +1,139 @@
+"""Write an adapter as a Hugging Face PEFT folder, which `PeftModel.from_pretrained` loads."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.files.arrays import to_host
+from lora_jax.interchange.matrices import Matrix, matrices
+from lora_jax.interchange.names import Names, Row, rows
+from lora_jax.interchange.peft_config import joined
+from lora_jax.interchange.peft_folder import MODEL, SHARED, write_folder
+from lora_jax.methods.peft_joined import joined as side_by_side
+from lora_jax.peft_format import Peft
+from lora_jax.transform.placement import Frozen, Trainable
+
+
+def save_peft(
+    folder: str | os.PathLike,
+    trainable: Trainable,
+    frozen: Frozen,
+    names: Names,
+    *,
+    base_model: str | None = None,
+    task_type: str | None = None,
+    dtype: Any = None,
+) -> Path:
+    """Write adapter_config.json and adapter_model.safetensors; give the folder.
+
+    The base is untouched: what starts from it (PiSSA, OLoRA) is written as LoRA of twice the rank.
+    Parameters that train in full are written too: their whole modules as `modules_to_save`, a bias
+    beside an adapter as one of its layer.
+
+    Args:
+      names: what parameters are called in torch: `families.names_of(model.config)`, or
+        `names_from_patterns`.
+      base_model: what to say of the base, `base_model_name_or_path`.
+      task_type: PEFT's, such as `CAUSAL_LM`. With `SEQ_CLS`, PEFT also saves the head.
+      dtype: of the tensors; the adapter's own by default.
+
+    Raises:
+      ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
+    """
+    parts: dict[str, dict[int, Peft]] = {}
+    found: dict[str, Peft] = {}
+    biased = {row.module for row in rows(names, _params(trainable, frozen)) if row.leaf == "bias"}
+    shapes = []
+    for each in matrices(trainable, frozen, names):
+        peft = _stored(each)
+        shapes.append(each.base.shape)
+        if peft.biases and not each.variant.adapts_bias and each.module in biased:
+            raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
+        if each.place.part is not None:
+            parts.setdefault(each.module, {})[each.place.part] = peft
+        elif each.module in found:
+            raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
+        else:
+            found[each.module] = peft
+    found |= {module: side_by_side(each) for module, each in parts.items()}
+    if not found:
+        raise ValueError("there is no adapter to write: merge the weights, and write the model")
+    config = joined({module: peft.settings for module, peft in found.items()})
+    tensors = {f"{MODEL}{m}.{n}": x for m, peft in found.items() for n, x in peft.tensors.items()}
+    for variant, shared in frozen.shared_by_group(trainable).items():
+        arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
+        own = variant.shared_to_peft(arrays, shapes)
+        tensors |= {f"{SHARED}{name}": x for name, x in own.items()}
+    full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
+    if biases and "bias" not in config:
+        raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
+    config |= {
+        "auto_mapping": None,
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "modules_to_save": sorted(whole) or None,
+        "target_modules": sorted(found),
+        "task_type": task_type,
+        **({"bias": "lora_only"} if biases else {}),
+    }
+    tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
+    return write_folder(folder, config, tensors, dtype)
+
+
+def _stored(each: Matrix) -> Peft:
+    peft = each.variant.to_peft(each.base, each.factors, each.lookup)
+    title = each.variant.title or type(each.variant).__name__
+    if peft is None:
+        what = "an embedding" if each.lookup else "this matrix"
+        raise ValueError(
+            f"'{each.path}': PEFT cannot compute {title} of {what} as it is here; "
+            "merge the weights instead"
+        )
+    if each.conv1d:
+        if "fan_in_fan_out" not in peft.settings:
+            raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")
+        peft = peft._replace(settings={**peft.settings, "fan_in_fan_out": True})
+    return peft
+
+
+def _trained_in_full(
+    trainable: Trainable, frozen: Frozen, names: Names, adapted: set[str]
+) -> tuple[dict[str, np.ndarray], set[str], list[str]]:
+    """The tensors of parameters that train in full, the modules to save, and biases of adapters.
+
+    A module is saved whole, so tensors of it that do not train are those of the base. PEFT asks for
+    the biases of all adapters if it is given one.
+    """
+    params = _params(trainable, frozen)
+    every = list(rows(names, params))
+    trained = [row for row in every if row.path in trainable["params"]]
+    if missing := trainable["params"].keys() - {row.path for row in trained}:
+        raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
+    beside = [row for row in trained if row.module in adapted]
+    whole = {row.module for row in trained} - adapted
+    wanted = [row for row in every if row.module in whole]
+    if beside:
+        wanted += [row for row in every if row.module in adapted and row.leaf == "bias"]
+    found = {}
+    for row in wanted:
+        name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
+        found[name] = _tensor(row, params[row.path], names)
+    return found, whole, [row.path for row in beside]
+
+
+def _params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
+    """All parameters by path, in the order of the user's tree."""
+    arrays = {**frozen.base, **trainable["params"]}
+    return {path: arrays[path] for path in frozen.spec.paths if path in arrays}
+
+
+def _tensor(row: Row, value: Any, names: Names) -> np.ndarray:
+    if isinstance(value, dict):
+        raise ValueError(f"'{row.path}' is quantised, and belongs to a module that is saved whole")
+    if row.place.part is not None:
+        raise ValueError(f"'{row.path}' is a part of '{row.place.name}', which is saved whole")
+    array = to_host(value)[row.layer] if names.stacked(row.path) else to_host(value)
+    return array.T if row.place.transposed else array

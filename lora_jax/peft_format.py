@@ -1,0 +1,118 @@
+"""One adapter as Hugging Face PEFT stores it: settings, and tensors by their names on disk.
+
+A method's own file says what its settings and factors are called there (`Variant.to_peft`,
+`from_peft`, `factors_from_peft`); paths, stacked layers and files are `lora_jax.interchange`'s.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+Settings = Mapping[str, Any]
+"""Fields of adapter_config.json, as they hold for one module, and `layer_has_bias`."""
+
+# fmt: off
+SAY_NOTHING = frozenset((
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "block_size_pattern",
+    "boft_block_num", "boft_dropout", "corda_config", "d_initial", "ensure_weight_tying", "eps",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode",
+    "init_ia3_weights", "init_weights", "lambda_pattern", "layer_has_bias", "layers_pattern",
+    "layers_to_transform",
+    "loftq_config", "lora_ga_config", "mask_type", "megatron_config", "megatron_core", "mini_r",
+    "module_dropout", "modules_to_save", "n_frequency_pattern", "num_cayley_neumann_terms",
+    "peft_type", "peft_version", "projection_prng_key", "qalora_group_size", "random_seed",
+    "rank_dropout", "rank_dropout_scale", "rank_pattern", "revision", "runtime_config",
+    "save_projection", "target_modules", "task_type", "use_effective_conv2d",
+))
+# fmt: on
+"""Fields that do not change what trained tensors compute: where they are, how they trained."""
+
+
+class Peft(NamedTuple):
+    """The adapter of one matrix.
+
+    Lists and mappings among the settings are joined over all modules, and `{module}` in them stands
+    for the name of the module. A field `r` may differ between modules if there is a
+    `rank_pattern`, and so on (`lora_jax.interchange.peft_config`).
+    """
+
+    settings: Settings
+    tensors: Mapping[str, Any]
+    """By what follows the module's name in files: `lora_A.weight`."""
+    shared: Mapping[str, Any] = MappingProxyType({})
+    """What all modules share, by what follows `base_model.`: `vera_A`; only in what is read."""
+    biases: bool = False
+    """Whether PEFT also changes the bias of the layer, as a variant with `adapts_bias` does."""
+
+
+class Layout(NamedTuple):
+    """What PEFT calls a factor, and its shape there."""
+
+    name: str
+    store: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+
+
+Layouts = Mapping[str, Layout]
+"""The layout of each factor, by its name here."""
+
+
+def same(name: str) -> Layout:
+    return Layout(name, lambda x: x, lambda x: x)
+
+
+def transposed(name: str) -> Layout:
+    return Layout(name, lambda x: x.T, lambda x: x.T)
+
+
+def vector(name: str) -> Layout:
+    """A vector, which PEFT stores as (n, 1); (1, n) is read as well."""
+    return Layout(name, lambda x: x[:, None], lambda x: x.reshape(-1))
+
+
+def stored(layouts: Layouts, factors: Mapping[str, Any]) -> dict[str, Any]:
+    """Factors as PEFT's tensors; those without a layout are left out."""
+    return {each.name: each.store(factors[n]) for n, each in layouts.items() if n in factors}
+
+
+def loaded(layouts: Layouts, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's tensors as factors.
+
+    Raises:
+      ValueError: a tensor has no layout.
+    """
+    names = {each.name for each in layouts.values()}
+    if other := sorted(tensors.keys() - names):
+        raise ValueError(f"tensor '{other[0]}' is not one of {', '.join(sorted(names))}")
+    return {
+        ours: each.read(tensors[each.name])
+        for ours, each in layouts.items()
+        if each.name in tensors
+    }
+
+
+def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | None:
+    """The known fields of a config of PEFT; None if it is of another `peft_type` than `kind`.
+
+    Args:
+      known: the fields that the method reads, with PEFT's defaults. A field's values are of the
+        type of its default; a whole number is also a float. None allows any value.
+
+    Raises:
+      ValueError: a value of another type, or a field that is set and that nobody reads.
+    """
+    if config.get("peft_type") != kind:
+        return None
+    for name, value in config.items():
+        if value and name not in known and name not in SAY_NOTHING:
+            raise ValueError(f"{kind} with {name}={value!r} is not known here")
+    found = {}
+    for name, default in known.items():
+        value = config.get(name, default)
+        wanted = type(default)
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if default is not None and type(value) is not wanted:
+            raise ValueError(f"{kind}: {name} must be a {wanted.__name__}, got {value!r}")
+        found[name] = value
+    return found

@@ -1,0 +1,207 @@
+"""PEFT folders without PEFT: what is in them, by PEFT's formula in NumPy, and hostile ones."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import lora_jax as lj
+import variants
+
+NAMES = lj.names_from_patterns(
+    {
+        "layers/query/kernel": "encoder.{layer}.self.query",
+        r"(\w+)/kernel": "top.{0}",
+    }
+)
+X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+
+
+def forward(params, x):
+    for layer in range(3):
+        query = jax.tree.map(lambda leaf, n=layer: leaf[n], params["layers"]["query"])
+        x = jnp.tanh(x @ query["kernel"] + query["bias"][None])
+    return x @ params["head"]["kernel"]
+
+
+@pytest.fixture(scope="module")
+def params():
+    random = np.random.default_rng(1)
+    shapes = {
+        "layers": {"query": {"kernel": (3, 6, 6), "bias": (3, 6)}},
+        "head": {"kernel": (6, 2)},
+    }
+    return jax.tree.map(
+        lambda shape: jnp.asarray(random.standard_normal(shape), jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def trained(targets, params, **options):
+    adapted = lj.adapt(forward, targets=targets, **options)
+    trainable, frozen = adapted.init(jax.random.key(0), params, X)
+    random = np.random.default_rng(2)
+    move = lambda x: x + jnp.asarray(random.standard_normal(x.shape), x.dtype)  # noqa: E731
+    return adapted, jax.tree.map(move, trainable), frozen
+
+
+@pytest.fixture(scope="module")
+def written(params, tmp_path_factory):
+    """Other ranks and scales in each layer, one layer without an adapter, and a trained head."""
+    folder = tmp_path_factory.mktemp("adapter")
+    targets = {
+        lj.layers("query/kernel", 0): variants.make("lora", rank=1, alpha=3.0),
+        lj.layers("query/kernel", 2): variants.make("lora", rank=4, alpha=3.0),
+    }
+    adapted, trainable, frozen = trained(targets, params, also_train="head/kernel")
+    lj.save_peft(folder, trainable, frozen, NAMES, base_model="me/base")
+    return folder, np.asarray(adapted.apply(trainable, frozen, X))
+
+
+def by_pefts_formula(folder, params):
+    """What PEFT's LoRA computes: W x + (alpha / r) B A x, with ranks by pattern."""
+    config, tensors = read(folder)
+    x = X
+    for layer in range(3):
+        w, bias = (np.asarray(params["layers"]["query"][n][layer]) for n in ("kernel", "bias"))
+        module = f"encoder.{layer}.self.query"
+        y = x @ w + bias
+        if module in config["target_modules"]:
+            values = [config["r"], config["lora_alpha"]]
+            for n, pattern in enumerate(("rank_pattern", "alpha_pattern")):
+                for key, value in config[pattern].items():
+                    if re.match(rf"(.*\.)?({key})$", module):
+                        values[n] = value
+            a = tensors[f"base_model.model.{module}.lora_A.weight"]
+            b = tensors[f"base_model.model.{module}.lora_B.weight"]
+            assert a.shape == (values[0], 6) and b.shape == (6, values[0])
+            y = y + values[1] / values[0] * (x @ a.T @ b.T)
+        x = np.tanh(y)
+    head = tensors.get("base_model.model.top.head.weight", np.asarray(params["head"]["kernel"]).T)
+    return x @ head.T
+
+
+def read(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return config, load_file(folder / "adapter_model.safetensors")
+
+
+def load(folder, params):
+    return lj.load_peft(folder, variants.from_peft, NAMES, forward, params, X)
+
+
+def test_what_is_written(written, params):
+    folder, expected = written
+    np.testing.assert_allclose(by_pefts_formula(folder, params), expected, atol=1e-5)
+    config, tensors = read(folder)
+    assert config["target_modules"] == ["encoder.0.self.query", "encoder.2.self.query"]
+    assert config["modules_to_save"] == ["top.head"]
+    assert config["base_model_name_or_path"] == "me/base"
+    assert config["loftq_config"] == {} and "use_rslora" not in config
+    assert len(tensors) == 5
+
+
+def test_what_is_read(written, params):
+    folder, expected = written
+    loaded = load(folder, params)
+    np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
+    again = folder / "again"
+    lj.save_peft(again, *loaded[1:3], NAMES)
+    tensors = read(folder)[1]
+    for name, tensor in read(again)[1].items():  # b goes through a scale, and back
+        np.testing.assert_allclose(tensor, tensors[name], rtol=3e-7, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("method", ["pissa", "lora_xs"])
+def test_starts_from_the_weight_are_lora_on_the_untouched_base(method, params, tmp_path):
+    adapted, trainable, frozen = trained({"query/kernel": variants.make(method, rank=2)}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    config, _ = read(tmp_path)
+    assert config["r"] == (4 if method == "pissa" else 2) and config["init_lora_weights"] is True
+    expected = adapted.apply(trainable, frozen, X)
+    np.testing.assert_allclose(by_pefts_formula(tmp_path, params), expected, atol=1e-5)
+
+
+def test_what_peft_has_one_of_for_all(params, tmp_path):
+    targets = {
+        lj.layers("query/kernel", 0): variants.make("lora", rank=1),
+        "head/kernel": variants.make("dora", rank=1),
+    }
+    _, trainable, frozen = trained(targets, params)
+    with pytest.raises(ValueError, match="PEFT has one use_dora for all modules"):
+        lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
+    targets = {"query/kernel": variants.make("ia3")}
+    _, trainable, frozen = trained(targets, params)
+    with pytest.raises(ValueError, match="PEFT also changes the bias of its layer"):
+        lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
+    _, trainable, frozen = trained(
+        {"head/kernel": variants.make("fourierft", frequencies=3)}, params
+    )
+    with pytest.raises(ValueError, match="PEFT cannot compute FourierFT of this matrix as it is"):
+        lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
+    with pytest.raises(ValueError, match="'head/kernel' has no torch name"):
+        lj.save_peft(tmp_path / "out", trainable, frozen, lj.names_from_patterns({"b": "c"}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_a_users_own_model():
+    place = NAMES.place("model/layers/query/bias", 2)
+    assert place.name == "encoder.2.self.query.bias" and not place.transposed
+    assert NAMES.place("head/kernel", 0).name == "top.head.weight"
+    assert NAMES.stacked("layers/query/kernel") and not NAMES.stacked("head/kernel")
+    assert NAMES.place("other", 0) is None
+    wrong = lj.names_from_patterns({"a": "b.{number}"})
+    with pytest.raises(ValueError, match="has a field 'number'"):
+        wrong.place("a", 0)
+
+
+A = "base_model.model.encoder.0.self.query.lora_A.weight"
+HOSTILE = [
+    ({"peft_type": "XLORA"}, {}, "no variant is PEFT's 'XLORA'"),
+    ({"peft_type": None}, {}, "no peft_type"),
+    ({"rank_pattern": [1]}, {}, "rank_pattern must map modules to numbers, got"),
+    ({"alpha_pattern": {"query": "8"}}, {}, "alpha_pattern must map modules to numbers"),
+    ({"feedforward_modules": 3}, {}, "feedforward_modules must be names, got 3"),
+    ({"r": "4"}, {}, "r must be a int, got '4'"),
+    ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
+    ({"r": 10**9, "rank_pattern": {}}, {}, "rank 1000000000"),
+    ({"use_qalora": True}, {}, "LORA with use_qalora=True is not known here"),
+    ({"init_lora_weights": "corda"}, {}, "init_lora_weights='corda' replaces the base"),
+    ({"rank_pattern": {"(": 2}}, {}, "'.*' is no pattern"),
+    ({}, {A: np.zeros((1, 7), np.float32)}, r"\(4, 7\).*ask for \(4, 6\)"),
+    ({}, {A: np.full((1, 6), np.nan, np.float32)}, "holds NaN or an infinity"),
+    ({}, {A: np.zeros((1, 6), np.int8)}, "is I8"),
+    ({}, {A.replace("_A", "_C"): np.zeros(3, np.float32)}, "lora_C.weight' is not one of"),
+    ({}, {A.replace("query", "key"): np.zeros(3, np.float32)}, "of 'me/base': tensor '.*' belongs"),
+    ({}, {"base_model.model.top.head.weight": np.zeros((3, 6), np.float32)}, r"\(6, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("config", "tensors", "said"), HOSTILE, ids=[h[2] for h in HOSTILE])
+def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_path):
+    whole, found = read(written[0])
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**whole, **config}))
+    save_file({**found, **tensors}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=said) as caught:
+        load(tmp_path, params)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_files_that_are_none(written, params, tmp_path):
+    with pytest.raises(FileNotFoundError, match="adapter_config"):
+        load(tmp_path, params)
+    config, _ = read(written[0])
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="adapter_model"):
+        load(tmp_path, params)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x80\x04pickled")
+    with pytest.raises(ValueError, match="corrupt or truncated"):
+        load(tmp_path, params)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": NaN}')
+    with pytest.raises(ValueError, match="NaN is not a number in JSON"):
+        load(tmp_path, params)

@@ -1,0 +1,118 @@
+"""Plain LoRA for servers: each loader's own formula, in Python, gives the same."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import lora_jax as lj
+import variants
+
+NAMES = lj.names_from_patterns(
+    {"up/kernel": "model.layers.{layer}.mlp.up_proj", "head/kernel": "lm_head"}
+)
+X = jnp.asarray(np.random.default_rng(0).standard_normal((3, 6)), jnp.float32)
+
+
+def forward(params, x):
+    for layer in range(2):
+        x = jnp.tanh(x @ params["up"]["kernel"][layer])
+    return x @ params["head"]["kernel"]
+
+
+@pytest.fixture(scope="module")
+def params():
+    random = np.random.default_rng(1)
+    shapes = {"up": {"kernel": (2, 6, 6)}, "head": {"kernel": (6, 2)}}
+    draw = lambda shape: jnp.asarray(random.standard_normal(shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def trained(params, targets, **options):
+    adapted = lj.adapt(forward, targets=targets, **options)
+    trainable, frozen = adapted.init(jax.random.key(0), params, X)
+    random = np.random.default_rng(2)
+    move = lambda x: x + jnp.asarray(random.standard_normal(x.shape), x.dtype)  # noqa: E731
+    return adapted, jax.tree.map(move, trainable), frozen
+
+
+# How each loader scales B A, from the config and from the tensors' rank.
+LOADERS = {
+    "PEFT": lambda c, rank: c["lora_alpha"] / (c["r"] ** (0.5 if c.get("use_rslora") else 1.0)),
+    "vLLM": lambda c, rank: c["lora_alpha"] / (c["r"] ** (0.5 if c.get("use_rslora") else 1.0)),
+    "SGLang": lambda c, rank: c["lora_alpha"] / c["r"],
+    "llama.cpp": lambda c, rank: c["lora_alpha"] / rank,
+}
+
+
+def served(folder, params, scale):
+    """What a loader computes that knows one rank and alpha for all, and no patterns."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    x = np.asarray(X)
+    for layer in range(2):
+        stem, y = f"base_model.model.model.layers.{layer}.mlp.up_proj", 0.0
+        if f"{stem}.lora_A.weight" in tensors:
+            a, b = tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"]
+            y = scale(config, len(a)) * (x @ a.T @ b.T)
+        x = np.tanh(x @ np.asarray(params["up"]["kernel"][layer]) + y)
+    return x @ np.asarray(params["head"]["kernel"])
+
+
+@pytest.fixture(scope="module")
+def uneven(params):
+    """rsLoRA of rank 1 in the first layer, and of rank 3 with another alpha in the second."""
+    targets = {
+        lj.layers("up/kernel", 0): variants.make("rslora", rank=1, alpha=5.0),
+        lj.layers("up/kernel", 1): variants.make("rslora", rank=3, alpha=2.0),
+    }
+    return trained(params, targets)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_all_loaders_compute_alike(loader, uneven, params, tmp_path):
+    adapted, trainable, frozen = uneven
+    expected = np.asarray(adapted.apply(trainable, frozen, X))
+    written = lj.save_plain_lora(tmp_path, trainable, frozen, NAMES)
+    assert written[1:] == (3, 8, {})
+    got = served(tmp_path, params, LOADERS[loader])
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_pefts_own_format_is_not_for_servers(uneven, params, tmp_path):
+    """Why there is another: a loader without patterns computes something else."""
+    adapted, trainable, frozen = uneven
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    got = served(tmp_path, params, LOADERS["vLLM"])
+    assert np.abs(got - adapted.apply(trainable, frozen, X)).max() > 0.1
+
+
+def test_what_is_no_lora_is_cut_to_a_rank(params, tmp_path):
+    adapted, trainable, frozen = trained(params, {"up/kernel": variants.make("dora", rank=1)})
+    with pytest.raises(ValueError, match=r"DoRA is no plain LoRA.*--as=merged, or --svd_rank=R"):
+        lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
+    assert not (tmp_path / "out").exists()
+    written = lj.save_plain_lora(tmp_path, trainable, frozen, NAMES, svd_rank=2)
+    merged, cut = adapted.merge(trainable, frozen), []
+    for layer in range(2):
+        before, after = (np.asarray(x["up"]["kernel"][layer]) for x in (params, merged))
+        u, values, vt = np.linalg.svd(after - before)
+        found = written.errors[f"model.layers.{layer}.mlp.up_proj"]
+        error = np.linalg.norm(values[2:]) / np.linalg.norm(values)
+        np.testing.assert_allclose(found, error, rtol=1e-3)
+        cut.append(before + (u[:, :2] * values[:2]) @ vt[:2])
+    expected = forward({**params, "up": {"kernel": jnp.asarray(np.stack(cut))}}, X)
+    np.testing.assert_allclose(served(tmp_path, params, LOADERS["SGLang"]), expected, atol=1e-4)
+
+
+def test_what_servers_do_not_have(params, tmp_path):
+    lora = variants.make("lora", rank=1)
+    _, trainable, frozen = trained(params, {"up/kernel": lora}, also_train="head/kernel")
+    with pytest.raises(ValueError, match="'head/kernel' trains in full, and servers take adapters"):
+        lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
+    _, trainable, frozen = trained(params, {"head/kernel": lora})
+    with pytest.raises(ValueError, match="'lm_head' is not served: q_proj, "):
+        lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
