@@ -280,7 +280,7 @@ class Variant:
         """Smaller adapters with the same effect, for a method that drops parts of its adapters.
 
         Not traced: it reads `state` (from `init_state` and `update`) to decide sizes. An adapter
-        with nothing left becomes None.
+        with nothing left becomes None. Not for methods with `shared_trainable`.
         """
         return {}
 

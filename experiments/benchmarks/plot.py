@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from experiments.benchmarks.results import Curve, Found, Measured
 
@@ -45,12 +46,16 @@ def _curves(curves: Sequence[Curve]) -> Figure:
     """A panel for each curve; a broken line is what theory allows, through the first point."""
     rows = -(-len(curves) // COLUMNS)
     figure = Figure((4 * COLUMNS, 3 * rows), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    for unused in panels[len(curves) :]:
+        unused.remove()
     for axes, curve in zip(panels, curves, strict=False):
         axes.loglog(curve.at, curve.values, "o-")
         first = curve.values[0]
         theory = [first * (x / curve.at[0]) ** curve.allowed for x in curve.at]
         axes.loglog(curve.at, theory, "--", color="grey")
-        axes.set(xlabel=curve.over, ylabel=curve.of)
+        axes.set(xlabel=curve.over, ylabel=curve.of.replace("_", " "))
+        axes.set_xticks(curve.at, [f"{x:,g}" for x in curve.at], fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(f"exponent {curve.exponent:.2f}, in theory {curve.allowed:.2f}", fontsize=8)
     return figure

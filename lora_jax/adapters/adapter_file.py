@@ -137,13 +137,18 @@ def start_from(
         if "scale" in mine and not jnp.array_equal(mine["scale"], theirs.get("scale")):
             raise ValueError(f"{path}: '{weight}' was trained with another scale; set its alpha")
         constants[weight] = _with_matrices(path, mine, theirs, stacks[weight], drawn[weight])
-    shared = []
+    shared, left = [], dict(tree["shared"])
     for number, (variant, mine) in enumerate(frozen.shared_by_group(trainable).items()):
-        theirs = tree["shared"].get(str(number), {})
+        theirs = left.pop(str(number), {})
         for name, each in mine.trainable.items():
             _check_shape(path, f"the shared '{name}'", theirs.get(name), each)
         fixed = _with_matrices(path, mine.constants, theirs, 0, (*variant.remade, KEY))
         shared.append(Factors({name: theirs[name] for name in mine.trainable}, fixed))
+    if any(left.values()):
+        raise ValueError(
+            f"{path}: its adapters share arrays in {len(tree['shared'])} groups, and this run's in "
+            f"{len(shared)}: adapters of equal settings are a group"
+        )
     params, anew = _with_params(path, trainable["params"], tree["params"])
     if anew:
         warnings.warn(

@@ -165,7 +165,7 @@ def rounded_operands(platform: str) -> Rounded | None:
 
 def _body(eqn: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     """What a call of any kind calls (`jit`, rematerialisation, custom derivatives), or None."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
         if (closed := eqn.params.get(name)) is not None:
             jaxpr, consts = jaxprs.inner(closed)
             same = _shapes(jaxpr) == _shapes(eqn)  # otherwise it acts on parts, as in a reduction

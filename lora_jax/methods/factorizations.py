@@ -2,29 +2,41 @@
 
 XLA's CPU backend (jaxlib 0.10.1) gives LAPACK a stack of matrices as tasks for its threads, and
 waits for these on a thread. A program with several such stacks, as one with a weight of its own for
-each layer, may so wait for ever. Here a stack is taken one matrix after the other.
+each layer, may so wait for ever. On CPUs a stack is taken one matrix after the other here, and the
+results then have no derivatives in reverse mode.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+_T = TypeVar("_T")
 
-@jax.custom_batching.sequential_vmap
+
+def _one_by_one(function: Callable[[Array], _T]) -> Callable[[Array], _T]:
+    """The function of one matrix, which takes those of a stack in turn on CPUs."""
+    in_turn = jax.custom_batching.sequential_vmap(function)
+    return lambda matrix: (in_turn if jax.default_backend() == "cpu" else function)(matrix)
+
+
+@_one_by_one
 def qr(matrix: Array) -> tuple[Array, Array]:
     """`jnp.linalg.qr` of a matrix (m, n)."""
     q, r = jnp.linalg.qr(matrix)
     return q, r
 
 
-@jax.custom_batching.sequential_vmap
+@_one_by_one
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """`jnp.linalg.eigh` of a symmetric matrix (n, n): values (n,), the smallest first, vectors."""
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors
 
 
-@jax.custom_batching.sequential_vmap
+@_one_by_one
 def svd(matrix: Array) -> tuple[Array, Array, Array]:
     """`jnp.linalg.svd` of a matrix (m, n), without the vectors that have no singular value."""
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-DERIVATIVES = ("custom_jvp", "custom_vjp")
+RULES = ("custom_jvp", "custom_vjp", "custom_vmap")
+"""Operations with rules of their own: what they compute is in a jaxpr beside the rules."""
 OUTSIDE = "io_callback"
 """An operation that may do something else at each call, whatever its arguments are."""
 PLAIN = (str, bytes, bool, int, type(None))
@@ -72,8 +73,8 @@ def _jaxpr(jaxpr: Jaxpr) -> Iterator[bytes]:
             yield from atom(each)
         for key, value in sorted(eqn.params.items()):
             yield f"{key}=".encode()
-            # Custom derivatives do not count here: they are traced where they are taken.
-            yield from _value(value, functions_count=not name.startswith(DERIVATIVES))
+            # Custom rules do not count here: they are traced where they are used.
+            yield from _value(value, functions_count=not name.startswith(RULES))
         yield from _value(eqn.ctx)  # the settings that apply to it, such as how keys are drawn from
         yield b")->"
         for each in eqn.outvars:

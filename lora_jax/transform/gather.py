@@ -35,7 +35,8 @@ Counts = Callable[[Any], Array]
 
 If it is (B, T), inputs are (B, T, ..., in), or (B T, in), or (B, in), which count as often as the
 greatest of their tokens. Where a weight also multiplies what no batch changes (relative positions),
-inputs that are neither (B, T, ..., in) nor (B T, in) count once.
+inputs that are neither (B, T, ..., in) nor (B T, in) count once; and so do all of an output head,
+which may see a part of the tokens.
 """
 Weights = Mapping[str, Placement]
 """The probed weights by path; the variant of each is its probe."""
@@ -153,6 +154,7 @@ def _probe(placement: Placement, need: Need) -> GradientProbe | InputProbe:
         how = ", ".join(merged) or ", ".join(map(str, use.uses))
         raise ValueError(f"'{use.path}': its inputs cannot be seen where it is used by {how}")
     also = {"path": use.path, "constant_inputs": use.constant_inputs}
+    also |= {"head": use.output_embedding}
     return InputProbe(rank=size, **given, **also)
 
 

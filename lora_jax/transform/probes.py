@@ -84,6 +84,8 @@ class InputProbe(Variant):
     """The weight's, for messages."""
     constant_inputs: bool = False
     """Whether some of its inputs are the same for all batches (`WeightUse`)."""
+    head: bool = False
+    """Whether it is an output head, all of whose inputs count."""
 
     def start(self, key: Array) -> Sums:
         basis = jax.random.normal(key, (self.rank, self.shape[0]), self.dtype)
@@ -129,7 +131,7 @@ class InputProbe(Variant):
     def _counts(self, counts: Array | None, rows: tuple[int, ...]) -> Array:
         """How often each input counts, given that of each token, for inputs (*rows, in)."""
         once = jnp.ones(rows, self.dtype)
-        if counts is None:
+        if counts is None or self.head:
             return once
         counts = replicated(counts).astype(self.dtype)
         axes = counts.ndim

@@ -38,7 +38,10 @@ def prune(trainable: Trainable, frozen: Frozen, states: Sequence[Any]) -> tuple[
     smaller: dict[str, Pruned | None] = {}
     groups = grouped(trainable, frozen)
     for state, (variant, factors) in zip(states, groups, strict=True):
-        smaller |= variant.prune(state, factors)
+        pruned_ones = variant.prune(state, factors)
+        if pruned_ones and variant.shared_trainable:
+            raise ValueError(f"{variant}: adapters that share what trains cannot be pruned")
+        smaller |= pruned_ones
     adapters, constants = dict(trainable["adapters"]), dict(frozen.constants)
     for path, pruned in smaller.items():
         del adapters[path], constants[path]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
+from lora_jax.methods.factorizations import eigh, qr
 from lora_jax.training.fingerprint import fingerprint
 
 X = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -58,6 +59,11 @@ def test_what_is_read_while_tracing_counts_by_value(name):
 
 def test_a_derivative_that_is_not_taken_does_not_count():
     assert fingerprint(scaled(NUMBER), X) == fingerprint(scaled(0.2), X)
+
+
+def test_a_rule_for_stacks_does_not_count():
+    matrix = jnp.eye(3)
+    assert fingerprint(eigh, matrix) == fingerprint(eigh, matrix) != fingerprint(qr, matrix)
 
 
 def test_what_is_an_argument_does_not_count():
