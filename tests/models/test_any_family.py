@@ -90,6 +90,9 @@ def test_numbers_beyond_the_range_of_float16(tmp_path):
     with pytest.raises(ValueError, match=said):
         export_model(nnx.state(model), model.config, tmp_path, dtype="float16")
     export_model(nnx.state(model), model.config, tmp_path, dtype="bfloat16")
+    model.layers.down.kernel[...] = model.layers.down.kernel[...].at[1, 0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"'model.layers.1.mlp.down_proj.weight' holds NaN$"):
+        export_model(nnx.state(model), model.config, tmp_path, dtype="float16")
 
 
 def test_the_config_is_the_source_with_what_changed(tmp_path):

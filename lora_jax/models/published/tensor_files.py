@@ -41,7 +41,7 @@ def write_weights(
       change, relative to that of the tensor.
 
     Raises:
-      ValueError: a number is beyond the range of `dtype`.
+      ValueError: a number is beyond the range of another `dtype`, or NaN.
     """
     kinds = {path: jnp.dtype(dtype or each.dtype) for path, each in parts.shapes.items()}
     shards = _shards(parts, tensors_of(places), kinds, shard_bytes)
@@ -96,6 +96,8 @@ def _cast(name: str, exact: np.ndarray, dtype: Any) -> np.ndarray:
     with np.errstate(over="ignore"):  # it is reported below
         cast = exact.astype(dtype)
     if cast.dtype != exact.dtype and not np.isfinite(cast).all():
+        if np.isnan(exact).any():
+            raise ValueError(f"tensor '{name}' holds NaN")
         largest = float(np.abs(exact).max())
         raise ValueError(f"tensor '{name}' holds {largest:.4g}, which is too large for {dtype}")
     return cast
