@@ -29,3 +29,10 @@ def test_what_is_there_is_not_replaced(tmp_path):
         with pytest.raises(ValueError, match=said), new_folder(path):
             raise AssertionError
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(ValueError, match="is a mount point"), new_folder(tmp_path / "out"):
+        raise AssertionError
