@@ -89,10 +89,15 @@ def test_numbers_beyond_the_range_of_float16(tmp_path):
     said = r"'model.layers.1.mlp.down_proj.weight' holds 7e\+04, which is too large for float16"
     with pytest.raises(ValueError, match=said):
         export_model(nnx.state(model), model.config, tmp_path, dtype="float16")
+    assert not list(tmp_path.iterdir())
     export_model(nnx.state(model), model.config, tmp_path, dtype="bfloat16")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     model.layers.down.kernel[...] = model.layers.down.kernel[...].at[1, 0, 0].set(jnp.nan)
     with pytest.raises(ValueError, match=r"'model.layers.1.mlp.down_proj.weight' holds NaN$"):
-        export_model(nnx.state(model), model.config, tmp_path, dtype="float16")
+        export_model(nnx.state(model), model.config, tmp_path, dtype="float16", shard_bytes=3000)
+    with pytest.raises(ValueError, match="is the model that this is made from"):
+        export_model(nnx.state(model), model.config, tmp_path, source=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_config_is_the_source_with_what_changed(tmp_path):
