@@ -30,7 +30,7 @@ import lora_jax as lj
 import variants
 from experiments import cli
 from experiments.combining import combined_run
-from experiments.combining.trained_runs import open_runs, origin
+from experiments.combining.trained_runs import open_runs, origin, params_before
 from experiments.runs.run import summarise
 from lora_jax.arithmetic.merging import BY, Method
 from lora_jax.files.new_folder import new_folder
@@ -65,7 +65,7 @@ def combine() -> None:
         rank=rank,
         density=method.density,
         seed=method.seed,
-        start=runs[0].experiment.trainable["params"],
+        start=params_before(runs[0]),
         keep=_KEEP.value or (),
     )
     experiment = combined_run.experiment_of(runs[0].experiment, combined)

@@ -1,6 +1,8 @@
 """Combine runs by the command, into a folder like that of a run of LoRA; and compare them."""
 
+import dataclasses
 import json
+import shutil
 
 import commands
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import small_model
 
 import lora_jax as lj
-from experiments.combining.trained_runs import open_runs
+from experiments.combining.trained_runs import open_runs, params_before
 from experiments.runs import artifacts
+from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from lora_jax.contract.clause import by_numpy
@@ -96,6 +99,24 @@ def test_mistakes_end_with_one_line(root, runs, flags, said):
 def test_runs_of_another_base_are_told_apart(root):
     with pytest.raises(ValueError, match=r"lora was trained on another base: .*; here is .*nf4"):
         open_runs([root / "lora", root / "nf4"])
+
+
+def test_a_run_is_opened_when_what_it_started_from_is_gone(root, tmp_path):
+    """Only what it was before training is in the earlier folder."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(root / "lora", earlier)
+    record = read_record(root / "lora")
+    record = dataclasses.replace(record, config={**record.config, "start_from": str(earlier)})
+    run = open_run(root / "lora", record)
+    assert run.config.start_from == str(earlier) and run.trainable["params"]
+    for path, value in params_before(run).items():  # both folders have one adapter
+        np.testing.assert_array_equal(value, run.trainable["params"][path])
+    shutil.rmtree(earlier)
+    again = open_run(root / "lora", record)
+    for path, value in flatten(again.trainable)[0].items():
+        np.testing.assert_array_equal(value, flatten(run.trainable)[0][path])
+    with pytest.raises(FileNotFoundError, match="earlier"):
+        params_before(again)
 
 
 def test_how_far_apart_two_runs_are(root):
