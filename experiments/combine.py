@@ -13,8 +13,8 @@ Each way is one of the updates of the weights, dW = W' - W, so the runs may be o
 
 `--rank` cuts every update to a rank by SVD, and the table says the relative error that this makes
 in each weight. Methods without a rank (DoRA, full-rank ones) need it, too. What any run trains in
-full (heads, biases, whole weights) is combined linearly, and is no part of the LoRA; runs of
-different tasks keep the first run's head with --keep='classifier/.*'.
+full (heads, biases, whole weights) is combined linearly, as changes from each run's own start, and
+is no part of the LoRA; runs of different tasks keep the first's head with --keep='classifier/.*'.
 
 --out is a new folder, like that of a run of LoRA: its record has the scores on the first run's
 task, and a run with the variant, targets and also_train of its config.json can start from it, which
@@ -30,7 +30,7 @@ import lora_jax as lj
 import variants
 from experiments import cli
 from experiments.combining import combined_run
-from experiments.combining.trained_runs import open_runs, origin
+from experiments.combining.trained_runs import open_runs, origin, params_before
 from experiments.runs.run import summarise
 from lora_jax.arithmetic.merging import BY, Method
 from lora_jax.files.new_folder import new_folder
@@ -65,7 +65,7 @@ def combine() -> None:
         rank=rank,
         density=method.density,
         seed=method.seed,
-        start=runs[0].experiment.trainable["params"],
+        start=[params_before(each) for each in runs],
         keep=_KEEP.value or (),
     )
     experiment = combined_run.experiment_of(runs[0].experiment, combined)

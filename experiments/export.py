@@ -24,7 +24,6 @@ from absl import flags
 from experiments import cli
 from experiments.exports import formats
 from experiments.runs.finished_run import open_run, read_record
-from lora_jax.files import full_disk
 from lora_jax.files.new_folder import new_folder
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experiments.train.")
@@ -45,7 +44,7 @@ def export() -> None:
     chosen = formats.make(str(_AS.value), given)
     folder, out = Path(str(_RUN.value)), Path(str(_OUT.value))
     record = read_record(folder)
-    with full_disk.naming(out), new_folder(out) as temporary:
+    with new_folder(out) as temporary:
         run = open_run(folder, record)
         content = chosen.write(run, temporary)
         said = content.pop("said")

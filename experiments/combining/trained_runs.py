@@ -5,7 +5,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax import Array
+
+import lora_jax as lj
 from experiments.runs.finished_run import ADAPTER, FinishedRun, open_run, read_record
+from experiments.setup.from_config import make_start
 from lora_jax.arithmetic.one_base import require_one_base
 
 
@@ -29,6 +33,19 @@ def open_runs(folders: Sequence[Path]) -> list[FinishedRun]:
         experiment = dataclasses.replace(run.experiment, frozen=frozen)  # a second base goes
         runs.append(dataclasses.replace(run, frozen=frozen, experiment=experiment))
     return runs
+
+
+def params_before(run: FinishedRun) -> dict[str, Array]:
+    """The parameters that a run trains in full, as they were before training, by path.
+
+    Raises:
+      ValueError, FileNotFoundError: the run started from an adapter that cannot be read.
+    """
+    trainable = run.experiment.trainable
+    if run.config.start_from:
+        path, any_base = make_start(run.config.start_from)
+        trainable, _ = lj.start_from(path, trainable, run.experiment.frozen, any_base=any_base)
+    return trainable["params"]
 
 
 def origin(run: FinishedRun) -> dict[str, str]:

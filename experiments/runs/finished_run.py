@@ -22,7 +22,7 @@ class FinishedRun:
     folder: Path
     record: run_record.Record
     experiment: Experiment
-    """As it was before training."""
+    """As it was before training; a run with `start_from` has its own fresh start here."""
     trainable: Any
     frozen: lj.Frozen
 
@@ -80,9 +80,13 @@ def read_record(folder: Path, flag: str = "run") -> run_record.Record:
 def open_run(folder: Path, record: run_record.Record) -> FinishedRun:
     """Load a run's data and base model, and the adapter that it has saved.
 
+    Its adapter is complete, so a run that started from another needs no longer have that one.
+
     Raises:
       ValueError, FileNotFoundError: one line on what is not as it was in the run.
     """
-    experiment = build(parse(record.config), folder=folder)
+    alone = parse({**record.config, "start_from": None})
+    experiment = build(alone, folder=folder)
     adapter = load_adapter(folder, experiment.trainable, experiment.frozen)
+    experiment = dataclasses.replace(experiment, config=parse(record.config))
     return FinishedRun(folder, record, experiment, *adapter[:2])

@@ -43,7 +43,7 @@ def combine_adapters(
     rank: int | None = None,
     density: float | None = None,
     seed: int = 0,
-    start: Mapping[str, Array] | None = None,
+    start: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None,
     keep: Sequence[str] = (),
 ) -> Combined:
     """One LoRA adapter whose update of each weight, dW = W' - W, is a combination of others'.
@@ -61,8 +61,9 @@ def combine_adapters(
       rank: of every weight, but at most min(in, out); what exceeds it is cut by SVD. None: the
         least rank that is exact, the sum of the adapters' ranks.
       density, seed: for `ties` and `dare` (`merging.Method`).
-      start: the parameters that all adapters train in full, as they were before training (`init`'s
-        `trainable["params"]`); needed where the weights do not sum to 1.
+      start: the parameters that adapters train in full, as they were before training (`init`'s
+        `trainable["params"]`): one mapping for all, or one for each where their random heads began
+        differently. Needed for what all train in full where the weights do not sum to 1.
       keep: patterns of parameters trained in full that stay as the first adapter has them, such as
         the head of its task.
 
@@ -80,12 +81,15 @@ def combine_adapters(
     weights = [usual] * len(adapters) if weights is None else weights
     if len(weights) != len(adapters):
         raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters")
+    starts = start if isinstance(start, Sequence) else [start or {}] * len(adapters)
+    if len(starts) != len(adapters):
+        raise ValueError(f"{len(starts)} starts for {len(adapters)} adapters")
     method = Method(by, tuple(map(float, weights)), density, seed)
     if rank is not None:
         require_rank(rank)
     require_one_base([frozen for _, frozen in adapters])
     with jax.enable_x64(True):
-        return _combined([in_float64(each) for each in adapters], lora, method, rank, start, keep)
+        return _combined([in_float64(each) for each in adapters], lora, method, rank, starts, keep)
 
 
 def _combined(
@@ -93,7 +97,7 @@ def _combined(
     lora: Variant,
     method: Method,
     rank: int | None,
-    start: Mapping[str, Array] | None,
+    starts: Sequence[Mapping[str, Array]],
     keep: Sequence[str],
 ) -> Combined:
     everywhere = whole_base([frozen for _, frozen in adapters])
@@ -102,7 +106,7 @@ def _combined(
     for path, dtype in full.items():
         count = 1 if path in kept else len(adapters)
         weights = (1.0,) if path in kept else method.coefficients
-        found = combined_in_full(path, adapters[:count], weights, start)
+        found = combined_in_full(path, adapters[:count], weights, starts[:count])
         params[path] = jnp.asarray(found).astype(dtype)
     factors: dict[str, Factored] = {}
     errors: dict[str, np.ndarray] = {}

@@ -28,16 +28,19 @@ def combined_in_full(
     path: str,
     adapters: Sequence[Adapter],
     coefficients: Sequence[float],
-    start: Mapping[str, Any] | None,
+    starts: Sequence[Mapping[str, Any]],
 ) -> np.ndarray:
-    """P = P0 + sum c_i (P_i - P0), P_i the value that the model of adapter i acts with.
+    """P = S_1 + sum c_i (P_i - S_i), from the values S_i before training to the values P_i.
+
+    Heads may begin at random, each run's at its own. Where the coefficients sum to 1, the result is
+    the mean sum c_i P_i, whatever the starts.
 
     Args:
-      adapters: results of `updates.in_float64`.
-      start: P0 of parameters that all adapters train in full, and so is in no base.
+      adapters: results of `updates.in_float64`. P_i is the value that the model of one acts with.
+      starts: for each adapter, S_i of parameters that it trains in full; others are in its base.
 
     Raises:
-      ValueError: shapes differ, or P0 matters, and is not known.
+      ValueError: shapes differ, or an S_i matters, and is not known.
     """
     values = [_effective(path, *each) for each in adapters]
     shapes = [list(each.shape) for each in values]
@@ -47,23 +50,29 @@ def combined_in_full(
             "leaves it as the first has it"
         )
     total = sum(c * value for c, value in zip(coefficients, values, strict=True))
-    rest = 1 - sum(coefficients)
-    if abs(rest) < 1e-6:
+    if abs(1 - sum(coefficients)) < 1e-6:
         return np.asarray(total)
-    return np.asarray(total + rest * _begun(path, adapters, start))
+    begun = [
+        _begun(path, frozen, start, adapters)
+        for (_, frozen), start in zip(adapters, starts, strict=True)
+    ]
+    rest = begun[0] - sum(c * each for c, each in zip(coefficients, begun, strict=True))
+    return np.asarray(total + rest)
 
 
-def _begun(path: str, adapters: Sequence[Adapter], start: Mapping[str, Any] | None) -> np.ndarray:
-    """The value of a parameter before any training."""
-    for _, frozen in adapters:
+def _begun(
+    path: str, own: Frozen, start: Mapping[str, Any], adapters: Sequence[Adapter]
+) -> np.ndarray:
+    """The value of a parameter before any training of an adapter."""
+    if path in start and path not in own.base:
+        return np.asarray(start[path], np.float64)
+    for frozen in (own, *(each for _, each in adapters)):
         if path in frozen.base:
             return _stored(path, frozen)
-    if start is None or path not in start:
-        raise ValueError(
-            f"'{path}' is trained in full by every adapter, and weights that do not sum to 1 need "
-            "its value before training; `start` gives it"
-        )
-    return np.asarray(start[path], np.float64)
+    raise ValueError(
+        f"'{path}' is trained in full by every adapter, and weights that do not sum to 1 need "
+        "its value before training; `start` gives it"
+    )
 
 
 def _effective(path: str, trainable: Any, frozen: Frozen) -> np.ndarray:

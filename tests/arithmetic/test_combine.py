@@ -164,7 +164,7 @@ def test_a_weight_that_one_trains_in_full_and_biases_combine_linearly():
 def test_heads_alone_need_their_start_where_weights_do_not_sum_to_one():
     runs = [run(n, {"heads": LORA_OF_2}, ["last"]) for n in (1, 2)]
     adapters = [each[1:3] for each in runs]
-    start = runs[0][3]["params"]
+    start = runs[0][3]["params"]  # both begin as the base does
     wanted = expected(drawn(0), (-1, -2), *(acting(*each[:3]) for each in runs))
     negated = lj.combine_adapters(adapters, LORA, (1, 2), "negate", start=start)
     require_equal(acting(runs[0][0], *negated[:2]), wanted)
@@ -173,6 +173,20 @@ def test_heads_alone_need_their_start_where_weights_do_not_sum_to_one():
     one, two = (acting(*each[:3]) for each in runs)
     halfway = lj.combine_adapters(adapters, LORA, by="interpolate")
     require_equal(acting(runs[0][0], *halfway[:2]), {n: (one[n] + two[n]) / 2 for n in one})
+
+
+@pytest.mark.usefixtures("x64")
+def test_heads_that_began_at_random_add_what_each_has_learnt():
+    """The second's start is no part of the sum."""
+    other = {**drawn(0), "last": drawn(1)["last"]}
+    runs = [run(n, {"heads": LORA_OF_2}, ["last"], None, p) for n, p in ((1, None), (2, other))]
+    adapters, starts = [each[1:3] for each in runs], [each[3]["params"] for each in runs]
+    one, two = (trainable["params"]["last"] for trainable, _ in adapters)
+    summed = lj.combine_adapters(adapters, LORA, (1, 2), start=starts)
+    wanted = drawn(0)["last"] + (one - drawn(0)["last"]) + 2 * (two - other["last"])
+    np.testing.assert_allclose(summed.trainable["params"]["last"], wanted, atol=1e-12)
+    with pytest.raises(ValueError, match="1 starts for 2 adapters"):
+        lj.combine_adapters(adapters, LORA, (1, 2), start=starts[:1])
 
 
 @pytest.mark.usefixtures("x64")

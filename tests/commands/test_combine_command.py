@@ -1,6 +1,8 @@
 """Combine runs by the command, into a folder like that of a run of LoRA; and compare them."""
 
+import dataclasses
 import json
+import shutil
 
 import commands
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import small_model
 
 import lora_jax as lj
-from experiments.combining.trained_runs import open_runs
+from experiments.combining.trained_runs import open_runs, params_before
 from experiments.runs import artifacts
+from experiments.runs.finished_run import open_run, read_record
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
 from lora_jax.contract.clause import by_numpy
@@ -53,6 +56,11 @@ def acting(run):
     return flatten(merged)[0]
 
 
+def before(run):
+    made = run.experiment
+    return flatten(made.adapted.disable(made.trainable, made.frozen))[0]
+
+
 def test_a_combined_run_is_one_of_lora(root):
     out = root / "combined"
     said = combine(root, "lora", "dora", weights="0.7,-0.4", rank=16, out=out)
@@ -60,10 +68,9 @@ def test_a_combined_run_is_one_of_lora(root):
     assert "layers/attention/query/kernel  16    0.00%" in said.stdout
     runs = open_runs([out, root / "lora", root / "dora"])
     found, one, two = map(acting, runs)
-    experiment = runs[1].experiment
-    start = flatten(experiment.adapted.disable(experiment.trainable, experiment.frozen))[0]
-    for path, value in start.items():
-        wanted = value + 0.7 * (one[path] - value) - 0.4 * (two[path] - value)
+    first, second = (before(each) for each in runs[1:])  # the seeds of their heads differ
+    for path, value in first.items():
+        wanted = value + 0.7 * (one[path] - value) - 0.4 * (two[path] - second[path])
         np.testing.assert_allclose(found[path], wanted, atol=2e-6, err_msg=path)
     content = json.loads((out / "combined.json").read_text(encoding="utf-8"))
     assert [each["weight"] for each in content["runs"]] == [0.7, -0.4]
@@ -96,6 +103,24 @@ def test_mistakes_end_with_one_line(root, runs, flags, said):
 def test_runs_of_another_base_are_told_apart(root):
     with pytest.raises(ValueError, match=r"lora was trained on another base: .*; here is .*nf4"):
         open_runs([root / "lora", root / "nf4"])
+
+
+def test_a_run_is_opened_when_what_it_started_from_is_gone(root, tmp_path):
+    """Only what it was before training is in the earlier folder."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(root / "lora", earlier)
+    record = read_record(root / "lora")
+    record = dataclasses.replace(record, config={**record.config, "start_from": str(earlier)})
+    run = open_run(root / "lora", record)
+    assert run.config.start_from == str(earlier) and run.trainable["params"]
+    for path, value in params_before(run).items():  # both folders have one adapter
+        np.testing.assert_array_equal(value, run.trainable["params"][path])
+    shutil.rmtree(earlier)
+    again = open_run(root / "lora", record)
+    for path, value in flatten(again.trainable)[0].items():
+        np.testing.assert_array_equal(value, flatten(run.trainable)[0][path])
+    with pytest.raises(FileNotFoundError, match="earlier"):
+        params_before(again)
 
 
 def test_how_far_apart_two_runs_are(root):

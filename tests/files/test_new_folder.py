@@ -1,7 +1,11 @@
 """A new folder appears whole, or not at all."""
 
+import errno
+import os
+
 import pytest
 
+from lora_jax.files import full_disk
 from lora_jax.files.new_folder import new_folder
 
 
@@ -29,3 +33,21 @@ def test_what_is_there_is_not_replaced(tmp_path):
         with pytest.raises(ValueError, match=said), new_folder(path):
             raise AssertionError
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(ValueError, match="is a mount point"), new_folder(tmp_path / "out"):
+        raise AssertionError
+
+
+def test_a_full_disk_leaves_nothing_to_go_on_from(tmp_path):
+    """Also where a library, or a part that could go on, reports it."""
+    quoted = RuntimeError(f"cannot write: {os.strerror(errno.ENOSPC)}")
+    for error in (quoted, full_disk.FullDiskError(tmp_path / "out/part")):
+        said = pytest.raises(OSError, match=r"out: .* is full, .* begins anew$")
+        with said as raised, new_folder(tmp_path / "out"):
+            raise error
+        assert "goes on" not in str(raised.value)
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 from drawn_model import drawn
 from flax import nnx
 from make_fixtures import bert, deberta
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from small_decoder import random_decoder
 
 from lora_jax.models.families.encoders import family_of
@@ -89,7 +89,15 @@ def test_numbers_beyond_the_range_of_float16(tmp_path):
     said = r"'model.layers.1.mlp.down_proj.weight' holds 7e\+04, which is too large for float16"
     with pytest.raises(ValueError, match=said):
         export_model(nnx.state(model), model.config, tmp_path, dtype="float16")
+    assert not list(tmp_path.iterdir())
     export_model(nnx.state(model), model.config, tmp_path, dtype="bfloat16")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    model.layers.down.kernel[...] = model.layers.down.kernel[...].at[1, 0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"'model.layers.1.mlp.down_proj.weight' holds NaN$"):
+        export_model(nnx.state(model), model.config, tmp_path, dtype="float16", shard_bytes=3000)
+    with pytest.raises(ValueError, match="is the model that this is made from"):
+        export_model(nnx.state(model), model.config, tmp_path, source=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_config_is_the_source_with_what_changed(tmp_path):
@@ -123,11 +131,16 @@ def test_the_config_is_the_source_with_what_changed(tmp_path):
     assert content["architectures"] == ["BertModel"]
 
 
-@pytest.mark.parametrize("name", ["deberta", "gpt2"])
-def test_what_differs_from_the_source(name, tmp_path):
-    """By tensors; GPT-2's holds queries, keys and values, of which one is compared."""
+@pytest.mark.parametrize(("name", "prefix"), [("deberta", ""), ("gpt2", "transformer.")])
+def test_what_differs_from_the_source(name, prefix, tmp_path):
+    """By tensors; GPT-2's holds queries, keys and values, of which one is compared.
+
+    The published GPT-2's names have no prefix.
+    """
     model = classifier(name) if name in ENCODERS else random_decoder(name)
     export_model(nnx.state(model), model.config, tmp_path)
+    tensors = load_file(tmp_path / SINGLE)
+    save_file({key.removeprefix(prefix): x for key, x in tensors.items()}, tmp_path / SINGLE)
     parts = parts_of(jax.tree.map(lambda x: 1.5 * x, nnx.state(model)))
     paths = ["layers/attention/query/kernel", "layers/down/kernel"]
     found = changed_from(parts, paths, model.config, tmp_path)

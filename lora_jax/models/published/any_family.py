@@ -55,7 +55,9 @@ def changed_from(
     """
     if config.model_type in DECODERS:
         found, _ = decoders.open_source(source)
-        stored, places = set(found.names()), decoder_names.places
+        # Weights finds names that are stored without the prefix; a GGUF file has whole names.
+        stored = found if isinstance(found, Weights) else set(found.names())
+        places = decoder_names.places
     else:
         found = stored = Weights(source, torch_names.prefix(config))
         places = torch_names.torch_places

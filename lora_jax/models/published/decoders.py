@@ -36,7 +36,7 @@ from lora_jax.models.published.placed import (
     layer_shape,
     parameter,
 )
-from lora_jax.models.published.tensor_files import SHARD_BYTES, write_weights
+from lora_jax.models.published.tensor_files import SHARD_BYTES, replaced, write_weights
 from lora_jax.models.published.torch_names import filled
 from lora_jax.models.published.weight_files import Weights, find_gguf, read_config
 from lora_jax.models.published.written_config import write_config
@@ -188,7 +188,7 @@ def export_decoder(
 
     Args:
       params: a decoder's, an nnx.State, nested dicts or `Parts`, with adapters already merged.
-      folder: existing weight files in it are replaced.
+      folder: existing weight files in it are replaced, once all is written; not the source.
       source: where the decoder was loaded from; further settings are taken from its config.json,
         and its generation_config.json is copied.
       dtype, shard_bytes: as for `write_weights`, whose result is returned.
@@ -201,9 +201,8 @@ def export_decoder(
         "architectures": [DECODERS[config.model_type].architecture],
         "torch_dtype": str(jnp.dtype(dtype or parts.shapes["embedding/embedding"].dtype)),
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config, source, changes)
-    if source is not None and (Path(source) / _GENERATION).is_file():
-        shutil.copyfile(Path(source) / _GENERATION, folder / _GENERATION)
-    return write_weights(folder, parts, found, dtype, shard_bytes)
+    with replaced(folder, source) as temporary:
+        write_config(temporary, config, source, changes)
+        if source is not None and (Path(source) / _GENERATION).is_file():
+            shutil.copyfile(Path(source) / _GENERATION, temporary / _GENERATION)
+        return write_weights(temporary, parts, found, dtype, shard_bytes)

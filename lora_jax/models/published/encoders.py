@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from lora_jax.models.families.encoders import FAMILIES, Classifier, Config, family_of
 from lora_jax.models.parts.modules import Pool
 from lora_jax.models.published.placed import Shardings, check_shardings, parameter, placed
-from lora_jax.models.published.tensor_files import SHARD_BYTES, write_weights
+from lora_jax.models.published.tensor_files import SHARD_BYTES, replaced, write_weights
 from lora_jax.models.published.torch_names import (
     filled,
     prefix,
@@ -190,7 +190,7 @@ def export_classifier(
 
     Args:
       params: a classifier's, an nnx.State, nested dicts or `Parts`, with adapters already merged.
-      folder: files of these names in it are replaced.
+      folder: files of these names in it are replaced, once all is written; not the source.
       source: where the encoder was loaded from; further settings are taken from its config.json.
       labels: the names of the classes.
       dtype, shard_bytes: as for `write_weights`, whose result is returned.
@@ -212,7 +212,6 @@ def export_classifier(
         "pool": "cls" if is_first else "mean",
         "torch_dtype": str(jnp.dtype(dtype or parts.shapes["classifier/bias"].dtype)),
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config, source, changes)
-    return write_weights(folder, parts, places, dtype, shard_bytes)
+    with replaced(folder, source) as temporary:
+        write_config(temporary, config, source, changes)
+        return write_weights(temporary, parts, places, dtype, shard_bytes)

@@ -3,9 +3,12 @@
 The table of places is the one that parameters are read by (`placed.tensors_of` inverts it).
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,39 @@ from lora_jax.partition import Parts
 
 SHARD_BYTES = 5_000_000_000
 """The most bytes of a file, unless another limit is given; a larger tensor has its own file."""
+_SHARDS = "model-*-of-*.safetensors"
+
+
+@contextlib.contextmanager
+def replaced(folder: str | Path, source: str | Path | None = None) -> Iterator[Path]:
+    """Give a temporary folder inside `folder`, to which its files move if the code inside succeeds.
+
+    They replace files of their names, and all weights. Nothing in `folder` changes before.
+
+    Args:
+      folder: of a model; it is made if it is not there.
+      source: the model that the files are made from.
+
+    Raises:
+      ValueError: `folder` is the source, which would be lost.
+    """
+    folder = Path(folder)
+    if source is not None and Path(source).resolve() == folder.resolve():
+        raise ValueError(f"{folder} is the model that this is made from: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}.tmp"
+    temporary.mkdir()
+    try:
+        shutil.copymode(folder, temporary)
+        yield temporary
+        made = [path.name for path in temporary.iterdir()]
+        for name in made:
+            os.replace(temporary / name, folder / name)
+        for old in (folder / SINGLE, folder / INDEX, *folder.glob(_SHARDS)):
+            if old.name not in made:
+                old.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_weights(
@@ -29,7 +65,7 @@ def write_weights(
     dtype: DTypeLike | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, float]:
-    """Write parameters as the tensors that they are read from, and replace weights in the folder.
+    """Write parameters as the tensors that they are read from, into a folder without weights.
 
     Only the tensors of one file, of `shard_bytes`, are made and held at a time.
 
@@ -41,12 +77,10 @@ def write_weights(
       change, relative to that of the tensor.
 
     Raises:
-      ValueError: a number is beyond the range of `dtype`.
+      ValueError: a number is beyond the range of another `dtype`, or NaN.
     """
     kinds = {path: jnp.dtype(dtype or each.dtype) for path, each in parts.shapes.items()}
     shards = _shards(parts, tensors_of(places), kinds, shard_bytes)
-    for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
-        old.unlink(missing_ok=True)
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     files = files if len(shards) > 1 else [SINGLE]
     where, total, rounding = {}, 0, {}
@@ -96,6 +130,8 @@ def _cast(name: str, exact: np.ndarray, dtype: Any) -> np.ndarray:
     with np.errstate(over="ignore"):  # it is reported below
         cast = exact.astype(dtype)
     if cast.dtype != exact.dtype and not np.isfinite(cast).all():
+        if np.isnan(exact).any():
+            raise ValueError(f"tensor '{name}' holds NaN")
         largest = float(np.abs(exact).max())
         raise ValueError(f"tensor '{name}' holds {largest:.4g}, which is too large for {dtype}")
     return cast
