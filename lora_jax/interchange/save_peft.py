@@ -65,8 +65,9 @@ def save_peft(
     tensors = {f"{MODEL}{m}.{n}": x for m, peft in found.items() for n, x in peft.tensors.items()}
     for variant, shared in frozen.shared_by_group(trainable).items():
         arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
-        own = variant.shared_to_peft(arrays, shapes)
-        tensors |= {f"{SHARED}{name}": x for name, x in own.items()}
+        for name, x in variant.shared_to_peft(arrays, shapes).items():
+            if not np.array_equal(x, tensors.setdefault(f"{SHARED}{name}", x)):
+                raise ValueError(f"PEFT has one {name} for all modules, and here are two")
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
     if biases and "bias" not in config:
         raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")

@@ -1,5 +1,6 @@
 """PEFT folders without PEFT: what is in them, by PEFT's formula in NumPy, and hostile ones."""
 
+import functools
 import json
 import re
 
@@ -147,6 +148,15 @@ def test_what_peft_has_one_of_for_all(params, tmp_path):
     with pytest.raises(ValueError, match="'head/kernel' has no torch name"):
         lj.save_peft(tmp_path / "out", trainable, frozen, lj.names_from_patterns({"b": "c"}))
     assert not (tmp_path / "out").exists()
+
+
+def test_peft_has_one_bank_of_vectors(params, tmp_path):
+    """Two groups of one method have their own arrays here."""
+    make = functools.partial(variants.make, "vblora", rank=1, num_vectors=6, vector_length=2)
+    targets = {"query/kernel": make(), "head/kernel": make(learning_rate_ratio=2.0)}
+    _, trainable, frozen = trained(targets, params)
+    with pytest.raises(ValueError, match=r"PEFT has one .*bank.* for all modules"):
+        lj.save_peft(tmp_path, trainable, frozen, NAMES)
 
 
 def test_names_of_a_users_own_model():
