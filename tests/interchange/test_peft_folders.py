@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from lora_jax.interchange.peft_config import joined
 
 NAMES = lj.names_from_patterns(
     {
@@ -116,6 +117,14 @@ def test_what_is_read(written, params):
     tensors = read(folder)[1]
     for name, tensor in read(again)[1].items():  # b goes through a scale, and back
         np.testing.assert_allclose(tensor, tensors[name], rtol=3e-7, atol=0, err_msg=name)
+
+
+def test_lists_are_joined_where_they_name_the_module():
+    lists = {"a": {"feedforward_modules": []}, "b": {"feedforward_modules": ["{module}"]}}
+    assert joined(lists) == {"feedforward_modules": ["b"]}
+    tokens = {"a": {"token_indices": [1]}, "b": {"token_indices": [2]}}
+    with pytest.raises(ValueError, match=r"one token_indices .* 'a' has \[1\] and 'b' \[2\]"):
+        joined(tokens)
 
 
 @pytest.mark.parametrize("method", ["pissa", "lora_xs"])
