@@ -119,6 +119,17 @@ def test_what_is_read(written, params):
         np.testing.assert_allclose(tensor, tensors[name], rtol=3e-7, atol=0, err_msg=name)
 
 
+def test_numbers_too_large_for_the_dtype(params, tmp_path):
+    _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES, dtype=jnp.float16)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # others may read both
+    large = jax.tree.map(lambda x: x * 1e6, trainable)
+    with pytest.raises(ValueError, match=r"lora_A.weight' holds .*e\+06, which is too large for"):
+        lj.save_peft(tmp_path, large, frozen, NAMES, dtype=jnp.float16)
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
 def test_lists_are_joined_where_they_name_the_module():
     lists = {"a": {"feedforward_modules": []}, "b": {"feedforward_modules": ["{module}"]}}
     assert joined(lists) == {"feedforward_modules": ["b"]}
