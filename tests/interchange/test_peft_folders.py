@@ -185,6 +185,11 @@ def test_names_of_a_users_own_model():
     assert NAMES.place("head/kernel", 0).name == "top.head.weight"
     assert NAMES.stacked("layers/query/kernel") and not NAMES.stacked("head/kernel")
     assert NAMES.place("other", 0) is None
+    tensors = lj.names_from_patterns({"head/kernel": "head.weight"})
+    assert [tensors.place(f"head/{leaf}", 0) for leaf in ("kernel", "bias")] == [
+        ("head.weight", False, None),
+        ("head.bias", False, None),
+    ]
     wrong = lj.names_from_patterns({"a": "b.{number}"})
     with pytest.raises(ValueError, match="has a field 'number'"):
         wrong.place("a", 0)
