@@ -14,7 +14,9 @@ from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, write_folder
 from lora_jax.methods.peft_joined import joined as side_by_side
 from lora_jax.peft_format import Peft
+from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
+from lora_jax.uses import Uses, WeightUse
 
 
 def save_peft(
@@ -45,12 +47,17 @@ def save_peft(
     """
     parts: dict[str, dict[int, Peft]] = {}
     found: dict[str, Peft] = {}
-    biased = {row.module for row in rows(names, _params(trainable, frozen)) if row.leaf == "bias"}
+    params = _params(trainable, frozen)
+    named = {row.module for row in rows(names, params) if row.leaf == "bias"}
+    dense = {p: x for p, x in params.items() if not isinstance(x, dict)}
+    uses = Uses({p: WeightUse(p, x.shape, x.dtype) for p, x in dense.items()})
+    biased = {each.use.path for each in frozen.spec.adapted if bias_beside(each.use, uses)}
     shapes = []
     for each in matrices(trainable, frozen, names):
         peft = _stored(each)
         shapes.append(each.base.shape)
-        if peft.biases and not each.variant.adapts_bias and each.module in biased:
+        bias = each.path in biased or each.module in named
+        if peft.biases and not each.variant.adapts_bias and bias:
             raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
         if each.place.part is not None:
             parts.setdefault(each.module, {})[each.place.part] = peft
