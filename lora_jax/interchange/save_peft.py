@@ -100,6 +100,11 @@ def _stored(each: Matrix) -> Peft:
             f"'{each.path}': PEFT cannot compute {title} of {what} as it is here; "
             "merge the weights instead"
         )
+    if each.tied and peft.settings["peft_type"] != "TRAINABLE_TOKENS":
+        raise ValueError(
+            f"'{each.path}' is also the head, which PEFT's {title} leaves as it is; "
+            "merge the weights instead"
+        )
     if each.conv1d:
         if "fan_in_fan_out" not in peft.settings:
             raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")

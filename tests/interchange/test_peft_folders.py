@@ -120,6 +120,31 @@ def test_what_is_read(written, params):
         np.testing.assert_allclose(tensor, tensors[name], rtol=3e-7, atol=0, err_msg=name)
 
 
+def test_a_table_that_is_also_the_head(tmp_path):
+    """PEFT changes the table alone, but for trainable tokens; so what it writes is refused, too."""
+    names = lj.names_from_patterns({"table/embedding": "embed"})
+    params, ids = {"table": {"embedding": jnp.ones((5, 3))}}, jnp.arange(4)
+
+    def untied(params, ids):
+        return params["table"]["embedding"][ids]
+
+    def tied(params, ids):
+        return untied(params, ids) @ params["table"]["embedding"].T
+
+    def save(forward, variant, folder):
+        adapted = lj.adapt(forward, variant, "table/embedding")
+        lj.save_peft(tmp_path / folder, *adapted.init(jax.random.key(0), params, ids), names)
+
+    with pytest.raises(ValueError, match="'table/embedding' is also the head, which PEFT's LoRA"):
+        save(tied, variants.make("lora", rank=1), "none")
+    save(tied, variants.make("trainable_tokens"), "tokens")
+    lj.load_peft(tmp_path / "tokens", variants.from_peft, names, tied, params, ids)
+    save(untied, variants.make("lora", rank=1), "lora")
+    lj.load_peft(tmp_path / "lora", variants.from_peft, names, untied, params, ids)
+    with pytest.raises(ValueError, match="'table/embedding' is also the head, which LORA leaves"):
+        lj.load_peft(tmp_path / "lora", variants.from_peft, names, tied, params, ids)
+
+
 def test_numbers_too_large_for_the_dtype(params, tmp_path):
     _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
     lj.save_peft(tmp_path, trainable, frozen, NAMES, dtype=jnp.float16)
@@ -208,6 +233,7 @@ HOSTILE = [
     ({"r": "4"}, {}, "r must be a int, got '4'"),
     ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
     ({"r": 10**9, "rank_pattern": {}}, {}, "rank 1000000000"),
+    ({"ensure_weight_tying": True}, {}, "with ensure_weight_tying=True is not known here"),
     ({"use_qalora": True}, {}, "LORA with use_qalora=True is not known here"),
     ({"init_lora_weights": "corda"}, {}, "init_lora_weights='corda' replaces the base"),
     ({"rank_pattern": {"(": 2}}, {}, "'.*' is no pattern"),
