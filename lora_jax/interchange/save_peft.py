@@ -18,6 +18,9 @@ from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.uses import Uses, WeightUse
 
+HEADS = ("classifier", "score")
+"""What PEFT saves whole with SEQ_CLS."""
+
 
 def save_peft(
     folder: str | os.PathLike,
@@ -39,7 +42,8 @@ def save_peft(
       names: what parameters are called in torch: `families.names_of(model.config)`, or
         `names_from_patterns`.
       base_model: what to say of the base, `base_model_name_or_path`.
-      task_type: PEFT's, such as `CAUSAL_LM`. With `SEQ_CLS`, PEFT also saves the head.
+      task_type: PEFT's, such as `CAUSAL_LM`. With `SEQ_CLS`, PEFT also saves the
+        head: a module `classifier` or `score`, which must train in full.
       dtype: of the tensors; the adapter's own by default.
 
     Raises:
@@ -76,6 +80,8 @@ def save_peft(
             if not np.array_equal(x, tensors.setdefault(f"{SHARED}{name}", x)):
                 raise ValueError(f"PEFT has one {name} for all modules, and here are two")
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
+    weights = {row.module for row in rows(names, params) if row.leaf == "weight"}
+    _check_modules(set(found), whole, weights, task_type)
     if biases and "bias" not in config:
         raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
     config |= {
@@ -110,6 +116,29 @@ def _stored(each: Matrix) -> Peft:
             raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")
         peft = peft._replace(settings={**peft.settings, "fan_in_fan_out": True})
     return peft
+
+
+def _check_modules(adapted: set[str], whole: set[str], known: set[str], task: str | None) -> None:
+    """PEFT also adapts what ends in the name of a module, and adapts nothing that it saves whole.
+
+    Args:
+      adapted, whole, known: the modules with an adapter, those to save, and all with a weight.
+
+    Raises:
+      ValueError: PEFT would take other modules than these.
+    """
+    for name in sorted(known - adapted - whole):
+        if one := next((each for each in adapted if name.endswith(f".{each}")), None):
+            raise ValueError(f"PEFT would adapt '{name}', too, for it ends in '{one}'")
+    if task == "SEQ_CLS" and not whole & {*HEADS}:
+        raise ValueError(
+            "with SEQ_CLS, PEFT saves the head, and no module 'classifier' or 'score' trains in "
+            "full here: leave task_type out"
+        )
+    saved = whole | {*HEADS} if task == "SEQ_CLS" else whole
+    for name in sorted(adapted):
+        if one := next((each for each in saved if f".{each}." in f".{name}."), None):
+            raise ValueError(f"PEFT would not adapt '{name}', for it is in '{one}', saved whole")
 
 
 def _trained_in_full(

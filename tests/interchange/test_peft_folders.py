@@ -1,5 +1,6 @@
 """PEFT folders without PEFT: what is in them, by PEFT's formula in NumPy, and hostile ones."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -118,6 +119,32 @@ def test_what_is_read(written, params):
     tensors = read(folder)[1]
     for name, tensor in read(again)[1].items():  # b goes through a scale, and back
         np.testing.assert_allclose(tensor, tensors[name], rtol=3e-7, atol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("head", "query", "task", "said"),
+    [
+        ("classifier", "b.{layer}.query", "SEQ_CLS", None),
+        ("top.classifier", "b.{layer}.query", None, None),
+        ("classifier.out_proj", "b.{layer}.query", "SEQ_CLS", "no module 'classifier' or 'score'"),
+        ("classifier", "score.{layer}", "SEQ_CLS", "would not adapt 'score.1', for it is in 'sco"),
+        ("top", "top.{layer}", None, "would not adapt 'top.1', for it is in 'top', saved whole"),
+        ("query", "b.{layer}.query", None, "would not adapt 'b.1.query', for it is in 'query'"),
+    ],
+)
+def test_modules_that_peft_would_take_for_others(head, query, task, said, params, tmp_path):
+    names = lj.names_from_patterns({"query/kernel": query, "head/kernel": head})
+    targets = {lj.layers("query/kernel", 1): variants.make("lora", rank=1)}
+    _, trainable, frozen = trained(targets, params, also_train="head/kernel")
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        lj.save_peft(tmp_path, trainable, frozen, names, task_type=task)
+
+
+def test_an_adapted_module_that_is_the_end_of_another(params, tmp_path):
+    names = lj.names_from_patterns({"query/kernel": "b.{layer}.query", "head/kernel": "query"})
+    _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
+    with pytest.raises(ValueError, match=r"adapt 'b\.0\.query', too, for it ends in 'que"):
+        lj.save_peft(tmp_path, trainable, frozen, names)
 
 
 def test_a_table_that_is_also_the_head(tmp_path):
