@@ -14,7 +14,7 @@ Settings = Mapping[str, Any]
 # fmt: off
 SAY_NOTHING = frozenset((
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "block_size_pattern",
-    "boft_block_num", "boft_dropout", "corda_config", "d_initial", "ensure_weight_tying", "eps",
+    "boft_block_num", "boft_dropout", "corda_config", "d_initial", "eps",
     "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode",
     "init_ia3_weights", "init_weights", "lambda_pattern", "layer_has_bias", "layers_pattern",
     "layers_to_transform",

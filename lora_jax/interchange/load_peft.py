@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lora_jax.interchange.matrices import depth, row, variant_at
+from lora_jax.interchange.matrices import depth, is_tied, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
@@ -21,9 +21,11 @@ from lora_jax.partition import flatten, is_array
 from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapt import Adapted, adapt
 from lora_jax.transform.adapted_weight import with_shared
+from lora_jax.transform.discover import discover
 from lora_jax.transform.placement import Frozen, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.transform.target_patterns import layers as some_layers
+from lora_jax.uses import Uses
 from lora_jax.variant import Factors, Variant
 
 
@@ -72,6 +74,7 @@ def load_peft(
             for module in found.adapters
         }
         targets = _targets(found, settings, variant_of, names)
+        _refuse_tied(found, source.config, discover(forward, params, *args, **kwargs))
     except ValueError as error:
         raise ValueError(f"{source.config_path}: {error}") from None
     full = sorted({row.path for row in (*found.full.values(), *_lora_biases(found).values())})
@@ -88,6 +91,17 @@ def load_peft(
     return Loaded(
         adapted, *fill(*begun, {name: source.read(name) for name in shapes}), source.config
     )
+
+
+def _refuse_tied(found: Sorted, config: Settings, uses: Uses) -> None:
+    """PEFT changes a table alone, not a head tied to it; its trainable tokens change both."""
+    adapted = [place for each in found.rows.values() for place in each]
+    both = config["peft_type"] == "TRAINABLE_TOKENS"
+    for place in (*found.full.values(), *(() if both else adapted)):
+        if is_tied(uses[place.path]):
+            raise ValueError(
+                f"'{place.path}' is also the head, which {config['peft_type']} leaves as it is"
+            )
 
 
 def _targets(

@@ -82,9 +82,10 @@ def _place(pattern: str, template: str, matched: str, path: str, layer: int) -> 
             f"'{template}' has a field {error} that '{pattern}' does not give; "
             "there are {layer} and, for groups, {0}, {1} ..."
         ) from None
-    if module.endswith((".weight", ".bias")):
-        return Place(module, False, None)
     leaf = path.rpartition("/")[2]
+    if module.endswith((".weight", ".bias")):
+        beside = path != matched
+        return Place(f"{module.rpartition('.')[0]}.bias" if beside else module, False, None)
     kind = LEAF.get(leaf, "weight")
     return Place(f"{module}.{kind}", kind == "weight" and leaf not in ("embedding", "scale"), None)
 

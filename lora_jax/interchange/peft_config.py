@@ -50,12 +50,13 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
     and mappings are joined, with the module's name for `{module}`.
 
     Raises:
-      ValueError: modules differ in a field for which there is no pattern.
+      ValueError: modules differ in a field for which there is no pattern, or in a list without
+        `{module}`.
     """
     names = dict.fromkeys(name for settings in each.values() for name in settings)
     columns = {n: {m: settings.get(n) for m, settings in each.items()} for n in names}
     lists = {n for n, x in columns.items() if any(isinstance(v, dict | list) for v in x.values())}
-    found = {name: _united(columns[name]) for name in names if name in lists}
+    found = {name: _united(name, columns[name]) for name in names if name in lists}
     for name in (name for name in names if name not in lists):
         values = list(columns[name].values())
         common = max(values, key=values.count)
@@ -76,10 +77,17 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
     return found
 
 
-def _united(values: Mapping[str, Any]) -> Any:
+def _united(name: str, values: Mapping[str, Any]) -> Any:
     kinds = {type(value) for value in values.values() if value is not None}
     if kinds == {list}:
         texts = [(m, x) for m, each in values.items() for x in each or ()]
+        named = any("{module}" in x for _, x in texts if isinstance(x, str))
+        (usual, first), *others = values.items()
+        if differs := next(((m, x) for m, x in others if x != first and not named), None):
+            other, x = differs
+            raise ValueError(
+                f"PEFT has one {name} for all modules; '{usual}' has {first!r} and '{other}' {x!r}"
+            )
         filled = [x.format(module=m) if isinstance(x, str) else x for m, x in texts]
         return list(dict.fromkeys(filled))
     return {

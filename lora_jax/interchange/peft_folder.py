@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from lora_jax.files.atomic import write_atomically
 from lora_jax.interchange.names import Row
 from lora_jax.interchange.peft_config import check
 from lora_jax.models.published.torch_bin import TorchFile
@@ -72,17 +73,29 @@ class PeftFolder:
 def write_folder(
     folder: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: Any
 ) -> Path:
-    """Write both files of a folder; give its path. `dtype` is None for the tensors' own."""
+    """Write both files of a folder; give its path. `dtype` is None for the tensors' own.
+
+    Each file is replaced at once, the config last.
+
+    Raises:
+      ValueError: a number is beyond the range of `dtype`. Nothing is written.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {}
-    for name, x in tensors.items():
-        real = jnp.issubdtype(x.dtype, jnp.floating)
-        arrays[name] = np.array(x, dtype if dtype and real else x.dtype, order="C")
-    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    arrays = {name: _cast(name, x, dtype) for name, x in tensors.items()}
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_atomically(folder / WEIGHTS, save(arrays, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, text.encode())
     return folder
+
+
+def _cast(name: str, x: Any, dtype: Any) -> np.ndarray:
+    real = jnp.issubdtype(x.dtype, jnp.floating)
+    with np.errstate(over="ignore"):  # it is reported below
+        cast = np.array(x, dtype if dtype and real else x.dtype, order="C")
+    if cast.dtype != x.dtype and not np.isfinite(cast).all():
+        largest = float(np.abs(x).max())
+        raise ValueError(f"tensor '{name}' holds {largest:.4g}, which is too large for {dtype}")
+    return cast
 
 
 class Sorted(NamedTuple):

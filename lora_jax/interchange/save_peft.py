@@ -14,7 +14,12 @@ from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, write_folder
 from lora_jax.methods.peft_joined import joined as side_by_side
 from lora_jax.peft_format import Peft
+from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
+from lora_jax.uses import Uses, WeightUse
+
+HEADS = ("classifier", "score")
+"""What PEFT saves whole with SEQ_CLS."""
 
 
 def save_peft(
@@ -37,7 +42,8 @@ def save_peft(
       names: what parameters are called in torch: `families.names_of(model.config)`, or
         `names_from_patterns`.
       base_model: what to say of the base, `base_model_name_or_path`.
-      task_type: PEFT's, such as `CAUSAL_LM`. With `SEQ_CLS`, PEFT also saves the head.
+      task_type: PEFT's, such as `CAUSAL_LM`. With `SEQ_CLS`, PEFT also saves the
+        head: a module `classifier` or `score`, which must train in full.
       dtype: of the tensors; the adapter's own by default.
 
     Raises:
@@ -45,12 +51,17 @@ def save_peft(
     """
     parts: dict[str, dict[int, Peft]] = {}
     found: dict[str, Peft] = {}
-    biased = {row.module for row in rows(names, _params(trainable, frozen)) if row.leaf == "bias"}
+    params = _params(trainable, frozen)
+    named = {row.module for row in rows(names, params) if row.leaf == "bias"}
+    dense = {p: x for p, x in params.items() if not isinstance(x, dict)}
+    uses = Uses({p: WeightUse(p, x.shape, x.dtype) for p, x in dense.items()})
+    biased = {each.use.path for each in frozen.spec.adapted if bias_beside(each.use, uses)}
     shapes = []
     for each in matrices(trainable, frozen, names):
         peft = _stored(each)
         shapes.append(each.base.shape)
-        if peft.biases and not each.variant.adapts_bias and each.module in biased:
+        bias = each.path in biased or each.module in named
+        if peft.biases and not each.variant.adapts_bias and bias:
             raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
         if each.place.part is not None:
             parts.setdefault(each.module, {})[each.place.part] = peft
@@ -65,9 +76,12 @@ def save_peft(
     tensors = {f"{MODEL}{m}.{n}": x for m, peft in found.items() for n, x in peft.tensors.items()}
     for variant, shared in frozen.shared_by_group(trainable).items():
         arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
-        own = variant.shared_to_peft(arrays, shapes)
-        tensors |= {f"{SHARED}{name}": x for name, x in own.items()}
+        for name, x in variant.shared_to_peft(arrays, shapes).items():
+            if not np.array_equal(x, tensors.setdefault(f"{SHARED}{name}", x)):
+                raise ValueError(f"PEFT has one {name} for all modules, and here are two")
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
+    weights = {row.module for row in rows(names, params) if row.leaf == "weight"}
+    _check_modules(set(found), whole, weights, task_type)
     if biases and "bias" not in config:
         raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
     config |= {
@@ -92,11 +106,39 @@ def _stored(each: Matrix) -> Peft:
             f"'{each.path}': PEFT cannot compute {title} of {what} as it is here; "
             "merge the weights instead"
         )
+    if each.tied and peft.settings["peft_type"] != "TRAINABLE_TOKENS":
+        raise ValueError(
+            f"'{each.path}' is also the head, which PEFT's {title} leaves as it is; "
+            "merge the weights instead"
+        )
     if each.conv1d:
         if "fan_in_fan_out" not in peft.settings:
             raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")
         peft = peft._replace(settings={**peft.settings, "fan_in_fan_out": True})
     return peft
+
+
+def _check_modules(adapted: set[str], whole: set[str], known: set[str], task: str | None) -> None:
+    """PEFT also adapts what ends in the name of a module, and adapts nothing that it saves whole.
+
+    Args:
+      adapted, whole, known: the modules with an adapter, those to save, and all with a weight.
+
+    Raises:
+      ValueError: PEFT would take other modules than these.
+    """
+    for name in sorted(known - adapted - whole):
+        if one := next((each for each in adapted if name.endswith(f".{each}")), None):
+            raise ValueError(f"PEFT would adapt '{name}', too, for it ends in '{one}'")
+    if task == "SEQ_CLS" and not whole & {*HEADS}:
+        raise ValueError(
+            "with SEQ_CLS, PEFT saves the head, and no module 'classifier' or 'score' trains in "
+            "full here: leave task_type out"
+        )
+    saved = whole | {*HEADS} if task == "SEQ_CLS" else whole
+    for name in sorted(adapted):
+        if one := next((each for each in saved if f".{each}." in f".{name}."), None):
+            raise ValueError(f"PEFT would not adapt '{name}', for it is in '{one}', saved whole")
 
 
 def _trained_in_full(

@@ -68,6 +68,11 @@ def save_plain_lora(
             f"'{min(trainable['params'])}' trains in full, and servers take adapters alone: merge "
             "the weights (--as=merged)"
         )
+    if biased := next((each for each in frozen.spec.adapted if each.bias), None):
+        raise ValueError(
+            f"'{biased.bias}' is adapted with '{biased.use.path}', and plain LoRA has no biases: "
+            "merge the weights (--as=merged)"
+        )
     found: dict[str, Peft] = {}
     parts: dict[str, dict[int, Peft]] = {}
     errors: dict[str, float] = {}

@@ -1,5 +1,8 @@
 """PEFT folders without PEFT: what is in them, by PEFT's formula in NumPy, and hostile ones."""
 
+import contextlib
+import dataclasses
+import functools
 import json
 import re
 
@@ -11,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from lora_jax.interchange.peft_config import joined
 
 NAMES = lj.names_from_patterns(
     {
@@ -117,6 +121,76 @@ def test_what_is_read(written, params):
         np.testing.assert_allclose(tensor, tensors[name], rtol=3e-7, atol=0, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("head", "query", "task", "said"),
+    [
+        ("classifier", "b.{layer}.query", "SEQ_CLS", None),
+        ("top.classifier", "b.{layer}.query", None, None),
+        ("classifier.out_proj", "b.{layer}.query", "SEQ_CLS", "no module 'classifier' or 'score'"),
+        ("classifier", "score.{layer}", "SEQ_CLS", "would not adapt 'score.1', for it is in 'sco"),
+        ("top", "top.{layer}", None, "would not adapt 'top.1', for it is in 'top', saved whole"),
+        ("query", "b.{layer}.query", None, "would not adapt 'b.1.query', for it is in 'query'"),
+    ],
+)
+def test_modules_that_peft_would_take_for_others(head, query, task, said, params, tmp_path):
+    names = lj.names_from_patterns({"query/kernel": query, "head/kernel": head})
+    targets = {lj.layers("query/kernel", 1): variants.make("lora", rank=1)}
+    _, trainable, frozen = trained(targets, params, also_train="head/kernel")
+    with pytest.raises(ValueError, match=said) if said else contextlib.nullcontext():
+        lj.save_peft(tmp_path, trainable, frozen, names, task_type=task)
+
+
+def test_an_adapted_module_that_is_the_end_of_another(params, tmp_path):
+    names = lj.names_from_patterns({"query/kernel": "b.{layer}.query", "head/kernel": "query"})
+    _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
+    with pytest.raises(ValueError, match=r"adapt 'b\.0\.query', too, for it ends in 'que"):
+        lj.save_peft(tmp_path, trainable, frozen, names)
+
+
+def test_a_table_that_is_also_the_head(tmp_path):
+    """PEFT changes the table alone, but for trainable tokens; so what it writes is refused, too."""
+    names = lj.names_from_patterns({"table/embedding": "embed"})
+    params, ids = {"table": {"embedding": jnp.ones((5, 3))}}, jnp.arange(4)
+
+    def untied(params, ids):
+        return params["table"]["embedding"][ids]
+
+    def tied(params, ids):
+        return untied(params, ids) @ params["table"]["embedding"].T
+
+    def save(forward, variant, folder):
+        adapted = lj.adapt(forward, variant, "table/embedding")
+        lj.save_peft(tmp_path / folder, *adapted.init(jax.random.key(0), params, ids), names)
+
+    with pytest.raises(ValueError, match="'table/embedding' is also the head, which PEFT's LoRA"):
+        save(tied, variants.make("lora", rank=1), "none")
+    save(tied, variants.make("trainable_tokens"), "tokens")
+    lj.load_peft(tmp_path / "tokens", variants.from_peft, names, tied, params, ids)
+    save(untied, variants.make("lora", rank=1), "lora")
+    lj.load_peft(tmp_path / "lora", variants.from_peft, names, untied, params, ids)
+    with pytest.raises(ValueError, match="'table/embedding' is also the head, which LORA leaves"):
+        lj.load_peft(tmp_path / "lora", variants.from_peft, names, tied, params, ids)
+
+
+def test_numbers_too_large_for_the_dtype(params, tmp_path):
+    _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES, dtype=jnp.float16)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # others may read both
+    large = jax.tree.map(lambda x: x * 1e6, trainable)
+    with pytest.raises(ValueError, match=r"lora_A.weight' holds .*e\+06, which is too large for"):
+        lj.save_peft(tmp_path, large, frozen, NAMES, dtype=jnp.float16)
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_lists_are_joined_where_they_name_the_module():
+    lists = {"a": {"feedforward_modules": []}, "b": {"feedforward_modules": ["{module}"]}}
+    assert joined(lists) == {"feedforward_modules": ["b"]}
+    tokens = {"a": {"token_indices": [1]}, "b": {"token_indices": [2]}}
+    with pytest.raises(ValueError, match=r"one token_indices .* 'a' has \[1\] and 'b' \[2\]"):
+        joined(tokens)
+
+
 @pytest.mark.parametrize("method", ["pissa", "lora_xs"])
 def test_starts_from_the_weight_are_lora_on_the_untouched_base(method, params, tmp_path):
     adapted, trainable, frozen = trained({"query/kernel": variants.make(method, rank=2)}, params)
@@ -137,8 +211,10 @@ def test_what_peft_has_one_of_for_all(params, tmp_path):
         lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
     targets = {"query/kernel": variants.make("ia3")}
     _, trainable, frozen = trained(targets, params)
-    with pytest.raises(ValueError, match="PEFT also changes the bias of its layer"):
-        lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
+    place = lambda path, layer: None if "bias" in path else NAMES.place(path, layer)  # noqa: E731
+    for names in (NAMES, dataclasses.replace(NAMES, place=place)):
+        with pytest.raises(ValueError, match="PEFT also changes the bias of its layer"):
+            lj.save_peft(tmp_path / "out", trainable, frozen, names)
     _, trainable, frozen = trained(
         {"head/kernel": variants.make("fourierft", frequencies=3)}, params
     )
@@ -149,12 +225,26 @@ def test_what_peft_has_one_of_for_all(params, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_peft_has_one_bank_of_vectors(params, tmp_path):
+    """Two groups of one method have their own arrays here."""
+    make = functools.partial(variants.make, "vblora", rank=1, num_vectors=6, vector_length=2)
+    targets = {"query/kernel": make(), "head/kernel": make(learning_rate_ratio=2.0)}
+    _, trainable, frozen = trained(targets, params)
+    with pytest.raises(ValueError, match=r"PEFT has one .*bank.* for all modules"):
+        lj.save_peft(tmp_path, trainable, frozen, NAMES)
+
+
 def test_names_of_a_users_own_model():
     place = NAMES.place("model/layers/query/bias", 2)
     assert place.name == "encoder.2.self.query.bias" and not place.transposed
     assert NAMES.place("head/kernel", 0).name == "top.head.weight"
     assert NAMES.stacked("layers/query/kernel") and not NAMES.stacked("head/kernel")
     assert NAMES.place("other", 0) is None
+    tensors = lj.names_from_patterns({"head/kernel": "head.weight"})
+    assert [tensors.place(f"head/{leaf}", 0) for leaf in ("kernel", "bias")] == [
+        ("head.weight", False, None),
+        ("head.bias", False, None),
+    ]
     wrong = lj.names_from_patterns({"a": "b.{number}"})
     with pytest.raises(ValueError, match="has a field 'number'"):
         wrong.place("a", 0)
@@ -170,6 +260,7 @@ HOSTILE = [
     ({"r": "4"}, {}, "r must be a int, got '4'"),
     ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
     ({"r": 10**9, "rank_pattern": {}}, {}, "rank 1000000000"),
+    ({"ensure_weight_tying": True}, {}, "with ensure_weight_tying=True is not known here"),
     ({"use_qalora": True}, {}, "LORA with use_qalora=True is not known here"),
     ({"init_lora_weights": "corda"}, {}, "init_lora_weights='corda' replaces the base"),
     ({"rank_pattern": {"(": 2}}, {}, "'.*' is no pattern"),

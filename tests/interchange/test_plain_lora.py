@@ -116,3 +116,13 @@ def test_what_servers_do_not_have(params, tmp_path):
     _, trainable, frozen = trained(params, {"head/kernel": lora})
     with pytest.raises(ValueError, match="'lm_head' is not served: q_proj, "):
         lj.save_plain_lora(tmp_path / "out", trainable, frozen, NAMES)
+
+
+def test_adapted_biases_are_not_dropped(tmp_path):
+    layer = lambda p, x: x @ p["up"]["kernel"] + p["up"]["bias"][None]  # noqa: E731
+    params = {"up": {"kernel": jnp.ones((6, 6)), "bias": jnp.ones(6)}}
+    adapted = lj.adapt(layer, variants.make("ia3", biases=True), "up/kernel")
+    trainable, frozen = adapted.init(jax.random.key(0), params, X)
+    names = lj.names_from_patterns({"up/kernel": "up_proj"})
+    with pytest.raises(ValueError, match="'up/bias' is adapted with 'up/kernel', and plain LoRA"):
+        lj.save_plain_lora(tmp_path, trainable, frozen, names, svd_rank=2)

@@ -212,3 +212,28 @@ def test_peft_computes_plain_lora_alike(made, tmp_path, x64):
     assert written.rank == 3 and written.max_lora_rank == 8
     expected = pair.outputs(adapted, trainable, frozen)
     assert_close(pair.loaded_by_peft(tmp_path), expected, pair.plain())
+
+
+def test_trainable_tokens_of_a_tied_table(made, tmp_path, x64):
+    pair = made("llama_tied")
+    variant = variants.make("trainable_tokens", tokens=(3, 7, 0))
+    adapted = lj.adapt(pair.forward, variant, "embedding/embedding")
+    trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
+    trainable = moved(trainable)
+    lj.save_peft(tmp_path, trainable, frozen, pair.names)
+    expected = pair.outputs(adapted, trainable, frozen)
+    assert_close(pair.loaded_by_peft(tmp_path), expected, pair.plain())
+
+
+def test_a_head_that_peft_saves_too(pair, tmp_path):
+    adapted = lj.adapt(
+        pair.forward,
+        variants.make("lora", rank=2),
+        "query/kernel",
+        also_train="classifier/(kernel|bias)",
+    )
+    trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
+    trainable = moved(trainable)
+    lj.save_peft(tmp_path, trainable, frozen, pair.names, task_type="SEQ_CLS")
+    expected = pair.outputs(adapted, trainable, frozen)
+    assert_close(pair.loaded_by_peft(tmp_path), expected, pair.plain())
