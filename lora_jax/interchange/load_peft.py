@@ -75,7 +75,7 @@ def load_peft(
     except ValueError as error:
         raise ValueError(f"{source.config_path}: {error}") from None
     full = sorted({row.path for row in (*found.full.values(), *_lora_biases(found).values())})
-    adapted = adapt(forward, targets=targets, also_train=[re.escape(path) for path in full])
+    adapted = adapt(forward, targets=targets, also_train=[_only(path) for path in full])
     key = jax.random.key(0)  # what is drawn is replaced
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
@@ -100,10 +100,15 @@ def _targets(
     for module, each in found.rows.items():
         variant = variant_of(settings[module])
         for place in each:
-            pattern = re.escape(place.path)
+            pattern = _only(place.path)
             one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
             targets[one] = variant
     return targets
+
+
+def _only(path: str) -> str:
+    """A pattern of this path alone: without the look back, paths that end in it match, too."""
+    return rf"(?<!/){re.escape(path)}"
 
 
 def _peft(found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any) -> Peft:

@@ -149,6 +149,19 @@ def test_what_peft_has_one_of_for_all(params, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_path_that_another_ends_in(tmp_path):
+    params = {"up": {"kernel": jnp.ones((4, 2))}, "block": {"up": {"kernel": jnp.ones((6, 4))}}}
+    names = lj.names_from_patterns({"block/up/kernel": "block.up", "up/kernel": "up"})
+
+    def apply(params, x):
+        return x @ params["block"]["up"]["kernel"] @ params["up"]["kernel"]
+
+    adapted = lj.adapt(apply, variants.make("lora", rank=1), "(?<!/)up/kernel")
+    lj.save_peft(tmp_path, *adapted.init(jax.random.key(0), params, X), names)
+    loaded = lj.load_peft(tmp_path, variants.from_peft, names, apply, params, X)
+    assert list(loaded.trainable["adapters"]) == ["up/kernel"]
+
+
 def test_names_of_a_users_own_model():
     place = NAMES.place("model/layers/query/bias", 2)
     assert place.name == "encoder.2.self.query.bias" and not place.transposed
