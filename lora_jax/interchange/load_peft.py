@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
@@ -84,10 +85,15 @@ def load_peft(
         jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
     except ValueError as error:
         raise ValueError(f"{source.path}, {source.base()}: {error}") from None
+    read = {name: source.read(name) for name in shapes}
     begun = adapted.init(key, params, *args, **kwargs)
-    return Loaded(
-        adapted, *fill(*begun, {name: source.read(name) for name in shapes}), source.config
-    )
+    try:
+        with np.errstate(over="ignore"):  # what overflows is refused in the next line
+            trainable, frozen = fill(*begun, read)
+        _check_finite(trainable)
+    except ValueError as error:
+        raise ValueError(f"{source.path}, {source.base()}: {error}") from None
+    return Loaded(adapted, trainable, frozen, source.config)
 
 
 def _targets(
@@ -104,6 +110,13 @@ def _targets(
             one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
             targets[one] = variant
     return targets
+
+
+def _check_finite(trainable: Trainable) -> None:
+    """Raise a ValueError if a number of a file was too large for the dtype that it has here."""
+    for path, x in flatten(trainable)[0].items():
+        if not jnp.isfinite(x).all():
+            raise ValueError(f"{path}: a number is too large for {x.dtype}")
 
 
 def _only(path: str) -> str:

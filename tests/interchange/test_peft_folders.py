@@ -194,6 +194,7 @@ HOSTILE = [
     ({"rank_pattern": {"(": 2}}, {}, "'.*' is no pattern"),
     ({}, {A: np.zeros((1, 7), np.float32)}, r"\(4, 7\).*ask for \(4, 6\)"),
     ({}, {A: np.full((1, 6), np.nan, np.float32)}, "holds NaN or an infinity"),
+    ({}, {A: np.full((1, 6), 1e300)}, "a number is too large for float32"),
     ({}, {A: np.zeros((1, 6), np.int8)}, "is I8"),
     ({}, {A.replace("_A", "_C"): np.zeros(3, np.float32)}, "lora_C.weight' is not one of"),
     ({}, {A.replace("query", "key"): np.zeros(3, np.float32)}, "of 'me/base': tensor '.*' belongs"),
@@ -209,6 +210,20 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
     with pytest.raises(ValueError, match=said) as caught:
         load(tmp_path, params)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_places_that_a_matrix_does_not_have(params, tmp_path):
+    _, trainable, frozen = trained({"head/kernel": variants.make("shira", rank=1)}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    _, found = read(tmp_path)
+    name = "base_model.model.top.head.shira_indices"
+    wrong = [(2**32, "4294967296, outside of"), (-1, "-1, outside of"), (0.5, "not integers")]
+    for place, said in wrong:
+        places = found[name].astype(np.asarray(place).dtype)
+        places[0, 0] = place
+        save_file({**found, name: places}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{said}"):
+            load(tmp_path, params)
 
 
 def test_files_that_are_none(written, params, tmp_path):
