@@ -15,7 +15,7 @@ from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
-from lora_jax.methods.peft_joined import third
+from lora_jax.methods.peft_joined import PARTS, third
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array
@@ -75,7 +75,8 @@ def load_peft(
         targets = _targets(found, settings, variant_of, names)
     except ValueError as error:
         raise ValueError(f"{source.config_path}: {error}") from None
-    full = sorted({row.path for row in (*found.full.values(), *_lora_biases(found).values())})
+    beside = _each(found.full) + _each(_lora_biases(found))
+    full = sorted({place.path for _, place in beside})
     adapted = adapt(forward, targets=targets, also_train=[_only(path) for path in full])
     key = jax.random.key(0)  # what is drawn is replaced
     try:
@@ -166,18 +167,18 @@ def _filled(
         whole = jax.tree.map(lambda *x: jnp.stack(x), *each) if stack else each[0]
         adapters[path], constants[path] = whole
     params = dict(trainable["params"])
-    for name, place in found.full.items():
-        tensor, mine = read[name], params[place.path]
-        tensor = tensor.T if place.place.transposed else tensor
+    for name, place in _each(found.full):
+        tensor, mine = _cut(place.place, read[name]), params[place.path]
         if names.stacked(place.path):
             params[place.path] = mine.at[place.layer].set(_like(mine[0], tensor, place.path))
         else:
             params[place.path] = _like(mine, tensor, place.path)
-    for module, place in _lora_biases(found).items():
+    for module, place in _each(_lora_biases(found)):
         weight = found.rows[module][0]
         mine = params[place.path]
         scale = _one(constants[weight.path]["scale"], weight).astype(mine.dtype)
-        added = scale * jnp.asarray(read[found.adapters[module][BIAS]], mine.dtype)
+        bias = _cut(place.place, read[found.adapters[module][BIAS]])
+        added = scale * jnp.asarray(bias, mine.dtype)
         where = mine.at[place.layer] if names.stacked(place.path) else mine.at[:]
         params[place.path] = where.add(added)
     groups, every = [], frozen.shared_by_group(trainable)
@@ -191,12 +192,22 @@ def _filled(
     return with_shared_arrays({"adapters": adapters, "params": params}, frozen, groups)
 
 
-def _lora_biases(found: Sorted) -> dict[str, Row]:
+def _cut(place: Place, tensor: Any) -> Any:
+    """One layer of a parameter as it is here, from torch's tensor; works on shapes, too."""
+    tensor = tensor.T if place.transposed else tensor
+    return tensor if place.part is None else jnp.split(tensor, PARTS, axis=-1)[place.part]
+
+
+def _lora_biases(found: Sorted) -> dict[str, list[Row]]:
     """The biases of the layers whose adapters have one of their own, by module."""
     modules = [module for module, each in found.adapters.items() if BIAS in each]
     if without := [module for module in modules if module not in found.biases]:
         raise ValueError(f"'{without[0]}' has a lora_bias, and the model has no bias there")
     return {module: found.biases[module] for module in modules}
+
+
+def _each(named: Mapping[str, list[Row]]) -> list[tuple[str, Row]]:
+    return [(name, one) for name, several in named.items() for one in several]
 
 
 def _one(values: Any, place: Row) -> Any:

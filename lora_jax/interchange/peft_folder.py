@@ -94,10 +94,12 @@ class Sorted(NamedTuple):
     """What each of these modules is here; several parameters, where torch has joined them."""
     shared: dict[str, str]
     """What all modules share, by what follows `base_model.`."""
-    full: dict[str, Row]
-    """The parameters that were trained in full, by the tensor's name."""
-    biases: dict[str, Row]
-    """The bias beside each weight of the model that has one, by module."""
+    full: dict[str, list[Row]]
+    """The parameters that were trained in full, by the tensor's name; several, where joined."""
+    copies: dict[str, list[Row]]
+    """The weights of the base that PEFT has saved beside their adapters, by the tensor's name."""
+    biases: dict[str, list[Row]]
+    """The biases beside each weight of the model that has some, by module."""
 
 
 def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
@@ -107,23 +109,25 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
       ValueError: a tensor belongs to none, or there is no adapter.
     """
     every = list(known)
-    places = {row.place.name: row for row in every}
+    places: dict[str, list[Row]] = {}
     modules: dict[str, list[Row]] = {}
+    biases: dict[str, list[Row]] = {}
     for row in every:
-        if row.leaf == "weight":
-            modules.setdefault(row.module, []).append(row)
-    biases = {row.module: row for row in every if row.leaf == "bias"}
-    found = Sorted({}, {}, {}, {}, biases)
+        places.setdefault(row.place.name, []).append(row)
+        if row.leaf in ("weight", "bias"):
+            beside = modules if row.leaf == "weight" else biases
+            beside.setdefault(row.module, []).append(row)
+    found = Sorted({}, {}, {}, {}, {}, biases)
     for name in source.names():
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue
         own = name.removeprefix(MODEL)
         bare = own.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        if (row := places.get(bare)) is not None:
-            if not (row.leaf == "weight" and ".base_layer." in own):
-                found.full[name] = row
-            continue  # else PEFT's copy of an adapted embedding, which is the base's
+        if bare in places:
+            copy = bare.endswith(".weight") and ".base_layer." in own
+            (found.copies if copy else found.full)[name] = places[bare]
+            continue
         module = next((each for each in _parents(own) if each in modules), None)
         if module is None:
             raise ValueError(

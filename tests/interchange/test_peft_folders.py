@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from lora_jax.interchange.names import Names
+from lora_jax.models.published.placed import Place
 
 NAMES = lj.names_from_patterns(
     {
@@ -160,6 +162,35 @@ def test_a_path_that_another_ends_in(tmp_path):
     lj.save_peft(tmp_path, *adapted.init(jax.random.key(0), params, X), names)
     loaded = lj.load_peft(tmp_path, variants.from_peft, names, apply, params, X)
     assert list(loaded.trainable["adapters"]) == ["up/kernel"]
+
+
+def test_joined_biases_are_cut_into_thirds(tmp_path):
+    random = np.random.default_rng(3)
+    draw = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
+    params = {n: {"kernel": jnp.asarray(draw(6, 3)), "bias": jnp.zeros(3)} for n in "qkv"}
+
+    def apply(params, x):
+        return [x @ params[n]["kernel"] + params[n]["bias"][None] for n in "qkv"]
+
+    def place(path, layer):
+        leaf = "bias" if path.endswith("bias") else "weight"
+        return Place(f"c_attn.{leaf}", False, "qkv".index(path[0]))
+
+    a, b, added, bias = draw(1, 6), draw(9, 1), draw(9), draw(9)
+    tensors = {"base_layer.bias": bias, "lora_A.weight": a, "lora_B.weight": b}
+    tensors |= {"lora_B.bias": added}
+    save_file(
+        {f"base_model.model.c_attn.{n}": x for n, x in tensors.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "lora_bias": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    names = Names(place, lambda path: False)
+    loaded = lj.load_peft(tmp_path, variants.from_peft, names, apply, params, X)
+    kernel = np.concatenate([params[n]["kernel"] for n in "qkv"], axis=1)
+    expected = X @ kernel + bias + 2 * (X @ a.T @ b.T + added)
+    found = np.concatenate(loaded.adapted.apply(*loaded[1:3], X), axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_names_of_a_users_own_model():
