@@ -89,6 +89,7 @@ def load_peft(
     read = {name: source.read(name) for name in shapes}
     begun = adapted.init(key, params, *args, **kwargs)
     try:
+        _check_copies(found, leaves, names, read)
         with np.errstate(over="ignore"):  # what overflows is refused in the next line
             trainable, frozen = fill(*begun, read)
         _check_finite(trainable)
@@ -111,6 +112,18 @@ def _targets(
             one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
             targets[one] = variant
     return targets
+
+
+def _check_copies(
+    found: Sorted, leaves: Mapping[str, Any], names: Names, read: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if a weight of the base that PEFT has saved is not that of the params."""
+    for name, place in _each(found.copies):
+        mine, theirs = leaves[place.path], jnp.asarray(_cut(place.place, read[name]))
+        mine = mine[place.layer] if names.stacked(place.path) else mine
+        dtypes = mine.dtype, theirs.dtype  # one of them may be rounded
+        if not any(jnp.array_equal(mine.astype(d), theirs.astype(d)) for d in dtypes):
+            raise ValueError(f"tensor '{name}' is not the '{place.path}' of these params")
 
 
 def _check_finite(trainable: Trainable) -> None:

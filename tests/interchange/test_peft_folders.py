@@ -243,6 +243,22 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+def test_the_bases_own_weight_in_a_file_must_be_that_of_the_params(written, params, tmp_path):
+    folder, expected = written
+    config, found = read(folder)
+    name, file = A.replace("lora_A", "base_layer"), tmp_path / "adapter_model.safetensors"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    same = np.asarray(params["layers"]["query"]["kernel"][0]).T.copy()
+    for copy in (same, same.astype(np.float16)):
+        save_file({**found, name: copy}, file)
+        loaded = load(tmp_path, params)
+        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
+    for other in (same + 1, same[:5]):
+        save_file({**found, name: np.ascontiguousarray(other)}, file)
+        with pytest.raises(ValueError, match="is not the 'layers/query/kernel' of these params"):
+            load(tmp_path, params)
+
+
 def test_places_that_a_matrix_does_not_have(params, tmp_path):
     _, trainable, frozen = trained({"head/kernel": variants.make("shira", rank=1)}, params)
     lj.save_peft(tmp_path, trainable, frozen, NAMES)
