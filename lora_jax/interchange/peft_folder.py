@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lora_jax.interchange.names import Row
-from lora_jax.interchange.peft_config import check
+from lora_jax.interchange.peft_config import check, selects
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
 from lora_jax.suggest import nearest
@@ -139,7 +139,25 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
         found.rows[module] = modules[module]
     if not found.adapters:
         raise ValueError(f"{source.path}: no tensor of an adapter")
+    if lacking := _without_tensors(source.config, found, modules):
+        raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
     return found
+
+
+def _without_tensors(config: Mapping[str, Any], found: Sorted, known: Collection[str]) -> list[str]:
+    """The known modules that a list of `target_modules` names, and that have no adapter.
+
+    Where other fields narrow the choice, or it is a regular expression, none is found.
+    """
+    targets = config.get("target_modules")
+    narrowed = any(config.get(name) for name in ("exclude_modules", "layers_to_transform"))
+    if narrowed or not (isinstance(targets, list) and all(isinstance(x, str) for x in targets)):
+        return []
+    full = {row.module for each in found.full.values() for row in each if row.leaf == "weight"}
+    present = found.adapters.keys() | full
+    tails = [name for name in targets if name not in known]  # a whole name means one module alone
+    named = (module for module in known if module in targets or selects(tails, module))
+    return [module for module in named if module not in present]
 
 
 def _parents(name: str) -> Iterable[str]:

@@ -218,6 +218,7 @@ HOSTILE = [
     ({"init_lora_weights": "corda"}, {}, "init_lora_weights='corda' replaces the base"),
     ({"lora_alpha": 10**400}, {}, "LORA: lora_alpha is too large for a float"),
     ({"r": 10**400, "rank_pattern": {}}, {}, "rank 1000000000"),
+    ({"target_modules": ["query"]}, {}, "names 'encoder.1.self.query', which has no tensor"),
     ({"rank_pattern": {"(.+)+!": 2}}, {}, "may take too long"),
     ({"rank_pattern": {"(.|.)" * 6 + "!": 2}}, {}, "may take too long"),
     ({"feedforward_modules": r"(?x:(.+) +!)"}, {}, "may take too long"),
