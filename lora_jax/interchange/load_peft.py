@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import of_module
@@ -93,6 +94,7 @@ def load_peft(
         with np.errstate(over="ignore"):  # what overflows is refused in the next line
             trainable, frozen = fill(*begun, read)
         _check_finite(trainable)
+        _check_shared(found, trainable, frozen)
     except ValueError as error:
         raise ValueError(f"{source.path}, {source.base()}: {error}") from None
     return Loaded(adapted, trainable, frozen, source.config)
@@ -131,6 +133,19 @@ def _check_finite(trainable: Trainable) -> None:
     for path, x in flatten(trainable)[0].items():
         if not jnp.isfinite(x).all():
             raise ValueError(f"{path}: a number is too large for {x.dtype}")
+
+
+def _check_shared(found: Sorted, trainable: Trainable, frozen: Frozen) -> None:
+    """Raise a ValueError if a file has something for all modules that no variant here shares."""
+    known: set[str] = set()
+    shapes = [shape for each in frozen.spec.adapted for shape in each.matrices]
+    for variant, shared in frozen.shared_by_group(trainable).items() if found.shared else ():
+        arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
+        known |= variant.shared_to_peft(arrays, shapes).keys()
+    if other := sorted(found.shared.keys() - known):
+        raise ValueError(
+            f"tensor '{found.shared[other[0]]}' is of no module, and nothing shares it"
+        )
 
 
 def _only(path: str) -> str:

@@ -230,6 +230,7 @@ HOSTILE = [
     ({}, {A: np.zeros((1, 6), np.int8)}, "is I8"),
     ({}, {A.replace("_A", "_C"): np.zeros(3, np.float32)}, "lora_C.weight' is not one of"),
     ({}, {A.replace("query", "key"): np.zeros(3, np.float32)}, "of 'me/base': tensor '.*' belongs"),
+    ({}, {"base_model.other": np.zeros(3, np.float32)}, "'base_model.other' is of no module"),
     ({}, {"base_model.model.top.head.weight": np.zeros((3, 6), np.float32)}, r"\(6, 3\)"),
 ]
 
