@@ -15,6 +15,7 @@ import pytest
 import lora_jax as lj
 import variants
 from lora_jax.methods.places import distinct_places
+from lora_jax.peft_format import Peft
 from lora_jax.transform.jaxprs import inner
 from lora_jax.variant import Base, Factors
 
@@ -357,6 +358,13 @@ def test_a_size_without_bound_is_the_dimension_at_once(name):
 def test_many_butterfly_factors_are_refused_at_once():
     with pytest.raises(ValueError, match="1000000000000 butterfly factors need"):
         variants.make("boft", butterfly_factors=10**12).validate((8, 8))
+
+
+def test_places_of_a_longer_spectrum_than_the_files_are_not_drawn():
+    variant, base = variants.make("fourierft", frequencies=10**12), Base(jnp.ones((8, 8)), "io")
+    peft = Peft({}, {"fourierft_spectrum": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match="n_frequency is 1000000000000, the file has"):
+        variant.factors_from_peft(base, peft, Factors({}, {}))
 
 
 def test_a_block_is_the_largest_divisor_of_the_inputs():
