@@ -91,6 +91,13 @@ def loaded(layouts: Layouts, tensors: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _as_float(value: int, what: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} is too large for a float") from None
+
+
 def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | None:
     """The known fields of a config of PEFT; None if it is of another `peft_type` than `kind`.
 
@@ -111,7 +118,7 @@ def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | N
         value = config.get(name, default)
         wanted = type(default)
         if wanted is float and type(value) is int:
-            value = float(value)
+            value = _as_float(value, f"{kind}: {name}")
         if default is not None and type(value) is not wanted:
             raise ValueError(f"{kind}: {name} must be a {wanted.__name__}, got {value!r}")
         found[name] = value

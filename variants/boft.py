@@ -72,11 +72,11 @@ class BOFT(Variant):
         require_count("block_size", self.block_size, least=2)
 
     def validate(self, shape: tuple[int, int]) -> None:
-        least = 2**self.butterfly_factors
-        if shape[0] % least:
+        factors = self.butterfly_factors
+        if factors >= shape[0].bit_length() or shape[0] % 2**factors:
             raise ValueError(
-                f"the {shape[0]} inputs of {shape} are no multiple of {least}, which "
-                f"{self.butterfly_factors} butterfly factors need"
+                f"the {shape[0]} inputs of {shape} are no multiple of 2**{factors}, which "
+                f"{factors} butterfly factors need"
             )
 
     def init(self, key: Array, base: Base) -> Factors:
@@ -125,7 +125,7 @@ class BOFT(Variant):
     def _half(self, shape: tuple[int, int]) -> int:
         """b / 2."""
         runs = shape[0] // 2**self.butterfly_factors
-        return next(n for n in range(self.block_size // 2, 0, -1) if runs % n == 0)
+        return next(n for n in range(min(self.block_size // 2, runs), 0, -1) if runs % n == 0)
 
     def _turns(self, base: Base, factors: Factors) -> Array:
         """B_i - I in the blocks of each factor, (m, in / b, b, b)."""

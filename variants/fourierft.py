@@ -84,9 +84,13 @@ class FourierFT(Variant):
         return cls(frequencies=known["n_frequency"], alpha=known["scaling"])
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        trainable = loaded(self.peft_layouts, peft.tensors)
+        found = {name: x.shape for name, x in trainable.items()}
+        if found != {"c": (self.frequencies,)}:
+            raise ValueError(f"FOURIERFT: n_frequency is {self.frequencies}, the file has {found}")
+        self.validate(base.shape)  # before as many places are drawn
         seed = peft.settings.get("random_loc_seed", SEED)
         places = jnp.asarray(_places_in_peft(seed, base.shape, self.frequencies))
-        trainable = loaded(self.peft_layouts, peft.tensors)
         return Factors(trainable, {**begun.constants, "places": places})
 
     def count(self, shape: tuple[int, int]) -> int:

@@ -107,7 +107,8 @@ class OFT(Variant):
         return shape[0] * (self._block(shape) - 1) // 2
 
     def _block(self, shape: tuple[int, int]) -> int:
-        return next(n for n in range(self.block_size, 0, -1) if shape[0] % n == 0)
+        most = min(self.block_size, shape[0])
+        return next(n for n in range(most, 0, -1) if shape[0] % n == 0)
 
     def _turn(self, base: Base, factors: Factors) -> Array:
         """R - I of each block, (blocks, block, block)."""

@@ -104,7 +104,8 @@ class RoAd(Variant):
 
     def _half(self, outputs: int) -> int:
         """Half of a group's size."""
-        return next(n for n in range(self.group_size // 2, 0, -1) if outputs % (2 * n) == 0)
+        most = min(self.group_size, outputs) // 2
+        return next(n for n in range(most, 0, -1) if outputs % (2 * n) == 0)
 
     def _turned(self, y: Array, factors: Factors, transpose: bool = False) -> Array:
         """y (..., out), turned; with `transpose`, times the transpose of what turns it."""

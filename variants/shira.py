@@ -7,9 +7,10 @@ For W of shape (in, out), used as x @ W,
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lora_jax.methods.checks import require_rank
@@ -75,7 +76,18 @@ class SHiRA(Variant):
         found = loaded(self.peft_layouts, peft.tensors)
         if "places" not in found:
             raise ValueError("SHIRA: the file has no shira_indices")
+        _check_places(found["places"], base.shape)
         return Factors({"v": found["v"]}, {"places": found["places"]})
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape)
+
+
+def _check_places(places: Any, shape: tuple[int, int]) -> None:
+    """Raise a ValueError unless these are places of a matrix; of a traced array, only the type."""
+    if not np.issubdtype(places.dtype, np.integer):
+        raise ValueError(f"SHIRA: shira_indices are {places.dtype}, not integers")
+    if isinstance(places, np.ndarray):
+        beyond = (places < 0) | (places >= np.array(shape)[:, None])
+        if beyond.any():
+            raise ValueError(f"SHIRA: shira_indices has {places[beyond][0]}, outside of {shape}")

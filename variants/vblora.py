@@ -153,4 +153,5 @@ class VBLoRA(Variant):
         return {path: dict.fromkeys("ab", ratio) for path, ratio in ratios.items()}
 
     def _length(self, shape: tuple[int, int]) -> int:
-        return max(n for n in range(1, self.vector_length + 1) if math.gcd(*shape) % n == 0)
+        common = math.gcd(*shape)
+        return max(n for n in range(1, min(common, self.vector_length) + 1) if common % n == 0)

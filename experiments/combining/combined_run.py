@@ -35,12 +35,17 @@ def config_of(first: RunConfig, combined: lj.Combined) -> RunConfig:
         "start_from": None,
         "variant": lora if ranks else {"name": "head_only"},
         "targets": [
-            [re.escape(path), {"rank": each, "alpha": float(each)}] for path, each in ranks.items()
+            [_only(path), {"rank": each, "alpha": float(each)}] for path, each in ranks.items()
         ]
         or ["all-linear"],
-        "also_train": [re.escape(path) for path in combined.trainable["params"]],
+        "also_train": [_only(path) for path in combined.trainable["params"]],
     }
     return parse({**first.plain, **changes})
+
+
+def _only(path: str) -> str:
+    """A pattern of this path alone: without the look back, paths that end in it match, too."""
+    return rf"(?<!/){re.escape(path)}"
 
 
 def experiment_of(first: Experiment, combined: lj.Combined) -> Experiment:

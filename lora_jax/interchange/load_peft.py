@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import depth, is_tied, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
-from lora_jax.methods.peft_joined import third
+from lora_jax.methods.peft_joined import PARTS, third
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array
@@ -77,8 +79,9 @@ def load_peft(
         _refuse_tied(found, source.config, discover(forward, params, *args, **kwargs))
     except ValueError as error:
         raise ValueError(f"{source.config_path}: {error}") from None
-    full = sorted({row.path for row in (*found.full.values(), *_lora_biases(found).values())})
-    adapted = adapt(forward, targets=targets, also_train=[re.escape(path) for path in full])
+    beside = _each(found.full) + _each(_lora_biases(found))
+    full = sorted({place.path for _, place in beside})
+    adapted = adapt(forward, targets=targets, also_train=[_only(path) for path in full])
     key = jax.random.key(0)  # what is drawn is replaced
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
@@ -87,10 +90,17 @@ def load_peft(
         jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
     except ValueError as error:
         raise ValueError(f"{source.path}, {source.base()}: {error}") from None
+    read = {name: source.read(name) for name in shapes}
     begun = adapted.init(key, params, *args, **kwargs)
-    return Loaded(
-        adapted, *fill(*begun, {name: source.read(name) for name in shapes}), source.config
-    )
+    try:
+        _check_copies(found, leaves, names, read)
+        with np.errstate(over="ignore"):  # what overflows is refused in the next line
+            trainable, frozen = fill(*begun, read)
+        _check_finite(trainable)
+        _check_shared(found, trainable, frozen)
+    except ValueError as error:
+        raise ValueError(f"{source.path}, {source.base()}: {error}") from None
+    return Loaded(adapted, trainable, frozen, source.config)
 
 
 def _refuse_tied(found: Sorted, config: Settings, uses: Uses) -> None:
@@ -114,10 +124,47 @@ def _targets(
     for module, each in found.rows.items():
         variant = variant_of(settings[module])
         for place in each:
-            pattern = re.escape(place.path)
+            pattern = _only(place.path)
             one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
             targets[one] = variant
     return targets
+
+
+def _check_copies(
+    found: Sorted, leaves: Mapping[str, Any], names: Names, read: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if a weight of the base that PEFT has saved is not that of the params."""
+    for name, place in _each(found.copies):
+        mine, theirs = leaves[place.path], jnp.asarray(_cut(place.place, read[name]))
+        mine = mine[place.layer] if names.stacked(place.path) else mine
+        dtypes = mine.dtype, theirs.dtype  # one of them may be rounded
+        if not any(jnp.array_equal(mine.astype(d), theirs.astype(d)) for d in dtypes):
+            raise ValueError(f"tensor '{name}' is not the '{place.path}' of these params")
+
+
+def _check_finite(trainable: Trainable) -> None:
+    """Raise a ValueError if a number of a file was too large for the dtype that it has here."""
+    for path, x in flatten(trainable)[0].items():
+        if not jnp.isfinite(x).all():
+            raise ValueError(f"{path}: a number is too large for {x.dtype}")
+
+
+def _check_shared(found: Sorted, trainable: Trainable, frozen: Frozen) -> None:
+    """Raise a ValueError if a file has something for all modules that no variant here shares."""
+    known: set[str] = set()
+    shapes = [shape for each in frozen.spec.adapted for shape in each.matrices]
+    for variant, shared in frozen.shared_by_group(trainable).items() if found.shared else ():
+        arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
+        known |= variant.shared_to_peft(arrays, shapes).keys()
+    if other := sorted(found.shared.keys() - known):
+        raise ValueError(
+            f"tensor '{found.shared[other[0]]}' is of no module, and nothing shares it"
+        )
+
+
+def _only(path: str) -> str:
+    """A pattern of this path alone: without the look back, paths that end in it match, too."""
+    return rf"(?<!/){re.escape(path)}"
 
 
 def _peft(found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any) -> Peft:
@@ -162,18 +209,18 @@ def _filled(
         whole = jax.tree.map(lambda *x: jnp.stack(x), *each) if stack else each[0]
         adapters[path], constants[path] = whole
     params = dict(trainable["params"])
-    for name, place in found.full.items():
-        tensor, mine = read[name], params[place.path]
-        tensor = tensor.T if place.place.transposed else tensor
+    for name, place in _each(found.full):
+        tensor, mine = _cut(place.place, read[name]), params[place.path]
         if names.stacked(place.path):
             params[place.path] = mine.at[place.layer].set(_like(mine[0], tensor, place.path))
         else:
             params[place.path] = _like(mine, tensor, place.path)
-    for module, place in _lora_biases(found).items():
+    for module, place in _each(_lora_biases(found)):
         weight = found.rows[module][0]
         mine = params[place.path]
         scale = _one(constants[weight.path]["scale"], weight).astype(mine.dtype)
-        added = scale * jnp.asarray(read[found.adapters[module][BIAS]], mine.dtype)
+        bias = _cut(place.place, read[found.adapters[module][BIAS]])
+        added = scale * jnp.asarray(bias, mine.dtype)
         where = mine.at[place.layer] if names.stacked(place.path) else mine.at[:]
         params[place.path] = where.add(added)
     groups, every = [], frozen.shared_by_group(trainable)
@@ -187,12 +234,22 @@ def _filled(
     return with_shared_arrays({"adapters": adapters, "params": params}, frozen, groups)
 
 
-def _lora_biases(found: Sorted) -> dict[str, Row]:
+def _cut(place: Place, tensor: Any) -> Any:
+    """One layer of a parameter as it is here, from torch's tensor; works on shapes, too."""
+    tensor = tensor.T if place.transposed else tensor
+    return tensor if place.part is None else jnp.split(tensor, PARTS, axis=-1)[place.part]
+
+
+def _lora_biases(found: Sorted) -> dict[str, list[Row]]:
     """The biases of the layers whose adapters have one of their own, by module."""
     modules = [module for module, each in found.adapters.items() if BIAS in each]
     if without := [module for module in modules if module not in found.biases]:
         raise ValueError(f"'{without[0]}' has a lora_bias, and the model has no bias there")
     return {module: found.biases[module] for module in modules}
+
+
+def _each(named: Mapping[str, list[Row]]) -> list[tuple[str, Row]]:
+    return [(name, one) for name, several in named.items() for one in several]
 
 
 def _one(values: Any, place: Row) -> Any:

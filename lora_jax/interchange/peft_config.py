@@ -17,6 +17,8 @@ PATTERNS = {
 }
 """Fields that may differ between modules where the config has the other field, too."""
 
+LONGEST, MOST_CHOICES = 300, 5
+
 
 def check(config: Mapping[str, Any]) -> None:
     """Raise a ValueError unless the fields that name modules have the types of PEFT's."""
@@ -119,16 +121,32 @@ def of_module(config: Settings, module: str) -> dict[str, Any]:
 def selects(target: Any, module: str) -> bool:
     """Whether a list of names, or a regular expression, selects a module (PEFT's rule)."""
     if isinstance(target, str):
-        return _full_match(target, module)
+        return _full_match(_quick(target), module)
     return any(module == name or module.endswith(f".{name}") for name in target)
 
 
 def _matches(key: str, module: str) -> bool:
-    return _full_match(rf"(.*\.)?({key})", module)
+    return _full_match(rf"(.*\.)?({_quick(key)})", module)
+
+
+def _quick(pattern: str) -> str:
+    """The pattern, unless a hostile one may take `re` for ever: it tries every combination.
+
+    Each choice multiplies the combinations; a repeated group and inline flags hide how many.
+    """
+    bare = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    choices = len(re.findall(r"(?<!\()[*+?{]|\(", bare))
+    hidden = re.search(r"\)[*+{]|\(\?[^:=!<]", bare)
+    if len(pattern) > LONGEST or choices > MOST_CHOICES or hidden:
+        raise ValueError(
+            f"{reprlib.repr(pattern)} may take too long to match: a pattern has at most {LONGEST} "
+            f"characters and {MOST_CHOICES} groups and repetitions, and repeats no group"
+        )
+    return pattern
 
 
 def _full_match(pattern: str, text: str) -> bool:
     try:
         return re.fullmatch(pattern, text) is not None
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise ValueError(f"{pattern!r} is no pattern: {error}") from None

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
 from lora_jax.interchange.names import Row
-from lora_jax.interchange.peft_config import check
+from lora_jax.interchange.peft_config import check, selects
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
 from lora_jax.suggest import nearest
@@ -107,10 +107,12 @@ class Sorted(NamedTuple):
     """What each of these modules is here; several parameters, where torch has joined them."""
     shared: dict[str, str]
     """What all modules share, by what follows `base_model.`."""
-    full: dict[str, Row]
-    """The parameters that were trained in full, by the tensor's name."""
-    biases: dict[str, Row]
-    """The bias beside each weight of the model that has one, by module."""
+    full: dict[str, list[Row]]
+    """The parameters that were trained in full, by the tensor's name; several, where joined."""
+    copies: dict[str, list[Row]]
+    """The weights of the base that PEFT has saved beside their adapters, by the tensor's name."""
+    biases: dict[str, list[Row]]
+    """The biases beside each weight of the model that has some, by module."""
 
 
 def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
@@ -120,23 +122,25 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
       ValueError: a tensor belongs to none, or there is no adapter.
     """
     every = list(known)
-    places = {row.place.name: row for row in every}
+    places: dict[str, list[Row]] = {}
     modules: dict[str, list[Row]] = {}
+    biases: dict[str, list[Row]] = {}
     for row in every:
-        if row.leaf == "weight":
-            modules.setdefault(row.module, []).append(row)
-    biases = {row.module: row for row in every if row.leaf == "bias"}
-    found = Sorted({}, {}, {}, {}, biases)
+        places.setdefault(row.place.name, []).append(row)
+        if row.leaf in ("weight", "bias"):
+            beside = modules if row.leaf == "weight" else biases
+            beside.setdefault(row.module, []).append(row)
+    found = Sorted({}, {}, {}, {}, {}, biases)
     for name in source.names():
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue
         own = name.removeprefix(MODEL)
         bare = own.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        if (row := places.get(bare)) is not None:
-            if not (row.leaf == "weight" and ".base_layer." in own):
-                found.full[name] = row
-            continue  # else PEFT's copy of an adapted embedding, which is the base's
+        if bare in places:
+            copy = bare.endswith(".weight") and ".base_layer." in own
+            (found.copies if copy else found.full)[name] = places[bare]
+            continue
         module = next((each for each in _parents(own) if each in modules), None)
         if module is None:
             raise ValueError(
@@ -148,7 +152,25 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
         found.rows[module] = modules[module]
     if not found.adapters:
         raise ValueError(f"{source.path}: no tensor of an adapter")
+    if lacking := _without_tensors(source.config, found, modules):
+        raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
     return found
+
+
+def _without_tensors(config: Mapping[str, Any], found: Sorted, known: Collection[str]) -> list[str]:
+    """The known modules that a list of `target_modules` names, and that have no adapter.
+
+    Where other fields narrow the choice, or it is a regular expression, none is found.
+    """
+    targets = config.get("target_modules")
+    narrowed = any(config.get(name) for name in ("exclude_modules", "layers_to_transform"))
+    if narrowed or not (isinstance(targets, list) and all(isinstance(x, str) for x in targets)):
+        return []
+    full = {row.module for each in found.full.values() for row in each if row.leaf == "weight"}
+    present = found.adapters.keys() | full
+    tails = [name for name in targets if name not in known]  # a whole name means one module alone
+    named = (module for module in known if module in targets or selects(tails, module))
+    return [module for module in named if module not in present]
 
 
 def _parents(name: str) -> Iterable[str]:

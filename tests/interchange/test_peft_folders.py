@@ -14,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import lora_jax as lj
 import variants
+from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_config import joined
+from lora_jax.models.published.placed import Place
 
 NAMES = lj.names_from_patterns(
     {
@@ -234,6 +236,48 @@ def test_peft_has_one_bank_of_vectors(params, tmp_path):
         lj.save_peft(tmp_path, trainable, frozen, NAMES)
 
 
+def test_a_path_that_another_ends_in(tmp_path):
+    params = {"up": {"kernel": jnp.ones((4, 2))}, "block": {"up": {"kernel": jnp.ones((6, 4))}}}
+    names = lj.names_from_patterns({"block/up/kernel": "block.up", "up/kernel": "up"})
+
+    def apply(params, x):
+        return x @ params["block"]["up"]["kernel"] @ params["up"]["kernel"]
+
+    adapted = lj.adapt(apply, variants.make("lora", rank=1), "(?<!/)up/kernel")
+    lj.save_peft(tmp_path, *adapted.init(jax.random.key(0), params, X), names)
+    loaded = lj.load_peft(tmp_path, variants.from_peft, names, apply, params, X)
+    assert list(loaded.trainable["adapters"]) == ["up/kernel"]
+
+
+def test_joined_biases_are_cut_into_thirds(tmp_path):
+    random = np.random.default_rng(3)
+    draw = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
+    params = {n: {"kernel": jnp.asarray(draw(6, 3)), "bias": jnp.zeros(3)} for n in "qkv"}
+
+    def apply(params, x):
+        return [x @ params[n]["kernel"] + params[n]["bias"][None] for n in "qkv"]
+
+    def place(path, layer):
+        leaf = "bias" if path.endswith("bias") else "weight"
+        return Place(f"c_attn.{leaf}", False, "qkv".index(path[0]))
+
+    a, b, added, bias = draw(1, 6), draw(9, 1), draw(9), draw(9)
+    tensors = {"base_layer.bias": bias, "lora_A.weight": a, "lora_B.weight": b}
+    tensors |= {"lora_B.bias": added}
+    save_file(
+        {f"base_model.model.c_attn.{n}": x for n, x in tensors.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "lora_bias": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    names = Names(place, lambda path: False)
+    loaded = lj.load_peft(tmp_path, variants.from_peft, names, apply, params, X)
+    kernel = np.concatenate([params[n]["kernel"] for n in "qkv"], axis=1)
+    expected = X @ kernel + bias + 2 * (X @ a.T @ b.T + added)
+    found = np.concatenate(loaded.adapted.apply(*loaded[1:3], X), axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_names_of_a_users_own_model():
     place = NAMES.place("model/layers/query/bias", 2)
     assert place.name == "encoder.2.self.query.bias" and not place.transposed
@@ -263,12 +307,21 @@ HOSTILE = [
     ({"ensure_weight_tying": True}, {}, "with ensure_weight_tying=True is not known here"),
     ({"use_qalora": True}, {}, "LORA with use_qalora=True is not known here"),
     ({"init_lora_weights": "corda"}, {}, "init_lora_weights='corda' replaces the base"),
+    ({"lora_alpha": 10**400}, {}, "LORA: lora_alpha is too large for a float"),
+    ({"r": 10**400, "rank_pattern": {}}, {}, "rank 1000000000"),
+    ({"target_modules": ["query"]}, {}, "names 'encoder.1.self.query', which has no tensor"),
+    ({"rank_pattern": {"(.+)+!": 2}}, {}, "may take too long"),
+    ({"rank_pattern": {"(.|.)" * 6 + "!": 2}}, {}, "may take too long"),
+    ({"feedforward_modules": r"(?x:(.+) +!)"}, {}, "may take too long"),
+    ({"feedforward_modules": "a{99999999999999999999}"}, {}, "is no pattern"),
     ({"rank_pattern": {"(": 2}}, {}, "'.*' is no pattern"),
     ({}, {A: np.zeros((1, 7), np.float32)}, r"\(4, 7\).*ask for \(4, 6\)"),
     ({}, {A: np.full((1, 6), np.nan, np.float32)}, "holds NaN or an infinity"),
+    ({}, {A: np.full((1, 6), 1e300)}, "a number is too large for float32"),
     ({}, {A: np.zeros((1, 6), np.int8)}, "is I8"),
     ({}, {A.replace("_A", "_C"): np.zeros(3, np.float32)}, "lora_C.weight' is not one of"),
     ({}, {A.replace("query", "key"): np.zeros(3, np.float32)}, "of 'me/base': tensor '.*' belongs"),
+    ({}, {"base_model.other": np.zeros(3, np.float32)}, "'base_model.other' is of no module"),
     ({}, {"base_model.model.top.head.weight": np.zeros((3, 6), np.float32)}, r"\(6, 3\)"),
 ]
 
@@ -281,6 +334,36 @@ def test_folders_that_do_not_fit(config, tensors, said, written, params, tmp_pat
     with pytest.raises(ValueError, match=said) as caught:
         load(tmp_path, params)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_the_bases_own_weight_in_a_file_must_be_that_of_the_params(written, params, tmp_path):
+    folder, expected = written
+    config, found = read(folder)
+    name, file = A.replace("lora_A", "base_layer"), tmp_path / "adapter_model.safetensors"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    same = np.asarray(params["layers"]["query"]["kernel"][0]).T.copy()
+    for copy in (same, same.astype(np.float16)):
+        save_file({**found, name: copy}, file)
+        loaded = load(tmp_path, params)
+        np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
+    for other in (same + 1, same[:5]):
+        save_file({**found, name: np.ascontiguousarray(other)}, file)
+        with pytest.raises(ValueError, match="is not the 'layers/query/kernel' of these params"):
+            load(tmp_path, params)
+
+
+def test_places_that_a_matrix_does_not_have(params, tmp_path):
+    _, trainable, frozen = trained({"head/kernel": variants.make("shira", rank=1)}, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    _, found = read(tmp_path)
+    name = "base_model.model.top.head.shira_indices"
+    wrong = [(2**32, "4294967296, outside of"), (-1, "-1, outside of"), (0.5, "not integers")]
+    for place, said in wrong:
+        places = found[name].astype(np.asarray(place).dtype)
+        places[0, 0] = place
+        save_file({**found, name: places}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}.*{said}"):
+            load(tmp_path, params)
 
 
 def test_files_that_are_none(written, params, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import lora_jax as lj
 import variants
 from lora_jax.methods.places import distinct_places
+from lora_jax.peft_format import Peft
 from lora_jax.transform.jaxprs import inner
 from lora_jax.variant import Base, Factors
 
@@ -328,7 +329,7 @@ def test_bad_settings_are_named(name, wrong, message):
         (
             "boft",
             {"butterfly_factors": 3},
-            "the 4 inputs of (4, 3) are no multiple of 8, which 3 butterfly factors need",
+            "the 4 inputs of (4, 3) are no multiple of 2**3, which 3 butterfly factors need",
         ),
         ("road", {}, "the 3 outputs of (4, 3) cannot be paired"),
         ("gralora", {"rank": 2}, "2 blocks do not divide both sides of (4, 3)"),
@@ -337,6 +338,33 @@ def test_bad_settings_are_named(name, wrong, message):
 def test_settings_that_a_matrix_cannot_have_are_named(name, settings, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         variants.make(name, **settings).validate((4, 3))
+
+
+SIZES = {"oft": "block_size", "boft": "block_size", "road": "group_size", "vblora": "vector_length"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_without_bound_is_the_dimension_at_once(name):
+    key, base = jax.random.key(0), Base(jnp.ones((8, 8)), "io")
+    huge, whole = (variants.make(name, **{SIZES[name]: n}) for n in (10**18, 8))
+    huge.validate(base.shape)
+    started = [jax.eval_shape(lambda v=v: v.init(key, base)) for v in (huge, whole)]
+    assert started[0] == started[1] and huge.count(base.shape) == whole.count(base.shape)
+    x = jnp.ones((2, 8))
+    if name != "vblora":  # whose bank is apart
+        assert huge.dot(x, base, huge.init(key, base)).shape == (2, 8)
+
+
+def test_many_butterfly_factors_are_refused_at_once():
+    with pytest.raises(ValueError, match="1000000000000 butterfly factors need"):
+        variants.make("boft", butterfly_factors=10**12).validate((8, 8))
+
+
+def test_places_of_a_longer_spectrum_than_the_files_are_not_drawn():
+    variant, base = variants.make("fourierft", frequencies=10**12), Base(jnp.ones((8, 8)), "io")
+    peft = Peft({}, {"fourierft_spectrum": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match="n_frequency is 1000000000000, the file has"):
+        variant.factors_from_peft(base, peft, Factors({}, {}))
 
 
 def test_a_block_is_the_largest_divisor_of_the_inputs():
