@@ -55,6 +55,11 @@ class WeightUse:
         return bool(self.inputs or self.outputs)
 
     @property
+    def is_tied(self) -> bool:
+        """Whether it is a table that is also the head."""
+        return self.output_embedding and any(use.kind == "lookup" for use in self.uses)
+
+    @property
     def is_linear(self) -> bool:
         """Whether `targets="all-linear"` selects it."""
         kinds = {use.kind for use in self.uses}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.interchange.matrices import depth, is_tied, row, variant_at
+from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
@@ -105,10 +105,12 @@ def load_peft(
 
 def _refuse_tied(found: Sorted, config: Settings, uses: Uses) -> None:
     """PEFT changes a table alone, not a head tied to it; its trainable tokens change both."""
-    adapted = [place for each in found.rows.values() for place in each]
+    adapted, full = (
+        [place for each in rows.values() for place in each] for rows in (found.rows, found.full)
+    )
     both = config["peft_type"] == "TRAINABLE_TOKENS"
-    for place in (*found.full.values(), *(() if both else adapted)):
-        if is_tied(uses[place.path]):
+    for place in (*full, *(() if both else adapted)):
+        if uses[place.path].is_tied:
             raise ValueError(
                 f"'{place.path}' is also the head, which {config['peft_type']} leaves as it is"
             )

@@ -17,7 +17,6 @@ from lora_jax.transform.placement import (
     base_of,
     warn_of_doubts,
 )
-from lora_jax.uses import WeightUse
 from lora_jax.variant import Base, Factors, Variant
 
 
@@ -55,11 +54,6 @@ def depth(placement: Placement) -> int:
 
 def lookup(placement: Placement) -> bool:
     return any(use.kind == "lookup" for use in placement.use.uses)
-
-
-def is_tied(use: WeightUse) -> bool:
-    """Whether it is a table that is also the head; torch has a module for each of the two."""
-    return use.output_embedding and any(each.kind == "lookup" for each in use.uses)
 
 
 def row(placement: Placement, tree: Any, layer: int) -> Any:
@@ -100,4 +94,4 @@ def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Mat
             use = placement.use
             inputs_first = min(use.inputs, default=0) < min(use.outputs, default=0)
             conv1d = not kind and inputs_first != place.transposed
-            yield Matrix(path, layer, place, kind, conv1d, variant, at, one, is_tied(use))
+            yield Matrix(path, layer, place, kind, conv1d, variant, at, one, use.is_tied)

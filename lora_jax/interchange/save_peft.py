@@ -154,6 +154,8 @@ def _trained_in_full(
     trained = [row for row in every if row.path in trainable["params"]]
     if missing := trainable["params"].keys() - {row.path for row in trained}:
         raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
+    if tied := trainable["params"].keys() & {*frozen.spec.tied}:
+        raise ValueError(f"'{min(tied)}' trains in full and is also the head, which PEFT leaves")
     beside = [row for row in trained if row.module in adapted]
     whole = {row.module for row in trained} - adapted
     wanted = [row for row in every if row.module in whole]

@@ -140,7 +140,8 @@ class Adapted:
         base = {p: x for p, x in leaves.items() if is_array(x) and p not in full}
         base |= {each.use.path: stored(each, leaves[each.use.path]) for each in placements}
         settings = tuple((p, x) for p, x in leaves.items() if not is_array(x))
-        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements))
+        tied = tuple(path for path, use in uses.items() if use.is_tied)
+        spec = AdaptedSpec(treedef, tuple(leaves), settings, tuple(placements), tied)
         return full, Frozen(base, {}, spec)
 
     def apply(

@@ -95,6 +95,8 @@ class AdaptedSpec:
     settings: tuple[tuple[str, Any], ...]
     """The leaves of the user's tree that are not arrays."""
     placements: tuple[Placement, ...]
+    tied: tuple[str, ...] = ()
+    """The tables that are also the head."""
 
     def tree(self, arrays: Mapping[str, Any]) -> PyTree:
         """The user's tree, with these arrays in it."""

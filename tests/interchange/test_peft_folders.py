@@ -167,6 +167,13 @@ def test_a_table_that_is_also_the_head(tmp_path):
     with pytest.raises(ValueError, match="'table/embedding' is also the head, which PEFT's LoRA"):
         save(tied, variants.make("lora", rank=1), "none")
     save(tied, variants.make("trainable_tokens"), "tokens")
+    both = {**params, "w": {"kernel": jnp.ones((3, 3))}}
+    forward = lambda p, ids: untied(p, ids) @ p["w"]["kernel"] @ p["table"]["embedding"].T  # noqa: E731
+    adapted = lj.adapt(forward, variants.make("lora", rank=1), "w/kernel", also_train="table/.*")
+    begun = adapted.init(jax.random.key(0), both, ids)
+    named = lj.names_from_patterns({"table/embedding": "embed", "w/kernel": "w"})
+    with pytest.raises(ValueError, match="trains in full and is also the head, which PEFT leaves"):
+        lj.save_peft(tmp_path / "none", *begun, named)
     lj.load_peft(tmp_path / "tokens", variants.from_peft, names, tied, params, ids)
     save(untied, variants.make("lora", rank=1), "lora")
     lj.load_peft(tmp_path / "lora", variants.from_peft, names, untied, params, ids)
@@ -238,7 +245,7 @@ def test_peft_has_one_bank_of_vectors(params, tmp_path):
 
 def test_a_path_that_another_ends_in(tmp_path):
     params = {"up": {"kernel": jnp.ones((4, 2))}, "block": {"up": {"kernel": jnp.ones((6, 4))}}}
-    names = lj.names_from_patterns({"block/up/kernel": "block.up", "up/kernel": "up"})
+    names = lj.names_from_patterns({"block/up/kernel": "block.first", "up/kernel": "second"})
 
     def apply(params, x):
         return x @ params["block"]["up"]["kernel"] @ params["up"]["kernel"]
