@@ -16,20 +16,10 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.files.arrays import to_host
-from lora_jax.methods import initialization, peft_lora
+from lora_jax.methods import initialization, peft_adalora, peft_lora
 from lora_jax.methods.lowrank import SCALES, LowRank
 from lora_jax.methods.rank_budget import Schedule, best, keep_rows, phase, sensitivity
-from lora_jax.peft_format import (
-    Layouts,
-    Peft,
-    Settings,
-    loaded,
-    same,
-    settings_of,
-    stored,
-    transposed,
-    vector,
-)
+from lora_jax.peft_format import Layouts, Peft, Settings, same, transposed, vector
 from lora_jax.suggest import require_known
 from lora_jax.variant import Base, Factors, Pruned, Suggested, Variant
 
@@ -133,58 +123,26 @@ class AdaLoRA(LowRank):
         return super().scales(factors) * factors.trainable["e"][:, None]
 
     def to_peft(self, base: Base, factors: Factors, lookup: bool = False) -> Peft | None:
-        """Rows without an effect are left out, as in PEFT, and `rank_pattern` says which."""
         if lookup:
             return None
-        kept = factors.trainable["e"] != 0
-        kept = kept if kept.any() else np.arange(len(kept)) == 0  # PEFT cannot load rank 0
-        rows = {name: x[kept] for name, x in factors.trainable.items()}
-        alpha = float(factors.constants["scale"]) * (self.rank + 1e-5)
+        scale = float(factors.constants["scale"])
         settings = {
-            **{"peft_type": "ADALORA", "init_r": self.rank, "target_r": self.target_rank},
-            **{"lora_alpha": alpha, "lora_dropout": peft_lora.dropout_of(factors)},
+            **{"init_r": self.rank, "target_r": self.target_rank},
+            **{"lora_alpha": scale * (self.rank + 1e-5)},
+            **{"lora_dropout": peft_lora.dropout_of(factors)},
             **{"total_step": self.total_steps, "deltaT": self.delta_t},
             **{"tinit": self.schedule.start, "tfinal": self.total_steps - self.settled},
             **{"beta1": self.beta1, "beta2": self.beta2, "orth_reg_weight": self.orthogonality},
-            **{"rank_pattern": {"{module}.lora_E": kept.tolist()}, "loftq_config": {}},
-            **{"fan_in_fan_out": False, "bias": "none"},
         }
-        return Peft(settings, stored(self.peft_layouts, rows))
+        return peft_adalora.written(settings, factors.trainable, self.peft_layouts)
 
     @classmethod
     def from_peft(cls, config: Settings) -> "AdaLoRA | None":
-        numbers = {"init_r": 12, "target_r": 8, "tinit": 0, "tfinal": 0, "deltaT": 1}
-        reals = {"lora_alpha": 8.0, "lora_dropout": 0.0, "beta1": 0.85, "beta2": 0.85}
-        inherited = {"r": None, "use_rslora": None, "init_lora_weights": None, "total_step": None}
-        known = settings_of(config, "ADALORA", orth_reg_weight=0.5, **numbers, **reals, **inherited)
-        if known is None:
-            return None
-        return cls(
-            mode="reference",
-            rank=known["init_r"],
-            target_rank=min(known["target_r"], known["init_r"]),
-            alpha=known["lora_alpha"],
-            dropout=known["lora_dropout"],
-            total_steps=known["total_step"] or 1000,
-            t_init=known["tinit"],
-            t_final=known["tfinal"],
-            delta_t=known["deltaT"],
-            beta1=known["beta1"],
-            beta2=known["beta2"],
-            orthogonality=known["orth_reg_weight"],
-        )
+        known = peft_adalora.settings(config)
+        return None if known is None else cls(mode="reference", **known)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
-        rows = loaded(self.peft_layouts, peft.tensors)
-        kept = np.asarray(peft.settings.get("rank_pattern") or [True] * self.rank, bool)
-        if len(kept) != self.rank or any(len(x) != kept.sum() for x in rows.values()):
-            sizes = {name: len(x) for name, x in rows.items()}
-            raise ValueError(f"ADALORA: {sizes} rows, {int(kept.sum())} by rank_pattern and init_r")
-        places = np.flatnonzero(kept)
-        whole = {
-            name: jnp.zeros(x.shape, rows[name].dtype).at[places].set(rows[name])
-            for name, x in begun.trainable.items()
-        }
+        whole = peft_adalora.rows(peft, self.peft_layouts, begun.trainable)
         return begun._replace(trainable=whole)
 
     def count(self, shape: tuple[int, int]) -> int:

@@ -1,0 +1,69 @@
+"""AdaLoRA in Hugging Face PEFT: fields of its config, and files without the rows of no effect."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lora_jax.peft_format import Layouts, Peft, Settings, loaded, settings_of, stored
+
+KIND = "ADALORA"
+
+
+def written(settings: Settings, trainable: Mapping[str, Array], layouts: Layouts) -> Peft:
+    """The adapter of one matrix; rows without an effect are left out, as in PEFT.
+
+    `rank_pattern` says which.
+    """
+    kept = np.asarray(trainable["e"]) != 0
+    kept = kept if kept.any() else np.arange(len(kept)) == 0  # PEFT cannot load rank 0
+    own = {name: x[kept] for name, x in trainable.items()}
+    whole = {
+        **{"peft_type": KIND, **settings},
+        **{"rank_pattern": {"{module}.lora_E": kept.tolist()}, "loftq_config": {}},
+        **{"fan_in_fan_out": False, "bias": "none"},
+    }
+    return Peft(whole, stored(layouts, own))
+
+
+def settings(config: Settings) -> dict[str, Any] | None:
+    """A config of PEFT as fields of AdaLoRA; None if it is another method's."""
+    numbers = {"init_r": 12, "target_r": 8, "tinit": 0, "tfinal": 0, "deltaT": 1}
+    reals = {"lora_alpha": 8.0, "lora_dropout": 0.0, "beta1": 0.85, "beta2": 0.85}
+    inherited = {"r": None, "use_rslora": None, "init_lora_weights": None, "total_step": None}
+    known = settings_of(config, KIND, orth_reg_weight=0.5, **numbers, **reals, **inherited)
+    if known is None:
+        return None
+    return {
+        "rank": known["init_r"],
+        "target_rank": min(known["target_r"], known["init_r"]),
+        "alpha": known["lora_alpha"],
+        "dropout": known["lora_dropout"],
+        "total_steps": known["total_step"] or 1000,
+        "t_init": known["tinit"],
+        "t_final": known["tfinal"],
+        "delta_t": known["deltaT"],
+        "beta1": known["beta1"],
+        "beta2": known["beta2"],
+        "orthogonality": known["orth_reg_weight"],
+    }
+
+
+def rows(peft: Peft, layouts: Layouts, begun: Mapping[str, Array]) -> dict[str, Array]:
+    """The trained factors from PEFT's tensors; rows that are not in the file are zero.
+
+    Raises:
+      ValueError: the rows of a tensor are not those that `rank_pattern` and `init_r` say.
+    """
+    found, rank = loaded(layouts, peft.tensors), len(begun["e"])
+    kept = np.asarray(peft.settings.get("rank_pattern") or [True] * rank, bool)
+    if len(kept) != rank or any(len(x) != kept.sum() for x in found.values()):
+        sizes = {name: len(x) for name, x in found.items()}
+        raise ValueError(f"{KIND}: {sizes} rows, {int(kept.sum())} by rank_pattern and init_r")
+    places = np.flatnonzero(kept)
+    return {
+        name: jnp.zeros(x.shape, found[name].dtype).at[places].set(found[name])
+        for name, x in begun.items()
+    }
