@@ -35,8 +35,9 @@ class VBLoRA(Variant):
     gradient reaches the chosen logits alone; the choice may change at every step. Only k places and
     weights of each sub-vector need be kept after training; files have all logits, to go on.
 
-    Equal to PEFT's, start and dropout included; PEFT adapts no embeddings, and no matrix whose
-    sides `vector_length` does not divide, which here takes the first entries of the bank's vectors.
+    Equal to PEFT's, which is an author's own (pull request 2039), start and dropout included. PEFT
+    adapts no embeddings, and no matrix whose sides `vector_length` does not divide; such a matrix
+    takes the first entries of the bank's vectors here.
     """
 
     title: ClassVar[str] = "VB-LoRA"
