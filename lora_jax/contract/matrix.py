@@ -153,7 +153,8 @@ def count_is_exact(variant: Variant) -> None:
         if all(map(np.array_equal, *map(jax.tree.leaves, (used, more)))):
             break
         used = more
-    for shape, each in used.items():
+    for shape in bases:
+        each = used[shape]
         own = {n: x for n, x in each.items() if n not in variant.shared_trainable}
         sizes = " + ".join(f"{name} {list(entries.shape)}" for name, entries in own.items())
         said, total = f"count({shape}) is {variant.count(shape)}", _total(variant, each)

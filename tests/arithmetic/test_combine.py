@@ -55,6 +55,7 @@ def require_equal(found, wanted, tolerance=1e-10):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", own_code.names())
 def test_the_sum_of_two_adapters_of_any_method(name):
     """A lookup and tied head, and stacked layers with heads; a rank that holds every update."""

@@ -21,6 +21,7 @@ from lora_jax.partition import flatten
 from lora_jax.records import run_record
 from lora_jax.training.outcome import Outcome
 
+pytestmark = pytest.mark.slow
 RUNS = {
     "lora": {"variant__rank": 2},
     "dora": {"variant__name": "dora", "variant__rank": 3, "seed": 1},
