@@ -77,6 +77,11 @@ def matches(pattern: str, path: str) -> bool:
         raise ValueError(f"pattern '{pattern}' is not a regular expression: {error}") from None
 
 
+def only(path: str) -> str:
+    """A pattern of this path alone: without the look back, paths that end in it match, too."""
+    return rf"(?<!/){re.escape(path)}"
+
+
 def select_paths(
     patterns: Sequence[str],
     paths: Iterable[str],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from experiments.setup import from_config
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment
 from lora_jax.files.atomic import write_atomically
+from lora_jax.partition import only
 from lora_jax.records import run_record
 from lora_jax.training.outcome import Outcome, all_finite
 
@@ -35,17 +35,12 @@ def config_of(first: RunConfig, combined: lj.Combined) -> RunConfig:
         "start_from": None,
         "variant": lora if ranks else {"name": "head_only"},
         "targets": [
-            [_only(path), {"rank": each, "alpha": float(each)}] for path, each in ranks.items()
+            [only(path), {"rank": each, "alpha": float(each)}] for path, each in ranks.items()
         ]
         or ["all-linear"],
-        "also_train": [_only(path) for path in combined.trainable["params"]],
+        "also_train": [only(path) for path in combined.trainable["params"]],
     }
     return parse({**first.plain, **changes})
-
-
-def _only(path: str) -> str:
-    """A pattern of this path alone: without the look back, paths that end in it match, too."""
-    return rf"(?<!/){re.escape(path)}"
 
 
 def experiment_of(first: Experiment, combined: lj.Combined) -> Experiment:

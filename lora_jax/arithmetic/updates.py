@@ -11,7 +11,7 @@ from jax import Array
 
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of, group_of
-from lora_jax.variant import Base, Factors
+from lora_jax.variant import Base, Factors, Variant
 
 Adapter = tuple[Trainable, Frozen]
 """What `init` gave, or `load_adapter`, trained or not."""
@@ -44,8 +44,8 @@ def in_float64(adapter: Adapter) -> Adapter:
     under `jax.enable_x64`.
     """
     trainable, frozen = adapter
-    constants, shared = _widened((frozen.constants, frozen.shared))
-    parts = {name: _widened(trainable[name]) for name in trainable if name != "params"}
+    constants, shared = widened((frozen.constants, frozen.shared))
+    parts = {name: widened(trainable[name]) for name in trainable if name != "params"}
     trainable = {**trainable, **parts}
     return trainable, dataclasses.replace(frozen, constants=constants, shared=shared)
 
@@ -91,14 +91,18 @@ def _update(
     if not one.constants.get("active", True):
         return None
     factors = with_shared(one, frozen.shared_by(trainable)[placement.variant])
-    base = matrix(placement, frozen, index)
+    return update_of(variant, matrix(placement, frozen, index), factors)
+
+
+def update_of(variant: Variant, base: Base, factors: Factors) -> Update:
+    """The update of one matrix, from a base and factors in float64."""
     if (found := variant.as_lora(base, factors)) is not None:
         return Factored(*map(np.asarray, found))
     return np.asarray(variant.weight(base, factors) - base.dense())
 
 
-def _widened(tree: Any) -> Any:
-    """A tree with its real numbers in float64."""
+def widened(tree: Any) -> Any:
+    """A tree with its real numbers in float64; call it under `jax.enable_x64`."""
 
     def widen(leaf: Array) -> Array:
         real = jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -13,7 +13,9 @@ def names_of(config: Any, head: bool = True) -> Names:
     """The names of a classifier's or decoder's parameters, from the config of its model.
 
     They are those of transformers' classes with a head, `BertForSequenceClassification` or
-    `LlamaForCausalLM`; without `head`, those of `BertModel` or `LlamaModel`.
+    `LlamaForCausalLM`; without `head`, those of `BertModel` or `LlamaModel`. A classifier that
+    averages its tokens (`pool="mean"`) has the names of one that takes the first token, which
+    computes something else: transformers has no class for it.
     """
     decoder = config.model_type in DECODERS
     before = "" if head else (decoder_prefix(config) if decoder else prefix(config))

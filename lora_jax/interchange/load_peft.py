@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
 from lora_jax.methods.peft_joined import PARTS, third
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
-from lora_jax.partition import flatten, is_array
+from lora_jax.partition import flatten, is_array, only
 from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapt import Adapted, adapt
 from lora_jax.transform.adapted_weight import with_shared
@@ -81,7 +80,7 @@ def load_peft(
         raise ValueError(f"{source.config_path}: {error}") from None
     beside = _each(found.full) + _each(_lora_biases(found))
     full = sorted({place.path for _, place in beside})
-    adapted = adapt(forward, targets=targets, also_train=[_only(path) for path in full])
+    adapted = adapt(forward, targets=targets, also_train=[only(path) for path in full])
     key = jax.random.key(0)  # what is drawn is replaced
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
@@ -126,7 +125,7 @@ def _targets(
     for module, each in found.rows.items():
         variant = variant_of(settings[module])
         for place in each:
-            pattern = _only(place.path)
+            pattern = only(place.path)
             one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
             targets[one] = variant
     return targets
@@ -162,11 +161,6 @@ def _check_shared(found: Sorted, trainable: Trainable, frozen: Frozen) -> None:
         raise ValueError(
             f"tensor '{found.shared[other[0]]}' is of no module, and nothing shares it"
         )
-
-
-def _only(path: str) -> str:
-    """A pattern of this path alone: without the look back, paths that end in it match, too."""
-    return rf"(?<!/){re.escape(path)}"
 
 
 def _peft(found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any) -> Peft:

@@ -1,13 +1,15 @@
 """The adapters of a model one by one: each layer of a stack, with its torch name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.names import Names
+from lora_jax.methods.peft_joined import joined
 from lora_jax.models.published.placed import Place
+from lora_jax.peft_format import Peft
 from lora_jax.suggest import nearest
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import (
@@ -65,6 +67,27 @@ def variant_at(placement: Placement, layer: int) -> Variant | None:
     """The variant of one layer; None for a layer without an adapter."""
     layers = placement.layers
     return layers[layer] if isinstance(layers, tuple) else layers
+
+
+def by_module(stored: Iterable[tuple[Matrix, Peft]]) -> dict[str, Peft]:
+    """What modules of torch have of the adapter; the parts of a joined one are put side by side.
+
+    Raises:
+      ValueError: two weights are one module, or there is none.
+    """
+    found: dict[str, Peft] = {}
+    parts: dict[str, dict[int, Peft]] = {}
+    for each, peft in stored:
+        if each.place.part is not None:
+            parts.setdefault(each.module, {})[each.place.part] = peft
+        elif each.module in found:
+            raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
+        else:
+            found[each.module] = peft
+    found |= {module: joined(several) for module, several in parts.items()}
+    if not found:
+        raise ValueError("there is no adapter to write: merge the weights, and write the model")
+    return found
 
 
 def matrices(trainable: Trainable, frozen: Frozen, names: Names) -> Iterator[Matrix]:

@@ -8,11 +8,10 @@ import jax
 import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.interchange.matrices import Matrix, matrices
+from lora_jax.interchange.matrices import Matrix, by_module, matrices
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, write_folder
-from lora_jax.methods.peft_joined import joined as side_by_side
 from lora_jax.peft_format import Peft
 from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
@@ -49,29 +48,20 @@ def save_peft(
     Raises:
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
-    parts: dict[str, dict[int, Peft]] = {}
-    found: dict[str, Peft] = {}
     params = _params(trainable, frozen)
     named = {row.module for row in rows(names, params) if row.leaf == "bias"}
     dense = {p: x for p, x in params.items() if not isinstance(x, dict)}
     uses = Uses({p: WeightUse(p, x.shape, x.dtype) for p, x in dense.items()})
     biased = {each.use.path for each in frozen.spec.adapted if bias_beside(each.use, uses)}
-    shapes = []
+    stored, shapes = [], []
     for each in matrices(trainable, frozen, names):
         peft = _stored(each)
-        shapes.append(each.base.shape)
         bias = each.path in biased or each.module in named
         if peft.biases and not each.variant.adapts_bias and bias:
             raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
-        if each.place.part is not None:
-            parts.setdefault(each.module, {})[each.place.part] = peft
-        elif each.module in found:
-            raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
-        else:
-            found[each.module] = peft
-    found |= {module: side_by_side(each) for module, each in parts.items()}
-    if not found:
-        raise ValueError("there is no adapter to write: merge the weights, and write the model")
+        stored.append((each, peft))
+        shapes.append(each.base.shape)
+    found = by_module(stored)
     config = joined({module: peft.settings for module, peft in found.items()})
     tensors = {f"{MODEL}{m}.{n}": x for m, peft in found.items() for n, x in peft.tensors.items()}
     for variant, shared in frozen.shared_by_group(trainable).items():

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lora_jax.interchange.matrices import Matrix, matrices
+from lora_jax.arithmetic.low_rank import of_rank
+from lora_jax.arithmetic.updates import update_of, widened
+from lora_jax.interchange.matrices import Matrix, by_module, matrices
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_folder import MODEL, write_folder
-from lora_jax.methods.peft_joined import joined as side_by_side
 from lora_jax.methods.peft_lora import as_peft
-from lora_jax.methods.truncated_svd import truncated_svd
 from lora_jax.peft_format import Peft
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.variant import Factors
@@ -73,29 +74,26 @@ def save_plain_lora(
             f"'{biased.bias}' is adapted with '{biased.use.path}', and plain LoRA has no biases: "
             "merge the weights (--as=merged)"
         )
-    found: dict[str, Peft] = {}
-    parts: dict[str, dict[int, Peft]] = {}
+    stored: list[tuple[Matrix, Peft]] = []
     errors: dict[str, float] = {}
     for each in matrices(trainable, frozen, names):
         if each.lookup or (served and each.module.rpartition(".")[2] not in served):
             known = ", ".join(served or ())
-            raise ValueError(f"'{each.module}' is not served: {known} are; --as=merged")
+            raise ValueError(
+                f"'{each.module}' is not served: {known} are; merge the weights (--as=merged)"
+            )
         a, b, error = _factors(each, svd_rank)
-        peft = as_peft(a, b, 1.0, Factors({}, {}), False)
+        stored.append((each, as_peft(a, b, 1.0, Factors({}, {}), False)))
         if svd_rank is not None:
             errors[each.module] = max(error, errors.get(each.module, 0.0))
-        if each.place.part is None:
-            found[each.module] = peft
-        else:
-            parts.setdefault(each.module, {})[each.place.part] = peft
-    found |= {module: side_by_side(each) for module, each in parts.items()}
-    if not found:
-        raise ValueError("there is no adapter to write: merge the weights, and write the model")
+    found = by_module(stored)
     rank = max(peft.settings["r"] for peft in found.values())
     limits = [each for each in MAX_LORA_RANKS if each >= rank]
     if not limits:
-        raise ValueError(f"rank {rank} exceeds {MAX_LORA_RANKS[-1]}, the most that is served; "
-                         "--as=merged, or --svd_rank=R")  # fmt: skip
+        raise ValueError(
+            f"rank {rank} exceeds {MAX_LORA_RANKS[-1]}, the most that is served; "
+            "merge the weights (--as=merged), or give svd_rank"
+        )
     first = next(iter(found.values()))
     config = {
         **{key: value for key, value in first.settings.items() if not key.endswith("_pattern")},
@@ -120,15 +118,13 @@ def _factors(each: Matrix, svd_rank: int | None) -> tuple[Any, Any, float]:
         title = each.variant.title or type(each.variant).__name__
         raise ValueError(
             f"'{each.path}': {title} is no plain LoRA, which is all that servers take; "
-            "--as=merged, or --svd_rank=R"
+            "merge the weights (--as=merged), or give svd_rank"
         )
-    weight = each.variant.weight(each.base, each.factors)
-    update = weight - each.base.dense().astype(weight.dtype)
-    u, s, vt = truncated_svd(update, min(svd_rank, *update.shape))
-    size = jnp.linalg.norm(update)
-    error = jnp.linalg.norm(update - (u * s[None]) @ vt) / jnp.where(size > 0, size, 1)
-    root = jnp.sqrt(s)
-    return (u * root[None]).T, root[:, None] * vt, float(error)
+    with jax.enable_x64(True):
+        update = update_of(each.variant, each.base.astype(jnp.float64), widened(each.factors))
+        cut, error = of_rank(update, min(svd_rank, *each.base.shape))
+    dtype = jnp.result_type(*jax.tree.leaves(each.factors.trainable))
+    return cut.a.astype(dtype), cut.b.astype(dtype), error
 
 
 def _padded(x: np.ndarray, axis: int, rank: int) -> np.ndarray:

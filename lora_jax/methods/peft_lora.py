@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.peft_format import Layouts, Peft, Settings, loaded, same, settings_of, transposed
+from lora_jax.peft_format import (
+    Layouts,
+    Peft,
+    Settings,
+    loaded,
+    same,
+    settings_of,
+    stored,
+    transposed,
+)
 from lora_jax.variant import Factors
 
 LINEAR: Layouts = {
@@ -53,9 +62,7 @@ def as_peft(a: Any, b: Any, scale: float, factors: Factors, lookup: bool, **also
     }
     layouts = EMBEDDING if lookup else LINEAR
     magnitude = {"m": to_host(factors.trainable["m"])} if "m" in factors.trainable else {}
-    tensors = {each.name: each.store(x) for n, x in {"a": a, "b": b, **magnitude}.items()
-               for each in [layouts[n]]}  # fmt: skip
-    return Peft({**settings, **also}, tensors)
+    return Peft({**settings, **also}, stored(layouts, {"a": a, "b": b, **magnitude}))
 
 
 def number(x: float) -> float | int:

@@ -23,6 +23,12 @@ def at_own_rates(tx: GradientTransformation, frozen: Frozen) -> GradientTransfor
     for number, (variant, factors) in enumerate(grouped(nothing, frozen)):
         constants = {path: each.constants for path, each in factors.items()}
         own, shared[str(number)] = split_shared(variant, variant.learning_rates(constants))
+        for name, rate in shared[str(number)].items():
+            if jnp.ndim(rate):
+                raise ValueError(
+                    f"the learning rate of '{name}', which matrices share, must be one number, and "
+                    f"has the shape {jnp.shape(rate)}"
+                )
         rates |= own
     some = rates or any(shared.values())
     return optax.chain(tx, scale_updates(rates, shared)) if some else tx

@@ -104,6 +104,21 @@ def test_rates_decay_and_updates_are_of_the_one_array():
     assert all(jax.tree.leaves(decays(trainable)))
 
 
+def test_a_rate_of_what_is_shared_is_one_number():
+    """Those of a stack's layers say nothing of the array that all of them share."""
+
+    class ByMatrix(Tied):
+        def init(self, key, base):
+            return super().init(key, base)._replace(constants={"rate": jnp.asarray(2.0)})
+
+        def learning_rates(self, constants):
+            return {path: {"b": each["rate"]} for path, each in constants.items()}
+
+    adapted, _, _, _, frozen = begun({"layers/w": ByMatrix()})
+    with pytest.raises(ValueError, match=r"rate of 'b', .* one number, and has the shape \(3,\)"):
+        adapted.optimizer(optax.sgd(1.0), frozen)
+
+
 def test_a_file_of_other_sizes_is_refused(tmp_path):
     _, _, _, trainable, frozen = begun({"up": Tied()})
     path = lj.save_adapter(tmp_path, trainable, frozen)
@@ -117,6 +132,16 @@ def test_a_file_of_other_sizes_is_refused(tmp_path):
         lj.start_from(path, *mine)
     with pytest.raises(ValueError, match=r"has \[2, 7\] for 'shared/0/b', expected \[2, 6\]"):
         lj.load_adapter(path, *mine)
+
+
+def test_a_file_of_two_groups_is_not_one(tmp_path):
+    _, _, _, trainable, frozen = begun(
+        {"up|down": Tied(learning_rate_ratio=2.0), "layers/w": Tied()}
+    )
+    path = lj.save_adapter(tmp_path, trainable, frozen)
+    _, _, _, *mine = begun({"up|down|layers/w": Tied()})
+    with pytest.raises(ValueError, match="share arrays in 2 groups, and this run's in 1"):
+        lj.start_from(path, *mine)
 
 
 def test_only_methods_that_share_have_the_part():
