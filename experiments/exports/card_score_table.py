@@ -7,6 +7,7 @@ from experiments.exports.card_scores import Score
 from experiments.exports.markdown import code, table
 from experiments.runs.finished_run import FinishedRun
 
+_OF_TEXTS = " Scores of generated texts with a signature below are from 0 to 100."
 FEW = 100
 """Below this many examples, the percentile bootstrap is rough."""
 
@@ -21,7 +22,8 @@ def score_section(run: FinishedRun, found: Sequence[Score]) -> Iterable[str]:
     chosen = f", chosen by the rule {code(record.rule)}" if best else ", the last one"
     yield (
         f"Scores of the run, whose adapter is that of step {step}{chosen}. They were computed by "
-        "lora-jax in the run, and not anew with these files. Fractions are not in percent."
+        "lora-jax in the run, and not anew with these files. Accuracy, F1 and correlations are "
+        f"fractions of 1.{_OF_TEXTS if record.signatures else ''}"
     )
     yield table(
         ("score", "part", "value", "95% interval", "examples"),
@@ -48,7 +50,7 @@ def _row(run: FinishedRun, score: Score) -> tuple[str, ...]:
 
 
 def _interval(found: Sequence[Score]) -> str:
-    few = min(each.examples for each in found if each.examples and each.low is not None)
+    few = min(each.examples or 0 for each in found if each.low is not None)
     rough = f" With fewer than {FEW} examples it is rough." if few < FEW else ""
     return (
         "The interval is that of the percentile bootstrap over the examples of the part "

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from configs.settings import TextConfig
 from experiments.analysis.bootstrap import replicates
 from experiments.analysis.recorded_runs import Run
 from experiments.analysis.score_check import choices, require_agreement
@@ -34,7 +35,7 @@ class Score:
     high: float | None = None
     """The ends of the 95% interval over examples; None if there is none."""
     examples: int | None = None
-    """How many examples, or questions, the interval resamples."""
+    """How many examples, or questions, were scored; None if that is not known."""
 
 
 def scores(run: FinishedRun) -> list[Score]:
@@ -55,7 +56,8 @@ def scores(run: FinishedRun) -> list[Score]:
     for name, value in values.items():
         if value is not None:
             metric, part = _split(name, [*run.experiment.texts.task.extra])
-            found.append(_score(Score(name, metric, part, value), parts, choices(of_record)))
+            one = Score(name, metric, part, value, examples=_generated(run, metric, part))
+            found.append(_with_interval(one, parts, choices(of_record)))
     return found
 
 
@@ -68,7 +70,20 @@ def _split(name: str, extra: Sequence[str]) -> tuple[str, str | None]:
     return name, "validation" if name in ONE_PART else None
 
 
-def _score(score: Score, parts: Mapping[str, predictions.Predictions], choices: int) -> Score:
+def _generated(run: FinishedRun, metric: str, part: str | None) -> int | None:
+    """For how many examples of a part texts were generated and scored; None for other metrics."""
+    config, task = run.config, run.experiment.texts.task
+    if not isinstance(config, TextConfig) or metric not in (*TEXT_METRICS, FROM_OPTIONS):
+        return None
+    whole = {"validation": task.validation, **task.extra}.get(part or "")
+    if whole is None:
+        return None
+    return len(whole) if config.generate.scored < 0 else min(config.generate.scored, len(whole))
+
+
+def _with_interval(
+    score: Score, parts: Mapping[str, predictions.Predictions], choices: int
+) -> Score:
     """The score with its interval, if the predictions give one."""
     outputs, labels = parts.get(score.part or "", (None, None))
     if outputs is None or labels is None:

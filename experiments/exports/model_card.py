@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import variants
+from configs.common_tasks import STORAGES
 from configs.settings import RunConfig, TextConfig, free_names
 from experiments.analysis import labels
 from experiments.catalogue import source
@@ -53,8 +54,9 @@ def model_card(run: FinishedRun, export: Export) -> str:
     """
     config, found = run.config, scores(run)
     base = (hub_name(config.model.name) or config.model.name).rstrip("/").rpartition("/")[2]
-    method = labels.method(config.variant.name)
-    title = f"{base}, {method}, {config.data.name}"
+    method, storage = labels.method(config.variant.name), config.quantize.storage
+    on = f" on {STORAGES[storage]}" if storage != "none" else ""
+    title = f"{base}, {method}{on}, {config.data.name}"
     parts = (
         f"---\n{metadata(run, export.chosen, found, title).to_yaml()}\n---",
         f"# {title}",
@@ -90,8 +92,8 @@ def _what(run: FinishedRun) -> Iterable[str]:
     ]
     if config.quantize.storage != "none":
         patterns = ", ".join(map(code, config.quantize.patterns))
-        stored = labels.STORAGES[config.quantize.storage]
-        rows.append(("Frozen weights in training", f"stored as {stored}: {patterns}"))
+        stored = f"stored as {STORAGES[config.quantize.storage]}: {patterns}"
+        rows.append(("Frozen weights in training", stored))
     if config.start_from:
         rows.append(("Started from", f"the adapter of {code(config.start_from)}"))
     return [table(("", ""), rows)]
@@ -143,7 +145,7 @@ def _training(run: FinishedRun) -> Iterable[str]:
 def _settings(config: RunConfig) -> list[tuple[str, str]]:
     """The settings that decide the result, without those of sections that are described apart."""
     sections: dict[str, Any] = {"optimizer": config.optimizer, "train": config.train}
-    if isinstance(config, TextConfig):
+    if isinstance(config, TextConfig) and config.generate.scored:
         sections["generate"] = config.generate
     rows = [("model.dtype", config.model.dtype), ("data.max_length", str(config.data.max_length))]
     for section, values in sections.items():

@@ -77,7 +77,7 @@ def test_what_readers_see(qlora):
     folder, experiment, _ = qlora
     record, text = run_record.read(folder), card(qlora, Merged(), said=["a line"])
     heading = text.split("\n---\n")[1].splitlines()[1]
-    assert heading == "# bert, LoRA, glue/sst2"
+    assert heading == "# bert, LoRA on NF4, glue/sst2"
     what = rows(text, heading)
     assert what["Method"] == ["[LoRA](https://arxiv.org/abs/2106.09685)"]
     assert what["Base model"] == [f"`{experiment.config.model.name}`"]
@@ -128,7 +128,7 @@ def test_the_card_of_a_language_model(tmp_path):
     outputs = np.log(np.full((12, 4), 0.1) + 0.6 * np.eye(4)[labels])
     values = {**label_metrics.score(("accuracy", "eval_loss"), outputs, labels), "rouge_l": 0.25}
     kept = {"validation": Predictions(outputs, labels)}
-    config = text_runs.config(places, train__select="best")
+    config = text_runs.config(places, train__select="best", generate__scored=5)
     said = {"signatures": {"rouge_l": "rouge-score 0.1.2|stemmer:no"}}
     text = card(completed(config, tmp_path / "run", values, kept, **said), Merged(), "ada/lora")
     data = ModelCard(text).data
@@ -138,5 +138,5 @@ def test_the_card_of_a_language_model(tmp_path):
     assert "somewhat too good" in text
     scores = rows(text, "## Scores")
     assert scores["**`accuracy`**"] == ["`validation`", "1", "", "12"]
-    assert scores["`rouge_l`"] == ["`validation`", "0.25", "", ""]
+    assert scores["`rouge_l`"] == ["`validation`", "0.25", "", "5"]
     assert r"`rouge-score 0.1.2\|stemmer:no`" in text
