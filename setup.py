@@ -31,7 +31,7 @@ setup(
         "ml-collections>=1.0",
         "safetensors>=0.5",
         "tokenizers>=0.21",
-        "huggingface_hub>=0.30",
+        "huggingface_hub>=0.34",
         "rich>=13.9",
         "scipy>=1.14",
         "threadpoolctl>=3.2",

@@ -12,23 +12,37 @@ says how the head is applied. A base that was quantised (QLoRA) is written as th
 it, and dense.
 
 The run's data and base model must be where they were. --out must be new or empty; it appears whole
-at the end, or not at all. `export.json` in it says which run it comes from, and how much rounding
-and quantising have changed each weight.
+at the end, or not at all. In it, `export.json` says which run it comes from, and how much rounding
+and quantising have changed each weight. `README.md` is a model card with the run's scores and their
+intervals, and `run.json` has every setting of the run, paths on this machine too.
+
+    python -m experiments.export --run=runs/lora --as=merged --out=exported/lora --push=user/lora
+
+also makes a repository of that name on the Hugging Face Hub, private without --public, and uploads
+the folder. The name and the access are checked first. Without --push, nothing goes to the Hub.
 """
 
 import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments import cli
-from experiments.exports import formats
+from experiments.exports import formats, hub
+from experiments.exports.model_card import CONFIG, Export, model_card
 from experiments.runs.finished_run import open_run, read_record
 from lora_jax.files.new_folder import new_folder
 
 _RUN = flags.DEFINE_string("run", None, "The folder of a finished run of experiments.train.")
 _AS = flags.DEFINE_string("as", None, f"The format: {', '.join(formats.names())}.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, new or empty.")
+_PUSH = flags.DEFINE_string(
+    "push", None, "user/name: also upload the folder to a new repository of the Hugging Face Hub."
+)
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: whether everyone sees the repository.")
 _OPTIONS = (
     flags.DEFINE_string(
         "dtype", None, "merged: float32, bfloat16 or float16; by default the run's own."
@@ -44,6 +58,9 @@ def export() -> None:
     chosen = formats.make(str(_AS.value), given)
     folder, out = Path(str(_RUN.value)), Path(str(_OUT.value))
     record = read_record(folder)
+    if _PUBLIC.value and not _PUSH.value:
+        raise ValueError("--public is for --push, which is not given")
+    target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)
     with new_folder(out) as temporary:
         run = open_run(folder, record)
         content = chosen.write(run, temporary)
@@ -57,11 +74,25 @@ def export() -> None:
             "config_digest": record.config_digest,
             "weights_digest": record.weights_digest,
         }
-        text = json.dumps(origin | content, indent=2) + "\n"
-        (temporary / "export.json").write_text(text, encoding="utf-8")
+        card = Export(chosen, target.name if target else str(out), _command(given), said)
+        for name, text in (
+            ("export.json", json.dumps(origin | content, indent=2) + "\n"),
+            (CONFIG, json.dumps(record.config, indent=2) + "\n"),
+            ("README.md", model_card(run, card)),
+        ):
+            (temporary / name).write_text(text, encoding="utf-8")
     for line in said:
         print(line)
     print(f"{_AS.value}: {out}")
+    if target:
+        print("\n".join(hub.push(target, out)))
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """The command without --push, for the card."""
+    values = {"run": _RUN.value, "as": _AS.value, "out": _OUT.value, **given}
+    line = [f"--{name}={value}" for name, value in values.items()]
+    return shlex.join(("python", "-m", "experiments.export", *line))
 
 
 if __name__ == "__main__":

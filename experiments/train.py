@@ -3,6 +3,9 @@ r"""Train the model that a config describes.
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/lora \
         --config.variant.rank=16
 
+`--config` also takes the `config.json` in a run's folder, or the `run.json` of an export. It makes
+the run again, in another --workdir, or one with the settings that further flags change.
+
 Give the same command again to continue a killed run. Schedulers send SIGTERM before they end a
 process. On SIGTERM the run saves its current step, prints one line, and exits with code 75 and no
 record; start it again. The scheduler must allow enough time for a step, an evaluation and a save.

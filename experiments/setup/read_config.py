@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from experiments.setup import config_errors, variant_flags
+from experiments.setup import config_errors, json_config, variant_flags
 from lora_jax.files import number_text
 from lora_jax.suggest import nearest
 
@@ -129,6 +129,9 @@ def _check_config_file(name: str) -> None:
     """Raise a ValueError if a file is not a config, without executing it."""
     if not Path(name).is_file():
         raise ValueError(f"no config file '{name}'; nearest: {nearest(name, _configs())}")
+    if json_config.is_json(name):
+        json_config.read(name)
+        return
     if "get_config" not in config_errors.compiled(name):
         near = nearest(name, _configs())
         raise ValueError(f"'{name}' is not a config: it has no get_config; nearest: {near}")

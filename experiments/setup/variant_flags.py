@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 import variants
+from experiments.setup import json_config
 from experiments.setup.config import is_a
 from lora_jax.suggest import nearest
 
@@ -32,7 +33,10 @@ class ConfigFile(ConfigFileFlagParser):
         self._texts = texts
 
     def parse(self, path: str) -> Any:
-        config = super().parse(path)
+        if json_config.is_json(path):
+            config = json_config.read(path).lock()
+        else:
+            config = super().parse(path)
         section, given = _section(config), _settings(self._texts)
         if section is None or not given:
             return config

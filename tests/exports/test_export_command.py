@@ -3,25 +3,24 @@
 import json
 
 import commands
+import hub_uploads
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_language
 import small_model
 import text_runs
+from completed_run import completed
 from flax import nnx
-from zoo.check import random_like
 
 import lora_jax as lj
-from experiments.runs import artifacts
-from experiments.setup.experiment import build
+from experiments.setup.config import parse
 from lora_jax.data import load_tokenizer
+from lora_jax.files.canonical_json import config_digest, plain
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.models.published.encoders import load_classifier
 from lora_jax.partition import flatten
 from lora_jax.records import run_record
-from lora_jax.training.outcome import Outcome
 
 pytestmark = pytest.mark.slow
 EXPORT = "experiments.export"
@@ -32,17 +31,6 @@ def run(tmp_path_factory):
     smoke = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
     config = smoke("storage=nf4", variant__rank=2, model__head_dropout=0.3)
     return completed(config, tmp_path_factory.mktemp("runs") / "run")
-
-
-def completed(config, folder):
-    """A folder like that of a completed run whose adapter is random, and its experiment."""
-    experiment = build(config)
-    trainable = jax.tree.map(jnp.add, experiment.trainable, random_like(experiment.trainable, 1))
-    run_record.claim(folder, experiment.config.plain)
-    lj.save_adapter(folder, trainable, experiment.frozen)
-    outcome = Outcome(metrics_last={"accuracy": 0.5}, metrics_best={"accuracy": 0.5})
-    run_record.write(folder, artifacts.record(experiment, outcome, 1.0, "completed", ""))
-    return folder, experiment, trainable
 
 
 def test_a_run_becomes_a_model(run, tmp_path):
@@ -79,6 +67,45 @@ def test_a_run_becomes_a_model(run, tmp_path):
     again = commands.run(EXPORT, *line)
     assert again.returncode == 1
     assert again.stderr == f"error: {tmp_path / 'out'} is not empty: name a new or empty folder\n"
+
+
+def test_an_export_says_where_it_is_from_and_stays_here(run, tmp_path):
+    """Its card and its config; no socket is opened, though there are a token and a Hub."""
+    folder, experiment, _ = run
+    line = (EXPORT, "--as=merged", f"--run={folder}", f"--out={tmp_path / 'out'}")
+    with hub_uploads.serving() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_uploads.TOKEN}
+        done = commands.run("tests/support/without_sockets.py", *line, "--dtype=float16", **there)
+        assert done.returncode == 0, done.stderr
+        assert hub.asked == []
+    text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert f"`{run_record.read(folder).data_digest}`" in text
+    said = f"--run={folder} --as=merged --out={tmp_path / 'out'} --dtype=float16"
+    assert f"\npython -m experiments.export {said}\n" in text
+    again = parse(json.loads((tmp_path / "out/run.json").read_text()))
+    assert config_digest(again.plain) == config_digest(plain(experiment.config.plain))
+
+
+def test_a_push_uploads_what_is_in_the_folder(run, tmp_path):
+    """After the checks of the name and of the access, which come before anything is written."""
+    folder, _, _ = run
+    line = (EXPORT, "--as=merged", f"--run={folder}", f"--out={tmp_path / 'out'}")
+    with hub_uploads.serving() as hub:
+        there = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_uploads.TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        for flags, said in (
+            (("--push=bob/lora",), "error: --push=bob/lora: this token is of ada, "),
+            (("--public",), "error: --public is for --push, which is not given"),
+        ):
+            done = commands.run(*line, *flags, **there)
+            assert done.returncode == 1 and done.stderr.startswith(said)
+            assert list(tmp_path.iterdir()) == [] and hub.visibility == {}
+        done = commands.run(*line, "--push=ada/lora", **there)
+        assert done.returncode == 0, done.stderr
+        made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert hub.files == {"ada/lora": made} and hub.visibility == {"ada/lora": "private"}
+        assert f"\npushed, private: {hub.url}/ada/lora\n" in done.stdout
+    assert b'AutoModel.from_pretrained("ada/lora")' in made["README.md"]
+    assert b"--push" not in made["README.md"]
 
 
 def test_nothing_is_left_of_an_export_that_fails(run, tmp_path):

@@ -1,10 +1,12 @@
 """merged: a complete model that transformers loads, with the adapter in its weights."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from configs.settings import ClassifierConfig
 from experiments.exports.format import Format
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
@@ -24,6 +26,10 @@ MEAN = (
 @dataclasses.dataclass(frozen=True)
 class Merged(Format):
     """Dense weights in safetensors, config.json and the tokenizer."""
+
+    holds: ClassVar[str] = "A complete model, with the adapter merged into its weights"
+    library: ClassVar[str] = "transformers"
+    relation: ClassVar[str] = "finetune"
 
     dtype: str | None = None
     """Of all weights; None is that of the run's parameters."""
@@ -56,6 +62,17 @@ class Merged(Format):
             "head": head or None,
             "said": [*said, head] if head else said,
         }
+
+    def loading(self, run: FinishedRun, place: str) -> str:
+        kind, where = "AutoModelForCausalLM", json.dumps(place)
+        if isinstance(run.config, ClassifierConfig):
+            averages = run.config.model.pool == "mean"
+            kind = "AutoModel" if averages else "AutoModelForSequenceClassification"
+        return (
+            f"from transformers import {kind}, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({where})\n"
+            f"model = {kind}.from_pretrained({where})"
+        )
 
 
 def _lines(errors: dict[str, float]) -> list[str]:

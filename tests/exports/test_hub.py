@@ -1,0 +1,101 @@
+"""Folders go to a Hub: whole, into a new repository, and only where the user may write."""
+
+import hub_uploads
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from experiments.exports import hub
+
+# huggingface_hub's own call of its HTTP client, where Xet is off.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def there(monkeypatch, tmp_path):
+    """A Hub on this machine, whose token the user has."""
+    with hub_uploads.serving() as made:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", hub_uploads.TOKEN)
+        yield made
+        close_session()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An export with a large file, and one in a folder of its own."""
+    made = tmp_path / "out"
+    (made / "chat").mkdir(parents=True)
+    (made / "README.md").write_text("---\ntags:\n- lora-jax\n---\n\nA card: ü\n", encoding="utf-8")
+    (made / "model.safetensors").write_bytes(bytes(range(256)) * 100)
+    (made / "chat/template.jinja").write_text("{{ x }}\r\n", encoding="utf-8", newline="")
+    return made
+
+
+def content(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("name", "public", "seen"), [("ada/lora", False, "private"), ("engines/lora", True, "public")]
+)
+def test_a_folder_arrives_byte_for_byte(there, folder, name, public, seen):
+    target = hub.checked(name, public)
+    assert there.visibility == {}
+    lines = hub.push(target, folder)
+    assert there.files == {name: content(folder)} and there.visibility == {name: seen}
+    assert lines == [
+        f"pushed, {seen}: {there.url}/{name}",
+        "  README.md, 37 bytes",
+        "  chat/template.jinja, 9 bytes",
+        "  model.safetensors, 25,600 bytes",
+    ]
+
+
+def test_a_failed_upload_leaves_the_folder_and_says_how_to_go_on(there, folder):
+    before, there.refused = content(folder), "/commit/"
+    target = hub.checked("ada/lora", public=False)
+    with pytest.raises(OSError, match="is complete, but was not uploaded") as error:
+        hub.push(target, folder)
+    said = str(error.value)
+    assert said.endswith(f"to push it again: hf upload ada/lora {folder} --private")
+    assert "the storage is full" in said and "\n" not in said
+    assert content(folder) == before and there.files == {}
+
+
+@pytest.mark.parametrize("name", ["lora", "ada/", "/lora", "ada/lora/2", "a b/c", "ada/--x", ""])
+def test_a_name_that_cannot_be(there, name):
+    with pytest.raises(ValueError, match=f"^--push={name}: "):
+        hub.checked(name, public=False)
+    assert there.asked == []
+
+
+def test_no_token(there, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match=r"^--push=ada/lora: there is no token .* `hf auth login`"):
+        hub.checked("ada/lora", public=False)
+    assert there.asked == []
+
+
+def test_who_may_not_push(there):
+    with pytest.raises(
+        ValueError, match=r"^--push=bob/lora: this token is of ada, who may use \['"
+    ):
+        hub.checked("bob/lora", public=False)
+    there.visibility["ada/lora"] = "private"
+    with pytest.raises(ValueError, match=r"^--push=ada/lora: there is such a repository already"):
+        hub.checked("ada/lora", public=False)
+    there.user["auth"] = {"accessToken": {"role": "read"}}
+    with pytest.raises(ValueError, match=r"^--push=ada/new: this token may only read"):
+        hub.checked("ada/new", public=False)
+    assert there.visibility == {"ada/lora": "private"}
+
+
+def test_a_hub_that_does_not_answer(there, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"^--push=ada/lora: no access to the .* Hub ") as error:
+        hub.checked("ada/lora", public=False)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,142 @@
+"""The model card of an export, read as the Hub reads it."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+import small_language
+import small_model
+import text_runs
+from completed_run import completed
+from huggingface_hub import ModelCard
+
+from experiments.exports.format import Format
+from experiments.exports.formats.merged import Merged
+from experiments.exports.model_card import Export, model_card
+from experiments.runs.finished_run import FinishedRun
+from experiments.runs.predictions import Predictions
+from lora_jax.metrics import label_metrics
+from lora_jax.records import run_record
+
+COMMAND = "python -m experiments.export --run=runs/a --as=merged --out=exported/a"
+LABELS = np.arange(16) % 2
+OUTPUTS = np.eye(2)[np.where(np.arange(16) < 4, 1 - LABELS, LABELS)]  # 12 of 16 are right
+
+
+def card(found, chosen, place="exported/a", said=()):
+    folder, experiment, trainable = found
+    record = run_record.read(folder)
+    run = FinishedRun(folder, record, experiment, trainable, experiment.frozen)
+    return model_card(run, Export(chosen, place, COMMAND, said))
+
+
+def rows(text, heading):
+    """The cells of the first table after a heading, by the first cell."""
+    section = text.split(f"\n{heading}\n")[1]
+    lines = re.search(r"((?:^\|.*\|$\n?)+)", section, re.MULTILINE)[1].splitlines()[2:]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    return {first.strip(): [each.strip() for each in rest] for first, *rest in cells}
+
+
+@pytest.fixture(scope="module")
+def qlora(tmp_path_factory):
+    """A classifier on a base in NF4, with the predictions of its validation part."""
+    smoke = small_model.smoke_runs(tmp_path_factory.mktemp("small"))
+    config = smoke("storage=nf4", variant__rank=2, targets=("(query|value)/kernel",))
+    values = label_metrics.score(("accuracy", "eval_loss"), OUTPUTS, LABELS)
+    kept = {"validation": Predictions(OUTPUTS, LABELS)}
+    return completed(config, tmp_path_factory.mktemp("runs") / "qlora", values, kept)
+
+
+def test_what_the_hub_reads(qlora):
+    text = card(qlora, Merged())
+    data = ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
+    assert (data.datasets, data.metrics) == (["glue"], ["accuracy"])
+    assert data.tags == ["lora-jax", "lora", "nf4"]
+    # The base is a folder, which the Hub knows nothing of; the record has neither of the others.
+    assert data.base_model is data.language is data.license is None
+    assert "base_model_relation" not in text
+    first, second = data.eval_results
+    assert (first.task_type, first.metric_type, first.metric_value) == (
+        "text-classification",
+        "accuracy",
+        0.75,
+    )
+    assert (first.dataset_type, first.dataset_config, first.dataset_split) == (
+        "glue",
+        "sst2",
+        "validation",
+    )
+    assert (second.metric_type, second.metric_name) == ("loss", "eval_loss")
+
+
+def test_what_readers_see(qlora):
+    folder, experiment, _ = qlora
+    record, text = run_record.read(folder), card(qlora, Merged(), said=["a line"])
+    heading = text.split("\n---\n")[1].splitlines()[1]
+    assert heading == "# bert, LoRA on NF4, glue/sst2"
+    what = rows(text, heading)
+    assert what["Method"] == ["[LoRA](https://arxiv.org/abs/2106.09685)"]
+    assert what["Base model"] == [f"`{experiment.config.model.name}`"]
+    assert what["Frozen weights in training"] == ["stored as NF4: `all-linear`"]
+    adapters, all_of_it = record.parameters_adapters, record.parameters_total
+    said = f"{adapters + 34} of {all_of_it:,} parameters, of which {adapters} are in adapters"
+    assert what["Trained"] == [said]
+    data = rows(text, "## Data")
+    parts = experiment.texts.task
+    assert data == {
+        "train": [f"`{parts.train.name}`", "64"],
+        "validation": [f"`{parts.validation.name}`", "16"],
+    }
+    scores = rows(text, "## Scores")
+    assert scores["**`accuracy`**"] == ["`validation`", "0.75", "0.5 to 0.9375", "16"]
+    assert "With fewer than 100 examples it is rough." in text
+    assert "chosen by the validation part" not in text  # it was the last step's
+    trained = rows(text, "## Training")
+    assert trained["`layers/attention/query/kernel`"] == ["product", "2x16x16", "LoRA", "2", "128"]
+    assert r"| `(query\|value)/kernel` | `LoRA(rank=2, alpha=" in text
+    assert "| `optimizer.learning_rate` | `0.002` |" in text and "log_every" not in text
+    assert f"```bash\n{COMMAND}\n```" in text
+    assert "--config=run.json" in text and "```\na line\n```" in text
+    environment = rows(text, "## Environment")
+    assert environment["jax"] == [f"`{jax.__version__}`"]
+    assert environment["digest of data"] == [f"`{record.data_digest}`"]
+
+
+def test_what_a_record_lacks_is_left_out(qlora, tmp_path):
+    """And so is what a format has nothing to say of."""
+    folder, experiment, trainable = qlora
+    record = run_record.read(folder)
+    less = dataclasses.replace(
+        record, metrics_last={}, metrics_best={}, git=None, parameters_adapters=None
+    )
+    run = FinishedRun(tmp_path, less, experiment, trainable, experiment.frozen)
+    text = model_card(run, Export(Format(), "exported/a", COMMAND))
+    assert "## Scores" not in text and "## Use" not in text and "commit of" not in text
+    assert "in adapters" not in text and "interval" not in text
+    data = ModelCard(text).data
+    assert data.eval_results is data.library_name is data.metrics is None
+
+
+def test_the_card_of_a_language_model(tmp_path):
+    """With options to choose from, the answer is in what was saved; its texts have no interval."""
+    places = small_language.write_places(tmp_path)
+    labels = np.arange(12) % 4
+    outputs = np.log(np.full((12, 4), 0.1) + 0.6 * np.eye(4)[labels])
+    values = {**label_metrics.score(("accuracy", "eval_loss"), outputs, labels), "rouge_l": 0.25}
+    kept = {"validation": Predictions(outputs, labels)}
+    config = text_runs.config(places, train__select="best", generate__scored=5)
+    said = {"signatures": {"rouge_l": "rouge-score 0.1.2|stemmer:no"}}
+    text = card(completed(config, tmp_path / "run", values, kept, **said), Merged(), "ada/lora")
+    data = ModelCard(text).data
+    assert (data.pipeline_tag, data.datasets) == ("text-generation", None)
+    assert {each.metric_type for each in data.eval_results} == {"accuracy", "loss", "rouge"}
+    assert 'AutoModelForCausalLM.from_pretrained("ada/lora")' in text
+    assert "somewhat too good" in text
+    scores = rows(text, "## Scores")
+    assert scores["**`accuracy`**"] == ["`validation`", "1", "", "12"]
+    assert scores["`rouge_l`"] == ["`validation`", "0.25", "", "5"]
+    assert r"`rouge-score 0.1.2\|stemmer:no`" in text
