@@ -36,10 +36,11 @@ def load_loralib(
         `names_from_patterns`.
       forward, params, *args, **kwargs: as for `adapt` and `init`; params are the base that the
         adapter was trained on.
-      alpha: the `lora_alpha` of all layers, which no file of loralib holds; those of
+      alpha: the `lora_alpha` of all layers. Files of loralib do not hold it, those of
         `save_loralib` do.
-      enable_lora: which parts a `MergedLinear` adapts, if that is some of them. Where the parts are
-        one parameter here, its adapter has the ranks of all.
+      enable_lora: which parts every `MergedLinear` adapts, such as `(True, False, True)`. It is
+        needed unless all three of GPT-2's are. Where the parts are one parameter here, its adapter
+        has the sum of their ranks.
 
     Raises:
       FileNotFoundError: a missing file.

@@ -110,9 +110,10 @@ class LoralibFile:
     def _sorted(self, places: Mapping[str, list[Row]]) -> Sorted:
         found = Sorted({}, {}, {}, {}, {}, {})
         every = self._file.names()
-        parallel = all(name.startswith(PARALLEL) for name in every)
+        parallel = not any(name.startswith(PARALLEL) for name in places)
+        parallel = parallel and all(name.startswith(PARALLEL) for name in every)
         for stored in every:
-            name = stored.removeprefix(PARALLEL) if parallel and stored not in places else stored
+            name = stored.removeprefix(PARALLEL) if parallel else stored
             module, _, leaf = name.rpartition(".")
             if leaf in _FACTORS and f"{module}.weight" in places:
                 found.adapters.setdefault(module, {})[_FACTORS[leaf]] = stored

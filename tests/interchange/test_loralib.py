@@ -94,6 +94,12 @@ def test_what_is_read(name, tensors, params, tmp_path):
     assert [*loaded.trainable["params"]] == ["up/bias"]
 
 
+def test_a_model_whose_own_names_begin_as_those_of_a_parallel_one(params, tmp_path):
+    names = lj.names_from_patterns({"qkv/kernel": "module.qkv"})
+    save_file(pair("module.qkv", 4, 1, 6), file := tmp_path / "file.safetensors")
+    assert load(file, params, names).trainable["adapters"].keys() == {"qkv/kernel"}
+
+
 def grouped(a, b, enabled, alpha):
     """The update of a MergedLinear (out, in): a product for each part, zeros for the others."""
     blocks = zip(np.split(a, sum(enabled)), np.split(b, sum(enabled)), strict=True)
