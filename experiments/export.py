@@ -11,6 +11,10 @@ that averages its tokens (`pool="mean"`), transformers' AutoModel loads the enco
 says how the head is applied. A base that was quantised (QLoRA) is written as the run computed with
 it, and dense.
 
+--as=loralib writes the adapter and what else was trained as a checkpoint of microsoft/LoRA, without
+pickles, for models whose layers are loralib's. The command says which layers, r and lora_alpha they
+need, and how they load it; `export.json` names the layer of each module.
+
 The run's data and base model must be where they were. --out must be new or empty; it appears whole
 at the end, or not at all. In it, `export.json` says which run it comes from, and how much rounding
 and quantising have changed each weight. `README.md` is a model card with the run's scores and their

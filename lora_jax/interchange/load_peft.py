@@ -13,9 +13,9 @@ import numpy as np
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
-from lora_jax.interchange.peft_config import of_module
-from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
-from lora_jax.methods.peft_joined import PARTS, third
+from lora_jax.interchange.peft_folder import PeftFolder, sort_tensors
+from lora_jax.interchange.source import Sorted, Source
+from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array, only
@@ -31,13 +31,13 @@ from lora_jax.variant import Factors, Variant
 
 
 class Loaded(NamedTuple):
-    """An adapted function with the adapter of a folder."""
+    """An adapted function with an adapter that was read."""
 
     adapted: Adapted
     trainable: Trainable
     frozen: Frozen
     config: dict[str, Any]
-    """The folder's adapter_config.json."""
+    """The folder's adapter_config.json; of a file without one, what that would say."""
 
 
 def load_peft(
@@ -67,11 +67,30 @@ def load_peft(
         message names the file, and the module or tensor.
     """
     source = PeftFolder(folder)
-    leaves = {path: x for path, x in flatten(params)[0].items() if is_array(x)}
-    found = sort_tensors(source, rows(names, leaves))
+    found = sort_tensors(source, rows(names, arrays(params)))
+    return load_source(source, found, variant_of, names, forward, params, args, kwargs)
+
+
+def arrays(params: Any) -> dict[str, Any]:
+    """The arrays of a user's parameters by path."""
+    return {path: x for path, x in flatten(params)[0].items() if is_array(x)}
+
+
+def load_source(
+    source: Source,
+    found: Sorted,
+    variant_of: Callable[[Settings], Variant],
+    names: Names,
+    forward: Callable[..., Any],
+    params: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Loaded:
+    """`load_peft` of any source, whose tensors were found to be of these modules."""
+    leaves = arrays(params)
     try:
         settings = {
-            module: {**of_module(source.config, module), "layer_has_bias": module in found.biases}
+            module: {**source.settings(module), "layer_has_bias": module in found.biases}
             for module in found.adapters
         }
         targets = _targets(found, settings, variant_of, names)
@@ -85,10 +104,10 @@ def load_peft(
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
         begun = jax.eval_shape(lambda: adapted.init(key, params, *args, **kwargs))
-        fill = functools.partial(_filled, found, settings, names)
+        fill = functools.partial(_filled, source, found, settings, names)
         jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
     except ValueError as error:
-        raise ValueError(f"{source.path}, {source.base()}: {error}") from None
+        raise ValueError(f"{source.label()}: {error}") from None
     read = {name: source.read(name) for name in shapes}
     begun = adapted.init(key, params, *args, **kwargs)
     try:
@@ -98,7 +117,7 @@ def load_peft(
         _check_finite(trainable)
         _check_shared(found, trainable, frozen)
     except ValueError as error:
-        raise ValueError(f"{source.path}, {source.base()}: {error}") from None
+        raise ValueError(f"{source.label()}: {error}") from None
     return Loaded(adapted, trainable, frozen, source.config)
 
 
@@ -163,16 +182,18 @@ def _check_shared(found: Sorted, trainable: Trainable, frozen: Frozen) -> None:
         )
 
 
-def _peft(found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any) -> Peft:
-    """What a folder has of one parameter's layer."""
+def _peft(
+    source: Source, found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any
+) -> Peft:
+    """What a source has of one parameter's layer."""
     module = place.name.removesuffix(".weight")
     own = {suffix: read[name] for suffix, name in found.adapters[module].items()}
     shared = {suffix: read[name] for suffix, name in found.shared.items()}
-    peft = Peft(settings[module], own, shared)
-    return peft if place.part is None else third(peft, place.part)
+    return source.cut(Peft(settings[module], own, shared), place)
 
 
 def _filled(
+    source: Source,
     found: Sorted,
     settings: Mapping[str, Settings],
     names: Names,
@@ -193,7 +214,7 @@ def _filled(
             if (variant := variant_at(placement, layer)) is not None:
                 place = names.place(path, layer)
                 assert place is not None  # the adapter was found by its name
-                peft = _peft(found, settings, place, read)
+                peft = _peft(source, found, settings, place, read)
                 like = row(placement, base, layer)
                 common = shared[placement.variant]
                 filled = variant.factors_from_peft(like, peft, with_shared(factors, common))
@@ -223,7 +244,7 @@ def _filled(
     for variant, paths in frozen.spec.groups().items():
         begun = {**every[variant].constants, **every[variant].trainable}
         place = next(r.place for each in found.rows.values() for r in each if r.path == paths[0])
-        peft = _peft(found, settings, place, read)
+        peft = _peft(source, found, settings, place, read)
         whole = _like(begun, variant.shared_from_peft(peft, begun), paths[0])
         groups.append(shared_factors(variant, whole))
     frozen = dataclasses.replace(frozen, constants=constants)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,13 @@ from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
 from lora_jax.interchange.names import Row
-from lora_jax.interchange.peft_config import check, selects
+from lora_jax.interchange.peft_config import check, of_module, selects
+from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
+from lora_jax.methods.peft_joined import third
+from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
+from lora_jax.peft_format import Peft
 from lora_jax.suggest import nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -24,8 +28,6 @@ TORCH_WEIGHTS = "adapter_model.bin"
 SHARED = "base_model."
 MODEL = f"{SHARED}model."
 """The prefix of the modules' names in a file."""
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_INTEGERS = ("I64", "I32")
 
 
 class PeftFolder:
@@ -44,30 +46,28 @@ class PeftFolder:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         self.path = path
-        self._file = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+        self._file: TensorFile = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
 
     def names(self) -> list[str]:
         return list(self._file.names())
 
-    def base(self) -> str:
-        """What the folder says of the model that the adapter belongs to."""
+    def label(self) -> str:
+        """The file, and what the folder says of the model that the adapter belongs to."""
         name = self.config.get("base_model_name_or_path")
-        return f"an adapter of {name!r}" if name else "an adapter of a model without a name"
+        base = f"an adapter of {name!r}" if name else "an adapter of a model without a name"
+        return f"{self.path}, {base}"
+
+    def settings(self, module: str) -> dict[str, Any]:
+        return of_module(self.config, module)
+
+    def cut(self, peft: Peft, place: Place) -> Peft:
+        return peft if place.part is None else third(peft, place.part)
 
     def abstract(self, name: str) -> jax.ShapeDtypeStruct:
-        """The shape of a tensor of real numbers, or of indices; ValueError for any other."""
-        dtype = self._file.dtype(name)
-        if dtype not in _FLOATS + _INTEGERS:
-            raise ValueError(f"{self.path}: tensor '{name}' is {dtype}")
-        kind = np.float32 if dtype in _FLOATS else np.int32
-        return jax.ShapeDtypeStruct(self._file.shape(name), kind)
+        return abstract(self._file, name)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor; ValueError if a number in it is not finite."""
-        tensor = self._file.read(name)
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"{self.path}: tensor '{name}' holds NaN or an infinity")
-        return tensor
+        return read(self._file, name)
 
 
 def write_folder(
@@ -81,38 +81,22 @@ def write_folder(
       ValueError: a number is beyond the range of `dtype`. Nothing is written.
     """
     folder = Path(folder)
-    arrays = {name: _cast(name, x, dtype) for name, x in tensors.items()}
+    arrays = {name: cast(name, x, dtype) for name, x in tensors.items()}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     write_atomically(folder / WEIGHTS, save(arrays, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG, text.encode())
     return folder
 
 
-def _cast(name: str, x: Any, dtype: Any) -> np.ndarray:
+def cast(name: str, x: Any, dtype: Any) -> np.ndarray:
+    """A tensor in a dtype, or in its own; ValueError for a number beyond the dtype's range."""
     real = jnp.issubdtype(x.dtype, jnp.floating)
     with np.errstate(over="ignore"):  # it is reported below
-        cast = np.array(x, dtype if dtype and real else x.dtype, order="C")
-    if cast.dtype != x.dtype and not np.isfinite(cast).all():
+        made = np.array(x, dtype if dtype and real else x.dtype, order="C")
+    if made.dtype != x.dtype and not np.isfinite(made).all():
         largest = float(np.abs(x).max())
         raise ValueError(f"tensor '{name}' holds {largest:.4g}, which is too large for {dtype}")
-    return cast
-
-
-class Sorted(NamedTuple):
-    """The names of a folder's tensors, by what they belong to."""
-
-    adapters: dict[str, dict[str, str]]
-    """By module, and what follows its name."""
-    rows: dict[str, list[Row]]
-    """What each of these modules is here; several parameters, where torch has joined them."""
-    shared: dict[str, str]
-    """What all modules share, by what follows `base_model.`."""
-    full: dict[str, list[Row]]
-    """The parameters that were trained in full, by the tensor's name; several, where joined."""
-    copies: dict[str, list[Row]]
-    """The weights of the base that PEFT has saved beside their adapters, by the tensor's name."""
-    biases: dict[str, list[Row]]
-    """The biases beside each weight of the model that has some, by module."""
+    return made
 
 
 def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
@@ -144,7 +128,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
         module = next((each for each in _parents(own) if each in modules), None)
         if module is None:
             raise ValueError(
-                f"{source.path}, {source.base()}: tensor '{name}' belongs to no module of this "
+                f"{source.label()}: tensor '{name}' belongs to no module of this "
                 "model; nearest: "
                 f"{nearest(own.rpartition('.')[0], modules)}"
             )

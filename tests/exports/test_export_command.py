@@ -14,9 +14,11 @@ from completed_run import completed
 from flax import nnx
 
 import lora_jax as lj
+import variants
 from experiments.setup.config import parse
 from lora_jax.data import load_tokenizer
 from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.interchange.families import names_of
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.models.published.encoders import load_classifier
 from lora_jax.partition import flatten
@@ -106,6 +108,30 @@ def test_a_push_uploads_what_is_in_the_folder(run, tmp_path):
         assert f"\npushed, private: {hub.url}/ada/lora\n" in done.stdout
     assert b'AutoModel.from_pretrained("ada/lora")' in made["README.md"]
     assert b"--push" not in made["README.md"]
+
+
+def test_a_run_becomes_a_checkpoint_of_loralib(run, tmp_path):
+    """It is read onto the weights that the run's quantised base stands for."""
+    folder, experiment, trainable = run
+    out = tmp_path / "out"
+    done = commands.run(EXPORT, "--as=loralib", f"--run={folder}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((out / "export.json").read_text())
+    alpha = experiment.config.variant.settings["alpha"]
+    layer = f"loralib.Linear(..., r=2, lora_alpha={alpha:g})"
+    assert (said["r"], said["lora_alpha"]) == (2, alpha) and set(said["layers"].values()) == {layer}
+    assert f"  {len(said['layers'])} x {layer}" in done.stdout.splitlines()
+    base = experiment.adapted.merge(experiment.trainable, experiment.frozen)  # whose B is zero
+    batch = next(experiment.batches(0))
+    inputs = [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")]
+    options = {"num_labels": 2, "pool": "mean", "key": jax.random.key(0)}
+    model = load_classifier(experiment.config.model.name, **options).model
+    forward, names = lj.from_nnx(model)[0], names_of(model.config)
+    file = out / "lora.safetensors"
+    loaded = lj.load_loralib(file, variants.from_peft, names, forward, base, *inputs)
+    got = loaded.adapted.apply(*loaded[1:3], *inputs)
+    expected = experiment.adapted_call(trainable)(batch)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_left_of_an_export_that_fails(run, tmp_path):

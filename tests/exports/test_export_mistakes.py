@@ -13,6 +13,7 @@ from experiments.runs.finished_run import read_record
         ("mergd", {}, "^--as=mergd: unknown format; nearest: 'merged'"),
         ("__init__", {}, "^--as=__init__: unknown format"),
         ("merged", {"rank": 3}, "^--rank is not a flag of --as=merged, .* are: --dtype, --shard_s"),
+        ("loralib", {"dtype": "float32"}, "^--dtype is not a flag of --as=loralib, .* are: none$"),
         ("merged", {"dtype": "float8"}, "^--dtype=float8: unknown dtype; nearest: 'float"),
         ("merged", {"shard_size": "5"}, "^--shard_size=5: expected a size such as 5GB or 500MB$"),
         ("merged", {"shard_size": "0GB"}, "^--shard_size=0GB: expected a size"),

@@ -54,10 +54,15 @@ class TorchFile:
 
     Raises a one-line ValueError that names the file for anything but a dictionary of tensors
     written by torch.save of version 1.6 or later.
+
+    Args:
+      wrapper: the key under which some programs put that dictionary into another one. Without
+        such a key, the outer dictionary is the one of tensors.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, wrapper: str | None = None):
         self.path = path
+        self._wrapper = wrapper
         if not zipfile.is_zipfile(path):
             raise ValueError(self._not_a_zip())
         try:
@@ -132,6 +137,8 @@ class TorchFile:
         except Exception as error:  # an invalid pickle can fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{self.path}: the pickle in it is corrupt ({reason})") from None
+        if isinstance(content, dict) and isinstance(content.get(self._wrapper), dict):
+            content = content[self._wrapper]
         if not isinstance(content, dict):
             raise ValueError(f"{self.path}: holds a {type(content).__name__}, not named tensors")
         for name, value in content.items():

@@ -116,6 +116,10 @@ class SafetensorsFile:
             size = path.stat().st_size
             raise ValueError(f"{path} ({size:,} bytes) is corrupt or truncated: {error}") from None
 
+    def metadata(self) -> dict[str, str]:
+        """What its writer has noted in the header."""
+        return self._file.metadata() or {}
+
     def names(self) -> list[str]:
         return list(self._file.keys())
 

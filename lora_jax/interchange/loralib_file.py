@@ -1,0 +1,197 @@
+"""A checkpoint of microsoft/LoRA (loralib 0.1) as it lies on disk, as PEFT would have it.
+
+A layer X has `X.lora_A` (r, in) and `X.lora_B` (out, r), and its update is (lora_alpha / r) B A.
+The file does not say what lora_alpha is.
+"""
+
+import math
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_jax.interchange.loralib_layers import A, B, Factors, factors, of_part
+from lora_jax.interchange.names import Row
+from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
+from lora_jax.models.published.placed import Place
+from lora_jax.models.published.torch_bin import TorchFile
+from lora_jax.models.published.weight_files import SafetensorsFile
+from lora_jax.peft_format import Peft
+from lora_jax.suggest import nearest
+
+ALPHA, RANK, ENABLED = "lora_alpha", "r", "enable_lora"
+"""What `save_loralib` notes in a file's header."""
+WRAPPER = "model_state_dict"
+"""The key under which the GPT-2 example of microsoft/LoRA saves its tensors."""
+PARALLEL = "module."
+"""What torch's DistributedDataParallel puts before every name."""
+_FACTORS = {"lora_A": A, "lora_B": B}
+_WORDS = ("false", "true")
+_MASKS = (".attn.bias", ".attn.masked_bias")
+"""Buffers of older GPT-2 code, which `lora_state_dict(model, bias="all")` takes for biases."""
+
+
+class LoralibFile:
+    """The tensors of one file, and what its layers are.
+
+    Args:
+      path: of safetensors, or a file of torch.save, which is read without unpickling objects.
+      alpha, enable_lora: what layers were made with, or None for what the file's header says.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a malformed file, or no alpha.
+    """
+
+    def __init__(self, path: Path, alpha: float | None, enable_lora: Sequence[bool] | None):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        self.path = self.config_path = path
+        noted: Mapping[str, str] = {}
+        if path.suffix == ".safetensors":
+            self._file: TensorFile = (file := SafetensorsFile(path))
+            noted = file.metadata()
+        else:
+            self._file = TorchFile(path, WRAPPER)
+        try:
+            self._alpha = _alpha(alpha, noted.get(ALPHA))
+            self._enabled = _enabled(enable_lora, noted.get(ENABLED))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        self.config: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": self._alpha}
+        self._layers: dict[str, tuple[Factors, int | None]] = {}
+        self._names: list[str] = []
+
+    def names(self) -> list[str]:
+        """Of the tensors that the model has, once they are sorted."""
+        return self._names
+
+    def label(self) -> str:
+        return str(self.path)
+
+    def abstract(self, name: str) -> jax.ShapeDtypeStruct:
+        return abstract(self._file, name)
+
+    def read(self, name: str) -> np.ndarray:
+        return read(self._file, name)
+
+    def settings(self, module: str) -> dict[str, Any]:
+        layer, parts = self._layers[module]
+        return {"peft_type": "LORA", **layer.settings(self._alpha, parts)}
+
+    def cut(self, peft: Peft, place: Place) -> Peft:
+        layer, _ = self._layers[place.name.removesuffix(".weight")]
+        return of_part(peft, layer, place.part)
+
+    def sort(self, known: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> Sorted:
+        """What every tensor belongs to, among the parameters of a model that have a name.
+
+        Args:
+          shapes: of one layer of each parameter, by path.
+
+        Raises:
+          ValueError: a tensor belongs to none, does not fit its layer, or is of the base; there is
+            no adapter; or which parts of a layer are adapted is not known.
+        """
+        places: dict[str, list[Row]] = {}
+        for row in known:
+            places.setdefault(row.place.name, []).append(row)
+        try:
+            found = self._sorted(places)
+            for module, names in found.adapters.items():
+                found.rows[module] = self._rows(module, names, found.rows[module], shapes)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        return found
+
+    def _sorted(self, places: Mapping[str, list[Row]]) -> Sorted:
+        found = Sorted({}, {}, {}, {}, {}, {})
+        every = self._file.names()
+        parallel = not any(name.startswith(PARALLEL) for name in places)
+        parallel = parallel and all(name.startswith(PARALLEL) for name in every)
+        for stored in every:
+            name = stored.removeprefix(PARALLEL) if parallel else stored
+            module, _, leaf = name.rpartition(".")
+            if leaf in _FACTORS and f"{module}.weight" in places:
+                found.adapters.setdefault(module, {})[_FACTORS[leaf]] = stored
+                found.rows[module] = places[f"{module}.weight"]
+            elif name in places:
+                found.full[stored] = places[name]
+            elif name.endswith(_MASKS):
+                continue
+            else:
+                modules = [each.rpartition(".")[0] for each in places]
+                near = nearest(module, modules)
+                raise ValueError(f"tensor '{stored}' is of no module here; nearest: {near}")
+            self._names.append(stored)
+        if not found.adapters:
+            raise ValueError("no tensor is called lora_A: not a checkpoint of microsoft/LoRA")
+        for name, rows in found.full.items():
+            if rows[0].leaf == "weight" and rows[0].module in found.adapters:
+                raise ValueError(
+                    f"tensor '{name}' is the base's: the file holds a whole model, and adapters "
+                    "alone are read; save loralib.lora_state_dict(model) instead"
+                )
+        return found
+
+    def _rows(
+        self,
+        module: str,
+        names: Mapping[str, str],
+        rows: list[Row],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> list[Row]:
+        """The parameters of a module that have an adapter."""
+        if lacking := [each for each, suffix in _FACTORS.items() if suffix not in names]:
+            raise ValueError(f"'{module}' has no {lacking[0]}")
+        a, b = (self._file.shape(names[suffix]) for suffix in (A, B))
+        parts = None if rows[0].place.part is None else len(rows)
+        weight = shapes[rows[0].path]
+        try:
+            layer = factors(a, b, weight, math.prod(weight) * len(rows), parts, self._enabled)
+        except ValueError as error:
+            raise ValueError(f"'{module}': {error}") from None
+        self._layers[module] = layer, parts
+        if layer.enabled is None or parts is None:
+            return rows
+        return [row for row in rows if layer.enabled[row.place.part or 0]]
+
+
+def _alpha(given: float | None, noted: str | None) -> float:
+    if noted is None:
+        if given is None:
+            raise ValueError("it does not say the lora_alpha that it was trained with: give alpha")
+        return float(given)
+    try:
+        found = float(noted)
+    except ValueError:
+        raise ValueError(f"{ALPHA} in its header is no number: {reprlib.repr(noted)}") from None
+    if given is not None and given != found:
+        raise ValueError(f"alpha={given}, and {ALPHA} in its header is {noted}")
+    return found
+
+
+def _enabled(given: Sequence[bool] | None, noted: str | None) -> tuple[bool, ...] | None:
+    own = None if given is None else tuple(map(bool, given))
+    if noted is None:
+        return own
+    words = noted.split(",")
+    if not {*words} <= {*_WORDS}:
+        raise ValueError(
+            f"{ENABLED} in its header must be such as true,false: {reprlib.repr(noted)}"
+        )
+    found = tuple(word == _WORDS[1] for word in words)
+    if own not in (None, found):
+        raise ValueError(f"enable_lora={own}, and {ENABLED} in its header is {noted}")
+    return found
+
+
+def noted(alpha: float, rank: int, enable_lora: Sequence[bool] | None) -> dict[str, str]:
+    """A file's header, of which alpha and enable_lora are read again."""
+    header = {"format": "pt", ALPHA: f"{alpha!r}", RANK: str(rank)}
+    if enable_lora is not None:
+        header[ENABLED] = ",".join(_WORDS[each] for each in enable_lora)
+    return header
