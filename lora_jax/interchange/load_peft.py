@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,12 +20,13 @@ from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array
 from lora_jax.peft_format import Peft, Settings
+from lora_jax.quantization.quantize import Storage
 from lora_jax.transform.adapt import Adapted, adapt
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.discover import discover
 from lora_jax.transform.placement import Frozen, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
-from lora_jax.transform.target_patterns import layers as some_layers
+from lora_jax.transform.target_patterns import layers as some_layers, only
 from lora_jax.uses import Uses
 from lora_jax.variant import Factors, Variant
 
@@ -48,6 +48,7 @@ def load_peft(
     forward: Callable[..., Any],
     params: Any,
     *args: Any,
+    quantize: Mapping[Any, Storage] | None = None,
     **kwargs: Any,
 ) -> Loaded:
     """A function with the adapter of a folder that PEFT, or `save_peft`, has written.
@@ -61,6 +62,7 @@ def load_peft(
         `names_from_patterns`.
       forward, params, *args, **kwargs: as for `adapt` and `init`; params are the base that the
         adapter was trained on.
+      quantize: how frozen weights are stored, as for `adapt`.
 
     Raises:
       FileNotFoundError: a missing file.
@@ -81,7 +83,9 @@ def load_peft(
         raise ValueError(f"{source.config_path}: {error}") from None
     beside = _each(found.full) + _each(_lora_biases(found))
     full = sorted({place.path for _, place in beside})
-    adapted = adapt(forward, targets=targets, also_train=[_only(path) for path in full])
+    adapted = adapt(
+        forward, targets=targets, also_train=[only(path) for path in full], quantize=quantize
+    )
     key = jax.random.key(0)  # what is drawn is replaced
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
@@ -126,7 +130,7 @@ def _targets(
     for module, each in found.rows.items():
         variant = variant_of(settings[module])
         for place in each:
-            pattern = _only(place.path)
+            pattern = only(place.path)
             one = some_layers(pattern, place.layer) if names.stacked(place.path) else pattern
             targets[one] = variant
     return targets
@@ -162,11 +166,6 @@ def _check_shared(found: Sorted, trainable: Trainable, frozen: Frozen) -> None:
         raise ValueError(
             f"tensor '{found.shared[other[0]]}' is of no module, and nothing shares it"
         )
-
-
-def _only(path: str) -> str:
-    """A pattern of this path alone: without the look back, paths that end in it match, too."""
-    return rf"(?<!/){re.escape(path)}"
 
 
 def _peft(found: Sorted, settings: Mapping[str, Settings], place: Place, read: Any) -> Peft:

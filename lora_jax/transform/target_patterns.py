@@ -53,6 +53,11 @@ def layers(pattern: str, which: slice | int) -> Layers:
     return Layers(pattern, (which,))
 
 
+def only(path: str) -> str:
+    """A pattern of this path alone: without the look back, paths that end in it match, too."""
+    return rf"(?<!/){re.escape(path)}"
+
+
 def as_rules(variant: Variant | None, targets: Targets) -> tuple[Rule, ...]:
     """The targets as ordered pairs of pattern and variant (None leaves a weight alone)."""
     if isinstance(targets, str | Layers):
