@@ -24,6 +24,7 @@ from lora_jax.quantization.quantize import Storage
 from lora_jax.transform.adapt import Adapted, adapt
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.discover import discover
+from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import Frozen, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.transform.target_patterns import layers as some_layers, only
@@ -89,7 +90,7 @@ def load_peft(
     key = jax.random.key(0)  # what is drawn is replaced
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
-        begun = jax.eval_shape(lambda: adapted.init(key, params, *args, **kwargs))
+        begun = init_shapes(adapted, key, params, *args, **kwargs)
         fill = functools.partial(_filled, found, settings, names)
         jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
     except ValueError as error:
