@@ -56,6 +56,7 @@ def import_adapter() -> None:
         print(about.base_model(config, found))
         for line in about.doubts(config, found):
             cli.warn(line)
+        cli.warn(about.new_head(source.given, config, model, found))
         config = imported_run.config_of(plain, found)
         experiment = imported_run.experiment_of(config, model, found)
         made_of = {
@@ -70,8 +71,6 @@ def import_adapter() -> None:
         with new_folder(out) as folder:
             note = f"imported from {source.given}"
             record = made_run.write(folder, experiment, imported_run.FILE, made_of, note)
-    if line := about.new_head(source.given, config, model, found):
-        print(line)
     for line in summarise(record):
         print(line)
     print(f"record and adapter: {out}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.settings import ClassifierConfig, RunConfig
-from experiments.imports.imported_run import targets_of
+from experiments.imports.imported_run import name_of, targets_of
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.load_peft import Loaded
 from lora_jax.text_table import text_table
@@ -19,8 +19,7 @@ def table(found: Loaded) -> str:
     """The method and the rank of every weight, and what else is in the files."""
     rows = []
     for path, variant, layers in targets_of(found.frozen):
-        name = type(variant).__module__.removeprefix("variants.")
-        rows.append((path, name, str(getattr(variant, "rank", "")), _span(layers)))
+        rows.append((path, name_of(variant), str(getattr(variant, "rank", "")), _span(layers)))
     rows += [(path, "in full", "", "") for path in found.trainable["params"]]
     return text_table(("weight", "method", "rank", "layers"), rows)
 
@@ -32,13 +31,13 @@ def base_model(config: RunConfig, found: Loaded) -> str:
 
 
 def new_head(given: str, config: RunConfig, model: TaskAndModel, found: Loaded) -> str:
-    """A line on a head that neither the adapter nor the base has; empty if there is none."""
+    """A line on parts of a head that neither the adapter nor the base has; empty if it is whole."""
     drawn = [path for path in model.fresh if path not in found.trainable["params"]]
     if not drawn:
         return ""
     return (
-        f"neither {given} nor its base has {', '.join(drawn)}: they are new, and drawn from "
-        f"config.seed {config.seed}"
+        f"neither {given} nor {config.model.name} has {', '.join(drawn)}: they are drawn from "
+        f"config.seed {config.seed}, and the scores mean nothing before they have trained"
     )
 
 

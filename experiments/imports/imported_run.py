@@ -77,7 +77,12 @@ def written(variant: lj.Variant) -> dict[str, Any]:
     values = {field.name: getattr(variant, field.name) for field in dataclasses.fields(kind)}
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     given = {n: x for n, x in values.items() if x is not None and (n in said or x != defaults[n])}
-    return {"name": kind.__module__.removeprefix("variants."), **given}
+    return {"name": name_of(variant), **given}
+
+
+def name_of(variant: lj.Variant) -> str:
+    """What a config calls a variant: the name of its file in `variants/`, or of its module."""
+    return type(variant).__module__.removeprefix("variants.")
 
 
 def experiment_of(config: RunConfig, model: TaskAndModel, found: Loaded) -> Experiment:
