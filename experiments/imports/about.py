@@ -13,6 +13,7 @@ from lora_jax.text_table import text_table
 
 CLASSIFIER, DECODER, ANY = "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"
 """Values of PEFT's `task_type`."""
+LONGEST = 200
 
 
 def table(found: Loaded) -> str:
@@ -27,7 +28,7 @@ def table(found: Loaded) -> str:
 def base_model(config: RunConfig, found: Loaded) -> str:
     """What the files say of their base model, beside this run's."""
     said = found.config.get("base_model_name_or_path")
-    return f"base model: {config.model.name}; the adapter says {said or 'none'}"
+    return f"base model: {config.model.name}; the adapter names {_quoted(said) if said else 'none'}"
 
 
 def new_head(given: str, config: RunConfig, model: TaskAndModel, found: Loaded) -> str:
@@ -46,13 +47,13 @@ def doubts(config: RunConfig, found: Loaded) -> Iterator[str]:
     said, task = (found.config.get(name) for name in ("base_model_name_or_path", "task_type"))
     if said and _tail(said) != _tail(config.model.name):
         yield (
-            f"the adapter says that its base model is {said}, and config.model.name is "
+            f"the adapter says that its base model is {_quoted(said)}, and config.model.name is "
             f"{config.model.name}; only their shapes have been compared"
         )
     classifier = isinstance(config, ClassifierConfig)
     wanted = CLASSIFIER if classifier else DECODER
     if task and task not in (wanted, ANY):
-        yield f"the adapter is of a {task} model, and this config of a {wanted} model"
+        yield f"the adapter is of a {_quoted(task)} model, and this config of a {wanted} model"
     if classifier and task == CLASSIFIER and found.trainable["params"] and _is_mean(config):
         yield (
             f"the head of a {CLASSIFIER} adapter reads the first token in PEFT, and here the mean "
@@ -87,6 +88,12 @@ def _span(layers: range | None) -> str:
 
 def _is_mean(config: ClassifierConfig) -> bool:
     return config.model.pool == "mean"
+
+
+def _quoted(value: Any) -> str:
+    """What a file of others says, without control characters, and not at any length."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _tail(name: Any) -> str:

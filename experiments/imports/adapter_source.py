@@ -17,16 +17,17 @@ class AdapterSource:
 
     given: str
     """As the user has named it."""
-    folder: Path
+    path: Path
+    """Its folder."""
     commit: str | None = None
     """That of the repository of the Hub which it was downloaded from."""
 
     def digests(self) -> dict[str, str]:
         """The sha256 of each file of the adapter, by its name, in hexadecimal."""
-        weights = WEIGHTS if (self.folder / WEIGHTS).is_file() else TORCH_WEIGHTS
+        weights = WEIGHTS if (self.path / WEIGHTS).is_file() else TORCH_WEIGHTS
         found = {}
         for name in (CONFIG, weights):
-            with (self.folder / name).open("rb") as file:
+            with (self.path / name).open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
         return found
 
@@ -44,13 +45,13 @@ def find(given: str) -> AdapterSource:
     elif given and path.exists():
         raise ValueError(f"--from={given} is a file: name the folder with {CONFIG} and {WEIGHTS}")
     elif name is not None:
-        folder = hub.download(name[1], name[2])
-        source = AdapterSource(given, folder, folder.name)
+        path = hub.download(name[1], name[2])
+        source = AdapterSource(given, path, path.name)
     else:
         raise FileNotFoundError(f"--from={given}: no such folder")
-    if not (source.folder / CONFIG).is_file():
-        raise FileNotFoundError(f"--from={given} has no {CONFIG}: {_found_in(source.folder)}")
-    PeftFolder(source.folder)
+    if not (source.path / CONFIG).is_file():
+        raise FileNotFoundError(f"--from={given} has no {CONFIG}: {_found_in(source.path)}")
+    PeftFolder(source.path)
     return source
 
 

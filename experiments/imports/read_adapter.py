@@ -25,9 +25,9 @@ def read_adapter(source: AdapterSource, config: RunConfig, model: TaskAndModel) 
     forward, params = model.model(jax.random.key(config.seed))
     storage = from_config.make_storage(config.quantize)
     shape: Any = model.texts.shape
-    names = names_in(shape, PeftFolder(source.folder).names())
+    names = names_in(shape, PeftFolder(source.path).names())
     example = np.zeros((config.train.batch_size, model.texts.boundaries[0]), np.int32)
     inputs = example, example, example
     return lj.load_peft(
-        source.folder, variants.from_peft, names, forward, params, *inputs, quantize=storage
+        source.path, variants.from_peft, names, forward, params, *inputs, quantize=storage
     )

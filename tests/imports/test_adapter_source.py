@@ -40,10 +40,10 @@ def hub(adapter, tmp_path, monkeypatch):
 def test_a_repository(hub, adapter):
     source = find("me/good@v1")
     assert (source.given, source.commit) == ("me/good@v1", hub_stand_in.COMMIT)
-    names = sorted(path.name for path in source.folder.iterdir())
+    names = sorted(path.name for path in source.path.iterdir())
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
     for name, digest in source.digests().items():
-        assert (source.folder / name).read_bytes() == (adapter / name).read_bytes()
+        assert (source.path / name).read_bytes() == (adapter / name).read_bytes()
         assert len(digest) == 64
     assert not [each for each in hub if "optimizer" in each]
 
@@ -52,7 +52,7 @@ def test_a_folder_goes_before_a_repository(hub, adapter, tmp_path):
     (tmp_path / "me").mkdir()
     adapter.rename(tmp_path / "me" / "good")
     source = find("me/good")
-    assert source.commit is None and source.folder.name == "good" and not hub
+    assert source.commit is None and source.path.name == "good" and not hub
 
 
 @pytest.mark.filterwarnings("ignore:No files matched")
