@@ -31,6 +31,7 @@ import variants
 from experiments import cli
 from experiments.combining import combined_run
 from experiments.combining.trained_runs import open_runs, origin, params_before
+from experiments.runs import made_run
 from experiments.runs.run import summarise
 from lora_jax.arithmetic.merging import BY, Method
 from lora_jax.files.new_folder import new_folder
@@ -82,7 +83,7 @@ def combine() -> None:
     }
     note = f"combined by {method.by}: {', '.join(map(str, folders))}"
     with new_folder(out) as folder:
-        record = combined_run.write(folder, experiment, made_of, note)
+        record = made_run.write(folder, experiment, combined_run.FILE, made_of, note)
     if combined.errors:
         print(_table(combined))
     for line in summarise(record):

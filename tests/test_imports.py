@@ -56,6 +56,7 @@ ROOMS = (
     "experiments.planning",
     "experiments.runs",
     "experiments.combining",
+    "experiments.imports",
     "experiments.sweeps",
     "experiments.sweeps.launchers",
     "experiments.analysis",

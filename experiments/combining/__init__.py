@@ -1,4 +1,4 @@
-"""Runs combined into one: open finished runs of one base, and write what they make like a run.
+"""Runs combined into one: open finished runs of one base, and make the run that they come to.
 
 Import `trained_runs` and `combined_run`; `lora_jax.arithmetic` computes.
 """

@@ -2,5 +2,6 @@
 
 Import `run` to train. The files behind it do one part each: `train_trials` trains, `artifacts` and
 `predictions` write results, and `group_folder` keeps common checkpoints. `audit_flag` is for all
-commands that train.
+commands that train. `finished_run` opens what a run has left, and `made_run` writes the same for an
+adapter that no training here made.
 """

@@ -82,7 +82,7 @@ def load(config: ClassifierConfig, texts: Texts, mesh: Mesh | None) -> TaskAndMo
         return lj.from_nnx(loaded.redrawn(jax.random.fold_in(key, 0)))
 
     digest = processes.first(lambda: weight_files.weights_digest(folder))
-    return TaskAndModel(texts, model, digest)
+    return TaskAndModel(texts, model, digest, fresh=loaded.fresh)
 
 
 def load_abstract(config: ClassifierConfig) -> TaskAndModel:

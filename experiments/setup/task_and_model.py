@@ -71,6 +71,8 @@ class TaskAndModel:
     """The forward pass in evaluation, with the same parameters; None if it is the same."""
     step: CachedStep | None = None
     """The same model, one token at a time, for generation; None if it cannot generate."""
+    fresh: tuple[str, ...] = ()
+    """The paths of the parameters that the base's files do not hold: those of a new head."""
 
 
 def check_vocabulary(

@@ -1,8 +1,10 @@
 """The torch names of the models of `lora_jax.models`, as transformers has them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from lora_jax.interchange.names import Names
+from lora_jax.interchange.peft_folder import MODEL
 from lora_jax.models.families.decoders import DECODERS
 from lora_jax.models.published.decoder_names import decoder_prefix, places
 from lora_jax.models.published.placed import Place
@@ -18,7 +20,7 @@ def names_of(config: Any, head: bool = True) -> Names:
     computes something else: transformers has no class for it.
     """
     decoder = config.model_type in DECODERS
-    before = "" if head else (decoder_prefix(config) if decoder else prefix(config))
+    before = "" if head else _prefix(config)
     all_places = places if decoder else torch_places
 
     def place(path: str, layer: int) -> Place | None:
@@ -29,3 +31,19 @@ def names_of(config: Any, head: bool = True) -> Names:
         return found._replace(name=found.name.removeprefix(before))
 
     return Names(place, lambda path: path.startswith("layers/"))
+
+
+def names_in(config: Any, tensors: Iterable[str]) -> Names:
+    """The names of the class, with a head or without, that an adapter's tensors belong to.
+
+    Args:
+      config: of the model, as for `names_of`.
+      tensors: their names in PEFT's file.
+    """
+    before = f"{MODEL}{_prefix(config)}"
+    return names_of(config, head=any(name.startswith(before) for name in tensors))
+
+
+def _prefix(config: Any) -> str:
+    """What the names of all parameters but the head's begin with in a class with a head."""
+    return decoder_prefix(config) if config.model_type in DECODERS else prefix(config)

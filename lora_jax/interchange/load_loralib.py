@@ -1,14 +1,15 @@
 """Read an adapter from a checkpoint of microsoft/LoRA, onto any function of the same weights."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_jax.interchange.load_peft import Loaded, arrays, load_source
+from lora_jax.interchange.load_peft import Loaded, Onto, arrays, load_source
 from lora_jax.interchange.loralib_file import LoralibFile
 from lora_jax.interchange.names import Names, rows
 from lora_jax.peft_format import Settings
+from lora_jax.quantization.quantize import Storage
 from lora_jax.variant import Variant
 
 
@@ -21,6 +22,7 @@ def load_loralib(
     *args: Any,
     alpha: float | None = None,
     enable_lora: Sequence[bool] | None = None,
+    quantize: Mapping[Any, Storage] | None = None,
     **kwargs: Any,
 ) -> Loaded:
     """A function with the adapter of a file of loralib, `torch.save(lora_state_dict(model), file)`.
@@ -41,6 +43,7 @@ def load_loralib(
       enable_lora: which parts every `MergedLinear` adapts, such as `(True, False, True)`. It is
         needed unless all three of GPT-2's are. Where the parts are one parameter here, its adapter
         has the sum of their ranks.
+      quantize: how frozen weights are stored, as for `adapt`.
 
     Raises:
       FileNotFoundError: a missing file.
@@ -51,4 +54,6 @@ def load_loralib(
     shapes = {path: x.shape[names.stacked(path) :] for path, x in leaves.items()}
     source = LoralibFile(Path(file), alpha, enable_lora)
     found = source.sort(rows(names, leaves), shapes)
-    return load_source(source, found, variant_of, names, forward, params, args, kwargs)
+    return load_source(
+        source, found, variant_of, Onto(forward, params, names, args, kwargs, quantize)
+    )

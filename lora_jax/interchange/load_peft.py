@@ -20,9 +20,11 @@ from lora_jax.methods.peft_lora import BIAS
 from lora_jax.models.published.placed import Place
 from lora_jax.partition import flatten, is_array, only
 from lora_jax.peft_format import Peft, Settings
+from lora_jax.quantization.quantize import Storage
 from lora_jax.transform.adapt import Adapted, adapt
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.discover import discover
+from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.transform.placement import Frozen, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.transform.target_patterns import layers as some_layers
@@ -40,6 +42,23 @@ class Loaded(NamedTuple):
     """The folder's adapter_config.json; of a file without one, what that would say."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Onto:
+    """What an adapter is loaded onto: arguments of `load_peft`."""
+
+    forward: Callable[..., Any]
+    params: Any
+    names: Names
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    quantize: Mapping[Any, Storage] | None = None
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What comes first when the function is traced: its parameters and inputs."""
+        return (self.params, *self.args)
+
+
 def load_peft(
     folder: str | os.PathLike,
     variant_of: Callable[[Settings], Variant],
@@ -47,6 +66,7 @@ def load_peft(
     forward: Callable[..., Any],
     params: Any,
     *args: Any,
+    quantize: Mapping[Any, Storage] | None = None,
     **kwargs: Any,
 ) -> Loaded:
     """A function with the adapter of a folder that PEFT, or `save_peft`, has written.
@@ -60,6 +80,7 @@ def load_peft(
         `names_from_patterns`.
       forward, params, *args, **kwargs: as for `adapt` and `init`; params are the base that the
         adapter was trained on.
+      quantize: how frozen weights are stored, as for `adapt`.
 
     Raises:
       FileNotFoundError: a missing file.
@@ -68,7 +89,9 @@ def load_peft(
     """
     source = PeftFolder(folder)
     found = sort_tensors(source, rows(names, arrays(params)))
-    return load_source(source, found, variant_of, names, forward, params, args, kwargs)
+    return load_source(
+        source, found, variant_of, Onto(forward, params, names, args, kwargs, quantize)
+    )
 
 
 def arrays(params: Any) -> dict[str, Any]:
@@ -80,36 +103,33 @@ def load_source(
     source: Source,
     found: Sorted,
     variant_of: Callable[[Settings], Variant],
-    names: Names,
-    forward: Callable[..., Any],
-    params: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    onto: Onto,
 ) -> Loaded:
     """`load_peft` of any source, whose tensors were found to be of these modules."""
-    leaves = arrays(params)
+    leaves, names = arrays(onto.params), onto.names
     try:
         settings = {
             module: {**source.settings(module), "layer_has_bias": module in found.biases}
             for module in found.adapters
         }
         targets = _targets(found, settings, variant_of, names)
-        _refuse_tied(found, source.config, discover(forward, params, *args, **kwargs))
+        _refuse_tied(found, source.config, discover(onto.forward, *onto.inputs, **onto.kwargs))
     except ValueError as error:
         raise ValueError(f"{source.config_path}: {error}") from None
     beside = _each(found.full) + _each(_lora_biases(found))
     full = sorted({place.path for _, place in beside})
-    adapted = adapt(forward, targets=targets, also_train=[only(path) for path in full])
+    also = [only(path) for path in full]
+    adapted = adapt(onto.forward, targets=targets, also_train=also, quantize=onto.quantize)
     key = jax.random.key(0)  # what is drawn is replaced
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
-        begun = jax.eval_shape(lambda: adapted.init(key, params, *args, **kwargs))
+        begun = init_shapes(adapted, key, *onto.inputs, **onto.kwargs)
         fill = functools.partial(_filled, source, found, settings, names)
         jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
     except ValueError as error:
         raise ValueError(f"{source.label()}: {error}") from None
     read = {name: source.read(name) for name in shapes}
-    begun = adapted.init(key, params, *args, **kwargs)
+    begun = adapted.init(key, *onto.inputs, **onto.kwargs)
     try:
         _check_copies(found, leaves, names, read)
         with np.errstate(over="ignore"):  # what overflows is refused in the next line

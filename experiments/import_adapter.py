@@ -1,0 +1,82 @@
+r"""Make a run of an adapter that others have trained, in a folder of Hugging Face PEFT.
+
+    python -m experiments.import_adapter --from=user/adapter --out=runs/theirs \
+        --config=configs/glue.py:task=cola,source=tsv,folder=glue_data --config.model.name=...
+
+--from is a folder with adapter_config.json and adapter_model.safetensors, or `user/name` on the
+Hugging Face Hub, `user/name@revision` for a branch, a tag or a commit. The config says which base
+model and which task the run is of; its variant, targets and also_train come from the adapter.
+
+--out is a new folder, like that of a run that trained the adapter: it has the adapter, a config
+that makes it, and a record with its scores on the task. So it can be exported, combined, compared,
+and trained on; the last line says how to start from it. `imported.json` says where it comes from.
+
+Nothing in the files is trusted: names, shapes and sizes are compared with the base model before
+tensors are read, and pickles are not read. A file does not show which weights it was trained on:
+if it names another base model than the config, a warning says so.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+from experiments.imports import about, adapter_source, imported_run
+from experiments.imports.read_adapter import read_adapter
+from experiments.runs import made_run
+from experiments.runs.run import summarise
+from experiments.setup.config import parse
+from experiments.setup.load import load
+from experiments.setup.out_of_memory import explained
+from lora_jax.files.new_folder import new_folder
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The base model and the task of the run.", lock_config=True
+)
+_FROM = flags.DEFINE_string("from", None, "A folder of PEFT, or user/name[@revision] on the Hub.")
+_OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist.")
+OF_THE_ADAPTER = ("variant", "targets", "also_train", "start_from")
+"""The sections of a config that come from the adapter."""
+
+
+def import_adapter() -> None:
+    out = Path(str(_OUT.value))
+    if out.exists():
+        raise ValueError(f"--out={out} exists; name a new folder")
+    for name in config_flags.get_override_values(flags.FLAGS["config"]):
+        if name.partition(".")[0] in OF_THE_ADAPTER:
+            raise ValueError(f"--config.{name} comes from the adapter: leave it out")
+    plain = _CONFIG.value.to_dict()
+    config, source = parse(plain), adapter_source.find(str(_FROM.value))
+    with explained(config):
+        model = load(config)
+        found = read_adapter(source, config, model)
+        print(about.table(found))
+        print(about.base_model(config, found))
+        for line in about.doubts(config, found):
+            cli.warn(line)
+        cli.warn(about.new_head(source.given, config, model, found))
+        config = imported_run.config_of(plain, found)
+        experiment = imported_run.experiment_of(config, model, found)
+        made_of = {
+            "source": source.given,
+            "commit": source.commit,
+            "sha256": source.digests(),
+            "base_model_name_or_path": found.config.get("base_model_name_or_path"),
+            "base_model": config.model.name,
+            "weights_digest": model.weights_digest,
+            "adapter_config": found.config,
+        }
+        with new_folder(out) as folder:
+            note = f"imported from {source.given}"
+            record = made_run.write(folder, experiment, imported_run.FILE, made_of, note)
+    for line in summarise(record):
+        print(line)
+    print(f"record and adapter: {out}")
+    print(about.to_train_on(config, out))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["from", "config", "out"])
+    cli.main(import_adapter)

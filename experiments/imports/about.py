@@ -1,0 +1,106 @@
+"""Lines on an imported adapter: what it is, what does not fit, and how to train on."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.settings import ClassifierConfig, RunConfig
+from experiments.imports.imported_run import name_of, targets_of
+from experiments.setup.task_and_model import TaskAndModel
+from lora_jax.interchange.load_peft import Loaded
+from lora_jax.text_table import text_table
+
+CLASSIFIER, DECODER, ANY = "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"
+"""Values of PEFT's `task_type`."""
+LONGEST = 200
+
+
+def table(found: Loaded) -> str:
+    """The method and the rank of every weight, and what else is in the files."""
+    rows = []
+    for path, variant, layers in targets_of(found.frozen):
+        rows.append((path, name_of(variant), str(getattr(variant, "rank", "")), _span(layers)))
+    rows += [(path, "in full", "", "") for path in found.trainable["params"]]
+    return text_table(("weight", "method", "rank", "layers"), rows)
+
+
+def base_model(config: RunConfig, found: Loaded) -> str:
+    """What the files say of their base model, beside this run's."""
+    said = found.config.get("base_model_name_or_path")
+    return f"base model: {config.model.name}; the adapter names {_quoted(said) if said else 'none'}"
+
+
+def new_head(given: str, config: RunConfig, model: TaskAndModel, found: Loaded) -> str:
+    """A line on parts of a head that neither the adapter nor the base has; empty if it is whole."""
+    drawn = [path for path in model.fresh if path not in found.trainable["params"]]
+    if not drawn:
+        return ""
+    return (
+        f"neither {given} nor {config.model.name} has {', '.join(drawn)}: they are drawn from "
+        f"config.seed {config.seed}, and the scores mean nothing before they have trained"
+    )
+
+
+def doubts(config: RunConfig, found: Loaded) -> Iterator[str]:
+    """What may be wrong with using the adapter in this run, a line each."""
+    said, task = (found.config.get(name) for name in ("base_model_name_or_path", "task_type"))
+    if said and _tail(said) != _tail(config.model.name):
+        yield (
+            f"the adapter says that its base model is {_quoted(said)}, and config.model.name is "
+            f"{config.model.name}; only their shapes have been compared"
+        )
+    classifier = isinstance(config, ClassifierConfig)
+    wanted = CLASSIFIER if classifier else DECODER
+    if task and task not in (wanted, ANY):
+        yield f"the adapter is of a {_quoted(task)} model, and this config of a {wanted} model"
+    if classifier and task == CLASSIFIER and found.trainable["params"] and _is_mean(config):
+        yield (
+            f"the head of a {CLASSIFIER} adapter reads the first token in PEFT, and here the mean "
+            "of all; --config.model.pool=cls reads the first"
+        )
+
+
+def to_train_on(config: RunConfig, out: Path) -> str:
+    """The flags of a run that starts from the adapter."""
+    given: dict[str, Any] = {"variant.name": config.variant.name}
+    given |= {f"variant.{name}": value for name, value in config.variant.settings.items()}
+    given["targets"] = _tuple(config.targets)
+    if config.also_train:
+        given["also_train"] = config.also_train
+    given["start_from"] = out
+    flags = [shlex.quote(f"--config.{name}={_text(value)}") for name, value in given.items()]
+    return f"to train on: {' '.join(flags)}"
+
+
+def _text(value: Any) -> str:
+    """A value as a flag has it, in double quotes, which a shell's single quotes leave alone."""
+    text = str(value)
+    return text if not isinstance(value, tuple) or '"' in text else text.replace("'", '"')
+
+
+def _span(layers: range | None) -> str:
+    """The layers of a part, from the first to the last; empty for all."""
+    if layers is None:
+        return ""
+    return f"{layers[0]}" if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+
+
+def _is_mean(config: ClassifierConfig) -> bool:
+    return config.model.pool == "mean"
+
+
+def _quoted(value: Any) -> str:
+    """What a file of others says, without control characters, and not at any length."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _tail(name: Any) -> str:
+    """The last part of a model's name: organisations and folders differ from place to place."""
+    return str(name).rstrip("/").rpartition("/")[2].lower()
+
+
+def _tuple(value: Any) -> Any:
+    """Lists as tuples, which flags take."""
+    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value

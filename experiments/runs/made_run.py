@@ -1,0 +1,46 @@
+"""The folder of an adapter that no training here made: what a finished run would have left."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lora_jax as lj
+from configs.settings import TextConfig
+from experiments.runs import artifacts, generated_texts
+from experiments.setup.experiment import Experiment
+from lora_jax.files.atomic import write_atomically
+from lora_jax.records import run_record
+from lora_jax.training.outcome import Outcome, all_finite
+
+
+def write(
+    folder: Path, experiment: Experiment, origin: str, made_of: Mapping[str, Any], note: str
+) -> run_record.Record:
+    """Write an experiment's adapter, where it comes from, and a record with its scores on the task.
+
+    Args:
+      folder: a new, empty folder.
+      experiment: with the adapter as its trainable and frozen parts.
+      origin: the name of a JSON file that says where the adapter comes from.
+      made_of: the content of that file.
+      note: of the record, in words.
+    """
+    began = time.perf_counter()
+    trainable = experiment.trainable
+    run_record.claim(folder, experiment.config.plain)
+    meta = {"config": experiment.config.plain}
+    lj.save_adapter(folder, trainable, experiment.frozen, meta)
+    text = json.dumps(made_of, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / origin, text.encode())
+    scores, left = experiment.evaluate(trainable), artifacts.NOTHING
+    if isinstance(experiment.config, TextConfig):
+        written, signatures = generated_texts.scores(experiment, trainable)
+        left = artifacts.Left(written=written, signatures=signatures)
+    outcome = Outcome(metrics_last=scores, metrics_best=scores, best_step=0)
+    status = "completed" if all_finite(scores) else "diverged"
+    seconds = time.perf_counter() - began
+    record = artifacts.record(experiment, outcome, seconds, status, note, left)
+    run_record.write(folder, record)
+    return record

@@ -1,0 +1,97 @@
+"""Adapters in folders and on a Hub, which a server on this machine stands in for."""
+
+import json
+
+import hub_stand_in
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from experiments.imports.adapter_source import find
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A folder with the two files, and one that nobody asks for."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"base_model.a": np.ones(2, np.float32)}, folder / "adapter_model.safetensors")
+    (folder / "optimizer.pt").write_bytes(b"large")
+    return folder
+
+
+@pytest.fixture
+def hub(adapter, tmp_path, monkeypatch):
+    """What the Hub is asked, with no file of this machine's own cache."""
+    pickled, other = tmp_path / "pickled", tmp_path / "other"
+    for folder in (pickled, other):
+        folder.mkdir()
+    (pickled / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (pickled / "adapter_model.bin").write_bytes(b"\x80\x02cos\nsystem\n")
+    (other / "README.md").write_text("no adapter")
+    monkeypatch.chdir(tmp_path)
+    folders = {"me/good": adapter, "me/pickled": pickled, "me/other": other}
+    with hub_stand_in.serving({**folders, "me/gated": "GatedRepo"}) as (address, asked):
+        hub_stand_in.reach(monkeypatch, address, tmp_path / "cache")
+        yield asked
+
+
+def test_a_repository(hub, adapter):
+    source = find("me/good@v1")
+    assert (source.given, source.commit) == ("me/good@v1", hub_stand_in.COMMIT)
+    names = sorted(path.name for path in source.path.iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
+    for name, digest in source.digests().items():
+        assert (source.path / name).read_bytes() == (adapter / name).read_bytes()
+        assert len(digest) == 64
+    assert not [each for each in hub if "optimizer" in each]
+
+
+def test_a_folder_goes_before_a_repository(hub, adapter, tmp_path):
+    (tmp_path / "me").mkdir()
+    adapter.rename(tmp_path / "me" / "good")
+    source = find("me/good")
+    assert source.commit is None and source.path.name == "good" and not hub
+
+
+@pytest.mark.filterwarnings("ignore:No files matched")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("me/pickled", "it has adapter_model.bin alone, a pickle, which is not downloaded: conver"),
+        ("me/other", "has no adapter_config.json: it is not an adapter of Hugging Face PEFT"),
+        ("me/gated", "its owner has to grant access"),
+        ("me/none", "neither a folder nor a repository of the Hub"),
+        ("me/good@v2", "the repository has no revision 'v2'"),
+        ("me/go--od", r"no such folder, and not to be had from the Hub \(HFValidationError: "),
+        ("none", "--from=none: no such folder"),
+        ("", "--from=: no such folder"),
+    ],
+)
+def test_adapters_that_are_not_to_be_had(hub, given, said):
+    with pytest.raises(FileNotFoundError, match=said) as caught:
+        find(given)
+    assert str(caught.value).startswith(f"--from={given}") and "\n" not in str(caught.value)
+    assert not [each for each in hub if each.endswith(".bin")]
+
+
+def test_without_a_network(tmp_path, monkeypatch):
+    hub_stand_in.reach(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"^--from=me/good: no such folder, and the Hub can"
+    ):
+        find("me/good")
+
+
+def test_folders_that_are_none(adapter, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"json: the adapters in it: adapter$"):
+        find(str(tmp_path))
+    with pytest.raises(ValueError, match=r"adapter_config.json is a file: name the folder with"):
+        find(str(adapter / "adapter_config.json"))
+    (tmp_path / "record.json").write_text(json.dumps({}))
+    with pytest.raises(FileNotFoundError, match="it is a run's, which needs no import"):
+        find(str(tmp_path))
+    (adapter / "adapter_model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match="corrupt or truncated"):
+        find(str(adapter))
