@@ -1,11 +1,14 @@
-r"""Make a run of an adapter that others have trained, in a folder of Hugging Face PEFT.
+r"""Make a run of an adapter that others have trained, with Hugging Face PEFT or microsoft/LoRA.
 
     python -m experiments.import_adapter --from=user/adapter --out=runs/theirs \
         --config=configs/glue.py:task=cola,source=tsv,folder=glue_data --config.model.name=...
 
 --from is a folder with adapter_config.json and adapter_model.safetensors, or `user/name` on the
-Hugging Face Hub, `user/name@revision` for a branch, a tag or a commit. The config says which base
-model and which task the run is of; its variant, targets and also_train come from the adapter.
+Hugging Face Hub, `user/name@revision` for a branch, a tag or a commit; or a checkpoint of
+microsoft/LoRA (loralib), a .pt, .bin or .safetensors file, for which `--alpha` says the lora_alpha
+that its layers had and `--enable_lora`, such as true,false,true, which parts of GPT-2's `c_attn`
+were adapted. The config says which base model and which task the run is of; its variant, targets
+and also_train come from the adapter.
 
 --out is a new folder, like that of a run that trained the adapter: it has the adapter, a config
 that makes it, and a record with its scores on the task. So it can be exported, combined, compared,
@@ -34,7 +37,13 @@ from lora_jax.files.new_folder import new_folder
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The base model and the task of the run.", lock_config=True
 )
-_FROM = flags.DEFINE_string("from", None, "A folder of PEFT, or user/name[@revision] on the Hub.")
+_FROM = flags.DEFINE_string(
+    "from", None, "A folder of PEFT, user/name[@revision] on the Hub, or a file of loralib."
+)
+_ALPHA = flags.DEFINE_float("alpha", None, "A file of loralib: the lora_alpha of its layers.")
+_ENABLE_LORA = flags.DEFINE_list(
+    "enable_lora", None, "A file of loralib: whether each part of a MergedLinear is adapted."
+)
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist.")
 OF_THE_ADAPTER = ("variant", "targets", "also_train", "start_from")
 """The sections of a config that come from the adapter."""
@@ -49,9 +58,14 @@ def import_adapter() -> None:
             raise ValueError(f"--config.{name} comes from the adapter: leave it out")
     plain = _CONFIG.value.to_dict()
     config, source = parse(plain), adapter_source.find(str(_FROM.value))
+    for flag in (_ALPHA, _ENABLE_LORA):
+        if flag.present and not source.is_file:
+            raise ValueError(f"--{flag.name} is for a file of loralib, and --from={source.given} "
+                             "is of PEFT")  # fmt: skip
+    enabled = _enabled(_ENABLE_LORA.value)
     with explained(config):
         model = load(config)
-        found = read_adapter(source, config, model)
+        found = read_adapter(source, config, model, _ALPHA.value, enabled)
         print(about.table(found))
         print(about.base_model(config, found))
         for line in about.doubts(config, found):
@@ -75,6 +89,14 @@ def import_adapter() -> None:
         print(line)
     print(f"record and adapter: {out}")
     print(about.to_train_on(config, out))
+
+
+def _enabled(words: list[str] | None) -> list[bool] | None:
+    if words is None:
+        return None
+    if not {*words} <= {"true", "false"}:
+        raise ValueError(f"--enable_lora={','.join(words)}: expected such as true,false,true")
+    return [word == "true" for word in words]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where an adapter of others lies: a folder, or a repository of the Hugging Face Hub."""
+"""Where an adapter of others lies: a folder or file, or a repository of the Hugging Face Hub."""
 
 import dataclasses
 import hashlib
@@ -18,22 +18,28 @@ class AdapterSource:
     given: str
     """As the user has named it."""
     path: Path
-    """Its folder."""
+    """Its folder of PEFT, or its file of loralib."""
     commit: str | None = None
     """That of the repository of the Hub which it was downloaded from."""
 
     def digests(self) -> dict[str, str]:
         """The sha256 of each file of the adapter, by its name, in hexadecimal."""
         weights = WEIGHTS if (self.path / WEIGHTS).is_file() else TORCH_WEIGHTS
+        files = [self.path] if self.is_file else [self.path / CONFIG, self.path / weights]
         found = {}
-        for name in (CONFIG, weights):
-            with (self.path / name).open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        for path in files:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         return found
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of loralib."""
+        return self.path.is_file()
 
 
 def find(given: str) -> AdapterSource:
-    """The adapter of a folder, or else of `user/name` or `user/name@revision` on the Hub.
+    """The adapter of a folder or file, or else of `user/name[@revision]` on the Hub.
 
     Raises:
       FileNotFoundError, ValueError: one line on why there is none that can be read. Of the tensors,
@@ -42,8 +48,10 @@ def find(given: str) -> AdapterSource:
     path, name = Path(given), re.fullmatch(_HUB_NAME, given)
     if given and path.is_dir():
         source = AdapterSource(given, path)
-    elif given and path.exists():
-        raise ValueError(f"--from={given} is a file: name the folder with {CONFIG} and {WEIGHTS}")
+    elif given and path.is_file():
+        if path.name in (CONFIG, WEIGHTS, TORCH_WEIGHTS):
+            raise ValueError(f"--from={given} is a file of PEFT: name its folder")
+        return AdapterSource(given, path)
     elif name is not None:
         path = hub.download(name[1], name[2])
         source = AdapterSource(given, path, path.name)

@@ -1,5 +1,6 @@
 """Put an adapter of others onto the model of a run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,11 +14,21 @@ from experiments.setup import from_config
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.families import names_in
 from lora_jax.interchange.load_peft import Loaded
-from lora_jax.interchange.peft_folder import PeftFolder
+from lora_jax.interchange.loralib_file import LoralibFile
+from lora_jax.interchange.peft_folder import MODEL, PeftFolder
 
 
-def read_adapter(source: AdapterSource, config: RunConfig, model: TaskAndModel) -> Loaded:
+def read_adapter(
+    source: AdapterSource,
+    config: RunConfig,
+    model: TaskAndModel,
+    alpha: float | None = None,
+    enable_lora: Sequence[bool] | None = None,
+) -> Loaded:
     """The model of a run with the adapter of a source; weights are stored as the config says.
+
+    Args:
+      alpha, enable_lora: of a file of loralib, as for `lj.load_loralib`.
 
     Raises:
       ValueError: the adapter is malformed, of a method that is not here, or of another model.
@@ -25,9 +36,19 @@ def read_adapter(source: AdapterSource, config: RunConfig, model: TaskAndModel) 
     forward, params = model.model(jax.random.key(config.seed))
     storage = from_config.make_storage(config.quantize)
     shape: Any = model.texts.shape
-    names = names_in(shape, PeftFolder(source.path).names())
     example = np.zeros((config.train.batch_size, model.texts.boundaries[0]), np.int32)
     inputs = example, example, example
-    return lj.load_peft(
-        source.path, variants.from_peft, names, forward, params, *inputs, quantize=storage
+    onto = forward, params, *inputs
+    if not source.is_file:
+        names = names_in(shape, PeftFolder(source.path).names())
+        return lj.load_peft(source.path, variants.from_peft, names, *onto, quantize=storage)
+    stored = LoralibFile(source.path, alpha, enable_lora).stored()
+    return lj.load_loralib(
+        source.path,
+        variants.from_peft,
+        names_in(shape, [f"{MODEL}{name}" for name in stored]),
+        *onto,
+        alpha=alpha,
+        enable_lora=enable_lora,
+        quantize=storage,
     )

@@ -69,6 +69,12 @@ class LoralibFile:
         """Of the tensors that the model has, once they are sorted."""
         return self._names
 
+    def stored(self) -> list[str]:
+        """The names of all tensors in the file, without what `DistributedDataParallel` adds."""
+        names = self._file.names()
+        parallel = all(name.startswith(PARALLEL) for name in names)
+        return [name.removeprefix(PARALLEL) for name in names] if parallel else names
+
     def label(self) -> str:
         return str(self.path)
 
@@ -163,7 +169,9 @@ class LoralibFile:
 def _alpha(given: float | None, noted: str | None) -> float:
     if noted is None:
         if given is None:
-            raise ValueError("it does not say the lora_alpha that it was trained with: give alpha")
+            raise ValueError(
+                "it does not say the lora_alpha that it was trained with: give alpha (--alpha)"
+            )
         return float(given)
     try:
         found = float(noted)

@@ -153,6 +153,21 @@ def test_an_encoders_adapter_gets_a_new_head(run, root):
     assert_same(again.trainable["adapters"], experiment.trainable["adapters"], rtol=3e-7)
 
 
+def test_a_file_of_loralib(run, root):
+    """It scores as the run that it was made of, with ranks filled up to the highest."""
+    experiment, record = run
+    config, file = experiment.config, root / "lora.safetensors"
+    lj.save_loralib(file, experiment.trainable, experiment.frozen, names_of(experiment.texts.shape))
+    source, model = adapter_source.find(str(file)), load(config)
+    found = read_adapter(source, config, model)
+    again = imported_run.experiment_of(imported_run.config_of(config.plain, found), model, found)
+    written = made_run.write(root / "loralib", again, imported_run.FILE, {}, "")
+    assert written.metrics_last == pytest.approx(record.metrics_last, rel=1e-6)
+    assert source.digests().keys() == {"lora.safetensors"}
+    with pytest.raises(ValueError, match=r"alpha=5.0, and lora_alpha in its header is "):
+        read_adapter(source, config, model, alpha=5.0)
+
+
 def test_a_language_models_adapter_on_a_quantised_base(root):
     places = small_language.write_places(root / "language")
     config = text_runs.config(places, "qlora", generate__scored=2, generate__metrics=("chrf",))
@@ -196,6 +211,7 @@ def truncated(folder):
         ),
         (truncated, "", "is corrupt or truncated"),
         (None, "--config.variant.rank=3", "--config.variant.rank comes from the adapter: leave it"),
+        (None, "--alpha=2", "--alpha is for a file of loralib, and --from="),
         (None, "--out={run}", "/run exists; name a new folder"),
     ],
 )

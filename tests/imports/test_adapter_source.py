@@ -87,7 +87,7 @@ def test_without_a_network(tmp_path, monkeypatch):
 def test_folders_that_are_none(adapter, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"json: the adapters in it: adapter$"):
         find(str(tmp_path))
-    with pytest.raises(ValueError, match=r"adapter_config.json is a file: name the folder with"):
+    with pytest.raises(ValueError, match=r"adapter_config.json is a file of PEFT: name its folder"):
         find(str(adapter / "adapter_config.json"))
     (tmp_path / "record.json").write_text(json.dumps({}))
     with pytest.raises(FileNotFoundError, match="it is a run's, which needs no import"):
