@@ -12,7 +12,7 @@ says how the head is applied. A base that was quantised (QLoRA) is written as th
 it, and dense.
 
     python -m experiments.export --run=runs/lora --as=peft --out=exported/peft
-    python -m experiments.export --run=runs/llm --as=peft --for=vllm --out=exported/vllm
+    python -m experiments.export --run=runs/qlora --as=peft --for=vllm --out=exported/vllm
 
 --as=peft writes the adapter alone, which PEFT loads onto the published base; the command says how.
 Of an encoder that averages its tokens, the adapter is for AutoModel, and `head.safetensors` has
@@ -22,7 +22,7 @@ prints the `--max-lora-rank` that is needed. A method that is no plain LoRA (DoR
 `--svd_rank=R`, which cuts its updates to that rank; the relative error of each weight is printed
 and kept.
 
-    python -m experiments.export --run=runs/llm --as=gguf-lora --out=exported/gguf
+    python -m experiments.export --run=runs/qlora --as=gguf-lora --out=exported/gguf
 
 --as=gguf-lora writes `adapter.gguf`, which llama.cpp loads beside the model (`--lora`), also with
 `--svd_rank`. It needs the package `gguf`: pip install "lora-jax[decoders]".

@@ -49,13 +49,13 @@ def quantised_lines(run: FinishedRun, errors: Mapping[str, float], peft: bool) -
 
     Args:
       errors: those of `quantization_error`.
-      peft: whether the base is loaded by transformers, which can quantise it in the same way.
+      peft: whether transformers loads the base, and can quantise it in the same way.
     """
     if not errors:
         return []
     storage = run.config.quantize.storage
     said = f"the adapter was trained on a base quantised as {storage}"
-    if peft:
+    if peft and find_gguf(run.source) is None:  # transformers quantises no GGUF file again
         likewise = f"quantization_config=BitsAndBytesConfig({BITSANDBYTES[storage]})"
         said += f"; load it likewise: {likewise}"
     return [f"{said}; relative Frobenius errors of that base:", *by_kind(errors)]
