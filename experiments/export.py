@@ -11,14 +11,30 @@ that averages its tokens (`pool="mean"`), transformers' AutoModel loads the enco
 says how the head is applied. A base that was quantised (QLoRA) is written as the run computed with
 it, and dense.
 
+    python -m experiments.export --run=runs/lora --as=peft --out=exported/peft
+    python -m experiments.export --run=runs/qlora --as=peft --for=vllm --out=exported/vllm
+
+--as=peft writes the adapter alone, which PEFT loads onto the published base; the command says how.
+Of an encoder that averages its tokens, the adapter is for AutoModel, and `head.safetensors` has
+the head. `--for=vllm` or `--for=sglang` writes plain LoRA for a server of language models: every
+scale in B, one rank, `lora_alpha` equal to it, and only modules that the server adapts. The command
+prints the `--max-lora-rank` that is needed. A method that is no plain LoRA (DoRA) needs
+`--svd_rank=R`, which cuts its updates to that rank; the relative error of each weight is printed
+and kept.
+
+    python -m experiments.export --run=runs/qlora --as=gguf-lora --out=exported/gguf
+
+--as=gguf-lora writes `adapter.gguf`, which llama.cpp loads beside the model (`--lora`), also with
+`--svd_rank`. It needs the package `gguf`: pip install "lora-jax[decoders]".
+
 --as=loralib writes the adapter and what else was trained as a checkpoint of microsoft/LoRA, without
 pickles, for models whose layers are loralib's. The command says which layers, r and lora_alpha they
 need, and how they load it; `export.json` names the layer of each module.
 
 The run's data and base model must be where they were. --out must be new or empty; it appears whole
-at the end, or not at all. In it, `export.json` says which run it comes from, and how much rounding
-and quantising have changed each weight. `README.md` is a model card with the run's scores and their
-intervals, and `run.json` has every setting of the run, paths on this machine too.
+at the end, or not at all. In it, `export.json` says which run it comes from, and how much rounding,
+quantising and an SVD have changed each weight. `README.md` is a model card with the run's scores
+and their intervals, and `run.json` has every setting of the run, paths on this machine too.
 
     python -m experiments.export --run=runs/lora --as=merged --out=exported/lora --push=user/lora
 
@@ -54,6 +70,13 @@ _OPTIONS = (
     flags.DEFINE_string(
         "shard_size", None, "merged: the most bytes of a file of weights, by default 5GB."
     ),
+    flags.DEFINE_string("for", None, "peft: who loads it: peft (the default), vllm or sglang."),
+    flags.DEFINE_integer(
+        "svd_rank",
+        None,
+        "peft for a server, gguf-lora: cut updates of a higher rank to this one by SVD.",
+        lower_bound=1,
+    ),
 )
 
 
@@ -85,8 +108,11 @@ def export() -> None:
             ("README.md", model_card(run, card)),
         ):
             (temporary / name).write_text(text, encoding="utf-8")
+        loading = chosen.loading(run, str(out))
     for line in said:
         print(line)
+    if loading:
+        print("to load it:", *loading.splitlines(), sep="\n    ")
     print(f"{_AS.value}: {out}")
     if target:
         print("\n".join(hub.push(target, out)))

@@ -9,7 +9,10 @@ from experiments.runs.finished_run import FinishedRun
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format that runs are exported in. Its fields are the command's flags of these names."""
+    """A format that runs are exported in. Its fields are the command's flags of these names.
+
+    A field whose flag has another name says so in its metadata: {"flag": "for"}.
+    """
 
     holds: ClassVar[str] = "An adapter"
     """What the files are, as the first words of the model card."""

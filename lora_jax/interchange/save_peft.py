@@ -71,6 +71,8 @@ def save_peft(
                 raise ValueError(f"PEFT has one {name} for all modules, and here are two")
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
     weights = {row.module for row in rows(names, params) if row.leaf == "weight"}
+    if task_type == "SEQ_CLS":
+        whole = _with_heads(whole, weights)
     _check_modules(set(found), whole, weights, task_type)
     if biases and "bias" not in config:
         raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
@@ -106,6 +108,29 @@ def _stored(each: Matrix) -> Peft:
             raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")
         peft = peft._replace(settings={**peft.settings, "fan_in_fan_out": True})
     return peft
+
+
+def _with_heads(whole: set[str], known: set[str]) -> set[str]:
+    """The modules to save, with a head in the place of its parts, such as RoBERTa's two layers.
+
+    PEFT saves the head whole with SEQ_CLS, and does not know a module to save inside another one.
+
+    Args:
+      whole, known: the modules that train in full, and all with a weight.
+
+    Raises:
+      ValueError: only some parts of a head train.
+    """
+    for head in HEADS:
+        parts = {each for each in known if each.startswith(f"{head}.")}
+        if parts & whole:
+            if missing := sorted(parts - whole):
+                raise ValueError(
+                    f"with SEQ_CLS, PEFT saves '{head}' whole, and '{missing[0]}' does not train "
+                    "in full: leave task_type out"
+                )
+            whole = whole - parts | {head}
+    return whole
 
 
 def _check_modules(adapted: set[str], whole: set[str], known: set[str], task: str | None) -> None:

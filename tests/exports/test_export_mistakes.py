@@ -17,6 +17,11 @@ from experiments.runs.finished_run import read_record
         ("merged", {"dtype": "float8"}, "^--dtype=float8: unknown dtype; nearest: 'float"),
         ("merged", {"shard_size": "5"}, "^--shard_size=5: expected a size such as 5GB or 500MB$"),
         ("merged", {"shard_size": "0GB"}, "^--shard_size=0GB: expected a size"),
+        ("merged", {"for": "vllm"}, "^--for is not a flag of --as=merged, "),
+        ("peft", {"for": "vlm"}, "^--for=vlm: unknown loader; nearest: 'vllm'"),
+        ("peft", {"loader": "vllm"}, "^--loader is not a flag .* are: --for, --svd_rank$"),
+        ("peft", {"svd_rank": 3}, "^--svd_rank is for servers: --for=vllm or --for=sglang$"),
+        ("gguf_lora", {}, "^--as=gguf_lora: unknown format; nearest: 'gguf-lora'"),
     ],
 )
 def test_a_format_or_an_option_that_there_is_not(name, options, said):

@@ -33,9 +33,9 @@ def make(name: str, options: Mapping[str, Any]) -> Format:
         and issubclass(each, Format)
         and each.__module__ == module.__name__
     )
-    fields = [field.name for field in dataclasses.fields(kind)]
+    fields = {each.metadata.get("flag", each.name): each.name for each in dataclasses.fields(kind)}
     for option in options:
         if option not in fields:
             own = ", ".join(f"--{each}" for each in fields) or "none"
             raise ValueError(f"--{option} is not a flag of --as={name}, whose flags are: {own}")
-    return kind(**options)
+    return kind(**{fields[option]: value for option, value in options.items()})

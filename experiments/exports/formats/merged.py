@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from configs.settings import ClassifierConfig
+from experiments.exports.base_model import by_kind, quantization_error
+from experiments.exports.classifier_head import averages, mean_head
 from experiments.exports.format import Format
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
-from lora_jax.models.published.any_family import changed_from, export_model
+from lora_jax.models.published.any_family import export_model
+from lora_jax.models.published.torch_names import torch_name
 from lora_jax.suggest import require_known
-from lora_jax.transform.merge_parts import base_parts, merged_parts
+from lora_jax.transform.merge_parts import merged_parts
 
 DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-MEAN = (
-    "transformers has no class for this head: AutoModel loads the encoder, and the weights also "
-    "hold the head; logits = (mean of last_hidden_state over unmasked tokens) @ "
-    "classifier.weight.T + classifier.bias"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +50,12 @@ class Merged(Format):
             shard_bytes=_bytes(self.shard_size),
         )
         export_tokenizer(run.source, folder)
-        quantised = [each.use.path for each in run.frozen.spec.placements if each.storage]
-        base = changed_from(base_parts(run.frozen), quantised, run.shape, run.source)
+        base = quantization_error(run)
         said = _lines(base) + _largest(rounding)
-        head = MEAN if getattr(run.config.model, "pool", "") == "mean" else ""
+        head = ""
+        if averages(run):
+            module = torch_name("classifier/kernel", run.shape).removesuffix(".weight")
+            head = mean_head("the weights also hold", module)
         return {
             "quantization_error": base,
             "rounding_error": rounding,
@@ -66,8 +66,7 @@ class Merged(Format):
     def loading(self, run: FinishedRun, place: str) -> str:
         kind, where = "AutoModelForCausalLM", json.dumps(place)
         if isinstance(run.config, ClassifierConfig):
-            averages = run.config.model.pool == "mean"
-            kind = "AutoModel" if averages else "AutoModelForSequenceClassification"
+            kind = "AutoModel" if averages(run) else "AutoModelForSequenceClassification"
         return (
             f"from transformers import {kind}, AutoTokenizer\n\n"
             f"tokenizer = AutoTokenizer.from_pretrained({where})\n"
@@ -79,13 +78,10 @@ def _lines(errors: dict[str, float]) -> list[str]:
     """Lines on what the quantised base has changed, one for the weights of all layers."""
     if not errors:
         return []
-    kinds: dict[str, list[float]] = {}
-    for name, error in errors.items():
-        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(error)
     first = (
         "the run's base was quantised, and the dense weights keep its relative Frobenius errors:"
     )
-    return [first, *(f"  {kind} {min(e):.2%} to {max(e):.2%}" for kind, e in kinds.items())]
+    return [first, *by_kind(errors)]
 
 
 def _largest(errors: dict[str, float]) -> list[str]:

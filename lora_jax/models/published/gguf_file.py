@@ -34,7 +34,7 @@ class GgufFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._gguf = _library(self.path)
+        self._gguf = library(self.path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
         try:
@@ -136,13 +136,14 @@ def _bounded(reader: Any) -> Any:
     return Reader
 
 
-def _library(path: Path) -> Any:
+def library(path: Path) -> Any:
+    """The package `gguf`; a one-line ValueError on the file that needs it, if it is not there."""
     try:
         import gguf
     except ImportError:
         raise GgufError(
             path,
-            "reading it needs a package that is not installed; "
+            "GGUF files need a package that is not installed; "
             'run: pip install "lora-jax[decoders]"',
         ) from None
     return gguf

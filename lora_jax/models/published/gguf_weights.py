@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.models.families.llama_config import LlamaConfig
 from lora_jax.models.published.decoder_names import DecoderConfig
 from lora_jax.models.published.gguf_config import gguf_config
 from lora_jax.models.published.gguf_file import GgufFile
@@ -82,7 +83,7 @@ class GgufWeights:
         tensor = self._file.read(self._stored[name])
         if self._is_transposed(name, tensor.shape):
             return tensor.T
-        heads = self._turned(name)
+        heads = turned_heads(name, self.config)
         return tensor if heads is None else half_turned(tensor, heads)
 
     def part(self, name: str, index: Index) -> np.ndarray:
@@ -93,18 +94,11 @@ class GgufWeights:
             return self.read(name)[index]
         if self._is_transposed(name, shape):
             return self._file.read(stored, index[1])[:, index[0]].T
-        heads = self._turned(name)
+        heads = turned_heads(name, self.config)
         rows: Any = index[0]
         if heads is not None:
             rows = half_turned(np.arange(shape[0]), heads)[rows]
         return self._file.read(stored, rows)[:, index[1]]
-
-    def _turned(self, name: str) -> int | None:
-        """The number of heads of a projection whose rows are reordered; None for other tensors."""
-        if self._kind != "llama" or not (found := re.search(r"\.(q|k)_proj\.", name)):
-            return None
-        config: Any = self.config
-        return config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
 
     def _is_transposed(self, name: str, shape: tuple[int, ...]) -> bool:
         return self._kind == "gpt2" and name.startswith("transformer.h.") and len(shape) == 2
@@ -119,9 +113,53 @@ def half_turned(tensor: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(tensor.shape)
 
 
+def neighbours_turned(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder rows as a file has them: the inverse of `half_turned`, `permute` in llama.cpp's."""
+    split = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return split.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def turned_heads(name: str, config: DecoderConfig) -> int | None:
+    """The number of heads of a projection whose rows are reordered; None for other tensors.
+
+    Args:
+      name: the tensor's in transformers.
+    """
+    found = re.search(r"\.(q|k)_proj\.", name)
+    if found is None or not isinstance(config, LlamaConfig) or architecture(config) != "llama":
+        return None
+    return config.num_attention_heads if found[1] == "q" else config.num_key_value_heads
+
+
+def architecture(config: DecoderConfig) -> str:
+    """What llama.cpp calls a model; a Mistral is a "llama" there, too."""
+    return "llama" if config.model_type == "mistral" else config.model_type
+
+
+def gguf_name(name: str, config: DecoderConfig) -> str:
+    """What a file calls a tensor of transformers: the inverse of how names are read.
+
+    Raises:
+      ValueError: files of this architecture have no such tensor.
+    """
+    words = {theirs: own for own, theirs in _words(config.model_type).items()}
+    module, _, leaf = name.rpartition(".")
+    if inner := re.fullmatch(r"(.+?)\.(\d+)\.(.+)", module):
+        block, number, module = inner.groups()
+        if block in words and module in words:
+            return f"{words[block]}.{number}.{words[module]}.{leaf}"
+    elif module in words:
+        return f"{words[module]}.{leaf}"
+    raise ValueError(f"GGUF files of a {config.model_type} have no tensor {name!r}")
+
+
+def _words(kind: str) -> dict[str, str]:
+    return _GPT2 if kind == "gpt2" else _LLAMA
+
+
 def _translated(name: str, kind: str) -> str:
     """The name in transformers; an unknown tensor stays in its layer, where it is refused later."""
-    words = _GPT2 if kind == "gpt2" else _LLAMA
+    words = _words(kind)
     module, _, leaf = name.rpartition(".")
     if inner := re.fullmatch(r"blk\.(\d+)\.(.+)", module):
         return f"{words['blk']}.{inner[1]}.{words.get(inner[2], inner[2])}.{leaf}"

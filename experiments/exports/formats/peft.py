@@ -1,0 +1,120 @@
+"""peft: the adapter alone, as a folder of Hugging Face PEFT, or for a server (`--for`)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from configs.settings import TextConfig
+from experiments.exports.base_model import (
+    base_loading,
+    base_name,
+    quantised_lines,
+    quantization_error,
+    require_published_base,
+)
+from experiments.exports.classifier_head import averages, mean_head, without_head
+from experiments.exports.format import Format
+from experiments.exports.plain_lora import refusals_of, require_plain, svd_lines
+from experiments.runs.finished_run import FinishedRun
+from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
+from lora_jax.files.arrays import to_host
+from lora_jax.interchange.families import names_of
+from lora_jax.interchange.save_peft import save_peft
+from lora_jax.interchange.save_plain_lora import save_plain_lora
+from lora_jax.suggest import require_known
+
+PEFT, VLLM, SGLANG = LOADERS = ("peft", "vllm", "sglang")
+HEAD_FILE = "head.safetensors"
+_SERVERS = {
+    VLLM: "vllm serve {base} --enable-lora --lora-modules NAME=FOLDER --max-lora-rank {rank}",
+    SGLANG: "python -m sglang.launch_server --model-path {base} --enable-lora "
+    "--lora-paths NAME=FOLDER --max-lora-rank {rank}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Peft(Format):
+    """adapter_config.json, adapter_model.safetensors and the tokenizer."""
+
+    library: ClassVar[str] = "peft"
+
+    loader: str = dataclasses.field(default=PEFT, metadata={"flag": "for"})
+    """Who loads it. Servers get plain LoRA, with every scale in B, and one rank."""
+    svd_rank: int | None = None
+    """For servers: cut updates of a higher rank to this one by SVD."""
+
+    def __post_init__(self):
+        require_known(self.loader, LOADERS, f"--for={self.loader}: unknown loader")
+        if self.svd_rank is not None and self.loader == PEFT:
+            raise ValueError("--svd_rank is for servers: --for=vllm or --for=sglang")
+
+    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+        served, flag = self.loader != PEFT, f"--for={self.loader}"
+        with refusals_of(flag if served else "--as=peft"):
+            content = self._served(run, folder) if served else _for_peft(run, folder)
+        export_tokenizer(run.source, folder)
+        errors = quantization_error(run)
+        said = [*content.pop("said"), *quantised_lines(run, errors, peft=not served)]
+        base = {"for": self.loader, "base_model_name_or_path": base_name(run)}
+        return base | content | {"quantization_error": errors, "said": said}
+
+    def loading(self, run: FinishedRun, place: str) -> str:
+        if self.loader != PEFT:
+            return ""
+        task, kind = _class(run)
+        options = {"num_labels": len(run.labels) or 1} if task == "SEQ_CLS" else {}
+        return (
+            f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
+            f"{base_loading(run, kind, **options)}\n"
+            f"model = PeftModel.from_pretrained(base, {place!r})"
+        )
+
+    def _served(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+        require_plain(run, self.svd_rank)
+        base, names = base_name(run), names_of(run.shape)
+        options: dict[str, Any] = {"svd_rank": self.svd_rank, "base_model": base}
+        written = save_plain_lora(folder, run.trainable, run.frozen, names, **options)
+        most = written.max_lora_rank if self.loader == VLLM else written.rank
+        served = _SERVERS[self.loader].format(base=base, rank=most)
+        return {
+            "rank": written.rank,
+            "max_lora_rank": most,
+            "svd_rank": self.svd_rank,
+            "svd_error": dict(written.errors),
+            "said": [*svd_lines(written.errors), f"serve it: {served}"],
+        }
+
+
+def _for_peft(run: FinishedRun, folder: Path) -> dict[str, Any]:
+    """Write for the class of transformers that has the run's head, or for the encoder alone."""
+    require_published_base(run)
+    trainable, frozen, names = run.trainable, run.frozen, names_of(run.shape)
+    said, (task, _) = [], _class(run)
+    if not isinstance(run.config, TextConfig):
+        trainable, frozen, head = without_head(trainable, frozen)
+        if averages(run):
+            names, said = names_of(run.shape, head=False), [mean_head(f"{HEAD_FILE} holds")]
+            _save_head(head, folder / HEAD_FILE)
+        else:  # the whole head: transformers draws what the base has none of
+            trainable["params"] |= head
+    save_peft(folder, trainable, frozen, names, base_model=base_name(run), task_type=task)
+    return {"task_type": task, "head": said[0] if said else None, "said": said}
+
+
+def _class(run: FinishedRun) -> tuple[str, str]:
+    """PEFT's task type, and the class of transformers that has the run's head, or no head."""
+    if isinstance(run.config, TextConfig):
+        return "CAUSAL_LM", "AutoModelForCausalLM"
+    if averages(run):
+        return "FEATURE_EXTRACTION", "AutoModel"
+    return "SEQ_CLS", "AutoModelForSequenceClassification"
+
+
+def _save_head(head: dict[str, Any], path: Path) -> None:
+    """Write a linear layer's tensors as torch has them."""
+    kernel, bias = (to_host(head[f"classifier/{leaf}"]) for leaf in ("kernel", "bias"))
+    tensors = {"classifier.weight": np.ascontiguousarray(kernel.T), "classifier.bias": bias}
+    save_file(tensors, path, metadata={"format": "pt"})
