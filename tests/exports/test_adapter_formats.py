@@ -71,7 +71,7 @@ def test_a_classifier_of_the_first_token(smoke, tmp_path):
     where = experiment.config.model.name
     auto = "AutoModelForSequenceClassification"
     options = "num_labels=2, dtype='float32'"
-    assert said[1] == f"  base = {auto}.from_pretrained('{where}', {options})"
+    assert f"    base = {auto}.from_pretrained('{where}', {options})" in said
     found = loaded(tmp_path / "out", experiment, "cls", head=True)
     assert found.config["task_type"] == content["task_type"] == "SEQ_CLS"
     assert found.config["base_model_name_or_path"] == content["base_model_name_or_path"] == where
@@ -88,10 +88,10 @@ def test_an_encoder_whose_head_reads_a_mean(smoke, tmp_path):
     config = smoke("storage=nf4", variant__rank=2)
     folder, experiment, trainable = completed(config, tmp_path / "run")
     said, content = export(folder, tmp_path / "out", "--as=peft")
-    assert said[1].startswith("  base = AutoModel.from_pretrained(")
-    assert said[3] == content["head"] and "head.safetensors holds the head; logits =" in said[3]
-    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[4]
-    assert len(content["quantization_error"]) == 12 and len(said) == 5 + 6 + 1
+    assert said[0] == content["head"] and "head.safetensors holds the head; logits =" in said[0]
+    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[1]
+    assert len(content["quantization_error"]) == 12 and said[8] == "to load it:"
+    assert said[12].startswith("    base = AutoModel.from_pretrained(")
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert all(each.startswith("base_model.model.encoder.layer.") for each in tensors)
@@ -180,7 +180,7 @@ def test_llama_cpp_gets_one_file(language, tmp_path):
     assert said[0].startswith("load it: llama-cli -m BASE.gguf --lora adapter.gguf")
     assert (content["architecture"], content["rank"]) == ("llama", 2)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["adapter.gguf", "export.json"]
+    assert names == ["README.md", "adapter.gguf", "export.json", "run.json"]
     reader = gguf.GGUFReader(tmp_path / "out/adapter.gguf")
     tensors = {each.name: np.array(each.data) for each in reader.tensors}
     scale = reader.get_field("adapter.lora.alpha").contents() / 2

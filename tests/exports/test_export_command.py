@@ -52,7 +52,11 @@ def test_a_run_becomes_a_model(run, tmp_path):
     key = "  bert.encoder.layer.*.attention.self.key.weight"
     assert f"{key} {both[0]:.2%} to {both[1]:.2%}" in lines
     assert "logits = (mean of last_hidden_state over unmasked tokens)" in lines[7] == said["head"]
-    assert lines[8:] == [f"merged: {tmp_path / 'out'}"]
+    assert lines[8] == "to load it:"
+    assert lines[-2:] == [
+        f'    model = AutoModel.from_pretrained("{tmp_path / "out"}")',
+        f"merged: {tmp_path / 'out'}",
+    ]
 
     options = {"num_labels": 2, "pool": "mean", "key": jax.random.key(0)}
     model, fresh = load_classifier(tmp_path / "out", **options)
