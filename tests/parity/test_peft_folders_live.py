@@ -62,7 +62,6 @@ METHODS = {
     "pissa": {"rank": 2},
     "randlora": {"rank": 3},
     "road": {"group_size": 4, "biases": True},
-    "rslora": {"rank": 2},
     "shira": {"rank": 1},
     "vblora": {"rank": 2, "num_vectors": 6, "vector_length": 4},
     "vera": {"rank": 4},
@@ -82,30 +81,43 @@ def test_peft_computes_what_we_write(method, pair, tmp_path):
     np.testing.assert_allclose(again, expected, atol=1e-12, rtol=0)
 
 
-# our targets, and what they are in torch
+_DECODER = "layers/(attention/.*|up)/kernel"
+# a model and a method, our targets, and what they are in torch
 FAMILIES = {
-    "roberta": ("(output|down)/kernel", r".*\.output\.dense"),
-    "llama": (
-        "layers/(attention/.*|up)/kernel",
-        ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"],
-    ),
-    "qwen3": ("layers/.*/(query|value)/kernel", ["q_proj", "v_proj"]),
-    "gpt2": ("layers/(attention/.*|up)/kernel", ["c_attn", "c_fc", "attn.c_proj"]),
+    ("roberta", "dora"): ("(output|down)/kernel", r".*\.output\.dense"),
+    ("deberta_v2", "rslora"): ("(key|down)/kernel", r".*(key_proj|\d\.output\.dense)"),
+    ("deberta_v3", "lora"): ("(query|value)/kernel", ["query_proj", "value_proj"]),
+    ("llama", "lora"): (_DECODER, ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]),
+    ("mistral", "rslora"): ("(key|output|gate)/kernel", ["k_proj", "o_proj", "gate_proj"]),
+    ("qwen2", "lora"): ("(query|down)/kernel", ["q_proj", "down_proj"]),
+    ("qwen3", "dora"): ("layers/.*/(query|value)/kernel", ["q_proj", "v_proj"]),
+    ("gpt2", "lora"): (_DECODER, ["c_attn", "c_fc", "attn.c_proj"]),
+    ("gpt2", "dora"): (_DECODER, ["c_attn", "c_fc", "attn.c_proj"]),
 }
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), FAMILIES)
 def test_families(family, method, made, tmp_path, x64):
-    """Both directions; GPT-2 has queries, keys and values in one weight."""
-    pair, (ours, modules) = made(family), FAMILIES[family]
-    adapted = lj.adapt(pair.forward, variants.make(method, rank=2), ours)
+    """Both directions, with ranks and alphas of single modules.
+
+    GPT-2 has queries, keys and values in one weight.
+    """
+    pair, (ours, modules) = made(family), FAMILIES[family, method]
+    first = variants.make(method, rank=2)
+    others = variants.make(method, rank=3, alpha=5.0)
+    targets = {lj.layers(ours, 0): first, lj.layers(ours, slice(1, None)): others}
+    adapted = lj.adapt(pair.forward, targets=targets)
     trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
     trainable = moved(trainable)
     lj.save_peft(tmp_path / "ours", trainable, frozen, pair.names)
     expected = pair.outputs(adapted, trainable, frozen)
     assert_close(pair.loaded_by_peft(tmp_path / "ours"), expected, pair.plain())
-    config = {"peft_type": "LORA", "target_modules": modules, "r": 2, "use_dora": method == "dora"}
+    config = {
+        **{"peft_type": "LORA", "target_modules": modules, "r": 2, "lora_alpha": 3},
+        **{"use_dora": method == "dora", "use_rslora": method == "rslora"},
+        "rank_pattern": {r"(layers?|h)\.1\..*": 3},
+        "alpha_pattern": {r"(layers?|h)\.0\..*": 7},
+    }
     expected = pair.written_by_peft(tmp_path / "theirs", config)
     got, loaded = pair.ours_from(tmp_path / "theirs")
     assert_close(got, expected, pair.plain())
@@ -115,12 +127,10 @@ def test_families(family, method, made, tmp_path, x64):
 
 
 CONFIGS = {
-    "LORA": {"r": 3, "lora_alpha": 5},
     "LORA, patterns": {
         **{"peft_type": "LORA", "r": 2, "use_rslora": True, "lora_alpha": 3},
         **{"rank_pattern": {r"layer\.1\..*query": 3}, "alpha_pattern": {"query": 7}},
     },
-    "LORA, DoRA": {"peft_type": "LORA", "r": 2, "use_dora": True},
     "ADALORA": {"init_r": 3, "target_r": 2, "total_step": 100, "tinit": 1, "tfinal": 1},
     "BOFT": {"boft_block_size": 2, "boft_n_butterfly_factor": 1},
     "C3A": {"block_size": 4},
@@ -200,10 +210,10 @@ def test_files_in_float32(pair, tmp_path):
 
 
 def test_peft_computes_plain_lora_alike(made, tmp_path, x64):
-    pair, (ours, _) = made("llama"), FAMILIES["llama"]
+    pair = made("llama")
     targets = {
-        lj.layers(ours, 0): variants.make("rslora", rank=1),
-        lj.layers(ours, 1): variants.make("rslora", rank=3),
+        lj.layers(_DECODER, 0): variants.make("rslora", rank=1),
+        lj.layers(_DECODER, 1): variants.make("rslora", rank=3),
     }
     adapted = lj.adapt(pair.forward, targets=targets)
     trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import torch
-from make_fixtures import bert, decoders
+from make_fixtures import bert, deberta, decoders
 
 import lora_jax as lj
 import variants
@@ -26,8 +26,12 @@ _ENCODER = {
 MODELS = {
     "bert": {**_ENCODER, "model_type": "bert", "pad_token_id": 0},
     "roberta": {**_ENCODER, "model_type": "roberta", "pad_token_id": 1},
+    "deberta_v2": deberta.CASES["v2"][0],
+    "deberta_v3": deberta.CASES["v3"][0],
     "llama": decoders.CASES["llama"],
     "llama_tied": decoders.CASES["llama_biases"],
+    "mistral": decoders.CASES["mistral"],
+    "qwen2": decoders.CASES["qwen2"],
     "qwen3": decoders.CASES["qwen3"],
     "gpt2": decoders.CASES["gpt2"],
 }
@@ -38,14 +42,16 @@ class Pair:
 
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
-        self.encoder = config["model_type"] in ("bert", "roberta")
+        self.encoder = config["model_type"] in ("bert", "roberta", "deberta-v2")
         made = self.fresh()
         tensors = {n: p.detach().numpy() for n, p in made.named_parameters()}
         bert.save_checkpoint(folder, config, tensors)
         if self.encoder:
             options = {"num_labels": 3, "pool": "cls", "param_dtype": jnp.float64}
             self.ours = load_classifier(folder, key=jax.random.key(0), **options).model
-            self.inputs = tuple(map(jnp.asarray, bert.random_inputs(config, SEED)))
+            inputs = deberta.deberta_inputs(config, SEED, tokens=9)
+            begun = inputs[1][:, 0] == 1  # what DeBERTa pools of padding is nobody's
+            self.inputs = tuple(jnp.asarray(each[begun]) for each in inputs)
         else:
             self.ours = load_decoder(folder, param_dtype=jnp.float64)
             ids, mask, _ = decoders.random_inputs(config, SEED)
@@ -55,6 +61,8 @@ class Pair:
 
     def fresh(self):
         """The torch model without an adapter."""
+        if self.config["model_type"] == "deberta-v2":
+            return deberta.torch_random_deberta(self.config, 3, SEED)[0]
         if self.encoder:
             return bert.torch_random(self.config, 3, SEED)[0]
         return decoders.torch_random(self.config, SEED)[0]
