@@ -126,19 +126,20 @@ def test_families(family, method, made, tmp_path, x64):
     assert_close(pair.loaded_by_peft(tmp_path / "again"), expected, pair.plain())
 
 
+# the matrices have 8 inputs or outputs; ranks may be larger
 CONFIGS = {
     "LORA, patterns": {
         **{"peft_type": "LORA", "r": 2, "use_rslora": True, "lora_alpha": 3},
-        **{"rank_pattern": {r"layer\.1\..*query": 3}, "alpha_pattern": {"query": 7}},
+        **{"rank_pattern": {r"layer\.1\..*query": 9}, "alpha_pattern": {"query": 7}},
     },
     "ADALORA": {"init_r": 3, "target_r": 2, "total_step": 100, "tinit": 1, "tfinal": 1},
     "BOFT": {"boft_block_size": 2, "boft_n_butterfly_factor": 1},
     "C3A": {"block_size": 4},
-    "DELORA": {"r": 2},
+    "DELORA": {"r": 9},
     "FOURIERFT": {"n_frequency": 5, "scaling": 200.0, "random_loc_seed": 11},
     "GRALORA": {"r": 2, "alpha": 3, "gralora_k": 2},
     "HIRA": {"r": 2},
-    "HRA": {"r": 2},
+    "HRA": {"r": 10},
     "IA3": {"feedforward_modules": ["intermediate.dense"]},
     "LOHA": {"r": 2, "alpha": 3},
     "LOKR": {"r": 1, "alpha": 3, "decompose_both": True, "decompose_factor": 2},
