@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row, rows
-from lora_jax.interchange.peft_config import of_module
+from lora_jax.interchange.peft_config import of_module, of_tokens
 from lora_jax.interchange.peft_folder import PeftFolder, Sorted, sort_tensors
 from lora_jax.methods.peft_joined import PARTS, third
 from lora_jax.methods.peft_lora import BIAS
@@ -27,7 +27,6 @@ from lora_jax.transform.discover import discover
 from lora_jax.transform.placement import Frozen, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.transform.target_patterns import layers as some_layers
-from lora_jax.uses import Uses
 from lora_jax.variant import Factors, Variant
 
 
@@ -69,17 +68,16 @@ def load_peft(
     """
     source = PeftFolder(folder)
     leaves = {path: x for path, x in flatten(params)[0].items() if is_array(x)}
-    found = sort_tensors(source, rows(names, leaves))
+    tied = [p for p, use in discover(forward, params, *args, **kwargs).items() if use.is_tied]
+    found = sort_tensors(source, rows(names, leaves), tied)
     try:
-        settings = {
-            module: {**of_module(source.config, module), "layer_has_bias": module in found.biases}
-            for module in found.adapters
-        }
+        settings = _settings(found, source.config)
         targets = _targets(found, settings, variant_of, names)
-        _refuse_tied(found, source.config, discover(forward, params, *args, **kwargs))
+        _refuse_tied(found, settings, tied)
+        biases = _lora_biases(found)
     except ValueError as error:
         raise ValueError(f"{source.config_path}: {error}") from None
-    beside = _each(found.full) + _each(_lora_biases(found))
+    beside = _each(found.full) + _each(biases)
     full = sorted({place.path for _, place in beside})
     adapted = adapt(forward, targets=targets, also_train=[_only(path) for path in full])
     key = jax.random.key(0)  # what is drawn is replaced
@@ -94,6 +92,7 @@ def load_peft(
     begun = adapted.init(key, params, *args, **kwargs)
     try:
         _check_copies(found, leaves, names, read)
+        _check_heads(found, read)
         with np.errstate(over="ignore"):  # what overflows is refused in the next line
             trainable, frozen = fill(*begun, read)
         _check_finite(trainable)
@@ -103,16 +102,30 @@ def load_peft(
     return Loaded(adapted, trainable, frozen, source.config)
 
 
-def _refuse_tied(found: Sorted, config: Settings, uses: Uses) -> None:
-    """PEFT changes a table alone, not a head tied to it; its trainable tokens change both."""
-    adapted, full = (
-        [place for each in rows.values() for place in each] for rows in (found.rows, found.full)
-    )
-    both = config["peft_type"] == "TRAINABLE_TOKENS"
-    for place in (*full, *(() if both else adapted)):
-        if uses[place.path].is_tied:
+def _settings(found: Sorted, config: Settings) -> dict[str, dict[str, Any]]:
+    """What a config says of each module with an adapter."""
+    if config.get("trainable_token_indices") and not found.tokens:
+        raise ValueError("trainable_token_indices names tokens, and no tensor has their rows")
+    return {
+        module: of_tokens(config, module)
+        if module in found.tokens
+        else {**of_module(config, module), "layer_has_bias": module in found.biases}
+        for module in found.adapters
+    }
+
+
+def _refuse_tied(found: Sorted, settings: Mapping[str, Settings], tied: Collection[str]) -> None:
+    """PEFT changes a table alone, not a head tied to it; its trainable tokens change both.
+
+    A table that trains in full is written twice where the head trains with it.
+    """
+    kinds = {module: each["peft_type"] for module, each in settings.items()}
+    alone = {module: kind for module, kind in kinds.items() if kind != "TRAINABLE_TOKENS"}
+    alone |= dict.fromkeys(found.full.keys() - {*found.heads.values()}, "PEFT")
+    for name, place in _each({**found.rows, **found.full}):
+        if name in alone and place.path in tied:
             raise ValueError(
-                f"'{place.path}' is also the head, which {config['peft_type']} leaves as it is"
+                f"'{place.path}' is also the head, which {alone[name]} leaves as it is"
             )
 
 
@@ -142,6 +155,16 @@ def _check_copies(
         dtypes = mine.dtype, theirs.dtype  # one of them may be rounded
         if not any(jnp.array_equal(mine.astype(d), theirs.astype(d)) for d in dtypes):
             raise ValueError(f"tensor '{name}' is not the '{place.path}' of these params")
+
+
+def _check_heads(found: Sorted, read: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a table that is also the head has other numbers there."""
+    for name, table in found.heads.items():
+        if not np.array_equal(read[name], read[table]):
+            raise ValueError(
+                f"tensor '{name}' is of no module, and not equal to '{table}', the table that is "
+                "also the head"
+            )
 
 
 def _check_finite(trainable: Trainable) -> None:

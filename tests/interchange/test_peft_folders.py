@@ -149,38 +149,6 @@ def test_an_adapted_module_that_is_the_end_of_another(params, tmp_path):
         lj.save_peft(tmp_path, trainable, frozen, names)
 
 
-def test_a_table_that_is_also_the_head(tmp_path):
-    """PEFT changes the table alone, but for trainable tokens; so what it writes is refused, too."""
-    names = lj.names_from_patterns({"table/embedding": "embed"})
-    params, ids = {"table": {"embedding": jnp.ones((5, 3))}}, jnp.arange(4)
-
-    def untied(params, ids):
-        return params["table"]["embedding"][ids]
-
-    def tied(params, ids):
-        return untied(params, ids) @ params["table"]["embedding"].T
-
-    def save(forward, variant, folder):
-        adapted = lj.adapt(forward, variant, "table/embedding")
-        lj.save_peft(tmp_path / folder, *adapted.init(jax.random.key(0), params, ids), names)
-
-    with pytest.raises(ValueError, match="'table/embedding' is also the head, which PEFT's LoRA"):
-        save(tied, variants.make("lora", rank=1), "none")
-    save(tied, variants.make("trainable_tokens"), "tokens")
-    both = {**params, "w": {"kernel": jnp.ones((3, 3))}}
-    forward = lambda p, ids: untied(p, ids) @ p["w"]["kernel"] @ p["table"]["embedding"].T  # noqa: E731
-    adapted = lj.adapt(forward, variants.make("lora", rank=1), "w/kernel", also_train="table/.*")
-    begun = adapted.init(jax.random.key(0), both, ids)
-    named = lj.names_from_patterns({"table/embedding": "embed", "w/kernel": "w"})
-    with pytest.raises(ValueError, match="trains in full and is also the head, which PEFT leaves"):
-        lj.save_peft(tmp_path / "none", *begun, named)
-    lj.load_peft(tmp_path / "tokens", variants.from_peft, names, tied, params, ids)
-    save(untied, variants.make("lora", rank=1), "lora")
-    lj.load_peft(tmp_path / "lora", variants.from_peft, names, untied, params, ids)
-    with pytest.raises(ValueError, match="'table/embedding' is also the head, which LORA leaves"):
-        lj.load_peft(tmp_path / "lora", variants.from_peft, names, tied, params, ids)
-
-
 def test_numbers_too_large_for_the_dtype(params, tmp_path):
     _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
     lj.save_peft(tmp_path, trainable, frozen, NAMES, dtype=jnp.float16)
@@ -302,6 +270,7 @@ def test_names_of_a_users_own_model():
 
 
 A = "base_model.model.encoder.0.self.query.lora_A.weight"
+ROWS = "base_model.model.encoder.1.self.query.token_adapter.trainable_tokens_delta"
 HOSTILE = [
     ({"peft_type": "XLORA"}, {}, "no variant is PEFT's 'XLORA'"),
     ({"peft_type": None}, {}, "no peft_type"),
@@ -311,7 +280,9 @@ HOSTILE = [
     ({"r": "4"}, {}, "r must be a int, got '4'"),
     ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
     ({"r": 10**9, "rank_pattern": {}}, {}, "1 rows, and the config says r=1000000000"),
-    ({"ensure_weight_tying": True}, {}, "with ensure_weight_tying=True is not known here"),
+    ({"target_parameters": [1]}, {}, r"target_parameters must be names, got \[1\]"),
+    ({"trainable_token_indices": [1]}, {}, "names tokens, and no tensor has their rows"),
+    ({"trainable_token_indices": 1}, {ROWS: np.zeros((1, 6))}, "has no list of tokens for 'enco"),
     ({"use_qalora": True}, {}, "LORA with use_qalora=True is not known here"),
     ({"init_lora_weights": "corda"}, {}, "init_lora_weights='corda' replaces the base"),
     ({"lora_alpha": 10**400}, {}, "LORA: lora_alpha is too large for a float"),
@@ -377,6 +348,11 @@ def test_files_that_are_none(written, params, tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config"):
         load(tmp_path, params)
     config, _ = read(written[0])
+    inner = tmp_path / "other"
+    inner.mkdir()
+    (inner / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"no such file; adapters are in {inner}$"):
+        load(tmp_path, params)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(FileNotFoundError, match="adapter_model"):
         load(tmp_path, params)
