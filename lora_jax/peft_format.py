@@ -14,7 +14,7 @@ Settings = Mapping[str, Any]
 # fmt: off
 SAY_NOTHING = frozenset((
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "block_size_pattern",
-    "boft_block_num", "boft_dropout", "corda_config", "d_initial", "eps",
+    "boft_block_num", "boft_dropout", "corda_config", "d_initial", "ensure_weight_tying", "eps",
     "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "inference_mode",
     "init_ia3_weights", "init_weights", "lambda_pattern", "layer_has_bias", "layers_pattern",
     "layers_to_transform",
@@ -22,7 +22,8 @@ SAY_NOTHING = frozenset((
     "module_dropout", "modules_to_save", "n_frequency_pattern", "num_cayley_neumann_terms",
     "peft_type", "peft_version", "projection_prng_key", "qalora_group_size", "random_seed",
     "rank_dropout", "rank_dropout_scale", "rank_pattern", "revision", "runtime_config",
-    "save_projection", "target_modules", "task_type", "use_effective_conv2d",
+    "save_projection", "target_modules", "target_parameters", "task_type",
+    "trainable_token_indices", "use_effective_conv2d",
 ))
 # fmt: on
 """Fields that do not change what trained tensors compute: where they are, how they trained."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lora_jax.methods.checks import require_dropout, require_finite, require_fit, require_rank
+from lora_jax.methods.checks import require_dropout, require_finite, require_rank
 from lora_jax.methods.lowrank import LowRankUpdate
 from lora_jax.methods.peft_lora import dropout_of
 from lora_jax.peft_format import (
@@ -61,9 +61,6 @@ class DeLoRA(LowRankUpdate):
         require_rank(self.rank)
         require_finite("strength", self.strength)
         require_dropout(self.dropout)
-
-    def validate(self, shape: tuple[int, int]) -> None:
-        require_fit("rank", self.rank, shape)
 
     def init(self, key: Array, base: Base) -> Factors:
         dtype, (inputs, outputs) = wide(base.dtype), base.shape

@@ -47,10 +47,6 @@ class HRA(Variant):
         if self.rank % 2:
             raise ValueError(f"HRA needs an even rank, to start at the weight, got {self.rank}")
 
-    def validate(self, shape: tuple[int, int]) -> None:
-        if self.rank > shape[0]:
-            raise ValueError(f"rank {self.rank} exceeds the {shape[0]} inputs of {shape}")
-
     def init(self, key: Array, base: Base) -> Factors:
         shape, bound = (self.rank // 2, base.shape[0]), (self.rank // 2) ** -0.5
         half = jax.random.uniform(key, shape, wide(base.dtype), -bound, bound)

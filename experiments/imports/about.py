@@ -8,7 +8,7 @@ from typing import Any
 from configs.settings import ClassifierConfig, RunConfig
 from experiments.imports.imported_run import name_of, targets_of
 from experiments.setup.task_and_model import TaskAndModel
-from lora_jax.interchange.load_peft import Loaded
+from lora_jax.interchange.load_source import Loaded
 from lora_jax.text_table import text_table
 
 CLASSIFIER, DECODER, ANY = "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"

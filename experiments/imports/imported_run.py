@@ -12,7 +12,7 @@ from experiments.setup import suggested
 from experiments.setup.config import parse
 from experiments.setup.experiment import Experiment, build
 from experiments.setup.task_and_model import TaskAndModel
-from lora_jax.interchange.load_peft import Loaded
+from lora_jax.interchange.load_source import Loaded
 from lora_jax.partition import only
 
 FILE = "imported.json"

@@ -13,7 +13,7 @@ from experiments.imports.adapter_source import AdapterSource
 from experiments.setup import from_config
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.families import names_in
-from lora_jax.interchange.load_peft import Loaded
+from lora_jax.interchange.load_source import Loaded
 from lora_jax.interchange.loralib_file import LoralibFile
 from lora_jax.interchange.peft_folder import MODEL, PeftFolder
 

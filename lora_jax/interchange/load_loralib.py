@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_jax.interchange.load_peft import Loaded, Onto, arrays, load_source
+from lora_jax.interchange.load_source import Loaded, Onto, load_source
 from lora_jax.interchange.loralib_file import LoralibFile
 from lora_jax.interchange.names import Names, rows
 from lora_jax.peft_format import Settings
@@ -50,10 +50,9 @@ def load_loralib(
       ValueError: a file that is malformed or of another model, or something that it does not say.
         The message names the file, and the module or tensor.
     """
-    leaves = arrays(params)
+    onto = Onto(forward, params, names, args, kwargs, quantize)
+    leaves = onto.arrays
     shapes = {path: x.shape[names.stacked(path) :] for path, x in leaves.items()}
     source = LoralibFile(Path(file), alpha, enable_lora)
     found = source.sort(rows(names, leaves), shapes)
-    return load_source(
-        source, found, variant_of, Onto(forward, params, names, args, kwargs, quantize)
-    )
+    return load_source(source, found, variant_of, onto)

@@ -114,7 +114,7 @@ class LoralibFile:
         return found
 
     def _sorted(self, places: Mapping[str, list[Row]]) -> Sorted:
-        found = Sorted({}, {}, {}, {}, {}, {})
+        found = Sorted({}, {}, {}, {}, {}, {}, set(), {})
         every = self._file.names()
         parallel = not any(name.startswith(PARALLEL) for name in places)
         parallel = parallel and all(name.startswith(PARALLEL) for name in every)

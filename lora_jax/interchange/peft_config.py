@@ -30,11 +30,12 @@ def check(config: Mapping[str, Any]) -> None:
         values = pattern.values() if isinstance(pattern, dict) else ()
         if not known or not all(_is_number(x) or _are_bools(x) for x in values):
             raise ValueError(f"{field} must map modules to numbers, got {reprlib.repr(pattern)}")
-    inputs = config.get("feedforward_modules") or ""
-    if not isinstance(inputs, str) and not (
-        isinstance(inputs, list) and all(isinstance(x, str) for x in inputs)
-    ):
-        raise ValueError(f"feedforward_modules must be names, got {reprlib.repr(inputs)}")
+    for field in ("feedforward_modules", "target_parameters"):
+        names = config.get(field) or ""
+        if not isinstance(names, str) and not (
+            isinstance(names, list) and all(isinstance(x, str) for x in names)
+        ):
+            raise ValueError(f"{field} must be names, got {reprlib.repr(names)}")
 
 
 def _are_bools(x: Any) -> bool:
@@ -102,11 +103,13 @@ def _united(name: str, values: Mapping[str, Any]) -> Any:
 def of_module(config: Settings, module: str) -> dict[str, Any]:
     """What a config says of one module: patterns are resolved, and lists tell of this one alone."""
     found = dict(config)
+    parameter = f"{module}.weight"
+    target = parameter if selects(config.get("target_parameters") or [], parameter) else module
     for name, pattern in PATTERNS.items():
         values = config.get(pattern) or {}
         if name in config or name == "r":
             for key, value in values.items():
-                if not isinstance(value, list) and _matches(key, module):
+                if not isinstance(value, list) and _matches(key, target):
                     found[name] = value
                     break
     if isinstance(config.get("rank_pattern"), dict):  # AdaLoRA's: which rows are left
@@ -116,6 +119,20 @@ def of_module(config: Settings, module: str) -> dict[str, Any]:
     if config.get("feedforward_modules"):
         found["feedforward_modules"] = selects(config["feedforward_modules"], module)
     return found
+
+
+def of_tokens(config: Settings, module: str) -> dict[str, Any]:
+    """What a config says of a module whose tokens train beside adapters of others.
+
+    Raises:
+      ValueError: it names no tokens of the module.
+    """
+    tokens = config.get("trainable_token_indices")
+    if isinstance(tokens, dict):
+        tokens = next((each for name, each in tokens.items() if selects([name], module)), None)
+    if not isinstance(tokens, list):
+        raise ValueError(f"trainable_token_indices has no list of tokens for '{module}'")
+    return {"peft_type": "TRAINABLE_TOKENS", "token_indices": tokens}
 
 
 def selects(target: Any, module: str) -> bool:

@@ -28,6 +28,8 @@ TORCH_WEIGHTS = "adapter_model.bin"
 SHARED = "base_model."
 MODEL = f"{SHARED}model."
 """The prefix of the modules' names in a file."""
+TOKENS = "token_adapter."
+"""What stands before the tensors of tokens that train beside LoRA."""
 
 
 class PeftFolder:
@@ -35,6 +37,9 @@ class PeftFolder:
 
     def __init__(self, folder: str | os.PathLike):
         self.config_path = Path(folder) / CONFIG
+        if not self.config_path.is_file() and (inner := sorted(Path(folder).glob(f"*/{CONFIG}"))):
+            named = ", ".join(str(each.parent) for each in inner)
+            raise FileNotFoundError(f"{self.config_path}: no such file; adapters are in {named}")
         self.config: dict[str, Any] = read_json(self.config_path)
         try:
             check(self.config)
@@ -99,8 +104,12 @@ def cast(name: str, x: Any, dtype: Any) -> np.ndarray:
     return made
 
 
-def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
+def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str] = ()) -> Sorted:
     """What every tensor of a folder belongs to, among the known parameters of a model.
+
+    Args:
+      tied: the paths of tables that are also the head. PEFT writes such a tensor under the names of
+        both, of which the model has one.
 
     Raises:
       ValueError: a tensor belongs to none, or there is no adapter.
@@ -114,7 +123,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
         if row.leaf in ("weight", "bias"):
             beside = modules if row.leaf == "weight" else biases
             beside.setdefault(row.module, []).append(row)
-    found = Sorted({}, {}, {}, {}, {}, biases)
+    found, unknown = Sorted({}, {}, {}, {}, {}, biases, set(), {}), []
     for name in source.names():
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
@@ -127,18 +136,41 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row]) -> Sorted:
             continue
         module = next((each for each in _parents(own) if each in modules), None)
         if module is None:
+            unknown.append(name)
+            continue
+        suffix = own.removeprefix(f"{module}.")
+        if suffix.startswith(TOKENS):
+            found.tokens.add(module)
+        found.adapters.setdefault(module, {})[suffix.removeprefix(TOKENS)] = name
+        found.rows[module] = modules[module]
+    for name in unknown:
+        if (table := _of_the_table(name, found, tied)) is None:
+            own = name.removeprefix(MODEL).replace(".base_layer.", ".").rpartition(".")[0]
+            heads = [row.module for row in every if row.path in tied]
             raise ValueError(
                 f"{source.label()}: tensor '{name}' belongs to no module of this "
-                "model; nearest: "
-                f"{nearest(own.rpartition('.')[0], modules)}"
+                f"model{f', whose head is {heads[0]!r}' if heads else ''}; nearest: "
+                f"{nearest(own, modules)}"
             )
-        found.adapters.setdefault(module, {})[own.removeprefix(f"{module}.")] = name
-        found.rows[module] = modules[module]
+        found.heads[name] = table
     if not found.adapters:
         raise ValueError(f"{source.path}: no tensor of an adapter")
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
     return found
+
+
+def _of_the_table(name: str, found: Sorted, tied: Collection[str]) -> str | None:
+    """The tensor of a table that is also the head, which another of this name would repeat."""
+    full = {each: rows for each, rows in found.full.items() if each.endswith(".weight")}
+    own = {
+        each: found.rows[m] for m, tensors in found.adapters.items() for each in tensors.values()
+    }
+    for each, rows in {**full, **own}.items():
+        last = each.rpartition(".")[2]
+        if rows[0].path in tied and name.endswith(f".{last}"):
+            return each
+    return None
 
 
 def _without_tensors(config: Mapping[str, Any], found: Sorted, known: Collection[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Write an adapter as a Hugging Face PEFT folder, which `PeftModel.from_pretrained` loads."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import Matrix, by_module, matrices
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import joined
-from lora_jax.interchange.peft_folder import MODEL, SHARED, write_folder
+from lora_jax.interchange.peft_folder import MODEL, SHARED, TOKENS, write_folder
 from lora_jax.peft_format import Peft
 from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
@@ -62,8 +63,15 @@ def save_peft(
         stored.append((each, peft))
         shapes.append(each.base.shape)
     found = by_module(stored)
-    config = joined({module: peft.settings for module, peft in found.items()})
-    tensors = {f"{MODEL}{m}.{n}": x for m, peft in found.items() for n, x in peft.tensors.items()}
+    tokens = _tokens_beside(found)
+    config = joined({m: peft.settings for m, peft in found.items() if m not in tokens})
+    if tokens:
+        config["trainable_token_indices"] = tokens
+    tensors = {
+        f"{MODEL}{module}.{TOKENS if module in tokens else ''}{name}": x
+        for module, peft in found.items()
+        for name, x in peft.tensors.items()
+    }
     for variant, shared in frozen.shared_by_group(trainable).items():
         arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
         for name, x in variant.shared_to_peft(arrays, shapes).items():
@@ -81,12 +89,21 @@ def save_peft(
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "modules_to_save": sorted(whole) or None,
-        "target_modules": sorted(found),
+        "target_modules": sorted(found.keys() - tokens),
         "task_type": task_type,
         **({"bias": "lora_only"} if biases else {}),
     }
     tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
     return write_folder(folder, config, tensors, dtype)
+
+
+def _tokens_beside(found: Mapping[str, Peft]) -> dict[str, list[int]]:
+    """The tokens that train beside LoRA of other modules, by module; none if they train alone."""
+    kinds = {module: peft.settings["peft_type"] for module, peft in found.items()}
+    if {*kinds.values()} != {"LORA", "TRAINABLE_TOKENS"}:
+        return {}
+    chosen = (module for module, kind in kinds.items() if kind == "TRAINABLE_TOKENS")
+    return {module: found[module].settings["token_indices"] for module in chosen}
 
 
 def _stored(each: Matrix) -> Peft:
@@ -176,10 +193,14 @@ def _trained_in_full(
     wanted = [row for row in every if row.module in whole]
     if beside:
         wanted += [row for row in every if row.module in adapted and row.leaf == "bias"]
-    found = {}
-    for row in wanted:
+    parts: dict[str, list[Row]] = {}
+    for row in sorted(wanted, key=lambda row: row.place.part or 0):
         name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
-        found[name] = _tensor(row, params[row.path], names)
+        parts.setdefault(name, []).append(row)
+    found = {
+        name: np.concatenate([_tensor(row, params[row.path], names) for row in each], axis=-1)
+        for name, each in parts.items()
+    }
     return found, whole, [row.path for row in beside]
 
 
@@ -192,7 +213,5 @@ def _params(trainable: Trainable, frozen: Frozen) -> dict[str, Any]:
 def _tensor(row: Row, value: Any, names: Names) -> np.ndarray:
     if isinstance(value, dict):
         raise ValueError(f"'{row.path}' is quantised, and belongs to a module that is saved whole")
-    if row.place.part is not None:
-        raise ValueError(f"'{row.path}' is a part of '{row.place.name}', which is saved whole")
     array = to_host(value)[row.layer] if names.stacked(row.path) else to_host(value)
     return array.T if row.place.transposed else array

@@ -83,3 +83,7 @@ class Sorted(NamedTuple):
     """The weights of the base that PEFT has saved beside their adapters, by the tensor's name."""
     biases: dict[str, list[Row]]
     """The biases beside each weight of the model that has some, by module."""
+    tokens: set[str]
+    """The modules whose tokens train beside adapters of others."""
+    heads: dict[str, str]
+    """The tensors of a head that is also the table, each with the table's own, its equal."""

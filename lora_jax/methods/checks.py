@@ -2,9 +2,14 @@
 
 import math
 
+MOST = 2**31 - 1
+"""The largest rank: XLA counts in 32 bits, and files may say anything."""
+
 
 def require_rank(rank: object) -> None:
     require_count("rank", rank)
+    if isinstance(rank, int) and rank > MOST:
+        raise ValueError(f"rank must be at most {MOST:,}")
 
 
 def require_fit(name: str, rank: int, shape: tuple[int, int]) -> None:

@@ -16,8 +16,9 @@ GAMMA = 16.0
 GAMMA_ONE = 128.0
 """LoRA-One's gamma, by the authors' settings for language models."""
 
+LORA_GA = "lora_ga"
 LORA_ONE = "lora_one"
-NAMES = ("lora_ga", LORA_ONE, "eva", "eva_rho_2")
+NAMES = (LORA_GA, LORA_ONE, "eva", "eva_rho_2")
 """The initialisations here; EVA's rho may be any number from 1 on."""
 
 _EVA = re.compile(r"eva(?:_rho_([1-9]\d*(?:\.\d+)?))?")
@@ -29,7 +30,7 @@ def lora_ga(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, Arr
     Wang et al. 2024, "LoRA-GA", arXiv 2407.05000, algorithm 1: A0 = c U_{1..r}^T and
     B0 = c V_{r+1..2r}^T, with dL/dW = U S V^T (in, out) and c = out^(1/4) / sqrt(gamma).
     """
-    seen = _gradient(base, "lora_ga")
+    seen = _gradient(base, LORA_GA)
     size = base.shape[1] ** 0.25 / GAMMA**0.5
     return size * seen.left[:rank], size * seen.right[rank : 2 * rank]
 
@@ -59,7 +60,7 @@ def eva(key: Array, base: Base, rank: int, scale: float) -> tuple[Array, None]:
 
 def start(name: str) -> Callable[..., tuple[Array, Array | None]] | None:
     """The function of an initialisation; None for one that sees no data."""
-    if name == "lora_ga":
+    if name == LORA_GA:
         return lora_ga
     if name == LORA_ONE:
         return lora_one
@@ -68,7 +69,7 @@ def start(name: str) -> Callable[..., tuple[Array, Array | None]] | None:
 
 def need(name: str, rank: int) -> Need | None:
     """What an initialisation has to see of a weight; None for one that sees no data."""
-    if name in ("lora_ga", LORA_ONE):  # twice what LoRA-One takes, which is more exact so
+    if name in (LORA_GA, LORA_ONE):  # twice what LoRA-One takes, which is more exact so
         return Need("gradient", 2 * rank)
     if found := _EVA.fullmatch(name):
         return Need("inputs", round(rank * float(found[1] or 1)))

@@ -131,6 +131,21 @@ def validate(name: str, rank: int, alpha: float) -> None:
         raise ValueError(f"initialization '{name}' needs a positive alpha, got {alpha}")
 
 
+def validate_fit(name: str, rank: int, shape: tuple[int, int]) -> None:
+    """Raise a `ValueError` if a weight has fewer directions than an initialisation takes of it.
+
+    What is drawn may have any rank.
+    """
+    if name in DRAWN or name == "init_ab":
+        return
+    twice = name == from_data.LORA_GA
+    if (taken := 2 * rank if twice else rank) > min(shape):
+        raise ValueError(
+            f"initialization '{name}' takes {'2 * rank' if twice else 'rank'} = {taken} "
+            f"directions, more than min(in, out) = {min(shape)} of {shape}"
+        )
+
+
 def moves_the_weight(name: str) -> bool:
     """Whether the starting factors change the weight, unless the change is subtracted."""
     return name not in DRAWN and not name.startswith("eva")

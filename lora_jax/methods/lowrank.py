@@ -16,7 +16,6 @@ from lora_jax.methods.checks import (
     require_count,
     require_dropout,
     require_finite,
-    require_fit,
     require_rank,
     require_ratio,
 )
@@ -156,13 +155,7 @@ class LowRank(LowRankUpdate):
         return from_data.divides(self.initialization)
 
     def validate(self, shape: tuple[int, int]) -> None:
-        require_fit("rank", self.rank, shape)
-        require_fit("max_rank", self.max_rank or self.rank, shape)
-        if self.initialization == "lora_ga" and 2 * self.rank > min(shape):
-            raise ValueError(
-                f"initialization 'lora_ga' takes 2 * rank = {2 * self.rank} directions, more than "
-                f"min(in, out) = {min(shape)} of {shape}"
-            )
+        initialization.validate_fit(self.initialization, self.rank, shape)
 
     def to_store(self, base: Base, quantize: Callable[[Array], Array]) -> Array:
         if number := loftq.steps(self.initialization):

@@ -60,7 +60,10 @@ def trained(flags, tmp_path_factory):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"variant__rank": 999}, r"rank 999 exceeds min\(in, out\) = 16"),
+        (
+            {"variant__rank": 999, "variant__initialization": "pissa"},
+            r"rank = 999 directions, more than min\(in, out\) = 16",
+        ),
         ({"variant__scale": "alpha/rnk"}, "nearest: 'alpha/rank'"),
         ({"model__name": "minilmm"}, "did you mean minilm"),
         ({"quantize__storage": "nf5"}, "unknown quantize.storage 'nf5'; nearest: 'nf4'"),

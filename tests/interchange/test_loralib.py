@@ -261,7 +261,6 @@ def test_alpha(tensors, params, tmp_path):
         (pair("word", 6, 1, 4), r"'word': lora_A \(1, 6\) and lora_B \(4, 1\) do not fit"),
         (pair("word", 0, 1, 4), r"'word': lora_A \(1, 0\) and lora_B \(4, 1\) do not fit"),
         (pair("word", 4, 1, 5), r"word.*the file has \(1, 4\), this model .* ask for \(1, 5\)"),
-        (pair("word", 5, 5, 4), "rank"),
         (
             {"word.lora_A": draw(2, 5), "word.lora_B": draw(4, 1)},
             r"'word': lora_A \(2, 5\) and lora_B \(4, 1\) do not fit",
@@ -288,8 +287,8 @@ def test_files_of_another_model(made, said, params, tmp_path):
 
 
 def test_files_that_declare_more_than_they_hold(params, tmp_path):
-    """Nothing is allocated: these would be 16 TB."""
-    rows = 10**12
+    """Nothing is allocated: these would be 16 GB."""
+    rows = 10**9
     entry = {"dtype": "F32", "shape": [rows, 5], "data_offsets": [0, rows * 20]}
     header = json.dumps({"word.lora_A": entry}).encode()
     file = tmp_path / "file.safetensors"
@@ -302,7 +301,7 @@ def test_files_that_declare_more_than_they_hold(params, tmp_path):
         "word.lora_B": torch_archive.tensor(storage, shape=(4, rows), strides=(rows, 1)),
     }
     file = torch_archive.archive(tmp_path / "file.bin", made)
-    with pytest.raises(ValueError, match=r"word.*rank"):
+    with pytest.raises(ValueError, match=r"'word.lora_A' has 8 bytes, expected 20,000,000,000"):
         load(file, params)
 
 

@@ -58,11 +58,11 @@ def trained(targets, params, **options):
 
 @pytest.fixture(scope="module")
 def written(params, tmp_path_factory):
-    """Other ranks and scales in each layer, one layer without an adapter, and a trained head."""
+    """Other ranks and scales in each layer, one of none, one above the width; a trained head."""
     folder = tmp_path_factory.mktemp("adapter")
     targets = {
         lj.layers("query/kernel", 0): variants.make("lora", rank=1, alpha=3.0),
-        lj.layers("query/kernel", 2): variants.make("lora", rank=4, alpha=3.0),
+        lj.layers("query/kernel", 2): variants.make("lora", rank=7, alpha=3.0),
     }
     adapted, trainable, frozen = trained(targets, params, also_train="head/kernel")
     lj.save_peft(folder, trainable, frozen, NAMES, base_model="me/base")
@@ -148,38 +148,6 @@ def test_an_adapted_module_that_is_the_end_of_another(params, tmp_path):
     _, trainable, frozen = trained({"head/kernel": variants.make("lora", rank=1)}, params)
     with pytest.raises(ValueError, match=r"adapt 'b\.0\.query', too, for it ends in 'que"):
         lj.save_peft(tmp_path, trainable, frozen, names)
-
-
-def test_a_table_that_is_also_the_head(tmp_path):
-    """PEFT changes the table alone, but for trainable tokens; so what it writes is refused, too."""
-    names = lj.names_from_patterns({"table/embedding": "embed"})
-    params, ids = {"table": {"embedding": jnp.ones((5, 3))}}, jnp.arange(4)
-
-    def untied(params, ids):
-        return params["table"]["embedding"][ids]
-
-    def tied(params, ids):
-        return untied(params, ids) @ params["table"]["embedding"].T
-
-    def save(forward, variant, folder):
-        adapted = lj.adapt(forward, variant, "table/embedding")
-        lj.save_peft(tmp_path / folder, *adapted.init(jax.random.key(0), params, ids), names)
-
-    with pytest.raises(ValueError, match="'table/embedding' is also the head, which PEFT's LoRA"):
-        save(tied, variants.make("lora", rank=1), "none")
-    save(tied, variants.make("trainable_tokens"), "tokens")
-    both = {**params, "w": {"kernel": jnp.ones((3, 3))}}
-    forward = lambda p, ids: untied(p, ids) @ p["w"]["kernel"] @ p["table"]["embedding"].T  # noqa: E731
-    adapted = lj.adapt(forward, variants.make("lora", rank=1), "w/kernel", also_train="table/.*")
-    begun = adapted.init(jax.random.key(0), both, ids)
-    named = lj.names_from_patterns({"table/embedding": "embed", "w/kernel": "w"})
-    with pytest.raises(ValueError, match="trains in full and is also the head, which PEFT leaves"):
-        lj.save_peft(tmp_path / "none", *begun, named)
-    lj.load_peft(tmp_path / "tokens", variants.from_peft, names, tied, params, ids)
-    save(untied, variants.make("lora", rank=1), "lora")
-    lj.load_peft(tmp_path / "lora", variants.from_peft, names, untied, params, ids)
-    with pytest.raises(ValueError, match="'table/embedding' is also the head, which LORA leaves"):
-        lj.load_peft(tmp_path / "lora", variants.from_peft, names, tied, params, ids)
 
 
 def test_numbers_too_large_for_the_dtype(params, tmp_path):
@@ -303,6 +271,7 @@ def test_names_of_a_users_own_model():
 
 
 A = "base_model.model.encoder.0.self.query.lora_A.weight"
+ROWS = "base_model.model.encoder.1.self.query.token_adapter.trainable_tokens_delta"
 HOSTILE = [
     ({"peft_type": "XLORA"}, {}, "no variant is PEFT's 'XLORA'"),
     ({"peft_type": None}, {}, "no peft_type"),
@@ -311,19 +280,21 @@ HOSTILE = [
     ({"feedforward_modules": 3}, {}, "feedforward_modules must be names, got 3"),
     ({"r": "4"}, {}, "r must be a int, got '4'"),
     ({"r": 2, "rank_pattern": {}}, {}, "1 rows, and the config says r=2"),
-    ({"r": 10**9, "rank_pattern": {}}, {}, "rank 1000000000"),
-    ({"ensure_weight_tying": True}, {}, "with ensure_weight_tying=True is not known here"),
+    ({"r": 10**9, "rank_pattern": {}}, {}, "1 rows, and the config says r=1000000000"),
+    ({"target_parameters": [1]}, {}, r"target_parameters must be names, got \[1\]"),
+    ({"trainable_token_indices": [1]}, {}, "names tokens, and no tensor has their rows"),
+    ({"trainable_token_indices": 1}, {ROWS: np.zeros((1, 6))}, "has no list of tokens for 'enco"),
     ({"use_qalora": True}, {}, "LORA with use_qalora=True is not known here"),
     ({"init_lora_weights": "corda"}, {}, "init_lora_weights='corda' replaces the base"),
     ({"lora_alpha": 10**400}, {}, "LORA: lora_alpha is too large for a float"),
-    ({"r": 10**400, "rank_pattern": {}}, {}, "rank 1000000000"),
+    ({"r": 10**400, "rank_pattern": {}}, {}, "rank must be at most 2,147,483,647"),
     ({"target_modules": ["query"]}, {}, "names 'encoder.1.self.query', which has no tensor"),
     ({"rank_pattern": {"(.+)+!": 2}}, {}, "may take too long"),
     ({"rank_pattern": {"(.|.)" * 6 + "!": 2}}, {}, "may take too long"),
     ({"feedforward_modules": r"(?x:(.+) +!)"}, {}, "may take too long"),
     ({"feedforward_modules": "a{99999999999999999999}"}, {}, "is no pattern"),
     ({"rank_pattern": {"(": 2}}, {}, "'.*' is no pattern"),
-    ({}, {A: np.zeros((1, 7), np.float32)}, r"\(4, 7\).*ask for \(4, 6\)"),
+    ({}, {A: np.zeros((1, 7), np.float32)}, r"\(7, 7\).*ask for \(7, 6\)"),
     ({}, {A: np.full((1, 6), np.nan, np.float32)}, "holds NaN or an infinity"),
     ({}, {A: np.full((1, 6), 1e300)}, "a number is too large for float32"),
     ({}, {A: np.zeros((1, 6), np.int8)}, "is I8"),
@@ -378,6 +349,11 @@ def test_files_that_are_none(written, params, tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config"):
         load(tmp_path, params)
     config, _ = read(written[0])
+    inner = tmp_path / "other"
+    inner.mkdir()
+    (inner / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"no such file; adapters are in {inner}$"):
+        load(tmp_path, params)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(FileNotFoundError, match="adapter_model"):
         load(tmp_path, params)

@@ -241,13 +241,11 @@ def test_the_summary_is_readable():
         (None, {}, r"targets must be patterns, or map patterns to variants, not None"),
         (len, {}, r"targets must be patterns.*, not <built-in function len>"),
         (["up", 3], {}, r"targets: 3 is not a pattern"),
-        ("up", {"variant": LoRA(rank=2, max_rank=9)}, r"max_rank 9 exceeds min\(in, out\) = 4"),
         (
             "all-linear",
-            {"variant": LoRA(rank=4)},
-            r"'head': rank 4 exceeds.*; targets=\{'head': None, \.\.\.\} leaves it out",
+            {"variant": LoRA(rank=4, initialization="pissa")},
+            r"'head': .*rank = 4 directions.*; targets=\{'head': None, \.\.\.\} leaves it out",
         ),
-        ("up", {"variant": LoRA(rank=5)}, r"'layers/up': rank 5 exceeds min\(in, out\) = 4"),
     ],
 )
 def test_bad_targets(targets, options, message):

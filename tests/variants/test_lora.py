@@ -398,11 +398,13 @@ def test_numbers_of_numpy_become_plain_settings():
     assert type(made.rank) is int and type(made.dropout) is float
 
 
-def test_a_rank_above_the_matrix_is_refused_with_its_path():
-    adapted = lj.adapt(lambda params, x: x @ params["deep"]["w"], LoRA(rank=5), "w")
-    with pytest.raises(
-        ValueError, match=r"'deep/w': rank 5 exceeds min\(in, out\) = 4 of \(4, 6\)"
-    ):
+def test_a_start_with_more_directions_than_the_weight_has_is_refused_with_its_path():
+    variant = LoRA(rank=5, initialization="pissa")
+    adapted = lj.adapt(lambda params, x: x @ params["deep"]["w"], variant, "w")
+    said = (
+        r"'deep/w': initialization 'pissa' takes rank = 5 directions, more than min\(in, out\) = 4"
+    )
+    with pytest.raises(ValueError, match=rf"{said} of \(4, 6\)"):
         adapted.init(jax.random.key(0), {"deep": {"w": jnp.ones((4, 6))}}, jnp.ones((2, 4)))
 
 

@@ -321,9 +321,7 @@ def test_bad_settings_are_named(name, wrong, message):
     "name, settings, message",
     [
         ("fourierft", {"frequencies": 13}, "13 frequencies exceed the entries of (4, 3)"),
-        ("hra", {"rank": 6}, "rank 6 exceeds the 4 inputs of (4, 3)"),
         ("shira", {"rank": 2}, "rank 2 means 14 entries, more than (4, 3) has"),
-        ("delora", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("lora_xs", {"rank": 4}, "rank 4 exceeds min(in, out) = 3 of (4, 3)"),
         ("c3a", {"block_size": 9}, "no block of 2 to 9 divides both sides of (4, 3)"),
         (

@@ -1,0 +1,71 @@
+"""What must hold of an adapter on disk beside the shapes of its tensors."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_jax.files.arrays import to_host
+from lora_jax.interchange.fill_adapter import cut, each_row
+from lora_jax.interchange.names import Names
+from lora_jax.interchange.source import Sorted
+from lora_jax.partition import flatten
+from lora_jax.peft_format import Settings
+from lora_jax.transform.placement import Frozen, Trainable
+
+
+def refuse_tied(found: Sorted, settings: Mapping[str, Settings], tied: Collection[str]) -> None:
+    """PEFT changes a table alone, not a head tied to it; its trainable tokens change both.
+
+    A table that trains in full is written twice where the head trains with it.
+    """
+    kinds = {module: each["peft_type"] for module, each in settings.items()}
+    alone = {module: kind for module, kind in kinds.items() if kind != "TRAINABLE_TOKENS"}
+    alone |= dict.fromkeys(found.full.keys() - {*found.heads.values()}, "PEFT")
+    for name, row in each_row({**found.rows, **found.full}):
+        if name in alone and row.path in tied:
+            raise ValueError(f"'{row.path}' is also the head, which {alone[name]} leaves as it is")
+
+
+def check_copies(
+    found: Sorted, leaves: Mapping[str, Any], names: Names, read: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if a weight of the base that PEFT has saved is not that of the params."""
+    for name, row in each_row(found.copies):
+        mine, theirs = leaves[row.path], jnp.asarray(cut(row.place, read[name]))
+        mine = mine[row.layer] if names.stacked(row.path) else mine
+        dtypes = mine.dtype, theirs.dtype  # one of them may be rounded
+        if not any(jnp.array_equal(mine.astype(d), theirs.astype(d)) for d in dtypes):
+            raise ValueError(f"tensor '{name}' is not the '{row.path}' of these params")
+
+
+def check_heads(found: Sorted, read: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a table that is also the head has other numbers there."""
+    for name, table in found.heads.items():
+        if not np.array_equal(read[name], read[table]):
+            raise ValueError(
+                f"tensor '{name}' is of no module, and not equal to '{table}', the table that is "
+                "also the head"
+            )
+
+
+def check_finite(trainable: Trainable) -> None:
+    """Raise a ValueError if a number of a file was too large for the dtype that it has here."""
+    for path, x in flatten(trainable)[0].items():
+        if not jnp.isfinite(x).all():
+            raise ValueError(f"{path}: a number is too large for {x.dtype}")
+
+
+def check_shared(found: Sorted, trainable: Trainable, frozen: Frozen) -> None:
+    """Raise a ValueError if a file has something for all modules that no variant here shares."""
+    known: set[str] = set()
+    shapes = [shape for each in frozen.spec.adapted for shape in each.matrices]
+    for variant, shared in frozen.shared_by_group(trainable).items() if found.shared else ():
+        arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
+        known |= variant.shared_to_peft(arrays, shapes).keys()
+    if other := sorted(found.shared.keys() - known):
+        raise ValueError(
+            f"tensor '{found.shared[other[0]]}' is of no module, and nothing shares it"
+        )

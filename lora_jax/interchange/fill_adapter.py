@@ -1,0 +1,147 @@
+"""Put an adapter's tensors into what `init` gave; works on shapes, too."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lora_jax.interchange.matrices import depth, row, variant_at
+from lora_jax.interchange.names import Names, Row
+from lora_jax.interchange.source import Sorted, Source
+from lora_jax.methods.peft_joined import PARTS
+from lora_jax.methods.peft_lora import BIAS
+from lora_jax.models.published.placed import Place
+from lora_jax.peft_format import Peft, Settings
+from lora_jax.transform.adapted_weight import Shared, with_shared
+from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of
+from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
+from lora_jax.variant import Factors
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """A source with the tensors that were read of it."""
+
+    source: Source
+    found: Sorted
+    settings: Mapping[str, Settings]
+    names: Names
+    read: Mapping[str, Any]
+
+    def peft(self, place: Place) -> Peft:
+        """What the source has of one parameter's layer."""
+        module = place.name.removesuffix(".weight")
+        own = {suffix: self.read[name] for suffix, name in self.found.adapters[module].items()}
+        shared = {suffix: self.read[name] for suffix, name in self.found.shared.items()}
+        return self.source.cut(Peft(self.settings[module], own, shared), place)
+
+
+def filled(
+    source: Source,
+    found: Sorted,
+    settings: Mapping[str, Settings],
+    names: Names,
+    trainable: Trainable,
+    frozen: Frozen,
+    read: Mapping[str, Any],
+) -> tuple[Trainable, Frozen]:
+    """What `init` gave, with the tensors of a source in its place.
+
+    Raises:
+      ValueError: their shapes differ.
+    """
+    contents = _Contents(source, found, settings, names, read)
+    adapters, constants, shared = {}, {}, frozen.shared_by(trainable)
+    for placement in frozen.spec.adapted:
+        path = placement.use.path
+        begun = Factors(trainable["adapters"][path], frozen.constants[path])
+        common = shared[placement.variant]
+        whole = _filled_factors(contents, placement, begun, frozen.base[path], common)
+        adapters[path], constants[path] = whole
+    params = _filled_params(contents, trainable["params"], constants)
+    groups, every = [], frozen.shared_by_group(trainable)
+    for variant, paths in frozen.spec.groups().items():
+        begun = {**every[variant].constants, **every[variant].trainable}
+        place = next(r.place for _, r in each_row(found.rows) if r.path == paths[0])
+        theirs = variant.shared_from_peft(contents.peft(place), begun)
+        groups.append(shared_factors(variant, _like(begun, theirs, paths[0])))
+    frozen = dataclasses.replace(frozen, constants=constants)
+    return with_shared_arrays({"adapters": adapters, "params": params}, frozen, groups)
+
+
+def _filled_factors(
+    contents: _Contents, placement: Placement, begun: Factors, base: Any, common: Shared
+) -> Factors:
+    """The factors of one weight, layer by layer."""
+    stored, each = base_of(placement, base), []
+    for layer in range(depth(placement)):
+        factors = row(placement, begun, layer)
+        if (variant := variant_at(placement, layer)) is not None:
+            place = contents.names.place(placement.use.path, layer)
+            assert place is not None  # the adapter was found by its name
+            like = row(placement, stored, layer)
+            whole = with_shared(factors, common)
+            theirs = variant.factors_from_peft(like, contents.peft(place), whole)
+            both = zip(theirs, common, strict=True)
+            own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
+            factors = _like(factors, Factors(*own), place.name)
+        each.append(factors)
+    return jax.tree.map(lambda *x: jnp.stack(x), *each) if placement.use.stack else each[0]
+
+
+def _filled_params(
+    contents: _Contents, begun: Mapping[str, Any], constants: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The parameters that train in full: those of the source, and biases that adapters add to."""
+    found, params = contents.found, dict(begun)
+    for name, one in each_row(found.full):
+        mine, tensor = params[one.path], cut(one.place, contents.read[name])
+        if contents.names.stacked(one.path):
+            params[one.path] = mine.at[one.layer].set(_like(mine[0], tensor, one.path))
+        else:
+            params[one.path] = _like(mine, tensor, one.path)
+    for module, one in each_row(lora_biases(found)):
+        mine, weight = params[one.path], found.rows[module][0]
+        scale = constants[weight.path]["scale"]
+        scale = (scale[weight.layer] if scale.ndim else scale).astype(mine.dtype)
+        bias = cut(one.place, contents.read[found.adapters[module][BIAS]])
+        where = mine.at[one.layer] if contents.names.stacked(one.path) else mine.at[:]
+        params[one.path] = where.add(scale * jnp.asarray(bias, mine.dtype))
+    return params
+
+
+def cut(place: Place, tensor: Any) -> Any:
+    """One layer of a parameter as it is here, from torch's tensor."""
+    tensor = tensor.T if place.transposed else tensor
+    return tensor if place.part is None else jnp.split(tensor, PARTS, axis=-1)[place.part]
+
+
+def lora_biases(found: Sorted) -> dict[str, list[Row]]:
+    """The biases of the layers whose adapters have one of their own, by module.
+
+    Raises:
+      ValueError: the model has no bias there.
+    """
+    modules = [module for module, each in found.adapters.items() if BIAS in each]
+    if without := [module for module in modules if module not in found.biases]:
+        raise ValueError(f"'{without[0]}' has a lora_bias, and the model has no bias there")
+    return {module: found.biases[module] for module in modules}
+
+
+def each_row(named: Mapping[str, list[Row]]) -> list[tuple[str, Row]]:
+    return [(name, one) for name, several in named.items() for one in several]
+
+
+def _like(mine: Any, theirs: Any, path: str) -> Any:
+    """Arrays of a file in the dtypes of those that `init` gave, which have the same shapes."""
+    found, wanted = (
+        {jax.tree_util.keystr(keys): tuple(x.shape) for keys, x in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (theirs, mine))
+    )
+    for name in {**wanted, **found}:
+        if found.get(name) != wanted.get(name):
+            what = f"{path}{name}: the file has {found.get(name)}"
+            raise ValueError(f"{what}, this model and the config ask for {wanted.get(name)}")
+    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, mine)
