@@ -71,9 +71,9 @@ def test_a_classifier_of_the_first_token(smoke, tmp_path):
     where = experiment.config.model.name
     auto = "AutoModelForSequenceClassification"
     options = "num_labels=2, dtype='float32'"
-    assert said[1] == f"  base = {auto}.from_pretrained('{where}', {options})"
+    assert said[4] == f"  base = {auto}.from_pretrained('{where}', {options})"
     found = loaded(tmp_path / "out", experiment, "cls", head=True)
-    assert found.config["task_type"] == content["task_type"] == "SEQ_CLS"
+    assert found.config["task_type"] == "SEQ_CLS"
     assert found.config["base_model_name_or_path"] == content["base_model_name_or_path"] == where
     assert found.config["modules_to_save"] == ["bert.pooler.dense", "classifier"]
     expected = experiment.adapted_call(trainable)(next(experiment.batches(0)))
@@ -88,10 +88,10 @@ def test_an_encoder_whose_head_reads_a_mean(smoke, tmp_path):
     config = smoke("storage=nf4", variant__rank=2)
     folder, experiment, trainable = completed(config, tmp_path / "run")
     said, content = export(folder, tmp_path / "out", "--as=peft")
-    assert said[1].startswith("  base = AutoModel.from_pretrained(")
-    assert said[3] == content["head"] and "head.safetensors holds the head; logits =" in said[3]
-    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[4]
-    assert len(content["quantization_error"]) == 12 and len(said) == 5 + 6 + 1
+    assert said[4].startswith("  base = AutoModel.from_pretrained(")
+    assert said[6] == content["head"] and "head.safetensors holds the head; logits =" in said[6]
+    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[7]
+    assert len(content["quantization_error"]) == 12 and len(said) == 8 + 6 + 1
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert all(each.startswith("base_model.model.encoder.layer.") for each in tensors)

@@ -52,12 +52,37 @@ class Peft(Format):
     def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
         served, flag = self.loader != PEFT, f"--for={self.loader}"
         with refusals_of(flag if served else "--as=peft"):
-            content = self._served(run, folder) if served else _for_peft(run, folder)
+            content = self._served(run, folder) if served else self._for_peft(run, folder)
         export_tokenizer(run.source, folder)
         errors = quantization_error(run)
         said = [*content.pop("said"), *quantised_lines(run, errors, peft=not served)]
         base = {"for": self.loader, "base_model_name_or_path": base_name(run)}
         return base | content | {"quantization_error": errors, "said": said}
+
+    def loading(self, run: FinishedRun, place: str) -> str:
+        """Lines of Python that load the adapter onto its base; empty for servers.
+
+        Args:
+          place: the folder.
+        """
+        if self.loader != PEFT:
+            return ""
+        auto, options = "AutoModelForCausalLM", {}
+        if not isinstance(run.config, TextConfig):
+            task: Any = run.experiment.texts.task
+            auto, options = "AutoModelForSequenceClassification", {"num_labels": task.num_outputs}
+        if averages(run):
+            auto, options = "AutoModel", {}
+        return (
+            f"from peft import PeftModel\nfrom transformers import {auto}\n\n"
+            f"{base_loading(run, auto, **options)}\n"
+            f"model = PeftModel.from_pretrained(base, {place!r})"
+        )
+
+    def _for_peft(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+        head = _write_peft(run, folder)
+        lines = [f"  {line}".rstrip() for line in self.loading(run, "FOLDER").splitlines()]
+        return {"head": head or None, "said": ["load it:", *lines, *([head] if head else [])]}
 
     def _served(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
         require_plain(run, self.svd_rank)
@@ -75,27 +100,25 @@ class Peft(Format):
         }
 
 
-def _for_peft(run: FinishedRun, folder: Path) -> dict[str, Any]:
-    """Write for the class of transformers that has the run's head, or for the encoder alone."""
+def _write_peft(run: FinishedRun, folder: Path) -> str:
+    """Write for the class of transformers that has the run's head, or for the encoder alone.
+
+    Returns:
+      How the head is applied, if no class has it.
+    """
     require_published_base(run)
     trainable, frozen, names = run.trainable, run.frozen, names_of(run.shape)
-    base, said = base_name(run), []
-    if isinstance(run.config, TextConfig):
-        task, load = "CAUSAL_LM", base_loading(run, "AutoModelForCausalLM")
-    else:
+    task, said = "CAUSAL_LM", ""
+    if not isinstance(run.config, TextConfig):
         trainable, frozen, head = without_head(trainable, frozen)
         if averages(run):
-            task, load = "FEATURE_EXTRACTION", base_loading(run, "AutoModel")
-            names, said = names_of(run.shape, head=False), [mean_head(f"{HEAD_FILE} holds")]
             _save_head(head, folder / HEAD_FILE)
+            task, said = "FEATURE_EXTRACTION", mean_head(f"{HEAD_FILE} holds")
+            names = names_of(run.shape, head=False)
         else:  # the whole head: transformers draws what the base has none of
-            trainable["params"] |= head
-            outputs = len(head["classifier/bias"])
-            auto = "AutoModelForSequenceClassification"
-            task, load = "SEQ_CLS", base_loading(run, auto, num_labels=outputs)
-    save_peft(folder, trainable, frozen, names, base_model=base, task_type=task)
-    lines = ["load it:", f"  {load}", "  model = PeftModel.from_pretrained(base, FOLDER)"]
-    return {"task_type": task, "head": said[0] if said else None, "said": [*lines, *said]}
+            task, trainable["params"] = "SEQ_CLS", {**trainable["params"], **head}
+    save_peft(folder, trainable, frozen, names, base_model=base_name(run), task_type=task)
+    return said
 
 
 def _save_head(head: dict[str, Any], path: Path) -> None:
