@@ -128,7 +128,8 @@ def test_what_is_read(written, params):
     [
         ("classifier", "b.{layer}.query", "SEQ_CLS", None),
         ("top.classifier", "b.{layer}.query", None, None),
-        ("classifier.out_proj", "b.{layer}.query", "SEQ_CLS", "no module 'classifier' or 'score'"),
+        ("classifier.out_proj", "b.{layer}.query", "SEQ_CLS", None),
+        ("top", "b.{layer}.query", "SEQ_CLS", "no module 'classifier' or 'score'"),
         ("classifier", "score.{layer}", "SEQ_CLS", "would not adapt 'score.1', for it is in 'sco"),
         ("top", "top.{layer}", None, "would not adapt 'top.1', for it is in 'top', saved whole"),
         ("query", "b.{layer}.query", None, "would not adapt 'b.1.query', for it is in 'query'"),
