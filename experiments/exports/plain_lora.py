@@ -7,7 +7,7 @@ from configs.settings import TextConfig
 from experiments.exports.base_model import require_published_base
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.interchange.families import names_of
-from lora_jax.interchange.matrices import matrices
+from lora_jax.interchange.matrices import lookup, matrices
 from lora_jax.text_table import text_table
 
 
@@ -36,6 +36,11 @@ def require_plain(run: FinishedRun, svd_rank: int | None) -> None:
         raise ValueError(
             f"'{min(run.trainable['params'])}' trains in full, and a plain LoRA has no such "
             "parameters; --as=merged"
+        )
+    if table := next((each for each in run.frozen.spec.adapted if lookup(each)), None):
+        raise ValueError(
+            f"'{table.use.path}' is an embedding, and adapters of matrices alone are taken; "
+            "--as=merged"
         )
     require_published_base(run)
     if svd_rank is not None:

@@ -13,6 +13,7 @@ from lora_jax.interchange.families import names_of
 from lora_jax.interchange.gguf_lora import write_gguf_lora
 from lora_jax.interchange.save_plain_lora import save_plain_lora
 from lora_jax.models.published.gguf_weights import architecture
+from lora_jax.models.published.weight_files import find_gguf
 
 FILE = "adapter.gguf"
 
@@ -34,17 +35,18 @@ class GgufLora(Format):
             written = save_plain_lora(plain, run.trainable, run.frozen, names, **options)
             write_gguf_lora(folder / FILE, plain, run.shape)
         errors = quantization_error(run)
-        kind = architecture(run.shape)
+        found = find_gguf(run.source)
+        base = found or "BASE.gguf"
+        which = "" if found else ", where BASE.gguf is the base model, converted for llama.cpp"
         return {
-            "architecture": kind,
+            "architecture": architecture(run.shape),
             "rank": written.rank,
             "svd_rank": self.svd_rank,
             "svd_error": dict(written.errors),
             "quantization_error": errors,
             "said": [
                 *svd_lines(written.errors),
-                f"load it: llama-cli -m BASE.gguf --lora {FILE}, where BASE.gguf is the run's base "
-                f"model (architecture {kind})",
+                f"load it: llama-cli -m {base} --lora {FILE}{which}",
                 *quantised_lines(run, errors, peft=False),
             ],
         }

@@ -65,7 +65,8 @@ class Peft(Format):
         if self.loader != PEFT:
             return ""
         task, kind = _class(run)
-        options = {"num_labels": len(run.labels) or 1} if task == "SEQ_CLS" else {}
+        data: Any = run.experiment.texts.task
+        options = {"num_labels": data.num_outputs} if task == "SEQ_CLS" else {}
         return (
             f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
             f"{base_loading(run, kind, **options)}\n"
