@@ -90,8 +90,8 @@ def notes(catalogue: Catalogue) -> list[str]:
         "Step: the time of a training step of MiniLM (32 x 48 tokens) over that of a step with "
         f"LoRA, by python -m experiments.bench --suite=methods{where}.",
         "vLLM: the rank of the plain LoRA that is equal (`as_lora`), if it is at most "
-        f"{MOST_RANKS}, as vLLM serves; lj.save_plain_lora writes it. Merged (python -m "
-        "experiments.export --as=merged), every method is a plain model, which any server loads.",
+        f"{MOST_RANKS}, as vLLM serves; python -m experiments.export --as=peft --for=vllm writes "
+        "it. Merged (--as=merged), every method is a plain model, which any server loads.",
         "PEFT: the method there; the file's docstring says where the two differ.",
         "Abilities are found by tracing the code. Product, embedding (lookups) and tied head: yes "
         "is without a dense matrix, dense with one as large as the weight. Trials at once: in one "
