@@ -213,6 +213,7 @@ class _Rows:
 
     def whole(self) -> Any:
         if self.array is None:
+            self.rows = [_whole(row) for row in self.rows]  # loops in loops make rows of rows
             self.array = self._stacked()
             if not is_key(self.array):
                 self.rows = list(self.array)  # so that nothing is held twice

@@ -30,7 +30,8 @@ def looped(x):
 
     last, rows = lax.scan(body, x[0], x, reverse=True)
     times = lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] + c[0]), (0, 1))[1]
-    return tripled(times * rows).sum() + jnp.square(last).mean()
+    sums = lax.scan(lambda c, row: lax.scan(lambda c, n: (c + n, c * n), c, row), x[0, 0], x)[1]
+    return tripled(times * rows).sum() + jnp.square(last).mean() + (sums * x).sum()
 
 
 def indexed(x):
