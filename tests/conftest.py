@@ -56,6 +56,11 @@ def pytest_configure(config):
         os.environ[name.upper()] = str(value)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of minutes come first: begun last, one of them is waited for alone."""
+    items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
+
+
 def pytest_collection_finish():
     """What was imported stays; the collector leaves it alone, and runs seldom."""
     gc.collect()

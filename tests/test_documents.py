@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 def test_the_quickstart_is_as_good_as_it_says(tmp_path):
     # It computes for longer than it compiles: in full optimisation, as `make quickstart` does. The
     # audit, which has tests of its own, would add a tenth.

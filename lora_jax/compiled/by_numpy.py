@@ -4,6 +4,7 @@ XLA gets at most one operation at a time, and most operations (`lora_jax.compile
 all. So a compiler pass that fuses, reorders or reuses memory wrongly has no effect here.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,6 +109,8 @@ class ByNumpy:
             ]
         if jaxpr_inside:
             return jaxprs.apply(around, eqn, operands)
+        if eqn.primitive.name.startswith("random_"):
+            return [_random(eqn.primitive, tuple(params.items()), *operands)]
         result = eqn.primitive.bind(*operands, **params)
         return result if eqn.primitive.multiple_results else [result]
 
@@ -213,6 +216,7 @@ class _Rows:
 
     def whole(self) -> Any:
         if self.array is None:
+            self.rows = [_whole(row) for row in self.rows]  # loops in loops make rows of rows
             self.array = self._stacked()
             if not is_key(self.array):
                 self.rows = list(self.array)  # so that nothing is held twice
@@ -225,6 +229,12 @@ class _Rows:
             return np.stack(self.rows)
         data: Any = np.stack([np.asarray(jax.random.key_data(row)) for row in self.rows])
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(self.rows[0]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _random(primitive: Any, params: tuple[tuple[str, Any], ...], *operands: Any) -> Any:
+    """An operation on random keys, as one program: by itself, JAX compiles each part of it."""
+    return primitive.bind(*operands, **dict(params))
 
 
 def _whole(value: Any) -> Any:

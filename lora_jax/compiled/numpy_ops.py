@@ -12,6 +12,8 @@ import numpy as np
 import scipy.special
 from threadpoolctl import ThreadpoolController
 
+from lora_jax.compiled import numbers, windows
+
 LARGE = 2**29
 """Products of at least this many multiplications use several threads; one thread would take some
 hundredths of a second."""
@@ -43,9 +45,19 @@ def _select(params: Mapping[str, Any], which: np.ndarray, *cases: np.ndarray) ->
     return np.where(which, cases[1], cases[0]) if which.dtype == bool else NotImplemented
 
 
-def _shift(params: Mapping[str, Any], x: np.ndarray, by: np.ndarray) -> Any:
-    inside = x.dtype.kind == "u" and bool((by < 8 * x.dtype.itemsize).all())
-    return np.right_shift(x, by) if inside else NotImplemented
+def _shift(function: Callable[..., Any]) -> Rule:
+    def one(params: Mapping[str, Any], x: np.ndarray, by: np.ndarray) -> Any:
+        inside = x.dtype.kind == "u" and bool((by < 8 * x.dtype.itemsize).all())
+        return function(x, by) if inside else NotImplemented
+
+    return one
+
+
+def _bits_as(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    """Bits of integers as numbers of another kind (floats here may be held wider)."""
+    to = np.dtype(params["new_dtype"])
+    same = x.dtype.kind in "iu" and to.kind in "iuf" and to.itemsize == x.dtype.itemsize
+    return np.array(x, order="C").view(to) if same else NotImplemented
 
 
 def _integer_pow(params: Mapping[str, Any], x: np.ndarray) -> Any:
@@ -86,13 +98,20 @@ _ELEMENTS: dict[str, Rule] = {
     "or": _plain(np.bitwise_or),
     "xor": _plain(np.bitwise_xor),
     "not": _plain(np.bitwise_not),
-    "shift_right_logical": _shift,
+    "shift_left": _shift(np.left_shift),
+    "shift_right_logical": _shift(np.right_shift),
+    "bitcast_convert_type": _bits_as,
     "is_finite": _plain(np.isfinite),
     "select_n": _select,
     "integer_pow": _integer_pow,
-    "div": _of_floats(np.divide),
+    "div": numbers.divide,
+    "rem": numbers.remainder,
     "pow": _of_floats(np.power),
-    "sign": _of_floats(np.sign),
+    "sign": numbers.sign,
+    "real": _plain(np.real),
+    "imag": _plain(np.imag),
+    "conj": _plain(np.conj),
+    "complex": numbers.joined,
     "exp": _of_floats(np.exp),
     "exp2": _of_floats(np.exp2),
     "expm1": _of_floats(np.expm1),
@@ -106,6 +125,7 @@ _ELEMENTS: dict[str, Rule] = {
     "logistic": _of_floats(lambda x: 1 / (1 + np.exp(-x))),
     "erf": _of_floats(scipy.special.erf),
     "erfc": _of_floats(scipy.special.erfc),
+    "erf_inv": _of_floats(scipy.special.erfinv),
 }
 
 
@@ -146,6 +166,14 @@ def _reshape(params: Mapping[str, Any], x: np.ndarray, *sizes: Any) -> Any:
 def _slice(params: Mapping[str, Any], x: np.ndarray) -> Any:
     limits = params["start_indices"], params["limit_indices"]
     return x[tuple(map(slice, *limits, params["strides"] or (1,) * x.ndim))]
+
+
+def _top_k(params: Mapping[str, Any], x: np.ndarray) -> Any:
+    """The greatest along the last axis, and their places; of equal ones, the first come first."""
+    if params.get("axis", x.ndim - 1) != x.ndim - 1 or x.dtype.kind != "f" or np.isnan(x).any():
+        return NotImplemented
+    places = np.argsort(-x, axis=-1, kind="stable")[..., : params["k"]]
+    return np.take_along_axis(x, places, -1), places.astype(np.int32)
 
 
 def _starts(starts: Sequence[Any], sizes: Sequence[int], x: np.ndarray) -> tuple[slice, ...]:
@@ -190,7 +218,7 @@ def _iota(params: Mapping[str, Any], *sizes: Any) -> Any:
 
 def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
     """A `dot_general` as one product of stacks of matrices."""
-    if not (np.issubdtype(x.dtype, np.floating) and np.issubdtype(y.dtype, np.floating)):
+    if not (np.issubdtype(x.dtype, np.inexact) and np.issubdtype(y.dtype, np.inexact)):
         return NotImplemented
     (sum_x, sum_y), (stack_x, stack_y) = params["dimension_numbers"]
     rest_x = [axis for axis in range(x.ndim) if axis not in (*sum_x, *stack_x)]
@@ -209,29 +237,6 @@ def product(params: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> Any:
 _blas = functools.cache(ThreadpoolController)
 
 
-def gather(params: Mapping[str, Any], x: np.ndarray, indices: np.ndarray) -> Any:
-    """Windows of an array; NotImplemented if one is not inside it, so that JAX handles that."""
-    dims, sizes = params["dimension_numbers"], params["slice_sizes"]
-    starts = np.moveaxis(indices, -1, 0)
-    room = [x.shape[axis] - sizes[axis] for axis in dims.start_index_map]
-    if any(((each < 0) | (each > most)).any() for each, most in zip(starts, room, strict=True)):
-        return NotImplemented
-    stacked = dims.operand_batching_dims, dims.start_indices_batching_dims
-    firsts = dict(zip(dims.start_index_map, starts, strict=True))
-    firsts |= {axis: np.indices(starts[0].shape)[own] for axis, own in zip(*stacked, strict=True)}
-    window = [axis for axis in range(x.ndim) if axis not in dims.collapsed_slice_dims + stacked[0]]
-    places = []
-    for axis in range(x.ndim):
-        first = np.asarray(firsts.get(axis, 0))
-        place = first.reshape(first.shape + (1,) * len(window))
-        if axis in window:
-            after = (1,) * (len(window) - window.index(axis) - 1)
-            place = place + np.arange(sizes[axis]).reshape(-1, *after)
-        places.append(place)
-    found = x[tuple(places)]  # its axes: (*those of the indices, *those of the window)
-    return np.moveaxis(found, range(found.ndim - len(window), found.ndim), dims.offset_dims)
-
-
 _SHAPES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
@@ -242,7 +247,11 @@ _SHAPES: dict[str, Rule] = {
     "split": _split,
     "iota": _iota,
     "dot_general": product,
-    "gather": gather,
+    "gather": windows.gather,
+    "scatter": windows.scatter,
+    "scatter-add": windows.scatter_add,
+    "fft": numbers.fourier,
+    "top_k": _top_k,
     "transpose": lambda params, x: x.transpose(params["permutation"]),
     "squeeze": lambda params, x: np.squeeze(x, params["dimensions"]),
     "expand_dims": lambda params, x: np.expand_dims(x, params["dimensions"]),
@@ -253,10 +262,16 @@ _SHAPES: dict[str, Rule] = {
 
 
 def _convert(dtype: Any, x: np.ndarray) -> Any:
-    """Convert to integers by NumPy; for floats, the caller rounds to the dtype."""
+    """Convert to integers and complex numbers by NumPy; for floats, the caller rounds."""
     to = np.dtype(dtype)
-    if "c" in (to.kind, x.dtype.kind):
-        return NotImplemented
-    if to.kind in "iub":
-        return x.astype(to) if x.dtype.kind in "iub" else NotImplemented
+    if x.dtype.kind == "c":
+        return x if to.kind == "c" else NotImplemented
+    if to.kind == "c":
+        return x.astype(to)
+    if to.kind == "b" or (to.kind in "iu" and x.dtype.kind in "iub"):
+        return x.astype(to)
+    if to.kind in "iu":
+        limits = np.iinfo(to)
+        inside = ((x > float(limits.min) - 1) & (x < float(limits.max))).all()
+        return x.astype(to) if inside else NotImplemented
     return x if x.dtype.kind == "f" else x.astype(np.float64)

@@ -1,4 +1,4 @@
-"""The contract suite: what every variant must do, checked on toys in 10 to 15 seconds.
+"""The contract suite: what every variant must do, checked on toys in 5 to 10 seconds.
 
 `check(variant)` runs it on any variant, yours included. Each clause is a function of a variant that
 passes in silence or raises an error of one line. `CLAUSES` lists them; those about one matrix come

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.compiled.by_numpy import ByNumpy
+from lora_jax.files.arrays import is_key
 from lora_jax.variant import TrainingWarning, Variant
 
 Clause = Callable[[Variant], None]
@@ -108,7 +109,10 @@ def by_numpy(
         closed, given = traced.jaxpr, [x for n, x in enumerate(args) if n not in static]
         results = ByNumpy(wide=False)(closed.jaxpr, closed.consts, jax.tree.leaves(given))
         forms, form = jax.tree.flatten(traced.out_info)
-        typed = [np.array(x, each.dtype, order="C") for x, each in zip(results, forms, strict=True)]
+        typed = [
+            x if is_key(x) else np.array(x, each.dtype, order="C")
+            for x, each in zip(results, forms, strict=True)
+        ]
         return jax.tree.unflatten(form, typed)
 
     return run

@@ -66,7 +66,7 @@ def dropout_spares_the_base(variant: Variant) -> None:
     require_close("the gradient's mean over dropout", dropped(halves)[-1], through_weight)
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _dropped(
     variant: Variant, base: Base, x: Array, random: Array, halves: Array, seed: Array
 ) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ def starts_from_any_initialization(variant: Variant) -> None:
         require_close(f"dot_t, begun from '{name}'", dot_t, np.asarray(z) @ np.transpose(weight))
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _begun(
     variants: tuple[Variant, ...], base: Base, x: Array, z: Array, seed: Array
 ) -> list[tuple[Array, ...]]:

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.contract import toy_matrices
+from lora_jax.contract import keys, toy_matrices
 from lora_jax.contract.clause import (
     by_numpy,
     clause,
     draws_random_numbers,
-    quick_jit,
     require,
     require_close,
     require_identical,
@@ -32,10 +31,10 @@ from lora_jax.contract.products import (
     pull_back,
 )
 from lora_jax.contract.toy_matrices import (
-    compiled_factors_of,
     factors_of,
     noisy,
     normal,
+    quick_factors_of,
     seen_of,
     shapes,
     stack,
@@ -73,13 +72,11 @@ def settings_are_static(variant: Variant) -> None:
 @clause
 def init_is_a_function_of_its_key(variant: Variant) -> None:
     """The same key gives the same factors, from any instance, in any order, stacked or alone."""
-    one, two = map(jax.random.key, (6, 7))
+    one, two = map(keys.key, (6, 7))
     base = toy_matrices.base(variant)
 
     def init(each: Variant) -> Callable[[Array, Base], Factors]:
-        return quick_jit(
-            lambda key, base: each.init(key, base)
-        )  # a new function: nothing is cached
+        return by_numpy(lambda key, base: each.init(key, base))  # a new one: nothing is cached
 
     once = init(variant)
     first, other = once(one, base), once(two, base)
@@ -89,7 +86,7 @@ def init_is_a_function_of_its_key(variant: Variant) -> None:
     require_identical("init of an equal variant", init(twin)(one, base), first)
     require_same_form("init under eval_shape", jax.eval_shape(variant.init, one, base), first)
 
-    @quick_jit
+    @by_numpy
     def together(one: Array, two: Array, bases: Base) -> tuple[Factors, Factors]:
         both = jax.vmap(variant.init)(jnp.stack([one, two]), bases)
         first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
@@ -128,7 +125,7 @@ def starts_at_the_base(variant: Variant) -> None:
         require_close(f"the weight at the start ({roles})", weight, bases["io"].value, 1e-12)
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _starting_weights(variant: Variant, bases: dict[str, Base], seed: Array) -> dict[str, Array]:
     return {
         r: variant.weight(each, toy_matrices.init(variant, seed, each)) for r, each in bases.items()
@@ -166,7 +163,7 @@ def _total(variant: Variant, used: dict[str, np.ndarray]) -> int:
     return sum(int(x.sum()) for n, x in used.items() if n not in variant.shared_trainable)
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _used(
     variant: Variant,
     bases: dict[tuple[int, int], Base],
@@ -191,7 +188,7 @@ def shared_arrays_are_one(variant: Variant) -> None:
     if not variant.shared_trainable:
         return
     base = toy_matrices.base(variant)
-    trainable, constants = one = compiled_factors_of(variant, base)
+    trainable, constants = one = quick_factors_of(variant, base)
     common = {name: trainable[name] for name in variant.shared_trainable}
     after = {"one": one, "two": Factors({**noisy(trainable, 3), **common}, constants)}
     slopes = noisy(trainable, 12), noisy(trainable, 13)
@@ -212,7 +209,7 @@ def numbers_are_read_from_constants(variant: Variant) -> None:
     """
     others = {name: other for other, name in variations(variant)}
     base = toy_matrices.base(variant)
-    factors = compiled_factors_of(variant, base)
+    factors = quick_factors_of(variant, base)
     wanted, *rest = _computed((variant, *others.values()), base, factors)
     for name, got in zip(others, rest, strict=True):
         for what in wanted:
@@ -231,7 +228,7 @@ def _computed(variants: tuple[Variant, ...], base: Base, factors: Factors) -> li
 def calls_are_pure(variant: Variant) -> None:
     """Calling twice gives the same bits, and changes no argument."""
     base = toy_matrices.base(variant)
-    factors = compiled_factors_of(variant, base)
+    factors = quick_factors_of(variant, base)
 
     def everything() -> dict[str, Any]:
         # A new function each time, so that nothing is cached.

@@ -18,7 +18,7 @@ from lora_jax.contract.clause import (
     require_close,
     require_same_form,
 )
-from lora_jax.contract.toy_matrices import array, compiled_factors_of, noisy, normal
+from lora_jax.contract.toy_matrices import array, noisy, normal, quick_factors_of
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -37,7 +37,7 @@ def products_equal_the_weight(variant: Variant) -> None:
 def plain_lora_equals_the_weight(variant: Variant) -> None:
     """`as_lora`, where a method has it, gives A and B with W + A^T B = `weight`."""
     base = toy_matrices.base(variant)
-    weight, plain = _weight_and_plain_lora(variant, base, compiled_factors_of(variant, base))
+    weight, plain = _weight_and_plain_lora(variant, base, quick_factors_of(variant, base))
     if plain is not None:
         a, b = plain
         require_close("W + A^T B of as_lora", np.asarray(base.value) + a.T @ b, weight)
@@ -62,7 +62,7 @@ def gradients_equal_those_through_the_weight(variant: Variant) -> None:
     taken = np.zeros(base.shape)
     np.add.at(taken, rows, c_rows)
     through = [x.T @ c, np.transpose(c_t) @ z, taken]
-    factors = compiled_factors_of(variant, base)
+    factors = quick_factors_of(variant, base)
     results = _gradients_of_uses(variant, base, factors, inputs, cotangents, through)
     for name, (got, wanted) in results.items():
         require_close(f"the gradient of {name}", got, wanted)
@@ -92,7 +92,7 @@ def narrow_inputs_give_narrow_outputs(variant: Variant) -> None:
         base = toy_matrices.base(variant, dtype)
         x, z, rows = inputs_of(base, (3,), dtype)
         ((weight, *products),) = _products(
-            variant, compiled_factors_of(variant, base), [(base, (x, z, rows))]
+            variant, quick_factors_of(variant, base), [(base, (x, z, rows))]
         )
         require(
             weight.dtype == wide(dtype),
@@ -118,7 +118,7 @@ def products_accumulate_as_asked(variant: Variant) -> None:
     narrow, wider = jnp.bfloat16, jnp.dtype(jnp.float32)
     base = toy_matrices.base(variant, narrow)
     asking = dataclasses.replace(base, accumulate=wider)
-    factors, inputs = compiled_factors_of(variant, base), inputs_of(base, (2, 3), narrow)
+    factors, inputs = quick_factors_of(variant, base), inputs_of(base, (2, 3), narrow)
     results = _products(variant, factors, [(asking, inputs), (base, inputs)])
     for what, got, plain in list(zip(("weight", "dot", "dot_t"), *results, strict=False))[1:]:
         require(got.dtype == wider, f"{what} accumulated in float32 gives {got.dtype}")
@@ -134,7 +134,7 @@ Layouts = dict[str, tuple[Base, tuple[Array, Array, Array]]]
 def require_products(variant: Variant, layouts: Layouts) -> None:
     """Compare `dot`, `dot_t` and `take` with `weight`."""
     bases = [base for base, _ in layouts.values()]
-    factors = compiled_factors_of(variant, bases[0])
+    factors = quick_factors_of(variant, bases[0])
     results = _products(variant, factors, list(layouts.values()))
     for (of, (base, (x, z, rows))), (weight, *products) in zip(
         layouts.items(), results, strict=True

@@ -11,7 +11,7 @@ from jax import Array
 from jax.core import Tracer
 
 from lora_jax.contract import keys
-from lora_jax.contract.clause import quick_jit
+from lora_jax.contract.clause import by_numpy
 from lora_jax.statistics import Seen
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import PyTree
@@ -119,7 +119,12 @@ def factors_of(variant: Variant, base: Base, seed: Any = 2) -> Factors:
     return Factors(noisy(factors.trainable), factors.constants)
 
 
-compiled_factors_of = quick_jit(factors_of, static_argnums=0)
+_factors_by_numpy = by_numpy(factors_of, static_argnums=0)
+
+
+def quick_factors_of(variant: Variant, base: Base) -> Factors:
+    """The same without compiling them, in JAX's own arrays."""
+    return jax.device_put(_factors_by_numpy(variant, base))
 
 
 def variations(variant: Variant) -> list[tuple[Variant, str]]:

@@ -44,6 +44,17 @@ def shallow(params: PyTree, ids: Array) -> Array:
     return x @ params["embed"].T + params["head_bias"][None, None]
 
 
+def thin(params: PyTree, ids: Array) -> Array:
+    """A lookup, stacked weights with heads in a scan, and the tied head: few operations."""
+
+    def layer(x: Array, heads: Array) -> tuple[Array, None]:
+        several = jnp.tanh(jnp.einsum("btd,dchk->cbthk", x, heads))
+        return x + several.mean(0).reshape(x.shape), None
+
+    x, _ = lax.scan(layer, params["embed"][ids], params["layers"]["qkv"])
+    return x @ params["embed"].T + params["head_bias"][None, None]
+
+
 def _around(of_layers: Callable[[Array, PyTree], Array], params: PyTree, ids: Array) -> Array:
     x = of_layers(params["embed"][ids], params["layers"])
     x = jnp.tanh(_norm(x) @ params["mix"]["kernel"] + params["mix"]["bias"][None, None])
@@ -88,7 +99,7 @@ def decoder_params(variant: Variant, dtype: Any = jnp.float64) -> PyTree:
 class Toy:
     """The decoder with its matrices adapted, and an input.
 
-    Its compiled methods are compiled once for all toys of a variant, which share its `Adapted`.
+    Its methods are traced, or compiled, once for all toys of a variant, which share its `Adapted`.
     """
 
     adapted: Adapted = dataclasses.field(metadata={"static": True})
@@ -106,12 +117,11 @@ class Toy:
     def apply(self, trainable: Trainable) -> Array:
         return self.adapted.apply(trainable, self.frozen, self.ids)
 
-    output = quick_jit(apply)
-    """`apply`, compiled."""
+    output = by_numpy(apply)
+    """`apply`, operation by operation."""
 
-    @quick_jit
-    def gradient(self, trainable: Trainable) -> tuple[Array, Trainable]:
-        """The output of `apply`, and the gradient of its score, compiled."""
+    def apply_and_gradient(self, trainable: Trainable) -> tuple[Array, Trainable]:
+        """The output of `apply`, and the gradient of its score."""
 
         def of(trainable: Trainable) -> tuple[Array, Array]:
             output = self.apply(trainable)
@@ -119,6 +129,9 @@ class Toy:
 
         gradient, output = jax.grad(of, has_aux=True)(trainable)
         return output, gradient
+
+    gradient = by_numpy(apply_and_gradient)
+    compiled_gradient = quick_jit(apply_and_gradient)
 
     @by_numpy
     def merged(self, trainable: Trainable) -> tuple[PyTree, Array]:
@@ -156,11 +169,13 @@ def toy(
     params, ids = decoder_params(variant, dtype), _ids(variant)
     storage = {} if quantize is None else dict.fromkeys(targets, quantize)
     adapted = adapt(decoder, variant, targets, ("head_bias",), storage)
-    return Toy(adapted, params, ids, *_init(adapted, seed, params, ids))
+    # Methods may do with their arrays what JAX's can and NumPy's cannot (`x.at`).
+    begun = jax.device_put(_init(adapted, seed, params, ids))
+    return Toy(adapted, params, ids, *begun)
 
 
 def training_toy(variant: Variant) -> Toy:
-    """A toy in which only adapters train, in arrays of its own, as training donates them.
+    """A thin toy in which only adapters train, in arrays of its own, as training donates them.
 
     For a method without factors, `head_bias` trains, too.
     """
@@ -168,7 +183,7 @@ def training_toy(variant: Variant) -> Toy:
     full, base = dict(each.trainable["params"]), dict(each.frozen.base)
     if variant.adapts:
         base["head_bias"] = full.pop("head_bias")
-    adapted = dataclasses.replace(each.adapted, also_train=_also_trained(variant))
+    adapted = dataclasses.replace(each.adapted, forward=thin, also_train=_also_trained(variant))
     trainable = {**each.trainable, "params": full}
     own = jax.tree.map(lambda leaf: array(np.array(leaf)), trainable)
     frozen = dataclasses.replace(each.frozen, base=base)
@@ -200,7 +215,7 @@ output_of = by_numpy(decoder)
 _key = quick_jit(keys.key)
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(by_numpy, static_argnums=0)
 def _init(adapted: Adapted, seed: Array, params: PyTree, ids: Array) -> tuple[Trainable, Frozen]:
     return begin(adapted, keys.key(seed), params, ids)
 

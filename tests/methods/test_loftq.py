@@ -38,9 +38,14 @@ def lora(start, rank=RANK):
 def started(params, targets, quantize=".*"):
     """What is stored, what each adapter adds to it, and the merged weights."""
     adapted = lj.adapt(net, None, targets, quantize={quantize: STORAGE})
-    trainable, frozen = jax.jit(adapted.init)(KEY, params, np.ones((2, 24), np.float32))
-    base, merged = (f(trainable, frozen) for f in (adapted.disable, adapted.merge))
-    return jax.device_get((base, merged, trainable["adapters"], frozen.constants))
+
+    @jax.jit  # as one program: each operation by itself would be compiled
+    def all_of_it(params):
+        trainable, frozen = adapted.init(KEY, params, np.ones((2, 24), np.float32))
+        base, merged = (f(trainable, frozen) for f in (adapted.disable, adapted.merge))
+        return base, merged, trainable["adapters"], frozen.constants
+
+    return jax.device_get(all_of_it(params))
 
 
 def nearest(w):

@@ -89,7 +89,9 @@ def begin(problem, mesh=None):
         return trainable, frozen, None
     layout = lay_out(problem.adapted, mesh, problem.rules, *problem.inputs)
     where = layout.trainable, layout.frozen
-    return *jax.device_put((trainable, layout.gathering(frozen)), where), layout
+    # From NumPy: each part of JAX's own arrays would be cut off by a program that is compiled.
+    whole = jax.device_get((trainable, layout.gathering(frozen)))
+    return *jax.device_put(whole, where), layout
 
 
 @functools.lru_cache(maxsize=2)

@@ -13,6 +13,7 @@ from make_fixtures.peft_methods import METHODS
 
 import lora_jax as lj
 import variants
+from lora_jax.contract.clause import by_numpy
 from lora_jax.interchange.peft_config import of_module
 from lora_jax.methods import peft_lora
 from lora_jax.peft_format import Peft
@@ -185,11 +186,12 @@ def with_constants(frozen, fixed, start):
 def within(arrays, config, use):
     """`use(adapted, trainable, frozen, params)` with PEFT's numbers in them, and our own start.
 
-    All in one compiled program. The start is what `init` gives: trainable and frozen.
+    All in one program, by NumPy, which has nothing to compile. The start is what `init` gives:
+    trainable and frozen.
     """
     adapted = adapt(config)
 
-    @jax.jit
+    @by_numpy
     def run(params, trainable, start, fixed):
         begun = fresh, frozen = adapted.init(jax.random.key(0), params, arrays["ids"])
         shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (fresh, trainable))

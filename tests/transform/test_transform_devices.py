@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import zoo.check as check
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -51,11 +52,13 @@ def test_sharded_parameters_and_batch(alone, layout):
     devices = mesh(AxisType.Auto)
 
     def lay(path, leaf):
-        return jax.device_put(leaf, NamedSharding(devices, LAYOUTS[layout].get(path, P())))
+        # From NumPy: of JAX's own arrays, each part is cut by a program that is compiled.
+        where = NamedSharding(devices, LAYOUTS[layout].get(path, P()))
+        return jax.device_put(np.asarray(leaf), where)
 
     base = {path: lay(path, leaf) for path, leaf in frozen.base.items()}
     sharded = lj.Frozen(base, frozen.constants, frozen.spec)
-    batch = jax.device_put(ids, NamedSharding(devices, P("y")))
+    batch = jax.device_put(np.asarray(ids), NamedSharding(devices, P("y")))
 
     @jax.jit
     def run(theta, frozen, ids):
@@ -79,8 +82,11 @@ def stack_of(count, kind, specs):
     )
     x = check.random_like(jnp.zeros((8, 8)), seed=1)
     devices = mesh(kind)
-    laid = {n: jax.device_put(w, NamedSharding(devices, specs[n])) for n, w in params.items()}
-    return params, x, laid, jax.device_put(x, NamedSharding(devices, specs["x"])), devices
+
+    def lay(name, leaf):
+        return jax.device_put(np.asarray(leaf), NamedSharding(devices, specs[name]))
+
+    return params, x, {n: lay(n, w) for n, w in params.items()}, lay("x", x), devices
 
 
 def test_stacked_axis_sharded():

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lora_jax as lj
+from lora_jax.compiled.by_numpy import ByNumpy
 from lora_jax.partition import is_array, matches
+from lora_jax.variant import wide
 from variants.lora import LoRA
 from zoo.case import Case
 
@@ -24,6 +26,15 @@ class Named(LoRA):
     def weight(self, base: lj.Base, factors: lj.Factors) -> jax.Array:
         self.merges.add(self.name)
         return super().weight(base, factors)
+
+    def init(self, key: jax.Array, base: lj.Base) -> lj.Factors:
+        """As LoRA's, but A is NumPy's: there is no generator to compile."""
+        a = np.random.default_rng(0).uniform(-0.5, 0.5, (self.rank, base.shape[0]))
+        dtype = wide(base.dtype)
+        b, scale = jnp.zeros((self.rank, base.shape[1]), dtype), self.scaling()
+        return lj.Factors(
+            {"a": jnp.asarray(a.astype(dtype)), "b": b}, {"scale": jnp.asarray(scale, dtype)}
+        )
 
 
 def is_target(case: Case, path: str) -> bool:
@@ -48,6 +59,18 @@ def random_like(tree: Any, seed: int) -> Any:
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype)), tree
     )
+
+
+def by_numpy(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The function, traced and then evaluated by NumPy: most of what is compiled runs once."""
+
+    def run() -> Any:
+        closed, form = jax.make_jaxpr(function, return_shape=True)()
+        results = ByNumpy(wide=False)(closed.jaxpr, closed.consts, [])
+        treedef = jax.tree.structure(form)
+        return jax.tree.unflatten(treedef, results)
+
+    return run
 
 
 def arrays(tree: Any) -> list[Any]:
