@@ -80,11 +80,9 @@ def _entry(
         return PLAIN, Factors(own, present)
     mine = jax.tree.map(to_host, factors)
     if isinstance(variant, LowRank):
-        if (mask := mine.constants.get("mask")) is not None:
-            own = {n: x * mask[..., None] if n in ROWS else x for n, x in mine.trainable.items()}
-            mine = Factors(own, mine.constants)
+        mask = mine.constants.get("mask", np.ones(1))[..., None]
         padded: Any = (
-            {n: _rows(x, max_rank, path) if n in ROWS else x for n, x in part.items()}
+            {n: _rows(x * mask, max_rank, path) if n in ROWS else x for n, x in part.items()}
             for part in mine
         )
         variant, mine = _as_served(variant, max_rank), Factors(*padded)

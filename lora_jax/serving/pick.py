@@ -56,7 +56,7 @@ def _concat(x: Array, slots: Array, a: Array, b: Array) -> Array:
     """For x (rows, tokens, in) and slots (rows,)."""
     count, rank, _ = a.shape
     hidden = x @ a.reshape(count * rank, -1).T
-    own = jnp.repeat(slots[:, None] == jnp.arange(count), rank, axis=1)
+    own = jnp.repeat(slots[:, None] == jnp.arange(count)[None], rank, axis=1)
     hidden = jnp.where(own[:, None], hidden, jnp.zeros((), hidden.dtype))
     return hidden @ b.reshape(count * rank, -1)
 
