@@ -33,6 +33,7 @@ ROOMS = (
     "lora_jax.compiled",
     "lora_jax.adapters",
     "lora_jax.arithmetic",
+    "lora_jax.serving",
     "lora_jax.contract",
     "lora_jax.training",
     "lora_jax.models",

@@ -1,0 +1,204 @@
+"""A bank: many adapters of one base, in arrays with an axis of slots, for batches that mix them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lora_jax.methods.checks import require_count
+from lora_jax.partition import split_arrays
+from lora_jax.serving import layout, pick
+from lora_jax.serving.entries import Adapter, entries
+from lora_jax.serving.layout import Held
+from lora_jax.serving.slots import ACTIVE, SLOT
+from lora_jax.suggest import require_known
+from lora_jax.text_table import text_table
+from lora_jax.transform.adapt import Adapted
+from lora_jax.transform.placement import Frozen
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["base", "held"],
+    meta_fields=["forward", "capacity", "max_rank", "way"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bank:
+    """Up to `capacity` adapters of one base, in slots 1, 2 ...; slot 0 is the base itself.
+
+    A bank is a pytree, and what changes it gives a new one. Adapters of different methods, ranks
+    and targets share it. Those that are equal to plain LoRA (`Variant.as_lora`) are held as A and B
+    with every scale in B, and are computed together; each other method, with its settings, by its
+    own products. The first adapter of a method, the first on a weight, and the first that trains a
+    parameter in full make new arrays, for which programs are compiled anew. Nothing else that is
+    put, replaced or removed compiles anything.
+
+    Training changes `trainable`: `bank.with_trainable(...)` gives the bank with other arrays.
+
+    Args:
+      forward: any JAX function, `forward(params, *args, **kwargs)`, as for `adapt`.
+      base: its parameters; or (trainable, frozen), an adapter whose base it is, for one with
+        quantised weights.
+      capacity: how many adapters there may be. Each parameter that any adapter trains in full is
+        held as many times, and once more.
+      max_rank: the highest rank of an adapter.
+      way: how the products of plain LoRA are computed: one of `lora_jax.serving.pick.WAYS`.
+    """
+
+    forward: Callable[..., Any]
+    base: Any
+    capacity: int = 64
+    max_rank: int = 32
+    way: str = "gather"
+    held: Held | None = None
+
+    def __post_init__(self) -> None:
+        if self.held is not None:
+            return
+        require_count("capacity", self.capacity)
+        require_count("max_rank", self.max_rank)
+        require_known(self.way, pick.WAYS, f"way '{self.way}' is unknown")
+        object.__setattr__(self, "base", layout.base_alone(self.base))
+        object.__setattr__(self, "held", Held())
+
+    # -- what is in it -----------------------------------------------------------------------------
+
+    def put(self, slot: int, adapter: Adapter, *, donate: bool = False) -> "Bank":
+        """The bank with an adapter in a slot, in the place of what was there.
+
+        Args:
+          adapter: (trainable, frozen), of this base.
+          donate: whether the new bank may take this one's arrays, instead of copies. This bank, and
+            whatever else has its arrays, cannot be used any more.
+
+        Raises:
+          ValueError: there is no such slot, or the adapter is of another base, of a higher rank, or
+            trains a parameter of another shape. The message names it.
+        """
+        self._require_slot(slot)
+        layout.require_fit(self.base, adapter)
+        found, placements = entries(adapter, self.max_rank), adapter[1].spec.adapted
+        base, held = layout.with_room(
+            self.base, self._held, found, placements, self.capacity + 1, self.way
+        )
+        held = layout.written(held, slot, found, donate)
+        return dataclasses.replace(self, base=base, held=held)
+
+    def remove(self, slot: int, *, donate: bool = False) -> "Bank":
+        """The bank with the base alone in a slot."""
+        self._require_slot(slot)
+        return dataclasses.replace(self, held=layout.written(self._held, slot, {}, donate))
+
+    def explain(self) -> str:
+        """How each adapted weight is computed, as a table."""
+        rows = []
+        for each in self.base.spec.placements:
+            if not each.adapts:
+                continue
+            kinds = dict.fromkeys(str(use) for use in each.use.uses)
+            merged = dict.fromkeys(use.merges for use in each.use.uses if use.merges)
+            own = self._held.part("constants", each.use.path)
+            methods = [
+                method.title or type(method).__name__
+                for number, method in enumerate(self._held.methods)
+                if f"{number}/{ACTIVE}" in own
+            ]
+            rows.append((each.use.path, *(", ".join(x) for x in (kinds, methods, merged))))
+        return text_table(("path", "used as", "methods", "merged for each row at"), rows)
+
+    # -- computing with it -------------------------------------------------------------------------
+
+    def apply(self, ids: Array, /, *args: Any, **kwargs: Any) -> Any:
+        """`forward` of a batch, each row with the adapter of its own slot.
+
+        Each row is computed as a batch of one, whatever else is in the batch.
+
+        Args:
+          ids: the slot of each row, (rows,) integers. One that is no slot gives NaN.
+          *args, **kwargs: the inputs, in which every array has the rows first.
+
+        Returns:
+          What `forward` gives, with the rows first.
+
+        Raises:
+          ValueError: an array has not one row for each id.
+        """
+        ids = jnp.asarray(ids)
+        if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(
+                f"ids must be whole numbers of shape (rows,), got {ids.dtype}{ids.shape}"
+            )
+        arrays, rebuild = split_arrays((args, kwargs))
+        for each in arrays:
+            if each.shape[:1] != ids.shape:
+                raise ValueError(
+                    f"an input of shape {each.shape} has not the {len(ids)} rows of ids"
+                )
+
+        def row(slot: Array, inputs: list[Array]) -> Any:
+            own, named = rebuild([x[None] for x in inputs])
+            return jax.tree.map(_alone, self._one(slot)(*own, **named))
+
+        valid = (ids >= 0) & (ids <= self.capacity)
+        outputs = jax.vmap(row)(jnp.where(valid, ids, 0), arrays)
+        return jax.tree.map(functools.partial(_or_nan, valid), outputs)
+
+    @property
+    def trainable(self) -> dict[layout.Key, Array]:
+        """What training may change: all adapters' factors, and parameters trained in full.
+
+        Each array has an axis of slots, after the stacked axes of factors, and first in the others.
+        """
+        parts = ("trainable", "shared trainable", "params")
+        return {key: x for key, x in self._held.arrays.items() if key.part in parts}
+
+    def with_trainable(self, trainable: dict[layout.Key, Array]) -> "Bank":
+        """The bank with these in the place of `trainable`."""
+        arrays = {**self._held.arrays, **trainable}
+        return dataclasses.replace(self, held=dataclasses.replace(self._held, arrays=arrays))
+
+    @property
+    def _held(self) -> Held:
+        assert self.held is not None
+        return self.held
+
+    def _one(self, slot: Array) -> Callable[..., Any]:
+        """The function with the adapter of one slot."""
+        held, spec = self._held, self.base.spec
+        adapters, constants = {}, {}
+        for each in spec.adapted:
+            path, stack = each.use.path, each.use.stack_shape
+            adapters[path] = held.part("trainable", path)
+            constants[path] = held.part("constants", path) | {SLOT: jnp.broadcast_to(slot, stack)}
+        shared = {"0": held.part("shared trainable")}
+        trainable = {"adapters": adapters, "params": {}, "shared": shared}
+        arrays = self.base.base | {path: _own(x, slot) for path, x in held.params.items()}
+        common = (held.part("shared constants"),) if adapters else ()
+        frozen = Frozen(arrays, constants, spec, common)
+        return functools.partial(Adapted(self.forward, ()).apply, trainable, frozen)
+
+    def _require_slot(self, slot: int) -> None:
+        if not 1 <= slot <= self.capacity:
+            raise ValueError(f"slot {slot}: a bank of capacity {self.capacity} has slots 1 to "
+                             f"{self.capacity}, and slot 0 is the base")  # fmt: skip
+
+
+def _own(params: Array, slot: Array) -> Array:
+    """A parameter of one slot; that of the base is frozen."""
+    mine = params[slot]
+    return jnp.where(slot == 0, jax.lax.stop_gradient(mine), mine)
+
+
+def _alone(y: Array) -> Array:
+    """The output of a batch of one, without its axis of rows."""
+    return y[0] if y.shape[:1] == (1,) else y
+
+
+def _or_nan(valid: Array, y: Array) -> Array:
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        return y
+    return jnp.where(valid.reshape(-1, *[1] * (y.ndim - 1)), y, jnp.nan)

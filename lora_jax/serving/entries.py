@@ -1,0 +1,126 @@
+"""What a bank holds of one adapter: arrays in the shapes that all slots have, in NumPy."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lora_jax.adapters.remade_constants import KEY
+from lora_jax.compiled.by_numpy import ByNumpy
+from lora_jax.files.arrays import to_host
+from lora_jax.methods.lowrank import LowRank
+from lora_jax.serving.slots import ACTIVE, PLAIN
+from lora_jax.transform import jaxprs
+from lora_jax.transform.adapted_weight import Shared, over_stack, with_shared
+from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of, group_of
+from lora_jax.variant import Base, Factors, Variant
+
+Adapter = tuple[Trainable, Frozen]
+"""What `init` gave, trained; or what `load_adapter` or `load_peft` gave."""
+OF_TRAINING = ("keep", "ratio", "damping", "mask", ACTIVE, KEY)
+"""Constants that only training reads, or that are applied here."""
+ROWS = ("a", "b", "c", "d", "a0", "b0")
+"""Factors of `LowRank` methods with one row for each rank."""
+
+
+class Name(NamedTuple):
+    """What an array of an adapter is."""
+
+    part: str
+    """`trainable` or `constants` of a weight, `shared trainable` or `shared constants` of a method,
+    or `params`."""
+    path: str
+    """Of the weight or parameter; empty for what is shared."""
+    method: Variant | None
+    name: str
+    depth: int
+    """How many stacked axes come before that of the slots."""
+
+
+def entries(adapter: Adapter, max_rank: int) -> dict[Name, np.ndarray]:
+    """The arrays of an adapter. Nothing is compiled.
+
+    Raises:
+      ValueError: a rank is above `max_rank`.
+    """
+    trainable, frozen = adapter
+    shared, found = frozen.shared_by(trainable), {}
+    for each in frozen.spec.adapted:
+        path, depth = each.use.path, len(each.use.stack)
+        method, own = _entry(each, trainable, frozen, shared[each.variant], max_rank)
+        found |= {Name(part, path, method, n, depth): x for part, n, x in _parts(own)}
+        if method != PLAIN:
+            common = _served(jax.tree.map(to_host, shared[each.variant]))
+            found |= {Name(f"shared {part}", "", method, n, 0): x for part, n, x in _parts(common)}
+    params = trainable["params"].items()
+    return found | {Name("params", path, None, "", 0): to_host(x) for path, x in params}
+
+
+def _parts(factors: Factors) -> Iterator[tuple[str, str, np.ndarray]]:
+    for part, arrays in factors._asdict().items():
+        for name, x in arrays.items():
+            yield part, name, x
+
+
+def _entry(
+    placement: Placement, trainable: Trainable, frozen: Frozen, shared: Shared, max_rank: int
+) -> tuple[Variant, Factors]:
+    """The method of a weight and its factors, with the constant `active` for each matrix."""
+    path, variant = placement.use.path, group_of(placement)
+    factors = Factors(trainable["adapters"][path], frozen.constants[path])
+    stack = placement.use.stack_shape
+    active = np.broadcast_to(to_host(factors.constants.get(ACTIVE, np.True_)), stack)
+    present: dict[str, Any] = {ACTIVE: active}
+    both = _as_lora(variant, base_of(placement, frozen.base[path]), factors, shared, len(stack))
+    if both is not None:
+        a, b = (_rows(np.where(active[..., None, None], x, 0), max_rank, path) for x in both)
+        own: dict[str, Any] = {"a": a, "b": b}
+        return PLAIN, Factors(own, present)
+    mine = jax.tree.map(to_host, factors)
+    if isinstance(variant, LowRank):
+        mask = mine.constants.get("mask", np.ones(1))[..., None]
+        padded: Any = (
+            {n: _rows(x * mask, max_rank, path) if n in ROWS else x for n, x in part.items()}
+            for part in mine
+        )
+        variant, mine = _as_served(variant, max_rank), Factors(*padded)
+    served = _served(mine)
+    return variant, served._replace(constants=served.constants | present)
+
+
+def _served(factors: Factors) -> Factors:
+    constants = {n: x for n, x in factors.constants.items() if n not in OF_TRAINING}
+    return Factors(dict(factors.trainable), constants)
+
+
+def _as_served(variant: LowRank, rank: int) -> LowRank:
+    """The method without settings that only `init` and training read: adapters share a group."""
+    kept = ("rank", "scale")
+    begun = {f.name: f.default for f in dataclasses.fields(LowRank) if f.name not in kept}
+    return dataclasses.replace(variant, **begun, rank=rank)
+
+
+def _as_lora(
+    variant: Variant, base: Base, factors: Factors, shared: Shared, depth: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The A and B of every matrix, by NumPy; None if the method has none."""
+
+    def both(base: Base, factors: Factors) -> tuple[jax.Array, jax.Array] | None:
+        return variant.as_lora(base, with_shared(factors, shared))
+
+    jaxpr, consts, shape = jaxprs.trace(over_stack(both, depth), base, factors)
+    if not jax.tree.leaves(shape):
+        return None
+    a, b = ByNumpy(wide=False)(jaxpr, consts, jax.tree.leaves((base, factors)))
+    return a, b
+
+
+def _rows(x: Any, max_rank: int, path: str) -> np.ndarray:
+    """Factors with zeros up to `max_rank` rows."""
+    if (missing := max_rank - x.shape[-2]) < 0:
+        raise ValueError(
+            f"'{path}' has rank {x.shape[-2]}, and the bank max_rank={max_rank}: make it larger"
+        )
+    return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)])

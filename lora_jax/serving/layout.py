@@ -1,0 +1,175 @@
+"""The arrays of a bank: made for what its adapters need, and written slot by slot."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lora_jax.files.arrays import to_host
+from lora_jax.partition import flatten, is_array
+from lora_jax.serving.entries import Adapter, Name
+from lora_jax.serving.slots import ACTIVE, PLAIN, Slots
+from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, Unadapted
+from lora_jax.variant import Variant
+
+
+class Key(NamedTuple):
+    """What an array of a bank is: a `Name`, with the number of its method."""
+
+    part: str
+    path: str
+    method: int
+    name: str
+    depth: int
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["methods"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Held:
+    """The adapters of a bank. Each array has an axis of slots, after a weight's stacked axes."""
+
+    methods: tuple[Variant, ...] = (PLAIN,)
+    arrays: dict[Key, Array] = dataclasses.field(default_factory=dict)
+
+    def part(self, part: str, path: str = "") -> dict[str, Array]:
+        """Arrays of a part and a path, named `method number/name`."""
+        return {
+            f"{key.method}/{key.name}": x
+            for key, x in self.arrays.items()
+            if (key.part, key.path) == (part, path)
+        }
+
+    @property
+    def params(self) -> dict[str, Array]:
+        return {key.path: x for key, x in self.arrays.items() if key.part == "params"}
+
+
+def base_alone(base: Any) -> Frozen:
+    """The base of a bank, without any adapter, from a tree of parameters or an adapter on it."""
+    if isinstance(base, tuple) and len(base) == 2 and isinstance(base[1], Frozen):
+        trainable, frozen = base
+        stored = tuple(
+            dataclasses.replace(each, variant=Unadapted(), layers=Unadapted(), bias=None)
+            for each in frozen.spec.placements
+            if each.storage is not None
+        )
+        spec = dataclasses.replace(frozen.spec, placements=stored)
+        return Frozen({**frozen.base, **trainable["params"]}, {}, spec)
+    leaves, treedef = flatten(base)
+    arrays = {path: x for path, x in leaves.items() if is_array(x)}
+    settings = tuple((path, x) for path, x in leaves.items() if not is_array(x))
+    return Frozen(arrays, {}, AdaptedSpec(treedef, tuple(leaves), settings, ()))
+
+
+def require_fit(base: Frozen, adapter: Adapter) -> None:
+    """Raise a ValueError unless an adapter is of a bank's base."""
+    trainable, frozen = adapter
+    for path, mine in base.base.items():
+        own = trainable["params"].get(path)
+        theirs = frozen.base.get(path) if own is None else own
+        if _said(mine) != _said(theirs):
+            what = "is of a base with" if own is None else "trains"
+            raise ValueError(
+                f"the adapter {what} another '{path}': {_said(theirs)}, and the bank's is "
+                f"{_said(mine)}"
+            )
+        for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+            same = one is other or own is not None
+            if not same and not np.array_equal(to_host(one), to_host(other)):
+                raise ValueError(f"the adapter is of another base: '{path}' has other numbers")
+    if other := sorted({*frozen.base, *trainable["params"]} - base.base.keys()):
+        raise ValueError(f"the adapter is of a base with '{other[0]}', which the bank's has not")
+
+
+def _said(value: Any) -> str:
+    """The dtypes and shapes of a parameter, as it is stored."""
+    shown = [f"{jnp.dtype(x.dtype)}{list(x.shape)}" for x in jax.tree.leaves(value)]
+    return f"quantised as {', '.join(shown)}" if isinstance(value, dict) else " ".join(shown)
+
+
+def with_room(
+    base: Frozen,
+    held: Held,
+    found: Mapping[Name, np.ndarray],
+    placements: list[Placement],
+    slots: int,
+    way: str,
+) -> tuple[Frozen, Held]:
+    """The same with arrays for all that an adapter has, and placements of its weights."""
+    methods = tuple(dict.fromkeys((*held.methods, *(n.method for n in found if n.method))))
+    arrays = dict(held.arrays)
+    for name, x in found.items():
+        if (key := key_of(name, methods)) not in arrays:
+            arrays[key] = _spread(_blank(base, name, x), slots, key.depth)
+    return _with_placements(base, placements, Slots(methods, way)), Held(methods, arrays)
+
+
+def key_of(name: Name, methods: tuple[Variant, ...]) -> Key:
+    number = -1 if name.method is None else methods.index(name.method)
+    return Key(name.part, name.path, number, name.name, name.depth)
+
+
+def _blank(base: Frozen, name: Name, x: np.ndarray) -> np.ndarray:
+    """What a slot has before an adapter is put there, in which slot 0 stays.
+
+    Gradients go through the factors of all methods, so that those of others than plain LoRA must
+    be numbers to compute with.
+    """
+    if name.part == "params":
+        return to_host(base.base[name.path])
+    return np.zeros_like(x) if name.method == PLAIN or name.name == ACTIVE else x
+
+
+def _spread(x: np.ndarray, slots: int, axis: int) -> Array:
+    """An array with an axis of slots, each of which has x."""
+    shape = (*x.shape[:axis], slots, *x.shape[axis:])
+    return jnp.asarray(np.broadcast_to(np.expand_dims(x, axis), shape))
+
+
+def _with_placements(base: Frozen, placements: list[Placement], variant: Slots) -> Frozen:
+    placed = {each.use.path: each for each in base.spec.placements}
+    for mine in placements:
+        known = placed.get(mine.use.path)
+        bias = mine.bias or (known.bias if known else None)
+        placed[mine.use.path] = dataclasses.replace(mine, bias=bias, ranks=None)
+    inside = tuple(
+        dataclasses.replace(each, variant=variant, layers=variant) if each.adapts else each
+        for each in (placed[path] for path in base.spec.paths if path in placed)
+    )
+    return dataclasses.replace(base, spec=dataclasses.replace(base.spec, placements=inside))
+
+
+def written(held: Held, slot: int, found: Mapping[Name, np.ndarray], donate: bool) -> Held:
+    """The same with an adapter's arrays in a slot, and those of slot 0 where it has none."""
+    mine = {key_of(name, held.methods): x for name, x in found.items()}
+    given = {key: np.bool_(key in mine) for key in held.arrays}
+    values = {key: _value(mine.get(key), x, key.depth) for key, x in held.arrays.items()}
+    write = _write_over if donate else _write
+    return dataclasses.replace(held, arrays=write(held.arrays, values, given, np.int32(slot)))
+
+
+def _value(mine: np.ndarray | None, array: Array, axis: int) -> np.ndarray:
+    shape = (*array.shape[:axis], *array.shape[axis + 1 :])
+    return np.zeros(shape, array.dtype) if mine is None else mine.astype(array.dtype, copy=False)
+
+
+def _write_all(
+    arrays: dict[Key, Array], values: dict[Key, Array], given: dict[Key, Array], slot: Array
+) -> dict[Key, Array]:
+    def one(key: Key, array: Array) -> Array:
+        before = (slice(None),) * key.depth
+        value = jnp.where(given[key], values[key], array[(*before, 0)])
+        return array.at[(*before, slot)].set(value)
+
+    return {key: one(key, array) for key, array in arrays.items()}
+
+
+_write = jax.jit(_write_all)
+_write_over = jax.jit(_write_all, donate_argnums=0)

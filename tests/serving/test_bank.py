@@ -1,0 +1,235 @@
+"""A bank of adapters: each row of a batch computes what its adapter computes alone."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lora_jax as lj
+import variants
+from lora_jax.serving import pick
+
+SHAPES = {"table": (11, 8), "layers": {"kernel": (2, 8, 8), "bias": (2, 8)}, "head": (8, 4)}
+STACK = "layers/kernel"
+
+
+def forward(params, tokens, scale):
+    """A table, a scan over stacked layers, and two heads: one tied to the table."""
+
+    def layer(x, each):
+        return jnp.tanh(x @ each["kernel"] + each["bias"][None, None]), None
+
+    x, _ = jax.lax.scan(layer, params["table"][tokens], params["layers"])
+    pooled = x.mean(1) * scale[:, None]
+    return {"classes": pooled @ params["head"], "tokens": pooled @ params["table"].T}
+
+
+def drawn(shapes, seed=0):
+    random = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(random.standard_normal(shape))  # noqa: E731
+    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def inputs(rows, seed=1):
+    random = np.random.default_rng(seed)
+    return jnp.asarray(random.integers(0, 11, (rows, 3))), jnp.asarray(random.random(rows))
+
+
+@pytest.fixture(scope="module")
+def params():
+    with jax.enable_x64(True):
+        return drawn(SHAPES)
+
+
+def trained(params, variant, targets, seed=0, **options):
+    """An adapter whose factors are not those that it starts with."""
+    adapted = lj.adapt(forward, variant, targets, **options)
+    trainable, frozen = jax.jit(adapted.init)(jax.random.key(seed), params, *inputs(1))
+    moved = jax.tree.map(lambda x: 0.3 * x, drawn(jax.tree.map(jnp.shape, trainable), seed + 1))
+    trainable = jax.tree.map(jnp.add, trainable, moved)
+    return adapted, (trainable, dataclasses.replace(frozen, base=_same(frozen.base, params)))
+
+
+def _same(base, params):
+    """The base with the params' own arrays in it: what `init` gives under `jit` are copies."""
+    own = {"table": params["table"], "head": params["head"]}
+    own |= {f"layers/{name}": x for name, x in params["layers"].items()}
+    return {path: own.get(path, x) if not isinstance(x, dict) else x for path, x in base.items()}
+
+
+@jax.jit
+def alone(params, tokens, scale):
+    """Each row of a batch by itself, with parameters of its own."""
+    return jax.vmap(lambda *x: forward(x[0], *(each[None] for each in x[1:])))(
+        params, tokens, scale
+    )
+
+
+def filled(params, found, **options):
+    bank = lj.Bank(forward, params, **{"capacity": len(found), "max_rank": 8, **options})
+    for slot, (_, adapter) in enumerate(found, 1):
+        bank = bank.put(slot, adapter)
+    return bank
+
+
+def merged(found):
+    return [jax.jit(adapted.merge)(*adapter) for adapted, adapter in found]
+
+
+def assert_rows_are_those_alone(bank, each, rows):
+    """Outputs of a bank against those of the merged parameters of each slot."""
+    batch = inputs(len(rows))
+    outputs = jax.jit(type(bank).apply)(bank, jnp.asarray(rows), *batch)
+    own = jax.tree.map(lambda *x: jnp.stack(x), *(each[slot] for slot in rows))
+    expected = jax.tree.map(lambda x: x[:, 0], alone(own, *batch))
+    chex.assert_trees_all_close(outputs, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def mixed(params):
+    """Adapters of other ranks, scales, targets and layers, one with a head of its own."""
+    lora = variants.make("lora", rank=2)
+    with jax.enable_x64(True):
+        return [
+            trained(params, lora, STACK, 1),
+            trained(
+                params, variants.make("rslora", rank=3), [STACK, "table"], 2, also_train="head"
+            ),
+            trained(params, variants.make("pissa", rank=2), ["table", "head"], 3),
+            trained(params, None, {lj.layers(STACK, 1): variants.make("lora", rank=1)}, 4),
+            trained(params, variants.make("dora", rank=2), "all-linear", 5),
+            trained(params, variants.make("dora", rank=3), ["head", "table"], 6),
+            trained(params, variants.make("ia3", biases=True), STACK, 7),
+            trained(params, None, {lj.layers(STACK, 0): variants.make("hira", rank=2)}, 8),
+        ]
+
+
+@pytest.mark.usefixtures("x64")
+class TestRows:
+    def test_each_has_its_own_adapter(self, mixed, params):
+        rows = [3, 0, 5, 1, 1, 8, 2, 4, 7, 6, 2]
+        assert_rows_are_those_alone(filled(params, mixed), [params, *merged(mixed)], rows)
+
+    @pytest.mark.parametrize("way", [way for way in pick.WAYS if way != "gather"])
+    def test_other_ways_to_multiply(self, way, mixed, params):
+        some = mixed[:3]
+        bank = filled(params, some, way=way)
+        assert_rows_are_those_alone(bank, [params, *merged(some)], [3, 0, 1, 2, 1, 3])
+
+    def test_every_variant_may_be_in_a_bank(self, params):
+        """Those with a rank are computed together; the others one by one."""
+        found = []
+        for seed, name in enumerate(variants.names()):
+            variant = variants.make(name)
+            small = {"rank": 2} if hasattr(variant, "rank") else {}
+            try:
+                variant = variants.make(name, **small)
+                found.append(trained(params, variant, STACK, seed))
+            except ValueError:  # needs data, or adapts nothing
+                continue
+        assert len(found) > 25
+        bank = filled(params, found)
+        assert len(bank.held.methods) < 16
+        assert_rows_are_those_alone(bank, [params, *merged(found)], range(len(found) + 1))
+
+    def test_a_quantised_base(self, params):
+        lora = variants.make("lora", rank=2)
+        quantize = {STACK: lj.NF4(block=8)}
+        adapted, adapter = trained(params, lora, STACK, quantize=quantize)
+        bank = lj.Bank(forward, adapter, capacity=2, max_rank=2).put(2, adapter)
+        each = [adapted.disable(*adapter), None, *merged([(adapted, adapter)])]
+        assert_rows_are_those_alone(bank, each, [2, 0, 2])
+        with pytest.raises(ValueError, match="of a base with another 'layers/kernel': quantised"):
+            lj.Bank(forward, params).put(1, adapter)
+
+    def test_what_is_no_slot_is_no_number(self, mixed, params):
+        outputs = filled(params, mixed).apply(jnp.array([1, -1, 9]), *inputs(3))
+        finite = jax.tree.map(lambda x: np.isfinite(x).all(axis=1).tolist(), outputs)
+        assert finite == {"classes": [True, False, False], "tokens": [True, False, False]}
+
+    def test_gradients_are_those_of_each_adapter(self, mixed, params):
+        """Of two rows with one adapter, a sum; none reaches the base's slot."""
+        bank, rows, batch = filled(params, mixed), [1, 0, 2, 1], inputs(4)
+
+        @jax.grad
+        def slopes(trainable):
+            outputs = bank.with_trainable(trainable).apply(jnp.asarray(rows), *batch)
+            return (outputs["classes"] ** 2).sum()
+
+        found = slopes(bank.trainable)
+        for key, each in found.items():
+            at = jnp.moveaxis(each, key.depth, 0)
+            assert not at[jnp.asarray([0, 3, 4, 5, 6, 7, 8])].any(), key
+        adapted, (trainable, frozen) = mixed[0]
+
+        def loss(adapters):
+            one = [x[jnp.asarray([0, 3])] for x in batch]
+            outputs = adapted.apply({**trainable, "adapters": adapters}, frozen, *one)
+            return (outputs["classes"] ** 2).sum()
+
+        wanted = jax.grad(loss)(trainable["adapters"])[STACK]
+        own = {k.name: x[:, 1, :2] for k, x in found.items() if k.path == STACK and k.method == 0}
+        scale = frozen.constants[STACK]["scale"][:, None, None]
+        np.testing.assert_allclose(own["a"], wanted["a"], rtol=1e-9)
+        np.testing.assert_allclose(own["b"] * scale, wanted["b"], rtol=1e-9)
+
+
+def test_what_is_put_and_removed_compiles_nothing(compilations):
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), drawn(SHAPES))
+    found = [
+        trained(params, variants.make("lora", rank=rank), targets, rank)
+        for rank, targets in ((2, STACK), (3, ["table", STACK]), (1, "table"))
+    ]
+    bank = filled(params, found[:2], capacity=3)
+    apply, batch = jax.jit(lj.Bank.apply), inputs(4)
+    batch = batch[0], batch[1].astype(jnp.float32)
+    ids = jnp.arange(4)
+    before = apply(bank, ids, *batch)
+    with compilations() as counted:
+        moved = bank.put(3, found[0][1]).put(1, found[2][1]).remove(2)
+        after = apply(moved, ids, *batch)
+    assert not counted
+    chex.assert_trees_all_equal(apply(bank, ids, *batch), before)  # a bank is never changed
+    first = jax.tree.map(lambda x: x[:1], before)
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[:1], after), first)
+    for row, slot in ((2, 0), (1, 3), (3, 1)):
+        one = [x[row : row + 1] for x in batch]
+        entry = {1: found[0], 3: found[2]}.get(slot)
+        wanted = forward(params, *one) if slot == 0 else entry[0].apply(*entry[1], *one)
+        got = jax.tree.map(lambda x, row=row: x[row : row + 1], after)
+        chex.assert_trees_all_close(got, wanted, atol=1e-5)
+
+
+def test_what_does_not_fit_is_named(params):
+    with jax.enable_x64(True):
+        lora = variants.make("lora", rank=3)
+        _, adapter = trained(params, lora, STACK)
+        bank = lj.Bank(forward, params, capacity=2, max_rank=2)
+        with pytest.raises(ValueError, match=r"'layers/kernel' has rank 3, and .* max_rank=2"):
+            bank.put(1, adapter)
+        bank = lj.Bank(forward, params, capacity=2, max_rank=4)
+        for slot in (0, 3):
+            with pytest.raises(ValueError, match=rf"slot {slot}: .* slots 1 to 2"):
+                bank.put(slot, adapter)
+        other = {**params, "head": jnp.zeros((8, 5))}
+        _, adapter = trained(other, lora, STACK, also_train="head")
+        with pytest.raises(ValueError, match=r"trains another 'head': float64\[8, 5\], and the "):
+            bank.put(1, adapter)
+        moved = {**params, "table": params["table"].at[0, 0].add(1)}
+        _, adapter = trained(moved, lora, STACK)
+        with pytest.raises(ValueError, match="of another base: 'table' has other numbers"):
+            bank.put(1, adapter)
+        with pytest.raises(ValueError, match=r"an input of shape \(2, 3\) has not the 3 rows"):
+            bank.apply(jnp.zeros(3, int), *inputs(2))
+        with pytest.raises(ValueError, match="way 'gathr' is unknown; nearest: 'gather'"):
+            lj.Bank(forward, params, way="gathr")
+
+
+def test_it_says_how_weights_are_computed(mixed, params):
+    with jax.enable_x64(True):
+        said = filled(params, mixed).explain().splitlines()
+    table = next(line for line in said if line.startswith("table"))
+    assert "plain LoRA, DoRA" in table and "lookup, transposed product" in table
