@@ -146,13 +146,14 @@ class TestRows:
             lj.Bank(forward, params).put(1, adapter)
 
     def test_what_is_no_slot_is_no_number(self, mixed, params):
-        outputs = filled(params, mixed).apply(jnp.array([1, -1, 9]), *inputs(3))
+        outputs = filled(params, mixed[:1]).apply(jnp.array([1, -1, 2]), *inputs(3))
         finite = jax.tree.map(lambda x: np.isfinite(x).all(axis=1).tolist(), outputs)
         assert finite == {"classes": [True, False, False], "tokens": [True, False, False]}
 
     def test_gradients_are_those_of_each_adapter(self, mixed, params):
         """Of two rows with one adapter, a sum; none reaches the base's slot."""
-        bank, rows, batch = filled(params, mixed), [1, 0, 2, 1], inputs(4)
+        some = [mixed[0], mixed[1], mixed[4]]
+        bank, rows, batch = filled(params, some), [1, 0, 2, 1], inputs(4)
 
         @jax.grad
         def slopes(trainable):
@@ -162,7 +163,7 @@ class TestRows:
         found = slopes(bank.trainable)
         for key, each in found.items():
             at = jnp.moveaxis(each, key.depth, 0)
-            assert not at[jnp.asarray([0, 3, 4, 5, 6, 7, 8])].any(), key
+            assert not at[jnp.asarray([0, 3])].any(), key
         adapted, (trainable, frozen) = mixed[0]
 
         def loss(adapters):
