@@ -110,7 +110,7 @@ def _to_train_on(combined: lj.Combined, out: Path) -> str:
     rank = ranks.pop()
     given = {"variant.name": "lora", "variant.rank": rank, "variant.alpha": rank}
     written = " ".join(f"--config.{name}={value}" for name, value in given.items())
-    return f"to train on, with the same targets: {written} --config.start_from={out}"
+    return f"to continue training, with the same targets: {written} --config.start_from={out}"
 
 
 def _table(combined: lj.Combined) -> str:

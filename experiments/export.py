@@ -85,6 +85,8 @@ def export() -> None:
     chosen = formats.make(str(_AS.value), given)
     folder, out = Path(str(_RUN.value)), Path(str(_OUT.value))
     record = read_record(folder)
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"--out={out} is inside the folder of --run: name one elsewhere")
     if _PUBLIC.value and not _PUSH.value:
         raise ValueError("--public is for --push, which is not given")
     target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)

@@ -70,7 +70,8 @@ def import_adapter() -> None:
         print(about.base_model(config, found))
         for line in about.doubts(config, found):
             cli.warn(line)
-        cli.warn(about.new_head(source.given, config, model, found))
+        drawn = about.drawn(model, found)
+        cli.warn(about.new_head(source.given, config, drawn))
         config = imported_run.config_of(plain, found)
         experiment = imported_run.experiment_of(config, model, found)
         made_of = {
@@ -84,6 +85,7 @@ def import_adapter() -> None:
         }
         with new_folder(out) as folder:
             note = f"imported from {source.given}"
+            note += f", with {', '.join(drawn)} drawn anew" if drawn else ""
             record = made_run.write(folder, experiment, imported_run.FILE, made_of, note)
     for line in summarise(record):
         print(line)

@@ -44,7 +44,9 @@ def metadata(run: FinishedRun, chosen: Format, found: Sequence[Score], title: st
         datasets=_data_sets(config),
         metrics=_distinct(_hub_metric(each) for each in main) or None,
         model_name=title,
-        eval_results=[_result(run, each) for each in found if each.part] or None,
+        # Of what was not trained here, the head may be a new one, which the scores do not show.
+        eval_results=[_result(run, each) for each in found if each.part and run.record.steps]
+        or None,
     )
 
 

@@ -60,18 +60,24 @@ def model_card(run: FinishedRun, export: Export) -> str:
     parts = (
         f"---\n{metadata(run, export.chosen, found, title).to_yaml()}\n---",
         f"# {title}",
-        f"{export.chosen.holds}, from a run of lora-jax.",
+        f"{export.chosen.holds}, from a run of lora-jax."
+        + (f" It was not trained there: {run.record.note}." if _is_made(run) else ""),
         *_what(run),
         *_loading(run, export),
         *_data(run),
         *score_section(run, found),
-        *_training(run),
-        *_commands(export),
+        *([] if _is_made(run) else _training(run)),
+        *_commands(run, export),
         *_environment(run),
         "## Limits",
         LIMITS,
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _is_made(run: FinishedRun) -> bool:
+    """Whether the adapter is an imported or combined one, which the run has not trained."""
+    return run.record.steps == 0
 
 
 def _what(run: FinishedRun) -> Iterable[str]:
@@ -156,13 +162,14 @@ def _settings(config: RunConfig) -> list[tuple[str, str]]:
     return [(code(name), code(value)) for name, value in rows]
 
 
-def _commands(export: Export) -> Iterable[str]:
+def _commands(run: FinishedRun, export: Export) -> Iterable[str]:
     yield "## Commands"
-    yield (
-        f"{code(CONFIG)} has every setting of the run. In a checkout of lora-jax, with this file "
-        "and the same data and base model, this makes the run again:"
-    )
-    yield block(f"python -m experiments.train --config={CONFIG} --workdir=runs/again", "bash")
+    if not _is_made(run):
+        yield (
+            f"{code(CONFIG)} has every setting of the run. In a checkout of lora-jax, with this "
+            "file and the same data and base model, this makes the run again:"
+        )
+        yield block(f"python -m experiments.train --config={CONFIG} --workdir=runs/again", "bash")
     yield "These files were made by:"
     yield block(export.command, "bash")
 

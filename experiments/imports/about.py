@@ -1,4 +1,4 @@
-"""Lines on an imported adapter: what it is, what does not fit, and how to train on."""
+"""Lines on an imported adapter: what it is, what does not fit, how to continue its training."""
 
 import shlex
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from configs.settings import ClassifierConfig, RunConfig
 from experiments.imports.imported_run import name_of, targets_of
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.load_source import Loaded
+from lora_jax.models.published.location import hub_name, locate
 from lora_jax.text_table import text_table
 
 CLASSIFIER, DECODER, ANY = "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"
@@ -31,9 +32,13 @@ def base_model(config: RunConfig, found: Loaded) -> str:
     return f"base model: {config.model.name}; the adapter names {_quoted(said) if said else 'none'}"
 
 
-def new_head(given: str, config: RunConfig, model: TaskAndModel, found: Loaded) -> str:
-    """A line on parts of a head that neither the adapter nor the base has; empty if it is whole."""
-    drawn = [path for path in model.fresh if path not in found.trainable["params"]]
+def drawn(model: TaskAndModel, found: Loaded) -> list[str]:
+    """The paths of parts of a head that neither the adapter nor the base has."""
+    return [path for path in model.fresh if path not in found.trainable["params"]]
+
+
+def new_head(given: str, config: RunConfig, drawn: list[str]) -> str:
+    """A line on parts of a head that were drawn; empty if there are none."""
     if not drawn:
         return ""
     return (
@@ -45,7 +50,8 @@ def new_head(given: str, config: RunConfig, model: TaskAndModel, found: Loaded) 
 def doubts(config: RunConfig, found: Loaded) -> Iterator[str]:
     """What may be wrong with using the adapter in this run, a line each."""
     said, task = (found.config.get(name) for name in ("base_model_name_or_path", "task_type"))
-    if said and _tail(said) != _tail(config.model.name):
+    known = hub_name(config.model.name) or config.model.name
+    if said and _tail(said) not in (_tail(known), _tail(locate(config.model.name))):
         yield (
             f"the adapter says that its base model is {_quoted(said)}, and config.model.name is "
             f"{config.model.name}; only their shapes have been compared"
@@ -70,7 +76,7 @@ def to_train_on(config: RunConfig, out: Path) -> str:
         given["also_train"] = config.also_train
     given["start_from"] = out
     flags = [shlex.quote(f"--config.{name}={_text(value)}") for name, value in given.items()]
-    return f"to train on: {' '.join(flags)}"
+    return f"to continue training, give experiments.train also: {' '.join(flags)}"
 
 
 def _text(value: Any) -> str:

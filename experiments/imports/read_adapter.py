@@ -8,8 +8,9 @@ import numpy as np
 
 import lora_jax as lj
 import variants
-from configs.settings import RunConfig
+from configs.settings import ClassifierConfig, RunConfig
 from experiments.imports.adapter_source import AdapterSource
+from experiments.runs.head_file import HEAD_FILE, with_head
 from experiments.setup import from_config
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.families import names_in
@@ -41,7 +42,10 @@ def read_adapter(
     onto = forward, params, *inputs
     if not source.is_file:
         names = names_in(shape, PeftFolder(source.path).names())
-        return lj.load_peft(source.path, variants.from_peft, names, *onto, quantize=storage)
+        found = lj.load_peft(source.path, variants.from_peft, names, *onto, quantize=storage)
+        head = source.path / HEAD_FILE
+        means = isinstance(config, ClassifierConfig) and config.model.pool == "mean"
+        return with_head(found, head) if means and head.is_file() else found
     stored = LoralibFile(source.path, alpha, enable_lora).stored()
     return lj.load_loralib(
         source.path,

@@ -256,7 +256,7 @@ def summarise(record: run_record.Record) -> list[str]:
         lines.append(f"texts tokenised at {record.tokenised_per_second:,.0f} examples/s")
     if record.note:
         lines.insert(0, record.note)
-    ended = f"{record.status} after {record.steps} steps"
+    ended = f"{record.status} after {record.steps} steps" if record.steps else "not trained here"
     if record.status != "completed":
         return [ended, *lines]
     scores, saved = record.metrics_last, ""

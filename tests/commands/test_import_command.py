@@ -104,7 +104,7 @@ def test_an_exported_run_is_what_it_was(run, root):
     assert content["sha256"].keys() == {"adapter_config.json", WEIGHTS}
 
     *_, hint = ended.stdout.splitlines()
-    start = shlex.split(hint.removeprefix("to train on: "))
+    start = shlex.split(hint.removeprefix("to continue training, give experiments.train also: "))
     assert f"--config.start_from={out}" in start
     begun = build(parse(read_config([*flags, *start]).to_dict()))
     assert_same(begun.trainable, again.trainable)

@@ -125,6 +125,7 @@ def test_a_run_becomes_a_checkpoint_of_loralib(run, tmp_path):
     layer = f"loralib.Linear(..., r=2, lora_alpha={alpha:g})"
     assert (said["r"], said["lora_alpha"]) == (2, alpha) and set(said["layers"].values()) == {layer}
     assert f"  {len(said['layers'])} x {layer}" in done.stdout.splitlines()
+    assert len(said["quantization_error"]) == 12 and "lora.safetensors holds the he" in said["head"]
     base = experiment.adapted.merge(experiment.trainable, experiment.frozen)  # whose B is zero
     batch = next(experiment.batches(0))
     inputs = [batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")]

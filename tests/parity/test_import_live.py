@@ -35,7 +35,7 @@ def test_scores_are_torchs(tmp_path):
     config = smoke(model__pool="cls")
     loaded = load(config)
     found = read_adapter(adapter_source.find(str(tmp_path / "adapter")), config, loaded)
-    assert not about.new_head("it", config, loaded, found)
+    assert not about.drawn(loaded, found)
     own = imported_run.config_of(config.plain, found)
     assert own.variant.name == "dora"
     run = imported_run.experiment_of(own, loaded, found)

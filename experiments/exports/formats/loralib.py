@@ -5,7 +5,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
+from experiments.exports.base_model import (
+    quantised_lines,
+    quantization_error,
+    require_published_base,
+)
+from experiments.exports.classifier_head import averages, mean_head
 from experiments.exports.format import Format
+from experiments.exports.plain_lora import refusals_of
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.interchange.families import names_of
 from lora_jax.interchange.save_loralib import Layer, save_loralib
@@ -20,24 +27,31 @@ class Loralib(Format):
     holds: ClassVar[str] = "An adapter for models of microsoft/LoRA's layers (loralib)"
 
     def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
-        written = save_loralib(folder / WEIGHTS, run.trainable, run.frozen, names_of(run.shape))
+        require_published_base(run)
+        names = names_of(run.shape)
+        with refusals_of("--as=loralib"):
+            written = save_loralib(folder / WEIGHTS, run.trainable, run.frozen, names)
         calls = {module: _call(layer) for module, layer in written.layers.items()}
+        counted = sorted(Counter(calls.values()).items())
+        head = [mean_head(f"{WEIGHTS} holds")] if averages(run) else []
+        errors = quantization_error(run)
         return {
             "r": written.rank,
             "lora_alpha": written.alpha,
             "layers": calls,
+            "head": head[0] if head else None,
+            "quantization_error": errors,
             "said": [
-                "the layers of a model that loads it, whose modules export.json names:",
-                *(
-                    f"  {number} x {call}"
-                    for call, number in sorted(Counter(calls.values()).items())
-                ),
+                "the layers of a model that loads it; export.json names their modules:",
+                *(f"  {number} x {call}" for call, number in counted),
+                *head,
+                *quantised_lines(run, errors, peft=False),
             ],
         }
 
     def loading(self, run: FinishedRun, place: str) -> str:
         return (
-            "import safetensors.torch\n\n# A model whose layers export.json says.\n"
+            "import safetensors.torch\n\n# model: built of the layers that export.json lists\n"
             f'state = safetensors.torch.load_file("{place}/{WEIGHTS}")\n'
             "model.load_state_dict(state, strict=False)"
         )

@@ -4,9 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from configs.settings import TextConfig
 from experiments.exports.base_model import (
     base_loading,
@@ -19,15 +16,14 @@ from experiments.exports.classifier_head import averages, mean_head, without_hea
 from experiments.exports.format import Format
 from experiments.exports.plain_lora import refusals_of, require_plain, svd_lines
 from experiments.runs.finished_run import FinishedRun
+from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
-from lora_jax.files.arrays import to_host
 from lora_jax.interchange.families import names_of
 from lora_jax.interchange.save_peft import save_peft
 from lora_jax.interchange.save_plain_lora import save_plain_lora
 from lora_jax.suggest import require_known
 
 PEFT, VLLM, SGLANG = LOADERS = ("peft", "vllm", "sglang")
-HEAD_FILE = "head.safetensors"
 _SERVERS = {
     VLLM: "vllm serve {base} --enable-lora --lora-modules NAME=FOLDER --max-lora-rank {rank}",
     SGLANG: "python -m sglang.launch_server --model-path {base} --enable-lora "
@@ -98,7 +94,7 @@ def _for_peft(run: FinishedRun, folder: Path) -> dict[str, Any]:
         trainable, frozen, head = without_head(trainable, frozen)
         if averages(run):
             names, said = names_of(run.shape, head=False), [mean_head(f"{HEAD_FILE} holds")]
-            _save_head(head, folder / HEAD_FILE)
+            save_head(head, folder / HEAD_FILE)
         else:  # the whole head: transformers draws what the base has none of
             trainable["params"] |= head
     save_peft(folder, trainable, frozen, names, base_model=base_name(run), task_type=task)
@@ -112,10 +108,3 @@ def _class(run: FinishedRun) -> tuple[str, str]:
     if averages(run):
         return "FEATURE_EXTRACTION", "AutoModel"
     return "SEQ_CLS", "AutoModelForSequenceClassification"
-
-
-def _save_head(head: dict[str, Any], path: Path) -> None:
-    """Write a linear layer's tensors as torch has them."""
-    kernel, bias = (to_host(head[f"classifier/{leaf}"]) for leaf in ("kernel", "bias"))
-    tensors = {"classifier.weight": np.ascontiguousarray(kernel.T), "classifier.bias": bias}
-    save_file(tensors, path, metadata={"format": "pt"})
