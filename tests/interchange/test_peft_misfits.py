@@ -41,3 +41,34 @@ def test_a_huge_rank_of_adalora_takes_no_memory(tmp_path):
         load(tmp_path, config, shapes)
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
+
+
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+PAIR = {"up.lora_A.weight": (2, 8), "up.lora_B.weight": (12, 2)}
+ADALORA = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
+AXES = [
+    (LORA, {**PAIR, "up.lora_B.weight": ()}, r"'up' .*lora_B.weight': \(\)"),
+    (LORA, {**PAIR, "up.lora_A.weight": (3, 8)}, "'up' .* 3 rows, and the config says r=2"),
+    (LORA, {**PAIR, "up.lora_C.weight": (3,)}, "'up' .*'lora_C.weight' is not one of"),
+    (LORA, {**PAIR, "down.bias": ()}, r"down/bias: the file has \(\)"),
+    ({"peft_type": "ADALORA", "init_r": 2, "total_step": 10}, {**ADALORA, "up.lora_A": ()}, "'up'"),
+    ({"peft_type": "BOFT"}, {"up.boft_R": (1,), "up.boft_s": (12, 1)}, r"'up' .*boft_R': \(1,\)"),
+    (
+        {"peft_type": "BOFT"},
+        {"up.boft_R": (2, 3, 4, 5, 6), "up.boft_s": (12, 1)},
+        "'up' .* not fit",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "shapes", "said"), AXES, ids=[case[2] for case in AXES])
+def test_other_numbers_of_axes(config, shapes, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as caught:
+        load(tmp_path, config, shapes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_bias_of_lora_is_not_broadcast(shape, tmp_path):
+    with pytest.raises(ValueError, match=r"up.lora_B.bias: the file has .* ask for \(12,\)"):
+        load(tmp_path, {**LORA, "lora_bias": True}, {**PAIR, "up.lora_B.bias": shape})
