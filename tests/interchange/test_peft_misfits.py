@@ -72,3 +72,17 @@ def test_other_numbers_of_axes(config, shapes, said, tmp_path):
 def test_a_bias_of_lora_is_not_broadcast(shape, tmp_path):
     with pytest.raises(ValueError, match=r"up.lora_B.bias: the file has .* ask for \(12,\)"):
         load(tmp_path, {**LORA, "lora_bias": True}, {**PAIR, "up.lora_B.bias": shape})
+
+
+FOURIER = {"peft_type": "FOURIERFT", "n_frequency": 2, "scaling": 1e39}
+LARGE = [
+    ({**LORA, "lora_alpha": 1e39}, PAIR),
+    ({**LORA, "alpha_pattern": {"up": 1e308}}, PAIR),
+    (FOURIER, {"up.fourierft_spectrum": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("config", "shapes"), LARGE)
+def test_scales_too_large_for_float32(config, shapes, tmp_path):
+    with pytest.raises(ValueError, match=r"up/kernel.*: a number is too large for float32"):
+        load(tmp_path, config, shapes)
