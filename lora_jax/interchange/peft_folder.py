@@ -112,7 +112,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         both, of which the model has one.
 
     Raises:
-      ValueError: a tensor belongs to none, or there is no adapter.
+      ValueError: a tensor belongs to none, or is there under two names, or there is no adapter.
     """
     every = list(known)
     places: dict[str, list[Row]] = {}
@@ -124,6 +124,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
             beside = modules if row.leaf == "weight" else biases
             beside.setdefault(row.module, []).append(row)
     found, unknown = Sorted({}, {}, {}, {}, {}, biases, set(), {}), []
+    first: dict[tuple[str, ...], str] = {}  # the name of each tensor, without what PEFT adds to it
     for name in source.names():
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
@@ -132,6 +133,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         bare = own.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         if bare in places:
             copy = bare.endswith(".weight") and ".base_layer." in own
+            _once(source, first, (bare, "copy" if copy else "full"), name)
             (found.copies if copy else found.full)[name] = places[bare]
             continue
         module = next((each for each in _parents(own) if each in modules), None)
@@ -141,7 +143,9 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         suffix = own.removeprefix(f"{module}.")
         if suffix.startswith(TOKENS):
             found.tokens.add(module)
-        found.adapters.setdefault(module, {})[suffix.removeprefix(TOKENS)] = name
+        suffix = suffix.removeprefix(TOKENS)
+        _once(source, first, (module, suffix), name)
+        found.adapters.setdefault(module, {})[suffix] = name
         found.rows[module] = modules[module]
     for name in unknown:
         if (table := _of_the_table(name, found, tied)) is None:
@@ -158,6 +162,15 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
     return found
+
+
+def _once(
+    source: PeftFolder, first: dict[tuple[str, ...], str], what: tuple[str, ...], name: str
+) -> None:
+    """Note the name of a tensor; ValueError if it is there under another, too."""
+    if what in first:
+        raise ValueError(f"{source.label()}: '{first[what]}' and '{name}' are the same tensor")
+    first[what] = name
 
 
 def _of_the_table(name: str, found: Sorted, tied: Collection[str]) -> str | None:

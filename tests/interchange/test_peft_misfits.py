@@ -86,3 +86,20 @@ LARGE = [
 def test_scales_too_large_for_float32(config, shapes, tmp_path):
     with pytest.raises(ValueError, match=r"up/kernel.*: a number is too large for float32"):
         load(tmp_path, config, shapes)
+
+
+TWICE = [
+    ("up.lora_A.weight", "base_model.model.up.lora_A.weight", (2, 8)),
+    ("base_model.model.down.weight", "base_model.model.down.modules_to_save.weight", (4, 12)),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "shape"), TWICE)
+def test_a_tensor_under_two_names(one, other, shape, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
+    tensors = {f"base_model.model.{name}": np.ones(s, np.float32) for name, s in PAIR.items()}
+    tensors |= {one: np.ones(shape, np.float32), other: np.ones(shape, np.float32)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="are the same tensor") as caught:
+        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+    assert f"'{one}'" in str(caught.value) and f"'{other}'" in str(caught.value)
