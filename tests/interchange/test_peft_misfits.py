@@ -103,3 +103,13 @@ def test_a_tensor_under_two_names(one, other, shape, tmp_path):
     with pytest.raises(ValueError, match="are the same tensor") as caught:
         lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
     assert f"'{one}'" in str(caught.value) and f"'{other}'" in str(caught.value)
+
+
+def test_a_name_twice_in_one_header(tmp_path):
+    part = '"up.lora_A.weight":{"dtype":"F32","shape":[%d,%d],"data_offsets":[0,64]}'
+    header = f"{{{part % (8, 2)},{part % (2, 8)}}}".encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(64)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
+    (tmp_path / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"safetensors: its header .* 'up.lora_A.weight' twice"):
+        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
