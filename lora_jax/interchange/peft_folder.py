@@ -19,7 +19,7 @@ from lora_jax.methods.peft_joined import third
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
-from lora_jax.peft_format import Peft
+from lora_jax.peft_format import Peft, quoted
 from lora_jax.suggest import nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,6 +28,7 @@ TORCH_WEIGHTS = "adapter_model.bin"
 SHARED = "base_model."
 MODEL = f"{SHARED}model."
 """The prefix of the modules' names in a file."""
+LONGEST_NAME = 1000
 TOKENS = "token_adapter."
 """What stands before the tensors of tokens that train beside LoRA."""
 
@@ -59,7 +60,7 @@ class PeftFolder:
     def label(self) -> str:
         """The file, and what the folder says of the model that the adapter belongs to."""
         name = self.config.get("base_model_name_or_path")
-        base = f"an adapter of {name!r}" if name else "an adapter of a model without a name"
+        base = f"an adapter of {quoted(name)}" if name else "an adapter of a model without a name"
         return f"{self.path}, {base}"
 
     def settings(self, module: str) -> dict[str, Any]:
@@ -126,6 +127,8 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
     found, unknown = Sorted({}, {}, {}, {}, {}, biases, set(), {}), []
     first: dict[tuple[str, ...], str] = {}  # the name of each tensor, without what PEFT adds to it
     for name in source.names():
+        if len(name) > LONGEST_NAME or not name.isprintable():  # messages have it as it is
+            raise ValueError(f"{source.path}: tensor {quoted(name)} belongs to no module")
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue

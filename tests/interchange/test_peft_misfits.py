@@ -113,3 +113,21 @@ def test_a_name_twice_in_one_header(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"safetensors: its header .* 'up.lora_A.weight' twice"):
         lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+
+
+LONG = "x" * 10**5
+UNABRIDGED = [
+    ({LONG: 1}, {}),
+    ({"unknown": LONG}, {}),
+    ({"r": LONG}, {}),
+    ({"init_lora_weights": LONG}, {}),
+    ({}, {f"up.{LONG}": (2,)}),
+    ({"base_model_name_or_path": LONG}, {"up.lora_C": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("config", "shapes"), UNABRIDGED, ids=range(len(UNABRIDGED)))
+def test_long_names_are_not_repeated_in_full(config, shapes, tmp_path):
+    with pytest.raises(ValueError, match=r"not known|must be a int|no module|not one of") as caught:
+        load(tmp_path, {**LORA, **config}, {**PAIR, **shapes})
+    assert len(str(caught.value)) < 1000
