@@ -29,6 +29,15 @@ SAY_NOTHING = frozenset((
 """Fields that do not change what trained tensors compute: where they are, how they trained."""
 
 
+LONGEST = 100
+
+
+def quoted(value: Any) -> str:
+    """What a file of others says, without control characters, and not at any length."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 class Peft(NamedTuple):
     """The adapter of one matrix.
 
@@ -113,7 +122,8 @@ def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | N
         return None
     for name, value in config.items():
         if value and name not in known and name not in SAY_NOTHING:
-            raise ValueError(f"{kind} with {name}={value!r} is not known here")
+            plain = name if name.isidentifier() and len(name) <= LONGEST else quoted(name)
+            raise ValueError(f"{kind} with {plain}={quoted(value)} is not known here")
     found = {}
     for name, default in known.items():
         value = config.get(name, default)
@@ -121,6 +131,8 @@ def settings_of(config: Settings, kind: str, **known: Any) -> dict[str, Any] | N
         if wanted is float and type(value) is int:
             value = _as_float(value, f"{kind}: {name}")
         if default is not None and type(value) is not wanted:
-            raise ValueError(f"{kind}: {name} must be a {wanted.__name__}, got {value!r}")
+            raise ValueError(f"{kind}: {name} must be a {wanted.__name__}, got {quoted(value)}")
+        if isinstance(value, str) and len(value) > LONGEST:  # methods say what they do not know
+            raise ValueError(f"{kind} with {name}={quoted(value)} is not known here")
         found[name] = value
     return found

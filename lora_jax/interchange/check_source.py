@@ -51,10 +51,14 @@ def check_heads(found: Sorted, read: Mapping[str, Any]) -> None:
             )
 
 
-def check_finite(trainable: Trainable) -> None:
-    """Raise a ValueError if a number of a file was too large for the dtype that it has here."""
-    for path, x in flatten(trainable)[0].items():
-        if not jnp.isfinite(x).all():
+def check_finite(trainable: Trainable, frozen: Frozen) -> None:
+    """Raise a ValueError if a number of a file was too large for the dtype that it has here.
+
+    Scales, which come of the config, are among the constants.
+    """
+    adapters = {"trainable": trainable, "constants": frozen.constants, "shared": frozen.shared}
+    for path, x in flatten(adapters)[0].items():
+        if jnp.issubdtype(x.dtype, jnp.inexact) and not jnp.isfinite(x).all():
             raise ValueError(f"{path}: a number is too large for {x.dtype}")
 
 

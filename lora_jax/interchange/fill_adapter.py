@@ -1,7 +1,9 @@
 """Put an adapter's tensors into what `init` gave; works on shapes, too."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,12 +32,20 @@ class _Contents:
     names: Names
     read: Mapping[str, Any]
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The tensors that all modules share."""
+        return {suffix: self.read[name] for suffix, name in self.found.shared.items()}
+
+    def own(self, module: str) -> dict[str, Any]:
+        """The tensors of one module's adapter."""
+        return {suffix: self.read[name] for suffix, name in self.found.adapters[module].items()}
+
     def peft(self, place: Place) -> Peft:
         """What the source has of one parameter's layer."""
-        module = place.name.removesuffix(".weight")
-        own = {suffix: self.read[name] for suffix, name in self.found.adapters[module].items()}
-        shared = {suffix: self.read[name] for suffix, name in self.found.shared.items()}
-        return self.source.cut(Peft(self.settings[module], own, shared), place)
+        module = _module(place)
+        peft = Peft(self.settings[module], self.own(module), self.shared)
+        return self.source.cut(peft, place)
 
 
 def filled(
@@ -65,7 +75,8 @@ def filled(
     for variant, paths in frozen.spec.groups().items():
         begun = {**every[variant].constants, **every[variant].trainable}
         place = next(r.place for _, r in each_row(found.rows) if r.path == paths[0])
-        theirs = variant.shared_from_peft(contents.peft(place), begun)
+        with _fitting(_module(place), {**contents.shared, **contents.own(_module(place))}):
+            theirs = variant.shared_from_peft(contents.peft(place), begun)
         groups.append(shared_factors(variant, _like(begun, theirs, paths[0])))
     frozen = dataclasses.replace(frozen, constants=constants)
     return with_shared_arrays({"adapters": adapters, "params": params}, frozen, groups)
@@ -83,7 +94,8 @@ def _filled_factors(
             assert place is not None  # the adapter was found by its name
             like = row(placement, stored, layer)
             whole = with_shared(factors, common)
-            theirs = variant.factors_from_peft(like, contents.peft(place), whole)
+            with _fitting(_module(place), contents.own(_module(place))):
+                theirs = variant.factors_from_peft(like, contents.peft(place), whole)
             both = zip(theirs, common, strict=True)
             own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
             factors = _like(factors, Factors(*own), place.name)
@@ -97,7 +109,9 @@ def _filled_params(
     """The parameters that train in full: those of the source, and biases that adapters add to."""
     found, params = contents.found, dict(begun)
     for name, one in each_row(found.full):
-        mine, tensor = params[one.path], cut(one.place, contents.read[name])
+        mine = params[one.path]
+        with _fitting(name, {name: contents.read[name]}):
+            tensor = cut(one.place, contents.read[name])
         if contents.names.stacked(one.path):
             params[one.path] = mine.at[one.layer].set(_like(mine[0], tensor, one.path))
         else:
@@ -106,9 +120,13 @@ def _filled_params(
         mine, weight = params[one.path], found.rows[module][0]
         scale = constants[weight.path]["scale"]
         scale = (scale[weight.layer] if scale.ndim else scale).astype(mine.dtype)
-        bias = cut(one.place, contents.read[found.adapters[module][BIAS]])
-        where = mine.at[one.layer] if contents.names.stacked(one.path) else mine.at[:]
-        params[one.path] = where.add(scale * jnp.asarray(bias, mine.dtype))
+        name = found.adapters[module][BIAS]
+        with _fitting(name, {name: contents.read[name]}):
+            bias = cut(one.place, contents.read[name])
+        stacked = contents.names.stacked(one.path)
+        bias = _like(mine[0] if stacked else mine, bias, name)
+        where = mine.at[one.layer] if stacked else mine.at[:]
+        params[one.path] = where.add(scale * bias)
     return params
 
 
@@ -132,6 +150,25 @@ def lora_biases(found: Sorted) -> dict[str, list[Row]]:
 
 def each_row(named: Mapping[str, list[Row]]) -> list[tuple[str, Row]]:
     return [(name, one) for name, several in named.items() for one in several]
+
+
+def _module(place: Place) -> str:
+    return place.name.removesuffix(".weight")
+
+
+@contextlib.contextmanager
+def _fitting(what: str, tensors: Mapping[str, Any]) -> Iterator[None]:
+    """Say what does not fit, and its shapes.
+
+    A method takes its tensors for what they should be. One with another number of axes fails
+    wherever it is first used, in JAX, too.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        shapes = reprlib.repr({name: tuple(x.shape) for name, x in tensors.items()})
+        own = str(error).partition("\n")[0] if isinstance(error, ValueError) else "they do not fit"
+        raise ValueError(f"'{what}' has tensors of the shapes {shapes}: {own}") from error
 
 
 def _like(mine: Any, theirs: Any, path: str) -> Any:

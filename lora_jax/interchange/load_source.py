@@ -68,6 +68,7 @@ class Onto:
         return [path for path, use in uses.items() if use.is_tied]
 
 
+@np.errstate(over="ignore")  # check_finite refuses what overflows
 def load_source(
     source: Source, found: Sorted, variant_of: Callable[[Settings], Variant], onto: Onto
 ) -> Loaded:
@@ -96,9 +97,8 @@ def load_source(
     try:
         check_copies(found, leaves, names, read)
         check_heads(found, read)
-        with np.errstate(over="ignore"):  # what overflows is refused in the next line
-            trainable, frozen = fill(*begun, read)
-        check_finite(trainable)
+        trainable, frozen = fill(*begun, read)
+        check_finite(trainable, frozen)
         check_shared(found, trainable, frozen)
     except ValueError as error:
         raise ValueError(f"{source.label()}: {error}") from None

@@ -19,7 +19,7 @@ from lora_jax.methods.peft_joined import third
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
-from lora_jax.peft_format import Peft
+from lora_jax.peft_format import Peft, quoted
 from lora_jax.suggest import nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,6 +28,7 @@ TORCH_WEIGHTS = "adapter_model.bin"
 SHARED = "base_model."
 MODEL = f"{SHARED}model."
 """The prefix of the modules' names in a file."""
+LONGEST_NAME = 1000
 TOKENS = "token_adapter."
 """What stands before the tensors of tokens that train beside LoRA."""
 
@@ -59,7 +60,7 @@ class PeftFolder:
     def label(self) -> str:
         """The file, and what the folder says of the model that the adapter belongs to."""
         name = self.config.get("base_model_name_or_path")
-        base = f"an adapter of {name!r}" if name else "an adapter of a model without a name"
+        base = f"an adapter of {quoted(name)}" if name else "an adapter of a model without a name"
         return f"{self.path}, {base}"
 
     def settings(self, module: str) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         both, of which the model has one.
 
     Raises:
-      ValueError: a tensor belongs to none, or there is no adapter.
+      ValueError: a tensor belongs to none, or is there under two names, or there is no adapter.
     """
     every = list(known)
     places: dict[str, list[Row]] = {}
@@ -124,7 +125,10 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
             beside = modules if row.leaf == "weight" else biases
             beside.setdefault(row.module, []).append(row)
     found, unknown = Sorted({}, {}, {}, {}, {}, biases, set(), {}), []
+    first: dict[tuple[str, ...], str] = {}  # the name of each tensor, without what PEFT adds to it
     for name in source.names():
+        if len(name) > LONGEST_NAME or not name.isprintable():  # messages have it as it is
+            raise ValueError(f"{source.path}: tensor {quoted(name)} belongs to no module")
         if not name.startswith(MODEL) and name.startswith(SHARED):
             found.shared[name.removeprefix(SHARED)] = name
             continue
@@ -132,6 +136,7 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         bare = own.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         if bare in places:
             copy = bare.endswith(".weight") and ".base_layer." in own
+            _once(source, first, (bare, "copy" if copy else "full"), name)
             (found.copies if copy else found.full)[name] = places[bare]
             continue
         module = next((each for each in _parents(own) if each in modules), None)
@@ -141,7 +146,9 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         suffix = own.removeprefix(f"{module}.")
         if suffix.startswith(TOKENS):
             found.tokens.add(module)
-        found.adapters.setdefault(module, {})[suffix.removeprefix(TOKENS)] = name
+        suffix = suffix.removeprefix(TOKENS)
+        _once(source, first, (module, suffix), name)
+        found.adapters.setdefault(module, {})[suffix] = name
         found.rows[module] = modules[module]
     for name in unknown:
         if (table := _of_the_table(name, found, tied)) is None:
@@ -158,6 +165,15 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
     return found
+
+
+def _once(
+    source: PeftFolder, first: dict[tuple[str, ...], str], what: tuple[str, ...], name: str
+) -> None:
+    """Note the name of a tensor; ValueError if it is there under another, too."""
+    if what in first:
+        raise ValueError(f"{source.label()}: '{first[what]}' and '{name}' are the same tensor")
+    first[what] = name
 
 
 def _of_the_table(name: str, found: Sorted, tied: Collection[str]) -> str | None:

@@ -58,11 +58,13 @@ def rows(peft: Peft, layouts: Layouts, begun: Mapping[str, Array]) -> dict[str, 
       ValueError: the rows of a tensor are not those that `rank_pattern` and `init_r` say.
     """
     found, rank = loaded(layouts, peft.tensors), len(begun["e"])
-    kept = np.asarray(peft.settings.get("rank_pattern") or [True] * rank, bool)
-    if len(kept) != rank or any(len(x) != kept.sum() for x in found.values()):
+    pattern = peft.settings.get("rank_pattern")
+    left = sum(pattern) if pattern else rank
+    # The comparison comes before any array of `rank` entries: a config may ask for a huge one.
+    if len(pattern or ()) not in (0, rank) or any(len(x) != left for x in found.values()):
         sizes = {name: len(x) for name, x in found.items()}
-        raise ValueError(f"{KIND}: {sizes} rows, {int(kept.sum())} by rank_pattern and init_r")
-    places = np.flatnonzero(kept)
+        raise ValueError(f"{KIND}: {sizes} rows, {left} by rank_pattern and init_r")
+    places = np.flatnonzero(pattern) if pattern else np.arange(rank)
     return {
         name: jnp.zeros(x.shape, found[name].dtype).at[places].set(found[name])
         for name, x in begun.items()

@@ -115,6 +115,7 @@ class SafetensorsFile:
         except SafetensorError as error:
             size = path.stat().st_size
             raise ValueError(f"{path} ({size:,} bytes) is corrupt or truncated: {error}") from None
+        _refuse_doubled(path)
 
     def metadata(self) -> dict[str, str]:
         """What its writer has noted in the header."""
@@ -134,6 +135,13 @@ class SafetensorsFile:
 
     def part(self, name: str, index: Index) -> np.ndarray:
         return self._file.get_slice(name)[index]
+
+
+def _refuse_doubled(path: Path) -> None:
+    """Raise a ValueError if a header has a name twice: safetensors takes the last of them."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        json_text.loads(file.read(size), f"{path}: its header")
 
 
 class Weights:

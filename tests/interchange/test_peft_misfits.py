@@ -1,0 +1,133 @@
+"""PEFT folders of every method whose tensors or numbers do not fit: one line each, at no cost."""
+
+import json
+import tracemalloc
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import lora_jax as lj
+import variants
+
+NAMES = lj.names_from_patterns({r"(up|down)/kernel": "{0}"})
+PARAMS = {
+    "up": {"kernel": jnp.ones((8, 12)), "bias": jnp.zeros(12)},
+    "down": {"kernel": jnp.ones((12, 4)), "bias": jnp.zeros(4)},
+}
+X = np.ones((2, 8), np.float32)
+
+
+def forward(params, x):
+    for each in (params["up"], params["down"]):
+        x = x @ each["kernel"] + each["bias"][None]
+    return x
+
+
+def load(folder, config, shapes, dtype=np.float32):
+    """`load_peft` of tensors of ones, whose names are given without `base_model.model.`."""
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {f"base_model.model.{name}": np.ones(s, dtype) for name, s in shapes.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return lj.load_peft(folder, variants.from_peft, NAMES, forward, PARAMS, X)
+
+
+def test_a_huge_rank_of_adalora_takes_no_memory(tmp_path):
+    config = {"peft_type": "ADALORA", "init_r": 10**7, "total_step": 10}
+    shapes = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="10000000 by rank_pattern and init_r"):
+        load(tmp_path, config, shapes)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+PAIR = {"up.lora_A.weight": (2, 8), "up.lora_B.weight": (12, 2)}
+ADALORA = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
+AXES = [
+    (LORA, {**PAIR, "up.lora_B.weight": ()}, r"'up' .*lora_B.weight': \(\)"),
+    (LORA, {**PAIR, "up.lora_A.weight": (3, 8)}, "'up' .* 3 rows, and the config says r=2"),
+    (LORA, {**PAIR, "up.lora_C.weight": (3,)}, "'up' .*'lora_C.weight' is not one of"),
+    (LORA, {**PAIR, "down.bias": ()}, r"down/bias: the file has \(\)"),
+    ({"peft_type": "ADALORA", "init_r": 2, "total_step": 10}, {**ADALORA, "up.lora_A": ()}, "'up'"),
+    ({"peft_type": "BOFT"}, {"up.boft_R": (1,), "up.boft_s": (12, 1)}, r"'up' .*boft_R': \(1,\)"),
+    (
+        {"peft_type": "BOFT"},
+        {"up.boft_R": (2, 3, 4, 5, 6), "up.boft_s": (12, 1)},
+        "'up' .* not fit",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "shapes", "said"), AXES, ids=[case[2] for case in AXES])
+def test_other_numbers_of_axes(config, shapes, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as caught:
+        load(tmp_path, config, shapes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_bias_of_lora_is_not_broadcast(shape, tmp_path):
+    with pytest.raises(ValueError, match=r"up.lora_B.bias: the file has .* ask for \(12,\)"):
+        load(tmp_path, {**LORA, "lora_bias": True}, {**PAIR, "up.lora_B.bias": shape})
+
+
+FOURIER = {"peft_type": "FOURIERFT", "n_frequency": 2, "scaling": 1e39}
+LARGE = [
+    ({**LORA, "lora_alpha": 1e39}, PAIR),
+    ({**LORA, "alpha_pattern": {"up": 1e308}}, PAIR),
+    (FOURIER, {"up.fourierft_spectrum": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("config", "shapes"), LARGE)
+def test_scales_too_large_for_float32(config, shapes, tmp_path):
+    with pytest.raises(ValueError, match=r"up/kernel.*: a number is too large for float32"):
+        load(tmp_path, config, shapes)
+
+
+TWICE = [
+    ("up.lora_A.weight", "base_model.model.up.lora_A.weight", (2, 8)),
+    ("base_model.model.down.weight", "base_model.model.down.modules_to_save.weight", (4, 12)),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "shape"), TWICE)
+def test_a_tensor_under_two_names(one, other, shape, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
+    tensors = {f"base_model.model.{name}": np.ones(s, np.float32) for name, s in PAIR.items()}
+    tensors |= {one: np.ones(shape, np.float32), other: np.ones(shape, np.float32)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="are the same tensor") as caught:
+        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+    assert f"'{one}'" in str(caught.value) and f"'{other}'" in str(caught.value)
+
+
+def test_a_name_twice_in_one_header(tmp_path):
+    part = '"up.lora_A.weight":{"dtype":"F32","shape":[%d,%d],"data_offsets":[0,64]}'
+    header = f"{{{part % (8, 2)},{part % (2, 8)}}}".encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(64)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
+    (tmp_path / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"safetensors: its header .* 'up.lora_A.weight' twice"):
+        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+
+
+LONG = "x" * 10**5
+UNABRIDGED = [
+    ({LONG: 1}, {}),
+    ({"unknown": LONG}, {}),
+    ({"r": LONG}, {}),
+    ({"init_lora_weights": LONG}, {}),
+    ({}, {f"up.{LONG}": (2,)}),
+    ({"base_model_name_or_path": LONG}, {"up.lora_C": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("config", "shapes"), UNABRIDGED, ids=range(len(UNABRIDGED)))
+def test_long_names_are_not_repeated_in_full(config, shapes, tmp_path):
+    with pytest.raises(ValueError, match=r"not known|must be a int|no module|not one of") as caught:
+        load(tmp_path, {**LORA, **config}, {**PAIR, **shapes})
+    assert len(str(caught.value)) < 1000
