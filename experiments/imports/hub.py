@@ -26,7 +26,7 @@ def download(name: str, revision: str | None = None) -> Path:
         folder = Path(str(where))
         if (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
             return folder
-        files = huggingface_hub.list_repo_files(name, revision=revision)
+        files = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
     except errors.GatedRepoError:
         why = "its owner has to grant access: ask for it on the Hub, and log in (hf auth login)"
     except errors.RepositoryNotFoundError:

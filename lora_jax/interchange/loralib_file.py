@@ -59,6 +59,7 @@ class LoralibFile:
         try:
             self._alpha = _alpha(alpha, noted.get(ALPHA))
             self._enabled = _enabled(enable_lora, noted.get(ENABLED))
+            self._rank = _rank(noted.get(RANK))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         self.config: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": self._alpha}
@@ -109,6 +110,8 @@ class LoralibFile:
             found = self._sorted(places)
             for module, names in found.adapters.items():
                 found.rows[module] = self._rows(module, names, found.rows[module], shapes)
+            if self._enabled and not any(layer.enabled for layer, _ in self._layers.values()):
+                raise ValueError(f"{ENABLED}={self._enabled}, and no layer is a MergedLinear")
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
         return found
@@ -160,6 +163,10 @@ class LoralibFile:
             layer = factors(a, b, weight, math.prod(weight) * len(rows), parts, self._enabled)
         except ValueError as error:
             raise ValueError(f"'{module}': {error}") from None
+        if self._rank not in (None, layer.rank):
+            raise ValueError(
+                f"'{module}' has rank {layer.rank}, and {RANK} in the header is {self._rank}"
+            )
         self._layers[module] = layer, parts
         if layer.enabled is None or parts is None:
             return rows
@@ -182,6 +189,12 @@ def _alpha(given: float | None, noted: str | None) -> float:
     return found
 
 
+def _rank(noted: str | None) -> int | None:
+    if noted is not None and not (noted.isascii() and noted.isdigit() and len(noted) < 10):
+        raise ValueError(f"{RANK} in its header is no rank: {reprlib.repr(noted)}")
+    return None if noted is None else int(noted)
+
+
 def _enabled(given: Sequence[bool] | None, noted: str | None) -> tuple[bool, ...] | None:
     own = None if given is None else tuple(map(bool, given))
     if noted is None:
@@ -198,7 +211,7 @@ def _enabled(given: Sequence[bool] | None, noted: str | None) -> tuple[bool, ...
 
 
 def noted(alpha: float, rank: int, enable_lora: Sequence[bool] | None) -> dict[str, str]:
-    """A file's header, of which alpha and enable_lora are read again."""
+    """A file's header, which is compared with the tensors when it is read again."""
     header = {"format": "pt", ALPHA: f"{alpha!r}", RANK: str(rank)}
     if enable_lora is not None:
         header[ENABLED] = ",".join(_WORDS[each] for each in enable_lora)

@@ -17,7 +17,15 @@ PATTERNS = {
 }
 """Fields that may differ between modules where the config has the other field, too."""
 
+NAMING = (
+    *("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"),
+    *("feedforward_modules", "target_parameters"),
+)
+"""Fields that are a list of names, or one name or pattern."""
 LONGEST, MOST_CHOICES = 300, 5
+"""Of a pattern that is matched."""
+LONGEST_TARGET = 10_000
+"""Of a pattern that is not matched: those that programs write are long."""
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -28,18 +36,38 @@ def check(config: Mapping[str, Any]) -> None:
         pattern = config.get(field)
         known = pattern is None or isinstance(pattern, dict)
         values = pattern.values() if isinstance(pattern, dict) else ()
-        if not known or not all(_is_number(x) or _are_bools(x) for x in values):
+        if not known or not all(_is_number(x) or _are(bool, x) for x in values):
             raise ValueError(f"{field} must map modules to numbers, got {reprlib.repr(pattern)}")
-    for field in ("feedforward_modules", "target_parameters"):
-        names = config.get(field) or ""
-        if not isinstance(names, str) and not (
-            isinstance(names, list) and all(isinstance(x, str) for x in names)
-        ):
+    for field in NAMING:
+        names = config.get(field)
+        if names is not None and not isinstance(names, str) and not _are(str, names):
             raise ValueError(f"{field} must be names, got {reprlib.repr(names)}")
+    if isinstance(target := config.get("target_modules"), str):
+        _check_pattern(target)
+    layers = config.get("layers_to_transform")
+    if layers is not None and not _are(int, layers if isinstance(layers, list) else [layers]):
+        raise ValueError(f"layers_to_transform must be whole numbers, got {reprlib.repr(layers)}")
+    bias = config.get("bias")
+    if bias is not None and not (isinstance(bias, str) and re.fullmatch("none|all|.*_only", bias)):
+        raise ValueError(
+            f"bias must be 'none', 'all', or such as 'lora_only', got {reprlib.repr(bias)}"
+        )
 
 
-def _are_bools(x: Any) -> bool:
-    return isinstance(x, list) and all(isinstance(each, bool) for each in x)
+def _check_pattern(text: str) -> None:
+    """Raise a ValueError unless a text may be a regular expression; it is not matched."""
+    try:
+        if len(text) > LONGEST_TARGET:
+            raise ValueError(
+                f"it has {len(text):,} characters, at most {LONGEST_TARGET:,} are read"
+            )
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError, ValueError) as error:
+        raise ValueError(f"target_modules={reprlib.repr(text)} is no pattern: {error}") from None
+
+
+def _are(kind: type, x: Any) -> bool:
+    return isinstance(x, list) and all(type(each) is kind for each in x)
 
 
 def _is_number(x: Any) -> bool:

@@ -164,6 +164,10 @@ def sort_tensors(source: PeftFolder, known: Iterable[Row], tied: Collection[str]
         raise ValueError(f"{source.path}: no tensor of an adapter")
     if lacking := _without_tensors(source.config, found, modules):
         raise ValueError(f"{source.path}: target_modules names '{lacking[0]}', which has no tensor")
+    try:
+        _check_named(source.config, found)
+    except ValueError as error:
+        raise ValueError(f"{source.config_path}: {error}") from None
     return found
 
 
@@ -174,6 +178,26 @@ def _once(
     if what in first:
         raise ValueError(f"{source.label()}: '{first[what]}' and '{name}' are the same tensor")
     first[what] = name
+
+
+def _check_named(config: Mapping[str, Any], found: Sorted) -> None:
+    """Raise a ValueError if a tensor is of a module, or of a bias, that the config leaves out.
+
+    Weights that train in full are not compared: PEFT does not name embeddings and heads that it
+    saves because the vocabulary has grown, nor did it once name heads of classifiers.
+    """
+    targets, parameters = config.get("target_modules"), config.get("target_parameters") or []
+    if isinstance(targets, list) and not config.get("ensure_weight_tying"):  # it adds the tied ones
+        for module in found.adapters:
+            named = selects(targets, module) or selects(parameters, f"{module}.weight")
+            if not named and module not in found.tokens:
+                raise ValueError(f"target_modules does not name '{module}', which has tensors")
+    if config.get("bias") == "none":
+        copied = {row.module for rows in found.copies.values() for row in rows}  # with its bias
+        for name, rows in found.full.items():
+            module = rows[0].module
+            if rows[0].leaf == "bias" and module in found.adapters.keys() - copied:
+                raise ValueError(f"bias is 'none', and there is a tensor '{name}'")
 
 
 def _of_the_table(name: str, found: Sorted, tied: Collection[str]) -> str | None:

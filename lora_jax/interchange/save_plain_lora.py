@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.arithmetic.low_rank import of_rank
-from lora_jax.arithmetic.updates import update_of, widened
+from lora_jax.arithmetic.updates import Factored, dense, update_of, widened
+from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import Matrix, by_module, matrices
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_folder import MODEL, write_folder
-from lora_jax.methods.peft_lora import as_peft
-from lora_jax.peft_format import Peft
+from lora_jax.methods.peft_lora import LINEAR, as_peft
+from lora_jax.peft_format import Peft, stored
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.variant import Factors
 
@@ -56,8 +57,9 @@ def save_plain_lora(
 
     Args:
       names, base_model, dtype: as for `save_peft`.
-      svd_rank: cut every update of a higher rank to its leading directions; the errors are in the
-        result. Without it, a method that is no plain LoRA is refused.
+      svd_rank: cut the update of every module of torch to its leading directions, if its rank is
+        higher; the errors are in the result. Parts of one module, such as GPT-2's queries, keys
+        and values, are cut together. Without it, a method that is no plain LoRA is refused.
       served: the last names of modules that the server adapts; None allows all.
 
     Raises:
@@ -74,7 +76,8 @@ def save_plain_lora(
             f"'{biased.bias}' is adapted with '{biased.use.path}', and plain LoRA has no biases: "
             "merge the weights (--as=merged)"
         )
-    stored: list[tuple[Matrix, Peft]] = []
+    pefts: list[tuple[Matrix, Peft]] = []
+    dtypes: dict[str, Any] = {}
     errors: dict[str, float] = {}
     for each in matrices(trainable, frozen, names):
         if each.lookup or (served and each.module.rpartition(".")[2] not in served):
@@ -82,11 +85,14 @@ def save_plain_lora(
             raise ValueError(
                 f"'{each.module}' is not served: {known} are; merge the weights (--as=merged)"
             )
-        a, b, error = _factors(each, svd_rank)
-        stored.append((each, as_peft(a, b, 1.0, Factors({}, {}), False)))
-        if svd_rank is not None:
-            errors[each.module] = max(error, errors.get(each.module, 0.0))
-    found = by_module(stored)
+        (a, b), errors[each.module] = _factors(each, svd_rank)
+        dtypes[each.module] = _dtype(each)
+        pefts.append((each, as_peft(a, b, 1.0, Factors({}, {}), False)))
+    found = by_module(pefts)
+    if svd_rank is not None:
+        for module, peft in found.items():
+            found[module], error = _cut(peft, svd_rank, dtypes[module])
+            errors[module] = max(error, errors[module])
     rank = max(peft.settings["r"] for peft in found.values())
     limits = [each for each in MAX_LORA_RANKS if each >= rank]
     if not limits:
@@ -106,14 +112,17 @@ def save_plain_lora(
         for module, peft in found.items()
         for name, x in peft.tensors.items()
     }
-    return PlainLora(write_folder(folder, config, tensors, dtype), rank, limits[0], errors)
+    path = write_folder(folder, config, tensors, dtype)
+    return PlainLora(path, rank, limits[0], errors if svd_rank is not None else {})
 
 
-def _factors(each: Matrix, svd_rank: int | None) -> tuple[Any, Any, float]:
-    """A (rank, in) and B (rank, out) of the update, and the relative error of what is cut off."""
-    both = each.variant.as_lora(each.base, each.factors)
-    if both is not None and (svd_rank is None or len(both[0]) <= svd_rank):
-        return *both, 0.0
+def _factors(each: Matrix, svd_rank: int | None) -> tuple[Factored, float]:
+    """The update of one matrix, and the relative error of what is cut off.
+
+    A dense part of a joined weight is left whole: it is cut with the others.
+    """
+    if (both := each.variant.as_lora(each.base, each.factors)) is not None:
+        return Factored(*map(to_host, both)), 0.0
     if svd_rank is None:
         title = each.variant.title or type(each.variant).__name__
         raise ValueError(
@@ -122,9 +131,25 @@ def _factors(each: Matrix, svd_rank: int | None) -> tuple[Any, Any, float]:
         )
     with jax.enable_x64(True):
         update = update_of(each.variant, each.base.astype(jnp.float64), widened(each.factors))
+        if each.place.part is not None:
+            return Factored(np.eye(each.base.shape[0], dtype=np.float32), dense(update)), 0.0
         cut, error = of_rank(update, min(svd_rank, *each.base.shape))
-    dtype = jnp.result_type(*jax.tree.leaves(each.factors.trainable))
-    return cut.a.astype(dtype), cut.b.astype(dtype), error
+    return Factored(*(x.astype(_dtype(each)) for x in cut)), error
+
+
+def _dtype(each: Matrix) -> Any:
+    return jnp.result_type(*jax.tree.leaves(each.factors.trainable))
+
+
+def _cut(peft: Peft, rank: int, dtype: Any) -> tuple[Peft, float]:
+    """The closest LoRA of a rank to one of scale 1, and its relative error."""
+    a, b = (peft.tensors[LINEAR[name].name].astype(np.float64) for name in "ab")
+    if len(a) <= rank:
+        return peft, 0.0
+    cut, error = of_rank(Factored(a, b.T), min(rank, a.shape[1], len(b)))
+    factors = {"a": cut.a.astype(dtype), "b": cut.b.astype(dtype)}
+    settings = {**peft.settings, "r": len(cut.a), "lora_alpha": len(cut.a)}
+    return Peft(settings, stored(LINEAR, factors)), error
 
 
 def _padded(x: np.ndarray, axis: int, rank: int) -> np.ndarray:

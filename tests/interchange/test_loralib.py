@@ -247,6 +247,20 @@ def test_alpha(tensors, params, tmp_path):
             load(file, params)
 
 
+def test_what_contradicts_the_tensors(params, tmp_path):
+    file = tmp_path / "file.safetensors"
+    for value, said in {
+        "99": "'word' has rank 2, and r in the header is 99",
+        "2.5": "no rank",
+    }.items():
+        save_file(pair("word", 5, 2, 4), file, metadata={"r": value})
+        with pytest.raises(ValueError, match=rf"file.safetensors: .*{said}"):
+            load(file, params)
+    save_file(pair("word", 5, 2, 4), file, metadata={"r": "2"})
+    with pytest.raises(ValueError, match=r"enable_lora=\(False,\), and no layer is a MergedLinear"):
+        load(file, params, enable_lora=(False,))
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [

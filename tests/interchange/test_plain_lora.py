@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 
 import lora_jax as lj
 import variants
+from lora_jax.interchange.names import Names
+from lora_jax.models.published.placed import Place
 
 NAMES = lj.names_from_patterns(
     {"up/kernel": "model.layers.{layer}.mlp.up_proj", "head/kernel": "lm_head"}
@@ -106,6 +108,43 @@ def test_what_is_no_lora_is_cut_to_a_rank(params, tmp_path):
         cut.append(before + (u[:, :2] * values[:2]) @ vt[:2])
     expected = forward({**params, "up": {"kernel": jnp.asarray(np.stack(cut))}}, X)
     np.testing.assert_allclose(served(tmp_path, params, LOADERS["SGLang"]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"./kernel": variants.make("lora", rank=2)},
+        {"./kernel": variants.make("dora", rank=1)},
+        {"q/kernel": variants.make("lora", rank=3), "v/kernel": variants.make("dora", rank=1)},
+    ],
+    ids=["factors", "dense", "both"],
+)
+def test_parts_of_one_module_are_cut_together(targets, tmp_path):
+    """Queries, keys and values are one weight in torch: its error, and its rank, are asked for."""
+    random = np.random.default_rng(3)
+    before = {
+        n: {"kernel": jnp.asarray(random.standard_normal((6, 4)), jnp.float32)} for n in "qkv"
+    }
+    layer = lambda p, x: [x @ p[n]["kernel"] for n in "qkv"]  # noqa: E731
+    adapted = lj.adapt(layer, targets=targets)
+    trainable, frozen = adapted.init(jax.random.key(0), before, X)
+    trainable = jax.tree.map(
+        lambda x: x + jnp.asarray(random.standard_normal(x.shape), x.dtype), trainable
+    )
+    place = lambda path, _: Place("c_attn.weight", False, "qkv".index(path[0]))  # noqa: E731
+    written = lj.save_plain_lora(
+        tmp_path, trainable, frozen, Names(place, lambda _: False), svd_rank=2, served=None
+    )
+    after = adapted.merge(trainable, frozen)
+    update = np.concatenate([after[n]["kernel"] - before[n]["kernel"] for n in "qkv"], axis=1)
+    u, values, vt = np.linalg.svd(update)
+    error = np.linalg.norm(values[2:]) / np.linalg.norm(values)
+    assert written.rank == 2
+    assert written.errors == {"c_attn": pytest.approx(error, rel=1e-4)}
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    a, b = (tensors[f"base_model.model.c_attn.lora_{each}.weight"] for each in "AB")
+    np.testing.assert_allclose((b @ a).T, (u[:, :2] * values[:2]) @ vt[:2], atol=1e-4)
+    assert a.dtype == np.float32
 
 
 def test_what_servers_do_not_have(params, tmp_path):

@@ -273,11 +273,11 @@ def test_a_group_killed_again_and_again_is_the_group_that_was_not(
 def test_trials_that_cannot_be_trained_do_not_stop_the_rest(tiny, tmp_path):
     """One of a rank that cannot be, one whose record is damaged."""
     chosen, where = tiny(4), folders(tmp_path, 4)
-    chosen[1] = tiny(4, variant__rank=999)[1]
+    chosen[1] = tiny(4, variant__rank=999, variant__initialization="pissa")[1]
     run_record.claim(where[2], chosen[2].plain)
     (where[2] / "record.json").write_text("{", encoding="utf-8")
     found = run.run_together(chosen, where, execution="each")
-    assert "rank 999 exceeds" in str(found[1])
+    assert "takes rank = 999 directions" in str(found[1])
     assert "trial_2" in str(found[2]) and isinstance(found[2], ValueError)
     for number in (0, 3):
         assert found[number].status == "completed"
