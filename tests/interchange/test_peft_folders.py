@@ -345,6 +345,14 @@ def test_places_that_a_matrix_does_not_have(params, tmp_path):
             load(tmp_path, params)
 
 
+def test_places_of_one_layer_of_several(params, tmp_path):
+    targets = {lj.layers("query/kernel", 1): variants.make("shira", rank=1)}
+    adapted, trainable, frozen = trained(targets, params)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    loaded, expected = load(tmp_path, params), adapted.apply(trainable, frozen, X)
+    np.testing.assert_allclose(loaded.adapted.apply(*loaded[1:3], X), expected, atol=1e-6)
+
+
 def test_files_that_are_none(written, params, tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config"):
         load(tmp_path, params)
