@@ -17,6 +17,9 @@ PATTERNS = {
 }
 """Fields that may differ between modules where the config has the other field, too."""
 
+BY_WHOLE_NAME = ("block_size_pattern", "n_frequency_pattern")
+"""Where PEFT looks for `.*\\.{key}$` in a module's name, and else for the name itself as a key."""
+
 LONGEST, MOST_CHOICES = 300, 5
 
 
@@ -70,14 +73,29 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
             usual = next(module for module, x in columns[name].items() if x == common)
             raise ValueError(
                 f"PEFT has one {name} for all modules; '{usual}' has {common!r} and '{other}' "
-                f"{differs!r}"
+                f"{differs!r}; merge the weights instead"
             )
         found[name] = common
         if others:
             # The longest first: PEFT takes the first key that is the end of a module's name.
-            own = {re.escape(m): others[m] for m in sorted(others, key=len, reverse=True)}
+            own = {m: others[m] for m in sorted(others, key=len, reverse=True)}
+            if pattern in BY_WHOLE_NAME:
+                _check_ends(name, own, columns[name])
+            else:
+                own = {re.escape(m): x for m, x in own.items()}
             found[pattern] = {**found[pattern], **own}
     return found
+
+
+def _check_ends(name: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise a ValueError if PEFT takes a key for the end of another module's name."""
+    for key, x in own.items():
+        ends = re.compile(rf".*\.{key}$")
+        if wrong := next((m for m, mine in values.items() if mine != x and ends.match(m)), None):
+            raise ValueError(
+                f"PEFT gives '{wrong}' the {name} of '{key}', too, for it ends in '{key}'; "
+                "merge the weights instead"
+            )
 
 
 def _united(name: str, values: Mapping[str, Any]) -> Any:
@@ -107,6 +125,8 @@ def of_module(config: Settings, module: str) -> dict[str, Any]:
     target = parameter if selects(config.get("target_parameters") or [], parameter) else module
     for name, pattern in PATTERNS.items():
         values = config.get(pattern) or {}
+        if pattern == "rank_pattern" and config["peft_type"] == "HIRA":
+            continue  # PEFT's HiRA does not heed it
         if name in config or name == "r":
             for key, value in values.items():
                 if not isinstance(value, list) and _matches(key, target):

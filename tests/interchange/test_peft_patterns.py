@@ -1,0 +1,37 @@
+"""Settings of PEFT that differ between modules: what is written, and what is read."""
+
+import re
+
+import pytest
+
+from lora_jax.interchange.peft_config import joined, of_module
+
+
+def by_pefts_lookup(pattern, default, module):
+    """What PEFT's C3A and FourierFT do with a pattern, in their own words."""
+    key = next((k for k in pattern if re.match(rf".*\.{k}$", module)), module)
+    return pattern.get(key, default)
+
+
+@pytest.mark.parametrize(("kind", "field"), [("C3A", "block_size"), ("FOURIERFT", "n_frequency")])
+def test_a_module_is_found_by_its_whole_name(kind, field):
+    sizes = {"blocks.0.up": 2, "blocks.1.up": 4, "blocks.1.down": 4, "head": 8}
+    common = {"peft_type": kind, f"{field}_pattern": {}}
+    config = joined({module: {**common, field: size} for module, size in sizes.items()})
+    for module, size in sizes.items():
+        assert by_pefts_lookup(config[f"{field}_pattern"], config[field], module) == size
+        assert of_module(config, module)[field] == size
+
+
+def test_a_name_that_peft_would_take_for_the_end_of_another():
+    sizes = {"up": 2, "blocks.up": 4, "blocks.down": 4}
+    common = {"peft_type": "C3A", "block_size_pattern": {}}
+    with pytest.raises(ValueError, match=r"gives 'blocks.up' the block_size of 'up', too, for it"):
+        joined({module: {**common, "block_size": size} for module, size in sizes.items()})
+
+
+def test_hira_has_one_rank():
+    with pytest.raises(ValueError, match=r"one r for all .* 3; merge the weights instead"):
+        joined({"a": {"peft_type": "HIRA", "r": 2}, "b": {"peft_type": "HIRA", "r": 3}})
+    config = {"peft_type": "HIRA", "r": 2, "rank_pattern": {"a": 3}}
+    assert of_module(config, "a")["r"] == 2  # PEFT's HiRA does not heed the pattern
