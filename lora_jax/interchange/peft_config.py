@@ -17,6 +17,9 @@ PATTERNS = {
 }
 """Fields that may differ between modules where the config has the other field, too."""
 
+Compiled = Mapping[str, list[tuple[re.Pattern[str], Any]]]
+"""By the name of the field: what its keys match, and the values."""
+
 BY_WHOLE_NAME = ("block_size_pattern", "n_frequency_pattern")
 """Where PEFT looks for `.*\\.{key}$` in a module's name, and else for the name itself as a key."""
 
@@ -118,18 +121,37 @@ def _united(name: str, values: Mapping[str, Any]) -> Any:
     }
 
 
-def of_module(config: Settings, module: str) -> dict[str, Any]:
-    """What a config says of one module: patterns are resolved, and lists tell of this one alone."""
+def compiled(config: Settings) -> Compiled:
+    """The patterns of a config, for `of_module` of many modules.
+
+    Raises:
+      ValueError: a key is no regular expression, or may take too long.
+    """
+    return {
+        pattern: [
+            (_compile(rf"(.*\.)?({_quick(key)})"), value)
+            for key, value in (config.get(pattern) or {}).items()
+            if not isinstance(value, list)
+        ]
+        for pattern in PATTERNS.values()
+    }
+
+
+def of_module(config: Settings, module: str, patterns: Compiled) -> dict[str, Any]:
+    """What a config says of one module: patterns are resolved, and lists tell of this one alone.
+
+    Args:
+      patterns: those of the config, `compiled`.
+    """
     found = dict(config)
     parameter = f"{module}.weight"
     target = parameter if selects(config.get("target_parameters") or [], parameter) else module
     for name, pattern in PATTERNS.items():
-        values = config.get(pattern) or {}
         if pattern == "rank_pattern" and config["peft_type"] == "HIRA":
             continue  # PEFT's HiRA does not heed it
         if name in config or name == "r":
-            for key, value in values.items():
-                if not isinstance(value, list) and _matches(key, target):
+            for key, value in patterns[pattern]:
+                if key.fullmatch(target):
                     found[name] = value
                     break
     if isinstance(config.get("rank_pattern"), dict):  # AdaLoRA's: which rows are left
@@ -158,12 +180,8 @@ def of_tokens(config: Settings, module: str) -> dict[str, Any]:
 def selects(target: Any, module: str) -> bool:
     """Whether a list of names, or a regular expression, selects a module (PEFT's rule)."""
     if isinstance(target, str):
-        return _full_match(_quick(target), module)
+        return _compile(_quick(target)).fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in target)
-
-
-def _matches(key: str, module: str) -> bool:
-    return _full_match(rf"(.*\.)?({_quick(key)})", module)
 
 
 def _quick(pattern: str) -> str:
@@ -182,8 +200,8 @@ def _quick(pattern: str) -> str:
     return pattern
 
 
-def _full_match(pattern: str, text: str) -> bool:
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
-        return re.fullmatch(pattern, text) is not None
+        return re.compile(pattern)
     except (re.error, OverflowError) as error:
         raise ValueError(f"{pattern!r} is no pattern: {error}") from None

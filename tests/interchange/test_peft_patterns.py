@@ -1,10 +1,14 @@
 """Settings of PEFT that differ between modules: what is written, and what is read."""
 
+import json
 import re
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from lora_jax.interchange.peft_config import joined, of_module
+from lora_jax.interchange.peft_config import compiled, joined, of_module
+from lora_jax.interchange.peft_folder import PeftFolder
 
 
 def by_pefts_lookup(pattern, default, module):
@@ -20,7 +24,7 @@ def test_a_module_is_found_by_its_whole_name(kind, field):
     config = joined({module: {**common, field: size} for module, size in sizes.items()})
     for module, size in sizes.items():
         assert by_pefts_lookup(config[f"{field}_pattern"], config[field], module) == size
-        assert of_module(config, module)[field] == size
+        assert of_module(config, module, compiled(config))[field] == size
 
 
 def test_a_name_that_peft_would_take_for_the_end_of_another():
@@ -34,4 +38,18 @@ def test_hira_has_one_rank():
     with pytest.raises(ValueError, match=r"one r for all .* 3; merge the weights instead"):
         joined({"a": {"peft_type": "HIRA", "r": 2}, "b": {"peft_type": "HIRA", "r": 3}})
     config = {"peft_type": "HIRA", "r": 2, "rank_pattern": {"a": 3}}
-    assert of_module(config, "a")["r"] == 2  # PEFT's HiRA does not heed the pattern
+    assert (
+        of_module(config, "a", compiled(config))["r"] == 2
+    )  # PEFT's HiRA does not heed the pattern
+
+
+def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
+    modules = [f"layers.{n}.up" for n in range(4)]
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(modules, 2)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"x": np.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    folder, counted = PeftFolder(tmp_path), []
+    compile_ = re.compile
+    monkeypatch.setattr(re, "compile", lambda *a, **k: counted.append(a) or compile_(*a, **k))
+    assert [folder.settings(m)["r"] for m in (*modules, "other")] == [2, 2, 2, 2, 1]
+    assert len(counted) == len(modules)
