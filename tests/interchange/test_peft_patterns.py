@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import variants
 from lora_jax.interchange.peft_config import compiled, joined, of_module
 from lora_jax.interchange.peft_folder import PeftFolder
 
@@ -41,6 +42,11 @@ def test_hira_has_one_rank():
     assert (
         of_module(config, "a", compiled(config))["r"] == 2
     )  # PEFT's HiRA does not heed the pattern
+
+
+def test_no_tokens_are_not_the_last_one():
+    with pytest.raises(ValueError, match="token_indices names no token"):
+        variants.from_peft({"peft_type": "TRAINABLE_TOKENS", "token_indices": []})
 
 
 def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
