@@ -49,6 +49,18 @@ def test_no_tokens_are_not_the_last_one():
         variants.from_peft({"peft_type": "TRAINABLE_TOKENS", "token_indices": []})
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"peft_type": "OFT", "r": 4, "oft_block_size": 0, "use_cayley_neumann": False},
+        {"peft_type": "BOFT", "boft_block_num": 4, "boft_block_size": 0},
+    ],
+)
+def test_numbers_of_blocks_are_not_read(config):
+    with pytest.raises(ValueError, match=r"=4, is not read; put .*block_size=\(inputs / "):
+        variants.from_peft(config)
+
+
 def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
     modules = [f"layers.{n}.up" for n in range(4)]
     config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(modules, 2)}
