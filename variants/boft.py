@@ -112,9 +112,14 @@ class BOFT(Variant):
 
     @classmethod
     def from_peft(cls, config: Settings) -> "BOFT | None":
-        fields = {"boft_block_size": 4, "boft_n_butterfly_factor": 1}
+        fields = {"boft_block_size": 4, "boft_n_butterfly_factor": 1, "boft_block_num": 0}
         if (known := settings_of(config, "BOFT", **fields)) is None:
             return None
+        if number := known["boft_block_num"]:
+            raise ValueError(
+                f"BOFT given by its number of blocks, boft_block_num={number}, is not read; put "
+                "boft_block_num=0 and boft_block_size=(inputs / number) into the config"
+            )
         size, factors = known["boft_block_size"], known["boft_n_butterfly_factor"]
         return cls(block_size=size, butterfly_factors=factors)
 

@@ -74,7 +74,7 @@ class HiRA(LowRank):
         a, b = self.low_rank_factors(factors, wide(base.dtype))
         both = {"a": np.asarray(a), "b": np.asarray(b)}
         both = {name: x[self._used(factors, len(a))] for name, x in both.items()}
-        settings = {"peft_type": "HIRA", "r": len(both["a"]), "rank_pattern": {}}
+        settings = {"peft_type": "HIRA", "r": len(both["a"])}
         settings |= {"hira_dropout": peft_lora.dropout_of(factors), "fan_in_fan_out": False}
         return Peft(settings, stored(EMBEDDING if lookup else LINEAR, both))
 

@@ -31,7 +31,7 @@ class HRA(Variant):
     V V^T (Schreiber and Van Loan 1989, "A Storage-Efficient WY Representation"). So no dense matrix
     is formed, and no loop is run over the rank.
 
-    The vectors start as pairs of equal ones, which undo each other, so that W' = W; therefore the
+    The vectors start as `pairs` of equal ones, which undo each other, so that W' = W; therefore the
     rank is even. Equal to PEFT's HRA, which computes the dense product step by step. The paper's
     orthogonality regulariser is not here, nor its limit, PEFT's `apply_GS`: orthonormal
     reflections never give W' = W.
@@ -41,16 +41,19 @@ class HRA(Variant):
     peft_layouts: ClassVar[Layouts] = {"u": transposed("hra_u")}
 
     rank: int = 8
+    pairs: bool = True
+    """Without, as in PEFT where the rank is odd, each vector is drawn, and W' is not W at first."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
-        if self.rank % 2:
+        if self.pairs and self.rank % 2:
             raise ValueError(f"HRA needs an even rank, to start at the weight, got {self.rank}")
 
     def init(self, key: Array, base: Base) -> Factors:
-        shape, bound = (self.rank // 2, base.shape[0]), (self.rank // 2) ** -0.5
-        half = jax.random.uniform(key, shape, wide(base.dtype), -bound, bound)
-        return Factors({"u": jnp.repeat(half, 2, axis=0)}, {})
+        times = 2 if self.pairs else 1
+        shape, bound = (self.rank // times, base.shape[0]), (self.rank // times) ** -0.5
+        drawn = jax.random.uniform(key, shape, wide(base.dtype), -bound, bound)
+        return Factors({"u": jnp.repeat(drawn, times, axis=0)}, {})
 
     def weight(self, base: Base, factors: Factors) -> Array:
         v, back = _reflections(factors)
@@ -81,7 +84,7 @@ class HRA(Variant):
     @classmethod
     def from_peft(cls, config: Settings) -> "HRA | None":
         known = settings_of(config, "HRA", r=8)
-        return None if known is None else cls(rank=known["r"])
+        return None if known is None else cls(rank=known["r"], pairs=known["r"] % 2 == 0)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * shape[0]

@@ -100,7 +100,10 @@ class OFT(Variant):
         if known["use_cayley_neumann"]:
             raise ValueError("OFT with use_cayley_neumann, a truncated series, is not here")
         if known["r"]:
-            raise ValueError(f"OFT with r={known['r']} blocks is not here; set oft_block_size")
+            raise ValueError(
+                f"OFT given by its number of blocks, r={known['r']}, is not read; put r=0 and "
+                "oft_block_size=(inputs / r) into the config"
+            )
         return cls(block_size=known["oft_block_size"])
 
     def count(self, shape: tuple[int, int]) -> int:

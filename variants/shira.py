@@ -77,7 +77,8 @@ class SHiRA(Variant):
         if "places" not in found:
             raise ValueError("SHIRA: the file has no shira_indices")
         _check_places(found["places"], base.shape)
-        return Factors({"v": found["v"]}, {"places": found["places"]})
+        constants = {**begun.constants, "places": found["places"]}  # others: which layers adapt
+        return Factors({"v": found["v"]}, constants)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.rank * sum(shape)

@@ -92,7 +92,11 @@ class TrainableTokens(Variant):
     @classmethod
     def from_peft(cls, config: Settings) -> "TrainableTokens | None":
         known = settings_of(config, "TRAINABLE_TOKENS", token_indices=[])
-        return None if known is None else cls(tokens=known["token_indices"])
+        if known is None:
+            return None
+        if not known["token_indices"]:
+            raise ValueError("TRAINABLE_TOKENS: token_indices names no token")
+        return cls(tokens=known["token_indices"])
 
     def count(self, shape: tuple[int, int]) -> int:
         return (len(self.tokens) or self.last) * shape[1]

@@ -22,6 +22,13 @@ NAMING = (
     *("feedforward_modules", "target_parameters"),
 )
 """Fields that are a list of names, or one name or pattern."""
+
+Compiled = Mapping[str, list[tuple[re.Pattern[str], Any]]]
+"""By the name of the field: what its keys match, and the values."""
+
+BY_WHOLE_NAME = ("block_size_pattern", "n_frequency_pattern")
+"""Where PEFT looks for `.*\\.{key}$` in a module's name, and else for the name itself as a key."""
+
 LONGEST, MOST_CHOICES = 300, 5
 """Of a pattern that is matched."""
 LONGEST_TARGET = 10_000
@@ -98,14 +105,29 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
             usual = next(module for module, x in columns[name].items() if x == common)
             raise ValueError(
                 f"PEFT has one {name} for all modules; '{usual}' has {common!r} and '{other}' "
-                f"{differs!r}"
+                f"{differs!r}; merge the weights instead"
             )
         found[name] = common
         if others:
             # The longest first: PEFT takes the first key that is the end of a module's name.
-            own = {re.escape(m): others[m] for m in sorted(others, key=len, reverse=True)}
+            own = {m: others[m] for m in sorted(others, key=len, reverse=True)}
+            if pattern in BY_WHOLE_NAME:
+                _check_ends(name, own, columns[name])
+            else:
+                own = {re.escape(m): x for m, x in own.items()}
             found[pattern] = {**found[pattern], **own}
     return found
+
+
+def _check_ends(name: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise a ValueError if PEFT takes a key for the end of another module's name."""
+    for key, x in own.items():
+        ends = re.compile(rf".*\.{key}$")
+        if wrong := next((m for m, mine in values.items() if mine != x and ends.match(m)), None):
+            raise ValueError(
+                f"PEFT gives '{wrong}' the {name} of '{key}', too, for it ends in '{key}'; "
+                "merge the weights instead"
+            )
 
 
 def _united(name: str, values: Mapping[str, Any]) -> Any:
@@ -128,16 +150,37 @@ def _united(name: str, values: Mapping[str, Any]) -> Any:
     }
 
 
-def of_module(config: Settings, module: str) -> dict[str, Any]:
-    """What a config says of one module: patterns are resolved, and lists tell of this one alone."""
+def compiled(config: Settings) -> Compiled:
+    """The patterns of a config, for `of_module` of many modules.
+
+    Raises:
+      ValueError: a key is no regular expression, or may take too long.
+    """
+    return {
+        pattern: [
+            (_compile(rf"(.*\.)?({_quick(key)})"), value)
+            for key, value in (config.get(pattern) or {}).items()
+            if not isinstance(value, list)
+        ]
+        for pattern in PATTERNS.values()
+    }
+
+
+def of_module(config: Settings, module: str, patterns: Compiled) -> dict[str, Any]:
+    """What a config says of one module: patterns are resolved, and lists tell of this one alone.
+
+    Args:
+      patterns: those of the config, `compiled`.
+    """
     found = dict(config)
     parameter = f"{module}.weight"
     target = parameter if selects(config.get("target_parameters") or [], parameter) else module
     for name, pattern in PATTERNS.items():
-        values = config.get(pattern) or {}
+        if pattern == "rank_pattern" and config["peft_type"] == "HIRA":
+            continue  # PEFT's HiRA does not heed it
         if name in config or name == "r":
-            for key, value in values.items():
-                if not isinstance(value, list) and _matches(key, target):
+            for key, value in patterns[pattern]:
+                if key.fullmatch(target):
                     found[name] = value
                     break
     if isinstance(config.get("rank_pattern"), dict):  # AdaLoRA's: which rows are left
@@ -166,12 +209,8 @@ def of_tokens(config: Settings, module: str) -> dict[str, Any]:
 def selects(target: Any, module: str) -> bool:
     """Whether a list of names, or a regular expression, selects a module (PEFT's rule)."""
     if isinstance(target, str):
-        return _full_match(_quick(target), module)
+        return _compile(_quick(target)).fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in target)
-
-
-def _matches(key: str, module: str) -> bool:
-    return _full_match(rf"(.*\.)?({_quick(key)})", module)
 
 
 def _quick(pattern: str) -> str:
@@ -190,8 +229,8 @@ def _quick(pattern: str) -> str:
     return pattern
 
 
-def _full_match(pattern: str, text: str) -> bool:
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
-        return re.fullmatch(pattern, text) is not None
+        return re.compile(pattern)
     except (re.error, OverflowError) as error:
         raise ValueError(f"{pattern!r} is no pattern: {error}") from None

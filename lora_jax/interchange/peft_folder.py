@@ -1,5 +1,6 @@
 """A PEFT folder as it lies on disk: its config, and which tensor belongs to which module."""
 
+import functools
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -13,7 +14,7 @@ from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
 from lora_jax.interchange.names import Row
-from lora_jax.interchange.peft_config import check, of_module, selects
+from lora_jax.interchange.peft_config import Compiled, check, compiled, of_module, selects
 from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
 from lora_jax.methods.peft_joined import third
 from lora_jax.models.published.placed import Place
@@ -64,7 +65,11 @@ class PeftFolder:
         return f"{self.path}, {base}"
 
     def settings(self, module: str) -> dict[str, Any]:
-        return of_module(self.config, module)
+        return of_module(self.config, module, self._patterns)
+
+    @functools.cached_property
+    def _patterns(self) -> Compiled:
+        return compiled(self.config)
 
     def cut(self, peft: Peft, place: Place) -> Peft:
         return peft if place.part is None else third(peft, place.part)

@@ -14,7 +14,7 @@ from make_fixtures.peft_methods import METHODS
 import lora_jax as lj
 import variants
 from lora_jax.contract.clause import by_numpy
-from lora_jax.interchange.peft_config import of_module
+from lora_jax.interchange.peft_config import compiled, of_module
 from lora_jax.methods import peft_lora
 from lora_jax.peft_format import Peft
 from variants import hira
@@ -42,7 +42,7 @@ def variant_of(config, module):
     if fast := str(start).startswith("pissa_niter"):  # drawn, so that no file is read with it
         settings["init_lora_weights"] = "pissa"
     settings["layer_has_bias"] = config.get("biases", True)
-    variant = variants.from_peft(of_module(settings, module))
+    variant = variants.from_peft(of_module(settings, module, compiled(settings)))
     if method == "adalora":  # all ranks stay, so that nothing has to be pruned
         return dataclasses.replace(variant, target_rank=variant.rank)
     changes = {"initialization": start} if fast or start == "gaussian" else {}

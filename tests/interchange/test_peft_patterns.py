@@ -1,0 +1,73 @@
+"""Settings of PEFT that differ between modules: what is written, and what is read."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import variants
+from lora_jax.interchange.peft_config import compiled, joined, of_module
+from lora_jax.interchange.peft_folder import PeftFolder
+
+
+def by_pefts_lookup(pattern, default, module):
+    """What PEFT's C3A and FourierFT do with a pattern, in their own words."""
+    key = next((k for k in pattern if re.match(rf".*\.{k}$", module)), module)
+    return pattern.get(key, default)
+
+
+@pytest.mark.parametrize(("kind", "field"), [("C3A", "block_size"), ("FOURIERFT", "n_frequency")])
+def test_a_module_is_found_by_its_whole_name(kind, field):
+    sizes = {"blocks.0.up": 2, "blocks.1.up": 4, "blocks.1.down": 4, "head": 8}
+    common = {"peft_type": kind, f"{field}_pattern": {}}
+    config = joined({module: {**common, field: size} for module, size in sizes.items()})
+    for module, size in sizes.items():
+        assert by_pefts_lookup(config[f"{field}_pattern"], config[field], module) == size
+        assert of_module(config, module, compiled(config))[field] == size
+
+
+def test_a_name_that_peft_would_take_for_the_end_of_another():
+    sizes = {"up": 2, "blocks.up": 4, "blocks.down": 4}
+    common = {"peft_type": "C3A", "block_size_pattern": {}}
+    with pytest.raises(ValueError, match=r"gives 'blocks.up' the block_size of 'up', too, for it"):
+        joined({module: {**common, "block_size": size} for module, size in sizes.items()})
+
+
+def test_hira_has_one_rank():
+    with pytest.raises(ValueError, match=r"one r for all .* 3; merge the weights instead"):
+        joined({"a": {"peft_type": "HIRA", "r": 2}, "b": {"peft_type": "HIRA", "r": 3}})
+    config = {"peft_type": "HIRA", "r": 2, "rank_pattern": {"a": 3}}
+    assert (
+        of_module(config, "a", compiled(config))["r"] == 2
+    )  # PEFT's HiRA does not heed the pattern
+
+
+def test_no_tokens_are_not_the_last_one():
+    with pytest.raises(ValueError, match="token_indices names no token"):
+        variants.from_peft({"peft_type": "TRAINABLE_TOKENS", "token_indices": []})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"peft_type": "OFT", "r": 4, "oft_block_size": 0, "use_cayley_neumann": False},
+        {"peft_type": "BOFT", "boft_block_num": 4, "boft_block_size": 0},
+    ],
+)
+def test_numbers_of_blocks_are_not_read(config):
+    with pytest.raises(ValueError, match=r"=4, is not read; put .*block_size=\(inputs / "):
+        variants.from_peft(config)
+
+
+def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
+    modules = [f"layers.{n}.up" for n in range(4)]
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(modules, 2)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"x": np.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    folder, counted = PeftFolder(tmp_path), []
+    compile_ = re.compile
+    monkeypatch.setattr(re, "compile", lambda *a, **k: counted.append(a) or compile_(*a, **k))
+    assert [folder.settings(m)["r"] for m in (*modules, "other")] == [2, 2, 2, 2, 1]
+    assert len(counted) == len(modules)
