@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import small_language
 import text_runs
-import torch
 from completed_run import completed
 
 import lora_jax as lj
@@ -13,6 +12,8 @@ from experiments.exports.formats.merged import Merged
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.records import run_record
+
+torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.parity
 

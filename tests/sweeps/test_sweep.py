@@ -440,14 +440,15 @@ def test_slurm_without_submitit_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_all_that_is_wrong_is_said_before_anything_starts():
-    def said(*specs):
+    def said(*specs, arguments=SMOKE):
         with pytest.raises(ValueError, match=": ") as caught:
-            preflight.check_trials(made(*specs))
+            preflight.check_trials(made(*specs, arguments=arguments))
         return [line.strip() for line in str(caught.value).splitlines()]
 
-    first, second = said("variant=lora,lorra", "config.variant.rank=8,999")
+    pissa = [*SMOKE, "--config.variant.initialization=pissa"]
+    first, second = said("variant=lora,lorra", "config.variant.rank=8,999", arguments=pissa)
     assert first.startswith(
-        "variant=lora,rank=999: 'layers/attention/key/kernel': rank 999 exceeds"
+        "variant=lora,rank=999: 'layers/attention/key/kernel': initialization 'pissa' takes rank"
     )
     assert second.startswith(
         "variant=lorra,rank=8; variant=lorra,rank=999: unknown variant 'lorra'"
