@@ -10,11 +10,11 @@ from experiments.imports.imported_run import name_of, targets_of
 from experiments.setup.task_and_model import TaskAndModel
 from lora_jax.interchange.load_source import Loaded
 from lora_jax.models.published.location import hub_name, locate
+from lora_jax.peft_format import quoted
 from lora_jax.text_table import text_table
 
 CLASSIFIER, DECODER, ANY = "SEQ_CLS", "CAUSAL_LM", "FEATURE_EXTRACTION"
 """Values of PEFT's `task_type`."""
-LONGEST = 200
 
 
 def table(found: Loaded) -> str:
@@ -29,7 +29,7 @@ def table(found: Loaded) -> str:
 def base_model(config: RunConfig, found: Loaded) -> str:
     """What the files say of their base model, beside this run's."""
     said = found.config.get("base_model_name_or_path")
-    return f"base model: {config.model.name}; the adapter names {_quoted(said) if said else 'none'}"
+    return f"base model: {config.model.name}; the adapter names {quoted(said) if said else 'none'}"
 
 
 def drawn(model: TaskAndModel, found: Loaded) -> list[str]:
@@ -53,13 +53,13 @@ def doubts(config: RunConfig, found: Loaded) -> Iterator[str]:
     known = hub_name(config.model.name) or config.model.name
     if said and _tail(said) not in (_tail(known), _tail(locate(config.model.name))):
         yield (
-            f"the adapter says that its base model is {_quoted(said)}, and config.model.name is "
+            f"the adapter says that its base model is {quoted(said)}, and config.model.name is "
             f"{config.model.name}; only their shapes have been compared"
         )
     classifier = isinstance(config, ClassifierConfig)
     wanted = CLASSIFIER if classifier else DECODER
     if task and task not in (wanted, ANY):
-        yield f"the adapter is of a {_quoted(task)} model, and this config of a {wanted} model"
+        yield f"the adapter is of a {quoted(task)} model, and this config of a {wanted} model"
     if classifier and task == CLASSIFIER and found.trainable["params"] and _is_mean(config):
         yield (
             f"the head of a {CLASSIFIER} adapter reads the first token in PEFT, and here the mean "
@@ -94,12 +94,6 @@ def _span(layers: range | None) -> str:
 
 def _is_mean(config: ClassifierConfig) -> bool:
     return config.model.pool == "mean"
-
-
-def _quoted(value: Any) -> str:
-    """What a file of others says, without control characters, and not at any length."""
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _tail(name: Any) -> str:

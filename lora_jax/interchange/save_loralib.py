@@ -68,7 +68,7 @@ def save_loralib(
     if biased := next((each for each in frozen.spec.adapted if each.bias), None):
         raise ValueError(
             f"'{biased.bias}' is adapted with '{biased.use.path}', and loralib adapts no biases: "
-            "merge the weights (--as=merged)"
+            "merge the weights"
         )
     found: dict[str, dict[int | None, Peft]] = {}
     kinds: dict[str, Matrix] = {}
@@ -106,12 +106,12 @@ def _plain(each: Matrix) -> Peft:
     if (both := each.variant.as_lora(each.base, each.factors)) is None:
         raise ValueError(
             f"'{each.path}': {title} is no plain LoRA, which is all that loralib has: merge the "
-            "weights (--as=merged)"
+            "weights"
         )
     if each.tied:
         raise ValueError(
             f"'{each.path}' is also the head, which loralib.Embedding leaves as it is: merge the "
-            "weights (--as=merged)"
+            "weights"
         )
     peft = each.variant.to_peft(each.base, each.factors)
     if peft is not None and peft.tensors.keys() == {A, B}:
@@ -178,12 +178,12 @@ def _trained_in_full(
         if path in frozen.spec.tied:
             raise ValueError(
                 f"'{path}' trains in full and is also the head, which not all models of loralib "
-                "share: merge the weights (--as=merged)"
+                "share: merge the weights"
             )
         if own[0].module in adapted and own[0].leaf == "weight":
             raise ValueError(
                 f"'{path}' trains in full, and other parts of '{own[0].module}' have adapters: "
-                "merge the weights (--as=merged)"
+                "merge the weights"
             )
         found[name] = _joined(every, arrays, names)
     return found

@@ -69,12 +69,12 @@ def save_plain_lora(
     if trainable["params"]:
         raise ValueError(
             f"'{min(trainable['params'])}' trains in full, and servers take adapters alone: merge "
-            "the weights (--as=merged)"
+            "the weights"
         )
     if biased := next((each for each in frozen.spec.adapted if each.bias), None):
         raise ValueError(
             f"'{biased.bias}' is adapted with '{biased.use.path}', and plain LoRA has no biases: "
-            "merge the weights (--as=merged)"
+            "merge the weights"
         )
     pefts: list[tuple[Matrix, Peft]] = []
     dtypes: dict[str, Any] = {}
@@ -82,9 +82,7 @@ def save_plain_lora(
     for each in matrices(trainable, frozen, names):
         if each.lookup or (served and each.module.rpartition(".")[2] not in served):
             known = ", ".join(served or ())
-            raise ValueError(
-                f"'{each.module}' is not served: {known} are; merge the weights (--as=merged)"
-            )
+            raise ValueError(f"'{each.module}' is not served: {known} are; merge the weights")
         (a, b), errors[each.module] = _factors(each, svd_rank)
         dtypes[each.module] = _dtype(each)
         pefts.append((each, as_peft(a, b, 1.0, Factors({}, {}), False)))
@@ -98,7 +96,7 @@ def save_plain_lora(
     if not limits:
         raise ValueError(
             f"rank {rank} exceeds {MAX_LORA_RANKS[-1]}, the most that is served; "
-            "merge the weights (--as=merged), or give svd_rank"
+            "merge the weights, or give svd_rank"
         )
     first = next(iter(found.values()))
     config = {
@@ -127,7 +125,7 @@ def _factors(each: Matrix, svd_rank: int | None) -> tuple[Factored, float]:
         title = each.variant.title or type(each.variant).__name__
         raise ValueError(
             f"'{each.path}': {title} is no plain LoRA, which is all that servers take; "
-            "merge the weights (--as=merged), or give svd_rank"
+            "merge the weights, or give svd_rank"
         )
     with jax.enable_x64(True):
         update = update_of(each.variant, each.base.astype(jnp.float64), widened(each.factors))
