@@ -57,7 +57,8 @@ def quantised_lines(run: FinishedRun, errors: Mapping[str, float], peft: bool) -
     if peft and find_gguf(run.source) is None:  # transformers quantises no GGUF file again
         likewise = f"quantization_config=BitsAndBytesConfig({BITSANDBYTES[storage]})"
         said += f"; load it likewise: {likewise}"
-    return [f"{said}; relative Frobenius errors of that base:", *by_kind(errors)]
+    far = "how far each stored weight is from the published one, relative Frobenius errors"
+    return [f"{said}; {far}:", *by_kind(errors)]
 
 
 def require_published_base(run: FinishedRun) -> None:

@@ -36,7 +36,9 @@ class GgufLora(Format):
             write_gguf_lora(folder / FILE, plain, run.shape)
         errors = quantization_error(run)
         found = find_gguf(run.source)
-        base = found or "BASE.gguf"
+        base = (
+            found.name if found else "BASE.gguf"
+        )  # the card goes to others: no path of this machine
         which = "" if found else ", where BASE.gguf is the base model, converted for llama.cpp"
         return {
             "architecture": architecture(run.shape),
