@@ -9,7 +9,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Settings = Mapping[str, Any]
-"""Fields of adapter_config.json, as they hold for one module, and `layer_has_bias`."""
+"""Fields of adapter_config.json, as they hold for one module, and two of what is beside it.
+
+`layer_has_bias` says whether the layer has a bias, `tensor_shapes` what shapes the module's tensors
+have, by name.
+"""
 
 # fmt: off
 SAY_NOTHING = frozenset((
@@ -19,10 +23,10 @@ SAY_NOTHING = frozenset((
     "init_ia3_weights", "init_weights", "lambda_pattern", "layer_has_bias", "layers_pattern",
     "layers_to_transform",
     "loftq_config", "lora_ga_config", "mask_type", "megatron_config", "megatron_core", "mini_r",
-    "module_dropout", "modules_to_save", "n_frequency_pattern", "num_cayley_neumann_terms",
+    "module_dropout", "modules_to_save", "n_frequency_pattern",
     "peft_type", "peft_version", "projection_prng_key", "qalora_group_size", "random_seed",
     "rank_dropout", "rank_dropout_scale", "rank_pattern", "revision", "runtime_config",
-    "save_projection", "target_modules", "target_parameters", "task_type",
+    "save_projection", "target_modules", "target_parameters", "task_type", "tensor_shapes",
     "trainable_token_indices", "use_effective_conv2d",
 ))
 # fmt: on

@@ -10,7 +10,6 @@ where B_i rotates each of in / b blocks of b inputs: two runs of b / 2 neighbour
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jax import Array
 
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout, times
-from lora_jax.methods.rotations import turns
+from lora_jax.methods.rotations import side_of, turns
 from lora_jax.peft_format import Layout, Layouts, Peft, Settings, settings_of, stored, vector
 from lora_jax.variant import Base, Factors, Variant, wide
 
@@ -32,7 +31,7 @@ def _below(matrices: Array) -> Array:
 
 def _square(q: np.ndarray) -> np.ndarray:
     """Skew-symmetric matrices of which `_below` is q."""
-    size = (1 + math.isqrt(1 + 8 * q.shape[-1])) // 2
+    size = side_of(q.shape[-1])
     columns, rows = np.triu_indices(size, 1)
     square = np.zeros((*q.shape[:-1], size, size), q.dtype)
     square[..., rows, columns], square[..., columns, rows] = -q, q
@@ -113,14 +112,16 @@ class BOFT(Variant):
     @classmethod
     def from_peft(cls, config: Settings) -> "BOFT | None":
         fields = {"boft_block_size": 4, "boft_n_butterfly_factor": 1, "boft_block_num": 0}
-        if (known := settings_of(config, "BOFT", **fields)) is None:
+        if (known := settings_of(config, "BOFT", **fields, tensor_shapes=None)) is None:
             return None
-        if number := known["boft_block_num"]:
-            raise ValueError(
-                f"BOFT given by its number of blocks, boft_block_num={number}, is not read; put "
-                "boft_block_num=0 and boft_block_size=(inputs / number) into the config"
-            )
         size, factors = known["boft_block_size"], known["boft_n_butterfly_factor"]
+        if blocks := known["boft_block_num"]:
+            shape = (known["tensor_shapes"] or {}).get(cls.peft_layouts["q"].name, ())
+            if len(shape) != 4 or shape[1] != blocks:
+                raise ValueError(
+                    f"BOFT of boft_block_num={blocks} has no tensor of their rotations"
+                )
+            size = shape[-1]
         return cls(block_size=size, butterfly_factors=factors)
 
     def count(self, shape: tuple[int, int]) -> int:

@@ -6,19 +6,22 @@ acting on the input, as here, Qiu et al. 2025, "Orthogonal Finetuning Made Scala
 
     W' = R W,  R = diag(R_1, R_2, ...),  R_i = (I + Q_i) (I - Q_i)^-1 = I + 2 Q_i (I - Q_i)^-1,
 
-where each Q_i is skew-symmetric, and so each R_i is a rotation (Cayley's parametrisation).
+where each Q_i is skew-symmetric, and so each R_i is a rotation (Cayley's parametrisation). With
+`neumann_terms`, the inverse is a truncated series (section 3.3 of the second paper), and R_i is
+close to a rotation while Q_i is small.
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout
-from lora_jax.methods.rotations import turns
-from lora_jax.peft_format import Layouts, Peft, Settings, same, settings_of, stored
+from lora_jax.methods.rotations import side_of, turns
+from lora_jax.peft_format import Layouts, Peft, Settings, loaded, same, settings_of, stored
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -33,23 +36,26 @@ class OFT(Variant):
     the columns of W stay as they are. x is rotated and then multiplied by W, so no dense matrix is
     formed. With dropout, y = (x + drop(x) (R - I)) W.
 
-    Equal to PEFT's OFT with `use_cayley_neumann=False`, `oft_block_size=block_size` and the same
-    `q`, in linear layers. PEFT's default is a truncated series for the inverse, which is no exact
-    rotation, and turns the other way for the same `q`. Where `block_size` does not divide `in`,
-    PEFT takes the nearest divisor. It rotates the outputs of an embedding, here neighbouring
-    words. Its dropout sets whole R_i to I. Its constrained rotations (`coft`) and
-    shared blocks are not here.
+    Equal to PEFT's OFT with `oft_block_size=block_size` in linear layers: that with
+    `use_cayley_neumann=False` has the same `q`, and PEFT's default, a series of five terms, is
+    `neumann_terms=5`, where PEFT's q is -`q`. Where `block_size` does not divide `in`, PEFT takes
+    the nearest divisor. It rotates the outputs of an embedding, here neighbouring words. Its
+    dropout sets whole R_i to I. Its constrained rotations (`coft`) and shared blocks are not here.
     """
 
-    peft: ClassVar[str] = "OFTConfig(use_cayley_neumann=False)"
+    peft: ClassVar[str] = "OFTConfig"
     peft_layouts: ClassVar[Layouts] = {"q": same("oft_R.weight")}
 
     block_size: int = 32
     """The most inputs of a block: a matrix has blocks of the largest divisor of `in` up to this."""
+    neumann_terms: int = 0
+    """R_i = I + 2 Q_i + ... + 2 Q_i^(n - 2) + Q_i^(n - 1) for n terms, at least 4; 0: the above."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         require_count("block_size", self.block_size, least=2)
+        if self.neumann_terms:
+            require_count("neumann_terms", self.neumann_terms, least=4)
         require_dropout(self.dropout)
 
     def validate(self, shape: tuple[int, int]) -> None:
@@ -89,22 +95,32 @@ class OFT(Variant):
         if lookup:
             return None
         settings = {"peft_type": "OFT", "r": 0, "oft_block_size": self._block(base.shape)}
-        settings |= {"use_cayley_neumann": False, "fan_in_fan_out": False}
-        return Peft(settings, stored(self.peft_layouts, factors.trainable))
+        settings |= {"use_cayley_neumann": self.neumann_terms > 0, "fan_in_fan_out": False}
+        if self.neumann_terms:
+            settings["num_cayley_neumann_terms"] = self.neumann_terms
+        return Peft(settings, stored(self.peft_layouts, self._signed(factors.trainable)))
 
     @classmethod
     def from_peft(cls, config: Settings) -> "OFT | None":
-        known = settings_of(config, "OFT", r=0, oft_block_size=32, use_cayley_neumann=True)
-        if known is None:
+        fields = {"r": 0, "oft_block_size": 32, "tensor_shapes": None}
+        fields |= {"use_cayley_neumann": True, "num_cayley_neumann_terms": 5}
+        if (known := settings_of(config, "OFT", **fields)) is None:
             return None
-        if known["use_cayley_neumann"]:
-            raise ValueError("OFT with use_cayley_neumann, a truncated series, is not here")
-        if known["r"]:
+        terms = known["num_cayley_neumann_terms"] if known["use_cayley_neumann"] else 0
+        if known["use_cayley_neumann"] and terms < 3:
             raise ValueError(
-                f"OFT given by its number of blocks, r={known['r']}, is not read; put r=0 and "
-                "oft_block_size=(inputs / r) into the config"
+                f"OFT with num_cayley_neumann_terms={terms} is not here, 3 or more are"
             )
-        return cls(block_size=known["oft_block_size"])
+        terms = 4 if terms == 3 else terms  # PEFT computes four for three
+        if not (blocks := known["r"]):
+            return cls(block_size=known["oft_block_size"], neumann_terms=terms)
+        shape = (known["tensor_shapes"] or {}).get(cls.peft_layouts["q"].name, ())
+        if len(shape) != 2 or shape[0] != blocks:
+            raise ValueError(f"OFT of r={blocks} blocks has no tensor of their angles")
+        return cls(block_size=side_of(shape[1]), neumann_terms=terms)
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        return Factors(self._signed(loaded(self.peft_layouts, peft.tensors)), begun.constants)
 
     def count(self, shape: tuple[int, int]) -> int:
         return shape[0] * (self._block(shape) - 1) // 2
@@ -115,4 +131,8 @@ class OFT(Variant):
 
     def _turn(self, base: Base, factors: Factors) -> Array:
         """R - I of each block, (blocks, block, block)."""
-        return turns(factors.trainable["q"], self._block(base.shape))
+        return turns(factors.trainable["q"], self._block(base.shape), self.neumann_terms)
+
+    def _signed(self, trainable: Mapping[str, Any]) -> dict[str, Any]:
+        """PEFT's series turns the other way than its exact rotation does."""
+        return {n: -x for n, x in trainable.items()} if self.neumann_terms else dict(trainable)

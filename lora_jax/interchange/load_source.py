@@ -109,12 +109,15 @@ def _settings(source: Source, found: Sorted) -> dict[str, dict[str, Any]]:
     """What a source says of each module with an adapter."""
     if source.config.get("trainable_token_indices") and not found.tokens:
         raise ValueError("trainable_token_indices names tokens, and no tensor has their rows")
-    return {
-        module: of_tokens(source.config, module)
-        if module in found.tokens
-        else {**source.settings(module), "layer_has_bias": module in found.biases}
-        for module in found.adapters
-    }
+    settings = {}
+    for module, tensors in found.adapters.items():
+        if module in found.tokens:
+            settings[module] = of_tokens(source.config, module)
+            continue
+        shapes = {suffix: source.abstract(name).shape for suffix, name in tensors.items()}
+        beside = {"layer_has_bias": module in found.biases, "tensor_shapes": shapes}
+        settings[module] = {**source.settings(module), **beside}
+    return settings
 
 
 def _targets(

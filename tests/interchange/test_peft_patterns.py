@@ -50,14 +50,22 @@ def test_no_tokens_are_not_the_last_one():
 
 
 @pytest.mark.parametrize(
-    "config",
+    "config, shapes",
     [
-        {"peft_type": "OFT", "r": 4, "oft_block_size": 0, "use_cayley_neumann": False},
-        {"peft_type": "BOFT", "boft_block_num": 4, "boft_block_size": 0},
+        ({"peft_type": "OFT", "r": 4}, {"oft_R.weight": (2, 6)}),
+        ({"peft_type": "OFT", "r": 4}, {}),
+        ({"peft_type": "BOFT", "boft_block_num": 4}, {"boft_R": (1, 2, 3, 3)}),
+        ({"peft_type": "BOFT", "boft_block_num": 4}, {"boft_R": (4, 4)}),
     ],
 )
-def test_numbers_of_blocks_are_not_read(config):
-    with pytest.raises(ValueError, match=r"=4, is not read; put .*block_size=\(inputs / "):
+def test_numbers_of_blocks_are_those_of_the_tensors(config, shapes):
+    with pytest.raises(ValueError, match=r"=4( blocks)? has no tensor"):
+        variants.from_peft({**config, "tensor_shapes": shapes})
+
+
+def test_a_series_of_which_nothing_is_left_is_refused():
+    config = {"peft_type": "OFT", "num_cayley_neumann_terms": 2}
+    with pytest.raises(ValueError, match="num_cayley_neumann_terms=2 is not here, 3 or more are"):
         variants.from_peft(config)
 
 

@@ -145,6 +145,9 @@ CONFIGS = {
     "LOKR": {"r": 1, "alpha": 3, "decompose_both": True, "decompose_factor": 2},
     "MISS": {"r": 3},
     "OFT": {"oft_block_size": 4, "use_cayley_neumann": False},
+    "OFT, PEFT's usual": {"oft_block_size": 4},
+    "OFT, number of blocks": {"r": 2, "oft_block_size": 0, "num_cayley_neumann_terms": 3},
+    "BOFT, number of blocks": {"boft_block_size": 0, "boft_block_num": 2},
     "RANDLORA": {"r": 3, "randlora_alpha": 2},
     "ROAD": {"variant": "road_2", "group_size": 4},
     "SHIRA": {"r": 1},
@@ -156,7 +159,8 @@ CONFIGS = {
 @pytest.mark.parametrize("case", CONFIGS)
 def test_we_compute_what_peft_writes(case, pair, tmp_path):
     modules = r".*(query|intermediate\.dense|\d\.output\.dense)"
-    config = {"peft_type": case, "target_modules": modules, **CONFIGS[case]}
+    kind = case.partition(",")[0]
+    config = {"peft_type": kind, "target_modules": modules, **CONFIGS[case]}
     expected = pair.written_by_peft(tmp_path / "out", config)
     got, _ = pair.ours_from(tmp_path / "out")
     rounded = 1e-4 if case == "FOURIERFT" else 1e-10  # PEFT transforms in float32

@@ -99,6 +99,18 @@ def test_oft_rotates_each_block_of_inputs(x64):
     assert variant.count((9, 4)) == each["q"].size == 9
 
 
+@pytest.mark.parametrize("terms", [4, 5, 30])
+def test_oft_by_a_series(terms, x64):
+    """(I + Q) (I + Q + ... + Q^k), written out; with many terms, the rotation."""
+    variant = variants.make("oft", block_size=4, neumann_terms=terms)
+    w, (each, _), weight = setup(variant, (4, 3))
+    columns, rows = np.triu_indices(4, 1)
+    q = np.zeros((4, 4))
+    q[rows, columns], q[columns, rows] = each["q"][0], -each["q"][0]
+    inverse = sum(np.linalg.matrix_power(q, n) for n in range(terms - 1))
+    np.testing.assert_allclose(weight, (np.eye(4) + q) @ inverse @ w, atol=1e-12)
+
+
 def test_lora_xs_stays_among_the_leading_singular_directions(x64):
     variant = variants.make("lora_xs", rank=2, alpha=3.0)
     w, (each, constants), weight = setup(variant, (7, 5))
@@ -307,6 +319,7 @@ def sizes(jaxpr):
         ("road", {"per_pair": 3}, "per_pair must be 1, 2 or 4, got 3"),
         ("road", {"group_size": 1}, "group_size must be an integer of at least 2, got 1"),
         ("boft", {"block_size": 1}, "block_size must be an integer of at least 2, got 1"),
+        ("oft", {"neumann_terms": 3}, "neumann_terms must be an integer of at least 4, got 3"),
         ("gralora", {"blocks": 3}, "3 blocks do not divide rank 8"),
         ("gralora", {"max_rank": 9}, "2 blocks do not divide max_rank 9"),
         ("gralora", {"initialization": "eva"}, "GraLoRA takes no start from data, as 'eva' is"),
