@@ -20,7 +20,7 @@ from lora_jax.methods.peft_joined import third
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
-from lora_jax.peft_format import Peft, quoted
+from lora_jax.peft_format import Layouts, Peft, quoted
 from lora_jax.suggest import nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,8 +71,8 @@ class PeftFolder:
     def _patterns(self) -> Compiled:
         return compiled(self.config)
 
-    def cut(self, peft: Peft, place: Place) -> Peft:
-        return peft if place.part is None else third(peft, place.part)
+    def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
+        return peft if place.part is None else third(peft, place.part, layouts)
 
     def abstract(self, name: str) -> jax.ShapeDtypeStruct:
         return abstract(self._file, name)

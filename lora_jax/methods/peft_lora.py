@@ -19,9 +19,9 @@ from lora_jax.peft_format import (
 from lora_jax.variant import Factors
 
 LINEAR: Layouts = {
-    "a": same("lora_A.weight"),
-    "b": transposed("lora_B.weight"),
-    "m": same("lora_magnitude_vector"),
+    "a": same("lora_A.weight", "all"),
+    "b": transposed("lora_B.weight", 0, 0.0),
+    "m": same("lora_magnitude_vector", 0),
 }
 EMBEDDING: Layouts = {
     "a": same("lora_embedding_A"),
