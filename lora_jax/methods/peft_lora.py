@@ -28,6 +28,8 @@ EMBEDDING: Layouts = {
     "b": transposed("lora_embedding_B"),
     "m": same("lora_magnitude_vector"),
 }
+HEAD = {"lora_embedding_A": "lora_B.weight", "lora_embedding_B": "lora_A.weight"}
+"""What the adapter of a head has, that of its table transposed, by the names of the table's."""
 BIAS = "lora_B.bias"
 """What `lora_bias=True` adds to the bias of the layer, times the scale; it is read only."""
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
