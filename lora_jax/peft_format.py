@@ -6,7 +6,7 @@ A method's own file says what its settings and factors are called there (`Varian
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Settings = Mapping[str, Any]
 """Fields of adapter_config.json, as they hold for one module, and two of what is beside it.
@@ -59,29 +59,42 @@ class Peft(NamedTuple):
     """Whether PEFT also changes the bias of the layer, as a variant with `adapts_bias` does."""
 
 
+Outputs = int | Literal["all"] | None
+"""The axis of PEFT's tensor that runs over a layer's outputs, or "all": every output has all of it.
+
+None: the method on some of the outputs is not the method on all of them with a part of its tensors.
+"""
+
+
 class Layout(NamedTuple):
-    """What PEFT calls a factor, and its shape there."""
+    """What PEFT calls a factor, its shape there, and what each output of a layer has of it.
+
+    The last two are for weights that torch joins, such as GPT-2's queries, keys and values.
+    """
 
     name: str
     store: Callable[[Any], Any]
     read: Callable[[Any], Any]
+    outputs: Outputs = None
+    idle: float | None = None
+    """The entry that, if all of an output have it, leaves the output as it is."""
 
 
 Layouts = Mapping[str, Layout]
 """The layout of each factor, by its name here."""
 
 
-def same(name: str) -> Layout:
-    return Layout(name, lambda x: x, lambda x: x)
+def same(name: str, outputs: Outputs = None, idle: float | None = None) -> Layout:
+    return Layout(name, lambda x: x, lambda x: x, outputs, idle)
 
 
-def transposed(name: str) -> Layout:
-    return Layout(name, lambda x: x.T, lambda x: x.T)
+def transposed(name: str, outputs: Outputs = None, idle: float | None = None) -> Layout:
+    return Layout(name, lambda x: x.T, lambda x: x.T, outputs, idle)
 
 
-def vector(name: str) -> Layout:
+def vector(name: str, outputs: Outputs = None, idle: float | None = None) -> Layout:
     """A vector, which PEFT stores as (n, 1); (1, n) is read as well."""
-    return Layout(name, lambda x: x[:, None], lambda x: x.reshape(-1))
+    return Layout(name, lambda x: x[:, None], lambda x: x.reshape(-1), outputs, idle)
 
 
 def stored(layouts: Layouts, factors: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,9 +47,9 @@ class AdaLoRA(LowRank):
 
     peft: ClassVar[str] = "AdaLoraConfig"
     peft_layouts: ClassVar[Layouts] = {
-        "a": same("lora_A"),
-        "b": transposed("lora_B"),
-        "e": vector("lora_E"),
+        "a": same("lora_A", "all"),
+        "b": transposed("lora_B", 0, 0.0),
+        "e": vector("lora_E", "all"),
     }
     # The penalty of the authors' code, which published gammas are for.
     suggested: ClassVar[Suggested] = Suggested(

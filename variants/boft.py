@@ -55,8 +55,8 @@ class BOFT(Variant):
 
     peft: ClassVar[str] = "BOFTConfig"
     peft_layouts: ClassVar[Layouts] = {
-        "q": Layout("boft_R", _square, _below),
-        "s": vector("boft_s"),
+        "q": Layout("boft_R", _square, _below, "all"),
+        "s": vector("boft_s", 0),
     }
 
     block_size: int = 4
@@ -106,7 +106,6 @@ class BOFT(Variant):
             return None
         settings = {"peft_type": "BOFT", "boft_block_size": 2 * self._half(base.shape)}
         settings |= {"boft_n_butterfly_factor": self.butterfly_factors, "boft_block_num": 0}
-        settings |= {"fan_in_fan_out": False}
         return Peft(settings, stored(self.peft_layouts, factors.trainable))
 
     @classmethod

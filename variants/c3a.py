@@ -37,7 +37,7 @@ class C3A(Variant):
 
     title: ClassVar[str] = "C3A"
     peft: ClassVar[str] = "C3AConfig"
-    peft_layouts: ClassVar[Layouts] = {"w": same("c3a_kernel")}
+    peft_layouts: ClassVar[Layouts] = {"w": same("c3a_kernel", 0, 0.0)}
     suggested: ClassVar[Suggested] = Suggested(1e-1, 3e-1, (3e-2, 1e-1, 3e-1))
 
     block_size: int = 256

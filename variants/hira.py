@@ -26,7 +26,7 @@ from lora_jax.peft_format import (
 )
 from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
-LINEAR: Layouts = {"a": same("hira_A"), "b": transposed("hira_B")}
+LINEAR: Layouts = {"a": same("hira_A", "all"), "b": transposed("hira_B", 0, 0.0)}
 EMBEDDING: Layouts = {"a": same("hira_embedding_A"), "b": transposed("hira_embedding_B")}
 
 
@@ -40,6 +40,7 @@ class HiRA(LowRank):
     """
 
     peft: ClassVar[str] = "HiraConfig"
+    peft_layouts: ClassVar[Layouts] = LINEAR
     suggested: ClassVar[Suggested] = Suggested(settings={"rank": 8})
     additive: ClassVar[bool] = False
 

@@ -38,7 +38,7 @@ class HRA(Variant):
     """
 
     peft: ClassVar[str] = "HRAConfig"
-    peft_layouts: ClassVar[Layouts] = {"u": transposed("hra_u")}
+    peft_layouts: ClassVar[Layouts] = {"u": transposed("hra_u", "all")}
 
     rank: int = 8
     pairs: bool = True

@@ -33,7 +33,6 @@ class IA3(Variant):
     """
 
     peft: ClassVar[str] = "IA3Config"
-    peft_layouts: ClassVar[Layouts] = {"l": vector("ia3_l")}
     suggested: ClassVar[Suggested] = Suggested(
         2e-2, targets=("(key|value)/kernel", ("down/kernel", {"scales": "inputs"}))
     )
@@ -77,6 +76,12 @@ class IA3(Variant):
         if self.scales == "outputs":
             return times(taken, scale)
         return taken * jnp.take(scale, rows, mode="clip").astype(taken.dtype)[..., None]
+
+    @property
+    def peft_layouts(self) -> Layouts:
+        return {
+            "l": vector("ia3_l", 0, 1.0) if self.scales == "outputs" else vector("ia3_l", "all")
+        }
 
     @property
     def adapts_bias(self) -> bool:

@@ -46,10 +46,10 @@ class LoHa(LowRank):
 
     peft: ClassVar[str] = "LoHaConfig"
     peft_layouts: ClassVar[Layouts] = {
-        "a": same("hada_w1_b"),
-        "b": transposed("hada_w1_a"),
-        "c": same("hada_w2_b"),
-        "d": transposed("hada_w2_a"),
+        "a": same("hada_w1_b", "all"),
+        "b": transposed("hada_w1_a", 0, 0.0),
+        "c": same("hada_w2_b", "all"),
+        "d": transposed("hada_w2_a", 0, 0.0),
     }
     additive: ClassVar[bool] = False
 

@@ -34,7 +34,7 @@ class MiSS(Variant):
     """
 
     peft: ClassVar[str] = "MissConfig"
-    peft_layouts: ClassVar[Layouts] = {"d": same("miss_block")}
+    peft_layouts: ClassVar[Layouts] = {"d": same("miss_block", 1, 0.0)}
 
     rank: int = 8
     dropout: float = 0.0

@@ -44,7 +44,7 @@ class OFT(Variant):
     """
 
     peft: ClassVar[str] = "OFTConfig"
-    peft_layouts: ClassVar[Layouts] = {"q": same("oft_R.weight")}
+    peft_layouts: ClassVar[Layouts] = {"q": same("oft_R.weight", "all")}
 
     block_size: int = 32
     """The most inputs of a block: a matrix has blocks of the largest divisor of `in` up to this."""

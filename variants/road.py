@@ -32,7 +32,10 @@ class RoAd(Variant):
 
     title: ClassVar[str] = "RoAd"
     peft: ClassVar[str] = "RoadConfig"
-    peft_layouts: ClassVar[Layouts] = {"theta": same("road_theta"), "alpha": same("road_alpha")}
+    peft_layouts: ClassVar[Layouts] = {
+        "theta": same("road_theta", 0, 0.0),
+        "alpha": same("road_alpha", 0, 1.0),
+    }
     suggested: ClassVar[Suggested] = Suggested(2e-2, 1e-3, (3e-3, 1e-2, 3e-2))
 
     per_pair: int = 1
@@ -98,6 +101,11 @@ class RoAd(Variant):
             raise ValueError(f"ROAD: variant {known['variant']!r} is none of {', '.join(names)}")
         per_pair, size = int(known["variant"][-1]), known["group_size"]
         return cls(per_pair=per_pair, group_size=size, biases=known["layer_has_bias"])
+
+    def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        if base.shape[1] % self.group_size:  # PEFT's groups are of this size
+            raise ValueError(f"groups of {self.group_size} do not divide {base.shape[1]} outputs")
+        return super().factors_from_peft(base, peft, begun)
 
     def count(self, shape: tuple[int, int]) -> int:
         return self.per_pair * shape[1]

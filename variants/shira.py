@@ -64,7 +64,6 @@ class SHiRA(Variant):
             return None
         settings = {"peft_type": "SHIRA", "r": self.rank, "mask_type": "random"}
         both = {**factors.trainable, "places": factors.constants["places"]}
-        settings |= {"fan_in_fan_out": False}
         return Peft(settings, stored(self.peft_layouts, both))
 
     @classmethod

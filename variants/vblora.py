@@ -27,6 +27,11 @@ BANK = "vblora_vector_bank"
 """PEFT's name for the bank."""
 
 
+def _ranks_first(logits: Array) -> Array:
+    """Ours from PEFT's, whose sub-vectors come first; and PEFT's from ours."""
+    return logits.swapaxes(0, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class VBLoRA(Variant):
     """A shared `bank` (num_vectors, length); logits `a` and `b` (rank, sub-vectors, num_vectors).
@@ -44,8 +49,8 @@ class VBLoRA(Variant):
     peft: ClassVar[str] = "VBLoRAConfig"
     suggested: ClassVar[Suggested] = Suggested(settings={"learning_rate_ratio": 10.0})
     peft_layouts: ClassVar[Layouts] = {
-        "a": same("vblora_logits_A"),
-        "b": Layout("vblora_logits_B", *[lambda x: x.swapaxes(0, 1)] * 2),
+        "a": same("vblora_logits_A", "all"),
+        "b": Layout("vblora_logits_B", _ranks_first, _ranks_first, 0),
     }
     shared_trainable: ClassVar[tuple[str, ...]] = ("bank",)
 

@@ -11,6 +11,8 @@ from lora_jax.files.arrays import to_host
 from lora_jax.interchange.fill_adapter import cut, each_row
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.source import Sorted
+from lora_jax.interchange.tied_head import of_both
+from lora_jax.methods.peft_lora import HEAD
 from lora_jax.partition import flatten
 from lora_jax.peft_format import Settings
 from lora_jax.transform.placement import Frozen, Trainable
@@ -19,12 +21,21 @@ from lora_jax.transform.placement import Frozen, Trainable
 def refuse_tied(found: Sorted, settings: Mapping[str, Settings], tied: Collection[str]) -> None:
     """PEFT changes a table alone, not a head tied to it; its trainable tokens change both.
 
-    A table that trains in full is written twice where the head trains with it.
+    A table that trains in full, or has LoRA, is written twice where the head changes with it. A
+    head's DoRA has other magnitudes than its table's.
     """
     kinds = {module: each["peft_type"] for module, each in settings.items()}
     alone = {module: kind for module, kind in kinds.items() if kind != "TRAINABLE_TOKENS"}
-    alone |= dict.fromkeys(found.full.keys() - {*found.heads.values()}, "PEFT")
+    twice = {*found.heads.values()}
+    for module, tensors in found.adapters.items():
+        if of_both(tensors) and twice.issuperset(tensors.values()):
+            alone.pop(module, None)
+    alone |= dict.fromkeys(found.full.keys() - twice, "PEFT")
     for name, row in each_row({**found.rows, **found.full}):
+        if name in alone and row.path in tied and settings.get(name, {}).get("use_dora"):
+            raise ValueError(
+                f"'{row.path}' is also the head, whose DoRA in PEFT is not the table's"
+            )
         if name in alone and row.path in tied:
             raise ValueError(f"'{row.path}' is also the head, which {alone[name]} leaves as it is")
 
@@ -44,7 +55,9 @@ def check_copies(
 def check_heads(found: Sorted, read: Mapping[str, Any]) -> None:
     """Raise a ValueError if a table that is also the head has other numbers there."""
     for name, table in found.heads.items():
-        if not np.array_equal(read[name], read[table]):
+        transposed = table.rpartition(".")[2] in HEAD
+        wanted = read[table].T if transposed else read[table]
+        if not np.array_equal(read[name], wanted):
             raise ValueError(
                 f"tensor '{name}' is of no module, and not equal to '{table}', the table that is "
                 "also the head"

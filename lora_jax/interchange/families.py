@@ -30,7 +30,9 @@ def names_of(config: Any, head: bool = True) -> Names:
             return None
         return found._replace(name=found.name.removeprefix(before))
 
-    return Names(place, lambda path: path.startswith("layers/"))
+    own = place("head/kernel", 0) if head and decoder else None
+    module = own and own.name.removesuffix(".weight")
+    return Names(place, lambda path: path.startswith("layers/"), module)
 
 
 def names_in(config: Any, tensors: Iterable[str]) -> Names:

@@ -19,7 +19,7 @@ from lora_jax.peft_format import Peft, Settings
 from lora_jax.transform.adapted_weight import Shared, with_shared
 from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
-from lora_jax.variant import Factors
+from lora_jax.variant import Factors, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ class _Contents:
         """The tensors of one module's adapter."""
         return {suffix: self.read[name] for suffix, name in self.found.adapters[module].items()}
 
-    def peft(self, place: Place) -> Peft:
-        """What the source has of one parameter's layer."""
+    def peft(self, place: Place, variant: Variant) -> Peft:
+        """What the source has of one parameter's layer, an adapter of this variant."""
         module = _module(place)
         peft = Peft(self.settings[module], self.own(module), self.shared)
-        return self.source.cut(peft, place)
+        return self.source.cut(peft, place, variant.peft_layouts)
 
 
 def filled(
@@ -76,7 +76,7 @@ def filled(
         begun = {**every[variant].constants, **every[variant].trainable}
         place = next(r.place for _, r in each_row(found.rows) if r.path == paths[0])
         with _fitting(_module(place), {**contents.shared, **contents.own(_module(place))}):
-            theirs = variant.shared_from_peft(contents.peft(place), begun)
+            theirs = variant.shared_from_peft(contents.peft(place, variant), begun)
         groups.append(shared_factors(variant, _like(begun, theirs, paths[0])))
     frozen = dataclasses.replace(frozen, constants=constants)
     return with_shared_arrays({"adapters": adapters, "params": params}, frozen, groups)
@@ -95,7 +95,7 @@ def _filled_factors(
             like = row(placement, stored, layer)
             whole = with_shared(factors, common)
             with _fitting(_module(place), contents.own(_module(place))):
-                theirs = variant.factors_from_peft(like, contents.peft(place), whole)
+                theirs = variant.factors_from_peft(like, contents.peft(place, variant), whole)
             both = zip(theirs, common, strict=True)
             own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
             factors = _like(factors, Factors(*own), place.name)

@@ -19,6 +19,7 @@ from lora_jax.interchange.fill_adapter import each_row, filled, lora_biases
 from lora_jax.interchange.names import Names
 from lora_jax.interchange.peft_config import of_tokens
 from lora_jax.interchange.source import Sorted, Source
+from lora_jax.interchange.tied_head import check_scales
 from lora_jax.partition import flatten, is_array, only
 from lora_jax.peft_format import Settings
 from lora_jax.quantization.quantize import Storage
@@ -78,6 +79,7 @@ def load_source(
         settings = _settings(source, found)
         targets = _targets(found, settings, variant_of, names)
         refuse_tied(found, settings, onto.tied)
+        check_scales(source, found, settings)
         biases = lora_biases(found)
     except ValueError as error:
         raise ValueError(f"{source.config_path}: {error}") from None

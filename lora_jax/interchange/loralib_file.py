@@ -19,7 +19,7 @@ from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile
-from lora_jax.peft_format import Peft
+from lora_jax.peft_format import Layouts, Peft
 from lora_jax.suggest import nearest
 
 ALPHA, RANK, ENABLED = "lora_alpha", "r", "enable_lora"
@@ -89,7 +89,7 @@ class LoralibFile:
         layer, parts = self._layers[module]
         return {"peft_type": "LORA", **layer.settings(self._alpha, parts)}
 
-    def cut(self, peft: Peft, place: Place) -> Peft:
+    def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
         layer, _ = self._layers[place.name.removesuffix(".weight")]
         return of_part(peft, layer, place.part)
 

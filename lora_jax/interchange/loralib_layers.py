@@ -72,7 +72,7 @@ def factors(
 def of_part(peft: Peft, layer: Factors, part: int | None) -> Peft:
     """The adapter of one part of a layer, or of all in one; works on shapes, too."""
     if layer.enabled is None:
-        return peft if part is None else third(peft, part)
+        return peft if part is None else third(peft, part, LINEAR)
     a, b, rank = peft.tensors[A], peft.tensors[B], layer.rank
     size = b.shape[0] * rank // a.shape[0]
     where = [n for n, enabled in enumerate(layer.enabled) if enabled]

@@ -9,7 +9,7 @@ from lora_jax.files.arrays import to_host
 from lora_jax.interchange.names import Names
 from lora_jax.methods.peft_joined import joined
 from lora_jax.models.published.placed import Place
-from lora_jax.peft_format import Peft
+from lora_jax.peft_format import Layouts, Peft
 from lora_jax.suggest import nearest
 from lora_jax.transform.adapted_weight import with_shared
 from lora_jax.transform.placement import (
@@ -76,15 +76,18 @@ def by_module(stored: Iterable[tuple[Matrix, Peft]]) -> dict[str, Peft]:
       ValueError: two weights are one module, or there is none.
     """
     found: dict[str, Peft] = {}
-    parts: dict[str, dict[int, Peft]] = {}
+    parts: dict[str, dict[int, tuple[Peft, Layouts]]] = {}
     for each, peft in stored:
         if each.place.part is not None:
-            parts.setdefault(each.module, {})[each.place.part] = peft
+            layouts = each.variant.peft_layouts
+            parts.setdefault(each.module, {})[each.place.part] = peft, layouts
         elif each.module in found:
             raise ValueError(f"'{each.path}' and another weight are both '{each.module}' in torch")
         else:
             found[each.module] = peft
-    found |= {module: joined(several) for module, several in parts.items()}
+    for module, several in parts.items():
+        (_, layouts), *_ = several.values()
+        found[module] = joined({n: several[n][0] for n in sorted(several)}, layouts)
     if not found:
         raise ValueError("there is no adapter to write: merge the weights, and write the model")
     return found

@@ -19,6 +19,8 @@ class Names:
     """The tensor of one layer of a parameter, from its path; None for one without a name."""
     stacked: Callable[[str], bool]
     """Whether a parameter has an axis of layers in front, each of which is a tensor in torch."""
+    head: str | None = None
+    """The module of torch that is the head, where its weight is also a table; None if not known."""
 
 
 class Row(NamedTuple):
@@ -38,7 +40,7 @@ class Row(NamedTuple):
         return self.place.name.rpartition(".")[2]
 
 
-def names_from_patterns(patterns: Mapping[str, str]) -> Names:
+def names_from_patterns(patterns: Mapping[str, str], head: str | None = None) -> Names:
     """Names of a user's own model, from patterns of paths to names of torch modules.
 
     {"layers/query/kernel": "encoder.layer.{layer}.attention.self.query",
@@ -49,6 +51,7 @@ def names_from_patterns(patterns: Mapping[str, str]) -> Names:
     pattern's first group. Matrices count as torch's Linear, which stores (out, in); what is called
     `embedding` and vectors are stored as they are. A bias is found beside its weight. A template
     that ends in `.weight` or `.bias` names the tensor itself, which is then stored as it is here.
+    `head` is the module of a head whose weight is also a table, such as `lm_head`.
 
     Raises:
       ValueError: (when a name is asked for) a template has another field.
@@ -69,7 +72,7 @@ def names_from_patterns(patterns: Mapping[str, str]) -> Names:
     def stacked(path: str) -> bool:
         return (one := found(path)) is not None and "{layer" in one[1]
 
-    return Names(place, stacked)
+    return Names(place, stacked, head)
 
 
 def _place(pattern: str, template: str, matched: str, path: str, layer: int) -> Place:

@@ -17,10 +17,11 @@ from lora_jax.interchange.names import Row
 from lora_jax.interchange.peft_config import Compiled, check, compiled, of_module, selects
 from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
 from lora_jax.methods.peft_joined import third
+from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
 from lora_jax.models.published.weight_files import SafetensorsFile, read_json
-from lora_jax.peft_format import Peft, quoted
+from lora_jax.peft_format import Layouts, Peft, quoted
 from lora_jax.suggest import nearest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,8 +72,8 @@ class PeftFolder:
     def _patterns(self) -> Compiled:
         return compiled(self.config)
 
-    def cut(self, peft: Peft, place: Place) -> Peft:
-        return peft if place.part is None else third(peft, place.part)
+    def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
+        return peft if place.part is None else third(peft, place.part, layouts)
 
     def abstract(self, name: str) -> jax.ShapeDtypeStruct:
         return abstract(self._file, name)
@@ -207,13 +208,13 @@ def _check_named(config: Mapping[str, Any], found: Sorted) -> None:
 
 def _of_the_table(name: str, found: Sorted, tied: Collection[str]) -> str | None:
     """The tensor of a table that is also the head, which another of this name would repeat."""
-    full = {each: rows for each, rows in found.full.items() if each.endswith(".weight")}
-    own = {
-        each: found.rows[m] for m, tensors in found.adapters.items() for each in tensors.values()
-    }
-    for each, rows in {**full, **own}.items():
-        last = each.rpartition(".")[2]
-        if rows[0].path in tied and name.endswith(f".{last}"):
+    own = [(each, "base_layer.weight", rows) for each, rows in found.copies.items()]
+    own += [(each, "weight", rows) for each, rows in found.full.items()]
+    for module, tensors in found.adapters.items():
+        rows = found.rows[module]
+        own += [(each, HEAD.get(suffix, suffix), rows) for suffix, each in tensors.items()]
+    for each, suffix, rows in own:
+        if rows[0].path in tied and name.endswith(f".{suffix}"):
             return each
     return None
 

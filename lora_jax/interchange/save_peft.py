@@ -13,6 +13,7 @@ from lora_jax.interchange.matrices import Matrix, by_module, matrices
 from lora_jax.interchange.names import Names, Row, rows
 from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, TOKENS, write_folder
+from lora_jax.interchange.tied_head import head_adapters, head_of, of_both
 from lora_jax.peft_format import Peft
 from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
@@ -36,7 +37,8 @@ def save_peft(
 
     The base is untouched: what starts from it (PiSSA, OLoRA) is written as LoRA of twice the rank.
     Parameters that train in full are written too: their whole modules as `modules_to_save`, a bias
-    beside an adapter as one of its layer.
+    beside an adapter as one of its layer. A table that is also the head is two modules in PEFT: if
+    it has LoRA or trains in full, both are written, with `ensure_weight_tying` where PEFT has it.
 
     Args:
       names: what parameters are called in torch: `families.names_of(model.config)`, or
@@ -62,7 +64,8 @@ def save_peft(
             raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
         stored.append((each, peft))
         shapes.append(each.base.shape)
-    found = by_module(stored)
+    heads = head_adapters(stored, names)
+    found = _like_conv1d(by_module(stored) | heads)
     tokens = _tokens_beside(found)
     config = joined({m: peft.settings for m, peft in found.items() if m not in tokens})
     if tokens:
@@ -84,6 +87,7 @@ def save_peft(
     _check_modules(set(found), whole, weights, task_type)
     if biases and "bias" not in config:
         raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
+    tied = heads or trainable["params"].keys() & {*frozen.spec.tied}
     config |= {
         "auto_mapping": None,
         "base_model_name_or_path": base_model,
@@ -92,9 +96,18 @@ def save_peft(
         "target_modules": sorted(found.keys() - tokens),
         "task_type": task_type,
         **({"bias": "lora_only"} if biases else {}),
+        **({"ensure_weight_tying": True} if tied and config["peft_type"] == "LORA" else {}),
     }
     tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
     return write_folder(folder, config, tensors, dtype)
+
+
+def _like_conv1d(found: dict[str, Peft]) -> dict[str, Peft]:
+    """All with `fan_in_fan_out` if one is a Conv1D: PEFT takes it back for other layers."""
+    if not any(peft.settings.get("fan_in_fan_out") for peft in found.values()):
+        return found
+    conv1d = {"fan_in_fan_out": True}
+    return {m: peft._replace(settings={**peft.settings, **conv1d}) for m, peft in found.items()}
 
 
 def _tokens_beside(found: Mapping[str, Peft]) -> dict[str, list[int]]:
@@ -115,7 +128,8 @@ def _stored(each: Matrix) -> Peft:
             f"'{each.path}': PEFT cannot compute {title} of {what} as it is here; "
             "merge the weights instead"
         )
-    if each.tied and peft.settings["peft_type"] != "TRAINABLE_TOKENS":
+    tokens = peft.settings["peft_type"] == "TRAINABLE_TOKENS"
+    if each.tied and not tokens and not of_both(peft.tensors):
         raise ValueError(
             f"'{each.path}' is also the head, which PEFT's {title} leaves as it is; "
             "merge the weights instead"
@@ -186,8 +200,6 @@ def _trained_in_full(
     trained = [row for row in every if row.path in trainable["params"]]
     if missing := trainable["params"].keys() - {row.path for row in trained}:
         raise ValueError(f"'{min(missing)}' trains in full, and has no torch name")
-    if tied := trainable["params"].keys() & {*frozen.spec.tied}:
-        raise ValueError(f"'{min(tied)}' trains in full and is also the head, which PEFT leaves")
     beside = [row for row in trained if row.module in adapted]
     whole = {row.module for row in trained} - adapted
     wanted = [row for row in every if row.module in whole]
@@ -201,6 +213,11 @@ def _trained_in_full(
         name: np.concatenate([_tensor(row, params[row.path], names) for row in each], axis=-1)
         for name, each in parts.items()
     }
+    for row in trained:
+        if row.path in frozen.spec.tied:
+            head = head_of(names, row.path)
+            found[f"{head}.weight"] = found[row.place.name]
+            whole.add(head)
     return found, whole, [row.path for row in beside]
 
 

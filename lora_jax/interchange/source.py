@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_jax.interchange.names import Row
 from lora_jax.models.published.placed import Place
-from lora_jax.peft_format import Peft
+from lora_jax.peft_format import Layouts, Peft
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32")
@@ -36,8 +36,12 @@ class Source(Protocol):
         """PEFT's settings of one module."""
         ...
 
-    def cut(self, peft: Peft, place: Place) -> Peft:
-        """The adapter of one parameter, from that of its module in torch; works on shapes, too."""
+    def cut(self, peft: Peft, place: Place, layouts: Layouts) -> Peft:
+        """The adapter of one parameter, from that of its module in torch; works on shapes, too.
+
+        Args:
+          layouts: those of its method (`Variant.peft_layouts`).
+        """
         ...
 
 

@@ -1,6 +1,7 @@
 """AdaLoRA in Hugging Face PEFT: fields of its config, and files without the rows of no effect."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +27,19 @@ def written(settings: Settings, trainable: Mapping[str, Array], layouts: Layouts
         **{"fan_in_fan_out": False, "bias": "none"},
     }
     return Peft(whole, stored(layouts, own))
+
+
+def scale(settings: Settings) -> float:
+    """What PEFT multiplies an update by."""
+    return settings["lora_alpha"] / (settings["init_r"] + 1e-5)
+
+
+def summed(each: Sequence[Settings]) -> dict[str, Any]:
+    """The settings of all rows of several adapters together, of scale 1, where they differ."""
+    ranks = {name: sum(one[name] for one in each) for name in ("init_r", "target_r")}
+    patterns = [one["rank_pattern"] for one in each]
+    kept = {name: [*itertools.chain(*(x[name] for x in patterns))] for name in patterns[0]}
+    return {**ranks, "lora_alpha": ranks["init_r"] + 1e-5, "rank_pattern": kept}
 
 
 def settings(config: Settings) -> dict[str, Any] | None:

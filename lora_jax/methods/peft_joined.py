@@ -1,94 +1,147 @@
-"""LoRA and IA3 of weights that torch holds side by side in one: GPT-2's queries, keys and values.
+"""Adapters of weights that torch holds side by side in one: GPT-2's queries, keys and values.
 
-PEFT has one A and one B for all three thirds. Adapters of the thirds are one adapter of all of
-them, of rank r_1 + r_2 + r_3: their A one below the other, their B along a diagonal of blocks.
-IA3's vectors of outputs lie one below the other, too; its vector of inputs is that of all thirds.
+PEFT adapts all three thirds together. A method's layouts say what of that is a third's own:
+`Layout.outputs` is the axis along which the thirds of a tensor lie, or "all" for a tensor that the
+thirds share. LoRA's and AdaLoRA's thirds need not share their A: adapters of ranks r_1, r_2 and r_3
+are one of rank r_1 + r_2 + r_3, their A one below the other, their B along a diagonal of blocks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lora_jax.methods.peft_lora import LINEAR
-from lora_jax.peft_format import Peft
+from lora_jax.methods import peft_adalora
+from lora_jax.methods.peft_lora import BIAS, LINEAR
+from lora_jax.peft_format import Layout, Layouts, Peft, same
 
 PARTS = 3
-_L = "ia3_l"
-_A, _B, _M = (LINEAR[name].name for name in "abm")
+WHOLE = "queries, keys and values of one weight"
 
 
-def joined(parts: Mapping[int, Peft]) -> Peft:
-    """The adapter of all thirds, from those of some of them.
+def joined(parts: Mapping[int, Peft], layouts: Layouts) -> Peft:
+    """The adapter of all thirds, from those of some of them; the others stay as they are.
 
-    If all have the same A, as what was read from PEFT has, the rank stays.
+    Args:
+      layouts: those of the method (`Variant.peft_layouts`).
 
     Raises:
-      ValueError: they are not LoRA's or IA3's, only some have magnitudes (DoRA), or they scale
-        other inputs.
+      ValueError: an adapter of a third is no part of one of all thirds, or the thirds differ in
+        what they share in PEFT, or the method cannot leave the others as they are.
     """
-    first = parts[min(parts)]
-    kinds = {each.settings["peft_type"] for each in parts.values()}
-    if kinds == {"IA3"}:
-        return _joined_scales(parts)
-    if kinds != {"LORA"}:
-        raise ValueError(
-            "PEFT adapts queries, keys and values of one weight together, and "
-            f"{' with '.join(sorted(kinds))} of them is not written; merge the weights instead"
-        )
-    scaled = {
-        n: each.settings["lora_alpha"] / each.settings["r"] * each.tensors[_B]
-        for n, each in parts.items()
-    }
-    rows, same = [each.tensors[_A] for each in parts.values()], False
-    if len(parts) == PARTS:
-        same = all(np.array_equal(each, rows[0]) for each in rows)
-    size, rank = len(first.tensors[_B]), len(rows[0]) if same else sum(map(len, rows))
-    b, start = np.zeros((PARTS * size, rank), first.tensors[_B].dtype), 0
-    for part, own in sorted(scaled.items()):
-        b[part * size : (part + 1) * size, start : start + own.shape[1]] = own
-        start += 0 if same else own.shape[1]
-    a = rows[0] if same else np.concatenate([parts[n].tensors[_A] for n in sorted(parts)])
-    tensors = {_A: a, _B: b}
-    if any(_M in each.tensors for each in parts.values()):
-        if len(parts) < PARTS or not all(_M in each.tensors for each in parts.values()):
-            raise ValueError("DoRA in PEFT takes queries, keys and values, or none of them")
-        tensors[_M] = np.concatenate([parts[n].tensors[_M] for n in range(PARTS)])
-    return Peft({**first.settings, "r": rank, "lora_alpha": rank}, tensors)
+    kind = " with ".join(sorted({one.settings["peft_type"] for one in parts.values()}))
+    known = _by_name(layouts)
+    if not all(_divides(one, known) for one in parts.values()) or " with " in kind:
+        raise _refused(f"PEFT adapts {WHOLE} together, and {kind} of them is not written")
+    parts = _of_one_rank(kind, parts)
+    settings = [one.settings for one in parts.values()]
+    for name in dict.fromkeys(name for each in settings for name in each):
+        values = [each.get(name) for each in settings]
+        if other := [x for x in values if x != values[0]]:
+            raise _refused(
+                f"PEFT has one {name} for {WHOLE}, and not {values[0]!r} and {other[0]!r}"
+            )
+    first = next(iter(parts.values()))
+    idle = [known[name].idle for name in first.tensors if known[name].outputs != "all"]
+    if len(parts) < PARTS and (not idle or None in idle):
+        raise _refused(f"PEFT's {kind} takes {WHOLE}, or none of them")
+    return first._replace(tensors={name: _whole(known[name], parts) for name in first.tensors})
 
 
-def _joined_scales(parts: Mapping[int, Peft]) -> Peft:
-    first = parts[min(parts)]
-    scales = {n: each.tensors[_L] for n, each in parts.items()}
-    if not any(each.settings["feedforward_modules"] for each in parts.values()):
-        ones = np.ones_like(first.tensors[_L])
-        return first._replace(
-            tensors={_L: np.concatenate([scales.get(n, ones) for n in range(PARTS)])}
-        )
-    if len(parts) < PARTS or not all(np.array_equal(x, first.tensors[_L]) for x in scales.values()):
+def third(peft: Peft, part: int, layouts: Layouts) -> Peft:
+    """The adapter of one third, from that of all; works on shapes, too.
+
+    Args:
+      layouts: those of the method (`Variant.peft_layouts`).
+
+    Raises:
+      ValueError: an adapter of a third is no part of one of all thirds, or a tensor has no thirds.
+    """
+    known = _by_name(layouts)
+    if not _divides(peft, known):
         raise ValueError(
-            "PEFT's IA3 scales the inputs of queries, keys and values of one weight alike, and "
-            "these differ; merge the weights instead"
+            f"{peft.settings['peft_type']} of a weight that joins queries, keys and values is not "
+            "read; merge it in PEFT (`merge_and_unload`), and read the merged model"
         )
+
+    def cut(name: str, x: Any) -> Any:
+        if not isinstance(axis := known[name].outputs, int):
+            return x
+        size, rest = divmod(x.shape[axis], PARTS)
+        if rest:
+            raise ValueError(f"'{name}' cannot be cut into queries, keys and values")
+        return x[(slice(None),) * axis + (slice(part * size, (part + 1) * size),)]
+
+    return peft._replace(tensors={name: cut(name, x) for name, x in peft.tensors.items()})
+
+
+def _by_name(layouts: Layouts) -> dict[str, Layout]:
+    """By PEFT's names of the tensors; also LoRA's, which other methods may be written as."""
+    return {one.name: one for one in (*LINEAR.values(), same(BIAS, 0, 0.0), *layouts.values())}
+
+
+def _divides(peft: Peft, known: Mapping[str, Layout]) -> bool:
+    """Whether it is known what of every tensor each output has."""
+    return all(name in known and known[name].outputs is not None for name in peft.tensors)
+
+
+def _whole(layout: Layout, parts: Mapping[int, Peft]) -> np.ndarray:
+    """PEFT's tensor for all thirds."""
+    found = {n: one.tensors[layout.name] for n, one in parts.items()}
+    first = next(iter(found.values()))
+    if isinstance(layout.outputs, int):
+        idle = np.full_like(first, layout.idle or 0)
+        return np.concatenate([found.get(n, idle) for n in range(PARTS)], axis=layout.outputs)
+    if not _alike([*parts.values()], [layout.name]):
+        raise _refused(f"PEFT has one {layout.name} for {WHOLE}, and these differ")
     return first
 
 
-def third(peft: Peft, part: int) -> Peft:
-    """The adapter of one third; its A is that of all.
+def _of_one_rank(kind: str, parts: Mapping[int, Peft]) -> Mapping[int, Peft]:
+    """LoRA and AdaLoRA of the same rank, scale and A; other methods as they are."""
+    each = list(parts.values())
+    if kind == "LORA":
+        a, b = (LINEAR[name].name for name in "ab")
+        each = [_times(one, b, one.settings["lora_alpha"] / one.settings["r"]) for one in each]
+        each = _of_one_a(each, (a,), b)
+        rank, dropout = len(each[0].tensors[a]), each[0].settings["lora_dropout"]
+        settings = {"r": rank, "lora_alpha": rank, "lora_dropout": dropout}
+    elif kind == peft_adalora.KIND and not _alike(each, rows := ("lora_A", "lora_E")):
+        settings = peft_adalora.summed([one.settings for one in each])
+        each = [_times(one, "lora_E", peft_adalora.scale(one.settings)) for one in each]
+        each = _of_one_a(each, rows, "lora_B")
+    else:
+        return parts
+    return {
+        n: Peft({**x.settings, **settings}, x.tensors) for n, x in zip(parts, each, strict=True)
+    }
 
-    Raises:
-      ValueError: it is not LoRA's or IA3's.
+
+def _times(peft: Peft, name: str, scale: float) -> Peft:
+    return peft._replace(tensors={**peft.tensors, name: scale * peft.tensors[name]})
+
+
+def _of_one_a(each: Sequence[Peft], rows: Sequence[str], b: str) -> list[Peft]:
+    """Adapters with all rows of all of them, unless all have the same; their own columns of B.
+
+    Args:
+      rows, b: the names of tensors with as many rows as the rank, and of that with as many columns.
     """
-    kind = peft.settings["peft_type"]
-    if kind not in ("LORA", "IA3"):
-        raise ValueError(
-            f"{kind} of a weight that joins queries, keys and values is not read; merge it in PEFT "
-            "(`merge_and_unload`), and read the merged model"
-        )
-    whole = _L if peft.settings.get("feedforward_modules") else _A
+    if _alike(each, rows):
+        return list(each)
+    every = {name: np.concatenate([one.tensors[name] for one in each]) for name in rows}
+    ranks, found = [one.tensors[b].shape[1] for one in each], []
+    for n, one in enumerate(each):
+        around = sum(ranks[:n]), sum(ranks[n + 1 :])
+        tensors = {**one.tensors, **every, b: np.pad(one.tensors[b], ((0, 0), around))}
+        found.append(one._replace(tensors=tensors))
+    return found
 
-    def cut(name: str, x: Any) -> Any:
-        size = x.shape[0] // PARTS
-        return x if name == whole else x[part * size : (part + 1) * size]
 
-    return peft._replace(tensors={name: cut(name, x) for name, x in peft.tensors.items()})
+def _alike(each: Sequence[Peft], names: Sequence[str]) -> bool:
+    first = each[0].tensors
+    return all(np.array_equal(one.tensors[n], first[n]) for one in each for n in names)
+
+
+def _refused(said: str) -> ValueError:
+    return ValueError(f"{said}; merge the weights instead")

@@ -19,15 +19,17 @@ from lora_jax.peft_format import (
 from lora_jax.variant import Factors
 
 LINEAR: Layouts = {
-    "a": same("lora_A.weight"),
-    "b": transposed("lora_B.weight"),
-    "m": same("lora_magnitude_vector"),
+    "a": same("lora_A.weight", "all"),
+    "b": transposed("lora_B.weight", 0, 0.0),
+    "m": same("lora_magnitude_vector", 0),
 }
 EMBEDDING: Layouts = {
     "a": same("lora_embedding_A"),
     "b": transposed("lora_embedding_B"),
     "m": same("lora_magnitude_vector"),
 }
+HEAD = {"lora_embedding_A": "lora_B.weight", "lora_embedding_B": "lora_A.weight"}
+"""What the adapter of a head has, that of its table transposed, by the names of the table's."""
 BIAS = "lora_B.bias"
 """What `lora_bias=True` adds to the bias of the layer, times the scale; it is read only."""
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")

@@ -1,4 +1,4 @@
-"""IA3 of queries, keys and values that torch joins, as GPT-2's; the formula is PEFT's."""
+"""Adapters of queries, keys and values that torch joins, as GPT-2's; the formulas are PEFT's."""
 
 import json
 
@@ -67,15 +67,73 @@ def test_queries_alone_leave_the_other_thirds(tmp_path):
     np.testing.assert_array_equal(found[:, 0], [2, 3, 4, 1, 1, 1, 1, 1, 1])
 
 
-def test_what_is_not_written_or_read(tmp_path):
-    for variant, said in (
-        (variants.make("ia3", scales="inputs"), "inputs of .* alike.*; merge the weights instead"),
-        (variants.make("shira", rank=1), "SHIRA of them is not written; merge the weights instead"),
-    ):
-        trainable, frozen = begun({"(q|k)/kernel": variant})
-        with pytest.raises(ValueError, match=said):
-            lj.save_peft(tmp_path / "out", trainable, frozen, NAMES)
-    save_file({TENSOR: np.ones((6, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "HRA", "r": 2}')
-    with pytest.raises(ValueError, match=r"HRA of a weight that joins .* is not read; merge it in"):
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ({"(q|k)": ("ia3", {"scales": "inputs"})}, "IA3 takes .* of one weight, or none of them"),
+        ({"(q|k)": ("dora", {"rank": 1})}, "LORA takes .* of one weight, or none of them"),
+        ({"(q|k)": ("vera", {"rank": 2})}, "VERA of them is not written"),
+        (
+            {"(q|k|v)": ("vblora", {"vector_length": 3})},
+            "has one vblora_logits_A .*, and these differ",
+        ),
+        ({"q": ("hira", {"rank": 1}), "k": ("hira", {"rank": 2})}, "has one r .*, and not 1 and 2"),
+        ({"q": ("hira", {}), "k": ("lora", {})}, "HIRA with LORA of them is not written"),
+    ],
+)
+def test_what_is_not_written(targets, said, tmp_path):
+    chosen = {
+        f"{name}/kernel": variants.make(x, **settings) for name, (x, settings) in targets.items()
+    }
+    with pytest.raises(ValueError, match=f"PEFT.* {said}; merge the weights instead"):
+        lj.save_peft(tmp_path, *begun(chosen), NAMES)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "shape", "said"),
+    [
+        (
+            {"peft_type": "VERA", "r": 2},
+            "vera_lambda_b",
+            (9,),
+            "VERA of a weight that joins .*merge",
+        ),
+        (
+            {"peft_type": "C3A", "block_size": 3},
+            "c3a_kernel",
+            (4, 2, 3),
+            "'c3a_kernel' cannot be cut",
+        ),
+    ],
+)
+def test_what_is_not_read(config, name, shape, said, tmp_path):
+    tensor = {f"base_model.model.c_attn.{name}": np.ones(shape, np.float32)}
+    save_file(tensor, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said):
         lj.load_peft(tmp_path, variants.from_peft, NAMES, apply, PARAMS, X)
+
+
+def test_adalora_keeps_the_rows_in_use(tmp_path):
+    """Thirds of different ranks and scales are one adapter of scale 1; the formula is PEFT's."""
+    targets = {
+        "q/kernel": variants.make("adalora", rank=3, target_rank=2, alpha=5.0),
+        "v/kernel": variants.make("adalora", rank=2, target_rank=2),
+    }
+    trainable, frozen = begun(targets)
+    trainable = jax.tree.map(lambda x: x + 0.5, trainable)
+    e = trainable["adapters"]["q/kernel"]["e"]
+    trainable["adapters"]["q/kernel"]["e"] = e.at[1].set(0.0)
+    lj.save_peft(tmp_path, trainable, frozen, NAMES)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"] == {"c_attn.lora_E": [True, False, True, True, True]}
+    assert config["init_r"] == 5
+    found = load_file(tmp_path / "adapter_model.safetensors")
+    a, b, e = (found[f"base_model.model.c_attn.lora_{name}"] for name in "ABE")
+    update = (a * e).T @ b.T * config["lora_alpha"] / (config["init_r"] + 1e-5)
+    expected = np.zeros((6, 9), np.float32)
+    for n, alpha in ((0, 5 / 3), (2, 16 / 2)):
+        mine = trainable["adapters"][f"{'qkv'[n]}/kernel"]
+        product = alpha * (mine["a"] * mine["e"][:, None]).T @ mine["b"]
+        expected[:, 3 * n : 3 * n + 3] = product
+    np.testing.assert_allclose(update, expected, rtol=1e-5)

@@ -65,7 +65,7 @@ def adapt(config):
 
 def _layouts():
     """What every factor is called in PEFT, {its name: (our name, how to read it)}."""
-    each = [variants.find(name).peft_layouts for name in variants.names()]
+    each = [variants.make(name).peft_layouts for name in variants.names()]
     each += [peft_lora.LINEAR, peft_lora.EMBEDDING, hira.LINEAR, hira.EMBEDDING]
     each += [GraLoRA()._layouts()]
     found = {one.name: (ours, one.read) for layouts in each for ours, one in layouts.items()}
