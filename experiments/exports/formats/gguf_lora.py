@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from experiments.exports.base_model import quantised_lines, quantization_error
 from experiments.exports.format import Format
-from experiments.exports.plain_lora import refusals_of, require_plain, svd_lines
+from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.interchange.families import names_of
 from lora_jax.interchange.gguf_lora import write_gguf_lora
@@ -30,7 +30,7 @@ class GgufLora(Format):
     def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
         names = names_of(run.shape)
         with refusals_of("--as=gguf-lora"), tempfile.TemporaryDirectory() as plain:
-            require_plain(run, self.svd_rank)
+            require_for_servers(run)
             options: dict[str, Any] = {"svd_rank": self.svd_rank, "served": None}
             written = save_plain_lora(plain, run.trainable, run.frozen, names, **options)
             write_gguf_lora(folder / FILE, plain, run.shape)

@@ -14,7 +14,7 @@ from experiments.exports.base_model import (
 )
 from experiments.exports.classifier_head import averages, mean_head, without_head
 from experiments.exports.format import Format
-from experiments.exports.plain_lora import refusals_of, require_plain, svd_lines
+from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
@@ -70,7 +70,7 @@ class Peft(Format):
         )
 
     def _served(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
-        require_plain(run, self.svd_rank)
+        require_for_servers(run)
         base, names = base_name(run), names_of(run.shape)
         options: dict[str, Any] = {"svd_rank": self.svd_rank, "base_model": base}
         written = save_plain_lora(folder, run.trainable, run.frozen, names, **options)
