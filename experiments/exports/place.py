@@ -30,8 +30,9 @@ class Place:
 
     def base(self, run: FinishedRun) -> str:
         """What others load the base by: its name on the Hub, or the path of its folder or file."""
-        unpublished = str(run.source.absolute()) if self.here else UNKNOWN
-        return published(run) or unpublished
+        if self.here:
+            return hub_name(run.config.model.name) or str(run.source.absolute())
+        return published(run) or UNKNOWN
 
     def gguf(self, run: FinishedRun) -> tuple[str, str] | None:
         """The folder and the name of the base's GGUF file, if it is one."""
