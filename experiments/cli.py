@@ -1,6 +1,7 @@
 """Helpers of all commands: run one, and report a mistake in one clear line."""
 
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from lora_jax.files import number_text
 def main(command: Callable[[], None]) -> None:
     """Parse the flags and run a command.
 
-    A ValueError or OSError ends the program with one line. A warning is one line on standard error.
+    A ValueError, an OSError or Ctrl-C ends the program with one line. A warning is one line on
+    standard error.
     """
 
     def run(argv: Sequence[str]) -> None:
@@ -31,6 +33,9 @@ def main(command: Callable[[], None]) -> None:
                 command()
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(run, flags_parser=parse)
 

@@ -89,8 +89,7 @@ def combine() -> None:
     for line in summarise(record):
         print(line)
     print(f"record and adapter: {out}")
-    if hint := _to_train_on(combined, out):
-        print(hint)
+    print(made_run.to_train_on(out))
 
 
 def _method(count: int) -> Method:
@@ -100,17 +99,6 @@ def _method(count: int) -> Method:
     if len(weights) != count:
         raise ValueError(f"--weights has {len(weights)} numbers, and --runs has {count} folders")
     return Method(str(_BY.value), tuple(weights), _DENSITY.value, _SEED.value)
-
-
-def _to_train_on(combined: lj.Combined, out: Path) -> str:
-    """The flags of a run that starts from the adapter; empty where weights differ in rank."""
-    ranks = {each["a"].shape[-2] for each in combined.trainable["adapters"].values()}
-    if len(ranks) != 1:
-        return ""
-    rank = ranks.pop()
-    given = {"variant.name": "lora", "variant.rank": rank, "variant.alpha": rank}
-    written = " ".join(f"--config.{name}={value}" for name, value in given.items())
-    return f"to continue training, with the same targets: {written} --config.start_from={out}"
 
 
 def _table(combined: lj.Combined) -> str:

@@ -53,6 +53,7 @@ from absl import flags
 from experiments import cli
 from experiments.exports import formats, hub
 from experiments.exports.model_card import CONFIG, Export, model_card
+from experiments.exports.place import Place, on_card
 from experiments.runs.finished_run import open_run, read_record
 from lora_jax.files.new_folder import new_folder
 
@@ -103,18 +104,20 @@ def export() -> None:
             "config_digest": record.config_digest,
             "weights_digest": record.weights_digest,
         }
-        card = Export(chosen, target.name if target else str(out), _command(given), said)
+        place = Place(target.name if target else out.resolve().name, here=False)
+        used = chosen.use(run, place, content)
+        card = Export(chosen, place, _command(given), used, said)
         for name, text in (
             ("export.json", json.dumps(origin | content, indent=2) + "\n"),
             (CONFIG, json.dumps(record.config, indent=2) + "\n"),
             ("README.md", model_card(run, card)),
         ):
             (temporary / name).write_text(text, encoding="utf-8")
-        loading = chosen.loading(run, str(out))
+        used = chosen.use(run, Place(str(out), here=True), content)
     for line in said:
         print(line)
-    if loading:
-        print("to load it:", *loading.splitlines(), sep="\n    ")
+    if used:
+        print("to load it:", *used.code.splitlines(), sep="\n    ")
     print(f"{_AS.value}: {out}")
     if target:
         print("\n".join(hub.push(target, out)))
@@ -122,7 +125,8 @@ def export() -> None:
 
 def _command(given: Mapping[str, Any]) -> str:
     """The command without --push, for the card."""
-    values = {"run": _RUN.value, "as": _AS.value, "out": _OUT.value, **given}
+    run, out = on_card(str(_RUN.value)), on_card(str(_OUT.value))
+    values = {"run": run, "as": _AS.value, "out": out, **given}
     line = [f"--{name}={value}" for name, value in values.items()]
     return shlex.join(("python", "-m", "experiments.export", *line))
 

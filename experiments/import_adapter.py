@@ -90,7 +90,7 @@ def import_adapter() -> None:
     for line in summarise(record):
         print(line)
     print(f"record and adapter: {out}")
-    print(about.to_train_on(config, out))
+    print(made_run.to_train_on(out))
 
 
 def _enabled(words: list[str] | None) -> list[bool] | None:

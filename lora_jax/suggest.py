@@ -1,7 +1,9 @@
 """The known name that is closest to a misspelt one, for errors."""
 
+import contextlib
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 
 
 def require_known(name: str, known: Collection[str], wrong: str) -> None:
@@ -19,3 +21,19 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     close = difflib.get_close_matches(name.lower(), list(tails), n=count, cutoff=0.3)
     found = [tails[tail] for tail in close] or known[:count]
     return ", ".join(f"'{path}'" for path in found) or "none"
+
+
+def nearest_path(path: Path, fits: Callable[[Path], bool]) -> str:
+    """The end of an error message on a path that is not there: `; nearest in runs: 'lora'`.
+
+    Args:
+      fits: whether a path is of the kind that was asked for. Folders are named where none is, and
+        where a folder of the path is missing.
+    """
+    missing = next(each for each in (path, *path.parents) if each.parent.is_dir())
+    beside: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that may not be read
+        beside = sorted(each for each in missing.parent.iterdir() if each.name[0] != ".")
+    wanted = [each for each in beside if missing == path and fits(each)]
+    names = [each.name for each in wanted or beside if wanted or each.is_dir()]
+    return f"; nearest in {missing.parent}: {nearest(missing.name, names)}" if names else ""

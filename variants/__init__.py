@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_jax.peft_format import quoted
 from lora_jax.suggest import nearest, require_known
 from lora_jax.variant import Variant
 
@@ -48,9 +49,10 @@ def from_peft(config: Mapping[str, Any]) -> Variant:
       ValueError: no variant is PEFT's method, or it has settings that are not known here.
     """
     for name in names():
-        if (variant := find(name).from_peft(config)) is not None:
+        kind = find(f"{__name__}.{name}")  # a dotted name is not looked for among all of them
+        if (variant := kind.from_peft(config)) is not None:
             return variant
-    raise ValueError(f"no variant is PEFT's {config.get('peft_type')!r}")
+    raise ValueError(f"no variant is PEFT's {quoted(config.get('peft_type'))}")
 
 
 def find(name: str) -> type[Variant]:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 
+from experiments.exports.place import Place
 from experiments.runs.finished_run import FinishedRun
+from lora_jax.data.tokenizing.export_tokenizer import has_tokenizer
 from lora_jax.methods import loftq
 from lora_jax.models.published.any_family import changed_from
-from lora_jax.models.published.location import hub_name
-from lora_jax.models.published.weight_files import find_gguf
 from lora_jax.transform.merge_parts import base_parts
 from lora_jax.transform.placement import variants_of
 
@@ -19,22 +19,29 @@ BITSANDBYTES = {
 """The arguments of transformers' BitsAndBytesConfig for each `quantize.storage`."""
 
 
-def base_name(run: FinishedRun) -> str:
-    """What others load the base by: its name on the Hub, or the path of its folder or file."""
-    return hub_name(run.config.model.name) or str(run.source.absolute())
+def loading(run: FinishedRun, place: Place, auto: str, **options: object) -> str:
+    """Lines of Python by which transformers loads the base, in the dtype and storage of the run.
 
-
-def base_loading(run: FinishedRun, auto: str, **options: object) -> str:
-    """A line of Python by which transformers loads the base, in the dtype of the run.
+    The tokenizer is loaded, too, if the base has one.
 
     Args:
       auto: the class, such as `AutoModelForCausalLM`.
+      options: its arguments.
     """
-    where, given = base_name(run), {**options, "dtype": run.config.model.dtype}
-    if (gguf := find_gguf(run.source)) is not None:
-        where, given = str(gguf.parent.absolute()), {"gguf_file": gguf.name, **given}
-    arguments = "".join(f", {name}={value!r}" for name, value in given.items())
-    return f"base = {auto}.from_pretrained({where!r}{arguments})"
+    where, of_file = repr(place.base(run)), ""
+    classes, options = [auto], {**options, "dtype": run.config.model.dtype}
+    arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+    if (gguf := place.gguf(run)) is not None:
+        where, of_file = repr(gguf[0]), f", gguf_file={gguf[1]!r}"
+    elif run.config.quantize.storage != "none":  # transformers quantises no GGUF file again
+        stored = BITSANDBYTES[run.config.quantize.storage]
+        arguments += f",\n    quantization_config=BitsAndBytesConfig({stored})"
+        classes.append("BitsAndBytesConfig")
+    lines = [f"base = {auto}.from_pretrained({where}{of_file}{arguments})"]
+    if has_tokenizer(run.source):
+        classes.append("AutoTokenizer")
+        lines = [f"tokenizer = AutoTokenizer.from_pretrained({where}{of_file})", *lines]
+    return "\n".join([f"from transformers import {', '.join(sorted(classes))}\n", *lines])
 
 
 def quantization_error(run: FinishedRun) -> dict[str, float]:
@@ -43,20 +50,15 @@ def quantization_error(run: FinishedRun) -> dict[str, float]:
     return changed_from(base_parts(run.frozen), paths, run.shape, run.source) if paths else {}
 
 
-def quantised_lines(run: FinishedRun, errors: Mapping[str, float], peft: bool) -> list[str]:
+def quantised_lines(run: FinishedRun, errors: Mapping[str, float]) -> list[str]:
     """What users of an adapter must know of the quantised base that it was trained on.
 
     Args:
       errors: those of `quantization_error`.
-      peft: whether transformers loads the base, and can quantise it in the same way.
     """
     if not errors:
         return []
-    storage = run.config.quantize.storage
-    said = f"the adapter was trained on a base quantised as {storage}"
-    if peft and find_gguf(run.source) is None:  # transformers quantises no GGUF file again
-        likewise = f"quantization_config=BitsAndBytesConfig({BITSANDBYTES[storage]})"
-        said += f"; load it likewise: {likewise}"
+    said = f"the adapter was trained on a base quantised as {run.config.quantize.storage}"
     far = "how far each stored weight is from the published one, relative Frobenius errors"
     return [f"{said}; {far}:", *by_kind(errors)]
 

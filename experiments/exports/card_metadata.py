@@ -8,10 +8,10 @@ from configs.settings import ClassifierConfig, RunConfig
 from experiments.analysis.recorded_runs import held_out
 from experiments.exports.card_scores import Score
 from experiments.exports.format import Format
+from experiments.exports.place import published
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.data import SPECS
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
-from lora_jax.models.published.location import hub_name
 
 HUB_METRICS = {
     "matthews": "matthews_correlation",
@@ -31,7 +31,7 @@ def metadata(run: FinishedRun, chosen: Format, found: Sequence[Score], title: st
       found: the scores of the run.
       title: the name of the model.
     """
-    config, base = run.config, hub_name(run.config.model.name)
+    config, base = run.config, published(run)
     stored = config.quantize.storage
     tags = ["lora-jax", config.variant.name.rpartition(".")[2], *([stored] * (stored != "none"))]
     main = [each for each in found if each.metric not in LOWER_IS_BETTER and each.part]

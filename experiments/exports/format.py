@@ -1,10 +1,19 @@
 """What a format is: typed options, how a finished run is written with them, and what cards say."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+from experiments.exports.place import Place
 from experiments.runs.finished_run import FinishedRun
+
+
+class Use(NamedTuple):
+    """Lines of a program, or of a shell."""
+
+    code: str
+    language: str = "python"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +40,10 @@ class Format:
         """
         raise NotImplementedError
 
-    def loading(self, run: FinishedRun, place: str) -> str:
-        """Lines of Python that load the files, for the model card; empty if there are none.
+    def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use | None:
+        """How the files are loaded, as a user can run it; None if there is nothing to say.
 
         Args:
-          place: the folder, or the name on the Hub.
+          content: what `write` has returned.
         """
-        return ""
+        return None

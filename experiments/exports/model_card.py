@@ -4,7 +4,9 @@ It says what the run's record, config and data say. What they lack is left out.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import variants
@@ -15,10 +17,11 @@ from experiments.catalogue import source
 from experiments.exports.card_metadata import metadata
 from experiments.exports.card_score_table import score_section
 from experiments.exports.card_scores import scores
-from experiments.exports.format import Format
+from experiments.exports.format import Format, Use
 from experiments.exports.markdown import block, code, table
+from experiments.exports.place import UNKNOWN, Place, on_card, published, text_on_card
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.models.published.location import hub_name
+from experiments.setup.from_config import make_start
 from lora_jax.transform.summary import summary
 
 CONFIG = "run.json"
@@ -38,10 +41,12 @@ class Export:
     """What a card says of the export, beside the run."""
 
     chosen: Format
-    place: str
-    """Where the files are: the folder, or the name on the Hub."""
+    place: Place
+    """Where its readers have the files."""
     command: str
     """The command that has made it."""
+    use: Use | None = None
+    """How the files are loaded there."""
     said: Sequence[str] = ()
     """What the format tells the user of the files."""
 
@@ -53,7 +58,7 @@ def model_card(run: FinishedRun, export: Export) -> str:
       ValueError: the run's predictions are damaged, or give other scores than its record.
     """
     config, found = run.config, scores(run)
-    base = (hub_name(config.model.name) or config.model.name).rstrip("/").rpartition("/")[2]
+    base = Path(published(run) or config.model.name).name
     method, storage = labels.method(config.variant.name), config.quantize.storage
     on = f" on {STORAGES[storage]}" if storage != "none" else ""
     title = f"{base}, {method}{on}, {config.data.name}"
@@ -61,7 +66,7 @@ def model_card(run: FinishedRun, export: Export) -> str:
         f"---\n{metadata(run, export.chosen, found, title).to_yaml()}\n---",
         f"# {title}",
         f"{export.chosen.holds}, from a run of lora-jax."
-        + (f" It was not trained there: {run.record.note}." if _is_made(run) else ""),
+        + (f" It was not trained there: {text_on_card(run.record.note)}." if _is_made(run) else ""),
         *_what(run),
         *_loading(run, export),
         *_data(run),
@@ -83,10 +88,11 @@ def _is_made(run: FinishedRun) -> bool:
 def _what(run: FinishedRun) -> Iterable[str]:
     config, record = run.config, run.record
     kind = variants.find(config.variant.name)
-    paper, idea, base = source.paper(kind), source.idea(kind), hub_name(config.model.name)
+    paper, idea, base = source.paper(kind), source.idea(kind), published(run)
     method = labels.method(config.variant.name)
-    known = f"[{base}](https://huggingface.co/{base})" if base else code(config.model.name)
-    named = f" ({code(config.model.name)} in the config)" if base != config.model.name else ""
+    own = code(Path(config.model.name).name)
+    known = f"[{base}](https://huggingface.co/{base})" if base else own
+    named = f" ({own} in the config)" if base != config.model.name else ""
     trained = f"{record.parameters_trained:,} of {record.parameters_total:,} parameters"
     if record.parameters_adapters is not None:
         trained += f", of which {record.parameters_adapters:,} are in adapters"
@@ -101,16 +107,20 @@ def _what(run: FinishedRun) -> Iterable[str]:
         stored = f"stored as {STORAGES[config.quantize.storage]}: {patterns}"
         rows.append(("Frozen weights in training", stored))
     if config.start_from:
-        rows.append(("Started from", f"the adapter of {code(config.start_from)}"))
+        rows.append(
+            ("Started from", f"the adapter of {code(on_card(make_start(config.start_from)[0]))}")
+        )
     return [table(("", ""), rows)]
 
 
 def _loading(run: FinishedRun, export: Export) -> Iterable[str]:
-    lines = export.chosen.loading(run, export.place)
-    if lines or export.said:
+    if export.use or export.said:
         yield "## Use"
-    if lines:
-        yield block(lines, "python")
+    if export.use:
+        words = [] if "/" in export.place.files else [f"# {export.place.files}: this folder"]
+        if re.search(rf"\b{UNKNOWN}\b(?!\.gguf)", export.use.code):
+            words.append(f"# {UNKNOWN}: the base model, {Path(run.config.model.name).name}")
+        yield block("\n".join([*words, export.use.code]), export.use.language)
     if export.said:
         yield "The export said:"
         yield block("\n".join(export.said))

@@ -1,8 +1,6 @@
 """Lines on an imported adapter: what it is, what does not fit, how to continue its training."""
 
-import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from configs.settings import ClassifierConfig, RunConfig
@@ -67,24 +65,6 @@ def doubts(config: RunConfig, found: Loaded) -> Iterator[str]:
         )
 
 
-def to_train_on(config: RunConfig, out: Path) -> str:
-    """The flags of a run that starts from the adapter."""
-    given: dict[str, Any] = {"variant.name": config.variant.name}
-    given |= {f"variant.{name}": value for name, value in config.variant.settings.items()}
-    given["targets"] = _tuple(config.targets)
-    if config.also_train:
-        given["also_train"] = config.also_train
-    given["start_from"] = out
-    flags = [shlex.quote(f"--config.{name}={_text(value)}") for name, value in given.items()]
-    return f"to continue training, give experiments.train also: {' '.join(flags)}"
-
-
-def _text(value: Any) -> str:
-    """A value as a flag has it, in double quotes, which a shell's single quotes leave alone."""
-    text = str(value)
-    return text if not isinstance(value, tuple) or '"' in text else text.replace("'", '"')
-
-
 def _span(layers: range | None) -> str:
     """The layers of a part, from the first to the last; empty for all."""
     if layers is None:
@@ -99,8 +79,3 @@ def _is_mean(config: ClassifierConfig) -> bool:
 def _tail(name: Any) -> str:
     """The last part of a model's name: organisations and folders differ from place to place."""
     return str(name).rstrip("/").rpartition("/")[2].lower()
-
-
-def _tuple(value: Any) -> Any:
-    """Lists as tuples, which flags take."""
-    return tuple(map(_tuple, value)) if isinstance(value, list | tuple) else value

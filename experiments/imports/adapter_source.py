@@ -7,7 +7,9 @@ from pathlib import Path
 
 from experiments.imports import hub
 from lora_jax.interchange.peft_folder import CONFIG, TORCH_WEIGHTS, WEIGHTS, PeftFolder
+from lora_jax.suggest import nearest_path
 
+LORALIB_SUFFIXES = (".safetensors", ".pt", ".bin")
 _HUB_NAME = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?"
 
 
@@ -53,14 +55,23 @@ def find(given: str) -> AdapterSource:
             raise ValueError(f"--from={given} is a file of PEFT: name its folder")
         return AdapterSource(given, path)
     elif name is not None:
-        path = hub.download(name[1], name[2])
+        near = nearest_path(path, _is_adapter) if path.parent.is_dir() else ""
+        try:
+            path = hub.download(name[1], name[2])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{near}") from error
         source = AdapterSource(given, path, path.name)
     else:
-        raise FileNotFoundError(f"--from={given}: no such folder")
+        near = nearest_path(path, _is_adapter) if given else ""
+        raise FileNotFoundError(f"--from={given}: no such folder{near}")
     if not (source.path / CONFIG).is_file():
         raise FileNotFoundError(f"--from={given} has no {CONFIG}: {_found_in(source.path)}")
     PeftFolder(source.path)
     return source
+
+
+def _is_adapter(path: Path) -> bool:
+    return (path / CONFIG).is_file() or path.suffix in LORALIB_SUFFIXES
 
 
 def _found_in(folder: Path) -> str:

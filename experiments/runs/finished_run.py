@@ -11,6 +11,7 @@ from experiments.setup.experiment import Experiment, build
 from lora_jax.adapters.adapter_file import load_adapter
 from lora_jax.models.published.location import locate
 from lora_jax.records import run_record
+from lora_jax.suggest import nearest_path
 
 ADAPTER = "adapter.safetensors"
 
@@ -60,7 +61,8 @@ def read_record(folder: Path, flag: str = "run") -> run_record.Record:
     """
     given = f"--{flag}={folder}"
     if not folder.is_dir():
-        raise FileNotFoundError(f"{given}: no such folder")
+        near = nearest_path(folder, lambda each: (each / "record.json").is_file())
+        raise FileNotFoundError(f"{given}: no such folder{near}")
     if not (folder / "config.json").is_file():
         runs = sorted(path.parent.name for path in folder.glob("*/record.json"))
         inside = f"; the runs in it: {', '.join(runs)}" if runs else ""

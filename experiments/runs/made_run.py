@@ -1,6 +1,7 @@
 """The folder of an adapter that no training here made: what a finished run would have left."""
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,3 +45,11 @@ def write(
     record = artifacts.record(experiment, outcome, seconds, status, note, left)
     run_record.write(folder, record)
     return record
+
+
+def to_train_on(folder: Path) -> str:
+    """The command of a run that starts from the adapter, with the config of its folder."""
+    given = {"config": folder / "config.json", "config.start_from": folder}
+    given["workdir"] = folder.with_name(f"{folder.name}_trained")
+    line = [f"--{name}={value}" for name, value in given.items()]
+    return f"to continue training: {shlex.join(['python', '-m', 'experiments.train', *line])}"

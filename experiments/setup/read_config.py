@@ -46,6 +46,7 @@ def read_config(arguments: Sequence[str]) -> ConfigDict:
 
 _CAUSE = r"\s*(?:ValueError|TypeError): (.*\S)"
 """How absl quotes the error of a value's parser."""
+_MISSING = r"flag --(\w+)=None: Flag --\1 must have a value other than None"
 
 
 def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
@@ -89,6 +90,11 @@ def _parsed(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         lines = str(error).strip().splitlines()
         causes = [found[1] for line in lines if (found := re.match(_CAUSE, line))]
         said = causes[-1] if causes else lines[0]
+        if missing := re.match(_MISSING, said):
+            meaning = str(values[missing[1]].help).rstrip(".")
+            raise ValueError(
+                f"--{missing[1]} is missing: {meaning[0].lower()}{meaning[1:]}"
+            ) from error
         for name, text in _flag_texts(argv):  # absl's error names the flag in its text only
             if str(error).startswith(f"flag --{name}={text}: "):
                 section, dot, path = name.partition(".")

@@ -100,12 +100,16 @@ class LoralibFile:
           shapes: of one layer of each parameter, by path.
 
         Raises:
-          ValueError: a tensor belongs to none, does not fit its layer, or is of the base; there is
-            no adapter; or which parts of a layer are adapted is not known.
+          ValueError: a tensor belongs to none or to two, does not fit its layer, or is of the base;
+            there is no adapter; or which parts of a layer are adapted is not known.
         """
         places: dict[str, list[Row]] = {}
         for row in known:
-            places.setdefault(row.place.name, []).append(row)
+            same = places.setdefault(row.place.name, [])
+            if twice := [each for each in same if each.place.part == row.place.part]:
+                both = f"'{twice[0].path}' and '{row.path}'"
+                raise ValueError(f"{self.path}: {both} are both '{row.place.name}' in torch")
+            same.append(row)
         try:
             found = self._sorted(places)
             for module, names in found.adapters.items():

@@ -2,9 +2,10 @@
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lora_jax.interchange.peft_patterns import Pattern, compile_, quick
 from lora_jax.peft_format import Settings
 
 PATTERNS = {
@@ -23,14 +24,12 @@ NAMING = (
 )
 """Fields that are a list of names, or one name or pattern."""
 
-Compiled = Mapping[str, list[tuple[re.Pattern[str], Any]]]
-"""By the name of the field: what its keys match, and the values."""
+Compiled = Mapping[str, Pattern]
+"""The patterns of a config, by the name of the field."""
 
 BY_WHOLE_NAME = ("block_size_pattern", "n_frequency_pattern")
 """Where PEFT looks for `.*\\.{key}$` in a module's name, and else for the name itself as a key."""
 
-LONGEST, MOST_CHOICES = 300, 5
-"""Of a pattern that is matched."""
 LONGEST_TARGET = 10_000
 """Of a pattern that is not matched: those that programs write are long."""
 
@@ -109,14 +108,23 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
             )
         found[name] = common
         if others:
-            # The longest first: PEFT takes the first key that is the end of a module's name.
-            own = {m: others[m] for m in sorted(others, key=len, reverse=True)}
+            # PEFT takes the first key that is the end of a module's name: the longest come first,
+            # and a module whose name has another's as its end has an entry, too.
+            own = {m: x for m, x in columns[name].items() if {m, *_ends(m)} & others.keys()}
+            own = {m: own[m] for m in sorted(own, key=len, reverse=True)}
             if pattern in BY_WHOLE_NAME:
                 _check_ends(name, own, columns[name])
             else:
                 own = {re.escape(m): x for m, x in own.items()}
             found[pattern] = {**found[pattern], **own}
     return found
+
+
+def _ends(module: str) -> Iterator[str]:
+    """What follows each dot of a name."""
+    while "." in module:
+        module = module.partition(".")[2]
+        yield module
 
 
 def _check_ends(name: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -156,14 +164,11 @@ def compiled(config: Settings) -> Compiled:
     Raises:
       ValueError: a key is no regular expression, or may take too long.
     """
-    return {
-        pattern: [
-            (_compile(rf"(.*\.)?({_quick(key)})"), value)
-            for key, value in (config.get(pattern) or {}).items()
-            if not isinstance(value, list)
-        ]
-        for pattern in PATTERNS.values()
-    }
+    found = {}
+    for name in PATTERNS.values():
+        entries = {key: x for key, x in (config.get(name) or {}).items() if not isinstance(x, list)}
+        found[name] = Pattern(entries, after_dot=name in BY_WHOLE_NAME)
+    return found
 
 
 def of_module(config: Settings, module: str, patterns: Compiled) -> dict[str, Any]:
@@ -178,15 +183,12 @@ def of_module(config: Settings, module: str, patterns: Compiled) -> dict[str, An
     for name, pattern in PATTERNS.items():
         if pattern == "rank_pattern" and config["peft_type"] == "HIRA":
             continue  # PEFT's HiRA does not heed it
-        if name in config or name == "r":
-            for key, value in patterns[pattern]:
-                if key.fullmatch(target):
-                    found[name] = value
-                    break
+        known = name in config or name == "r"
+        if known and (value := patterns[pattern].find(target)) is not None:
+            found[name] = value
     if isinstance(config.get("rank_pattern"), dict):  # AdaLoRA's: which rows are left
-        names = (f"{module}.lora_E", f"{module}.lora_E.default")
-        rows = [x for name, x in config["rank_pattern"].items() if name in names]
-        found["rank_pattern"] = rows[0] if rows else None
+        names, rows = (f"{module}.lora_E", f"{module}.lora_E.default"), config["rank_pattern"]
+        found["rank_pattern"] = next((rows[name] for name in names if name in rows), None)
     if config.get("feedforward_modules"):
         found["feedforward_modules"] = selects(config["feedforward_modules"], module)
     return found
@@ -209,28 +211,5 @@ def of_tokens(config: Settings, module: str) -> dict[str, Any]:
 def selects(target: Any, module: str) -> bool:
     """Whether a list of names, or a regular expression, selects a module (PEFT's rule)."""
     if isinstance(target, str):
-        return _compile(_quick(target)).fullmatch(module) is not None
+        return compile_(quick(target)).fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in target)
-
-
-def _quick(pattern: str) -> str:
-    """The pattern, unless a hostile one may take `re` for ever: it tries every combination.
-
-    Each choice multiplies the combinations; a repeated group and inline flags hide how many.
-    """
-    bare = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
-    choices = len(re.findall(r"(?<!\()[*+?{]|\(", bare))
-    hidden = re.search(r"\)[*+{]|\(\?[^:=!<]", bare)
-    if len(pattern) > LONGEST or choices > MOST_CHOICES or hidden:
-        raise ValueError(
-            f"{reprlib.repr(pattern)} may take too long to match: a pattern has at most {LONGEST} "
-            f"characters and {MOST_CHOICES} groups and repetitions, and repeats no group"
-        )
-    return pattern
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, OverflowError) as error:
-        raise ValueError(f"{pattern!r} is no pattern: {error}") from None

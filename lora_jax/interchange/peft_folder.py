@@ -189,8 +189,9 @@ def _once(
 def _check_named(config: Mapping[str, Any], found: Sorted) -> None:
     """Raise a ValueError if a tensor is of a module, or of a bias, that the config leaves out.
 
-    Weights that train in full are not compared: PEFT does not name embeddings and heads that it
-    saves because the vocabulary has grown, nor did it once name heads of classifiers.
+    Weights that train in full are not compared: PEFT puts such a tensor into the model whether
+    `modules_to_save` names it or not. It does not name embeddings and heads that it saves because
+    the vocabulary has grown, nor did it once name heads of classifiers.
     """
     targets, parameters = config.get("target_modules"), config.get("target_parameters") or []
     if isinstance(targets, list) and not config.get("ensure_weight_tying"):  # it adds the tied ones

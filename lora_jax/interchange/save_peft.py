@@ -1,7 +1,7 @@
 """Write an adapter as a Hugging Face PEFT folder, which `PeftModel.from_pretrained` loads."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,27 @@ def save_peft(
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
     params = _params(trainable, frozen)
+    found, heads, shapes = _by_module(trainable, frozen, names, params)
+    found = _like_conv1d(found | heads)
+    full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
+    weights = {row.module for row in rows(names, params) if row.leaf == "weight"}
+    if task_type == "SEQ_CLS":
+        whole = _with_heads(whole, weights)
+    _check_modules(set(found), whole, weights, task_type)
+    config = _config(found, whole, biases)
+    config |= {"base_model_name_or_path": base_model, "task_type": task_type}
+    tied = heads or trainable["params"].keys() & {*frozen.spec.tied}
+    if tied and config["peft_type"] == "LORA":
+        config["ensure_weight_tying"] = True
+    tensors = _tensors(found) | _shared_tensors(trainable, frozen, shapes)
+    tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
+    return write_folder(folder, config, tensors, dtype)
+
+
+def _by_module(
+    trainable: Trainable, frozen: Frozen, names: Names, params: Mapping[str, Any]
+) -> tuple[dict[str, Peft], dict[str, Peft], list[tuple[int, int]]]:
+    """The adapters of modules, of heads that are also tables, and all shapes of matrices."""
     named = {row.module for row in rows(names, params) if row.leaf == "bias"}
     dense = {p: x for p, x in params.items() if not isinstance(x, dict)}
     uses = Uses({p: WeightUse(p, x.shape, x.dtype) for p, x in dense.items()})
@@ -64,42 +85,53 @@ def save_peft(
             raise ValueError(f"'{each.path}': PEFT also changes the bias of its layer: biases=True")
         stored.append((each, peft))
         shapes.append(each.base.shape)
-    heads = head_adapters(stored, names)
-    found = _like_conv1d(by_module(stored) | heads)
+    return by_module(stored), head_adapters(stored, names), shapes
+
+
+def _config(found: Mapping[str, Peft], whole: set[str], biases: list[str]) -> dict[str, Any]:
+    """adapter_config.json.
+
+    Args:
+      found: the adapters by module.
+      whole: the modules to save.
+      biases: the biases that train beside adapters.
+    """
     tokens = _tokens_beside(found)
     config = joined({m: peft.settings for m, peft in found.items() if m not in tokens})
-    if tokens:
-        config["trainable_token_indices"] = tokens
-    tensors = {
+    if biases and "bias" not in config:
+        raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
+    return {
+        **config,
+        **({"trainable_token_indices": tokens} if tokens else {}),
+        **({"bias": "lora_only"} if biases else {}),
+        "auto_mapping": None,
+        "inference_mode": True,
+        "modules_to_save": sorted(whole) or None,
+        "target_modules": sorted(found.keys() - tokens),
+    }
+
+
+def _tensors(found: Mapping[str, Peft]) -> dict[str, Any]:
+    """The tensors of all modules, by their names in the file."""
+    tokens = _tokens_beside(found)
+    return {
         f"{MODEL}{module}.{TOKENS if module in tokens else ''}{name}": x
         for module, peft in found.items()
         for name, x in peft.tensors.items()
     }
+
+
+def _shared_tensors(
+    trainable: Trainable, frozen: Frozen, shapes: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """What all modules share, such as VeRA's projections."""
+    found: dict[str, Any] = {}
     for variant, shared in frozen.shared_by_group(trainable).items():
         arrays = jax.tree.map(to_host, {**shared.constants, **shared.trainable})
         for name, x in variant.shared_to_peft(arrays, shapes).items():
-            if not np.array_equal(x, tensors.setdefault(f"{SHARED}{name}", x)):
+            if not np.array_equal(x, found.setdefault(f"{SHARED}{name}", x)):
                 raise ValueError(f"PEFT has one {name} for all modules, and here are two")
-    full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
-    weights = {row.module for row in rows(names, params) if row.leaf == "weight"}
-    if task_type == "SEQ_CLS":
-        whole = _with_heads(whole, weights)
-    _check_modules(set(found), whole, weights, task_type)
-    if biases and "bias" not in config:
-        raise ValueError(f"PEFT's {config['peft_type']} trains no bias, and '{biases[0]}' is one")
-    tied = heads or trainable["params"].keys() & {*frozen.spec.tied}
-    config |= {
-        "auto_mapping": None,
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        "modules_to_save": sorted(whole) or None,
-        "target_modules": sorted(found.keys() - tokens),
-        "task_type": task_type,
-        **({"bias": "lora_only"} if biases else {}),
-        **({"ensure_weight_tying": True} if tied and config["peft_type"] == "LORA" else {}),
-    }
-    tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
-    return write_folder(folder, config, tensors, dtype)
+    return found
 
 
 def _like_conv1d(found: dict[str, Peft]) -> dict[str, Peft]:

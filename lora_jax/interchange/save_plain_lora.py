@@ -66,6 +66,44 @@ def save_plain_lora(
       ValueError: a method, a module or a trained parameter that servers do not have, or a rank that
         none loads. Nothing is written.
     """
+    _require_adapters_alone(trainable, frozen)
+    found, errors = _by_module(trainable, frozen, names, svd_rank, served)
+    rank = max(peft.settings["r"] for peft in found.values())
+    largest = _max_lora_rank(rank)
+    tensors = {
+        f"{MODEL}{module}.{name}": _padded(x, 0 if "lora_A" in name else 1, rank)
+        for module, peft in found.items()
+        for name, x in peft.tensors.items()
+    }
+    path = write_folder(folder, _config(found, rank, base_model), tensors, dtype)
+    return PlainLora(path, rank, largest, errors)
+
+
+def _by_module(
+    trainable: Trainable,
+    frozen: Frozen,
+    names: Names,
+    svd_rank: int | None,
+    served: tuple[str, ...] | None,
+) -> tuple[dict[str, Peft], dict[str, float]]:
+    """The LoRA of every module, of scale 1, and the relative error of each that may be cut."""
+    pefts: list[tuple[Matrix, Peft]] = []
+    errors: dict[str, float] = {}
+    for each in matrices(trainable, frozen, names):
+        _require_served(each, served)
+        (a, b), errors[each.module] = _factors(each, svd_rank)
+        pefts.append((each, as_peft(a, b, 1.0, Factors({}, {}), False)))
+    found = by_module(pefts)
+    if svd_rank is None:
+        return found, {}
+    dtypes = {each.module: _dtype(each) for each, _ in pefts}
+    for module, peft in found.items():
+        found[module], error = _cut(peft, svd_rank, dtypes[module])
+        errors[module] = max(error, errors[module])
+    return found, errors
+
+
+def _require_adapters_alone(trainable: Trainable, frozen: Frozen) -> None:
     if trainable["params"]:
         raise ValueError(
             f"'{min(trainable['params'])}' trains in full, and servers take adapters alone: merge "
@@ -76,42 +114,37 @@ def save_plain_lora(
             f"'{biased.bias}' is adapted with '{biased.use.path}', and plain LoRA has no biases: "
             "merge the weights"
         )
-    pefts: list[tuple[Matrix, Peft]] = []
-    dtypes: dict[str, Any] = {}
-    errors: dict[str, float] = {}
-    for each in matrices(trainable, frozen, names):
-        if each.lookup or (served and each.module.rpartition(".")[2] not in served):
-            known = ", ".join(served or ())
-            raise ValueError(f"'{each.module}' is not served: {known} are; merge the weights")
-        (a, b), errors[each.module] = _factors(each, svd_rank)
-        dtypes[each.module] = _dtype(each)
-        pefts.append((each, as_peft(a, b, 1.0, Factors({}, {}), False)))
-    found = by_module(pefts)
-    if svd_rank is not None:
-        for module, peft in found.items():
-            found[module], error = _cut(peft, svd_rank, dtypes[module])
-            errors[module] = max(error, errors[module])
-    rank = max(peft.settings["r"] for peft in found.values())
+
+
+def _require_served(each: Matrix, served: tuple[str, ...] | None) -> None:
+    if each.lookup:
+        raise ValueError(
+            f"'{each.path}' is an embedding, and servers adapt matrices alone: merge the weights"
+        )
+    if served and each.module.rpartition(".")[2] not in served:
+        known = ", ".join(served)
+        raise ValueError(f"'{each.module}' is not served: {known} are; merge the weights")
+
+
+def _max_lora_rank(rank: int) -> int:
     limits = [each for each in MAX_LORA_RANKS if each >= rank]
     if not limits:
         raise ValueError(
             f"rank {rank} exceeds {MAX_LORA_RANKS[-1]}, the most that is served; "
             "merge the weights, or give svd_rank"
         )
-    first = next(iter(found.values()))
-    config = {
-        **{key: value for key, value in first.settings.items() if not key.endswith("_pattern")},
+    return limits[0]
+
+
+def _config(found: Mapping[str, Peft], rank: int, base_model: str | None) -> dict[str, Any]:
+    """adapter_config.json of modules that have a scale of 1 and no settings of their own."""
+    first = next(iter(found.values())).settings
+    return {
+        **{key: value for key, value in first.items() if not key.endswith("_pattern")},
         **{"r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"},
         **{"base_model_name_or_path": base_model, "inference_mode": True},
         "target_modules": sorted({module.rpartition(".")[2] for module in found}),
     }
-    tensors = {
-        f"{MODEL}{module}.{name}": _padded(x, 0 if "lora_A" in name else 1, rank)
-        for module, peft in found.items()
-        for name, x in peft.tensors.items()
-    }
-    path = write_folder(folder, config, tensors, dtype)
-    return PlainLora(path, rank, limits[0], errors if svd_rank is not None else {})
 
 
 def _factors(each: Matrix, svd_rank: int | None) -> tuple[Factored, float]:

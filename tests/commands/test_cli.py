@@ -22,7 +22,7 @@ SMOKE = "configs/quickstart.py:size=smoke"
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((f"--config={SMOKE}",), "--workdir must have a value"),
+        ((f"--config={SMOKE}",), "--workdir is missing: "),
         (("--config=configs/quikstart.py",), "nearest: 'configs/quickstart.py'"),
         (("--config=configs/quickstart.py:sizes=smoke",), "'sizes=smoke': expected one of variant"),
         ((f"--config={SMOKE}", "--config.variant.rnk=4"), "no setting 'rnk'; nearest: 'rank'"),

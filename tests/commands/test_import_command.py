@@ -104,9 +104,9 @@ def test_an_exported_run_is_what_it_was(run, root):
     assert content["sha256"].keys() == {"adapter_config.json", WEIGHTS}
 
     *_, hint = ended.stdout.splitlines()
-    start = shlex.split(hint.removeprefix("to continue training, give experiments.train also: "))
-    assert f"--config.start_from={out}" in start
-    begun = build(parse(read_config([*flags, *start]).to_dict()))
+    start = shlex.split(hint.removeprefix("to continue training: python -m experiments.train "))
+    assert start[1:] == [f"--config.start_from={out}", f"--workdir={out}_trained"]
+    begun = build(parse(read_config(start[:2]).to_dict()))
     assert_same(begun.trainable, again.trainable)
     assert begun.loop.steps == 8 and begun.config.variant == again.config.variant
 

@@ -92,9 +92,11 @@ def test_an_encoder_whose_head_reads_a_mean(smoke, tmp_path):
     folder, experiment, trainable = completed(config, tmp_path / "run")
     said, content = export(folder, tmp_path / "out", "--as=peft")
     assert said[0] == content["head"] and "head.safetensors holds the head; logits =" in said[0]
-    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[1]
+    assert said[1].startswith("the adapter was trained on a base quantised as nf4; how far each st")
     assert len(content["quantization_error"]) == 12 and said[8] == "to load it:"
-    assert said[12].startswith("    base = AutoModel.from_pretrained(")
+    assert said[10] == "    from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig"
+    assert said[13].startswith("    base = AutoModel.from_pretrained(")
+    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[14]
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert all(each.startswith("base_model.model.encoder.layer.") for each in tensors)
@@ -159,8 +161,8 @@ def test_servers_get_plain_lora(server, rank, start, language, tmp_path):
     out, expected = tmp_path / "out", expected_updates(language["rslora"])
     said, content = export(language["rslora"][0], out, "--as=peft", f"--for={server}")
     where = language["rslora"][1].config.model.name
-    assert said[0].startswith(f"serve it: {start} {where} --enable-lora ")
-    assert said[0].endswith(f"NAME=FOLDER --max-lora-rank {rank}")
+    assert said[0] == "to load it:" and said[1].startswith(f"    {start} {where} --enable-lora ")
+    assert said[1].endswith(f" out={out} --max-lora-rank {rank}")
     assert (content["rank"], content["max_lora_rank"], content["svd_error"]) == (2, rank, {})
     found = updates(out)
     assert found.keys() == expected.keys()
@@ -187,7 +189,7 @@ def test_what_is_no_lora_is_cut_and_the_error_of_each_weight_said(language, tmp_
 def test_llama_cpp_gets_one_file(language, tmp_path):
     gguf = pytest.importorskip("gguf")
     said, content = export(language["rslora"][0], tmp_path / "out", "--as=gguf-lora")
-    assert said[0].startswith("load it: llama-cli -m BASE.gguf --lora adapter.gguf")
+    assert f"    llama-cli -m BASE.gguf --lora {tmp_path / 'out/adapter.gguf'}" in said
     assert (content["architecture"], content["rank"]) == ("llama", 2)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["README.md", "adapter.gguf", "export.json", "run.json"]
@@ -216,9 +218,9 @@ def test_runs_that_a_format_does_not_hold(language, smoke, tmp_path):
             dora,
             "peft",
             {"for": "vllm"},
-            "--for=vllm: .*DoRA is no plain LoRA; --as=merged, or --sv",
+            "--for=vllm: .*DoRA is no plain LoRA.*; --as=merged writes .* --svd_rank=R cuts",
         ),
-        (dora, "gguf-lora", {}, "--as=gguf-lora: .*: DoRA is no plain LoRA; --as=merged, or --svd"),
+        (dora, "gguf-lora", {}, "--as=gguf-lora: .*: DoRA is no plain LoRA.*; --as=merged writes "),
         (loftq, "peft", {"for": "sglang"}, "--for=sglang: .* is a classifier .*; --as=merged, or"),
         (loftq, "gguf-lora", {}, "--as=gguf-lora: .* is a classifier .bert., .* --as=merged"),
         (loftq, "peft", {}, "--as=peft: LoftQ has quantised another matrix .*: --as=merged"),

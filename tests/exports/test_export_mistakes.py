@@ -10,7 +10,11 @@ from experiments.runs.finished_run import read_record
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("mergd", {}, "^--as=mergd: unknown format; nearest: 'merged'"),
+        (
+            "mergd",
+            {},
+            "^--as=mergd: unknown format; nearest: 'merged'; the formats: gguf-lora, ",
+        ),
         ("__init__", {}, "^--as=__init__: unknown format"),
         ("merged", {"rank": 3}, "^--rank is not a flag of --as=merged, .* are: --dtype, --shard_s"),
         ("loralib", {"dtype": "float32"}, "^--dtype is not a flag of --as=loralib, .* are: none$"),
@@ -33,6 +37,10 @@ def test_runs_that_are_not_exported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^--run=.*gone: no such folder$"):
         read_record(tmp_path / "gone")
     (tmp_path / "lora").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"lroa: no such folder; nearest in .*: 'lora'$"):
+        read_record(tmp_path / "lroa")
+    with pytest.raises(FileNotFoundError, match=r"seed0: no such folder; nearest in .*: 'lora'$"):
+        read_record(tmp_path / "lroa" / "seed0")
     said = "^--run=.* is not the folder of a run: it has no config.json"
     with pytest.raises(ValueError, match=f"{said}$"):
         read_record(tmp_path)

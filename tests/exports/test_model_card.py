@@ -1,7 +1,9 @@
 """The model card of an export, read as the Hub reads it."""
 
 import dataclasses
+import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -13,8 +15,12 @@ from completed_run import completed
 from huggingface_hub import ModelCard
 
 from experiments.exports.format import Format
+from experiments.exports.formats.gguf_lora import GgufLora
+from experiments.exports.formats.loralib import Loralib
 from experiments.exports.formats.merged import Merged
+from experiments.exports.formats.peft import Peft
 from experiments.exports.model_card import Export, model_card
+from experiments.exports.place import Place, published
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
 from lora_jax.metrics import label_metrics
@@ -25,11 +31,13 @@ LABELS = np.arange(16) % 2
 OUTPUTS = np.eye(2)[np.where(np.arange(16) < 4, 1 - LABELS, LABELS)]  # 12 of 16 are right
 
 
-def card(found, chosen, place="exported/a", said=()):
+def card(found, chosen, files="a", said=(), content=None, **changes):
     folder, experiment, trainable = found
-    record = run_record.read(folder)
+    record = dataclasses.replace(run_record.read(folder), **changes)
     run = FinishedRun(folder, record, experiment, trainable, experiment.frozen)
-    return model_card(run, Export(chosen, place, COMMAND, said))
+    place = Place(files, here=False)
+    used = chosen.use(run, place, content or {})
+    return model_card(run, Export(chosen, place, COMMAND, used, said))
 
 
 def rows(text, heading):
@@ -80,7 +88,7 @@ def test_what_readers_see(qlora):
     assert heading == "# bert, LoRA on NF4, glue/sst2"
     what = rows(text, heading)
     assert what["Method"] == ["[LoRA](https://arxiv.org/abs/2106.09685)"]
-    assert what["Base model"] == [f"`{experiment.config.model.name}`"]
+    assert what["Base model"] == ["`bert`"]
     assert what["Frozen weights in training"] == ["stored as NF4: `all-linear`"]
     adapters, all_of_it = record.parameters_adapters, record.parameters_total
     said = f"{adapters + 34} of {all_of_it:,} parameters, of which {adapters} are in adapters"
@@ -114,7 +122,7 @@ def test_what_a_record_lacks_is_left_out(qlora, tmp_path):
         record, metrics_last={}, metrics_best={}, git=None, parameters_adapters=None
     )
     run = FinishedRun(tmp_path, less, experiment, trainable, experiment.frozen)
-    text = model_card(run, Export(Format(), "exported/a", COMMAND))
+    text = model_card(run, Export(Format(), Place("a", here=False), COMMAND))
     assert "## Scores" not in text and "## Use" not in text and "commit of" not in text
     assert "in adapters" not in text and "interval" not in text
     data = ModelCard(text).data
@@ -130,7 +138,8 @@ def test_the_card_of_a_language_model(tmp_path):
     kept = {"validation": Predictions(outputs, labels)}
     config = text_runs.config(places, train__select="best", generate__scored=5)
     said = {"signatures": {"rouge_l": "rouge-score 0.1.2|stemmer:no"}}
-    text = card(completed(config, tmp_path / "run", values, kept, **said), Merged(), "ada/lora")
+    made = completed(config, tmp_path / "run", values, kept, **said)
+    text = card(made, Merged(), "ada/lora")
     data = ModelCard(text).data
     assert (data.pipeline_tag, data.datasets) == ("text-generation", None)
     assert {each.metric_type for each in data.eval_results} == {"accuracy", "loss", "rouge"}
@@ -140,3 +149,52 @@ def test_the_card_of_a_language_model(tmp_path):
     assert scores["**`accuracy`**"] == ["`validation`", "1", "", "12"]
     assert scores["`rouge_l`"] == ["`validation`", "0.25", "", "5"]
     assert r"`rouge-score 0.1.2\|stemmer:no`" in text
+    served = {"max_lora_rank": 8}
+    text = card(made, Peft(loader="vllm"), "my lora", content=served)
+    line = "vllm serve BASE --enable-lora --lora-modules 'my lora=my lora' --max-lora-rank 8"
+    said = f"```bash\n# my lora: this folder\n# BASE: the base model, model\n{line}\n```"
+    assert said in text
+    line = "--model-path BASE --enable-lora --lora-paths lora=ada/lora --max-lora-rank 8"
+    assert line in card(made, Peft(loader="sglang"), "ada/lora", content=served)
+    line = (
+        "# BASE.gguf is the base model, converted for llama.cpp\nllama-cli -m BASE.gguf --lora a/"
+    )
+    assert f"```bash\n# a: this folder\n{line}adapter.gguf\n```" in card(made, GgufLora())
+
+
+def test_the_code_for_peft_loads_what_the_base_has(qlora):
+    """Its tokenizer, and the storage of its weights; this machine's own paths are on no card."""
+    here = qlora[1].config.model.name
+    note = f"imported from {here}, with classifier/kernel drawn anew"
+    text = card(qlora, Peft(), steps=0, note=note)
+    assert (
+        "It was not trained there: imported from bert, with classifier/kernel drawn anew." in text
+    )
+    code = text.split("```python\n")[1].split("\n```")[0]
+    assert code.splitlines() == [
+        "# a: this folder",
+        "# BASE: the base model, bert",
+        "from peft import PeftModel",
+        "from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig",
+        "",
+        "tokenizer = AutoTokenizer.from_pretrained('BASE')",
+        "base = AutoModel.from_pretrained('BASE', dtype='float32',",
+        "    quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4'))",
+        "model = PeftModel.from_pretrained(base, 'a')",
+    ]
+    for each in (Peft(), Merged(), Loralib()):
+        assert str(pathlib.Path(here).parent) not in card(qlora, each)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("/cache/hub/models--ada--bert-1.5/snapshots/0123abcd", "ada/bert-1.5"),
+        ("/models/bert", None),
+    ],
+)
+def test_the_published_name_of_a_base(name, wanted):
+    model = types.SimpleNamespace(name=name)
+    run = types.SimpleNamespace(config=types.SimpleNamespace(model=model))
+    assert published(run) == wanted

@@ -1,4 +1,4 @@
-"""Which runs can be plain LoRA, from their adapters alone."""
+"""Which runs can be plain LoRA, from their adapters alone: what the library refuses, and flags."""
 
 import types
 
@@ -9,7 +9,9 @@ import pytest
 import lora_jax as lj
 import variants
 from configs.settings import TextConfig
-from experiments.exports.plain_lora import refusals_of, require_plain, svd_lines
+from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
+from lora_jax.interchange.families import names_of
+from lora_jax.interchange.save_plain_lora import save_plain_lora
 from lora_jax.models.families.llama_config import LlamaConfig
 
 LORA, DORA = (variants.make(name, rank=1) for name in ("lora", "dora"))
@@ -39,27 +41,35 @@ def run(variant=LORA, targets="up/kernel", **options):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"targets": "embedding"}, "'embedding/embedding' is an embedding, .*; --as=merged$"),
-        ({"also_train": "norm/scale"}, "'norm/scale' trains in full, .*; --as=merged$"),
-        ({"variant": DORA}, "'layers/up/kernel': DoRA is no plain LoRA; .* --svd_rank=R, which"),
-        (
-            {"quantize": {"up/kernel": lj.NF4()}, "variant": LOFTQ},
-            "LoftQ has quantised another matrix in the place of 'layers/up/kernel', .*: --as=merg",
-        ),
+        ({"targets": "embedding"}, "'embedding/embedding' is an embedding, .*: merge the weights"),
+        ({"also_train": "norm/scale"}, "'norm/scale' trains in full, .*: merge the weights"),
+        ({"variant": DORA}, "'layers/up/kernel': DoRA is no plain LoRA, .*, or give svd_rank"),
     ],
 )
-def test_what_is_no_plain_lora(options, said):
+def test_what_is_no_plain_lora(options, said, tmp_path):
+    """The library says why, and the command by which flags it can be written all the same."""
+    made = run(**options)
+    with (
+        pytest.raises(ValueError, match=rf"^--for=vllm: {said}.*--as=merged writes the model inst"),
+        refusals_of("--for=vllm"),
+    ):
+        require_for_servers(made)
+        given = made.trainable, made.frozen, names_of(made.shape)
+        save_plain_lora(tmp_path / "out", *given, served=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_of_the_published_base():
+    made = run(variant=LOFTQ, quantize={"up/kernel": lj.NF4()})
+    said = "LoftQ has quantised another matrix in the place of 'layers/up/kernel', .*: --as=merged"
     with pytest.raises(ValueError, match=said):
-        require_plain(run(**options), None)
-
-
-def test_what_is_plain_lora_or_is_cut_to_it():
-    require_plain(run(), None)
-    require_plain(run(DORA), 2)
+        require_for_servers(made)
 
 
 def test_the_library_s_refusals_name_flags():
-    for said, added in (("no", "; --as=merged writes the model instead"), ("no: --as=merged", "")):
+    merged = "; --as=merged writes the model instead"
+    cut = f"{merged}, and --svd_rank=R cuts it to rank R and says the error"
+    for said, added in (("no", merged), ("no: --as=merged", ""), ("give svd_rank", cut)):
         with (
             pytest.raises(ValueError, match=f"^--for=vllm: {said}{added}$"),
             refusals_of("--for=vllm"),

@@ -85,6 +85,9 @@ def test_without_a_network(tmp_path, monkeypatch):
 
 
 def test_folders_that_are_none(adapter, tmp_path):
+    (tmp_path / "adaptor").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no such folder; nearest in .*: 'adapter'$"):
+        find(str(tmp_path / "adapte"))
     with pytest.raises(FileNotFoundError, match=r"json: the adapters in it: adapter$"):
         find(str(tmp_path))
     with pytest.raises(ValueError, match=r"adapter_config.json is a file of PEFT: name its folder"):

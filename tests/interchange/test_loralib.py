@@ -331,6 +331,24 @@ def test_a_pickle_that_would_execute_something(wrapped, params, tmp_path):
     assert not mark.exists()
 
 
+def test_what_is_there_twice(params, tmp_path):
+    """A tensor inside and outside of the part that is read, and two parameters of one name."""
+    storage = torch_archive.Storage(2)
+    named = {"word.lora_A": torch_archive.tensor(storage)}
+    content = {"model_state_dict": named, **named}
+    file = torch_archive.archive(tmp_path / "file.pt", content)
+    with pytest.raises(
+        ValueError, match=r"'word.lora_A' is in 'model_state_dict', and beside it, t"
+    ):
+        load(file, params)
+    save_file(pair("same", 4, 1, 6), file := tmp_path / "file.safetensors")
+    names = lj.names_from_patterns({"qkv/kernel": "same", "word/embedding": "same"})
+    with pytest.raises(
+        ValueError, match=r"'qkv/kernel' and 'word/embedding' are both 'same.weight"
+    ):
+        load(file, params, names)
+
+
 def test_gpt2s_masks_are_no_biases(params, tmp_path):
     """`lora_state_dict(model, bias="all")` takes the buffers of older GPT-2 code."""
     made = pair("attn.qkv", 4, 1, 6) | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}

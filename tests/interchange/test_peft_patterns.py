@@ -69,9 +69,58 @@ def test_a_series_of_which_nothing_is_left_is_refused():
         variants.from_peft(config)
 
 
+def by_get_pattern_key(pattern, default, module):
+    """What PEFT's LoRA does with a pattern, in its own words."""
+    key = next((k for k in pattern if re.match(rf"(.*\.)?({k})$", module)), module)
+    return pattern.get(key, default)
+
+
+@pytest.mark.parametrize(
+    ("field", "theirs"), [("rank", by_get_pattern_key), ("block_size", by_pefts_lookup)]
+)
+def test_which_entry_is_that_of_a_module(field, theirs):
+    """Names with dots that match any character, escaped ones, anchors, and expressions."""
+    keys = ["up", "l.0.up", r"l\.0\.up", "^up", "^l.0.up", "l.[01].up", r"(l\.\d\.)?up", "up|l"]
+    keys += ["l_0.up", r"l\.0|down", "0.up$", r"x\-y", "x-y", "(?<!0.)up", ".up", "l", "."]
+    modules = ["up", "l.0.up", "l.1.up", "l_0.up", "a.l.0.up", "a.up", "x-y", "l", "a.l", "down"]
+    random = np.random.default_rng(0)
+    kind, name = ("LORA", "r") if field == "rank" else ("C3A", field)
+    for _ in range(300):
+        chosen = random.permutation(keys)[: random.integers(1, 6)]
+        pattern = {str(key): n for n, key in enumerate(chosen, 2)}
+        config = {"peft_type": kind, name: 1, f"{field}_pattern": pattern}
+        patterns = compiled(config)
+        for module in modules:
+            wanted = theirs(pattern, 1, module)
+            assert of_module(config, module, patterns)[name] == wanted, (pattern, module)
+
+
+@pytest.mark.parametrize("ranks", [{"up": 2, "b.up": 4, "c": 4}, {"up": 4, "b.up": 2, "c": 4}])
+def test_a_name_that_ends_another_s(ranks):
+    alike = {m: {"peft_type": "LORA", "r": r, "rank_pattern": {}} for m, r in ranks.items()}
+    config = joined(alike)
+    for module, rank in ranks.items():
+        assert by_get_pattern_key(config["rank_pattern"], config["r"], module) == rank
+        assert of_module(config, module, compiled(config))["r"] == rank
+
+
+def test_many_entries(monkeypatch):
+    """Names are not compiled; there are not to be many expressions."""
+    names = {f"layers.{n}.up": n for n in range(3000)}
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": names}
+    monkeypatch.setattr(re, "compile", None)
+    patterns = compiled(config)
+    assert of_module(config, "m.layers.2999.up", patterns)["r"] == 2999
+    monkeypatch.undo()
+    config["rank_pattern"] = {f"layers[{n}]": 1 for n in range(1001)}
+    with pytest.raises(ValueError, match="more than 1,000 keys are regular expressions, not names"):
+        compiled(config)
+
+
 def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
     modules = [f"layers.{n}.up" for n in range(4)]
-    config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(modules, 2)}
+    keys = [module.replace("up", "u[p]") for module in modules]
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(keys, 2)}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({"x": np.zeros(1)}, tmp_path / "adapter_model.safetensors")
     folder, counted = PeftFolder(tmp_path), []

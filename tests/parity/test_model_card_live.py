@@ -9,25 +9,31 @@ from completed_run import completed
 
 import lora_jax as lj
 from experiments.exports.formats.merged import Merged
+from experiments.exports.formats.peft import Peft
+from experiments.exports.place import Place
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.models.published.decoders import load_decoder
 from lora_jax.records import run_record
 
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 
-def test_the_code_of_a_card_loads_the_merged_model(tmp_path):
+@pytest.mark.parametrize("format", [Merged(), Peft()], ids=["merged", "peft"])
+def test_the_code_of_a_card_loads_the_model(format, tmp_path):
     places = small_language.write_places(tmp_path)
     folder, experiment, trainable = completed(text_runs.config(places), tmp_path / "run")
     record = run_record.read(folder)
     run = FinishedRun(folder, record, experiment, trainable, experiment.frozen)
     out = tmp_path / 'an "export"'
     out.mkdir()
-    Merged().write(run, out)
+    content = format.write(run, out)
     scope = {}
-    exec(Merged().loading(run, str(out)), scope)
+    exec(format.use(run, Place(str(out), here=True), content).code, scope)
     ids = scope["tokenizer"]("What colour has the sky?", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         found = scope["model"].eval()(ids).logits.numpy()

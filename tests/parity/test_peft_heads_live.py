@@ -1,5 +1,7 @@
 """PEFT's own loading of a head that is more than one layer, RoBERTa's."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -28,3 +30,18 @@ def test_robertas_head_is_saved_whole(tmp_path, x64):
     found = pair.loaded_by_peft(tmp_path / "out")
     np.testing.assert_allclose(found, expected, atol=1e-10, rtol=0)
     assert np.abs(expected - pair.plain()).max() > 1e-3
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", None])
+def test_a_head_that_the_config_does_not_name_is_loaded(task, tmp_path, x64):
+    """Without `modules_to_save`, PEFT puts such tensors into the model's own head."""
+    pair = Pair(MODELS["roberta"], tmp_path / "base")
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["query"], "task_type": "SEQ_CLS"}
+    expected = pair.written_by_peft(tmp_path / "out", config)
+    file = tmp_path / "out/adapter_config.json"
+    written = {**json.loads(file.read_text()), "modules_to_save": None, "task_type": task}
+    file.write_text(json.dumps(written))
+    np.testing.assert_allclose(pair.loaded_by_peft(tmp_path / "out"), expected, atol=1e-10, rtol=0)
+    found, loaded = pair.ours_from(tmp_path / "out")
+    np.testing.assert_allclose(found, expected, atol=1e-10, rtol=0)
+    assert "classifier/kernel" in loaded.trainable["params"]

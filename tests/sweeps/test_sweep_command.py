@@ -87,9 +87,7 @@ def test_a_shard_without_a_job_says_so(tmp_path):
 def test_a_worker_needs_a_trial(tmp_path):
     done = commands.run("experiments.worker", f"--workdir={tmp_path}")
     assert done.returncode == 1
-    assert (
-        done.stderr == "error: flag --trial=None: Flag --trial must have a value other than None.\n"
-    )
+    assert done.stderr.startswith("error: --trial is missing: ")
 
 
 @pytest.mark.parametrize("name", ["sweep", "train", "tune"])

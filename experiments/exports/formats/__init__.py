@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.exports.format import Format
-from lora_jax.suggest import require_known
+from lora_jax.suggest import nearest
 
 
 def names() -> list[str]:
@@ -24,7 +24,9 @@ def make(name: str, options: Mapping[str, Any]) -> Format:
     Raises:
       ValueError: one line on an unknown name, an option of another format, or an invalid value.
     """
-    require_known(name, names(), f"--as={name}: unknown format")
+    if name not in names():
+        near, known = nearest(name, names(), 1), ", ".join(names())
+        raise ValueError(f"--as={name}: unknown format; nearest: {near}; the formats: {known}")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     (kind,) = (
         each

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ from experiments.exports.base_model import (
     require_published_base,
 )
 from experiments.exports.classifier_head import averages, mean_head
-from experiments.exports.format import Format
+from experiments.exports.format import Format, Use
+from experiments.exports.place import Place
 from experiments.exports.plain_lora import refusals_of
 from experiments.runs.finished_run import FinishedRun
 from lora_jax.interchange.families import names_of
@@ -45,14 +47,14 @@ class Loralib(Format):
                 "the layers of a model that loads it; export.json names their modules:",
                 *(f"  {number} x {call}" for call, number in counted),
                 *head,
-                *quantised_lines(run, errors, peft=False),
+                *quantised_lines(run, errors),
             ],
         }
 
-    def loading(self, run: FinishedRun, place: str) -> str:
-        return (
+    def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
+        return Use(
             "import safetensors.torch\n\n# model: built of the layers that export.json lists\n"
-            f'state = safetensors.torch.load_file("{place}/{WEIGHTS}")\n'
+            f"state = safetensors.torch.load_file({f'{place.files}/{WEIGHTS}'!r})\n"
             "model.load_state_dict(state, strict=False)"
         )
 

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from configs.settings import ClassifierConfig
 from experiments.exports.base_model import by_kind, quantization_error
 from experiments.exports.classifier_head import averages, mean_head
-from experiments.exports.format import Format
+from experiments.exports.format import Format, Use
+from experiments.exports.place import Place
 from experiments.runs.finished_run import FinishedRun
-from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
+from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer, has_tokenizer
 from lora_jax.models.published.any_family import export_model
 from lora_jax.models.published.torch_names import torch_name
 from lora_jax.suggest import require_known
@@ -63,14 +65,17 @@ class Merged(Format):
             "said": [*said, head] if head else said,
         }
 
-    def loading(self, run: FinishedRun, place: str) -> str:
-        kind, where = "AutoModelForCausalLM", json.dumps(place)
+    def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
+        kind, where = "AutoModelForCausalLM", json.dumps(place.files)
         if isinstance(run.config, ClassifierConfig):
             kind = "AutoModel" if averages(run) else "AutoModelForSequenceClassification"
-        return (
-            f"from transformers import {kind}, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({where})\n"
-            f"model = {kind}.from_pretrained({where})"
+        also, tokenizer = "", ""
+        if has_tokenizer(run.source):
+            also = ", AutoTokenizer"
+            tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({where})\n"
+        return Use(
+            f"from transformers import {kind}{also}\n\n"
+            f"{tokenizer}model = {kind}.from_pretrained({where})"
         )
 
 

@@ -1,20 +1,22 @@
 """peft: the adapter alone, as a folder of Hugging Face PEFT, or for a server (`--for`)."""
 
 import dataclasses
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from configs.settings import TextConfig
 from experiments.exports.base_model import (
-    base_loading,
-    base_name,
+    loading,
     quantised_lines,
     quantization_error,
     require_published_base,
 )
 from experiments.exports.classifier_head import averages, mean_head, without_head
-from experiments.exports.format import Format
-from experiments.exports.plain_lora import refusals_of, require_plain, svd_lines
+from experiments.exports.format import Format, Use
+from experiments.exports.place import Place
+from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
@@ -25,10 +27,10 @@ from lora_jax.suggest import require_known
 
 PEFT, VLLM, SGLANG = LOADERS = ("peft", "vllm", "sglang")
 _SERVERS = {
-    VLLM: "vllm serve {base} --enable-lora --lora-modules NAME=FOLDER --max-lora-rank {rank}",
-    SGLANG: "python -m sglang.launch_server --model-path {base} --enable-lora "
-    "--lora-paths NAME=FOLDER --max-lora-rank {rank}",
+    VLLM: ("vllm serve", "--lora-modules"),
+    SGLANG: ("python -m sglang.launch_server --model-path", "--lora-paths"),
 }
+"""What comes before the base model, and before the adapter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,35 +55,36 @@ class Peft(Format):
             content = self._served(run, folder) if served else _for_peft(run, folder)
         export_tokenizer(run.source, folder)
         errors = quantization_error(run)
-        said = [*content.pop("said"), *quantised_lines(run, errors, peft=not served)]
-        base = {"for": self.loader, "base_model_name_or_path": base_name(run)}
+        said = [*content.pop("said"), *quantised_lines(run, errors)]
+        base = {"for": self.loader, "base_model_name_or_path": _base(run)}
         return base | content | {"quantization_error": errors, "said": said}
 
-    def loading(self, run: FinishedRun, place: str) -> str:
+    def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
         if self.loader != PEFT:
-            return ""
+            start, adapters = _SERVERS[self.loader]
+            given = ["--enable-lora", adapters, f"{place.name}={place.files}"]
+            given += ["--max-lora-rank", str(content["max_lora_rank"])]
+            return Use(f"{start} {shlex.join([place.base(run), *given])}", "bash")
         task, kind = _class(run)
         data: Any = run.experiment.texts.task
         options = {"num_labels": data.num_outputs} if task == "SEQ_CLS" else {}
-        return (
-            f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
-            f"{base_loading(run, kind, **options)}\n"
-            f"model = PeftModel.from_pretrained(base, {place!r})"
+        return Use(
+            f"from peft import PeftModel\n{loading(run, place, kind, **options)}\n"
+            f"model = PeftModel.from_pretrained(base, {place.files!r})"
         )
 
     def _served(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
-        require_plain(run, self.svd_rank)
-        base, names = base_name(run), names_of(run.shape)
-        options: dict[str, Any] = {"svd_rank": self.svd_rank, "base_model": base}
+        require_for_servers(run)
+        names = names_of(run.shape)
+        options: dict[str, Any] = {"svd_rank": self.svd_rank, "base_model": _base(run)}
         written = save_plain_lora(folder, run.trainable, run.frozen, names, **options)
         most = written.max_lora_rank if self.loader == VLLM else written.rank
-        served = _SERVERS[self.loader].format(base=base, rank=most)
         return {
             "rank": written.rank,
             "max_lora_rank": most,
             "svd_rank": self.svd_rank,
             "svd_error": dict(written.errors),
-            "said": [*svd_lines(written.errors), f"serve it: {served}"],
+            "said": svd_lines(written.errors),
         }
 
 
@@ -97,8 +100,13 @@ def _for_peft(run: FinishedRun, folder: Path) -> dict[str, Any]:
             save_head(head, folder / HEAD_FILE)
         else:  # the whole head: transformers draws what the base has none of
             trainable["params"] |= head
-    save_peft(folder, trainable, frozen, names, base_model=base_name(run), task_type=task)
+    save_peft(folder, trainable, frozen, names, base_model=_base(run), task_type=task)
     return {"task_type": task, "head": said[0] if said else None, "said": said}
+
+
+def _base(run: FinishedRun) -> str:
+    """What PEFT on this machine loads the base by."""
+    return Place("", here=True).base(run)
 
 
 def _class(run: FinishedRun) -> tuple[str, str]:

@@ -20,8 +20,14 @@ FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+_WITH_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "tokenizer.model")
 _TEMPLATES = "additional_chat_templates"
 _GGUF_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+
+
+def has_tokenizer(source: Path) -> bool:
+    """Whether there is a tokenizer in the folder or the GGUF file of a published model."""
+    return find_gguf(source) is not None or any((source / n).is_file() for n in _WITH_WORDS)
 
 
 def export_tokenizer(source: str | Path, folder: str | Path) -> None:

@@ -137,8 +137,11 @@ class TorchFile:
         except Exception as error:  # an invalid pickle can fail in any way
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{self.path}: the pickle in it is corrupt ({reason})") from None
-        if isinstance(content, dict) and isinstance(content.get(self._wrapper), dict):
-            content = content[self._wrapper]
+        if isinstance(content, dict) and isinstance(inner := content.get(self._wrapper), dict):
+            if twice := [name for name in inner if name in content]:
+                said = f"{reprlib.repr(twice[0])} is in {self._wrapper!r}, and beside it, too"
+                raise ValueError(f"{self.path}: {said}")
+            content = inner
         if not isinstance(content, dict):
             raise ValueError(f"{self.path}: holds a {type(content).__name__}, not named tensors")
         for name, value in content.items():
