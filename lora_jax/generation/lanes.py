@@ -6,7 +6,7 @@
     lanes, tokens = advance(bank, lanes)    # one token of each active lane
     lanes = release(lanes, 3)
 
-`advance` is one program, and `admit` one for each of `buckets`. Both change the lanes' arrays in
+`advance` is two programs, and `admit` one for each of `buckets`. They change the lanes' arrays in
 place: lanes that were given to them cannot be used any more.
 """
 
@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lora_jax.generation.choose_token import GREEDY, Sampling, Settings, choose
 from lora_jax.methods.checks import require_count
 from lora_jax.models.parts.kv_cache import CachedStep, KVCache
+from lora_jax.models.parts.lane_cache import LaneCache, NextStep, begun, empty_lanes, written
 from lora_jax.models.parts.separate_layers import stacked
 from lora_jax.serving.bank import Bank
 
@@ -35,13 +37,12 @@ LEAST = 16
 class Lanes:
     """R lanes, each with one text or none.
 
-    `cache` has a row for each lane, in which tokens begin at place 0, without padding. Its `filled`
-    is (R,), as each lane has its own. The others are (R,), too: `slots` of the adapters in the
-    bank, the last of the `tokens` of each text, which is not in the cache yet, how many tokens were
+    `cache` has a row for each lane. The other arrays are (R,): `slots` of the adapters in the bank,
+    the last of the `tokens` of each text, which is not in the cache yet, how many tokens were
     `written` after its prompt, whether a lane is `active`, and how tokens are chosen.
     """
 
-    cache: KVCache
+    cache: LaneCache
     slots: Array
     tokens: Array
     written: Array
@@ -51,7 +52,7 @@ class Lanes:
     @property
     def count(self) -> int:
         """R, the number of lanes."""
-        return self.cache.positions.shape[0]
+        return self.slots.shape[0]
 
     @property
     def capacity(self) -> int:
@@ -73,14 +74,25 @@ def empty(bank: Bank, count: int, capacity: int) -> Lanes:
     require_count("count", count)
     require_count("capacity", capacity)
     _, one = shapes(bank, capacity)
-    wide = lambda x, axis: jnp.zeros((*x.shape[:axis], count, *x.shape[axis + 1 :]), x.dtype)  # noqa: E731
-    zeros = jnp.zeros(count, jnp.int32)
-    keys, values = wide(one.keys, 1), wide(one.values, 1)
-    cache = KVCache(keys, values, wide(one.positions, 0), wide(one.valid, 0), zeros)
-    settings = jax.tree.map(lambda x: jnp.broadcast_to(x, (count,)).copy(), Settings.of(GREEDY))
-    idle = jnp.zeros(count, bool)
+    layers, _, _, groups, width = one.keys.shape
+    cache = empty_lanes((layers, count, groups, capacity, width), one.keys.dtype)
+    settings = jax.tree.map(lambda x: jnp.tile(x, count), Settings.of(GREEDY))
     # No array is there twice, as each is donated.
-    return Lanes(cache, zeros.copy(), zeros.copy(), zeros.copy(), idle, settings)
+    slots, tokens, written = (jnp.zeros(count, jnp.int32) for _ in range(3))
+    lanes = Lanes(cache, slots, tokens, written, jnp.zeros(count, bool), settings)
+    return jax.device_put(lanes, _beside(bank))
+
+
+def _beside(bank: Bank) -> Any:
+    """Where lanes are: on the bank's device, or on each of its mesh.
+
+    They are put there, as what a program gives is: else it would be compiled again for its outputs.
+    """
+    sharding = jax.tree.leaves(bank.base)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    (device, *_) = sharding.device_set
+    return device
 
 
 def shapes(bank: Bank, capacity: int) -> tuple[int, KVCache]:
@@ -129,7 +141,7 @@ def admit(
     width = next(each for each in buckets(lanes.capacity) if each >= length)
     ids = np.zeros(width, np.int32)
     ids[width - length :] = prompt
-    numbers = (np.int32(lane), np.int32(slot), np.int32(length))
+    numbers = (np.int32(lane), np.int32(slot), np.int32(width - length))
     return _admit(bank, lanes, *numbers, ids, Settings.of(sampling))
 
 
@@ -144,39 +156,16 @@ def _admit(
     lanes: Lanes,
     lane: Array,
     slot: Array,
-    length: Array,
+    padding: Array,
     ids: Array,
     settings: Settings,
 ) -> tuple[Lanes, Array]:
-    width = ids.shape[0]
-    mask = jnp.arange(width, dtype=jnp.int32) >= width - length
-    step = stacked(bank).one(slot)
-    logits, cache = step(ids[None], mask[None], None, capacity=width)
-    first = choose(
-        logits,
-        jax.tree.map(lambda x: x[None], settings),
-        jnp.zeros(1, jnp.int32),
-        jnp.ones(1, bool),
-    )[0]
-    places = jnp.arange(lanes.capacity, dtype=jnp.int32)
-    there = places < length
-
-    def begun(whole: Array, new: Array) -> Array:
-        """Keys or values, with those of the prompt in the lane, from the first place on."""
-        new = jnp.roll(new, length - width, axis=2)
-        zero = jnp.zeros((), jnp.int32)
-        return jax.lax.dynamic_update_slice(whole, new, (zero, lane, zero, zero, zero))
-
-    whole = lanes.cache
-    whole = KVCache(
-        begun(whole.keys, cache.keys),
-        begun(whole.values, cache.values),
-        whole.positions.at[lane].set(jnp.where(there, places, 0)),
-        whole.valid.at[lane].set(there),
-        whole.filled.at[lane].set(length),
-    )
+    there = jnp.arange(ids.shape[0], dtype=jnp.int32) >= padding
+    logits, cache = stacked(bank).one(slot)(ids[None], there[None], None)
+    alone = jax.tree.map(lambda x: x[None], settings)
+    first = choose(logits, alone, jnp.zeros(1, jnp.int32), jnp.ones(1, bool))[0]
     return Lanes(
-        cache=whole,
+        cache=begun(lanes.cache, lane, cache.keys, cache.values, padding),
         slots=lanes.slots.at[lane].set(slot),
         tokens=lanes.tokens.at[lane].set(first),
         written=lanes.written.at[lane].set(1),
@@ -185,11 +174,6 @@ def _admit(
     ), first
 
 
-_ROWS: Any = KVCache(keys=1, values=1, positions=0, valid=0, filled=0)  # type: ignore[arg-type]
-"""Which axis of each array of a cache is that of the lanes."""
-
-
-@functools.partial(jax.jit, donate_argnames="lanes")
 def advance(bank: Bank, lanes: Lanes) -> tuple[Lanes, Array]:
     """Continue each active lane by one token, with its own adapter.
 
@@ -197,32 +181,36 @@ def advance(bank: Bank, lanes: Lanes) -> tuple[Lanes, Array]:
         The lanes, and tokens (R,) int32: of no meaning in lanes that are not active, and
         `choose_token.FAILED` where logits are not numbers or the lane is full.
     """
-    bank = stacked(bank)
+    # Of one program that reads the cache and writes into it, XLA makes one that copies all of it.
+    tokens, keys, values = _next(bank, lanes)
+    return _written(lanes, tokens, keys, values), tokens
 
-    def one(slot: Array, token: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        own = KVCache(
-            cache.keys[:, None],
-            cache.values[:, None],
-            cache.positions[None],
-            cache.valid[None],
-            cache.filled,
-        )
-        logits, own = bank.one(slot)(token[None, None], None, own)
-        alone = KVCache(
-            own.keys[:, 0], own.values[:, 0], own.positions[0], own.valid[0], own.filled
-        )
-        return logits[0], alone
 
-    rows = jax.vmap(one, in_axes=(0, 0, _ROWS), out_axes=(0, _ROWS))
-    logits, cache = rows(lanes.slots, lanes.tokens, lanes.cache)
-    tokens = choose(logits, lanes.settings, lanes.written, lanes.active)
+@jax.jit
+def _next(bank: Bank, lanes: Lanes) -> tuple[Array, Array, Array]:
+    """The next tokens, and keys and values (layers, R, groups, head_dim) of the last ones."""
+    bank = stacked(dataclasses.replace(bank, forward=NextStep(bank.forward.graph)))
+
+    def one(slot: Array, *inputs: Array) -> tuple[Array, Array, Array]:
+        return bank.one(slot)(*inputs)
+
+    cache = stacked(lanes.cache)
+    inputs = lanes.tokens, cache.keys, cache.values, cache.filled
+    rows = jax.vmap(one, in_axes=(0, 0, 1, 1, 0), out_axes=(0, 1, 1))
+    logits, keys, values = rows(lanes.slots, *inputs)
+    return choose(logits, lanes.settings, lanes.written, lanes.active), keys, values
+
+
+@functools.partial(jax.jit, donate_argnames="lanes")
+def _written(lanes: Lanes, tokens: Array, keys: Array, values: Array) -> Lanes:
+    cache = written(lanes.cache, keys, values)
     filled = jnp.where(lanes.active, cache.filled, lanes.cache.filled)
     return dataclasses.replace(
         lanes,
         cache=dataclasses.replace(cache, filled=filled),
         tokens=jnp.maximum(tokens, 0),
         written=lanes.written + lanes.active.astype(jnp.int32),
-    ), tokens
+    )
 
 
 def release(lanes: Lanes, lane: int) -> Lanes:

@@ -152,3 +152,27 @@ class TestTokens:
                 assert (tokens, finish) == (expected, end)
                 ends.add((end, request.slot))
         assert len(ends) > 6
+
+
+def test_only_the_first_text_of_a_length_compiles(served, started, compilations, x64):
+    """Not those that follow, with whatever settings, nor adapters that are put and removed."""
+    scheduler, (first, second, _) = started(lanes=2), served.adapters
+
+    def run(slot, length, **sampling):
+        scheduler.submit(Request(slot, [1] * length, 3, Sampling(**sampling)))
+        while scheduler.active or scheduler.waiting:
+            scheduler.step()
+
+    run(0, 3)
+    run(0, CAPACITY)
+    with compilations() as counted:
+        run(1, 1)
+        run(2, 16, temperature=0.7, top_k=3, top_p=0.5, seed=9)
+        scheduler.bank = scheduler.bank.put(1, second).remove(2).put(4, first)
+        run(4, 17, temperature=1.0)
+        scheduler.cancel(scheduler.submit(Request(1, [2, 3], 9)))
+        scheduler.step()
+        number = scheduler.submit(Request(1, [2, 3], 9))
+        scheduler.step()
+        scheduler.cancel(number)
+    assert not counted
