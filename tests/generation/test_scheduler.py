@@ -12,13 +12,14 @@ from zoo.check import random_like
 
 import lora_jax as lj
 import variants
+from lora_jax.generation import lanes as programs
 from lora_jax.generation.choose_token import Sampling
 from lora_jax.generation.generate import generate
 from lora_jax.generation.scheduler import Request, Scheduler
 from lora_jax.models.parts.kv_cache import cached_step
 from lora_jax.partition import flatten
 
-CAPACITY, WORDS, NEW = 24, 23, 12
+CAPACITY, WORDS, NEW = 40, 23, 12
 KINDS = (
     {},
     {"temperature": 0.9},
@@ -74,9 +75,8 @@ def served():
 
 
 @pytest.fixture
-def started(served):
-    with jax.enable_x64(True):
-        return functools.partial(Scheduler, served.bank, capacity=CAPACITY)
+def started(served, x64):
+    return functools.partial(Scheduler, served.bank, capacity=CAPACITY)
 
 
 def alone(served, request, kind):
@@ -103,7 +103,7 @@ def alone(served, request, kind):
 
 def drawn_request(random, slot=None):
     kind = KINDS[random.integers(len(KINDS))]
-    length = random.choice([1, 2, 5, 15, 16, 17, CAPACITY - 1, CAPACITY])
+    length = random.choice([1, 2, 5, 9, 31, 32, 33, CAPACITY - 1, CAPACITY])
     return Request(
         slot=int(random.integers(4)) if slot is None else slot,
         prompt_ids=random.integers(0, WORDS, length).tolist(),
@@ -111,6 +111,11 @@ def drawn_request(random, slot=None):
         sampling=Sampling(**kind, seed=int(random.integers(2**32))),
         stop_ids=tuple(random.integers(0, WORDS, random.integers(3)).tolist()),
     ), kind
+
+
+def copied(bank):
+    """A bank with arrays of its own."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), bank)
 
 
 def texts_of(events):
@@ -124,55 +129,165 @@ def texts_of(events):
     return found
 
 
-@pytest.mark.usefixtures("x64")
-class TestTokens:
-    def test_are_those_of_each_text_alone(self, served, started):
-        """Whatever joins, leaves and is cancelled, in lanes that others had before."""
-        random, scheduler = np.random.default_rng(0), started(lanes=3)
-        given, cancelled, events = {}, set(), []
-        while len(given) < 40 or scheduler.waiting or scheduler.active:
-            for _ in range(random.integers(3) if len(given) < 40 else 0):
-                request, kind = drawn_request(random)
-                given[scheduler.submit(request)] = request, kind
-            if random.random() < 0.1 and (there := scheduler.waiting + scheduler.active):
-                cancelled.add(number := int(random.choice(there)))
-                scheduler.cancel(number)
-                assert number not in scheduler.waiting + scheduler.active
-            assert len(scheduler.active) <= 3
-            events += scheduler.step()
-        found = texts_of(events)
-        assert found.keys() == given.keys() and len(cancelled) > 3
-        ends = set()
-        for number, (request, kind) in given.items():
-            tokens, finish = found[number]
-            expected, end = alone(served, request, kind)
-            if number in cancelled:
-                assert finish == "cancelled" and tokens == expected[: len(tokens)]
-            else:
-                assert (tokens, finish) == (expected, end)
-                ends.add((end, request.slot))
-        assert len(ends) > 6
+def finished(scheduler, *requests):
+    """What becomes of requests, in their order."""
+    numbers, events = [scheduler.submit(request) for request in requests], []
+    while scheduler.waiting or scheduler.active:
+        events += scheduler.step()
+    found = texts_of(events)
+    return [found[number] for number in numbers]
 
 
-def test_only_the_first_text_of_a_length_compiles(served, started, compilations, x64):
+def test_tokens_are_those_of_each_text_alone(served, started):
+    """Whatever joins, leaves and is cancelled, in lanes that others had before."""
+    random, scheduler = np.random.default_rng(0), started(lanes=3)
+    given, cancelled, events = {}, set(), []
+    while len(given) < 40 or scheduler.waiting or scheduler.active:
+        for _ in range(random.integers(3) if len(given) < 40 else 0):
+            request, kind = drawn_request(random)
+            given[scheduler.submit(request)] = request, kind
+        if random.random() < 0.1 and (there := scheduler.waiting + scheduler.active):
+            cancelled.add(number := int(random.choice(there)))
+            scheduler.cancel(number)
+            assert number not in scheduler.waiting + scheduler.active
+        assert len(scheduler.active) <= 3
+        events += scheduler.step()
+    found = texts_of(events)
+    assert found.keys() == given.keys() and len(cancelled) > 3
+    ends, slots = set(), set()
+    for number, (request, kind) in given.items():
+        tokens, finish = found[number]
+        expected, end = alone(served, request, kind)
+        if number in cancelled:
+            assert finish == "cancelled" and tokens == expected[: len(tokens)]
+        else:
+            assert (tokens, finish) == (expected, end)
+            ends.add(end)
+            slots.add(request.slot)
+    assert ends == {"stop", "length"} and slots == {0, 1, 2, 3}
+
+
+def test_a_text_ends_where_its_lane_is_full(served, started):
+    request = Request(1, list(range(15)) * 2, max_new_tokens=NEW)
+    ((tokens, finish),) = finished(started(lanes=2), request)
+    assert (tokens, finish) == alone(served, request, {}) and len(tokens) == CAPACITY - 29
+
+
+def test_only_the_first_text_of_a_length_compiles(served, started, compilations):
     """Not those that follow, with whatever settings, nor adapters that are put and removed."""
     scheduler, (first, second, _) = started(lanes=2), served.adapters
-
-    def run(slot, length, **sampling):
-        scheduler.submit(Request(slot, [1] * length, 3, Sampling(**sampling)))
-        while scheduler.active or scheduler.waiting:
-            scheduler.step()
-
-    run(0, 3)
-    run(0, CAPACITY)
+    scheduler.warm_up()
     with compilations() as counted:
-        run(1, 1)
-        run(2, 16, temperature=0.7, top_k=3, top_p=0.5, seed=9)
+        finished(scheduler, Request(1, [1], 3))
+        finished(scheduler, Request(2, [1] * 33, 3, Sampling(0.7, top_k=3, top_p=0.5, seed=9)))
         scheduler.bank = scheduler.bank.put(1, second).remove(2).put(4, first)
-        run(4, 17, temperature=1.0)
+        finished(scheduler, *[Request(4, [1] * 17, 3, Sampling(temperature=1.0))] * 3)
         scheduler.cancel(scheduler.submit(Request(1, [2, 3], 9)))
-        scheduler.step()
         number = scheduler.submit(Request(1, [2, 3], 9))
         scheduler.step()
         scheduler.cancel(number)
+        scheduler.step()
     assert not counted
+
+
+def test_adapters_change_between_texts_and_not_under_them(served, started):
+    """In place: the bank's arrays are those that the scheduler had."""
+    scheduler, (first, second, third) = started(lanes=2), served.adapters
+    scheduler.bank = copied(served.bank)
+    number = scheduler.submit(Request(1, [1, 2], 9))
+    scheduler.step()
+    for change in (lambda: scheduler.put(1, second), lambda: scheduler.remove(1)):
+        with pytest.raises(ValueError, match="slot 1 is used by a text that has not ended"):
+            change()
+    with pytest.raises(ValueError, match="slot 5: a bank of capacity 4"):
+        scheduler.put(5, second)
+    places = [x.unsafe_buffer_pointer() for x in scheduler.bank.held.arrays.values()]
+    scheduler.put(2, first)
+    scheduler.put(4, third)
+    scheduler.remove(3)
+    assert places == [x.unsafe_buffer_pointer() for x in scheduler.bank.held.arrays.values()]
+    asked = [Request(slot, [1, 2], 9) for slot in (2, 4, 3)]
+    meant = [
+        dataclasses.replace(each, slot=slot) for each, slot in zip(asked, (1, 3, 0), strict=True)
+    ]
+    scheduler.cancel(number)
+    expected = [alone(served, each, {}) for each in meant]
+    assert finished(scheduler, *asked) == expected
+    assert len({tuple(tokens) for tokens, _ in expected}) == 3
+
+
+def test_an_adapter_that_is_no_number_ends_its_own_text_alone(served, started):
+    scheduler, (trainable, frozen) = started(lanes=2), served.adapters[0]
+    broken = jax.tree.map(lambda x: x.at[:].set(jnp.nan), trainable)
+    scheduler.bank = served.bank.put(4, (broken, frozen))
+    asked = [Request(slot, [1, 2], 4) for slot in (4, 1, 4, 4)]
+    found = finished(scheduler, *asked)
+    assert found == [([], "error"), alone(served, asked[1], {}), ([], "error"), ([], "error")]
+
+
+def test_after_an_error_texts_that_wait_go_on(served, started, monkeypatch):
+    scheduler, asked = started(lanes=2), [Request(slot, [1, 2], 4) for slot in (1, 2, 3)]
+    numbers = [scheduler.submit(each) for each in asked]
+    with monkeypatch.context() as patched:
+
+        def fail(*_):
+            raise RuntimeError("out of memory")
+
+        patched.setattr(programs, "advance", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            scheduler.step()
+    assert (scheduler.active, scheduler.waiting) == ((), (numbers[2],))
+    found = texts_of([*scheduler.step(), *scheduler.step(), *scheduler.step()])
+    expected = [alone(served, each, {})[0] for each in asked]
+    assert [found[number] for number in numbers] == [
+        (expected[0][:1], "error"),
+        (expected[1][:1], "error"),
+        (expected[2], "length"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_ids": []}, "a prompt must have 1 to 40 tokens, the capacity; got 0"),
+        ({"prompt_ids": [1] * 41}, "a prompt must have 1 to 40 tokens, the capacity; got 41"),
+        ({"prompt_ids": [1, 23]}, "a prompt has token 23; the model has 0 to 22"),
+        ({"prompt_ids": [1, -1]}, "a prompt has token -1; the model has 0 to 22"),
+        ({"prompt_ids": [0.5]}, r"a prompt must be whole numbers, got float64\[1\]"),
+        ({"slot": 5}, "slot must be an integer <= 4, got 5"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer >= 1, got 0"),
+        ({"stop_ids": ("a",)}, "stop_ids must be an integer >= 0, got 'a'"),
+    ],
+)
+def test_what_is_refused(changes, message, started):
+    scheduler = started(lanes=1)
+    with pytest.raises(ValueError, match=message):
+        scheduler.submit(Request(**{"slot": 0, "prompt_ids": [1], "max_new_tokens": 1, **changes}))
+    assert scheduler.waiting == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0 or above, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, got nan"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_k": -1}, "top_k must be an integer >= 0, got -1"),
+        ({"seed": 2**32}, "seed must be an integer <= 4,294,967,295"),
+    ],
+)
+def test_sampling_that_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**changes)
+
+
+def test_banks_and_sizes_that_are_refused(served, started):
+    with pytest.raises(ValueError, match="must compute step by step: a CachedStep"):
+        Scheduler(lj.Bank(lambda params, ids: ids, served.weights[0]))
+    with pytest.raises(ValueError, match="a cache of 33 tokens; the model takes at most 32"):
+        Scheduler(lj.Bank(*cached_step(random_decoder("gpt2"))), capacity=33)
+    scheduler = started(lanes=1)
+    scheduler.submit(Request(0, [1], 3))
+    scheduler.step()
+    with pytest.raises(ValueError, match="only without texts in lanes"):
+        scheduler.warm_up()
