@@ -69,6 +69,9 @@ class Settings(NamedTuple):
         )
 
 
+FEW = 1024
+"""How many of the likeliest tokens are looked at first, where `top_k` or `top_p` is given."""
+
 FAILED = -1
 """Stands for a token where logits are not numbers."""
 
@@ -109,19 +112,42 @@ def _drawn(scores: Array, settings: Settings, index: Array, draws: Array) -> Arr
         return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
 
     def from_some() -> Array:
-        ordered, order = jax.lax.top_k(scores, scores.shape[-1])
-        kept = jax.vmap(_cut)(ordered, settings.top_k, settings.top_p.astype(scores.dtype))
-        places = jax.vmap(jax.random.categorical)(keys, kept)
-        found = jnp.take_along_axis(order, places[:, None], axis=-1)[:, 0]
+        few = min(FEW, scores.shape[-1])
+        total = jnp.exp(scores).sum(-1)
+        enough, places = _of_likeliest(few, scores, total, settings, keys)
+        # A full sort takes CPUs longer than the model does.
+        found = jax.lax.cond(
+            (enough | ~(draws & cuts)).all(),
+            lambda: places,
+            lambda: _of_likeliest(scores.shape[-1], scores, total, settings, keys)[1],
+        )
         return jnp.where(cuts, found, from_all())
 
     return jax.lax.cond((draws & cuts).any(), from_some, from_all)
 
 
-def _cut(scores: Array, top_k: Array, top_p: Array) -> Array:
-    """Scores of one text in falling order, (vocabulary,), with -inf for what is not to be drawn."""
+def _of_likeliest(
+    count: int, scores: Array, total: Array, settings: Settings, keys: Array
+) -> tuple[Array, Array]:
+    """Tokens drawn from the `count` likeliest, and whether no other one could be drawn, (texts,).
+
+    `scores` have 0 as the largest, and `total` is the sum of their exponentials.
+    """
+    ordered, order = jax.lax.top_k(scores, count)
+    top_p = settings.top_p.astype(scores.dtype)
+    kept = jax.vmap(_cut)(ordered, total, settings.top_k, top_p)
+    # The generator gives place i the same number, however many places there are.
+    places = jax.vmap(jax.random.categorical)(keys, kept)
+    found = jnp.take_along_axis(order, places[:, None], axis=-1)[:, 0]
+    within = (settings.top_k > 0) & (settings.top_k <= count)
+    return within | (kept[:, -1] == -jnp.inf), found
+
+
+def _cut(scores: Array, total: Array, top_k: Array, top_p: Array) -> Array:
+    """Scores of one text in falling order, (count,), with -inf for what is not to be drawn."""
     ranks = jnp.arange(scores.shape[0], dtype=jnp.int32)
     scores = jnp.where((top_k == 0) | (ranks < top_k), scores, -jnp.inf)
-    p = jax.nn.softmax(scores)
+    p = jnp.exp(scores)
+    p = p / jnp.where(top_k == 0, total, p.sum())
     likelier = jnp.cumsum(p) - p
     return jnp.where((top_p >= 1) | (likelier < top_p), scores, -jnp.inf)

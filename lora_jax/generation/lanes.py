@@ -28,7 +28,7 @@ from lora_jax.models.parts.lane_cache import LaneCache, NextStep, begun, empty_l
 from lora_jax.models.parts.separate_layers import stacked
 from lora_jax.serving.bank import Bank
 
-LEAST = 32
+LEAST = 16
 """The fewest tokens that a prompt is padded to."""
 
 
