@@ -19,6 +19,10 @@ def separate_bank(bank: Bank, base: Any = None) -> Bank:
     Args:
         base: `base.base` of what this made of another bank with the same base, to take it again.
     """
+    if base is None:
+        base = separate(bank.base.base)
+    if base is bank.base.base:  # not on one CPU, or in a loop over its layers
+        return bank
     held = bank.held
     assert held is not None
     stacks = {
@@ -28,8 +32,6 @@ def separate_bank(bank: Bank, base: Any = None) -> Bank:
     }
     apart = separate({name: x for name, (_, x) in stacks.items()})
     arrays = held.arrays | {key: apart[name] for name, (key, _) in stacks.items()}
-    if base is None:
-        base = separate(bank.base.base)
     return dataclasses.replace(
         bank,
         base=dataclasses.replace(bank.base, base=base),
