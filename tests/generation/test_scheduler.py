@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_decoder import random_decoder
 from zoo.check import random_like
 
@@ -244,6 +245,26 @@ def test_after_an_error_texts_that_wait_go_on(served, started, monkeypatch):
         (expected[1][:1], "error"),
         (expected[2], "length"),
     ]
+
+
+@pytest.mark.slow
+def test_weights_that_are_divided_over_devices(served, started, compilations):
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+
+    def divided(x):
+        last = "model" if x.ndim and x.shape[-1] % 8 == 0 else None
+        spec = PartitionSpec(*[None] * (x.ndim - 1), last) if x.ndim else PartitionSpec()
+        return jax.device_put(np.asarray(x), NamedSharding(mesh, spec))
+
+    params = jax.tree.map(divided, served.weights[1])
+    scheduler = Scheduler(lj.Bank(served.step, params, capacity=1), lanes=2, capacity=CAPACITY)
+    meant = [Request(1, [1, 2], 6), Request(1, [3] * 17, 6)]
+    asked = [dataclasses.replace(each, slot=0) for each in meant]
+    expected = [alone(served, each, {}) for each in meant]
+    scheduler.warm_up()
+    with compilations() as counted:
+        assert finished(scheduler, *asked) == expected
+    assert not counted
 
 
 @pytest.mark.parametrize(
