@@ -141,11 +141,33 @@ class Bank:
 
         def row(slot: Array, inputs: list[Array]) -> Any:
             own, named = rebuild([x[None] for x in inputs])
-            return jax.tree.map(_alone, self._one(slot)(*own, **named))
+            return jax.tree.map(_alone, self.one(slot)(*own, **named))
 
         valid = (ids >= 0) & (ids <= self.capacity)
         outputs = jax.vmap(row)(jnp.where(valid, ids, 0), arrays)
         return jax.tree.map(functools.partial(_or_nan, valid), outputs)
+
+    def one(self, slot: Array) -> Callable[..., Any]:
+        """`forward` with the adapter of one slot, as a function of its inputs.
+
+        It computes a whole batch with that adapter. `jax.vmap` may map it over slots, as `apply`
+        does.
+
+        Args:
+          slot: () integer. What it is for a number that is no slot is not defined.
+        """
+        held, spec = self._held, self.base.spec
+        adapters, constants = {}, {}
+        for each in spec.adapted:
+            path, stack = each.use.path, each.use.stack_shape
+            adapters[path] = held.part("trainable", path)
+            constants[path] = held.part("constants", path) | {SLOT: jnp.broadcast_to(slot, stack)}
+        shared = {"0": held.part("shared trainable")}
+        trainable = {"adapters": adapters, "params": {}, "shared": shared}
+        arrays = self.base.base | {path: _own(x, slot) for path, x in held.params.items()}
+        common = (held.part("shared constants"),) if adapters else ()
+        frozen = Frozen(arrays, constants, spec, common)
+        return functools.partial(Adapted(self.forward, ()).apply, trainable, frozen)
 
     @property
     def trainable(self) -> dict[layout.Key, Array]:
@@ -165,21 +187,6 @@ class Bank:
     def _held(self) -> Held:
         assert self.held is not None
         return self.held
-
-    def _one(self, slot: Array) -> Callable[..., Any]:
-        """The function with the adapter of one slot."""
-        held, spec = self._held, self.base.spec
-        adapters, constants = {}, {}
-        for each in spec.adapted:
-            path, stack = each.use.path, each.use.stack_shape
-            adapters[path] = held.part("trainable", path)
-            constants[path] = held.part("constants", path) | {SLOT: jnp.broadcast_to(slot, stack)}
-        shared = {"0": held.part("shared trainable")}
-        trainable = {"adapters": adapters, "params": {}, "shared": shared}
-        arrays = self.base.base | {path: _own(x, slot) for path, x in held.params.items()}
-        common = (held.part("shared constants"),) if adapters else ()
-        frozen = Frozen(arrays, constants, spec, common)
-        return functools.partial(Adapted(self.forward, ()).apply, trainable, frozen)
 
     def _require_slot(self, slot: int) -> None:
         if not 1 <= slot <= self.capacity:

@@ -109,7 +109,7 @@ def extend(
     places = _written(cache.positions, positions, cache.filled, axis=1)
     valid = _written(cache.valid, mask, cache.filled, axis=1)
 
-    windows, index = _windows(decoder.config)
+    windows, index = windows_of(decoder.config)
     masks = jnp.stack([_seen(positions, places, valid, window) for window in windows])
     x = decoder.embed(input_ids, positions, dtype, None)
     rotation = decoder.rotation(positions, dtype)
@@ -180,7 +180,7 @@ def _written(whole: Array, part: Array, start: Array, axis: int) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
 
 
-def _windows(config: Any) -> tuple[list[int | None], Array]:
+def windows_of(config: Any) -> tuple[list[int | None], Array]:
     """The kinds of windows of a model, and the index of each layer's kind."""
     kinds = sorted(set(config.slides))
     windows = [config.sliding_window if slides else None for slides in kinds]

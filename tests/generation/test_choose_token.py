@@ -1,0 +1,60 @@
+"""Tokens of texts with settings of their own, beside those that `draw` gives each of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_jax.generation import choose_token
+from lora_jax.generation.choose_token import FAILED, Sampling, Settings, choose
+from lora_jax.generation.generate import draw
+
+KINDS = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.6, "top_p": 0.9},
+    {"temperature": 2.0, "top_k": 3},
+    {"temperature": 1.5, "top_k": 7, "top_p": 0.5},
+    {"temperature": 3.0, "top_p": 0.999},
+    {"temperature": 1e-30, "top_p": 0.5},
+    {"temperature": 1.0, "top_k": 30},
+]
+MIXED = [Sampling(**kind, seed=2**32 - 1 - i) for i in range(8) for kind in KINDS]
+
+
+def together(samplings, logits, index):
+    settings = jax.tree.map(lambda *x: jnp.stack(x), *map(Settings.of, samplings))
+    active = jnp.ones(len(samplings), bool)
+    program = jax.jit(lambda *args: choose(*args))  # traced again for another `FEW`
+    return np.asarray(program(logits, settings, index, active)).tolist()
+
+
+def alone(sampling, logits, index):
+    if sampling.temperature == 0:
+        return int(jnp.argmax(logits))
+    key = jax.random.fold_in(jax.random.key(sampling.seed), int(index))
+    top_p = sampling.top_p if sampling.top_p < 1 else None
+    return int(
+        draw(key[None], logits[None], sampling.temperature, top_p, sampling.top_k or None)[0]
+    )
+
+
+@pytest.mark.parametrize("few", [1, 4, 1024])
+@pytest.mark.parametrize("wide", [False, True])
+def test_each_is_what_its_own_settings_draw(few, wide, monkeypatch):
+    """Whether or not the likeliest few suffice."""
+    monkeypatch.setattr(choose_token, "FEW", few)
+    with jax.enable_x64(wide):
+        random, index = np.random.default_rng(few), jnp.arange(5, 5 + len(MIXED), dtype=jnp.int32)
+        logits = jnp.asarray(3 * random.standard_normal((len(MIXED), 20)), float)
+        found = together(MIXED, logits, index)
+        assert found == [alone(*each) for each in zip(MIXED, logits, index, strict=True)]
+
+
+def test_what_is_no_number_is_no_token():
+    logits = np.zeros((4, 5), np.float32)
+    logits[0, 2], logits[1, 3], logits[2] = np.nan, np.inf, -np.inf
+    logits[3, :4] = -np.inf  # a token that cannot be is no error
+    index = jnp.zeros(4, jnp.int32)
+    for sampling in (Sampling(), Sampling(1.0), Sampling(1.0, top_p=0.5)):
+        assert together([sampling] * 4, jnp.asarray(logits), index) == [FAILED] * 3 + [4]
