@@ -23,6 +23,12 @@ from lora_jax.interchange.save_plain_lora import save_plain_lora as save_plain_l
 from lora_jax.nnx import from_nnx as from_nnx
 from lora_jax.partition import ABSENT as ABSENT, combine as combine, partition as partition
 from lora_jax.quantization.quantize import NF4 as NF4, Int8 as Int8
+from lora_jax.serving.adapter_store import (
+    AdapterStore as AdapterStore,
+    Lease as Lease,
+    NoSlotFree as NoSlotFree,
+    UnknownAdapterError as UnknownAdapterError,
+)
 from lora_jax.serving.bank import Bank as Bank
 from lora_jax.sharding.layout import Layout as Layout, lay_out as lay_out
 from lora_jax.sharding.mesh import make_mesh as make_mesh
