@@ -15,7 +15,7 @@ from lora_jax.arithmetic.combine import Combined as Combined, combine_adapters a
 from lora_jax.compiled import compiler_faults
 from lora_jax.contract import check as check
 from lora_jax.interchange.load_loralib import load_loralib as load_loralib
-from lora_jax.interchange.load_peft import load_peft as load_peft
+from lora_jax.interchange.load_peft import PeftReader as PeftReader, load_peft as load_peft
 from lora_jax.interchange.names import names_from_patterns as names_from_patterns
 from lora_jax.interchange.save_loralib import save_loralib as save_loralib
 from lora_jax.interchange.save_peft import save_peft as save_peft
