@@ -9,6 +9,7 @@ from lora_jax.adapters.adapter_file import (
     save_adapter as save_adapter,
     start_from as start_from,
 )
+from lora_jax.adapters.base_digest import base_digests as base_digests
 from lora_jax.adapters.seen_file import load_seen as load_seen, save_seen as save_seen
 from lora_jax.arithmetic import distance as distance
 from lora_jax.arithmetic.combine import Combined as Combined, combine_adapters as combine_adapters
