@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
@@ -22,6 +23,9 @@ from lora_jax.transform.adapted_weight import Shared, with_shared
 from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.variant import Factors
+
+HOST = (np.ndarray, np.generic)
+"""Arrays of NumPy, and numbers, which are their layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _filled_factors(
 
 def _in_memory(x: Any) -> Any:
     """NumPy's view of an array on the CPU, whose layers are views: JAX would copy each of them."""
-    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+    if not isinstance(x, jax.Array) or isinstance(x, Tracer):
         return x
     here = [each.platform for each in x.devices()] == ["cpu"] and x.is_fully_addressable
     return np.asarray(x) if here else x
@@ -118,7 +122,7 @@ def _in_memory(x: Any) -> Any:
 
 def _stacked(*layers: Any) -> Array:
     """Layers as one array; one by one, JAX takes longer than NumPy."""
-    host = all(isinstance(x, np.ndarray) for x in layers)
+    host = all(isinstance(x, HOST) for x in layers)
     return jnp.asarray(np.stack(layers)) if host else jnp.stack(layers)
 
 
@@ -204,5 +208,5 @@ def _like(mine: Any, theirs: Any, path: str) -> Any:
 
 
 def _cast(x: Any, like: Any) -> Any:
-    near = isinstance(x, np.ndarray) and isinstance(like, np.ndarray)
+    near = isinstance(x, HOST) and isinstance(like, HOST)
     return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)
