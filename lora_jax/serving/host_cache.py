@@ -35,10 +35,7 @@ class HostCache:
         return found
 
     def put(self, version: Version) -> None:
-        """Keep a version in the place of an earlier one, unless it alone is too large."""
-        known = self._versions.get(version.name)
-        if known is not None and known.turn > version.turn:
-            return
+        """Keep a version in the place of another one, unless it alone is too large."""
         self.drop(version.name)
         if version.prepared.nbytes > self._most:
             return

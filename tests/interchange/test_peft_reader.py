@@ -15,9 +15,9 @@ NAMES = lj.names_from_patterns({"up/kernel": "up", "down/kernel": "down"})
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two of one structure, one of another rank, and one that trains a weight in full."""
+    """Two of one structure, of another scale, of another rank, and with a weight in full."""
     root = tmp_path_factory.mktemp("folders")
-    starts = [stored.begun(), stored.begun(), stored.begun(rank=3)]
+    starts = [stored.begun(), stored.begun(), stored.begun(alpha=5.0), stored.begun(rank=3)]
     starts.append(stored.begun(also_train="down/kernel"))
     for number, start in enumerate(starts):
         lj.save_peft(root / str(number), *stored.numbered(start, number), NAMES)
