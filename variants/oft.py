@@ -95,7 +95,7 @@ class OFT(Variant):
         if lookup:
             return None
         settings = {"peft_type": "OFT", "r": 0, "oft_block_size": self._block(base.shape)}
-        settings |= {"use_cayley_neumann": self.neumann_terms > 0, "fan_in_fan_out": False}
+        settings["use_cayley_neumann"] = self.neumann_terms > 0
         if self.neumann_terms:
             settings["num_cayley_neumann_terms"] = self.neumann_terms
         return Peft(settings, stored(self.peft_layouts, self._signed(factors.trainable)))
