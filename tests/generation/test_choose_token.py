@@ -16,17 +16,26 @@ KINDS = [
     {"temperature": 2.0, "top_k": 3},
     {"temperature": 1.5, "top_k": 7, "top_p": 0.5},
     {"temperature": 3.0, "top_p": 0.999},
+    {"temperature": 3.0, "top_p": 0.7},  # four of twenty have most, but not so much
     {"temperature": 1e-30, "top_p": 0.5},
     {"temperature": 1.0, "top_k": 30},
 ]
-MIXED = [Sampling(**kind, seed=2**32 - 1 - i) for i in range(8) for kind in KINDS]
+SAME = [[Sampling(**kind, seed=2**32 - 1 - i) for i in range(len(KINDS))] for kind in KINDS]
+MIXED = list(zip(*SAME, strict=True))
 
 
-def together(samplings, logits, index):
-    settings = jax.tree.map(lambda *x: jnp.stack(x), *map(Settings.of, samplings))
-    active = jnp.ones(len(samplings), bool)
-    program = jax.jit(lambda *args: choose(*args))  # traced again for another `FEW`
-    return np.asarray(program(logits, settings, index, active)).tolist()
+def program():
+    """`choose` of texts, traced anew."""
+
+    @jax.jit
+    def run(settings, logits, index):
+        return choose(logits, settings, index, jnp.ones(index.shape, bool))
+
+    def together(samplings, logits, index):
+        settings = jax.tree.map(lambda *x: jnp.stack(x), *map(Settings.of, samplings))
+        return np.asarray(run(settings, logits, index)).tolist()
+
+    return together
 
 
 def alone(sampling, logits, index):
@@ -45,10 +54,12 @@ def test_each_is_what_its_own_settings_draw(few, wide, monkeypatch):
     """Whether or not the likeliest few suffice."""
     monkeypatch.setattr(choose_token, "FEW", few)
     with jax.enable_x64(wide):
-        random, index = np.random.default_rng(few), jnp.arange(5, 5 + len(MIXED), dtype=jnp.int32)
-        logits = jnp.asarray(3 * random.standard_normal((len(MIXED), 20)), float)
-        found = together(MIXED, logits, index)
-        assert found == [alone(*each) for each in zip(MIXED, logits, index, strict=True)]
+        random, together = np.random.default_rng(few), program()
+        index = jnp.arange(5, 5 + len(KINDS), dtype=jnp.int32)
+        logits = jnp.asarray(3 * random.standard_normal((len(KINDS), 20)), float)
+        for samplings in (*SAME, *MIXED):
+            expected = [alone(*each) for each in zip(samplings, logits, index, strict=True)]
+            assert together(samplings, logits, index) == expected, samplings
 
 
 def test_what_is_no_number_is_no_token():
@@ -56,5 +67,6 @@ def test_what_is_no_number_is_no_token():
     logits[0, 2], logits[1, 3], logits[2] = np.nan, np.inf, -np.inf
     logits[3, :4] = -np.inf  # a token that cannot be is no error
     index = jnp.zeros(4, jnp.int32)
+    together = program()
     for sampling in (Sampling(), Sampling(1.0), Sampling(1.0, top_p=0.5)):
         assert together([sampling] * 4, jnp.asarray(logits), index) == [FAILED] * 3 + [4]
