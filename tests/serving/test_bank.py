@@ -259,5 +259,5 @@ def test_it_says_how_long_each_way_takes(mixed, params):
     cells = [line.split() for line in lines]
     wanted = {"layers/kernel": ["8", "8"], "table": ["8", "11"], "head": ["8", "4"]}
     assert {path: [a, b] for path, a, _, b, *_ in cells} == wanted
-    for *_, way, gather, concat, ragged in cells:
-        assert way == "ragged" and all(float(each) > 0 for each in (gather, concat, ragged))
+    for *_, way, gather, concat in cells:  # the third is not tried on CPUs
+        assert way == "ragged" and float(gather) > 0 and float(concat) > 0

@@ -28,7 +28,7 @@ def test_a_product_is_measured_once_while_a_program_is_traced(compilations):
     with compilations() as counted:
         times = seconds(product, jax.default_backend())  # of the trace
     assert not counted
-    assert times.keys() == WAYS.keys() and all(0 < each < np.inf for each in times.values())
+    assert times.keys() == {"gather", "concat"} and all(each > 0 for each in times.values())
     assert fastest(product) == chosen(times)
 
 
@@ -45,8 +45,8 @@ def test_what_the_device_cannot_compute_is_left_out(monkeypatch):
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED")
 
     product = Product(2, 3, 2, 1, 2, 2, "float32")
-    monkeypatch.setattr(fastest_way, "WAYS", {**WAYS, "ragged": fails})
-    assert seconds(product, jax.default_backend()).keys() == {"gather", "concat"}
+    monkeypatch.setattr(fastest_way, "WAYS", {**WAYS, "concat": fails})
+    assert seconds(product, jax.default_backend()).keys() == {"gather"}
     monkeypatch.setattr(fastest_way, "WAYS", {**WAYS, "gather": fails})
     with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
         seconds(product._replace(rows=3), jax.default_backend())
