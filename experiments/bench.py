@@ -13,6 +13,7 @@ Suites (`experiments/benchmarks/suites` has a file for each):
     compile    compiling a step, by method and by layers
     sweep      a sweep beside a process for each of its trials
     start      from the start of a process to its first step, and what a second run compiles
+    bank       many adapters in one batch beside one adapter and beside PEFT's, and their loading
     scale      how time and memory grow, with exponents beside those in theory
     gpu        Llama shapes of 1B to 8B on an accelerator
 

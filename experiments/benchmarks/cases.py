@@ -11,7 +11,7 @@ BUDGET: dict[str, Any] = {"target_rank": 4, "t_init": 10, "t_final": 900, "delta
 """AdaLoRA's schedule, out of `STEPS` steps: all timed steps change ranks."""
 STEPS = 10_000
 
-Work = Literal["step", "compilation", "forward", "generation", "trials", "data"]
+Work = Literal["step", "compilation", "forward", "generation", "trials", "data", "mixed", "put"]
 """Names of the files in `contenders` are a side and one of these."""
 Weights = Literal["base", "merged", "unmerged"]
 
@@ -53,6 +53,10 @@ class Case:
     """How many trials step in one program."""
     examples: int = 1000
     """How many examples are read."""
+    adapters: int = 1
+    """How many adapters share a base; the rows of a batch use as many of them as they can."""
+    from_disk: bool = False
+    """Whether an adapter is read from a file before it is put into a bank."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,10 @@ def smaller(group: Group) -> Group:
 
     def shrink(case: Case) -> Case:
         model = "tiny bert" if case.model == "minilm" else "tiny llama"
-        return dataclasses.replace(case, model=model, rows=min(case.rows, 2), tokens=8, written=4)
+        rows, adapters = min(case.rows, 2), min(case.adapters, 3)
+        return dataclasses.replace(
+            case, model=model, rows=rows, tokens=8, written=4, adapters=adapters
+        )
 
     return with_cases(group, shrink)
 

@@ -11,10 +11,11 @@ from jax import Array
 
 from lora_jax.methods.checks import require_count
 from lora_jax.partition import split_arrays
-from lora_jax.serving import layout, pick
+from lora_jax.serving import layout, pick, ways
 from lora_jax.serving.entries import Adapter, Prepared, entries
+from lora_jax.serving.fastest_way import Product, fastest, seconds
 from lora_jax.serving.layout import Held
-from lora_jax.serving.slots import ACTIVE, SLOT
+from lora_jax.serving.slots import ACTIVE, PLAIN, SLOT
 from lora_jax.suggest import require_known
 from lora_jax.text_table import text_table
 from lora_jax.transform.adapt import Adapted
@@ -46,14 +47,15 @@ class Bank:
       capacity: how many adapters there may be. Each parameter that any adapter trains in full is
         held as many times, and once more.
       max_rank: the highest rank of an adapter.
-      way: how the products of plain LoRA are computed: one of `lora_jax.serving.pick.WAYS`.
+      way: how the products of plain LoRA are computed: one of `lora_jax.serving.pick.WAYS`. By
+        default, the ways are timed on this machine when a program is traced, once for each shape.
     """
 
     forward: Callable[..., Any]
     base: Any
     capacity: int = 64
     max_rank: int = 32
-    way: str = "gather"
+    way: str = pick.MEASURED
     held: Held | None = None
 
     def __post_init__(self) -> None:
@@ -131,6 +133,40 @@ class Bank:
             ]
             rows.append((each.use.path, *(", ".join(x) for x in (kinds, methods, merged))))
         return text_table(("path", "used as", "methods", "merged for each row at"), rows)
+
+    def timings(self, rows: int, tokens: int) -> str:
+        """The milliseconds of each way to compute the products of plain LoRA, as a table.
+
+        Shapes that no program has had yet are measured now.
+
+        Args:
+          rows: how many rows a batch has.
+          tokens: how many tokens each row has.
+        """
+        lines = []
+        for product, path in self._products(rows, tokens).items():
+            times = seconds(product, jax.default_backend())
+            way = fastest(product) if self.way == pick.MEASURED else self.way
+            each = [f"{1000 * times[name]:.3f}" if name in times else "" for name in ways.WAYS]
+            lines.append((path, f"{product.inputs} x {product.outputs}", way, *each))
+        heads = "first path", "in x out", "way", *(f"{name} ms" for name in ways.WAYS)
+        return text_table(heads, lines)
+
+    def _products(self, rows: int, tokens: int) -> dict[Product, str]:
+        """The products of plain LoRA of a batch, each with the first weight that has it."""
+        found: dict[Product, str] = {}
+        number = self._held.methods.index(PLAIN)
+        for each in self.base.spec.adapted:
+            own = self._held.part("trainable", each.use.path)
+            kinds = {use.kind for use in each.use.uses if use.merges is None}
+            for kind, (first, second) in (("product", "ab"), ("transposed product", "ba")):
+                a, b = (own.get(f"{number}/{name}") for name in (first, second))
+                if kind in kinds and a is not None and b is not None:
+                    slots, rank, inputs = a.shape[-3:]
+                    shape = rows, tokens, slots, rank, inputs, b.shape[-1]
+                    product = Product(*shape, dtype=jnp.dtype(each.use.dtype).name)
+                    found.setdefault(product, each.use.path)
+        return found
 
     # -- computing with it -------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class Slots(Variant):
     """
 
     methods: tuple[Variant, ...] = (PLAIN,)
-    way: str = "gather"
+    way: str = pick.MEASURED
     """How plain LoRA of many rows is computed: one of `pick.WAYS`."""
 
     def count(self, shape: tuple[int, int]) -> int:

@@ -143,3 +143,16 @@ def test_both_sides_learn_the_same_batch(case):
     elif case.method != "adalora":  # whose loss has a penalty, too
         # Two classes and a head that knows nothing.
         assert [each[0] for each in losses.values()] == pytest.approx([0.69] * 2, abs=0.1)
+
+
+@pytest.mark.parity
+@OF_OTHERS
+@pytest.mark.usefixtures("standard_promotion")
+def test_both_sides_mix_adapters_of_the_same_model():
+    """Adapters that begin at the base: both give the published model's loss."""
+    from experiments.benchmarks.contenders import ours_mixed, peft_mixed
+
+    case = dataclasses.replace(SMOLLM2, work="mixed", rows=3, tokens=16, adapters=2)
+    likelihoods = ours_mixed.make(case).work()
+    loss = -likelihoods.sum() / (case.rows * (case.tokens - 1))
+    assert peft_mixed.make(case).work() == pytest.approx(float(loss), rel=1e-3)

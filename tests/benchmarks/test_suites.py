@@ -14,10 +14,10 @@ import pytest
 import variants
 from experiments.benchmarks import models, plan, theory
 from experiments.benchmarks.cases import Case
-from experiments.benchmarks.contenders import ours_data, process
+from experiments.benchmarks.contenders import ours_data, ours_mixed, process
 from experiments.benchmarks.contenders.process import make
 from experiments.benchmarks.plan import Plan
-from experiments.benchmarks.suites import gpu, memory, scale, start, suite_of
+from experiments.benchmarks.suites import bank, gpu, memory, scale, start, suite_of
 from experiments.benchmarks.turns import in_turns
 from experiments.tables.config_tables import ROOT
 
@@ -43,7 +43,7 @@ def in_this_process(monkeypatch, standard_promotion):
         seconds = in_turns(takes, turns, group.repeats, pause=0)
         return seconds, {name: dict(known[each]) for name, each in own}
 
-    for module in (gpu, plan, scale):
+    for module in (bank, gpu, plan, scale):
         monkeypatch.setattr(module, "time_in_turns", time_in_turns)
 
 
@@ -129,6 +129,31 @@ def test_suites_of_ours_alone(in_this_process, name, against, ratios):
     for each in found:
         assert each.contenders and each.seconds.keys() == each.contenders.keys()
         assert all(seconds > 0 for turns in each.seconds.values() for seconds in turns)
+
+
+@pytest.mark.slow
+def test_many_adapters_on_one_base(in_this_process):
+    """Mixed batches beside one adapter. Neither other slots nor other adapters compile anything."""
+    first, second, put = bank.run(Plan(against=("lora",), turns=1, smoke=True))
+    assert [ratio.what for ratio in (*first.ratios, *second.ratios)] == [
+        "8/one",
+        "64/one",
+        "8, compilations",
+        "64, compilations",
+        "64/one",
+        "64, compilations",
+    ]
+    assert put.seconds.keys() == {"from memory", "from a file, r=32"}
+    found = {ratio.what: ratio for each in (first, second, put) for ratio in each.ratios}
+    assert found["from a file, r=32, milliseconds"].middle > 0
+    counts = [ratio for what, ratio in found.items() if "compilations" in what]
+    assert len(counts) == 4 and all(ratio.met and ratio.middle == 0 for ratio in counts)
+
+
+def test_the_rows_of_a_mixed_batch_use_as_many_adapters_as_they_can():
+    for rows, adapters in ((8, 8), (8, 64), (64, 8), (64, 64)):
+        slots = ours_mixed.slots_of(Case(work="mixed", rows=rows, adapters=adapters))
+        assert len(set(slots)) == min(rows, adapters) and {*slots} <= {*range(1, adapters + 1)}
 
 
 def test_every_method_has_a_pair_with_lora(tmp_path):

@@ -114,8 +114,8 @@ class TestRows:
         rows = [3, 0, 5, 1, 1, 8, 2, 4, 7, 6, 2]
         assert_rows_are_those_alone(filled(params, mixed), [params, *merged(mixed)], rows)
 
-    @pytest.mark.parametrize("way", [way for way in pick.WAYS if way != "gather"])
-    def test_other_ways_to_multiply(self, way, mixed, params):
+    @pytest.mark.parametrize("way", pick.WAYS)
+    def test_all_ways_to_multiply(self, way, mixed, params):
         some = mixed[:3]
         bank = filled(params, some, way=way)
         assert_rows_are_those_alone(bank, [params, *merged(some)], [3, 0, 1, 2, 1, 3])
@@ -248,3 +248,16 @@ def test_it_says_how_weights_are_computed(mixed, params):
         said = filled(params, mixed).explain().splitlines()
     table = next(line for line in said if line.startswith("table"))
     assert "plain LoRA, DoRA" in table and "lookup, transposed product" in table
+
+
+def test_it_says_how_long_each_way_takes(mixed, params):
+    """Of each shape of products: those of the stack, of the tied table's head, of the head."""
+    with jax.enable_x64(True):
+        bank = filled(params, mixed[:3], way="ragged")
+        heads, _, *lines = bank.timings(rows=2, tokens=3).splitlines()
+    assert heads.split()[-6:] == ["gather", "ms", "concat", "ms", "ragged", "ms"]
+    cells = [line.split() for line in lines]
+    wanted = {"layers/kernel": ["8", "8"], "table": ["8", "11"], "head": ["8", "4"]}
+    assert {path: [a, b] for path, a, _, b, *_ in cells} == wanted
+    for *_, way, gather, concat in cells:  # the third is not tried on CPUs
+        assert way == "ragged" and float(gather) > 0 and float(concat) > 0

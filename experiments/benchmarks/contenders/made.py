@@ -1,8 +1,9 @@
 """What a contender's file makes of a case, and facts about compiled programs."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -43,6 +44,22 @@ def compiled(jitted: Any, *arguments: Any) -> tuple[Any, Facts]:
         "peak_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
         "compile_seconds": seconds,
     }
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """The seconds of everything that XLA compiles in a `with` block."""
+    counted: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            counted.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counted
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def stepping(step: Any, state: Any, frozen: Any, batch: Any) -> Made:

@@ -40,19 +40,20 @@ def adapt(model: Any, case: Case) -> Any:
     """The model as PEFT adapts it; the model itself for method `full`."""
     import peft  # pyright: ignore[reportMissingImports]
 
-    if case.method == "full":
-        return model
+    return model if case.method == "full" else peft.get_peft_model(model, config(case))
+
+
+def config(case: Case) -> Any:
+    """PEFT's config of a case's method."""
+    import peft  # pyright: ignore[reportMissingImports]
+
     names = "|".join(torch_model.NAMES[name] for name in models.TARGETS[case.targets])
     task = "SEQ_CLS" if models.family(case) == "bert" else "CAUSAL_LM"
     common: dict[str, Any] = {"task_type": task, "target_modules": rf".*layers?\.\d+\.({names})"}
     if case.method == "adalora":
         own = {"target_r": "target_rank", "tinit": "t_init", "tfinal": "t_final"}
         own = {name: BUDGET[ours] for name, ours in own.items()}
-        config: Any = peft.AdaLoraConfig(
+        return peft.AdaLoraConfig(
             init_r=case.rank, deltaT=BUDGET["delta_t"], total_step=STEPS, **own, **common
         )
-    else:
-        config = peft.LoraConfig(
-            r=case.rank, lora_alpha=ALPHA, use_dora=case.method == "dora", **common
-        )
-    return peft.get_peft_model(model, config)
+    return peft.LoraConfig(r=case.rank, lora_alpha=ALPHA, use_dora=case.method == "dora", **common)
