@@ -9,13 +9,14 @@ from lora_jax.adapters.adapter_file import (
     save_adapter as save_adapter,
     start_from as start_from,
 )
+from lora_jax.adapters.base_digest import base_digests as base_digests
 from lora_jax.adapters.seen_file import load_seen as load_seen, save_seen as save_seen
 from lora_jax.arithmetic import distance as distance
 from lora_jax.arithmetic.combine import Combined as Combined, combine_adapters as combine_adapters
 from lora_jax.compiled import compiler_faults
 from lora_jax.contract import check as check
 from lora_jax.interchange.load_loralib import load_loralib as load_loralib
-from lora_jax.interchange.load_peft import load_peft as load_peft
+from lora_jax.interchange.load_peft import PeftReader as PeftReader, load_peft as load_peft
 from lora_jax.interchange.names import names_from_patterns as names_from_patterns
 from lora_jax.interchange.save_loralib import save_loralib as save_loralib
 from lora_jax.interchange.save_peft import save_peft as save_peft
@@ -23,6 +24,12 @@ from lora_jax.interchange.save_plain_lora import save_plain_lora as save_plain_l
 from lora_jax.nnx import from_nnx as from_nnx
 from lora_jax.partition import ABSENT as ABSENT, combine as combine, partition as partition
 from lora_jax.quantization.quantize import NF4 as NF4, Int8 as Int8
+from lora_jax.serving.adapter_store import (
+    AdapterStore as AdapterStore,
+    Lease as Lease,
+    NoSlotFree as NoSlotFree,
+    UnknownAdapterError as UnknownAdapterError,
+)
 from lora_jax.serving.bank import Bank as Bank
 from lora_jax.sharding.layout import Layout as Layout, lay_out as lay_out
 from lora_jax.sharding.mesh import make_mesh as make_mesh

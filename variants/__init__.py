@@ -48,7 +48,7 @@ def from_peft(config: Mapping[str, Any]) -> Variant:
       ValueError: no variant is PEFT's method, or it has settings that are not known here.
     """
     for name in names():
-        if (variant := find(name).from_peft(config)) is not None:
+        if (variant := _imported(name).from_peft(config)) is not None:
             return variant
     raise ValueError(f"no variant is PEFT's {config.get('peft_type')!r}")
 
@@ -58,7 +58,11 @@ def find(name: str) -> type[Variant]:
     own = "." in name and all(part.isidentifier() for part in name.split("."))
     if not own and name not in names():
         raise ValueError(f"unknown variant '{name}'; nearest: {nearest(name, names())}")
-    module_name = name if own else f"{__name__}.{name}"
+    return _imported(name)
+
+
+def _imported(name: str) -> type[Variant]:
+    module_name = name if "." in name else f"{__name__}.{name}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

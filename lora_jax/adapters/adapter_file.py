@@ -14,12 +14,7 @@ from lora_jax.adapters.base_digest import base_digests, require_base
 from lora_jax.adapters.remade_constants import KEY, digest, made_again
 from lora_jax.files.tree_file import load_tree, save_tree
 from lora_jax.partition import flatten
-from lora_jax.transform.placement import (
-    Frozen,
-    Trainable,
-    group_of,
-    warn_of_doubts,
-)
+from lora_jax.transform.placement import Frozen, Trainable, group_of, warn_of_doubts
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.variant import Factors
 
@@ -68,7 +63,12 @@ def save_adapter(
 
 
 def load_adapter(
-    path: str | os.PathLike, trainable: Trainable, frozen: Frozen, *, any_base: bool = False
+    path: str | os.PathLike,
+    trainable: Trainable,
+    frozen: Frozen,
+    *,
+    any_base: bool = False,
+    digests: Mapping[str, str] | None = None,
 ) -> tuple[Trainable, Frozen, dict[str, Any]]:
     """Load the trainables of `save_adapter`, a Frozen with its constants, and the JSON values.
 
@@ -77,13 +77,15 @@ def load_adapter(
       frozen: what `init` gave, which holds the base.
       any_base: whether to accept another base than the adapter was trained on. Files of earlier
         versions do not say which base that was, and load onto any.
+      digests: what `base_digests(frozen)` gave; for many files, the base is read once for all.
 
     Raises:
       ValueError: the file's adapters, or their shapes, are not those that `frozen` describes.
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
-    tree = _completed(path, tree, meta, trainable, frozen, any_base)
+    here = {} if any_base else base_digests(frozen) if digests is None else digests
+    tree = _completed(path, tree, meta, trainable, frozen, here)
     tree = {**tree, "shared": _keyed(tree["shared"], frozen)}
     wanted, _ = flatten(_tree(trainable, frozen))
     found, _ = flatten(tree)
@@ -92,7 +94,7 @@ def load_adapter(
             continue  # keys of other kinds are of other sizes
         _check_shape(path, f"'{name}'", found.get(name), wanted.get(name))
         _check_kind(path, name, found[name], wanted[name])
-    _check_base(path, meta, tree, trainable, frozen, any_base)
+    _check_base(path, meta, tree, trainable, here)
     shared = [
         shared_factors(variant, tree["shared"].get(str(number), {}))
         for number, variant in enumerate(frozen.spec.groups())
@@ -124,11 +126,12 @@ def start_from(
       OtherBaseError: it was trained on another base (a ValueError, too).
     """
     tree, meta = _load(path)
-    tree = _completed(path, tree, meta, trainable, frozen, any_base)
+    here = {} if any_base else base_digests(frozen)
+    tree = _completed(path, tree, meta, trainable, frozen, here)
     wanted, found = (flatten(each["adapters"])[0] for each in (trainable, tree))
     for name in [*wanted, *found]:
         _check_shape(path, f"the adapter '{name}'", found.get(name), wanted.get(name))
-    _check_base(path, meta, tree, trainable, frozen, any_base)
+    _check_base(path, meta, tree, trainable, here)
     stacks = {each.use.path: len(each.use.stack) for each in frozen.spec.adapted}
     drawn = {each.use.path: (*group_of(each).remade, KEY) for each in frozen.spec.adapted}
     constants = {}
@@ -172,7 +175,7 @@ def _completed(
     meta: Mapping[str, Any],
     trainable: Trainable,
     frozen: Frozen,
-    any_base: bool,
+    here: Mapping[str, str],
 ) -> dict[str, Any]:
     """A file's tree, with what it leaves out made again.
 
@@ -189,7 +192,7 @@ def _completed(
     complete = {part: {where: dict(each) for where, each in tree[part].items()} for part in KEPT}
     for name, saved in left_out.items():
         if name not in made or digest(made[name]) != saved:
-            _check_base(path, meta, tree, trainable, frozen, any_base)
+            _check_base(path, meta, tree, trainable, here)
             raise ValueError(
                 f"{path} leaves out '{name}', and made again here it is not the same: another "
                 "variant, machine or version; save_adapter(..., whole=True) leaves out nothing"
@@ -217,11 +220,10 @@ def _check_base(
     meta: Mapping[str, Any],
     tree: Mapping[str, Any],
     trainable: Trainable,
-    frozen: Frozen,
-    any_base: bool,
+    here: Mapping[str, str],
 ) -> None:
-    if not any_base and meta.get(BASE):
-        require_base(meta[BASE], frozen, {*tree["params"], *trainable["params"]}, str(path))
+    if meta.get(BASE):
+        require_base(meta[BASE], here, {*tree["params"], *trainable["params"]}, str(path))
 
 
 def _with_params(

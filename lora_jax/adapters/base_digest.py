@@ -52,16 +52,16 @@ def base_digests(frozen: Frozen) -> dict[str, str]:
 
 
 def require_base(
-    saved: Mapping[str, str], frozen: Frozen, trained: Collection[str], where: str
+    saved: Mapping[str, str], here: Mapping[str, str], trained: Collection[str], where: str
 ) -> None:
     """Raise an OtherBaseError if frozen parameters differ from those of an adapter's training.
 
     Args:
       saved: what `base_digests` gave at that training.
+      here: what it gives now; nothing is compared if that is nothing.
       trained: the paths that are trained in full, then or now, and so are in no base.
       where: the file, for the message.
     """
-    here = base_digests(frozen)
     if not here:
         return
     for path in dict.fromkeys([*here, *saved]):

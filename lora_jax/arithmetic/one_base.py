@@ -22,7 +22,7 @@ def require_one_base(frozen: Sequence[Frozen], names: Sequence[str] | None = Non
             raise ValueError(f"{name} is of a model with other parameters than that of {names[0]}")
         trained = {*first.spec.paths} - (first.base.keys() & other.base.keys())
         try:
-            require_base(known, other, trained, names[0])
+            require_base(known, base_digests(other), trained, names[0])
         except OtherBaseError as error:
             raise ValueError(f"{error.problem}; here is {name}") from None
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
 
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
@@ -20,6 +23,9 @@ from lora_jax.transform.adapted_weight import Shared, with_shared
 from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of
 from lora_jax.transform.shared_arrays import shared_factors, with_shared_arrays
 from lora_jax.variant import Factors
+
+HOST = (np.ndarray, np.generic)
+"""Arrays of NumPy, and numbers, which are their layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +92,8 @@ def _filled_factors(
     contents: _Contents, placement: Placement, begun: Factors, base: Any, common: Shared
 ) -> Factors:
     """The factors of one weight, layer by layer."""
-    stored, each = base_of(placement, base), []
+    begun, stored = jax.tree.map(_in_memory, (begun, base_of(placement, base)))
+    each = []
     for layer in range(depth(placement)):
         factors = row(placement, begun, layer)
         if (variant := variant_at(placement, layer)) is not None:
@@ -100,7 +107,23 @@ def _filled_factors(
             own = ({n: x for n, x in mine.items() if n not in out} for mine, out in both)
             factors = _like(factors, Factors(*own), place.name)
         each.append(factors)
-    return jax.tree.map(lambda *x: jnp.stack(x), *each) if placement.use.stack else each[0]
+    return (
+        jax.tree.map(_stacked, *each) if placement.use.stack else jax.tree.map(jnp.asarray, each[0])
+    )
+
+
+def _in_memory(x: Any) -> Any:
+    """NumPy's view of an array on the CPU, whose layers are views: JAX would copy each of them."""
+    if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+        return x
+    here = [each.platform for each in x.devices()] == ["cpu"] and x.is_fully_addressable
+    return np.asarray(x) if here else x
+
+
+def _stacked(*layers: Any) -> Array:
+    """Layers as one array; one by one, JAX takes longer than NumPy."""
+    host = all(isinstance(x, HOST) for x in layers)
+    return jnp.asarray(np.stack(layers)) if host else jnp.stack(layers)
 
 
 def _filled_params(
@@ -181,4 +204,9 @@ def _like(mine: Any, theirs: Any, path: str) -> Any:
         if found.get(name) != wanted.get(name):
             what = f"{path}{name}: the file has {found.get(name)}"
             raise ValueError(f"{what}, this model and the config ask for {wanted.get(name)}")
-    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, mine)
+    return jax.tree.map(_cast, theirs, mine)
+
+
+def _cast(x: Any, like: Any) -> Any:
+    near = isinstance(x, HOST) and isinstance(like, HOST)
+    return x.astype(like.dtype, copy=False) if near else jnp.asarray(x, like.dtype)

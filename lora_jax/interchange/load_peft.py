@@ -40,6 +40,36 @@ def load_peft(
       ValueError: a file that is malformed, of a method that is not here, or of another model. The
         message names the file, and the module or tensor.
     """
-    source, onto = PeftFolder(folder), Onto(forward, params, names, args, kwargs, quantize)
-    found = sort_tensors(source, rows(names, onto.arrays), onto.tied)
-    return load_source(source, found, variant_of, onto)
+    reader = PeftReader(variant_of, names, forward, params, *args, quantize=quantize, **kwargs)
+    return reader(folder)
+
+
+class PeftReader:
+    """`load_peft` of many folders onto one function: `PeftReader(...)(folder)`.
+
+    The function is traced once. Folders of one structure (methods, settings, targets, ranks) share
+    the arrays that no folder has, the base among them, quantised or not; the first of a structure
+    takes longest. Threads may share a reader.
+
+    Args:
+      variant_of, names, forward, params, *args, quantize, **kwargs: as for `load_peft`.
+    """
+
+    def __init__(
+        self,
+        variant_of: Callable[[Settings], Variant],
+        names: Names,
+        forward: Callable[..., Any],
+        params: Any,
+        *args: Any,
+        quantize: Mapping[Any, Storage] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._variant_of, self._names = variant_of, names
+        self._onto = Onto(forward, params, names, args, kwargs, quantize)
+
+    def __call__(self, folder: str | os.PathLike) -> Loaded:
+        """The adapter of a folder; raises as `load_peft`."""
+        source, onto = PeftFolder(folder), self._onto
+        found = sort_tensors(source, rows(self._names, onto.arrays), onto.tied)
+        return load_source(source, found, self._variant_of, onto)

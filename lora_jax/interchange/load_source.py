@@ -50,6 +50,8 @@ class Onto:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     quantize: Mapping[Any, Storage] | None = None
+    begun: dict[Any, tuple[Trainable, Frozen]] = dataclasses.field(default_factory=dict)
+    """What `init` gave for each structure of adapters that was loaded: methods, targets, shapes."""
 
     @property
     def inputs(self) -> tuple[Any, ...]:
@@ -87,13 +89,16 @@ def load_source(
     key = jax.random.key(0)  # what is drawn is replaced
     try:
         shapes = {name: source.abstract(name) for name in source.names()}
-        begun = init_shapes(adapted, key, *onto.inputs, **onto.kwargs)
         fill = functools.partial(filled, source, found, settings, names)
-        jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
+        structure = (adapted, tuple(shapes.items()))
+        if structure not in onto.begun:
+            begun = init_shapes(adapted, key, *onto.inputs, **onto.kwargs)
+            jax.eval_shape(fill, *begun, shapes)  # compares all shapes, before anything is read
     except ValueError as error:
         raise ValueError(f"{source.label()}: {error}") from None
     read = {name: source.read(name) for name in shapes}
-    begun = adapted.init(key, *onto.inputs, **onto.kwargs)
+    if (begun := onto.begun.get(structure)) is None:
+        begun = onto.begun[structure] = adapted.init(key, *onto.inputs, **onto.kwargs)
     try:
         check_copies(found, leaves, names, read)
         check_heads(found, read)
@@ -123,11 +128,13 @@ def _targets(
     variant_of: Callable[[Settings], Variant],
     names: Names,
 ) -> dict[Any, Variant]:
-    targets = {}
+    targets: dict[Any, Variant] = {}
+    known: dict[str, Variant] = {}  # most modules have the same settings
     for module, each in found.rows.items():
-        variant = variant_of(settings[module])
+        if (own := repr(settings[module])) not in known:
+            known[own] = variant_of(settings[module])
         for row in each:
             pattern = only(row.path)
             one = some_layers(pattern, row.layer) if names.stacked(row.path) else pattern
-            targets[one] = variant
+            targets[one] = known[own]
     return targets

@@ -118,6 +118,6 @@ def padded(factors: dict[str, Any], begun: Factors, rank: int) -> dict[str, Any]
         if name in found and name in begun.trainable:
             if (rows := found[name].shape[0]) != rank:
                 raise ValueError(f"factors have {rows} rows, and the config says r={rank}")
-            missing = begun.trainable[name].shape[0] - rows
-            found[name] = jnp.pad(found[name], ((0, missing), (0, 0)))
+            if missing := begun.trainable[name].shape[0] - rows:
+                found[name] = jnp.pad(found[name], ((0, missing), (0, 0)))
     return found

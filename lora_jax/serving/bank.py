@@ -12,7 +12,7 @@ from jax import Array
 from lora_jax.methods.checks import require_count
 from lora_jax.partition import split_arrays
 from lora_jax.serving import layout, pick
-from lora_jax.serving.entries import Adapter, entries
+from lora_jax.serving.entries import Adapter, Prepared, entries
 from lora_jax.serving.layout import Held
 from lora_jax.serving.slots import ACTIVE, SLOT
 from lora_jax.suggest import require_known
@@ -67,25 +67,47 @@ class Bank:
 
     # -- what is in it -----------------------------------------------------------------------------
 
-    def put(self, slot: int, adapter: Adapter, *, donate: bool = False) -> "Bank":
-        """The bank with an adapter in a slot, in the place of what was there.
+    def prepare(self, adapter: Adapter) -> Prepared:
+        """What the bank would hold of an adapter, in host memory: the work of `put` but the copy.
+
+        The bank, and every other bank of this base and `max_rank`, can put it into any slot.
 
         Args:
           adapter: (trainable, frozen), of this base.
+
+        Raises:
+          ValueError: the adapter is of another base, of a higher rank, or trains a parameter of
+            another shape. The message names it.
+        """
+        trainable, frozen = adapter
+        layout.require_fit(self.base, trainable["params"], frozen.base)
+        found, placements = entries(adapter, self.max_rank), tuple(frozen.spec.adapted)
+        return Prepared(found, placements, self.base.base, self.max_rank)
+
+    def put(self, slot: int, adapter: Adapter | Prepared, *, donate: bool = False) -> "Bank":
+        """The bank with an adapter in a slot, in the place of what was there.
+
+        Args:
+          adapter: (trainable, frozen), of this base; or what `prepare` made of it.
           donate: whether the new bank may take this one's arrays, instead of copies. This bank, and
             whatever else has its arrays, cannot be used any more.
 
         Raises:
-          ValueError: there is no such slot, or the adapter is of another base, of a higher rank, or
-            trains a parameter of another shape. The message names it.
+          ValueError: there is no such slot, or the adapter does not fit, as for `prepare`.
         """
         self._require_slot(slot)
-        layout.require_fit(self.base, adapter)
-        found, placements = entries(adapter, self.max_rank), adapter[1].spec.adapted
+        ready = adapter if isinstance(adapter, Prepared) else self.prepare(adapter)
+        if ready is adapter:
+            layout.require_fit(self.base, ready.params, ready.base)
+            if ready.max_rank != self.max_rank:
+                raise ValueError(
+                    f"the adapter was prepared for max_rank={ready.max_rank}, and the bank has "
+                    f"max_rank={self.max_rank}: prepare it again"
+                )
         base, held = layout.with_room(
-            self.base, self._held, found, placements, self.capacity + 1, self.way
+            self.base, self._held, ready.entries, ready.placements, self.capacity + 1, self.way
         )
-        held = layout.written(held, slot, found, donate)
+        held = layout.written(held, slot, ready.entries, donate)
         return dataclasses.replace(self, base=base, held=held)
 
     def remove(self, slot: int, *, donate: bool = False) -> "Bank":

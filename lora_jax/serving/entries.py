@@ -1,7 +1,8 @@
 """What a bank holds of one adapter: arrays in the shapes that all slots have, in NumPy."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,28 @@ class Name(NamedTuple):
     """How many stacked axes come before that of the slots."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """An adapter in the arrays that a bank holds of it, in host memory; from `Bank.prepare`."""
+
+    entries: Mapping[Name, np.ndarray]
+    placements: tuple[Placement, ...]
+    base: Mapping[str, Any]
+    """The parameters of the bank's base, which the adapter is of."""
+    max_rank: int
+    """The rank that the factors are filled up to."""
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """The parameters that the adapter trains in full, by path."""
+        return {name.path: x for name, x in self.entries.items() if name.part == "params"}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its arrays."""
+        return sum(x.nbytes for x in self.entries.values())
+
+
 def entries(adapter: Adapter, max_rank: int) -> dict[Name, np.ndarray]:
     """The arrays of an adapter. Nothing is compiled.
 
@@ -73,9 +96,9 @@ def _entry(
     stack = placement.use.stack_shape
     active = np.broadcast_to(to_host(factors.constants.get(ACTIVE, np.True_)), stack)
     present: dict[str, Any] = {ACTIVE: active}
-    both = _as_lora(variant, base_of(placement, frozen.base[path]), factors, shared, len(stack))
+    both = _as_lora(placement, frozen.base[path], factors, shared)
     if both is not None:
-        a, b = (_rows(np.where(active[..., None, None], x, 0), max_rank, path) for x in both)
+        a, b = (_rows(_where(active, x), max_rank, path) for x in both)
         own: dict[str, Any] = {"a": a, "b": b}
         return PLAIN, Factors(own, present)
     mine = jax.tree.map(to_host, factors)
@@ -103,18 +126,24 @@ def _as_served(variant: LowRank, rank: int) -> LowRank:
 
 
 def _as_lora(
-    variant: Variant, base: Base, factors: Factors, shared: Shared, depth: int
+    placement: Placement, value: Any, factors: Factors, shared: Shared
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The A and B of every matrix, by NumPy; None if the method has none."""
-
-    def both(base: Base, factors: Factors) -> tuple[jax.Array, jax.Array] | None:
-        return variant.as_lora(base, with_shared(factors, shared))
-
-    jaxpr, consts, shape = jaxprs.trace(over_stack(both, depth), base, factors)
+    jaxpr, consts, shape = jaxprs.trace_once(_both, placement, value, factors, shared)
     if not jax.tree.leaves(shape):
         return None
-    a, b = ByNumpy(wide=False)(jaxpr, consts, jax.tree.leaves((base, factors)))
+    a, b = ByNumpy(wide=False)(jaxpr, consts, jax.tree.leaves((value, factors, shared)))
     return a, b
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _both(
+    placement: Placement, value: Any, factors: Factors, shared: Shared
+) -> tuple[jax.Array, jax.Array] | None:
+    def one(base: Base, factors: Factors) -> tuple[jax.Array, jax.Array] | None:
+        return group_of(placement).as_lora(base, with_shared(factors, shared))
+
+    return over_stack(one, len(placement.use.stack))(base_of(placement, value), factors)
 
 
 def _rows(x: Any, max_rank: int, path: str) -> np.ndarray:
@@ -123,4 +152,13 @@ def _rows(x: Any, max_rank: int, path: str) -> np.ndarray:
         raise ValueError(
             f"'{path}' has rank {x.shape[-2]}, and the bank max_rank={max_rank}: make it larger"
         )
-    return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)])
+    if not missing:
+        return x
+    padded = np.zeros((*x.shape[:-2], max_rank, x.shape[-1]), x.dtype)
+    padded[..., : x.shape[-2], :] = x
+    return padded
+
+
+def _where(active: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Factors of each matrix of a stack, zero where it has no adapter."""
+    return x if active.all() else np.where(active[..., None, None], x, 0)

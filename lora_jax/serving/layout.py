@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from jax import Array
 
 from lora_jax.files.arrays import to_host
 from lora_jax.partition import flatten, is_array
-from lora_jax.serving.entries import Adapter, Name
+from lora_jax.serving.entries import Name
 from lora_jax.serving.slots import ACTIVE, PLAIN, Slots
 from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, Unadapted
 from lora_jax.variant import Variant
@@ -68,24 +68,40 @@ def base_alone(base: Any) -> Frozen:
     return Frozen(arrays, {}, AdaptedSpec(treedef, tuple(leaves), settings, ()))
 
 
-def require_fit(base: Frozen, adapter: Adapter) -> None:
-    """Raise a ValueError unless an adapter is of a bank's base."""
-    trainable, frozen = adapter
+def require_fit(base: Frozen, params: Mapping[str, Any], frozen: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless an adapter is of a bank's base.
+
+    Args:
+      params: what the adapter trains in full, by path.
+      frozen: the parameters of the adapter's own base. Those that are the same arrays as the bank's
+        are not compared.
+    """
     for path, mine in base.base.items():
-        own = trainable["params"].get(path)
-        theirs = frozen.base.get(path) if own is None else own
+        own = params.get(path)
+        theirs = frozen.get(path) if own is None else own
+        if theirs is mine or _are_same(mine, theirs):
+            continue
         if _said(mine) != _said(theirs):
             what = "is of a base with" if own is None else "trains"
             raise ValueError(
                 f"the adapter {what} another '{path}': {_said(theirs)}, and the bank's is "
                 f"{_said(mine)}"
             )
-        for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
-            same = one is other or own is not None
-            if not same and not np.array_equal(to_host(one), to_host(other)):
-                raise ValueError(f"the adapter is of another base: '{path}' has other numbers")
-    if other := sorted({*frozen.base, *trainable["params"]} - base.base.keys()):
+        if own is None and not all(map(_are_equal, jax.tree.leaves(mine), jax.tree.leaves(theirs))):
+            raise ValueError(f"the adapter is of another base: '{path}' has other numbers")
+    if other := sorted({*frozen, *params} - base.base.keys()):
         raise ValueError(f"the adapter is of a base with '{other[0]}', which the bank's has not")
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether quantised parameters have the same arrays."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return False
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    return one is other or np.array_equal(to_host(one), to_host(other))
 
 
 def _said(value: Any) -> str:
@@ -98,7 +114,7 @@ def with_room(
     base: Frozen,
     held: Held,
     found: Mapping[Name, np.ndarray],
-    placements: list[Placement],
+    placements: Sequence[Placement],
     slots: int,
     way: str,
 ) -> tuple[Frozen, Held]:
@@ -133,7 +149,7 @@ def _spread(x: np.ndarray, slots: int, axis: int) -> Array:
     return jnp.asarray(np.broadcast_to(np.expand_dims(x, axis), shape))
 
 
-def _with_placements(base: Frozen, placements: list[Placement], variant: Slots) -> Frozen:
+def _with_placements(base: Frozen, placements: Sequence[Placement], variant: Slots) -> Frozen:
     placed = {each.use.path: each for each in base.spec.placements}
     for mine in placements:
         known = placed.get(mine.use.path)

@@ -20,9 +20,19 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Jaxpr, list[Any], A
     they take.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    return _needed(closed), list(closed.consts), shape
+
+
+def trace_once(function: Any, *args: Any) -> tuple[Jaxpr, list[Any], Any]:
+    """`trace` of a jitted function. JAX remembers it for arguments of the same shapes."""
+    traced = function.trace(*args)
+    return _needed(traced.jaxpr), list(traced.jaxpr.consts), traced.out_info
+
+
+def _needed(closed: ClosedJaxpr) -> Jaxpr:
+    """The equations that affect an output."""
     outputs = [True] * len(closed.jaxpr.outvars)
-    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, outputs, instantiate=True)
-    return jaxpr, list(closed.consts), shape
+    return partial_eval.dce_jaxpr(closed.jaxpr, outputs, instantiate=True)[0]
 
 
 def shape(var: Any) -> tuple[int, ...]:

@@ -104,6 +104,19 @@ def test_its_own_base_is_taken_whatever_is_trained_beside_the_adapters(saved):
         chex.assert_trees_all_equal(begun["adapters"], moved["adapters"])
 
 
+def test_digests_that_are_given_are_taken(saved):
+    """Also those of a base of which an adapter trains a part in full."""
+    path, moved = saved
+    trainable, frozen = made()
+    here = base_digests(frozen)
+    whole = {**here, "head": "0" * 16}  # no adapter of this file has the head in its base
+    for digests in (here, whole):
+        loaded, *_ = lj.load_adapter(path, trainable, frozen, digests=digests)
+        chex.assert_trees_all_equal(loaded, moved)
+    with pytest.raises(OtherBaseError, match=SAID):
+        lj.load_adapter(path, trainable, frozen, digests=base_digests(made(seed=1)[1]))
+
+
 def test_parameters_that_only_one_base_has_make_it_another(saved):
     path, _ = saved
     trainable, frozen = made()

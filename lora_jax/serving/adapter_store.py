@@ -1,0 +1,297 @@
+"""More adapters than a bank has slots: on disk, in host memory, and in the slots of a bank."""
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from lora_jax.serving.bank import Bank
+from lora_jax.serving.entries import Adapter
+from lora_jax.serving.host_cache import HostCache, Version
+from lora_jax.serving.slot_table import NoSlotFree as NoSlotFree, Resident, SlotTable
+from lora_jax.suggest import nearest
+
+Load = Callable[[str], tuple[Adapter, str]]
+"""From the name of an adapter to the adapter and a digest of its content."""
+
+
+class UnknownAdapterError(LookupError):
+    """There is no adapter of a name. A `load` function raises it."""
+
+    def __init__(self, name: str, known: Collection[str]):
+        super().__init__(f"there is no adapter '{name}'; nearest: {nearest(name, known)}")
+
+
+class Lease:
+    """The use of an adapter in a slot, which keeps it until `release`; also a context manager.
+
+    Attributes:
+      slot: the adapter's number for `Bank.apply`.
+      digest: of the version that is in the slot, from the `load` function.
+      name: of the adapter.
+    """
+
+    def __init__(self, resident: Resident, release: Callable[[Resident], None]) -> None:
+        self.slot, self.digest, self.name = resident.slot, resident.digest, resident.name
+        self._resident, self._release = resident, release
+        self._once = threading.Lock()
+
+    def release(self) -> None:
+        """End the use. A second call does nothing."""
+        if self._once.acquire(blocking=False):
+            self._release(self._resident)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@dataclasses.dataclass
+class _Lent:
+    """Who else has the arrays of a bank, so that a put must not take them."""
+
+    readers: int = 0
+    kept: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What a store has done so far."""
+
+    hits: int = 0
+    """Leases of adapters that were in a slot."""
+    puts: int = 0
+    """Adapters that were put into a slot."""
+    evictions: int = 0
+    """Adapters that left their slot for another."""
+    loads: int = 0
+    """Loads that have begun."""
+
+
+class AdapterStore:
+    """Leases of slots in a bank, for any number of adapters. Threads may share a store.
+
+    An adapter is loaded when it is first asked for. A slot that no lease holds keeps its adapter
+    until the slot is needed; the one that was used longest ago is given away first. Host memory
+    keeps adapters as the bank holds them, so that they come back without a load. The first adapter
+    of a method, or on a weight, has programs compiled (`Bank`), for which all others wait.
+
+        with store.acquire("alice") as lease, store.using() as bank:
+            y = apply(bank, jnp.full(rows, lease.slot), x)
+
+    Args:
+      bank: all of its slots are the store's. What is in them is replaced.
+      load: gives an adapter of the bank's base, and its digest, by name. It is called in threads of
+        the store's own. All who want a name wait for one call. What it raises, `acquire` raises;
+        for an unknown name that is `UnknownAdapterError`.
+      host_bytes: the most bytes of adapters in host memory.
+      threads: how many loads run at once.
+    """
+
+    def __init__(
+        self, bank: Bank, load: Load, *, host_bytes: int = 2**30, threads: int = 2
+    ) -> None:
+        if host_bytes < 0:
+            raise ValueError(f"host_bytes must not be negative, got {host_bytes}")
+        self._bank, self._load = bank, load
+        self._lent = _Lent(kept=True)
+        self._counts = Counts()
+        self._slots, self._host = SlotTable(bank.capacity), HostCache(host_bytes)
+        self._lock = threading.RLock()  # nobody waits for a disk or a load with it
+        self._turns = itertools.count(1)
+        self._loading: dict[str, Future[Version]] = {}
+        """The newest load of each name, while it runs and is not out of date."""
+        self._since: dict[str, int] = {}
+        """The turn before which loads of a name are out of date."""
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="adapters")
+
+    # -- for those that compute -------------------------------------------------------------------
+
+    @property
+    def bank(self) -> Bank:
+        """The bank as it is now, to keep. The next put copies all of its arrays."""
+        with self._lock:
+            self._lent.kept = True
+            return self._bank
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[Bank]:
+        """The bank as it is now, to be used in a `with` block only.
+
+        Take the leases before. A put while nobody is in such a block takes the bank's arrays and
+        writes one slot; otherwise it copies them. What was called in the block may still be
+        running when it ends.
+        """
+        with self._lock:
+            bank, lent = self._bank, self._lent
+            lent.readers += 1
+        try:
+            yield bank
+        finally:
+            with self._lock:
+                lent.readers -= 1
+
+    def acquire(self, name: str) -> Lease:
+        """A lease of the slot of an adapter, which is loaded and put there if need be.
+
+        Raises:
+          NoSlotFree: leases hold all slots. The adapter stays in host memory, if there is room.
+          LookupError, ValueError, OSError: what `load` raised, or why the adapter does not fit the
+            bank (`Bank.prepare`). The bank stays as it was.
+        """
+        while True:
+            with self._lock:
+                if (lease := self._found(name)) is not None:
+                    return lease
+                loading = self._begun(name)
+            version = loading.result()
+            with self._lock:
+                if self._is_current(version):
+                    return self._of_slot(name) or self._put(version)
+
+    def prefetch(self, name: str) -> "Future[str]":
+        """Load an adapter into host memory, without waiting for it.
+
+        Returns:
+          the digest of what was loaded, or is there already, or what `acquire` would raise.
+        """
+        result: Future[str] = Future()
+        with self._lock:
+            if (held := self._slots.current(name) or self._host.get(name)) is not None:
+                result.set_result(held.digest)
+                return result
+            loading = self._begun(name)
+
+        def settle(done: Future[Version]) -> None:
+            if not result.set_running_or_notify_cancel():
+                return
+            if (error := done.exception()) is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(done.result().digest)
+
+        loading.add_done_callback(settle)
+        return result
+
+    # -- for who looks after it -------------------------------------------------------------------
+
+    def reload(self, name: str) -> str:
+        """Load an adapter anew. Later leases have what is found; earlier ones keep what they have.
+
+        Returns:
+          the digest of what was found.
+
+        Raises:
+          LookupError, ValueError, OSError: as for `acquire`. The old version stays.
+        """
+        with self._lock:
+            loading = self._submit(name)
+        version = loading.result()
+        with self._lock:
+            self._outdate(name, version.turn)
+            if self._is_current(version):
+                self._host.put(version)
+        return version.digest
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter. Leases keep their slot; a later lease loads it again."""
+        with self._lock:
+            self._outdate(name, next(self._turns))
+            self._loading.pop(name, None)
+            self._host.drop(name)
+
+    def held(self) -> dict[str, str]:
+        """The digests of the adapters in slots by name, the least recently used first."""
+        with self._lock:
+            return self._slots.names()
+
+    @property
+    def host_nbytes(self) -> int:
+        """The bytes of the adapters in host memory."""
+        return self._host.nbytes
+
+    @property
+    def counts(self) -> Counts:
+        return self._counts
+
+    def close(self) -> None:
+        """End the threads once the loads that run now are done. Others are given up."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    # -- with the lock held -----------------------------------------------------------------------
+
+    def _found(self, name: str) -> Lease | None:
+        """A lease of what is in a slot or in host memory."""
+        if (lease := self._of_slot(name)) is not None:
+            return lease
+        version = self._host.get(name)
+        return None if version is None else self._put(version)
+
+    def _of_slot(self, name: str) -> Lease | None:
+        resident = self._slots.current(name)
+        if resident is None:
+            return None
+        self._count(hits=1)
+        return self._lease(resident)
+
+    def _put(self, version: Version) -> Lease:
+        slot, leaves = self._slots.next_slot()
+        donate = not (self._lent.kept or self._lent.readers)
+        self._bank = self._bank.put(slot, version.prepared, donate=donate)
+        self._lent = _Lent()
+        resident = Resident(version.name, version.digest, slot, version.turn)
+        self._slots.fill(resident, leaves)
+        self._count(puts=1, evictions=int(leaves is not None))
+        return self._lease(resident)
+
+    def _lease(self, resident: Resident) -> Lease:
+        self._slots.use(resident)
+        return Lease(resident, self._release)
+
+    def _release(self, resident: Resident) -> None:
+        with self._lock:
+            self._slots.release(resident)
+
+    def _outdate(self, name: str, before: int) -> None:
+        """Let no new lease have what began to load before a turn."""
+        self._since[name] = max(before, self._since.get(name, 0))
+        self._slots.retire(name, before)
+
+    def _is_current(self, version: Version) -> bool:
+        return version.turn >= self._since.get(version.name, 0)
+
+    def _count(self, **more: int) -> None:
+        changed = {name: getattr(self._counts, name) + n for name, n in more.items()}
+        self._counts = dataclasses.replace(self._counts, **changed)
+
+    # -- loads ------------------------------------------------------------------------------------
+
+    def _begun(self, name: str) -> "Future[Version]":
+        """The load of a name that runs, or a new one; with the lock held."""
+        return self._loading.get(name) or self._submit(name)
+
+    def _submit(self, name: str) -> "Future[Version]":
+        turn = next(self._turns)
+        self._count(loads=1)
+        loading = self._loading[name] = self._pool.submit(self._read, name, turn)
+
+        def end(done: Future[Version]) -> None:
+            with self._lock:
+                if self._loading.get(name) is done:
+                    del self._loading[name]
+
+        loading.add_done_callback(end)
+        return loading
+
+    def _read(self, name: str, turn: int) -> Version:
+        """Load a name, in a thread of the pool."""
+        adapter, digest = self._load(name)
+        version = Version(name, digest, self._bank.prepare(adapter), turn)
+        with self._lock:
+            if self._is_current(version):
+                self._host.put(version)
+        return version

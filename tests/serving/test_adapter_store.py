@@ -1,0 +1,244 @@
+"""Adapters beyond a bank's slots: who is where, after any order of uses."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from support import stored_adapters as stored
+
+import lora_jax as lj
+import variants
+
+NAMES = "abcdefg"
+SLOTS, ROOM = 3, 2
+"""Of the bank, and adapters in host memory."""
+
+
+@pytest.fixture(scope="module")
+def start():
+    return stored.begun()
+
+
+def bank(**options):
+    return lj.Bank(stored.forward, stored.PARAMS, **{"capacity": SLOTS, "max_rank": 2, **options})
+
+
+def disk(start):
+    return stored.Disk(start, {name: number for number, name in enumerate(NAMES)})
+
+
+class Model:
+    """What a store should do, with lists and dicts: the last element was used last."""
+
+    def __init__(self):
+        self.disk = {name: number for number, name in enumerate(NAMES)}
+        self.host, self.slots, self.loads = collections.OrderedDict(), [], 0
+
+    def current(self, name):
+        return next((e for e in self.slots if e["name"] == name and e["current"]), None)
+
+    def used(self, entry):
+        self.slots.remove(entry)
+        self.slots.append(entry)
+
+    def read(self, name):
+        self.loads += 1
+        self.keep(name, self.disk[name])
+
+    def keep(self, name, number):
+        self.host.pop(name, None)
+        self.host[name] = number
+        while len(self.host) > ROOM:
+            self.host.popitem(last=False)
+
+    def acquire(self, name):
+        """The entry that is used; None if there is no slot."""
+        if (entry := self.current(name)) is None:
+            if name not in self.host:
+                self.read(name)
+            self.keep(name, self.host[name])
+            idle = [e for e in self.slots if not e["users"]]
+            if len(self.slots) == SLOTS and not idle:
+                return None
+            if len(self.slots) == SLOTS:
+                self.slots.remove(idle[0])
+            entry = {"name": name, "number": self.host[name], "users": 0, "current": True}
+            self.slots.append(entry)
+        entry["users"] += 1
+        self.used(entry)
+        return entry
+
+    def release(self, entry):
+        entry["users"] -= 1
+        self.used(entry)
+        self.clear()
+
+    def retire(self, name):
+        if (entry := self.current(name)) is not None:
+            entry["current"] = False
+        self.clear()
+
+    def clear(self):
+        self.slots = [e for e in self.slots if e["current"] or e["users"]]
+
+    def held(self):
+        return [(e["name"], f"digest {e['number']}") for e in self.slots if e["current"]]
+
+
+STEPS = st.tuples(
+    st.sampled_from(["acquire"] * 4 + ["release"] * 3 + ["change", "reload", "unload"]),
+    st.integers(0, len(NAMES) - 1),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEPS, min_size=10, max_size=50))
+def test_any_order_of_uses(start, steps):
+    """Against lists and dicts: digests, evictions, loads, and the numbers in the bank's slots."""
+    size = bank().prepare(start).nbytes
+    files, model, leases = disk(start), Model(), []
+    store = lj.AdapterStore(bank(), files, host_bytes=ROOM * size)
+    for kind, number in steps:
+        name = NAMES[number]
+        if kind == "acquire":
+            if (entry := model.acquire(name)) is None:
+                with pytest.raises(lj.NoSlotFree, match="all 3 slots of the bank are in use"):
+                    store.acquire(name)
+            else:
+                leases.append((store.acquire(name), entry))
+        elif kind == "release" and leases:
+            lease, entry = leases.pop(number % len(leases))
+            lease.release()
+            lease.release()  # the second does nothing
+            model.release(entry)
+        elif kind == "change":  # on disk, and nobody says so
+            model.disk[name] = files.numbers[name] = len(NAMES) + model.disk[name]
+        elif kind == "reload":
+            model.read(name)
+            model.retire(name)
+            assert store.reload(name) == f"digest {model.disk[name]}"
+        elif kind == "unload":
+            store.unload(name)
+            model.retire(name)
+            model.host.pop(name, None)
+        assert list(store.held().items()) == model.held()
+        assert store.counts.loads == model.loads
+        assert store.host_nbytes == len(model.host) * size
+        with store.using() as now:
+            slots = {lease.slot: entry for lease, entry in leases}
+            a = np.asarray(now.held.part("trainable", "up/kernel")["0/a"]) if leases else None
+        for lease, entry in leases:
+            assert slots[lease.slot] is entry  # nobody else has the slot
+            assert (lease.name, lease.digest) == (entry["name"], f"digest {entry['number']}")
+            wanted = stored.numbered(start, entry["number"])[0]["adapters"]["up/kernel"]["a"]
+            np.testing.assert_array_equal(a[lease.slot], wanted)
+    store.close()
+
+
+def test_once_a_structure_is_there_nothing_is_compiled(start, compilations):
+    store = lj.AdapterStore(bank(), disk(start))
+    for name in "abcd":  # the first put copies the bank, which others have; later ones take it
+        store.acquire(name).release()
+    with compilations() as counted:
+        for name in "efgab":
+            store.acquire(name).release()
+    assert not counted
+    assert store.counts.evictions == 6
+
+
+def test_a_put_takes_the_arrays_of_a_bank_that_nobody_has(start):
+    """And leaves them to those who do."""
+    store = lj.AdapterStore(bank(), disk(start))
+    store.acquire("a").release()
+    with store.using() as passed:
+        pass
+    store.acquire("b").release()
+    gone = passed.held.part("trainable", "up/kernel")["0/a"]
+    assert gone.is_deleted()
+    kept = store.bank
+    before = jax.tree.map(np.asarray, kept.held.arrays)
+    with store.using():
+        store.acquire("c").release()
+    with store.using() as read:
+        store.acquire("d").release()
+        inside = jax.tree.map(np.asarray, read.held.arrays)
+    assert jax.tree.leaves(inside)
+    jax.tree.map(np.testing.assert_array_equal, kept.held.arrays, before)
+
+
+def test_own_files_and_peft_folders(start, tmp_path):
+    """Answers are those of the adapters that were written."""
+    names = lj.names_from_patterns({"up/kernel": "up", "down/kernel": "down"})
+    one, two = stored.numbered(start, 1), stored.numbered(start, 2)
+    lj.save_adapter(tmp_path / "own", *one)
+    lj.save_peft(tmp_path / "peft", *two, names)
+
+    def load(name):
+        folder = tmp_path / name
+        if not (folder / "adapter_config.json").exists():
+            return lj.load_adapter(folder, *start)[:2], "own"
+        of = variants.from_peft
+        read = lj.load_peft(folder, of, names, stored.forward, stored.PARAMS, stored.X)
+        return (read.trainable, read.frozen), "peft"
+
+    store = lj.AdapterStore(bank(capacity=1), load)
+    apply = jax.jit(lj.Bank.apply)
+    for name, adapter in {"own": one, "peft": two}.items():
+        with store.acquire(name) as lease, store.using() as now:
+            y = apply(now, jnp.full(2, lease.slot), stored.X)
+        assert lease.digest == name
+        np.testing.assert_allclose(y, stored.answer(adapter), rtol=1e-5, atol=1e-5)
+    assert store.counts.evictions == 1
+
+
+def test_what_does_not_fit_is_said_and_changes_nothing(start):
+    moved = {**stored.PARAMS, "down/kernel": stored.PARAMS["down/kernel"] + 1}
+    found = {
+        "alice": start,
+        "large": stored.begun(rank=3),
+        "other": stored.begun(moved),
+        "wide": stored.begun(
+            {**stored.PARAMS, "down/kernel": jnp.zeros((6, 5))}, also_train="down/kernel"
+        ),
+    }
+
+    def load(name):
+        if name not in found:
+            raise lj.UnknownAdapterError(name, found)
+        return found[name], name
+
+    store = lj.AdapterStore(bank(), load)
+    store.acquire("alice").release()
+    before = store.bank
+    wrong = {
+        "alise": (LookupError, "there is no adapter 'alise'; nearest: 'alice'"),
+        "large": (ValueError, "'up/kernel' has rank 3, and the bank max_rank=2: make it larger"),
+        "other": (ValueError, "of another base: 'down/kernel' has other numbers"),
+        "wide": (ValueError, r"trains another 'down/kernel': float32\[6, 5\]"),
+    }
+    for name, (kind, said) in wrong.items():
+        for use in (store.acquire, store.reload, lambda name: store.prefetch(name).result()):
+            with pytest.raises(kind, match=said):
+                use(name)
+    assert store.bank is before
+    found["alice"] = found["other"]  # a version that does not fit leaves the old one
+    with pytest.raises(ValueError, match="of another base"):
+        store.reload("alice")
+    assert store.held() == {"alice": "alice"}
+    with pytest.raises(ValueError, match="host_bytes must not be negative, got -1"):
+        lj.AdapterStore(bank(), load, host_bytes=-1)
+
+
+def test_a_prepared_adapter_is_put_like_the_adapter_itself(start):
+    adapter = stored.numbered(start, 5)
+    ready = bank().prepare(adapter)
+    put, same = bank().put(2, ready), bank().put(2, adapter)
+    jax.tree.map(np.testing.assert_array_equal, put.held.arrays, same.held.arrays)
+    with pytest.raises(ValueError, match="prepared for max_rank=2, and the bank has max_rank=4"):
+        bank(max_rank=4).put(1, ready)
+    moved = {**stored.PARAMS, "down/kernel": stored.PARAMS["down/kernel"] + 1}
+    with pytest.raises(ValueError, match="of another base: 'down/kernel' has other numbers"):
+        lj.Bank(stored.forward, moved, max_rank=2).put(1, ready)

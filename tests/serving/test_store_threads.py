@@ -1,0 +1,132 @@
+"""A store that several threads use at once. Nothing here sleeps."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import stored_adapters as stored
+
+import lora_jax as lj
+
+THREADS = 4
+
+
+@pytest.fixture(scope="module")
+def start():
+    return stored.begun()
+
+
+def bank(capacity=THREADS):
+    return lj.Bank(stored.forward, stored.PARAMS, capacity=capacity, max_rank=2)
+
+
+class Slow:
+    """A `load` function that waits, for one name, after it has read."""
+
+    def __init__(self, disk, name):
+        self.disk, self.name = disk, name
+        self.reads, self.begun, self.go = [], threading.Event(), threading.Event()
+
+    def __call__(self, name):
+        found = self.disk(name)
+        self.reads.append(name)
+        if name == self.name and not self.go.is_set():
+            self.begun.set()
+            assert self.go.wait(60)
+        return found
+
+
+@pytest.fixture
+def slow(start):
+    return Slow(stored.Disk(start, {"a": 1, "b": 2, "c": 3}), "a")
+
+
+def test_a_name_is_loaded_once_and_others_do_not_wait(slow):
+    store = lj.AdapterStore(bank(), slow, host_bytes=0)
+    with ThreadPoolExecutor(THREADS) as pool:
+        barrier = threading.Barrier(THREADS + 1)
+
+        def use():
+            barrier.wait(60)
+            return store.acquire("a")
+
+        found = [pool.submit(use) for _ in range(THREADS)]
+        first = store.prefetch("a")
+        barrier.wait(60)
+        assert slow.begun.wait(60)
+        with store.acquire("b") as other:  # while the load of the first one waits
+            assert other.digest == "digest 2"
+        assert not any(each.done() for each in found)
+        slow.go.set()
+        leases = [each.result(60) for each in found]
+    assert first.result(60) == "digest 1"
+    assert {(each.slot, each.digest) for each in leases} == {(leases[0].slot, "digest 1")}
+    assert leases[0].slot != other.slot
+    assert store.counts.puts == 2
+    store.close()
+
+
+@pytest.mark.parametrize("meanwhile", [True, False])
+def test_a_load_that_began_before_an_unload_is_not_used(slow, meanwhile):
+    """Neither by those who ask later, nor by those who waited for it."""
+    store = lj.AdapterStore(bank(), slow)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(store.acquire, "a")
+        assert slow.begun.wait(60)
+        slow.disk.numbers["a"], slow.name = 7, None
+        store.unload("a")
+        if meanwhile:
+            assert store.acquire("a").digest == "digest 7"
+        slow.go.set()
+        assert waiting.result(60).digest == "digest 7"
+    assert store.counts.puts == 1
+    assert store.prefetch("a").result(60) == "digest 7"
+    store.close()
+
+
+def test_a_reload_does_not_wait_for_a_load_that_began_before(slow):
+    store = lj.AdapterStore(bank(), slow)
+    first = store.prefetch("a")
+    assert slow.begun.wait(60)
+    slow.disk.numbers["a"], slow.name = 7, None
+    assert store.reload("a") == "digest 7"
+    slow.go.set()
+    assert first.result(60) == "digest 1"  # what it found, which nobody gets
+    assert store.acquire("a").digest == "digest 7"
+    store.close()
+
+
+def test_answers_while_others_are_put_reloaded_and_evicted(start):
+    """Each answer is that of the version that the lease names."""
+    names = [f"adapter {number}" for number in range(3 * THREADS)]
+    disk = stored.Disk(start, {name: number for number, name in enumerate(names)})
+    size = bank().prepare(start).nbytes
+    store, apply = lj.AdapterStore(bank(), disk, host_bytes=4 * size), jax.jit(lj.Bank.apply)
+    barrier = threading.Barrier(THREADS)
+
+    def work(seed):
+        random, found = np.random.default_rng(seed), []
+        barrier.wait(60)
+        for turn in range(25):
+            name = names[random.integers(len(names))]
+            with store.acquire(name) as lease, store.using() as now:
+                y = apply(now, jnp.full(2, lease.slot), stored.X)
+            found.append((lease.digest, y))  # it may still be computed
+            if turn % 5 == 4:
+                disk.numbers[name] += 100
+                (store.reload if seed % 2 else store.unload)(name)
+        return [(digest, np.asarray(y)) for digest, y in found]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = [each for done in pool.map(work, range(THREADS)) for each in done]
+    expected = {
+        digest: stored.answer(stored.numbered(start, int(digest.removeprefix("digest "))))
+        for digest in {digest for digest, _ in answers}
+    }
+    for digest, y in answers:
+        np.testing.assert_allclose(y, expected[digest], rtol=1e-5, atol=1e-5)
+    assert store.counts.evictions > THREADS
+    store.close()
