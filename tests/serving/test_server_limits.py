@@ -7,6 +7,8 @@ import commands
 import http_client
 import pytest
 
+from experiments.serving import load
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SETTINGS = {"lanes": 2, "queue": 2, "tokens": 500, "max_body": 2000, "token": "a token of its own"}
 
@@ -175,6 +177,16 @@ def test_a_client_that_goes_frees_its_lane(server, stream):
         )
     http_client.until(lambda: not http_client.counts(server)["active_sequences"])
     assert http_client.counts(server)["steps_total"] < before + 499
+
+
+def test_a_load_of_many_clients(server):
+    found = load.measure(server, ["one", "two"], clients=3, requests=7, prompt="w1", tokens=5)
+    assert [each.tokens for each in found.answers] == [5] * 7
+    assert all(0 < each.first <= each.last <= found.seconds for each in found.answers)
+    assert found.tokens_per_second == pytest.approx(35 / found.seconds)
+    assert found.first_token(0.5) == sorted(each.first for each in found.answers)[3]
+    with pytest.raises(ValueError, match="three: 404: "):
+        load.ask(server, "three", "w1", 5, 0)
 
 
 class TestEnd:
