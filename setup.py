@@ -9,6 +9,7 @@ SLURM = ["submitit>=1.5"]
 # What compiles for TPUs, here or not, in the version that JAX asks for (a proprietary binary of
 # Google's, for Linux: https://cloud.google.com/terms/service-terms).
 TPU = ["jax[tpu]>=0.10,!=0.10.2"]
+SERVE = ["starlette>=1.0", "uvicorn>=0.40", "prometheus_client>=0.22"]
 DECODERS = ["gguf>=0.17", "jinja2>=3.1.6", "sacrebleu>=2.5", "rouge-score>=0.1.2"]
 
 setup(
@@ -45,15 +46,18 @@ setup(
             "hypothesis>=6.120",
             "equinox>=0.13",
             "scikit-learn>=1.6",
+            "openai>=3.0",  # the client that the server is tested with
             *TFDS,
             *SPM,
             *SLURM,
             *DECODERS,
+            *SERVE,
         ],
         "tfds": TFDS,
         "spm": SPM,
         "slurm": SLURM,
         "decoders": DECODERS,
+        "serve": [*DECODERS, *SERVE],
         "tpu": TPU,
         "plots": ["matplotlib>=3.9"],
         "dev": ["ruff>=0.12", "basedpyright>=1.29"],

@@ -58,6 +58,7 @@ ROOMS = (
     "experiments.runs",
     "experiments.combining",
     "experiments.imports",
+    "experiments.serving",
     "experiments.sweeps",
     "experiments.sweeps.launchers",
     "experiments.analysis",

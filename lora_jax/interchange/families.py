@@ -42,8 +42,13 @@ def names_in(config: Any, tensors: Iterable[str]) -> Names:
       config: of the model, as for `names_of`.
       tensors: their names in PEFT's file.
     """
+    return names_of(config, head=of_class_with_head(config, tensors))
+
+
+def of_class_with_head(config: Any, tensors: Iterable[str]) -> bool:
+    """Whether an adapter's tensors, as for `names_in`, are named as in a class with a head."""
     before = f"{MODEL}{_prefix(config)}"
-    return names_of(config, head=any(name.startswith(before) for name in tensors))
+    return any(name.startswith(before) for name in tensors)
 
 
 def _prefix(config: Any) -> str:

@@ -1,0 +1,121 @@
+"""Read the adapters of a folder onto the base of a server, whoever has trained them."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import lora_jax as lj
+import variants
+from configs.settings import ClassifierConfig
+from experiments.runs.finished_run import ADAPTER
+from experiments.runs.head_file import HEAD_FILE, with_head
+from experiments.serving.adapter_folder import CONFIG, RUN_CONFIG, AdapterFolder
+from experiments.serving.base_model import BaseModel
+from experiments.setup import from_config
+from experiments.setup.config import parse
+from lora_jax.adapters.base_digest import base_digests
+from lora_jax.files.tree_file import load_tree
+from lora_jax.interchange.families import names_of, of_class_with_head
+from lora_jax.interchange.peft_folder import PeftFolder
+from lora_jax.models.published.weight_files import read_json
+from lora_jax.partition import flatten
+from lora_jax.serving.entries import Adapter
+from lora_jax.transform.init_shapes import init_shapes
+from lora_jax.transform.placement import AdaptedSpec, Frozen
+
+ATTEMPTS = 5
+"""How often a folder is read that changes while it is read."""
+
+
+class AdapterLoader:
+    """Gives an adapter by name, with the digest of its files: what an `AdapterStore` calls."""
+
+    def __init__(self, base: BaseModel, folder: AdapterFolder):
+        self._base, self._folder = base, folder
+        self._arrays: dict[str, Any] = flatten(base.params)[0]
+        onto = base.train, base.params, *base.inputs
+        self._readers = {
+            head: lj.PeftReader(variants.from_peft, names_of(base.shape, head), *onto)
+            for head in (False, True)
+        }
+        self._shapes: dict[lj.Adapted, tuple[Any, lj.Frozen]] = {}
+
+    def __call__(self, name: str) -> tuple[Adapter, str]:
+        """The adapter, (trainable, frozen), and its digest.
+
+        Raises:
+          UnknownAdapterError: there is none of this name.
+          ValueError, OSError: one line on why it cannot be read, or is not of this base.
+        """
+        digest = self._folder.digest(name)
+        for _ in range(ATTEMPTS):
+            try:
+                found = self._read(self._folder.files(name))
+            except (ValueError, OSError):
+                if digest == (digest := self._folder.digest(name)):
+                    raise
+                continue
+            if digest == (digest := self._folder.digest(name)):
+                return found, digest
+        raise ValueError(f"'{name}' changes while it is read: replace its folder at once")
+
+    def _read(self, files: tuple[Path, ...]) -> Adapter:
+        folder = files[0].parent
+        return self._of_peft(folder) if files[0].name == CONFIG else self._own(folder)
+
+    def _of_peft(self, folder: Path) -> Adapter:
+        base = self._base
+        found = self._readers[of_class_with_head(base.shape, PeftFolder(folder).names())](folder)
+        head = folder / HEAD_FILE
+        if base.labels and head.is_file():
+            found = with_head(found, head)
+        return found.trainable, found.frozen
+
+    def _own(self, folder: Path) -> Adapter:
+        """An adapter of `save_adapter`; its config says what it adapts.
+
+        Nothing is drawn: the shapes of the adapter are enough to read the file.
+        """
+        config = parse({**_config(folder), "start_from": None})
+        if config.quantize.storage != "none":
+            raise ValueError(
+                f"{folder}: the adapter is of a base quantised as {config.quantize.storage}, and "
+                "the server's is not quantised"
+            )
+        base = self._base
+        if isinstance(config, ClassifierConfig) != bool(base.labels):
+            raise ValueError(f"{folder}: the adapter is of another kind of model than the server's")
+        if isinstance(config, ClassifierConfig) and config.model.pool != base.pool:
+            raise ValueError(
+                f"{folder}: its head reads {config.model.pool}, and the server was started with "
+                f"--pool={base.pool}"
+            )
+        adapted = from_config.adapt(config, base.train, from_config.make_targets(config))
+        if (shapes := self._shapes.get(adapted)) is None:
+            shapes = init_shapes(adapted, jax.random.key(0), base.params, *base.inputs)
+            self._shapes[adapted] = shapes
+        trainable, frozen = shapes
+        own = {path: self._arrays[path] for path in frozen.base}
+        frozen = dataclasses.replace(frozen, base=own)
+        known = self._digests
+        digests = {path: known[path] for path in own} if known.keys() >= own.keys() else None
+        trainable, frozen, _ = lj.load_adapter(folder, trainable, frozen, digests=digests)
+        return trainable, frozen
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, str]:
+        """Those of all parameters of the base, which is read once for all adapters."""
+        return base_digests(Frozen(self._arrays, {}, AdaptedSpec(None, (), (), ())))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The config of the run that trained an adapter, from beside the file or from inside."""
+    if (folder / RUN_CONFIG).is_file():
+        return read_json(folder / RUN_CONFIG)
+    _, meta = load_tree(folder)
+    if not isinstance(meta.get("config"), dict):
+        raise ValueError(f"{folder / ADAPTER} does not say what it adapts, nor does {RUN_CONFIG}")
+    return meta["config"]

@@ -1,0 +1,95 @@
+"""The engine of encoders: texts of many adapters, classified together."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax import Array
+
+from lora_jax.generation.lanes import buckets
+from lora_jax.serving.bank import Bank
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A text, or a pair of texts, to classify: its tokens and their types."""
+
+    prompt_ids: tuple[int, ...]
+    type_ids: tuple[int, ...]
+
+
+class Classifying:
+    """An `Engine` whose rows are of `Labelled`, and whose values are probabilities, (classes,).
+
+    Args:
+      lanes: how many texts are computed at a time; others wait.
+      tokens: the most tokens of a text.
+    """
+
+    def __init__(self, lanes: int, tokens: int):
+        self._lanes, self._widths = lanes, buckets(tokens)
+        self._rows: collections.OrderedDict[int, tuple[int, Labelled]] = collections.OrderedDict()
+        self._spoilt: list[int] = []
+        self._next = 0
+
+    def restart(self, bank: Bank) -> None:
+        """Begin anew, without any text."""
+        self._rows.clear()
+        self._spoilt.clear()
+
+    @property
+    def active(self) -> int:
+        return min(len(self._rows), self._lanes)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._rows) - self.active
+
+    def submit(self, slot: int, row: Labelled) -> int:
+        self._rows[self._next] = slot, row
+        self._next += 1
+        return self._next - 1
+
+    def cancel(self, number: int) -> None:
+        self._rows.pop(number, None)
+
+    def step(self, bank: Bank) -> Iterator[tuple[int, np.ndarray | None, str | None]]:
+        """The probabilities of the texts that have waited longest."""
+        while self._spoilt:
+            yield self._spoilt.pop(), None, "error"
+        numbers = list(self._rows)[: self._lanes]
+        if not numbers:
+            return
+        rows = [self._rows.pop(number) for number in numbers]
+        try:
+            found = self._classified(bank, rows)
+        except Exception:
+            self._spoilt += numbers
+            raise
+        for number, own in zip(numbers, found, strict=False):
+            good = bool(np.isfinite(own).all())
+            yield number, own if good else None, "stop" if good else "error"
+
+    def warm(self, bank: Bank) -> None:
+        """Compile every program that texts need, whatever their lengths."""
+        for width in self._widths:
+            self._classified(bank, [(0, Labelled((0,) * width, (0,) * width))])
+
+    def _classified(self, bank: Bank, rows: list[tuple[int, Labelled]]) -> np.ndarray:
+        longest = max(len(row.prompt_ids) for _, row in rows)
+        width = next(each for each in self._widths if each >= longest)
+        slots = np.zeros(self._lanes, np.int32)
+        ids, mask, types = np.zeros((3, self._lanes, width), np.int32)
+        mask[:, 0] = 1  # a row without any token would be no numbers
+        for place, (slot, row) in enumerate(rows):
+            count, slots[place] = len(row.prompt_ids), slot
+            ids[place, :count], types[place, :count] = row.prompt_ids, row.type_ids
+            mask[place, :count] = 1
+        return np.asarray(_probabilities(bank, slots, ids, mask, types))
+
+
+@jax.jit
+def _probabilities(bank: Bank, slots: Array, ids: Array, mask: Array, types: Array) -> Array:
+    return jax.nn.softmax(bank.apply(slots, ids, mask, types), axis=-1)

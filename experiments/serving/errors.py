@@ -1,0 +1,74 @@
+"""What a client is told when a request is not answered, in the form of OpenAI's errors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+
+
+class ApiError(Exception):
+    """A request that is refused or fails.
+
+    Args:
+      status: of HTTP.
+      message: one line for the client.
+      param: the field of the request that is wrong, if it is one.
+      code: a word for programs.
+      headers: further headers of the answer, such as Retry-After.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        kind = SERVER if self.status >= 500 else INVALID
+        said = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": said}
+
+
+def wrong(param: str, message: str) -> ApiError:
+    """The error of a field with a wrong value."""
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def busy(waiting: int) -> ApiError:
+    """The error of a request that finds the queue full."""
+    return ApiError(
+        429,
+        f"the queue is full: {waiting} sequences are running or waiting; try again",
+        code="queue_full",
+        headers={"Retry-After": "1"},
+    )
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """The error of a request that cannot be answered now, and may be later."""
+    return ApiError(503, message, code=code, headers={"Retry-After": "1"})
+
+
+def failed_step() -> ApiError:
+    """The error of a request that the model has failed on."""
+    return ApiError(500, "the model failed; the server's log says why", code="step_failed")
+
+
+def unknown_model(name: str) -> ApiError:
+    """The error of a model that is neither the base nor an adapter."""
+    message = f"the model {name[:200]!r} does not exist; /v1/models lists those that do"
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def one_line(error: Exception) -> str:
+    """An exception as a line of the log."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

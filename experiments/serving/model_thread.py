@@ -1,0 +1,248 @@
+"""The one thread that computes: it alone has the engine, and puts adapters into the bank."""
+
+import dataclasses
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from absl import logging
+
+from experiments.serving.errors import ApiError, failed_step, one_line, unavailable, unknown_model
+from experiments.serving.jobs import Failed, Job, Started, Step
+from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree, UnknownAdapterError
+from lora_jax.serving.bank import Bank
+
+PATIENCE = 2
+"""How many steps in a row may fail before all jobs end."""
+
+
+class Engine(Protocol):
+    """Computes rows, a few at a time; `experiments.serving.generating` has one.
+
+    A step gives the number, the value and the end of rows. One that raises an error must be
+    followed by one that gives the end `error` of the rows that it has spoilt.
+    """
+
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    def submit(self, slot: int, row: Any) -> int: ...
+    def cancel(self, number: int) -> None: ...
+    def step(self, bank: Bank) -> Iterable[tuple[int, Any, str | None]]: ...
+    def restart(self, bank: Bank) -> None: ...
+    def warm(self, bank: Bank) -> None: ...
+
+
+@dataclasses.dataclass(eq=False)
+class _Running:
+    """A job with the numbers of its rows that have not ended."""
+
+    job: Job
+    lease: Lease | None
+    left: dict[int, int]
+    """The row of each number."""
+
+
+class ModelThread:
+    """Runs jobs until it is stopped. All methods may be called from any thread.
+
+    Args:
+      make: loads the model, in this thread: the store, the engine, and the digest of the base.
+      changed: called in this thread after what it has done, with how many steps that was, and how
+        many of them failed.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], tuple[AdapterStore, Engine, str]],
+        changed: Callable[["ModelThread", int, int], None] = lambda thread, steps, failed: None,
+    ):
+        self._make, self._changed = make, changed
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._running: dict[Job, _Running] = {}
+        self._owners: dict[int, _Running] = {}
+        self._failures = 0
+        self.ready: Future[None] = Future()
+        """Done once jobs can run, or with the error for which they cannot."""
+        self.ended: Future[None] = Future()
+        """Done once the thread has ended, with the error if it was not stopped."""
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after what it does now; jobs that run are left."""
+        self._inbox.put(None)
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Begin a job. Its events say what happens to it; the last is a `Step` or `Failed`."""
+        self._inbox.put(lambda: self._begin(job))
+
+    def cancel(self, job: Job) -> None:
+        """End a job, which gets no more events. One that has ended is left alone."""
+        self._inbox.put(lambda: self._cancel(job))
+
+    def cut(self, job: Job, row: int) -> None:
+        """End one row of a job, which gets no more events."""
+        self._inbox.put(lambda: self._cut(job, row))
+
+    def abort(self, error: ApiError) -> None:
+        """End all jobs with an error."""
+        self._inbox.put(lambda: self._fail_all(error))
+
+    def call(self, function: Callable[[], Any]) -> "Future[Any]":
+        """Run a function between steps."""
+        result: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(function())
+            except Exception as error:  # of the function, for who has called
+                result.set_exception(error)
+
+        self._inbox.put(run)
+        return result
+
+    @property
+    def waiting(self) -> int:
+        return self._engine.waiting
+
+    @property
+    def active(self) -> int:
+        return self._engine.active
+
+    # -- in the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self.store, self._engine, self._digest = self._make()
+        except BaseException as error:  # who has started the thread must know
+            self.ready.set_exception(error)
+            return
+        self.ready.set_result(None)
+        try:
+            self._loop()
+        except BaseException as error:  # nobody else would hear of it
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+    def _loop(self) -> None:
+        self._changed(self, 0, 0)
+        while True:
+            while not self._owners or not self._inbox.empty():
+                if (task := self._inbox.get()) is None:
+                    return
+                task()
+                if not self._owners:
+                    self._changed(self, 0, 0)
+            self._changed(self, 1, self._step())
+
+    def _begin(self, job: Job) -> None:
+        lease, running = None, None
+        try:
+            lease = self.store.acquire(job.adapter) if job.adapter else None
+            running = self._running[job] = _Running(job, lease, {})
+            slot = lease.slot if lease else 0
+            for row, each in enumerate(job.rows):
+                number = self._engine.submit(slot, each)
+                running.left[number], self._owners[number] = row, running
+        except Exception as error:  # of a file, an adapter or the engine: the server goes on
+            if running is not None:
+                self._end(running)
+            elif lease is not None:
+                lease.release()
+            job.post(Failed(refusal(job.adapter, error)))
+            return
+        job.post(Started(lease.digest if lease else self._digest))
+
+    def _cancel(self, job: Job) -> None:
+        if (running := self._running.get(job)) is not None:
+            self._end(running)
+
+    def _cut(self, job: Job, row: int) -> None:
+        if (running := self._running.get(job)) is None:
+            return
+        for number in [number for number, own in running.left.items() if own == row]:
+            self._engine.cancel(number)
+            del running.left[number], self._owners[number]
+        if not running.left:
+            self._end(running)
+
+    def _end(self, running: _Running) -> None:
+        """Free all that a job has."""
+        for number in running.left:
+            self._engine.cancel(number)
+            del self._owners[number]
+        running.left = {}
+        del self._running[running.job]
+        if running.lease is not None:
+            running.lease.release()
+
+    def _step(self) -> int:
+        """Compute a step, and say what it gave. Returns how many failed."""
+        try:
+            with self.store.using() as bank:
+                events = list(self._engine.step(bank))
+        except Exception as error:  # of XLA or of memory: those that were running are told
+            logging.error("a step failed: %s", one_line(error))
+            logging.debug("%s", traceback.format_exc())
+            self._failures += 1
+            if self._failures == PATIENCE:
+                self._lost()
+            return 1
+        self._failures = 0
+        for number, value, finish in events:
+            if (running := self._owners.get(number)) is not None:
+                self._handle(running, number, value, finish)
+        return 0
+
+    def _handle(self, running: _Running, number: int, value: Any, finish: str | None) -> None:
+        row = running.left[number]
+        if finish == "error":
+            self._end(running)
+            running.job.post(Failed(failed_step()))
+            return
+        if finish is not None:
+            del running.left[number], self._owners[number]
+            if not running.left:
+                self._end(running)
+        running.job.post(Step(row, value, finish))
+
+    def _fail_all(self, error: ApiError) -> None:
+        for each in list(self._running.values()):
+            self._end(each)
+            each.job.post(Failed(error))
+
+    def _lost(self) -> None:
+        """Tell all jobs that steps fail, and begin with empty lanes."""
+        self._failures = 0
+        self._fail_all(failed_step())
+        with self.store.using() as bank:
+            self._engine.restart(bank)
+
+
+def refusal(adapter: str | None, error: Exception) -> ApiError:
+    """What a client is told if its job cannot begin; what it need not know is logged."""
+    match error:
+        case ApiError():
+            return error
+        case NoSlotFree():
+            return unavailable(f"no slot is free for the adapter '{adapter}'; try again", "no_slot")
+        case UnknownAdapterError():
+            return unknown_model(str(adapter))
+    logging.error("the adapter '%s': %s", adapter, one_line(error))
+    message = f"the adapter '{adapter}' cannot be used; the server's log says why"
+    return ApiError(500, message, code="adapter_unusable")

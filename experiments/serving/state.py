@@ -1,0 +1,49 @@
+"""What all routes share: the thread of the model, the counters, and who may come in."""
+
+import contextlib
+from collections.abc import Iterator
+
+from experiments.serving.adapter_folder import AdapterFolder
+from experiments.serving.base_model import BaseModel
+from experiments.serving.errors import busy, unavailable
+from experiments.serving.metrics import Metrics
+from experiments.serving.model_thread import ModelThread
+from experiments.serving.settings import Settings
+
+STARTING, READY, DRAINING = "starting", "ready", "draining"
+
+
+class State:
+    """The state of one server; the event loop alone changes it.
+
+    Args:
+      name: what clients call the base.
+      folder: the adapters.
+    """
+
+    def __init__(self, name: str, folder: AdapterFolder, settings: Settings, metrics: Metrics):
+        self.name, self.folder, self.settings, self.metrics = name, folder, settings, metrics
+        self.status = STARTING
+        self.in_flight = 0
+        """Sequences that run or wait."""
+        self.answering = 0
+        """Requests that are being answered, of whatever kind."""
+        self.base: BaseModel
+        self.thread: ModelThread
+
+    def require_ready(self) -> None:
+        """Refuse a request while the server cannot answer it."""
+        if self.status != READY:
+            raise unavailable(f"the server is {self.status}", self.status)
+
+    @contextlib.contextmanager
+    def room(self, rows: int) -> Iterator[None]:
+        """Room for some sequences, or the error of a full queue."""
+        most = self.settings.lanes + self.settings.queue
+        if self.in_flight + rows > most:
+            raise busy(self.in_flight)
+        self.in_flight += rows
+        try:
+            yield
+        finally:
+            self.in_flight -= rows

@@ -1,0 +1,112 @@
+"""Classification by adapters of an encoder, against its merged models."""
+
+import jax
+import numpy as np
+import pytest
+import small_model
+from starlette.testclient import TestClient
+
+import lora_jax as lj
+import variants
+from experiments.serving import assemble
+from experiments.serving.adapter_folder import AdapterFolder
+from experiments.serving.app import make_app
+from experiments.serving.base_model import is_decoder, load_encoder
+from experiments.serving.settings import Holding, Settings
+from experiments.serving.state import READY
+from lora_jax.contract.toy_matrices import noisy
+from lora_jax.interchange.families import names_of
+
+LABELS = ("bad", "good")
+TEXTS = ["a fine film", ["what a bore", "is it good?"], "so long that it needs " + "more " * 12]
+EXAMPLE = (np.zeros((1, 8), np.int32),) * 3
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A client, and for each adapter the function of tokens, mask and types that it is."""
+    root = tmp_path_factory.mktemp("classified")
+    model = str(small_model.write(root / "bert"))
+    assert not is_decoder(model)
+    base = load_encoder(model, "float32", LABELS, "mean")
+    alone = {}
+    for seed, (name, method, labels) in enumerate(
+        [("one", "lora", 2), ("two", "dora", 2), ("wide", "lora", 3)]
+    ):
+        own = load_encoder(model, "float32", [str(i) for i in range(labels)], "mean")
+        variant = variants.make(method, rank=2)
+        adapted = lj.adapt(own.serve, variant, "query/kernel", also_train="classifier/.*")
+        trainable, frozen = adapted.init(jax.random.key(seed), own.params, *EXAMPLE)
+        trainable = noisy(trainable, seed, 0.5)
+        folder, names = root / "adapters" / name, names_of(own.shape)
+        lj.save_peft(folder, trainable, frozen, names)
+        params = adapted.merge(trainable, frozen)
+        alone[name] = lambda *x, own=own, params=params: own.serve(params, *x)
+    settings = Settings(lanes=3, queue=9, tokens=32, token="t" * 16)
+    where = AdapterFolder(root / "adapters")
+    state = assemble.make_state("bert", where, settings, Holding(2, 4), lambda: base)
+    state.thread.start()
+    state.thread.ready.result()
+    state.status = READY
+    with TestClient(make_app(state)) as client:
+        yield client, alone, base.tokenizer.backend
+    state.thread.stop()
+
+
+def expected(alone, backend, text):
+    """The probabilities of a text by itself, without padding."""
+    encoding = backend.encode(*([text] if isinstance(text, str) else text))
+    inputs = (encoding.ids, encoding.attention_mask, encoding.type_ids)
+    logits = alone(*(np.asarray([x], np.int32) for x in inputs))[0]
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_text_is_classified_as_alone(served):
+    client, alone, backend = served
+    for name in ("one", "two"):
+        answer = client.post("/v1/classify", json={"model": name, "input": TEXTS})
+        assert answer.status_code == 200 and answer.headers["X-Adapter-Digest"]
+        for index, (each, text) in enumerate(zip(answer.json()["data"], TEXTS, strict=True)):
+            wanted = expected(alone[name], backend, text)
+            found = each["probabilities"]
+            assert (each["index"], list(found)) == (index, list(LABELS))
+            np.testing.assert_allclose(list(found.values()), wanted, atol=1e-5)
+            assert each["label"] == LABELS[int(wanted.argmax())]
+    single = client.post("/v1/classify", json={"model": "one", "input": TEXTS[0]}).json()
+    np.testing.assert_allclose(
+        list(single["data"][0]["probabilities"].values()),
+        expected(alone["one"], backend, TEXTS[0]),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        ({"model": "one"}, 400, "'input' must be a text or a list"),
+        ({"model": "one", "input": [["a", "b", "c"]]}, 400, "must have texts, or pairs"),
+        ({"model": "one", "input": "a", "truncate": True}, 400, "'truncate' is unknown"),
+        ({"model": "bert", "input": "a"}, 400, "has no head of its own"),
+        ({"model": "three", "input": "a"}, 404, "does not exist"),
+        ({"model": "one", "input": ["a", "a " * 40]}, 422, "text 1 has 42 tokens; there may be 32"),
+        ({"model": "wide", "input": "a"}, 500, "cannot be used"),
+        ({"model": "one", "input": ["a"] * 13}, 429, "the queue is full"),
+    ],
+)
+def test_mistakes(served, content, status, said):
+    answer = served[0].post("/v1/classify", json=content)
+    assert answer.status_code == status and said in answer.json()["error"]["message"]
+
+
+def test_an_encoder_completes_nothing(served):
+    answer = served[0].post("/v1/completions", json={"model": "one", "prompt": "a"})
+    assert answer.status_code == 404 and "use /v1/classify" in answer.json()["error"]["message"]
+
+
+def test_the_admin_is_told_what_does_not_fit(served):
+    answer = served[0].post(
+        "/admin/adapters/wide/load", headers={"Authorization": f"Bearer {'t' * 16}"}
+    )
+    assert answer.status_code == 409
+    assert "classifier" in answer.json()["error"]["message"]

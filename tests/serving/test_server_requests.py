@@ -1,0 +1,177 @@
+"""What a server reads of requests and names, and how tokens become text; nothing is started."""
+
+import hashlib
+
+import pytest
+from fake_server import tokenizer
+from hypothesis import given, settings, strategies as st
+from small_language import write_model
+from tokenizers import Tokenizer
+
+from experiments.serving.adapter_folder import AdapterFolder
+from experiments.serving.asked import IGNORED, NEUTRAL, read_chat, read_completion
+from experiments.serving.errors import ApiError
+from experiments.serving.text_stream import TextStream
+from lora_jax.serving.adapter_store import UnknownAdapterError
+
+TEXT = {"model": "m", "prompt": "a"}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda each: (
+        st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=5), each, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = (
+    *("model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
+    *("top_k", "seed", "stop", "stop_token_ids", "ignore_eos", "stream", "stream_options", "role"),
+    *NEUTRAL,
+    *IGNORED,
+)
+OTHERS = (
+    *("", ".", "..", "../outside", "one/../one", "/etc", "one/", "..\\outside", "\u2024\u2024/o"),
+    *(".hidden", "a file", "ONE", "o\0e", "x" * 200),
+)
+
+
+class TestRequests:
+    @settings(max_examples=300, deadline=None)
+    @given(st.dictionaries(st.sampled_from(FIELDS), PLAIN, max_size=4), st.booleans())
+    def test_any_object_is_read_or_refused_by_name(self, changes, chat):
+        read, usual = (read_chat, CHAT) if chat else (read_completion, TEXT)
+        content = {**usual, **changes}
+        try:
+            asked = read(content)
+        except ApiError as error:
+            assert error.status == 400
+            assert error.param.partition(".")[0].partition("[")[0] in {*content, "model", "prompt"}
+            assert "\n" not in error.message
+        else:
+            assert 0 <= asked.temperature <= 2 and 0 < asked.top_p <= 1
+            assert asked.max_tokens is None or asked.max_tokens >= 1
+            assert all(isinstance(each, str | tuple) and each != () for each in asked.prompts)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("n", 2),
+            ("logprobs", 0),
+            ("tools", [{"type": "function"}]),
+            ("response_format", {"type": "json_object"}),
+            ("frequency_penalty", 0.5),
+            ("logit_bias", {"5": 1}),
+            ("reasoning_effort", "low"),
+        ],
+    )
+    def test_what_is_not_supported_is_refused(self, name, value):
+        with pytest.raises(ApiError, match=f"^'{name}' is not supported") as caught:
+            read_chat({**CHAT, name: value})
+        assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+
+    def test_what_changes_nothing_is_taken(self):
+        neutral = {name: values[0] for name, values in NEUTRAL.items() if values}
+        assert read_chat({**CHAT, **neutral, "user": "me", "n": 1.0}).messages
+        with pytest.raises(ApiError, match=r"^'n' is not supported"):
+            read_chat({**CHAT, "n": True})
+
+    def test_mistakes_are_named(self):
+        def said(read, content):
+            with pytest.raises(ApiError) as caught:
+                read(content)
+            return caught.value.message
+
+        near = "'temprature' is unknown; nearest: 'temperature'"
+        assert said(read_completion, {**TEXT, "temprature": 1}).startswith(near)
+        parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]
+        image = {**CHAT, "messages": [*CHAT["messages"], {"role": "user", "content": parts}]}
+        assert said(read_chat, image) == (
+            "'messages[1].content[1]' is of type 'image_url'; only text is read"
+        )
+        both = {**CHAT, "max_tokens": 1, "max_completion_tokens": 2}
+        assert "differ: give one" in said(read_chat, both)
+        assert "needs 'stream': true" in said(
+            read_chat, {**CHAT, "stream_options": {"include_usage": True}}
+        )
+        assert said(read_completion, {"prompt": "a"}).startswith("'model' is missing")
+
+    def test_parts_of_text_are_joined(self):
+        parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+        asked = read_chat({"model": "m", "messages": [{"role": "user", "content": parts}]})
+        assert asked.messages == ({"role": "user", "content": "ab"},)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory):
+    """Bytes, and what is frequent: a character may be in several tokens."""
+    folder = tmp_path_factory.mktemp("language")
+    write_model(folder)
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+class TestText:
+    @settings(max_examples=100, deadline=None)
+    @given(st.data())
+    def test_it_is_that_of_all_tokens(self, backend, data):
+        ids = data.draw(st.lists(st.integers(3, backend.get_vocab_size() - 1), max_size=20))
+        ids += backend.encode("ä € 𝄞").ids
+        stops = data.draw(st.lists(st.text("ae ä", min_size=1, max_size=3), max_size=3))
+        stream, found, pieces = TextStream(backend, stops), "", []
+        for token in ids:
+            pieces.append(stream.add(token))
+            found += pieces[-1]
+            assert not any(stop in found for stop in stops)
+            if stream.stopped:
+                break
+        found += stream.end()
+        whole = backend.decode(ids)
+        places = [whole.index(stop) for stop in stops if stop in whole]
+        assert found == whole[: min(places, default=len(whole))]
+        assert stream.stopped == bool(places)
+
+    def test_a_stop_text_over_tokens_is_held_back(self):
+        stream = TextStream(tokenizer().backend, ["1 w2 w", "w7"])
+        assert [stream.add(token) for token in (0, 1, 2, 4)] == ["w0", " w", "", ""]
+        assert stream.stopped and stream.end() == ""
+        stream = TextStream(tokenizer().backend, ["1 w2 w9"])
+        assert [stream.add(token) for token in (1, 2, 4)] == ["w", "", "1 w2 w4"]
+
+
+class TestFolder:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        outside = tmp_path / "outside"
+        root = tmp_path / "root"
+        for place in (outside, root / "one", root / ".hidden", root / "linked file"):
+            place.mkdir(parents=True)
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                (place / name).write_text(f"{place.name} {name}")
+        (root / "linked").symlink_to(outside)
+        (root / "inside").symlink_to(root / "one")
+        (root / "linked file/adapter_model.safetensors").unlink()
+        (root / "linked file/adapter_model.safetensors").symlink_to(
+            outside / "adapter_model.safetensors"
+        )
+        (root / "empty").mkdir()
+        (root / "a file").write_text("")
+        return AdapterFolder(root)
+
+    def test_its_names(self, folder):
+        assert folder.names() == ["inside", "one"]
+
+    @pytest.mark.parametrize("name", OTHERS)
+    def test_no_other_name_is_one(self, folder, name):
+        with pytest.raises(UnknownAdapterError):
+            folder.files(name)
+
+    @pytest.mark.parametrize("name", ["linked", "linked file"])
+    def test_no_link_leads_out(self, folder, name):
+        with pytest.raises(ValueError, match="has a link that leads out of the folder"):
+            folder.digest(name)
+
+    def test_a_digest_is_that_of_the_files(self, folder):
+        lines = ""
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            own = hashlib.sha256(f"one {name}".encode()).hexdigest()
+            lines += f"{own}  {name}\n"
+        assert folder.digest("one") == hashlib.sha256(lines.encode()).hexdigest()

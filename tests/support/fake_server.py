@@ -1,0 +1,144 @@
+r"""A server whose model is a counter: what it says needs no weights, and is known beforehand.
+
+    python tests/support/fake_server.py FOLDER '{"lanes": 2, ...}'
+
+Its texts are `w0 w1 w2 ...`, one word a step, and it takes `pause` seconds for each.
+"""
+
+import collections
+import contextlib
+import functools
+import json
+import sys
+import time
+import types
+from concurrent.futures import Future
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from experiments.serving import assemble, run_server
+from experiments.serving.adapter_folder import AdapterFolder
+from experiments.serving.base_model import BaseModel
+from experiments.serving.metrics import Metrics
+from experiments.serving.model_thread import ModelThread
+from experiments.serving.settings import Settings
+from experiments.serving.state import State
+from lora_jax.data.tokenizing.tokenize import Tokenizer
+from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
+
+WORDS = 1000
+
+
+def tokenizer():
+    """`w0` to `w999`, each a token."""
+    words = {f"w{i}": i for i in range(WORDS)}
+    backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.WordPiece("##", cleanup=False)
+    return Tokenizer(backend, 0)
+
+
+def base():
+    shape = types.SimpleNamespace(vocab_size=WORDS, max_tokens=WORDS)
+    return BaseModel("base digest", shape, tokenizer(), None, print, print, WORDS)
+
+
+class FakeEngine:
+    """Gives each row the tokens 0, 1, 2 ...
+
+    A prompt with token 13 makes a step fail, and one with token 14 every step.
+    """
+
+    def __init__(self, lanes=2, pause=0.0):
+        self.lanes, self.pause, self.next = lanes, pause, 0
+        self.rows, self.spoilt = collections.OrderedDict(), []
+
+    def restart(self, bank):
+        self.rows.clear()
+
+    @property
+    def active(self):
+        return min(len(self.rows), self.lanes)
+
+    @property
+    def waiting(self):
+        return len(self.rows) - self.active
+
+    def submit(self, slot, row):
+        self.rows[self.next] = [row, 0]
+        self.next += 1
+        return self.next - 1
+
+    def cancel(self, number):
+        self.rows.pop(number, None)
+
+    def step(self, bank):
+        time.sleep(self.pause)
+        while self.spoilt:
+            yield self.spoilt.pop(), None, "error"
+        for number, each in list(self.rows.items())[: self.lanes]:
+            row, count = each
+            if 14 in row.prompt_ids:
+                raise MemoryError("14 is far too much")
+            if 13 in row.prompt_ids:
+                self.spoilt.append(number)
+                del self.rows[number]
+                raise MemoryError("13 is too much")
+            each[1] += 1
+            ended = each[1] == row.max_new_tokens
+            if ended:
+                del self.rows[number]
+            yield number, count, "length" if ended else None
+
+
+class FakeStore:
+    """Has the adapters `one` and `two`, of which `full` finds no slot; counts what is leased."""
+
+    def __init__(self):
+        self.leased = collections.Counter()
+
+    def prefetch(self, name):
+        future = Future()
+        if name in ("one", "two", "full"):
+            future.set_result(f"digest of {name}")
+        elif name == "broken":
+            future.set_exception(ValueError("/secret/place is damaged"))
+        else:
+            future.set_exception(UnknownAdapterError(name, ["one", "two"]))
+        return future
+
+    def acquire(self, name):
+        digest = self.prefetch(name).result()
+        if name == "full":
+            raise NoSlotFree
+        self.leased[name] += 1
+        release = lambda: self.leased.subtract([name])  # noqa: E731
+        return types.SimpleNamespace(slot=1, digest=digest, name=name, release=release)
+
+    def using(self):
+        return contextlib.nullcontext()
+
+    def held(self):
+        return {name: f"digest of {name}" for name in ("one", "two")}
+
+
+def make_state(folder, pause=0.0, start=0.0, **settings):
+    metrics, found = Metrics(), Settings(**settings)
+    state = State("counter", AdapterFolder(Path(folder)), found, metrics)
+
+    def make():
+        time.sleep(start)
+        state.base = base()
+        return FakeStore(), FakeEngine(found.lanes, pause), "base digest"
+
+    state.thread = ModelThread(make, functools.partial(assemble.note, metrics))
+    return state
+
+
+if __name__ == "__main__":
+    state = make_state(sys.argv[1], **json.loads(sys.argv[2]))
+    listening = run_server.bind("127.0.0.1", 0)
+    print(f"serving on {run_server.address(listening)}", flush=True)
+    run_server.serve(state, listening)
