@@ -18,6 +18,18 @@ PATTERNS = {
 }
 """Fields that may differ between modules where the config has the other field, too."""
 
+HEEDED_BY = {
+    "rank_pattern": ("LORA", "LOHA", "LOKR", "DELORA"),
+    "alpha_pattern": ("LORA", "LOHA", "LOKR"),
+    "block_size_pattern": ("C3A",),
+    "n_frequency_pattern": ("FOURIERFT",),
+    "lambda_pattern": ("DELORA",),
+}
+"""The methods of PEFT that act on a pattern; the others ignore it, though their configs may have it.
+
+AdaLoRA's config inherits LoRA's patterns, and HiRA's has a `rank_pattern`: neither acts on them.
+"""
+
 NAMING = (
     *("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"),
     *("feedforward_modules", "target_parameters"),
@@ -181,8 +193,8 @@ def of_module(config: Settings, module: str, patterns: Compiled) -> dict[str, An
     parameter = f"{module}.weight"
     target = parameter if selects(config.get("target_parameters") or [], parameter) else module
     for name, pattern in PATTERNS.items():
-        if pattern == "rank_pattern" and config["peft_type"] == "HIRA":
-            continue  # PEFT's HiRA does not heed it
+        if config["peft_type"] not in HEEDED_BY[pattern]:
+            continue
         known = name in config or name == "r"
         if known and (value := patterns[pattern].find(target)) is not None:
             found[name] = value

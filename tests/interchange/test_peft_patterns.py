@@ -44,6 +44,12 @@ def test_hira_has_one_rank():
     )  # PEFT's HiRA does not heed the pattern
 
 
+def test_adalora_ignores_the_alphas_of_modules():
+    """Its config inherits the pattern from that of LoRA."""
+    config = {"peft_type": "ADALORA", "lora_alpha": 3, "alpha_pattern": {"a": 7}}
+    assert of_module(config, "a", compiled(config))["lora_alpha"] == 3
+
+
 def test_no_tokens_are_not_the_last_one():
     with pytest.raises(ValueError, match="token_indices names no token"):
         variants.from_peft({"peft_type": "TRAINABLE_TOKENS", "token_indices": []})
