@@ -25,7 +25,7 @@ HEEDED_BY = {
     "n_frequency_pattern": ("FOURIERFT",),
     "lambda_pattern": ("DELORA",),
 }
-"""The methods of PEFT that act on a pattern; the others ignore it, though their configs may have it.
+"""The methods of PEFT that act on a pattern; others ignore it, though their configs may have it.
 
 AdaLoRA's config inherits LoRA's patterns, and HiRA's has a `rank_pattern`: neither acts on them.
 """

@@ -1,5 +1,6 @@
 """Patterns of PEFT's configs, such as `rank_pattern`: which entry is that of a module."""
 
+import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,10 @@ LONGEST, MOST_CHOICES = 300, 5
 """Of a regular expression that is matched."""
 MOST = 1000
 """Of the expressions of one pattern that are no names, and of the forms of its names."""
+MOST_WAYS = 2_000_000
+"""Of matching all expressions of one pattern with one name: some tenths of a second."""
+USUAL_LENGTH = 40
+"""Of a module's name, in characters."""
 
 _NAME = re.compile(r"(\^?)((?:[^^$*+?{}\[\]\\|()]|\\\W)+)")
 """A key that is a name: `^` at most, characters, dots, which stand for any, and escaped ones."""
@@ -29,7 +34,7 @@ class Pattern:
         where none does, the key decides that is the whole name.
 
     Raises:
-      ValueError: a key is no regular expression, or may take too long to match.
+      ValueError: a key is no regular expression, or they may take too long to match.
     """
 
     def __init__(self, entries: Mapping[str, Any], after_dot: bool = False):
@@ -38,7 +43,7 @@ class Pattern:
         self._names: dict[int, dict[_Form, dict[str, int]]] = {}  # by the number of characters
         self._expressions: list[tuple[int, re.Pattern[str]]] = []
         before, after = (r".*\.", "$") if after_dot else (r"(.*\.)?(", ")$")
-        kinds = 0
+        kinds = ways = 0
         for key, number in self._keys.items():
             if name := _NAME.fullmatch(key):
                 text, dots = _read(name[2])
@@ -49,8 +54,14 @@ class Pattern:
             else:
                 kinds += 1
                 self._expressions.append((number, compile_(f"{before}{quick(key)}{after}")))
+                ways += _ways(key)
             if kinds > MOST:
                 raise ValueError(f"more than {MOST:,} keys are regular expressions, not names")
+            if ways > MOST_WAYS:
+                raise ValueError(
+                    f"the keys up to {reprlib.repr(key)} may take too long to match: use fewer "
+                    "repetitions and alternatives, or the names of modules"
+                )
 
     def find(self, module: str) -> Any:
         """The value of a module; None if no key matches its name."""
@@ -102,6 +113,16 @@ def quick(pattern: str) -> str:
             f"characters and {MOST_CHOICES} groups and repetitions, and repeats no group"
         )
     return pattern
+
+
+def _ways(pattern: str) -> int:
+    """About how many ways `re` may try of matching a `quick` expression with a usual name."""
+    bare = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+    repetitions = len(re.findall(r"(?<!\()[*+{]", bare))
+    optional = len(re.findall(r"(?<![(*+?}])\?", bare))
+    groups = bare.count("(") + 1
+    alternatives = math.ceil((1 + bare.count("|") / groups) ** groups)
+    return math.comb(USUAL_LENGTH + repetitions, repetitions) * 2**optional * alternatives
 
 
 def compile_(pattern: str) -> re.Pattern[str]:

@@ -75,6 +75,12 @@ def test_a_series_of_which_nothing_is_left_is_refused():
         variants.from_peft(config)
 
 
+def test_a_series_of_many_terms_is_refused():
+    config = {"peft_type": "OFT", "num_cayley_neumann_terms": 10**9}
+    with pytest.raises(ValueError, match="neumann_terms must be at most 100, got 1000000000"):
+        variants.from_peft(config)
+
+
 def by_get_pattern_key(pattern, default, module):
     """What PEFT's LoRA does with a pattern, in its own words."""
     key = next((k for k in pattern if re.match(rf"(.*\.)?({k})$", module)), module)
@@ -121,6 +127,22 @@ def test_many_entries(monkeypatch):
     config["rank_pattern"] = {f"layers[{n}]": 1 for n in range(1001)}
     with pytest.raises(ValueError, match="more than 1,000 keys are regular expressions, not names"):
         compiled(config)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[f".*.*.*.*.*Z{n}" for n in range(990)], ["(" + ")(".join(["|".join("." * 28)] * 5) + ")"]],
+)
+def test_keys_that_take_long_together(keys):
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": dict.fromkeys(keys, 2)}
+    with pytest.raises(ValueError, match=r"the keys up to .* may take too long to match"):
+        compiled(config)
+
+
+def test_usual_expressions_of_many_layers():
+    keys = [rf".*layers\.{n}\.(self_attn|mlp)\..*proj" for n in range(200)]
+    config = {"peft_type": "LORA", "r": 1, "rank_pattern": {k: n for n, k in enumerate(keys)}}
+    assert of_module(config, "model.layers.77.mlp.up_proj", compiled(config))["r"] == 77
 
 
 def test_patterns_are_compiled_once_for_all_modules(monkeypatch, tmp_path):
