@@ -21,8 +21,20 @@ from jax import Array, lax
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout
 from lora_jax.methods.rotations import side_of, turns
-from lora_jax.peft_format import Layouts, Peft, Settings, loaded, same, settings_of, stored
+from lora_jax.peft_format import (
+    Layouts,
+    Peft,
+    Settings,
+    loaded,
+    quoted,
+    same,
+    settings_of,
+    stored,
+)
 from lora_jax.variant import Base, Factors, Variant, wide
+
+MOST_TERMS = 100
+"""Of a series: each is a product of matrices in the program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +68,10 @@ class OFT(Variant):
         require_count("block_size", self.block_size, least=2)
         if self.neumann_terms:
             require_count("neumann_terms", self.neumann_terms, least=4)
+            if self.neumann_terms > MOST_TERMS:
+                raise ValueError(
+                    f"neumann_terms must be at most {MOST_TERMS}, got {quoted(self.neumann_terms)}"
+                )
         require_dropout(self.dropout)
 
     def validate(self, shape: tuple[int, int]) -> None:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lora_jax.peft_format import Layouts, Peft, Settings, loaded, settings_of, stored
+from lora_jax.methods.checks import MOST
+from lora_jax.peft_format import Layouts, Peft, Settings, loaded, quoted, settings_of, stored
 
 KIND = "ADALORA"
 
@@ -50,6 +51,9 @@ def settings(config: Settings) -> dict[str, Any] | None:
     known = settings_of(config, KIND, orth_reg_weight=0.5, **numbers, **reals, **inherited)
     if known is None:
         return None
+    for name in (*numbers, "total_step"):
+        if isinstance(known[name], int) and known[name] > MOST:
+            raise ValueError(f"{KIND}: {name} must be at most {MOST:,}, got {quoted(known[name])}")
     return {
         "rank": known["init_r"],
         "target_rank": min(known["target_r"], known["init_r"]),

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lora_jax.methods.checks import MOST
 from lora_jax.methods.lowrank import LowRank
+from lora_jax.peft_format import quoted
 from lora_jax.variant import Factors, Pruned
 
 PyTree = Any
@@ -37,6 +39,8 @@ class Schedule:
             default = least == 0 and value is None
             if not default and (not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            if isinstance(value, int) and value > MOST:
+                raise ValueError(f"{name} must be at most {MOST:,}, got {quoted(value)}")
         if self.total_steps > MOST_STEPS:
             raise ValueError(
                 f"total_steps must be at most {MOST_STEPS:,}, got {self.total_steps:,}"
@@ -64,8 +68,16 @@ class Schedule:
         Returns:
           What `phase` reads: `budget`, how many rows of all matrices to keep after 0 ...
           total_steps steps; `start` and `fixed`, the steps between which it falls; `delta_t`.
+
+        Raises:
+          ValueError: all matrices have more rows than a budget can count.
         """
         first, last = matrices * self.rank, matrices * self.target_rank
+        if first > MOST:
+            raise ValueError(
+                f"rank={self.rank} ({matrices} matrices) is a budget of {first:,} rows, more than "
+                f"{MOST:,}"
+            )
         falling = self.fixed - self.start
         passed = [min(max(t - self.start, 0), falling) for t in range(self.total_steps + 1)]
         budget = [integer((first - last) * (1 - t / falling) ** 3 + last) for t in passed]

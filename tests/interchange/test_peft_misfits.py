@@ -43,6 +43,23 @@ def test_a_huge_rank_of_adalora_takes_no_memory(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("init_r", 1_999_999_999, r"rank=1999999999 \(2 matrices\) is a budget of 3,999,999,998"),
+        ("init_r", 10**10, "ADALORA: init_r must be at most 2,147,483,647, got 10000000000"),
+        ("deltaT", 10**30, "ADALORA: deltaT must be at most 2,147,483,647, got 10000"),
+    ],
+)
+def test_numbers_of_adalora_that_no_schedule_holds(field, value, said, tmp_path):
+    shapes = {"lora_A": (2, 8), "lora_B": (12, 2), "lora_E": (2, 1)}
+    every = {f"up.{name}": x for name, x in shapes.items()}
+    every |= {"down.lora_A": (2, 12), "down.lora_B": (4, 2), "down.lora_E": (2, 1)}
+    config = {"peft_type": "ADALORA", "init_r": 2, "total_step": 10, field: value}
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path, config, every)
+
+
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 PAIR = {"up.lora_A.weight": (2, 8), "up.lora_B.weight": (12, 2)}
 ADALORA = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
