@@ -19,7 +19,16 @@ from jax import Array
 from lora_jax.methods.checks import require_count, require_dropout
 from lora_jax.methods.products import dropout, times
 from lora_jax.methods.rotations import side_of, turns
-from lora_jax.peft_format import Layout, Layouts, Peft, Settings, settings_of, stored, vector
+from lora_jax.peft_format import (
+    Layout,
+    Layouts,
+    Peft,
+    Settings,
+    quoted,
+    settings_of,
+    stored,
+    vector,
+)
 from lora_jax.variant import Base, Factors, Variant, wide
 
 
@@ -49,8 +58,9 @@ class BOFT(Variant):
 
     Equal to PEFT's BOFT in linear layers, where q is minus the skew-symmetric part of its `boft_R`.
     That has b^2 numbers in the place of b (b - 1) / 2, so that by plain gradient descent PEFT's q
-    moves half as far. PEFT takes m = 1 where its extension for CUDA is missing. It refuses a block
-    size that does not fit, and its dropout sets whole blocks to I.
+    moves half as far. PEFT takes m = 1 where its extension for CUDA is missing; its files then
+    say another m than the tensors have. It refuses a block size that does not fit, and its dropout
+    sets whole blocks to I.
     """
 
     peft: ClassVar[str] = "BOFTConfig"
@@ -113,14 +123,18 @@ class BOFT(Variant):
         fields = {"boft_block_size": 4, "boft_n_butterfly_factor": 1, "boft_block_num": 0}
         if (known := settings_of(config, "BOFT", **fields, tensor_shapes=None)) is None:
             return None
+        shape = (known["tensor_shapes"] or {}).get(cls.peft_layouts["q"].name, ())
         size, factors = known["boft_block_size"], known["boft_n_butterfly_factor"]
-        if blocks := known["boft_block_num"]:
-            shape = (known["tensor_shapes"] or {}).get(cls.peft_layouts["q"].name, ())
-            if len(shape) != 4 or shape[1] != blocks:
-                raise ValueError(
-                    f"BOFT of boft_block_num={blocks} has no tensor of their rotations"
-                )
-            size = shape[-1]
+        if len(shape) == 4:
+            size, factors = _of_tensor(known, shape)
+        elif known["boft_block_num"]:
+            blocks = quoted(known["boft_block_num"])
+            raise ValueError(f"BOFT of boft_block_num={blocks} has no tensor of their rotations")
+        if size % 2:
+            raise ValueError(
+                f"BOFT with blocks of {quoted(size)} inputs is not read, as a block has two halves "
+                "here; merge it in PEFT (`merge_and_unload`), and read the merged model"
+            )
         return cls(block_size=size, butterfly_factors=factors)
 
     def count(self, shape: tuple[int, int]) -> int:
@@ -135,6 +149,25 @@ class BOFT(Variant):
     def _turns(self, base: Base, factors: Factors) -> Array:
         """B_i - I in the blocks of each factor, (m, in / b, b, b)."""
         return turns(factors.trainable["q"], 2 * self._half(base.shape))
+
+
+def _of_tensor(known: Settings, shape: tuple[int, ...]) -> tuple[int, int]:
+    """b and m of PEFT's tensor (m, in / b, b, b).
+
+    Raises:
+      ValueError: PEFT makes another tensor of its settings.
+    """
+    number = "boft_block_num" if known["boft_block_num"] else "boft_block_size"
+    held = {number: shape[1 if number == "boft_block_num" else 3]}
+    if shape[0] != 1:  # without the extension for CUDA, whatever the config says
+        held["boft_n_butterfly_factor"] = shape[0]
+    for name, x in held.items():
+        if x != known[name]:
+            raise ValueError(
+                f"BOFT with {name}={quoted(known[name])} has a tensor of the shape {shape}, that "
+                f"of {name}={x}"
+            )
+    return shape[3], shape[0]
 
 
 def _turned(x: Array, turn: Array, level: int) -> Array:

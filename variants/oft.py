@@ -12,6 +12,7 @@ close to a rotation while Q_i is small.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -51,8 +52,9 @@ class OFT(Variant):
     Equal to PEFT's OFT with `oft_block_size=block_size` in linear layers: that with
     `use_cayley_neumann=False` has the same `q`, and PEFT's default, a series of five terms, is
     `neumann_terms=5`, where PEFT's q is -`q`. Where `block_size` does not divide `in`, PEFT takes
-    the nearest divisor. It rotates the outputs of an embedding, here neighbouring words. Its
-    dropout sets whole R_i to I. Its constrained rotations (`coft`) and shared blocks are not here.
+    the nearest divisor; in its files, the tensors tell which. It rotates the outputs of an
+    embedding, here neighbouring words. Its dropout sets whole R_i to I. Its constrained rotations
+    (`coft`) and shared blocks are not here.
     """
 
     peft: ClassVar[str] = "OFTConfig"
@@ -128,12 +130,9 @@ class OFT(Variant):
                 f"OFT with num_cayley_neumann_terms={terms} is not here, 3 or more are"
             )
         terms = 4 if terms == 3 else terms  # PEFT computes four for three
-        if not (blocks := known["r"]):
-            return cls(block_size=known["oft_block_size"], neumann_terms=terms)
         shape = (known["tensor_shapes"] or {}).get(cls.peft_layouts["q"].name, ())
-        if len(shape) != 2 or shape[0] != blocks:
-            raise ValueError(f"OFT of r={blocks} blocks has no tensor of their angles")
-        return cls(block_size=side_of(shape[1]), neumann_terms=terms)
+        size = _size_in_peft(known["r"], known["oft_block_size"], shape)
+        return cls(block_size=size, neumann_terms=terms)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
         return Factors(self._signed(loaded(self.peft_layouts, peft.tensors)), begun.constants)
@@ -152,3 +151,42 @@ class OFT(Variant):
     def _signed(self, trainable: Mapping[str, Any]) -> dict[str, Any]:
         """PEFT's series turns the other way than its exact rotation does."""
         return {n: -x for n, x in trainable.items()} if self.neumann_terms else dict(trainable)
+
+
+def _size_in_peft(number: int, size: int, shape: tuple[int, ...]) -> int:
+    """The block size of an adapter that PEFT has written.
+
+    Args:
+      number, size: `r` and `oft_block_size` of the config, of which one is zero.
+      shape: (blocks, entries) of the tensor, if there is one.
+
+    Raises:
+      ValueError: PEFT makes other blocks of these numbers.
+    """
+    name, asked = ("r", number) if number else ("oft_block_size", size)
+    require_count(f"OFT: {name}", asked)
+    if len(shape) != 2:
+        if number:
+            raise ValueError(f"OFT of r={number} blocks has no tensor of their angles")
+        return size
+    blocks, entries = shape
+    found = side_of(entries)
+    if found == 1:
+        raise ValueError("OFT with blocks of 1 input is not read: it turns nothing, leave it out")
+    if not blocks or entries != found * (found - 1) // 2:
+        raise ValueError(
+            f"OFT has a tensor of the shape {shape}, which is none of angles of blocks"
+        )
+    inputs = blocks * found
+    if _nearest_divisor(inputs, asked) != (blocks if number else found):
+        raise ValueError(
+            f"OFT with {name}={quoted(asked)} on {inputs} inputs has no tensor of the shape "
+            f"{shape}, {blocks} blocks of {found} inputs"
+        )
+    return found
+
+
+def _nearest_divisor(n: int, to: int) -> int:
+    """The divisor of n that PEFT takes for a number; of two as near, the lower."""
+    low = [each for each in range(1, math.isqrt(n) + 1) if n % each == 0]
+    return min((*low, *(n // each for each in low)), key=lambda each: (abs(each - to), each))

@@ -56,17 +56,45 @@ def test_no_tokens_are_not_the_last_one():
 
 
 @pytest.mark.parametrize(
-    "config, shapes",
+    ("config", "shape", "said"),
     [
-        ({"peft_type": "OFT", "r": 4}, {"oft_R.weight": (2, 6)}),
-        ({"peft_type": "OFT", "r": 4}, {}),
-        ({"peft_type": "BOFT", "boft_block_num": 4}, {"boft_R": (1, 2, 3, 3)}),
-        ({"peft_type": "BOFT", "boft_block_num": 4}, {"boft_R": (4, 4)}),
+        ({"r": 4}, (2, 6), "r=4 on 8 inputs has no tensor .* 2 blocks of 4 inputs"),
+        ({"r": 4}, None, "r=4 blocks has no tensor of their angles"),
+        ({"r": -3}, (1, 6), "OFT: r must be an integer of at least 1, got -3"),
+        ({"oft_block_size": 7}, (2, 6), "oft_block_size=7 on 8 inputs has no tensor"),
+        ({"oft_block_size": 4}, (2, 5), r"shape \(2, 5\), which is none of angles"),
+        ({"oft_block_size": 4}, (0, 6), r"shape \(0, 6\), which is none of angles"),
+        ({"r": 8}, (8, 0), "blocks of 1 input is not read: it turns nothing"),
+        ({"boft_block_num": 4}, (1, 2, 4, 4), "boft_block_num=4 .* that of boft_block_num=2"),
+        ({"boft_block_num": 4}, (4, 4), "boft_block_num=4 has no tensor of their rotations"),
+        ({"boft_block_size": 4}, (1, 4, 2, 2), "boft_block_size=4 .* of boft_block_size=2"),
+        ({"boft_n_butterfly_factor": 3}, (2, 2, 4, 4), "factor=3 .* that of .*_factor=2"),
+        ({"boft_block_size": 3}, (1, 4, 3, 3), "blocks of 3 inputs is not read, as .* halves"),
+        ({"boft_block_size": 1}, (1, 8, 1, 1), "blocks of 1 inputs is not read"),
     ],
 )
-def test_numbers_of_blocks_are_those_of_the_tensors(config, shapes):
-    with pytest.raises(ValueError, match=r"=4( blocks)? has no tensor"):
-        variants.from_peft({**config, "tensor_shapes": shapes})
+def test_blocks_are_those_that_peft_makes(config, shape, said):
+    oft = not any("boft" in name for name in config)
+    kind, tensor = ("OFT", "oft_R.weight") if oft else ("BOFT", "boft_R")
+    shapes = {tensor: shape} if shape else {}
+    with pytest.raises(ValueError, match=said):
+        variants.from_peft({"peft_type": kind, **config, "tensor_shapes": shapes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "shape", "found"),
+    [
+        ("OFT", {"r": 3}, (2, 6), {"block_size": 4}),  # of the divisors 2 and 4, the lower
+        ("OFT", {"oft_block_size": 7}, (1, 28), {"block_size": 8}),
+        ("OFT", {"oft_block_size": 32}, (2, 276), {"block_size": 24}),  # not 16, which is lower
+        ("OFT", {"oft_block_size": 100}, (1, 28), {"block_size": 8}),
+        ("BOFT", {"boft_n_butterfly_factor": 2}, (1, 2, 4, 4), {"butterfly_factors": 1}),
+    ],
+)
+def test_tensors_tell_the_blocks_that_peft_has_adjusted(kind, config, shape, found):
+    name = "oft_R.weight" if kind == "OFT" else "boft_R"
+    variant = variants.from_peft({"peft_type": kind, **config, "tensor_shapes": {name: shape}})
+    assert {field: getattr(variant, field) for field in found} == found
 
 
 def test_a_series_of_which_nothing_is_left_is_refused():
