@@ -42,6 +42,15 @@ def quoted(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def told_apart(one: Any, other: Any) -> tuple[str, str]:
+    """Two values of a setting for a message that they differ: five digits, or more if need be.
+
+    AdaLoRA's alpha of 2 is 2.0000066666666667 in PEFT, for rank 3.
+    """
+    short = [repr(float(f"{x:.5g}")) if isinstance(x, float) else repr(x) for x in (one, other)]
+    return (short[0], short[1]) if short[0] != short[1] else (repr(one), repr(other))
+
+
 class Peft(NamedTuple):
     """The adapter of one matrix.
 

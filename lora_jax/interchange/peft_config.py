@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_jax.interchange.peft_patterns import Pattern, compile_, quick
-from lora_jax.peft_format import Settings
+from lora_jax.peft_format import Settings, told_apart
 
 PATTERNS = {
     "r": "rank_pattern",
@@ -114,9 +114,10 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
         if others and pattern not in found:
             (other, differs), *_ = others.items()
             usual = next(module for module, x in columns[name].items() if x == common)
+            one, another = told_apart(common, differs)
             raise ValueError(
-                f"PEFT has one {name} for all modules; '{usual}' has {common!r} and '{other}' "
-                f"{differs!r}; merge the weights instead"
+                f"PEFT has one {name} for all modules; '{usual}' has {one} and '{other}' "
+                f"{another}; merge the weights instead"
             )
         found[name] = common
         if others:

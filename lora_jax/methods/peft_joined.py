@@ -13,7 +13,7 @@ import numpy as np
 
 from lora_jax.methods import peft_adalora
 from lora_jax.methods.peft_lora import BIAS, LINEAR
-from lora_jax.peft_format import Layout, Layouts, Peft, same
+from lora_jax.peft_format import Layout, Layouts, Peft, same, told_apart
 
 PARTS = 3
 WHOLE = "queries, keys and values of one weight"
@@ -38,9 +38,8 @@ def joined(parts: Mapping[int, Peft], layouts: Layouts) -> Peft:
     for name in dict.fromkeys(name for each in settings for name in each):
         values = [each.get(name) for each in settings]
         if other := [x for x in values if x != values[0]]:
-            raise _refused(
-                f"PEFT has one {name} for {WHOLE}, and not {values[0]!r} and {other[0]!r}"
-            )
+            one, another = told_apart(values[0], other[0])
+            raise _refused(f"PEFT has one {name} for {WHOLE}, and not {one} and {another}")
     first = next(iter(parts.values()))
     idle = [known[name].idle for name in first.tensors if known[name].outputs != "all"]
     if len(parts) < PARTS and (not idle or None in idle):

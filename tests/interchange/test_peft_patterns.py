@@ -50,6 +50,19 @@ def test_adalora_ignores_the_alphas_of_modules():
     assert of_module(config, "a", compiled(config))["lora_alpha"] == 3
 
 
+@pytest.mark.parametrize(
+    ("alphas", "said"),
+    [
+        ((2 + 2e-5 / 3, 5 + 5e-5 / 3), r"'a' has 2.0 and 'b' 5.0;"),
+        ((2 + 2e-5 / 3, 2.0), r"'a' has 2.00000666\d* and 'b' 2.0;"),
+    ],
+)
+def test_alphas_of_adalora_that_differ_are_short(alphas, said):
+    each = [{"peft_type": "ADALORA", "lora_alpha": alpha} for alpha in alphas]
+    with pytest.raises(ValueError, match=said):
+        joined(dict(zip("ab", each, strict=True)))
+
+
 def test_no_tokens_are_not_the_last_one():
     with pytest.raises(ValueError, match="token_indices names no token"):
         variants.from_peft({"peft_type": "TRAINABLE_TOKENS", "token_indices": []})
