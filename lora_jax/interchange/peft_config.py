@@ -18,16 +18,17 @@ PATTERNS = {
 }
 """Fields that may differ between modules where the config has the other field, too."""
 
-HEEDED_BY = {
-    "rank_pattern": ("LORA", "LOHA", "LOKR", "DELORA"),
-    "alpha_pattern": ("LORA", "LOHA", "LOKR"),
-    "block_size_pattern": ("C3A",),
-    "n_frequency_pattern": ("FOURIERFT",),
-    "lambda_pattern": ("DELORA",),
+VARYING = {
+    "LORA": ("r", "lora_alpha"),
+    "LOHA": ("r", "alpha"),
+    "LOKR": ("r", "alpha"),
+    "DELORA": ("r", "delora_lambda"),
+    "C3A": ("block_size",),
+    "FOURIERFT": ("n_frequency",),
 }
-"""The methods of PEFT that act on a pattern; others ignore it, though their configs may have it.
+"""The fields of PEFT's methods that patterns act on.
 
-AdaLoRA's config inherits LoRA's patterns, and HiRA's has a `rank_pattern`: neither acts on them.
+PEFT ignores others, such as those that AdaLoRA's config inherits, and HiRA's `rank_pattern`.
 """
 
 NAMING = (
@@ -193,11 +194,8 @@ def of_module(config: Settings, module: str, patterns: Compiled) -> dict[str, An
     found = dict(config)
     parameter = f"{module}.weight"
     target = parameter if selects(config.get("target_parameters") or [], parameter) else module
-    for name, pattern in PATTERNS.items():
-        if config["peft_type"] not in HEEDED_BY[pattern]:
-            continue
-        known = name in config or name == "r"
-        if known and (value := patterns[pattern].find(target)) is not None:
+    for name in VARYING.get(config["peft_type"], ()):
+        if (value := patterns[PATTERNS[name]].find(target)) is not None:
             found[name] = value
     if isinstance(config.get("rank_pattern"), dict):  # AdaLoRA's: which rows are left
         names, rows = (f"{module}.lora_E", f"{module}.lora_E.default"), config["rank_pattern"]

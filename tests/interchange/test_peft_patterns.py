@@ -50,6 +50,12 @@ def test_adalora_ignores_the_alphas_of_modules():
     assert of_module(config, "a", compiled(config))["lora_alpha"] == 3
 
 
+def test_a_pattern_of_a_field_that_has_its_default():
+    config = {"peft_type": "LORA", "alpha_pattern": {"a": 7}}
+    assert of_module(config, "a", compiled(config))["lora_alpha"] == 7
+    assert "alpha" not in of_module(config, "a", compiled(config))
+
+
 @pytest.mark.parametrize(
     ("alphas", "said"),
     [

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_jax.interchange.peft_config import HEEDED_BY, compiled, of_module
+from lora_jax.interchange.peft_config import PATTERNS, compiled, of_module
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -46,7 +46,7 @@ def in_peft(folder, config):
 def test_patterns_that_a_method_acts_on(kind, tmp_path):
     config = {"peft_type": kind, "target_modules": ["0", "1"], **CONFIGS[kind]}
     plain, mine = in_peft(tmp_path, config), of_module(config, "1", compiled(config))
-    for name in HEEDED_BY:
+    for name in set(PATTERNS.values()):
         if (kind, name) == ("ADALORA", "rank_pattern"):
             continue  # a mask of rows, another thing
         other = {**config, name: {"1": 2}}
