@@ -135,6 +135,7 @@ def _targets(
 ) -> dict[Any, Variant]:
     targets: dict[Any, Variant] = {}
     known: dict[str, Variant] = {}  # most modules have the same settings
+    stacks: dict[str, list[Variant]] = {}
     for module, each in found.rows.items():
         if (own := repr(settings[module])) not in known:
             known[own] = variant_of(settings[module])
@@ -142,4 +143,14 @@ def _targets(
             pattern = only(row.path)
             one = some_layers(pattern, row.layer) if names.stacked(row.path) else pattern
             targets[one] = known[own]
+            if names.stacked(row.path):
+                stacks.setdefault(row.path, []).append(known[own])
+    for path, layers in stacks.items():
+        try:
+            layers[0].align(tuple(layers))
+        except ValueError as error:
+            raise ValueError(
+                f"'{path}': {error}; merge the adapter in PEFT (`merge_and_unload`), and read the "
+                "merged model"
+            ) from None
     return targets

@@ -151,3 +151,29 @@ def test_long_names_are_not_repeated_in_full(config, shapes, tmp_path):
     ) as caught:
         load(tmp_path, {**LORA, **config}, {**PAIR, **shapes})
     assert len(str(caught.value)) < 1000
+
+
+MIXED = [
+    ("FOURIERFT", {"n_frequency": 2, "n_frequency_pattern": {"layers.1.w": 3}}, {
+        "layers.0.w.fourierft_spectrum": (2,), "layers.1.w.fourierft_spectrum": (3,)
+    }),
+    ("DELORA", {"r": 1, "lambda_pattern": {"1.w": 3.0}}, {
+        f"layers.{n}.w.delora_{name}": shape
+        for n in (0, 1)
+        for name, shape in {"A": (1, 8), "B": (8, 1), "lambda": (1,)}.items()
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "config", "shapes"), MIXED)
+def test_layers_of_a_stack_that_no_stack_holds(kind, config, shapes, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, **config}))
+    tensors = {f"base_model.model.{name}": np.ones(s, np.float32) for name, s in shapes.items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    names, params = lj.names_from_patterns({"w": "layers.{layer}.w"}), {"w": jnp.ones((2, 8, 8))}
+
+    def forward(params, x):
+        return x @ params["w"][0] @ params["w"][1]
+
+    with pytest.raises(ValueError, match=r"'w': .* cannot mix .*; merge the adapter in PEFT"):
+        lj.load_peft(tmp_path, variants.from_peft, names, forward, params, X)
