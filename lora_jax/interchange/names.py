@@ -100,3 +100,8 @@ def rows(names: Names, params: Mapping[str, Any]) -> Iterable[Row]:
         for layer in range(layers):
             if (place := names.place(path, layer)) is not None:
                 yield Row(path, layer, place)
+
+
+def outputs_axis(parts: Iterable[Row]) -> int:
+    """The axis along which a tensor of torch holds the outputs of its parts side by side."""
+    return 0 if any(row.place.transposed for row in parts) else -1

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.interchange.matrices import Matrix, by_module, matrices
-from lora_jax.interchange.names import Names, Row, rows
+from lora_jax.interchange.matrices import Matrix, by_module, depth, matrices, variant_at
+from lora_jax.interchange.names import Names, Row, outputs_axis, rows
 from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, TOKENS, write_folder
 from lora_jax.interchange.tied_head import head_adapters, head_of, of_both
@@ -52,6 +52,7 @@ def save_peft(
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
     params = _params(trainable, frozen)
+    _check_parts(trainable, frozen, names, params)
     found, heads, shapes = _by_module(trainable, frozen, names, params)
     found = _like_conv1d(found | heads)
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
@@ -67,6 +68,28 @@ def save_peft(
     tensors = _tensors(found) | _shared_tensors(trainable, frozen, shapes)
     tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
     return write_folder(folder, config, tensors, dtype)
+
+
+def _check_parts(
+    trainable: Trainable, frozen: Frozen, names: Names, params: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if a weight trains in full, and another part of its module has an adapter.
+
+    PEFT saves the module whole, or adapts it.
+    """
+    adapted = {}
+    for placement in frozen.spec.adapted:
+        path = placement.use.path
+        for layer in range(depth(placement)):
+            place = names.place(path, layer) if variant_at(placement, layer) else None
+            if place is not None:
+                adapted[place.name] = path
+    for row in rows(names, {p: params[p] for p in trainable["params"] if p in params}):
+        if other := adapted.get(row.place.name):
+            raise ValueError(
+                f"'{row.path}' trains in full, and '{other}' has an adapter; PEFT has both in one "
+                f"module, '{row.module}': merge the weights instead"
+            )
 
 
 def _by_module(
@@ -242,7 +265,9 @@ def _trained_in_full(
         name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
         parts.setdefault(name, []).append(row)
     found = {
-        name: np.concatenate([_tensor(row, params[row.path], names) for row in each], axis=-1)
+        name: np.concatenate(
+            [_tensor(row, params[row.path], names) for row in each], outputs_axis(each)
+        )
         for name, each in parts.items()
     }
     for row in trained:
