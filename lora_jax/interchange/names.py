@@ -21,6 +21,8 @@ class Names:
     """Whether a parameter has an axis of layers in front, each of which is a tensor in torch."""
     head: str | None = None
     """The module of torch that is the head, where its weight is also a table; None if not known."""
+    unwrapped: frozenset[str] = frozenset()
+    """The modules whose weight torch's model reads by itself: an adapter there does nothing."""
 
 
 class Row(NamedTuple):

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from lora_jax.files.arrays import to_host
-from lora_jax.interchange.matrices import Matrix, by_module, depth, matrices, variant_at
+from lora_jax.interchange.matrices import Matrix, by_module, matrices
 from lora_jax.interchange.names import Names, Row, outputs_axis, rows
+from lora_jax.interchange.peft_checks import check_modules, check_parts, check_wrapped, with_heads
 from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, TOKENS, write_folder
 from lora_jax.interchange.tied_head import head_adapters, head_of, of_both
@@ -18,9 +19,6 @@ from lora_jax.peft_format import Peft
 from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.uses import Uses, WeightUse
-
-HEADS = ("classifier", "score")
-"""What PEFT saves whole with SEQ_CLS."""
 
 
 def save_peft(
@@ -52,14 +50,15 @@ def save_peft(
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
     params = _params(trainable, frozen)
-    _check_parts(trainable, frozen, names, params)
+    check_parts(trainable, frozen, names, params)
     found, heads, shapes = _by_module(trainable, frozen, names, params)
     found = _like_conv1d(found | heads)
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
     weights = {row.module for row in rows(names, params) if row.leaf == "weight"}
     if task_type == "SEQ_CLS":
-        whole = _with_heads(whole, weights)
-    _check_modules(set(found), whole, weights, task_type)
+        whole = with_heads(whole, weights)
+    check_modules(set(found), whole, weights, task_type)
+    check_wrapped(found, names)
     config = _config(found, whole, biases)
     config |= {"base_model_name_or_path": base_model, "task_type": task_type}
     tied = heads or trainable["params"].keys() & {*frozen.spec.tied}
@@ -68,28 +67,6 @@ def save_peft(
     tensors = _tensors(found) | _shared_tensors(trainable, frozen, shapes)
     tensors |= {f"{MODEL}{name}": x for name, x in full.items()}
     return write_folder(folder, config, tensors, dtype)
-
-
-def _check_parts(
-    trainable: Trainable, frozen: Frozen, names: Names, params: Mapping[str, Any]
-) -> None:
-    """Raise a ValueError if a weight trains in full, and another part of its module has an adapter.
-
-    PEFT saves the module whole, or adapts it.
-    """
-    adapted = {}
-    for placement in frozen.spec.adapted:
-        path = placement.use.path
-        for layer in range(depth(placement)):
-            place = names.place(path, layer) if variant_at(placement, layer) else None
-            if place is not None:
-                adapted[place.name] = path
-    for row in rows(names, {p: params[p] for p in trainable["params"] if p in params}):
-        if other := adapted.get(row.place.name):
-            raise ValueError(
-                f"'{row.path}' trains in full, and '{other}' has an adapter; PEFT has both in one "
-                f"module, '{row.module}': merge the weights instead"
-            )
 
 
 def _by_module(
@@ -194,52 +171,6 @@ def _stored(each: Matrix) -> Peft:
             raise ValueError(f"'{each.path}': PEFT has no {title} for Conv1D; merge the weights")
         peft = peft._replace(settings={**peft.settings, "fan_in_fan_out": True})
     return peft
-
-
-def _with_heads(whole: set[str], known: set[str]) -> set[str]:
-    """The modules to save, with a head in the place of its parts, such as RoBERTa's two layers.
-
-    PEFT saves the head whole with SEQ_CLS, and does not know a module to save inside another one.
-
-    Args:
-      whole, known: the modules that train in full, and all with a weight.
-
-    Raises:
-      ValueError: only some parts of a head train.
-    """
-    for head in HEADS:
-        parts = {each for each in known if each.startswith(f"{head}.")}
-        if parts & whole:
-            if missing := sorted(parts - whole):
-                raise ValueError(
-                    f"with SEQ_CLS, PEFT saves '{head}' whole, and '{missing[0]}' does not train "
-                    "in full: leave task_type out"
-                )
-            whole = whole - parts | {head}
-    return whole
-
-
-def _check_modules(adapted: set[str], whole: set[str], known: set[str], task: str | None) -> None:
-    """PEFT also adapts what ends in the name of a module, and adapts nothing that it saves whole.
-
-    Args:
-      adapted, whole, known: the modules with an adapter, those to save, and all with a weight.
-
-    Raises:
-      ValueError: PEFT would take other modules than these.
-    """
-    for name in sorted(known - adapted - whole):
-        if one := next((each for each in adapted if name.endswith(f".{each}")), None):
-            raise ValueError(f"PEFT would adapt '{name}', too, for it ends in '{one}'")
-    if task == "SEQ_CLS" and not whole & {*HEADS}:
-        raise ValueError(
-            "with SEQ_CLS, PEFT saves the head, and no module 'classifier' or 'score' trains in "
-            "full here: leave task_type out"
-        )
-    saved = whole | {*HEADS} if task == "SEQ_CLS" else whole
-    for name in sorted(adapted):
-        if one := next((each for each in saved if f".{each}." in f".{name}."), None):
-            raise ValueError(f"PEFT would not adapt '{name}', for it is in '{one}', saved whole")
 
 
 def _trained_in_full(
