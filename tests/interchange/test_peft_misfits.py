@@ -62,10 +62,21 @@ PAIR = {"up.lora_A.weight": (2, 8), "up.lora_B.weight": (12, 2)}
 ADALORA = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
 AXES = [
     (LORA, {**PAIR, "up.lora_B.weight": ()}, r"'up' .*lora_B.weight': \(\)"),
+    (LORA, {**PAIR, "up.lora_B.weight": (12, 2, 1)}, "'up' .*: factors are matrices"),
     (LORA, {**PAIR, "up.lora_A.weight": (3, 8)}, "'up' .* 3 rows, and the config says r=2"),
     (LORA, {**PAIR, "up.lora_C.weight": (3,)}, "'up' .*'lora_C.weight' is not one of"),
     (LORA, {**PAIR, "down.bias": ()}, r"down/bias: the file has \(\)"),
     ({"peft_type": "ADALORA", "init_r": 2, "total_step": 10}, {**ADALORA, "up.lora_A": ()}, "'up'"),
+    (
+        {"peft_type": "ADALORA", "init_r": 1, "total_step": 10},
+        {"up.lora_A": (1,), "up.lora_B": (12, 1), "up.lora_E": (1, 1)},
+        "'up' .*: factors are matrices",
+    ),
+    (
+        {"peft_type": "GRALORA", "r": 2, "gralora_k": 2},
+        {"up.gralora_A": (64,), "up.gralora_B": (2, 1, 6)},
+        "'up' .*: blocks of factors have three axes",
+    ),
     ({"peft_type": "BOFT"}, {"up.boft_R": (1,), "up.boft_s": (12, 1)}, r"'up' .*boft_R': \(1,\)"),
     (
         {"peft_type": "BOFT"},
