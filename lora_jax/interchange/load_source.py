@@ -14,6 +14,7 @@ from lora_jax.interchange.check_source import (
     check_heads,
     check_shared,
     refuse_tied,
+    with_frozen_layers,
 )
 from lora_jax.interchange.fill_adapter import each_row, filled, lora_biases
 from lora_jax.interchange.names import Names
@@ -76,6 +77,7 @@ def load_source(
     source: Source, found: Sorted, variant_of: Callable[[Settings], Variant], onto: Onto
 ) -> Loaded:
     """`load_peft` of any source, whose tensors were found to be of these modules."""
+    found = with_frozen_layers(found)
     leaves, names = onto.arrays, onto.names
     shapes = {name: source.abstract(name) for name in source.names()}
     try:
