@@ -129,6 +129,8 @@ class GraLoRA(LowRank):
         return cls(rank=rank, alpha=alpha, dropout=dropout, blocks=blocks)
 
     def factors_from_peft(self, base: Base, peft: Peft, begun: Factors) -> Factors:
+        if any(len(x.shape) != 3 for x in peft.tensors.values()):
+            raise ValueError("blocks of factors have three axes")
         return begun._replace(trainable=loaded(self._layouts(), peft.tensors))
 
     def _layouts(self) -> Layouts:

@@ -40,6 +40,23 @@ def refuse_tied(found: Sorted, settings: Mapping[str, Settings], tied: Collectio
             raise ValueError(f"'{row.path}' is also the head, which {alone[name]} leaves as it is")
 
 
+def with_frozen_layers(found: Sorted) -> Sorted:
+    """Weights saved whole, of stacks with adapters in other layers, as copies of the base.
+
+    Here one stacked weight has adapters or trains in full. A module is saved whole for its bias,
+    too, and then its weight is that of the base.
+    """
+    adapted = {row.path for _, row in each_row(found.rows)}
+    full, copies = {}, dict(found.copies)
+    for name, several in found.full.items():
+        beside = [row for row in several if row.path in adapted and row.module not in found.rows]
+        if beside:
+            copies[name] = beside
+        if others := [row for row in several if row not in beside]:
+            full[name] = others
+    return found._replace(full=full, copies=copies)
+
+
 def check_copies(
     found: Sorted, leaves: Mapping[str, Any], names: Names, read: Mapping[str, Any]
 ) -> None:
@@ -49,7 +66,13 @@ def check_copies(
         mine = mine[row.layer] if names.stacked(row.path) else mine
         dtypes = mine.dtype, theirs.dtype  # one of them may be rounded
         if not any(jnp.array_equal(mine.astype(d), theirs.astype(d)) for d in dtypes):
-            raise ValueError(f"tensor '{name}' is not the '{row.path}' of these params")
+            said = f"tensor '{name}' is not the '{row.path}' of these params"
+            if row.module not in found.rows:
+                said += (
+                    ", and its other layers have adapters, which one stacked weight cannot have "
+                    "here: read the merged model (`merge_and_unload` in PEFT)"
+                )
+            raise ValueError(said)
 
 
 def check_heads(found: Sorted, read: Mapping[str, Any]) -> None:

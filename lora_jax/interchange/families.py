@@ -32,7 +32,9 @@ def names_of(config: Any, head: bool = True) -> Names:
 
     own = place("head/kernel", 0) if head and decoder else None
     module = own and own.name.removesuffix(".weight")
-    return Names(place, lambda path: path.startswith("layers/"), module)
+    relative = place("embeddings/relative/embedding", 0)  # DeBERTa's, in which nothing is looked up
+    unwrapped = {relative.name.removesuffix(".weight")} if relative else ()
+    return Names(place, lambda path: path.startswith("layers/"), module, frozenset(unwrapped))
 
 
 def names_in(config: Any, tensors: Iterable[str]) -> Names:

@@ -7,6 +7,7 @@ from typing import Any
 from lora_jax.interchange.load_source import Loaded, Onto, load_source
 from lora_jax.interchange.names import Names, rows
 from lora_jax.interchange.peft_folder import PeftFolder, sort_tensors
+from lora_jax.interchange.source import Sorted
 from lora_jax.peft_format import Settings
 from lora_jax.quantization.quantize import Storage
 from lora_jax.variant import Variant
@@ -72,4 +73,15 @@ class PeftReader:
         """The adapter of a folder; raises as `load_peft`."""
         source, onto = PeftFolder(folder), self._onto
         found = sort_tensors(source, rows(self._names, onto.arrays), onto.tied)
+        _check_wrapped(source, found, self._names)
         return load_source(source, found, self._variant_of, onto)
+
+
+def _check_wrapped(source: PeftFolder, found: Sorted, names: Names) -> None:
+    """Raise a ValueError for an adapter that does nothing in PEFT."""
+    for module in found.adapters:
+        if module in names.unwrapped and module not in found.tokens:
+            raise ValueError(
+                f"{source.label()}: the adapter of '{module}' does nothing in PEFT, whose model "
+                "reads the weight past it"
+            )

@@ -14,6 +14,7 @@ from lora_jax.interchange.check_source import (
     check_heads,
     check_shared,
     refuse_tied,
+    with_frozen_layers,
 )
 from lora_jax.interchange.fill_adapter import each_row, filled, lora_biases
 from lora_jax.interchange.names import Names
@@ -76,9 +77,11 @@ def load_source(
     source: Source, found: Sorted, variant_of: Callable[[Settings], Variant], onto: Onto
 ) -> Loaded:
     """`load_peft` of any source, whose tensors were found to be of these modules."""
+    found = with_frozen_layers(found)
     leaves, names = onto.arrays, onto.names
+    shapes = {name: source.abstract(name) for name in source.names()}
     try:
-        settings = _settings(source, found)
+        settings = _settings(source, found, shapes)
         targets = _targets(found, settings, variant_of, names)
         refuse_tied(found, settings, onto.tied)
         check_scales(source, found, settings)
@@ -90,7 +93,6 @@ def load_source(
     adapted = adapt(onto.forward, targets=targets, also_train=also, quantize=onto.quantize)
     key = jax.random.key(0)  # what is drawn is replaced
     try:
-        shapes = {name: source.abstract(name) for name in source.names()}
         fill = functools.partial(filled, source, found, settings, names)
         structure = (adapted, tuple(shapes.items()))
         if structure not in onto.begun:
@@ -112,7 +114,9 @@ def load_source(
     return Loaded(adapted, trainable, frozen, source.config)
 
 
-def _settings(source: Source, found: Sorted) -> dict[str, dict[str, Any]]:
+def _settings(
+    source: Source, found: Sorted, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, dict[str, Any]]:
     """What a source says of each module with an adapter."""
     if source.config.get("trainable_token_indices") and not found.tokens:
         raise ValueError("trainable_token_indices names tokens, and no tensor has their rows")
@@ -121,7 +125,7 @@ def _settings(source: Source, found: Sorted) -> dict[str, dict[str, Any]]:
         if module in found.tokens:
             settings[module] = of_tokens(source.config, module)
             continue
-        shapes = {suffix: source.abstract(name).shape for suffix, name in tensors.items()}
+        shapes = {suffix: abstract[name].shape for suffix, name in tensors.items()}
         beside = {"layer_has_bias": module in found.biases, "tensor_shapes": shapes}
         settings[module] = {**source.settings(module), **beside}
     return settings

@@ -21,6 +21,8 @@ class Names:
     """Whether a parameter has an axis of layers in front, each of which is a tensor in torch."""
     head: str | None = None
     """The module of torch that is the head, where its weight is also a table; None if not known."""
+    unwrapped: frozenset[str] = frozenset()
+    """The modules whose weight torch's model reads by itself: an adapter there does nothing."""
 
 
 class Row(NamedTuple):
@@ -100,3 +102,8 @@ def rows(names: Names, params: Mapping[str, Any]) -> Iterable[Row]:
         for layer in range(layers):
             if (place := names.place(path, layer)) is not None:
                 yield Row(path, layer, place)
+
+
+def outputs_axis(parts: Iterable[Row]) -> int:
+    """The axis along which a tensor of torch holds the outputs of its parts side by side."""
+    return 0 if any(row.place.transposed for row in parts) else -1

@@ -122,15 +122,14 @@ def joined(each: Mapping[str, Settings]) -> dict[str, Any]:
             )
         found[name] = common
         if others:
-            # PEFT takes the first key that is the end of a module's name: the longest come first,
-            # and a module whose name has another's as its end has an entry, too.
-            own = {m: x for m, x in columns[name].items() if {m, *_ends(m)} & others.keys()}
-            own = {m: own[m] for m in sorted(own, key=len, reverse=True)}
             if pattern in BY_WHOLE_NAME:
-                _check_ends(name, own, columns[name])
+                _check_ends(name, others, columns[name])
             else:
-                own = {re.escape(m): x for m, x in own.items()}
-            found[pattern] = {**found[pattern], **own}
+                # PEFT takes the first key that is the end of a module's name, and sorts the keys
+                # when it writes: a key that is also the end of another's name is anchored.
+                ends = {end for module in columns[name] for end in _ends(module)}
+                others = {f"{'^' * (m in ends)}{re.escape(m)}": x for m, x in others.items()}
+            found[pattern] = {**found[pattern], **others}
     return found
 
 

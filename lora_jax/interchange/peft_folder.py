@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from lora_jax.files.atomic import write_atomically
 from lora_jax.interchange.names import Row
 from lora_jax.interchange.peft_config import Compiled, check, compiled, of_module, selects
+from lora_jax.interchange.peft_targets import refusal_of
 from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
 from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
@@ -193,12 +194,11 @@ def _check_named(config: Mapping[str, Any], found: Sorted) -> None:
     `modules_to_save` names it or not. It does not name embeddings and heads that it saves because
     the vocabulary has grown, nor did it once name heads of classifiers.
     """
-    targets, parameters = config.get("target_modules"), config.get("target_parameters") or []
-    if isinstance(targets, list) and not config.get("ensure_weight_tying"):  # it adds the tied ones
+    refusal = refusal_of(config)
+    if not config.get("ensure_weight_tying"):  # it adds the tied ones
         for module in found.adapters:
-            named = selects(targets, module) or selects(parameters, f"{module}.weight")
-            if not named and module not in found.tokens:
-                raise ValueError(f"target_modules does not name '{module}', which has tensors")
+            if module not in found.tokens and (why := refusal(module)):
+                raise ValueError(f"{why} '{module}', which has tensors")
     if config.get("bias") == "none":
         copied = {row.module for rows in found.copies.values() for row in rows}  # with its bias
         for name, rows in found.full.items():

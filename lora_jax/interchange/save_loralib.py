@@ -13,7 +13,7 @@ from lora_jax.files.atomic import write_atomically
 from lora_jax.interchange.loralib_file import noted
 from lora_jax.interchange.loralib_layers import A, B
 from lora_jax.interchange.matrices import Matrix, matrices
-from lora_jax.interchange.names import Names, Row, rows
+from lora_jax.interchange.names import Names, Row, outputs_axis, rows
 from lora_jax.interchange.peft_folder import cast
 from lora_jax.methods.peft_joined import PARTS
 from lora_jax.methods.peft_lora import as_peft, number
@@ -197,4 +197,4 @@ def _joined(every: list[Row], arrays: Mapping[str, Any], names: Names) -> np.nda
             raise ValueError(f"'{row.path}' is quantised, and other parts of its tensor train")
         array = to_host(value)[row.layer] if names.stacked(row.path) else to_host(value)
         parts.append(array.T if row.place.transposed else array)
-    return np.concatenate(parts, axis=-1)
+    return np.concatenate(parts, outputs_axis(every))

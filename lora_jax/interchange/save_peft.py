@@ -10,7 +10,8 @@ import numpy as np
 
 from lora_jax.files.arrays import to_host
 from lora_jax.interchange.matrices import Matrix, by_module, matrices
-from lora_jax.interchange.names import Names, Row, rows
+from lora_jax.interchange.names import Names, Row, outputs_axis, rows
+from lora_jax.interchange.peft_checks import check_modules, check_parts, check_wrapped, with_heads
 from lora_jax.interchange.peft_config import joined
 from lora_jax.interchange.peft_folder import MODEL, SHARED, TOKENS, write_folder
 from lora_jax.interchange.tied_head import head_adapters, head_of, of_both
@@ -18,9 +19,6 @@ from lora_jax.peft_format import Peft
 from lora_jax.transform.layer_bias import bias_beside
 from lora_jax.transform.placement import Frozen, Trainable
 from lora_jax.uses import Uses, WeightUse
-
-HEADS = ("classifier", "score")
-"""What PEFT saves whole with SEQ_CLS."""
 
 
 def save_peft(
@@ -52,13 +50,15 @@ def save_peft(
       ValueError: PEFT cannot compute the same, or a weight has no torch name. Nothing is written.
     """
     params = _params(trainable, frozen)
+    check_parts(trainable, frozen, names, params)
     found, heads, shapes = _by_module(trainable, frozen, names, params)
     found = _like_conv1d(found | heads)
     full, whole, biases = _trained_in_full(trainable, frozen, names, set(found))
     weights = {row.module for row in rows(names, params) if row.leaf == "weight"}
     if task_type == "SEQ_CLS":
-        whole = _with_heads(whole, weights)
-    _check_modules(set(found), whole, weights, task_type)
+        whole = with_heads(whole, weights)
+    check_modules(set(found), whole, weights, task_type)
+    check_wrapped(found, names)
     config = _config(found, whole, biases)
     config |= {"base_model_name_or_path": base_model, "task_type": task_type}
     tied = heads or trainable["params"].keys() & {*frozen.spec.tied}
@@ -173,52 +173,6 @@ def _stored(each: Matrix) -> Peft:
     return peft
 
 
-def _with_heads(whole: set[str], known: set[str]) -> set[str]:
-    """The modules to save, with a head in the place of its parts, such as RoBERTa's two layers.
-
-    PEFT saves the head whole with SEQ_CLS, and does not know a module to save inside another one.
-
-    Args:
-      whole, known: the modules that train in full, and all with a weight.
-
-    Raises:
-      ValueError: only some parts of a head train.
-    """
-    for head in HEADS:
-        parts = {each for each in known if each.startswith(f"{head}.")}
-        if parts & whole:
-            if missing := sorted(parts - whole):
-                raise ValueError(
-                    f"with SEQ_CLS, PEFT saves '{head}' whole, and '{missing[0]}' does not train "
-                    "in full: leave task_type out"
-                )
-            whole = whole - parts | {head}
-    return whole
-
-
-def _check_modules(adapted: set[str], whole: set[str], known: set[str], task: str | None) -> None:
-    """PEFT also adapts what ends in the name of a module, and adapts nothing that it saves whole.
-
-    Args:
-      adapted, whole, known: the modules with an adapter, those to save, and all with a weight.
-
-    Raises:
-      ValueError: PEFT would take other modules than these.
-    """
-    for name in sorted(known - adapted - whole):
-        if one := next((each for each in adapted if name.endswith(f".{each}")), None):
-            raise ValueError(f"PEFT would adapt '{name}', too, for it ends in '{one}'")
-    if task == "SEQ_CLS" and not whole & {*HEADS}:
-        raise ValueError(
-            "with SEQ_CLS, PEFT saves the head, and no module 'classifier' or 'score' trains in "
-            "full here: leave task_type out"
-        )
-    saved = whole | {*HEADS} if task == "SEQ_CLS" else whole
-    for name in sorted(adapted):
-        if one := next((each for each in saved if f".{each}." in f".{name}."), None):
-            raise ValueError(f"PEFT would not adapt '{name}', for it is in '{one}', saved whole")
-
-
 def _trained_in_full(
     trainable: Trainable, frozen: Frozen, names: Names, adapted: set[str]
 ) -> tuple[dict[str, np.ndarray], set[str], list[str]]:
@@ -242,7 +196,9 @@ def _trained_in_full(
         name = f"{row.module}.base_layer.bias" if row.module in adapted else row.place.name
         parts.setdefault(name, []).append(row)
     found = {
-        name: np.concatenate([_tensor(row, params[row.path], names) for row in each], axis=-1)
+        name: np.concatenate(
+            [_tensor(row, params[row.path], names) for row in each], outputs_axis(each)
+        )
         for name, each in parts.items()
     }
     for row in trained:

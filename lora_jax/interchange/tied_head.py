@@ -1,5 +1,6 @@
 """Tables that are also the head: PEFT has two modules of them, with the same numbers."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 from lora_jax.interchange.matrices import Matrix
@@ -52,6 +53,14 @@ def check_scales(source: Source, found: Sorted, settings: Mapping[str, Settings]
         if table in modules:
             module, suffix = modules[table]
             head = name.removeprefix(MODEL).removesuffix(f".{suffix}")
-            theirs, mine = source.settings(head), settings[module]
-            if any(theirs.get(field) != mine.get(field) for field in ("r", "lora_alpha")):
+            if not math.isclose(_scale(source.settings(head)), _scale(settings[module])):
                 raise ValueError(f"'{head}' has another scale than '{module}', its table")
+
+
+def _scale(settings: Settings) -> float:
+    """LoRA's, NaN if there is none. The head has the factors of the table, whatever its rank."""
+    try:
+        rank, alpha = settings.get("r", 8), settings.get("lora_alpha", 8)
+        return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    except (ArithmeticError, TypeError, ValueError):
+        return math.nan

@@ -73,7 +73,8 @@ def rows(peft: Peft, layouts: Layouts, begun: Mapping[str, Array]) -> dict[str, 
     """The trained factors from PEFT's tensors; rows that are not in the file are zero.
 
     Raises:
-      ValueError: the rows of a tensor are not those that `rank_pattern` and `init_r` say.
+      ValueError: the rows of a tensor are not those that `rank_pattern` and `init_r` say, or it
+        has another number of axes.
     """
     found, rank = loaded(layouts, peft.tensors), len(begun["e"])
     pattern = peft.settings.get("rank_pattern")
@@ -82,6 +83,8 @@ def rows(peft: Peft, layouts: Layouts, begun: Mapping[str, Array]) -> dict[str, 
     if len(pattern or ()) not in (0, rank) or any(len(x) != left for x in found.values()):
         sizes = {name: len(x) for name, x in found.items()}
         raise ValueError(f"{KIND}: {sizes} rows, {left} by rank_pattern and init_r")
+    if any(len(found[name].shape) != len(x.shape) for name, x in begun.items() if name in found):
+        raise ValueError("factors are matrices")
     places = np.flatnonzero(pattern) if pattern else np.arange(rank)
     return {
         name: jnp.zeros(x.shape, found[name].dtype).at[places].set(found[name])

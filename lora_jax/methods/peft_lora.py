@@ -118,6 +118,8 @@ def padded(factors: dict[str, Any], begun: Factors, rank: int) -> dict[str, Any]
     found = dict(factors)
     for name in ("a", "b", "c", "d"):
         if name in found and name in begun.trainable:
+            if len(found[name].shape) != 2:
+                raise ValueError("factors are matrices")
             if (rows := found[name].shape[0]) != rank:
                 raise ValueError(f"factors have {rows} rows, and the config says r={rank}")
             if missing := begun.trainable[name].shape[0] - rows:

@@ -137,3 +137,37 @@ def test_adalora_keeps_the_rows_in_use(tmp_path):
         product = alpha * (mine["a"] * mine["e"][:, None]).T @ mine["b"]
         expected[:, 3 * n : 3 * n + 3] = product
     np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "hira", "ia3"])
+def test_a_third_in_full_beside_an_adapter_is_refused(method, tmp_path):
+    adapted = lj.adapt(apply, targets={"q/kernel": variants.make(method)}, also_train="k/kernel")
+    said = "'k/kernel' trains in full, and 'q/kernel' has an adapter; PEFT has both .* 'c_attn'"
+    with pytest.raises(ValueError, match=said):
+        lj.save_peft(tmp_path, *adapted.init(jax.random.key(0), PARAMS, X), NAMES)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_linear_of_torch_in_full_has_its_outputs_first(tmp_path):
+    """GPT-2's weight is a Conv1D, stored (in, out); other models join theirs in a Linear."""
+
+    def linear(path, layer):
+        found = place(path, layer) if path != "o/kernel" else Place("o.weight", True, None)
+        return found._replace(transposed=path.endswith("kernel"))
+
+    params = {**PARAMS, "o": {"kernel": jnp.ones((6, 2))}}
+
+    def forward(params, x):
+        return [*apply(params, x), x @ params["o"]["kernel"]]
+
+    targets = {"o/kernel": variants.make("lora", rank=1)}
+    adapted = lj.adapt(forward, targets=targets, also_train="k/kernel")
+    begun = adapted.init(jax.random.key(0), params, X)
+    names = Names(linear, lambda path: False)
+    lj.save_peft(tmp_path, *begun, names)
+    lj.save_loralib(tmp_path / "loralib.safetensors", *begun, names)
+    for file, before in (("adapter_model", "base_model.model."), ("loralib", "")):
+        found = load_file(tmp_path / f"{file}.safetensors")
+        np.testing.assert_array_equal(found[f"{before}c_attn.weight"], KERNEL.T)
+    found = lj.load_peft(tmp_path, variants.from_peft, names, forward, params, X).trainable
+    np.testing.assert_array_equal(found["params"]["k/kernel"], params["k"]["kernel"])

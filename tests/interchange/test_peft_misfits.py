@@ -1,8 +1,10 @@
 """PEFT folders of every method whose tensors or numbers do not fit: one line each, at no cost."""
 
+import dataclasses
 import json
 import tracemalloc
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,12 +27,24 @@ def forward(params, x):
     return x
 
 
-def load(folder, config, shapes, dtype=np.float32):
+def load(folder, config, shapes, names=NAMES, dtype=np.float32):
     """`load_peft` of tensors of ones, whose names are given without `base_model.model.`."""
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = {f"base_model.model.{name}": np.ones(s, dtype) for name, s in shapes.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    return lj.load_peft(folder, variants.from_peft, NAMES, forward, PARAMS, X)
+    return lj.load_peft(folder, variants.from_peft, names, forward, PARAMS, X)
+
+
+def test_an_adapter_that_does_nothing_in_peft(tmp_path):
+    """DeBERTa's table of distances is such a module (tests/parity)."""
+    names = dataclasses.replace(NAMES, unwrapped=frozenset({"up"}))
+    said = "adapter of 'up' does nothing in PEFT"
+    config = {"peft_type": "LORA", "r": 2}
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path, config, {"up.lora_A.weight": (2, 8), "up.lora_B.weight": (12, 2)}, names)
+    adapted = lj.adapt(forward, variants.make("lora", rank=1), "up/kernel")
+    with pytest.raises(ValueError, match=said):
+        lj.save_peft(tmp_path / "ours", *adapted.init(jax.random.key(0), PARAMS, X), names)
 
 
 def test_a_huge_rank_of_adalora_takes_no_memory(tmp_path):
@@ -65,10 +79,21 @@ PAIR = {"up.lora_A.weight": (2, 8), "up.lora_B.weight": (12, 2)}
 ADALORA = {"up.lora_A": (2, 8), "up.lora_B": (12, 2), "up.lora_E": (2, 1)}
 AXES = [
     (LORA, {**PAIR, "up.lora_B.weight": ()}, r"'up' .*lora_B.weight': \(\)"),
+    (LORA, {**PAIR, "up.lora_B.weight": (12, 2, 1)}, "'up' .*: factors are matrices"),
     (LORA, {**PAIR, "up.lora_A.weight": (3, 8)}, "'up' .* 3 rows, and the config says r=2"),
     (LORA, {**PAIR, "up.lora_C.weight": (3,)}, "'up' .*'lora_C.weight' is not one of"),
     (LORA, {**PAIR, "down.bias": ()}, r"down/bias: the file has \(\)"),
     ({"peft_type": "ADALORA", "init_r": 2, "total_step": 10}, {**ADALORA, "up.lora_A": ()}, "'up'"),
+    (
+        {"peft_type": "ADALORA", "init_r": 1, "total_step": 10},
+        {"up.lora_A": (1,), "up.lora_B": (12, 1), "up.lora_E": (1, 1)},
+        "'up' .*: factors are matrices",
+    ),
+    (
+        {"peft_type": "GRALORA", "r": 2, "gralora_k": 2},
+        {"up.gralora_A": (64,), "up.gralora_B": (2, 1, 6)},
+        "'up' .*: blocks of factors have three axes",
+    ),
     ({"peft_type": "BOFT"}, {"up.boft_R": (1,), "up.boft_s": (12, 1)}, r"'up' .*boft_R': \(1,\)"),
     (
         {"peft_type": "BOFT"},

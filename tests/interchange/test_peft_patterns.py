@@ -154,10 +154,21 @@ def test_which_entry_is_that_of_a_module(field, theirs):
             assert of_module(config, module, patterns)[name] == wanted, (pattern, module)
 
 
-@pytest.mark.parametrize("ranks", [{"up": 2, "b.up": 4, "c": 4}, {"up": 4, "b.up": 2, "c": 4}])
-def test_a_name_that_ends_another_s(ranks):
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        {"up": 2, "b.up": 4, "c": 4},
+        {"up": 4, "b.up": 2, "c": 4},
+        {"up": 2, "b.up": 3, "a.b.up": 5, "c": 4, "d": 4},
+    ],
+)
+def test_a_name_that_ends_another_s(ranks, backwards):
+    """Whatever the order of the keys: PEFT sorts them when it writes."""
     alike = {m: {"peft_type": "LORA", "r": r, "rank_pattern": {}} for m, r in ranks.items()}
     config = joined(alike)
+    entries = sorted(config["rank_pattern"].items(), reverse=backwards)
+    config["rank_pattern"] = dict(entries)
     for module, rank in ranks.items():
         assert by_get_pattern_key(config["rank_pattern"], config["r"], module) == rank
         assert of_module(config, module, compiled(config))["r"] == rank

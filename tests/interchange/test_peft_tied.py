@@ -129,6 +129,8 @@ def test_lora_of_a_table_and_of_the_head(tmp_path):
         read_folder(tmp_path, LORA, {**tensors, "lm_head.lora_A.weight": b.T + 1})
     with pytest.raises(ValueError, match="'lm_head' has another scale than 'embed', its table"):
         read_folder(tmp_path, {**LORA, "alpha_pattern": {"lm_head": 3}}, tensors)
+    of_rank_2 = {**LORA, "rank_pattern": {"lm_head": 2}, "alpha_pattern": {"lm_head": 4}}
+    np.testing.assert_allclose(read_folder(tmp_path, of_rank_2, tensors)[0], found)
     sizes = {"embed": 3, "lm_head": 5}
     dora = {f"{x}.lora_magnitude_vector": np.ones(n, np.float32) for x, n in sizes.items()}
     with pytest.raises(ValueError, match="is also the head, whose DoRA in PEFT is not the table's"):

@@ -233,6 +233,27 @@ def test_what_is_beside_the_matrices(case, made, tmp_path, x64):
     np.testing.assert_allclose(pair.loaded_by_peft(tmp_path / "ours"), got, atol=1e-10, rtol=0)
 
 
+def test_an_adapter_that_does_nothing_in_peft(made, tmp_path, x64):
+    """DeBERTa reads the weight of its table of distances past PEFT's wrapper."""
+    pair = made("deberta_v3")
+    config = {"peft_type": "LORA", "target_modules": ["rel_embeddings"], "r": 2}
+    computed = pair.written_by_peft(tmp_path / "theirs", config)
+    np.testing.assert_allclose(computed, pair.plain(), atol=1e-10, rtol=0)
+    said = "adapter of 'deberta.encoder.rel_embeddings' does nothing in PEFT"
+    with pytest.raises(ValueError, match=said):
+        pair.ours_from(tmp_path / "theirs")
+    targets = {"embeddings/relative/embedding": variants.make("lora", rank=2)}
+    adapted = lj.adapt(pair.forward, targets=targets)
+    begun = adapted.init(jax.random.key(0), pair.params, *pair.inputs)
+    with pytest.raises(ValueError, match=said):
+        lj.save_peft(tmp_path / "ours", *begun, pair.names)
+    assert not (tmp_path / "ours").exists()
+    tokens = {"trainable_token_indices": {"rel_embeddings": [3, 7]}}  # of another wrapper
+    beside = {**config, "target_modules": ["query_proj"], **tokens}
+    expected = pair.written_by_peft(tmp_path / "tokens", beside)
+    assert_close(pair.ours_from(tmp_path / "tokens")[0], expected, pair.plain())
+
+
 def test_files_in_float32(pair, tmp_path):
     adapted = lj.adapt(pair.forward, variants.make("dora", rank=2), "(query|up|down)/kernel")
     trainable, frozen = adapted.init(jax.random.key(0), pair.params, *pair.inputs)

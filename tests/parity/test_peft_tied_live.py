@@ -37,6 +37,14 @@ def trained_by_peft(pair, folder, config):
 TIED = {
     "LoRA": ("llama_tied", {"target_modules": ["embed_tokens", "q_proj"]}),
     "rsLoRA": ("llama_tied", {"target_modules": ["lm_head"], "use_rslora": True}),
+    "LoRA of one scale": (
+        "llama_tied",
+        {
+            **{"target_modules": ["embed_tokens", "q_proj"], "lora_alpha": 5},
+            "rank_pattern": {"embed_tokens": 4, "lm_head": 2},
+            "alpha_pattern": {"embed_tokens": 16, "lm_head": 8},
+        },
+    ),
     "LoRA, GPT-2": ("gpt2", {"target_modules": ["lm_head", "c_attn"], "lora_alpha": 3}),
     "whole": ("llama_tied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     "whole, GPT-2": ("gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]}),
