@@ -82,6 +82,7 @@ def import_adapter() -> None:
             "base_model": config.model.name,
             "weights_digest": model.weights_digest,
             "adapter_config": found.config,
+            "enable_lora": enabled,
         }
         with new_folder(out) as folder:
             note = f"imported from {source.given}"
