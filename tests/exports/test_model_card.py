@@ -234,6 +234,22 @@ def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, name, said, comma
     assert "no intervals, as the run has saved no predictions" in text
 
 
+def test_files_that_leave_this_machine_name_no_folder_of_it(qlora, tmp_path):
+    folder, experiment, trainable = qlora
+    record, base = run_record.read(folder), experiment.config.model.name
+    run = FinishedRun(folder, record, experiment, trainable, experiment.frozen)
+    for here, named, said in (
+        (True, base, "before you share it"),
+        (False, None, "names no base, which has no published name"),
+    ):
+        out = tmp_path / str(here)
+        out.mkdir()
+        content = Peft().write(run, out, here=here)
+        config = json.loads((out / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == content["base_model_name_or_path"] == named
+        assert said in content["said"][-1]
+
+
 def test_what_a_run_started_from_is_needed_to_make_it_again(qlora):
     folder, experiment, trainable = qlora
     config = parse({**experiment.config.plain, "start_from": "/home/ada/earlier"})
