@@ -1,10 +1,12 @@
 """Helpers of all commands: run one, and report a mistake in one clear line."""
 
+import os
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -54,9 +56,41 @@ def warn(said: str) -> None:
 def parse(argv: Sequence[str]) -> list[str]:
     """Read the flags; exit with one line if a flag or the config file is wrong."""
     try:
-        return read(argv, flags.FLAGS)
+        rest = read(argv, flags.FLAGS)
+        _require_texts(flags.FLAGS)
+        return rest
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def _require_texts(values: flags.FlagValues) -> None:
+    """Raise a ValueError for an empty text, or one in a list, of a flag without a default."""
+    for name in values:
+        flag = values[name]
+        if flag.present and flag.default is None and flag.value in ("", []):
+            raise ValueError(f"--{name} is empty: {_meaning(flag)}")
+        if flag.present and isinstance(flag.value, list) and "" in flag.value:
+            raise ValueError(f"--{name}={','.join(flag.value)} has an empty entry")
+
+
+def _meaning(flag: flags.Flag) -> str:
+    said = str(flag.help).rstrip(".")
+    return f"{said[0].lower()}{said[1:]}"
+
+
+def out_folder(text: str) -> Path:
+    """The folder that --out names.
+
+    Raises:
+      ValueError: it cannot be made, as far as this can be known before it is tried.
+    """
+    out = Path(text)
+    there = next(each for each in out.absolute().parents if os.path.lexists(each))
+    if not there.is_dir():
+        raise ValueError(f"--out={out}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out={out}: {there} is not to be written to")
+    return out
 
 
 def integers(name: str, values: Sequence[str] | None) -> list[int]:

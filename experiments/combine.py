@@ -53,7 +53,7 @@ _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exi
 
 def combine() -> None:
     folders = [Path(each) for each in _RUNS.value or ()]
-    out, rank = Path(str(_OUT.value)), _RANK.value
+    out, rank = cli.out_folder(str(_OUT.value)), _RANK.value
     method = _method(len(folders))
     if out.exists():
         raise ValueError(f"--out={out} exists; name a new folder")

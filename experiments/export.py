@@ -40,6 +40,9 @@ and their intervals, and `run.json` has every setting of the run, paths on this 
 
 also makes a repository of that name on the Hugging Face Hub, private without --public, and uploads
 the folder. The name and the access are checked first. Without --push, nothing goes to the Hub.
+`export.json` has names without their folders. A base model that is a folder of this machine is
+named in `adapter_config.json`, where AutoPeftModel looks for it, but not with --push. `run.json`
+has the run's settings as they are.
 """
 
 import json
@@ -53,7 +56,7 @@ from absl import flags
 from experiments import cli
 from experiments.exports import formats, hub
 from experiments.exports.model_card import CONFIG, Export, model_card
-from experiments.exports.place import Place, on_card
+from experiments.exports.place import Place, on_card, published
 from experiments.runs.finished_run import open_run, read_record
 from lora_jax.files.new_folder import new_folder
 
@@ -84,7 +87,7 @@ _OPTIONS = (
 def export() -> None:
     given = {flag.name: flag.value for flag in _OPTIONS if flag.present}
     chosen = formats.make(str(_AS.value), given)
-    folder, out = Path(str(_RUN.value)), Path(str(_OUT.value))
+    folder, out = Path(str(_RUN.value)), cli.out_folder(str(_OUT.value))
     record = read_record(folder)
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--out={out} is inside the folder of --run: name one elsewhere")
@@ -93,14 +96,14 @@ def export() -> None:
     target = None if _PUSH.value is None else hub.checked(_PUSH.value, _PUBLIC.value)
     with new_folder(out) as temporary:
         run = open_run(folder, record)
-        content = chosen.write(run, temporary)
+        content = chosen.write(run, temporary, here=target is None)
         said = content.pop("said")
         origin = {
             "format": _AS.value,
-            "run": str(folder),
+            "run": folder.resolve().name,
             "experiment": record.experiment,
             "variant": run.config.variant.name,
-            "base_model": run.config.model.name,
+            "base_model": published(run) or on_card(run.config.model.name),
             "config_digest": record.config_digest,
             "weights_digest": record.weights_digest,
         }

@@ -19,8 +19,6 @@ tensors are read, and pickles are not read. A file does not show which weights i
 if it names another base model than the config, a warning says so.
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -50,7 +48,7 @@ OF_THE_ADAPTER = ("variant", "targets", "also_train", "start_from")
 
 
 def import_adapter() -> None:
-    out = Path(str(_OUT.value))
+    out = cli.out_folder(str(_OUT.value))
     if out.exists():
         raise ValueError(f"--out={out} exists; name a new folder")
     for name in config_flags.get_override_values(flags.FLAGS["config"]):
@@ -82,6 +80,7 @@ def import_adapter() -> None:
             "base_model": config.model.name,
             "weights_digest": model.weights_digest,
             "adapter_config": found.config,
+            "enable_lora": enabled,
         }
         with new_folder(out) as folder:
             note = f"imported from {source.given}"

@@ -6,6 +6,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from configs.settings import ClassifierConfig, RunConfig
 from experiments.analysis.recorded_runs import held_out
+from experiments.exports.card_origin import is_made
 from experiments.exports.card_scores import Score
 from experiments.exports.format import Format
 from experiments.exports.place import published
@@ -41,11 +42,11 @@ def metadata(run: FinishedRun, chosen: Format, found: Sequence[Score], title: st
         library_name=chosen.library or None,
         pipeline_tag=task_type(config),
         tags=tags,
-        datasets=_data_sets(config),
+        datasets=None if is_made(run) else _data_sets(config),  # those of training
         metrics=_distinct(_hub_metric(each) for each in main) or None,
         model_name=title,
         # Of what was not trained here, the head may be a new one, which the scores do not show.
-        eval_results=[_result(run, each) for each in found if each.part and run.record.steps]
+        eval_results=[_result(run, each) for each in found if each.part and not is_made(run)]
         or None,
     )
 

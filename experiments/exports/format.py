@@ -30,10 +30,13 @@ class Format:
     relation: ClassVar[str] = "adapter"
     """`base_model_relation` on the Hub: what the files are to the base model."""
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         """Write a run into an empty folder, and return what `export.json` is to say of it.
 
         An entry "said" is a list of lines for the user.
+
+        Args:
+          here: whether the files stay on this machine, and may name its folders.
 
         Raises:
           ValueError: one line on what the format cannot hold, with the way out.

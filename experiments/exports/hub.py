@@ -70,16 +70,17 @@ def push(target: Target, folder: Path) -> list[str]:
     """
     import huggingface_hub
 
-    api = huggingface_hub.HfApi()
+    api, made = huggingface_hub.HfApi(), "is not there"
     try:
         api.create_repo(target.name, private=not target.public)
+        made = "was made and is there now, without these files"
         api.upload_folder(
             repo_id=target.name, folder_path=folder, commit_message="Export from lora-jax"
         )
     except Exception as error:  # from the Hub, its HTTP client or the disk
         raise OSError(
             f"--push={target.name}: {folder} is complete, but was not uploaded ({_line(error)}); "
-            f"to push it again: {target.by_hand(folder)}"
+            f"the repository {made}; to push it again: {target.by_hand(folder)}"
         ) from error
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"  {path.relative_to(folder)}, {path.stat().st_size:,} bytes" for path in files]

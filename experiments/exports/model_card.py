@@ -15,6 +15,7 @@ from configs.settings import RunConfig, TextConfig, free_names
 from experiments.analysis import labels
 from experiments.catalogue import source
 from experiments.exports.card_metadata import metadata
+from experiments.exports.card_origin import command, is_made
 from experiments.exports.card_score_table import score_section
 from experiments.exports.card_scores import scores
 from experiments.exports.format import Format, Use
@@ -61,28 +62,25 @@ def model_card(run: FinishedRun, export: Export) -> str:
     base = Path(published(run) or config.model.name).name
     method, storage = labels.method(config.variant.name), config.quantize.storage
     on = f" on {STORAGES[storage]}" if storage != "none" else ""
-    title = f"{base}, {method}{on}, {config.data.name}"
+    title = f"{base}, {method}{on}"
+    if not is_made(run):
+        title += f", {config.data.name}"
     parts = (
         f"---\n{metadata(run, export.chosen, found, title).to_yaml()}\n---",
         f"# {title}",
         f"{export.chosen.holds}, from a run of lora-jax."
-        + (f" It was not trained there: {text_on_card(run.record.note)}." if _is_made(run) else ""),
+        + (f" It was not trained there: {text_on_card(run.record.note)}." if is_made(run) else ""),
         *_what(run),
         *_loading(run, export),
         *_data(run),
         *score_section(run, found),
-        *([] if _is_made(run) else _training(run)),
+        *([] if is_made(run) else _training(run)),
         *_commands(run, export),
         *_environment(run),
         "## Limits",
         LIMITS,
     )
     return "\n\n".join(parts) + "\n"
-
-
-def _is_made(run: FinishedRun) -> bool:
-    """Whether the adapter is an imported or combined one, which the run has not trained."""
-    return run.record.steps == 0
 
 
 def _what(run: FinishedRun) -> Iterable[str]:
@@ -100,12 +98,13 @@ def _what(run: FinishedRun) -> Iterable[str]:
         ("Base model", known + (named if base else "")),
         ("Method", f"[{method}]({paper})" if paper else method),
         ("Its idea", idea),
-        ("Trained", trained),
+        ("The adapter has" if is_made(run) else "Trained", trained),
     ]
     if config.quantize.storage != "none":
         patterns = ", ".join(map(code, config.quantize.patterns))
         stored = f"stored as {STORAGES[config.quantize.storage]}: {patterns}"
-        rows.append(("Frozen weights in training", stored))
+        when = "as it was scored" if is_made(run) else "in training"
+        rows.append((f"Frozen weights {when}", stored))
     if config.start_from:
         rows.append(
             ("Started from", f"the adapter of {code(on_card(make_start(config.start_from)[0]))}")
@@ -128,11 +127,20 @@ def _loading(run: FinishedRun, export: Export) -> Iterable[str]:
 
 def _data(run: FinishedRun) -> Iterable[str]:
     config, task = run.config, run.experiment.texts.task
-    parts = {"train": task.train, "validation": task.validation, **task.extra}
+    parts = {"validation": task.validation, **task.extra}
+    if not is_made(run):
+        parts = {"train": task.train, **parts}
     rows = [(name, code(part.name), f"{len(part):,}") for name, part in parts.items()]
     yield "## Data"
+    named = f"{code(config.data.name)} from the source {code(config.data.source)}."
     drawn = f" Its train part was drawn with seed {config.data.draw}." if config.data.train else ""
-    yield f"Task {code(config.data.name)} from the source {code(config.data.source)}.{drawn}"
+    if is_made(run):
+        yield (
+            f"The adapter was scored on the task {named} Which data it was trained on, the run "
+            "does not say."
+        )
+    else:
+        yield f"Task {named}{drawn}"
     yield table(("part", "data set", "examples"), rows)
     names = getattr(task, "label_names", None)
     if names:
@@ -174,10 +182,24 @@ def _settings(config: RunConfig) -> list[tuple[str, str]]:
 
 def _commands(run: FinishedRun, export: Export) -> Iterable[str]:
     yield "## Commands"
-    if not _is_made(run):
+    if is_made(run):
+        if line := command(run, CONFIG):
+            yield (
+                "The adapter was made by this command, in a checkout of lora-jax with the same "
+                "base model and data:"
+            )
+            yield block(line, "bash")
+    else:
+        needs = "this file and the same data and base model"
+        if run.config.start_from:
+            started = code(on_card(make_start(run.config.start_from)[0]))
+            needs = (
+                "this file, the same data and base model, and the adapter that it started from "
+                f"({started}; `start_from` in the file says where it was)"
+            )
         yield (
-            f"{code(CONFIG)} has every setting of the run. In a checkout of lora-jax, with this "
-            "file and the same data and base model, this makes the run again:"
+            f"{code(CONFIG)} has every setting of the run. In a checkout of lora-jax, with "
+            f"{needs}, this makes the run again:"
         )
         yield block(f"python -m experiments.train --config={CONFIG} --workdir=runs/again", "bash")
     yield "These files were made by:"

@@ -17,6 +17,7 @@ from lora_jax.interchange.families import names_in
 from lora_jax.interchange.load_source import Loaded
 from lora_jax.interchange.loralib_file import LoralibFile
 from lora_jax.interchange.peft_folder import MODEL, PeftFolder
+from lora_jax.models.published.torch_names import torch_name
 
 
 def read_adapter(
@@ -41,10 +42,13 @@ def read_adapter(
     inputs = example, example, example
     onto = forward, params, *inputs
     if not source.is_file:
-        names = names_in(shape, PeftFolder(source.path).names())
+        tensors = PeftFolder(source.path).names()
+        means = isinstance(config, ClassifierConfig) and config.model.pool == "mean"
+        if means:
+            _require_no_pooler(source, tensors, shape)
+        names = names_in(shape, tensors)
         found = lj.load_peft(source.path, variants.from_peft, names, *onto, quantize=storage)
         head = source.path / HEAD_FILE
-        means = isinstance(config, ClassifierConfig) and config.model.pool == "mean"
         return with_head(found, head) if means and head.is_file() else found
     stored = LoralibFile(source.path, alpha, enable_lora).stored()
     return lj.load_loralib(
@@ -56,3 +60,13 @@ def read_adapter(
         enable_lora=enable_lora,
         quantize=storage,
     )
+
+
+def _require_no_pooler(source: AdapterSource, tensors: Sequence[str], shape: Any) -> None:
+    """Raise a ValueError if the head of an adapter reads the first token, by a layer of its own."""
+    module = torch_name("pooler/kernel", shape).removesuffix(".weight")
+    if any(f".{module}." in f".{name}" for name in tensors):
+        raise ValueError(
+            f"--from={source.given}: its head reads the first token ('{module}'), and that of the "
+            "config the mean of all: --config.model.pool=cls"
+        )

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax import Array
 
 import lora_jax as lj
@@ -64,11 +65,7 @@ def save(
         shared=processes.whole(experiment.frozen.shared),
     )
     lj.save_adapter(workdir, trainable, frozen, meta)
-    task, labels = experiment.texts.task, experiment.texts.labels
-    outputs = experiment.predictions(call, *task.extra, *task.unlabelled)
-    if processes.writes():
-        kept = {part: predictions.Predictions(each, labels(part)) for part, each in outputs.items()}
-        predictions.write(workdir, kept)
+    save_predictions(experiment, workdir, call)
     left = _written(experiment, state.trainable)
     pruned, smaller = lj.prune(trainable, frozen, variant_state)
     drops = smaller.spec != frozen.spec
@@ -81,6 +78,18 @@ def save(
         _draw(ranks, workdir / "ranks.png")
     chosen = {path: each.tolist() for path, each in ranks.items()}
     return left._replace(ranks=chosen, kept=summary(pruned, smaller))
+
+
+def save_predictions(
+    experiment: Experiment, workdir: Path, call: Callable[[Batch], Array]
+) -> dict[str, np.ndarray]:
+    """Write the outputs of the adapted model for every part but the training one; return them."""
+    task, labels = experiment.texts.task, experiment.texts.labels
+    outputs = experiment.predictions(call, *task.extra, *task.unlabelled)
+    if processes.writes():
+        kept = {part: predictions.Predictions(each, labels(part)) for part, each in outputs.items()}
+        predictions.write(workdir, kept)
+    return outputs
 
 
 def _draw(ranks: Mapping[str, Any], path: Path) -> None:

@@ -19,7 +19,7 @@ from lora_jax.training.outcome import Outcome, all_finite
 def write(
     folder: Path, experiment: Experiment, origin: str, made_of: Mapping[str, Any], note: str
 ) -> run_record.Record:
-    """Write an experiment's adapter, where it comes from, and a record with its scores on the task.
+    """Write an experiment's adapter and its origin, its predictions, and a record with its scores.
 
     Args:
       folder: a new, empty folder.
@@ -35,7 +35,10 @@ def write(
     lj.save_adapter(folder, trainable, experiment.frozen, meta)
     text = json.dumps(made_of, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / origin, text.encode())
-    scores, left = experiment.evaluate(trainable), artifacts.NOTHING
+    outputs = artifacts.save_predictions(experiment, folder, experiment.adapted_call(trainable))
+    scored = ("validation", *experiment.texts.task.extra)
+    scores = experiment.texts.score({part: outputs[part] for part in scored})
+    left = artifacts.NOTHING
     if isinstance(experiment.config, TextConfig):
         written, signatures = generated_texts.scores(experiment, trainable)
         left = artifacts.Left(written=written, signatures=signatures)

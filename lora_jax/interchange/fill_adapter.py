@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from lora_jax.interchange.check_integers import check_integers
 from lora_jax.interchange.matrices import depth, row, variant_at
 from lora_jax.interchange.names import Names, Row
 from lora_jax.interchange.source import Sorted, Source
@@ -66,8 +67,9 @@ def filled(
     """What `init` gave, with the tensors of a source in its place.
 
     Raises:
-      ValueError: their shapes differ.
+      ValueError: their shapes differ, or one holds integers in the place of real numbers.
     """
+    check_integers(source, found, trainable, frozen, read)
     contents = _Contents(source, found, settings, names, read)
     adapters, constants, shared = {}, {}, frozen.shared_by(trainable)
     for placement in frozen.spec.adapted:

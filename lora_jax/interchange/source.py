@@ -11,7 +11,7 @@ from lora_jax.models.published.placed import Place
 from lora_jax.peft_format import Layouts, Peft
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_INTEGERS = ("I64", "I32")
+_INTEGERS = {"I64": np.int64, "I32": np.int32}
 
 
 class Source(Protocol):
@@ -59,9 +59,9 @@ class TensorFile(Protocol):
 def abstract(file: TensorFile, name: str) -> jax.ShapeDtypeStruct:
     """The shape of a tensor of real numbers, or of indices; ValueError for any other."""
     dtype = file.dtype(name)
-    if dtype not in _FLOATS + _INTEGERS:
+    if dtype not in (*_FLOATS, *_INTEGERS):
         raise ValueError(f"{file.path}: tensor '{name}' is {dtype}")
-    return jax.ShapeDtypeStruct(file.shape(name), np.float32 if dtype in _FLOATS else np.int32)
+    return jax.ShapeDtypeStruct(file.shape(name), _INTEGERS.get(dtype, np.float32))
 
 
 def read(file: TensorFile, name: str) -> np.ndarray:

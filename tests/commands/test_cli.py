@@ -8,6 +8,7 @@ import sys
 import commands
 import pytest
 import small_model
+from absl import flags
 from commands import ROOT
 
 from experiments import cli, command_environment
@@ -246,3 +247,28 @@ def test_whole_numbers_are_plain(text):
     assert cli.integers("mesh", ["-1", "4"]) == [-1, 4]
     with pytest.raises(ValueError, match="--shard="):
         jobs.parse_shard(f"{text}/12")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--run=", "--run is empty: a folder"),
+        ("--runs=", "--runs is empty: folders"),
+        ("--runs=a,,", "--runs=a,, has an empty entry"),
+    ],
+)
+def test_a_flag_that_is_empty(monkeypatch, argument, said):
+    values = flags.FlagValues()
+    flags.DEFINE_string("run", None, "A folder.", flag_values=values)
+    flags.DEFINE_list("runs", None, "Folders.", flag_values=values)
+    monkeypatch.setattr(cli.flags, "FLAGS", values)
+    with pytest.raises(SystemExit, match=f"^error: {said}$"):
+        cli.parse(["command", argument])
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    said = f"^--out={tmp_path}/file/x/y: {tmp_path}/file is not a folder$"
+    with pytest.raises(ValueError, match=said):
+        cli.out_folder(f"{tmp_path}/file/x/y")
+    assert cli.out_folder(f"{tmp_path}/new/x") == tmp_path / "new/x"

@@ -93,10 +93,11 @@ def test_an_encoder_whose_head_reads_a_mean(smoke, tmp_path):
     said, content = export(folder, tmp_path / "out", "--as=peft")
     assert said[0] == content["head"] and "head.safetensors holds the head; logits =" in said[0]
     assert said[1].startswith("the adapter was trained on a base quantised as nf4; how far each st")
-    assert len(content["quantization_error"]) == 12 and said[8] == "to load it:"
-    assert said[10] == "    from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig"
-    assert said[13].startswith("    base = AutoModel.from_pretrained(")
-    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[14]
+    assert len(content["quantization_error"]) == 12 and said[9] == "to load it:"
+    assert said[8].startswith("adapter_config.json names the base by its folder on the machine")
+    assert said[11] == "    from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig"
+    assert said[14].startswith("    base = AutoModel.from_pretrained(")
+    assert "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4')" in said[15]
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert all(each.startswith("base_model.model.encoder.layer.") for each in tensors)

@@ -42,7 +42,7 @@ def test_a_run_becomes_a_model(run, tmp_path):
     done = commands.run(EXPORT, *line)
     assert done.returncode == 0, done.stderr
     said = json.loads((tmp_path / "out/export.json").read_text())
-    assert said["run"] == str(folder) and said["variant"] == "lora"
+    assert said["run"] == folder.name and said["variant"] == "lora"
     assert said["rounding_error"] == {}
     errors = said["quantization_error"]
     assert len(errors) == 12 and all(0.05 < each < 0.15 for each in errors.values())

@@ -63,7 +63,11 @@ def test_a_failed_upload_leaves_the_folder_and_says_how_to_go_on(there, folder):
     said = str(error.value)
     assert said.endswith(f"to push it again: hf upload ada/lora {folder} --private")
     assert "the storage is full" in said and "\n" not in said
+    assert "; the repository was made and is there now, without these files; " in said
     assert content(folder) == before and there.files == {}
+    there.refused, target = "/repos/create", hub.checked("ada/other", public=False)
+    with pytest.raises(OSError, match="; the repository is not there; to push it again: "):
+        hub.push(target, folder)
 
 
 @pytest.mark.parametrize("name", ["lora", "ada/", "/lora", "ada/lora/2", "a b/c", "ada/--x", ""])

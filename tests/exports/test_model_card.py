@@ -1,6 +1,7 @@
 """The model card of an export, read as the Hub reads it."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import types
@@ -23,6 +24,7 @@ from experiments.exports.model_card import Export, model_card
 from experiments.exports.place import Place, published
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.predictions import Predictions
+from experiments.setup.config import parse
 from lora_jax.metrics import label_metrics
 from lora_jax.records import run_record
 
@@ -184,6 +186,75 @@ def test_the_code_for_peft_loads_what_the_base_has(qlora):
     ]
     for each in (Peft(), Merged(), Loralib()):
         assert str(pathlib.Path(here).parent) not in card(qlora, each)
+
+
+IMPORTED = {
+    "source": "ada/lora@main",
+    "commit": "0123abcd",
+    "sha256": {"adapter_config.json": "", "adapter_model.safetensors": ""},
+    "adapter_config": {"lora_alpha": 4},
+    "enable_lora": None,
+}
+COMBINED = {
+    "by": "sum",
+    "runs": [{"run": "/home/ada/one", "weight": 2.0}, {"run": "runs/two", "weight": -1.0}],
+    "rank": 3,
+    "density": None,
+    "seed": None,
+    "kept": ["classifier/.*"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "command"),
+    [
+        ("imported.json", IMPORTED, "import_adapter --from=ada/lora@0123abcd --config=run.json"),
+        (
+            "combined.json",
+            COMBINED,
+            "combine --runs=one,runs/two --weights=2.0,-1.0 --by=sum --rank=3 "
+            "'--keep=classifier/.*'",
+        ),
+    ],
+)
+def test_an_adapter_that_was_not_trained_here(qlora, tmp_path, name, said, command):
+    """The card says how it was made, and nothing of a training."""
+    folder, experiment, trainable = qlora
+    (tmp_path / name).write_text(json.dumps(said))
+    record = dataclasses.replace(run_record.read(folder), steps=0)
+    run = FinishedRun(tmp_path, record, experiment, trainable, experiment.frozen)
+    text = model_card(run, Export(Merged(), Place("a", here=False), COMMAND))
+    line = f"python -m experiments.{command} --out={tmp_path.name}"
+    assert f"```bash\n{line}\n```" in text
+    for word in ("Trained |", "datasets:", "| train |", "drawn with seed", "step 0", "in training"):
+        assert word not in text
+    assert "The adapter was scored on the task `glue/sst2`" in text
+    assert rows(text, "# bert, LoRA on NF4")["The adapter has"]
+    assert rows(text, "## Scores")["**`accuracy`**"] == ["`validation`", "0.75"]
+    assert "no intervals, as the run has saved no predictions" in text
+
+
+def test_files_that_leave_this_machine_name_no_folder_of_it(qlora, tmp_path):
+    folder, experiment, trainable = qlora
+    record, base = run_record.read(folder), experiment.config.model.name
+    run = FinishedRun(folder, record, experiment, trainable, experiment.frozen)
+    for here, named, said in (
+        (True, base, "before you share it"),
+        (False, None, "names no base, which has no published name"),
+    ):
+        out = tmp_path / str(here)
+        out.mkdir()
+        content = Peft().write(run, out, here=here)
+        config = json.loads((out / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == content["base_model_name_or_path"] == named
+        assert said in content["said"][-1]
+
+
+def test_what_a_run_started_from_is_needed_to_make_it_again(qlora):
+    folder, experiment, trainable = qlora
+    config = parse({**experiment.config.plain, "start_from": "/home/ada/earlier"})
+    text = card((folder, dataclasses.replace(experiment, config=config), trainable), Merged())
+    assert "and the adapter that it started from (`earlier`; `start_from` in the file" in text
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,24 @@ def test_a_bias_of_lora_is_not_broadcast(shape, tmp_path):
         load(tmp_path, {**LORA, "lora_bias": True}, {**PAIR, "up.lora_B.bias": shape})
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("up.lora_A.weight", np.int32), ("up.lora_B.weight", np.int64), ("down.weight", np.int64)],
+)
+def test_numbers_are_no_integers(name, dtype, tmp_path):
+    """Those of indices are: SHiRA's have a test with its folders."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
+    shapes = {**PAIR, "down.weight": (4, 12)}
+    tensors = {
+        each: np.ones(s, dtype if each == name else np.float32) for each, s in shapes.items()
+    }
+    named = {f"base_model.model.{each}": x for each, x in tensors.items()}
+    save_file(named, tmp_path / "adapter_model.safetensors")
+    said = f"tensor 'base_model.model.{name}' is {np.dtype(dtype)}, and an adapter's numbers are"
+    with pytest.raises(ValueError, match=said):
+        lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
+
+
 FOURIER = {"peft_type": "FOURIERFT", "n_frequency": 2, "scaling": 1e39}
 LARGE = [
     ({**LORA, "lora_alpha": 1e39}, PAIR),

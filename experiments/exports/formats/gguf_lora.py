@@ -29,7 +29,7 @@ class GgufLora(Format):
     svd_rank: int | None = None
     """Cut updates of a higher rank to this one by SVD."""
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         names = names_of(run.shape)
         with refusals_of("--as=gguf-lora"), tempfile.TemporaryDirectory() as plain:
             require_for_servers(run)

@@ -28,7 +28,7 @@ class Loralib(Format):
 
     holds: ClassVar[str] = "An adapter for models of microsoft/LoRA's layers (loralib)"
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         require_published_base(run)
         names = names_of(run.shape)
         with refusals_of("--as=loralib"):

@@ -41,7 +41,7 @@ class Merged(Format):
             require_known(self.dtype, DTYPES, f"--dtype={self.dtype}: unknown dtype")
         _bytes(self.shard_size)
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         rounding = export_model(
             merged_parts(run.trainable, run.frozen),
             run.shape,

@@ -15,12 +15,13 @@ from experiments.exports.base_model import (
 )
 from experiments.exports.classifier_head import averages, mean_head, without_head
 from experiments.exports.format import Format, Use
-from experiments.exports.place import Place
+from experiments.exports.place import Place, published
 from experiments.exports.plain_lora import refusals_of, require_for_servers, svd_lines
 from experiments.runs.finished_run import FinishedRun
 from experiments.runs.head_file import HEAD_FILE, save_head
 from lora_jax.data.tokenizing.export_tokenizer import export_tokenizer
 from lora_jax.interchange.families import names_of
+from lora_jax.interchange.peft_folder import CONFIG
 from lora_jax.interchange.save_peft import save_peft
 from lora_jax.interchange.save_plain_lora import save_plain_lora
 from lora_jax.suggest import require_known
@@ -49,15 +50,17 @@ class Peft(Format):
         if self.svd_rank is not None and self.loader == PEFT:
             raise ValueError("--svd_rank is for servers: --for=vllm or --for=sglang")
 
-    def write(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def write(self, run: FinishedRun, folder: Path, here: bool = True) -> dict[str, Any]:
         served, flag = self.loader != PEFT, f"--for={self.loader}"
         with refusals_of(flag if served else "--as=peft"):
-            content = self._served(run, folder) if served else _for_peft(run, folder)
+            base = published(run) if served else _base(run, here)  # a server is given its own
+            content = self._served(run, folder, base) if served else _for_peft(run, folder, base)
         export_tokenizer(run.source, folder)
         errors = quantization_error(run)
-        said = [*content.pop("said"), *quantised_lines(run, errors)]
-        base = {"for": self.loader, "base_model_name_or_path": _base(run)}
-        return base | content | {"quantization_error": errors, "said": said}
+        on_base = [] if served else _on_base(run, here)
+        said = [*content.pop("said"), *quantised_lines(run, errors), *on_base]
+        first = {"for": self.loader, "base_model_name_or_path": base}
+        return first | content | {"quantization_error": errors, "said": said}
 
     def use(self, run: FinishedRun, place: Place, content: Mapping[str, Any]) -> Use:
         if self.loader != PEFT:
@@ -73,10 +76,10 @@ class Peft(Format):
             f"model = PeftModel.from_pretrained(base, {place.files!r})"
         )
 
-    def _served(self, run: FinishedRun, folder: Path) -> dict[str, Any]:
+    def _served(self, run: FinishedRun, folder: Path, base: str | None) -> dict[str, Any]:
         require_for_servers(run)
         names = names_of(run.shape)
-        options: dict[str, Any] = {"svd_rank": self.svd_rank, "base_model": _base(run)}
+        options: dict[str, Any] = {"svd_rank": self.svd_rank, "base_model": base}
         written = save_plain_lora(folder, run.trainable, run.frozen, names, **options)
         most = written.max_lora_rank if self.loader == VLLM else written.rank
         return {
@@ -88,7 +91,7 @@ class Peft(Format):
         }
 
 
-def _for_peft(run: FinishedRun, folder: Path) -> dict[str, Any]:
+def _for_peft(run: FinishedRun, folder: Path, base: str | None) -> dict[str, Any]:
     """Write for the class of transformers that has the run's head, or for the encoder alone."""
     require_published_base(run)
     trainable, frozen, names = run.trainable, run.frozen, names_of(run.shape)
@@ -100,13 +103,25 @@ def _for_peft(run: FinishedRun, folder: Path) -> dict[str, Any]:
             save_head(head, folder / HEAD_FILE)
         else:  # the whole head: transformers draws what the base has none of
             trainable["params"] |= head
-    save_peft(folder, trainable, frozen, names, base_model=_base(run), task_type=task)
+    save_peft(folder, trainable, frozen, names, base_model=base, task_type=task)
     return {"task_type": task, "head": said[0] if said else None, "said": said}
 
 
-def _base(run: FinishedRun) -> str:
-    """What PEFT on this machine loads the base by."""
-    return Place("", here=True).base(run)
+def _base(run: FinishedRun, here: bool) -> str | None:
+    """What PEFT loads the base by; None if files leave and only this machine has the base."""
+    return published(run) or (str(run.source.absolute()) if here else None)
+
+
+def _on_base(run: FinishedRun, here: bool) -> list[str]:
+    """What users must know of a base that has no published name."""
+    if published(run):
+        return []
+    if here:
+        return [
+            f"{CONFIG} names the base by its folder on the machine that made it, so that "
+            "AutoPeftModel loads it there: change base_model_name_or_path before you share it"
+        ]
+    return [f"{CONFIG} names no base, which has no published name: load it as above"]
 
 
 def _class(run: FinishedRun) -> tuple[str, str]:
