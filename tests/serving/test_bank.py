@@ -243,6 +243,19 @@ def test_what_does_not_fit_is_named(params):
             lj.Bank(forward, params, way="gathr")
 
 
+@pytest.mark.parametrize("factor", [np.nan, -np.inf, 1e200])
+def test_numbers_that_are_not_finite_are_refused(params, factor):
+    """They would spoil the rows of others; 1e200 is finite until the product with its scale."""
+    with jax.enable_x64(True):
+        _, (trainable, frozen) = trained(params, variants.make("lora", rank=2), [STACK, "head"])
+        own = {**trainable["adapters"]}
+        own["head"] = {**own["head"], "b": own["head"]["b"].at[1, 2].set(factor)}
+        constants = {**frozen.constants, "head": {"scale": jnp.asarray(1e200)}}
+        adapter = {**trainable, "adapters": own}, dataclasses.replace(frozen, constants=constants)
+        with pytest.raises(ValueError, match=r"^'head': .* numbers that are not finite .*float64"):
+            lj.Bank(forward, params, capacity=2, max_rank=2).put(1, adapter)
+
+
 def test_it_says_how_weights_are_computed(mixed, params):
     with jax.enable_x64(True):
         said = filled(params, mixed).explain().splitlines()
