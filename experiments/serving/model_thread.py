@@ -203,9 +203,12 @@ class ModelThread:
             if self._failures == PATIENCE:
                 self._lost()
             return 1
-        self._failures = 0
+        spoilt, self._failures = self._failures > 0, 0
         for number, value, finish in events:
             if (running := self._owners.get(number)) is not None:
+                if finish == "error":
+                    why = "the failed step has spoilt it" if spoilt else "outputs are not numbers"
+                    logging.error("a job of %s has failed: %s", _named(running.job), why)
                 self._handle(running, number, value, finish)
         return 0
 
@@ -232,6 +235,10 @@ class ModelThread:
         self._fail_all(failed_step())
         with self.store.using() as bank:
             self._engine.restart(bank)
+
+
+def _named(job: Job) -> str:
+    return f"the adapter '{job.adapter}'" if job.adapter else "the base"
 
 
 def refusal(adapter: str | None, error: Exception) -> ApiError:
