@@ -26,7 +26,8 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
         said to be JSON: a page in a browser can send any other to a server on loopback. 408, if it
         takes longer.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind.lower() != "application/json":
         raise ApiError(415, "the body must be of Content-Type application/json")
     said = request.headers.get("content-length", "0")
     body = bytearray()

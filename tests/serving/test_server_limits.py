@@ -27,6 +27,7 @@ def server(tmp_path_factory):
     ended = running.end()
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
+    assert "a job of the base has failed: the failed step has spoilt it" in ended.stderr
 
 
 def asked(**changes):
@@ -118,6 +119,26 @@ class TestRefused:
     )
     def test_what_is_no_object(self, server, body):
         assert error_of(server, body)[:2] == (400, "invalid_json")
+
+    @pytest.mark.parametrize(
+        ("content", "param"),
+        [
+            (asked(prompt="\ud800"), "prompt"),
+            (asked(prompt=["w1", "a\udfff"]), "prompt[1]"),
+            (asked(model="\ud800"), "model"),
+            (asked(**{"\ud800": 1}), "\\ud800"),
+            ({"messages": [{"content": [{"text": "\udc00"}]}]}, "messages[0].content[0].text"),
+        ],
+    )
+    def test_half_of_a_surrogate_pair(self, server, content, param):
+        for path in (TEXT, CHAT):
+            status, code, error, _ = error_of(server, content, path)
+            assert (status, code, error["param"]) == (400, "invalid_value", param)
+        assert http_client.call(server, "POST", TEXT, asked(user="\U0001d11e"))[0] == 200
+
+    def test_a_type_in_capitals(self, server):
+        kind = {"Content-Type": "APPLICATION/JSON; charset=utf-8"}
+        assert http_client.call(server, "POST", TEXT, asked(), **kind)[0] == 200
 
     def test_what_a_browser_may_send_from_any_page(self, server):
         kind = {"Content-Type": "text/plain"}
