@@ -94,9 +94,10 @@ class FakeEngine:
 
 
 class FakeStore:
-    """Has the adapters `one` and `two`, of which `full` finds no slot; counts what is leased."""
+    """Has the adapters `one` and `two`, and `full`, for which there is no slot ever."""
 
-    def __init__(self):
+    def __init__(self, slots=2):
+        self.slots = slots
         self.leased = collections.Counter()
 
     def prefetch(self, name):
@@ -111,7 +112,8 @@ class FakeStore:
 
     def acquire(self, name):
         digest = self.prefetch(name).result()
-        if name == "full":
+        others = [each for each, count in self.leased.items() if count and each != name]
+        if name == "full" or len(others) >= self.slots:
             raise NoSlotFree
         self.leased[name] += 1
         release = lambda: self.leased.subtract([name])  # noqa: E731
