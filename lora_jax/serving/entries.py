@@ -118,7 +118,7 @@ def _entry(
     active = np.broadcast_to(to_host(factors.constants.get(ACTIVE, np.True_)), stack)
     present: dict[str, Any] = {ACTIVE: active}
     both = _as_lora(placement, frozen.base[path], factors, shared)
-    if both is not None:
+    if both is not None and both[0].shape[-2] <= max_rank:
         a, b = (_rows(_where(active, x), max_rank, path) for x in both)
         own: dict[str, Any] = {"a": a, "b": b}
         return PLAIN, Factors(own, present)

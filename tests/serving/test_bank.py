@@ -133,6 +133,14 @@ class TestRows:
         assert len(bank.held.methods) < 16
         assert_rows_are_those_alone(bank, [params, *merged(found)], range(len(found) + 1))
 
+    def test_a_method_whose_plain_lora_has_a_higher_rank(self, params):
+        """LoHa of rank 3 is plain LoRA of rank 9: beside one that fits, it keeps its products."""
+        loha = [variants.make("loha", rank=rank) for rank in (2, 3)]
+        found = [trained(params, each, [STACK, "head"], 1) for each in loha]
+        bank = filled(params, found)
+        assert len(bank.held.methods) == 2
+        assert_rows_are_those_alone(bank, [params, *merged(found)], [2, 0, 1, 2])
+
     def test_a_quantised_base(self, params):
         lora = variants.make("lora", rank=2)
         quantize = {STACK: lj.NF4(block=8)}
