@@ -2,6 +2,7 @@
 
 import types
 
+import pytest
 from fake_server import FakeEngine, FakeStore
 
 from experiments.serving.errors import unavailable
@@ -70,6 +71,15 @@ def test_they_outlive_steps_that_fail():
     assert events.run() == [
         *(("a", "starts"), ("a", "step_failed"), ("last", "starts"), ("last", "length")),
     ]
+
+
+@pytest.mark.parametrize(("prompt", "why"), [(13, "the failed step"), (15, "are not numbers")])
+def test_the_log_says_whose_job_has_failed(caplog, prompt, why):
+    events = Events()
+    events.job("last", "two", prompt=prompt)
+    assert events.run()[-1] == ("last", "step_failed")
+    said = [each.getMessage() for each in caplog.records]
+    assert "the adapter 'two'" in said[-1] and why in said[-1]
 
 
 def test_an_abort_ends_them():

@@ -48,7 +48,8 @@ def base():
 class FakeEngine:
     """Gives each row the tokens 0, 1, 2 ...
 
-    A prompt with token 13 makes a step fail, and one with token 14 every step.
+    A prompt with token 13 makes a step fail, and one with token 14 every step; after token 15 there
+    are no numbers.
     """
 
     def __init__(self, lanes=2, pause=0.0):
@@ -86,6 +87,10 @@ class FakeEngine:
                 self.spoilt.append(number)
                 del self.rows[number]
                 raise MemoryError("13 is too much")
+            if 15 in row.prompt_ids:
+                del self.rows[number]
+                yield number, None, "error"
+                continue
             each[1] += 1
             ended = each[1] == row.max_new_tokens
             if ended:
