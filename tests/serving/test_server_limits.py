@@ -1,5 +1,7 @@
 """What a server says at its limits and at its end; its model is a counter."""
 
+import contextlib
+import http.client
 import json
 import signal
 
@@ -223,6 +225,20 @@ class TestEnd:
             *_, before, last = lines
         assert last == "data: [DONE]" and '"finish_reason":"length"' in before
         assert running.end().returncode == 0
+
+    def test_a_body_that_has_not_come_is_not_waited_for(self, tmp_path):
+        running = started(tmp_path, drain_seconds=50)
+        url = http_client.until_ready(running)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        with contextlib.closing(connection):
+            head = {"Content-Type": "application/json", "Content-Length": "100"}
+            connection.request("POST", TEXT, b"{", head)
+            http_client.call(url, "GET", "/health")  # the other request has come before
+            running.send(signal.SIGTERM)
+            answer = connection.getresponse()
+            assert (answer.status, json.load(answer)["error"]["code"]) == (503, "draining")
+        ended = running.end(20)
+        assert ended.returncode == 0 and not ended.stderr
 
     def test_what_takes_too_long_is_told(self, tmp_path):
         running = started(tmp_path, pause=0.05, drain_seconds=0.1)
