@@ -132,7 +132,11 @@ def _token(path: str | None) -> str | None:
     """The token in a file."""
     if path is None:
         return None
-    token = Path(path).read_text(encoding="utf-8").strip()
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "is no text in UTF-8"
+        raise ValueError(f"--admin_token_file={path}: {why}") from None
     if len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(
             f"--admin_token_file={path}: expected a token of {SHORTEST} or more printable ASCII "

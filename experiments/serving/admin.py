@@ -80,4 +80,7 @@ class Admin:
         name = request.path_params["name"]
         if not is_name(name):
             raise unknown_model(name)
+        if name == self._state.name:
+            message = f"'{name}' is the name of the base: rename the adapter's folder"
+            raise ApiError(409, message, param="name", code="adapter_unusable")
         return name

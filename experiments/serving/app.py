@@ -1,5 +1,6 @@
 """All routes in one application, with what is said of errors and what is counted."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -95,6 +96,8 @@ class Counted:
         self._state.answering += 1
         try:
             await self._app({**scope, "serving_route": route}, receive, noted)
+        except asyncio.CancelledError:  # the server has ended, and its client does not read
+            logging.warning("%s: an answer is not complete: its client does not read", route[0])
         finally:
             self._state.answering -= 1
             metrics = self._state.metrics

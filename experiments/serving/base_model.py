@@ -71,9 +71,14 @@ def is_decoder(given: str) -> bool:
 
 
 def most_tokens(given: str) -> int:
-    """The most tokens that a model takes. Errors are those of `is_decoder`."""
-    read = read_decoder_config if is_decoder(given) else read_encoder_config
-    return read(locate(given)).max_tokens
+    """The most tokens that a model takes. Errors are those of `is_decoder`.
+
+    A decoder with rotary positions computes longer texts, but it has not been trained on any.
+    """
+    if not is_decoder(given):
+        return read_encoder_config(locate(given)).max_tokens
+    shape = read_decoder_config(locate(given))
+    return min(shape.max_tokens, getattr(shape, "max_position_embeddings", shape.max_tokens))
 
 
 def load_language_model(given: str, dtype: str) -> BaseModel:

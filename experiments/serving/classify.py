@@ -30,7 +30,7 @@ class Classify:
 
     async def __call__(self, request: Request) -> Response:
         state = self._state
-        model, texts = read_texts(await read_json(request, state.settings))
+        model, texts = read_texts(await read_json(request, state))
         state.require_ready()
         if not state.base.labels:
             raise ApiError(404, f"{state.name} is a language model: it classifies nothing")

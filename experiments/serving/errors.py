@@ -34,8 +34,14 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
         kind = SERVER if self.status >= 500 else INVALID
-        said = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": said}
+        param = None if self.param is None else _encodable(self.param)
+        said = {"message": _encodable(self.message), "type": kind, "param": param}
+        return {"error": {**said, "code": self.code}}
+
+
+def _encodable(text: str) -> str:
+    """A text with halves of surrogate pairs, which UTF-8 has not, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def wrong(param: str, message: str) -> ApiError:

@@ -8,13 +8,15 @@ from lora_jax.files import json_text
 from lora_jax.suggest import nearest
 
 LARGEST = 2**63 - 1
+LONGEST = 100
+"""The most characters of a path in messages."""
 
 
 def read_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a request's body.
 
     Raises:
-      ApiError: 400, if it is none.
+      ApiError: 400, if it is none, or a text in it, which is named, has half a surrogate pair.
     """
     try:
         content = json_text.loads(body, "the body")
@@ -22,7 +24,26 @@ def read_object(body: bytes) -> dict[str, Any]:
         raise ApiError(400, str(error), code="invalid_json") from None
     if not isinstance(content, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    if b"\\u" in body:  # nothing else can give a text that is none
+        _require_texts(content)
     return content
+
+
+def _require_texts(content: dict[str, Any]) -> None:
+    """Refuse a text or a name, at any depth, that UTF-8 cannot encode."""
+    left: list[tuple[str, Any]] = [("", content)]
+    while left:
+        where, value = left.pop()
+        match value:
+            case str():
+                if any("\ud800" <= each <= "\udfff" for each in value):
+                    raise wrong(where, f"'{where}' has half of a surrogate pair, which is no text")
+            case dict():
+                for name, each in value.items():
+                    path = f"{where}.{name}"[:LONGEST] if where else name[:LONGEST]
+                    left += [(path, each), (path, name)]
+            case list():
+                left += [(f"{where}[{number}]", each) for number, each in enumerate(value)]
 
 
 class Fields:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from experiments.serving.errors import ApiError
 from experiments.serving.fields import read_object
-from experiments.serving.settings import Settings
+from experiments.serving.state import State
 
 DIGEST = "X-Adapter-Digest"
 """The header that says which version of an adapter has computed an answer."""
@@ -18,35 +18,33 @@ T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """The body of a request, which must come within some seconds.
+async def read_body(request: Request, state: State) -> bytes:
+    """The body of a request.
 
     Raises:
-      ApiError: 413, if it is longer than `most` bytes. No more than that is kept. 415, if it is not
-        said to be JSON: a page in a browser can send any other to a server on loopback. 408, if it
-        takes longer.
+      ApiError: 413, if it is longer than `max_body`. No more than that is kept. 415, if it is not
+        said to be JSON: a page in a browser can send any other to a server on loopback. 408 or 503
+        as for `State.body`.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind.lower() != "application/json":
         raise ApiError(415, "the body must be of Content-Type application/json")
-    said = request.headers.get("content-length", "0")
+    said, most = request.headers.get("content-length", "0"), state.settings.max_body
     body = bytearray()
     if said.isdecimal() and int(said) <= most:
-        try:
-            async with asyncio.timeout(seconds):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > most:
-                        break
-                else:
-                    return bytes(body)
-        except TimeoutError:
-            raise ApiError(408, "the body did not come in time", code="timeout") from None
+        async with state.body():
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    break
+            else:
+                return bytes(body)
     raise ApiError(413, f"the body has more than {most} bytes", code="body_too_large")
 
 
-async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
+async def read_json(request: Request, state: State) -> dict[str, Any]:
     """The JSON object of a request; ApiError as for `read_body`, or 400."""
-    return read_object(await read_body(request, settings.max_body, settings.time_limit))
+    return read_object(await read_body(request, state))
 
 
 async def unless_gone(request: Request, answer: Awaitable[T]) -> T:

@@ -65,6 +65,10 @@ class ModelThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._running: dict[Job, _Running] = {}
         self._owners: dict[int, _Running] = {}
+        self._parked: dict[Job, None] = {}
+        """Jobs that wait for a slot, in their order; some of those that run hold all slots."""
+        self._freed = False
+        """Whether a lease has been released since a slot was last looked for."""
         self._failures = 0
         self.ready: Future[None] = Future()
         """Done once jobs can run, or with the error for which they cannot."""
@@ -100,7 +104,7 @@ class ModelThread:
 
     def abort(self, error: ApiError) -> None:
         """End all jobs with an error."""
-        self._inbox.put(lambda: self._fail_all(error))
+        self._inbox.put(lambda: self._abort(error))
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
         """Run a function between steps."""
@@ -117,7 +121,7 @@ class ModelThread:
 
     @property
     def waiting(self) -> int:
-        return self._engine.waiting
+        return self._engine.waiting + sum(len(job.rows) for job in self._parked)
 
     @property
     def active(self) -> int:
@@ -146,11 +150,27 @@ class ModelThread:
                 if (task := self._inbox.get()) is None:
                     return
                 task()
+                self._retry()
                 if not self._owners:
                     self._changed(self, 0, 0)
-            self._changed(self, 1, self._step())
+            failed = self._step()
+            self._retry()
+            self._changed(self, 1, failed)
 
     def _begin(self, job: Job) -> None:
+        """Begin a job, behind those that wait for a slot if it needs one too."""
+        if (job.adapter and self._parked) or not self._start(job):
+            self._parked[job] = None
+
+    def _retry(self) -> None:
+        """Begin jobs that wait for a slot, in their order, if one may have become free."""
+        while self._freed and self._parked:
+            self._freed = False
+            while self._parked and self._start(job := next(iter(self._parked))):
+                del self._parked[job]
+
+    def _start(self, job: Job) -> bool:
+        """Begin a job, or say why it cannot. False if it must wait until a slot is free."""
         lease, running = None, None
         try:
             lease = self.store.acquire(job.adapter) if job.adapter else None
@@ -160,15 +180,18 @@ class ModelThread:
                 number = self._engine.submit(slot, each)
                 running.left[number], self._owners[number] = row, running
         except Exception as error:  # of a file, an adapter or the engine: the server goes on
+            held = any(each.lease is not None for each in self._running.values())
+            if isinstance(error, NoSlotFree) and held:
+                return False
             if running is not None:
                 self._end(running)
-            elif lease is not None:
-                lease.release()
             job.post(Failed(refusal(job.adapter, error)))
-            return
+            return True
         job.post(Started(lease.digest if lease else self._digest))
+        return True
 
     def _cancel(self, job: Job) -> None:
+        self._parked.pop(job, None)
         if (running := self._running.get(job)) is not None:
             self._end(running)
 
@@ -190,6 +213,7 @@ class ModelThread:
         del self._running[running.job]
         if running.lease is not None:
             running.lease.release()
+            self._freed = True
 
     def _step(self) -> int:
         """Compute a step, and say what it gave. Returns how many failed."""
@@ -203,9 +227,12 @@ class ModelThread:
             if self._failures == PATIENCE:
                 self._lost()
             return 1
-        self._failures = 0
+        spoilt, self._failures = self._failures > 0, 0
         for number, value, finish in events:
             if (running := self._owners.get(number)) is not None:
+                if finish == "error":
+                    why = "the failed step has spoilt it" if spoilt else "outputs are not numbers"
+                    logging.error("a job of %s has failed: %s", _named(running.job), why)
                 self._handle(running, number, value, finish)
         return 0
 
@@ -221,17 +248,27 @@ class ModelThread:
                 self._end(running)
         running.job.post(Step(row, value, finish))
 
-    def _fail_all(self, error: ApiError) -> None:
+    def _abort(self, error: ApiError) -> None:
+        for job in self._parked:
+            job.post(Failed(error))
+        self._parked.clear()
+        self._fail_running(error)
+
+    def _fail_running(self, error: ApiError) -> None:
         for each in list(self._running.values()):
             self._end(each)
             each.job.post(Failed(error))
 
     def _lost(self) -> None:
-        """Tell all jobs that steps fail, and begin with empty lanes."""
+        """Tell all jobs that run that steps fail, and begin with empty lanes."""
         self._failures = 0
-        self._fail_all(failed_step())
+        self._fail_running(failed_step())
         with self.store.using() as bank:
             self._engine.restart(bank)
+
+
+def _named(job: Job) -> str:
+    return f"the adapter '{job.adapter}'" if job.adapter else "the base"
 
 
 def refusal(adapter: str | None, error: Exception) -> ApiError:

@@ -40,11 +40,11 @@ class Routes:
         return JSONResponse({"object": "list", "data": found})
 
     async def completions(self, request: Request) -> Response:
-        content = await read_json(request, self._state.settings)
+        content = await read_json(request, self._state)
         return await self._answer(request, read_completion(content))
 
     async def chat(self, request: Request) -> Response:
-        content = await read_json(request, self._state.settings)
+        content = await read_json(request, self._state)
         return await self._answer(request, read_chat(content))
 
     async def _answer(self, request: Request, asked: Asked) -> Response:

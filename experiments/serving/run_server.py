@@ -91,7 +91,7 @@ async def _serve(state: State, listening: socket.socket) -> None:
             await _first(stop.wait(), serving, ended)
             if ended.done():
                 ended.result()
-        state.status = DRAINING
+        state.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(state.settings.drain_seconds):
                 await _first(_ended(state), at_once.wait())

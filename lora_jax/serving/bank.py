@@ -38,7 +38,8 @@ class Bank:
     parameter in full make new arrays, for which programs are compiled anew. Nothing else that is
     put, replaced or removed compiles anything.
 
-    Training changes `trainable`: `bank.with_trainable(...)` gives the bank with other arrays.
+    Training changes `trainable`: `bank.with_trainable(...)` gives the bank with other arrays. With
+    way `gather`, an adapter that diverges spoils no rows but its own.
 
     Args:
       forward: any JAX function, `forward(params, *args, **kwargs)`, as for `adapt`.
@@ -78,8 +79,8 @@ class Bank:
           adapter: (trainable, frozen), of this base.
 
         Raises:
-          ValueError: the adapter is of another base, of a higher rank, or trains a parameter of
-            another shape. The message names it.
+          ValueError: the adapter is of another base, of a higher rank, trains a parameter of
+            another shape, or has numbers that are not finite. The message names it.
         """
         trainable, frozen = adapter
         layout.require_fit(self.base, trainable["params"], frozen.base)

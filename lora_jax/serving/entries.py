@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lora_jax.adapters.remade_constants import KEY
@@ -66,7 +67,8 @@ def entries(adapter: Adapter, max_rank: int) -> dict[Name, np.ndarray]:
     """The arrays of an adapter. Nothing is compiled.
 
     Raises:
-      ValueError: a rank is above `max_rank`.
+      ValueError: a rank is above `max_rank`, or a number is not finite. The message names the
+        weight.
     """
     trainable, frozen = adapter
     shared, found = frozen.shared_by(trainable), {}
@@ -78,7 +80,26 @@ def entries(adapter: Adapter, max_rank: int) -> dict[Name, np.ndarray]:
             common = _served(jax.tree.map(to_host, shared[each.variant]))
             found |= {Name(f"shared {part}", "", method, n, 0): x for part, n, x in _parts(common)}
     params = trainable["params"].items()
-    return found | {Name("params", path, None, "", 0): to_host(x) for path, x in params}
+    found |= {Name("params", path, None, "", 0): to_host(x) for path, x in params}
+    dtypes = {each.use.path: each.use.dtype for each in frozen.spec.adapted}
+    for name, x in found.items():
+        _require_finite(name, x, dtypes.get(name.path))
+    return found
+
+
+def _require_finite(name: Name, x: np.ndarray, dtype: Any) -> None:
+    """Refuse what would make the rows of other adapters NaN (`lora_jax.serving.ways`).
+
+    Plain LoRA is multiplied in the dtype of the weight, in which its factors must be finite.
+    """
+    if name.method == PLAIN and jnp.issubdtype(dtype, jnp.floating):
+        with np.errstate(over="ignore"):
+            x = x.astype(dtype)
+    if jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all():
+        raise ValueError(
+            f"'{name.path or name.name}': the adapter has numbers that are not finite once they "
+            f"are scaled, as {x.dtype}: it has diverged, or its scale is too large"
+        )
 
 
 def _parts(factors: Factors) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -97,7 +118,7 @@ def _entry(
     active = np.broadcast_to(to_host(factors.constants.get(ACTIVE, np.True_)), stack)
     present: dict[str, Any] = {ACTIVE: active}
     both = _as_lora(placement, frozen.base[path], factors, shared)
-    if both is not None:
+    if both is not None and both[0].shape[-2] <= max_rank:
         a, b = (_rows(_where(active, x), max_rank, path) for x in both)
         own: dict[str, Any] = {"a": a, "b": b}
         return PLAIN, Factors(own, present)

@@ -6,6 +6,10 @@ and b (slots, rank, out), and gives `x[i] @ a[slots[i]].T @ b[slots[i]]` of ever
     gather   copy each row's A and B, and multiply row by row
     concat   multiply all rows by all slots' A at once, keep each row's own part, multiply by all B
     ragged   sort the rows by slot, and multiply the rows of a slot together (`lax.ragged_dot`)
+
+All factors must be finite: `concat` and `ragged` multiply those of other slots by zero, which for
+an infinity or a NaN is NaN. `Bank.prepare` refuses such an adapter. In a bank that is trained, one
+adapter that diverges spoils the rows of the others, unless its way is `gather`.
 """
 
 from collections.abc import Callable, Mapping

@@ -133,6 +133,14 @@ class TestRows:
         assert len(bank.held.methods) < 16
         assert_rows_are_those_alone(bank, [params, *merged(found)], range(len(found) + 1))
 
+    def test_a_method_whose_plain_lora_has_a_higher_rank(self, params):
+        """LoHa of rank 3 is plain LoRA of rank 9: beside one that fits, it keeps its products."""
+        loha = [variants.make("loha", rank=rank) for rank in (2, 3)]
+        found = [trained(params, each, [STACK, "head"], 1) for each in loha]
+        bank = filled(params, found)
+        assert len(bank.held.methods) == 2
+        assert_rows_are_those_alone(bank, [params, *merged(found)], [2, 0, 1, 2])
+
     def test_a_quantised_base(self, params):
         lora = variants.make("lora", rank=2)
         quantize = {STACK: lj.NF4(block=8)}
@@ -241,6 +249,19 @@ def test_what_does_not_fit_is_named(params):
             bank.apply(jnp.zeros(3, int), *inputs(2))
         with pytest.raises(ValueError, match="way 'gathr' is unknown; nearest: 'gather'"):
             lj.Bank(forward, params, way="gathr")
+
+
+@pytest.mark.parametrize("factor", [np.nan, -np.inf, 1e200])
+def test_numbers_that_are_not_finite_are_refused(params, factor):
+    """They would spoil the rows of others; 1e200 is finite until the product with its scale."""
+    with jax.enable_x64(True):
+        _, (trainable, frozen) = trained(params, variants.make("lora", rank=2), [STACK, "head"])
+        own = {**trainable["adapters"]}
+        own["head"] = {**own["head"], "b": own["head"]["b"].at[1, 2].set(factor)}
+        constants = {**frozen.constants, "head": {"scale": jnp.asarray(1e200)}}
+        adapter = {**trainable, "adapters": own}, dataclasses.replace(frozen, constants=constants)
+        with pytest.raises(ValueError, match=r"^'head': .* numbers that are not finite .*float64"):
+            lj.Bank(forward, params, capacity=2, max_rank=2).put(1, adapter)
 
 
 def test_it_says_how_weights_are_computed(mixed, params):

@@ -247,6 +247,8 @@ def test_mistakes_are_the_clients_errors(client):
         ("--adapters=nowhere", "--adapters=nowhere: no such folder"),
         ("--labels=a,b", "--labels are of encoders, and --model="),
         ("--admin_token_file={root}/short", "short: expected a token of 16 or more printable"),
+        ("--admin_token_file=nowhere", "--admin_token_file=nowhere: No such file"),
+        ("--tokens=99999", "--tokens=99999: the model takes at most "),
         ("--adapters={root}", "'model' is the name of the base"),
         ("--model=minilm", "is an encoder: name the classes of its adapters"),
     ],

@@ -1,5 +1,7 @@
 """What a server says at its limits and at its end; its model is a counter."""
 
+import contextlib
+import http.client
 import json
 import signal
 
@@ -119,6 +121,26 @@ class TestRefused:
     def test_what_is_no_object(self, server, body):
         assert error_of(server, body)[:2] == (400, "invalid_json")
 
+    @pytest.mark.parametrize(
+        ("content", "param"),
+        [
+            (asked(prompt="\ud800"), "prompt"),
+            (asked(prompt=["w1", "a\udfff"]), "prompt[1]"),
+            (asked(model="\ud800"), "model"),
+            (asked(**{"\ud800": 1}), "\\ud800"),
+            ({"messages": [{"content": [{"text": "\udc00"}]}]}, "messages[0].content[0].text"),
+        ],
+    )
+    def test_half_of_a_surrogate_pair(self, server, content, param):
+        for path in (TEXT, CHAT):
+            status, code, error, _ = error_of(server, content, path)
+            assert (status, code, error["param"]) == (400, "invalid_value", param)
+        assert http_client.call(server, "POST", TEXT, asked(user="\U0001d11e"))[0] == 200
+
+    def test_a_type_in_capitals(self, server):
+        kind = {"Content-Type": "APPLICATION/JSON; charset=utf-8"}
+        assert http_client.call(server, "POST", TEXT, asked(), **kind)[0] == 200
+
     def test_what_a_browser_may_send_from_any_page(self, server):
         kind = {"Content-Type": "text/plain"}
         assert error_of(server, json.dumps(asked()).encode(), **kind)[0] == 415
@@ -146,6 +168,8 @@ class TestRefused:
         right = {"Authorization": "Bearer a token of its own"}
         for name in ("%2e%2e", "..%2fone", "one%2f..%2ftwo", "%2fetc", ".hidden", "%00"):
             assert error_of(server, {}, f"/admin/adapters/{name}/load", **right)[0] == 404
+        status, _, error, _ = error_of(server, {}, "/admin/adapters/counter/load", **right)
+        assert status == 409 and "'counter' is the name of the base" in error["message"]
 
     def test_no_such_route(self, server):
         assert error_of(server, {}, "/v1/embeddings")[0] == 404
@@ -201,6 +225,20 @@ class TestEnd:
             *_, before, last = lines
         assert last == "data: [DONE]" and '"finish_reason":"length"' in before
         assert running.end().returncode == 0
+
+    def test_a_body_that_has_not_come_is_not_waited_for(self, tmp_path):
+        running = started(tmp_path, drain_seconds=50)
+        url = http_client.until_ready(running)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        with contextlib.closing(connection):
+            head = {"Content-Type": "application/json", "Content-Length": "100"}
+            connection.request("POST", TEXT, b"{", head)
+            http_client.call(url, "GET", "/health")  # the other request has come before
+            running.send(signal.SIGTERM)
+            answer = connection.getresponse()
+            assert (answer.status, json.load(answer)["error"]["code"]) == (503, "draining")
+        ended = running.end(20)
+        assert ended.returncode == 0 and not ended.stderr
 
     def test_what_takes_too_long_is_told(self, tmp_path):
         running = started(tmp_path, pause=0.05, drain_seconds=0.1)

@@ -48,7 +48,8 @@ def base():
 class FakeEngine:
     """Gives each row the tokens 0, 1, 2 ...
 
-    A prompt with token 13 makes a step fail, and one with token 14 every step.
+    A prompt with token 13 makes a step fail, and one with token 14 every step; after token 15 there
+    are no numbers.
     """
 
     def __init__(self, lanes=2, pause=0.0):
@@ -86,6 +87,10 @@ class FakeEngine:
                 self.spoilt.append(number)
                 del self.rows[number]
                 raise MemoryError("13 is too much")
+            if 15 in row.prompt_ids:
+                del self.rows[number]
+                yield number, None, "error"
+                continue
             each[1] += 1
             ended = each[1] == row.max_new_tokens
             if ended:
@@ -94,9 +99,10 @@ class FakeEngine:
 
 
 class FakeStore:
-    """Has the adapters `one` and `two`, of which `full` finds no slot; counts what is leased."""
+    """Has the adapters `one` and `two`, and `full`, for which there is no slot ever."""
 
-    def __init__(self):
+    def __init__(self, slots=2):
+        self.slots = slots
         self.leased = collections.Counter()
 
     def prefetch(self, name):
@@ -111,7 +117,8 @@ class FakeStore:
 
     def acquire(self, name):
         digest = self.prefetch(name).result()
-        if name == "full":
+        others = [each for each, count in self.leased.items() if count and each != name]
+        if name == "full" or len(others) >= self.slots:
             raise NoSlotFree
         self.leased[name] += 1
         release = lambda: self.leased.subtract([name])  # noqa: E731

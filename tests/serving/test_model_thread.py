@@ -1,0 +1,90 @@
+"""The thread of the model: jobs whose adapter finds no slot wait for one, in their order."""
+
+import types
+
+import pytest
+from fake_server import FakeEngine, FakeStore
+
+from experiments.serving.errors import unavailable
+from experiments.serving.jobs import Failed, Job, Started, Step
+from experiments.serving.model_thread import ModelThread
+
+SECONDS = 60
+
+
+class Events:
+    """What happens to jobs of one thread with one slot, all submitted before its first step."""
+
+    def __init__(self):
+        self.seen = []
+        self.store = FakeStore(slots=1)
+        self.thread = ModelThread(lambda: (self.store, FakeEngine(lanes=8), "base"))
+
+    def job(self, name, adapter, tokens=2, prompt=1):
+        row = types.SimpleNamespace(prompt_ids=(prompt,), max_new_tokens=tokens)
+        job = Job(adapter, [row], lambda event: self.seen.append((name, event)))
+        self.thread.submit(job)
+        return job
+
+    def run(self):
+        self.thread.start()
+        self.thread.ready.result(SECONDS)
+        while not any(name == "last" and _ends(event) for name, event in self.seen):
+            self.thread.call(lambda: None).result(SECONDS)
+        self.thread.stop()
+        self.thread.join(SECONDS)
+        assert not +self.store.leased
+        return [
+            (name, "starts" if isinstance(event, Started) else _end_of(event))
+            for name, event in self.seen
+            if isinstance(event, Started) or _ends(event)
+        ]
+
+
+def _ends(event):
+    return isinstance(event, Failed) or (isinstance(event, Step) and event.finish is not None)
+
+
+def _end_of(event):
+    return event.error.code if isinstance(event, Failed) else event.finish
+
+
+def test_they_begin_in_their_order():
+    """A job whose adapter is in a slot does not overtake them; one of the base needs no slot."""
+    events = Events()
+    events.job("a", "one", tokens=9)
+    events.job("b", "two")
+    events.job("last", "one")
+    events.job("base", None)
+    events.thread.cancel(events.job("gone", "two"))
+    found = events.run()
+    assert found == [
+        *(("a", "starts"), ("base", "starts"), ("base", "length"), ("a", "length")),
+        *(("b", "starts"), ("b", "length"), ("last", "starts"), ("last", "length")),
+    ]
+
+
+def test_they_outlive_steps_that_fail():
+    events = Events()
+    events.job("a", "one", prompt=14)
+    events.job("last", "two")
+    assert events.run() == [
+        *(("a", "starts"), ("a", "step_failed"), ("last", "starts"), ("last", "length")),
+    ]
+
+
+@pytest.mark.parametrize(("prompt", "why"), [(13, "the failed step"), (15, "are not numbers")])
+def test_the_log_says_whose_job_has_failed(caplog, prompt, why):
+    events = Events()
+    events.job("last", "two", prompt=prompt)
+    assert events.run()[-1] == ("last", "step_failed")
+    said = [each.getMessage() for each in caplog.records]
+    assert "the adapter 'two'" in said[-1] and why in said[-1]
+
+
+def test_an_abort_ends_them():
+    events = Events()
+    events.job("a", "one", tokens=99)
+    events.job("last", "two")
+    events.thread.abort(unavailable("the server ends", "draining"))
+    assert events.run() == [("a", "starts"), ("last", "draining"), ("a", "draining")]
