@@ -213,7 +213,8 @@ def base_of(placement: Placement, value: Any) -> Base:
     if placement.storage is not None:
         dtype = jnp.dtype(use.dtype)
         return Quantized(value, "io", storage=placement.storage, size=use.matrix, dtypes=(dtype,))
-    if use.stack != (first := tuple(range(len(use.stack)))):  # JAX copies what stays as it is, too
+    value, first = jnp.asarray(value), tuple(range(len(use.stack)))
+    if use.stack != first:  # JAX copies what stays as it is, too
         value = jnp.moveaxis(value, use.stack, first)
     axes = sorted((*use.inputs, *use.outputs))
     return Base(value, "".join("i" if axis in use.inputs else "o" for axis in axes))

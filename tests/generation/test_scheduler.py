@@ -68,7 +68,7 @@ def served():
         decoder = random_decoder("qwen3_windows", options={"param_dtype": jnp.float64})
         step, params = cached_step(decoder)
         found = [adapter_of(decoder, each, seed) for seed, each in enumerate(targets, 1)]
-        bank = lj.Bank(step, params, capacity=4, max_rank=3)
+        bank = lj.Bank(step, params, capacity=4, max_rank=3, way="gather")
         for slot, (adapter, _) in enumerate(found, 1):
             bank = bank.put(slot, adapter)
         weights = [params, *(merged for _, merged in found)]
@@ -218,9 +218,12 @@ def test_adapters_change_between_texts_and_not_under_them(served, started):
 
 
 def test_an_adapter_that_is_no_number_ends_its_own_text_alone(served, started):
-    scheduler, (trainable, frozen) = started(lanes=2), served.adapters[0]
-    broken = jax.tree.map(lambda x: x.at[:].set(jnp.nan), trainable)
-    scheduler.bank = served.bank.put(4, (broken, frozen))
+    scheduler, bank = started(lanes=2), served.bank.put(4, served.adapters[0])
+    broken = {
+        key: x.at[(slice(None),) * key.depth + (4,)].set(jnp.nan)
+        for key, x in bank.trainable.items()
+    }
+    scheduler.bank = bank.with_trainable(broken)
     asked = [Request(slot, [1, 2], 4) for slot in (4, 1, 4, 4)]
     found = finished(scheduler, *asked)
     assert found == [([], "error"), alone(served, asked[1], {}), ([], "error"), ([], "error")]
