@@ -103,7 +103,13 @@ def transposed(name: str, outputs: Outputs = None, idle: float | None = None) ->
 
 def vector(name: str, outputs: Outputs = None, idle: float | None = None) -> Layout:
     """A vector, which PEFT stores as (n, 1); (1, n) is read as well."""
-    return Layout(name, lambda x: x[:, None], lambda x: x.reshape(-1), outputs, idle)
+    return Layout(name, lambda x: x[:, None], _flat, outputs, idle)
+
+
+def _flat(x: Any) -> Any:
+    if sum(size != 1 for size in x.shape) > 1:
+        raise ValueError("a vector has one axis that is longer than 1")
+    return x.reshape(-1)
 
 
 def stored(layouts: Layouts, factors: Mapping[str, Any]) -> dict[str, Any]:

@@ -251,7 +251,8 @@ def _sealed(ended: Ended, folder: Path) -> bool:
 
 def summarise(record: run_record.Record) -> list[str]:
     """Lines on the result of a run, with the scores of the saved adapter."""
-    lines = [f"{record.parameters_trained:,} of {record.parameters_total:,} parameters trained"]
+    of = "trained" if record.steps else "in the adapter"
+    lines = [f"{record.parameters_trained:,} of {record.parameters_total:,} parameters {of}"]
     if record.tokenised_per_second is not None:
         lines.append(f"texts tokenised at {record.tokenised_per_second:,.0f} examples/s")
     if record.note:

@@ -100,6 +100,11 @@ AXES = [
         {"up.boft_R": (2, 3, 4, 5, 6), "up.boft_s": (12, 1)},
         "'up' .* not fit",
     ),
+    (
+        {"peft_type": "IA3", "feedforward_modules": []},
+        {"up.ia3_l": (2, 6)},
+        "'up' .*: a vector has one axis that is longer than 1",
+    ),
 ]
 
 

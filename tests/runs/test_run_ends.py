@@ -103,7 +103,7 @@ def test_a_run_whose_last_step_diverges(smoke, tmp_path):
 
 def test_the_scores_said_are_of_the_adapter_that_was_saved(tmp_path):
     def said(select="last", **fields):
-        fields |= {"steps": 9, "best_step": 6, "metrics_last": {"accuracy": 0.5}}
+        fields = {"steps": 9, "best_step": 6, "metrics_last": {"accuracy": 0.5}, **fields}
         record = fake_records.write(
             tmp_path / str(len(list(tmp_path.iterdir()))),
             "quickstart",
@@ -115,10 +115,12 @@ def test_the_scores_said_are_of_the_adapter_that_was_saved(tmp_path):
         said = run.summarise(record)
         rate = said.pop() if record.tokenised_per_second else None
         assert rate == (record.tokenised_per_second and "texts tokenised at 1,234 examples/s")
-        assert said.pop() == "770 of 22,713,986 parameters trained"
+        of = "trained" if fields["steps"] else "in the adapter"
+        assert said.pop() == f"770 of 22,713,986 parameters {of}"
         return said
 
     assert said() == ["completed after 9 steps: accuracy 0.5"]
+    assert said(steps=0, best_step=0) == ["not trained here: accuracy 0.5"]
     assert said(tokenised_per_second=1234.4) == ["completed after 9 steps: accuracy 0.5"]
     assert said("best") == ["completed after 9 steps, saved as of step 6, the best: accuracy 0.75"]
     assert said(note="of step 6 instead")[1:] == ["of step 6 instead"]
