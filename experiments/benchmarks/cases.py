@@ -11,7 +11,9 @@ BUDGET: dict[str, Any] = {"target_rank": 4, "t_init": 10, "t_final": 900, "delta
 """AdaLoRA's schedule, out of `STEPS` steps: all timed steps change ranks."""
 STEPS = 10_000
 
-Work = Literal["step", "compilation", "forward", "generation", "trials", "data", "mixed", "put"]
+Work = Literal[
+    "step", "compilation", "forward", "generation", "trials", "data", "mixed", "put", "texts"
+]
 """Names of the files in `contenders` are a side and one of these."""
 Weights = Literal["base", "merged", "unmerged"]
 
@@ -55,6 +57,8 @@ class Case:
     """How many examples are read."""
     adapters: int = 1
     """How many adapters share a base; the rows of a batch use as many of them as they can."""
+    lanes: int = 8
+    """How many texts are generated at a time, by continuous batching."""
     from_disk: bool = False
     """Whether an adapter is read from a file before it is put into a bank."""
 

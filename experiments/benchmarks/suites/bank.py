@@ -4,6 +4,9 @@ SmolLM2-135M has LoRA with r=8 on its seven linear layers. A batch has 512 token
 64 rows of 8. Each row has another adapter, as far as there are as many. One adapter for all rows,
 and PEFT's mixed batch (`adapter_names`), compute the same tokens. Naming other slots for the rows,
 and putting an adapter into a slot, must compile nothing.
+
+Then clients ask for texts of 32 tokens, after prompts of 16, each of another adapter. The ratio is
+of texts in a second: 8 clients over one, which has 8 lanes as well, or one lane.
 """
 
 import dataclasses
@@ -23,6 +26,9 @@ GOALS = {8: Goal(1.2, 1.05), 64: Goal(1.5, 1.1)}
 PUT = Case(work="put", model="smollm2", rows=8, tokens=64, adapters=8)
 MILLISECONDS = {"from memory": None, "from a file, r=32": Goal(100.0, 50.0)}
 COMPILATIONS = Goal(0.0, 0.0)
+TEXTS = Case(work="texts", model="smollm2", rows=8, tokens=16, written=32, adapters=8)
+CLIENTS = Goal(3.0, 6.0)
+"""For the texts in a second of 8 clients over those of one."""
 
 
 def run(plan: Plan) -> Iterator[Measured]:
@@ -46,8 +52,20 @@ def run(plan: Plan) -> Iterator[Measured]:
 def groups() -> list[Group]:
     many_rows = dataclasses.replace(MIXED, rows=64, tokens=8)
     file = dataclasses.replace(PUT, rank=32, from_disk=True)  # about 40 MB
+    one = dataclasses.replace(TEXTS, rows=1)
+    clients = {
+        "8 clients": Contender("ours", TEXTS),
+        "1 client": Contender("ours", one),
+        "1 client, 1 lane": Contender("ours", dataclasses.replace(one, lanes=1)),
+    }
+    ratios = tuple(
+        Ratio(alone, "8 clients", "lora", per_row=True, goal=CLIENTS)
+        for alone in ("1 client", "1 client, 1 lane")
+    )
     put = {"from memory": Contender("ours", PUT), "from a file, r=32": Contender("ours", file)}
-    return [_group(MIXED), _group(many_rows, only=(64,)), Group("an adapter is put", put, (), 5)]
+    served = Group(f"{TEXTS.model}, texts of {TEXTS.rows} clients", clients, ratios, 1)
+    putting = Group("an adapter is put", put, (), 5)
+    return [_group(MIXED), _group(many_rows, only=(64,)), served, putting]
 
 
 def _group(case: Case, only: tuple[int, ...] = (8, 64)) -> Group:
