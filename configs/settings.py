@@ -254,6 +254,8 @@ class Study:
     model: str = setting("", optional=True)
     size: str = setting("full", optional=True)
     """`full` or `smoke`."""
+    registration: str = setting("", optional=True, free=True)
+    """The digest of the study.json that the run belongs to (`experiments.studies.registration`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,139 +1,121 @@
 r"""Run a study: tune learning rates on held-out examples, then train the best with every seed.
 
-    python -m experiments.tune --study=all_methods --workdir=runs/all_methods/cola \
-        --argument=task=cola,source=tsv,folder=glue_data
+    python -m experiments.tune --study=against_lora --workdir=runs/against_lora \
+        --argument=source=tsv,folder=glue_data
 
-For each row of the study, every learning rate that the method's file suggests is trained once and
-scored on held-out training examples. The best rate is then trained with every seed; only these runs
-see the development set.
+A study is a config file with a STUDY (`experiments.studies.protocol`): methods, tasks, learning
+rates, seeds, and how it decides. The first command registers all of it in WORKDIR/study.json, and
+every run carries the digest of that file; a later command with another protocol is an error.
+
+For each task, every method is trained with each rate and scored on held-out training examples. If
+the best rate of any method lies at the edge of the grid, all methods get one more. Then each method
+is trained with its best rate and every seed; only these runs see the development set.
+
 Runs that differ only in numbers share one program, as in `experiments.sweep`. Give the same command
-again to continue a stopped study. `--rows` runs some rows only, so that several commands can run
-side by side; it takes any row that the config does.
+again to continue a stopped study. `--tasks` and `--methods` train a part of it, so that several
+commands can run side by side. `--rows` and `--columns` register other methods or tasks than the
+study's: any row or task that the config takes.
 """
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.console import Console
 
 import variants
 from configs.settings import RunConfig
 from experiments import cli
 from experiments.runs.audit_flag import wanted
 from experiments.setup.config import parse
-from experiments.sweeps import jobs
-from experiments.sweeps.grouping import groups
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
-from lora_jax.records import run_record
+from experiments.studies import registration
+from experiments.studies.config_files import studies
+from experiments.studies.protocol import Protocol
+from experiments.studies.training import Cell, Trainer
 from lora_jax.suggest import require_known
 
 _STUDY = flags.DEFINE_string(
-    "study", None, "The name of a config file that has a STUDY, for example all_methods."
+    "study", None, "The name of a config file that has a STUDY, for example against_lora."
 )
 _ARGUMENT = flags.DEFINE_string(
     "argument", "", "The argument of the config file: what follows the colon in --config."
 )
 _ROWS = flags.DEFINE_list(
-    "rows", [], "The rows to run, such as lora,my_package.my_variant. The default is the study's."
+    "rows", [], "The methods to register, such as lora,my_package.my_variant; else the study's."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder for all runs.")
+_COLUMNS = flags.DEFINE_list("columns", [], "The tasks to register; else the study's.")
+_METHODS = flags.DEFINE_list("methods", [], "Train only these of the registered methods.")
+_TASKS = flags.DEFINE_list("tasks", [], "Train only these of the registered tasks.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder for the registration and all runs.")
+_ADAPTERS = flags.DEFINE_bool(
+    "adapters", True, "Keep the adapters of runs, and not only records and predictions."
+)
 
 
 def tune() -> None:
-    known = [p.stem for p in sorted(Path("configs").glob("*.py")) if "\nSTUDY" in p.read_text()]
+    known = studies()
     name = str(_STUDY.value)
     require_known(name, known, f"unknown study '{name}'")
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(known[name])
     _check_argument(_ARGUMENT.value)
-    planned = []
-    for row in _ROWS.value or module.STUDY["rows"]:
+    protocol = Protocol.of(module.STUDY, f"STUDY of {name}")
+    if _ROWS.value or _COLUMNS.value:
+        rows, columns = _ROWS.value or protocol.rows, _COLUMNS.value or protocol.columns
+        protocol = dataclasses.replace(protocol, rows=tuple(rows), columns=tuple(columns))
+        protocol.require("--rows, --columns")
+    for flag, asked, has in (
+        ("methods", _METHODS.value, protocol.rows),
+        ("tasks", _TASKS.value, protocol.columns),
+    ):
+        for each in asked:
+            require_known(each, has, f"--{flag}={each} is not of this study")
+    workdir = Path(str(_WORKDIR.value))
+    cells = make_cells(module, protocol, _ARGUMENT.value)
+    digests = {task: {cell.row: cell.digest for cell in row} for task, row in cells.items()}
+    registered = registration.register(workdir, name, protocol, digests)
+    trainer = Trainer(workdir, protocol, audit=wanted(), adapters=bool(_ADAPTERS.value))
+    cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
+    for task in _TASKS.value or protocol.columns:
+        trainer.task(cells[task], _METHODS.value)
 
-        def config(row: str = row, **changes: Any) -> RunConfig:
-            argument = ",".join(filter(None, (_ARGUMENT.value, f"row={row}")))
-            made = module.get_config(argument)
-            made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-            return parse(made.to_dict())
 
-        config()  # what is wrong with a row is said before any is trained
-        planned.append((row, config))
-    for row, config in planned:
-        study(config, module.STUDY, row, Path(str(_WORKDIR.value)), wanted())
+def make_cells(
+    module: Any, protocol: Protocol, argument: str, digest: str = ""
+) -> dict[str, list[Cell]]:
+    """All cells of a study by task; what is wrong with one is said before any is trained.
+
+    Args:
+      module: the study's config file.
+      digest: of the registration, which runs carry.
+    """
+    cells: dict[str, list[Cell]] = {}
+    for task in protocol.columns:
+        for row in protocol.rows:
+
+            def config(task: str = task, row: str = row, **changes: Any) -> RunConfig:
+                given = ",".join(filter(None, (argument, f"task={task}", f"row={row}")))
+                made = module.get_config(given)
+                named = {name.replace("__", "."): value for name, value in changes.items()}
+                made.update_from_flattened_dict(named)
+                plain = made.to_dict()
+                plain["study"]["registration"] = digest
+                return parse(plain)
+
+            tried = variants.find(config().variant.name).suggested.tried
+            cells.setdefault(task, []).append(Cell(task, row, config, tried[len(tried) // 2]))
+    return cells
 
 
 def _check_argument(text: str) -> None:
-    """Raise a ValueError if an argument sets `row` or `seed`.
-
-    The study sets both for every run, so the argument would be ignored.
-    """
+    """Raise a ValueError if an argument sets what the study sets for every run."""
+    flag = {"row": "rows", "task": "columns"}
     for item in text.split(","):
         key, _, value = item.partition("=")
-        if key == "row":
-            raise ValueError(f"--argument={text}: rows are tuned one by one; give --rows={value}")
+        if key in flag:
+            raise ValueError(f"--argument={text}: give --{flag[key]}={value} in place of {key}")
         if key == "seed":
             raise ValueError(f"--argument={text}: the study's STUDY says which seeds are trained")
-
-
-def study(
-    config: Any, plan: Mapping[str, Any], row: str, workdir: Path, audit: bool = True
-) -> None:
-    """Train all runs of one row: its learning rates, then every seed with the best rate.
-
-    Args:
-      config: `config(**changes)` returns the row's settings with these changes.
-      plan: the study's `held_out`, `tuning_seed` and `seeds`.
-      audit: whether to compare compiled programs with NumPy's before they train.
-    """
-    held = {"data__validation": plan["held_out"], "seed": plan["tuning_seed"]}
-    rates = variants.find(config().variant.name).suggested.tried
-    configs = {f"{rate:g}": config(optimizer__learning_rate=rate, **held) for rate in rates}
-    tried = dict(zip(rates, _train(configs, workdir / "tuning" / row, audit), strict=True))
-    best = best_rate(tried)
-    seeds = plan["seeds"]
-    configs = {str(seed): config(optimizer__learning_rate=best, seed=seed) for seed in seeds}
-    _train(configs, workdir / "runs" / row, audit)
-
-
-def _train(configs: Mapping[str, RunConfig], folder: Path, audit: bool) -> list[run_record.Record]:
-    """Train runs, each in a folder of its name; runs that share a program train together."""
-    names, console = list(configs), Console()
-    ended: dict[str, run_record.Record] = {}
-    for numbers in groups(list(configs.values())):
-        mine = [names[number] for number in numbers]
-        folders = [folder / name for name in mine]
-        results = jobs.train([configs[name] for name in mine], folders, mine, jobs.How(audit=audit))
-        for name, result in zip(mine, results, strict=True):
-            if isinstance(result, Exception):
-                raise result
-            ended[name] = result
-            console.print(f"{folder / name}: {_said(result)}")
-    return [ended[name] for name in names]
-
-
-def best_rate(tried: Mapping[float, run_record.Record]) -> float:
-    """The learning rate with the best score; if several are equal, the smallest.
-
-    Raises:
-      ValueError: no run has completed with a score.
-    """
-    scores = {
-        rate: score
-        for rate, record in sorted(tried.items())
-        if record.status == "completed"
-        and (score := record.metrics_last[record.metric]) is not None
-    }
-    if not scores:
-        raise ValueError("no learning rate trained to the end: try smaller ones")
-    low = next(iter(tried.values())).metric in LOWER_IS_BETTER
-    return (min if low else max)(scores, key=scores.__getitem__)
-
-
-def _said(record: run_record.Record) -> str:
-    if record.status != "completed":
-        return f"{record.status}, {record.note}"
-    return f"{record.metric} {record.metrics_last[record.metric]:.4f} in {record.seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def _identity(experiment: Experiment) -> dict[str, str]:
 
 def together(experiments: Sequence[Experiment]) -> Together:
     """Put the trials of a group (`experiments.sweeps.grouping`) into one structure."""
+    experiments = with_equal_shapes(experiments)
     first = experiments[0]
     rules = tuple(
         (of_target[0][0], union([variant for _, variant in of_target]))
@@ -137,6 +138,24 @@ def together(experiments: Sequence[Experiment]) -> Together:
     common = dataclasses.replace(first, adapted=adapted)
     halves = tuple(separated(first.config.model, *frozen))
     return Together(tuple(experiments), common, halves, trainables)
+
+
+def with_equal_shapes(experiments: Sequence[Experiment]) -> Sequence[Experiment]:
+    """Trials whose batches have equal shapes at each step, although they drew other examples."""
+    if len({each.config.data.draw for each in experiments}) == 1:
+        return experiments
+    lengths = experiments[0].texts.boundaries
+    if (longest := max(each.texts.boundaries[-1] for each in experiments)) > lengths[-1]:
+        lengths = (*lengths, longest)
+    same = [
+        dataclasses.replace(each, texts=dataclasses.replace(each.texts, boundaries=lengths))
+        for each in experiments
+    ]
+    plans = [each.plan() for each in same]
+    return [
+        dataclasses.replace(each, beside=(*plans[:number], *plans[number + 1 :]))
+        for number, each in enumerate(same)
+    ]
 
 
 def traced_step(

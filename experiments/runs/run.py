@@ -20,7 +20,7 @@ from experiments.runs.train_trials import Order, train
 from experiments.setup import from_data
 from experiments.setup.config import of_record
 from experiments.setup.experiment import Experiment, build
-from experiments.setup.load import load
+from experiments.setup.load import load, read_texts
 from experiments.setup.out_of_memory import explained
 from lora_jax.records import run_record
 from lora_jax.records.environment import multiplies_bfloat16
@@ -174,7 +174,7 @@ def _build(
     """
     experiments: dict[int, Experiment] = {}
     wrong: dict[int, Ended] = {}
-    loaded, first = None, None
+    loaded, first, read = None, None, None
     for number in numbers:
         if number in busy:
             wrong[number] = busy[number]
@@ -187,6 +187,9 @@ def _build(
                     say(NO_GAIN)
             with explained(config):
                 loaded = loaded or load(config, mesh, texts)
+                if read is not None and read != config.data:  # another draw of the examples
+                    loaded = dataclasses.replace(loaded, texts=read_texts(config))
+                read = config.data
                 made = build(config, loaded, mesh, folder=folders[number])
             _claim(folders[number], config)
             if made.gathered is not None:

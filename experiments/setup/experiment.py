@@ -55,6 +55,8 @@ class Experiment:
     """What an initialisation from data has seen; None for others."""
     layout: Layout | None = None
     """The shardings of all arrays on a mesh of devices; None without a mesh."""
+    beside: tuple[data.BatchPlan, ...] = ()
+    """The plans of trials with other examples in one program, which needs batches of one shape."""
 
     @property
     def batch_size(self) -> int:
@@ -62,8 +64,14 @@ class Experiment:
 
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """The training batches, starting with that of a step."""
-        for batch in self.plan().start(step):
+        for batch in self.planned(step):
             yield self.batch(self.texts.encoded["train"], batch)
+
+    def planned(self, step: int = 0) -> Iterator[data.PlannedBatch]:
+        """What is in the training batches from a step on, and how long they are."""
+        others = [each.start(step) for each in self.beside]
+        for batch, *same_step in zip(self.plan().start(step), *others, strict=True):
+            yield batch._replace(padded_length=max(p.padded_length for p in (batch, *same_step)))
 
     def plan(self) -> data.BatchPlan:
         """The plan of which training examples are in the batch of each step."""
@@ -72,8 +80,7 @@ class Experiment:
 
     def first_epoch(self) -> list[data.PlannedBatch]:
         """The batches of the first epoch in the plan."""
-        plan = self.plan()
-        return list(itertools.islice(plan.start(), plan.steps_per_epoch))
+        return list(itertools.islice(self.planned(), self.plan().steps_per_epoch))
 
     @property
     def predict(self) -> Predict:

@@ -39,7 +39,7 @@ def program_key(config: RunConfig) -> str:
     variants = list(targets.values())
     same = (
         config.model,
-        config.data,
+        dataclasses.replace(config.data, draw=0),
         config.quantize,
         config.also_train,
         dataclasses.replace(config.train, target_score=None),

@@ -1,0 +1,84 @@
+r"""Which methods differ from LoRA on five GLUE tasks, once each has its best learning rate?
+
+    python -m experiments.tune --study=against_lora --workdir=runs/against_lora \
+        --argument=source=tsv,folder=glue_data
+
+all-MiniLM-L6-v2 learns from the same number of sentences of each task, for the same number of
+epochs. Each seed draws sentences of its own, so that results are of new training sets, too; all
+methods of a seed have the same sentences in the same order and begin with the same head. Rank 8 and
+alpha 16 on all six linears (VeRA: rank 256; AdaLoRA: from 12 to a mean of 8), batches of 32, AdamW,
+a linear decay after a warm-up of 6%.
+
+Each method tries five learning rates, half a decade apart, on held-out training sentences, and as
+many more as any method needs whose best lies at the edge. Only runs with the best rate are scored
+on the development set, once, at their end.
+
+all-MiniLM-L6-v2 is small and made for similarity, so no number can be compared with a paper's.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks
+
+TASKS = {
+    "cola": {"train": 2000, "epochs": 8},
+    "mrpc": {"train": 2000, "epochs": 8},
+    "rte": {"train": 2000, "epochs": 8},
+    "stsb": {"train": 2000, "epochs": 8},
+    "sst2": {"train": 2000, "epochs": 8},
+}
+ROWS = (
+    "head_only",
+    "bitfit",
+    "full",
+    "lora",
+    "rslora",
+    "lora_plus",
+    "dora",
+    "adalora",
+    "pissa",
+    "milora",
+    "lora_ga",
+    "eva",
+    "vera",
+    "miss",
+    "lora_nf4",
+)
+STUDY = {
+    "rows": ROWS,
+    "columns": tuple(TASKS),
+    "reference": "lora",
+    "rates": {"per_decade": 2, "around": 2, "most_more": 2},
+    "tuning": {"held_out": 400, "seeds": (100, 101)},
+    "seeds": tuple(range(20)),
+    "margin": 1.0,
+}
+ARGUMENTS = common_tasks.arguments(
+    task=tuple(TASKS), row="lora", model=("minilm",), epochs=0, train=0
+)
+TABLE = common_tasks.table(
+    "Against LoRA",
+    tasks=tuple(TASKS),
+    spread="ci95",
+    seeds=len(STUDY["seeds"]),
+    rows=dict.fromkeys(ROWS, ""),
+    models=("minilm",),
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    name, storage = common_tasks.stored(choice["row"])
+    size = {key: choice[key] or value for key, value in TASKS[choice["task"]].items()}
+    config = common_tasks.experiment(
+        "against_lora",
+        choice,
+        common_tasks.laptop(rate="tried", epochs=size["epochs"], max_length=64),
+        variant=common.variant(name),
+        storage=storage,
+    )
+    config.update({"data": {"draw": choice["seed"]}})
+    if choice["size"] != "smoke":
+        config.update({"data": {"train": size["train"], "buckets": 4}})
+        config.update({"train": {"evaluations": 1, "checkpoint_every": 0}})
+    return config

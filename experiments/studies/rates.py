@@ -1,0 +1,43 @@
+"""The grid of learning rates of a study, and the rule by which it grows.
+
+A method's grid lies around the middle rate that its file suggests. If the best rate of any method
+of a task lies at an edge, every method gets the next rate on that side, so that all have as many.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from experiments.studies.protocol import Rates
+
+
+def rate(middle: float, place: int, per_decade: int) -> float:
+    """The rate some steps of the grid above (or below) the middle, with two digits."""
+    return float(f"{middle * 10 ** (place / per_decade):.1e}")
+
+
+def first(rates: Rates) -> range:
+    """The places of the grid that every method tries in any case; 0 is the middle."""
+    return range(-rates.around, rates.around + 1)
+
+
+def grown(places: Sequence[int], best: Iterable[int], rates: Rates) -> range:
+    """The places after the best ones of all methods are known; the same if none is at an edge.
+
+    Args:
+      places: those that have been tried, without gaps.
+      best: that of each method.
+    """
+    low, high = min(places), max(places)
+    most, found = rates.around + rates.most_more, set(best)
+    return range(low - (low in found and low > -most), high + 1 + (high in found and high < most))
+
+
+def best_place(scores: Mapping[int, Sequence[float]], lower_is_better: bool = False) -> int | None:
+    """The place with the best mean score, the lowest of equal ones; None if no place has a score.
+
+    Args:
+      scores: of each place, by seed; places where a run diverged or failed are left out.
+    """
+    means = {place: sum(each) / len(each) for place, each in sorted(scores.items()) if each}
+    if not means:
+        return None
+    return (min if lower_is_better else max)(means, key=means.__getitem__)

@@ -1,0 +1,97 @@
+"""Register a study: write its protocol into its folder before the first run, and never again.
+
+`study.json` holds the protocol, digests of the settings of all cells (a method on a task), and when
+and by which commit it was written. Its own digest is a setting of each run (`study.registration`),
+so a run that was there before cannot have it, and the file cannot be changed after.
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.protocol import Protocol
+from lora_jax.files import json_text
+from lora_jax.files.atomic import write_atomically
+from lora_jax.files.canonical_json import config_digest, plain
+from lora_jax.records.environment import environment
+
+FILE = "study.json"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """What a study.json says."""
+
+    study: str
+    protocol: Protocol
+    cells: Mapping[str, Mapping[str, str]]
+    """The digest of each cell's settings, by task and method (`cell_digest`)."""
+    written: str
+    """UTC, in ISO 8601."""
+    git: Mapping[str, Any] | None
+    digest: str
+    """Of all of this."""
+
+
+def register(folder: Path, study: str, protocol: Protocol, cells: Any) -> Registration:
+    """Write a study's registration, or read it if it is there and says the same.
+
+    Raises:
+      ValueError: the folder has one that says something else, or was changed.
+    """
+    if (known := read(folder)) is None:
+        content = {
+            "version": _VERSION,
+            "study": study,
+            "protocol": dataclasses.asdict(protocol),
+            "cells": cells,
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "git": environment()["git"],
+        }
+        content = plain(content) | {"digest": config_digest(content)}
+        write_atomically(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
+        known = read(folder)
+        assert known is not None
+        return known
+    if known.study != study:
+        raise ValueError(f"{folder / FILE} registers study '{known.study}', not '{study}'")
+    if said := _difference(known, protocol, cells):
+        raise ValueError(
+            f"{folder / FILE} was registered with another {said}: a registered study cannot "
+            "change; give another --workdir for a new one"
+        )
+    return known
+
+
+def read(folder: Path) -> Registration | None:
+    """The registration in a folder; None if there is none.
+
+    Raises:
+      ValueError: the file is not a registration, or was changed.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    content = json_text.read_object(path)
+    if content.get("version") != _VERSION:
+        raise ValueError(f"{path} is not a registration of version {_VERSION}")
+    body = {name: value for name, value in content.items() if name != "digest"}
+    if content.get("digest") != config_digest(body):
+        raise ValueError(f"{path} was changed after it was written: its digest is another one")
+    given = {name: content[name] for name in ("study", "cells", "written", "git", "digest")}
+    return Registration(protocol=Protocol.of(content["protocol"], str(path)), **given)
+
+
+def _difference(known: Registration, protocol: Protocol, cells: Any) -> str:
+    for field in dataclasses.fields(Protocol):
+        if getattr(known.protocol, field.name) != getattr(protocol, field.name):
+            return field.name
+    for task, rows in cells.items():
+        for row, digest in rows.items():
+            if known.cells.get(task, {}).get(row) != digest:
+                return f"config of {row} on {task}"
+    return ""

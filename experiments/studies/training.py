@@ -1,0 +1,173 @@
+"""Train what a study's protocol says, task by task: choose each method's rate, then run its seeds.
+
+    WORKDIR/TASK/tuning/METHOD/RATE/SEED    scored on held-out training examples
+    WORKDIR/TASK/runs/METHOD/SEED           with the best rate, scored on the development set
+
+Runs that have ended are left as they are, so a study that was stopped goes on from there.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.settings import RunConfig
+from experiments.analysis.collect_runs import settings_of
+from experiments.studies import rates
+from experiments.studies.protocol import Protocol
+from experiments.sweeps import jobs
+from experiments.sweeps.grouping import groups
+from lora_jax.files.canonical_json import config_digest
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.records import run_record
+
+Config = Callable[..., RunConfig]
+"""`config(**changes)` gives a cell's settings with changes such as `data__validation=400`."""
+Say = Callable[[str], None]
+AT_ONCE = 10
+"""The most runs in one program: what a killed study loses at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A method on a task."""
+
+    task: str
+    row: str
+    config: Config
+    middle: float
+    """The middle of the method's learning rates."""
+
+    @property
+    def digest(self) -> str:
+        """The digest of all settings that do not differ between the cell's runs."""
+        config = self.config(optimizer__learning_rate=self.middle, seed=0, data__validation=0)
+        return cell_digest(config)
+
+
+def cell_digest(config: RunConfig) -> str:
+    """The digest of a run's settings but for its rate, seed, draw and held-out examples."""
+    own = ("optimizer.learning_rate", "data.validation")
+    kept = {key: value for key, value in settings_of(config).items() if key not in own}
+    return config_digest(kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """How the runs of a study are trained."""
+
+    workdir: Path
+    protocol: Protocol
+    audit: bool = True
+    adapters: bool = True
+    """Whether adapters stay; records and predictions always do."""
+    say: Say = print
+
+    def task(self, cells: Sequence[Cell], only: Sequence[str] = ()) -> None:
+        """Train all cells of one task, or of some methods (`only`).
+
+        The rate of a method is known when those of all methods are, as one may need more of them.
+        Runs of some methods alone stop there if the others have not been tuned.
+        """
+        wanted = [cell for cell in cells if not only or cell.row in only]
+        places = rates.first(self.protocol.rates)
+        while True:
+            for cell in wanted:
+                self.tune(cell, places)
+            best = {cell.row: self.best(cell, places) for cell in cells}
+            if missing := [row for row, place in best.items() if place is None]:
+                self.say(f"{cells[0].task}: {', '.join(missing)} must be tuned before seeds run")
+                return
+            chosen = {row: place for row, place in best.items() if place is not None}
+            if (more := rates.grown(places, chosen.values(), self.protocol.rates)) == places:
+                break
+            self.say(f"{cells[0].task}: a best rate lies at an edge, so all methods get one more")
+            places = more
+        for cell in wanted:
+            found = rates.rate(cell.middle, chosen[cell.row], self.protocol.rates.per_decade)
+            self.seeds(cell, found)
+
+    def tune(self, cell: Cell, places: Sequence[int]) -> None:
+        """Train a method with each rate and each tuning seed, scored on held-out examples."""
+        held_out = {"data__validation": self.protocol.tuning.held_out}
+        configs = {
+            f"{rate:g}/{seed}": cell.config(
+                optimizer__learning_rate=rate, seed=seed, data__draw=seed, **held_out
+            )
+            for rate in self._rates(cell, places)
+            for seed in self.protocol.tuning.seeds
+        }
+        self._train(configs, self.workdir / cell.task / "tuning" / cell.row)
+
+    def best(self, cell: Cell, places: Sequence[int]) -> int | None:
+        """The place of the best rate; None if a rate has not been tried with each seed."""
+        scores: dict[int, list[float]] = {}
+        lower = False
+        for place, rate in zip(places, self._rates(cell, places), strict=True):
+            folder = self.workdir / cell.task / "tuning" / cell.row / f"{rate:g}"
+            found = [run_record.read(folder / str(seed)) for seed in self.protocol.tuning.seeds]
+            if any(each is None for each in found):
+                return None
+            records = [each for each in found if each is not None]
+            lower = records[0].metric in LOWER_IS_BETTER
+            known = [each.metrics_last.get(each.metric) for each in records]
+            scores[place] = [score for score in known if score is not None]
+            if any(each.status != "completed" for each in records):
+                scores[place] = []
+        if (found_place := rates.best_place(scores, lower)) is None:
+            raise ValueError(
+                f"{cell.row} on {cell.task}: no learning rate trained to the end with each seed"
+            )
+        return found_place
+
+    def seeds(self, cell: Cell, rate: float) -> None:
+        """Train a method with its best rate and every seed, scored on the development set."""
+        configs = {
+            str(seed): cell.config(optimizer__learning_rate=rate, seed=seed, data__draw=seed)
+            for seed in self.protocol.seeds
+        }
+        self._train(configs, self.workdir / cell.task / "runs" / cell.row)
+
+    def _rates(self, cell: Cell, places: Sequence[int]) -> list[float]:
+        per_decade = self.protocol.rates.per_decade
+        return [rates.rate(cell.middle, place, per_decade) for place in places]
+
+    def _train(self, configs: Mapping[str, RunConfig], folder: Path) -> None:
+        """Train runs, each in a folder of its name; runs that share a program train together."""
+        for mine in _programs(configs):
+            folders = [folder / name for name in mine]
+            if all(_ended(each) for each in folders):
+                continue
+            how = jobs.How(audit=self.audit)
+            results = jobs.train([configs[name] for name in mine], folders, mine, how)
+            if errors := [each for each in results if isinstance(each, Exception)]:
+                raise errors[0]
+            self.say(f"{folder}: {_said(results)}")
+            for each in () if self.adapters else folders:
+                _remove_adapter(each)
+
+
+def _programs(configs: Mapping[str, RunConfig]) -> list[list[str]]:
+    """The names of the runs that train in each program."""
+    names = list(configs)
+    programs = [[names[number] for number in each] for each in groups(list(configs.values()))]
+    return [part[at : at + AT_ONCE] for part in programs for at in range(0, len(part), AT_ONCE)]
+
+
+def _ended(folder: Path) -> bool:
+    record = run_record.read(folder) if folder.exists() else None
+    return record is not None and record.status in jobs.USUAL.left
+
+
+def _remove_adapter(folder: Path) -> None:
+    for path in (*folder.glob("adapter*.safetensors"), folder / "seen.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def _said(results: Sequence[Any]) -> str:
+    scores = [each.metrics_last.get(each.metric) for each in results]
+    known = [score for score in scores if score is not None]
+    mean = f"mean {results[0].metric} {statistics.fmean(known):.4f}" if known else "no score"
+    seconds = statistics.fmean(each.seconds_total for each in results)
+    return f"{len(results)} runs, {mean}, {seconds:.0f} s each"
