@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 from configs import common, common_tasks
 
 TASKS = {
-    "cola": {"train": 2000, "epochs": 8},
-    "mrpc": {"train": 2000, "epochs": 8},
-    "rte": {"train": 2000, "epochs": 8},
-    "stsb": {"train": 2000, "epochs": 8},
-    "sst2": {"train": 2000, "epochs": 8},
+    "cola": {"train": 1200, "epochs": 6},
+    "mrpc": {"train": 500, "epochs": 6},
+    "rte": {"train": 500, "epochs": 6},
+    "stsb": {"train": 800, "epochs": 6},
+    "sst2": {"train": 1000, "epochs": 6},
 }
 ROWS = (
     "head_only",
