@@ -134,7 +134,7 @@ def test_suites_of_ours_alone(in_this_process, name, against, ratios):
 @pytest.mark.slow
 def test_many_adapters_on_one_base(in_this_process):
     """Mixed batches beside one adapter. Neither other slots nor other adapters compile anything."""
-    first, second, put = bank.run(Plan(against=("lora",), turns=1, smoke=True))
+    first, second, texts, put = bank.run(Plan(against=("lora",), turns=1, smoke=True))
     assert [ratio.what for ratio in (*first.ratios, *second.ratios)] == [
         "8/one",
         "64/one",
@@ -143,11 +143,13 @@ def test_many_adapters_on_one_base(in_this_process):
         "64/one",
         "64, compilations",
     ]
+    assert texts.facts["8 clients"]["tokens"] == 2 * texts.facts["1 client"]["tokens"] == 2 * 4
     assert put.seconds.keys() == {"from memory", "from a file, r=32"}
-    found = {ratio.what: ratio for each in (first, second, put) for ratio in each.ratios}
+    measured = first, second, texts, put
+    found = {ratio.what: ratio for each in measured for ratio in each.ratios}
     assert found["from a file, r=32, milliseconds"].middle > 0
     counts = [ratio for what, ratio in found.items() if "compilations" in what]
-    assert len(counts) == 4 and all(ratio.met and ratio.middle == 0 for ratio in counts)
+    assert len(counts) == 7 and all(ratio.met and ratio.middle == 0 for ratio in counts)
 
 
 def test_the_rows_of_a_mixed_batch_use_as_many_adapters_as_they_can():
