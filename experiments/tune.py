@@ -29,8 +29,8 @@ from configs.settings import RunConfig
 from experiments import cli
 from experiments.runs.audit_flag import wanted
 from experiments.setup.config import parse
+from experiments.setup.config_files import studies
 from experiments.studies import registration
-from experiments.studies.config_files import studies
 from experiments.studies.protocol import Protocol
 from experiments.studies.training import Cell, Trainer
 from lora_jax.suggest import require_known
@@ -72,8 +72,8 @@ def tune() -> None:
             require_known(each, has, f"--{flag}={each} is not of this study")
     workdir = Path(str(_WORKDIR.value))
     cells = make_cells(module, protocol, _ARGUMENT.value)
-    digests = {task: {cell.row: cell.digest for cell in row} for task, row in cells.items()}
-    registered = registration.register(workdir, name, protocol, digests)
+    planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
+    registered = registration.register(workdir, name, protocol, planned)
     trainer = Trainer(workdir, protocol, audit=wanted(), adapters=bool(_ADAPTERS.value))
     cells = make_cells(module, protocol, _ARGUMENT.value, registered.digest)
     for task in _TASKS.value or protocol.columns:

@@ -6,7 +6,7 @@ r"""Which methods differ from LoRA on five GLUE tasks, once each has its best le
 all-MiniLM-L6-v2 learns from the same number of sentences of each task, for the same number of
 epochs. Each seed draws sentences of its own, so that results are of new training sets, too; all
 methods of a seed have the same sentences in the same order and begin with the same head. Rank 8 and
-alpha 16 on all six linears (VeRA: rank 256; AdaLoRA: from 12 to a mean of 8), batches of 32, AdamW,
+alpha 16 on all six linears (VeRA: rank 256; AdaLoRA: from 12 to a mean of 8), batches of 16, AdamW,
 a linear decay after a warm-up of 6%.
 
 Each method tries five learning rates, half a decade apart, on held-out training sentences, and as
@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 from configs import common, common_tasks
 
 TASKS = {
-    "cola": {"train": 1200, "epochs": 6},
+    "cola": {"train": 1000, "epochs": 6},
     "mrpc": {"train": 500, "epochs": 6},
     "rte": {"train": 500, "epochs": 6},
-    "stsb": {"train": 800, "epochs": 6},
-    "sst2": {"train": 1000, "epochs": 6},
+    "stsb": {"train": 600, "epochs": 6},
+    "sst2": {"train": 800, "epochs": 6},
 }
 ROWS = (
     "head_only",
@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = common_tasks.experiment(
         "against_lora",
         choice,
-        common_tasks.laptop(rate="tried", epochs=size["epochs"], max_length=64),
+        common_tasks.laptop(rate="tried", batch_size=16, epochs=size["epochs"], max_length=64),
         variant=common.variant(name),
         storage=storage,
     )

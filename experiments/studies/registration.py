@@ -1,6 +1,6 @@
 """Register a study: write its protocol into its folder before the first run, and never again.
 
-`study.json` holds the protocol, digests of the settings of all cells (a method on a task), and when
+`study.json` holds the protocol, the settings of all cells (a method on a task) as digests, and when
 and by which commit it was written. Its own digest is a setting of each run (`study.registration`),
 so a run that was there before cannot have it, and the file cannot be changed after.
 """
@@ -23,13 +23,26 @@ _VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
+class Planned:
+    """What is registered of a cell: a method on a task."""
+
+    settings: str
+    """The digest of all settings that its runs share (`training.cell_digest`)."""
+    middle: float
+    """The middle of its learning rates."""
+
+
+Cells = Mapping[str, Mapping[str, Planned]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Registration:
     """What a study.json says."""
 
     study: str
     protocol: Protocol
-    cells: Mapping[str, Mapping[str, str]]
-    """The digest of each cell's settings, by task and method (`cell_digest`)."""
+    cells: Cells
+    """By task and method."""
     written: str
     """UTC, in ISO 8601."""
     git: Mapping[str, Any] | None
@@ -37,7 +50,7 @@ class Registration:
     """Of all of this."""
 
 
-def register(folder: Path, study: str, protocol: Protocol, cells: Any) -> Registration:
+def register(folder: Path, study: str, protocol: Protocol, cells: Cells) -> Registration:
     """Write a study's registration, or read it if it is there and says the same.
 
     Raises:
@@ -48,7 +61,10 @@ def register(folder: Path, study: str, protocol: Protocol, cells: Any) -> Regist
             "version": _VERSION,
             "study": study,
             "protocol": dataclasses.asdict(protocol),
-            "cells": cells,
+            "cells": {
+                task: {row: dataclasses.asdict(each) for row, each in rows.items()}
+                for task, rows in cells.items()
+            },
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": environment()["git"],
         }
@@ -82,16 +98,21 @@ def read(folder: Path) -> Registration | None:
     body = {name: value for name, value in content.items() if name != "digest"}
     if content.get("digest") != config_digest(body):
         raise ValueError(f"{path} was changed after it was written: its digest is another one")
-    given = {name: content[name] for name in ("study", "cells", "written", "git", "digest")}
-    return Registration(protocol=Protocol.of(content["protocol"], str(path)), **given)
+    given = {name: content[name] for name in ("study", "written", "git", "digest")}
+    cells = {
+        task: {row: Planned(**each) for row, each in rows.items()}
+        for task, rows in content["cells"].items()
+    }
+    protocol = Protocol.of(content["protocol"], str(path))
+    return Registration(protocol=protocol, cells=cells, **given)
 
 
-def _difference(known: Registration, protocol: Protocol, cells: Any) -> str:
+def _difference(known: Registration, protocol: Protocol, cells: Cells) -> str:
     for field in dataclasses.fields(Protocol):
         if getattr(known.protocol, field.name) != getattr(protocol, field.name):
             return field.name
     for task, rows in cells.items():
-        for row, digest in rows.items():
-            if known.cells.get(task, {}).get(row) != digest:
+        for row, planned in rows.items():
+            if known.cells.get(task, {}).get(row) != planned:
                 return f"config of {row} on {task}"
     return ""

@@ -16,6 +16,7 @@ from configs.settings import RunConfig
 from experiments.analysis.collect_runs import settings_of
 from experiments.studies import rates
 from experiments.studies.protocol import Protocol
+from experiments.studies.registration import Planned
 from experiments.sweeps import jobs
 from experiments.sweeps.grouping import groups
 from lora_jax.files.canonical_json import config_digest
@@ -40,10 +41,8 @@ class Cell:
     """The middle of the method's learning rates."""
 
     @property
-    def digest(self) -> str:
-        """The digest of all settings that do not differ between the cell's runs."""
-        config = self.config(optimizer__learning_rate=self.middle, seed=0, data__validation=0)
-        return cell_digest(config)
+    def planned(self) -> Planned:
+        return Planned(cell_digest(self.config()), self.middle)
 
 
 def cell_digest(config: RunConfig) -> str:

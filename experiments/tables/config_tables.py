@@ -12,6 +12,7 @@ from configs import common_tasks, common_texts
 from configs.settings import RunConfig, Study
 from experiments.analysis import collect_runs, published, recorded_runs, score_check
 from experiments.setup.config import of_record
+from experiments.setup.config_files import config_modules
 from experiments.setup.suggested import fill as filled
 from experiments.tables import cells, formats
 from lora_jax.files.canonical_json import plain
@@ -31,8 +32,7 @@ def names() -> list[str]:
 
 def tables() -> dict[str, Mapping[str, Any]]:
     """The `TABLE` of each config by name: how to show its runs (`configs.common_tasks.table`)."""
-    files = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-    modules = {name: importlib.import_module(f"configs.{name}") for name in files}
+    modules = {name: importlib.import_module(each) for name, each in config_modules().items()}
     return {name: module.TABLE for name, module in modules.items() if hasattr(module, "TABLE")}
 
 
@@ -63,7 +63,7 @@ def render_table(
     notes = [*_protocol(table, made), *table["notes"], *_starts(table, collected.runs)]
     notes += _given_models(collected.runs)
     if table["published"]:
-        notes += _changes(importlib.import_module(f"configs.{name}"), collected.runs)
+        notes += _changes(importlib.import_module(config_modules()[name]), collected.runs)
     notes += collected.notes if made else ("Nothing has been run.",)
     title = table["title"] if size == "full" else f"{table['title']}, {size} runs"
     return formats.write(form, made, title, notes, table["decimals"])

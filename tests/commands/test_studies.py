@@ -12,11 +12,13 @@ import official
 import pytest
 from flax import nnx
 
-from configs import adalora_table1, all_methods, domain_shift, lora_table2, own_data, targets
-from experiments import tune
+from configs import adalora_table1, domain_shift, lora_table2, own_data, targets
+from configs.studies import against_lora
 from experiments.runs import predictions, run, train_trials
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
+from experiments.studies.protocol import Protocol, Rates, Tuning
+from experiments.studies.training import Cell, Trainer
 from experiments.sweeps import jobs
 from experiments.tables.config_tables import render_table
 from lora_jax import data
@@ -231,8 +233,16 @@ def test_data_of_one_s_own_on_two_domains(bert, tmp_path):
 
 
 def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch):
-    """Three rates on held-out sentences, then the best one's seeds on the development set."""
-    plan = {"held_out": 2, "tuning_seed": 9, "seeds": (0, 1)}
+    """Each rate on held-out sentences, then the best one's seeds on the development set."""
+    protocol = Protocol(
+        rows=("lora",),
+        columns=("cola",),
+        reference="lora",
+        rates=Rates(per_decade=2, around=1, most_more=0),
+        tuning=Tuning(held_out=2, seeds=(9,)),
+        seeds=(0, 1),
+        margin=1.0,
+    )
     seen, trained = [], []
     true_train, true_fit = jobs.train, train_trials.fit
 
@@ -248,27 +258,31 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
     monkeypatch.setattr(train_trials, "fit", counted)
 
     def config(**changes):
-        return config_of(all_methods, "row=lora", glue, bert, targets=("query/kernel",), **changes)
+        small = {"data__train": 2, "targets": ("query/kernel",), **changes}
+        return config_of(against_lora, "row=lora", glue, bert, **small)
 
-    tune.study(config, plan, "lora", tmp_path)
+    cell, trainer = Cell("cola", "lora", config, 1e-3), Trainer(tmp_path, protocol, adapters=False)
+    trainer.task([cell])
     development = set(data.load_task("glue/cola", "tsv", glue).validation.texts)
     tuning, final = seen[:3], seen[3:]
     for task, each in tuning:
         assert each.seed == 9 and len(task.validation) == 2
         assert not development & {*task.validation.texts, *task.train.texts}
     scores = {}
-    for rate in (3e-4, 1e-3, 3e-3):
-        record = json.loads((tmp_path / f"tuning/lora/{rate:g}/record.json").read_text())
-        scores[rate] = record["metrics_last"]["matthews"]
+    for rate in (3.2e-4, 1e-3, 3.2e-3):
+        path = tmp_path / f"cola/tuning/lora/{rate:g}/9/record.json"
+        scores[rate] = json.loads(path.read_text())["metrics_last"]["matthews"]
     best = max(sorted(scores), key=scores.__getitem__)
-    assert [(c.seed, c.optimizer.learning_rate) for _, c in final] == [
-        (0, best),
-        (1, best),
+    assert [(c.seed, c.data.draw, c.optimizer.learning_rate) for _, c in final] == [
+        (0, 0, best),
+        (1, 1, best),
     ]
     assert all(set(task.validation.texts) == development for task, _ in final)
+    assert len({tuple(task.train.texts) for task, _ in final}) == 2  # each seed draws its own
     assert trained == [3, 2]  # two programs
-    tune.study(config, plan, "lora", tmp_path)  # all are there: nothing trains again
+    assert not list(tmp_path.rglob("*.safetensors"))
+    trainer.task([cell])  # all are there: nothing trains again
     assert trained == [3, 2]
-    shown = render_table("all_methods", tmp_path, "markdown", size="smoke")
+    shown = render_table("against_lora", tmp_path, "markdown", size="smoke")
     assert "3 runs left out: validated on a part of the training examples" in shown
     assert "(2)" in shown

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 import variants
 from configs import (
-    all_methods,
     common_tasks,
     lora_table2,
     own_data,
@@ -26,14 +25,16 @@ from configs import (
     settings,
     vera_table2,
 )
+from configs.studies import against_lora
 from experiments.analysis import published
 from experiments.setup.config import parse
+from experiments.setup.config_files import config_modules
 from experiments.setup.suggested import fill
 from lora_jax.data import SPECS
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-MODULES = {name: importlib.import_module(f"configs.{name}") for name in FILES}
+FILES = config_modules()
+MODULES = {name: importlib.import_module(each) for name, each in FILES.items()}
 STUDIES = [name for name in FILES if hasattr(MODULES[name], "TABLE")]
 STUDIES.remove("own_data")  # whose arguments are files
 
@@ -54,8 +55,8 @@ def assert_complete(config: ConfigDict) -> None:
 def every(name: str) -> dict[str, ConfigDict | ValueError]:
     """The config of every combination of the listed values, by the text after the colon."""
     lists = {k: v for k, v in MODULES[name].ARGUMENTS.items() if isinstance(v, tuple)}
-    if name == "all_methods":
-        lists["row"] = all_methods.ROWS
+    if name == "against_lora":
+        lists["row"] = against_lora.ROWS
     lists["size"] = ("smoke",)
     if "source" in lists:
         lists["source"] = ("tsv",)
@@ -308,6 +309,6 @@ def test_own_data_by_its_columns():
 
 
 def test_configs_are_loaded_without_jax():
-    lines = [f"import configs.{name}" for name in FILES]
+    lines = [f"import {module}" for module in FILES.values()]
     lines += ["import sys", "assert not {'jax', 'lora_jax', 'variants'} & set(sys.modules)"]
     subprocess.run([sys.executable, "-c", "; ".join(lines)], cwd=ROOT, check=True)

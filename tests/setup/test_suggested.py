@@ -8,15 +8,17 @@ import pytest
 from fake_records import write
 
 import variants
+from configs.studies import against_lora
 from experiments import tune
 from experiments.analysis import labels
 from experiments.setup.config import parse
 from experiments.setup.from_config import make_targets
 from experiments.setup.suggested import fill
+from experiments.sweeps import jobs
 from experiments.tables.config_tables import render_table
 
 OPEN = {
-    "all_methods": "row={},size=smoke",
+    "studies.against_lora": "row={},size=smoke",
     "domain_shift": "variant={},pair=rte_qnli,stage=source",
     "few_shot": "variant={}",
     "glue": "variant={}",
@@ -47,7 +49,7 @@ def test_a_method_without_a_rank_from_outside(config):
     assert found.variant.name == own_method.RANKLESS
     assert found.variant.settings == {"start": 1.5}
     assert found.targets == ("query/kernel",)
-    rates = {"all_methods": 0.02, "instruct": 0.01, "llama2_70b": 0.01}
+    rates = {"studies.against_lora": 0.02, "instruct": 0.01, "llama2_70b": 0.01}
     assert found.optimizer.learning_rate == rates.get(config, 0.05)
     assert "suggested" not in found.plain
 
@@ -60,7 +62,7 @@ def test_every_shipped_method(name):
         assert found.variant.settings == dict(own.settings)
         assert found.optimizer.learning_rate == rate
         assert found.study.row == name
-    assert made("all_methods", f"{name}_nf4").study.row == f"{name}_nf4"
+    assert made("studies.against_lora", f"{name}_nf4").study.row == f"{name}_nf4"
     assert len(own.tried) == 3 and sorted(own.tried) == list(own.tried)
 
 
@@ -74,7 +76,7 @@ def test_what_papers_and_studies_say():
     """The numbers that the recorded studies were run with, and IA3's own targets."""
     assert made("glue", "vera").optimizer.learning_rate == 2e-2
     assert made("glue", "full", "model=roberta_base").optimizer.learning_rate == 2e-5
-    assert made("all_methods", "pissa").optimizer.learning_rate == 3e-4
+    assert made("studies.against_lora", "pissa").optimizer.learning_rate == 3e-4
     assert made("glue", "adalora").variant.settings["mode"] == "reference"
     assert made("glue", "hira").variant.settings == {"rank": 8}
     inner = ("down/kernel", {"scales": "inputs"})
@@ -114,24 +116,32 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
     """From a list on the command line, with the rates of its file; the table shows its title."""
     ran = []
 
-    def train(configs, folder, audit):
-        ran.append([(c.optimizer.learning_rate, c.seed) for c in configs.values()])
-        arg = f"row={own_method.RANKLESS},size=smoke"
-        scores = {"matthews": 0.5}
-        return [write(folder / name, "all_methods", arg, scores) for name in configs]
+    def train(configs, folders, names, how):
+        ran.extend((each.optimizer.learning_rate, each.seed) for each in configs)
+        argument, scores = f"row={own_method.RANKLESS},size=smoke", {"matthews": 0.5}
+        return [
+            write(folder, "studies.against_lora", argument, scores, changes={"seed": each.seed})
+            for folder, each in zip(folders, configs, strict=True)
+        ]
 
-    def rows(*names):
-        given = {"_STUDY": "all_methods", "_ARGUMENT": "size=smoke", "_WORKDIR": str(tmp_path)}
-        for flag, value in (given | {"_ROWS": list(names)}).items():
+    def tuned(*rows):
+        given = {"_STUDY": "against_lora", "_ARGUMENT": "size=smoke", "_WORKDIR": str(tmp_path)}
+        given |= {"_ROWS": list(rows), "_COLUMNS": ["cola"]}
+        given |= {"_METHODS": [], "_TASKS": [], "_ADAPTERS": True}
+        for flag, value in given.items():
             monkeypatch.setattr(tune, flag, types.SimpleNamespace(value=value))
         tune.tune()
 
-    monkeypatch.setattr(tune, "_train", train)
+    monkeypatch.setattr(jobs, "train", train)
     monkeypatch.setattr(tune, "wanted", lambda: False)
     with pytest.raises(ValueError, match="'own_package' has no module 'colums'"):
-        rows("lora", "own_package.colums")
-    assert not ran
-    rows(own_method.RANKLESS)
-    assert ran == [[(rate, 100) for rate in (0.01, 0.02, 0.04)], [(0.01, n) for n in (0, 1, 2)]]
-    shown = render_table("all_methods", tmp_path / "runs", "csv", size="smoke")
+        tuned("lora", "own_package.colums")
+    assert not (tmp_path / "study.json").exists()
+    tuned("lora", own_method.RANKLESS)
+    grid = [0.002, 0.0063, 0.02, 0.063, 0.2]
+    seeds = against_lora.STUDY["tuning"]["seeds"]
+    mine = [each for each in ran if each[0] in grid]
+    tuning = [each for each in mine if each[1] in seeds]
+    assert {*tuning} == {(rate, seed) for rate in grid for seed in seeds}
+    shown = render_table("against_lora", tmp_path / "cola" / "runs", "csv", size="smoke")
     assert f"{own_method.RANKLESS},my columns," in shown

@@ -1,0 +1,54 @@
+r"""Is rsLoRA's advantage its scale, which the learning rate can replace?
+
+    python -m experiments.tune --study=lora_scale --workdir=runs/lora_scale \
+        --argument=source=tsv,folder=glue_data
+
+rsLoRA(r, alpha) is LoRA(r, alpha sqrt(r)): they differ in the factor before the update alone, alpha
+/ r or alpha / sqrt(r). At rank 8, 16 and 64, and alpha 16, both are tuned as in `against_lora`, on
+the same sentences. If they are equivalent at each rank, a tuned rate does what the scale does.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks
+from configs.studies import against_lora
+
+RANKS = (8, 16, 64)
+TASKS = ("cola", "sst2")
+COLUMNS = tuple(f"{task}_{rank}" for task in TASKS for rank in RANKS)
+ROWS = ("lora", "rslora")
+STUDY = {
+    **against_lora.STUDY,
+    "rows": ROWS,
+    "columns": COLUMNS,
+    "claims": (
+        "With the rate tuned at each scale, LoRA with alpha / r and with alpha / sqrt(r) are "
+        "equivalent at r = 8, 16 and 64.",
+    ),
+}
+ARGUMENTS = common_tasks.arguments(task=COLUMNS, row=ROWS, model=("minilm",))
+TABLE = common_tasks.table(
+    "rsLoRA and LoRA by rank",
+    average=False,
+    spread="ci95",
+    seeds=len(STUDY["seeds"]),
+    rows=dict.fromkeys(ROWS, ""),
+    models=("minilm",),
+    columns=tuple(
+        (f"{common_tasks.TITLES[task]}, r={rank}", f"{task}_{rank}", metric)
+        for task in TASKS
+        for rank in RANKS
+        for metric in [common_tasks.METRICS.get(task, "accuracy")]
+    ),
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    task, _, rank = choice["task"].rpartition("_")
+    own = {key: choice[key] for key in ("row", "size", "source", "folder", "seed")}
+    given = ",".join(f"{key}={value}" for key, value in {**own, "task": task}.items())
+    config = against_lora.get_config(given)
+    config.update({"experiment": "lora_scale", "variant": {"rank": int(rank), "alpha": 16.0}})
+    config.update({"study": {"table": "lora_scale", "column": choice["task"]}})
+    return config

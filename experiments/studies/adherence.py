@@ -1,0 +1,139 @@
+"""Say whether the runs of a study are those that were registered."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from experiments.analysis.recorded_runs import Run
+from experiments.studies import rates
+from experiments.studies.registration import Planned, Registration
+from experiments.studies.training import cell_digest
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+
+
+@dataclasses.dataclass(frozen=True)
+class Adherence:
+    """What differs from the registration, and what has not been run, a line for each."""
+
+    departures: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def followed(self) -> bool:
+        """Whether all runs are as registered; some may not have been run yet."""
+        return not self.departures
+
+
+def adherence(registered: Registration, runs: Iterable[Run]) -> Adherence:
+    """Compare runs with a registration: their settings, rates, seeds, and the choice of rates.
+
+    Args:
+      runs: those of the study.
+    """
+    departures, cells = list[str](), defaultdict[tuple[str, str], list[Run]](list)
+    for run in runs:
+        if said := _departure(registered, run):
+            departures.append(f"{run.folder}: {said}")
+        else:
+            cells[run.study.column, run.study.row].append(run)
+    missing = list[str]()
+    for task, rows in registered.cells.items():
+        of_task = {row: cells[task, row] for row in rows}
+        _compare(registered, task, of_task, departures, missing)
+    return Adherence(tuple(departures), tuple(missing))
+
+
+def _departure(registered: Registration, run: Run) -> str:
+    """How a run by itself differs from all that is registered; empty if it does not."""
+    protocol, seed = registered.protocol, run.record.seed
+    planned = registered.cells.get(run.study.column, {}).get(run.study.row)
+    if planned is None:
+        return f"{run.study.row} on {run.study.column} is not registered"
+    if run.study.registration != registered.digest:
+        return "it does not carry the digest of the registration"
+    if cell_digest(run.config) != planned.settings:
+        return f"its settings are not those registered for {run.study.row}"
+    if run.config.data.validation not in (0, protocol.tuning.held_out):
+        return f"it holds out {run.config.data.validation} examples"
+    if seed not in (protocol.tuning.seeds if run.config.data.validation else protocol.seeds):
+        return f"seed {seed} is not registered"
+    if run.config.data.draw != seed:
+        return f"its examples are draw {run.config.data.draw}, not that of seed {seed}"
+    if _place(planned, registered.protocol.rates.per_decade, run) is None:
+        return f"learning rate {run.config.optimizer.learning_rate:g} is not in the grid"
+    return ""
+
+
+def _place(planned: Planned, per_decade: int, run: Run) -> int | None:
+    rate = run.config.optimizer.learning_rate
+    place = round(math.log10(rate / planned.middle) * per_decade)
+    return place if rates.rate(planned.middle, place, per_decade) == rate else None
+
+
+def _compare(
+    registered: Registration,
+    task: str,
+    cells: Mapping[str, Sequence[Run]],
+    departures: list[str],
+    missing: list[str],
+) -> None:
+    """Follow the rule for rates on one task, and note what differs or is not there."""
+    protocol, planned = registered.protocol, registered.cells[task]
+    tried: dict[str, dict[int, dict[int, Run]]] = {}
+    for row, runs in cells.items():
+        tried[row] = defaultdict(dict)
+        for run in runs:
+            if run.config.data.validation:
+                place = _place(planned[row], protocol.rates.per_decade, run)
+                assert place is not None
+                tried[row][place][run.record.seed] = run
+    places = rates.first(protocol.rates)
+    while True:
+        best: dict[str, int] = {}
+        for row in cells:
+            if lost := _untried(tried[row], places, protocol.tuning.seeds):
+                missing.append(f"{row} on {task}: {lost} of its tuning runs")
+            elif (found := _best(tried[row], places)) is not None:
+                best[row] = found
+        if len(best) < len(cells):
+            if done := [row for row, runs in cells.items() if any(map(_final, runs))]:
+                departures.append(f"{', '.join(done)} on {task}: scored before all were tuned")
+            return
+        if (more := rates.grown(places, best.values(), protocol.rates)) == places:
+            break
+        places = more
+    for row, runs in cells.items():
+        if beyond := tried[row].keys() - set(places):
+            departures.append(f"{row} on {task}: {len(beyond)} more rates than the rule gives")
+        final = [run for run in runs if _final(run)]
+        wrong = [run for run in final if _place_of(planned[row], registered, run) != best[row]]
+        if wrong:
+            departures.append(f"{row} on {task}: {len(wrong)} runs without the best rate")
+        if lost := len(set(protocol.seeds) - {run.record.seed for run in final}):
+            missing.append(f"{row} on {task}: {lost} of {len(protocol.seeds)} seeds")
+
+
+def _place_of(planned: Planned, registered: Registration, run: Run) -> int | None:
+    return _place(planned, registered.protocol.rates.per_decade, run)
+
+
+def _final(run: Run) -> bool:
+    return not run.config.data.validation
+
+
+def _untried(
+    tried: Mapping[int, Mapping[int, Run]], places: Sequence[int], seeds: Sequence[int]
+) -> int:
+    return sum(seed not in tried.get(place, {}) for place in places for seed in seeds)
+
+
+def _best(tried: Mapping[int, Mapping[int, Run]], places: Sequence[int]) -> int | None:
+    scores, lower = dict[int, list[float]](), False
+    for place in places:
+        runs = tried[place].values()
+        values = [run.record.metrics_last.get(run.record.metric) for run in runs]
+        whole = all(run.completed for run in runs)
+        scores[place] = [value for value in values if value is not None] if whole else []
+        lower = any(run.record.metric in LOWER_IS_BETTER for run in runs)
+    return rates.best_place(scores, lower)

@@ -1,0 +1,130 @@
+"""Runs are compared with what was registered: settings, rates, seeds and the choice of rates."""
+
+import dataclasses
+import importlib
+
+import pytest
+from fake_records import write
+
+from experiments import tune
+from experiments.analysis import recorded_runs
+from experiments.studies import rates, registration
+from experiments.studies.adherence import adherence
+from experiments.studies.protocol import Protocol
+
+STUDY = "against_lora"
+MODULE = importlib.import_module(f"configs.studies.{STUDY}")
+PROTOCOL = dataclasses.replace(
+    Protocol.of(MODULE.STUDY, "STUDY"),
+    rows=("lora", "dora"),
+    columns=("cola",),
+    seeds=(0, 1),
+)
+HELD_OUT, TUNING = PROTOCOL.tuning.held_out, PROTOCOL.tuning.seeds
+ARGUMENT = "size=smoke"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A registered study without runs: its folder and its registration."""
+    cells = tune.make_cells(MODULE, PROTOCOL, ARGUMENT)
+    planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
+    return tmp_path, registration.register(tmp_path, STUDY, PROTOCOL, planned)
+
+
+def run(study, row, place, number, score=0.5, *, final=False, **changes):
+    """Write the record of a run with the rate of a place."""
+    folder, registered = study
+    rate = rates.rate(registered.cells["cola"][row].middle, place, PROTOCOL.rates.per_decade)
+    changes = {
+        "optimizer.learning_rate": rate,
+        "study.registration": registered.digest,
+        "data.validation": 0 if final else HELD_OUT,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    where = folder / ("runs" if final else f"tuning/{place}") / row / str(number)
+    arg = f"task=cola,row={row},seed={number},{ARGUMENT}"
+    write(where, f"studies.{STUDY}", arg, {"matthews": score}, changes=changes)
+
+
+def tuned(study, best, places=range(-2, 3)):
+    for row, at in best.items():
+        for place in places:
+            for seed in TUNING:
+                run(study, row, place, seed, 0.5 - 0.1 * abs(place - at))
+
+
+def scored(study, best, seeds=(0, 1)):
+    for row, place in best.items():
+        for seed in seeds:
+            run(study, row, place, seed, final=True)
+
+
+def found(study):
+    folder, registered = study
+    return adherence(registered, recorded_runs.find(folder))
+
+
+def test_nothing_is_run_yet(study):
+    assert found(study).followed
+    assert found(study).missing == (
+        "lora on cola: 10 of its tuning runs",
+        "dora on cola: 10 of its tuning runs",
+    )
+
+
+def test_runs_as_registered(study):
+    best = {"lora": 0, "dora": 1}
+    tuned(study, best)
+    scored(study, best, seeds=(0,))
+    assert found(study).followed
+    assert found(study).missing == (
+        "lora on cola: 1 of 2 seeds",
+        "dora on cola: 1 of 2 seeds",
+    )
+    scored(study, best)
+    assert found(study) == type(found(study))((), ())
+
+
+def test_a_best_rate_at_the_edge_asks_for_more_of_all(study):
+    best = {"lora": 0, "dora": 2}
+    tuned(study, best)
+    assert found(study).missing == (
+        "lora on cola: 2 of its tuning runs",
+        "dora on cola: 2 of its tuning runs",
+    )
+    scored(study, best)
+    (said,) = found(study).departures
+    assert said == "lora, dora on cola: scored before all were tuned"
+    tuned(study, best, places=[3])
+    assert found(study).followed and not found(study).missing
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train__batch_size": 16}, "its settings are not those registered for lora"),
+        ({"study__registration": "0"}, "it does not carry the digest of the registration"),
+        ({"data__validation": 7}, "it holds out 7 examples"),
+        ({"data__draw": 5}, "its examples are draw 5, not that of seed 0"),
+        ({"optimizer__learning_rate": 2e-3}, "learning rate 0.002 is not in the grid"),
+        ({"seed": 9, "data__draw": 9}, "seed 9 is not registered"),
+        ({"study__row": "vera"}, "vera on cola is not registered"),
+    ],
+)
+def test_a_run_that_differs_is_named(study, changes, said):
+    run(study, "lora", 0, 0, final=True, **changes)
+    (departure,) = found(study).departures
+    assert departure.endswith(said) and "runs/lora/0" in departure
+
+
+def test_another_rate_than_the_best_is_a_departure(study):
+    tuned(study, {"lora": 0, "dora": 0})
+    scored(study, {"lora": 0, "dora": 1})
+    assert found(study).departures == ("dora on cola: 2 runs without the best rate",)
+
+
+def test_more_rates_than_the_rule_gives_are_a_departure(study):
+    tuned(study, {"lora": 0, "dora": 0})
+    run(study, "dora", 3, TUNING[0])
+    assert found(study).departures == ("dora on cola: 1 more rates than the rule gives",)

@@ -1,0 +1,84 @@
+"""A study is registered once, as a whole, and cannot be changed afterwards."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs.studies import against_lora
+from experiments.studies import registration
+from experiments.studies.protocol import Protocol
+from experiments.studies.registration import Planned
+
+PLAIN = {
+    "rows": ["lora", "dora"],
+    "columns": ["cola"],
+    "reference": "lora",
+    "rates": {"per_decade": 2, "around": 2, "most_more": 1},
+    "tuning": {"held_out": 400, "seeds": [100]},
+    "seeds": [0, 1],
+    "margin": 1,
+}
+PROTOCOL = Protocol.of(PLAIN, "STUDY")
+CELLS = {"cola": {"lora": Planned("a", 1e-3), "dora": Planned("b", 1e-3)}}
+
+
+def test_the_committed_study_is_a_protocol():
+    made = Protocol.of(against_lora.STUDY, "STUDY")
+    assert made.reference in made.rows and made.seeds == tuple(against_lora.STUDY["seeds"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"row": ["lora"]}, r"STUDY: unknown setting 'row'; nearest: 'rows'"),
+        ({"reference": "lorra"}, r"unknown reference 'lorra'; nearest: 'lora'"),
+        ({"family": "all"}, r"family 'all'; nearest"),
+        ({"seeds": [0, 0]}, r"seeds must be different"),
+        ({"seeds": [0, 100]}, r"seed 100 both chooses a rate and is scored"),
+        ({"margin": 0}, r"margin must be above 0"),
+        ({"margin": "1"}, r"margin must be of type float, got '1'"),
+        ({"rates": {"per_decade": 2, "around": 2}}, r"rates: most_more is missing"),
+        ({"rates": [1, 2]}, r"rates must be a mapping"),
+        ({"seeds": "0:5"}, r"seeds must be a list"),
+        ({"tuning": {"held_out": 400, "seeds": []}}, r"tuning needs seeds"),
+    ],
+)
+def test_a_wrong_protocol_is_refused_by_name(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Protocol.of({**PLAIN, **changes}, "STUDY")
+
+
+def test_a_registration_is_written_once_and_read_as_it_was(tmp_path):
+    first = registration.register(tmp_path, "mine", PROTOCOL, CELLS)
+    written = (tmp_path / registration.FILE).read_bytes()
+    assert (first.study, first.protocol, first.cells) == ("mine", PROTOCOL, CELLS)
+    assert registration.register(tmp_path, "mine", PROTOCOL, CELLS) == first
+    assert registration.read(tmp_path) == first
+    assert (tmp_path / registration.FILE).read_bytes() == written
+    assert registration.read(tmp_path / "elsewhere") is None
+
+
+def test_another_protocol_or_other_settings_are_refused(tmp_path):
+    registration.register(tmp_path, "mine", PROTOCOL, CELLS)
+    wider = dataclasses.replace(PROTOCOL, margin=2.0)
+    with pytest.raises(ValueError, match="another margin: a registered study cannot change"):
+        registration.register(tmp_path, "mine", wider, CELLS)
+    moved = {"cola": {**CELLS["cola"], "dora": Planned("c", 1e-3)}}
+    with pytest.raises(ValueError, match="another config of dora on cola"):
+        registration.register(tmp_path, "mine", PROTOCOL, moved)
+    with pytest.raises(ValueError, match="registers study 'mine', not 'yours'"):
+        registration.register(tmp_path, "yours", PROTOCOL, CELLS)
+
+
+def test_a_changed_file_is_noticed(tmp_path):
+    registration.register(tmp_path, "mine", PROTOCOL, CELLS)
+    path = tmp_path / registration.FILE
+    content = json.loads(path.read_text())
+    content["protocol"]["margin"] = 5.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="changed after it was written"):
+        registration.read(tmp_path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="not a registration of version"):
+        registration.read(tmp_path)
