@@ -1,6 +1,6 @@
 """Report which methods are better, by how much, and how certain that is, for all runs of a folder.
 
-    python -m experiments.report --results=runs/all_methods --format=html --out=report.html
+    python -m experiments.report --results=runs/against_lora --format=html --out=report.html
 
 The runs may come from `experiments.tune`, which chooses settings on held-out examples, or from any
 grid of settings and seeds. The report takes the best setting of each method and states how many

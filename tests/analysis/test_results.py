@@ -1,21 +1,19 @@
 """The records in the repository: whole, alike, and what their predictions say they are."""
 
-import importlib
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_records import write
 
-import variants
-from experiments import tune
 from experiments.analysis import recorded_runs
 from experiments.runs import predictions
+from experiments.studies import registration
+from experiments.studies.adherence import adherence
 from lora_jax.metrics import label_metrics
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
-STUDIES = sorted(RESULTS.glob("*/*/"))  # `bench` has files alone
+STUDIES = sorted(path.parent for path in RESULTS.glob("*/study.json"))
 
 
 @pytest.mark.parametrize("run", recorded_runs.find(RESULTS), ids=lambda run: str(run.folder)[-20:])
@@ -45,42 +43,10 @@ def _softmax(logits):
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
-def test_a_study_gave_every_method_the_same(folder):
-    """As many rates, each scored on held-out examples; the best of them; the same seeds."""
-    module = importlib.import_module(f"configs.{folder.parent.name}")
-    plan, tried, final = module.STUDY, defaultdict(dict), defaultdict(list)
-    for run in recorded_runs.find(folder):
-        assert run.completed
-        rate, row = run.config.optimizer.learning_rate, run.study.row
-        if run.config.data.validation:
-            assert run.record.seed == plan["tuning_seed"]
-            tried[row][rate] = run.record
-        else:
-            final[row].append((run.record.seed, rate))
-    assert tried.keys() == final.keys() == set(module.ROWS)
-    for row in module.ROWS:
-        variant = module.get_config(f"row={row}").variant.name
-        assert tuple(sorted(tried[row])) == variants.find(variant).suggested.tried
-        best = tune.best_rate(tried[row])
-        assert sorted(final[row]) == [(seed, best) for seed in plan["seeds"]]
-    assert len({len(rates) for rates in tried.values()}) == 1
-
-
-@pytest.mark.parametrize(("metric", "best"), [("accuracy", 1e-3), ("perplexity", 1e-4)])
-def test_the_best_rate_is_the_smaller_of_equal_ones_and_of_a_run_that_completed(
-    tmp_path, metric, best
-):
-    tried = {
-        rate: write(tmp_path / f"{rate}", "glue", "", {metric: score}, metric=metric, status=status)
-        for rate, score, status in (
-            (1e-2, 4.0, "completed"),
-            (1e-3, 4.0, "completed"),
-            (1e-4, 3.0, "completed"),
-            (1e-5, 2.0, "failed"),
-            (1.0, 5.0, "diverged"),
-        )
-    }
-    assert tune.best_rate(tried) == best
+def test_a_study_was_run_as_it_was_registered(folder):
+    registered = registration.read(folder)
+    assert registered is not None
+    assert adherence(registered, recorded_runs.find(folder)).departures == ()
 
 
 def test_development_sets_are_the_same_for_all():

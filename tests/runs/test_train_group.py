@@ -11,9 +11,10 @@ import traced_batches
 
 from configs import quickstart
 from experiments.runs import predictions, run
-from experiments.runs.group import Together
+from experiments.runs.group import Together, with_equal_shapes
 from experiments.setup import from_config
 from experiments.setup.config import parse
+from experiments.setup.experiment import build
 from experiments.sweeps.grouping import groups, program_key
 from lora_jax.records import metrics_log, run_record
 from lora_jax.training.masking import union
@@ -138,12 +139,12 @@ def shapes(path):
 @pytest.fixture(scope="module")
 def chosen(two_kinds):
     """Trials of one group that differ in all that they may, saved as they were at their best."""
-    best = {"train__select": "best", "variant__dropout": 0.1}
+    best = {"train__select": "best", "variant__dropout": 0.1, "data__train": 31}
     rate = {"optimizer__learning_rate": 3e-2, "optimizer__warmup_ratio": 0.4}
     return [
         two_kinds(**best),
         two_kinds(seed=1, variant__rank=3, variant__alpha=5.0, **rate, **best),
-        two_kinds(seed=2, optimizer__clip=0.1, **{**best, "variant__dropout": 0.2}),
+        two_kinds(seed=2, optimizer__clip=0.1, data__draw=1, **{**best, "variant__dropout": 0.2}),
     ]
 
 
@@ -182,6 +183,23 @@ def test_so_do_trials_that_step_at_once(chosen, alone, tmp_path, execution):
         assert_alike(where[number], alone[number])
     assert_scored(where[0])
     assert not list((tmp_path / ".programs").iterdir())
+
+
+def test_trials_that_draw_other_examples_have_batches_of_equal_shapes(config_of):
+    """Whatever the lengths of their own; and every example is in an epoch once."""
+    many = {"data__train": 24, "data__max_length": 40, "data__buckets": 3}
+    drawn = [build(config_of(seed=each, data__draw=each, **many)) for each in range(3)]
+    together = with_equal_shapes(drawn)
+    epochs = [each.first_epoch() for each in together]
+    lengths = [[batch.padded_length for batch in epoch] for epoch in epochs]
+    assert lengths[0] == lengths[1] == lengths[2]
+    own = [[batch.padded_length for batch in each.first_epoch()] for each in drawn]
+    assert not own[0] == own[1] == own[2]
+    for each, epoch in zip(drawn, epochs, strict=True):
+        indices = np.concatenate([batch.indices for batch in epoch])
+        assert sorted(indices) == list(range(24))
+        needed = each.texts.encoded["train"].lengths
+        assert all(needed[b.indices].max() <= b.padded_length for b in epoch)
 
 
 QUERY = (("query/kernel", {"rank": 4}), "value/kernel")
