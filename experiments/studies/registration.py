@@ -5,9 +5,11 @@ and by which commit it was written. Its own digest is a setting of each run (`st
 so a run that was there before cannot have it, and the file cannot be changed after.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def register(folder: Path, study: str, protocol: Protocol, cells: Cells) -> Regi
     Raises:
       ValueError: the folder has one that says something else, or was changed.
     """
-    if (known := read(folder)) is None:
+    if read(folder) is None:
         content = {
             "version": _VERSION,
             "study": study,
@@ -68,11 +70,9 @@ def register(folder: Path, study: str, protocol: Protocol, cells: Cells) -> Regi
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": environment()["git"],
         }
-        content = plain(content) | {"digest": config_digest(content)}
-        write_atomically(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
-        known = read(folder)
-        assert known is not None
-        return known
+        _write_once(folder / FILE, plain(content) | {"digest": config_digest(content)})
+    known = read(folder)
+    assert known is not None
     if known.study != study:
         raise ValueError(f"{folder / FILE} registers study '{known.study}', not '{study}'")
     if said := _difference(known, protocol, cells):
@@ -105,6 +105,17 @@ def read(folder: Path) -> Registration | None:
     }
     protocol = Protocol.of(content["protocol"], str(path))
     return Registration(protocol=protocol, cells=cells, **given)
+
+
+def _write_once(path: Path, content: Any) -> None:
+    """Write a file whole; one that another process has written meanwhile stays."""
+    mine = path.with_name(f".{path.name}.{os.getpid()}")
+    write_atomically(mine, (json.dumps(content, indent=1) + "\n").encode())
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(mine, path)
+    finally:
+        mine.unlink()
 
 
 def _difference(known: Registration, protocol: Protocol, cells: Cells) -> str:
