@@ -1,0 +1,52 @@
+r"""What rank, targets, warm-up, dropout and weight decay does LoRA want, each with its rate tuned?
+
+    python -m experiments.tune --study=lora_settings --workdir=runs/lora_settings \
+        --argument=source=tsv,folder=glue_data
+
+Each row changes one thing of `lora`, which is that of `against_lora`: rank 8 and alpha 16 on all
+six linears of every layer, a warm-up of 6%, no dropout, and a weight decay of 0.01. All take as many
+steps of as many sentences.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, common_tasks, targets
+from configs.studies import against_lora
+
+COLUMNS = ("sst2", "stsb")
+CHANGES = {
+    "lora": {},
+    **{f"rank_{rank}": {"variant": {"rank": rank}} for rank in (4, 16, 32, 64)},
+    "query_value": {"targets": targets.patterns("qv", 6)},
+    "attention": {"targets": targets.patterns("qkvo", 6)},
+    "last_half": {"targets": targets.patterns("all_last_half", 6)},
+    "every_other": {"targets": targets.patterns("all_every_other", 6)},
+    "warmup_0": {"optimizer": {"warmup_ratio": 0.0}},
+    "warmup_20": {"optimizer": {"warmup_ratio": 0.2}},
+    "dropout_10": {"variant": {"dropout": 0.1}},
+    "dropout_30": {"variant": {"dropout": 0.3}},
+    "decay_0": {"optimizer": {"weight_decay": 0.0}},
+    "decay_10": {"optimizer": {"weight_decay": 0.1}},
+}
+"""What is changed, by row."""
+STUDY = {**against_lora.STUDY, "rows": tuple(CHANGES), "columns": COLUMNS, "claims": ()}
+ARGUMENTS = common_tasks.arguments(task=COLUMNS, row=tuple(CHANGES), model=("minilm",))
+TABLE = common_tasks.table(
+    "LoRA's settings",
+    tasks=COLUMNS,
+    spread="ci95",
+    seeds=len(STUDY["seeds"]),
+    rows=dict.fromkeys(CHANGES, ""),
+    models=("minilm",),
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    choice = common.choose(arg, ARGUMENTS)
+    own = {key: choice[key] for key in ("task", "size", "source", "folder", "seed")}
+    given = ",".join(f"{key}={value}" for key, value in own.items())
+    config = against_lora.get_config(f"{given},row=lora")
+    config.update({"experiment": "lora_settings", "variant": {"rank": 8, "alpha": 16.0}})
+    config.update({"study": {"table": "lora_settings", "row": choice["row"]}})
+    config.update(CHANGES[choice["row"]])
+    return config
