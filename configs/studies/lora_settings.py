@@ -4,8 +4,8 @@ r"""What rank, targets, warm-up, dropout and weight decay does LoRA want, each w
         --argument=source=tsv,folder=glue_data
 
 Each row changes one thing of `lora`, which is that of `against_lora`: rank 8 and alpha 16 on all
-six linears of every layer, a warm-up of 6%, no dropout, and a weight decay of 0.01. All take as many
-steps of as many sentences.
+six linears of every layer, a warm-up of 6%, no dropout, and a weight decay of 0.01. All take
+as many steps of as many sentences.
 """
 
 from ml_collections import ConfigDict
