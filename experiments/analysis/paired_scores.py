@@ -29,7 +29,7 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The scores of methods on the seeds that all of them have, (methods, seeds), in points."""
+    """Scores in points, (tasks, methods, seeds), of the methods and seeds that all tasks have."""
 
     labels: tuple[str, ...]
     numbers: tuple[Number, ...]
@@ -67,20 +67,34 @@ def common(first: Scored, second: Scored) -> tuple[np.ndarray, np.ndarray, str]:
     return ours, theirs, said
 
 
-def table(contest: Contest, keys: Sequence[str] = ()) -> Table:
-    """The scores of some methods (by default all) on the seeds that all of them have.
+def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:
+    """The scores of some methods (by default all) on the seeds that they have in all contests.
 
-    Methods without a number are left out, and said to be.
+    Methods without a number in one of the contests are left out, and said to be.
+
+    Args:
+      contests: one for each task.
+      keys: of the methods.
     """
-    every = [scored(m, contest.metric) for m in contest.methods if m.key in keys or not keys]
-    rows = [each for each in every if each.scores]
-    notes = [f"{each.label}: {said}" for each in every for said in each.notes]
-    numbers = sorted(set.intersection(*(set(row.scores) for row in rows))) if rows else []
-    scores = np.array([[row.scores[number] for number in numbers] for row in rows])
-    shape = (len(rows), len(numbers))
-    return Table(
-        tuple(row.label for row in rows), tuple(numbers), scores.reshape(shape), tuple(notes)
-    )
+    tasks = [
+        {m.key: scored(m, contest.metric) for m in contest.methods if m.key in keys or not keys}
+        for contest in contests
+    ]
+    every = {key: each.label for task in tasks for key, each in task.items()}
+    kept, notes = [], []
+    for key, label in every.items():
+        own = [task[key] if key in task else Scored(key, label, {}) for task in tasks]
+        if all(each.scores for each in own):
+            kept.append(own)
+        else:
+            notes.append(f"{label} is left out, as it has no number on one of the tasks")
+    sets = [set(each.scores) for own in kept for each in own]
+    numbers = sorted(set.intersection(*sets)) if sets else []
+    scores = [
+        [[own[task].scores[n] for n in numbers] for own in kept] for task in range(len(tasks))
+    ]
+    made = np.array(scores, float).reshape(len(tasks), len(kept), len(numbers))
+    return Table(tuple(own[0].label for own in kept), tuple(numbers), made, tuple(notes))
 
 
 def _seeds(numbers: Iterable[Number]) -> str:

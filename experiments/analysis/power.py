@@ -143,11 +143,10 @@ def seeds_to_show(
     )
 
 
-def pooled(deviations: Sequence[float], df: Sequence[float]) -> float | None:
-    """The sd that several samples share, each weighted by its degrees of freedom; None of none."""
-    total = sum(df)
+def pooled(deviations: Sequence[float], df: Sequence[float]) -> float:
+    """The sd that several samples share, each weighted by its degrees of freedom, one at least."""
     squares = sum(sd**2 * each for sd, each in zip(deviations, df, strict=True))
-    return math.sqrt(squares / total) if total else None
+    return math.sqrt(squares / sum(df))
 
 
 def _smallest(power_of: Callable[[float], float], wanted: float) -> float:
