@@ -147,7 +147,8 @@ def _differences(
             notes.append(f"{task}: was not run")
             continue
         ours, theirs, said = common(methods[key], methods[reference])
-        notes += [f"{task}: {each}" for each in (*methods[key].notes, said) if each]
+        own = methods[key].notes + ((said,) if methods[key].scores and said else ())
+        notes += [f"{task}: {each}" for each in own]
         if len(ours):
             differences[task] = over_seeds(ours, theirs)
     return differences, notes

@@ -150,11 +150,11 @@ def pooled(deviations: Sequence[float], df: Sequence[float]) -> float:
 
 
 def _smallest(power_of: Callable[[float], float], wanted: float) -> float:
-    """Where an increasing power reaches the wanted one."""
+    """Where an increasing power reaches the wanted one, to a millionth."""
     high = 1.0
     while power_of(high) < wanted:
         high *= 2
-    return optimize.root_scalar(lambda x: power_of(x) - wanted, bracket=(0.0, high), xtol=1e-9).root
+    return optimize.root_scalar(lambda x: power_of(x) - wanted, bracket=(0.0, high), xtol=1e-6).root
 
 
 def _fewest(enough: Callable[[int], bool]) -> int | None:
