@@ -62,6 +62,7 @@ ROOMS = (
     "experiments.sweeps",
     "experiments.sweeps.launchers",
     "experiments.analysis",
+    "experiments.studies",
     "experiments.benchmarks",
     "experiments.benchmarks.contenders",
     "experiments.benchmarks.suites",

@@ -104,14 +104,14 @@ def gains(
         contest.task: {m.key: scored(m, contest.metric) for m in contest.methods}
         for contest in contests
     }
+    every = {key: each.label for methods in by_task.values() for key, each in methods.items()}
     tasks, notes = [], []
     for task, methods in by_task.items():
         own = methods.get(reference)
         if own is not None and own.scores:
             tasks.append(task)
         said = ("was not run",) if own is None else own.notes
-        notes += [f"{reference} on {task}: {each}" for each in said]
-    every = {key: each.label for methods in by_task.values() for key, each in methods.items()}
+        notes += [f"{every[reference]} on {task}: {each}" for each in said]
     found = []
     for key, label in every.items():
         if key == reference:
