@@ -108,8 +108,8 @@ def test_the_same_scores_are_equivalent_by_the_sign_test():
 
 
 def test_only_common_seeds_count_and_missing_ones_are_said():
-    made = contest("cola", {"lora": [80.0, 81, 82, 85], "dora": [81.0, 83]})
-    _, methods = of([made])
+    late = {"dora": [run(3, 87.0), run(1, 82.0)]}
+    _, methods = of([contest("cola", {"lora": [80.0, 81, 82, 85], "dora": []}, late)])
     assert methods["dora"].by_task["cola"].mean == 1.5 and methods["dora"].over_tasks.n == 2
     assert methods["dora"].notes == ("cola: 2 of 4 seeds in common",)
     one = of([contest("cola", {"lora": [80.0, 81], "dora": [81.0]})])[1]["dora"]

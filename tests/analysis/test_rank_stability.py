@@ -73,7 +73,12 @@ def test_equal_methods_share_their_places():
         assert each.first == pytest.approx(1 / 4, abs=NEAR)
         assert each.order == pytest.approx(1 / 24, abs=NEAR)
         assert each.three == pytest.approx(1 / 4, abs=NEAR)  # which of four is last
-    assert disjoint(scores / 3, 3).share == pytest.approx(1 / 4)  # but for roundings
+    assert disjoint(scores, 3).share == pytest.approx(1 / 4)
+    sums = np.array([[[0.1], [0.3]], [[0.2], [0.2]], [[0.3], [0.1]]])  # 0.6, but for roundings
+    assert 0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1
+    (found,) = stability(sums, (1,), RESAMPLES)
+    assert found.with_another.first == pytest.approx(1 / 2, abs=NEAR)
+    assert disjoint(np.repeat(sums, 2, axis=2), 1).share == pytest.approx(1 / 2)
 
 
 def test_the_first_three_count_in_any_order():
