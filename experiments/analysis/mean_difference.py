@@ -5,9 +5,9 @@ are taken as independent, so the variance of the mean of T task means is the sum
 degrees of freedom are those of Welch and Satterthwaite (1946) if each task has `TRUSTED` seeds or
 more. With fewer seeds, a task whose variance is small by chance makes them too many. At the small
 levels of Holm's first steps, tests then claim too much: with 14 methods and tasks of unequal noise,
-up to 1.7 times the level with 5 seeds and 3 times with 3, against 1.25 times with 10 and 1.05 times
-with 20. So with fewer seeds they are those of the task with the fewest, seeds - 1, which never
-claims too much (Mickey and Brown, 1966), at the cost of wider intervals.
+up to 1.7 times the level with 5 seeds and 3.3 times with 3, against 1.25 times with 10 and 1.05
+times with 20. So with fewer seeds they are those of the task with the fewest, seeds - 1, which
+never claims too much (Mickey and Brown, 1966), at the cost of wider intervals.
 """
 
 import dataclasses
