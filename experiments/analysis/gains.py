@@ -1,17 +1,30 @@
 """What methods gain over the reference of a study, on each task and over all of them together."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
+
+import numpy as np
+
+from experiments.analysis import equivalence, power
+from experiments.analysis.choose_methods import Contest
+from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
+from experiments.analysis.paired_scores import Scored, common, scored
+from experiments.analysis.random_effects import new_task
+from experiments.analysis.significance import LEVEL, holm
+from lora_jax.suggest import require_known
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean difference in points of the metric, with its two-sided 95% interval, over `n` seeds.
+    """A mean difference in points of the metric, with its two-sided 95% interval.
 
-    `p` is that of no difference; `low`, `high` and `p` are None where one seed gives none.
+    `p` is that of no difference; `low`, `high` and `p` are None where no variance is known. `n` is
+    the number of common seeds: on one task; for the mean over tasks, the fewest on any of them; for
+    a new task, the number of tasks.
     """
 
     mean: float
@@ -28,17 +41,170 @@ class Gain:
     key: str
     label: str
     by_task: Mapping[str, Estimate]
-    """Of each task, by its name."""
+    """Of each task, by its name; without the tasks where the method has no number."""
     over_tasks: Estimate
-    """The mean over these tasks, all of the same weight."""
+    """The mean over the tasks of `by_task`, all of the same weight."""
     new_task: Estimate | None
     """The mean of tasks of which these are a sample, by a random-effects model."""
     adjusted: float | None
     """Holm's p value of `over_tasks` in the family of all methods."""
     equivalent: float | None
-    """The p value of two one-sided tests against the margin (TOST), of `over_tasks`."""
+    """Holm's p value of two one-sided tests (TOST) of `over_tasks` against the margin."""
     upper: float | None
     """The one-sided 95% upper bound of `over_tasks`."""
     detectable: float | None
     """The smallest difference that the test of `over_tasks` would find with a power of 80%."""
     verdict: Verdict
+    """`undecided` for a method that lacks a task."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of the method's runs, such as diverged seeds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gains:
+    """The gains of all methods of a study over its reference."""
+
+    reference: str
+    """The label of the method that each other one is compared with."""
+    margin: float
+    """Methods that differ by less are equivalent, in points of the metric."""
+    level: float
+    """Of each of the two families of tests; intervals have a confidence of 1 - level."""
+    tasks: tuple[str, ...]
+    """The tasks where the reference has a number."""
+    methods: tuple[Gain, ...]
+    """In the order of the study, without methods that have no number on any task."""
+    notes: tuple[str, ...] = ()
+    """On methods and tasks that are left out."""
+
+
+def gains(
+    contests: Sequence[Contest], *, reference: str, margin: float, level: float = LEVEL
+) -> Gains:
+    """Compare each method of a study with the reference, on each task and over all tasks.
+
+    Each method but the reference is a member of two families of tests, each by Holm's procedure at
+    the level: of no difference, and of a difference of the margin or more. A method is better or
+    worse if the first is rejected, else equivalent if the second is. Tests over tasks see the noise
+    of seeds alone: they claim what the means over many seeds on these tasks would be.
+
+    A method without a number on one of the tasks (`paired_scores` says when) has a mean over the
+    others. But it is in no family, and undecided: its mean is not that of the same tasks.
+
+    Args:
+      contests: one for each task, of one model; higher scores are better.
+      reference: the key of a method.
+      margin: in points of the metric.
+
+    Raises:
+      ValueError: contests of several models or of one task twice, or no contest has the reference.
+    """
+    _require_one_study(contests, reference)
+    by_task = {
+        contest.task: {m.key: scored(m, contest.metric) for m in contest.methods}
+        for contest in contests
+    }
+    every = {key: each.label for methods in by_task.values() for key, each in methods.items()}
+    tasks, notes = [], []
+    for task, methods in by_task.items():
+        own = methods.get(reference)
+        if own is not None and own.scores:
+            tasks.append(task)
+        said = ("was not run",) if own is None else own.notes
+        notes += [f"{every[reference]} on {task}: {each}" for each in said]
+    found = []
+    for key, label in every.items():
+        if key == reference:
+            continue
+        differences, own = _differences({task: by_task[task] for task in tasks}, key, reference)
+        if differences:
+            found.append(_Method(key, label, differences, own))
+        else:
+            notes += [f"{label} has no number on any task", *(f"{label} on {n}" for n in own)]
+    made = _judged(found, len(tasks), margin, level)
+    return Gains(every[reference], margin, level, tuple(tasks), tuple(made), tuple(notes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    key: str
+    label: str
+    by_task: Mapping[str, MeanDifference]
+    notes: Sequence[str]
+
+    @functools.cached_property
+    def over_tasks(self) -> MeanDifference:
+        return over_tasks(list(self.by_task.values()))
+
+
+def _differences(
+    by_task: Mapping[str, Mapping[str, Scored]], key: str, reference: str
+) -> tuple[dict[str, MeanDifference], list[str]]:
+    """A method's differences from the reference on each task, and notes that begin with a task."""
+    differences, notes = {}, []
+    for task, methods in by_task.items():
+        if key not in methods:
+            notes.append(f"{task}: was not run")
+            continue
+        ours, theirs, said = common(methods[key], methods[reference])
+        own = methods[key].notes + ((said,) if methods[key].scores and said else ())
+        notes += [f"{task}: {each}" for each in own]
+        if len(ours):
+            differences[task] = over_seeds(ours, theirs)
+    return differences, notes
+
+
+def _judged(found: Sequence[_Method], tasks: int, margin: float, level: float) -> Iterator[Gain]:
+    """The gains of all methods; those that have all tasks are in the families of tests."""
+    whole = [len(each.by_task) == tasks for each in found]
+    family = power.family_level(level, sum(whole))
+    means = [each.over_tasks for each in found]
+    adjusted = holm([m.p if w else None for m, w in zip(means, whole, strict=True)])
+    within = holm(
+        [equivalence.of_mean(m, margin) if w else None for m, w in zip(means, whole, strict=True)]
+    )
+    for each, mean, p, same in zip(found, means, adjusted, within, strict=True):
+        yield Gain(
+            key=each.key,
+            label=each.label,
+            by_task={task: _estimate(own, level) for task, own in each.by_task.items()},
+            over_tasks=_estimate(mean, level),
+            new_task=_new_task(list(each.by_task.values()), level),
+            adjusted=p,
+            equivalent=same,
+            upper=mean.upper(level),
+            detectable=power.detectable(mean.error, mean.df, family) if mean.error else None,
+            verdict=verdict(mean.mean, p, same, level),
+            notes=tuple(each.notes),
+        )
+
+
+def verdict(mean: float, p: float | None, equivalent: float | None, level: float) -> Verdict:
+    """What the adjusted p values of no difference, and of no equivalence, decide."""
+    if p is not None and p < level:
+        return "better" if mean > 0 else "worse"
+    return "equivalent" if equivalent is not None and equivalent < level else "undecided"
+
+
+def _estimate(found: MeanDifference, level: float) -> Estimate:
+    low, high = found.interval(level) or (None, None)
+    return Estimate(found.mean, low, high, found.p, found.n)
+
+
+def _new_task(tasks: Sequence[MeanDifference], level: float) -> Estimate | None:
+    """By random effects; None with fewer than three tasks, or one without a variance."""
+    errors = np.array([task.error or 0.0 for task in tasks])
+    if not errors.all():
+        return None
+    found = new_task(np.array([task.mean for task in tasks]), errors)
+    return None if found is None else _estimate(found, level)
+
+
+def _require_one_study(contests: Sequence[Contest], reference: str) -> None:
+    if len(models := sorted({contest.model for contest in contests})) > 1:
+        raise ValueError(f"gains over several models: {' and '.join(models)}")
+    tasks = [contest.task for contest in contests]
+    if twice := [task for task in set(tasks) if tasks.count(task) > 1]:
+        raise ValueError(f"two contests on {min(twice)}: gains need one for each task")
+    keys = {method.key for contest in contests for method in contest.methods}
+    require_known(reference, keys, f"no method '{reference}' to compare others with")

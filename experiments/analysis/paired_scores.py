@@ -1,0 +1,106 @@
+"""The scores of a contest's methods by seed, with what happened to the seeds that are missing.
+
+A run that diverged is a result of its method, so it is not left out: it counts with its last score.
+If it left none, the method has no number in this contest, as the mean of its other seeds would be
+that of the lucky ones. A run that failed, or was killed, says nothing of its method: its seed is
+missing.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from experiments.analysis.choose_methods import Contest, Method
+
+Number = tuple[int, int]
+"""A seed and its draw of the examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A method's scores in points, by seed and draw; `notes` are on runs that did not complete."""
+
+    key: str
+    label: str
+    scores: Mapping[Number, float]
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Scores in points, (tasks, methods, seeds), of the methods and seeds that all tasks have."""
+
+    labels: tuple[str, ...]
+    numbers: tuple[Number, ...]
+    scores: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def scored(method: Method, metric: str) -> Scored:
+    """The scores of the scored runs of a method's chosen setting."""
+    if method.chosen is None:
+        return Scored(method.key, method.label, {}, ("no run completed",))
+    known, notes = method.scores(), []
+    diverged = {r.number: r.score(metric) for r in method.runs if r.record.status == "diverged"}
+    if lost := [number for number, score in diverged.items() if score is None]:
+        said = f"{_seeds(lost)} diverged and left no score, so it has no number"
+        return Scored(method.key, method.label, {}, (said,))
+    if diverged:
+        notes.append(f"{_seeds(diverged)} diverged and {_count(diverged)} with the last score")
+    failed = [run.number for run in method.runs if run.record.status == "failed"]
+    if failed:
+        notes.append(f"{_seeds(failed)} failed")
+    last = {number: score for number, score in diverged.items() if score is not None}
+    return Scored(method.key, method.label, {**known, **last}, tuple(notes))
+
+
+def common(first: Scored, second: Scored) -> tuple[np.ndarray, np.ndarray, str]:
+    """The scores of two methods on their common seeds, (seeds,) each, in the order of the seeds.
+
+    The text says how many seeds are missing in one of the two; it is empty if none is.
+    """
+    numbers = sorted(first.scores.keys() & second.scores.keys())
+    every = first.scores.keys() | second.scores.keys()
+    ours, theirs = (np.array([each.scores[n] for n in numbers]) for each in (first, second))
+    said = f"{len(numbers)} of {len(every)} seeds in common" if len(numbers) < len(every) else ""
+    return ours, theirs, said
+
+
+def table(contests: Sequence[Contest], keys: Sequence[str] = ()) -> Table:
+    """The scores of some methods (by default all) on the seeds that they have in all contests.
+
+    Methods without a number in one of the contests are left out, and said to be.
+
+    Args:
+      contests: one for each task.
+      keys: of the methods.
+    """
+    tasks = [
+        {m.key: scored(m, contest.metric) for m in contest.methods if m.key in keys or not keys}
+        for contest in contests
+    ]
+    every = {key: each.label for task in tasks for key, each in task.items()}
+    kept, notes = [], []
+    for key, label in every.items():
+        own = [task[key] if key in task else Scored(key, label, {}) for task in tasks]
+        if all(each.scores for each in own):
+            kept.append(own)
+        else:
+            notes.append(f"{label} is left out, as it has no number on one of the tasks")
+    sets = [set(each.scores) for own in kept for each in own]
+    numbers = sorted(set.intersection(*sets)) if sets else []
+    scores = [
+        [[own[task].scores[n] for n in numbers] for own in kept] for task in range(len(tasks))
+    ]
+    made = np.array(scores, float).reshape(len(tasks), len(kept), len(numbers))
+    return Table(tuple(own[0].label for own in kept), tuple(numbers), made, tuple(notes))
+
+
+def _seeds(numbers: Iterable[Number]) -> str:
+    seeds = [str(seed) for seed, _ in sorted(numbers)]
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}"
+
+
+def _count(numbers: Mapping[Number, object]) -> str:
+    return "counts" if len(numbers) == 1 else "count"

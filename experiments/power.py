@@ -1,0 +1,153 @@
+r"""Say how small a difference a study's seeds can show, and how many seeds a difference needs.
+
+    python -m experiments.power --results=runs/against_lora --difference=1.0 --power=0.8
+    python -m experiments.power --sd=0.6 --seeds=10
+
+The first form reads records. For each task, and for the mean over tasks, it prints the sd of the
+differences from the reference, paired by seed and pooled over methods; the smallest true difference
+that the seeds find with this power; the smallest margin within which they show two equal methods to
+be equivalent (TOST); and how many seeds --difference needs, to be found or to be that margin. The
+variance with pairs is 1 if it brings nothing to give all methods the same seeds; if it is 0.5, they
+are worth twice as many. The second form takes the sd of one task, or of several: --sd=0.6,1.1.
+
+All methods are one family of tests by Holm's procedure. The level of its first step is used, which
+is the smallest, so the true power is at least the one asked for. In the folder of a registered
+study, its protocol gives the reference, the level, the margin as --difference, and the number of
+tests, unless flags do.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+from experiments.analysis import collect_runs, power, recorded_runs, significance
+from experiments.analysis.choose_methods import Contest, contests
+from experiments.analysis.labels import heading
+from experiments.analysis.seed_noise import noise
+from experiments.studies import registration
+from experiments.studies.protocol import Protocol
+from experiments.tables import config_tables
+from experiments.tables.power_table import Question, Row, power_table
+from lora_jax.suggest import require_known
+
+_RESULTS = flags.DEFINE_string("results", None, "Folder with the runs' records below it.")
+_SD = flags.DEFINE_list("sd", None, "Without --results: the sd of paired differences by task.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "With --sd: how many there are.", lower_bound=2)
+_DIFFERENCE = flags.DEFINE_float("difference", None, "In points. [the registered margin, or 1]")
+_POWER = flags.DEFINE_float("power", power.POWER, "The wanted probability of showing it.")
+_LEVEL = flags.DEFINE_float("level", None, "Of the family of tests. [as registered, or 0.05]")
+_TESTS = flags.DEFINE_integer(
+    "tests", None, "How many tests the family has. [methods compared, or 1]", lower_bound=1
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "The method to compare others with. [as registered, or lora]"
+)
+_TABLE = flags.DEFINE_string("table", None, "Only runs of this config.")
+_SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Only runs of this size.")
+_VARIES = flags.DEFINE_list("varies", [], "Further settings that the study varies.")
+
+
+def main() -> None:
+    if (_RESULTS.value is None) == (_SD.value is None):
+        raise ValueError("expected either --results or --sd")
+    if _SD.value is not None:
+        print(_without_records(cli.numbers("sd", _SD.value)))
+        return
+    if _SEEDS.value is not None:
+        raise ValueError("--seeds belongs to --sd: with --results, the records are counted")
+    folder = Path(str(_RESULTS.value))
+    known = registration.read(folder)
+    studies = itertools.groupby(_contests(folder), lambda each: (each.table, each.model))
+    print("\n\n".join(_study(list(own), known and known.protocol) for _, own in studies))
+
+
+def _without_records(deviations: Sequence[float]) -> str:
+    if min(deviations) <= 0:
+        raise ValueError(f"--sd={','.join(map(str, _SD.value or ()))}: expected numbers above 0")
+    asked = _question(None, 1)
+    several = len(deviations) > 1
+    rows = [
+        Row(f"task {place}" if several else "one task", power.Design((sd,)), _SEEDS.value)
+        for place, sd in enumerate(deviations, 1)
+    ]
+    mean = Row("mean over tasks", power.Design(tuple(deviations)), _SEEDS.value)
+    return f"{asked}\n{power_table([*rows, mean] if several else rows, asked)}"
+
+
+def _contests(folder: Path) -> list[Contest]:
+    """The contests between the runs of the wanted table and size.
+
+    Raises:
+      ValueError: no such run has completed.
+    """
+    runs = recorded_runs.find(folder)
+    tables = {run.study.table or run.record.experiment for run in runs}
+    if _TABLE.value is not None:
+        require_known(_TABLE.value, tables, f"no runs of --table={_TABLE.value}")
+    wanted = tables if _TABLE.value is None else {_TABLE.value}
+    own = [run for run in runs if (run.study.table or run.record.experiment) in wanted]
+    sized = [run for run in own if run.study.size == _SIZE.value]
+    names = {name: table["rows"] for name, table in config_tables.tables().items()}
+    if made := contests(sized, names, _VARIES.value):
+        return made
+    others = collect_runs.elsewhere(own, _SIZE.value)
+    raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
+
+
+def _study(made: Sequence[Contest], protocol: Protocol | None) -> str:
+    """The table of one study and model.
+
+    Raises:
+      ValueError: no contest has the reference, or none has two seeds in common with it.
+    """
+    reference = _REFERENCE.value or (protocol.reference if protocol else "lora")
+    labels = {method.key: method.label for contest in made for method in contest.methods}
+    require_known(reference, labels, f"no method --reference={reference}")
+    found = {contest.task: noise(contest, reference) for contest in made}
+    known = [each for each in found.values() if each is not None]
+    if not known:
+        raise ValueError(f"no method has two seeds in common with {labels[reference]}")
+    asked = _question(protocol, len(protocol.rows if protocol else labels) - 1)
+    rows = [
+        Row(heading(each.task), power.Design((each.sd,)), each.seeds, each.pairing.ratio)
+        for each in known
+    ]
+    if len(known) > 1:
+        design = power.Design(tuple(each.sd for each in known))
+        rows.append(Row("mean over tasks", design, min(each.seeds for each in known)))
+    title = f"{made[0].model} ({made[0].table})" if len(made) > 1 else made[0].title
+    lines = [f"{title}, differences from {labels[reference]}. {asked}", power_table(rows, asked)]
+    missing = [heading(task) for task, each in found.items() if each is None]
+    lines += [f"No two common seeds: {', '.join(missing)}"] if missing else []
+    return "\n".join(lines)
+
+
+def _question(protocol: Protocol | None, tests: int) -> Question:
+    """What is asked, by flags, or else by the protocol.
+
+    Raises:
+      ValueError: a flag is out of its range.
+    """
+    level = _LEVEL.value
+    if level is None:
+        level = protocol.level if protocol else significance.LEVEL
+    difference = _DIFFERENCE.value
+    if difference is None:
+        difference = protocol.margin if protocol else 1.0
+    if not 0 < level < 1:
+        raise ValueError(f"--level={level:g}: expected a number between 0 and 1")
+    if not level < _POWER.value < 1:
+        raise ValueError(
+            f"--power={_POWER.value:g}: expected a number between the level, {level:g}, and 1"
+        )
+    if not (difference > 0 and math.isfinite(difference)):
+        raise ValueError(f"--difference={difference:g}: expected a number of points above 0")
+    return Question(difference, _POWER.value, level, _TESTS.value or max(tests, 1))
+
+
+if __name__ == "__main__":
+    cli.main(main)

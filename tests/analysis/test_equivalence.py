@@ -1,0 +1,62 @@
+"""TOST against SciPy's one-sided t-tests, planted differences, and the sign test."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.analysis import equivalence
+from experiments.analysis.mean_difference import MeanDifference, over_seeds, over_tasks
+
+MARGIN = 1.0
+
+
+def test_tost_is_the_larger_of_scipy_s_two_one_sided_tests():
+    rng = np.random.default_rng(0)
+    for mean, seeds in ((0.0, 5), (0.7, 12), (-0.8, 20), (1.5, 4)):
+        first, second = rng.normal(80, 1, (2, seeds)) + np.array([[mean], [0]])
+        above = stats.ttest_1samp(first - second, -MARGIN, alternative="greater").pvalue
+        below = stats.ttest_1samp(first - second, MARGIN, alternative="less").pvalue
+        found = equivalence.paired(first, second, MARGIN)
+        assert found == pytest.approx(max(above, below), rel=1e-9)
+        own = over_seeds(first, second)
+        low, high = own.interval(0.1)
+        assert (found < 0.05) == (low > -MARGIN and high < MARGIN)
+        assert equivalence.at_most(own.mean, own.error, own.df, MARGIN) == pytest.approx(below)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("mean", [MARGIN, -MARGIN, 0.0])
+def test_tost_keeps_its_level_at_the_margin_and_finds_equals(tasks, mean):
+    studies, seeds = 1500, 12
+    rng = np.random.default_rng([tasks, round(mean) + 1])
+    drawn = (
+        mean + rng.normal(size=(studies, tasks, seeds)) * np.array([[0.5], [1.0], [1.5]])[:tasks]
+    )
+    zeros = np.zeros(seeds)
+    means = [over_tasks([over_seeds(task, zeros) for task in study]) for study in drawn]
+    claims = sum(equivalence.of_mean(each, MARGIN) < 0.05 for each in means)
+    if mean:
+        low, high = stats.binom.ppf([0.001, 0.999], studies, 0.05)
+        assert low <= claims <= high
+    else:
+        assert claims > 0.9 * studies
+
+
+def test_without_variance_the_sign_test_decides():
+    scores = np.full(4, 80.0)
+    halves = np.array(list(itertools.product((False, True), repeat=4)))
+    assert equivalence.paired(scores, scores, MARGIN) == halves.all(1).mean()
+    assert equivalence.paired(scores + 0.9, scores, MARGIN) == halves.all(1).mean()
+    assert equivalence.paired(scores + 1.1, scores, MARGIN) == 1.0
+    assert equivalence.paired(scores[:1], scores[:1], MARGIN) is None
+    identical = [MeanDifference(0.0, 0.0, n - 1.0, n) for n in (5, 9)]
+    assert equivalence.of_mean(over_tasks(identical), MARGIN) == 2**-5
+
+
+def test_a_margin_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="a margin above 0, not 0"):
+        equivalence.paired(np.ones(3), np.arange(3.0), 0)
+    with pytest.raises(ValueError, match="a margin and an error above 0"):
+        equivalence.tost(0.0, 0.0, 3, 1.0)

@@ -1,0 +1,40 @@
+"""What pairs bring: closed forms of correlated scores."""
+
+import numpy as np
+import pytest
+
+from experiments.analysis import pairing
+from experiments.analysis.pairing import Paired
+
+
+def test_the_ratio_is_one_less_the_correlation_for_equal_variances():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=20)
+    other = rng.normal(size=20)
+    first, other = (each - each.mean() for each in (first, other))
+    other -= first * (first @ other) / (first @ first)  # uncorrelated
+    first, other = (each / each.std(ddof=1) for each in (first, other))
+    for correlation in (0.0, 0.75, -0.5):
+        second = 80 + correlation * first + np.sqrt(1 - correlation**2) * other
+        found = pairing.bought(first, second)
+        assert found.ratio == pytest.approx(1 - correlation) and found.unpaired == pytest.approx(2)
+        # The standard error of so many seeds without pairs is that of these 20 pairs.
+        unpaired = found.unpaired / (20 + found.seeds_saved)
+        assert unpaired == pytest.approx((first - second).var(ddof=1) / 20)
+
+
+def test_limits():
+    scores = np.array([1.0, 2.0, 4.0])
+    shifted = pairing.bought(scores, scores + 1)
+    assert (shifted.ratio, shifted.seeds_saved) == (0.0, float("inf"))
+    still = pairing.bought(np.ones(3), np.zeros(3))
+    assert (still.ratio, still.seeds_saved) == (None, None)
+    with pytest.raises(ValueError, match="pairs need two common seeds: got 1 and 1"):
+        pairing.bought(scores[:1], scores[:1])
+
+
+def test_comparisons_together_have_the_mean_of_their_variances():
+    found = pairing.together([Paired(1.0, 2.0, 10), Paired(3.0, 4.0, 8)])
+    assert (found.ratio, found.seeds) == (pytest.approx(4 / 6), 8)
+    with pytest.raises(ValueError, match="one comparison at least"):
+        pairing.together([])

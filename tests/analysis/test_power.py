@@ -1,0 +1,119 @@
+"""Power of t-tests and of TOST: against the noncentral t, simulations, and each other."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.analysis import equivalence, power
+from experiments.analysis.mean_difference import over_seeds, over_tasks
+from experiments.analysis.power import Design
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 14])
+@pytest.mark.parametrize("df", [4, 9, 19, 57.3])
+def test_the_power_of_a_t_test_is_a_noncentral_t(df, level):
+    critical = stats.t.isf(level / 2, df)
+    for shift in (0.0, 1.0, 2.5, 4.0):
+        expected = stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift)
+        for difference in (0.3 * shift, -0.3 * shift):
+            found = power.difference_power(difference, 0.3, df, level)
+            assert found == pytest.approx(expected, rel=1e-7)
+
+
+def simulated(rng, seeds, difference, tests, count=200_000):
+    """The share of studies with a positive test of (means, errors); the sd of differences is 1."""
+    means = rng.normal(difference, 1 / math.sqrt(seeds), count)
+    errors = np.sqrt(rng.chisquare(seeds - 1, count) / (seeds - 1) / seeds)
+    return tests(means, errors).mean()
+
+
+@pytest.mark.parametrize(("seeds", "difference"), [(2, 9.0), (3, 8.0), (5, 2.0), (20, 0.7)])
+def test_power_is_the_share_of_simulated_studies(seeds, difference):
+    """With few degrees of freedom, too, where SciPy's noncentral t fails."""
+    rng, level = np.random.default_rng(seeds), 0.05 / 5
+    design, df = Design((1.0,)), seeds - 1
+    two_sided = stats.t.isf(level / 2, df)
+    found = power.difference_power(difference, design.error(seeds), design.df(seeds), level)
+    share = simulated(rng, seeds, difference, lambda m, e: np.abs(m) > two_sided * e)
+    assert found == pytest.approx(share, abs=0.005) and 0.02 < found < 0.98
+    one_sided, margin = stats.t.isf(level, df), difference
+    for true in (0.0, 0.3 * margin):
+        found = power.equivalence_power(margin, design.error(seeds), df, level, true)
+        share = simulated(rng, seeds, true, lambda m, e: np.abs(m) + one_sided * e < margin)
+        assert found == pytest.approx(share, abs=0.005) and 0.02 < found < 0.98
+
+
+def test_at_the_null_the_power_is_the_level():
+    for df in (2, 19):
+        assert power.difference_power(0.0, 1.0, df, 0.03) == pytest.approx(0.03, rel=1e-7)
+        # At a margin of many errors, one of the two one-sided tests is all that decides.
+        found = power.equivalence_power(500.0, 1.0, df, 0.03, difference=500.0)
+        assert found == pytest.approx(0.03, rel=1e-3)
+
+
+def test_known_variance_is_the_limit():
+    z, wanted = stats.norm.isf(0.025), stats.norm.ppf(0.8)
+    assert power.detectable(0.1, 1e6, 0.05) == pytest.approx(0.1 * (z + wanted), rel=1e-4)
+    # Equal methods: both one-sided tests must succeed, so each misses one case in ten.
+    both = 0.1 * (stats.norm.isf(0.05) + stats.norm.ppf(0.9))
+    assert power.showable(0.1, 1e6, 0.05) == pytest.approx(both, rel=1e-4)
+
+
+def test_detectable_differences_are_found_with_the_wanted_power():
+    for seeds, level in ((2, 0.05), (3, 0.01), (10, 0.05 / 14)):
+        design = Design((0.6,))
+        error, df = design.error(seeds), design.df(seeds)
+        smallest = power.detectable(error, df, level, 0.9)
+        assert power.difference_power(smallest, error, df, level) == pytest.approx(0.9)
+        margin = power.showable(error, df, level, 0.9)
+        assert power.equivalence_power(margin, error, df, level) == pytest.approx(0.9)
+
+
+def test_the_number_of_seeds_is_the_smallest_that_is_enough():
+    """Ten for a difference of one sd are in Cohen's tables: power.t.test(type="paired") of R."""
+    assert power.seeds_to_detect(Design((0.6,)), 0.6, 0.05) == 10
+    for design in (Design((0.6,)), Design((0.5, 1.0, 2.0))):
+        for wanted, level in ((0.3, 0.05), (0.8, 0.05 / 14)):
+            n = power.seeds_to_detect(design, wanted, level, 0.9)
+            ask = power.difference_power
+            powers = [ask(wanted, design.error(k), design.df(k), level) for k in (n - 1, n)]
+            assert powers[0] < 0.9 <= powers[1]
+            n = power.seeds_to_show(design, wanted, level, 0.9, 0.1 * wanted)
+            ask = power.equivalence_power
+            powers = [
+                ask(wanted, design.error(k), design.df(k), level, 0.1 * wanted) for k in (n - 1, n)
+            ]
+            assert powers[0] < 0.9 <= powers[1]
+    assert power.seeds_to_detect(Design((0.6,)), 100.0, 0.05) == 2
+    assert power.seeds_to_detect(Design((0.6,)), 1e-4, 0.05) is None
+    with pytest.raises(ValueError, match="a difference of 1 is not within a margin of 1"):
+        power.seeds_to_show(Design((0.6,)), 1, 0.05, 0.8, 1)
+
+
+def test_power_over_tasks_is_that_of_the_tests_over_tasks():
+    """Simulated by the very functions that test, for the seeds that power asks for."""
+    design, level, studies = Design((0.5, 1.0, 2.0)), 0.01, 500
+    rng = np.random.default_rng(0)
+    found = power.seeds_to_detect(design, 1.0, level)
+    shown = power.seeds_to_show(design, 1.0, level)
+    sds = np.array(design.deviations)[:, None]
+
+    def tested(seeds, mean):
+        drawn = mean + sds * rng.normal(size=(studies, 3, seeds))
+        zeros = np.zeros(seeds)
+        return [over_tasks([over_seeds(task, zeros) for task in study]) for study in drawn]
+
+    low, high = stats.binom.ppf([0.001, 0.999], studies, 0.8)
+    assert low <= sum(each.p < level for each in tested(found, 1.0)) <= high + 0.05 * studies
+    same = sum(equivalence.of_mean(each, 1.0) < level for each in tested(shown, 0.0))
+    assert low <= same <= high + 0.05 * studies  # one seed fewer would not have been enough
+
+
+def test_family_and_pooled_sd():
+    assert power.family_level(0.05, 14) == 0.05 / 14 and power.family_level(0.05, 0) == 0.05
+    samples = [np.array([1.0, 2.0, 4.0]), np.array([10.0, 11.0, 10.5, 13.0])]
+    squares = sum(((each - each.mean()) ** 2).sum() for each in samples)
+    found = power.pooled([each.std(ddof=1) for each in samples], [2, 3])
+    assert found == pytest.approx(math.sqrt(squares / 5))

@@ -1,0 +1,105 @@
+"""`experiments.power`: its tables against the functions behind them, and mistakes in one line."""
+
+import commands
+import numpy as np
+import pytest
+from fake_records import write
+
+from configs.studies import against_lora
+from experiments.analysis import power
+from experiments.analysis.power import Design
+from experiments.studies import registration
+from experiments.studies.protocol import Protocol
+
+SCORES = {
+    "lora": (80.0, 81.5, 79.0, 82.0),
+    "dora": (80.5, 81.0, 80.0, 82.5),
+    "vera": (79.0, 81.0, 79.5, 80.0),
+}
+
+
+def said(*flags):
+    ended = commands.run("experiments.power", *flags)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def cells(line):
+    return line.split()[1:]
+
+
+def test_without_records():
+    lines = said("--sd=0.6", "--seeds=10").splitlines()
+    error, df = 0.6 / np.sqrt(10), 9
+    assert lines[0] == "Power 80%, level 0.05."
+    smallest, margin = (f"{f(error, df, 0.05):.2f}" for f in (power.detectable, power.showable))
+    seeds = [
+        str(f(Design((0.6,)), 1.0, 0.05)) for f in (power.seeds_to_detect, power.seeds_to_show)
+    ]
+    assert lines[-1].split() == ["one", "task", "0.60", "10", smallest, margin, *seeds]
+    more = said("--sd=0.6,2", "--tests=14", "--difference=0.5", "--power=0.9", "--level=0.1")
+    lines, design = more.splitlines(), Design((0.6, 2.0))
+    assert lines[0] == "Power 90%, level 0.1 for 14 tests, so 0.0071 for Holm's first."
+    asked = (design, 0.5, 0.1 / 14, 0.9)
+    seeds = [str(f(*asked)) for f in (power.seeds_to_detect, power.seeds_to_show)]
+    assert lines[-1].split() == ["mean", "over", "tasks", *seeds]
+    assert lines[3].startswith("task 1") and "seeds to find 0.5" in lines[1]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A registered study of two tasks, with the same scores but for a constant."""
+    folder = tmp_path_factory.mktemp("study")
+    protocol = Protocol.of({**against_lora.STUDY, "reference": "dora", "margin": 2.0}, "STUDY")
+    registration.register(folder, "against_lora", protocol, {})
+    for task, metric in (("mrpc", "accuracy"), ("rte", "accuracy")):
+        for row, scores in SCORES.items():
+            for seed, score in enumerate(scores):
+                arg = f"task={task},row={row},seed={seed}"
+                own = {metric: (score - 10 * (task == "rte")) / 100}
+                write(folder / task / row / str(seed), "studies.against_lora", arg, own)
+    return folder
+
+
+def test_a_registered_study(study):
+    lines = said(f"--results={study}").splitlines()
+    assert "differences from DoRA. Power 80%, level 0.05 for 14 tests" in lines[0]
+    scores = {row: np.array(each) for row, each in SCORES.items()}
+    variances = [np.var(scores[row] - scores["dora"], ddof=1) for row in ("lora", "vera")]
+    sd = np.sqrt(np.mean(variances))
+    apart = [scores[row].var(ddof=1) + scores["dora"].var(ddof=1) for row in ("lora", "vera")]
+    ratio, design, level = sum(variances) / sum(apart), Design((sd,)), 0.05 / 14
+    error = sd / 2
+    expected = [f"{sd:.2f}", f"{ratio:.2f}", "4", f"{power.detectable(error, 3, level):.2f}"]
+    expected += [f"{power.showable(error, 3, level):.2f}"]
+    expected += [str(f(design, 2.0, level)) for f in (power.seeds_to_detect, power.seeds_to_show)]
+    assert cells(lines[3]) == cells(lines[4]) == expected
+    assert lines[3].startswith("MRPC") and lines[4].startswith("RTE")
+    both = Design((sd, sd))
+    assert lines[5].split()[:4] == ["mean", "over", "tasks", "4"]
+    assert lines[5].split()[-2] == str(power.seeds_to_detect(both, 2.0, level))
+    other = said(f"--results={study}", "--reference=lora", "--tests=2", "--difference=1")
+    assert "differences from LoRA. Power 80%, level 0.05 for 2 tests" in other
+    assert "seeds to find 1 " in other
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ((), "expected either --results or --sd"),
+        (("--results=nowhere", "--seeds=3"), "--seeds belongs to --sd"),
+        (("--sd=0",), "--sd=0: expected numbers above 0"),
+        (("--sd=1", "--level=1"), "--level=1: expected a number between 0 and 1"),
+        (("--sd=1", "--power=0.05"), "--power=0.05: expected a number between the level, 0.05"),
+        (("--sd=1", "--difference=0"), "--difference=0: expected a number of points above 0"),
+        (("--results=STUDY", "--reference=dorra"), "no method --reference=dorra; nearest: 'dora'"),
+        (("--results=STUDY", "--size=smoke"), "no run of size smoke has completed"),
+    ],
+)
+def test_mistakes_end_with_one_line(study, flags, error):
+    ended = commands.run(
+        "experiments.power", *(each.replace("STUDY", str(study)) for each in flags)
+    )
+    assert ended.returncode == 1 and not ended.stdout
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert error in ended.stderr
