@@ -7,9 +7,6 @@ from typing import Any
 
 from lora_jax.suggest import require_known
 
-BEST_POWER = 0.8
-"""The power for which reports give the smallest difference that could have been shown."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -64,7 +61,7 @@ class Protocol:
         Raises:
           ValueError: a setting is missing, unknown, of another type or out of its range.
         """
-        made = _made(cls, plain, where)
+        made = typed(cls, plain, where)
         made.require(where)
         return made
 
@@ -86,8 +83,12 @@ class Protocol:
             raise ValueError(f"{where}: margin must be above 0, and level between 0 and 1")
 
 
-def _made(kind: type, plain: Mapping[str, Any], where: str) -> Any:
-    """An object of a dataclass from plain data; lists become tuples."""
+def typed(kind: type, plain: Mapping[str, Any], where: str) -> Any:
+    """An object of a dataclass from plain data; lists become tuples.
+
+    Raises:
+      ValueError: a field is missing, unknown or of another type; the message begins with `where`.
+    """
     fields, hints = {f.name: f for f in dataclasses.fields(kind)}, typing.get_type_hints(kind)
     for name in plain:
         require_known(name, fields, f"{where}: unknown setting '{name}'")
@@ -105,7 +106,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be a mapping, got {value!r}")
-        return _made(typing.cast(type, hint), value, where)
+        return typed(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is tuple:
         (item, _) = typing.get_args(hint)
         if not isinstance(value, list | tuple):

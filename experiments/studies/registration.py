@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.protocol import Protocol
+from experiments.studies.protocol import Protocol, typed
 from lora_jax.files import json_text
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import config_digest, plain
@@ -100,7 +100,7 @@ def read(folder: Path) -> Registration | None:
         raise ValueError(f"{path} was changed after it was written: its digest is another one")
     given = {name: content[name] for name in ("study", "written", "git", "digest")}
     cells = {
-        task: {row: Planned(**each) for row, each in rows.items()}
+        task: {row: typed(Planned, each, str(path)) for row, each in rows.items()}
         for task, rows in content["cells"].items()
     }
     protocol = Protocol.of(content["protocol"], str(path))
