@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments.analysis import score_check
+from experiments.analysis import parameters as counted, score_check
 from experiments.analysis.collect_runs import Summary, collect, elsewhere, summarise
 from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
@@ -95,7 +95,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def parameters(runs: Sequence[Run]) -> Figure:
-    """Draw scores, as in the tables, against trained parameters without heads.
+    """Draw scores, as in the tables, against parameters without heads.
 
     A method without adapters (a trained head alone) is a dashed line.
     """
@@ -105,7 +105,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
             panel.rows(lambda run: run.place[1]).items(), styles(), strict=False
         ):
             found = panel.score(own)
-            count = max(run.record.parameters_adapters or 0 for run in own)
+            count = max(counted.counts(run.record for run in own), default=0)
             if found is None:
                 continue
             label = panel.name(row)
@@ -122,7 +122,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
                     label=label,
                 )
         axes.set_xscale("log")
-        axes.set_xlabel("trained parameters, without the head")
+        axes.set_xlabel(counted.HEADING)
         axes.set_ylabel(metric_label(panel.metric))
 
     return _scored(panels(runs), draw)

@@ -33,7 +33,8 @@ COLUMNS = (
     "diverged",
     "failed",
     "unfinished",
-    "parameters_trained",
+    "parameters_least",
+    "parameters_most",
     "seconds",
     "machine",
     "peak_memory_bytes",
@@ -86,6 +87,7 @@ def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
     ended = collect_runs.statuses(run for each in method.settings for run in each.runs)
     settings, runs = method.budget
     machines = sheets.machines(contest)
+    counted = spent.parameters if spent else ()
     return {
         "line": "method",
         **_identity(contest, method),
@@ -103,7 +105,8 @@ def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
         "diverged": ended.get("diverged", 0),
         "failed": ended.get("failed", 0),
         "unfinished": sum(len(each.unfinished) for each in method.settings),
-        "parameters_trained": spent and spent.trained,
+        "parameters_least": min(counted, default=None),
+        "parameters_most": max(counted, default=None),
         "seconds": spent and spent.seconds,
         "machine": "; ".join(w for w, who in machines.items() if method.label in who),
         "peak_memory_bytes": spent and spent.memory,

@@ -13,7 +13,7 @@ from experiments.figures.scores import metric_label, styles
 from experiments.reports.sheets import Costs, costs, interval, machines
 
 AXES: Mapping[str, Callable[[Costs], float]] = {
-    "trained parameters, with the head": lambda spent: spent.trained,
+    "parameters, without the head": lambda spent: max(spent.parameters, default=0),
     "training time (s)": lambda spent: spent.seconds,
     "peak memory of the process (GiB),\nwhich trials of one program share": lambda spent: (
         spent.memory / 2**30

@@ -83,7 +83,7 @@ def test_a_chosen_setting_without_scored_runs_is_not_run(study):
         study
     )
     text = report.render(made(study), "markdown")
-    assert "| LoRA | 4 (4 runs) | 0.0001 (lowest) | held-out | 0 | not run | – |" in text
+    assert "| LoRA | not run | – | 0 | – | 0.0001 (lowest) | held-out | 4 (4 runs) |" in text
     assert "no common seed" in text
 
 
