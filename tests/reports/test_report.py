@@ -6,10 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from fake_records import planted, write
-from report_study import LABELS, lines, made, make_study, methods, said, wrong
+from report_study import LABELS, lines, made, make_study, methods, rendered, said, wrong
 from scipy import stats
 
-from experiments import report
 from experiments.analysis import pairwise
 from experiments.reports import sheets, warnings
 from lora_jax.metrics import label_metrics
@@ -71,7 +70,7 @@ def test_numbers_are_scipy_s(study):
 def test_missing_predictions_are_not_measured(study):
     for path in (study / "dora").glob("*/predictions.npz"):
         path.unlink()
-    text = report.render(made(study), "markdown").replace("\\", "")
+    text = rendered(made(study), "markdown").replace("\\", "")
     (row,) = (line for line in text.splitlines() if line.startswith("| DoRA | not told apart ‡ |"))
     assert row.count("| not measured | – |") == 2 and row.endswith("| 3 |")
     assert "predictions of 0 of 3 common seeds): DoRA and LoRA, DoRA and VeRA" in text
@@ -83,7 +82,7 @@ def test_missing_predictions_are_not_measured(study):
 def test_one_seed_is_compared_over_examples_alone(study):
     for seed in (1, 2):
         shutil.rmtree(study / "dora" / str(seed))
-    text = report.render(made(study), "markdown")
+    text = rendered(made(study), "markdown")
     (row,) = (line for line in text.splitlines() if line.endswith("| 1 |"))
     assert row.startswith("| DoRA | ") and row.count("| one seed | – ") == 2
     kept = [line for line in lines(study) if line["decides"] == "yes" and line["other"] == "lora"]
@@ -99,7 +98,7 @@ def test_other_examples_are_refused(study):
     mask = wrong(0.2, 3)
     planted(study / "other", "dora", 3, LABELS[::-1].copy(), mask, rate=3e-3)
     with pytest.raises(ValueError, match="were scored on different examples: their labels differ"):
-        report.render(made(study), "csv")
+        rendered(made(study), "csv")
     shutil.rmtree(study / "other")
     planted(study / "other", "dora", 3, LABELS, mask, rate=3e-3, data_digest="another")
     with pytest.raises(ValueError, match="had different examples"):
@@ -111,7 +110,7 @@ def test_predictions_that_are_not_the_record_s_are_refused(study):
     with pytest.raises(
         ValueError, match="dora/0: its predictions give accuracy 55, but its record says 83"
     ):
-        report.render(made(study), "csv")
+        rendered(made(study), "csv")
 
 
 @pytest.mark.parametrize(
@@ -198,27 +197,27 @@ def test_runs_of_no_study_are_methods_by_variant_and_storage(tmp_path):
     assert labels == {"lora": "LoRA", "dora": "DoRA", "lora_nf4": "LoRA on NF4"}
     assert (
         "| DoRA | not measured | – | not measured | – | +1.00 | – | not measured | – | 2 |"
-        in report.render(made(tmp_path), "markdown")
+        in rendered(made(tmp_path), "markdown")
     )
 
 
 def test_the_reference(study, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
-    text = report.render(made(study), "markdown", "vera")
+    text = rendered(made(study), "markdown", "vera")
     assert "difference from VeRA" in text and re.search(
         r"\| LoRA \| better \| \S+ \| \+24.00 \[", text
     )
     with pytest.raises(ValueError, match="no method --reference=vora; nearest: '"):
-        report.render(made(study), "markdown", "vora")
-    text = report.render(made(study), "markdown", resamples=100)
+        rendered(made(study), "markdown", "vora")
+    text = rendered(made(study), "markdown", resamples=100)
     assert (
         "With 100 resamples, the p of a bootstrap is at least 0.02, which cannot be a win in"
         in text
     )
     planted(study / "cola", "lora", 0, LABELS, wrong(0.1, 0), task="cola")
-    assert "The reference, vera, was not run here." in report.render(made(study), "rich", "vera")
+    assert "The reference, vera, was not run here." in rendered(made(study), "rich", "vera")
     shutil.rmtree(study / "lora")
-    assert "difference from DoRA" in report.render(made(study), "markdown")
+    assert "difference from DoRA" in rendered(made(study), "markdown")
 
 
 def test_verdicts_of_one_seed_are_marked_and_explained(study):
@@ -229,10 +228,10 @@ def test_verdicts_of_one_seed_are_marked_and_explained(study):
     family = [pair for contest in contests for pair in pairwise.pairs(contest, 200, 0)]
     (sheet,) = sheets.wins_sheets(family)
     assert [row[1] for row in sheet.rows] == ["1-0-1 (2†)", "2-0-0 (2†)", "0-0-2 (2†)"]
-    text = report.render(contests, "markdown", resamples=200)
+    text = rendered(contests, "markdown", resamples=200)
     assert "| worse † |" in text and "| better † |" in text
     assert "†: decided over examples alone" in text and "not for their methods" in text
-    assert "$\\dagger$" in report.render(contests, "latex", resamples=200)
+    assert "$\\dagger$" in rendered(contests, "latex", resamples=200)
 
 
 def test_verdicts_are_of_one_family_in_both_tables(study):
@@ -252,7 +251,7 @@ def test_verdicts_are_of_one_family_in_both_tables(study):
     assert float(found["vera"]["p_holm"]) == pytest.approx(by_hand[1])
     error = next(e for e in np.arange(1, 99, 0.01) if 1 - e / np.sqrt(2 + e**2) < 0.05 / 3)
     assert warnings.least_win(family) == pytest.approx(error, abs=0.01)  # 2 degrees
-    text = report.render(contests, "markdown")
+    text = rendered(contests, "markdown")
     assert (
         "All pairs of methods in all contests are one family" in text
         and "a pair that was not told apart" in text

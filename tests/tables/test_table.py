@@ -131,7 +131,7 @@ def test_a_decoder_s_table_is_a_block_of_its_own(tmp_path, name, published_rows)
     assert len(made) == 2 and len(paper) == published_rows
     ours = made["RoBERTa base (ours)"]
     run = [list(row.values()) for row in ours.values() if row["MNLI"] != "not run"]
-    assert run == [["0.147M", "87.0 ± 0.0 (3)"]]
+    assert run == [["147,456", "87.0 ± 0.0 (3)"]]
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ BLOCK = Block(
 )
 GRID = [
     ["method", "parameters without head", NASTY, "loss"],
-    [NASTY, "0.001M to 2M", "61.0 ± 1.3 (3)", "not run"],
+    [NASTY, "1,000 to 2,000,000", "61.0 ± 1.3 (3)", "not run"],
     ["plain", "0", "2 failed", "0.5 (1)"],
 ]
 
@@ -461,7 +461,7 @@ def test_every_format_holds_the_same_cells():
         ("plain", "", "0", "2", "failed"),
         ("plain", "0.5", "1", "0", "run"),
     ]
-    for text in ("0.001M to 2M", "61.0 ± 1.3 (3)", "not run", "2 failed", "0.5 (1)"):
+    for text in ("1,000 to 2,000,000", "61.0 ± 1.3 (3)", "not run", "2 failed", "0.5 (1)"):
         assert text in made["rich"]
 
 
@@ -574,7 +574,7 @@ def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
     path.write_text(README)
     assert config_tables.rewrite(path, tmp_path / "runs")
     text = path.read_text()
-    assert "| LoRA | 0.221M | 40.0 (1) |" in text and "old" not in text
+    assert "| LoRA | 221,184 | 40.0 (1) |" in text and "old" not in text
     assert text.startswith("# Title\n") and "\nBetween.\n" in text and "Nothing has been" in text
     assert not config_tables.rewrite(path, tmp_path / "runs")
     write(tmp_path / "runs" / "1", "glue", "seed=1", {"matthews": 0.5}, parameters=221_184)
