@@ -8,6 +8,7 @@ from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.reports import sheets
+from experiments.reports.findings import Findings
 from experiments.tables.text_formats import csv_lines
 
 COLUMNS = (
@@ -51,22 +52,43 @@ COLUMNS = (
 )
 """The columns.
 
-`line` is `method` or `test`; columns that a line does not use are empty. `low` and `high` are the
-ends of the 95% interval of the mean, or of the difference `method` minus `other`. The test that
+`line` is `method`, `test`, or for registered studies `gain`; columns that a line does not use are
+empty. `low` and `high` are the ends of the 95% interval of the mean, or of the difference `method`
+minus `other`. The test that
 `decides` has the verdict, and Holm's p value in the family of all deciding tests.
 """
 
 
-def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
+def lines(made: Sequence[Contest], family: Sequence[Pair], studies: Sequence[Findings] = ()) -> str:
     """The whole CSV text.
 
     Args:
       family: all pairs; in pairs with a reference, it is the second method.
+      studies: what registered studies found over all their tasks.
     """
     found = [_method_line(contest, method) for contest in made for method in contest.methods]
     for pair, holm, verdict in zip(family, adjusted(family), verdicts(family), strict=True):
         found += _test_lines(pair, holm, verdict)
+    found += [line for each in studies for line in _gain_lines(each)]
     return csv_lines(COLUMNS, found)
+
+
+def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
+    """A line for each method over all tasks, and one for each of its tasks."""
+    for each in found.methods:
+        of = {"line": "gain", "table": found.title, "label": each.label, "other": found.reference}
+        for task, own in (("all tasks", each.over_tasks), *each.by_task.items()):
+            if own is not None:
+                yield {
+                    **of,
+                    "task": task,
+                    "n": own.n,
+                    "difference": own.mean,
+                    "low": own.low,
+                    "high": own.high,
+                    "p": own.p,
+                    "verdict": each.verdict if own is each.over_tasks else "",
+                }
 
 
 def _identity(contest: Contest, method: Method) -> dict[str, Any]:

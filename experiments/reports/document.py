@@ -7,7 +7,16 @@ from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import pairs, swapped
 from experiments.figures import files
-from experiments.reports import csv_lines, file, findings, folders, html_page, plots, warnings
+from experiments.reports import (
+    csv_lines,
+    file,
+    findings,
+    folders,
+    gain_sheet,
+    html_page,
+    plots,
+    warnings,
+)
 from experiments.reports.findings import Findings
 from experiments.reports.origin import Origin
 from experiments.reports.pictures import Picture, forests
@@ -52,6 +61,7 @@ class Document:
             for contest, own in zip(made, self.references, strict=True)
             for pair in pairs(contest, resamples, seed)
         ]
+        self.studies = studies
         told = {each.title for each in studies}
         others = findings.of_pairs(made, self.references, self.family)
         self.findings = [*studies, *(each for each in others if each.title not in told)]
@@ -71,7 +81,7 @@ class Document:
           start: the folder of the page, from which it links to the runs; None for no links.
         """
         if form == "csv":
-            return csv_lines.lines(self.made, self.family)
+            return csv_lines.lines(self.made, self.family, self.studies)
         sections = [
             self._section(contest, own, start)
             for contest, own in zip(self.made, self.references, strict=True)
@@ -80,21 +90,18 @@ class Document:
             sections.append(html_page.Section("All pairs", (), wins_sheets(self.family)))
         referred = any(pair.second is own for pair in self.family for own in self.references)
         explained = [
+            *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
             *warnings.explain(self.made, self.family, self.resamples, referred),
             *notes,
         ]
         verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
+        gains = [self._gains(each, form) for each in self.findings]
         if form == "html":
-            gains = [
-                html_page.Section(self._gain_title(each), pictures=forests(each))
-                for each in self.findings
-            ]
             shown = [*gains, *sections]
             return html_page.page(file.TITLE, verdicts, origin or Origin(), shown, explained)
-        said = [
-            f"Warning, {section.title}: {text}" for section in sections for text in section.warnings
-        ]
-        sheets = [each for section in sections for each in section.sheets]
+        parts = [*gains, *sections]
+        said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
+        sheets = [sheet for each in parts for sheet in each.sheets]
         write = getattr(text_formats, form)
         return file.BEGINNINGS[form] + write(sheets, [*explained, *said], verdicts)
 
@@ -123,9 +130,12 @@ class Document:
         drawn = plots.pictures(contest, own)
         return html_page.Section(contest.title, said, shown, drawn, links)
 
-    def _gain_title(self, found: Findings) -> str:
+    def _gains(self, found: Findings, form: str) -> html_page.Section:
         beside = f" ({found.title})" if len(self.findings) > 1 else ""
-        return f"Difference from {found.reference}{beside}"
+        title = f"Difference from {found.reference}{beside}"
+        drawn = forests(found) if form == "html" else ()
+        sheets = () if found.sheet is None else (found.sheet,)
+        return html_page.Section(title, found.notes, sheets, drawn, seen_first=True)
 
     def _marked(self, found: Findings) -> str:
         """What stands before a verdict: the study, if there are several, and the size."""

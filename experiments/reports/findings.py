@@ -13,6 +13,8 @@ from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.gains import Estimate, Gain
 from experiments.analysis.labels import heading
 from experiments.analysis.pairwise import Pair, verdicts
+from experiments.reports.gain_sheet import gain_sheet
+from experiments.tables.text_formats import Sheet
 
 WIDEST = "paired, by the widest test of each pair (see the notes)"
 OF_PAIR = {"win": "better", "loss": "worse", "tie": "undecided", "": ""}
@@ -54,6 +56,10 @@ class Findings:
     how: str
     """What the intervals are of, in words."""
     methods: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know before the numbers."""
+    sheet: Sheet | None = None
+    """The numbers over all tasks."""
 
     @property
     def tasks(self) -> list[str]:
@@ -61,18 +67,36 @@ class Findings:
 
 
 def of_gains(
-    gains: Sequence[Gain], *, title: str, reference: str, unit: str, margin: float | None
+    gains: Sequence[Gain],
+    *,
+    title: str,
+    reference: str,
+    margin: float | None,
+    unit: str = "points",
+    notes: Sequence[str] = (),
 ) -> Findings:
     """The findings of a study whose methods were compared over all its tasks.
 
     Args:
+      title: the name of the study's table.
       reference: the label of the method that the gains are over.
+      margin: of equivalence, in the unit.
+      notes: on what was left out.
     """
     found = [
-        Finding(gain.label, dict(gain.by_task), {}, gain.over_tasks, gain.verdict) for gain in gains
+        Finding(
+            gain.label,
+            {heading(task): each for task, each in gain.by_task.items()},
+            {},
+            gain.over_tasks,
+            gain.verdict,
+        )
+        for gain in gains
     ]
     counts = [gain.over_tasks.n for gain in gains]
-    return _sorted(title, reference, unit, margin, counts, "paired by seed", found)
+    made = _sorted(title, reference, unit, margin, counts, "paired by seed", found)
+    named = f"Gain over {reference}, all tasks together, {unit}"
+    return dataclasses.replace(made, notes=tuple(notes), sheet=gain_sheet(gains, named))
 
 
 def of_pairs(

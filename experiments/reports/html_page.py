@@ -16,7 +16,8 @@ from experiments.tables.text_formats import Sheet
 class Section:
     """A part of the page: its heading, warnings, tables and pictures, in this order.
 
-    `links` are those of the rows of each table; tables without any are not in it.
+    With `seen_first`, pictures come before tables. `links` are those of the rows of each table, as
+    far as any has some.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Section:
     sheets: Sequence[Sheet] = ()
     pictures: Sequence[Picture] = ()
     links: Sequence[html_table.Links] = ()
+    seen_first: bool = False
 
 
 def page(
@@ -65,16 +67,23 @@ def _section(section: Section, number: int) -> list[str]:
     if section.warnings:
         items = "".join(f"<li>{html.escape(text)}</li>" for text in section.warnings)
         lines.append(f'<ul class="warnings">{items}</ul>')
-    for at, sheet in enumerate(section.sheets):
-        lines.append(html_table.table(sheet, section.links[at] if at < len(section.links) else ()))
-    if section.pictures:
-        lines.append('<div class="figures">')
-        for at, each in enumerate(section.pictures):
-            drawn = files.svg(each.figure, f"p{number}f{at}", f"{section.title}: {each.title}")
-            lines.append(f"<figure><h3>{html.escape(each.title)}</h3>{drawn}")
-            lines.append(f"<figcaption>{html.escape(each.caption)}</figcaption></figure>")
-        lines.append("</div>")
-    return lines
+    tables = [
+        html_table.table(sheet, section.links[at] if at < len(section.links) else ())
+        for at, sheet in enumerate(section.sheets)
+    ]
+    drawn = _pictures(section, number)
+    return [*lines, *drawn, *tables] if section.seen_first else [*lines, *tables, *drawn]
+
+
+def _pictures(section: Section, number: int) -> list[str]:
+    if not section.pictures:
+        return []
+    lines = ['<div class="figures">']
+    for at, each in enumerate(section.pictures):
+        drawn = files.svg(each.figure, f"p{number}f{at}", f"{section.title}: {each.title}")
+        lines.append(f"<figure><h3>{html.escape(each.title)}</h3>{drawn}")
+        lines.append(f"<figcaption>{html.escape(each.caption)}</figcaption></figure>")
+    return [*lines, "</div>"]
 
 
 def _origin(text: str, code: str) -> str:
