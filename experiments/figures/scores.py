@@ -218,6 +218,8 @@ def draw(
     for run in chosen:
         score_check.require_agreement(run)
     figure = FIGURES[kind](chosen)
+    if size != "full":
+        figure.supxlabel(f"{size.upper()} RUNS; {figure.get_supxlabel()}", fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return chosen

@@ -16,6 +16,7 @@ COLUMNS = (
     "table",
     "model",
     "task",
+    "size",
     "metric",
     "scored_on",
     "method",
@@ -59,18 +60,24 @@ minus `other`. The test that
 """
 
 
-def lines(made: Sequence[Contest], family: Sequence[Pair], studies: Sequence[Findings] = ()) -> str:
+def lines(
+    made: Sequence[Contest],
+    family: Sequence[Pair],
+    studies: Sequence[Findings] = (),
+    size: str = "full",
+) -> str:
     """The whole CSV text.
 
     Args:
       family: all pairs; in pairs with a reference, it is the second method.
       studies: what registered studies found over all their tasks.
+      size: that of the runs.
     """
     found = [_method_line(contest, method) for contest in made for method in contest.methods]
     for pair, holm, verdict in zip(family, adjusted(family), verdicts(family), strict=True):
         found += _test_lines(pair, holm, verdict)
     found += [line for each in studies for line in _gain_lines(each)]
-    return csv_lines(COLUMNS, found)
+    return csv_lines(COLUMNS, [{**each, "size": size} for each in found])
 
 
 def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:

@@ -81,7 +81,7 @@ class Document:
           start: the folder of the page, from which it links to the runs; None for no links.
         """
         if form == "csv":
-            return csv_lines.lines(self.made, self.family, self.studies)
+            return csv_lines.lines(self.made, self.family, self.studies, self.size)
         sections = [
             self._section(contest, own, start)
             for contest, own in zip(self.made, self.references, strict=True)

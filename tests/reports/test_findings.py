@@ -105,8 +105,12 @@ def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
     )
     vera = found.methods[1].by_task["SST-2"]
     assert vera.mean == pytest.approx(-24.0) and vera.n == 3
-    small = Document(contests, resamples=100, size="smoke").render("markdown")
-    assert "These are smoke runs, which say nothing about methods. Of 2" in small
+    small = Document(contests, resamples=100, size="smoke")
+    said = "These are smoke runs, which say nothing about methods. Of 2"
+    for form in ("rich", "markdown", "latex", "html"):
+        assert said in " ".join(small.render(form).split()), form
+    lines = csv.DictReader(io.StringIO(small.render("csv")))
+    assert {line["size"] for line in lines} == {"smoke"}
 
 
 def test_pairs_of_several_tasks_are_counted(tmp_path):
