@@ -107,6 +107,10 @@ def shown(lines: Sequence[Line], margin: float | None = None) -> tuple[float, fl
     for line in near:
         ends += [each for each in (line.mean, line.low, line.high) if each is not None]
     low, high = min(ends), max(ends)
+    for line in lines:  # one whose mean is shown all the same is shown whole
+        if low <= line.mean <= high:
+            ends += [each for each in (line.low, line.high) if each is not None]
+    low, high = min(ends), max(ends)
     room = 0.05 * (high - low) or 1.0
     return low - room, high + room
 

@@ -42,5 +42,8 @@ def test_a_line_far_from_all_others_is_an_arrow_at_the_edge():
     arrow = next(line for line in axes.lines[1:] if line.get_ydata()[0] == 4)
     assert arrow.get_marker() == "<" and ends[0] < arrow.get_xdata()[0] < -2
     assert axes.texts[4].get_text() == "-30.0 [-33.0, -27.0]"
+    wide = [*LINES[:4], Line("f", 2.9, None, None), Line("g", -8.0, -20.0, 4.0)]
+    wide[3] = Line("d", -0.5, -9.0, 1.0)  # so wide that it shows the mean of one that is far
+    assert forest.shown(wide)[0] < -20
     two = [Line("a", 0.0, -1.0, 1.0), Line("b", -30.0, None, None)]
     assert not forest.beyond(two, forest.shown(two))  # neither is far from the other's median
