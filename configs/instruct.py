@@ -47,6 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "experiment": "instruct",
             "seed": choice["seed"],
+            **({"study": {"size": "smoke"}} if smoke else {}),  # marks its record
             "model": common.decoder("smollm2", dropout=False),
             "data": common.texts(
                 choice["task"],

@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "experiment": "quickstart",
             "seed": 0,
+            **({"study": {"size": size}} if smoke else {}),  # marks its record
             "model": common.model("minilm", pool="mean", dropout=False),
             "data": common.data(
                 "rotten_tomatoes",

@@ -3,8 +3,8 @@ r"""Teach a small language model to answer questions, with full fine-tuning, LoR
     python -m experiments.instruct --workdir=runs/instruct
 
 Runs `configs/instruct.py` once for each of --methods, each in its own folder below --workdir. Then
-prints the scores before and after training, the number of trained parameters, and the model's
-answers to three questions. Give the same command again to continue a stopped run.
+prints the scores before and after training, the number of parameters, and the model's answers to
+three questions. Give the same command again to continue a stopped run.
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from configs import instruct
 from experiments import cli
+from experiments.analysis import parameters
 from experiments.runs.audit_flag import wanted
 from experiments.runs.run import run
 from experiments.setup.config import parse
@@ -56,18 +57,18 @@ def _folder(method: str) -> Path:
 
 
 def table(found: dict[str, run_record.Record]) -> Table:
-    """A table with a row for each method: scores before and after, trained parameters, seconds.
+    """A table with a row for each method: scores before and after, parameters, seconds.
 
     Scores are on held-out questions.
     """
-    made = Table("method", "accuracy", "loss", "trained", "seconds")
+    made = Table("method", "accuracy", "loss", "parameters", "seconds")
     for method, record in found.items():
         before, after = record.metrics_first or {}, record.metrics_last
         made.add_row(
             method,
             f"{before['accuracy']:.1%} to {after['accuracy']:.1%}",
             f"{before['eval_loss']:.3f} to {after['eval_loss']:.3f}",
-            f"{record.parameters_trained:,}",
+            parameters.text(parameters.counts([record])),
             f"{record.seconds:.0f}",
         )
     return made

@@ -2,7 +2,7 @@
 
     python -m experiments.plot --results=runs/glue --kind=parameters --out=parameters.png
 
-Kinds: `parameters`, score against trained parameters; `training`, loss and score by step;
+Kinds: `parameters`, score against parameters; `training`, loss and score by step;
 `learning_rate`, score by learning rate; `ranks`, the ranks that AdaLoRA chose in one run.
 """
 

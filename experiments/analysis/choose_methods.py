@@ -14,8 +14,8 @@ from configs.settings import RunConfig
 from experiments.analysis import collect_runs, comparable
 from experiments.analysis.labels import heading, in_order, method
 from experiments.analysis.published import MODEL_TITLES
-from experiments.analysis.recorded_runs import Run, require_settings
-from experiments.analysis.unfinished_runs import OF_ANY, Unfinished
+from experiments.analysis.recorded_runs import OF_ANY, Run, require_settings
+from experiments.analysis.unfinished_runs import Unfinished
 from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 
 RATE = "optimizer.learning_rate"

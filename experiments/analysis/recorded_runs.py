@@ -30,6 +30,8 @@ NEEDED = (
     "start_from",
 )
 """The settings that the config of a study's run must have."""
+OF_ANY = tuple(name for name in NEEDED if not name.startswith("study."))
+"""The settings that the config of a run without a study must have."""
 HAVE_PARTS = ("tfds", "tsv", "e2e", "commonsense")
 """Sources whose tasks have their own parts for evaluation."""
 
@@ -112,10 +114,16 @@ def find(results: Path) -> list[Run]:
     for path in sorted(results.rglob("record.json")):
         if (read := run_record.read_sealed(path.parent)) is not None:
             record, sealed = read
-            if record.config.get("study"):
+            if in_study(record.config):
                 require_settings(path, record.config, NEEDED)
             found.append(Run(path.parent, record, sealed))
     return found
+
+
+def in_study(config: Mapping[str, Any]) -> bool:
+    """Whether a run has a place in a study; its config may say no more than its size."""
+    study = config.get("study")
+    return bool(study) and not (isinstance(study, Mapping) and set(study) == {"size"})
 
 
 def unsealed(runs: Sequence[Run]) -> str:

@@ -17,8 +17,6 @@ from lora_jax.files import json_text
 
 SECTIONS = ("data", "model", "variant", "optimizer", "train", "quantize")
 """Sections of a run's config; a `config.json` without them is another file, such as a model's."""
-OF_ANY = tuple(name for name in recorded_runs.NEEDED if not name.startswith("study."))
-"""The settings that the config of a run without a study must have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,9 @@ def find(results: Path) -> list[Unfinished]:
         sections = [config.get(each) for each in SECTIONS] if isinstance(config, dict) else [None]
         if all(isinstance(each, dict) for each in sections):
             recorded_runs.require_settings(
-                path, config, recorded_runs.NEEDED if config.get("study") else OF_ANY
+                path,
+                config,
+                recorded_runs.NEEDED if recorded_runs.in_study(config) else recorded_runs.OF_ANY,
             )
             found.append(Unfinished(path.parent, of_record(config), _status(path.parent)))
     return [*found, *_without_folder(results)]

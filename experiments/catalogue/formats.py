@@ -86,7 +86,8 @@ def notes(catalogue: Catalogue) -> list[str]:
     """What the columns mean, and what a method cannot adapt."""
     where = f", on {catalogue.machine}" if catalogue.machine else ""
     return [
-        f"Parameters: those that train with default settings, of {catalogue.of}.",
+        f"Parameters: those that the adapter of {catalogue.of} begins with, by default settings; "
+        "no head.",
         "Step: the time of a training step of MiniLM (32 x 48 tokens) over that of a step with "
         f"LoRA, by python -m experiments.bench --suite=methods{where}.",
         "vLLM: the rank of the plain LoRA that is equal (`as_lora`), if it is at most "

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import common_tasks
-from experiments.analysis import score_check
+from experiments.analysis import parameters as counted, score_check
 from experiments.analysis.collect_runs import Summary, collect, elsewhere, summarise
 from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES
 from experiments.analysis.recorded_runs import Run, find, scale
+from experiments.figures.style import styles
 from experiments.runs.rank_map import rank_map
 from experiments.tables import config_tables
 from lora_jax.records.metrics_log import read_metrics
 from lora_jax.suggest import require_known
 
-MARKERS = "osD^vP*Xp<>h"
-COLOURS = [f"C{index}" for index in range(10)]
-LINES = ("-", "--", ":", "-.")
 LEGEND = 14
 """The most names in a column of a legend."""
 SPREADS = {"sd": "standard deviation", "ci95": "half of a 95% interval"}
@@ -95,7 +92,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def parameters(runs: Sequence[Run]) -> Figure:
-    """Draw scores, as in the tables, against trained parameters without heads.
+    """Draw scores, as in the tables, against parameters without heads.
 
     A method without adapters (a trained head alone) is a dashed line.
     """
@@ -105,7 +102,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
             panel.rows(lambda run: run.place[1]).items(), styles(), strict=False
         ):
             found = panel.score(own)
-            count = max(run.record.parameters_adapters or 0 for run in own)
+            count = max(counted.counts(run.record for run in own), default=0)
             if found is None:
                 continue
             label = panel.name(row)
@@ -122,7 +119,7 @@ def parameters(runs: Sequence[Run]) -> Figure:
                     label=label,
                 )
         axes.set_xscale("log")
-        axes.set_xlabel("trained parameters, without the head")
+        axes.set_xlabel(counted.HEADING)
         axes.set_ylabel(metric_label(panel.metric))
 
     return _scored(panels(runs), draw)
@@ -152,7 +149,7 @@ def _curves(axes: Axes, panel: Panel, name: str, times: float, label: str) -> No
             continue
         values = times * np.array([[curve[step] for step in steps] for curve in curves])
         few = {"marker": marker, "markersize": 5} if len(steps) < 10 else {}
-        axes.plot(steps, values.mean(0), line, color=colour, label=panel.name(row), **few)
+        axes.plot(steps, values.mean(0), linestyle=line, color=colour, label=panel.name(row), **few)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
@@ -177,9 +174,10 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
                     points.append((x, found.centre, found.spread or 0.0))
             if points:
                 x, y, bars = zip(*points, strict=True)
-                line = f"{marker}{dashes}"
                 label = panel.name(row)
-                axes.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=label)
+                axes.errorbar(
+                    x, y, bars, fmt=marker, linestyle=dashes, color=colour, capsize=3, label=label
+                )
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel(metric_label(panel.metric))
@@ -220,6 +218,8 @@ def draw(
     for run in chosen:
         score_check.require_agreement(run)
     figure = FIGURES[kind](chosen)
+    if size != "full":
+        figure.supxlabel(f"{size.upper()} RUNS; {figure.get_supxlabel()}", fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return chosen
@@ -243,12 +243,6 @@ def _curve(run: Run, name: str) -> dict[int, float]:
     path = run.folder / "metrics.jsonl"
     rows = read_metrics(path, run.sealed) if path.exists() else []
     return {row["step"]: row[name] for row in rows if name in row}
-
-
-def styles() -> Any:
-    """Endless triples of marker, colour and line; no pair of these repeats in the first 40."""
-    lines = [line for line in LINES for _ in COLOURS]
-    return zip(cycle(MARKERS), cycle(COLOURS), cycle(lines), strict=False)
 
 
 def _scored(made: Sequence[Panel], draw: Callable[[Axes, Panel], None]) -> Figure:

@@ -8,6 +8,7 @@ from experiments.analysis import collect_runs
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.pairwise import KINDS, Pair, adjusted, verdicts
 from experiments.reports import sheets
+from experiments.reports.findings import Findings
 from experiments.tables.text_formats import csv_lines
 
 COLUMNS = (
@@ -15,6 +16,7 @@ COLUMNS = (
     "table",
     "model",
     "task",
+    "size",
     "metric",
     "scored_on",
     "method",
@@ -33,7 +35,8 @@ COLUMNS = (
     "diverged",
     "failed",
     "unfinished",
-    "parameters_trained",
+    "parameters_least",
+    "parameters_most",
     "seconds",
     "machine",
     "peak_memory_bytes",
@@ -50,22 +53,49 @@ COLUMNS = (
 )
 """The columns.
 
-`line` is `method` or `test`; columns that a line does not use are empty. `low` and `high` are the
-ends of the 95% interval of the mean, or of the difference `method` minus `other`. The test that
+`line` is `method`, `test`, or for registered studies `gain`; columns that a line does not use are
+empty. `low` and `high` are the ends of the 95% interval of the mean, or of the difference `method`
+minus `other`. The test that
 `decides` has the verdict, and Holm's p value in the family of all deciding tests.
 """
 
 
-def lines(made: Sequence[Contest], family: Sequence[Pair]) -> str:
+def lines(
+    made: Sequence[Contest],
+    family: Sequence[Pair],
+    studies: Sequence[Findings] = (),
+    size: str = "full",
+) -> str:
     """The whole CSV text.
 
     Args:
       family: all pairs; in pairs with a reference, it is the second method.
+      studies: what registered studies found over all their tasks.
+      size: that of the runs.
     """
     found = [_method_line(contest, method) for contest in made for method in contest.methods]
     for pair, holm, verdict in zip(family, adjusted(family), verdicts(family), strict=True):
         found += _test_lines(pair, holm, verdict)
-    return csv_lines(COLUMNS, found)
+    found += [line for each in studies for line in _gain_lines(each)]
+    return csv_lines(COLUMNS, [{**each, "size": size} for each in found])
+
+
+def _gain_lines(found: Findings) -> Iterator[dict[str, Any]]:
+    """A line for each method over all tasks, and one for each of its tasks."""
+    for each in found.methods:
+        of = {"line": "gain", "table": found.title, "label": each.label, "other": found.reference}
+        for task, own in (("all tasks", each.over_tasks), *each.by_task.items()):
+            if own is not None:
+                yield {
+                    **of,
+                    "task": task,
+                    "n": own.n,
+                    "difference": own.mean,
+                    "low": own.low,
+                    "high": own.high,
+                    "p": own.p,
+                    "verdict": each.verdict if own is each.over_tasks else "",
+                }
 
 
 def _identity(contest: Contest, method: Method) -> dict[str, Any]:
@@ -86,6 +116,7 @@ def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
     ended = collect_runs.statuses(run for each in method.settings for run in each.runs)
     settings, runs = method.budget
     machines = sheets.machines(contest)
+    counted = spent.parameters if spent else ()
     return {
         "line": "method",
         **_identity(contest, method),
@@ -103,7 +134,8 @@ def _method_line(contest: Contest, method: Method) -> dict[str, Any]:
         "diverged": ended.get("diverged", 0),
         "failed": ended.get("failed", 0),
         "unfinished": sum(len(each.unfinished) for each in method.settings),
-        "parameters_trained": spent and spent.trained,
+        "parameters_least": min(counted, default=None),
+        "parameters_most": max(counted, default=None),
         "seconds": spent and spent.seconds,
         "machine": "; ".join(w for w, who in machines.items() if method.label in who),
         "peak_memory_bytes": spent and spent.memory,

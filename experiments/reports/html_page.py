@@ -1,113 +1,90 @@
-"""Write a report as one HTML page without other files: scrolling tables and embedded pictures."""
+"""Write a report as one HTML page: first what was found, then how, with nothing from elsewhere."""
 
 import dataclasses
 import html
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from experiments.tables.text_formats import Sheet, html_rows
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1240px;
-  padding: 0 1rem 3rem; color: #1b1f24; background: #fff; }
-h1 { font-size: 1.6rem; margin: 1.2rem 0 .6rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .6rem; }
-h1, h2, h3, p, li, figcaption { overflow-wrap: anywhere; }
-ul.warnings { background: #fff6df; border-left: 4px solid #d39e00; margin: 1rem 0;
-  padding: .6rem 1rem .6rem 2rem; }
-.scroll { overflow-x: auto; margin: .4rem 0 1.4rem; }
-table { border-collapse: collapse; font-size: .85rem; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-h3 { font-size: .95rem; margin: 1.2rem 0 0; }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid #e3e6ea; }
-thead th { border-top: 2px solid #1b1f24; border-bottom: 1px solid #1b1f24;
-  vertical-align: bottom; }
-tbody th { font-weight: 500; position: sticky; left: 0; background: #fff; }
-tbody th { min-width: 5.5rem; max-width: 9rem; white-space: normal; }
-tbody tr:hover > * { background: #f4f6f8; }
-.figures { display: grid; gap: 1.2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-figure { margin: 0; } figure svg { width: 100%; height: auto; max-width: 600px; }
-figcaption { font-size: .875rem; font-weight: 600; }
-.notes { color: #49525c; font-size: .875rem; max-width: 60rem; }
-"""
+from experiments.figures import files
+from experiments.reports import html_table
+from experiments.reports.origin import Origin
+from experiments.reports.page_style import SCRIPT, STYLE
+from experiments.reports.pictures import Picture
+from experiments.tables.text_formats import Sheet
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A section of the page: its heading, warnings and tables."""
+    """A part of the page: its heading, warnings, tables and pictures, in this order.
+
+    With `seen_first`, pictures come before tables. `links` are those of the rows of each table, as
+    far as any has some.
+    """
 
     title: str
-    warnings: Sequence[str]
-    sheets: Sequence[Sheet]
+    warnings: Sequence[str] = ()
+    sheets: Sequence[Sheet] = ()
+    pictures: Sequence[Picture] = ()
+    links: Sequence[html_table.Links] = ()
+    seen_first: bool = False
 
 
 def page(
     title: str,
+    verdicts: Sequence[str],
+    origin: Origin,
     sections: Sequence[Section],
-    figures: Sequence[Mapping[str, Figure]],
     notes: Sequence[str],
 ) -> str:
     """The whole HTML page.
 
     Args:
-      figures: the pictures of the first sections, by caption.
+      verdicts: a sentence for each study, which stands at the top.
     """
+    names = [(f"s{number}", section.title) for number, section in enumerate(sections, 1)]
+    names += [("notes", "What the numbers are")] * bool(notes)
+    contents = "".join(f'<li><a href="#{at}">{html.escape(name)}</a></li>' for at, name in names)
     lines = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1>",
+        *(f'<p class="verdict">{html.escape(text)}</p>' for text in verdicts),
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>',
+        *(f'<p class="origin">{_origin(text, code)}</p>' for text, code in origin.lines()),
     ]
-    for number, section in enumerate(sections):
-        lines.append(f"<section><h2>{html.escape(section.title)}</h2>")
-        if section.warnings:
-            items = "".join(f"<li>{html.escape(text)}</li>" for text in section.warnings)
-            lines.append(f'<ul class="warnings">{items}</ul>')
-        lines += [_table(sheet) for sheet in section.sheets]
-        if number < len(figures):
-            lines.append('<div class="figures">')
-            for index, (caption, figure) in enumerate(figures[number].items()):
-                drawn = svg(figure, f"p{number}f{index}", caption)
-                said = f"<figcaption>{html.escape(caption)}</figcaption>"
-                lines += [f"<figure>{drawn}{said}", "</figure>"]
-            lines.append("</div>")
+    for number, section in enumerate(sections, 1):
+        lines += [*_section(section, number), "</section>"]
+    if notes:
+        lines.append('<section id="notes"><h2>What the numbers are</h2>')
+        lines += [f'<p class="notes">{html.escape(note)}</p>' for note in notes]
         lines.append("</section>")
-    lines += [f'<p class="notes">{html.escape(note)}</p>' for note in notes]
-    return "\n".join([*lines, "</body></html>"]) + "\n"
+    return "\n".join([*lines, f"<script>{SCRIPT}</script></body></html>"]) + "\n"
 
 
-def _table(sheet: Sheet) -> str:
-    name = html.escape(sheet.title)
-    heads = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in sheet.heads)
-    lines = (
-        f"<h3>{name}</h3>",  # not a caption, which would scroll with the table
-        f'<div class="scroll" tabindex="0"><table aria-label="{name}">',
-        f"<thead><tr>{heads}</tr></thead><tbody>",
-        *html_rows(sheet),
-        "</tbody></table></div>",
-    )
-    return "\n".join(lines)
+def _section(section: Section, number: int) -> list[str]:
+    lines = [f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>']
+    if section.warnings:
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in section.warnings)
+        lines.append(f'<ul class="warnings">{items}</ul>')
+    tables = [
+        html_table.table(sheet, section.links[at] if at < len(section.links) else ())
+        for at, sheet in enumerate(section.sheets)
+    ]
+    drawn = _pictures(section, number)
+    return [*lines, *drawn, *tables] if section.seen_first else [*lines, *tables, *drawn]
 
 
-def svg(figure: Figure, salt: str, label: str) -> str:
-    """A picture as an SVG element, with the same bytes each time, and letters as paths.
+def _pictures(section: Section, number: int) -> list[str]:
+    if not section.pictures:
+        return []
+    lines = ['<div class="figures">']
+    for at, each in enumerate(section.pictures):
+        drawn = files.svg(each.figure, f"p{number}f{at}", f"{section.title}: {each.title}")
+        lines.append(f"<figure><h3>{html.escape(each.title)}</h3>{drawn}")
+        lines.append(f"<figcaption>{html.escape(each.caption)}</figcaption></figure>")
+    return [*lines, "</div>"]
 
-    Args:
-      salt: a text that is different for each picture of a page, to make element ids distinct.
-      label: a description for screen readers.
-    """
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):
-        figure.savefig(
-            text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    drawn = text.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    for attribute in ('id="', 'xlink:href="#', "url(#"):
-        drawn = drawn.replace(attribute, f"{attribute}{salt}-")
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+
+def _origin(text: str, code: str) -> str:
+    return html.escape(text) + (f" <code>{html.escape(code)}</code>" if code else "")

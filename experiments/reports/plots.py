@@ -1,19 +1,20 @@
-"""Draw the pictures of a report: scores by learning rate, and scores against costs."""
+"""Draw the pictures of a contest: scores against costs, and scores by learning rate."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.analysis import collect_runs
+from experiments.analysis import collect_runs, parameters
 from experiments.analysis.choose_methods import Contest, Method, saved_scores
-from experiments.figures.scores import metric_label, styles
+from experiments.figures import labelled_points, small_multiples
+from experiments.figures.scores import metric_label
+from experiments.reports.pictures import Picture
 from experiments.reports.sheets import Costs, costs, interval, machines
 
 AXES: Mapping[str, Callable[[Costs], float]] = {
-    "trained parameters, with the head": lambda spent: spent.trained,
+    parameters.HEADING: lambda spent: max(spent.parameters, default=0),
     "training time (s)": lambda spent: spent.seconds,
     "peak memory of the process (GiB),\nwhich trials of one program share": lambda spent: (
         spent.memory / 2**30
@@ -21,48 +22,81 @@ AXES: Mapping[str, Callable[[Costs], float]] = {
 }
 MACHINE_AXES = tuple(AXES)[1:]
 """The costs that depend on the machine."""
-WIDE = 20
-"""If the largest cost is more than this many times the smallest, the axis is logarithmic."""
-SIZE = (4.8, 4.2)
-"""Width and height in inches: readable on a phone, and two or three side by side on a screen."""
 
 
-def figures(contest: Contest) -> dict[str, Figure]:
-    """The pictures of a contest by caption; pictures without data are left out."""
-    made = {"Scores by learning rate": by_rate(contest)}
+def pictures(contest: Contest, reference: Method | None = None) -> list[Picture]:
+    """The pictures of a contest; those without data are left out.
+
+    Args:
+      reference: the method that is marked.
+    """
+    made = []
     for name, of in AXES.items():
-        made[f"Scores against {name.partition(',')[0].partition(' (')[0]}"] = by_cost(
-            contest, name, of
-        )
-    return {name: figure for name, figure in made.items() if figure is not None}
+        short = name.partition(",")[0].partition(" (")[0]
+        if (drawn := by_cost(contest, name, of, reference)) is not None:
+            title = f"Scores against {short}"
+            said = cost_caption(contest, of, reference)
+            made.append(Picture(short.replace(" ", "_"), title, said, drawn))
+    if (drawn := by_rate(contest)) is not None:
+        rates = Picture("learning_rates", "Scores by learning rate", rate_caption(contest), drawn)
+        made.insert(1, rates)
+    return made
 
 
 def by_rate(contest: Contest) -> Figure | None:
     """Draw mean scores by learning rate, on the examples that settings were chosen on.
 
-    The chosen rate is circled. If several settings share a rate, the best is drawn. Bars are 95%
-    intervals over seeds. The result is None without data.
+    If several settings share a rate, the best is drawn. The result is None without data.
     """
-    figure, axes = _axes(contest)
-    for method, (marker, colour, dashes) in zip(contest.methods, styles(), strict=False):
-        if points := best_by_rate(method):
-            x, y, bars = zip(*points, strict=True)
-            line = f"{marker}{dashes}"
-            axes.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=_plain(method.label))
-            best = [point for point in points if method.chosen and point[0] == method.chosen.rate]
-            for x, y, _ in best:
-                axes.plot([x], [y], "o", ms=13, mfc="none", mec=colour, mew=1.5)
-    if not axes.has_data():
+    curves = [
+        small_multiples.Curve(method.label, points, method.chosen and method.chosen.rate)
+        for method in contest.methods
+        if (points := best_by_rate(method))
+    ]
+    if not curves:
         return None
-    held = any(method.chosen_on == "held-out" for method in contest.methods) or contest.held_out
-    tried = sorted({each.rate for method in contest.methods for each in method.tried})
-    axes.set_xscale("log")
-    axes.set_xticks(tried, [f"{rate:g}" for rate in tried], rotation=40, ha="right")
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("learning rate (circled: chosen)")
-    where = "held-out examples" if held else "development set"
-    axes.set_ylabel(f"{metric_label(contest.metric)}, {where}")
-    return _finished(figure, axes)
+    return small_multiples.draw(
+        curves,
+        title=contest.title,
+        axis="learning rate",
+        scores=f"{metric_label(contest.metric)}, {_tuned_on(contest)}",
+    )
+
+
+def rate_caption(contest: Contest) -> str:
+    seeds = [
+        len(saved_scores(setting.of(method.phase)))
+        for method in contest.methods
+        for setting in method.tried
+    ]
+    counted = [each for each in seeds if each]
+    n = _range(counted) if counted else "0"
+    bar = "a bar is the 95% interval of the mean over seeds" if max(counted, default=0) > 1 else ""
+    return (
+        f"Each method in blue, all others behind it in grey. Means on the {_tuned_on(contest)}, "
+        f"n = {n} for each rate{'; ' * bool(bar)}{bar}. The ring is the chosen rate."
+    )
+
+
+def cost_caption(contest: Contest, of: Callable[[Costs], float], reference: Method | None) -> str:
+    counts = [len(scores) for method in contest.methods if (scores := method.scores())]
+    said = f"Means over seeds, n = {_range(counts)}." if counts else ""
+    if typical(contest) is not None:
+        said += (
+            " The bar in the corner is the median of the methods' 95% intervals; each method's own "
+            "is in the table."
+        )
+    said += " Orange: the reference." * (reference is not None)
+    said += " Blue: no method has a better score for less."
+    spent = [found for method in contest.methods if (found := costs(method)) is not None]
+    free = any(of(each) == 0 for each in spent)
+    return said + " A dashed line is a method without an adapter." * free
+
+
+def typical(contest: Contest) -> float | None:
+    """Half of the median 95% interval of the methods' means; None if none has an interval."""
+    ends = [found for method in contest.methods if (found := interval(method)) is not None]
+    return statistics.median((high - low) / 2 for low, high in ends) if ends else None
 
 
 def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
@@ -77,8 +111,10 @@ def best_by_rate(method: Method) -> list[tuple[float, float, float]]:
     return [(rate, *best[rate]) for rate in sorted(best)]
 
 
-def by_cost(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure | None:
-    """Draw mean scores and their 95% intervals against a cost, with the Pareto front.
+def by_cost(
+    contest: Contest, name: str, of: Callable[[Costs], float], reference: Method | None = None
+) -> Figure | None:
+    """Draw mean scores against a cost, with the Pareto front.
 
     Time or memory from different machines has no front. The result is None without data.
 
@@ -87,37 +123,24 @@ def by_cost(contest: Contest, name: str, of: Callable[[Costs], float]) -> Figure
       of: gives the cost.
     """
     alike = name not in MACHINE_AXES or len(machines(contest)) < 2
-    figure, axes = _axes(contest)
     points = []
-    for method, (marker, colour, _) in zip(contest.methods, styles(), strict=False):
+    for method in contest.methods:
         scores, spent = list(method.scores().values()), costs(method)
-        if not scores or spent is None:
-            continue
-        mean, ends = statistics.fmean(scores), interval(method)
-        bar = None if ends is None else (ends[1] - ends[0]) / 2
-        points.append((of(spent), mean))
-        axes.errorbar(
-            [of(spent)],
-            [mean],
-            bar,
-            fmt=marker,
-            color=colour,
-            capsize=3,
-            label=_plain(method.label),
-        )
+        if scores and spent is not None:
+            mean = statistics.fmean(scores)
+            own = method is reference
+            points.append(labelled_points.Point(method.label, of(spent), mean, own))
     if not points:
         return None
-    values = np.array(points)
-    front = values[pareto(values[:, 0], values[:, 1])]
-    if len(points) > 1 and alike:
-        axes.step(
-            front[:, 0], front[:, 1], where="post", color="0.6", zorder=0, label="Pareto front"
-        )
-    if values[:, 0].max() > WIDE * values[:, 0].min() > 0:
-        axes.set_xscale("log")
-    axes.set_xlabel(name if alike else f"{name}\nof DIFFERENT MACHINES")
-    axes.set_ylabel(metric_label(contest.metric))
-    return _finished(figure, axes)
+    front = pareto([each.cost for each in points], [each.score for each in points])
+    return labelled_points.draw(
+        points,
+        title=contest.title,
+        axis=name if alike else f"{name}\nof DIFFERENT MACHINES",
+        scores=metric_label(contest.metric),
+        front=front if alike else (),
+        bar=typical(contest),
+    )
 
 
 def pareto(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray) -> list[int]:
@@ -132,20 +155,11 @@ def pareto(costs: Sequence[float] | np.ndarray, scores: Sequence[float] | np.nda
     return front
 
 
-def _axes(contest: Contest) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(_plain(contest.title), fontsize="medium")
-    return figure, axes
+def _tuned_on(contest: Contest) -> str:
+    held = any(method.chosen_on == "held-out" for method in contest.methods) or contest.held_out
+    return "held-out examples" if held else "development set"
 
 
-def _plain(text: str) -> str:
-    """Escape a text so that matplotlib takes no `$` for a formula and hides no label after `_`."""
-    return text.replace("$", r"\$").lstrip("_")
-
-
-def _finished(figure: Figure, axes: Axes) -> Figure:
-    axes.grid(alpha=0.3)
-    axes.margins(0.08)
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    return figure
+def _range(counts: Sequence[int]) -> str:
+    fewest, most = min(counts), max(counts)
+    return str(most) if fewest == most else f"{fewest} to {most}"

@@ -7,32 +7,41 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from experiments.analysis import collect_runs, pairwise, recorded_runs, significance
+from experiments.analysis import (
+    collect_runs,
+    pairwise,
+    parameters,
+    recorded_runs,
+    significance,
+)
 from experiments.analysis.choose_methods import Contest, Method, Setting
 from experiments.tables.cells import NONE, score_text
 from experiments.tables.text_formats import Sheet
 
 DECIMALS = 2
 CHOSEN_ON = {"held-out": "held-out", "scored": "scored", "nothing": NONE}
+WIDEST_FIRST = ("both", "seeds", "examples")
 VERDICTS = {"win": "better", "tie": "not told apart", "loss": "worse", "": "not measured"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """The costs of a method's scored runs: trained parameters with the head, seconds, bytes."""
+    """The costs of a method's scored runs: parameters (`experiments.analysis.parameters`), seconds,
+    bytes.
+    """
 
-    trained: int
+    parameters: tuple[int, ...]
     seconds: float
     memory: int
 
 
 def costs(method: Method) -> Costs | None:
-    """The most parameters, the mean time and the largest memory of the completed runs, or None."""
+    """The parameters, the mean time and the largest memory of the completed runs, or None."""
     done = [run.record for run in method.runs if run.completed]
     if not done:
         return None
     return Costs(
-        max(record.parameters_trained for record in done),
+        parameters.counts(done),
         statistics.fmean(record.seconds for record in done),
         max(record.peak_memory_bytes for record in done),
     )
@@ -83,14 +92,14 @@ def full_title(contest: Contest) -> str:
 def methods_sheet(contest: Contest) -> Sheet:
     heads = (
         "method",
-        "settings tried",
-        "learning rate",
-        "chosen on",
-        "runs",
         "mean ± sd",
         "95% interval",
+        "runs",
+        parameters.HEADING,
+        "learning rate",
+        "chosen on",
+        "settings tried",
         "not completed",
-        "trained",
         "seconds",
         "peak memory",
     )
@@ -110,14 +119,14 @@ def _method_row(method: Method, metric: str) -> list[str]:
     spent, ends = costs(method), interval(method)
     return [
         method.label,
-        f"{settings} ({runs} {'run' if runs == 1 else 'runs'})",
-        chosen,
-        CHOSEN_ON[method.chosen_on],
-        str(len(scores)),
         score,
         f"[{', '.join(score_text(end, metric, DECIMALS) for end in ends)}]" if ends else NONE,
+        str(len(scores)),
+        (spent and parameters.text(spent.parameters)) or NONE,
+        chosen,
+        CHOSEN_ON[method.chosen_on],
+        f"{settings} ({runs} {'run' if runs == 1 else 'runs'})",
         not_completed(method.settings) or "0",
-        NONE if spent is None else f"{spent.trained:,}",
         NONE if spent is None else f"{spent.seconds:.0f}",
         NONE if spent is None else f"{spent.memory / 2**30:.2f} GiB",
     ]
@@ -137,20 +146,18 @@ def reference_sheet(contest: Contest, reference: Method, family: Sequence[pairwi
     Args:
       family: all pairs of the report; in pairs with the reference, it is the second method.
     """
-    tests = [head for kind in pairwise.KINDS for head in (f"over {kind}", "p")]
-    heads = ["method", "common seeds", *tests, "p (Holm)", "verdict"]
+    tests = [head for kind in WIDEST_FIRST for head in (f"over {kind}", "p")]
+    heads = ["method", "verdict", "p (Holm)", *tests, "common seeds"]
     adjusted, verdicts = pairwise.adjusted(family), pairwise.verdicts(family)
     rows = []
     for pair, holm, verdict in zip(family, adjusted, verdicts, strict=True):
         if pair.contest is contest and pair.second is reference:
-            row = [pair.first.label, str(pair.common)]
-            for kind in pairwise.KINDS:
+            said = f"{VERDICTS[verdict]} {pairwise.MARKS.get(pair.decided_by, '')}".strip()
+            row = [pair.first.label, said, p_text(holm)]
+            for kind in WIDEST_FIRST:
                 test = pair.tests[kind]
                 row += [_untested(pair, kind), NONE] if test is None else _test(test)
-            said = VERDICTS[verdict]
-            rows.append(
-                [*row, p_text(holm), f"{said} {pairwise.MARKS.get(pair.decided_by, '')}".strip()]
-            )
+            rows.append([*row, str(pair.common)])
     unit = "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
     return Sheet(f"{contest.title}: difference from {reference.label}, {unit}", heads, rows)
 

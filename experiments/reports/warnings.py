@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from scipy import stats
 
-from experiments.analysis import significance
+from experiments.analysis import parameters, significance
 from experiments.analysis.choose_methods import Contest, Method
 from experiments.analysis.collect_runs import statuses
 from experiments.analysis.pairwise import KINDS, MARKS, Pair
@@ -146,7 +146,7 @@ def explain(
         "examples, or else on the development set. Of equal settings, the one with the smaller "
         "rate is chosen; a setting that diverged with any seed comes last. Means, standard "
         "deviations and 95% intervals (Student's t) are over the completed runs of the chosen "
-        "setting, one for each seed. Trained parameters include the head. Seconds are the mean "
+        f"setting, one for each seed. {parameters.NOTE} Seconds are the mean "
         "training time of a run; a trial that shares a program has its share of the time. Memory "
         "is the peak of the process, including all runs that it did before; trials that share a "
         "program have the peak of all of them together."

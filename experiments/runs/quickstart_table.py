@@ -39,7 +39,7 @@ def show(head: Trained, lora: Trained, console: Console) -> None:
 
 
 def table(rows: Iterable[Sequence[str]]) -> Table:
-    """A table of rows with COLUMNS, within 80 characters; `parameters` counts the trained ones."""
+    """A table of rows with COLUMNS, within 80 characters; `parameters` are those of the adapter."""
     made = Table(*COLUMNS)
     for row in rows:
         made.add_row(*row)
@@ -54,7 +54,9 @@ def _row(label: str, trained: Trained, merged: bool = False) -> tuple[str, ...]:
     accuracy = experiment.score(call)["accuracy"]
     validated = time.perf_counter() - start
     took = "" if merged else f"{record.seconds:.0f} s"  # merging needs no training
-    return label, f"{accuracy:.1%}", f"{record.parameters_trained:,}", took, f"{validated:.1f} s"
+    counted = record.parameters_adapters
+    size = "" if counted is None else f"{counted:,}"
+    return label, f"{accuracy:.1%}", size, took, f"{validated:.1f} s"
 
 
 def _classify(trained: Trained) -> list[str]:

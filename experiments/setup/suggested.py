@@ -34,7 +34,7 @@ def fill(config: Mapping[str, Any]) -> Mapping[str, Any]:
         filled["optimizer"] = {**optimizer, "learning_rate": rates[asked["rate"]]}
     filled["targets"] = config["targets"] or own.targets or asked["targets"]
     study, storage = config.get("study"), config["quantize"]["storage"]
-    if study and study["row"] is None:
+    if study and study.get("row", "") is None:
         row = variant["name"] if storage == "none" else f"{variant['name']}_{storage}"
         filled["study"] = {**study, "row": row}
     return filled

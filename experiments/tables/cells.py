@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.analysis import parameters
 from experiments.analysis.collect_runs import Summary, statuses, summarise
 from experiments.analysis.labels import heading, in_order, method, natural
 from experiments.analysis.published import MODEL_TITLES, PERCENT, POINTS, Published
@@ -36,7 +37,7 @@ class Row:
     key: str
     label: str
     parameters: tuple[int, ...]
-    """The numbers of parameters that our runs trained, without the head, as the papers count."""
+    """The numbers of parameters of our runs (`experiments.analysis.parameters`)."""
     published_parameters: int | None
     cells: tuple[Cell, ...]
 
@@ -164,12 +165,11 @@ def _row(
         cells[-1] = dataclasses.replace(cells[-1], ours=_average(columns, cells), runnable=runnable)
     for _, plus, minus in table["differences"]:
         cells.append(Cell(_difference(runs, plus, minus, table)))
-    counted = {run.record.parameters_adapters for run in runs if run.completed} - {None}
     label = published[0].method if published else table["rows"].get(key) or method(key)
     return Row(
         key,
         label,
-        tuple(sorted(counted)),  # type: ignore[arg-type]
+        parameters.counts(run.record for run in runs),
         published[0].trained_parameters if published else None,
         tuple(cells),
     )
@@ -248,8 +248,6 @@ def published_text(cell: Cell, metric: str, decimals: int) -> str:
 
 
 def parameters_text(row: Row) -> tuple[str, str]:
-    """Our number of trained parameters and the paper's, in millions, as text."""
-    ends = dict.fromkeys((min(row.parameters), max(row.parameters)) if row.parameters else ())
-    ours = " to ".join(f"{count / 1e6:.3g}M" if count else "0" for count in ends)
-    paper = row.published_parameters
+    """Our number of parameters, and the paper's, which is rounded there, as text."""
+    ours, paper = parameters.text(row.parameters), row.published_parameters
     return ours or NONE, NONE if paper is None else f"{paper / 1e6:g}M"

@@ -5,6 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.analysis import parameters
 from experiments.tables import cells, text_formats
 
 FORMATS = ("rich", "markdown", "latex", "csv", "html")
@@ -23,7 +24,7 @@ def sheet(block: cells.Block, decimals: int) -> text_formats.Sheet:
     """
     ours, paper = block.ours, block.published
     kind = "ours / published" if ours and paper else "ours" if ours else "published only"
-    heads = ["method", "trained parameters", *(column.heading for column in block.columns)]
+    heads = ["method", parameters.HEADING, *(column.heading for column in block.columns)]
     rows = []
     for row in block.rows:
         own, printed = cells.parameters_text(row)
@@ -86,7 +87,8 @@ CSV = (
     "model",
     "row",
     "method",
-    "parameters",
+    "parameters_least",
+    "parameters_most",
     "published_parameters",
     "task",
     "metric",
@@ -114,7 +116,8 @@ def comma_separated(blocks: Sequence[cells.Block], title: str) -> str:
                     "model": block.model,
                     "row": row.key,
                     "method": row.label,
-                    "parameters": " ".join(map(str, row.parameters)),
+                    "parameters_least": min(row.parameters, default=None),
+                    "parameters_most": max(row.parameters, default=None),
                     "published_parameters": row.published_parameters,
                     "task": column.task or column.heading,
                     "metric": column.metric or "difference",

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.tables import numbers
 from experiments.tables.cells import NONE
 
 LABEL = 32
@@ -27,6 +28,8 @@ LATEX = {
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
     "±": r"$\pm$",
+    "|": r"\textbar{}",
+    "…": r"\dots{}",
     NONE: "--",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
@@ -47,10 +50,16 @@ class Sheet:
     rows: Sequence[Sequence[str]]
 
 
-def rich(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    """The tables for a console of the current width; columns that do not fit follow below."""
+def rich(sheets: Sequence[Sheet], notes: Sequence[str], first: Sequence[str] = ()) -> str:
+    """The tables for a console of the current width; columns that do not fit follow below.
+
+    Args:
+      first: what is said before the tables.
+    """
     width = shutil.get_terminal_size((240, 24)).columns
     console = Console(file=io.StringIO(), width=width)
+    for each in first:
+        console.print(f"{each}\n", markup=False, highlight=False)
     for sheet in sheets:
         console.print(Text(sheet.title, style="bold"))  # Text, as a string's [r=8] would be markup
         columns = [
@@ -85,8 +94,13 @@ def _column_groups(
     return parts
 
 
-def markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    lines = []
+def markdown(sheets: Sequence[Sheet], notes: Sequence[str], first: Sequence[str] = ()) -> str:
+    """The tables in Markdown.
+
+    Args:
+      first: what is said before the tables.
+    """
+    lines = [f"{_markdown(each)}\n" for each in first]
     for sheet in sheets:
         rows = (sheet.heads, ["---"] * len(sheet.heads), *sheet.rows)
         drawn = ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
@@ -99,27 +113,49 @@ def _markdown(text: str) -> str:
     return re.sub(r"([|*_`<\\])", r"\\\1", text)
 
 
-def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    """A `tabular` for each table, with booktabs rules; one wider than the text is scaled down."""
-    lines = [PACKAGES]
+def latex(sheets: Sequence[Sheet], notes: Sequence[str], first: Sequence[str] = ()) -> str:
+    r"""A `table` for each, with a caption, a label and booktabs rules, to `\input` in a document.
+
+    One wider than the text is scaled down. Labels are `tab:` and the words of the title.
+
+    Args:
+      first: what is said before the tables.
+    """
+    lines = [PACKAGES, *(_latex(each) + "\n" for each in first)]
+    labels: dict[str, int] = {}
     for sheet in sheets:
-        heads, *rows = (
-            " & ".join(map(_latex, row)) + " \\\\" for row in (sheet.heads, *sheet.rows)
-        )
-        aligned = f"ll{'r' * (len(sheet.heads) - 2)}"
+        heads, *rows = (_latex_row(row) for row in (sheet.heads, *sheet.rows))
+        label = re.sub(r"[^a-z0-9]+", "-", sheet.title.lower()).strip("-")
+        labels[label] = labels.get(label, 0) + 1
+        again = f"-{labels[label]}" * (labels[label] > 1)
         lines += [
-            f"\\paragraph{{{_latex(sheet.title)}}}",
-            "",
-            f"\\noindent\\resizebox{{{FITTING}}}{{!}}{{\\begin{{tabular}}{{{aligned}}}",
+            "\\begin{table}[tbp]",
+            "\\centering",
+            f"\\caption{{{_latex(sheet.title)}}}",
+            f"\\label{{tab:{label}{again}}}",
+            f"\\resizebox{{{FITTING}}}{{!}}{{\\begin{{tabular}}{{l{_alignment(sheet)}}}",
             "\\toprule",
             heads,
             "\\midrule",
             *rows,
             "\\bottomrule",
             "\\end{tabular}}",
+            "\\end{table}",
             "",
         ]
     return "\n".join(lines + [_latex(note) + "\n" for note in notes]) + "\n"
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    """A row; what would be an option of the row before it, `[...]` or `*`, is put into braces."""
+    row = " & ".join(map(_latex, texts))
+    return ("{}" if row.startswith(("[", "*")) else "") + row + " \\\\"
+
+
+def _alignment(sheet: Sheet) -> str:
+    """`r` for each column of numbers after the first column, `l` for one of words."""
+    columns = [[row[at] for row in sheet.rows] for at in range(1, len(sheet.heads))]
+    return "".join("r" if numbers.is_numeric(texts) else "l" for texts in columns)
 
 
 def html_rows(sheet: Sheet) -> Iterator[str]:
@@ -139,4 +175,4 @@ def csv_lines(heads: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(each, each) for each in text)

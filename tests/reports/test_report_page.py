@@ -1,4 +1,4 @@
-"""A report's formats and pictures: the same text everywhere, and a page that needs nothing else."""
+"""A report's formats and its page: the same text everywhere, and nothing from elsewhere."""
 
 import csv
 import functools
@@ -6,6 +6,7 @@ import html
 import html.parser
 import io
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 from fake_records import planted
 from hypothesis import given, strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from report_study import rendered
 
-from experiments import report
 from experiments.analysis import choose_methods, recorded_runs
-from experiments.reports import plots
+from experiments.reports import file, plots
+from experiments.reports.origin import Origin
 from experiments.tables import text_formats
 
 NASTY = 'a|b & <i>50%</i> _x_ {y} #1 $2 ~ ^ \\ "z" $ [r=8]'
@@ -27,6 +28,7 @@ LABELS = np.tile([0, 1], 60)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 RUNS = {"lora": 0.2, "dora": 0.18, "vera": 0.4, NASTY: 0.25}
+ORIGIN = Origin("2026-11-28", "python -m x --a=<b>", "0123456789", 2, ("ab",), {"jax": ["1", "2"]})
 PARAMETERS = {"lora": 300_000, "dora": 310_000, "vera": 5_000, NASTY: 400_000}
 
 
@@ -54,7 +56,7 @@ def contests(results):
 
 @pytest.fixture(scope="module")
 def page(contests):
-    return report.render(contests, "html", notes=["a note"], resamples=200)
+    return rendered(contests, "html", notes=["a note"], resamples=200, origin=ORIGIN)
 
 
 class Reader(html.parser.HTMLParser):
@@ -94,8 +96,8 @@ class Reader(html.parser.HTMLParser):
 
 def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
-    forms = set(report.file.FORMATS) - {"html"}  # which `page` is
-    text = {form: report.render(contests, form, resamples=200) for form in forms}
+    forms = set(file.FORMATS) - {"html"}  # which `page` is
+    text = {form: rendered(contests, form, resamples=200) for form in forms}
     lines = [line for line in text["markdown"].splitlines() if line.startswith("|")]
     split = [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines]
     cells = [[re.sub(r"\\(.)", r"\1", t) for t in row] for row in split if row[0] != "---"]
@@ -125,9 +127,7 @@ def test_every_format_has_the_same_cells(contests, page, monkeypatch):
     assert len(re.findall("over both +p", text["rich"])) == 2
     head = "% Comparison of methods\n% \\usepackage{booktabs, graphicx}\n"
     assert text["latex"].startswith(head)
-    fit = (
-        r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}{"
-    )
+    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}{l"
     assert text["latex"].count(fit) == text["latex"].count("\\end{tabular}}") == 5
     for form in ("rich", "markdown", "latex"):
         assert "Warning, MiniLM" in text[form] and "same examples" in text[form]
@@ -139,9 +139,10 @@ def test_the_page_refers_to_nothing_outside_and_repeats_no_id(page):
     assert reader.references and all(each.startswith("#") for each in reader.references)
     assert {each[1:] for each in reader.references} <= set(reader.ids)
     assert len(set(reader.ids)) == len(reader.ids)
-    assert not reader.tags & {"script", "link", "img", "iframe", "object", "embed", "i"}
+    assert not reader.tags & {"link", "img", "iframe", "object", "embed", "i"}
+    assert page.count("<script>") == page.count("<script") == 1 and "fetch" not in page
     assert '<meta name="viewport" content="width=device-width' in page
-    assert "@import" not in page and page.count("<svg") == 2 * 4
+    assert "@import" not in page and page.count("<svg") == 2 + 2 * 4
     style = page.partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style
     outside = set(re.findall(r"https?://[^\s\"'<>]+", page))
@@ -149,7 +150,41 @@ def test_the_page_refers_to_nothing_outside_and_repeats_no_id(page):
 
 
 def test_the_page_is_the_same_every_time(contests, page):
-    assert report.render(contests, "html", notes=["a note"], resamples=200) == page
+    again = rendered(contests, "html", notes=["a note"], resamples=200, origin=ORIGIN)
+    assert again == page
+
+
+def test_the_page_says_what_was_found_first(page):
+    parts = (
+        '<p class="verdict">',
+        "<nav",
+        "Generated 2026-11-28 at commit 0123456789 by <code>python -m x --a=&lt;b&gt;</code>",
+        "From the records of 2 runs at commit ab, with jax 1 and 2.",
+        ">Difference from LoRA</h2>",
+        "<table",
+        ">Scores against parameters without head</h3>",
+        ">Scores by learning rate</h3>",
+        ">What the numbers are</h2>",
+    )
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    verdict = page[places[0] : places[1]]
+    assert "In 6 comparisons with LoRA (3 methods on 2 tasks), with 2 seeds, " in verdict
+    titles = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', page)
+    assert re.findall(r'<li><a href="#(\w+)">(.*?)</a></li>', page) == titles
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page)
+    assert len(captions) == 10 and all("n = 2" in text for text in captions)
+
+
+def test_pictures_on_the_page_have_no_colours_of_their_own(page):
+    """Those of the page's style, which has others in dark mode."""
+    drawn = page[page.index("<svg") : page.rindex("</svg>")]
+    assert not re.search(r"(?:fill|stroke): ?#", drawn)
+    used = set(re.findall(r"var\((--\w+)\)", drawn))
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    light, dark = style.split("prefers-color-scheme: dark")
+    assert used >= {"--blue", "--grey", "--orange"}
+    assert all(f"{name}:" in light and f"{name}:" in dark for name in used)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
@@ -157,6 +192,14 @@ def test_the_page_is_the_same_every_time(contests, page):
 def test_the_page_in_a_browser(page, tmp_path, width):
     script = """<script>addEventListener("load", () => {
       const inner = frames[0], page = inner.document, all = name => [...page.querySelectorAll(name)]
+      const column = head => [...head.closest("table").tBodies[0].rows].map(
+        row => row.children[head.cellIndex].textContent).join("; ")
+      const orders = {}
+      for (const head of all("thead th").slice(0, 5)) {
+        head.querySelector("button").click()
+        orders[head.textContent] = column(head)
+      }
+      document.body.dataset.orders = JSON.stringify(orders)
       document.body.dataset.seen = [
         inner.innerWidth, page.documentElement.scrollWidth, page.images.length,
         inner.performance.getEntriesByType("resource").length, all("svg").length,
@@ -176,46 +219,36 @@ def test_the_page_in_a_browser(page, tmp_path, width):
     assert seen is not None, done.stderr
     inner, whole, images, fetched, drawn, narrowest, wide = map(float, seen[1].split())
     assert inner == width and whole <= width  # tables scroll in their own boxes, not the page
-    assert (images, fetched, drawn, wide) == (0, 0, 8, 0)
+    assert (images, fetched, drawn, wide) == (0, 0, 10, 0)
     assert narrowest >= 300
+    orders = re.search(r'data-orders="([^"]*)"', done.stdout)
+    assert orders is not None
+    sorted_by = json.loads(html.unescape(orders[1]))
+    names = sorted_by["method"].split("; ")
+    assert names[1:] == ["DoRA", "LoRA", "VeRA"] and names[0] == NASTY.replace("_", " ")
+    assert sorted_by["parameters without head"] == "400,000; 310,000; 300,000; 5,000"
 
 
 def test_the_chosen_learning_rate_is_ringed(contests):
     figure = plots.by_rate(contests[1])
-    (axes,) = figure.axes
-    rings = [line for line in axes.lines if line.get_markersize() == 13]
-    by_key = {method.key: method for method in contests[1].methods}
-    assert sorted(ring.get_xdata()[0] for ring in rings) == sorted(
-        method.chosen.rate for method in by_key.values()
-    )
-    rates, means, _ = zip(*plots.best_by_rate(by_key["lora"]), strict=True)
+    by_label = {method.label: method for method in contests[1].methods}
+    shown = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
+    assert len(shown) == len(by_label) == 4
+    for label in ("LoRA", "DoRA", "VeRA"):
+        (ring,) = (line for line in shown[label].lines if line.get_markersize() == 8)
+        assert list(ring.get_xdata()) == [by_label[label].chosen.rate]
+    rates, means, _ = zip(*plots.best_by_rate(by_label["LoRA"]), strict=True)
     assert rates == (1e-3, 2e-3)
-    scores = by_key["lora"].scores().values()
-    assert max(means) == pytest.approx(np.mean(list(scores)))
-
-
-def test_pictures_keep_their_words_apart(contests):
-    for name, figure in plots.figures(contests[0]).items():
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        (axes,), (legend,) = figure.axes, figure.legends
-        boxes = [each.get_window_extent() for each in (axes, legend)]
-        assert not boxes[0].overlaps(boxes[1]), name
-        texts = [text.get_text() for text in legend.get_texts()]
-        assert NASTY.replace("_", " ").replace("$", r"\$") in texts
-        ticks = [t for t in axes.get_xticklabels() if t.get_text() and t.get_window_extent().width]
-        inside = [t.get_window_extent() for t in ticks]
-        for one, two in itertools.pairwise(inside):
-            assert not one.overlaps(two) or ticks[0].get_rotation(), name
+    assert max(means) == pytest.approx(np.mean(list(by_label["LoRA"].scores().values())))
 
 
 def test_the_pareto_front_is_drawn_through_the_best(contests):
-    figure = plots.by_cost(contests[0], "x", lambda spent: spent.trained)
+    figure = plots.by_cost(contests[0], "x", lambda spent: max(spent.parameters))
     (axes,) = figure.axes
     (front,) = (line for line in axes.lines if line.get_label() == "Pareto front")
     assert list(front.get_xdata()) == sorted(front.get_xdata())
     assert list(front.get_ydata()) == sorted(front.get_ydata())
-    assert front.get_xdata()[0] == 5_000 + 770
+    assert front.get_xdata()[0] == 5_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=9))
@@ -237,7 +270,9 @@ def test_the_command(results, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == f"report: {out}"
     assert any(row["other"] == "dora" for row in csv.DictReader(out.open(encoding="utf-8")))
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 8
+    for form, begins in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        files = list((tmp_path / "figures").glob(f"*.{form}"))
+        assert len(files) == 10 and all(each.read_bytes().startswith(begins) for each in files)
     done = run(f"--results={tmp_path / 'nowhere'}")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert re.match("error: --results .*nowhere: no such folder", done.stderr)

@@ -13,6 +13,7 @@ from report_study import (
     made,
     make_study,
     methods,
+    rendered,
     said,
     tuned,
     tuning,
@@ -51,7 +52,7 @@ def test_a_grid_that_was_scored_on_one_set_alone_is_said_to_be_optimistic(tmp_pa
         tuning(tmp_path / f"{rate}", "lora", rate, rate * 100)
     (contest,) = made(tmp_path)
     assert contest.held_out and contest.methods[0].chosen_on == "scored"
-    assert "on the held-out training examples" in report.render([contest], "markdown")
+    assert "on the held-out training examples" in rendered([contest], "markdown")
 
 
 def test_equal_scores_choose_the_smaller_rate_and_divergence_is_last(tmp_path):
@@ -63,7 +64,7 @@ def test_equal_scores_choose_the_smaller_rate_and_divergence_is_last(tmp_path):
     assert methods(tmp_path)["lora"].chosen.rate == 1e-3  # which diverged with no seed
     tuning(tmp_path / "failed", "lora", 1e-3, 0.0, seed=101, status="failed", note="killed")
     assert methods(tmp_path)["lora"].chosen.rate == 1e-3
-    text = report.render(made(tmp_path), "markdown")
+    text = rendered(made(tmp_path), "markdown")
     assert "| 1 diverged, 1 failed |" in text
     assert methods(tmp_path)["lora"].budget == (3, 5)
 
@@ -82,8 +83,8 @@ def test_a_chosen_setting_without_scored_runs_is_not_run(study):
     assert "chosen setting of LoRA has no scored runs (1 of its other settings have some)" in said(
         study
     )
-    text = report.render(made(study), "markdown")
-    assert "| LoRA | 4 (4 runs) | 0.0001 (lowest) | held-out | 0 | not run | – |" in text
+    text = rendered(made(study), "markdown")
+    assert "| LoRA | not run | – | 0 | – | 0.0001 (lowest) | held-out | 4 (4 runs) |" in text
     assert "no common seed" in text
 
 
@@ -125,7 +126,7 @@ def test_runs_without_a_record_are_counted_with_their_method(study):
     text = said(study)
     assert "DoRA 1 unfinished at 0.003 and 1 killed at 0.01" in text
     assert "4 settings in 4 runs for DoRA" in text and "LoRA 1 unfinished" not in text
-    text = report.render(made(study), "markdown")
+    text = rendered(made(study), "markdown")
     assert "| 1 unfinished, 1 killed |" in text and "not run" in text
     counts = {
         line["method"]: line["unfinished"] for line in lines(study) if line["line"] == "method"
@@ -230,7 +231,7 @@ def test_unlike_machines_are_warned_of_and_have_no_front(study):
 
 
 def test_memory_is_said_to_be_that_of_all_trials_of_a_program(study):
-    text = report.render(made(study), "markdown", resamples=100)
+    text = rendered(made(study), "markdown", resamples=100)
     assert "share a program have the peak of all of them together" in text
     assert any("memory" in name and "trials of one program share" in name for name in plots.AXES)
 
@@ -250,7 +251,7 @@ def test_damaged_predictions_are_named(study, how):
     with pytest.raises(
         ValueError, match=r"dora/0/predictions.npz is damaged .*train this run anew"
     ):
-        report.render(made(study), "csv")
+        rendered(made(study), "csv")
 
 
 def test_predictions_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -271,7 +272,7 @@ def test_predictions_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", file.FORMATS)
 def test_only_a_report_in_the_same_format_is_replaced(study, tmp_path_factory, form):
     path = tmp_path_factory.mktemp("out") / "deep" / "report"
-    text = report.render(made(study), form, resamples=100)
+    text = rendered(made(study), form, resamples=100)
     for _ in range(2):
         file.write(path, form, text)
     assert path.read_text(encoding="utf-8") == text

@@ -6,7 +6,6 @@ import io
 import numpy as np
 from fake_records import planted
 
-from experiments import report
 from experiments.analysis import (
     choose_methods,
     pairwise,
@@ -14,6 +13,7 @@ from experiments.analysis import (
     unfinished_runs,
 )
 from experiments.reports import warnings
+from experiments.reports.document import Document
 from experiments.tables import config_tables
 
 RATES = (3e-4, 1e-3, 3e-3)
@@ -60,8 +60,13 @@ def said(root):
     return " ".join(t for contest in contests for t in warnings.contest_warnings(contest, family))
 
 
+def rendered(contests, form, reference=None, notes=(), resamples=10_000, **how):
+    """The report of contests in a format; `how` goes to `Document.render`."""
+    return Document(contests, reference, resamples=resamples).render(form, notes, **how)
+
+
 def lines(root, **choice):
-    return list(csv.DictReader(io.StringIO(report.render(made(root), "csv", **choice))))
+    return list(csv.DictReader(io.StringIO(rendered(made(root), "csv", **choice))))
 
 
 def make_study(root):

@@ -72,7 +72,7 @@ def test_a_cell_has_the_protocol_s_statistic_beside_the_published_one(base):
         assert row[heading] == f"{median:.1f} ± {sd:.1f} (5) / {printed}"
     average = np.mean([np.median(scores[task]) for task in GLUE]) * 100
     assert row["average"] == f"{average:.1f} / 87.2"
-    assert row["trained parameters"] == "0.295M / 0.3M"
+    assert row["parameters without head"] == "294,912 / 0.3M"
     assert "did not start from" not in notes("lora_table2", results)
 
 
@@ -131,7 +131,7 @@ def test_a_decoder_s_table_is_a_block_of_its_own(tmp_path, name, published_rows)
     assert len(made) == 2 and len(paper) == published_rows
     ours = made["RoBERTa base (ours)"]
     run = [list(row.values()) for row in ours.values() if row["MNLI"] != "not run"]
-    assert run == [["0.147M", "87.0 ± 0.0 (3)"]]
+    assert run == [["147,456", "87.0 ± 0.0 (3)"]]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_smoke_runs_and_tuning_runs_are_left_out_and_counted(tmp_path):
     made = markdown("glue", tmp_path)
     assert made == {
         "MiniLM (all-MiniLM-L6-v2) (ours)": {
-            "LoRA": {"trained parameters": "0.221M", "CoLA": "40.0 ± 0.0 (3)"}
+            "LoRA": {"parameters without head": "221,184", "CoLA": "40.0 ± 0.0 (3)"}
         }
     }
     said = notes("glue", tmp_path)
@@ -319,7 +319,7 @@ def test_two_metrics_of_a_task_count_once_in_an_average(tmp_path):
     assert row["QQP F1"] == "70.00 (1) / 89.38"
     single = [90.0] * 4 + [60.0, 50.0]  # SST-2, QNLI, RTE, MRPC, CoLA, STS-B
     assert row["average"] == f"{(sum(single) + 85 + 80) / 8:.2f} / 88.34"
-    assert row["trained parameters"] == "1.33M / 1.33M"
+    assert row["parameters without head"] == "1,327,104 / 1.33M"
 
 
 def test_a_metric_that_was_not_measured_is_not_a_run_missing(tmp_path):
@@ -365,7 +365,7 @@ def test_draws_and_seeds_share_a_cell_and_sizes_do_not(tmp_path):
             folder = tmp_path / f"{n}_{draw}"
             write(folder, "few_shot", arg, {"accuracy": n / 2000 + draw / 10}, parameters=2)
     (row,) = markdown("few_shot", tmp_path).popitem()[1].values()
-    assert list(row) == ["trained parameters", "RTE 100", "RTE 1000"]
+    assert list(row) == ["parameters without head", "RTE 100", "RTE 1000"]
     assert row["RTE 100"].startswith("15.0 ± ") and row["RTE 1000"].startswith("60.0 ± ")
 
 
@@ -399,8 +399,8 @@ BLOCK = Block(
     ),
 )
 GRID = [
-    ["method", "trained parameters", NASTY, "loss"],
-    [NASTY, "0.001M to 2M", "61.0 ± 1.3 (3)", "not run"],
+    ["method", "parameters without head", NASTY, "loss"],
+    [NASTY, "1,000 to 2,000,000", "61.0 ± 1.3 (3)", "not run"],
     ["plain", "0", "2 failed", "0.5 (1)"],
 ]
 
@@ -461,7 +461,7 @@ def test_every_format_holds_the_same_cells():
         ("plain", "", "0", "2", "failed"),
         ("plain", "0.5", "1", "0", "run"),
     ]
-    for text in ("0.001M to 2M", "61.0 ± 1.3 (3)", "not run", "2 failed", "0.5 (1)"):
+    for text in ("1,000 to 2,000,000", "61.0 ± 1.3 (3)", "not run", "2 failed", "0.5 (1)"):
         assert text in made["rich"]
 
 
@@ -574,7 +574,7 @@ def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
     path.write_text(README)
     assert config_tables.rewrite(path, tmp_path / "runs")
     text = path.read_text()
-    assert "| LoRA | 0.221M | 40.0 (1) |" in text and "old" not in text
+    assert "| LoRA | 221,184 | 40.0 (1) |" in text and "old" not in text
     assert text.startswith("# Title\n") and "\nBetween.\n" in text and "Nothing has been" in text
     assert not config_tables.rewrite(path, tmp_path / "runs")
     write(tmp_path / "runs" / "1", "glue", "seed=1", {"matthews": 0.5}, parameters=221_184)

@@ -204,7 +204,7 @@ def test_scores_stand_beside_the_published_ones_of_the_same_metric_alone(tmp_pat
         assert cell["published"]
     text = render_table("lora_table3", tmp_path, "markdown", model="gpt2_medium")
     assert "| 46.63 ± 39.96 (3) / 70.40 ± 0.10 | 61.00 ± 1.00 (3) / – | – / 8.85 ± 0.02 |" in text
-    assert "0.393M / 0.35M" in text and "runs on the test part, each at its best" in text
+    assert "393,216 / 0.35M" in text and "runs on the test part, each at its best" in text
     assert "adapter H, 11.09M (published only)" in text
     assert "our runs are not the config's" not in text
 

@@ -1,0 +1,60 @@
+"""Select the runs of a report, such that those of a study stay among themselves."""
+
+from collections.abc import Callable, Sequence
+
+from experiments.analysis.recorded_runs import Run
+from lora_jax.suggest import require_known
+
+
+def select(runs: Sequence[Run], table: str | None, size: str) -> tuple[list[Run], list[str]]:
+    """The runs of a table and a size, and notes on how many others were left out.
+
+    Runs without a study are left out where others have one, and so are runs without a registration
+    where others of their table have one.
+
+    Args:
+      table: None for the runs of all tables.
+
+    Raises:
+      ValueError: there are no runs of the table, or those of one table are of two registrations.
+    """
+    known = sorted({_name(run) for run in runs})
+    if table is not None:
+        require_known(table, known, f"no runs of --table={table}")
+    own = [run for run in runs if table in (None, _name(run))]
+    sized = [run for run in own if run.study.size == size]
+    notes = [_left(len(own) - len(sized), "of another size")]
+    own = _those(sized, lambda run: bool(run.study.table))
+    notes.append(_left(len(sized) - len(own), "of no study, so not mixed into one"))
+    kept: list[Run] = []
+    for name in sorted({_name(run) for run in own}):
+        kept += _registered(name, [run for run in own if _name(run) == name])
+    notes.append(_left(len(own) - len(kept), "of no registration, though their study has one"))
+    return [run for run in own if run in kept], list(filter(None, notes))
+
+
+def _registered(table: str, runs: Sequence[Run]) -> list[Run]:
+    digests = sorted({run.study.registration for run in runs} - {""})
+    if len(digests) > 1:
+        folders = [
+            str(next(run.folder for run in runs if run.study.registration == digest))
+            for digest in digests[:2]
+        ]
+        raise ValueError(
+            f"runs of {table} belong to {len(digests)} registrations ({' and '.join(folders)}): "
+            "report each by the folder of its study.json (--results)"
+        )
+    return _those(runs, lambda run: bool(run.study.registration))
+
+
+def _those(runs: Sequence[Run], has: Callable[[Run], bool]) -> list[Run]:
+    """The runs that have something, or all if none has it."""
+    return [run for run in runs if has(run)] or list(runs)
+
+
+def _name(run: Run) -> str:
+    return run.study.table or run.record.experiment
+
+
+def _left(count: int, why: str) -> str:
+    return f"{count} {'run' if count == 1 else 'runs'} left out: {why}" if count else ""

@@ -1,0 +1,85 @@
+"""Draw curves of many methods, each in axes of its own with all others behind it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from experiments.figures.style import (
+    BLUE,
+    GREY,
+    NORMAL,
+    ORANGE,
+    SMALL,
+    plain,
+    shortened,
+)
+
+COLUMNS = 3
+WIDTH = 5.0
+"""Of the figure, in inches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One method: points (x, y, half of an interval or NaN) by x, and the x that was chosen."""
+
+    label: str
+    points: Sequence[tuple[float, float, float]]
+    chosen: float | None
+
+
+def draw(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figure:
+    """All curves on equal axes, x logarithmic; the chosen x has a ring and a line down.
+
+    Args:
+      axis, scores: the labels of the two axes, with their units.
+    """
+    columns = min(COLUMNS, len(curves))
+    lines = -(-len(curves) // columns)
+    figure = Figure(figsize=(WIDTH, 0.9 + 1.25 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    for number, (axes, curve) in enumerate(zip(grid.flat, curves, strict=False)):
+        for other in curves:
+            if other is not curve:
+                x, y = _xy(other)
+                axes.plot(x, y, color=GREY, alpha=0.35, linewidth=0.8, zorder=1)
+        _draw(axes, curve)
+        most = 72 * WIDTH / columns - 40
+        axes.set_title(plain(shortened(curve.label, SMALL, most)), fontsize=SMALL, pad=3)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.tick_params(labelsize=SMALL, length=2)
+        axes.tick_params(labelbottom=number + columns >= len(curves))
+        axes.grid(color=GREY, alpha=0.3, linewidth=0.5)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.supxlabel(axis, fontsize=NORMAL)
+    figure.supylabel(scores, fontsize=NORMAL)
+    figure.suptitle(plain(title), fontsize=NORMAL)
+    return figure
+
+
+def _xy(curve: Curve) -> tuple[list[float], list[float]]:
+    return [x for x, _, _ in curve.points], [y for _, y, _ in curve.points]
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    x, y = _xy(curve)
+    bars = [half for _, _, half in curve.points]
+    axes.errorbar(
+        x, y, bars, fmt="o-", color=BLUE, ms=3.5, lw=1.4, elinewidth=0.8, capsize=2, zorder=3,
+        label=plain(curve.label),
+    )  # fmt: skip
+    for best, height in zip(x, y, strict=True):
+        if best == curve.chosen:
+            axes.axvline(best, color=ORANGE, linewidth=0.8, linestyle=":", zorder=2)
+            axes.plot(
+                [best], [height], "o", ms=8, markerfacecolor="none", markeredgecolor=ORANGE,
+                markeredgewidth=1.4, zorder=4,
+            )  # fmt: skip

@@ -1,0 +1,66 @@
+"""The colours, markers and lines of all figures, in one place.
+
+Eight colours differ for readers with any common colour blindness (a test computes it), and from a
+white page by a contrast of 3. A figure with more than eight methods names them beside their points,
+or gives each axes of its own; where a legend must do, colours return with other lines and markers.
+Figures on a page take the page's own colours instead (`VARIABLES`), which differ in dark mode.
+"""
+
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any
+
+from matplotlib.textpath import TextPath
+
+PALETTE = (
+    "#4c99e5",
+    "#804000",
+    "#e50073",
+    "#260099",
+    "#999900",
+    "#194d33",
+    "#9933ff",
+    "#602673",
+)
+MARKERS = "osD^vP*Xp<>h"
+LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+
+INK, PAPER, GREY = "#000000", "#fefefe", "#7f7f7f"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#008a64"
+VARIABLES = {
+    INK: "currentColor",
+    PAPER: "var(--paper)",
+    GREY: "var(--grey)",
+    BLUE: "var(--blue)",
+    ORANGE: "var(--orange)",
+    GREEN: "var(--green)",
+}
+"""What colours are called in the style of a page; no figure may use other ones there."""
+
+SMALL, NORMAL = 8.0, 9.0
+"""Sizes of letters in points: readable where a page is as wide as a telephone."""
+
+
+def styles() -> Iterator[tuple[str, str, Any]]:
+    """Endless triples of marker, colour and line; no pair of colour and line in the first 40."""
+    lines = [line for line in LINES for _ in PALETTE]
+    return zip(cycle(MARKERS), cycle(PALETTE), cycle(lines), strict=False)
+
+
+def plain(text: str) -> str:
+    """Escape a text so that matplotlib takes no `$` for a formula and hides no label after `_`."""
+    return text.replace("$", r"\$").lstrip("_")
+
+
+def width(text: str, size: float) -> float:
+    """The width of a text in points, in matplotlib's default font."""
+    return float(TextPath((0, 0), plain(text) or " ", size=size).get_extents().width)
+
+
+def shortened(text: str, size: float, most: float) -> str:
+    """A text that is at most so many points wide, with an ellipsis where it was cut."""
+    if width(text, size) <= most:
+        return text
+    while text and width(f"{text}…", size) > most:
+        text = text[:-1]
+    return f"{text.rstrip()}…"

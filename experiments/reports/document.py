@@ -1,0 +1,169 @@
+"""Put a report together: what is compared, and the parts of the document in their order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.analysis.bootstrap import RESAMPLES
+from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.pairwise import pairs, swapped
+from experiments.figures import files
+from experiments.reports import (
+    csv_lines,
+    file,
+    findings,
+    folders,
+    gain_sheet,
+    html_page,
+    plots,
+    warnings,
+)
+from experiments.reports.findings import Findings
+from experiments.reports.origin import Origin
+from experiments.reports.pictures import Picture, forests
+from experiments.reports.sheets import methods_sheet, reference_sheet, wins_sheets
+from experiments.reports.verdict import sentence
+from experiments.tables import text_formats
+from lora_jax.suggest import require_known
+
+
+class Document:
+    """The report of some contests, of which every format is made.
+
+    Raises:
+      ValueError: no contest has the reference method, or the predictions of two runs are of
+        different examples.
+    """
+
+    def __init__(
+        self,
+        made: Sequence[Contest],
+        reference: str | None = None,
+        *,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+        size: str = "full",
+        studies: Sequence[Findings] = (),
+    ):
+        """Test all pairs.
+
+        Args:
+          reference: the key of the method to compare others with; by default lora, or else the
+            first of each contest.
+          resamples, seed: of the bootstrap.
+          size: that of the runs, which is said of all but full ones.
+          studies: what registered studies found over all their tasks, in place of what pairs show.
+            `Findings.title` is the name of the study's table.
+        """
+        self.made, self.reference, self.resamples, self.size = made, reference, resamples, size
+        self.references = refer(made, reference)
+        self.family = [
+            swapped(pair) if pair.first is own else pair
+            for contest, own in zip(made, self.references, strict=True)
+            for pair in pairs(contest, resamples, seed)
+        ]
+        self.studies = studies
+        told = {each.title for each in studies}
+        others = findings.of_pairs(made, self.references, self.family)
+        self.findings = [*studies, *(each for each in others if each.title not in told)]
+
+    def render(
+        self,
+        form: str,
+        notes: Sequence[str] = (),
+        origin: Origin | None = None,
+        start: Path | None = None,
+    ) -> str:
+        """The report as text in one of `file.FORMATS`.
+
+        Args:
+          notes: more to say of the runs.
+          origin: where the report comes from, for the page.
+          start: the folder of the page, from which it links to the runs; None for no links.
+        """
+        if form == "csv":
+            return csv_lines.lines(self.made, self.family, self.studies, self.size)
+        sections = [
+            self._section(contest, own, start)
+            for contest, own in zip(self.made, self.references, strict=True)
+        ]
+        if self.family:
+            sections.append(html_page.Section("All pairs", (), wins_sheets(self.family)))
+        referred = any(pair.second is own for pair in self.family for own in self.references)
+        explained = [
+            *[gain_sheet.NOTE] * any(each.sheet for each in self.findings),
+            *warnings.explain(self.made, self.family, self.resamples, referred),
+            *notes,
+        ]
+        verdicts = [f"{self._marked(each)}{sentence(each)}" for each in self.findings]
+        gains = [self._gains(each, form) for each in self.findings]
+        if form == "html":
+            shown = [*gains, *sections]
+            return html_page.page(file.TITLE, verdicts, origin or Origin(), shown, explained)
+        parts = [*gains, *sections]
+        said = [f"Warning, {each.title}: {text}" for each in parts for text in each.warnings]
+        sheets = [sheet for each in parts for sheet in each.sheets]
+        write = getattr(text_formats, form)
+        return file.BEGINNINGS[form] + write(sheets, [*explained, *said], verdicts)
+
+    def write_pictures(self, folder: Path) -> list[Path]:
+        """Write every picture as PNG, SVG and PDF, and return the paths."""
+        paths = []
+        for number, found in enumerate(self.findings, 1):
+            for each in forests(found):
+                paths += files.write(each.figure, folder, _stem(number, found.title, each))
+        for number, (contest, own) in enumerate(zip(self.made, self.references, strict=True), 1):
+            for each in plots.pictures(contest, own):
+                stem = _stem(number, f"{contest.table}_{contest.task}", each)
+                paths += files.write(each.figure, folder, stem)
+        return paths
+
+    def _section(
+        self, contest: Contest, own: Method | None, start: Path | None
+    ) -> html_page.Section:
+        shown = [methods_sheet(contest)]
+        said = warnings.contest_warnings(contest, self.family)
+        if own is None:
+            said.append(f"The reference, {self.reference}, was not run here.")
+        elif len(contest.methods) > 1:
+            shown.append(reference_sheet(contest, own, self.family))
+        links = [] if start is None else [folders.links(contest, start)]
+        drawn = plots.pictures(contest, own)
+        return html_page.Section(contest.title, said, shown, drawn, links)
+
+    def _gains(self, found: Findings, form: str) -> html_page.Section:
+        beside = f" ({found.title})" if len(self.findings) > 1 else ""
+        title = f"Difference from {found.reference}{beside}"
+        drawn = forests(found) if form == "html" else ()
+        sheets = () if found.sheet is None else (found.sheet,)
+        return html_page.Section(title, found.notes, sheets, drawn, seen_first=True)
+
+    def _marked(self, found: Findings) -> str:
+        """What stands before a verdict: the study, if there are several, and the size."""
+        study = f"{found.title}: " if len(self.findings) > 1 else ""
+        small = f"These are {self.size} runs, which say nothing about methods. "
+        return study + small * (self.size != "full")
+
+
+def refer(made: Sequence[Contest], reference: str | None) -> list[Method | None]:
+    """The reference method of each contest, None for a contest without it.
+
+    By default it is lora, or else the contest's first method.
+
+    Raises:
+      ValueError: no contest has the reference.
+    """
+    known = {method.key for contest in made for method in contest.methods}
+    if reference is not None:
+        require_known(reference, known, f"no method --reference={reference}")
+    found = []
+    for contest in made:
+        by_key = {method.key: method for method in contest.methods}
+        default = None if reference else contest.methods[0]
+        found.append(by_key.get(reference or "lora", default))
+    return found
+
+
+def _stem(number: int, of: str, picture: Picture) -> str:
+    """The name of a picture's files, without an ending."""
+    name = f"{number}_{of}_{picture.stem}".lower()
+    return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)

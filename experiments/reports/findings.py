@@ -1,0 +1,172 @@
+"""What a report says about each method beside its reference, however that was decided.
+
+A registered study has gains over all its tasks (`experiments.analysis.gains`). Other runs have the
+tests of pairs, one for each task.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+from experiments.analysis import recorded_runs, significance
+from experiments.analysis.choose_methods import Contest, Method
+from experiments.analysis.gains import Estimate, Gain
+from experiments.analysis.labels import heading
+from experiments.analysis.pairwise import Pair, verdicts
+from experiments.reports.gain_sheet import gain_sheet
+from experiments.tables.text_formats import Sheet
+
+WIDEST = "paired, by the widest test of each pair (see the notes)"
+OF_PAIR = {"win": "better", "loss": "worse", "tie": "undecided", "": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A method's differences from the reference, by task, and over them all where that was tested.
+
+    The verdicts are `better`, `worse`, `equivalent`, `undecided`, or empty if nothing was tested.
+    """
+
+    label: str
+    by_task: Mapping[str, Estimate]
+    verdict_of_task: Mapping[str, str]
+    over_tasks: Estimate | None
+    verdict: str
+
+    @property
+    def mean(self) -> float:
+        """What methods are sorted by."""
+        if self.over_tasks is not None:
+            return self.over_tasks.mean
+        return statistics.fmean(each.mean for each in self.by_task.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """Those of one study, best first."""
+
+    title: str
+    reference: str
+    """The label of the method that others are compared with."""
+    unit: str
+    margin: float | None
+    """Of equivalence, in that unit; None if none was set before the runs."""
+    seeds: tuple[int, int]
+    """The fewest and the most seeds that a comparison has."""
+    how: str
+    """What the intervals are of, in words."""
+    methods: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know before the numbers."""
+    sheet: Sheet | None = None
+    """The numbers over all tasks."""
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(task for each in self.methods for task in each.by_task))
+
+
+def of_gains(
+    gains: Sequence[Gain],
+    *,
+    title: str,
+    reference: str,
+    margin: float | None,
+    unit: str = "points",
+    notes: Sequence[str] = (),
+) -> Findings:
+    """The findings of a study whose methods were compared over all its tasks.
+
+    Args:
+      title: the name of the study's table.
+      reference: the label of the method that the gains are over.
+      margin: of equivalence, in the unit.
+      notes: on what was left out.
+    """
+    found = [
+        Finding(
+            gain.label,
+            {heading(task): each for task, each in gain.by_task.items()},
+            {},
+            gain.over_tasks,
+            gain.verdict,
+        )
+        for gain in gains
+    ]
+    counts = [gain.over_tasks.n for gain in gains]
+    made = _sorted(title, reference, unit, margin, counts, "paired by seed", found)
+    named = f"Gain over {reference}, all tasks together, {unit}"
+    return dataclasses.replace(made, notes=tuple(notes), sheet=gain_sheet(gains, named))
+
+
+def of_pairs(
+    made: Sequence[Contest], references: Sequence[Method | None], family: Sequence[Pair]
+) -> list[Findings]:
+    """The findings of each study from its pairs with the reference.
+
+    Args:
+      references: that of each contest.
+      family: all pairs of the report; in pairs with a reference, it is the second method.
+    """
+    by_study: dict[str, list[tuple[Contest, Method]]] = {}
+    for contest, own in zip(made, references, strict=True):
+        if own is not None:
+            by_study.setdefault(f"{contest.table}, {own.label}", []).append((contest, own))
+    decided = list(zip(family, verdicts(family), strict=True))
+    found = []
+    for places in by_study.values():
+        contest, own = places[0]
+        units = {_unit(each) for each, _ in places}
+        ours = {id(each): reference for each, reference in places}
+        pairs = [
+            (pair, said) for pair, said in decided if ours.get(id(pair.contest)) is pair.second
+        ]
+        if pairs:
+            counts = [pair.common for pair, _ in pairs]
+            methods = _of_pairs(pairs, several=len({each.model for each, _ in places}) > 1)
+            unit = units.pop() if len(units) == 1 else "points"
+            found.append(_sorted(contest.table, own.label, unit, None, counts, WIDEST, methods))
+    return found
+
+
+def _of_pairs(pairs: Sequence[tuple[Pair, str]], several: bool) -> list[Finding]:
+    estimates: dict[str, dict[str, Estimate]] = {}
+    said: dict[str, dict[str, str]] = {}
+    for pair, verdict in pairs:
+        test = pair.tests.get(pair.decided_by) or next(filter(None, pair.tests.values()), None)
+        if test is not None:
+            task = heading(pair.contest.task)
+            task += f", {pair.contest.model}" if several else ""
+            estimates.setdefault(pair.first.label, {})[task] = _estimate(test, pair.common)
+            said.setdefault(pair.first.label, {})[task] = OF_PAIR[verdict]
+    return [
+        Finding(label, by_task, said[label], None, _single(said[label]))
+        for label, by_task in estimates.items()
+    ]
+
+
+def _estimate(test: significance.Difference, seeds: int) -> Estimate:
+    return Estimate(test.difference, test.low, test.high, test.p, seeds)
+
+
+def _single(said: Mapping[str, str]) -> str:
+    """The verdict of a method that was compared on one task alone."""
+    return next(iter(said.values())) if len(said) == 1 else ""
+
+
+def _unit(contest: Contest) -> str:
+    return "points" if recorded_runs.scale(contest.metric) != 1 else contest.metric
+
+
+def _sorted(
+    title: str,
+    reference: str,
+    unit: str,
+    margin: float | None,
+    seeds: Sequence[int],
+    how: str,
+    found: Sequence[Finding],
+) -> Findings:
+    ends = min(seeds, default=0), max(seeds, default=0)
+    best_first = sorted(found, key=lambda each: -each.mean)
+    return Findings(title, reference, unit, margin, ends, how, tuple(best_first))

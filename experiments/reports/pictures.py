@@ -1,0 +1,68 @@
+"""A picture of a report with its words, and the forest plots of its findings."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from experiments.figures import forest
+from experiments.reports.findings import Finding, Findings
+
+INTERVAL = "a bar is the 95% interval of that difference alone"
+FAR = " An arrow is a difference beyond the axis, whose number is at the right."
+MANY = " Verdicts take all comparisons into account, so an undecided method's bar may miss zero."
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure, the name of its files, its heading, and a caption that says what a bar means."""
+
+    stem: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def forests(found: Findings) -> list[Picture]:
+    """The differences from the reference: over all tasks first, if that was tested, then by task.
+
+    Figures of single tasks share one axis.
+    """
+    made = []
+    gain = f"difference from {found.reference} ({found.unit})"
+    band = "" if found.margin is None else f" The grey band is the margin, ±{found.margin:g}."
+    whole = [each for each in found.methods if each.over_tasks is not None]
+    if whole:
+        lines = [_line(each, None) for each in whole]
+        far = FAR * forest.beyond(lines, forest.shown(lines, found.margin))
+        said = (
+            f"Mean difference over {len(found.tasks)} tasks of the same weight, "
+            f"n = {_seeds(found.seeds)}, {found.how}; {INTERVAL}.{band}{far}{MANY}"
+        )
+        drawn = forest.forest(lines, title="Mean over tasks", axis=gain, margin=found.margin)
+        made.append(Picture("gain_over_tasks", "Mean over tasks", said, drawn))
+    by_task = {
+        task: [each for each in found.methods if task in each.by_task] for task in found.tasks
+    }
+    drawings = {task: [_line(each, task) for each in own] for task, own in by_task.items()}
+    limits = forest.shown([line for lines in drawings.values() for line in lines], found.margin)
+    for task, lines in drawings.items():
+        seeds = [each.by_task[task].n for each in by_task[task]]
+        far = FAR * forest.beyond(lines, limits)
+        many = MANY * any(each.verdict_of_task.get(task) for each in by_task[task])
+        said = f"n = {_seeds(seeds)}, {found.how}; {INTERVAL}.{band}{far}{many}"
+        drawn = forest.forest(lines, title=task, axis=gain, margin=found.margin, limits=limits)
+        made.append(Picture(f"gain_{task}", task, said, drawn))
+    return made
+
+
+def _line(found: Finding, task: str | None) -> forest.Line:
+    estimate = found.over_tasks if task is None else found.by_task[task]
+    assert estimate is not None
+    verdict = found.verdict if task is None else found.verdict_of_task.get(task, "")
+    return forest.Line(found.label, estimate.mean, estimate.low, estimate.high, verdict)
+
+
+def _seeds(counts: Sequence[int]) -> str:
+    fewest, most = min(counts), max(counts)
+    return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"

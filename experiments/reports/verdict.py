@@ -1,0 +1,78 @@
+"""Say in one sentence what a study found."""
+
+from collections.abc import Sequence
+
+from experiments.reports.findings import Findings
+
+MOST_NAMES = 6
+"""More methods with a verdict than these are counted, not named."""
+ORDER = ("better", "worse", "equivalent", "undecided")
+
+
+def sentence(found: Findings) -> str:
+    """How many methods are better, worse, equivalent and undecided, with the margin and n."""
+    if not found.methods:
+        return f"Nothing could be compared with {found.reference}."
+    if len(found.tasks) > 1 and all(each.over_tasks is None for each in found.methods):
+        return _of_tasks(found)
+    named: dict[str, list[str]] = {verdict: [] for verdict in (*ORDER, "")}
+    for each in found.methods:
+        named[each.verdict].append(each.label)
+    where = f"on {found.tasks[0]}"
+    if len(found.tasks) > 1:
+        where = f"over {len(found.tasks)} tasks ({', '.join(found.tasks)})"
+    begin = f"Of {_count(len(found.methods), 'method')} compared with {found.reference} {where}"
+    parts = [_part(verdict, named[verdict], found.margin) for verdict in ORDER]
+    parts += [f"{len(named[''])} could not be tested"] * bool(named[""])
+    said = _list([part for part in parts if part])
+    return f"{begin}, with {_seeds(found)}, {said}.{_no_margin(found)}"
+
+
+def _of_tasks(found: Findings) -> str:
+    """The sentence where each task was decided by itself."""
+    said = [verdict for each in found.methods for verdict in each.verdict_of_task.values()]
+    begin = (
+        f"In {_count(len(said), 'comparison')} with {found.reference} "
+        f"({_count(len(found.methods), 'method')} on {len(found.tasks)} tasks), with "
+        f"{_seeds(found)}"
+    )
+    parts = [f"{said.count('better')} found the other method better"]
+    parts.append(f"{said.count('worse')} found it worse")
+    parts.append(f"{said.count('undecided')} could not tell the two apart")
+    parts += [f"{said.count('')} could not be tested"] * ("" in said)
+    return f"{begin}, {_list(parts)}.{_no_margin(found)}"
+
+
+def _part(verdict: str, names: Sequence[str], margin: float | None) -> str:
+    if not names:
+        return {"better": "none is better", "worse": "none is worse"}.get(verdict, "")
+    is_are = "is" if len(names) == 1 else "are"
+    what = verdict
+    if verdict == "equivalent" and margin is not None:
+        what = f"equivalent within ±{margin:g} {'point' if margin == 1 else 'points'}"
+    text = f"{len(names)} {is_are} {what}"
+    if verdict != "undecided" and len(names) <= MOST_NAMES:
+        text += f" ({', '.join(names)})"
+    return text
+
+
+def _no_margin(found: Findings) -> str:
+    if found.margin is not None:
+        return ""
+    return (
+        " Undecided is not equal: no margin for equivalence was set before the runs, so nothing "
+        "here says that two methods are the same."
+    )
+
+
+def _seeds(found: Findings) -> str:
+    fewest, most = found.seeds
+    return _count(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun if number == 1 else f'{noun}s'}"
+
+
+def _list(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -1,0 +1,56 @@
+"""Which runs a report takes: those of a study stay among themselves, and so do smoke runs."""
+
+import pytest
+from fake_records import write
+
+from configs import instruct, own_data, quickstart
+from experiments.analysis import recorded_runs
+from experiments.analysis.select_runs import select
+from experiments.setup.config import parse
+from experiments.setup.suggested import fill
+
+
+def selected(root, table=None, size="full"):
+    runs, notes = select(recorded_runs.find(root), table, size)
+    return [run.folder.name for run in runs], notes
+
+
+def test_runs_of_no_study_are_not_mixed_into_one(tmp_path):
+    write(tmp_path / "study", "glue", "", {"matthews": 0.4})
+    write(tmp_path / "alone", "quickstart", "", {"accuracy": 0.4})
+    said = ["1 run left out: of no study, so not mixed into one"]
+    assert selected(tmp_path) == (["study"], said)
+    assert selected(tmp_path, "quickstart") == (["alone"], [])
+
+
+def test_runs_of_no_registration_are_not_mixed_into_a_registered_study(tmp_path):
+    def add(name, registration, config="glue"):
+        changes = {"study.registration": registration} if registration else {}
+        write(tmp_path / name, config, "", {"matthews": 0.4}, changes=changes)
+
+    add("before", "")
+    add("other", "", "studies.against_lora")
+    assert selected(tmp_path)[0] == ["before", "other"]
+    add("registered", "abc")
+    found, notes = selected(tmp_path)
+    assert found == ["other", "registered"]
+    assert notes == ["1 run left out: of no registration, though their study has one"]
+    add("second", "def")
+    with pytest.raises(ValueError, match=r"runs of glue belong to 2 registrations \(.*registered"):
+        selected(tmp_path)
+
+
+@pytest.mark.parametrize("module", [quickstart, instruct, own_data])
+def test_a_smoke_run_says_so_in_its_config(module):
+    files = "train=a.csv,held_out=10," if module is own_data else ""
+    for size in ("full", "smoke"):
+        config = parse(fill(module.get_config(f"{files}size={size}").to_dict()))
+        assert config.study.size == size
+        assert bool(config.study.table) == (module is own_data)
+
+
+def test_a_smoke_run_of_no_study_enters_only_if_asked_for(tmp_path):
+    write(tmp_path / "smoke", "quickstart", "size=smoke", {"accuracy": 0.4})
+    write(tmp_path / "full", "quickstart", "", {"accuracy": 0.6})
+    assert selected(tmp_path) == (["full"], ["1 run left out: of another size"])
+    assert selected(tmp_path, size="smoke")[0] == ["smoke"]

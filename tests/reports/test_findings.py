@@ -1,0 +1,127 @@
+"""What was found, in a sentence, in forest plots, and in a table, from gains and from pairs."""
+
+import csv
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from fake_gains import GAINS, estimate, gain
+from fake_records import planted
+from report_study import LABELS, made, make_study, wrong
+
+from experiments.analysis.gains import Estimate
+from experiments.reports import findings, gain_sheet
+from experiments.reports.document import Document
+from experiments.reports.pictures import forests
+from experiments.reports.verdict import sentence
+
+
+def study(gains=GAINS, **how):
+    return findings.of_gains(gains, title="glue", reference="LoRA", margin=1.0, **how)
+
+
+def test_the_sentence_counts_methods_by_verdict_with_the_margin_and_n():
+    assert sentence(study()) == (
+        "Of 4 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 20 seeds, 1 is better "
+        "(B), 1 is worse (A), 1 is equivalent within ±1 point (C) and 1 is undecided."
+    )
+    many = [gain(f"m{n}", "equivalent") for n in range(7)]
+    few = dataclasses.replace(gain("x", "undecided"), over_tasks=estimate(0.0, n=12))
+    assert sentence(study([*many, few])) == (
+        "Of 8 methods compared with LoRA over 2 tasks (CoLA, SST-2), with 12 to 20 seeds, none is "
+        "better, none is worse, 7 are equivalent within ±1 point and 1 is undecided."
+    )
+    assert sentence(study([])) == "Nothing could be compared with LoRA."
+
+
+def test_forest_plots_are_of_all_tasks_first_with_the_best_method_on_top():
+    pictures = forests(study())
+    assert [each.title for each in pictures] == ["Mean over tasks", "CoLA", "SST-2"]
+    (axes,) = pictures[0].figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["B", "C", "D", "A"]
+    assert [line.get_xdata()[0] for line in axes.lines[1:]] == pytest.approx([2.5, 0.6, 0.1, -2.5])
+    for each in pictures:
+        assert "n = 20 seeds, paired by seed; a bar is the 95% interval" in each.caption
+        assert "The grey band is the margin, ±1." in each.caption
+    one, two = (each.figure.axes[0] for each in pictures[1:])
+    assert one.get_xlim() == two.get_xlim()  # to be compared
+
+
+def test_the_table_of_gains_has_every_number():
+    sheet = gain_sheet.gain_sheet(GAINS, "title")
+    assert sheet.rows[0] == [
+        "B", "better", "+2.50", "[+2.00, +3.00]", "<0.001", "0.020", "+2.90", "0.75", "–", "20",
+    ]  # fmt: skip
+    assert [row[0] for row in sheet.rows] == ["B", "C", "D", "A"]
+    lone = dataclasses.replace(
+        GAINS[0],
+        over_tasks=Estimate(1.0, None, None, None, 1),
+        upper=None,
+        detectable=None,
+        new_task=estimate(1.0, 2.0),
+    )
+    (row,) = gain_sheet.gain_sheet([lone], "title").rows
+    assert row[3] == row[6] == row[7] == "–" and row[8] == "[-1.00, +3.00]"
+
+
+def test_a_study_s_findings_stand_in_place_of_its_pairs(tmp_path):
+    contests = made(make_study(tmp_path))
+    told = study(notes=["A task is missing."])
+    document = Document(contests, resamples=100, studies=[told])
+    text = document.render("markdown")
+    assert text.splitlines()[2] == sentence(told)
+    assert "| B | better | +2.50 |" in text and "Difference from LoRA: A task is missing." in text
+    page = document.render("html")
+    assert page.index("A task is missing.") < page.index("Mean over tasks</h3>")
+    assert page.index("Mean over tasks</h3>") < page.index(">Gain over LoRA, all tasks together")
+    lines = [
+        line
+        for line in csv.DictReader(io.StringIO(document.render("csv")))
+        if line["line"] == "gain"
+    ]
+    assert len(lines) == 4 * 3
+    first = lines[0]
+    assert [first[key] for key in ("label", "other", "task", "verdict", "n")] == [
+        "B", "LoRA", "all tasks", "better", "20",
+    ]  # fmt: skip
+    numbers = [float(first[key]) for key in ("difference", "low", "high", "p")]
+    np.testing.assert_allclose(numbers, [2.5, 2.0, 3.0, 0.25])
+
+
+def test_pairs_of_one_task_are_found_with_their_verdicts(tmp_path):
+    contests = made(make_study(tmp_path))
+    document = Document(contests, resamples=1000)
+    (found,) = document.findings
+    assert (found.reference, found.unit, found.margin) == ("LoRA", "points", None)
+    assert [(each.label, each.verdict) for each in found.methods] == [
+        ("DoRA", "undecided"),
+        ("VeRA", "worse"),
+    ]
+    said = sentence(found)
+    assert said.startswith(
+        "Of 2 methods compared with LoRA on SST-2, with 3 seeds, none is better, 1 is worse (VeRA) "
+        "and 1 is undecided. Undecided is not equal: no margin"
+    )
+    vera = found.methods[1].by_task["SST-2"]
+    assert vera.mean == pytest.approx(-24.0) and vera.n == 3
+    small = Document(contests, resamples=100, size="smoke")
+    said = "These are smoke runs, which say nothing about methods. Of 2"
+    for form in ("rich", "markdown", "latex", "html"):
+        assert said in " ".join(small.render(form).split()), form
+    lines = csv.DictReader(io.StringIO(small.render("csv")))
+    assert {line["size"] for line in lines} == {"smoke"}
+
+
+def test_pairs_of_several_tasks_are_counted(tmp_path):
+    for task in ("sst2", "rte"):
+        for method, share in {"lora": 0.2, "vera": 0.45}.items():
+            for seed in range(4):
+                folder = tmp_path / task / method / str(seed)
+                planted(folder, method, seed, LABELS, wrong(share, (seed, 1)), task=task)
+    (found,) = Document(made(tmp_path), resamples=1000).findings
+    assert sentence(found).startswith(
+        "In 2 comparisons with LoRA (1 method on 2 tasks), with 4 seeds, 0 found the other method "
+        "better, 2 found it worse and 0 could not tell the two apart."
+    )
+    assert [each.title for each in forests(found)] == ["RTE", "SST-2"]

@@ -1,0 +1,22 @@
+"""Gains of a study that never was: a method for each verdict."""
+
+from experiments.analysis.gains import Estimate, Gain
+
+TASKS = ("cola", "sst2")
+MEANS = {"better": 2.0, "worse": -3.0, "equivalent": 0.1, "undecided": -0.4}
+
+
+def estimate(mean, half=0.5, n=20):
+    return Estimate(mean, mean - half, mean + half, 0.25, n)
+
+
+def gain(key, verdict, mean=None):
+    centre = MEANS[verdict] if mean is None else mean
+    by_task = {task: estimate(centre + at, 1.0) for at, task in enumerate(TASKS)}
+    whole = estimate(centre + 0.5)
+    return Gain(
+        key, key.upper(), by_task, whole, None, 0.0004, 0.02, centre + 0.9, 0.75, verdict
+    )  # fmt: skip
+
+
+GAINS = [gain("a", "worse"), gain("b", "better"), gain("c", "equivalent"), gain("d", "undecided")]
