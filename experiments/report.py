@@ -25,7 +25,7 @@ from experiments import cli
 from experiments.analysis import collect_runs, recorded_runs, select_runs, unfinished_runs
 from experiments.analysis.bootstrap import RESAMPLES
 from experiments.analysis.choose_methods import Contest, contests
-from experiments.reports import file, origin
+from experiments.reports import file, origin, registered
 from experiments.reports.document import Document
 from experiments.tables import config_tables
 from lora_jax.records.environment import environment
@@ -66,7 +66,12 @@ def report() -> None:
     placed = {each.folder for contest in made for each in contest.unfinished}
     notes += apart([each for each in lost if each.folder not in placed])
     document = Document(
-        made, _REFERENCE.value, resamples=_RESAMPLES.value, seed=_SEED.value, size=_SIZE.value
+        made,
+        _REFERENCE.value,
+        resamples=_RESAMPLES.value,
+        seed=_SEED.value,
+        size=_SIZE.value,
+        studies=registered.found(folder, found, made) if _REFERENCE.value is None else (),
     )
     start = Path.cwd() if out is None else out.parent
     text = document.render(_FORMAT.value, notes, _origin(made), start)

@@ -1,0 +1,111 @@
+"""A registered study's report: planted gains over all tasks, and what was not as registered."""
+
+import dataclasses
+import importlib
+
+import numpy as np
+import pytest
+from fake_records import write
+
+from experiments import tune
+from experiments.analysis import recorded_runs
+from experiments.analysis.choose_methods import contests
+from experiments.reports import registered
+from experiments.reports.verdict import sentence
+from experiments.studies import registration
+from experiments.studies.protocol import Protocol
+
+MODULE = importlib.import_module("configs.studies.against_lora")
+TASKS, SEEDS, TUNING = ("rte", "sst2"), range(6), 100
+EFFECTS = {"lora": 0.0, "dora": 3.0, "vera": -4.0, "pissa": 0.0}
+PROTOCOL = Protocol.of(
+    {
+        **MODULE.STUDY,
+        "rows": list(EFFECTS),
+        "columns": list(TASKS),
+        "rates": {"per_decade": 2, "around": 0, "most_more": 0},
+        "tuning": {"held_out": 400, "seeds": [TUNING]},
+        "seeds": list(SEEDS),
+        "claims": ["DoRA is better."],
+    },
+    "STUDY",
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Scores with a noise of 0.1 points, and one of 3 that all methods of a seed share."""
+    folder, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
+    cells = tune.make_cells(MODULE, PROTOCOL, "size=smoke")
+    planned = {task: {cell.row: cell.planned for cell in row} for task, row in cells.items()}
+    digest = registration.register(folder, "against_lora", PROTOCOL, planned).digest
+    for task in TASKS:
+        shared = {seed: 3 * rng.normal() for seed in SEEDS}
+        for row, effect in EFFECTS.items():
+            rate = planned[task][row].middle
+            for seed in (TUNING, *SEEDS):
+                tuning = seed == TUNING
+                score = 80 if tuning else 80 + shared[seed] + effect + 0.1 * rng.normal()
+                write(
+                    folder / task / ("tuning" if tuning else "runs") / row / str(seed),
+                    "studies.against_lora",
+                    f"task={task},row={row},seed={seed},size=smoke",
+                    {"accuracy": score / 100},
+                    changes={
+                        "optimizer.learning_rate": rate,
+                        "data.validation": 400 if tuning else 0,
+                        "study.registration": digest,
+                    },
+                )
+    return folder
+
+
+def found(study, change=lambda runs: runs):
+    runs = change(recorded_runs.find(study))
+    names = {"against_lora": MODULE.TABLE["rows"]}
+    return registered.found(study, runs, contests(runs, names, (), ()))
+
+
+def test_planted_gains(study):
+    (one,) = found(study)
+    assert {each.label: each.verdict for each in one.methods} == {
+        "DoRA": "better",
+        "PiSSA": "equivalent",
+        "VeRA": "worse",
+    }
+    for each in one.methods:
+        planted = EFFECTS[each.label.lower()]
+        assert each.mean == pytest.approx(planted, abs=0.2)
+        assert each.over_tasks.low - 0.05 < planted < each.over_tasks.high + 0.05
+    assert (one.reference, one.margin) == ("LoRA", 1.0)
+    assert "over 2 tasks" in sentence(one)
+    said = " ".join(one.notes)
+    assert "All runs are as registered" in said and "Not run yet" not in said
+    assert "Stated before: DoRA is better." in said
+    assert "in 100% of pairs of sets of 1 seed and 100% of pairs of sets of 3 seeds" in said
+    ratio = 0.1**2 / (0.1**2 + 3**2)
+    (variance,) = (each for each in one.notes if each.startswith("The variance"))
+    assert float(variance.split(" is ")[1].split()[0]) == pytest.approx(ratio, abs=0.02)
+
+
+def test_runs_that_are_missing_or_not_as_registered_are_said(study):
+    def changed(runs):
+        runs = [run for run in runs if run.record.seed != 5 or run.study.row != "pissa"]
+        place = next(n for n, run in enumerate(runs) if run.record.seed == 3)
+        plain = runs[place].record.config
+        plain = {**plain, "study": {**plain["study"], "registration": "other"}}
+        record = dataclasses.replace(runs[place].record, config=plain)
+        runs[place] = dataclasses.replace(runs[place], record=record)
+        return runs
+
+    (one,) = found(study, changed)
+    assert "1 departure from it:" in one.notes[0]
+    assert "does not carry the digest of the registration" in one.notes[0]
+    assert "pissa on rte: 1 of 6 seeds" in one.notes[1]
+
+
+def test_a_study_without_its_reference_has_no_gains(study):
+    def without(runs):
+        return [run for run in runs if run.study.row != "lora"]
+
+    assert found(study, without) == []
