@@ -109,3 +109,7 @@ def test_a_study_without_its_reference_has_no_gains(study):
         return [run for run in runs if run.study.row != "lora"]
 
     assert found(study, without) == []
+
+
+def test_runs_that_chose_a_rate_are_no_result(study):
+    assert found(study, lambda runs: [run for run in runs if run.record.seed == TUNING]) == []
