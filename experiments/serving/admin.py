@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
+from concurrent.futures import Future
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +15,7 @@ from experiments.serving.errors import ApiError, unknown_model
 from experiments.serving.model_thread import refusal
 from experiments.serving.state import State
 from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError
+from lora_jax.serving.host_cache import Version
 
 
 class Admin:
@@ -30,8 +33,8 @@ class Admin:
     async def load(self, request: Request) -> Response:
         name = self._name(request)
         store = self._state.thread.store
-        await self._done(name, asyncio.wrap_future(store.prefetch(name)))
-        lease = await self._done(name, self._put(name))
+        loaded = await self._done(name, asyncio.wrap_future(store.fetch(name)))
+        lease = await self._done(name, self._put(name, loaded))
         return JSONResponse({"name": name, "digest": lease.digest, "slot": lease.slot})
 
     async def unload(self, request: Request) -> Response:
@@ -43,18 +46,27 @@ class Admin:
 
     async def reload(self, request: Request) -> Response:
         name = self._name(request)
-        reload = self._state.thread.store.reload
-        digest = await self._done(name, asyncio.to_thread(reload, name))
-        with contextlib.suppress(NoSlotFree):  # it is in memory, and the next request puts it
-            await self._put(name)
-        return JSONResponse({"name": name, "digest": digest})
+        load_anew = self._state.thread.store.load_anew
+        loaded = await self._done(name, asyncio.to_thread(load_anew, name))
+        with contextlib.suppress(NoSlotFree):  # the next request puts it
+            await self._put(name, loaded)
+        return JSONResponse({"name": name, "digest": loaded.digest})
 
-    async def _put(self, name: str) -> Lease:
-        def put() -> Lease:
-            with self._state.thread.store.acquire(name) as lease:
-                return lease
+    async def _put(self, name: str, loaded: Version | None) -> Lease:
+        """Put an adapter into a slot, in the thread of the model, which waits for no load."""
+        thread = self._state.thread
 
-        return await asyncio.wrap_future(self._state.thread.call(put))
+        def put(loaded: Version | None) -> Lease | Future[Version]:
+            found = thread.store.acquire_or_load(name, loaded)
+            if not isinstance(found, Future):
+                found.release()
+            return found
+
+        while True:
+            found = await asyncio.wrap_future(thread.call(functools.partial(put, loaded)))
+            if not isinstance(found, Future):
+                return found
+            loaded = await asyncio.shield(asyncio.wrap_future(found))
 
     async def _done(self, name: str, work: Any) -> Any:
         try:

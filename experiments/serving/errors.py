@@ -75,6 +75,6 @@ def unknown_model(name: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An exception as a line of the log."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -99,30 +99,36 @@ class FakeEngine:
 
 
 class FakeStore:
-    """Has the adapters `one` and `two`, and `full`, for which there is no slot ever."""
+    """Has the adapters `one` and `two`, and `full`, for which there is no slot ever.
+
+    `slow` is loaded once `loading` is done, and is in memory for who has what that gives.
+    """
 
     def __init__(self, slots=2):
         self.slots = slots
         self.leased = collections.Counter()
+        self.loading = Future()
 
-    def prefetch(self, name):
+    def fetch(self, name):
         future = Future()
-        if name in ("one", "two", "full"):
-            future.set_result(f"digest of {name}")
+        if name in ("one", "two", "full", "slow"):
+            future.set_result(None)
         elif name == "broken":
             future.set_exception(ValueError("/secret/place is damaged"))
         else:
             future.set_exception(UnknownAdapterError(name, ["one", "two"]))
         return future
 
-    def acquire(self, name):
-        digest = self.prefetch(name).result()
+    def acquire_or_load(self, name, loaded=None):
+        self.fetch(name).result()
+        if name == "slow" and loaded is None:
+            return self.loading
         others = [each for each, count in self.leased.items() if count and each != name]
         if name == "full" or len(others) >= self.slots:
             raise NoSlotFree
         self.leased[name] += 1
         release = lambda: self.leased.subtract([name])  # noqa: E731
-        return types.SimpleNamespace(slot=1, digest=digest, name=name, release=release)
+        return types.SimpleNamespace(slot=1, digest=f"digest of {name}", name=name, release=release)
 
     def using(self):
         return contextlib.nullcontext()
