@@ -11,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from experiments.serving.adapter_folder import is_name
-from experiments.serving.errors import ApiError, unknown_model
-from experiments.serving.model_thread import refusal
+from experiments.serving.errors import ApiError, refusal, unknown_model
 from experiments.serving.state import State
 from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError
 from lora_jax.serving.host_cache import Version

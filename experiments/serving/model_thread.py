@@ -11,9 +11,9 @@ from typing import Any
 from absl import logging
 
 from experiments.serving.engine import Engine
-from experiments.serving.errors import ApiError, failed_step, one_line, unavailable, unknown_model
+from experiments.serving.errors import ApiError, failed_step, one_line, refusal
 from experiments.serving.jobs import Failed, Job, Started, Step
-from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree, UnknownAdapterError
+from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree
 from lora_jax.serving.host_cache import Version
 
 PATIENCE = 2
@@ -282,17 +282,3 @@ class ModelThread:
 
 def _named(job: Job) -> str:
     return f"the adapter '{job.adapter}'" if job.adapter else "the base"
-
-
-def refusal(adapter: str | None, error: BaseException) -> ApiError:
-    """What a client is told if its job cannot begin; what it need not know is logged."""
-    match error:
-        case ApiError():
-            return error
-        case NoSlotFree():
-            return unavailable(f"no slot is free for the adapter '{adapter}'; try again", "no_slot")
-        case UnknownAdapterError():
-            return unknown_model(str(adapter))
-    logging.error("the adapter '%s': %s", adapter, one_line(error))
-    message = f"the adapter '{adapter}' cannot be used; the server's log says why"
-    return ApiError(500, message, code="adapter_unusable")

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from experiments.serving.adapter_folder import is_name
-from experiments.serving.errors import ApiError, unavailable, unknown_model
+from experiments.serving.errors import ApiError, refusal, unavailable, unknown_model
 from experiments.serving.jobs import Event, Failed, Job, Started, Step
-from experiments.serving.model_thread import ModelThread, refusal
+from experiments.serving.model_thread import ModelThread
 from experiments.serving.state import State
 from lora_jax.serving.host_cache import Version
 

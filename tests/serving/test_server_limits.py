@@ -100,6 +100,10 @@ class TestLimits:
         status, code, _, headers = error_of(server, asked(model="full"))
         assert (status, code, headers["Retry-After"]) == (503, "no_slot", "1")
 
+    def test_of_memory(self, server):
+        status, code, error, _ = error_of(server, asked(model="large"))
+        assert (status, code) == (503, "no_memory") and "'large'" in error["message"]
+
     def test_of_time(self, tmp_path):
         running = started(tmp_path, pause=0.05, time_limit=0.5)
         url = http_client.until_ready(running)

@@ -27,6 +27,7 @@ from experiments.serving.settings import Settings
 from experiments.serving.state import State
 from lora_jax.data.tokenizing.tokenize import Tokenizer
 from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
+from lora_jax.serving.room import NoMemoryError
 
 WORDS = 1000
 
@@ -99,7 +100,7 @@ class FakeEngine:
 
 
 class FakeStore:
-    """Has the adapters `one` and `two`, and `full`, for which there is no slot ever.
+    """Has `one` and `two`, and `full` and `large`, for which there is no slot or memory ever.
 
     `slow` is loaded once `loading` is done, and is in memory for who has what that gives.
     """
@@ -111,7 +112,7 @@ class FakeStore:
 
     def fetch(self, name):
         future = Future()
-        if name in ("one", "two", "full", "slow"):
+        if name in ("one", "two", "full", "large", "slow"):
             future.set_result(None)
         elif name == "broken":
             future.set_exception(ValueError("/secret/place is damaged"))
@@ -123,6 +124,8 @@ class FakeStore:
         self.fetch(name).result()
         if name == "slow" and loaded is None:
             return self.loading
+        if name == "large":
+            raise NoMemoryError("17 copies of what is new")
         others = [each for each, count in self.leased.items() if count and each != name]
         if name == "full" or len(others) >= self.slots:
             raise NoSlotFree
