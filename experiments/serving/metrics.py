@@ -28,7 +28,7 @@ class Metrics:
         self.first_token = make(
             Histogram,
             "first_token_seconds",
-            "From a request's submission to its first token.",
+            "From a request's arrival to its first token; loads and waits count.",
             buckets=SECONDS,
         )
         self.tokens = make(Counter, "tokens", "Tokens of prompts and completions.", ("kind",))

@@ -1,6 +1,7 @@
 """What a server says at its limits and at its end; its model is a counter."""
 
 import contextlib
+import gc
 import http.client
 import json
 import signal
@@ -8,8 +9,9 @@ import signal
 import commands
 import http_client
 import pytest
+from fake_server import LATE, make_state
 
-from experiments.serving import load
+from experiments.serving import load, run_server
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SETTINGS = {"lanes": 2, "queue": 2, "tokens": 500, "max_body": 2000, "token": "a token of its own"}
@@ -52,6 +54,14 @@ def test_what_it_counts_to(server):
     _, body, headers = http_client.call(server, "POST", TEXT, asked(prompt=[[7, 8], "w1"]))
     assert [each["text"] for each in body["choices"]] == ["w0 w1 w2"] * 2
     assert headers["X-Adapter-Digest"] == "base digest" and body["usage"]["prompt_tokens"] == 3
+
+
+def test_the_first_token_is_timed_from_the_request_on(server):
+    """Its adapter's load counts."""
+    name = "first_token_seconds_sum"
+    before = http_client.counts(server)[name]
+    assert http_client.call(server, "POST", TEXT, asked(model="late"))[0] == 200
+    assert http_client.counts(server)[name] - before >= LATE
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -253,6 +263,14 @@ class TestEnd:
             *_, last = lines
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
         assert running.end().returncode == 0
+
+    def test_a_model_that_cannot_be_loaded_is_said_once(self, tmp_path, caplog):
+        """By who has started it: asyncio would add a traceback."""
+        state = make_state(tmp_path, start=-1)
+        with pytest.raises(ValueError, match="must be non-negative"):
+            run_server.serve(state, run_server.bind("127.0.0.1", 0))
+        gc.collect()
+        assert not caplog.records
 
     def test_before_it_is_ready(self, tmp_path):
         running = started(tmp_path, start=30)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import sys
+import threading
 import time
 import types
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
 from lora_jax.serving.room import NoMemoryError
 
 WORDS = 1000
+LATE = 0.2
 
 
 def tokenizer():
@@ -102,7 +104,8 @@ class FakeEngine:
 class FakeStore:
     """Has `one` and `two`, and `full` and `large`, for which there is no slot or memory ever.
 
-    `slow` is loaded once `loading` is done, and is in memory for who has what that gives.
+    `slow` is loaded once `loading` is done, and is in memory for who has what that gives. `late`
+    is found after `LATE` seconds.
     """
 
     def __init__(self, slots=2):
@@ -112,7 +115,9 @@ class FakeStore:
 
     def fetch(self, name):
         future = Future()
-        if name in ("one", "two", "full", "large", "slow"):
+        if name == "late":
+            threading.Timer(LATE, lambda: future.set_result(None)).start()
+        elif name in ("one", "two", "full", "large", "slow"):
             future.set_result(None)
         elif name == "broken":
             future.set_exception(ValueError("/secret/place is damaged"))
