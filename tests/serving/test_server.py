@@ -237,7 +237,7 @@ def test_mistakes_are_the_clients_errors(client):
         call(model="alice", max_tokens=64)
     with pytest.raises(openai.BadRequestError, match="'n' is not supported"):
         call(model="alice", n=2)
-    with pytest.raises(openai.RateLimitError, match="the queue is full"):
+    with pytest.raises(openai.UnprocessableEntityError, match="24 sequences; at most 23 may"):
         call(model="alice", prompt=["a"] * 24)
 
 

@@ -91,7 +91,7 @@ def test_each_text_is_classified_as_alone(served):
         ({"model": "three", "input": "a"}, 404, "does not exist"),
         ({"model": "one", "input": ["a", "a " * 40]}, 422, "text 1 has 42 tokens; there may be 32"),
         ({"model": "wide", "input": "a"}, 500, "cannot be used"),
-        ({"model": "one", "input": ["a"] * 13}, 429, "the queue is full"),
+        ({"model": "one", "input": ["a"] * 13}, 422, "at most 12 may"),
     ],
 )
 def test_mistakes(served, content, status, said):

@@ -101,10 +101,30 @@ class TestLimits:
         last = http_client.call(server, "POST", TEXT, asked(max_tokens=499))
         assert last[1]["usage"]["total_tokens"] == 500
 
+    @pytest.mark.parametrize(("prompt", "follow"), [(10, 16), (490, 10)])
+    def test_without_max_tokens_there_are_at_most_16(self, server, prompt, follow):
+        content = {"model": "counter", "prompt": [1] * prompt}
+        _, body, _ = http_client.call(server, "POST", TEXT, content)
+        assert body["usage"]["completion_tokens"] == follow
+
     def test_of_the_queue(self, server):
-        status, code, _, headers = error_of(server, asked(prompt=["w1"] * 5))
-        assert (status, code, headers["Retry-After"]) == (429, "queue_full", "1")
-        assert http_client.call(server, "POST", TEXT, asked(prompt=["w1"] * 4))[0] == 200
+        most, waits = asked(prompt=["w1"] * 4), asked(model="slow")
+        assert http_client.call(server, "POST", TEXT, most)[0] == 200
+        full = lambda: http_client.call(server, "POST", TEXT, most)[0] != 200  # noqa: E731
+
+        def refused():
+            http_client.until(full)
+            status, code, _, headers = error_of(server, most)
+            assert (status, code, headers["Retry-After"]) == (429, "queue_full", "1")
+            return True
+
+        http_client.send_and_go(server, TEXT, waits, refused)
+        http_client.until(lambda: not full())
+
+    def test_of_sequences_of_one_request(self, server):
+        status, code, error, _ = error_of(server, asked(prompt=["w1"] * 5))
+        assert (status, code) == (422, "too_many_sequences")
+        assert "has 5 sequences; at most 4 may" in error["message"]
 
     def test_of_slots(self, server):
         status, code, _, headers = error_of(server, asked(model="full"))
