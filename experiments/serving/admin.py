@@ -38,10 +38,10 @@ class Admin:
 
     async def unload(self, request: Request) -> Response:
         name = self._name(request)
-        store = self._state.thread.store
-        known = name in store.held()
-        store.unload(name)
-        return JSONResponse({"name": name, "unloaded": known})
+        unloaded = self._state.thread.store.unload(name)
+        if not unloaded:
+            await self._done(name, asyncio.to_thread(self._state.folder.files, name))
+        return JSONResponse({"name": name, "unloaded": unloaded})
 
     async def reload(self, request: Request) -> Response:
         name = self._name(request)
@@ -83,7 +83,8 @@ class Admin:
         token = self._state.settings.token
         if token is None:
             raise ApiError(403, "the admin routes are off: start with --admin_token_file")
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip(" ").encode() if scheme.lower() == "bearer" else b""
         if not hmac.compare_digest(given, token.encode()):
             headers = {"WWW-Authenticate": "Bearer"}
             raise ApiError(401, "the admin routes need the bearer token", headers=headers)

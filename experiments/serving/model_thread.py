@@ -35,8 +35,8 @@ class ModelThread:
 
     Args:
       make: loads the model, in this thread: the store, the engine, and the digest of the base.
-      changed: called in this thread after what it has done, with how many steps that was, and how
-        many of them failed.
+      changed: called in this thread before each step and after what it has done, with how many
+        steps that was, and how many of them failed.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class ModelThread:
                 self._retry()
                 if not self._owners:
                     self._changed(self, 0, 0)
+            self._changed(self, 0, 0)  # what is computed now
             failed = self._step()
             self._retry()
             self._changed(self, 1, failed)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from lora_jax.serving.bank import Bank
+from lora_jax.serving.counts import Counts
 from lora_jax.serving.entries import Adapter
 from lora_jax.serving.host_cache import HostCache, Version
 from lora_jax.serving.lease import Lease as Lease
@@ -33,20 +34,6 @@ class _Lent:
 
     readers: int = 0
     kept: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What a store has done so far."""
-
-    hits: int = 0
-    """Leases of adapters that were in a slot."""
-    puts: int = 0
-    """Adapters that were put into a slot."""
-    evictions: int = 0
-    """Adapters that left their slot for another."""
-    loads: int = 0
-    """Loads that have begun."""
 
 
 class AdapterStore:
@@ -192,17 +179,28 @@ class AdapterStore:
                 self._host.put(version)
         return version
 
-    def unload(self, name: str) -> None:
-        """Forget an adapter. Leases keep their slot; a later lease loads it again."""
+    def unload(self, name: str) -> bool:
+        """Forget an adapter. Leases keep their slot; a later lease loads it again.
+
+        Returns:
+          whether there was anything to forget: in a slot, in host memory, or a load that runs.
+        """
         with self._lock:
+            known = any((self._slots.current(name), self._host.get(name), self._loading.get(name)))
             self._outdate(name, next(self._turns))
             self._loading.pop(name, None)
             self._host.drop(name)
+        return known
 
     def held(self) -> dict[str, str]:
         """The digests of the adapters in slots by name, the least recently used first."""
         with self._lock:
             return self._slots.names()
+
+    @property
+    def filled(self) -> int:
+        """How many slots have an adapter, or an old version that a lease still keeps."""
+        return self._slots.filled
 
     @property
     def host_nbytes(self) -> int:
@@ -246,8 +244,7 @@ class AdapterStore:
         return version.turn >= self._since.get(version.name, 0)
 
     def _count(self, **more: int) -> None:
-        changed = {name: getattr(self._counts, name) + n for name, n in more.items()}
-        self._counts = dataclasses.replace(self._counts, **changed)
+        self._counts = self._counts.plus(**more)
 
     # -- loads ------------------------------------------------------------------------------------
 

@@ -16,9 +16,12 @@ class Events:
     """What happens to jobs of one thread with one slot, all submitted before its first step."""
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.active = [], []
         self.store = FakeStore(slots=1)
-        self.thread = ModelThread(lambda: (self.store, FakeEngine(lanes=8), "base"))
+        self.thread = ModelThread(
+            lambda: (self.store, FakeEngine(lanes=8), "base"),
+            lambda thread, steps, failed: self.active.append(thread.active),
+        )
 
     def job(self, name, adapter, tokens=2, prompt=1):
         row = types.SimpleNamespace(prompt_ids=(prompt,), max_new_tokens=tokens)
@@ -92,6 +95,13 @@ def test_a_load_that_fails_ends_its_job_alone():
     assert sorted(events.run()) == [
         *(("a", "adapter_unusable"), ("last", "length"), ("last", "starts")),
     ]
+
+
+def test_rows_are_counted_while_they_are_computed():
+    events = Events()
+    events.job("last", "one", tokens=1)
+    events.run()
+    assert events.active[:3] == [0, 1, 0]
 
 
 def test_they_outlive_steps_that_fail():

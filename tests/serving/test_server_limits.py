@@ -198,7 +198,11 @@ class TestRefused:
     def test_an_admin_without_the_token(self, server):
         path = "/admin/adapters/one/load"
         assert error_of(server, {}, path)[0] == 401
-        assert error_of(server, {}, path, Authorization="Bearer another token")[0] == 401
+        token = SETTINGS["token"]
+        for given in ("Bearer another token", "Bearer", token, f"Basic {token}"):
+            assert error_of(server, {}, path, Authorization=given)[0] == 401
+        other = "/admin/adapters/.hidden/load"
+        assert error_of(server, {}, other, Authorization=f"bEARER  {token}")[0] == 404
         right = {"Authorization": "Bearer a token of its own"}
         for name in ("%2e%2e", "..%2fone", "one%2f..%2ftwo", "%2fetc", ".hidden", "%00"):
             assert error_of(server, {}, f"/admin/adapters/{name}/load", **right)[0] == 404

@@ -141,6 +141,8 @@ class FakeStore:
     def using(self):
         return contextlib.nullcontext()
 
+    filled = 2
+
     def held(self):
         return {name: f"digest of {name}" for name in ("one", "two")}
 
