@@ -26,8 +26,9 @@ many times. One that memory has no room for is refused when it is asked for.
     GET  /metrics                        for Prometheus
 
 Fields that are not supported are refused by name. Too large a body gets 413, a prompt that leaves
-too few of --tokens 422, a full queue 429, and a request that takes too long 503. A client that goes
-frees its lane. SIGTERM ends the server: what runs has --drain_seconds.
+too few of --tokens 422, and so do more prompts than --lanes and --queue hold, a full queue 429, and
+a request that takes too long 503. A client that goes frees its lane. SIGTERM ends the server: what
+runs has --drain_seconds.
 """
 
 import functools

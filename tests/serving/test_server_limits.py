@@ -5,6 +5,7 @@ import gc
 import http.client
 import json
 import signal
+import socket
 
 import commands
 import http_client
@@ -249,6 +250,21 @@ def test_a_load_of_many_clients(server):
     assert found.first_token(0.5) == sorted(each.first for each in found.answers)[3]
     with pytest.raises(ValueError, match="three: 404: "):
         load.ask(server, "three", "w1", 5, 0)
+
+
+def test_mistakes_in_a_load_end_it_with_one_line():
+    with socket.socket() as closed:  # it does not listen
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for flag, said in (
+            (f"--url={url}", f"--url={url}: Connection refused"),
+            ("--url=localhost:1", "--url=localhost:1: expected http://HOST:PORT"),
+            ("--models=a,", "--models=a, has an empty entry"),
+            ("--requests=0", "--requests=0: expected 1 or more"),
+            ("--clients=0", "--clients=0: expected 1 or more"),
+        ):
+            ended = commands.run("experiments.serving.load", "--models=a", flag)
+            assert (ended.returncode, ended.stderr) == (1, f"error: {said}\n")
 
 
 class TestEnd:
