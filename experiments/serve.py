@@ -11,6 +11,10 @@ different adapters are computed together. The header X-Adapter-Digest of an answ
 version has computed it: it is the sha256 of the lines of `sha256sum` for the adapter's files, its
 config first, or for the base, that of the file of its weights.
 
+Each weight that any adapter adapts, and each parameter that any trains in full, takes memory for
+--capacity adapters and one more: an adapter that trains the whole model takes that of the model as
+many times. One that memory has no room for is refused when it is asked for.
+
     GET  /v1/models                      the base and the adapters
     POST /v1/completions                 as at OpenAI, with streams; also top_k, stop_token_ids
     POST /v1/chat/completions            and ignore_eos
@@ -22,8 +26,9 @@ config first, or for the base, that of the file of its weights.
     GET  /metrics                        for Prometheus
 
 Fields that are not supported are refused by name. Too large a body gets 413, a prompt that leaves
-too few of --tokens 422, a full queue 429, and a request that takes too long 503. A client that goes
-frees its lane. SIGTERM ends the server: what runs has --drain_seconds.
+too few of --tokens 422, and so do more prompts than --lanes and --queue hold, a full queue 429, and
+a request that takes too long 503. A client that goes frees its lane. SIGTERM ends the server: what
+runs has --drain_seconds.
 """
 
 import functools
@@ -58,7 +63,10 @@ _TOKENS = flags.DEFINE_integer(
 _CAPACITY = flags.DEFINE_integer("capacity", 16, "Adapters on the device.", lower_bound=1)
 _MAX_RANK = flags.DEFINE_integer("max_rank", 32, "The highest rank of one.", lower_bound=1)
 _HOST_MEGABYTES = flags.DEFINE_integer(
-    "host_megabytes", 1024, "Adapters beyond those, in host memory.", lower_bound=0
+    "host_megabytes",
+    1024,
+    "Adapters beyond those, and those of waiting requests, in host memory.",
+    lower_bound=0,
 )
 _MAX_BODY = flags.DEFINE_integer("max_body", 2**20, "Bytes of a request's body.", lower_bound=1)
 _TIME_LIMIT = flags.DEFINE_float(

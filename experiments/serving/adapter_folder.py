@@ -4,6 +4,7 @@ Adapters are named by clients, so a name is nothing but the name of an entry: no
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 from experiments.runs.finished_run import ADAPTER
@@ -46,7 +47,8 @@ class AdapterFolder:
           UnknownAdapterError: no entry of the folder has this name.
           ValueError: the entry is no adapter, or a link leads out of the folder.
         """
-        if not is_name(name) or not (self.root / name).is_dir():
+        # Unlike a Path's, this is_dir is false for a name that the file system finds too long.
+        if not is_name(name) or not os.path.isdir(self.root / name):
             raise UnknownAdapterError(name[:LONGEST], [] if not is_name(name) else self._entries())
         folder = self.root / name
         for files in ((CONFIG, WEIGHTS), (RUN_CONFIG, ADAPTER), (ADAPTER,)):

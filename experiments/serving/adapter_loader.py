@@ -64,7 +64,13 @@ class AdapterLoader:
 
     def _read(self, files: tuple[Path, ...]) -> Adapter:
         folder = files[0].parent
-        return self._of_peft(folder) if files[0].name == CONFIG else self._own(folder)
+        found = self._of_peft(folder) if files[0].name == CONFIG else self._own(folder)
+        if missing := [path for path in self._base.fresh if path not in found[0]["params"]]:
+            raise ValueError(
+                f"{folder}: the adapter has no '{missing[0]}', nor has the base: serve it on a "
+                "base with its head, or train the whole head with the adapter"
+            )
+        return found
 
     def _of_peft(self, folder: Path) -> Adapter:
         base = self._base

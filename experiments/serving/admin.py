@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
+from concurrent.futures import Future
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from experiments.serving.adapter_folder import is_name
-from experiments.serving.errors import ApiError, unknown_model
-from experiments.serving.model_thread import refusal
+from experiments.serving.errors import ApiError, refusal, unknown_model
 from experiments.serving.state import State
 from lora_jax.serving.adapter_store import Lease, NoSlotFree, UnknownAdapterError
+from lora_jax.serving.host_cache import Version
 
 
 class Admin:
@@ -30,31 +32,40 @@ class Admin:
     async def load(self, request: Request) -> Response:
         name = self._name(request)
         store = self._state.thread.store
-        await self._done(name, asyncio.wrap_future(store.prefetch(name)))
-        lease = await self._done(name, self._put(name))
+        loaded = await self._done(name, asyncio.wrap_future(store.fetch(name)))
+        lease = await self._done(name, self._put(name, loaded))
         return JSONResponse({"name": name, "digest": lease.digest, "slot": lease.slot})
 
     async def unload(self, request: Request) -> Response:
         name = self._name(request)
-        store = self._state.thread.store
-        known = name in store.held()
-        store.unload(name)
-        return JSONResponse({"name": name, "unloaded": known})
+        unloaded = self._state.thread.store.unload(name)
+        if not unloaded:
+            await self._done(name, asyncio.to_thread(self._state.folder.files, name))
+        return JSONResponse({"name": name, "unloaded": unloaded})
 
     async def reload(self, request: Request) -> Response:
         name = self._name(request)
-        reload = self._state.thread.store.reload
-        digest = await self._done(name, asyncio.to_thread(reload, name))
-        with contextlib.suppress(NoSlotFree):  # it is in memory, and the next request puts it
-            await self._put(name)
-        return JSONResponse({"name": name, "digest": digest})
+        load_anew = self._state.thread.store.load_anew
+        loaded = await self._done(name, asyncio.to_thread(load_anew, name))
+        with contextlib.suppress(NoSlotFree):  # the next request puts it
+            await self._put(name, loaded)
+        return JSONResponse({"name": name, "digest": loaded.digest})
 
-    async def _put(self, name: str) -> Lease:
-        def put() -> Lease:
-            with self._state.thread.store.acquire(name) as lease:
-                return lease
+    async def _put(self, name: str, loaded: Version | None) -> Lease:
+        """Put an adapter into a slot, in the thread of the model, which waits for no load."""
+        thread = self._state.thread
 
-        return await asyncio.wrap_future(self._state.thread.call(put))
+        def put(loaded: Version | None) -> Lease | Future[Version]:
+            found = thread.store.acquire_or_load(name, loaded)
+            if not isinstance(found, Future):
+                found.release()
+            return found
+
+        while True:
+            found = await asyncio.wrap_future(thread.call(functools.partial(put, loaded)))
+            if not isinstance(found, Future):
+                return found
+            loaded = await asyncio.shield(asyncio.wrap_future(found))
 
     async def _done(self, name: str, work: Any) -> Any:
         try:
@@ -72,7 +83,8 @@ class Admin:
         token = self._state.settings.token
         if token is None:
             raise ApiError(403, "the admin routes are off: start with --admin_token_file")
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip(" ").encode() if scheme.lower() == "bearer" else b""
         if not hmac.compare_digest(given, token.encode()):
             headers = {"WWW-Authenticate": "Bearer"}
             raise ApiError(401, "the admin routes need the bearer token", headers=headers)

@@ -33,7 +33,7 @@ def make_app(state: State) -> Any:
 
     async def metrics(request: Request) -> Response:
         if state.status != STARTING:
-            state.metrics.resident.set(len(state.thread.store.held()))
+            state.metrics.resident.set(state.thread.store.filled)
         return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     table: list[tuple[str, str, Endpoint]] = [

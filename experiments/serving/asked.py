@@ -54,7 +54,9 @@ class Asked:
     messages: tuple[dict[str, Any], ...]
     """A conversation; empty where there are prompts."""
     max_tokens: int | None
-    """None: as many as there is room for."""
+    """None: `usual_tokens`, or as many as there is room for if they are fewer."""
+    usual_tokens: int | None
+    """None: no limit."""
     temperature: float
     top_p: float
     top_k: int
@@ -69,15 +71,14 @@ class Asked:
 
 
 def read_completion(content: dict[str, Any]) -> Asked:
-    """A request of /v1/completions; max_tokens is 16 by default, as at OpenAI.
+    """A request of /v1/completions; 16 tokens are usual, as at OpenAI.
 
     Raises:
       ApiError: 400, which names the field that is wrong or not supported.
     """
     fields = Fields(content)
     prompts = _prompts(fields)
-    limit = fields.integer("max_tokens", 1)
-    return _asked(fields, prompts, (), 16 if limit is None else limit)
+    return _asked(fields, prompts, (), fields.integer("max_tokens", 1), 16)
 
 
 def read_chat(content: dict[str, Any]) -> Asked:
@@ -87,7 +88,7 @@ def read_chat(content: dict[str, Any]) -> Asked:
     old, new = (fields.integer(name, 1) for name in ("max_tokens", "max_completion_tokens"))
     if old is not None and new is not None and old != new:
         raise fields.wrong("max_tokens", "and 'max_completion_tokens' differ: give one")
-    return _asked(fields, (), messages, old if new is None else new)
+    return _asked(fields, (), messages, old if new is None else new, None)
 
 
 def _asked(
@@ -95,6 +96,7 @@ def _asked(
     prompts: tuple[Prompt, ...],
     messages: tuple[dict[str, Any], ...],
     max_tokens: int | None,
+    usual_tokens: int | None,
 ) -> Asked:
     model = fields.text("model")
     if not model:
@@ -113,6 +115,7 @@ def _asked(
         prompts=prompts,
         messages=messages,
         max_tokens=max_tokens,
+        usual_tokens=usual_tokens,
         temperature=fields.number("temperature", 0, 2, 1),
         top_p=top_p,
         top_k=fields.integer("top_k", 0, 2**31 - 1) or 0,

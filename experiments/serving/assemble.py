@@ -10,10 +10,11 @@ from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.adapter_loader import AdapterLoader
 from experiments.serving.base_model import BaseModel
 from experiments.serving.classifying import Classifying
+from experiments.serving.engine import Engine
 from experiments.serving.errors import one_line
 from experiments.serving.generating import Generating
 from experiments.serving.metrics import Metrics
-from experiments.serving.model_thread import Engine, ModelThread
+from experiments.serving.model_thread import ModelThread
 from experiments.serving.settings import Holding, Settings
 from experiments.serving.state import State
 from lora_jax.serving.adapter_store import AdapterStore
@@ -59,11 +60,10 @@ def _engine(base: BaseModel, bank: lj.Bank, settings: Settings) -> Engine:
 def _put_first(store: AdapterStore, folder: AdapterFolder, most: int) -> None:
     """Put the first adapters of a folder into slots: programs are compiled for what they are."""
     names = folder.names()[:most]
-    loading = {name: store.prefetch(name) for name in names}
+    loading = {name: store.fetch(name) for name in names}
     for name in names:
         try:
-            loading[name].result()
-            store.acquire(name).release()
+            store.acquire(name, loading.pop(name).result()).release()
         except (ValueError, OSError, LookupError) as error:
             logging.warning("the adapter '%s' cannot be used: %s", name, one_line(error))
 

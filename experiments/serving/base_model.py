@@ -34,6 +34,7 @@ class BaseModel:
       template: of conversations; None if the model has none.
       labels: the names of an encoder's classes; empty for a decoder.
       pool: what an encoder's head reads, `cls` or `mean`.
+      fresh: the paths of drawn parameters: the files of an encoder do not hold them.
     """
 
     digest: str
@@ -46,6 +47,7 @@ class BaseModel:
     template: ChatTemplate | None = None
     labels: tuple[str, ...] = ()
     pool: str = ""
+    fresh: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
@@ -112,7 +114,17 @@ def load_encoder(given: str, dtype: str, labels: Sequence[str], pool: str) -> Ba
     where, head = locate(given), {"num_labels": len(labels), "pool": pool}
     shape, tokenizer = read_encoder_config(where), load_tokenizer(where)
     options: Any = {"key": jax.random.key(0), "param_dtype": dtype}
-    forward, params = lj.from_nnx(load_classifier(where, **head, **options).model)
-    digest, names = weights_digest(where), tuple(labels)
-    given_functions = {"serve": forward, "train": forward, "most": shape.max_tokens}
-    return BaseModel(digest, shape, tokenizer, params, **given_functions, labels=names, pool=pool)
+    loaded = load_classifier(where, **head, **options)
+    forward, params = lj.from_nnx(loaded.model)
+    return BaseModel(
+        weights_digest(where),
+        shape,
+        tokenizer,
+        params,
+        serve=forward,
+        train=forward,
+        most=shape.max_tokens,
+        labels=tuple(labels),
+        pool=pool,
+        fresh=loaded.fresh,
+    )

@@ -62,12 +62,14 @@ class Classifying:
         numbers = list(self._rows)[: self._lanes]
         if not numbers:
             return
-        rows = [self._rows.pop(number) for number in numbers]
         try:
-            found = self._classified(bank, rows)
+            found = self._classified(bank, [self._rows[number] for number in numbers])
         except Exception:
             self._spoilt += numbers
             raise
+        finally:
+            for number in numbers:
+                del self._rows[number]
         for number, own in zip(numbers, found, strict=False):
             good = bool(np.isfinite(own).all())
             yield number, own if good else None, "stop" if good else "error"

@@ -3,6 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
+from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
+from lora_jax.serving.room import NoMemoryError
+
 INVALID, SERVER = "invalid_request_error", "server_error"
 
 
@@ -75,6 +80,24 @@ def unknown_model(name: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An exception as a line of the log."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
+def refusal(adapter: str | None, error: BaseException) -> ApiError:
+    """What a client is told if its job cannot begin; what it need not know is logged."""
+    match error:
+        case ApiError():
+            return error
+        case NoSlotFree():
+            return unavailable(f"no slot is free for the adapter '{adapter}'; try again", "no_slot")
+        case UnknownAdapterError():
+            return unknown_model(str(adapter))
+        case NoMemoryError():
+            logging.error("the adapter '%s': %s", adapter, one_line(error))
+            message = f"memory has no room for the adapter '{adapter}'; the server's log says more"
+            return ApiError(503, message, code="no_memory")
+    logging.error("the adapter '%s': %s", adapter, one_line(error))
+    message = f"the adapter '{adapter}' cannot be used; the server's log says why"
+    return ApiError(500, message, code="adapter_unusable")

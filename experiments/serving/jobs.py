@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments.serving.errors import ApiError
+from lora_jax.serving.host_cache import Version
 
 
 class Started(NamedTuple):
@@ -38,8 +39,10 @@ class Job:
       adapter: its name; None for the base.
       rows: what the engine takes, one for each sequence.
       post: takes what happens, in the thread of the model.
+      loaded: the adapter as it was read for this job, until it is in a slot.
     """
 
     adapter: str | None
     rows: Sequence[Any]
     post: Callable[[Event], None]
+    loaded: Version | None = None

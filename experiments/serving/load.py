@@ -11,9 +11,12 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import re
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 TIMEOUT = 600.0
 """Seconds for an answer."""
@@ -107,12 +110,30 @@ def main() -> None:
     parser.add_argument("--prompt", default="Once upon a time")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     given = vars(parser.parse_args())
-    found = measure(**{**given, "models": given["models"].split(",")})
+    try:
+        _check(given)
+        found = measure(**{**given, "models": given["models"].split(",")})
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "strerror", None) or error or type(error).__name__
+        sys.exit(f"error: --url={given['url']}: {why}")
     half, most = (found.first_token(share) for share in (0.5, 0.95))
     print(
         f"{found.tokens_per_second:.1f} tokens/s; first token within {half:.3f} s for half of the "
         f"requests, within {most:.3f} s for 95%"
     )
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Raise a ValueError, which names the flag, for one that cannot be."""
+    if not re.fullmatch(r"http://[^/]+/?", given["url"]):
+        raise ValueError(f"--url={given['url']}: expected http://HOST:PORT")
+    if not all(given["models"].split(",")):
+        raise ValueError(f"--models={given['models']} has an empty entry")
+    for name in ("clients", "requests", "tokens"):
+        if given[name] < 1:
+            raise ValueError(f"--{name}={given[name]}: expected 1 or more")
 
 
 if __name__ == "__main__":

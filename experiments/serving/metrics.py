@@ -28,13 +28,13 @@ class Metrics:
         self.first_token = make(
             Histogram,
             "first_token_seconds",
-            "From a request's submission to its first token.",
+            "From a request's arrival to its first token; loads and waits count.",
             buckets=SECONDS,
         )
         self.tokens = make(Counter, "tokens", "Tokens of prompts and completions.", ("kind",))
         self.waiting = make(Gauge, "waiting_sequences", "Sequences that wait for a lane.")
         self.active = make(Gauge, "active_sequences", "Sequences that are being computed.")
-        self.resident = make(Gauge, "resident_adapters", "Adapters in slots of the bank.")
+        self.resident = make(Gauge, "resident_adapters", "Slots of the bank that have an adapter.")
         self.steps = make(Counter, "steps", "Steps of the model.")
         self.failed_steps = make(Counter, "failed_steps", "Steps of the model that failed.")
 

@@ -4,37 +4,20 @@ import dataclasses
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 
-from experiments.serving.errors import ApiError, failed_step, one_line, unavailable, unknown_model
+from experiments.serving.engine import Engine
+from experiments.serving.errors import ApiError, failed_step, one_line, refusal
 from experiments.serving.jobs import Failed, Job, Started, Step
-from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree, UnknownAdapterError
-from lora_jax.serving.bank import Bank
+from lora_jax.serving.adapter_store import AdapterStore, Lease, NoSlotFree
+from lora_jax.serving.host_cache import Version
 
 PATIENCE = 2
 """How many steps in a row may fail before all jobs end."""
-
-
-class Engine(Protocol):
-    """Computes rows, a few at a time; `experiments.serving.generating` has one.
-
-    A step gives the number, the value and the end of rows. One that raises an error must be
-    followed by one that gives the end `error` of the rows that it has spoilt.
-    """
-
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def active(self) -> int: ...
-    def submit(self, slot: int, row: Any) -> int: ...
-    def cancel(self, number: int) -> None: ...
-    def step(self, bank: Bank) -> Iterable[tuple[int, Any, str | None]]: ...
-    def restart(self, bank: Bank) -> None: ...
-    def warm(self, bank: Bank) -> None: ...
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,8 +35,8 @@ class ModelThread:
 
     Args:
       make: loads the model, in this thread: the store, the engine, and the digest of the base.
-      changed: called in this thread after what it has done, with how many steps that was, and how
-        many of them failed.
+      changed: called in this thread before each step and after what it has done, with how many
+        steps that was, and how many of them failed.
     """
 
     def __init__(
@@ -67,6 +50,8 @@ class ModelThread:
         self._owners: dict[int, _Running] = {}
         self._parked: dict[Job, None] = {}
         """Jobs that wait for a slot, in their order; some of those that run hold all slots."""
+        self._loading: set[Job] = set()
+        """Jobs whose adapter is loaded in the background, as it had left memory again."""
         self._freed = False
         """Whether a lease has been released since a slot was last looked for."""
         self._failures = 0
@@ -121,7 +106,8 @@ class ModelThread:
 
     @property
     def waiting(self) -> int:
-        return self._engine.waiting + sum(len(job.rows) for job in self._parked)
+        others = (*self._parked, *self._loading)
+        return self._engine.waiting + sum(len(job.rows) for job in others)
 
     @property
     def active(self) -> int:
@@ -153,6 +139,7 @@ class ModelThread:
                 self._retry()
                 if not self._owners:
                     self._changed(self, 0, 0)
+            self._changed(self, 0, 0)  # what is computed now
             failed = self._step()
             self._retry()
             self._changed(self, 1, failed)
@@ -170,10 +157,18 @@ class ModelThread:
                 del self._parked[job]
 
     def _start(self, job: Job) -> bool:
-        """Begin a job, or say why it cannot. False if it must wait until a slot is free."""
+        """Begin a job, or say why it cannot. False if it must wait until a slot is free.
+
+        Loads are not waited for here, where they would keep all other jobs from their steps.
+        """
         lease, running = None, None
         try:
-            lease = self.store.acquire(job.adapter) if job.adapter else None
+            if job.adapter:
+                found = self.store.acquire_or_load(job.adapter, job.loaded)
+                if isinstance(found, Future):
+                    self._load(job, found)
+                    return True
+                lease = found
             running = self._running[job] = _Running(job, lease, {})
             slot = lease.slot if lease else 0
             for row, each in enumerate(job.rows):
@@ -187,11 +182,29 @@ class ModelThread:
                 self._end(running)
             job.post(Failed(refusal(job.adapter, error)))
             return True
+        job.loaded = None  # it is in the bank
         job.post(Started(lease.digest if lease else self._digest))
         return True
 
+    def _load(self, job: Job, loading: Future[Version]) -> None:
+        """Begin a job once its adapter is loaded."""
+
+        def loaded() -> None:
+            if job not in self._loading:  # it has been cancelled
+                return
+            self._loading.remove(job)
+            if (error := loading.exception()) is not None:
+                job.post(Failed(refusal(job.adapter, error)))
+                return
+            job.loaded = loading.result()
+            self._begin(job)
+
+        self._loading.add(job)
+        loading.add_done_callback(lambda _: self._inbox.put(loaded))
+
     def _cancel(self, job: Job) -> None:
         self._parked.pop(job, None)
+        self._loading.discard(job)
         if (running := self._running.get(job)) is not None:
             self._end(running)
 
@@ -249,9 +262,10 @@ class ModelThread:
         running.job.post(Step(row, value, finish))
 
     def _abort(self, error: ApiError) -> None:
-        for job in self._parked:
+        for job in (*self._parked, *self._loading):
             job.post(Failed(error))
         self._parked.clear()
+        self._loading.clear()
         self._fail_running(error)
 
     def _fail_running(self, error: ApiError) -> None:
@@ -269,17 +283,3 @@ class ModelThread:
 
 def _named(job: Job) -> str:
     return f"the adapter '{job.adapter}'" if job.adapter else "the base"
-
-
-def refusal(adapter: str | None, error: Exception) -> ApiError:
-    """What a client is told if its job cannot begin; what it need not know is logged."""
-    match error:
-        case ApiError():
-            return error
-        case NoSlotFree():
-            return unavailable(f"no slot is free for the adapter '{adapter}'; try again", "no_slot")
-        case UnknownAdapterError():
-            return unknown_model(str(adapter))
-    logging.error("the adapter '%s': %s", adapter, one_line(error))
-    message = f"the adapter '{adapter}' cannot be used; the server's log says why"
-    return ApiError(500, message, code="adapter_unusable")

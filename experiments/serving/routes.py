@@ -50,6 +50,7 @@ class Routes:
     async def _answer(self, request: Request, asked: Asked) -> Response:
         state = self._state
         state.require_ready()
+        began = time.monotonic()
         if state.base.labels:
             raise ApiError(404, f"{state.name} is an encoder: use /v1/classify")
         adapter = None if asked.model == state.name else asked.model
@@ -60,7 +61,7 @@ class Routes:
             found = await unless_gone(request, context.enter_async_context(begun))
             answer = Answer(bool(asked.messages), asked.model, found.digest)
             state.metrics.tokens.labels("prompt").inc(_prompt_tokens(texts))
-            told = _Told(state, asked, answer, found, texts)
+            told = _Told(state, asked, answer, found, texts, began)
             headers = {DIGEST: found.digest}
             if asked.stream:
                 owned = context.pop_all()
@@ -72,13 +73,19 @@ class Routes:
 
 
 class _Told:
-    """The answer to a request, made of the steps of its job."""
+    """The answer to a request, made of the steps of its job.
 
-    def __init__(self, state: State, asked: Asked, answer: Answer, found: Running, texts: Any):
+    Args:
+      began: when the request had come, by `time.monotonic`.
+    """
+
+    def __init__(
+        self, state: State, asked: Asked, answer: Answer, found: Running, texts: Any, began: float
+    ):
         self._state, self._asked, self._answer, self._found = state, asked, answer, found
         self._prompt, self._completion = _prompt_tokens(texts), 0
         self._streams = [TextStream(state.base.tokenizer.backend, asked.stop) for _ in texts]
-        self._began = time.monotonic()
+        self._began = began
 
     async def whole(self) -> dict[str, Any]:
         """The JSON of the answer."""

@@ -125,7 +125,9 @@ async def _ended(state: State) -> None:
 async def _first(*waited: Any) -> None:
     """Wait for the first of some awaitables; the others go on if they are tasks or futures."""
     tasks = [asyncio.ensure_future(each) for each in waited]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task, each in zip(tasks, waited, strict=True):
         if task is not each:
             task.cancel()
+        if task in done and not task.cancelled():
+            task.exception()  # asyncio writes a traceback of an error that nobody asks for

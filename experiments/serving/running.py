@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from experiments.serving.adapter_folder import is_name
-from experiments.serving.errors import ApiError, unavailable, unknown_model
+from experiments.serving.errors import ApiError, refusal, unavailable, unknown_model
 from experiments.serving.jobs import Event, Failed, Job, Started, Step
-from experiments.serving.model_thread import ModelThread, refusal
+from experiments.serving.model_thread import ModelThread
 from experiments.serving.state import State
+from lora_jax.serving.host_cache import Version
 
 
 class Running:
@@ -74,14 +75,13 @@ async def running(state: State, adapter: str | None, rows: Sequence[Any]) -> Asy
     loop = asyncio.get_running_loop()
     ends = loop.time() + state.settings.time_limit
     with state.room(len(rows)):
-        await _in_memory(state, adapter, ends)
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def post(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = Job(adapter, rows, post)
+        job = Job(adapter, rows, post, await _in_memory(state, adapter, ends))
         state.thread.submit(job)
         try:
             found = Running(state.thread, job, events, ends)
@@ -91,16 +91,16 @@ async def running(state: State, adapter: str | None, rows: Sequence[Any]) -> Asy
             state.thread.cancel(job)
 
 
-async def _in_memory(state: State, adapter: str | None, ends: float) -> None:
-    """Have an adapter read, while others are computed."""
+async def _in_memory(state: State, adapter: str | None, ends: float) -> Version | None:
+    """Have an adapter read, while others are computed. None if it is in a slot."""
     if adapter is None:
-        return
+        return None
     if not is_name(adapter):
         raise unknown_model(adapter)
-    loading = asyncio.wrap_future(state.thread.store.prefetch(adapter))
+    loading = asyncio.wrap_future(state.thread.store.fetch(adapter))
     try:
         async with asyncio.timeout_at(ends):
-            await asyncio.shield(loading)
+            return await asyncio.shield(loading)
     except TimeoutError:
         raise unavailable("the adapter took too long to load", "timeout") from None
     except ApiError:

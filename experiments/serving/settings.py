@@ -33,7 +33,8 @@ class Holding:
     Args:
       capacity: slots of the bank.
       max_rank: the highest rank of an adapter.
-      host_bytes: of adapters in host memory beside those in slots, at most.
+      host_bytes: of adapters in host memory beside those in slots, at most. A request that
+        waits for a slot keeps its adapter besides.
     """
 
     capacity: int = 16

@@ -67,8 +67,18 @@ class State:
 
     @contextlib.contextmanager
     def room(self, rows: int) -> Iterator[None]:
-        """Room for some sequences, or the error of a full queue."""
+        """Room for some sequences.
+
+        Raises:
+          ApiError: 429, the queue is full; 422, there can never be room for so many.
+        """
         most = self.settings.lanes + self.settings.queue
+        if rows > most:
+            raise ApiError(
+                422,
+                f"the request has {rows} sequences; at most {most} may run and wait: send fewer",
+                code="too_many_sequences",
+            )
         if self.in_flight + rows > most:
             raise busy(self.in_flight)
         self.in_flight += rows

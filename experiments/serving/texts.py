@@ -24,23 +24,25 @@ def texts_of(base: BaseModel, asked: Asked, most: int) -> list[Text]:
     stop_ids = tuple(sorted({*ended, *asked.stop_token_ids}))
     found = []
     for ids in _prompts(base, asked):
-        limit = _limit(len(ids), asked.max_tokens, most)
+        limit = _limit(len(ids), asked, most)
         found.append(Text(ids, limit, sampling, stop_ids))
     return found
 
 
-def _limit(length: int, asked: int | None, most: int) -> int:
+def _limit(length: int, asked: Asked, most: int) -> int:
     """How many tokens may follow a prompt."""
-    room = most - length
-    if room < 1 or (asked is not None and asked > room):
-        follows = "" if asked is None else f" and {asked} are to follow"
+    room, given = most - length, asked.max_tokens
+    if room < 1 or (given is not None and given > room):
+        follows = "" if given is None else f" and {given} are to follow"
         raise ApiError(
             422,
             f"the prompt has {length} tokens{follows}; together there may be {most}",
             param="max_tokens" if room >= 1 else "prompt",
             code="context_length_exceeded",
         )
-    return room if asked is None else asked
+    if given is not None:
+        return given
+    return room if asked.usual_tokens is None else min(asked.usual_tokens, room)
 
 
 def _prompts(base: BaseModel, asked: Asked) -> list[tuple[int, ...]]:

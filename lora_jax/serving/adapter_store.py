@@ -6,13 +6,17 @@ import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from lora_jax.serving.bank import Bank
+from lora_jax.serving.counts import Counts
 from lora_jax.serving.entries import Adapter
 from lora_jax.serving.host_cache import HostCache, Version
+from lora_jax.serving.lease import Lease as Lease
 from lora_jax.serving.slot_table import NoSlotFree as NoSlotFree, Resident, SlotTable
 from lora_jax.suggest import nearest
 
+T = TypeVar("T")
 Load = Callable[[str], tuple[Adapter, str]]
 """From the name of an adapter to the adapter and a digest of its content."""
 
@@ -24,52 +28,12 @@ class UnknownAdapterError(LookupError):
         super().__init__(f"there is no adapter '{name}'; nearest: {nearest(name, known)}")
 
 
-class Lease:
-    """The use of an adapter in a slot, which keeps it until `release`; also a context manager.
-
-    Attributes:
-      slot: the adapter's number for `Bank.apply`.
-      digest: of the version that is in the slot, from the `load` function.
-      name: of the adapter.
-    """
-
-    def __init__(self, resident: Resident, release: Callable[[Resident], None]) -> None:
-        self.slot, self.digest, self.name = resident.slot, resident.digest, resident.name
-        self._resident, self._release = resident, release
-        self._once = threading.Lock()
-
-    def release(self) -> None:
-        """End the use. A second call does nothing."""
-        if self._once.acquire(blocking=False):
-            self._release(self._resident)
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 @dataclasses.dataclass
 class _Lent:
     """Who else has the arrays of a bank, so that a put must not take them."""
 
     readers: int = 0
     kept: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What a store has done so far."""
-
-    hits: int = 0
-    """Leases of adapters that were in a slot."""
-    puts: int = 0
-    """Adapters that were put into a slot."""
-    evictions: int = 0
-    """Adapters that left their slot for another."""
-    loads: int = 0
-    """Loads that have begun."""
 
 
 class AdapterStore:
@@ -135,23 +99,53 @@ class AdapterStore:
             with self._lock:
                 lent.readers -= 1
 
-    def acquire(self, name: str) -> Lease:
+    def acquire(self, name: str, loaded: Version | None = None) -> Lease:
         """A lease of the slot of an adapter, which is loaded and put there if need be.
+
+        Args:
+          loaded: as for `acquire_or_load`.
 
         Raises:
           NoSlotFree: leases hold all slots. The adapter stays in host memory, if there is room.
           LookupError, ValueError, OSError: what `load` raised, or why the adapter does not fit the
             bank (`Bank.prepare`). The bank stays as it was.
         """
-        while True:
-            with self._lock:
-                if (lease := self._found(name)) is not None:
-                    return lease
-                loading = self._begun(name)
-            version = loading.result()
-            with self._lock:
-                if self._is_current(version):
-                    return self._of_slot(name) or self._put(version)
+        while not isinstance(found := self.acquire_or_load(name, loaded), Lease):
+            loaded = found.result()
+        return found
+
+    def acquire_or_load(
+        self, name: str, loaded: Version | None = None
+    ) -> "Lease | Future[Version]":
+        """A lease as from `acquire`; if a load must come first, it is begun and not waited for.
+
+        Args:
+          loaded: what `fetch` or a load of this name has given, which host memory may not have any
+            more. It is not used once it is out of date.
+
+        Returns:
+          the lease; or the load, which is not to be cancelled, and whose result is `loaded` then.
+
+        Raises:
+          NoSlotFree, ValueError: as for `acquire`.
+        """
+        with self._lock:
+            if (resident := self._slots.current(name)) is not None:
+                self._count(hits=1)
+                return self._lease(resident)
+            version = self._host.get(name) or loaded
+            if version is None or not self._is_current(version):
+                return self._begun(name)
+            return self._put(version)
+
+    def fetch(self, name: str) -> "Future[Version | None]":
+        """Load an adapter in the background, for `acquire_or_load`.
+
+        Returns:
+          what was loaded or is in host memory, None if it is in a slot, or what `acquire` would
+          raise.
+        """
+        return self._later(name, lambda found: found if isinstance(found, Version) else None)
 
     def prefetch(self, name: str) -> "Future[str]":
         """Load an adapter into host memory, without waiting for it.
@@ -159,23 +153,7 @@ class AdapterStore:
         Returns:
           the digest of what was loaded, or is there already, or what `acquire` would raise.
         """
-        result: Future[str] = Future()
-        with self._lock:
-            if (held := self._slots.current(name) or self._host.get(name)) is not None:
-                result.set_result(held.digest)
-                return result
-            loading = self._begun(name)
-
-        def settle(done: Future[Version]) -> None:
-            if not result.set_running_or_notify_cancel():
-                return
-            if (error := done.exception()) is not None:
-                result.set_exception(error)
-            else:
-                result.set_result(done.result().digest)
-
-        loading.add_done_callback(settle)
-        return result
+        return self._later(name, lambda found: found.digest)
 
     # -- for who looks after it -------------------------------------------------------------------
 
@@ -188,6 +166,10 @@ class AdapterStore:
         Raises:
           LookupError, ValueError, OSError: as for `acquire`. The old version stays.
         """
+        return self.load_anew(name).digest
+
+    def load_anew(self, name: str) -> Version:
+        """The same as `reload`; what it found is for `acquire_or_load`."""
         with self._lock:
             loading = self._submit(name)
         version = loading.result()
@@ -195,19 +177,30 @@ class AdapterStore:
             self._outdate(name, version.turn)
             if self._is_current(version):
                 self._host.put(version)
-        return version.digest
+        return version
 
-    def unload(self, name: str) -> None:
-        """Forget an adapter. Leases keep their slot; a later lease loads it again."""
+    def unload(self, name: str) -> bool:
+        """Forget an adapter. Leases keep their slot; a later lease loads it again.
+
+        Returns:
+          whether there was anything to forget: in a slot, in host memory, or a load that runs.
+        """
         with self._lock:
+            known = any((self._slots.current(name), self._host.get(name), self._loading.get(name)))
             self._outdate(name, next(self._turns))
             self._loading.pop(name, None)
             self._host.drop(name)
+        return known
 
     def held(self) -> dict[str, str]:
         """The digests of the adapters in slots by name, the least recently used first."""
         with self._lock:
             return self._slots.names()
+
+    @property
+    def filled(self) -> int:
+        """How many slots have an adapter, or an old version that a lease still keeps."""
+        return self._slots.filled
 
     @property
     def host_nbytes(self) -> int:
@@ -223,20 +216,6 @@ class AdapterStore:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # -- with the lock held -----------------------------------------------------------------------
-
-    def _found(self, name: str) -> Lease | None:
-        """A lease of what is in a slot or in host memory."""
-        if (lease := self._of_slot(name)) is not None:
-            return lease
-        version = self._host.get(name)
-        return None if version is None else self._put(version)
-
-    def _of_slot(self, name: str) -> Lease | None:
-        resident = self._slots.current(name)
-        if resident is None:
-            return None
-        self._count(hits=1)
-        return self._lease(resident)
 
     def _put(self, version: Version) -> Lease:
         slot, leaves = self._slots.next_slot()
@@ -265,10 +244,29 @@ class AdapterStore:
         return version.turn >= self._since.get(version.name, 0)
 
     def _count(self, **more: int) -> None:
-        changed = {name: getattr(self._counts, name) + n for name, n in more.items()}
-        self._counts = dataclasses.replace(self._counts, **changed)
+        self._counts = self._counts.plus(**more)
 
     # -- loads ------------------------------------------------------------------------------------
+
+    def _later(self, name: str, give: Callable[[Version | Resident], T]) -> "Future[T]":
+        """What `give` makes of an adapter that is held, or once it is loaded."""
+        result: Future[T] = Future()
+        with self._lock:
+            if (held := self._slots.current(name) or self._host.get(name)) is not None:
+                result.set_result(give(held))
+                return result
+            loading = self._begun(name)
+
+        def settle(done: Future[Version]) -> None:
+            if not result.set_running_or_notify_cancel():
+                return
+            if (error := done.exception()) is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(give(done.result()))
+
+        loading.add_done_callback(settle)
+        return result
 
     def _begun(self, name: str) -> "Future[Version]":
         """The load of a name that runs, or a new one; with the lock held."""

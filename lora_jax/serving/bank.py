@@ -15,6 +15,7 @@ from lora_jax.serving import layout, pick, ways
 from lora_jax.serving.entries import Adapter, Prepared, entries
 from lora_jax.serving.fastest_way import Product, fastest, seconds
 from lora_jax.serving.layout import Held
+from lora_jax.serving.room import require_room
 from lora_jax.serving.slots import ACTIVE, PLAIN, SLOT
 from lora_jax.suggest import require_known
 from lora_jax.text_table import text_table
@@ -97,6 +98,8 @@ class Bank:
 
         Raises:
           ValueError: there is no such slot, or the adapter does not fit, as for `prepare`.
+          NoMemoryError: memory has no room for what is new in the adapter, once for each slot. It
+            is a ValueError.
         """
         self._require_slot(slot)
         ready = adapter if isinstance(adapter, Prepared) else self.prepare(adapter)
@@ -107,6 +110,7 @@ class Bank:
                     f"the adapter was prepared for max_rank={ready.max_rank}, and the bank has "
                     f"max_rank={self.max_rank}: prepare it again"
                 )
+        require_room(self._held, ready.entries, self.capacity + 1, donate)
         base, held = layout.with_room(
             self.base, self._held, ready.entries, ready.placements, self.capacity + 1, self.way
         )

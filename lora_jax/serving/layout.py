@@ -119,12 +119,17 @@ def with_room(
     way: str,
 ) -> tuple[Frozen, Held]:
     """The same with arrays for all that an adapter has, and placements of its weights."""
-    methods = tuple(dict.fromkeys((*held.methods, *(n.method for n in found if n.method))))
+    methods = methods_with(held, found)
     arrays = dict(held.arrays)
     for name, x in found.items():
         if (key := key_of(name, methods)) not in arrays:
             arrays[key] = _spread(_blank(base, name, x), slots, key.depth)
     return _with_placements(base, placements, Slots(methods, way)), Held(methods, arrays)
+
+
+def methods_with(held: Held, found: Mapping[Name, np.ndarray]) -> tuple[Variant, ...]:
+    """The methods of a bank once it has an adapter, those that it has already first."""
+    return tuple(dict.fromkeys((*held.methods, *(n.method for n in found if n.method))))
 
 
 def key_of(name: Name, methods: tuple[Variant, ...]) -> Key:

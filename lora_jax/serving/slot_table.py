@@ -37,6 +37,11 @@ class SlotTable:
         """The digest of each adapter that new users get from its slot."""
         return {name: each.digest for name, each in self._current.items()}
 
+    @property
+    def filled(self) -> int:
+        """How many slots have an adapter, retired versions included."""
+        return self._capacity - len(self._free)
+
     def next_slot(self) -> tuple[int, Resident | None]:
         """The slot to fill next, and what would leave it. Nothing is changed.
 

@@ -121,10 +121,11 @@ def test_any_order_of_uses(start, steps):
             model.retire(name)
             assert store.reload(name) == f"digest {model.disk[name]}"
         elif kind == "unload":
-            store.unload(name)
+            assert store.unload(name) == bool(model.current(name) or name in model.host)
             model.retire(name)
             model.host.pop(name, None)
         assert list(store.held().items()) == model.held()
+        assert store.filled == len(model.slots)
         assert store.counts.loads == model.loads
         assert store.host_nbytes == len(model.host) * size
         with store.using() as now:

@@ -16,9 +16,12 @@ class Events:
     """What happens to jobs of one thread with one slot, all submitted before its first step."""
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.active = [], []
         self.store = FakeStore(slots=1)
-        self.thread = ModelThread(lambda: (self.store, FakeEngine(lanes=8), "base"))
+        self.thread = ModelThread(
+            lambda: (self.store, FakeEngine(lanes=8), "base"),
+            lambda thread, steps, failed: self.active.append(thread.active),
+        )
 
     def job(self, name, adapter, tokens=2, prompt=1):
         row = types.SimpleNamespace(prompt_ids=(prompt,), max_new_tokens=tokens)
@@ -64,6 +67,43 @@ def test_they_begin_in_their_order():
     ]
 
 
+@pytest.mark.parametrize("prompt", [1, 14])
+def test_others_do_not_wait_for_a_load(prompt):
+    """It is waited for elsewhere, and given to the job."""
+    events = Events()
+    events.job("last", "slow")
+    events.thread.cancel(events.job("gone", "slow"))
+    a = events.job("a", "one", prompt=prompt)
+    post, ended = a.post, []
+
+    def loads_at_the_end(event):
+        post(event)
+        if _ends(event) and not ended:
+            ended.append(event)
+            events.store.loading.set_result("slow's numbers")
+
+    a.post = loads_at_the_end
+    end = "length" if prompt == 1 else "step_failed"
+    assert events.run() == [("a", "starts"), ("a", end), ("last", "starts"), ("last", "length")]
+
+
+def test_a_load_that_fails_ends_its_job_alone():
+    events = Events()
+    events.store.loading.set_exception(OSError("the disk is gone"))
+    events.job("a", "slow")
+    events.job("last", "one")
+    assert sorted(events.run()) == [
+        *(("a", "adapter_unusable"), ("last", "length"), ("last", "starts")),
+    ]
+
+
+def test_rows_are_counted_while_they_are_computed():
+    events = Events()
+    events.job("last", "one", tokens=1)
+    events.run()
+    assert events.active[:3] == [0, 1, 0]
+
+
 def test_they_outlive_steps_that_fail():
     events = Events()
     events.job("a", "one", prompt=14)
@@ -85,6 +125,8 @@ def test_the_log_says_whose_job_has_failed(caplog, prompt, why):
 def test_an_abort_ends_them():
     events = Events()
     events.job("a", "one", tokens=99)
+    events.job("loads", "slow")
     events.job("last", "two")
     events.thread.abort(unavailable("the server ends", "draining"))
-    assert events.run() == [("a", "starts"), ("last", "draining"), ("a", "draining")]
+    *ends, last = events.run()[1:]
+    assert {*ends, last} == {(name, "draining") for name in ("a", "loads", "last")}

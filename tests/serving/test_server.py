@@ -237,7 +237,7 @@ def test_mistakes_are_the_clients_errors(client):
         call(model="alice", max_tokens=64)
     with pytest.raises(openai.BadRequestError, match="'n' is not supported"):
         call(model="alice", n=2)
-    with pytest.raises(openai.RateLimitError, match="the queue is full"):
+    with pytest.raises(openai.UnprocessableEntityError, match="24 sequences; at most 23 may"):
         call(model="alice", prompt=["a"] * 24)
 
 
@@ -317,7 +317,10 @@ def test_adapters_come_and_go_by_name(url, truth):
     assert names()["bob"] is None
     status, body, _ = admin(url, "bob", "load")
     assert status == 200 and body["digest"] == names()["bob"] == truth[1].folders["bob"][0]
-    assert admin(url, "dave", "load")[0] == 404
+    assert admin(url, "bob", "unload")[1]["unloaded"]
+    assert not admin(url, "bob", "unload")[1]["unloaded"]
+    for what in ("load", "reload", "unload"):
+        assert admin(url, "dave", what)[0] == admin(url, "%C3%A4" * 128, what)[0] == 404
     broken = truth[0] / "adapters/broken"
     broken.mkdir()
     (broken / "adapter.safetensors").write_bytes(b"no adapter")

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 import lora_jax as lj
 import variants
-from experiments.serving import assemble
+from experiments.serving import assemble, classifying
 from experiments.serving.adapter_folder import AdapterFolder
 from experiments.serving.app import make_app
 from experiments.serving.base_model import is_decoder, load_encoder
@@ -91,12 +91,26 @@ def test_each_text_is_classified_as_alone(served):
         ({"model": "three", "input": "a"}, 404, "does not exist"),
         ({"model": "one", "input": ["a", "a " * 40]}, 422, "text 1 has 42 tokens; there may be 32"),
         ({"model": "wide", "input": "a"}, 500, "cannot be used"),
-        ({"model": "one", "input": ["a"] * 13}, 429, "the queue is full"),
+        ({"model": "one", "input": ["a"] * 13}, 422, "at most 12 may"),
     ],
 )
 def test_mistakes(served, content, status, said):
     answer = served[0].post("/v1/classify", json=content)
     assert answer.status_code == status and said in answer.json()["error"]["message"]
+
+
+def test_texts_are_counted_while_they_are_computed(monkeypatch):
+    engine, seen = classifying.Classifying(lanes=2, tokens=8), []
+
+    def probabilities(bank, slots, *inputs):
+        seen.append((engine.active, engine.waiting))
+        return np.full((len(slots), 2), 0.5)
+
+    monkeypatch.setattr(classifying, "_probabilities", probabilities)
+    for _ in range(3):
+        engine.submit(0, classifying.Labelled((1,), (0,)))
+    assert len([*engine.step(None), *engine.step(None)]) == 3
+    assert seen == [(2, 1), (1, 0)] and not engine.active
 
 
 def test_an_encoder_completes_nothing(served):

@@ -1,15 +1,18 @@
 """What a server says at its limits and at its end; its model is a counter."""
 
 import contextlib
+import gc
 import http.client
 import json
 import signal
+import socket
 
 import commands
 import http_client
 import pytest
+from fake_server import LATE, make_state
 
-from experiments.serving import load
+from experiments.serving import load, run_server
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SETTINGS = {"lanes": 2, "queue": 2, "tokens": 500, "max_body": 2000, "token": "a token of its own"}
@@ -54,6 +57,14 @@ def test_what_it_counts_to(server):
     assert headers["X-Adapter-Digest"] == "base digest" and body["usage"]["prompt_tokens"] == 3
 
 
+def test_the_first_token_is_timed_from_the_request_on(server):
+    """Its adapter's load counts."""
+    name = "first_token_seconds_sum"
+    before = http_client.counts(server)[name]
+    assert http_client.call(server, "POST", TEXT, asked(model="late"))[0] == 200
+    assert http_client.counts(server)[name] - before >= LATE
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_text_frees_the_lane(server, stream):
     """It may begin in one token and end in the next; what follows is not computed."""
@@ -91,14 +102,38 @@ class TestLimits:
         last = http_client.call(server, "POST", TEXT, asked(max_tokens=499))
         assert last[1]["usage"]["total_tokens"] == 500
 
+    @pytest.mark.parametrize(("prompt", "follow"), [(10, 16), (490, 10)])
+    def test_without_max_tokens_there_are_at_most_16(self, server, prompt, follow):
+        content = {"model": "counter", "prompt": [1] * prompt}
+        _, body, _ = http_client.call(server, "POST", TEXT, content)
+        assert body["usage"]["completion_tokens"] == follow
+
     def test_of_the_queue(self, server):
-        status, code, _, headers = error_of(server, asked(prompt=["w1"] * 5))
-        assert (status, code, headers["Retry-After"]) == (429, "queue_full", "1")
-        assert http_client.call(server, "POST", TEXT, asked(prompt=["w1"] * 4))[0] == 200
+        most, waits = asked(prompt=["w1"] * 4), asked(model="slow")
+        assert http_client.call(server, "POST", TEXT, most)[0] == 200
+        full = lambda: http_client.call(server, "POST", TEXT, most)[0] != 200  # noqa: E731
+
+        def refused():
+            http_client.until(full)
+            status, code, _, headers = error_of(server, most)
+            assert (status, code, headers["Retry-After"]) == (429, "queue_full", "1")
+            return True
+
+        http_client.send_and_go(server, TEXT, waits, refused)
+        http_client.until(lambda: not full())
+
+    def test_of_sequences_of_one_request(self, server):
+        status, code, error, _ = error_of(server, asked(prompt=["w1"] * 5))
+        assert (status, code) == (422, "too_many_sequences")
+        assert "has 5 sequences; at most 4 may" in error["message"]
 
     def test_of_slots(self, server):
         status, code, _, headers = error_of(server, asked(model="full"))
         assert (status, code, headers["Retry-After"]) == (503, "no_slot", "1")
+
+    def test_of_memory(self, server):
+        status, code, error, _ = error_of(server, asked(model="large"))
+        assert (status, code) == (503, "no_memory") and "'large'" in error["message"]
 
     def test_of_time(self, tmp_path):
         running = started(tmp_path, pause=0.05, time_limit=0.5)
@@ -164,7 +199,11 @@ class TestRefused:
     def test_an_admin_without_the_token(self, server):
         path = "/admin/adapters/one/load"
         assert error_of(server, {}, path)[0] == 401
-        assert error_of(server, {}, path, Authorization="Bearer another token")[0] == 401
+        token = SETTINGS["token"]
+        for given in ("Bearer another token", "Bearer", token, f"Basic {token}"):
+            assert error_of(server, {}, path, Authorization=given)[0] == 401
+        other = "/admin/adapters/.hidden/load"
+        assert error_of(server, {}, other, Authorization=f"bEARER  {token}")[0] == 404
         right = {"Authorization": "Bearer a token of its own"}
         for name in ("%2e%2e", "..%2fone", "one%2f..%2ftwo", "%2fetc", ".hidden", "%00"):
             assert error_of(server, {}, f"/admin/adapters/{name}/load", **right)[0] == 404
@@ -213,6 +252,21 @@ def test_a_load_of_many_clients(server):
         load.ask(server, "three", "w1", 5, 0)
 
 
+def test_mistakes_in_a_load_end_it_with_one_line():
+    with socket.socket() as closed:  # it does not listen
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        for flag, said in (
+            (f"--url={url}", f"--url={url}: Connection refused"),
+            ("--url=localhost:1", "--url=localhost:1: expected http://HOST:PORT"),
+            ("--models=a,", "--models=a, has an empty entry"),
+            ("--requests=0", "--requests=0: expected 1 or more"),
+            ("--clients=0", "--clients=0: expected 1 or more"),
+        ):
+            ended = commands.run("experiments.serving.load", "--models=a", flag)
+            assert (ended.returncode, ended.stderr) == (1, f"error: {said}\n")
+
+
 class TestEnd:
     def test_what_runs_is_finished_and_what_is_new_refused(self, tmp_path):
         running = started(tmp_path, pause=0.01)
@@ -249,6 +303,14 @@ class TestEnd:
             *_, last = lines
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
         assert running.end().returncode == 0
+
+    def test_a_model_that_cannot_be_loaded_is_said_once(self, tmp_path, caplog):
+        """By who has started it: asyncio would add a traceback."""
+        state = make_state(tmp_path, start=-1)
+        with pytest.raises(ValueError, match="must be non-negative"):
+            run_server.serve(state, run_server.bind("127.0.0.1", 0))
+        gc.collect()
+        assert not caplog.records
 
     def test_before_it_is_ready(self, tmp_path):
         running = started(tmp_path, start=30)

@@ -31,7 +31,7 @@ FIELDS = (
 )
 OTHERS = (
     *("", ".", "..", "../outside", "one/../one", "/etc", "one/", "..\\outside", "\u2024\u2024/o"),
-    *(".hidden", "a file", "ONE", "o\0e", "x" * 200),
+    *(".hidden", "a file", "ONE", "o\0e", "x" * 200, "ä" * 128),
 )
 
 

@@ -69,6 +69,22 @@ def test_a_name_is_loaded_once_and_others_do_not_wait(slow):
     store.close()
 
 
+def test_without_host_memory_an_adapter_is_loaded_once(slow):
+    """What a load gives is enough for a lease, unless it is out of date."""
+    slow.name = None
+    store = lj.AdapterStore(bank(), slow, host_bytes=0)
+    found = store.fetch("a").result(60)
+    with store.acquire_or_load("a", found) as lease:
+        assert (lease.digest, slow.reads) == ("digest 1", ["a"])
+    assert store.fetch("a").result(60) is None  # it is in a slot
+    slow.disk.numbers["a"] = 7
+    store.unload("a")
+    anew = store.acquire_or_load("a", found).result(60)
+    with store.acquire_or_load("a", anew) as lease:
+        assert (lease.digest, slow.reads) == ("digest 7", ["a", "a"])
+    store.close()
+
+
 @pytest.mark.parametrize("meanwhile", [True, False])
 def test_a_load_that_began_before_an_unload_is_not_used(slow, meanwhile):
     """Neither by those who ask later, nor by those who waited for it."""

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import sys
+import threading
 import time
 import types
 from concurrent.futures import Future
@@ -27,8 +28,10 @@ from experiments.serving.settings import Settings
 from experiments.serving.state import State
 from lora_jax.data.tokenizing.tokenize import Tokenizer
 from lora_jax.serving.adapter_store import NoSlotFree, UnknownAdapterError
+from lora_jax.serving.room import NoMemoryError
 
 WORDS = 1000
+LATE = 0.2
 
 
 def tokenizer():
@@ -99,33 +102,46 @@ class FakeEngine:
 
 
 class FakeStore:
-    """Has the adapters `one` and `two`, and `full`, for which there is no slot ever."""
+    """Has `one` and `two`, and `full` and `large`, for which there is no slot or memory ever.
+
+    `slow` is loaded once `loading` is done, and is in memory for who has what that gives. `late`
+    is found after `LATE` seconds.
+    """
 
     def __init__(self, slots=2):
         self.slots = slots
         self.leased = collections.Counter()
+        self.loading = Future()
 
-    def prefetch(self, name):
+    def fetch(self, name):
         future = Future()
-        if name in ("one", "two", "full"):
-            future.set_result(f"digest of {name}")
+        if name == "late":
+            threading.Timer(LATE, lambda: future.set_result(None)).start()
+        elif name in ("one", "two", "full", "large", "slow"):
+            future.set_result(None)
         elif name == "broken":
             future.set_exception(ValueError("/secret/place is damaged"))
         else:
             future.set_exception(UnknownAdapterError(name, ["one", "two"]))
         return future
 
-    def acquire(self, name):
-        digest = self.prefetch(name).result()
+    def acquire_or_load(self, name, loaded=None):
+        self.fetch(name).result()
+        if name == "slow" and loaded is None:
+            return self.loading
+        if name == "large":
+            raise NoMemoryError("17 copies of what is new")
         others = [each for each, count in self.leased.items() if count and each != name]
         if name == "full" or len(others) >= self.slots:
             raise NoSlotFree
         self.leased[name] += 1
         release = lambda: self.leased.subtract([name])  # noqa: E731
-        return types.SimpleNamespace(slot=1, digest=digest, name=name, release=release)
+        return types.SimpleNamespace(slot=1, digest=f"digest of {name}", name=name, release=release)
 
     def using(self):
         return contextlib.nullcontext()
+
+    filled = 2
 
     def held(self):
         return {name: f"digest of {name}" for name in ("one", "two")}
