@@ -15,7 +15,7 @@ from experiments.studies.adherence import Adherence, adherence
 from experiments.studies.registration import Registration
 
 SHOWN = 3
-"""More departures from a registration than these are counted."""
+"""Of more departures from a registration, or missing runs, the rest is counted."""
 
 
 def found(folder: Path, runs: Sequence[Run], made: Sequence[Contest]) -> list[findings.Findings]:
@@ -57,11 +57,10 @@ def _kept(registered: Registration, kept: Adherence) -> Iterator[str]:
     if kept.followed:
         yield f"{begin}. All runs are as registered."
     else:
-        count, named = len(kept.departures), "; ".join(kept.departures[:SHOWN])
-        more = "; ..." * (count > SHOWN)
-        yield f"{begin}. {_count(count, 'departure')} from it: {named}{more}."
+        count = _count(len(kept.departures), "departure")
+        yield f"{begin}. {count} from it: {_first(kept.departures)}."
     if kept.missing:
-        yield f"Not run yet: {'; '.join(kept.missing)}."
+        yield f"Not run yet: {_first(kept.missing)}."
     for claim in registered.protocol.claims:
         yield f"Stated before: {claim}"
 
@@ -102,6 +101,11 @@ def _of_seeds(own: Sequence[Contest]) -> Iterator[str]:
             "The variance of a difference between two methods is "
             f"{saved.ratio:.2f} of what it would be without pairs of the same seed."
         )
+
+
+def _first(lines: Sequence[str]) -> str:
+    more = f"; and {len(lines) - SHOWN} more" * (len(lines) > SHOWN)
+    return "; ".join(lines[:SHOWN]) + more
 
 
 def _count(number: int, what: str) -> str:
