@@ -135,16 +135,21 @@ def _of_likeliest(
     """
     ordered, order = jax.lax.top_k(scores, count)
     top_p = settings.top_p.astype(scores.dtype)
-    kept = jax.vmap(_cut)(ordered, total, settings.top_k, top_p)
+    top_k = jnp.where(settings.top_k < scores.shape[-1], settings.top_k, 0)  # 0: all of them
+    kept = jax.vmap(_cut)(ordered, total, top_k, top_p)
     # The generator gives place i the same number, however many places there are.
     places = jax.vmap(jax.random.categorical)(keys, kept)
     found = jnp.take_along_axis(order, places[:, None], axis=-1)[:, 0]
-    within = (settings.top_k > 0) & (settings.top_k <= count)
-    return within | (kept[:, -1] == -jnp.inf), found
+    within = (top_k > 0) & (top_k <= count)
+    # The probabilities of more than `count` tokens, but not of all, have a sum that is not known.
+    return within | ((top_k == 0) & (kept[:, -1] == -jnp.inf)), found
 
 
 def _cut(scores: Array, total: Array, top_k: Array, top_p: Array) -> Array:
-    """Scores of one text in falling order, (count,), with -inf for what is not to be drawn."""
+    """Scores of one text in falling order, (count,), with -inf for what is not to be drawn.
+
+    Right only if `top_k` is at most their number, or 0.
+    """
     ranks = jnp.arange(scores.shape[0], dtype=jnp.int32)
     scores = jnp.where((top_k == 0) | (ranks < top_k), scores, -jnp.inf)
     p = jnp.exp(scores)
