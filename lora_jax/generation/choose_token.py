@@ -21,7 +21,8 @@ class Sampling:
     Args:
         temperature: logits are divided by this before drawing; 0 takes the largest logit.
         top_p: draw from the fewest tokens whose probabilities add up to this, in (0, 1]; 1 (None
-            for `generate`) draws from all.
+            for `generate`) draws from all. It is rounded to the dtype of the logits, and to float32
+            unless JAX has 64 bits: 1 - 1e-8 is 1.
         top_k: draw from this many of the likeliest tokens (before `top_p`); 0 (None for `generate`)
             draws from all.
         seed: below 2 ** 32.

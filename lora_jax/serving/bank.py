@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.explicit_sharding import explicit_sharding
 from lora_jax.methods.checks import require_count
 from lora_jax.partition import split_arrays
 from lora_jax.serving import joint_training, layout, pick, tables
@@ -156,7 +157,8 @@ class Bank:
           What `forward` gives, with the rows first.
 
         Raises:
-          ValueError: an array has not one row for each id.
+          ValueError: an array has not one row for each id, or is divided over explicit axes of a
+            mesh.
         """
         ids = jnp.asarray(ids)
         if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -169,6 +171,8 @@ class Bank:
                 raise ValueError(
                     f"an input of shape {each.shape} has not the {len(ids)} rows of ids"
                 )
+
+        _require_auto((ids, *arrays, *jax.tree.leaves(self)))
 
         def row(slot: Array, inputs: list[Array]) -> Any:
             own, named = rebuild([x[None] for x in inputs])
@@ -262,6 +266,15 @@ class Bank:
         if not 1 <= slot <= self.capacity:
             raise ValueError(f"slot {slot}: a bank of capacity {self.capacity} has slots 1 to "
                              f"{self.capacity}, and slot 0 is the base")  # fmt: skip
+
+
+def _require_auto(arrays: Iterable[Any]) -> None:
+    """Refuse what JAX cannot divide by itself: each row picks its adapter, in a gather."""
+    if any(explicit_sharding(x) is not None for x in arrays):
+        raise ValueError(
+            "a bank cannot compute with arrays that are divided over a mesh of AxisType.Explicit: "
+            "make the mesh with AxisType.Auto, as lj.make_mesh does"
+        )
 
 
 def _alone(y: Array) -> Array:

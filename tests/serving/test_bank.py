@@ -120,6 +120,15 @@ class TestRows:
         got = apply(filled(divided, moved), *map(on(P("data")), (ids, *batch)))
         chex.assert_trees_all_close(got, expected, atol=1e-12)
 
+    def test_explicit_axes_are_refused(self, mixed, params):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+        on = NamedSharding(mesh, P("data"))
+        ids, *batch = (jax.device_put(np.asarray(x), on) for x in (jnp.arange(4), *inputs(4)))
+        with pytest.raises(
+            ValueError, match=r"AxisType\.Explicit: make the mesh with AxisType\.Auto"
+        ):
+            filled(params, mixed[:1]).apply(ids, *batch)
+
     def test_what_is_no_slot_is_no_number(self, mixed, params):
         outputs = filled(params, mixed[:1]).apply(jnp.array([1, -1, 2]), *inputs(3))
         finite = jax.tree.map(lambda x: np.isfinite(x).all(axis=1).tolist(), outputs)
