@@ -10,8 +10,8 @@ from safetensors.numpy import save
 
 from lora_jax.files.arrays import to_host
 from lora_jax.files.atomic import write_atomically
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.load_source import Loaded
-from lora_jax.models.published.weight_files import SafetensorsFile
 
 HEAD_FILE = "head.safetensors"
 _KERNEL, _BIAS = "classifier/kernel", "classifier/bias"
@@ -31,7 +31,7 @@ def with_head(found: Loaded, path: Path) -> Loaded:
     Raises:
       ValueError: the file is malformed, or its head is of another shape than the model's.
     """
-    file, frozen = SafetensorsFile(path), found.frozen
+    file, frozen = SafetensorsBytes(path), found.frozen
     stored = {each.use.path: each.use for each in frozen.spec.placements}  # perhaps quantised
     params = dict(found.trainable["params"])
     for name, tensor in _NAMES.items():

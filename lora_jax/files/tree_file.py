@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from lora_jax.files import json_text
 from lora_jax.files.arrays import array_digest, first_line, is_key, to_host, type_name
 from lora_jax.files.atomic import write_atomically
 from lora_jax.files.canonical_json import canonical, config_digest
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 
 
 def save_tree(path: str | os.PathLike, tree: Any, meta: Mapping[str, Any] | None = None) -> Path:
@@ -55,14 +55,11 @@ def load_tree(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     path = _file(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter {path}")
+    file = SafetensorsBytes(path)
+    header, arrays = file.metadata(), {name: file.read(name) for name in file.names()}
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         sealed = json_text.loads(header["lora_jax"], "its header") if "lora_jax" in header else {}
-    except OSError:
-        raise
-    except Exception as error:  # from safetensors, JSON, or a dtype that NumPy lacks
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(sealed, dict) or not {"body", "sha256"} <= sealed.keys():
         raise ValueError(f"{path} was not written by lora_jax.save_tree")

@@ -21,7 +21,8 @@ class Sampling:
     Args:
         temperature: logits are divided by this before drawing; 0 takes the largest logit.
         top_p: draw from the fewest tokens whose probabilities add up to this, in (0, 1]; 1 (None
-            for `generate`) draws from all.
+            for `generate`) draws from all. It is rounded to the dtype of the logits, and to float32
+            unless JAX has 64 bits: 1 - 1e-8 is 1.
         top_k: draw from this many of the likeliest tokens (before `top_p`); 0 (None for `generate`)
             draws from all.
         seed: below 2 ** 32.
@@ -135,16 +136,21 @@ def _of_likeliest(
     """
     ordered, order = jax.lax.top_k(scores, count)
     top_p = settings.top_p.astype(scores.dtype)
-    kept = jax.vmap(_cut)(ordered, total, settings.top_k, top_p)
+    top_k = jnp.where(settings.top_k < scores.shape[-1], settings.top_k, 0)  # 0: all of them
+    kept = jax.vmap(_cut)(ordered, total, top_k, top_p)
     # The generator gives place i the same number, however many places there are.
     places = jax.vmap(jax.random.categorical)(keys, kept)
     found = jnp.take_along_axis(order, places[:, None], axis=-1)[:, 0]
-    within = (settings.top_k > 0) & (settings.top_k <= count)
-    return within | (kept[:, -1] == -jnp.inf), found
+    within = (top_k > 0) & (top_k <= count)
+    # The probabilities of more than `count` tokens, but not of all, have a sum that is not known.
+    return within | ((top_k == 0) & (kept[:, -1] == -jnp.inf)), found
 
 
 def _cut(scores: Array, total: Array, top_k: Array, top_p: Array) -> Array:
-    """Scores of one text in falling order, (count,), with -inf for what is not to be drawn."""
+    """Scores of one text in falling order, (count,), with -inf for what is not to be drawn.
+
+    Right only if `top_k` is at most their number, or 0.
+    """
     ranks = jnp.arange(scores.shape[0], dtype=jnp.int32)
     scores = jnp.where((top_k == 0) | (ranks < top_k), scores, -jnp.inf)
     p = jnp.exp(scores)

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.loralib_layers import A, B, Factors, factors, of_part
 from lora_jax.interchange.names import Row
 from lora_jax.interchange.source import Sorted, TensorFile, abstract, read
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
-from lora_jax.models.published.weight_files import SafetensorsFile
 from lora_jax.peft_format import Layouts, Peft
 from lora_jax.suggest import nearest
 
@@ -52,7 +52,7 @@ class LoralibFile:
         self.path = self.config_path = path
         noted: Mapping[str, str] = {}
         if path.suffix == ".safetensors":
-            self._file: TensorFile = (file := SafetensorsFile(path))
+            self._file: TensorFile = (file := SafetensorsBytes(path))
             noted = file.metadata()
         else:
             self._file = TorchFile(path, WRAPPER)

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from lora_jax.files.atomic import write_atomically
+from lora_jax.files.safetensors_bytes import SafetensorsBytes
 from lora_jax.interchange.names import Row
 from lora_jax.interchange.peft_config import Compiled, check, compiled, of_module, selects
 from lora_jax.interchange.peft_targets import refusal_of
@@ -21,7 +22,7 @@ from lora_jax.methods.peft_joined import third
 from lora_jax.methods.peft_lora import HEAD
 from lora_jax.models.published.placed import Place
 from lora_jax.models.published.torch_bin import TorchFile
-from lora_jax.models.published.weight_files import SafetensorsFile, read_json
+from lora_jax.models.published.weight_files import read_json
 from lora_jax.peft_format import Layouts, Peft, quoted
 from lora_jax.suggest import nearest
 
@@ -55,7 +56,9 @@ class PeftFolder:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         self.path = path
-        self._file: TensorFile = TorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+        self._file: TensorFile = (
+            TorchFile(path) if path.suffix == ".bin" else SafetensorsBytes(path)
+        )
 
     def names(self) -> list[str]:
         return list(self._file.names())

@@ -2,23 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lora_jax.explicit_sharding import explicit_sharding
 from lora_jax.methods.checks import require_count
 from lora_jax.partition import split_arrays
-from lora_jax.serving import layout, pick, ways
+from lora_jax.serving import joint_training, layout, pick, tables
 from lora_jax.serving.entries import Adapter, Prepared, entries
-from lora_jax.serving.fastest_way import Product, fastest, seconds
 from lora_jax.serving.layout import Held
 from lora_jax.serving.room import require_room
-from lora_jax.serving.slots import ACTIVE, PLAIN, SLOT
+from lora_jax.serving.slots import SLOT
 from lora_jax.suggest import require_known
-from lora_jax.text_table import text_table
 from lora_jax.transform.adapt import Adapted
 from lora_jax.transform.placement import Frozen
 
@@ -26,7 +25,7 @@ from lora_jax.transform.placement import Frozen
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["base", "held"],
-    meta_fields=["forward", "capacity", "max_rank", "way"],
+    meta_fields=["forward", "capacity", "max_rank", "way", "train"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bank:
@@ -39,18 +38,23 @@ class Bank:
     parameter in full make new arrays, for which programs are compiled anew. Nothing else that is
     put, replaced or removed compiles anything.
 
-    Training changes `trainable`: `bank.with_trainable(...)` gives the bank with other arrays. With
-    way `gather`, an adapter that diverges spoils no rows but its own.
+    With `train`, adapters can be trained together: `bank.trainable` is what an optimiser changes,
+    `bank.with_trainable(...)` the bank with other numbers, and `bank.trained(slot, begun)` the
+    adapter of a slot, to be saved. Each method then keeps its own factors, and adapters are
+    computed together if their methods and ranks are the same. What methods do beside their product
+    (dropout, learning-rate ratios, preconditioners, `penalty` and `update`) is left out.
 
     Args:
       forward: any JAX function, `forward(params, *args, **kwargs)`, as for `adapt`.
-      base: its parameters; or (trainable, frozen), an adapter whose base it is, for one with
-        quantised weights.
+      base: its parameters; or, for one with quantised weights, (trainable, frozen): an adapter of
+        it that trains no parameter in full.
       capacity: how many adapters there may be. Each parameter that any adapter trains in full is
-        held as many times, and once more.
-      max_rank: the highest rank of an adapter.
+        held as many times, and once more: with all parameters, as for a fully fine-tuned model,
+        that is capacity + 1 times the model's memory.
+      max_rank: the highest rank of an adapter; of no effect with `train`.
       way: how the products of plain LoRA are computed: one of `lora_jax.serving.pick.WAYS`. By
         default, the ways are timed on this machine when a program is traced, once for each shape.
+      train: whether adapters can be trained in the bank.
     """
 
     forward: Callable[..., Any]
@@ -58,6 +62,7 @@ class Bank:
     capacity: int = 64
     max_rank: int = 32
     way: str = pick.MEASURED
+    train: bool = False
     held: Held | None = None
 
     def __post_init__(self) -> None:
@@ -74,7 +79,7 @@ class Bank:
     def prepare(self, adapter: Adapter) -> Prepared:
         """What the bank would hold of an adapter, in host memory: the work of `put` but the copy.
 
-        The bank, and every other bank of this base and `max_rank`, can put it into any slot.
+        Every bank of this base, with the same `max_rank` and `train`, can put it into any slot.
 
         Args:
           adapter: (trainable, frozen), of this base.
@@ -85,8 +90,8 @@ class Bank:
         """
         trainable, frozen = adapter
         layout.require_fit(self.base, trainable["params"], frozen.base)
-        found, placements = entries(adapter, self.max_rank), tuple(frozen.spec.adapted)
-        return Prepared(found, placements, self.base.base, self.max_rank)
+        found, placements = entries(adapter, self._rank), tuple(frozen.spec.adapted)
+        return Prepared(found, placements, self.base.base, self._rank)
 
     def put(self, slot: int, adapter: Adapter | Prepared, *, donate: bool = False) -> "Bank":
         """The bank with an adapter in a slot, in the place of what was there.
@@ -105,10 +110,14 @@ class Bank:
         ready = adapter if isinstance(adapter, Prepared) else self.prepare(adapter)
         if ready is adapter:
             layout.require_fit(self.base, ready.params, ready.base)
-            if ready.max_rank != self.max_rank:
+            if ready.max_rank != self._rank:
+                made, mine = (
+                    "train=True" if rank is None else f"max_rank={rank}"
+                    for rank in (ready.max_rank, self._rank)
+                )
                 raise ValueError(
-                    f"the adapter was prepared for max_rank={ready.max_rank}, and the bank has "
-                    f"max_rank={self.max_rank}: prepare it again"
+                    f"the adapter was prepared for {made}, and the bank has {mine}: prepare it "
+                    "again"
                 )
         require_room(self._held, ready.entries, self.capacity + 1, donate)
         base, held = layout.with_room(
@@ -124,20 +133,7 @@ class Bank:
 
     def explain(self) -> str:
         """How each adapted weight is computed, as a table."""
-        rows = []
-        for each in self.base.spec.placements:
-            if not each.adapts:
-                continue
-            kinds = dict.fromkeys(str(use) for use in each.use.uses)
-            merged = dict.fromkeys(use.merges for use in each.use.uses if use.merges)
-            own = self._held.part("constants", each.use.path)
-            methods = [
-                method.title or type(method).__name__
-                for number, method in enumerate(self._held.methods)
-                if f"{number}/{ACTIVE}" in own
-            ]
-            rows.append((each.use.path, *(", ".join(x) for x in (kinds, methods, merged))))
-        return text_table(("path", "used as", "methods", "merged for each row at"), rows)
+        return tables.explain(self.base.spec, self._held)
 
     def timings(self, rows: int, tokens: int) -> str:
         """The milliseconds of each way to compute the products of plain LoRA, as a table.
@@ -148,30 +144,7 @@ class Bank:
           rows: how many rows a batch has.
           tokens: how many tokens each row has.
         """
-        lines = []
-        for product, path in self._products(rows, tokens).items():
-            times = seconds(product, jax.default_backend())
-            way = fastest(product) if self.way == pick.MEASURED else self.way
-            each = [f"{1000 * times[name]:.3f}" if name in times else "" for name in ways.WAYS]
-            lines.append((path, f"{product.inputs} x {product.outputs}", way, *each))
-        heads = "first path", "in x out", "way", *(f"{name} ms" for name in ways.WAYS)
-        return text_table(heads, lines)
-
-    def _products(self, rows: int, tokens: int) -> dict[Product, str]:
-        """The products of plain LoRA of a batch, each with the first weight that has it."""
-        found: dict[Product, str] = {}
-        number = self._held.methods.index(PLAIN)
-        for each in self.base.spec.adapted:
-            own = self._held.part("trainable", each.use.path)
-            kinds = {use.kind for use in each.use.uses if use.merges is None}
-            for kind, (first, second) in (("product", "ab"), ("transposed product", "ba")):
-                a, b = (own.get(f"{number}/{name}") for name in (first, second))
-                if kind in kinds and a is not None and b is not None:
-                    slots, rank, inputs = a.shape[-3:]
-                    shape = rows, tokens, slots, rank, inputs, b.shape[-1]
-                    product = Product(*shape, dtype=jnp.dtype(each.use.dtype).name)
-                    found.setdefault(product, each.use.path)
-        return found
+        return tables.timings(self.base.spec, self._held, self.way, rows, tokens)
 
     # -- computing with it -------------------------------------------------------------------------
 
@@ -188,7 +161,8 @@ class Bank:
           What `forward` gives, with the rows first.
 
         Raises:
-          ValueError: an array has not one row for each id.
+          ValueError: an array has not one row for each id, or is divided over explicit axes of a
+            mesh.
         """
         ids = jnp.asarray(ids)
         if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -201,6 +175,8 @@ class Bank:
                 raise ValueError(
                     f"an input of shape {each.shape} has not the {len(ids)} rows of ids"
                 )
+
+        _require_auto((ids, *arrays, *jax.tree.leaves(self)))
 
         def row(slot: Array, inputs: list[Array]) -> Any:
             own, named = rebuild([x[None] for x in inputs])
@@ -227,24 +203,63 @@ class Bank:
             constants[path] = held.part("constants", path) | {SLOT: jnp.broadcast_to(slot, stack)}
         shared = {"0": held.part("shared trainable")}
         trainable = {"adapters": adapters, "params": {}, "shared": shared}
-        arrays = self.base.base | {path: _own(x, slot) for path, x in held.params.items()}
+        arrays = self.base.base | {path: x[slot] for path, x in held.params.items()}
         common = (held.part("shared constants"),) if adapters else ()
         frozen = Frozen(arrays, constants, spec, common)
         return functools.partial(Adapted(self.forward, ()).apply, trainable, frozen)
 
     @property
     def trainable(self) -> dict[layout.Key, Array]:
-        """What training may change: all adapters' factors, and parameters trained in full.
+        """The arrays that training changes: all adapters' factors, and parameters in full.
 
         Each array has an axis of slots, after the stacked axes of factors, and first in the others.
+
+        Raises:
+          ValueError: the bank was made without `train`.
         """
-        parts = ("trainable", "shared trainable", "params")
-        return {key: x for key, x in self._held.arrays.items() if key.part in parts}
+        self._require_train()
+        return joint_training.trainable(self._held)
 
     def with_trainable(self, trainable: dict[layout.Key, Array]) -> "Bank":
-        """The bank with these in the place of `trainable`."""
-        arrays = {**self._held.arrays, **trainable}
-        return dataclasses.replace(self, held=dataclasses.replace(self._held, arrays=arrays))
+        """The bank with the numbers of an array like `trainable`, where its adapters train them.
+
+        All others stay, bit by bit, and get no gradient: those of slot 0, of slots without an
+        adapter, and in each slot what its adapter does not train. An optimiser may change them
+        (weight decay does); here that is left out.
+
+        Raises:
+          ValueError: the bank was made without `train`.
+        """
+        self._require_train()
+        held = joint_training.with_trainable(self._held, trainable)
+        return dataclasses.replace(self, held=held)
+
+    def trained(self, slot: int, begun: Adapter) -> Adapter:
+        """The adapter of a slot with what training has made of it, (trainable, frozen).
+
+        Args:
+          slot: where it is.
+          begun: the adapter that was put there. Its frozen half is given back as it is.
+
+        Raises:
+          ValueError: there is no such slot, or another adapter is in it; the bank was made without
+            `train`.
+        """
+        self._require_train()
+        self._require_slot(slot)
+        return joint_training.trained(self._held, slot, begun)
+
+    @property
+    def _rank(self) -> int | None:
+        """The rank that factors are filled up to."""
+        return None if self.train else self.max_rank
+
+    def _require_train(self) -> None:
+        if not self.train:
+            raise ValueError(
+                "this bank cannot be trained, as it holds methods as plain LoRA: make it with "
+                "train=True"
+            )
 
     @property
     def _held(self) -> Held:
@@ -257,10 +272,13 @@ class Bank:
                              f"{self.capacity}, and slot 0 is the base")  # fmt: skip
 
 
-def _own(params: Array, slot: Array) -> Array:
-    """A parameter of one slot; that of the base is frozen."""
-    mine = params[slot]
-    return jnp.where(slot == 0, jax.lax.stop_gradient(mine), mine)
+def _require_auto(arrays: Iterable[Any]) -> None:
+    """Refuse what JAX cannot divide by itself: each row picks its adapter, in a gather."""
+    if any(explicit_sharding(x) is not None for x in arrays):
+        raise ValueError(
+            "a bank cannot compute with arrays that are divided over a mesh of AxisType.Explicit: "
+            "make the mesh with AxisType.Auto, as lj.make_mesh does"
+        )
 
 
 def _alone(y: Array) -> Array:

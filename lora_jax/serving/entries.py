@@ -13,16 +13,17 @@ from lora_jax.adapters.remade_constants import KEY
 from lora_jax.compiled.by_numpy import ByNumpy
 from lora_jax.files.arrays import to_host
 from lora_jax.methods.lowrank import LowRank
-from lora_jax.serving.slots import ACTIVE, PLAIN
+from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, Method
 from lora_jax.transform import jaxprs
 from lora_jax.transform.adapted_weight import Shared, over_stack, with_shared
 from lora_jax.transform.placement import Frozen, Placement, Trainable, base_of, group_of
-from lora_jax.variant import Base, Factors, Variant
+from lora_jax.variant import Base, Factors
 
 Adapter = tuple[Trainable, Frozen]
 """What `init` gave, trained; or what `load_adapter` or `load_peft` gave."""
-OF_TRAINING = ("keep", "ratio", "damping", "mask", ACTIVE, KEY)
+OF_TRAINING = ("keep", "ratio", "damping", ACTIVE, KEY)
 """Constants that only training reads, or that are applied here."""
+MASK = "mask"
 ROWS = ("a", "b", "c", "d", "a0", "b0")
 """Factors of `LowRank` methods with one row for each rank."""
 
@@ -32,10 +33,10 @@ class Name(NamedTuple):
 
     part: str
     """`trainable` or `constants` of a weight, `shared trainable` or `shared constants` of a method,
-    or `params`."""
+    `params`, or `trains`: whether a slot has a parameter of its own."""
     path: str
     """Of the weight or parameter; empty for what is shared."""
-    method: Variant | None
+    method: Method | None
     name: str
     depth: int
     """How many stacked axes come before that of the slots."""
@@ -49,8 +50,8 @@ class Prepared:
     placements: tuple[Placement, ...]
     base: Mapping[str, Any]
     """The parameters of the bank's base, which the adapter is of."""
-    max_rank: int
-    """The rank that the factors are filled up to."""
+    max_rank: int | None
+    """The rank that the factors are filled up to; None for a bank that trains."""
 
     @property
     def params(self) -> dict[str, np.ndarray]:
@@ -63,8 +64,12 @@ class Prepared:
         return sum(x.nbytes for x in self.entries.values())
 
 
-def entries(adapter: Adapter, max_rank: int) -> dict[Name, np.ndarray]:
+def entries(adapter: Adapter, max_rank: int | None) -> dict[Name, np.ndarray]:
     """The arrays of an adapter. Nothing is compiled.
+
+    Args:
+      max_rank: the rank that factors are filled up to, as plain LoRA where a method equals it. None
+        leaves each method its own factors, which train.
 
     Raises:
       ValueError: a rank is above `max_rank`, or a number is not finite. The message names the
@@ -76,11 +81,14 @@ def entries(adapter: Adapter, max_rank: int) -> dict[Name, np.ndarray]:
         path, depth = each.use.path, len(each.use.stack)
         method, own = _entry(each, trainable, frozen, shared[each.variant], max_rank)
         found |= {Name(part, path, method, n, depth): x for part, n, x in _parts(own)}
-        if method != PLAIN:
-            common = _served(jax.tree.map(to_host, shared[each.variant]))
+        if method != PLAIN_METHOD:
+            common = jax.tree.map(to_host, shared[each.variant])
+            common = common._replace(constants=_served(common.constants))
             found |= {Name(f"shared {part}", "", method, n, 0): x for part, n, x in _parts(common)}
     params = trainable["params"].items()
-    found |= {Name("params", path, None, "", 0): to_host(x) for path, x in params}
+    for path, x in params:
+        found[Name("params", path, None, "", 0)] = to_host(x)
+        found[Name("trains", path, None, "", 0)] = np.ones((), bool)
     dtypes = {each.use.path: each.use.dtype for each in frozen.spec.adapted}
     for name, x in found.items():
         _require_finite(name, x, dtypes.get(name.path))
@@ -92,7 +100,7 @@ def _require_finite(name: Name, x: np.ndarray, dtype: Any) -> None:
 
     Plain LoRA is multiplied in the dtype of the weight, in which its factors must be finite.
     """
-    if name.method == PLAIN and jnp.issubdtype(dtype, jnp.floating):
+    if name.method == PLAIN_METHOD and jnp.issubdtype(dtype, jnp.floating):
         with np.errstate(over="ignore"):
             x = x.astype(dtype)
     if jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all():
@@ -109,34 +117,36 @@ def _parts(factors: Factors) -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def _entry(
-    placement: Placement, trainable: Trainable, frozen: Frozen, shared: Shared, max_rank: int
-) -> tuple[Variant, Factors]:
+    placement: Placement, trainable: Trainable, frozen: Frozen, shared: Shared, max_rank: int | None
+) -> tuple[Method, Factors]:
     """The method of a weight and its factors, with the constant `active` for each matrix."""
     path, variant = placement.use.path, group_of(placement)
     factors = Factors(trainable["adapters"][path], frozen.constants[path])
     stack = placement.use.stack_shape
     active = np.broadcast_to(to_host(factors.constants.get(ACTIVE, np.True_)), stack)
     present: dict[str, Any] = {ACTIVE: active}
-    both = _as_lora(placement, frozen.base[path], factors, shared)
-    if both is not None and both[0].shape[-2] <= max_rank:
-        a, b = (_rows(_where(active, x), max_rank, path) for x in both)
-        own: dict[str, Any] = {"a": a, "b": b}
-        return PLAIN, Factors(own, present)
-    mine = jax.tree.map(to_host, factors)
+    if max_rank is not None:
+        both = _as_lora(placement, frozen.base[path], factors, shared)
+        if both is not None and both[0].shape[-2] <= max_rank:
+            a, b = (_rows(_where(active, x), max_rank, path) for x in both)
+            plain: dict[str, Any] = {"a": a, "b": b}
+            return PLAIN_METHOD, Factors(plain, present)
+    mine, method = jax.tree.map(to_host, factors), Method(variant)
+    parts: list[dict[str, Any]] = [dict(mine.trainable), _served(mine.constants)]
     if isinstance(variant, LowRank):
-        mask = mine.constants.get("mask", np.ones(1))[..., None]
-        padded: Any = (
-            {n: _rows(x * mask, max_rank, path) if n in ROWS else x for n, x in part.items()}
-            for part in mine
-        )
-        variant, mine = _as_served(variant, max_rank), Factors(*padded)
-    served = _served(mine)
-    return variant, served._replace(constants=served.constants | present)
+        if max_rank is not None:
+            mask = parts[1].pop(MASK, np.ones(1))[..., None]
+            parts = [
+                {n: _rows(x * mask, max_rank, path) if n in ROWS else x for n, x in part.items()}
+                for part in parts
+            ]
+        rows = {n: x.shape[-2] if n in ROWS else 0 for part in parts for n, x in part.items()}
+        method = Method(_as_served(variant, max_rank or variant.rank), tuple(sorted(rows.items())))
+    return method, Factors(parts[0], parts[1] | present)
 
 
-def _served(factors: Factors) -> Factors:
-    constants = {n: x for n, x in factors.constants.items() if n not in OF_TRAINING}
-    return Factors(dict(factors.trainable), constants)
+def _served(constants: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: x for n, x in constants.items() if n not in OF_TRAINING}
 
 
 def _as_served(variant: LowRank, rank: int) -> LowRank:

@@ -13,9 +13,8 @@ from jax import Array
 from lora_jax.files.arrays import to_host
 from lora_jax.partition import flatten, is_array
 from lora_jax.serving.entries import Name
-from lora_jax.serving.slots import ACTIVE, PLAIN, Slots
+from lora_jax.serving.slots import ACTIVE, PLAIN_METHOD, Method, Slots
 from lora_jax.transform.placement import AdaptedSpec, Frozen, Placement, Unadapted
-from lora_jax.variant import Variant
 
 
 class Key(NamedTuple):
@@ -35,7 +34,7 @@ class Key(NamedTuple):
 class Held:
     """The adapters of a bank. Each array has an axis of slots, after a weight's stacked axes."""
 
-    methods: tuple[Variant, ...] = (PLAIN,)
+    methods: tuple[Method, ...] = (PLAIN_METHOD,)
     arrays: dict[Key, Array] = dataclasses.field(default_factory=dict)
 
     def part(self, part: str, path: str = "") -> dict[str, Array]:
@@ -52,16 +51,26 @@ class Held:
 
 
 def base_alone(base: Any) -> Frozen:
-    """The base of a bank, without any adapter, from a tree of parameters or an adapter on it."""
+    """The base of a bank, without any adapter, from a tree of parameters or an adapter on it.
+
+    Raises:
+      ValueError: the adapter trains a parameter in full, so that the base's own is not known.
+    """
     if isinstance(base, tuple) and len(base) == 2 and isinstance(base[1], Frozen):
         trainable, frozen = base
+        if trainable["params"]:
+            raise ValueError(
+                f"the base is that of an adapter which trains '{next(iter(trainable['params']))}' "
+                "in full, and does not keep the base's own: give the parameters, or, of a "
+                "quantised base, an adapter that trains no parameter in full"
+            )
         stored = tuple(
             dataclasses.replace(each, variant=Unadapted(), layers=Unadapted(), bias=None)
             for each in frozen.spec.placements
             if each.storage is not None
         )
         spec = dataclasses.replace(frozen.spec, placements=stored)
-        return Frozen({**frozen.base, **trainable["params"]}, {}, spec)
+        return Frozen(dict(frozen.base), {}, spec)
     leaves, treedef = flatten(base)
     arrays = {path: x for path, x in leaves.items() if is_array(x)}
     settings = tuple((path, x) for path, x in leaves.items() if not is_array(x))
@@ -124,15 +133,26 @@ def with_room(
     for name, x in found.items():
         if (key := key_of(name, methods)) not in arrays:
             arrays[key] = _spread(_blank(base, name, x), slots, key.depth)
-    return _with_placements(base, placements, Slots(methods, way)), Held(methods, arrays)
+        elif x.shape != (there := _without(arrays[key].shape, key.depth)):
+            what = " of ".join(filter(None, (f"'{name.name}'", name.path)))
+            raise ValueError(
+                f"{what} is {list(x.shape)}, and {list(there)} in other adapters of its method: "
+                "they need a bank of their own"
+            )
+    variants = tuple(method.variant for method in methods)
+    return _with_placements(base, placements, Slots(variants, way)), Held(methods, arrays)
 
 
-def methods_with(held: Held, found: Mapping[Name, np.ndarray]) -> tuple[Variant, ...]:
+def methods_with(held: Held, found: Mapping[Name, np.ndarray]) -> tuple[Method, ...]:
     """The methods of a bank once it has an adapter, those that it has already first."""
     return tuple(dict.fromkeys((*held.methods, *(n.method for n in found if n.method))))
 
 
-def key_of(name: Name, methods: tuple[Variant, ...]) -> Key:
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def key_of(name: Name, methods: tuple[Method, ...]) -> Key:
     number = -1 if name.method is None else methods.index(name.method)
     return Key(name.part, name.path, number, name.name, name.depth)
 
@@ -145,7 +165,8 @@ def _blank(base: Frozen, name: Name, x: np.ndarray) -> np.ndarray:
     """
     if name.part == "params":
         return to_host(base.base[name.path])
-    return np.zeros_like(x) if name.method == PLAIN or name.name == ACTIVE else x
+    never = name.method == PLAIN_METHOD or name.name == ACTIVE or name.part == "trains"
+    return np.zeros_like(x) if never else x
 
 
 def _spread(x: np.ndarray, slots: int, axis: int) -> Array:
@@ -177,7 +198,7 @@ def written(held: Held, slot: int, found: Mapping[Name, np.ndarray], donate: boo
 
 
 def _value(mine: np.ndarray | None, array: Array, axis: int) -> np.ndarray:
-    shape = (*array.shape[:axis], *array.shape[axis + 1 :])
+    shape = _without(array.shape, axis)
     return np.zeros(shape, array.dtype) if mine is None else mine.astype(array.dtype, copy=False)
 
 

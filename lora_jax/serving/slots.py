@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,18 @@ class PlainLora(Variant):
 
 
 PLAIN = PlainLora()
+
+
+class Method(NamedTuple):
+    """What adapters have in common that are computed together."""
+
+    variant: Variant
+    factors: tuple[tuple[str, int], ...] = ()
+    """With a rank: the names of the factors, and the rows of each. Not all adapters of a method
+    have the same (PiSSA's have a start that is subtracted)."""
+
+
+PLAIN_METHOD = Method(PLAIN)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,14 +61,15 @@ def test_a_report_of_smoke_runs_names_their_size(mixed, tmp_path):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("task=cola,row=dora", "--argument=task=cola,row=dora: .*; give --rows=dora"),
+        ("source=tsv,row=dora", "--argument=source=tsv,row=dora: give --rows=dora"),
+        ("task=cola", "--argument=task=cola: give --columns=cola in place of task"),
         ("seed=3", "--argument=seed=3: the study's STUDY says which seeds"),
     ],
 )
 def test_tuning_takes_no_argument_that_it_would_ignore(argument, said):
     with pytest.raises(ValueError, match=said):
         tune._check_argument(argument)
-    tune._check_argument("task=cola,source=tsv,folder=row")
+    tune._check_argument("size=smoke,source=tsv,folder=row")
     tune._check_argument("")
 
 

@@ -38,6 +38,9 @@ def program():
     return together
 
 
+TOGETHER = program()
+
+
 def alone(sampling, logits, index):
     if sampling.temperature == 0:
         return int(jnp.argmax(logits))
@@ -60,6 +63,19 @@ def test_each_is_what_its_own_settings_draw(few, wide, monkeypatch):
         for samplings in (*SAME, *MIXED):
             expected = [alone(*each) for each in zip(samplings, logits, index, strict=True)]
             assert together(samplings, logits, index) == expected, samplings
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 50, 1024, 1025, 2000, 5000])
+def test_large_vocabularies(top_k):
+    """More tokens than are looked at first, of which any number may be drawn."""
+    random, texts = np.random.default_rng(0), 48
+    logits = jnp.asarray(random.standard_normal((texts, 3000)), jnp.float32)
+    index = jnp.arange(texts, dtype=jnp.int32)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(i), i))(index)
+    for top_p in (0.1, 0.9, 0.99, 1):
+        samplings = [Sampling(1.5, top_p, top_k, seed) for seed in range(texts)]
+        expected = draw(keys, logits, 1.5, top_p if top_p < 1 else None, top_k or None)
+        assert TOGETHER(samplings, logits, index) == expected.tolist(), top_p
 
 
 def test_what_is_no_number_is_no_token():

@@ -221,9 +221,11 @@ def test_an_adapter_that_is_no_number_ends_its_own_text_alone(served, started):
     scheduler, bank = started(lanes=2), served.bank.put(4, served.adapters[0])
     broken = {
         key: x.at[(slice(None),) * key.depth + (4,)].set(jnp.nan)
-        for key, x in bank.trainable.items()
+        for key, x in bank.held.arrays.items()
+        if key.part == "trainable"
     }
-    scheduler.bank = bank.with_trainable(broken)
+    held = dataclasses.replace(bank.held, arrays=bank.held.arrays | broken)
+    scheduler.bank = dataclasses.replace(bank, held=held)
     asked = [Request(slot, [1, 2], 4) for slot in (4, 1, 4, 4)]
     found = finished(scheduler, *asked)
     assert found == [([], "error"), alone(served, asked[1], {}), ([], "error"), ([], "error")]

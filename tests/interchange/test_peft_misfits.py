@@ -176,7 +176,7 @@ def test_a_name_twice_in_one_header(tmp_path):
     content = len(header).to_bytes(8, "little") + header + bytes(64)
     (tmp_path / "adapter_config.json").write_text(json.dumps(LORA))
     (tmp_path / "adapter_model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"safetensors: its header .* 'up.lora_A.weight' twice"):
+    with pytest.raises(ValueError, match=r"safetensors .*: its header .* 'up.lora_A.weight' twice"):
         lj.load_peft(tmp_path, variants.from_peft, NAMES, forward, PARAMS, X)
 
 

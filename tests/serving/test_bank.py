@@ -7,36 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bank_model import (
+    SHAPES,
+    STACK,
+    assert_rows_are_those_alone,
+    drawn,
+    filled,
+    forward,
+    inputs,
+    merged,
+    same_base,
+    trained,
+)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lora_jax as lj
 import variants
 from lora_jax.serving import pick
-
-SHAPES = {"table": (11, 8), "layers": {"kernel": (2, 8, 8), "bias": (2, 8)}, "head": (8, 4)}
-STACK = "layers/kernel"
-
-
-def forward(params, tokens, scale):
-    """A table, a scan over stacked layers, and two heads: one tied to the table."""
-
-    def layer(x, each):
-        return jnp.tanh(x @ each["kernel"] + each["bias"][None, None]), None
-
-    x, _ = jax.lax.scan(layer, params["table"][tokens], params["layers"])
-    pooled = x.mean(1) * scale[:, None]
-    return {"classes": pooled @ params["head"], "tokens": pooled @ params["table"].T}
-
-
-def drawn(shapes, seed=0):
-    random = np.random.default_rng(seed)
-    draw = lambda shape: jnp.asarray(random.standard_normal(shape))  # noqa: E731
-    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
-
-
-def inputs(rows, seed=1):
-    random = np.random.default_rng(seed)
-    return jnp.asarray(random.integers(0, 11, (rows, 3))), jnp.asarray(random.random(rows))
 
 
 @pytest.fixture(scope="module")
@@ -45,54 +32,10 @@ def params():
         return drawn(SHAPES)
 
 
-def trained(params, variant, targets, seed=0, **options):
-    """An adapter whose factors are not those that it starts with."""
-    adapted = lj.adapt(forward, variant, targets, **options)
-    trainable, frozen = jax.jit(adapted.init)(jax.random.key(seed), params, *inputs(1))
-    moved = jax.tree.map(lambda x: 0.3 * x, drawn(jax.tree.map(jnp.shape, trainable), seed + 1))
-    trainable = jax.tree.map(jnp.add, trainable, moved)
-    return adapted, (trainable, dataclasses.replace(frozen, base=_same(frozen.base, params)))
-
-
-def _same(base, params):
-    """The base with the params' own arrays in it: what `init` gives under `jit` are copies."""
-    own = {"table": params["table"], "head": params["head"]}
-    own |= {f"layers/{name}": x for name, x in params["layers"].items()}
-    return {path: own.get(path, x) if not isinstance(x, dict) else x for path, x in base.items()}
-
-
-@jax.jit
-def alone(params, tokens, scale):
-    """Each row of a batch by itself, with parameters of its own."""
-    return jax.vmap(lambda *x: forward(x[0], *(each[None] for each in x[1:])))(
-        params, tokens, scale
-    )
-
-
-def filled(params, found, **options):
-    bank = lj.Bank(forward, params, **{"capacity": len(found), "max_rank": 8, **options})
-    for slot, (_, adapter) in enumerate(found, 1):
-        bank = bank.put(slot, adapter)
-    return bank
-
-
-def merged(found):
-    return [jax.jit(adapted.merge)(*adapter) for adapted, adapter in found]
-
-
-def assert_rows_are_those_alone(bank, each, rows):
-    """Outputs of a bank against those of the merged parameters of each slot."""
-    batch = inputs(len(rows))
-    outputs = jax.jit(type(bank).apply)(bank, jnp.asarray(rows), *batch)
-    own = jax.tree.map(lambda *x: jnp.stack(x), *(each[slot] for slot in rows))
-    expected = jax.tree.map(lambda x: x[:, 0], alone(own, *batch))
-    chex.assert_trees_all_close(outputs, expected, atol=1e-10, rtol=1e-10)
-
-
 @pytest.fixture(scope="module")
 def mixed(params):
     """Adapters of other ranks, scales, targets and layers, one with a head of its own."""
-    lora = variants.make("lora", rank=2)
+    lora, dora = variants.make("lora", rank=2), variants.make("dora", rank=2)
     with jax.enable_x64(True):
         return [
             trained(params, lora, STACK, 1),
@@ -101,8 +44,10 @@ def mixed(params):
             ),
             trained(params, variants.make("pissa", rank=2), ["table", "head"], 3),
             trained(params, None, {lj.layers(STACK, 1): variants.make("lora", rank=1)}, 4),
-            trained(params, variants.make("dora", rank=2), "all-linear", 5),
-            trained(params, variants.make("dora", rank=3), ["head", "table"], 6),
+            trained(params, dora, "all-linear", 5),
+            trained(
+                params, dataclasses.replace(dora, initialization="pissa"), ["head", "table"], 6
+            ),
             trained(params, variants.make("ia3", biases=True), STACK, 7),
             trained(params, None, {lj.layers(STACK, 0): variants.make("hira", rank=2)}, 8),
         ]
@@ -150,6 +95,11 @@ class TestRows:
         assert_rows_are_those_alone(bank, each, [2, 0, 2])
         with pytest.raises(ValueError, match="of a base with another 'layers/kernel': quantised"):
             lj.Bank(forward, params).put(1, adapter)
+        with_head = trained(params, lora, STACK, 1, quantize=quantize, also_train="head")
+        bank = bank.put(1, with_head[1])  # beside one that keeps the base's
+        assert_rows_are_those_alone(bank, [each[0], *merged([with_head]), each[2]], [2, 0, 1])
+        with pytest.raises(ValueError, match=r"adapter which trains 'head' in full, .* give the"):
+            lj.Bank(forward, with_head[1])
 
     def test_on_a_mesh(self, mixed, params):
         """Weights and rows divided over devices: the same outputs."""
@@ -158,7 +108,10 @@ class TestRows:
         on = lambda spec: lambda x: jax.device_put(np.asarray(x), NamedSharding(mesh, spec))  # noqa: E731
         divided = jax.tree.map(lambda x: on(P(*[None] * (x.ndim - 1), "model"))(x), params)
         moved = [
-            (adapted, (trainable, dataclasses.replace(frozen, base=_same(frozen.base, divided))))
+            (
+                adapted,
+                (trainable, dataclasses.replace(frozen, base=same_base(frozen.base, divided))),
+            )
             for adapted, (trainable, frozen) in each
         ]
         ids, batch = jnp.asarray([0, 1, 2, 2, 1, 0, 1, 2]), inputs(8)
@@ -167,37 +120,19 @@ class TestRows:
         got = apply(filled(divided, moved), *map(on(P("data")), (ids, *batch)))
         chex.assert_trees_all_close(got, expected, atol=1e-12)
 
+    def test_explicit_axes_are_refused(self, mixed, params):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+        on = NamedSharding(mesh, P("data"))
+        ids, *batch = (jax.device_put(np.asarray(x), on) for x in (jnp.arange(4), *inputs(4)))
+        with pytest.raises(
+            ValueError, match=r"AxisType\.Explicit: make the mesh with AxisType\.Auto"
+        ):
+            filled(params, mixed[:1]).apply(ids, *batch)
+
     def test_what_is_no_slot_is_no_number(self, mixed, params):
         outputs = filled(params, mixed[:1]).apply(jnp.array([1, -1, 2]), *inputs(3))
         finite = jax.tree.map(lambda x: np.isfinite(x).all(axis=1).tolist(), outputs)
         assert finite == {"classes": [True, False, False], "tokens": [True, False, False]}
-
-    def test_gradients_are_those_of_each_adapter(self, mixed, params):
-        """Of two rows with one adapter, a sum; none reaches the base's slot."""
-        some = [mixed[0], mixed[1], mixed[4]]
-        bank, rows, batch = filled(params, some), [1, 0, 2, 1], inputs(4)
-
-        @jax.grad
-        def slopes(trainable):
-            outputs = bank.with_trainable(trainable).apply(jnp.asarray(rows), *batch)
-            return (outputs["classes"] ** 2).sum()
-
-        found = slopes(bank.trainable)
-        for key, each in found.items():
-            at = jnp.moveaxis(each, key.depth, 0)
-            assert not at[jnp.asarray([0, 3])].any(), key
-        adapted, (trainable, frozen) = mixed[0]
-
-        def loss(adapters):
-            one = [x[jnp.asarray([0, 3])] for x in batch]
-            outputs = adapted.apply({**trainable, "adapters": adapters}, frozen, *one)
-            return (outputs["classes"] ** 2).sum()
-
-        wanted = jax.grad(loss)(trainable["adapters"])[STACK]
-        own = {k.name: x[:, 1, :2] for k, x in found.items() if k.path == STACK and k.method == 0}
-        scale = frozen.constants[STACK]["scale"][:, None, None]
-        np.testing.assert_allclose(own["a"], wanted["a"], rtol=1e-9)
-        np.testing.assert_allclose(own["b"] * scale, wanted["b"], rtol=1e-9)
 
 
 def test_what_is_put_and_removed_compiles_nothing(compilations):

@@ -325,7 +325,7 @@ def test_adapters_come_and_go_by_name(url, truth):
     broken.mkdir()
     (broken / "adapter.safetensors").write_bytes(b"no adapter")
     status, body, _ = admin(url, "broken", "load")
-    assert status == 409 and "is damaged" in body["error"]["message"]
+    assert status == 409 and "is corrupt or truncated" in body["error"]["message"]
     held = [each for each in names().values() if each]
     assert http_client.counts(url)["resident_adapters"] == len(held) - 1  # the base is listed, too
 

@@ -1,0 +1,197 @@
+"""Adapters that train together in a bank: each as it would alone, and nothing else."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bank_model import SHAPES, STACK, drawn, filled, inputs, trained
+from tied_method import Tied
+
+import lora_jax as lj
+import variants
+
+pytestmark = pytest.mark.usefixtures("x64")
+SMALL = {"rank": 2, "target_rank": 1, "frequencies": 5}
+
+
+def two_layers(params, x):
+    return jnp.tanh(x @ params["up"]) @ params["head"]
+
+
+def every_adapter(params, x):
+    """Of all methods that need no data (with data they make the same factors), and of some pairs
+    that differ in what a method's adapters may differ in."""
+    lora, dora = variants.make("lora", rank=2, alpha=1.0), variants.make("dora", rank=2)
+    cases = [(variants.make("lora", rank=3), {}), (lora, {"also_train": "head"}), (Tied(), {})]
+    cases += [(dataclasses.replace(dora, initialization="pissa"), {})]
+    cases += [(dataclasses.replace(lora, rank=1, max_rank=2), {})]
+    for name in variants.names():
+        usual = variants.make(name)
+        own = {field: size for field, size in SMALL.items() if hasattr(usual, field)}
+        if usual.adapts and not usual.needs:
+            cases.append((variants.make(name, **own), {}))
+    for seed, (variant, options) in enumerate(cases):
+        adapted = lj.adapt(two_layers, variant, "up", **options)
+        trainable, frozen = adapted.init(jax.random.key(seed), params, x[:1])
+        moved = jax.tree.map(lambda x: 0.3 * x, drawn(jax.tree.map(jnp.shape, trainable), seed))
+        yield adapted, (jax.tree.map(jnp.add, trainable, moved), frozen)
+
+
+class World:
+    """A bank of all adapters and an empty slot, and what one step of AdamW makes of it."""
+
+    def __init__(self):
+        self.params, self.x = (drawn(x) for x in ({"up": (4, 6), "head": (6, 3)}, (64, 4)))
+        self.found = list(every_adapter(self.params, self.x))
+        self.empty = len(self.found) + 1
+        self.bank = lj.Bank(two_layers, self.params, self.empty, train=True)
+        with jax.disable_jit():  # each put has new arrays, for which programs would be compiled
+            for slot, (_, adapter) in enumerate(self.found, 1):
+                self.bank = self.bank.put(slot, adapter)
+        self.ids = jnp.arange(self.empty + 1)
+        self.x, tx = self.x[: len(self.ids)], optax.adamw(1e-2, weight_decay=0.1)
+
+        @jax.jit
+        @jax.grad
+        def slopes(trainable):
+            return (self.bank.with_trainable(trainable).apply(self.ids, self.x) ** 2).sum()
+
+        self.apply = jax.jit(lj.Bank.apply)
+        self.slopes = slopes(self.bank.trainable)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, _ = tx.update(self.slopes, tx.init(self.bank.trainable), self.bank.trainable)
+        self.updated = optax.apply_updates(self.bank.trainable, updates)
+        self.stepped = self.bank.with_trainable(self.updated)
+
+
+@pytest.fixture(scope="module")
+def world():
+    with jax.enable_x64(True):
+        return World()
+
+
+def with_arrays(bank, arrays):
+    held = dataclasses.replace(bank.held, arrays=bank.held.arrays | arrays)
+    return dataclasses.replace(bank, held=held)
+
+
+def test_each_has_the_slopes_that_it_has_alone(world):
+    for slot, (adapted, adapter) in enumerate(world.found, 1):
+        trainable, frozen = adapter
+        chex.assert_trees_all_equal(world.bank.trained(slot, adapter)[0], trainable)
+
+        def loss(own, adapted=adapted, frozen=frozen, slot=slot):
+            return (adapted.apply(own, frozen, world.x[slot : slot + 1]) ** 2).sum()
+
+        wanted = jax.jit(jax.grad(loss))(trainable)
+        found, _ = with_arrays(world.bank, world.slopes).trained(slot, adapter)
+        chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def how_many(differ, one, other):
+    return sum(
+        int(differ(x, y).sum()) for x, y in zip(*map(jax.tree.leaves, (one, other)), strict=True)
+    )
+
+
+def test_a_step_changes_what_adapters_train_and_nothing_else(world):
+    """Weight decay changes the arrays of all slots; of them, the bank takes what trains."""
+    changed = with_slope = 0
+    for slot, (_, adapter) in enumerate(world.found, 1):
+        stepped, _ = world.stepped.trained(slot, adapter)
+        chex.assert_trees_all_equal(
+            stepped, with_arrays(world.bank, world.updated).trained(slot, adapter)[0]
+        )
+        slopes, _ = with_arrays(world.bank, world.slopes).trained(slot, adapter)
+        changed += how_many(np.not_equal, stepped, adapter[0])
+        with_slope += how_many(np.not_equal, slopes, jax.tree.map(jnp.zeros_like, slopes))
+    before, after = world.bank.trainable, world.stepped.trainable
+    assert how_many(np.not_equal, before, after) == changed > 0
+    zeros = jax.tree.map(jnp.zeros_like, world.slopes)
+    assert how_many(np.not_equal, world.slopes, zeros) == with_slope > 0
+    assert how_many(np.not_equal, before, world.updated) > changed
+
+
+def test_a_slot_that_is_emptied_is_the_base(world):
+    bank = world.stepped
+    with jax.disable_jit():
+        bank = bank.remove(1)
+    rows, bare = world.apply(bank, world.ids, world.x), [0, 1, world.empty]
+    expected = two_layers(world.params, world.x)
+    np.testing.assert_allclose(rows[jnp.asarray(bare)], expected[jnp.asarray(bare)], rtol=1e-12)
+
+
+def test_another_adapter_than_that_of_the_slot_is_refused(world):
+    (_, first), (_, second) = world.found[:2]
+    for slot, adapter in ((1, second), (world.empty, first)):
+        with pytest.raises(
+            ValueError, match=rf"slot {slot} has not this adapter on '(up|head)': give"
+        ):
+            world.bank.trained(slot, adapter)
+    trainable, frozen = first
+    rescaled = {"up": {**frozen.constants["up"], "scale": jnp.asarray(3.0)}}
+    with pytest.raises(ValueError, match="slot 1 has not this adapter on 'up'"):
+        world.bank.trained(1, (trainable, dataclasses.replace(frozen, constants=rescaled)))
+
+
+def test_a_trained_adapter_is_saved(world, tmp_path):
+    adapted, adapter = world.found[1]
+    trainable, frozen = world.stepped.trained(2, adapter)
+    lj.save_adapter(tmp_path, trainable, frozen)
+    again, frozen, _ = lj.load_adapter(tmp_path, *adapter)
+    wanted = world.apply(world.stepped, world.ids, world.x)[2:3]
+    np.testing.assert_allclose(adapted.apply(again, frozen, world.x[2:3]), wanted, rtol=1e-10)
+
+
+def test_a_bank_that_serves_cannot_be_trained(world):
+    bank = lj.Bank(two_layers, world.params, 2)
+    with pytest.raises(ValueError, match="make it with train=True"):
+        bank.trainable  # noqa: B018
+    prepared = world.bank.prepare(world.found[0][1])
+    with pytest.raises(ValueError, match="prepared for train=True, and the bank has max_rank=32"):
+        bank.put(1, prepared)
+
+
+def test_layers_of_one_stack():
+    """A layer without an adapter does not train, nor does another adapter's parameter."""
+    params, lora = drawn(SHAPES), variants.make("lora", rank=2)
+    found = [
+        trained(params, None, {lj.layers(STACK, 1): lora}, 1),
+        trained(params, lora, [STACK, "table"], 2, also_train="layers/bias"),
+    ]
+    bank = filled(params, found, train=True)
+    ids, batch = jnp.asarray([0, 1, 2, 1]), inputs(4)
+
+    @jax.jit
+    @jax.grad
+    def slopes(arrays):
+        outputs = bank.with_trainable(arrays).apply(ids, *batch)
+        return sum((x**2).sum() for x in outputs.values())
+
+    got = slopes(bank.trainable)
+    moved = bank.with_trainable(jax.tree.map(lambda x: x + 1, bank.trainable)).trainable
+    changed = {
+        "layers/bias": np.zeros(3, bool),
+        "table": np.zeros(3, bool),
+        STACK: np.zeros((2, 3), bool),
+    }
+    for key, before in bank.trainable.items():
+        places = np.not_equal(moved[key], before).reshape(*changed[key.path].shape, -1)
+        assert (places.all(-1) == places.any(-1)).all()
+        changed[key.path] |= places.all(-1)
+        assert not np.any(got[key].reshape(places.shape)[~places.all(-1)])
+    assert changed["layers/bias"].tolist() == changed["table"].tolist() == [0, 0, 1]
+    assert changed[STACK].tolist() == [[0, 0, 1], [0, 1, 1]]
+    adapted, (trainable, frozen) = found[0]
+
+    def loss(own):
+        outputs = adapted.apply(own, frozen, *(x[jnp.asarray([1, 3])] for x in batch))
+        return sum((x**2).sum() for x in outputs.values())
+
+    wanted = jax.jit(jax.grad(loss))(trainable)["adapters"][STACK]
+    own, _ = with_arrays(bank, got).trained(1, found[0][1])
+    chex.assert_trees_all_close(own["adapters"][STACK], wanted, rtol=1e-9)
