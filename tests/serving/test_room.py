@@ -16,7 +16,8 @@ def test_what_is_new_needs_memory_for_every_slot(monkeypatch, donate):
     whole = stored.begun(also_train="down/kernel")
     made = bank.put(1, plain)
     before, after = (_nbytes(each) for each in (made, made.put(2, whole)))
-    assert after - before == 4 * 6 * 3 * 4  # slots, the parameter's shape, bytes of a number
+    of_slot = 6 * 3 * 4 + 1  # the parameter's shape, bytes of a number, and whether it trains
+    assert after - before == 4 * of_slot
     needed = after - before if donate else 2 * after - before
     monkeypatch.setattr(room, "available", lambda: needed - 1)
     with pytest.raises(NoMemoryError, match=r"trains 'down/kernel', .* 4 copies .* take 0\.0 MiB"):
