@@ -20,6 +20,8 @@ from experiments.figures.style import (
 COLUMNS = 3
 WIDTH = 5.0
 """Of the figure, in inches."""
+BESIDE = 1.3
+"""The factor by which the axis goes on beyond the first and the last x."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +40,15 @@ def draw(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figu
       axis, scores: the labels of the two axes, with their units.
     """
     columns = min(COLUMNS, len(curves))
+    tried = [x for curve in curves for x in _xy(curve)[0]]
     lines = -(-len(curves) // columns)
     figure = Figure(figsize=(WIDTH, 0.9 + 1.25 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(curves) :]:
         axes.set_visible(False)
     for number, (axes, curve) in enumerate(zip(grid.flat, curves, strict=False)):
+        axes.set_xscale("log")
+        axes.set_xlim(min(tried) / BESIDE, max(tried) * BESIDE)
         for other in curves:
             if other is not curve:
                 x, y = _xy(other)
@@ -51,7 +56,6 @@ def draw(curves: Sequence[Curve], *, title: str, axis: str, scores: str) -> Figu
         _draw(axes, curve)
         most = 72 * WIDTH / columns - 40
         axes.set_title(plain(shortened(curve.label, SMALL, most)), fontsize=SMALL, pad=3)
-        axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(labelsize=SMALL, length=2)

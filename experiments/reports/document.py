@@ -83,7 +83,7 @@ class Document:
         if form == "csv":
             return csv_lines.lines(self.made, self.family, self.studies, self.size)
         sections = [
-            self._section(contest, own, start)
+            self._section(contest, own, start, form)
             for contest, own in zip(self.made, self.references, strict=True)
         ]
         if self.family:
@@ -118,7 +118,7 @@ class Document:
         return paths
 
     def _section(
-        self, contest: Contest, own: Method | None, start: Path | None
+        self, contest: Contest, own: Method | None, start: Path | None, form: str
     ) -> html_page.Section:
         shown = [methods_sheet(contest)]
         said = warnings.contest_warnings(contest, self.family)
@@ -127,7 +127,7 @@ class Document:
         elif len(contest.methods) > 1:
             shown.append(reference_sheet(contest, own, self.family))
         links = [] if start is None else [folders.links(contest, start)]
-        drawn = plots.pictures(contest, own)
+        drawn = plots.pictures(contest, own) if form == "html" else ()
         return html_page.Section(contest.title, said, shown, drawn, links)
 
     def _gains(self, found: Findings, form: str) -> html_page.Section:
