@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from experiments.analysis import collect_runs, power, recorded_runs, significance
+from experiments.analysis import collect_runs, power, recorded_runs, select_runs, significance
 from experiments.analysis.choose_methods import Contest, contests
 from experiments.analysis.labels import heading
 from experiments.analysis.seed_noise import noise
@@ -85,16 +85,11 @@ def _contests(folder: Path) -> list[Contest]:
       ValueError: no such run has completed.
     """
     runs = recorded_runs.find(folder)
-    tables = {run.study.table or run.record.experiment for run in runs}
-    if _TABLE.value is not None:
-        require_known(_TABLE.value, tables, f"no runs of --table={_TABLE.value}")
-    wanted = tables if _TABLE.value is None else {_TABLE.value}
-    own = [run for run in runs if (run.study.table or run.record.experiment) in wanted]
-    sized = [run for run in own if run.study.size == _SIZE.value]
+    sized, _ = select_runs.select(runs, _TABLE.value, _SIZE.value)
     names = {name: table["rows"] for name, table in config_tables.tables().items()}
     if made := contests(sized, names, _VARIES.value):
         return made
-    others = collect_runs.elsewhere(own, _SIZE.value)
+    others = collect_runs.elsewhere(runs, _SIZE.value)
     raise ValueError(f"--results {folder}: no run of size {_SIZE.value} has completed{others}")
 
 

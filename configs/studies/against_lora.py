@@ -13,8 +13,13 @@ Each method tries five learning rates, half a decade apart, on held-out training
 many more as any method needs whose best lies at the edge. Only runs with the best rate are scored
 on the development set, once, at their end.
 
-all-MiniLM-L6-v2 is small and made for similarity, so no number can be compared with a paper's.
+The numbers of sentences and epochs are not settled yet: the pilots that they follow from are not
+complete. all-MiniLM-L6-v2 is small and made for similarity, so no number can be compared with a
+paper's.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -52,6 +57,11 @@ STUDY = {
     "tuning": {"held_out": 400, "seeds": (100, 101)},
     "seeds": tuple(range(20)),
     "margin": 1.0,
+    "claims": (
+        "With the rate tuned, the upper one-sided 95% bound of every variant's mean gain over LoRA "
+        "is below 1 point.",
+        "Over disjoint sets of 1 or 3 seeds, the first place repeats in under half of the cases.",
+    ),
 }
 ARGUMENTS = common_tasks.arguments(
     task=tuple(TASKS), row="lora", model=("minilm",), epochs=0, train=0
@@ -67,9 +77,13 @@ TABLE = common_tasks.table(
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    choice = common.choose(arg, ARGUMENTS)
+    return config_of(common.choose(arg, ARGUMENTS))
+
+
+def config_of(choice: Mapping[str, Any]) -> ConfigDict:
+    """The config of one run, from values for all ARGUMENTS; other studies change it."""
     name, storage = common_tasks.stored(choice["row"])
-    size = {key: choice[key] or value for key, value in TASKS[choice["task"]].items()}
+    size = {key: choice.get(key) or value for key, value in TASKS[choice["task"]].items()}
     config = common_tasks.experiment(
         "against_lora",
         choice,

@@ -46,9 +46,7 @@ TABLE = common_tasks.table(
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
     task, _, rank = choice["task"].rpartition("_")
-    own = {key: choice[key] for key in ("row", "size", "source", "folder", "seed")}
-    given = ",".join(f"{key}={value}" for key, value in {**own, "task": task}.items())
-    config = against_lora.get_config(given)
+    config = against_lora.config_of({**choice, "task": task})
     config.update({"experiment": "lora_scale", "variant": {"rank": int(rank), "alpha": 16.0}})
     config.update({"study": {"table": "lora_scale", "column": choice["task"]}})
     return config

@@ -14,13 +14,14 @@ from configs import common, common_tasks, targets
 from configs.studies import against_lora
 
 COLUMNS = ("sst2", "stsb")
+LAYERS = common_tasks.LAYERS["minilm"]
 CHANGES = {
     "lora": {},
     **{f"rank_{rank}": {"variant": {"rank": rank}} for rank in (4, 16, 32, 64)},
-    "query_value": {"targets": targets.patterns("qv", 6)},
-    "attention": {"targets": targets.patterns("qkvo", 6)},
-    "last_half": {"targets": targets.patterns("all_last_half", 6)},
-    "every_other": {"targets": targets.patterns("all_every_other", 6)},
+    "query_value": {"targets": targets.patterns("qv", LAYERS)},
+    "attention": {"targets": targets.patterns("qkvo", LAYERS)},
+    "last_half": {"targets": targets.patterns("all_last_half", LAYERS)},
+    "every_other": {"targets": targets.patterns("all_every_other", LAYERS)},
     "warmup_0": {"optimizer": {"warmup_ratio": 0.0}},
     "warmup_20": {"optimizer": {"warmup_ratio": 0.2}},
     "dropout_10": {"variant": {"dropout": 0.1}},
@@ -43,9 +44,7 @@ TABLE = common_tasks.table(
 
 def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.choose(arg, ARGUMENTS)
-    own = {key: choice[key] for key in ("task", "size", "source", "folder", "seed")}
-    given = ",".join(f"{key}={value}" for key, value in own.items())
-    config = against_lora.get_config(f"{given},row=lora")
+    config = against_lora.config_of({**choice, "row": "lora"})
     config.update({"experiment": "lora_settings", "variant": {"rank": 8, "alpha": 16.0}})
     config.update({"study": {"table": "lora_settings", "row": choice["row"]}})
     config.update(CHANGES[choice["row"]])

@@ -33,6 +33,7 @@ LOOKS = {
 WIDTH = 4.6
 """Of the figure, in inches."""
 FAR = 8.0
+"""How many median distances from the median a line is far from the others."""
 NAMES = 100.0
 """The most points that the name of a method may take."""
 

@@ -9,7 +9,7 @@ from experiments.analysis.recorded_runs import Run
 from experiments.studies import rates
 from experiments.studies.registration import Planned, Registration
 from experiments.studies.training import cell_digest
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.records.run_record import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _compare(
         for row in cells:
             if lost := _untried(tried[row], places, protocol.tuning.seeds):
                 missing.append(f"{row} on {task}: {lost} of its tuning runs")
-            elif (found := _best(tried[row], places)) is not None:
+            elif (found := rates.best_place(_records(tried[row], places))) is not None:
                 best[row] = found
         if len(best) < len(cells):
             if done := [row for row, runs in cells.items() if any(map(_final, runs))]:
@@ -128,12 +128,7 @@ def _untried(
     return sum(seed not in tried.get(place, {}) for place in places for seed in seeds)
 
 
-def _best(tried: Mapping[int, Mapping[int, Run]], places: Sequence[int]) -> int | None:
-    scores, lower = dict[int, list[float]](), False
-    for place in places:
-        runs = tried[place].values()
-        values = [run.record.metrics_last.get(run.record.metric) for run in runs]
-        whole = all(run.completed for run in runs)
-        scores[place] = [value for value in values if value is not None] if whole else []
-        lower = any(run.record.metric in LOWER_IS_BETTER for run in runs)
-    return rates.best_place(scores, lower)
+def _records(
+    tried: Mapping[int, Mapping[int, Run]], places: Sequence[int]
+) -> dict[int, list[Record]]:
+    return {place: [run.record for run in tried[place].values()] for place in places}

@@ -46,9 +46,7 @@ class Protocol:
     margin: float
     """Two methods are equivalent if they differ by less, in points of the metric."""
     level: float = 0.05
-    """Of a family of tests: the probability of any false claim."""
-    family: str = "reference"
-    """The tests that share the level: of each method with the reference, or of `all pairs`."""
+    """The probability of any false claim, of all methods with the reference."""
     claims: tuple[str, ...] = ()
     """What the study was made to test, in words."""
     pilots: tuple[str, ...] = ()
@@ -68,7 +66,6 @@ class Protocol:
     def require(self, where: str) -> None:
         """Raise a ValueError if settings contradict each other."""
         require_known(self.reference, self.rows, f"{where}: unknown reference '{self.reference}'")
-        require_known(self.family, ("reference", "all pairs"), f"{where}: family '{self.family}'")
         for name in ("rows", "columns", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

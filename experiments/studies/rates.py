@@ -4,9 +4,12 @@ A method's grid lies around the middle rate that its file suggests. If the best 
 of a task lies at an edge, every method gets the next rate on that side, so that all have as many.
 """
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.studies.protocol import Rates
+from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
+from lora_jax.records.run_record import Record
 
 
 def rate(middle: float, place: int, per_decade: int) -> float:
@@ -31,13 +34,21 @@ def grown(places: Sequence[int], best: Iterable[int], rates: Rates) -> range:
     return range(low - (low in found and low > -most), high + 1 + (high in found and high < most))
 
 
-def best_place(scores: Mapping[int, Sequence[float]], lower_is_better: bool = False) -> int | None:
-    """The place with the best mean score, the lowest of equal ones; None if no place has a score.
+def best_place(tried: Mapping[int, Sequence[Record]]) -> int | None:
+    """The place with the best mean score, the lowest of equal ones.
+
+    A place where a run diverged or failed has no score; the result is None if no place has one.
 
     Args:
-      scores: of each place, by seed; places where a run diverged or failed are left out.
+      tried: the records of each place, one for each seed.
     """
-    means = {place: sum(each) / len(each) for place, each in sorted(scores.items()) if each}
+    means, lower_is_better = dict[int, float](), False
+    for place, records in sorted(tried.items()):
+        known = [each.metrics_last.get(each.metric) for each in records]
+        scores = [score for score in known if score is not None]
+        if len(scores) == len(records) and all(each.status == "completed" for each in records):
+            means[place] = statistics.fmean(scores)
+            lower_is_better = records[0].metric in LOWER_IS_BETTER
     if not means:
         return None
     return (min if lower_is_better else max)(means, key=means.__getitem__)

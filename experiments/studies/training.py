@@ -20,7 +20,6 @@ from experiments.studies.registration import Planned
 from experiments.sweeps import jobs
 from experiments.sweeps.grouping import groups
 from lora_jax.files.canonical_json import config_digest
-from lora_jax.metrics.label_metrics import LOWER_IS_BETTER
 from lora_jax.records import run_record
 
 Config = Callable[..., RunConfig]
@@ -101,24 +100,18 @@ class Trainer:
 
     def best(self, cell: Cell, places: Sequence[int]) -> int | None:
         """The place of the best rate; None if a rate has not been tried with each seed."""
-        scores: dict[int, list[float]] = {}
-        lower = False
+        tried: dict[int, list[run_record.Record]] = {}
         for place, rate in zip(places, self._rates(cell, places), strict=True):
             folder = self.workdir / cell.task / "tuning" / cell.row / f"{rate:g}"
             found = [run_record.read(folder / str(seed)) for seed in self.protocol.tuning.seeds]
-            if any(each is None for each in found):
+            tried[place] = [each for each in found if each is not None]
+            if len(tried[place]) < len(found):
                 return None
-            records = [each for each in found if each is not None]
-            lower = records[0].metric in LOWER_IS_BETTER
-            known = [each.metrics_last.get(each.metric) for each in records]
-            scores[place] = [score for score in known if score is not None]
-            if any(each.status != "completed" for each in records):
-                scores[place] = []
-        if (found_place := rates.best_place(scores, lower)) is None:
+        if (best := rates.best_place(tried)) is None:
             raise ValueError(
                 f"{cell.row} on {cell.task}: no learning rate trained to the end with each seed"
             )
-        return found_place
+        return best
 
     def seeds(self, cell: Cell, rate: float) -> None:
         """Train a method with its best rate and every seed, scored on the development set."""

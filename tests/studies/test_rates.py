@@ -1,6 +1,7 @@
 """The grid of learning rates, and the rule by which it grows."""
 
 import itertools
+import types
 
 import pytest
 
@@ -34,9 +35,19 @@ def test_the_grid_grows_so_often_and_no_further():
     assert places == range(-4, 5)
 
 
+def record(score, metric="accuracy", status="completed"):
+    return types.SimpleNamespace(metric=metric, metrics_last={metric: score}, status=status)
+
+
 def test_the_best_place_has_the_best_mean_and_is_the_lowest_of_equal_ones():
-    scores = {1: [0.4, 0.6], 0: [0.5, 0.5], -1: [0.9], 2: []}
-    assert rates.best_place(scores) == -1
-    assert rates.best_place({1: [0.4, 0.6], 0: [0.5, 0.5]}) == 0
-    assert rates.best_place(scores, lower_is_better=True) == 0
-    assert rates.best_place({0: [], 1: []}) is None
+    scores = {1: [0.4, 0.6], 0: [0.5, 0.5], -1: [0.2, 0.3]}
+    for metric, best in (("accuracy", 0), ("perplexity", -1)):
+        tried = {place: [record(s, metric) for s in own] for place, own in scores.items()}
+        assert rates.best_place(tried) == best
+
+
+def test_a_place_where_a_run_did_not_end_is_not_the_best():
+    diverged, unscored = record(0.9, status="diverged"), record(None)
+    tried = {0: [record(0.5)], 1: [record(0.9), diverged], 2: [record(0.9), unscored]}
+    assert rates.best_place(tried) == 0
+    assert rates.best_place({1: [diverged]}) is None

@@ -33,7 +33,6 @@ def test_the_committed_study_is_a_protocol():
     [
         ({"row": ["lora"]}, r"STUDY: unknown setting 'row'; nearest: 'rows'"),
         ({"reference": "lorra"}, r"unknown reference 'lorra'; nearest: 'lora'"),
-        ({"family": "all"}, r"family 'all'; nearest"),
         ({"seeds": [0, 0]}, r"seeds must be different"),
         ({"seeds": [0, 100]}, r"seed 100 both chooses a rate and is scored"),
         ({"margin": 0}, r"margin must be above 0"),
