@@ -34,7 +34,7 @@ UNSEALED = "record.json has no seal (of an earlier version): a changed number wo
 """The message for a completed run whose record cannot be checked for changes."""
 NO_GAIN = (
     "config.model.products=bfloat16 rounds, but gains no speed: this machine has no unit for such "
-    "products (AMX of CPUs, tensor cores of GPUs)"
+    "products (AMX or AVX512_BF16 of CPUs, tensor cores of GPUs)"
 )
 
 

@@ -35,8 +35,8 @@ def peak_memory_bytes() -> int:
 
 def multiplies_bfloat16() -> bool:
     """Whether the device multiplies bfloat16 faster than float32; true where that is unknown."""
-    flags = processor("flags", "Features")
-    return jax.default_backend() != "cpu" or not flags or any("amx_bf16" in f for f in flags)
+    flags = {flag for line in processor("flags", "Features") for flag in line.split()}
+    return jax.default_backend() != "cpu" or not flags or bool(flags & {"amx_bf16", "avx512_bf16"})
 
 
 def processor(*fields: str) -> list[str]:

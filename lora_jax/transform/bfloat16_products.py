@@ -8,10 +8,15 @@ are rounded here, in the program that is already differentiated.
 
 Without such a unit, products of bfloat16 are slower than those of float32. Rounded operands are
 then multiplied in float32, which holds their products exactly: only the order of sums differs.
+
+On CPUs, XLA (jaxlib 0.10.1) has a fast product of bfloat16 only for `[..., m, k] @ [..., k, n]` in
+row-major order. It multiplies other orders in float32, and fails at run time where it reorders a
+product itself after it has chosen. So products get this order here, and barriers keep it.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +29,7 @@ from lora_jax.transform import jaxprs
 
 Function = Callable[..., Any]
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
+Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 WITH_BODIES = (*jaxprs.JIT, *jaxprs.REMAT, "scan", "while", "cond")
 
 
@@ -36,7 +42,7 @@ def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
     Args:
       has_unit: whether the device multiplies bfloat16; if not, rounded operands stay in float32.
     """
-    rewriter = _Rewriter(has_unit)
+    rewriter = _Rewriter(_multiply_low if has_unit else _multiply_rounded)
 
     @jax.custom_vjp
     def rounded(first: Any, rest: tuple[Any, ...]) -> Any:
@@ -56,7 +62,7 @@ def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
 
 @dataclasses.dataclass(frozen=True)
 class _Rewriter:
-    has_unit: bool
+    multiply: Callable[[Array, Array, Dimensions], Array]
 
     def rounded(self, function: Function) -> Function:
         """The same function of arrays, with the products of the traced program rounded."""
@@ -85,14 +91,11 @@ class _Rewriter:
         if name in CUSTOM:  # its rule is not needed any more
             return self.run(*jaxprs.inner(params["call_jaxpr"]), operands)
         if name == "dot_general" and {each.dtype for each in operands} == {jnp.dtype(jnp.float32)}:
-            low = map(self.low if _exists(eqn, *operands) else _in_float32, operands)
-            return [eqn.primitive.bind(*low, **params | {"preferred_element_type": jnp.float32})]
+            left, right = operands
+            return [self.multiply(left, right, params["dimension_numbers"])]
         if name in WITH_BODIES:
             eqn = eqn.replace(params={key: self.within(value) for key, value in params.items()})
         return jaxprs.apply(jaxpr, eqn, operands)
-
-    def low(self, operand: Array) -> Array:
-        return operand.astype(jnp.bfloat16) if self.has_unit else _in_float32(operand)
 
     def within(self, value: Any) -> Any:
         """A parameter of an equation, with the products rounded if it is a jaxpr, or several."""
@@ -106,16 +109,39 @@ class _Rewriter:
         return tuple(map(self.within, value)) if isinstance(value, tuple) else value
 
 
-def _in_float32(operand: Array) -> Array:
-    """The operand, rounded to bfloat16, in a way that XLA does not simplify."""
-    about = jnp.finfo(jnp.bfloat16)
-    return jax.lax.reduce_precision(operand, about.nexp, about.nmant)
+def _multiply_rounded(left: Array, right: Array, dimensions: Dimensions) -> Array:
+    """Multiply in float32 what is rounded in a way that XLA does not simplify."""
+    low = jnp.finfo(jnp.bfloat16)
+    left, right = (jax.lax.reduce_precision(each, low.nexp, low.nmant) for each in (left, right))
+    return jax.lax.dot_general(left, right, dimensions)
 
 
-def _exists(eqn: JaxprEqn, left: Array, right: Array) -> bool:
-    """Whether XLA has such a product of bfloat16 on CPUs.
+def _multiply_low(left: Array, right: Array, dimensions: Dimensions) -> Array:
+    if jax.default_backend() == "cpu":
+        return _multiply_in_order(left, right, dimensions)
+    left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
-    jaxlib 0.10.1 has none for a matrix with its first axis contracted, and a batch of matrices.
+
+def _multiply_in_order(left: Array, right: Array, dimensions: Dimensions) -> Array:
+    """Multiply as `[*batch, m, k] @ [*batch, k, n]`, whatever the order of the axes."""
+    (contracted, right_contracted), (batch, right_batch) = dimensions
+    rows = [axis for axis in range(left.ndim) if axis not in (*contracted, *batch)]
+    columns = [axis for axis in range(right.ndim) if axis not in (*right_contracted, *right_batch)]
+    sizes, heights = [left.shape[i] for i in batch], [left.shape[i] for i in rows]
+    widths = [right.shape[i] for i in columns]
+    summed = math.prod(left.shape[i] for i in contracted)
+    left = _in_order(left, (*batch, *rows, *contracted), (*sizes, math.prod(heights), summed))
+    shape = (*sizes, summed, math.prod(widths))
+    right = _in_order(right, (*right_batch, *right_contracted, *columns), shape)
+    product = jnp.matmul(left, right, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(product).reshape(*sizes, *heights, *widths)
+
+
+def _in_order(operand: Array, axes: Sequence[int], shape: Sequence[int]) -> Array:
+    """The transposed and reshaped operand in bfloat16, row-major in memory.
+
+    A reshape that takes an axis away is row-major for XLA, a transpose alone is not.
     """
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    return left.ndim > 2 or right.ndim <= 2 or contracted != (0,)
+    moved = operand[None].transpose(0, *(1 + axis for axis in axes)).reshape(shape)
+    return jax.lax.optimization_barrier(moved.astype(jnp.bfloat16))
