@@ -114,6 +114,8 @@ class ExampleSettings:
     """How many examples to train on; 0 for all."""
     draw: int = setting(0, NOT_NEGATIVE, free=True)
     """The seed of the choice of these."""
+    unlabelled: bool = True
+    """Whether parts without labels, such as GLUE's test sets, get predictions."""
     max_length: int
     """The most tokens of a text; the model may allow fewer."""
     buckets: int

@@ -91,7 +91,7 @@ def config_of(choice: Mapping[str, Any]) -> ConfigDict:
         variant=common.variant(name),
         storage=storage,
     )
-    config.update({"data": {"draw": choice["seed"]}})
+    config.update({"data": {"draw": choice["seed"], "unlabelled": False}})
     if choice["size"] != "smoke":
         config.update({"data": {"train": size["train"], "buckets": 4}})
         config.update({"train": {"evaluations": 1, "checkpoint_every": 0}})

@@ -95,8 +95,10 @@ def adapt(
 def make_any_task(config: settings.RunConfig) -> data.Task | data.TextTask:
     """The task that a config names."""
     if isinstance(config, settings.TextConfig):
-        return make_text_task(config.data)
-    return make_task(config.data)  # type: ignore[arg-type]
+        task = make_text_task(config.data)
+    else:
+        task = make_task(config.data)  # type: ignore[arg-type]
+    return task if config.data.unlabelled else dataclasses.replace(task, unlabelled={})
 
 
 def make_task(section: settings.DataSettings) -> data.Task:

@@ -4,10 +4,11 @@ import copy
 
 import jax
 import numpy as np
+import official
 import pytest
 import small_model
 
-from configs import instruct, quickstart
+from configs import glue, instruct, quickstart
 from experiments.analysis.collect_runs import settings_of
 from experiments.setup import from_config
 from experiments.setup.config import parse
@@ -111,3 +112,11 @@ def test_a_variant_may_say_its_steps():
         ValueError, match="total_steps must be at most 1,000,000, got 1,000,000,000"
     ):
         targets(10**9)
+
+
+def test_parts_without_labels_can_be_left_out(tmp_path):
+    config = fill(glue.get_config("task=cola,source=tsv").to_dict())
+    config["data"]["folder"] = str(official.write(tmp_path, official.cola()))
+    assert list(from_config.make_any_task(parse(config)).unlabelled) == ["test"]
+    config["data"]["unlabelled"] = False
+    assert not from_config.make_any_task(parse(config)).unlabelled
