@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import optax
 
@@ -18,6 +18,7 @@ from lora_jax.training.loop_settings import Loop
 ANY_BASE = "any_base:"
 """A prefix of the folder in a config's `start_from`, which allows an adapter of another base."""
 STORAGES = {"nf4": lj.NF4(), "nf4_double": lj.NF4(double_quant=True), "int8": lj.Int8()}
+_Task = TypeVar("_Task", data.Task, data.TextTask)
 
 
 def make_targets(config: settings.RunConfig) -> dict[Any, lj.Variant]:
@@ -95,10 +96,8 @@ def adapt(
 def make_any_task(config: settings.RunConfig) -> data.Task | data.TextTask:
     """The task that a config names."""
     if isinstance(config, settings.TextConfig):
-        task = make_text_task(config.data)
-    else:
-        task = make_task(config.data)  # type: ignore[arg-type]
-    return task if config.data.unlabelled else dataclasses.replace(task, unlabelled={})
+        return make_text_task(config.data)
+    return make_task(config.data)  # type: ignore[arg-type]
 
 
 def make_task(section: settings.DataSettings) -> data.Task:
@@ -121,7 +120,7 @@ def make_task(section: settings.DataSettings) -> data.Task:
             said = " and ".join(f"'{name}' {count or 'no'} classes" for name, count in both.items())
             raise ValueError(f"data.extra must have as many classes: {said}")
         task = task.with_extra("extra", other.validation, other.label_names)
-    return task.few(section.train, section.draw) if section.train else task
+    return _limited(task, section)
 
 
 def make_text_task(section: settings.TextSettings) -> data.TextTask:
@@ -130,6 +129,13 @@ def make_text_task(section: settings.TextSettings) -> data.TextTask:
     task = data.load_text_task(section.name, section.source, *where, validation=section.validation)
     if section.scored:
         task = task.scored(section.scored)
+    return _limited(task, section)
+
+
+def _limited(task: _Task, section: settings.ExampleSettings) -> _Task:
+    """The task with as many training examples, and with the parts, that a config asks for."""
+    if not section.unlabelled:
+        task = dataclasses.replace(task, unlabelled={})
     return task.few(section.train, section.draw) if section.train else task
 
 
