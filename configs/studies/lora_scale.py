@@ -14,7 +14,7 @@ from configs import common, common_tasks
 from configs.studies import against_lora
 
 RANKS = (8, 16, 64)
-TASKS = ("cola", "sst2")
+TASKS = ("sst2", "stsb")
 COLUMNS = tuple(f"{task}_{rank}" for task in TASKS for rank in RANKS)
 ROWS = ("lora", "rslora")
 STUDY = {
