@@ -90,7 +90,7 @@ TABLE = common_tasks.table(
     tasks=tuple(TASKS),
     spread="ci95",
     seeds=len(STUDY["seeds"]),
-    rows=dict.fromkeys(ROWS, ""),
+    rows=dict.fromkeys(ROWS, "") | {"lora_float32": "LoRA in float32"},
     models=("minilm",),
 )
 

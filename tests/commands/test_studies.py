@@ -259,7 +259,7 @@ def test_tuning_never_sees_the_development_set(bert, glue, tmp_path, monkeypatch
 
     def config(**changes):
         small = {"data__train": 2, "targets": ("query/kernel",), **changes}
-        return config_of(against_lora, "row=lora", glue, bert, **small)
+        return config_of(against_lora, "task=cola,row=lora", glue, bert, **small)
 
     cell, trainer = Cell("cola", "lora", config, 1e-3), Trainer(tmp_path, protocol, adapters=False)
     trainer.task([cell])

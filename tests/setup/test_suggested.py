@@ -118,7 +118,7 @@ def test_a_method_from_outside_is_a_row_of_a_study(tmp_path, monkeypatch):
 
     def train(configs, folders, names, how):
         ran.extend((each.optimizer.learning_rate, each.seed) for each in configs)
-        argument, scores = f"row={own_method.RANKLESS},size=smoke", {"matthews": 0.5}
+        argument, scores = f"task=cola,row={own_method.RANKLESS},size=smoke", {"matthews": 0.5}
         return [
             write(folder, "studies.against_lora", argument, scores, changes={"seed": each.seed})
             for folder, each in zip(folders, configs, strict=True)

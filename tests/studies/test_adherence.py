@@ -10,7 +10,7 @@ from experiments import tune
 from experiments.analysis import recorded_runs
 from experiments.studies import rates, registration
 from experiments.studies.adherence import adherence
-from experiments.studies.protocol import Protocol
+from experiments.studies.protocol import Protocol, Tuning
 
 STUDY = "against_lora"
 MODULE = importlib.import_module(f"configs.studies.{STUDY}")
@@ -19,6 +19,7 @@ PROTOCOL = dataclasses.replace(
     rows=("lora", "dora"),
     columns=("cola",),
     seeds=(0, 1),
+    tuning=Tuning(held_out=50, seeds=(100, 101)),
 )
 HELD_OUT, TUNING = PROTOCOL.tuning.held_out, PROTOCOL.tuning.seeds
 ARGUMENT = "size=smoke"

@@ -162,9 +162,15 @@ def test_a_grid_stands_there_before_anything_of_it_is_run(tmp_path, name, rows):
 
 
 def test_a_table_of_fixed_columns_and_rows_says_what_of_it_is_not_run(tmp_path):
-    write(tmp_path, "studies.against_lora", "row=lora", {"matthews": 0.4}, parameters=331_776)
+    write(
+        tmp_path,
+        "studies.against_lora",
+        "task=cola,row=lora",
+        {"matthews": 0.4},
+        parameters=331_776,
+    )
     (made,) = markdown("against_lora", tmp_path).values()
-    assert len(made) == 15 and list(made)[:3] == ["head alone", "BitFit", "full fine-tuning"]
+    assert len(made) == 16 and list(made)[:3] == ["head alone", "BitFit", "full fine-tuning"]
     ours = made.pop("LoRA")
     assert (ours["CoLA"], ours["SST-2"]) == ("40.0 (1)", "not run")
     assert all(row["CoLA"] == row["SST-2"] == "not run" for row in made.values())
