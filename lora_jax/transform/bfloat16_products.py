@@ -17,7 +17,7 @@ product itself after it has chosen. So products get this order here, and barrier
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from lora_jax.transform import jaxprs
 
 Function = Callable[..., Any]
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
-Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
+Params = Mapping[str, Any]
 WITH_BODIES = (*jaxprs.JIT, *jaxprs.REMAT, "scan", "while", "cond")
 
 
@@ -42,7 +42,7 @@ def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
     Args:
       has_unit: whether the device multiplies bfloat16; if not, rounded operands stay in float32.
     """
-    rewriter = _Rewriter(_multiply_low if has_unit else _multiply_rounded)
+    rewriter = _Rewriter(_in_bfloat16 if has_unit else _in_float32)
 
     @jax.custom_vjp
     def rounded(first: Any, rest: tuple[Any, ...]) -> Any:
@@ -62,7 +62,8 @@ def bfloat16_products(function: Function, has_unit: bool = True) -> Function:
 
 @dataclasses.dataclass(frozen=True)
 class _Rewriter:
-    multiply: Callable[[Array, Array, Dimensions], Array]
+    multiply: Callable[[Array, Array, Params], Array]
+    """The product of two operands, which it rounds, by the parameters of a `dot_general`."""
 
     def rounded(self, function: Function) -> Function:
         """The same function of arrays, with the products of the traced program rounded."""
@@ -92,7 +93,7 @@ class _Rewriter:
             return self.run(*jaxprs.inner(params["call_jaxpr"]), operands)
         if name == "dot_general" and {each.dtype for each in operands} == {jnp.dtype(jnp.float32)}:
             left, right = operands
-            return [self.multiply(left, right, params["dimension_numbers"])]
+            return [self.multiply(left, right, params)]
         if name in WITH_BODIES:
             eqn = eqn.replace(params={key: self.within(value) for key, value in params.items()})
         return jaxprs.apply(jaxpr, eqn, operands)
@@ -109,22 +110,27 @@ class _Rewriter:
         return tuple(map(self.within, value)) if isinstance(value, tuple) else value
 
 
-def _multiply_rounded(left: Array, right: Array, dimensions: Dimensions) -> Array:
-    """Multiply in float32 what is rounded in a way that XLA does not simplify."""
+def _in_float32(left: Array, right: Array, params: Params) -> Array:
+    """The product of rounded operands in float32; XLA does not simplify this way of rounding."""
     low = jnp.finfo(jnp.bfloat16)
     left, right = (jax.lax.reduce_precision(each, low.nexp, low.nmant) for each in (left, right))
-    return jax.lax.dot_general(left, right, dimensions)
+    return _dot(left, right, params)
 
 
-def _multiply_low(left: Array, right: Array, dimensions: Dimensions) -> Array:
+def _in_bfloat16(left: Array, right: Array, params: Params) -> Array:
     if jax.default_backend() == "cpu":
-        return _multiply_in_order(left, right, dimensions)
-    left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
-    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+        return _as_matrices(left, right, params["dimension_numbers"])
+    return _dot(left.astype(jnp.bfloat16), right.astype(jnp.bfloat16), params)
 
 
-def _multiply_in_order(left: Array, right: Array, dimensions: Dimensions) -> Array:
-    """Multiply as `[*batch, m, k] @ [*batch, k, n]`, whatever the order of the axes."""
+def _dot(left: Array, right: Array, params: Params) -> Array:
+    return jax.lax.dot_general_p.bind(
+        left, right, **{**params, "preferred_element_type": jnp.dtype(jnp.float32)}
+    )
+
+
+def _as_matrices(left: Array, right: Array, dimensions: Any) -> Array:
+    """The product as `[*batch, m, k] @ [*batch, k, n]`, whatever the order of the axes."""
     (contracted, right_contracted), (batch, right_batch) = dimensions
     rows = [axis for axis in range(left.ndim) if axis not in (*contracted, *batch)]
     columns = [axis for axis in range(right.ndim) if axis not in (*right_contracted, *right_batch)]
