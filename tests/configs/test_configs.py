@@ -25,7 +25,6 @@ from configs import (
     settings,
     vera_table2,
 )
-from configs.studies import against_lora
 from experiments.analysis import published
 from experiments.setup.config import parse
 from experiments.setup.config_files import config_modules
@@ -55,8 +54,8 @@ def assert_complete(config: ConfigDict) -> None:
 def every(name: str) -> dict[str, ConfigDict | ValueError]:
     """The config of every combination of the listed values, by the text after the colon."""
     lists = {k: v for k, v in MODULES[name].ARGUMENTS.items() if isinstance(v, tuple)}
-    if name == "against_lora":
-        lists["row"] = against_lora.ROWS
+    if MODULES[name].ARGUMENTS.get("row") == "lora":  # any method; the study has these
+        lists["row"] = MODULES[name].STUDY["rows"]
     lists["size"] = ("smoke",)
     if "source" in lists:
         lists["source"] = ("tsv",)

