@@ -66,6 +66,7 @@ class ModelSettings:
     """The base model: a short name, a local folder, or `org/name` on the Hugging Face Hub."""
 
     name: str
+    """A short name such as `minilm`, a local folder, or `org/name` on the Hugging Face Hub."""
     dtype: str = "float32"
     """The dtype of the parameters, also of those that method `full` trains."""
     dropout: bool = True
@@ -84,6 +85,7 @@ class EncoderSettings(ModelSettings):
     """An encoder with a classification head."""
 
     pool: str = "cls"
+    """What the head reads: `cls`, the first token, or `mean`, the average of the tokens."""
     head_dropout: float | None = setting(None, SINGLE_SHARE)
     """None: the rate in the model's config."""
 
@@ -105,8 +107,11 @@ class ExampleSettings:
     """The data, and where they come from."""
 
     name: str
+    """The data set, such as `glue/cola`."""
     source: str
+    """Where the data come from."""
     folder: str | None = setting(None, free=True)
+    """The folder of the data, for sources that read one."""
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validation: int = setting(0, NOT_NEGATIVE)
     """0: the task's own part; else this many training examples are held out."""
@@ -117,6 +122,7 @@ class ExampleSettings:
     unlabelled: bool = True
     """Whether parts without labels, such as GLUE's test sets, get predictions."""
     max_length: int
+    """The most tokens of a text; the model may allow fewer."""
     """The most tokens of a text; the model may allow fewer."""
     buckets: int
     """How many lengths batches are padded to."""
@@ -133,6 +139,7 @@ class DataSettings(ExampleSettings):
             ("train", "validation", "text", "second_text", "label"), ""
         )
     )
+    """For `files`: the paths of the parts, and the names of the columns."""
     extra: str = ""
     """Another task with the same labels, to evaluate on too."""
     max_length: int = 128
@@ -164,7 +171,9 @@ class QuantizeSettings:
     """How frozen weights are stored: `none`, `nf4`, `nf4_double` (its scales too) or `int8`."""
 
     storage: str = "none"
+    """How frozen weights are stored: `none`, `nf4`, `nf4_double` or `int8`."""
     patterns: tuple[str, ...] = ("all-linear",)
+    """Which weights are stored so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,18 +181,26 @@ class OptimizerSettings:
     """AdamW with a warm-up, given as a ratio of all steps or in steps."""
 
     learning_rate: float = setting(dataclasses.MISSING, SINGLE)
+    """The highest learning rate."""
     schedule: str = "linear"
+    """How the rate falls after the warm-up: `linear`, `cosine` or `constant`."""
     warmup_ratio: float = setting(0.06, SINGLE_SHARE)
+    """The share of all steps in which the rate rises."""
     warmup_steps: int = setting(0, NOT_NEGATIVE)
     """If above 0, replaces the ratio."""
     weight_decay: float = setting(
         0.01, NOT_NEGATIVE, within("finite in float32", lambda value: single(value) < math.inf)
     )
+    """The decay of all that trains, except biases and norms."""
     clip: float = setting(1.0, SINGLE)
+    """The largest norm of the gradient of a step."""
     b1: float = setting(0.9, SINGLE_SHARE)
+    """The decay of the first moment."""
     b2: float = setting(0.999, SINGLE_SHARE)
+    """The decay of the second moment."""
     # An epsilon above 1 would outweigh the gradients that an update is divided by.
     eps: float = setting(1e-8, SINGLE, within("1 at most", lambda value: value <= 1))
+    """What is added to the root of the second moment."""
     head_learning_rate: float | None = setting(None, SINGLE)
     """The learning rate of `also_train`; None if it is that of the rest."""
 
@@ -193,17 +210,21 @@ class TrainSettings:
     """The length of training, batches, evaluations, and which evaluation's adapter is kept."""
 
     batch_size: int = setting(32, POSITIVE)
+    """How many examples a step takes."""
     accumulate: int = setting(1, POSITIVE)
     """How many parts a batch is computed in, to save memory."""
     epochs: float = setting(3, POSITIVE)
+    """How often all training examples are seen; fractions are allowed."""
     max_steps: int = setting(0, NOT_NEGATIVE)
     """0: no limit beside epochs."""
     log_every: int = setting(10, NOT_NEGATIVE, free=True)
+    """Steps between two lines of the metrics."""
     evaluate_every: int = setting(0, NOT_NEGATIVE)
     """Steps; 0 for once at the end."""
     evaluations: int = setting(0, NOT_NEGATIVE)
     """This many, evenly spread; as many as epochs gives one for each epoch."""
     checkpoint_every: int = setting(50, NOT_NEGATIVE, free=True)
+    """Steps between two checkpoints; 0 for none."""
     select: str = setting("last", one_of("last", "best"))
     """Which evaluation's adapter is saved; for AdaLoRA, of those with its final budget."""
     target_score: float | None = setting(None, FINITE)
@@ -219,6 +240,7 @@ class TextTrainSettings(TrainSettings):
     """How a language model is trained."""
 
     label_smoothing: float = setting(0.0, SHARE)
+    """The share of each target that is spread over all tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,13 +254,19 @@ class GenerateSettings:
     scored: int = setting(0, at_least(-1))
     """How many examples of this part have their generated texts scored; -1 for all."""
     metrics: tuple[str, ...] = ("bleu", "rouge_l")
+    """The scores of these texts."""
     max_new_tokens: int = setting(48, at_least(1))
+    """The most tokens of a text."""
     beams: int = setting(1, at_least(1))
+    """How many beams the search keeps; 1 takes the likeliest token each time."""
     length_penalty: float = setting(1.0, FINITE)
+    """The power of its length that a beam's score is divided by."""
     no_repeat_ngram: int = setting(0, NOT_NEGATIVE)
+    """Runs of this many tokens occur once; 0 allows any."""
     prompt_ngrams: bool = True
     """Whether n-grams of the prompt count as repeated."""
     batch_size: int = setting(8, at_least(1))
+    """How many texts are generated at once."""
 
     @property
     def writes(self) -> bool:
@@ -251,9 +279,13 @@ class Study:
     """The place of a run in a table; the table has no name if the run belongs to none."""
 
     table: str = setting("", optional=True)
+    """The name of the table."""
     row: str = setting("", optional=True)
+    """The row, mostly a method."""
     column: str = setting("", optional=True)
+    """The column, mostly a task."""
     model: str = setting("", optional=True)
+    """The name of the model in the table."""
     size: str = setting("full", optional=True)
     """`full` or `smoke`."""
     registration: str = setting("", optional=True, free=True)
@@ -268,6 +300,7 @@ class VariantSettings:
     """
 
     name: str
+    """A file of `variants/`, or a dotted name of your own."""
     settings: Mapping[str, Any]
 
 
@@ -278,7 +311,9 @@ class RunConfig:
     plain: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
     """The config as plain data, from which records and digests are made."""
     experiment: str
+    """The name of the experiment, for the record."""
     seed: int = setting(dataclasses.MISSING, NOT_NEGATIVE, SEED, free=True)
+    """The seed of all that is random in training."""
     model: ModelSettings
     data: ExampleSettings
     variant: VariantSettings

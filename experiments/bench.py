@@ -2,6 +2,7 @@ r"""Time this project beside others, or beside itself, in turns on this machine.
 
     make bench ARGS="--suite=train --out=runs/bench"
     .venv-parity/bin/python -m experiments.bench --against=peft --cases=dora --turns=20
+    python -m experiments.bench --documents=README.md,docs  # times nothing, rewrites their tables
 
 Suites (`experiments/benchmarks/suites` has a file for each):
 
@@ -22,7 +23,8 @@ machine does hits all of them; the time of a turn is that of its fastest work. A
 over neighbouring turns, with its quartiles. Threads and allocator settings are the same for all.
 
 `--out` names a folder, which gets SUITE.json (all times, and the machine), SUITE.md and SUITE.png.
-`--size=smoke` takes tiny models: it tries the suite and says nothing about speed.
+`--size=smoke` takes tiny models: it tries the suite and says nothing about speed. `--documents`
+writes the committed results, those of `experiments/results/bench`, into Markdown files.
 """
 
 import os
@@ -35,6 +37,7 @@ from experiments.benchmarks import tables
 from experiments.benchmarks.plan import Plan, sides
 from experiments.benchmarks.result_files import content, write
 from experiments.benchmarks.suites import suite_of
+from experiments.tables import documents
 
 _SUITE = flags.DEFINE_string("suite", "train", "What to time.")
 _AGAINST = flags.DEFINE_list(
@@ -59,9 +62,13 @@ _EXECUTIONS = flags.DEFINE_list(
 _CONFIG = flags.DEFINE_string(
     "config", "configs/quickstart.py", "Of the suites sweep and start: what to train."
 )
+_DOCUMENTS = flags.DEFINE_list("documents", [], f"{documents.HELP} Nothing is timed.")
 
 
 def bench() -> None:
+    if _DOCUMENTS.value:
+        print(documents.said(documents.rewrite(_DOCUMENTS.value, tables.fill)))
+        return
     # All processes share a GPU, which none may take whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     name, suite = _SUITE.value, suite_of(_SUITE.value)

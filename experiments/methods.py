@@ -3,7 +3,7 @@
     python -m experiments.methods
     python -m experiments.methods --shape=4096x11008 --format=csv
     python -m experiments.methods --model=minilm --variant=my_package.my_variant
-    python -m experiments.methods --readme  # rewrites the tables between README's markers
+    python -m experiments.methods --documents=README.md,docs  # rewrites their tables of methods
 
 Every file in `variants/` has a row; `--variant` adds methods of your own, whose modules are on
 PYTHONPATH. Parameters are those of one matrix of --shape (inputs x outputs), or with --model of a
@@ -16,7 +16,7 @@ from absl import flags
 from experiments import cli
 from experiments.catalogue import catalogue, formats
 from experiments.catalogue.sizes import SHAPE, shape_of
-from experiments.tables.config_tables import ROOT
+from experiments.tables import documents
 
 _SHAPE = flags.DEFINE_string("shape", None, f"The matrix to adapt, INPUTSxOUTPUTS: {SHAPE}.")
 _MODEL = flags.DEFINE_string(
@@ -26,19 +26,22 @@ _MODEL = flags.DEFINE_string(
 )
 _VARIANT = flags.DEFINE_list("variant", [], "Further methods, such as my_package.my_variant.")
 _FORMAT = flags.DEFINE_enum("format", "text", formats.FORMATS, "The format of the tables.")
-_README = flags.DEFINE_bool("readme", False, "Rewrite the tables in README.md.")
+_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
 
 
 def methods() -> None:
     others = [flag for flag in (_SHAPE, _MODEL, _VARIANT) if flag.value]
-    if _README.value:
+    if _DOCUMENTS.value:
         if others:
-            raise ValueError(f"--readme and --{others[0].name}: README has a table without it")
-        path = ROOT / "README.md"
-        old = path.read_text(encoding="utf-8")
-        new = formats.fill(old, catalogue.of_matrix(shape_of(SHAPE)))
-        path.write_text(new, encoding="utf-8")
-        print(f"{path.name}: {'tables are up to date' if new == old else 'tables rewritten'}")
+            raise ValueError(
+                f"--documents and --{others[0].name}: documents have tables without it"
+            )
+        shipped = catalogue.of_matrix(shape_of(SHAPE))
+        print(
+            documents.said(
+                documents.rewrite(_DOCUMENTS.value, lambda text: formats.fill(text, shipped))
+            )
+        )
         return
     own = list(_VARIANT.value)
     if _MODEL.value is None:

@@ -1,6 +1,7 @@
 """The quickstart: train a head alone, then LoRA, and classify three sentences with both.
 
 python -m experiments.quickstart --workdir=runs/quickstart
+python -m experiments.quickstart --documents=README.md  # rewrites the table between its markers
 """
 
 from pathlib import Path
@@ -11,10 +12,11 @@ from rich.console import Console
 from configs import quickstart
 from experiments import cli
 from experiments.runs.audit_flag import wanted
-from experiments.runs.quickstart_table import Trained, show
+from experiments.runs.quickstart_table import Trained, fill, show
 from experiments.runs.run import run
 from experiments.setup.config import parse
 from experiments.setup.experiment import build
+from experiments.tables import documents
 from lora_jax.adapters.adapter_file import load_adapter
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder for the runs.")
@@ -26,14 +28,21 @@ _MODEL = flags.DEFINE_string(
 _SIZE = flags.DEFINE_enum(
     "size", "full", ["full", "smoke"], "full takes minutes; smoke takes seconds."
 )
+_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
 
 
 def compare() -> None:
+    shipped = _MODEL.value == _MODEL.default and _SIZE.value == _SIZE.default
+    if _DOCUMENTS.value and not shipped:
+        raise ValueError("--documents has the table of the default --model and --size")
+    documents.files(_DOCUMENTS.value)  # a wrong name is said before minutes of training
     head, lora = _train("head_only"), _train("lora")
     console = Console()
-    show(head, lora, console)
+    rows = show(head, lora, console)
     for what, file in (("record: ", "record.json"), ("adapter:", "adapter.safetensors")):
         console.print(f"{what} {_folder('lora') / file}", soft_wrap=True)
+    if _DOCUMENTS.value:
+        print(documents.said(documents.rewrite(_DOCUMENTS.value, lambda text: fill(text, rows))))
 
 
 def _train(name: str) -> Trained:

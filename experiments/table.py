@@ -1,7 +1,7 @@
 """Print a table of finished runs, with the papers' numbers beside ours.
 
     python -m experiments.table --table=lora_table2 --results=runs/lora_table2 --format=markdown
-    python -m experiments.table --readme  # rewrites the tables between README's markers
+    python -m experiments.table --documents=README.md,docs  # rewrites their tables of runs
 
 Records may lie anywhere below the folder. A cell is `ours / published`; the number in parentheses
 is the number of runs behind ours.
@@ -13,8 +13,8 @@ from absl import flags
 
 from experiments import cli
 from experiments.analysis import recorded_runs
-from experiments.tables import formats
-from experiments.tables.config_tables import RESULTS, ROOT, names, render_table, rewrite
+from experiments.tables import documents, formats
+from experiments.tables.config_tables import RESULTS, fill, names, render_table
 
 _TABLE = flags.DEFINE_string("table", None, "The name of a config file, for example lora_table2.")
 _RESULTS = flags.DEFINE_string("results", str(RESULTS), "Folder with the runs' records below it.")
@@ -23,16 +23,18 @@ _MODEL = flags.DEFINE_string(
     "model", None, "Only this model of the table. The default is all models."
 )
 _SIZE = flags.DEFINE_enum("size", "full", ["full", "smoke"], "Show only runs of this size.")
-_README = flags.DEFINE_bool("readme", False, "Rewrite the tables in README.md.")
+_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
 
 
 def show() -> None:
     results = Path(str(_RESULTS.value))
-    if _README.value:
-        path = ROOT / "README.md"
-        changed = rewrite(path, results)
+    if _DOCUMENTS.value:
+        changed = documents.rewrite(
+            _DOCUMENTS.value,
+            lambda text: fill(text, lambda name: render_table(name, results, "markdown")),
+        )
         _warn(results)
-        print(f"{path.name}: {'tables rewritten' if changed else 'tables are up to date'}")
+        print(documents.said(changed))
         return
     if _TABLE.value is None:
         raise ValueError(f"--table must have a value, one of {', '.join(names())}")

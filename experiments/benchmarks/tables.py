@@ -32,7 +32,7 @@ def document(content: Mapping[str, Any]) -> str:
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """The ratios and exponents of a suite, as README shows them."""
+    """The ratios and exponents of a suite, as documents show them."""
     measured = _measured(content)
     ratios = [[each.name, *_ratio(found)] for each in measured for found in each.ratios]
     curves = [_curve(curve) for each in measured for curve in each.curves]

@@ -1,4 +1,4 @@
-"""The catalogue as text, Markdown, CSV and JSON; and as README's table."""
+"""The catalogue as text, Markdown, CSV and JSON; and as the tables of the documents."""
 
 import dataclasses
 import json
@@ -28,11 +28,18 @@ ABILITIES = {
     "data": "needs data",
 }
 """The headings of a method's abilities, by their names."""
-MADE_BY = (
-    "Made by `python -m experiments.methods --readme`; `--shape`, `--model` and `--variant` show "
-    "other sizes, and methods of your own."
+GROUPS = (
+    "equal to a plain LoRA, which vLLM serves",
+    "equal to a plain LoRA, and starts from data",
+    "another change of the weight, which merges into it",
+    "no adapter",
 )
-MARKED = re.compile(r"(<!-- methods -->\n).*?(<!-- /methods -->)", re.DOTALL)
+"""The kinds of methods, in the order of the short table."""
+MADE_BY = (
+    "Made by `python -m experiments.methods --documents=docs`. `--shape`, `--model` and "
+    "`--variant` show other sizes, and your own methods."
+)
+MARKED = re.compile(r"(<!-- methods(: groups)? -->\n).*?(<!-- /methods -->)", re.DOTALL)
 
 
 def write(form: str, catalogue: Catalogue) -> str:
@@ -41,15 +48,16 @@ def write(form: str, catalogue: Catalogue) -> str:
 
 
 def fill(text: str, catalogue: Catalogue) -> str:
-    """A document with the tables between `<!-- methods -->` and `<!-- /methods -->`.
+    """A document with all tables made anew between `<!-- methods -->` and `<!-- /methods -->`.
 
-    Raises:
-      ValueError: the document has no such markers.
+    After `<!-- methods: groups -->` stands a short table, which has names alone.
     """
-    if not MARKED.search(text):
-        raise ValueError("no place for the table: <!-- methods --> ... <!-- /methods -->")
-    table = f"{_markdown(catalogue)}\n{MADE_BY}"
-    return MARKED.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+
+    def table(match: re.Match[str]) -> str:
+        made = _groups(catalogue) if match[2] else f"{_markdown(catalogue)}\n{MADE_BY}"
+        return f"{match[1]}{made}\n{match[3]}"
+
+    return MARKED.sub(table, text)
 
 
 def _text(catalogue: Catalogue) -> str:
@@ -72,6 +80,24 @@ def _markdown(catalogue: Catalogue) -> str:
     ]
     sheets = Sheet("What there is", heads, rows), _abilities(catalogue)
     return text_formats.markdown(sheets, notes(catalogue))
+
+
+def _groups(catalogue: Catalogue) -> str:
+    """A row for each kind of method, with the names of its methods."""
+    groups: dict[str, list[str]] = {}
+    for each in sorted(catalogue.methods, key=lambda method: GROUPS.index(_group(method))):
+        groups.setdefault(_group(each), []).append(each.title)
+    lines = ["| kind | methods |", "| --- | --- |"]
+    lines += [f"| {group} | {', '.join(titles)} |" for group, titles in groups.items()]
+    return "\n".join(lines)
+
+
+def _group(method: Method) -> str:
+    if method.abilities is None:
+        return GROUPS[3]
+    if method.abilities.data:
+        return GROUPS[1]
+    return GROUPS[2] if method.served_rank is None else GROUPS[0]
 
 
 def _abilities(catalogue: Catalogue) -> Sheet:

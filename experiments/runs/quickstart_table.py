@@ -1,5 +1,6 @@
 """Show the quickstart's two runs: a table, and how each classifies three sentences."""
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ SENTENCES = (
     "not nearly as bad as its trailer suggests , and at times even moving .",
 )
 COLUMNS = ("model", "accuracy", "parameters", "trained in", "validated in")
+MARKED = re.compile(r"(<!-- quickstart -->\n).*?(<!-- /quickstart -->)", re.DOTALL)
 HEAD, LORA, MERGED = "base, trained head only", "LoRA", "LoRA, merged"
 
 
@@ -29,13 +31,24 @@ class Trained(NamedTuple):
     trainable: Any
 
 
-def show(head: Trained, lora: Trained, console: Console) -> None:
-    """Print the accuracy of a head alone, LoRA and merged LoRA, and predictions for sentences."""
+def show(head: Trained, lora: Trained, console: Console) -> list[tuple[str, ...]]:
+    """Print the accuracy of a head alone, LoRA and merged LoRA, and predictions for sentences.
+
+    Return the rows of the table, with COLUMNS.
+    """
     rows = [_row(HEAD, head), _row(LORA, lora), _row(MERGED, lora, merged=True)]
     console.print(table(rows))
     for sentence, before, after in zip(SENTENCES, _classify(head), _classify(lora), strict=True):
         console.print(f"[italic]{sentence}[/italic]")
         console.print(f"    before (trained head only): {before}, after (LoRA): {after}")
+    return rows
+
+
+def fill(text: str, rows: Iterable[Sequence[str]]) -> str:
+    """A document with the rows between `<!-- quickstart -->` and `<!-- /quickstart -->`."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    made = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return MARKED.sub(lambda match: f"{match[1]}{made}{match[2]}", text)
 
 
 def table(rows: Iterable[Sequence[str]]) -> Table:

@@ -157,15 +157,6 @@ def _config_of(module: ModuleType, run: recorded_runs.Run) -> RunConfig | None:
     return None
 
 
-def rewrite(path: Path, results: Path) -> bool:
-    """Rewrite the tables in a file from the records below a folder; return whether any changed."""
-    old = path.read_text(encoding="utf-8")
-    new = fill(old, lambda name: render_table(name, results, "markdown"))
-    if new != old:
-        path.write_text(new, encoding="utf-8")
-    return new != old
-
-
 def fill(text: str, make: Callable[[str], str]) -> str:
     """Replace every table between `<!-- table: NAME -->` and `<!-- /table -->` in a text.
 

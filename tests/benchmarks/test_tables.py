@@ -1,4 +1,4 @@
-"""Tables are made from the stored results; README's are those of the committed ones."""
+"""Tables are made from the stored results; those of documents are of the committed ones."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from experiments.benchmarks.cases import Case, Contender, Goal
 from experiments.benchmarks.plan import Plan
 from experiments.benchmarks.result_files import write
 from experiments.benchmarks.results import Curve, Found, Measured
-from experiments.tables.config_tables import ROOT
+from experiments.tables import documents
 
 MEASURED = Measured(
     "a group",
@@ -75,10 +75,10 @@ def test_a_document_gets_the_tables_of_its_markers(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_readme_has_the_committed_results(path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_documents_have_the_committed_results(path):
+    texts = [each.read_text(encoding="utf-8") for each in documents.files()]
     marker = "methods" if path.stem == "methods" else f"bench: {path.stem}"
-    assert f"<!-- {marker} -->" in readme
-    assert tables.fill(readme) == readme
+    (shows,) = [text for text in texts if f"<!-- {marker} -->" in text]
+    assert tables.fill(shows) == shows
     content = json.loads(path.read_text(encoding="utf-8"))
     assert path.with_suffix(".md").read_text(encoding="utf-8") == tables.document(content)

@@ -1,4 +1,4 @@
-"""The table of methods: its facts are those of the code, of closed forms, and of README."""
+"""The table of methods: its facts are those of the code, of closed forms, and of the documents."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ from experiments.benchmarks.result_files import write
 from experiments.benchmarks.results import Found, Measured
 from experiments.catalogue import catalogue, formats, sizes, source, step_costs
 from experiments.catalogue.abilities import abilities
-from experiments.tables.config_tables import ROOT
+from experiments.tables import documents
 from lora_jax.transform.init_shapes import init_shapes
 from lora_jax.variant import Factors
 from variants.ia3 import IA3
@@ -33,11 +33,23 @@ def shipped():
     return catalogue.of_matrix(sizes.shape_of(sizes.SHAPE))
 
 
-def test_readme_has_the_table(shipped):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert formats.fill(readme, shipped) == readme
-    with pytest.raises(ValueError, match="no place for the table"):
-        formats.fill("no marker", shipped)
+def test_documents_have_the_tables(shipped):
+    texts = [path.read_text(encoding="utf-8") for path in documents.files()]
+    assert [text for text in texts if formats.fill(text, shipped) != text] == []
+    for marker in ("<!-- methods -->", "<!-- methods: groups -->"):
+        assert sum(text.count(marker) for text in texts) == 1
+
+
+def test_the_short_table_has_every_method_once(shipped):
+    marks = "<!-- methods: groups -->\n", "<!-- /methods -->"
+    made = formats.fill("old".join(marks), shipped).removeprefix(marks[0]).removesuffix(marks[1])
+    rows = dict(line.strip("| ").split(" | ") for line in made.splitlines()[2:])
+    assert sorted(", ".join(rows.values()).split(", ")) == sorted(
+        method.title for method in shipped.methods
+    )
+    kinds = dict(zip(("plain", "data", "merged", "none"), rows.values(), strict=True))
+    assert "PiSSA" in kinds["plain"] and "EVA" in kinds["data"]
+    assert "DoRA" in kinds["merged"] and "BitFit" in kinds["none"]
 
 
 def test_every_method_has_a_row_of_plain_values(shipped):

@@ -20,7 +20,7 @@ from hypothesis import given, settings, strategies as st
 from experiments.analysis import collect_runs, published
 from experiments.analysis.collect_runs import Summary
 from experiments.analysis.labels import natural
-from experiments.tables import config_tables, formats, text_formats
+from experiments.tables import config_tables, documents, formats, text_formats
 from experiments.tables.cells import Block, Cell, Column, Row
 from lora_jax.files.canonical_json import config_digest
 from lora_jax.records import seal
@@ -575,16 +575,21 @@ Between.
 
 
 def test_tables_between_markers_are_made_anew_and_the_rest_stays(tmp_path):
+    def rewrite(path):
+        make = functools.partial(config_tables.render_table, results=runs, form="markdown")
+        return documents.rewrite([path], lambda text: config_tables.fill(text, make))
+
+    runs = tmp_path / "runs"
     write(tmp_path / "runs" / "0", "glue", "", {"matthews": 0.4}, parameters=221_184)
     path = tmp_path / "README.md"
     path.write_text(README)
-    assert config_tables.rewrite(path, tmp_path / "runs")
+    assert rewrite(path) == [path]
     text = path.read_text()
     assert "| LoRA | 221,184 | 40.0 (1) |" in text and "old" not in text
     assert text.startswith("# Title\n") and "\nBetween.\n" in text and "Nothing has been" in text
-    assert not config_tables.rewrite(path, tmp_path / "runs")
+    assert rewrite(path) == []
     write(tmp_path / "runs" / "1", "glue", "seed=1", {"matthews": 0.5}, parameters=221_184)
-    assert config_tables.rewrite(path, tmp_path / "runs")
+    assert rewrite(path) == [path]
     assert "45.0 ± 63.5 (2)" in path.read_text()
 
 
@@ -596,13 +601,11 @@ def test_a_marker_without_its_other_half_is_an_error(text):
         config_tables.fill(text, lambda name: "")
 
 
-def test_the_tables_in_the_readme_are_those_of_the_committed_records():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tables_in_documents_are_those_of_the_committed_records():
     results = ROOT / config_tables.RESULTS
-    assert (
-        config_tables.fill(text, lambda name: config_tables.render_table(name, results, "markdown"))
-        == text
-    )
+    make = functools.partial(config_tables.render_table, results=results, form="markdown")
+    texts = [path.read_text(encoding="utf-8") for path in documents.files()]
+    assert [text for text in texts if config_tables.fill(text, make) != text] == []
 
 
 def test_the_command(base, tmp_path):

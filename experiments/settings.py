@@ -1,0 +1,29 @@
+"""Print every setting of a config: its key, its type, its default, and what it means.
+
+    python -m experiments.settings
+    python -m experiments.settings --documents=docs  # rewrites the table between its markers
+
+A command takes each key as a flag, such as --config.train.epochs=3. The settings of a variant are
+the fields of its class: --config.variant.rank=16. A setting without a default comes from the config
+file.
+"""
+
+from absl import flags
+
+from experiments import cli
+from experiments.catalogue import settings_table
+from experiments.tables import documents
+from lora_jax.text_table import text_table
+
+_DOCUMENTS = flags.DEFINE_list("documents", [], documents.HELP)
+
+
+def settings() -> None:
+    if _DOCUMENTS.value:
+        print(documents.said(documents.rewrite(_DOCUMENTS.value, settings_table.fill)))
+        return
+    print(text_table(settings_table.HEADS, [list(row) for row in settings_table.rows()]))
+
+
+if __name__ == "__main__":
+    cli.main(settings)

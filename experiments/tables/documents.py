@@ -1,0 +1,64 @@
+"""The project's documents, and the blocks between their markers, which commands write anew.
+
+A block begins with a marker such as `<!-- bench: train -->` and ends with `<!-- /bench -->`. It may
+lie in any Markdown file, so a page can be moved or divided without a change to the commands.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lora_jax.suggest import nearest_path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs")
+HELP = (
+    "Rewrite this command's tables between the markers of these Markdown files, and of those in "
+    "these folders, for example README.md,docs."
+)
+
+
+def files(paths: Iterable[Path | str] = DOCUMENTS) -> list[Path]:
+    """The Markdown files among `paths`, and those anywhere below the folders among them.
+
+    Raises:
+      ValueError: a path of --documents that is neither a folder nor a Markdown file.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            found |= dict.fromkeys(sorted(path.rglob("*.md")))
+        elif path.is_file() and path.suffix == ".md":
+            found[path] = None
+        else:
+            wrong = "is no Markdown file" if path.exists() else "is not there"
+            near = nearest_path(path, lambda each: each.is_dir() or each.suffix == ".md")
+            raise ValueError(f"--documents={path} {wrong}{near}")
+    return list(found)
+
+
+def rewrite(paths: Iterable[Path | str], fill: Callable[[str], str]) -> list[Path]:
+    """Write every document whose text `fill` changes; return these documents.
+
+    All texts are made before one is written.
+
+    Raises:
+      ValueError: as for `files`, or from `fill`, with the document's name before it.
+    """
+    new: dict[Path, str] = {}
+    for path in files(paths):
+        old = path.read_text(encoding="utf-8")
+        try:
+            text = fill(old)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if text != old:
+            new[path] = text
+    for path, text in new.items():
+        path.write_text(text, encoding="utf-8")
+    return list(new)
+
+
+def said(changed: Iterable[Path]) -> str:
+    """What a command prints after `rewrite`: a line for each document that it changed."""
+    lines = [f"{path}: tables rewritten" for path in changed]
+    return "\n".join(lines) or "the tables are up to date"
