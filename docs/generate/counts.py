@@ -62,6 +62,8 @@ class _Plain(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.expr:
         if ast.unparse(node) == "sum(shape)":
             return ast.BinOp(ast.Name("inputs"), ast.Add(), ast.Name("outputs"))
+        if ast.unparse(node) == "min(shape)":
+            return ast.Name("min(inputs, outputs)")
         if ast.unparse(node) == "super().count(shape)":
             above = next(k for k in self.owner.__mro__[1:] if "count" in vars(k))
             return _returned(above) or node

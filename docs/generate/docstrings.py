@@ -66,7 +66,7 @@ def lines_for_autodoc(lines: list[str]) -> list[str]:
         elif text and not in_section and not in_code and out and not out[-1].strip():
             out += ["::", ""]
             in_code = True
-        out.append(line if in_code or in_section and SECTION.match(text) else _line(line))
+        out.append(line if in_code or (in_section and SECTION.match(text)) else _line(line))
     return out
 
 

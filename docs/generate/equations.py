@@ -1,9 +1,9 @@
 """The equations of docstrings, which are plain text, as LaTeX.
 
-`W' = W + s A^T B` becomes `W' = W + s\\, A^{\\top} B`. What is read: names with subscripts and
-powers (`A_ij`, `U_r^T`, `(I - Q)^-1`), digits after a letter as a subscript (`A0`), Greek letters by
-name, `||v||`, `sqrt(x)`, `sum_i`, `kron`, `mod`, `~` and `...`; `*` is the product entry by entry.
-Other words stay words.
+`W' = W + s A^T B` is one. Read are names with subscripts and powers (`A_ij`, `U_r^T`,
+`(I - Q)^-1`), digits after a letter as a subscript (`A0`), Greek letters by name, `||v||`,
+`sqrt(x)`, `sum_i`, `kron`, `mod`, `~` and `...`. A `*` is the product entry by entry. Other words
+stay words. Four spaces or more come between two equations of one line.
 """
 
 import re

@@ -53,8 +53,10 @@ def _index(tables: str, methods: list[Method]) -> str:
     for each in methods:
         name = each.name.replace("_", r"\_")
         tables = re.sub(
-            rf"^\| {re.escape(name)} \|", f"| [{name}]({each.name}.rst) |".replace("\\", r"\\"),
-            tables, flags=re.MULTILINE,
+            rf"^\| {re.escape(name)} \|",
+            f"| [{name}]({each.name}.rst) |".replace("\\", r"\\"),
+            tables,
+            flags=re.MULTILINE,
         )
     names = "\n".join(each.name for each in methods)
     toctree = f"```{{toctree}}\n:hidden:\n\n{names}\n```"
@@ -64,8 +66,10 @@ def _index(tables: str, methods: list[Method]) -> str:
 def _elsewhere(method: Method) -> str:
     """Where the method is in other projects, and its paper."""
     rank = method.served_rank
-    served = "not as an adapter; the merged model is served" if rank is None else (
-        f"as plain LoRA of rank {rank}, with the default settings"
+    served = (
+        "not as an adapter; the merged model is served"
+        if rank is None
+        else (f"as plain LoRA of rank {rank}, with the default settings")
     )
     rows = [
         ("Name", f"``{method.name}``, in ``variants/{method.name}.py``"),

@@ -92,7 +92,9 @@ class LowRank(LowRankUpdate):
     """Whether W' = W + scale * A^T B, which LoftQ, LoRA-One and LoRA-Pro need."""
 
     rank: int = 8
+    """The rows of A and of B."""
     alpha: float = 16.0
+    """What the scale s is made of, by the rule that `scale` names."""
     scale: str = "alpha/rank"
     """A key of `SCALES`."""
     initialization: str = "kaiming_uniform"
