@@ -16,15 +16,15 @@ ARXIV = re.compile(r"\b(arXiv) (\d{4}\.\d{4,5})")
 
 def escaped(text: str) -> str:
     """One paragraph, with its code as code and every other sign as it is."""
-    parts = re.split(r"(`[^`]*`)", text)
-    for place, part in enumerate(parts):
-        if place % 2:
-            parts[place] = f":code:{part}" if part != "``" else part
-            parts[place] = f"``{part[1:-1]}``" if len(part) > 2 else r"\`\`"
+    out = ""
+    for place, part in enumerate(re.split(r"`([^`]+)`", text)):
+        if place % 2 == 0:
+            plain = re.sub(r"([\\*|`]|_(?!\w))", r"\\\1", part)
+            # Code ends at a space or a sign, in reStructuredText.
+            out += "\\ " * bool(place and re.match(r"\w", part)) + plain
         else:
-            parts[place] = re.sub(r"([\\*|]|_(?!\w))", r"\\\1", part)
-    # A code span must end at a space or a sign, in reStructuredText.
-    return re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", "".join(parts))
+            out += "\\ " * bool(re.search(r"\w$", out)) + f"``{part}``"
+    return out
 
 
 def prose(docstring: str, maths: bool = False) -> str:

@@ -14,7 +14,7 @@ SIGNS = {"*": r"\odot", "~": r"\sim", "...": r"\dots", "..": r"\dots", "<=": r"\
 TOKEN = re.compile(
     r"""(?P<gap>\s{2,}) | (?P<space>\s)
     | (?P<norm>\|\|)
-    | (?P<name>[A-Za-z]+)(?P<digits>\d*)(?P<sub>_(?:\w+|\{[^}]*\}))?(?P<prime>'?)
+    | (?P<name>[A-Za-z]+)(?P<digits>\d*)(?P<prime>'?)(?P<sub>_(?:\w+|\{[^}]*\}))?
     | (?P<power>\^(?:T\b|-?\d+|\([^()]*\)|\{[^}]*\}))
     | (?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)
     | (?P<sign>\.\.\.|\.\.|<=|[-+=/*~@,.;:()\[\]])""",
@@ -75,7 +75,7 @@ def _name(found: re.Match[str], equation: str) -> str:
         left = r"\;" * bool(re.search(r"\w\s$", before))
         right = r"\;" * bool(re.match(r"\s\w", after))
         name = rf"{left}\text{{{name}}}{right}"
-    return name + (f"_{{{sub}}}" if sub else "") + found["prime"]
+    return name + found["prime"] + (f"_{{{sub}}}" if sub else "")
 
 
 def _inside(text: str) -> str:

@@ -133,4 +133,4 @@ def _abilities(method: Method) -> str:
         return "It has no adapter, so none of what adapters can do applies."
     own = dataclasses.asdict(method.abilities)
     rows = [(head, own[name] or "does not apply") for name, head in formats.ABILITIES.items()]
-    return table(("ability", ""), rows) + "\n\n:doc:`index` says what the words mean."
+    return table(("ability", "answer"), rows) + "\n\n:doc:`index` says what the words mean."
