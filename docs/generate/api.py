@@ -60,7 +60,7 @@ def _index() -> str:
         heading("Modules", "-"),
         "The names above are what programs need most. All else is in folders:",
         table(("folder", "what is in it"), folders),
-        f".. toctree::\n   :hidden:\n\n{listed}",
+        f".. toctree::\n   :hidden:\n   :maxdepth: 1\n\n{listed}",
     ]
     return "\n\n".join(parts) + "\n"
 

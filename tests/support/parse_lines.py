@@ -39,8 +39,9 @@ def read_all(module: str, lines: list[tuple[str, str, list[str]]]) -> bool:
 def read(place: str, module: str, given: list[str]) -> bool:
     from experiments import cli
 
+    sys.argv = [module, *given]  # where flags for settings of a config are looked up
     try:
-        rest = cli.parse([module, *given])[1:]
+        rest = cli.parse(sys.argv)[1:]
     except SystemExit as error:
         print(f"{place}: {error}")
         return False
