@@ -1,5 +1,7 @@
 """Generate texts after text prompts, in batches of a few shapes.
 
+For example:
+
 texts = generate_texts(
     beam_search, step, (params,), tokenizer, prompts, eos_ids=50256, max_new_tokens=64
 )

@@ -51,15 +51,19 @@ def _lines(block: Block) -> list[tuple[str, list[str]]]:
 SHELL_LINES = [line for block in RUN if block.language in SHELLS for line in _lines(block)]
 
 
-def test_commands_have_such_flags_and_configs(tmp_path):
-    """Every `python -m experiments.X` is read by that command; nothing is trained."""
-    listed = [
+def _commands() -> list[tuple[str, str, list[str]]]:
+    """The command lines of this project: their places, modules and flags."""
+    return [
         (place, words[2], words[3:])
         for place, words in SHELL_LINES
         if re.search(r"\bpython3?$", words[0]) and words[1:2] == ["-m"]
         if words[2].startswith("experiments.")
     ]
-    (tmp_path / "lines.json").write_text(json.dumps(listed))
+
+
+def test_commands_have_such_flags_and_configs(tmp_path):
+    """Every `python -m experiments.X` is read by that command; nothing is trained."""
+    (tmp_path / "lines.json").write_text(json.dumps(_commands()))
     ended = commands.run("tests/support/parse_lines.py", tmp_path / "lines.json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
