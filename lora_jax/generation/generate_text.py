@@ -2,9 +2,9 @@
 
 For example:
 
-texts = generate_texts(
-    beam_search, step, (params,), tokenizer, prompts, eos_ids=50256, max_new_tokens=64
-)
+    texts = generate_texts(
+        beam_search, step, (params,), tokenizer, prompts, eos_ids=50256, max_new_tokens=64
+    )
 """
 
 from collections.abc import Callable, Sequence

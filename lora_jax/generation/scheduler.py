@@ -2,11 +2,11 @@
 
 For example:
 
-scheduler = Scheduler(bank, lanes=8, capacity=512)
-number = scheduler.submit(Request(slot, prompt_ids, max_new_tokens=64, stop_ids=(2,)))
-while scheduler.waiting or scheduler.active:
-    for event in scheduler.step():
-        ...
+    scheduler = Scheduler(bank, lanes=8, capacity=512)
+    number = scheduler.submit(Request(slot, prompt_ids, max_new_tokens=64, stop_ids=(2,)))
+    while scheduler.waiting or scheduler.active:
+        for event in scheduler.step():
+            ...
 """
 
 import dataclasses
