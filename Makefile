@@ -17,7 +17,7 @@ PYTEST = python -m pytest -p xdist -n 2 --dist=worksteal
 # Each of its processes would load all plugins that there are, of which the tests need none.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 
-.PHONY: quickstart instruct test slow parity bench mutants notebook lint wheel clean
+.PHONY: quickstart instruct test slow parity bench mutants notebook lint docs wheel clean
 
 quickstart: $(VENV)/installed
 	$(ENV) $(BIN)/python -m experiments.quickstart --workdir=$(RUNS)/quickstart $(ARGS)
@@ -53,6 +53,10 @@ wheel: $(UV)
 	$(INSTALL) build/wheel/venv $(LOCKED) build/wheel/*.whl
 	cd build/wheel && JAX_PLATFORMS=cpu venv/bin/python -c "import lora_jax, variants; print(lora_jax.check(variants.make('lora')))"
 
+# The site, in build/docs; pages on methods, names and commands are made from the code.
+docs: $(VENV)/installed
+	$(ENV) $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs $(ARGS)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -67,7 +71,7 @@ $(UV): requirements/uv.txt
 # Environments, each in the folder of its name.
 %/installed: $(UV) setup.py requirements/constraints.txt requirements/assets.txt
 	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $*
-	$(INSTALL) $* $(LOCKED) --editable ".[test,plots,dev,notebook]"
+	$(INSTALL) $* $(LOCKED) --editable ".[test,plots,dev,notebook,docs]"
 	$(INSTALL) $* $(HASHED) --requirement requirements/assets.txt
 	touch $@
 

@@ -1,7 +1,9 @@
 """AdaLoRA: one budget of ranks for all matrices, spent where it matters most.
 
-Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
-arXiv 2303.10512, equations 3 to 12 and algorithm 1.
+Zhang et al. 2023, "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", arXiv
+2303.10512, equations 3 to 12 and algorithm 1. For W of shape (in, out), used as x @ W,
+
+    W' = W + s A^T diag(e) B.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ MODES = ("paper", "reference")
 
 @dataclasses.dataclass(frozen=True)
 class AdaLoRA(LowRank):
-    """W' = W + s A^T diag(e) B: the paper's P Lambda Q, with A = Q and B = P^T.
+    """The update is the paper's P Lambda Q, with A = Q, B = P^T and e the diagonal of Lambda.
 
     Differences from plain LoRA: A and B are both drawn, and e starts at zero. `penalty` keeps the
     rows of A and of B orthonormal. After every optimiser step, `update` scores each triplet
@@ -61,9 +63,11 @@ class AdaLoRA(LowRank):
     rank: int = 12
     """The rank of every matrix at the start."""
     initialization: str = "normal"
+    """How A and B are drawn; one of the names of `initialization.starting_factors`."""
     target_rank: int = 8
     """The mean rank in the end."""
     total_steps: int = 1000
+    """How many steps training takes; the budget is planned over them."""
     t_init: int | None = None
     """How many steps keep all ranks; a tenth of all by default."""
     t_final: int | None = None
@@ -71,10 +75,13 @@ class AdaLoRA(LowRank):
     delta_t: int = 1
     """Ranks are chosen every `delta_t` steps."""
     beta1: float = 0.85
+    """How much of the smoothed sensitivity each step keeps."""
     beta2: float = 0.85
+    """How much of the smoothed uncertainty each step keeps."""
     orthogonality: float = 0.1
     """gamma, the factor of the penalty."""
     mode: str = "paper"
+    """`paper`, or `reference` for the rules of the authors' code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,6 +74,7 @@ class BOFT(Variant):
     butterfly_factors: int = 2
     """m; with 1, OFT and the factors s."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_count("butterfly_factors", self.butterfly_factors)

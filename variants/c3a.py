@@ -43,6 +43,7 @@ class C3A(Variant):
     block_size: int = 256
     """The largest b: a matrix has blocks of the largest common divisor of in and out up to it."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_count("block_size", self.block_size)
@@ -99,5 +100,6 @@ class C3A(Variant):
         return shape[0] * shape[1] // self._block(shape)
 
     def _block(self, shape: tuple[int, int]) -> int:
+        """The largest common divisor of in and out that is at most `block_size`."""
         common = math.gcd(*shape)
         return max(n for n in range(1, min(common, self.block_size) + 1) if common % n == 0)

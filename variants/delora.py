@@ -53,9 +53,12 @@ class DeLoRA(LowRankUpdate):
     }
 
     rank: int = 8
+    """The rows of A and of B."""
     strength: float = 4.0
     """Where lambda starts: 4 in the authors' GLUE runs; PEFT's default is 15."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)

@@ -1,7 +1,10 @@
 """DoRA: magnitude and direction of each output are trained apart.
 
-Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, equations 5
-and 11. The norm without a dense matrix: "Scaling DoRA", arXiv 2603.22276.
+Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353, equations 5 and
+11. The norm without a dense matrix: "Scaling DoRA", arXiv 2603.22276. For W of shape (in, out),
+used as x @ W, and norms of columns,
+
+    W' = m * V / ||V||,    V = W + s A^T B.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ from lora_jax.variant import Base, Factors, Operand, wide
 
 @dataclasses.dataclass(frozen=True)
 class DoRA(LowRank):
-    """W' = m * V / ||V||, V = W + s A^T B, with one trained magnitude m for each output (column).
+    """One magnitude m is trained for each output (column), beside A and B.
 
     Differences from plain LoRA: the magnitudes, which start as the norms of W's columns, so that
     W' = W. The norm is a constant for reverse mode (section 4.3; `detach_norm=False` for the full

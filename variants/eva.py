@@ -1,7 +1,9 @@
 """EVA: the adapter starts along the directions in which the weight's inputs vary most.
 
-Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
-arXiv 2410.07170, section 3.
+Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation", arXiv
+2410.07170, section 3. For W of shape (in, out), used as x @ W,
+
+    W' = W + s A^T B.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class EVA(LowRank):
-    """W' = W + s A^T B, A the leading principal components of the inputs of W, and B zero.
+    """A starts as the leading principal components of the inputs of W, and B at zero.
 
     "eva_rho_<x>" also divides the ranks: all matrices together have `rank` on average, and none
     more than x times that. They go to the components that explain the greatest shares of the

@@ -45,6 +45,7 @@ class FourierFT(Variant):
     frequencies: int = 1000
     """How many coefficients are trained."""
     alpha: float = 150.0
+    """The factor of the update."""
 
     def __post_init__(self) -> None:
         require_count("frequencies", self.frequencies)

@@ -18,6 +18,7 @@ class Full(Variant):
     adapts: ClassVar[bool] = False
 
     only_targets: bool = False
+    """Whether the targets alone train."""
 
     def trains(self, path: str, use: "WeightUse", targeted: bool) -> bool:
         return targeted or not self.only_targets

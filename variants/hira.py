@@ -1,7 +1,9 @@
 """HiRA: the low-rank update multiplies the weight, entry by entry.
 
 Huang et al. 2025, "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language
-Models", ICLR 2025 (openreview TwJrTz9cRS), equation 5.
+Models", ICLR 2025 (openreview TwJrTz9cRS), equation 5. For W of shape (in, out), used as x @ W,
+
+    W' = W + W * (s A^T B).
 """
 
 import dataclasses
@@ -32,7 +34,7 @@ EMBEDDING: Layouts = {"a": same("hira_embedding_A"), "b": transposed("hira_embed
 
 @dataclasses.dataclass(frozen=True)
 class HiRA(LowRank):
-    """W' = W + W * (s A^T B), the product with W taken entry by entry.
+    """The product of W and the low-rank update is taken entry by entry.
 
     Differences from plain LoRA: the update's rank may be the rank of W times the adapter's, and the
     update is zero where W is. Its products have no short form: they use the dense W', as PEFT's do,

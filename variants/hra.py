@@ -41,6 +41,7 @@ class HRA(Variant):
     peft_layouts: ClassVar[Layouts] = {"u": transposed("hra_u", "all")}
 
     rank: int = 8
+    """How many reflections there are; it is even."""
     pairs: bool = True
     """Without, as in PEFT where the rank is odd, each vector is drawn, and W' is not W at first."""
 

@@ -1,7 +1,9 @@
 """IA3: outputs (or inputs) are rescaled by trained vectors.
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
-Learning", arXiv 2205.05638, section 3.3.
+Learning", arXiv 2205.05638, section 3.3. For W of shape (in, out), used as x @ W,
+
+    W' = W diag(l),    or W' = diag(l) W for inputs.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ SIDES = ("outputs", "inputs")
 
 @dataclasses.dataclass(frozen=True)
 class IA3(Variant):
-    """W' = W diag(l), or W' = diag(l) W for `scales="inputs"`; l is trained and starts at one.
+    """The vector l is trained and starts at one; `scales="inputs"` rescales inputs.
 
     The paper scales the outputs of keys and values, and the inner activations of feed-forward
     blocks, which are the inputs of their second matrix:
@@ -38,6 +40,7 @@ class IA3(Variant):
     )
 
     scales: str = "outputs"
+    """`outputs`, or `inputs`: what the vector l rescales."""
     biases: bool = False
     """Whether a layer's bias is rescaled with its outputs: y = (x W + bias) l, as in PEFT.
 

@@ -1,7 +1,9 @@
 """Init[AB]: both factors start at random, and what they do at the start is subtracted.
 
 Li et al. 2025, "Beyond Zero Initialization: Investigating the Impact of Non-Zero Initialization on
-LoRA Fine-Tuning Dynamics", arXiv 2505.23194.
+LoRA Fine-Tuning Dynamics", arXiv 2505.23194. For W of shape (in, out), used as x @ W,
+
+    W' = W + s (A^T B - A0^T B0).
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class InitAB(LowRank):
-    """W' = W + s (A^T B - A0^T B0), with A0 and B0 ~ U(-1/sqrt(in), 1/sqrt(in)).
+    """A and B start at A0 and B0, which are drawn from U(-1/sqrt(in), 1/sqrt(in)).
 
     Differences from plain LoRA: B starts at random, too, so that A has a gradient from the first
     step on; the paper finds that small learning rates gain from this. Both bounds follow the number

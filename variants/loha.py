@@ -2,7 +2,10 @@
 
 Hyeon-Woo et al. 2021, "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated
 Learning", arXiv 2108.06098; as an adapter, Yeh et al. 2023, "Navigating Text-To-Image
-Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv 2309.14859.
+Customization: From LyCORIS Fine-Tuning to Model Evaluation", arXiv 2309.14859. For W of shape (in,
+out), used as x @ W,
+
+    W' = W + s (A^T B) * (C^T D).
 """
 
 import dataclasses
@@ -28,7 +31,7 @@ from lora_jax.variant import Base, Factors
 
 @dataclasses.dataclass(frozen=True)
 class LoHa(LowRank):
-    """W' = W + s (A^T B) * (C^T D), the product of both updates taken entry by entry.
+    """The product of both updates is taken entry by entry.
 
     A and C are (rank, in), B and D (rank, out).
 

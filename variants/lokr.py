@@ -47,12 +47,15 @@ class LoKr(Variant):
     }
 
     rank: int = 8
+    """The rows of A and of B."""
     alpha: float = 16.0
+    """The scale s is alpha / rank."""
     factor: int = -1
     """The sides of C: `factor`, or the nearest divisor below; -1 for the most square C and D."""
     decompose_both: bool = False
     """Whether C is also a product of two factors, where `rank` is below half of its longer side."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)

@@ -1,7 +1,9 @@
 """LoRA: low-rank adaptation of frozen weights.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3:
-h = W x + (alpha / r) B A x.
+h = W x + (alpha / r) B A x. For W of shape (in, out), used as x @ W,
+
+    W' = W + s A^T B,    s = alpha / rank.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
 """LoRA-FA: A stays as it was drawn, and only B is trained.
 
 Zhang et al. 2023, "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
-Fine-tuning", arXiv 2308.03303.
+Fine-tuning", arXiv 2308.03303. For W of shape (in, out), used as x @ W,
+
+    W' = W + s A^T B.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
 """LoRA-GA: the adapter starts along the gradient of the weight, so that it first moves as W would.
 
 Wang et al. 2024, "LoRA-GA: Low-Rank Adaptation with Gradient Approximation", arXiv 2407.05000,
-algorithm 1.
+algorithm 1. For W of shape (in, out), used as x @ W,
+
+    W' = W + s (A^T B - A0^T B0).
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class LoRAGA(LowRank):
-    """W' = W + s (A^T B - A0^T B0), with A0 and B0 from the singular vectors of dL/dW = U S V^T.
+    """A and B start at A0 and B0, which are singular vectors of dL/dW = U S V^T, scaled.
 
     A0 = c U_{1..r}^T and B0 = c V_{r+1..2r}^T, c = out^(1/4) / sqrt(16). After one small step of
     gradient descent, W' has moved by -rate * s^2 c^2 times the best approximation of dL/dW of rank

@@ -1,7 +1,10 @@
 """LoRA-One: the adapter starts with one step of gradient descent, cut to its rank.
 
 Zhang, Liu and Chen 2025, "LoRA-One: One-Step Full Gradient Could Suffice for Fine-Tuning Large
-Language Models, Provably and Efficiently", arXiv 2502.01235, algorithm 1.
+Language Models, Provably and Efficiently", arXiv 2502.01235, algorithm 1. For W of shape (in, out),
+used as x @ W, and dL/dW = U S V^T,
+
+    W' = W + s A^T B,    at the start W' = W - (s / (gamma S_1)) U_r S_r V_r^T.
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class LoRAOne(LowRank):
-    """W' = W + s A^T B, which starts as W - s / (gamma S_1) U_r S_r V_r^T, dL/dW = U S V^T.
+    """A and B start from the leading singular triples of dL/dW.
 
     A0 = c sqrt(S_r) U_r^T and B0 = -c sqrt(S_r) V_r^T, c = 1 / sqrt(gamma S_1), gamma = 128. The
     division by the greatest singular value S_1 is in the authors' code: the size of the loss does

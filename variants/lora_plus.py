@@ -1,7 +1,10 @@
 """LoRA+: B learns faster than A.
 
-Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv 2402.12354,
-theorem 1: in a wide network features are learnt efficiently only if eta_B / eta_A grows with width.
+Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models", arXiv 2402.12354, theorem
+1: in a wide network features are learnt efficiently only if eta_B / eta_A grows with width. For W
+of shape (in, out), used as x @ W, and learning rates eta_A and eta_B,
+
+    W' = W + s A^T B,    eta_B = lambda eta_A.
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class LoRAPlus(LowRank):
-    """LoRA whose B has `learning_rate_ratio` times the optimiser's learning rate.
+    """LoRA whose B has lambda, `learning_rate_ratio`, times the optimiser's learning rate.
 
     Differences from plain LoRA: only that rate, which `adapted.optimizer(tx, frozen)` applies; a
     loop that uses `tx` itself trains plain LoRA. It is a setting of every A/B method (with DoRA the

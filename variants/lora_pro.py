@@ -1,7 +1,10 @@
 """LoRA-Pro: the weight moves as close to its own gradient as its factors allow.
 
-Wang et al. 2024, "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", arXiv 2407.18242,
-section 2.
+Wang et al. 2024, "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", arXiv 2407.18242, section
+2. For W of shape (in, out), used as x @ W, and G the gradient of W', the optimiser gets dA and dB
+for which
+
+    W' = W + s A^T B,    ||s (dA^T B + A^T dB) - G|| is the least.
 """
 
 import dataclasses

@@ -36,8 +36,11 @@ class LoRAXS(LowRankUpdate):
     remade: ClassVar[tuple[str, ...]] = ("a", "b")
 
     rank: int = 16
+    """The side of R: how many singular triples of W are used."""
     alpha: float = 16.0
+    """The scale s is alpha / rank."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)

@@ -1,7 +1,9 @@
 """MiLoRA: the adapter starts as the minor part of the weight.
 
 Wang et al. 2024, "MiLoRA: Harnessing Minor Singular Components for Parameter-Efficient LLM
-Finetuning", arXiv 2406.09044.
+Finetuning", arXiv 2406.09044. For W of shape (in, out), used as x @ W,
+
+    W' = W + s (A^T B - A0^T B0).
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class MiLoRA(LowRank):
-    """W' = W + s (A^T B - A0^T B0), where s A0^T B0 are the r smallest singular triples of W.
+    """At the start, s A^T B = s A0^T B0 is made of the r smallest singular triples of W.
 
     With W = U S V^T, A0 = sqrt(S_r / s) U_r^T and B0 = sqrt(S_r / s) V_r^T, of the last r triples.
 

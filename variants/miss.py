@@ -37,7 +37,9 @@ class MiSS(Variant):
     peft_layouts: ClassVar[Layouts] = {"d": same("miss_block", 1, 0.0)}
 
     rank: int = 8
+    """The rows of the shard D."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)

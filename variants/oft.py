@@ -65,6 +65,7 @@ class OFT(Variant):
     neumann_terms: int = 0
     """R_i = I + 2 Q_i + ... + 2 Q_i^(n - 2) + Q_i^(n - 1) for n terms, at least 4; 0: the above."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_count("block_size", self.block_size, least=2)
@@ -141,6 +142,7 @@ class OFT(Variant):
         return shape[0] * (self._block(shape) - 1) // 2
 
     def _block(self, shape: tuple[int, int]) -> int:
+        """The largest divisor of in that is at most `block_size`."""
         most = min(self.block_size, shape[0])
         return next(n for n in range(most, 0, -1) if shape[0] % n == 0)
 

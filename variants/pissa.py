@@ -1,7 +1,9 @@
 """PiSSA: the adapter starts as the principal part of the weight.
 
 Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
-Language Models", arXiv 2404.02948, equations 2 to 4.
+Language Models", arXiv 2404.02948, equations 2 to 4. For W of shape (in, out), used as x @ W,
+
+    W' = W + s (A^T B - A0^T B0).
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class PiSSA(LowRank):
-    """W' = W + s (A^T B - A0^T B0), where s A0^T B0 is the best rank-r approximation of W.
+    """At the start, s A^T B = s A0^T B0 is the best rank-r approximation of W.
 
     With W = U S V^T, A0 = sqrt(S_r / s) U_r^T and B0 = sqrt(S_r / s) V_r^T.
 

@@ -59,8 +59,11 @@ class RandLoRA(Variant):
     remade: ClassVar[tuple[str, ...]] = ("random_a", "random_b")
 
     rank: int = 32
+    """The rows of A and of each B_i; a lower rank means more terms."""
     alpha: float = 640.0
+    """The scale s is alpha / rank."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)
@@ -153,6 +156,7 @@ class RandLoRA(Variant):
         return self._terms(shape) * (self.rank + min(shape))
 
     def _terms(self, shape: tuple[int, int]) -> int:
+        """min(in, out) / rank, rounded up."""
         return -(-min(shape) // self.rank)
 
     def _factors(self, base: Base, factors: Factors, dtype: Any) -> tuple[Array, Array]:

@@ -1,7 +1,10 @@
 """Riemannian LoRA: the step of each factor is divided by the size of the other one.
 
-Zhang and Pilanci 2024, "Riemannian Preconditioned LoRA for Fine-Tuning Foundation Models",
-arXiv 2402.02347.
+Zhang and Pilanci 2024, "Riemannian Preconditioned LoRA for Fine-Tuning Foundation Models", arXiv
+2402.02347. For W of shape (in, out), used as x @ W, and gradients g_A and g_B, the optimiser gets
+dA and dB:
+
+    W' = W + s A^T B,    dA = (B B^T + d I)^-1 g_A,    dB = (A A^T + d I)^-1 g_B.
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ from lora_jax.methods.lowrank import LowRank
 
 @dataclasses.dataclass(frozen=True)
 class Riemannian(LowRank):
-    """LoRA whose optimiser gets (B B^T + d I)^-1 g_A and (A A^T + d I)^-1 g_B for g_A and g_B.
+    """LoRA whose optimiser gets dA and dB in place of the gradients g_A and g_B.
 
     To first order, a step of gradient descent moves W' along s^2 (P_A G + G P_B), where G is the
     gradient of W', and P_A and P_B project on the rows of A and B. So it is the same for all A and

@@ -1,8 +1,10 @@
 """rsLoRA: rank-stabilised scaling.
 
-Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
-arXiv 2312.03732: the moments of the adapter's outputs and gradients neither vanish nor explode with
-the rank if and only if its scale falls as 1/sqrt(rank).
+Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", arXiv
+2312.03732: the moments of the adapter's outputs and gradients neither vanish nor explode with the
+rank if and only if its scale falls as 1/sqrt(rank). For W of shape (in, out), used as x @ W,
+
+    W' = W + s A^T B,    s = alpha / sqrt(rank).
 """
 
 import dataclasses

@@ -39,6 +39,7 @@ class SHiRA(Variant):
     }
 
     rank: int = 8
+    """As many entries train as LoRA of this rank has numbers."""
 
     def __post_init__(self) -> None:
         require_rank(self.rank)

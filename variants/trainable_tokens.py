@@ -34,7 +34,9 @@ class TrainableTokens(Variant):
     suggested: ClassVar[Suggested] = Suggested(targets=("(word|embedding)/embedding",))
 
     tokens: tuple[int, ...] = ()
+    """The rows that train; numbers below zero count from the end."""
     last: int = 1
+    """How many of the last rows train, if `tokens` is empty."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))

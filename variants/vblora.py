@@ -55,11 +55,15 @@ class VBLoRA(Variant):
     shared_trainable: ClassVar[tuple[str, ...]] = ("bank",)
 
     rank: int = 4
+    """The rows of A and of B."""
     num_vectors: int = 256
+    """How many vectors the bank has."""
     vector_length: int = 256
     """The most entries of a sub-vector: the largest common divisor of in and out up to it."""
     topk: int = 2
+    """How many vectors of the bank each sub-vector mixes."""
     dropout: float = 0.0
+    """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
     learning_rate_ratio: float = 1.0
     """How many times faster logits learn than the bank: 10 times in the paper."""
 
@@ -159,5 +163,6 @@ class VBLoRA(Variant):
         return {path: dict.fromkeys("ab", ratio) for path, ratio in ratios.items()}
 
     def _length(self, shape: tuple[int, int]) -> int:
+        """The largest common divisor of in and out that is at most `vector_length`."""
         common = math.gcd(*shape)
         return max(n for n in range(1, min(common, self.vector_length) + 1) if common % n == 0)

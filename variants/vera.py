@@ -1,6 +1,9 @@
 """VeRA: frozen random projections that all matrices share, and two trained vectors for each.
 
 Kopiczko et al. 2023, "VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.11454, equation 2.
+For W of shape (in, out), used as x @ W,
+
+    W' = W + A^T diag(d) B diag(b).
 """
 
 import dataclasses
@@ -26,7 +29,7 @@ from lora_jax.variant import Base, Factors, Suggested, Variant, wide
 
 @dataclasses.dataclass(frozen=True)
 class VeRA(Variant):
-    """W' = W + A^T diag(d) B diag(b), with A and B random, frozen and shared; d and b trained.
+    """A and B are random, frozen and shared; d and b are trained.
 
     Differences from plain LoRA: rank + out numbers are trained for a matrix, not rank * (in + out),
     so ranks are larger (256 to 1024 in the paper) and may exceed the matrix's own; there is no
@@ -42,7 +45,9 @@ class VeRA(Variant):
     remade: ClassVar[tuple[str, ...]] = ("projection_a", "projection_b")
 
     rank: int = 256
+    """The rows of A and of B."""
     d_init: float = 0.1
+    """What every entry of d starts at."""
     dropout: float = 0.0
     """Probability of dropping an entry of the adapter's input while a `dropout_key` is given."""
     learning_rate_ratio: float = 1.0

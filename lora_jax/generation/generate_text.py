@@ -1,8 +1,10 @@
 """Generate texts after text prompts, in batches of a few shapes.
 
-texts = generate_texts(
-    beam_search, step, (params,), tokenizer, prompts, eos_ids=50256, max_new_tokens=64
-)
+For example:
+
+    texts = generate_texts(
+        beam_search, step, (params,), tokenizer, prompts, eos_ids=50256, max_new_tokens=64
+    )
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,12 @@
 """Continuous batching: texts of many adapters, side by side, that come and go between tokens.
 
-scheduler = Scheduler(bank, lanes=8, capacity=512)
-number = scheduler.submit(Request(slot, prompt_ids, max_new_tokens=64, stop_ids=(2,)))
-while scheduler.waiting or scheduler.active:
-    for event in scheduler.step():
-        ...
+For example:
+
+    scheduler = Scheduler(bank, lanes=8, capacity=512)
+    number = scheduler.submit(Request(slot, prompt_ids, max_new_tokens=64, stop_ids=(2,)))
+    while scheduler.waiting or scheduler.active:
+        for event in scheduler.step():
+            ...
 """
 
 import dataclasses

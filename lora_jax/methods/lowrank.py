@@ -92,9 +92,11 @@ class LowRank(LowRankUpdate):
     """Whether W' = W + scale * A^T B, which LoftQ, LoRA-One and LoRA-Pro need."""
 
     rank: int = 8
+    """The rows of A and of B."""
     alpha: float = 16.0
+    """What the scale s is made of, by the rule that `scale` names."""
     scale: str = "alpha/rank"
-    """A key of `SCALES`."""
+    """A key of `SCALES`: `alpha/rank`, `alpha/sqrt(rank)` or `alpha`."""
     initialization: str = "kaiming_uniform"
     """One of the names of `initialization.starting_factors`."""
     dropout: float = 0.0

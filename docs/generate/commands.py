@@ -1,0 +1,113 @@
+"""A page for each command, `python -m experiments.X`: its docstring and its flags.
+
+Commands define flags of the same names, so each is imported in a process of its own: a fork of one
+that has imported what all of them import.
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib
+import multiprocessing
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from docs.generate.docstrings import escaped
+from docs.generate.rst import fenced, heading, table
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag of a command, as texts."""
+
+    name: str
+    default: str
+    """Empty if it has none."""
+    help: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command, its docstring, and the flags that it and the modules of `experiments` define."""
+
+    name: str
+    docstring: str
+    flags: list[Flag]
+
+
+def names() -> list[str]:
+    """The modules of `experiments` that run as commands."""
+    files = sorted((ROOT / "experiments").glob("*.py"))
+    return [f.stem for f in files if 'if __name__ == "__main__":' in f.read_text(encoding="utf-8")]
+
+
+def read() -> list[Command]:
+    """All commands, from their code."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.runs.run"])
+    with concurrent.futures.ProcessPoolExecutor(
+        max_workers=1, mp_context=context, max_tasks_per_child=1
+    ) as processes:
+        return list(processes.map(_read, names()))
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """The name and text of each page."""
+    commands = read()
+    yield "index.rst", _index(commands)
+    for command in commands:
+        yield f"{command.name}.rst", _page(command)
+
+
+def _read(name: str) -> Command:
+    from absl import flags
+
+    module = importlib.import_module(f"experiments.{name}")
+    found = {
+        flag.name: Flag(flag.name, _default(flag.default), " ".join(str(flag.help).split()))
+        for owner, defined in flags.FLAGS.flags_by_module_dict().items()
+        if owner.startswith("experiments")
+        for flag in defined
+    }
+    return Command(name, module.__doc__ or "", list(found.values()))
+
+
+def _default(value: object) -> str:
+    if value is None or value == []:
+        return ""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _index(commands: list[Command]) -> str:
+    rows = [(f":doc:`{c.name}`", escaped(c.docstring.strip().partition("\n")[0])) for c in commands]
+    listed = "\n".join(f"   {command.name}" for command in commands)
+    parts = [
+        heading("Commands", "="),
+        "Each runs from the root of the repository, as ``python -m experiments.NAME``. A mistake "
+        "ends a command with one line, before anything is trained or overwritten.",
+        table(("command", "what it does"), rows),
+        f".. toctree::\n   :hidden:\n\n{listed}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _page(command: Command) -> str:
+    rows = [
+        (f"``--{flag.name}``", f"``{flag.default}``" if flag.default else "", escaped(flag.help))
+        for flag in command.flags
+    ]
+    parts = [heading(command.name, "="), *_said(command.docstring)]
+    if rows:
+        parts += [heading("Flags", "-"), table(("flag", "default", "meaning"), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _said(docstring: str) -> Iterator[str]:
+    """A command's docstring, whose indented paragraphs are command lines."""
+    for block in textwrap.dedent(docstring.strip()).split("\n\n"):
+        if block.startswith(" "):
+            yield fenced("bash", textwrap.dedent(block))
+        else:
+            yield escaped(" ".join(block.split()))

@@ -1,0 +1,110 @@
+"""What the documents show works: Python runs, command lines are read, links lead somewhere."""
+
+import json
+import re
+import shlex
+from itertools import groupby
+
+import commands
+import documents
+import pytest
+from documents import ROOT, Block
+
+PAGES = {path: documents.blocks(path) for path in documents.documents()}
+BLOCKS = [block for blocks in PAGES.values() for block in blocks]
+RUN = [block for block in BLOCKS if not block.mark]
+SHELLS = ("bash", "sh", "shell", "console")
+MOST_MARKS = 8
+
+
+def _folder(block: Block) -> str:
+    return block.path.parent.relative_to(ROOT).as_posix()
+
+
+PYTHON = {
+    folder: list(found)
+    for folder, found in groupby((b for b in RUN if b.language == "python"), key=_folder)
+}
+
+
+@pytest.mark.parametrize("folder", PYTHON)
+def test_python_blocks_run(folder, tmp_path):
+    """Those of a page in order, in one namespace; those of a folder in one process."""
+    listed = [(str(block.path), block.line, block.code) for block in PYTHON[folder]]
+    (tmp_path / "blocks.json").write_text(json.dumps(listed))
+    ended = commands.run("tests/support/run_blocks.py", tmp_path / "blocks.json")
+    assert ended.returncode == 0, ended.stderr
+
+
+def _lines(block: Block) -> list[tuple[str, list[str]]]:
+    """The command lines of a block as words, with their places, without prompts and comments."""
+    found, number = [], block.line
+    for line in re.split(r"(?<!\\)\n", block.code):
+        words = shlex.split(line.replace("\\\n", " ").removeprefix("$ "), comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]  # the environment
+        found += [(f"{block.path.relative_to(ROOT)}:{number}", words)] if words else []
+        number += line.count("\n") + 1
+    return found
+
+
+SHELL_LINES = [line for block in RUN if block.language in SHELLS for line in _lines(block)]
+
+
+def _commands() -> list[tuple[str, str, list[str]]]:
+    """The command lines of this project: their places, modules and flags."""
+    return [
+        (place, words[2], words[3:])
+        for place, words in SHELL_LINES
+        if re.search(r"\bpython3?$", words[0]) and words[1:2] == ["-m"]
+        if words[2].startswith("experiments.")
+    ]
+
+
+def test_commands_have_such_flags_and_configs(tmp_path):
+    """Every `python -m experiments.X` is read by that command; nothing is trained."""
+    (tmp_path / "lines.json").write_text(json.dumps(_commands()))
+    ended = commands.run("tests/support/parse_lines.py", tmp_path / "lines.json")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_make_has_such_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    shown = {
+        (place, word)
+        for place, words in SHELL_LINES
+        if words[0] == "make"
+        for word in words[1:]
+        if "=" not in word and not word.startswith("-")
+    }
+    assert {(place, word) for place, word in shown if word not in targets} == set()
+
+
+def test_few_blocks_are_not_run():
+    """Each of them says why."""
+    marked = [block for block in BLOCKS if block.mark]
+    assert len(marked) <= MOST_MARKS, [block.place for block in marked]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name):
+    """Those of the site's pages are checked as it is built."""
+    there = [link for link in documents.links(ROOT / name) if not re.match(r"\w+:|#", link)]
+    assert [link for link in there if not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+def test_what_a_document_is_read_as(tmp_path):
+    """The tests above see each kind of block: they would pass if they saw none."""
+    path = tmp_path / "page.md"
+    path.write_text(
+        "# Page\n\n```python\none = 1\n```\n\n<!-- not run: it needs a GPU -->\n```bash\nrun\n```\n"
+        "\n<!-- python\nhidden = 2\n-->\n\n* item\n\n  ```python\n  if one:\n      two = 2\n  ```\n"
+    )
+    found = [(each.line, each.language, each.code, each.mark) for each in documents.blocks(path)]
+    assert found == [
+        (4, "python", "one = 1\n", ""),
+        (9, "bash", "run\n", "it needs a GPU"),
+        (13, "python", "hidden = 2\n", ""),
+        (19, "python", "if one:\n    two = 2\n", ""),
+    ]
